@@ -1,0 +1,12 @@
+"""Pinwarden limits pinned memory and accounts shared memory per pod, as Kubernetes custom resources.
+
+The packages, from the bottom up (a layer imports only from those before it):
+
+- `pinwarden.api`: the custom resources as pydantic models, the only source of the CRDs.
+- `pinwarden.plan`: the rules, as pure functions over values.
+- `pinwarden.controller`: the operator, which turns PinLimits into one NodePinConfig per node.
+- `pinwarden.agent`: the node agent, which counts, refuses and reports.
+- `pinwarden.cli`: the `pinwarden` command.
+"""
+
+__version__ = "0.1.0"
