@@ -1,0 +1,174 @@
+"""Pods and containers as the kernel shows them: cgroup directories, recognised by their names.
+
+The subject of a limit is a cgroup (P1), so everything starts here. Two cgroup drivers of the kubelet and two runtimes name them:
+
+- cgroupfs: `kubepods[/burstable|/besteffort]/pod<uid>/<id>` (containerd) or `.../crio-<id>` (CRI-O),
+- systemd: `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with _ for ->.slice/cri-containerd-<id>.scope`
+  or `.../crio-<id>.scope`, possibly with the kubelet's own prefix (`kubelet-kubepods-...`, nodes inside containers).
+
+A pod's uid is a UUID, or for a static pod the 32 hexadecimal digits of its config hash; an id is 64 hexadecimal digits. Names are
+matched whole, so that a uid that begins like another one is never taken for it. `crio-conmon-<id>` holds CRI-O's monitor, which is in
+the pod and not in a container. A sandbox ("pause") has an id like a container and is listed as one: only the API's list of containers
+tells them apart.
+
+A cgroup below a container belongs to that container, and a cgroup below a pod to that pod, whatever its name: a kubelet that runs
+inside a pod makes no pods of this node. Directories come and go during a walk; one that has vanished has no members.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_HASH = r"[0-9a-f]{32}"
+_CGROUPFS_POD = re.compile(rf"pod({_UUID}|{_HASH})")
+_SYSTEMD_POD = re.compile(
+    rf"(?:[^/]+-)?kubepods(?:-burstable|-besteffort)?-pod({_UUID.replace('-', '_').replace('0_9a_f', '0-9a-f')}|{_HASH})\.slice"
+)
+_CONTAINER = re.compile(r"(?:crio-)?([0-9a-f]{64})|(?:cri-containerd|crio)-([0-9a-f]{64})\.scope")
+_QOS = ("burstable", "besteffort")
+_V1_CHOICE = ("memory", "pids", "systemd")
+_VANISHED = (errno.ENOENT, errno.ENODEV)
+
+
+class Layout(StrEnum):
+    """How a node mounts its cgroups."""
+
+    V2 = "v2"
+    V1 = "v1"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerCgroup:
+    """A container (or sandbox): its id, its own directory, and that directory with all below it."""
+
+    id: str
+    path: Path
+    members: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodCgroup:
+    """A pod: its uid as the kubelet names its cgroup, and every directory whose processes count as the pod's.
+
+    `paths` is one directory, or several while directories of an earlier cgroup driver or QoS class are still there.
+    """
+
+    uid: str
+    paths: tuple[Path, ...]
+    containers: tuple[ContainerCgroup, ...]
+    members: tuple[Path, ...]
+
+
+def pod_uid(path: Path) -> str | None:
+    """The uid of the pod that this very directory stands for, with hyphens; None when it is no pod's directory.
+
+    A cgroupfs name is short (`pod<uid>`), so its parents must be the kubelet's: `kubepods`, or a QoS class in it.
+    """
+    if match := _SYSTEMD_POD.fullmatch(path.name):
+        return match[1].replace("_", "-")
+    match = _CGROUPFS_POD.fullmatch(path.name)
+    parent = path.parent.parent if path.parent.name in _QOS else path.parent
+    return match[1] if match and parent.name == "kubepods" else None
+
+
+def container_id(name: str) -> str | None:
+    """The id of the container whose directory, directly below its pod's, has this name; None when it is no container's."""
+    match = _CONTAINER.fullmatch(name)
+    return (match[1] or match[2]) if match else None
+
+
+def detect_layout(root: Path) -> Layout:
+    """How cgroups are mounted at `root` (on a node, /sys/fs/cgroup). Raises ValueError when nothing there is a cgroup hierarchy."""
+    if (root / "cgroup.controllers").exists():
+        return Layout.V2
+    v1 = any((child / "cgroup.procs").exists() for child in _subdirectories(root) if not _is_v2(child))
+    if v1 and _is_v2(root / "unified"):
+        return Layout.HYBRID
+    if v1:
+        return Layout.V1
+    raise ValueError(f"{root}: no cgroup hierarchy is mounted there")
+
+
+def process_hierarchy(root: Path) -> Path:
+    """The hierarchy that says which pod a process is in: on v1 and hybrid nodes a v1 one, because runtimes place processes there.
+
+    Raises ValueError when `root` has none.
+    """
+    if detect_layout(root) is Layout.V2:
+        return root
+    for name in _V1_CHOICE:
+        if (root / name / "cgroup.procs").exists():
+            return root / name
+    raise ValueError(f"{root}: none of the hierarchies {', '.join(_V1_CHOICE)} is mounted there")
+
+
+def find_pods(root: Path) -> list[PodCgroup]:
+    """Every pod below a hierarchy's directory, ordered by uid. A `root` that does not exist has none."""
+    found: dict[str, list[Path]] = {}
+    for uid, path in _pod_directories(root):
+        found.setdefault(uid, []).append(path)
+    return [_pod(uid, paths) for uid, paths in sorted(found.items())]
+
+
+def member_pids(cgroup: Path) -> frozenset[int]:
+    """The processes in this one directory, as process ids of the reader's namespace.
+
+    Empty for a directory that vanished, and for a threaded cgroup (the kernel answers EOPNOTSUPP): its processes are listed by its
+    domain, which is a directory above it. A process that the reader's PID namespace cannot name (listed as 0) is left out.
+    """
+    try:
+        text = (cgroup / "cgroup.procs").read_bytes()
+    except OSError as error:
+        if error.errno in (*_VANISHED, errno.EOPNOTSUPP):
+            return frozenset()
+        raise
+    return frozenset(int(line) for line in text.split()) - {0}
+
+
+def _is_v2(path: Path) -> bool:
+    return (path / "cgroup.controllers").exists()
+
+
+def _pod(uid: str, paths: list[Path]) -> PodCgroup:
+    containers: list[ContainerCgroup] = []
+    members: list[Path] = []
+    for path in paths:
+        members.append(path)
+        for child in _subdirectories(path):
+            below = tuple(_tree(child))
+            members += below
+            if identity := container_id(child.name):
+                containers.append(ContainerCgroup(identity, child, below))
+    return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members))
+
+
+def _pod_directories(root: Path) -> Iterator[tuple[str, Path]]:
+    pending = [root]
+    while pending:
+        for child in _subdirectories(pending.pop()):
+            if uid := pod_uid(child):
+                yield uid, child
+            else:
+                pending.append(child)
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    yield path
+    for child in _subdirectories(path):
+        yield from _tree(child)
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return []
+        raise

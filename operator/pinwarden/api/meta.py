@@ -1,0 +1,98 @@
+"""What every resource is made of: the base model, object metadata, label selectors and conditions.
+
+The models are written in Python names and read and written in the camelCase of the Kubernetes API. Unknown fields are errors here,
+because the API server has pruned them by the structural schema: one that arrives belongs to another version, and is said rather than lost.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from pinwarden.api.schema import cel
+
+GROUP = "pinwarden.io"
+VERSION = "v1alpha1"
+
+_LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+_LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=_LABEL_VALUE)]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=_LABEL_KEY)]
+
+
+class Model(BaseModel):
+    """Base of every part of a resource: immutable, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True, use_enum_values=False
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object as the API server sees it: absent fields stay absent (H2)."""
+        wire: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return wire
+
+
+class ObjectMeta(BaseModel):
+    """The part of a resource's metadata that pinwarden uses; the rest is kept as it came."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="allow", frozen=True)
+
+    name: str
+    namespace: str | None = None
+    uid: str | None = None
+    generation: int | None = None
+    resource_version: str | None = None
+
+
+class LabelSelectorRequirement(Model):
+    """One expression over a label key (`metav1.LabelSelectorRequirement`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                    "In and NotIn need at least one value, Exists and DoesNotExist take none",
+                    ".values",
+                )
+            ]
+        }
+    )
+
+    key: LabelKey = Field(description="The label key that the expression is about.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
+        description="How the label's value relates to the values."
+    )
+    values: list[LabelValue] = Field(
+        default_factory=list,
+        max_length=64,
+        description="At least one value with In and NotIn, none with Exists and DoesNotExist.",
+    )
+
+
+class LabelSelector(Model):
+    """Selects objects by their labels; all requirements hold together, and an empty selector selects every object."""
+
+    match_labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Labels that an object must have, with exactly these values.",
+    )
+    match_expressions: list[LabelSelectorRequirement] = Field(
+        default_factory=list, max_length=32, description="Expressions that must all hold."
+    )
+
+
+class Condition(Model):
+    """One aspect of a resource's state (`metav1.Condition`)."""
+
+    type: str = Field(max_length=316, description="The aspect, in CamelCase.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether the aspect holds.")
+    reason: str = Field(max_length=1024, description="Why, as one CamelCase word for programs.")
+    message: str = Field(max_length=32768, description="Why, for people.")
+    last_transition_time: datetime = Field(description="When the status last changed.")
+    observed_generation: int | None = Field(
+        None, description="The generation of the spec that this was judged by."
+    )

@@ -1,0 +1,220 @@
+"""NodePinConfig: what one node shall hold, and what its agent reports.
+
+One object per node, cluster-scoped and named after it. The operator alone writes the spec, the agent alone the
+status. The spec is one atomic map, so that applying it puts back every hand edit, also a field that the hand added. A
+limit stands in it once and pods refer to it by name, which keeps the object small at many governed pods. Pods are
+known by the UID that their cgroup bears; the spec has no pod names.
+
+An agent may meet a spec of a newer operator: `NodePinConfigSpec.parse` sets aside each limit that it does not
+understand and keeps the rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from pinwarden.api.meta import Model
+from pinwarden.api.pinlimit import (
+    Contention,
+    Counting,
+    Enforcement,
+    Level,
+    Resource,
+    Scope,
+    Source,
+    printer_column,
+)
+
+
+class Mode(StrEnum):
+    """Whether a node's agent governs, or gives everything back."""
+
+    ACTIVE = "Active"
+    RELEASE = "Release"
+
+
+class NodeLimit(Model):
+    """One constraint (P13) as compiled for a node; amounts in bytes."""
+
+    name: str = Field(max_length=317, description="namespace/name of a PinLimit, name of a ClusterPinLimit.")
+    uid: str = Field(max_length=64, description="UID of the resource behind it.")
+    scope: Scope
+    limit: int = Field(ge=0, description="Bytes that may be pinned and locked.")
+    containers: list[str] = Field(
+        default_factory=list, description="With scope Container: their names; empty means each."
+    )
+    counting: Counting = Counting.EVERY_PIN
+    sources: list[Source] = Field(
+        default_factory=list, description="What is counted; empty means every source."
+    )
+    enforcement: Enforcement = Enforcement.ENFORCE
+    contention: Contention = Contention.SHARE
+    grant: int | None = Field(
+        None, ge=0, description="Bytes up to which processes may be raised, already held to maxGrant (P14)."
+    )
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that change when anything of the constraint does; the agent acknowledges them."""
+        return hashlib.sha256(json.dumps(self.to_wire(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class PodContainer(Model):
+    """A container of a pod: its name, and its id once the kubelet reported one."""
+
+    name: str
+    id: str | None = None
+
+
+class NodePod(Model):
+    """A pod bound to the node: free where it has no limits."""
+
+    uid: str = Field(
+        max_length=64, description="UID that the pod's cgroup bears; the config hash of a static pod."
+    )
+    limits: list[str] = Field(default_factory=list, description="Names of the limits that hold for it.")
+    containers: list[PodContainer] = Field(
+        default_factory=list, description="Listed where a limit of scope Container holds for the pod."
+    )
+
+
+class UnsupportedLimit(NamedTuple):
+    """A limit that this version does not understand: reported, neither ignored nor fatal."""
+
+    name: str
+    uid: str
+    message: str
+
+
+class NodePinConfigSpec(Model):
+    """What the node shall hold; written only by the operator."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
+    mode: Mode = Field(
+        Mode.ACTIVE, description="Release gives every process back what it had, and is acknowledged."
+    )
+    unknown_pods: int | None = Field(
+        None, ge=0, description="Bytes that a pod not listed here may pin; absent leaves such pods alone."
+    )
+    limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
+    pods: list[NodePod] = Field(default_factory=list, max_length=4096)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:
+        """Read a spec, setting aside each limit with a field or value that this version does not know.
+
+        Pods keep the names of such limits, so that a pod held by one is never taken for free.
+
+        Raises:
+            pydantic.ValidationError: something other than a limit is not understood.
+        """
+        known: list[NodeLimit] = []
+        unsupported: list[UnsupportedLimit] = []
+        for entry in raw.get("limits", []):
+            try:
+                known.append(NodeLimit.model_validate(entry))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                fields = entry if isinstance(entry, Mapping) else {}
+                unsupported.append(
+                    UnsupportedLimit(
+                        str(fields.get("name", "")),
+                        str(fields.get("uid", "")),
+                        f"{where or 'limit'}: {first['msg']}",
+                    )
+                )
+        spec = cls.model_validate({**raw, "limits": []})
+        return spec.model_copy(update={"limits": known}), unsupported
+
+
+class AppliedLimit(Model):
+    """An acknowledgement: the limit with this hash is dealt to every process that it governs."""
+
+    uid: str
+    hash: str
+
+
+class UnsupportedReport(Model):
+    """A limit that the agent could not take, and why."""
+
+    uid: str
+    reason: str
+    message: str
+
+
+class SourceLevel(Model):
+    """What the node reaches for one source (H1)."""
+
+    source: Source
+    counted: bool = Field(description="Whether the ledger in place sees what this source pins.")
+    level: Level
+    reason: str
+    message: str = ""
+
+
+class PodReport(Model):
+    """A governed pod whose cgroup exists; amounts in bytes, sampled (H2)."""
+
+    uid: str
+    vm_lck: int = Field(ge=0, description="Sum of mm->locked_vm over the pod's address spaces (VmLck).")
+    vm_pin: int = Field(ge=0, description="Sum of mm->pinned_vm over the pod's address spaces (VmPin).")
+    peak: int = Field(ge=0, description="The most that was seen together: a lower bound.")
+    processes: int = Field(ge=0)
+    level: Level
+    reason: str = ""
+    message: str = ""
+
+
+class OvershootReport(Model):
+    """Use seen above a limit; a sampled lower bound (H2)."""
+
+    limit: str = Field(description="UID of the limit.")
+    pod: str | None = Field(None, description="UID of the pod; absent with scope Node.")
+    peak: int = Field(ge=0, description="Most bytes seen above the limit.")
+    seconds: float = Field(ge=0)
+    count: int = Field(ge=0)
+    last_time: datetime
+
+
+class NodePinConfigStatus(Model):
+    """What the node's agent reports; written only by the agent, lists are replaced as a whole."""
+
+    observed_generation: int | None = None
+    agent_version: str | None = None
+    kernel_version: str | None = None
+    cgroup_version: Literal["v2", "v1", "hybrid"] | None = None
+    applied_limits: list[AppliedLimit] = Field(default_factory=list, max_length=1024)
+    unsupported_limits: list[UnsupportedReport] = Field(default_factory=list, max_length=1024)
+    sources: list[SourceLevel] = Field(default_factory=list, max_length=32)
+    pods: list[PodReport] = Field(default_factory=list, max_length=4096)
+    overshoots: list[OvershootReport] = Field(default_factory=list, max_length=32)
+    truncated: bool = Field(False, description="Whether a list was cut at its longest length.")
+    sampled_at: datetime | None = None
+
+
+class NodePinConfig(Resource):
+    """What one node shall hold and what its agent reports. Written by pinwarden, not by people."""
+
+    plural = "nodepinconfigs"
+    short_names: ClassVar[list[str]] = ["npc"]
+    namespaced = False
+    printer_columns: ClassVar[list[dict[str, Any]]] = [
+        printer_column("Mode", "string", ".spec.mode", "Active or Release"),
+        printer_column(
+            "Observed", "integer", ".status.observedGeneration", "Generation that the agent last took"
+        ),
+        printer_column("Agent", "string", ".status.agentVersion", "Version of the agent"),
+        printer_column("Kernel", "string", ".status.kernelVersion", "Kernel of the node", 1),
+        printer_column("Sampled", "date", ".status.sampledAt", "Time since the report"),
+    ]
+
+    kind: Literal["NodePinConfig"] = "NodePinConfig"
+    spec: NodePinConfigSpec
+    status: NodePinConfigStatus | None = None

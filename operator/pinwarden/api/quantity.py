@@ -1,0 +1,133 @@
+"""Resource quantities, parsed exactly as Kubernetes parses them.
+
+A quantity keeps the text it was written as, so that reading a resource and writing it back loses nothing, beside its
+exact value. The grammar is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
+
+    quantity = sign? number suffix?      number = digits | digits "." digits? | "." digits
+    suffix   = "n" "u" "m" "k" "M" "G" "T" "P" "E" | "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" | ("e" | "E") sign? digits
+
+As there, `E` alone is the suffix exa and `E` before a number an exponent; what is finer than nano is rounded away from zero; a
+value with a binary suffix is capped at 2^63 - 1. At least one digit is required, as the OpenAPI pattern of the API server does.
+"""
+
+import math
+import re
+from fractions import Fraction
+from typing import Any, Final
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from pinwarden.api.schema import cel
+
+MAX_INT64: Final = 2**63 - 1
+MAX_BYTES: Final = 2**52
+_PATTERN: Final = r"^[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+_NANO: Final = Fraction(1, 10**9)
+_GRAMMAR: Final = re.compile(
+    r"(?P<sign>[+-]?)(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
+    r"(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE](?P<exponent>[+-]?[0-9]+))?"
+)
+_FACTORS: Final[dict[str, Fraction]] = (
+    {"": Fraction(1), "n": _NANO, "u": Fraction(1, 10**6), "m": Fraction(1, 10**3), "k": Fraction(10**3)}
+    | {letter: Fraction(10 ** (3 * power)) for power, letter in enumerate("MGTPE", start=2)}
+    | {letter + "i": Fraction(1024**power) for power, letter in enumerate("KMGTPE", start=1)}
+)
+_MAX_EXPONENT_DIGITS: Final = 4
+
+
+class Quantity(str):
+    """The text of a quantity, with its value.
+
+    Two quantities are equal when their texts are; compare `value` to compare amounts.
+    """
+
+    __slots__ = ("value",)
+    value: Fraction
+
+    def __new__(cls, text: str | int) -> "Quantity":
+        """Parse `text`; an int is taken as Kubernetes takes a JSON number.
+
+        Raises:
+            ValueError: the text is not a quantity.
+        """
+        quantity = super().__new__(cls, str(text))
+        quantity.value = _parse(str(text))
+        return quantity
+
+    @property
+    def bytes(self) -> int:
+        """The value in bytes.
+
+        Raises:
+            ValueError: the value is negative or not a whole number of bytes.
+        """
+        if self.value < 0:
+            raise ValueError(f"{self!s} is negative: give a whole number of bytes, 0 or more")
+        if self.value.denominator != 1:
+            raise ValueError(f"{self!s} is not a whole number of bytes: use a suffix such as Ki, Mi or Gi")
+        return int(self.value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Accept an int or a string and write the text back unchanged."""
+        return core_schema.no_info_plain_validator_function(
+            _from_json, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The structural schema of a non-negative whole number of bytes.
+
+        CEL's `isInteger` is false of 1.5Gi, which is a whole number of bytes, hence the comparison through a float: exact up to
+        `MAX_BYTES`, above which the second rule refuses.
+        """
+        self = "quantity(string(self))"
+        return {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "pattern": _PATTERN,
+            "x-kubernetes-validations": [
+                cel(
+                    f"!{self}.isLessThan(quantity('0'))",
+                    "must not be negative: give a whole number of bytes, 0 or more",
+                ),
+                cel(
+                    f"!{self}.isGreaterThan(quantity('{MAX_BYTES}'))",
+                    "must be at most 4Pi, what a physical address of 52 bits reaches",
+                ),
+                cel(
+                    f"{self}.isGreaterThan(quantity('{MAX_BYTES}')) || {self}.isLessThan(quantity('0')) || "
+                    f"double(int({self}.asApproximateFloat())) == {self}.asApproximateFloat()",
+                    "must be a whole number of bytes: use a suffix such as Ki, Mi or Gi",
+                ),
+            ],
+        }
+
+
+def _from_json(value: object) -> Quantity:
+    if isinstance(value, Quantity):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("a quantity is a string such as 64Mi, or a whole number")
+    return Quantity(value)
+
+
+def _parse(text: str) -> Fraction:
+    match = _GRAMMAR.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity: write a number with an optional suffix, such as 64Mi")
+    exponent = match["exponent"]
+    if exponent is None:
+        factor = _FACTORS[match["suffix"] or ""]
+    elif len(exponent.lstrip("+-").lstrip("0")) > _MAX_EXPONENT_DIGITS:
+        raise ValueError(f"{text!r} is not a quantity: its exponent is out of range")
+    else:
+        factor = Fraction(10) ** int(exponent)
+    magnitude = Fraction(match["number"].rstrip(".")) * factor
+    magnitude = math.ceil(magnitude / _NANO) * _NANO
+    if (match["suffix"] or "").endswith("i"):
+        magnitude = min(magnitude, Fraction(MAX_INT64))
+    return -magnitude if match["sign"] == "-" else magnitude
