@@ -1,0 +1,139 @@
+"""The test cluster's control plane does what the tests that use it rely on."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.build import binary
+from cluster.controlplane import API_SERVER, ETCD, ControlPlane
+from cluster.errors import ClusterError
+
+Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run(kubeconfig: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [binary("kubectl"), "--kubeconfig", kubeconfig, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[ControlPlane]:
+    with ControlPlane(controller_manager=True) as running:
+        yield running
+
+
+def test_is_ready_and_reports_its_version(kubectl: Kubectl) -> None:
+    assert kubectl("get", "--raw", "/readyz").stdout == "ok"
+    assert json.loads(kubectl("version", "-o", "json").stdout)["serverVersion"]["gitVersion"].startswith(
+        "v1.37."
+    )
+
+
+def test_namespace_takes_a_pod_without_service_accounts(kubectl: Kubectl, namespace: str) -> None:
+    kubectl("-n", namespace, "run", "one", "--image=none")
+    assert kubectl("-n", namespace, "get", "pods", "-o", "name").stdout == "pod/one\n"
+
+
+def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(control_plane: ControlPlane) -> None:
+    nobody = control_plane.kubeconfig_for("jane/doe", ["team:a", "team+b"])
+    who = json.loads(run(nobody, "auth", "whoami", "-o", "json").stdout)["status"]["userInfo"]
+    assert who["username"] == "jane/doe"
+    assert set(who["groups"]) == {"team:a", "team+b", "system:authenticated"}
+    assert "Forbidden" in run(nobody, "get", "nodes").stderr
+    master = control_plane.kubeconfig_for("root", ["system:masters"])
+    assert run(master, "get", "nodes").returncode == 0
+
+
+def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
+    control_plane: ControlPlane, kubectl: Kubectl
+) -> None:
+    for name in ("node-a", "node-b"):
+        kubectl(
+            "create",
+            "-f",
+            "-",
+            stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}),
+        )
+    node = control_plane.kubeconfig_for("system:node:node-a", ["system:nodes"])
+    assert run(node, "annotate", "node", "node-a", "x=y").returncode == 0
+    assert "only its own Node object" in run(node, "annotate", "node", "node-b", "x=y").stderr
+    restricted = run(node, "label", "node", "node-a", "node-restriction.kubernetes.io/x=y")
+    assert "is not allowed to modify labels" in restricted.stderr
+
+
+def test_client_without_the_authority_refuses_the_server(control_plane: ControlPlane) -> None:
+    done = subprocess.run(
+        [
+            binary("kubectl"),
+            "--kubeconfig",
+            os.devnull,
+            "--server",
+            control_plane.url,
+            "get",
+            "--raw",
+            "/readyz",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "certificate signed by unknown authority" in done.stderr
+
+
+def test_two_at_once_do_not_share_anything(
+    control_plane: ControlPlane, second: ControlPlane, kubectl: Kubectl, namespace: str
+) -> None:
+    assert control_plane.url != second.url
+    assert "NotFound" in run(second.kubeconfig, "get", "namespace", namespace).stderr
+    stranger = run(second.kubeconfig, "--server", control_plane.url, "get", "namespaces")
+    assert "certificate signed by unknown authority" in stranger.stderr
+
+
+def test_controller_manager_finishes_the_deletion_of_a_namespace(second: ControlPlane) -> None:
+    assert run(second.kubeconfig, "create", "namespace", "gone").returncode == 0
+    done = run(second.kubeconfig, "delete", "namespace", "gone", "--timeout=60s")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("killed", [[API_SERVER], [ETCD], [ETCD, API_SERVER]])
+def test_killed_parts_come_back_with_the_same_data(second: ControlPlane, killed: list[str]) -> None:
+    name = f"kept-{'-'.join(killed)}"
+    assert run(second.kubeconfig, "create", "configmap", name, "--from-literal=a=1").returncode == 0
+    before = json.loads(run(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout)
+    for part in killed:
+        second.kill(part)
+    assert run(second.kubeconfig, "get", "--raw", "/readyz", "--request-timeout=5s").returncode != 0
+    for part in killed:
+        second.start(part)
+    assert json.loads(run(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout) == before
+
+
+def test_unknown_or_running_part_is_refused(control_plane: ControlPlane) -> None:
+    with pytest.raises(ClusterError, match="has no kube-scheduler, only etcd, kube-apiserver"):
+        control_plane.kill("kube-scheduler")
+    with pytest.raises(ClusterError, match="etcd is running already"):
+        control_plane.start(ETCD)
+
+
+def test_everything_ends_with_the_block() -> None:
+    with ControlPlane() as running:
+        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _uses(path, running.directory)]
+        assert len(pids) == 2
+        directory = running.directory
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not directory.exists()
+
+
+def _uses(process: Path, directory: Path) -> bool:
+    try:
+        return str(directory).encode() in (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

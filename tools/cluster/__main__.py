@@ -1,0 +1,51 @@
+"""The command line: ``python -m cluster build`` and ``python -m cluster controlplane``."""
+
+import argparse
+import signal
+import sys
+
+from cluster.build import PACKAGES, binary
+from cluster.controlplane import ControlPlane
+from cluster.errors import ClusterError
+
+
+def _build() -> None:
+    for name in PACKAGES:
+        print(binary(name))
+
+
+def _control_plane(*, controller_manager: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    kubectl = binary("kubectl")
+    with ControlPlane(controller_manager=controller_manager) as running:
+        print(f"API server: {running.url}\nlogs:       {running.directory}/*.log\nuse it with:")
+        print(f"  export KUBECONFIG={running.kubeconfig}\n  {kubectl} get namespaces")
+        print("Ctrl-C ends it and removes its data.", flush=True)
+        signal.pause()
+
+
+def main() -> int:
+    """Run one command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "build", help="build every Kubernetes command into the cache and print where they are"
+    )
+    start = commands.add_parser("controlplane", help="run etcd and kube-apiserver until Ctrl-C")
+    start.add_argument("--controller-manager", action="store_true", help="run kube-controller-manager too")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "build":
+            _build()
+        else:
+            _control_plane(controller_manager=arguments.controller_manager)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
