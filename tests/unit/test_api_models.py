@@ -1,0 +1,86 @@
+"""The models read and write what the API server stores, without loss; the CRDs on disk are those of the models."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pinwarden.api.crd import KINDS, render
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec
+from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimit, Resource, Scope
+
+CRDS = Path(__file__).parents[2] / "crds"
+
+limits = st.builds(
+    NodeLimit,
+    name=st.from_regex(r"[a-z]{1,9}/[a-z]{1,9}", fullmatch=True),
+    uid=st.uuids().map(str),
+    scope=st.sampled_from(Scope),
+    limit=st.integers(0, 2**52),
+    grant=st.none() | st.integers(0, 2**52),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource]) -> None:
+    assert (CRDS / f"{kind.plural}.yaml").read_text() == render(kind), "run `make crds`"
+
+
+def test_no_other_crd_is_on_disk() -> None:
+    assert {path.stem for path in CRDS.glob("*.yaml")} == {kind.plural for kind in KINDS}
+
+
+def test_a_limit_needs_a_selector_and_an_amount() -> None:
+    with pytest.raises(ValidationError) as error:
+        PinLimit.model_validate({"metadata": {"name": "a"}, "spec": {}})
+    assert {".".join(map(str, part["loc"])) for part in error.value.errors()} == {
+        "spec.podSelector",
+        "spec.limit",
+    }
+
+
+def test_the_ceiling_selects_everything_by_default() -> None:
+    ceiling = ClusterPinLimit.model_validate({"metadata": {"name": "a"}, "spec": {"limit": "1Gi"}})
+    assert ceiling.spec.namespace_selector == ceiling.spec.node_selector == ceiling.spec.pod_selector
+    assert not ceiling.spec.pod_selector.match_labels
+
+
+@pytest.mark.rule("H1")
+def test_levels_are_ranked_from_the_strongest() -> None:
+    assert sorted(Level, key=lambda level: level.rank) == [
+        "Deny",
+        "Kill",
+        "Converge",
+        "Observe",
+    ]
+
+
+@given(st.lists(limits, max_size=4, unique_by=lambda limit: limit.name))
+def test_a_spec_survives_the_wire(known: list[NodeLimit]) -> None:
+    spec = NodePinConfigSpec.model_validate({"limits": [limit.to_wire() for limit in known]})
+    assert NodePinConfigSpec.parse(spec.to_wire()) == (spec, [])
+
+
+@given(
+    limits,
+    limits,
+    st.sampled_from([{"scope": "Galaxy"}, {"novelty": 1}, {"limit": "much"}, {"counting": "Twice"}]),
+)
+def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
+    known: NodeLimit, strange: NodeLimit, change: dict[str, object]
+) -> None:
+    pod = {"uid": "u", "limits": [strange.name]}
+    raw = {"limits": [known.to_wire(), strange.to_wire() | change], "pods": [pod]}
+    spec, unsupported = NodePinConfigSpec.parse(raw)
+    assert spec.limits == [known]
+    assert [(limit.name, limit.uid) for limit in unsupported] == [(strange.name, strange.uid)]
+    assert next(iter(change)) in unsupported[0].message
+    assert spec.pods[0].limits == [strange.name], "a pod held by an unknown limit is never taken for free"
+
+
+@given(limits, st.integers(0, 2**52))
+def test_the_hash_changes_with_the_constraint(limit: NodeLimit, amount: int) -> None:
+    other = limit.model_copy(update={"limit": amount})
+    assert (other.hash == limit.hash) == (amount == limit.limit)
