@@ -1,0 +1,48 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONPATH := operator:tools
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lock crds lint test test-unit test-api controlplane clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+venv: $(VENV)/.installed ## the project's Python environment, from the hash-pinned lock
+
+$(VENV)/.installed: requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	touch $@
+
+lock: venv ## resolve the dependencies anew
+	$(BIN)/pip-compile $(LOCK) -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+LOCK := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
+	--no-emit-find-links --no-emit-index-url --no-emit-trusted-host
+
+crds: venv ## write crds/ anew from the models
+	$(BIN)/python -m pinwarden crds --output-dir crds
+
+lint: venv ## format check, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy operator tools tests
+	$(BIN)/lint-imports
+
+test: lint test-unit test-api ## every test
+
+test-unit: venv ## pure core and edges, seconds
+	$(BIN)/pytest tests/unit
+
+test-api: venv ## on a real API server
+	$(BIN)/pytest tests/api
+
+controlplane: venv ## a real API server on loopback, until Ctrl-C
+	$(BIN)/python -m cluster controlplane
+
+clean: ## remove the environment and caches of this checkout (not the shared build cache)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
