@@ -139,7 +139,10 @@ class ControlPlane:
         }
         ready = {
             ETCD: lambda: self._answers(f"{self._etcd_url}/health"),
-            API_SERVER: lambda: self._answers(f"{self.url}/readyz"),
+            # /readyz remembers an answer of etcd for a while; a GET of one object always asks etcd
+            API_SERVER: lambda: (
+                self._answers(f"{self.url}/readyz") and self._answers(f"{self.url}/api/v1/namespaces/default")
+            ),
             CONTROLLER_MANAGER: lambda: self._answers(
                 f"{self.url}/api/v1/namespaces/default/serviceaccounts/default"
             ),
