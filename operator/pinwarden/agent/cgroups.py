@@ -23,15 +23,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_HASH = r"[0-9a-f]{32}"
+_HEX = "[0-9a-f]"
+_UUID = rf"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}"
+_UUID_IN_SLICE = rf"{_HEX}{{8}}_{_HEX}{{4}}_{_HEX}{{4}}_{_HEX}{{4}}_{_HEX}{{12}}"
+_HASH = rf"{_HEX}{{32}}"
 _CGROUPFS_POD = re.compile(rf"pod({_UUID}|{_HASH})")
 _SYSTEMD_POD = re.compile(
-    rf"(?:[^/]+-)?kubepods(?:-burstable|-besteffort)?-pod({_UUID.replace('-', '_').replace('0_9a_f', '0-9a-f')}|{_HASH})\.slice"
+    rf"(?:.+-)?kubepods(?:-burstable|-besteffort)?-pod({_UUID_IN_SLICE}|{_HASH})\.slice"
 )
 _CONTAINER = re.compile(r"(?:crio-)?([0-9a-f]{64})|(?:cri-containerd|crio)-([0-9a-f]{64})\.scope")
 _QOS = ("burstable", "besteffort")
 _V1_CHOICE = ("memory", "pids", "systemd")
+_PROCS = "cgroup.procs"
+_PATH_MAX = 4096  # linux/limits.h: bytes of a path with the zero byte that ends it
 _VANISHED = (errno.ENOENT, errno.ENODEV)
 
 
@@ -57,12 +61,14 @@ class PodCgroup:
     """A pod: its uid as the kubelet names its cgroup, and every directory whose processes count as the pod's.
 
     `paths` is one directory, or several while directories of an earlier cgroup driver or QoS class are still there.
+    `truncated` says that a pod with a cgroup tree of its own nested it deeper than a path can name: sums over it are lower bounds (H2).
     """
 
     uid: str
     paths: tuple[Path, ...]
     containers: tuple[ContainerCgroup, ...]
     members: tuple[Path, ...]
+    truncated: bool
 
 
 def pod_uid(path: Path) -> str | None:
@@ -87,7 +93,7 @@ def detect_layout(root: Path) -> Layout:
     """How cgroups are mounted at `root` (on a node, /sys/fs/cgroup). Raises ValueError when nothing there is a cgroup hierarchy."""
     if (root / "cgroup.controllers").exists():
         return Layout.V2
-    v1 = any((child / "cgroup.procs").exists() for child in _subdirectories(root) if not _is_v2(child))
+    v1 = any((child / _PROCS).exists() for child in _subdirectories(root) if not _is_v2(child))
     if v1 and _is_v2(root / "unified"):
         return Layout.HYBRID
     if v1:
@@ -103,7 +109,7 @@ def process_hierarchy(root: Path) -> Path:
     if detect_layout(root) is Layout.V2:
         return root
     for name in _V1_CHOICE:
-        if (root / name / "cgroup.procs").exists():
+        if (root / name / _PROCS).exists():
             return root / name
     raise ValueError(f"{root}: none of the hierarchies {', '.join(_V1_CHOICE)} is mounted there")
 
@@ -123,7 +129,7 @@ def member_pids(cgroup: Path) -> frozenset[int]:
     domain, which is a directory above it. A process that the reader's PID namespace cannot name (listed as 0) is left out.
     """
     try:
-        text = (cgroup / "cgroup.procs").read_bytes()
+        text = (cgroup / _PROCS).read_bytes()
     except OSError as error:
         if error.errno in (*_VANISHED, errno.EOPNOTSUPP):
             return frozenset()
@@ -138,14 +144,16 @@ def _is_v2(path: Path) -> bool:
 def _pod(uid: str, paths: list[Path]) -> PodCgroup:
     containers: list[ContainerCgroup] = []
     members: list[Path] = []
+    truncated = False
     for path in paths:
         members.append(path)
         for child in _subdirectories(path):
-            below = tuple(_tree(child))
+            below, too_deep = _tree(child)
             members += below
+            truncated |= too_deep
             if identity := container_id(child.name):
                 containers.append(ContainerCgroup(identity, child, below))
-    return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members))
+    return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members), truncated)
 
 
 def _pod_directories(root: Path) -> Iterator[tuple[str, Path]]:
@@ -158,10 +166,19 @@ def _pod_directories(root: Path) -> Iterator[tuple[str, Path]]:
                 pending.append(child)
 
 
-def _tree(path: Path) -> Iterator[Path]:
-    yield path
-    for child in _subdirectories(path):
-        yield from _tree(child)
+def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
+    """The directory with all below it, parents first, and whether some lie too deep for a path to name."""
+    found: list[Path] = []
+    truncated = False
+    pending = [path]
+    while pending:
+        directory = pending.pop()
+        if len(os.fsencode(directory / _PROCS)) >= _PATH_MAX:
+            truncated = True
+            continue
+        found.append(directory)
+        pending += reversed(_subdirectories(directory))
+    return tuple(found), truncated
 
 
 def _subdirectories(path: Path) -> list[Path]:
