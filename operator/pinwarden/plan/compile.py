@@ -1,0 +1,147 @@
+"""From limits and pods to what one node shall hold.
+
+Every limit that selects a pod of the node is a constraint on it, and all hold at once (P13); nothing is dropped because another limit
+looks stronger. A grant reaches as far as the least of its own limit and the largest `maxGrant` of the ceilings that select the same pod:
+a namespace's grant without such a ceiling gives nothing (P14). An administrator's own grant needs no other's leave.
+
+What a grant may give depends on the pod, so a limit whose pods differ in it stands in the spec once per amount, told apart by a suffix.
+Every pod of the node is listed, the free ones without limits, so that the agent can tell a free pod from one that it does not know yet.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
+from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope
+from pinwarden.plan.selectors import names_value, selects
+from pinwarden.plan.world import NAME_LABEL, Namespace, Node, Pod
+
+Limit = PinLimit | ClusterPinLimit
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator's owner chose.
+
+    `exempt` are the namespaces that a ClusterPinLimit reaches only when it names them; `unknown_pods` is the limit in bytes for pods
+    that a node does not know yet, None to leave them alone.
+    """
+
+    exempt: frozenset[str] = frozenset({"kube-system", "pinwarden-system"})
+    unknown_pods: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a limit that the API server stored is not acted on (condition Accepted=False)."""
+
+    reason: str
+    message: str
+
+
+def refusal(limit: Limit) -> Refusal | None:
+    """What this release cannot do for `limit`, None when it can do all of it."""
+    if limit.spec.counting is Counting.ONCE_PER_POD:
+        return Refusal("NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin")
+    if limit.spec.on_overshoot is OnOvershoot.KILL:
+        return Refusal("NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report")
+    try:
+        _amounts(limit)
+    except ValueError as error:
+        return Refusal("Invalid", f"spec: {error}")
+    return None
+
+
+def limit_name(limit: Limit) -> str:
+    """`namespace/name` of a PinLimit, `name` of a ClusterPinLimit: the two never clash."""
+    if isinstance(limit, PinLimit):
+        return f"{limit.metadata.namespace}/{limit.metadata.name}"
+    return limit.metadata.name
+
+
+def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: Settings) -> bool:
+    """Whether `limit` holds for `pod`, which lives in `namespace` and runs on `node`."""
+    if not selects(limit.spec.pod_selector, pod.labels):
+        return False
+    if isinstance(limit, PinLimit):
+        return limit.metadata.namespace == pod.namespace
+    spec = limit.spec
+    if namespace.name in settings.exempt and not names_value(
+        spec.namespace_selector, NAME_LABEL, namespace.name
+    ):
+        return False
+    labels = {**namespace.labels, NAME_LABEL: namespace.name}
+    return selects(spec.namespace_selector, labels) and selects(spec.node_selector, node.labels)
+
+
+def compile_node(
+    node: Node,
+    pods: Iterable[Pod],
+    namespaces: Mapping[str, Namespace],
+    limits: Sequence[Limit],
+    settings: Settings,
+) -> NodePinConfigSpec:
+    """The spec of `node`'s NodePinConfig; the same for the same input in any order.
+
+    A pod whose namespace is not known is matched as if the namespace had no labels but its name.
+    """
+    usable = [limit for limit in limits if refusal(limit) is None]
+    compiled: dict[str, NodeLimit] = {}
+    listed: list[NodePod] = []
+    for pod in pods:
+        namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
+        matching = [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
+        own = [node_limit(limit, reach(limit, matching)) for limit in matching]
+        compiled |= {limit.name: limit for limit in own}
+        by_container = any(limit.scope is Scope.CONTAINER for limit in own)
+        containers = [PodContainer(name=name, id=pod.containers[name]) for name in sorted(pod.containers)]
+        listed.append(
+            NodePod(
+                uid=pod.cgroup_uid,
+                limits=sorted(limit.name for limit in own),
+                containers=containers if by_container else [],
+            )
+        )
+    return NodePinConfigSpec(
+        unknown_pods=settings.unknown_pods,
+        limits=[compiled[name] for name in sorted(compiled)],
+        pods=sorted(listed, key=lambda pod: pod.uid),
+    )
+
+
+def reach(limit: Limit, matching: Sequence[Limit]) -> int | None:
+    """How far `limit` may raise a pod under the `matching` limits, in bytes; None when it is no grant (P14)."""
+    if not limit.spec.grant:
+        return None
+    if isinstance(limit, ClusterPinLimit):
+        return limit.spec.limit.bytes
+    allowed = [
+        other.spec.max_grant.bytes
+        for other in matching
+        if isinstance(other, ClusterPinLimit) and other.spec.max_grant is not None
+    ]
+    return min(limit.spec.limit.bytes, max(allowed, default=0))
+
+
+def node_limit(limit: Limit, grant: int | None) -> NodeLimit:
+    """`limit` as the agent reads it, with what it grants."""
+    spec = limit.spec
+    name = limit_name(limit)
+    return NodeLimit(
+        name=name if grant is None or grant == spec.limit.bytes else f"{name}@{grant}",
+        uid=limit.metadata.uid or "",
+        scope=spec.scope,
+        limit=spec.limit.bytes,
+        containers=sorted(spec.containers),
+        counting=spec.counting,
+        sources=sorted(spec.sources),
+        enforcement=spec.enforcement,
+        contention=spec.contention,
+        grant=grant,
+    )
+
+
+def _amounts(limit: Limit) -> None:
+    _ = limit.spec.limit.bytes
+    if isinstance(limit, ClusterPinLimit) and limit.spec.max_grant is not None:
+        _ = limit.spec.max_grant.bytes

@@ -1,0 +1,138 @@
+"""What a node shall hold follows from the limits and its pods alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.plan.compile import Limit, Settings, compile_node, refusal
+from pinwarden.plan.world import Namespace, Node, Pod
+
+NODE = Node("n1", {"pool": "gpu"})
+MIB = 2**20
+
+
+def pinlimit(name: str, amount: str = "64Mi", namespace: str = "a", **spec: Any) -> PinLimit:
+    return PinLimit.model_validate(
+        {
+            "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}"},
+            "spec": {"podSelector": {}, "limit": amount, **spec},
+        }
+    )
+
+
+def ceiling(name: str, limit: str = "1Gi", **spec: Any) -> ClusterPinLimit:
+    return ClusterPinLimit.model_validate(
+        {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": {"limit": limit, **spec}}
+    )
+
+
+def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
+    return Pod(namespace, f"pod-{uid}", uid, labels, {"main": "id-" + uid, "side": None})
+
+
+def held(
+    limits: list[Limit], *pods: Pod, node: Node = NODE, settings: Settings | None = None
+) -> dict[str, list[str]]:
+    namespaces = {"a": Namespace("a", {"team": "red"}), "kube-system": Namespace("kube-system")}
+    spec = compile_node(node, pods, namespaces, limits, settings or Settings())
+    assert {name for entry in spec.pods for name in entry.limits} == {limit.name for limit in spec.limits}
+    return {entry.uid: entry.limits for entry in spec.pods}
+
+
+def test_every_pod_is_listed_also_the_free_ones() -> None:
+    limits: list[Limit] = [pinlimit("db", podSelector={"matchLabels": {"app": "db"}})]
+    assert held(limits, pod("u1", app="db"), pod("u2", app="web"), pod("u3", "b", app="db")) == {
+        "u1": ["a/db"],
+        "u2": [],
+        "u3": [],
+    }
+
+
+@pytest.mark.rule("P13")
+def test_several_limits_on_a_pod_all_hold_audit_beside_them() -> None:
+    limits: list[Limit] = [pinlimit("x", "64Mi"), pinlimit("y", "32Mi", enforcement="Audit"), ceiling("top")]
+    assert held(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
+
+
+def test_the_ceiling_follows_namespace_and_node() -> None:
+    red = ceiling("red", namespaceSelector={"matchLabels": {"team": "red"}})
+    gpu = ceiling(
+        "gpu", nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]}
+    )
+    assert held([red, gpu], pod("u1"), pod("u2", "b")) == {"u1": ["gpu", "red"], "u2": ["gpu"]}
+    assert held([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
+
+
+def test_system_namespaces_are_exempt_unless_named() -> None:
+    named = ceiling(
+        "named", namespaceSelector={"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    )
+    broad = ceiling(
+        "broad", namespaceSelector={"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}
+    )
+    assert held([named, broad, ceiling("all")], pod("u1", "kube-system")) == {"u1": ["named"]}
+
+
+@pytest.mark.rule("P14")
+@pytest.mark.parametrize(
+    ("ceilings", "granted"), [([], 0), (["16Mi"], 16), (["16Mi", "48Mi"], 48), (["1Gi"], 64)], ids=str
+)
+def test_a_namespaces_grant_reaches_as_far_as_the_administrator_allows(
+    ceilings: list[str], granted: int
+) -> None:
+    tops: list[Limit] = [ceiling(f"top{i}", maxGrant=amount) for i, amount in enumerate(ceilings)]
+    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], Settings())
+    (grant,) = [limit for limit in spec.limits if limit.uid == "uid-a-g"]
+    assert grant.grant == granted * MIB
+    assert grant.limit == 64 * MIB, "a clipped grant is still a limit"
+
+
+@pytest.mark.rule("P14")
+def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_needs_no_leave() -> None:
+    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings())
+    assert {limit.name: limit.grant for limit in spec.limits} == {"a/x": None, "top": 1024 * MIB}
+
+
+@pytest.mark.rule("P14")
+def test_pods_that_differ_in_the_grant_get_their_own_amounts() -> None:
+    some = ceiling("some", maxGrant="16Mi", podSelector={"matchLabels": {"tier": "one"}})
+    spec = compile_node(
+        NODE, [pod("u1", tier="one"), pod("u2")], {}, [pinlimit("g", grant=True), some], Settings()
+    )
+    grants = {limit.name: limit.grant for limit in spec.limits}
+    assert [[grants[name] for name in entry.limits if name.startswith("a/")] for entry in spec.pods] == [
+        [16 * MIB],
+        [0],
+    ]
+
+
+def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
+    scoped = pinlimit("c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}})
+    spec = compile_node(NODE, [pod("u1", app="db"), pod("u2")], {}, [scoped], Settings())
+    assert [[(c.name, c.id) for c in entry.containers] for entry in spec.pods] == [
+        [("main", "id-u1"), ("side", None)],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec", [{"counting": "OncePerPod"}, {"onOvershoot": "Kill"}, {"limit": "-1"}, {"limit": "1m"}]
+)
+def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, str]) -> None:
+    broken = pinlimit("broken", **spec)
+    refused = refusal(broken)
+    assert refused is not None
+    assert refused.reason in {"NotSupported", "Invalid"}
+    assert held([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
+
+
+@given(
+    st.permutations([pinlimit("x"), pinlimit("y", grant=True), ceiling("t", maxGrant="8Mi")]),
+    st.permutations("abc"),
+)
+def test_the_order_of_the_input_does_not_matter(limits: list[Limit], uids: list[str]) -> None:
+    spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
+    assert spec == compile_node(NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings())

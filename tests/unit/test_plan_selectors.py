@@ -1,0 +1,77 @@
+"""Selectors select what Kubernetes' own do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement
+from pinwarden.plan.selectors import names_value, selects
+
+keys = st.sampled_from(["app", "tier", "example.com/zone"])
+values = st.sampled_from(["a", "b", ""])
+labels = st.dictionaries(keys, values)
+expressions = st.one_of(
+    st.builds(
+        LabelSelectorRequirement,
+        key=keys,
+        operator=st.sampled_from(["In", "NotIn"]),
+        values=st.lists(values, min_size=1),
+    ),
+    st.builds(LabelSelectorRequirement, key=keys, operator=st.sampled_from(["Exists", "DoesNotExist"])),
+)
+selectors = st.builds(LabelSelector, match_labels=labels, match_expressions=st.lists(expressions, max_size=3))
+
+OPPOSITE = {"In": "NotIn", "NotIn": "In", "Exists": "DoesNotExist", "DoesNotExist": "Exists"}
+
+
+@given(labels)
+def test_an_empty_selector_selects_everything_and_an_absent_one_nothing(found: dict[str, str]) -> None:
+    assert selects(LabelSelector(), found)
+    assert not selects(None, found)
+
+
+@given(expressions, labels)
+def test_each_operator_is_the_negation_of_its_opposite(
+    requirement: LabelSelectorRequirement, found: dict[str, str]
+) -> None:
+    other = requirement.model_copy(update={"operator": OPPOSITE[requirement.operator]})
+    assert selects(LabelSelector(match_expressions=[requirement]), found) != selects(
+        LabelSelector(match_expressions=[other]), found
+    )
+
+
+@given(selectors, labels)
+def test_all_requirements_hold_together(selector: LabelSelector, found: dict[str, str]) -> None:
+    parts = [LabelSelector(match_labels={key: value}) for key, value in selector.match_labels.items()]
+    parts += [LabelSelector(match_expressions=[requirement]) for requirement in selector.match_expressions]
+    assert selects(selector, found) == all(selects(part, found) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "found", "expected"),
+    [
+        ("In", ["a", "b"], {"k": "b"}, True),
+        ("In", ["a"], {}, False),
+        ("NotIn", ["a"], {}, True),
+        ("NotIn", ["a"], {"k": "a"}, False),
+        ("Exists", [], {"k": ""}, True),
+        ("DoesNotExist", [], {"k": ""}, False),
+    ],
+)
+def test_the_truth_table_of_the_documentation(
+    operator: str, values: list[str], found: dict[str, str], expected: bool
+) -> None:
+    requirement = LabelSelectorRequirement.model_validate(
+        {"key": "k", "operator": operator, "values": values}
+    )
+    assert selects(LabelSelector(match_expressions=[requirement]), found) is expected
+
+
+def test_naming_is_more_than_selecting() -> None:
+    requirement = LabelSelectorRequirement(key="k", operator="In", values=["a", "b"])
+    assert names_value(LabelSelector(match_labels={"k": "a"}), "k", "a")
+    assert names_value(LabelSelector(match_expressions=[requirement]), "k", "b")
+    assert not names_value(LabelSelector(), "k", "a")
+    assert not names_value(
+        LabelSelector(match_expressions=[LabelSelectorRequirement(key="k", operator="Exists")]), "k", "a"
+    )
