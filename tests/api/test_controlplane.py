@@ -2,15 +2,22 @@
 
 import json
 import os
+import select
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import cluster
 from cluster.build import binary
+from cluster.cache import cached
 from cluster.controlplane import API_SERVER, ETCD, ControlPlane
 from cluster.errors import ClusterError
+from cluster.process import Child
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -123,3 +130,85 @@ def _uses(process: Path, directory: Path) -> bool:
         return str(directory).encode() in (process / "cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_part_that_ends_by_itself_is_reported_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "etcd"
+    broken.write_text("#!/bin/sh\necho the reason\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr("cluster.controlplane.binary", lambda name: broken)
+    with pytest.raises(ClusterError, match="etcd ended by itself; the end of its log:\nthe reason"):
+        ControlPlane().__enter__()
+
+
+def test_child_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    program = """
+import sys, pathlib, cluster.process
+child = cluster.process.Child("sleep", ["sleep", "600"], pathlib.Path(sys.argv[1]))
+child.start()
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "log"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(cluster.__path__[0]).parent)},
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        assert select.select([child], [], [], 0)[0] == []
+        parent.kill()
+        assert select.select([child], [], [], 10)[0] == [child]
+    os.close(child)
+
+
+def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    child = Child("deaf", ["sh", "-c", "trap '' TERM; echo deaf; while :; do read x; done"], tmp_path / "log")
+    child.start()
+    deadline = time.monotonic() + 10
+    while child.tail() != "deaf\n":
+        assert time.monotonic() < deadline
+    child.stop()
+    assert not child.running
+
+
+def test_missing_go_is_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PINWARDEN_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ClusterError, match=r"\Ago is not on PATH, kubectl needs it: install Go [\d.]+ or newer .*\Z"
+    ):
+        binary("kubectl")
+
+
+def test_cache_builds_once_for_all_and_keeps_no_half_piece(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PINWARDEN_CACHE", str(tmp_path))
+    builds: list[Path] = []
+
+    def build(folder: Path) -> None:
+        builds.append(folder)
+        (folder / "file").write_text("whole")
+
+    def fail(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise ClusterError("broken")
+
+    with pytest.raises(ClusterError, match="broken"):
+        cached("piece", [b"1"], fail)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    with ThreadPoolExecutor(4) as pool:
+        places = set(pool.map(lambda _: cached("piece", [b"1"], build), range(8)))
+    assert len(builds) == 1
+    assert [(place / "file").read_text() for place in places] == ["whole"]
+    assert cached("piece", [b"2"], build) not in places
+
+
+def test_name_longer_than_a_certificate_allows_is_refused(control_plane: ControlPlane) -> None:
+    with pytest.raises(ClusterError, match="string too long"):
+        control_plane.kubeconfig_for("x" * 65)
