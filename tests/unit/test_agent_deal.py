@@ -200,3 +200,9 @@ def test_a_member_whose_use_is_unknown_is_an_error() -> None:
     known, unknown = process(1), process(2)
     with pytest.raises(KeyError):
         deal([known], [over([known, unknown], MIB)], page_size=PAGE)
+
+
+@pytest.mark.rule("P14")
+def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
+    rich = [process(1, soft=MIB, hard=32 * MIB)]
+    assert deal(rich, [over(rich, 64 * MIB, grant=4 * MIB)], page_size=PAGE)[rich[0].key].hard == 32 * MIB
