@@ -1,0 +1,220 @@
+"""What the real API server says of good and bad manifests.
+
+A bad manifest is refused with a message that names its field; `kubectl` validates strictly, as it does for users, so an unknown field
+is an error and not lost in silence.
+"""
+
+import json
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pytest
+
+from cluster.build import binary
+from cluster.controlplane import ControlPlane
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+
+from .conftest import Kubectl
+
+CRDS = Path(__file__).parents[2] / "crds"
+EMPTY: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crds(control_plane: ControlPlane) -> None:
+    """The generated CRDs, applied as the README says."""
+
+    config = ["--kubeconfig", str(control_plane.kubeconfig)]
+    run([binary("kubectl"), *config, "apply", "--server-side", "-f", CRDS], check=True, capture_output=True)
+    names = [f"crd/{path.stem}.pinwarden.io" for path in CRDS.glob("*.yaml")]
+    run(
+        [binary("kubectl"), *config, "wait", "--for=condition=Established", "--timeout=30s", *names],
+        check=True,
+    )
+
+
+def manifest(kind: str, namespace: str, spec: Any, name: str = "t") -> dict[str, Any]:
+    metadata = {"name": name} | ({"namespace": namespace} if kind == "PinLimit" else {})
+    return {"apiVersion": "pinwarden.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def expression(operator: Any, values: Any = None, key: str = "app") -> dict[str, Any]:
+    return {
+        "matchExpressions": [
+            {"key": key, "operator": operator} | ({} if values is None else {"values": values})
+        ]
+    }
+
+
+def pinl(**fields: Any) -> dict[str, Any]:
+    return {"podSelector": {}, "limit": "64Mi", **fields}
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("PinLimit", EMPTY, "spec.limit"),
+    ("PinLimit", {"limit": "64Mi"}, "spec.podSelector"),
+    ("PinLimit", {"podSelector": {}}, "spec.limit"),
+    ("PinLimit", "64Mi", "spec"),
+    ("PinLimit", pinl(limit="-1"), "spec.limit"),
+    ("PinLimit", pinl(limit=-64), "spec.limit"),
+    ("PinLimit", pinl(limit="1500m"), "spec.limit"),
+    ("PinLimit", pinl(limit="0.5"), "spec.limit"),
+    ("PinLimit", pinl(limit=0.5), "spec.limit"),
+    ("PinLimit", pinl(limit="0.1Ki"), "spec.limit"),
+    ("PinLimit", pinl(limit="5Pi"), "spec.limit"),
+    ("PinLimit", pinl(limit="99Ei"), "spec.limit"),
+    ("PinLimit", pinl(limit="64MB"), "spec.limit"),
+    ("PinLimit", pinl(limit="64 Mi"), "spec.limit"),
+    ("PinLimit", pinl(limit="unlimited"), "spec.limit"),
+    ("PinLimit", pinl(limit=""), "spec.limit"),
+    ("PinLimit", pinl(limit=None), "spec.limit"),
+    ("PinLimit", pinl(limit=True), "spec.limit"),
+    ("PinLimit", pinl(limit={"bytes": 1}), "spec.limit"),
+    ("PinLimit", pinl(limit="1" * 40), "spec.limit"),
+    ("PinLimit", pinl(scope="Node"), "spec.scope"),
+    ("PinLimit", pinl(scope="pod"), "spec.scope"),
+    ("PinLimit", pinl(scope="Pod", containers=["main"]), "spec.containers"),
+    ("PinLimit", pinl(containers=["main"]), "spec.containers"),
+    ("PinLimit", pinl(scope="Container", containers=["Main!"]), "spec.containers[0]"),
+    ("PinLimit", pinl(scope="Container", containers="main"), "spec.containers"),
+    ("PinLimit", pinl(scope="Container", containers=["c"] * 65), "spec.containers"),
+    ("PinLimit", pinl(counting="Once"), "spec.counting"),
+    ("PinLimit", pinl(sources=["mlock"]), "spec.sources[0]"),
+    ("PinLimit", pinl(sources="Mlock"), "spec.sources"),
+    ("PinLimit", pinl(enforcement="Warn"), "spec.enforcement"),
+    ("PinLimit", pinl(minimumLevel="Strict"), "spec.minimumLevel"),
+    ("PinLimit", pinl(contention="Fair"), "spec.contention"),
+    ("PinLimit", pinl(onOvershoot="Evict"), "spec.onOvershoot"),
+    ("PinLimit", pinl(onOvershoot="Kill", enforcement="Audit"), "spec.onOvershoot"),
+    ("PinLimit", pinl(grant="yes"), "spec.grant"),
+    ("PinLimit", pinl(grant=True, enforcement="Audit"), "spec.grant"),
+    ("PinLimit", pinl(maxGrant="1Mi"), "spec.maxGrant"),
+    ("PinLimit", pinl(limits="1Mi"), "spec.limits"),
+    ("PinLimit", pinl(podSelector={"app": "db"}), "spec.podSelector.app"),
+    ("PinLimit", pinl(podSelector=None), "spec.podSelector"),
+    ("PinLimit", pinl(podSelector=["app"]), "spec.podSelector"),
+    ("PinLimit", pinl(podSelector={"matchLabels": {"app": "a b"}}), "spec.podSelector.matchLabels.app"),
+    ("PinLimit", pinl(podSelector={"matchLabels": {"-app": "a"}}), "spec.podSelector.matchLabels"),
+    ("PinLimit", pinl(podSelector={"matchLabels": {"app": "a" * 64}}), "spec.podSelector.matchLabels.app"),
+    (
+        "PinLimit",
+        pinl(podSelector=expression("Equals", ["a"])),
+        "spec.podSelector.matchExpressions[0].operator",
+    ),
+    ("PinLimit", pinl(podSelector=expression("In")), "spec.podSelector.matchExpressions[0]"),
+    ("PinLimit", pinl(podSelector=expression("In", [])), "spec.podSelector.matchExpressions[0].values"),
+    (
+        "PinLimit",
+        pinl(podSelector=expression("Exists", ["a"])),
+        "spec.podSelector.matchExpressions[0].values",
+    ),
+    (
+        "PinLimit",
+        pinl(podSelector=expression("In", ["a"], key="")),
+        "spec.podSelector.matchExpressions[0].key",
+    ),
+    ("ClusterPinLimit", EMPTY, "spec.limit"),
+    ("ClusterPinLimit", {"limit": "1Mi", "scope": "Cluster"}, "spec.scope"),
+    ("ClusterPinLimit", {"limit": "1Mi", "scope": "Node", "grant": True}, "spec.grant"),
+    ("ClusterPinLimit", {"limit": "1Mi", "scope": "Node", "containers": ["a"]}, "spec.containers"),
+    ("ClusterPinLimit", {"limit": "1Mi", "maxGrant": "2Mi"}, "spec.maxGrant"),
+    ("ClusterPinLimit", {"limit": "1Mi", "maxGrant": "-2Mi"}, "spec.maxGrant"),
+    ("ClusterPinLimit", {"limit": "1Mi", "nodeSelector": expression("Gt", ["1"])}, "spec.nodeSelector"),
+    (
+        "ClusterPinLimit",
+        {"limit": "1Mi", "namespaceSelector": {"matchNames": ["a"]}},
+        "spec.namespaceSelector.matchNames",
+    ),
+    ("NodePinConfig", {"mode": "Paused"}, "spec.mode"),
+    ("NodePinConfig", {"limits": [{"name": "a/b", "uid": "u", "scope": "Pod"}]}, "spec.limits[0].limit"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "field"), BAD, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(BAD)]
+)
+def test_a_bad_manifest_is_refused_with_its_field(
+    kubectl: Kubectl, namespace: str, kind: str, spec: Any, field: str
+) -> None:
+    done = kubectl("create", "-f", "-", stdin=json.dumps(manifest(kind, namespace, spec)), check=False)
+    assert done.returncode != 0, done.stdout
+    assert field in done.stderr
+
+
+def test_a_name_that_is_too_long_is_refused(kubectl: Kubectl, namespace: str) -> None:
+    bad = manifest("PinLimit", namespace, pinl(), name="n" * 64)
+    done = kubectl("create", "-f", "-", stdin=json.dumps(bad), check=False)
+    assert done.returncode != 0
+    assert "metadata.name must be at most 63 characters" in done.stderr
+
+
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    ("PinLimit", pinl()),
+    ("PinLimit", pinl(limit=0)),
+    ("PinLimit", pinl(limit="1.5Gi")),
+    ("PinLimit", pinl(limit="1e6", sources=["Mlock", "IoUring"], minimumLevel="Deny", contention="Reserve")),
+    ("PinLimit", pinl(scope="Container", containers=["main"], podSelector=expression("NotIn", ["a", ""]))),
+    (
+        "PinLimit",
+        pinl(podSelector={"matchLabels": {"example.com/app": "db", "tier": ""}} | expression("DoesNotExist")),
+    ),
+    ("ClusterPinLimit", {"limit": "4Pi"}),
+    ("ClusterPinLimit", {"limit": "1Gi", "scope": "Node", "nodeSelector": expression("Exists")}),
+    ("ClusterPinLimit", {"limit": "1Gi", "maxGrant": "1024Mi", "namespaceSelector": expression("In", ["a"])}),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec"), GOOD, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(GOOD)])
+def test_model_server_model_loses_nothing(
+    kubectl: Kubectl, namespace: str, kind: str, spec: dict[str, Any]
+) -> None:
+    model = PinLimit if kind == "PinLimit" else ClusterPinLimit
+    sent = model.model_validate(manifest(kind, namespace, spec, name=namespace))
+    kubectl("create", "-f", "-", stdin=json.dumps(sent.to_wire()))
+    got = model.model_validate_json(kubectl("get", kind, namespace, "-n", namespace, "-o", "json").stdout)
+    assert got.spec == sent.spec
+    assert got.metadata.generation == 1
+
+
+def test_the_server_fills_in_the_models_defaults(kubectl: Kubectl, namespace: str) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
+    got = json.loads(kubectl("get", "pinl", "t", "-n", namespace, "-o", "json").stdout)["spec"]
+    model = PinLimit.model_validate(manifest("PinLimit", namespace, pinl())).spec.to_wire()
+    assert got == {key: value for key, value in model.items() if value != []} | {
+        "podSelector": {},
+    }
+
+
+def test_explain_and_columns_are_for_people(kubectl: Kubectl, namespace: str) -> None:
+    assert "0 forbids" in kubectl("explain", "pinlimit.spec.limit").stdout
+    kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
+    header, row = kubectl("get", "pinl", "-n", namespace).stdout.splitlines()
+    assert header.split() == ["NAME", "LIMIT", "SCOPE", "MODE", "PODS", "PINNED", "DENIED", "ENFORCED", "AGE"]
+    assert row.split()[:4] == ["t", "64Mi", "Pod", "Enforce"]
+
+
+def test_status_is_a_subresource(kubectl: Kubectl, namespace: str) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
+    patch = json.dumps({"spec": {"limit": "1Mi"}, "status": {"matchedPods": 3}})
+    target = ["pinl", "t", "-n", namespace, "--type=merge", "-p", patch]
+    kubectl("patch", *target, "--subresource=status")
+    got = PinLimit.model_validate_json(kubectl("get", "pinl", "t", "-n", namespace, "-o", "json").stdout)
+    assert got.spec.limit == "64Mi"
+    assert got.status is not None
+    assert got.status.matched_pods == 3
+
+
+def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    spec = {"mode": "Active", "pods": [{"uid": "u1", "limits": []}]}
+    desired = json.dumps(manifest("NodePinConfig", "", spec, name=namespace))
+    apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=pinwarden-operator", "-f", "-"]
+    kubectl(*apply, stdin=desired)
+    hand = json.dumps({"spec": {"mode": "Release", "unknownPods": 1, "pods": []}})
+    kubectl("patch", "npc", namespace, "--type=merge", "-p", hand)
+    kubectl(*apply, stdin=desired)
+    got = NodePinConfig.model_validate_json(kubectl("get", "npc", namespace, "-o", "json").stdout)
+    assert got.spec.to_wire() == NodePinConfig.model_validate_json(desired).spec.to_wire()
