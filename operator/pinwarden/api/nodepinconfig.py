@@ -41,7 +41,10 @@ class Mode(StrEnum):
 class NodeLimit(Model):
     """One constraint (P13) as compiled for a node; amounts in bytes."""
 
-    name: str = Field(max_length=384, description="namespace/name of a PinLimit, name of a ClusterPinLimit; @bytes where pods differ in the grant.")
+    name: str = Field(
+        max_length=384,
+        description="namespace/name of a PinLimit, name of a ClusterPinLimit; @bytes where pods differ in the grant.",
+    )
     uid: str = Field(max_length=64, description="UID of the resource behind it.")
     scope: Scope
     limit: int = Field(ge=0, description="Bytes that may be pinned and locked.")
