@@ -11,7 +11,7 @@ dealt again as use changes. For a process i, with all amounts in bytes:
   by PAGE_SHIFT, so part of a page allows nothing),
 - cap_i = the saved hard limit, or the largest grant that covers it when that is more (P14),
 - hard_i = min(allowance_i, cap_i),
-- soft_i = min(saved soft limit, hard_i); hard_i where a grant covers it, since a grant means that the process may pin.
+- soft_i = min(the saved soft limit or the grant, whichever is more, hard_i).
 
 What follows:
 
@@ -26,7 +26,7 @@ What it cannot hold, and must therefore be reported and not called enforced (H1)
 - With Share, processes that take at once can overshoot until the next deal; with Reserve, a process that was forked since the last one.
 - A process that uses both kinds has its own_i free in the smaller one: it can grow that kind past its allowance.
 - CAP_IPC_LOCK in the initial user namespace ignores the rlimit; CAP_SYS_RESOURCE raises it.
-- What the kernel charges to a user (io_uring) is not in VmLck or VmPin, and pods that share a uid share that counter.
+- io_uring is in VmPin, but compared by the uid's counter (`user->locked_vm`), which pods that share a uid share.
 - Processes that share an address space each show its whole use: sums come out too high, so that too little is dealt, never too much.
 """
 
@@ -113,7 +113,7 @@ def _limits(process: Process, share: int, grant: int | None, page_size: int) -> 
     allowance = UNLIMITED if share == UNLIMITED else _whole_pages(process.own + share, page_size)
     cap = process.saved_hard if grant is None else max(process.saved_hard, grant)
     hard = min(allowance, cap)
-    return Limits(hard if grant is not None else min(process.saved_soft, hard), hard)
+    return Limits(min(max(process.saved_soft, grant or 0), hard), hard)
 
 
 def _whole_pages(amount: int, page_size: int) -> int:
