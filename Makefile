@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONPATH := operator:tools
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock crds lint test test-unit test-api controlplane clean
+.PHONY: help venv lock crds docs lint test test-unit test-api controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ LOCK := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-a
 
 crds: venv ## write crds/ anew from the models
 	$(BIN)/python -m pinwarden crds --output-dir crds
+
+docs: venv ## write docs/semantics.md anew from the marks of the tests
+	$(BIN)/python tools/semantics.py
 
 lint: venv ## format check, lint, types, layers
 	$(BIN)/ruff format --check .
