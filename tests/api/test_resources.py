@@ -218,3 +218,13 @@ def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
     kubectl(*apply, stdin=desired)
     got = NodePinConfig.model_validate_json(kubectl("get", "npc", namespace, "-o", "json").stdout)
     assert got.spec.to_wire() == NodePinConfig.model_validate_json(desired).spec.to_wire()
+
+
+@pytest.mark.parametrize(
+    "example", sorted((CRDS.parent / "examples").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_the_examples_are_accepted(kubectl: Kubectl, namespace: str, example: Path) -> None:
+    assert (
+        kubectl("create", "-n", namespace, "--dry-run=server", "-f", str(example)).stdout.count("created")
+        == 2
+    )
