@@ -14,8 +14,8 @@ from pinwarden.agent.gates.rlimit import (
     HeldBackReason,
     ProcessHandle,
     held_back,
-    probe,
     prlimit_memlock,
+    probe,
 )
 from pinwarden.agent.ledger.procfs import Status, StatusReader
 
@@ -132,9 +132,12 @@ def test_another_process_gets_back_what_a_reused_number_took(
         calls.append(limits)
         return prlimit_memlock(bystander.pid, limits)
 
-    with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader, reused) as handle:
-        with pytest.raises(ProcessLookupError):
-            handle.set(wanted)
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, reused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.set(wanted)
     assert calls == [wanted, None, before]
     assert prlimit_memlock(bystander.pid) == before
 
@@ -155,9 +158,12 @@ def test_a_new_holder_that_was_not_changed_keeps_its_limits(
             return previous
         return prlimit_memlock(bystander.pid, limits)
 
-    with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader, reused) as handle:
-        with pytest.raises(ProcessLookupError):
-            handle.set(lower_soft(start))
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, reused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.set(lower_soft(start))
     assert prlimit_memlock(bystander.pid) == own
 
 
@@ -166,9 +172,12 @@ def test_a_refusal_that_was_for_another_process_is_told_as_gone(child: subproces
         end(child)
         raise PermissionError
 
-    with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader, refused) as handle:
-        with pytest.raises(ProcessLookupError):
-            handle.get()
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, refused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.get()
 
 
 @pytest.mark.rule("H1")

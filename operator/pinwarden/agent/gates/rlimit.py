@@ -27,6 +27,7 @@ import resource
 import select
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -132,11 +133,10 @@ class ProcessHandle:
             if error.errno in (errno.EINVAL, errno.ENOENT):  # by now a thread's number
                 raise self._gone() from error
             raise
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
             reader.read()
-        except BaseException:
-            os.close(self._pidfd)
-            raise
+            on_failure.pop_all()
         self._poll = select.poll()
         self._poll.register(self._pidfd, select.POLLIN)
 
