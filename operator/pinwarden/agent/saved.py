@@ -1,0 +1,124 @@
+"""What each process had before the first deal, so that it can be given back, also by a later agent (H3).
+
+The kernel keeps no earlier limits. So before a process is first dealt, its limits are written down here, and the file is on disk before
+the process is touched; a crash in between leaves a line too many, never one too few. `Saved` also holds what was dealt last: a limit
+that differs from it was set by the program itself, and is what it shall have from then on.
+
+The file is one JSON object: a version, the boot id of the kernel, a digest over the processes, and the processes. It is replaced as a
+whole (written beside, synced, renamed). After a reboot no process of the file lives, so a file of another boot id is empty. A file that
+is truncated, altered or of another version is set aside as `<name>.corrupt-<n>` with a warning, and is never read again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pinwarden.agent.deal import Limits
+from pinwarden.agent.ledger import ProcessKey
+
+_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Of one process: what it had `before` the first deal, and what it was `dealt` last. In bytes."""
+
+    before: Limits
+    dealt: Limits
+
+    def seen(self, current: Limits) -> "Saved":
+        """Takes over what the program set since the last deal, the soft and the hard limit each by itself.
+
+        A lowered limit stays lowered and a soft limit that a program chose is kept. A raised hard limit (CAP_SYS_RESOURCE) becomes what
+        the process had; allowances hold for it all the same, because they are dealt from use and not from what it had (P1).
+        """
+        hard = self.before.hard if current.hard == self.dealt.hard else current.hard
+        soft = self.before.soft if current.soft == self.dealt.soft else current.soft
+        return replace(self, before=Limits(min(soft, hard), hard))
+
+    def inherited(self, current: Limits) -> "Saved":
+        """What holds for a child, forked at any time since this process's first deal, whose limits are `current`.
+
+        It came with some earlier deal's limits, not with its parent's own. A limit that the child set itself before it was first seen
+        cannot be told from those, and is not kept.
+        """
+        return Saved(self.before, current)
+
+
+class SavedStore:
+    """The file. `boot_id` is /proc/sys/kernel/random/boot_id; one writer at a time."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        self._path = path
+        self._boot_id = boot_id
+
+    def load(self) -> dict[ProcessKey, Saved]:
+        """Every process of the file, also those that ended since. Empty when there is no usable file. Raises OSError."""
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            boot_id, processes = _decode(data)
+        except ValueError as error:
+            aside = self._set_aside()
+            _log.warning("%s is not usable (%s), set aside as %s", self._path, error, aside)
+            return {}
+        return processes if boot_id == self._boot_id else {}
+
+    def save(self, processes: Mapping[ProcessKey, Saved]) -> None:
+        """Replaces the file; it is on disk on return. Raises OSError, and the earlier file stays then."""
+        beside = self._path.with_name(f"{self._path.name}.new")
+        with open(beside, "wb", opener=_owner_only) as file:
+            file.write(_encode(self._boot_id, processes))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _set_aside(self) -> Path:
+        number = 1
+        while (aside := self._path.with_name(f"{self._path.name}.corrupt-{number}")).exists():
+            number += 1
+        self._path.rename(aside)
+        return aside
+
+
+def _encode(boot_id: str, processes: Mapping[ProcessKey, Saved]) -> bytes:
+    rows = [[*key, *saved.before, *saved.dealt] for key, saved in sorted(processes.items())]
+    return json.dumps(
+        {"version": _VERSION, "bootId": boot_id, "digest": _digest(boot_id, rows), "processes": rows}
+    ).encode()
+
+
+def _decode(data: bytes) -> tuple[str, dict[ProcessKey, Saved]]:
+    """The boot id and the processes. Raises ValueError when the file is not one that `_encode` wrote."""
+    content: Any = json.loads(data)
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        raise ValueError(f"not a file of version {_VERSION}")
+    boot_id: Any = content.get("bootId")
+    rows: Any = content.get("processes")
+    if not isinstance(boot_id, str) or content.get("digest") != _digest(boot_id, rows):
+        raise ValueError("the digest does not fit")
+    return boot_id, {
+        ProcessKey(pid, start): Saved(Limits(soft, hard), Limits(dealt_soft, dealt_hard))
+        for pid, start, soft, hard, dealt_soft, dealt_hard in rows
+    }
+
+
+def _digest(boot_id: str, rows: object) -> str:
+    return hashlib.sha256(json.dumps([boot_id, rows]).encode()).hexdigest()
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
