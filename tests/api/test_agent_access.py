@@ -1,0 +1,264 @@
+"""What the agent's token may do on the real API server: read, and write the status of its own node's NodePinConfig.
+
+The tokens are real ones, bound to a pod of a node as the kubelet would ask for them. RBAC refuses first; the last
+tests widen RBAC to show that the admission policy alone still holds the agent to its node's status.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess, run
+from typing import Any
+
+import pytest
+
+from cluster.build import binary
+from cluster.controlplane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+SYSTEM = "pinwarden-system"
+AGENT = "pinwarden-agent"
+USER = f"system:serviceaccount:{SYSTEM}:{AGENT}"
+DEADLINE_SECONDS = 15.0
+POLL_SECONDS = 0.1
+
+NO_NODE = "the agent's token names no node: use the token that is mounted into an agent pod"
+ONLY_STATUS = "the agent may write only the status of its NodePinConfig: use the status subresource"
+SPEC_PATCH = json.dumps({"spec": {"mode": "Release"}})
+
+Client = Callable[..., CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class World:
+    """Two nodes with a NodePinConfig each, and clients: of the admin, of an agent on ``own``, of a token of no pod."""
+
+    own: str
+    other: str
+    admin: Client
+    agent: Client
+    unbound: Client
+
+    @property
+    def other_refused(self) -> str:
+        return (
+            f'the agent of node "{self.own}" may not write the NodePinConfig "{self.other}": '
+            f'write only the one named "{self.own}"'
+        )
+
+
+def client(kubeconfig: Path) -> Client:
+    """Return a kubectl of one kubeconfig; output is text and a failure is the caller's to judge."""
+
+    def kubectl(*arguments: str, stdin: str = "") -> CompletedProcess[str]:
+        command = [str(binary("kubectl")), "--kubeconfig", str(kubeconfig), *arguments]
+        return run(command, input=stdin, capture_output=True, text=True, check=False)
+
+    return kubectl
+
+
+def token_client(control_plane: ControlPlane, folder: Path, token: str) -> Client:
+    """Return a kubectl whose only credential is the token."""
+    path = folder / f"{uuid.uuid4().hex}.kubeconfig"
+    cluster = {"server": control_plane.url, "certificate-authority": str(control_plane.ca_file)}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "test", "cluster": cluster}],
+        "users": [{"name": "agent", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "agent"}}],
+        "current-context": "test",
+    }
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config))
+    return client(path)
+
+
+def done(result: CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def refused(result: CompletedProcess[str], *reasons: str) -> None:
+    assert result.returncode != 0, result.stdout
+    for reason in reasons:
+        assert reason in result.stderr
+
+
+def eventually(
+    attempt: Callable[[], CompletedProcess[str]], holds: Callable[[CompletedProcess[str]], bool]
+) -> None:
+    """Poll: the server learns of roles and policies through watches, a moment after they are stored."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds(last := attempt()):
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s; last: {last.stderr}"
+        time.sleep(POLL_SECONDS)
+
+
+def nodepinconfig(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "kind": "NodePinConfig",
+        "metadata": {"name": name},
+        "spec": {"mode": "Active"},
+    }
+
+
+def patch_status(who: Client, name: str, *options: str, **more: Any) -> CompletedProcess[str]:
+    """A PATCH of the status alone: server-side apply, as `kubectl patch` needs to read the subresource first."""
+    body = nodepinconfig(name) | {"status": {"observedGeneration": 7}} | more
+    apply = ("apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-")
+    return who(*apply, *options, stdin=json.dumps(body))
+
+
+def patch_spec(who: Client, name: str) -> CompletedProcess[str]:
+    return who("patch", "npc", name, "--type=merge", "-p", SPEC_PATCH)
+
+
+def create(who: Client, body: dict[str, Any]) -> CompletedProcess[str]:
+    return who("create", "-f", "-", stdin=json.dumps(body))
+
+
+@pytest.fixture(scope="module")
+def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    admin = client(control_plane.kubeconfig)
+    done(admin("apply", "--server-side", "-f", str(ROOT / "crds")))
+    crds = [f"crd/{path.stem}.pinwarden.io" for path in (ROOT / "crds").glob("*.yaml")]
+    done(admin("wait", "--for=condition=Established", "--timeout=30s", *crds))
+    done(admin("apply", "--server-side", "-f", str(ROOT / "deploy" / "agent-access.yaml")))
+
+    own, other = (f"agent-access-{uuid.uuid4().hex[:10]}" for _ in range(2))
+    for name in (own, other):
+        done(create(admin, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
+        done(create(admin, nodepinconfig(name)))
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": own, "namespace": SYSTEM},
+        "spec": {
+            "nodeName": own,
+            "serviceAccountName": AGENT,
+            "containers": [{"name": "agent", "image": "agent"}],
+        },
+    }
+    done(create(admin, pod))
+    uid = done(admin("get", "pod", own, "-n", SYSTEM, "-o", "jsonpath={.metadata.uid}"))
+    token = ["create", "token", AGENT, "-n", SYSTEM]
+    bound = [f"--bound-object-name={own}", f"--bound-object-uid={uid}", "--bound-object-kind=Pod"]
+    folder = tmp_path_factory.mktemp("agent-access")
+    agent = token_client(control_plane, folder, done(admin(*token, *bound)).strip())
+    unbound = token_client(control_plane, folder, done(admin(*token)).strip())
+    world = World(own, other, admin, agent, unbound)
+
+    eventually(lambda: patch_status(agent, own, "--dry-run=server"), lambda last: last.returncode == 0)
+    eventually(
+        lambda: patch_status(agent, other, "--dry-run=server"),
+        lambda last: world.other_refused in last.stderr,
+    )
+    yield world
+    done(admin("delete", "pod", own, "-n", SYSTEM, "--force", "--grace-period=0"))
+    for name in (own, other):
+        done(admin("delete", f"npc/{name}", f"node/{name}"))
+
+
+@pytest.fixture
+def wide_rbac(world: World) -> Iterator[None]:
+    """Every verb on nodepinconfigs and their status for the agent, by RBAC."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    resources = "--resource=nodepinconfigs.pinwarden.io,nodepinconfigs.pinwarden.io/status"
+    may = ("auth", "can-i", "delete", "nodepinconfigs.pinwarden.io")
+    done(world.admin("create", "clusterrole", name, "--verb=*", resources))
+    binding = ("create", "clusterrolebinding", name)
+    done(world.admin(*binding, f"--clusterrole={name}", f"--serviceaccount={SYSTEM}:{AGENT}"))
+    eventually(lambda: world.agent(*may), lambda last: last.returncode == 0)
+    yield
+    done(world.admin("delete", f"clusterrolebinding/{name}", f"clusterrole/{name}"))
+    eventually(lambda: world.agent(*may), lambda last: last.returncode != 0)
+
+
+def test_an_agent_reads_and_writes_its_own_status(world: World) -> None:
+    done(patch_status(world.agent, world.own))
+    got = json.loads(done(world.agent("get", "npc", world.own, "-o", "json")))
+    assert got["status"]["observedGeneration"] == 7
+    got["status"]["observedGeneration"] = 8
+    done(world.agent("replace", "--subresource=status", "-f", "-", stdin=json.dumps(got)))
+    path = "jsonpath={.status.observedGeneration}"
+    assert done(world.agent("get", "npc", world.own, "-o", path)) == "8"
+    assert world.other in done(world.agent("get", "npc", "-o", "name"))
+
+
+def test_a_write_of_the_status_changes_no_spec(world: World) -> None:
+    done(patch_status(world.agent, world.own, spec={"mode": "Release"}))
+    assert done(world.agent("get", "npc", world.own, "-o", "jsonpath={.spec.mode}")) == "Active"
+
+
+def test_another_nodes_status_is_refused_by_the_policy(world: World) -> None:
+    refused(patch_status(world.agent, world.other), "pinwarden-agent-own-node", world.other_refused)
+    assert done(world.admin("get", "npc", world.other, "-o", "jsonpath={.status}")) == ""
+
+
+def test_a_token_of_no_pod_is_refused_by_the_policy(world: World) -> None:
+    refused(patch_status(world.unbound, world.own), "pinwarden-agent-own-node", NO_NODE)
+
+
+def test_the_agents_name_without_a_token_is_refused_by_the_policy(world: World) -> None:
+    refused(patch_status(world.admin, world.own, f"--as={USER}"), "pinwarden-agent-own-node", NO_NODE)
+
+
+def test_rbac_refuses_create_delete_and_spec_of_the_own_object(world: World) -> None:
+    refused(patch_spec(world.agent, world.own), f'User "{USER}" cannot patch resource "nodepinconfigs"')
+    refused(world.agent("delete", "npc", world.own), f'User "{USER}" cannot delete resource "nodepinconfigs"')
+    new = nodepinconfig(f"new-{world.own}")
+    refused(create(world.agent, new), f'User "{USER}" cannot create resource "nodepinconfigs"')
+
+
+@pytest.mark.parametrize("resource", ["pinlimits.pinwarden.io", "pods", "secrets"])
+def test_rbac_refuses_to_read_or_delete_anything_else(world: World, resource: str) -> None:
+    kind = resource.partition(".")[0]
+    inside = ("-n", SYSTEM)
+    refused(world.agent("get", resource, *inside), f'User "{USER}" cannot list resource "{kind}"')
+    refused(world.agent("get", resource, "x", *inside), f'User "{USER}" cannot get resource "{kind}"')
+    refused(world.agent("delete", resource, "x", *inside), f'User "{USER}" cannot delete resource "{kind}"')
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("pinlimits", {"apiVersion": "pinwarden.io/v1alpha1", "kind": "PinLimit"}),
+        ("pods", {"apiVersion": "v1", "kind": "Pod"}),
+        ("secrets", {"apiVersion": "v1", "kind": "Secret"}),
+    ],
+)
+def test_rbac_refuses_to_create_anything_else(world: World, kind: str, body: dict[str, Any]) -> None:
+    specs: dict[str, dict[str, Any]] = {
+        "pinlimits": {"spec": {"podSelector": {}, "limit": "64Mi"}},
+        "pods": {"spec": {"containers": [{"name": "c", "image": "c"}]}},
+        "secrets": {},
+    }
+    new = body | {"metadata": {"name": "x", "namespace": SYSTEM}} | specs[kind]
+    refused(create(world.agent, new), f'User "{USER}" cannot create resource "{kind}"')
+
+
+@pytest.mark.usefixtures("wide_rbac")
+def test_the_policy_alone_refuses_all_but_the_own_status(world: World) -> None:
+    refused(patch_spec(world.agent, world.own), ONLY_STATUS)
+    refused(world.agent("delete", "npc", world.own), ONLY_STATUS)
+    refused(patch_spec(world.agent, world.other), world.other_refused)
+    refused(world.agent("delete", "npc", world.other), world.other_refused)
+    refused(create(world.agent, nodepinconfig(f"new-{world.own}")), "may not write the NodePinConfig")
+    for write in (patch_status, patch_spec):
+        refused(write(world.unbound, world.own), NO_NODE)
+    refused(world.unbound("delete", "npc", world.own), NO_NODE)
+    done(patch_status(world.agent, world.own))
+
+
+@pytest.mark.usefixtures("wide_rbac")
+def test_the_policy_alone_refuses_to_create_the_own_object(world: World) -> None:
+    done(world.admin("delete", "npc", world.own))
+    try:
+        refused(create(world.agent, nodepinconfig(world.own)), ONLY_STATUS)
+    finally:
+        done(create(world.admin, nodepinconfig(world.own)))
