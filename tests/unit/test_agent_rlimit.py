@@ -100,6 +100,18 @@ def test_a_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_a_number_that_is_another_process_by_now_is_not_opened(
+    child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
+) -> None:
+    with StatusReader(PROC, child.pid) as reader:
+        end(child)
+        reader.key = reader.key._replace(pid=bystander.pid)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ProcessLookupError):
+            ProcessHandle(reader)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
 def test_a_gone_process_is_not_touched(child: subprocess.Popen[bytes]) -> None:
     calls: list[int] = []
 
