@@ -1,9 +1,10 @@
-"""The command line: ``python -m cluster build`` and ``python -m cluster controlplane``."""
+"""The command line: ``python -m cluster build``, ``controlplane`` and ``guest``."""
 
 import argparse
 import signal
 import sys
 
+from cluster import guest
 from cluster.build import PACKAGES, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
@@ -33,10 +34,19 @@ def main() -> int:
     )
     start = commands.add_parser("controlplane", help="run etcd and kube-apiserver until Ctrl-C")
     start.add_argument("--controller-manager", action="store_true", help="run kube-controller-manager too")
+    inside = commands.add_parser("guest", help="run a command in a guest with a real kernel, as root")
+    inside.add_argument(
+        *("--cgroups", "-c"), type=guest.Cgroups, choices=list(guest.Cgroups), default=guest.Cgroups.V2
+    )
+    inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
+    inside.add_argument("argv", nargs="+", metavar="COMMAND", help="and its arguments, after --")
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
             _build()
+        elif arguments.command == "guest":
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            return guest.run(arguments.argv, cgroups=arguments.cgroups, timeout=arguments.timeout)
         else:
             _control_plane(controller_manager=arguments.controller_manager)
     except ClusterError as error:

@@ -1,0 +1,123 @@
+"""Unpacks Debian packages into the cache, without installing anything on the machine.
+
+apt runs with a configuration of its own: its own package lists, archives and an empty record of what is installed, so
+that a piece brings all of its dependencies. The mirrors are those of the machine's own apt sources, with backports
+added beside each main archive; the versions are the newest ones when a piece is first built.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.cache import cached
+from cluster.errors import ClusterError
+
+RELEASE = "bookworm"
+BACKPORTS = f"{RELEASE}-backports"
+CONFIGURATION = """
+Dir::State "{folder}/state";
+Dir::State::status "{folder}/status";
+Dir::Cache "{folder}/cache";
+Dir::Etc::sourcelist "{folder}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+APT::Default-Release "{release}";
+Acquire::Languages "none";
+Acquire::Retries "3";
+"""
+
+
+class Apt:
+    """A private apt below a folder that must be empty and absolute."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._environment = dict(os.environ)
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        (folder / "status").touch()
+        (folder / "sources.list").write_text("".join(self._sources()))
+        configuration = folder / "apt.conf"
+        configuration.write_text(CONFIGURATION.format(folder=folder, release=BACKPORTS))
+        self._environment["APT_CONFIG"] = str(configuration)
+        self.run("apt-get", "-q", "update")
+
+    def run(self, *argv: str, cwd: Path | None = None) -> str:
+        """Run an apt command and return its output; raises ClusterError when it is missing or fails."""
+        try:
+            done = subprocess.run(
+                argv, cwd=cwd, env=self._environment, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            raise ClusterError(f"{argv[0]} is not on PATH: guests need a Debian {RELEASE} machine") from error
+        if done.returncode:
+            raise ClusterError(f"{' '.join(argv)} failed:\n{done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+    def _sources(self) -> list[str]:
+        targets = self.run(
+            *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
+            "Created-By: Packages",
+        )
+        lines = []
+        for target in sorted(set(targets.splitlines())):
+            mirror, release = target.split()
+            if release in (RELEASE, f"{RELEASE}-security"):
+                lines.append(f"deb {mirror} {release} main\n")
+            if release == RELEASE:
+                lines.append(f"deb {mirror} {BACKPORTS} main\n")
+        if not lines:
+            raise ClusterError(f"apt's sources name no Debian {RELEASE} archive: guests need its packages")
+        return lines
+
+    def with_dependencies(self, packages: Sequence[str]) -> list[Path]:
+        """Download packages and all they depend on."""
+        self.run("apt-get", "-qq", "-y", "--download-only", "install", *packages)
+        return sorted((self._folder / "cache/archives").glob("*.deb"))
+
+    def alone(self, package: str) -> Path:
+        """Download one package without what it depends on."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        self.run("apt-get", "-qq", "download", package, cwd=folder)
+        return next(folder.glob("*.deb"))
+
+    def dependency(self, package: str, prefix: str) -> str:
+        """Return the package with a prefix that a metapackage stands for."""
+        for line in self.run("apt-cache", "depends", package).splitlines():
+            kind, _, name = line.strip().partition(": ")
+            if kind == "Depends" and name.startswith(prefix):
+                return name
+        raise ClusterError(f"{package} depends on no package {prefix}*")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if shutil.which("dpkg-deb") is None:
+        raise ClusterError("dpkg-deb is not on PATH: install it (apt-get install dpkg)")
+    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+
+
+def programs(piece: str, packages: Sequence[str]) -> Path:
+    """Return a folder that holds packages and all they depend on, unpacked."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
+            for archive in Apt(Path(private)).with_dependencies(packages):
+                _unpack(archive, folder)
+
+    return cached(piece, [repr((RELEASE, CONFIGURATION, sorted(packages))).encode()], build)
+
+
+def kernel(flavour: str) -> Path:
+    """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of Debian's backported kernel."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
+            apt = Apt(Path(private))
+            name = apt.dependency(f"linux-image-{flavour}", "linux-image-")
+            _unpack(apt.alone(name), folder)
+
+    return cached(f"kernel-{flavour}", [repr((RELEASE, CONFIGURATION, flavour)).encode()], build)

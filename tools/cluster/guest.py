@@ -1,0 +1,132 @@
+"""A guest with a real kernel, in which one command runs as root with every capability.
+
+The guest sees the host's whole file system at the same paths, read-only with a layer of memory above it, so the
+checkout, its Python environment and the machine's tools are there and nothing that the command does stays. There is
+no network. The processor is always emulated, so that it behaves alike on every machine: where the machine is itself a
+guest, KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever).
+QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from cluster import debian
+from cluster.cache import progress
+from cluster.errors import ClusterError
+from cluster.initrd import initrd
+from cluster.process import Child
+
+QEMU = "usr/bin/qemu-system-x86_64"
+LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
+KERNEL_PARAMETERS = (
+    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
+)
+MEMORY = "1536M"
+ATTEMPTS = 3
+POLL_SECONDS = 0.05
+PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LANG", "CI")
+
+
+class Cgroups(StrEnum):
+    """How the guest mounts its cgroup hierarchies."""
+
+    V2 = "v2"
+    V1 = "v1"
+    HYBRID = "hybrid"
+
+
+def _arguments(folder: Path, cgroups: Cgroups) -> list[str]:
+    """Return the command line of one boot; files of the boot are in ``folder``."""
+    root = debian.programs("qemu", ["qemu-system-x86", "busybox-static"])
+    kernel = debian.kernel("amd64")
+    ramdisk = initrd(kernel, root / "bin/busybox")
+    image = next((kernel / "boot").glob("vmlinuz-*"))
+    parameters = f"{KERNEL_PARAMETERS} pinwarden.job={folder / 'job'} pinwarden.cgroup={cgroups}"
+    if cgroups is Cgroups.V2:
+        parameters += " cgroup_no_v1=all"
+    return [
+        *("env", "LD_LIBRARY_PATH=" + ":".join(str(root / part) for part in LIBRARIES), str(root / QEMU)),
+        *(word for part in FIRMWARE for word in ("-L", str(root / part))),
+        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-kernel", str(image), "-initrd", str(ramdisk), "-append", parameters),
+        "-virtfs",
+        "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+        *(word for name in ("console", "output", "status") for word in ("-serial", f"file:{folder / name}")),
+    ]
+
+
+def _job(argv: Sequence[str], environment: Mapping[str, str], directory: Path) -> str:
+    settings = shlex.join(f"{name}={value}" for name, value in environment.items())
+    return f"cd {shlex.quote(str(directory))} && exec env -i {settings} {shlex.join(argv)}\n"
+
+
+def _copy_new(source: Path, offset: int) -> int:
+    """Write what a file has grown by to standard output; return its new size in bytes."""
+    with source.open("rb") as output:
+        output.seek(offset)
+        data = output.read()
+    sys.stdout.write(data.decode(errors="replace"))
+    sys.stdout.flush()
+    return offset + len(data)
+
+
+def _boot(arguments: list[str], folder: Path, deadline: float) -> int | None:
+    """Boot once and return the command's exit status, or None when the guest died before it had one."""
+    for name in ("console", "output", "status"):
+        (folder / name).write_bytes(b"")
+    machine = Child("guest", arguments, folder / "qemu.log")
+    machine.start()
+    shown = 0
+    try:
+        while machine.running:
+            shown = _copy_new(folder / "output", shown)
+            if time.monotonic() > deadline:
+                raise ClusterError("the command in the guest did not end in time")
+            time.sleep(POLL_SECONDS)
+    finally:
+        machine.stop()
+        _copy_new(folder / "output", shown)
+    status = re.fullmatch(r"status (\d+)\s*", (folder / "status").read_text())
+    return int(status.group(1)) if status else None
+
+
+def run(
+    argv: Sequence[str], *, cgroups: Cgroups = Cgroups.V2, directory: Path | None = None, timeout: float = 600
+) -> int:
+    """Run a command in a new guest, pass its output on as it comes, and return its exit status.
+
+    ``timeout`` is in seconds and holds for all of it but the building of what is not in the cache yet. A guest that
+    dies without the command's end is booted again, at most twice, and each time it is said.
+
+    Raises ClusterError when the command does not end in time, when guests keep dying, or a piece cannot be built.
+    """
+    if os.geteuid() != 0:
+        raise ClusterError("a guest sees the host's files with the rights of its user: run it as root")
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    folder = Path(tempfile.mkdtemp(prefix="pinwarden-guest-"))
+    try:
+        (folder / "job").write_text(_job(argv, environment, directory or Path.cwd()))
+        arguments = _arguments(folder, cgroups)
+        deadline = time.monotonic() + timeout
+        for attempt in range(1, ATTEMPTS + 1):
+            status = _boot(arguments, folder, deadline)
+            if status is not None:
+                return status
+            progress(f"the guest died (attempt {attempt} of {ATTEMPTS})")
+        ends = "".join(
+            f"{name}:\n{(folder / name).read_text(errors='replace')[-2000:]}\n"
+            for name in ("qemu.log", "console")
+        )
+        raise ClusterError(f"the guest died {ATTEMPTS} times; the end of its logs:\n{ends}")
+    finally:
+        shutil.rmtree(folder)

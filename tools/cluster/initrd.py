@@ -1,0 +1,76 @@
+"""The guest's initial RAM disk: busybox, the kernel modules that reach the host's files, and ``guest/init``."""
+
+import gzip
+import lzma
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.cache import cached
+from cluster.errors import ClusterError
+
+INIT = Path(__file__).resolve().parent / "guest" / "init"
+MODULES = ("9pnet_virtio", "9p", "overlay")
+
+
+def _content(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def _dependencies(module: bytes) -> list[str]:
+    """Return what a module's own ``depends=`` record names (modinfo(8))."""
+    found = re.search(rb"\0depends=([^\0]+)\0", module)
+    return found.group(1).decode().split(",") if found else []
+
+
+def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+    """Return modules and all they depend on, uncompressed, in the order in which they must be loaded.
+
+    Raises ClusterError for a name that the tree does not hold.
+    """
+    paths = {path.name.split(".")[0].replace("-", "_"): path for path in tree.rglob("*.ko*")}
+    order: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in order:
+            return
+        if name not in paths:
+            raise ClusterError(f"the guest's kernel has no module {name}")
+        content = _content(paths[name])
+        for dependency in _dependencies(content):
+            add(dependency.replace("-", "_"))
+        order[name] = content
+
+    for name in wanted:
+        add(name)
+    return order
+
+
+def initrd(kernel: Path, busybox: Path) -> Path:
+    """Return the compressed archive for a kernel's folder and a static busybox."""
+
+    def build(folder: Path) -> None:
+        tree = folder / "tree"
+        for part in ("bin", "dev", "proc", "sys", "modules", "host", "memory", "root"):
+            (tree / part).mkdir(parents=True)
+        shutil.copy(busybox, tree / "bin/busybox")
+        (tree / "bin/sh").symlink_to("busybox")
+        shutil.copy(INIT, tree / "init")
+        (tree / "init").chmod(0o755)
+        for number, (name, content) in enumerate(load_order(kernel / "lib/modules", MODULES).items()):
+            (tree / f"modules/{number:02}-{name}.ko").write_bytes(content)
+        names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+        packed = subprocess.run(
+            [busybox, "cpio", "-o", "-H", "newc"],
+            cwd=tree,
+            input=names.encode(),
+            capture_output=True,
+            check=True,
+        )
+        (folder / "initrd.gz").write_bytes(gzip.compress(packed.stdout, 1, mtime=0))
+        shutil.rmtree(tree)
+
+    inputs = [INIT.read_bytes(), repr((kernel.name, busybox.parents[1].name, MODULES)).encode()]
+    return cached("initrd", inputs, build) / "initrd.gz"
