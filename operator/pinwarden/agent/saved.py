@@ -1,7 +1,7 @@
 """What each process had before the first deal, so that it can be given back, also by a later agent (H3).
 
-The kernel keeps no earlier limits. So before a process is first dealt, its limits are written down here, and the file is on disk before
-the process is touched; a crash in between leaves a line too many, never one too few. `Saved` also holds what was dealt last: a limit
+The kernel keeps no earlier limits. So a caller writes them down here before it touches a process for the first time: `save` returns when
+the file is on disk, and a crash in between leaves a line too many, never one too few. `Saved` also holds what was dealt last: a limit
 that differs from it was set by the program itself, and is what it shall have from then on.
 
 The file is one JSON object: a version, the boot id of the kernel, a digest over the processes, and the processes. It is replaced as a
