@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONPATH := operator:tools
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock crds docs lint test test-unit test-api controlplane clean
+.PHONY: help venv lock crds docs lint test test-unit test-api test-kernel controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -36,13 +36,16 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/mypy operator tools tests
 	$(BIN)/lint-imports
 
-test: lint test-unit test-api ## every test
+test: lint test-unit test-api test-kernel ## every test
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest tests/unit
 
 test-api: venv ## on a real API server
 	$(BIN)/pytest tests/api
+
+test-kernel: venv ## in a guest with a real kernel, as root with every capability
+	$(BIN)/python -m cluster guest -- $(BIN)/pytest -p no:cacheprovider tests/kernel
 
 controlplane: venv ## a real API server on loopback, until Ctrl-C
 	$(BIN)/python -m cluster controlplane

@@ -1,0 +1,168 @@
+"""The deal and the rlimit gate on a real kernel: processes that really lock memory, and are really refused.
+
+Runs inside the guest (`make test-kernel`), as root with every capability. The workers lock one page at a time until the kernel
+refuses, then say how much they hold and which error they got.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pinwarden.agent.deal import Constraint, Limits, Process, deal
+from pinwarden.agent.gates.rlimit import HeldBackReason, ProcessHandle, held_back, probe
+from pinwarden.agent.ledger.procfs import StatusReader
+from pinwarden.api.pinlimit import Contention
+
+PROC = Path("/proc")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 2**20
+GIVEN = 64 * MIB
+NOBODY = 65534
+WORKER = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+area = mmap.mmap(-1, 64 << 20)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+os.setuid(int(sys.argv[1]))
+held = 0
+for line in sys.stdin:
+    most = int(line)
+    error = 0
+    while held < most and not error:
+        if libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(mmap.PAGESIZE)):
+            error = ctypes.get_errno()
+        else:
+            held += mmap.PAGESIZE
+    print(held, error, flush=True)
+"""
+
+
+class Worker:
+    """A process that locks memory when told to."""
+
+    def __init__(self, stack: ExitStack, *, user: int) -> None:
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, str(user)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(self._process.kill)
+        self.reader = stack.enter_context(StatusReader(PROC, self._process.pid))
+        self.handle = stack.enter_context(ProcessHandle(self.reader))
+        self.lock(0)
+
+    def lock(self, most: int) -> tuple[int, int]:
+        """Lock page by page until `most` bytes are held or the kernel refuses: bytes held and errno."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(most, file=self._process.stdin, flush=True)
+        held, error = self._process.stdout.readline().split()
+        return int(held), int(error)
+
+    @property
+    def locked(self) -> int:
+        """VmLck in bytes."""
+        locked = self.reader.read().locked
+        assert locked is not None
+        return locked
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def hire(stack: ExitStack, count: int = 1, user: int = NOBODY) -> list[Worker]:
+    workers = [Worker(stack, user=user) for _ in range(count)]
+    for worker in workers:
+        worker.handle.set(Limits(GIVEN, GIVEN))
+    return workers
+
+
+def govern(workers: list[Worker], limit: int, contention: Contention = Contention.SHARE) -> None:
+    """One deal over the workers as one pod."""
+    pod = [Process(worker.reader.key, worker.locked, 0, GIVEN, GIVEN) for worker in workers]
+    constraint = Constraint(limit, frozenset(one.key for one in pod), contention)
+    for worker in workers:
+        worker.handle.set(deal(pod, [constraint], page_size=PAGE)[worker.reader.key])
+
+
+def test_the_gate_finds_that_it_can_work_here() -> None:
+    ability = probe()
+    assert ability.available, ability
+
+
+@pytest.mark.rule("P5", level="Converge")
+@pytest.mark.parametrize("limit", [8 * MIB, 8 * MIB + PAGE - 1, PAGE])
+def test_a_single_process_is_refused_exactly_at_the_limit(stack: ExitStack, limit: int) -> None:
+    workers = hire(stack)
+    govern(workers, limit)
+    assert workers[0].lock(2 * limit) == (limit - limit % PAGE, errno.ENOMEM)
+    assert workers[0].locked == limit - limit % PAGE, "a refused call leaves no charge"
+
+
+@pytest.mark.rule("P12", level="Converge")
+def test_a_raised_limit_lets_a_running_process_go_on(stack: ExitStack) -> None:
+    workers = hire(stack)
+    govern(workers, 4 * MIB)
+    assert workers[0].lock(32 * MIB) == (4 * MIB, errno.ENOMEM)
+    govern(workers, 6 * MIB)
+    assert workers[0].lock(32 * MIB) == (6 * MIB, errno.ENOMEM)
+
+
+@pytest.mark.rule("P11", level="Converge")
+def test_a_limit_below_use_evicts_nothing_and_lets_nothing_in(stack: ExitStack) -> None:
+    workers = hire(stack)
+    workers[0].lock(4 * MIB)
+    govern(workers, 2 * MIB)
+    assert workers[0].lock(32 * MIB) == (4 * MIB, errno.ENOMEM)
+    assert workers[0].locked == 4 * MIB
+
+
+@pytest.mark.rule("P1", "P13", level="Converge")
+@pytest.mark.parametrize("contention", Contention)
+def test_four_processes_dealt_again_after_each_taker_stay_within_their_sum(
+    stack: ExitStack, contention: Contention
+) -> None:
+    workers = hire(stack, 4)
+    for worker in workers * 2:
+        govern(workers, 8 * MIB, contention)
+        worker.lock(3 * MIB)
+        assert sum(each.locked for each in workers) <= 8 * MIB
+    if contention is Contention.SHARE:
+        assert sum(each.locked for each in workers) == 8 * MIB, "what fits is not refused"
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_with_reserve_takers_between_two_deals_cannot_pass_the_limit(stack: ExitStack) -> None:
+    workers = hire(stack, 4)
+    govern(workers, 8 * MIB, Contention.RESERVE)
+    assert [worker.lock(32 * MIB) for worker in workers] == [(2 * MIB, errno.ENOMEM)] * 4
+
+
+@pytest.mark.rule("P14", level="Converge")
+def test_what_a_process_had_is_given_back(stack: ExitStack) -> None:
+    workers = hire(stack)
+    govern(workers, PAGE)
+    workers[0].handle.set(Limits(GIVEN, GIVEN))
+    assert workers[0].handle.get() == (GIVEN, GIVEN)
+    assert workers[0].lock(4 * MIB) == (4 * MIB, 0)
+
+
+@pytest.mark.rule("H1", level="Observe")
+def test_a_process_with_cap_ipc_lock_passes_the_limit_and_that_is_said(stack: ExitStack) -> None:
+    workers = hire(stack, user=0)
+    govern(workers, MIB)
+    assert workers[0].lock(4 * MIB) == (4 * MIB, 0)
+    reason = held_back(workers[0].reader.read(), "         0          0 4294967295\n")
+    assert reason is HeldBackReason.CAP_IPC_LOCK
