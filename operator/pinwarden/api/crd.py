@@ -5,7 +5,7 @@ no `additionalProperties: false` (it prunes unknown fields by itself), no exclus
 between the two, and nothing else knows of either.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic.config import JsonDict
@@ -77,8 +77,11 @@ def render(kind: type[Resource]) -> str:
 
 def _field(kind: type[Resource], name: str) -> Schema:
     annotation = kind.model_fields[name].annotation
-    model = annotation if isinstance(annotation, type) else annotation.__args__[0]  # type: ignore[union-attr]  # X | None
-    assert issubclass(model, Model)  # noqa: S101 - a fact of the models above
+    (model,) = (
+        part
+        for part in (annotation, *get_args(annotation))
+        if isinstance(part, type) and issubclass(part, Model)
+    )
     schema = model.model_json_schema(by_alias=True, mode="validation")
     resolved: Schema = _resolve(schema, schema.get("$defs", {}))
     return resolved
@@ -108,8 +111,6 @@ def _structural(schema: Schema) -> Schema:
             case "properties":
                 result[key] = {name: _structural(part) for name, part in value.items()}
             case "items":
-                result[key] = _structural(value)
-            case "additionalProperties" if isinstance(value, dict):
                 result[key] = _structural(value)
             case "patternProperties":
                 ((pattern, values),) = value.items()
