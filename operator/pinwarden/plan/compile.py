@@ -86,13 +86,16 @@ def compile_node(
     A pod whose namespace is not known is matched as if the namespace had no labels but its name.
     """
     usable = [limit for limit in limits if refusal(limit) is None]
-    compiled: dict[str, NodeLimit] = {}
+    compiled: dict[tuple[str, int | None], NodeLimit] = {}
     listed: list[NodePod] = []
     for pod in pods:
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
         matching = [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
-        own = [node_limit(limit, reach(limit, matching)) for limit in matching]
-        compiled |= {limit.name: limit for limit in own}
+        keys = [(limit_name(limit), reach(limit, matching)) for limit in matching]
+        for key, limit in zip(keys, matching, strict=True):
+            if key not in compiled:
+                compiled[key] = node_limit(limit, key[1])
+        own = [compiled[key] for key in keys]
         by_container = any(limit.scope is Scope.CONTAINER for limit in own)
         containers = [PodContainer(name=name, id=pod.containers[name]) for name in sorted(pod.containers)]
         listed.append(
@@ -104,7 +107,7 @@ def compile_node(
         )
     return NodePinConfigSpec(
         unknown_pods=settings.unknown_pods,
-        limits=[compiled[name] for name in sorted(compiled)],
+        limits=sorted(compiled.values(), key=lambda limit: limit.name),
         pods=sorted(listed, key=lambda pod: pod.uid),
     )
 
