@@ -1,15 +1,23 @@
 """Fixtures for tests against a real kube-apiserver."""
 
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess, run
 
 import pytest
 
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
 
-Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
+Kubectl = Callable[..., CompletedProcess[str]]
+
+
+def run_kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> CompletedProcess[str]:
+    """Run kubectl with a kubeconfig; output is text and a failure is the caller's to judge."""
+    command = [str(binary("kubectl")), "--kubeconfig", str(kubeconfig), *arguments]
+    return run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -19,24 +27,28 @@ def control_plane() -> Iterator[ControlPlane]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def crds(control_plane: ControlPlane) -> None:
+    """The generated CRDs, applied as the README says."""
+    for arguments in (
+        ("apply", "--server-side", "-f", str(ROOT / "crds")),
+        ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")),
+    ):
+        done = run_kubectl(control_plane.kubeconfig, *arguments)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def kubectl(control_plane: ControlPlane) -> Kubectl:
     """Runs kubectl as admin: ``kubectl("get", "pods", stdin="", check=True)``; output is text."""
-    program = binary("kubectl")
 
-    def run(*arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [program, "--kubeconfig", control_plane.kubeconfig, *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def as_admin(*arguments: str, stdin: str = "", check: bool = True) -> CompletedProcess[str]:
+        done = run_kubectl(control_plane.kubeconfig, *arguments, stdin=stdin)
         if check:
             assert done.returncode == 0, done.stderr
         return done
 
-    return run
+    return as_admin
 
 
 @pytest.fixture

@@ -9,16 +9,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from subprocess import CompletedProcess, run
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from cluster.build import binary
 from cluster.controlplane import ControlPlane
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ROOT, run_kubectl
+
 SYSTEM = "pinwarden-system"
 AGENT = "pinwarden-agent"
 USER = f"system:serviceaccount:{SYSTEM}:{AGENT}"
@@ -51,30 +52,7 @@ class World:
 
 
 def client(kubeconfig: Path) -> Client:
-    """Return a kubectl of one kubeconfig; output is text and a failure is the caller's to judge."""
-
-    def kubectl(*arguments: str, stdin: str = "") -> CompletedProcess[str]:
-        command = [str(binary("kubectl")), "--kubeconfig", str(kubeconfig), *arguments]
-        return run(command, input=stdin, capture_output=True, text=True, check=False)
-
-    return kubectl
-
-
-def token_client(control_plane: ControlPlane, folder: Path, token: str) -> Client:
-    """Return a kubectl whose only credential is the token."""
-    path = folder / f"{uuid.uuid4().hex}.kubeconfig"
-    cluster = {"server": control_plane.url, "certificate-authority": str(control_plane.ca_file)}
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "test", "cluster": cluster}],
-        "users": [{"name": "agent", "user": {"token": token}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "agent"}}],
-        "current-context": "test",
-    }
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(config))
-    return client(path)
+    return partial(run_kubectl, kubeconfig)
 
 
 def done(result: CompletedProcess[str]) -> str:
@@ -123,11 +101,8 @@ def create(who: Client, body: dict[str, Any]) -> CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(control_plane: ControlPlane, crds: None) -> Iterator[World]:
     admin = client(control_plane.kubeconfig)
-    done(admin("apply", "--server-side", "-f", str(ROOT / "crds")))
-    crds = [f"crd/{path.stem}.pinwarden.io" for path in (ROOT / "crds").glob("*.yaml")]
-    done(admin("wait", "--for=condition=Established", "--timeout=30s", *crds))
     done(admin("apply", "--server-side", "-f", str(ROOT / "deploy" / "agent-access.yaml")))
 
     own, other = (f"agent-access-{uuid.uuid4().hex[:10]}" for _ in range(2))
@@ -148,9 +123,8 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     uid = done(admin("get", "pod", own, "-n", SYSTEM, "-o", "jsonpath={.metadata.uid}"))
     token = ["create", "token", AGENT, "-n", SYSTEM]
     bound = [f"--bound-object-name={own}", f"--bound-object-uid={uid}", "--bound-object-kind=Pod"]
-    folder = tmp_path_factory.mktemp("agent-access")
-    agent = token_client(control_plane, folder, done(admin(*token, *bound)).strip())
-    unbound = token_client(control_plane, folder, done(admin(*token)).strip())
+    agent = client(control_plane.kubeconfig_with(done(admin(*token, *bound)).strip()))
+    unbound = client(control_plane.kubeconfig_with(done(admin(*token)).strip()))
     world = World(own, other, admin, agent, unbound)
 
     eventually(lambda: patch_status(agent, own, "--dry-run=server"), lambda last: last.returncode == 0)

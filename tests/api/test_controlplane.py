@@ -6,7 +6,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,16 +19,7 @@ from cluster.controlplane import API_SERVER, ETCD, ControlPlane
 from cluster.errors import ClusterError
 from cluster.process import Child
 
-Kubectl = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run(kubeconfig: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [binary("kubectl"), "--kubeconfig", kubeconfig, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from .conftest import Kubectl, run_kubectl
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +42,12 @@ def test_namespace_takes_a_pod_without_service_accounts(kubectl: Kubectl, namesp
 
 def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(control_plane: ControlPlane) -> None:
     nobody = control_plane.kubeconfig_for("jane/doe", ["team:a", "team+b"])
-    who = json.loads(run(nobody, "auth", "whoami", "-o", "json").stdout)["status"]["userInfo"]
+    who = json.loads(run_kubectl(nobody, "auth", "whoami", "-o", "json").stdout)["status"]["userInfo"]
     assert who["username"] == "jane/doe"
     assert set(who["groups"]) == {"team:a", "team+b", "system:authenticated"}
-    assert "Forbidden" in run(nobody, "get", "nodes").stderr
+    assert "Forbidden" in run_kubectl(nobody, "get", "nodes").stderr
     master = control_plane.kubeconfig_for("root", ["system:masters"])
-    assert run(master, "get", "nodes").returncode == 0
+    assert run_kubectl(master, "get", "nodes").returncode == 0
 
 
 def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
@@ -70,14 +61,16 @@ def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
             stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}),
         )
     node = control_plane.kubeconfig_for("system:node:node-a", ["system:nodes"])
-    assert run(node, "annotate", "node", "node-a", "x=y").returncode == 0
-    assert "only its own Node object" in run(node, "annotate", "node", "node-b", "x=y").stderr
-    restricted = run(node, "label", "node", "node-a", "node-restriction.kubernetes.io/x=y")
+    assert run_kubectl(node, "annotate", "node", "node-a", "x=y").returncode == 0
+    assert "only its own Node object" in run_kubectl(node, "annotate", "node", "node-b", "x=y").stderr
+    restricted = run_kubectl(node, "label", "node", "node-a", "node-restriction.kubernetes.io/x=y")
     assert "is not allowed to modify labels" in restricted.stderr
 
 
 def test_client_without_the_authority_refuses_the_server(control_plane: ControlPlane) -> None:
-    done = run(Path(os.devnull), "--server", control_plane.url, "--token=none", "get", "--raw", "/readyz")
+    done = run_kubectl(
+        Path(os.devnull), "--server", control_plane.url, "--token=none", "get", "--raw", "/readyz"
+    )
     assert "certificate signed by unknown authority" in done.stderr
 
 
@@ -85,28 +78,28 @@ def test_two_at_once_do_not_share_anything(
     control_plane: ControlPlane, second: ControlPlane, kubectl: Kubectl, namespace: str
 ) -> None:
     assert control_plane.url != second.url
-    assert "NotFound" in run(second.kubeconfig, "get", "namespace", namespace).stderr
-    stranger = run(second.kubeconfig, "--server", control_plane.url, "get", "namespaces")
+    assert "NotFound" in run_kubectl(second.kubeconfig, "get", "namespace", namespace).stderr
+    stranger = run_kubectl(second.kubeconfig, "--server", control_plane.url, "get", "namespaces")
     assert "certificate signed by unknown authority" in stranger.stderr
 
 
 def test_controller_manager_finishes_the_deletion_of_a_namespace(second: ControlPlane) -> None:
-    assert run(second.kubeconfig, "create", "namespace", "gone").returncode == 0
-    done = run(second.kubeconfig, "delete", "namespace", "gone", "--timeout=60s")
+    assert run_kubectl(second.kubeconfig, "create", "namespace", "gone").returncode == 0
+    done = run_kubectl(second.kubeconfig, "delete", "namespace", "gone", "--timeout=60s")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("killed", [[API_SERVER], [ETCD], [ETCD, API_SERVER]])
 def test_killed_parts_come_back_with_the_same_data(second: ControlPlane, killed: list[str]) -> None:
     name = f"kept-{'-'.join(killed)}"
-    assert run(second.kubeconfig, "create", "configmap", name, "--from-literal=a=1").returncode == 0
-    before = json.loads(run(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout)
+    assert run_kubectl(second.kubeconfig, "create", "configmap", name, "--from-literal=a=1").returncode == 0
+    before = json.loads(run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout)
     for part in killed:
         second.kill(part)
-    assert run(second.kubeconfig, "get", "configmap", name, "--request-timeout=3s").returncode != 0
+    assert run_kubectl(second.kubeconfig, "get", "configmap", name, "--request-timeout=3s").returncode != 0
     for part in killed:
         second.start(part)
-    assert json.loads(run(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout) == before
+    assert json.loads(run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout) == before
 
 
 def test_unknown_or_running_part_is_refused(control_plane: ControlPlane) -> None:

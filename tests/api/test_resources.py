@@ -6,33 +6,17 @@ is an error and not lost in silence.
 
 import json
 from pathlib import Path
-from subprocess import run
 from typing import Any
 
 import pytest
 
-from cluster.build import binary
-from cluster.controlplane import ControlPlane
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 
-from .conftest import Kubectl
+from .conftest import ROOT, Kubectl
 
-CRDS = Path(__file__).parents[2] / "crds"
+pytestmark = pytest.mark.usefixtures("crds")
 EMPTY: dict[str, Any] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def crds(control_plane: ControlPlane) -> None:
-    """The generated CRDs, applied as the README says."""
-
-    config = ["--kubeconfig", str(control_plane.kubeconfig)]
-    run([binary("kubectl"), *config, "apply", "--server-side", "-f", CRDS], check=True, capture_output=True)
-    names = [f"crd/{path.stem}.pinwarden.io" for path in CRDS.glob("*.yaml")]
-    run(
-        [binary("kubectl"), *config, "wait", "--for=condition=Established", "--timeout=30s", *names],
-        check=True,
-    )
 
 
 def manifest(kind: str, namespace: str, spec: Any, name: str = "t") -> dict[str, Any]:
@@ -220,9 +204,7 @@ def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
     assert got.spec.to_wire() == NodePinConfig.model_validate_json(desired).spec.to_wire()
 
 
-@pytest.mark.parametrize(
-    "example", sorted((CRDS.parent / "examples").glob("*.yaml")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_accepted(kubectl: Kubectl, namespace: str, example: Path) -> None:
     assert (
         kubectl("create", "-n", namespace, "--dry-run=server", "-f", str(example)).stdout.count("created")

@@ -111,6 +111,10 @@ class ControlPlane:
             certificate.stem, {"client-certificate": str(certificate), "client-key": str(key)}
         )
 
+    def kubeconfig_with(self, token: str) -> Path:
+        """Return a kubeconfig whose only credential is a token that the API server gave."""
+        return self._write_kubeconfig(f"token-{secrets.token_hex(8)}", {"token": token})
+
     def _child(self, name: str) -> Child:
         if name not in self._children:
             raise ClusterError(f"this control plane has no {name}, only {', '.join(self._children)}")
