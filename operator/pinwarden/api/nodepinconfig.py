@@ -51,6 +51,12 @@ class NodeLimit(Model):
     containers: list[str] = Field(
         default_factory=list, description="With scope Container: their names; empty means each."
     )
+    cgroup_pattern: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1024,
+        description="Shell pattern of cgroup directories below the root, for hosts without Kubernetes: each that matches is a subject.",
+    )
     counting: Counting = Counting.EVERY_PIN
     sources: list[Source] = Field(
         default_factory=list, description="What is counted; empty means every source."

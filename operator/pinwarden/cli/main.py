@@ -1,14 +1,16 @@
-"""`pinwarden crds`: the subcommands and their arguments.
+"""`pinwarden`: one module of this package per subcommand, each with `add`, which declares its arguments and what runs it.
 
-Exit codes are those that kubectl users expect: 0 done, 1 failed, 2 wrong usage.
+Exit codes are those that kubectl users expect: 0 done, 1 failed, 2 wrong usage. A subcommand imports what it needs when it runs, so that
+the agent never carries the operator's libraries.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from pinwarden import __version__
+from pinwarden.cli import crds
+
+SUBCOMMANDS = (crds,)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,19 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pinwarden", description="Limits pinned memory per Kubernetes pod.")
     parser.add_argument("--version", action="version", version=f"pinwarden {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    crds = commands.add_parser("crds", help="print the CRDs, for kubectl apply --server-side -f -")
-    crds.add_argument("--output-dir", type=Path, metavar="DIR", help="write one file per CRD there instead")
+    for subcommand in SUBCOMMANDS:
+        subcommand.add(commands)
     options = parser.parse_args(arguments)
-    return _crds(options.output_dir)
-
-
-def _crds(output_dir: Path | None) -> int:
-    from pinwarden.api.crd import KINDS, render
-
-    if output_dir is None:
-        sys.stdout.write("---\n".join(render(kind) for kind in KINDS))
-        return 0
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        (output_dir / f"{kind.plural}.yaml").write_text(render(kind))
-    return 0
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
