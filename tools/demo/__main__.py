@@ -1,0 +1,82 @@
+"""The command line: ``python -m demo``; with KUBECONFIG set it uses that cluster, else it brings up the project's own.
+
+Nodes of a cluster of your own must have the image pinwarden.local/pinwarden:dev already (README.md).
+"""
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from cluster.build import binary
+from cluster.cluster import Cluster
+from cluster.errors import ClusterError
+from demo.claims import CLAIMS, NAMESPACE
+from demo.shell import ClaimError, Shell, say
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _install(shell: Shell) -> None:
+    shell.run("kubectl get nodes -o wide")
+    shell.run("kubectl apply --server-side -f crds/")
+    shell.run("kubectl wait --for=condition=Established --timeout=30s -f crds/")
+    shell.run("kubectl apply --server-side -f deploy/")
+    shell.run(f"kubectl create namespace {NAMESPACE}")
+    shell.run(f"kubectl -n {NAMESPACE} create configmap pinner --from-file=examples/demo/pinner.py")
+    shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/pods.yaml")
+    shell.run("kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=110s")
+    shell.run("kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=110s")
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=110s")
+
+
+def _walk(shell: Shell) -> dict[str, str]:
+    """Show every claim; return what is wrong with each that failed."""
+    failures: dict[str, str] = {}
+    for number, claim in enumerate(CLAIMS, start=1):
+        say(f"\n{number}. {claim.title}")
+        try:
+            claim.show(shell)
+        except ClaimError as error:
+            failures[claim.title] = str(error)
+            say(f"  FAILED: {error}")
+    return failures
+
+
+def _remove(shell: Shell) -> None:
+    say("\nTaking the demo's own objects away again; pinwarden stays.")
+    shell.run("kubectl delete clusterpinlimit demo-ceiling demo-grants --ignore-not-found")
+    shell.run(f"kubectl delete namespace {NAMESPACE} --wait=false")
+
+
+def main() -> int:
+    """Run the demo; return 0 when every claim was seen."""
+    began = time.monotonic()
+    environment = {"PATH": f"{binary('kubectl').parent}:{os.environ['PATH']}"}
+    with ExitStack() as stack:
+        own = not os.environ.get("KUBECONFIG")
+        if own:
+            say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
+            cluster = stack.enter_context(Cluster(nodes=1))
+            environment["KUBECONFIG"] = str(cluster.kubeconfig)
+        shell = Shell(ROOT, environment)
+        say("\nInstalling pinwarden, and pods that will lock memory\n")
+        _install(shell)
+        failures = _walk(shell)
+        if not own:
+            _remove(shell)
+    say("\nSummary")
+    for claim in CLAIMS:
+        reason = failures.get(claim.title)
+        say(f"  {'shown ' if reason is None else 'FAILED'}  {claim.title}{f': {reason}' if reason else ''}")
+    say(f"{len(CLAIMS) - len(failures)} of {len(CLAIMS)} claims shown in {time.monotonic() - began:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ClusterError, ClaimError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,263 @@
+"""What pinwarden claims at the level of the rlimit gate, and how each claim is seen.
+
+A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
+`examples/demo/pinner.py`, which locks page by page until the kernel refuses. They are there before any limit is.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from demo.shell import ClaimError, Shell, say
+
+NAMESPACE = "pinwarden-demo"
+MIB = 2**20
+REFUSED = "Cannot allocate memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A title with the rules that it shows, and the function that shows it."""
+
+    title: str
+    show: Callable[[Shell], None]
+
+
+def _apply(shell: Shell, name: str) -> None:
+    shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/{name}.yaml")
+
+
+def _set_limit(shell: Shell, name: str, amount: str) -> None:
+    patch = json.dumps({"spec": {"limit": amount}})
+    shell.run(f"kubectl -n {NAMESPACE} patch pinlimit {name} --type=merge -p '{patch}'")
+
+
+def _holds(shell: Shell, pod: str, amount: int, then: str) -> None:
+    """The pod's own words: it holds `amount` bytes, and `then` happened."""
+
+    def wanted(log: str) -> bool:
+        found = re.search(r"holds (\d+) bytes; (.*)", log)
+        return bool(found) and int(found[1]) == amount and then in found[2]
+
+    shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted)
+
+
+def _status(
+    shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str
+) -> dict[str, Any]:
+    """Wait until the status is as wanted, then show those of its `fields` (JSONPath) that tell the story."""
+    base = f"kubectl -n {NAMESPACE} get {resource} -o"
+    found: dict[str, Any] = {}
+
+    def check(text: str) -> bool:
+        whole = json.loads(text)
+        found.update(whole.get("status", {}))
+        current = found.get("observedGeneration") == whole["metadata"]["generation"]
+        return current and wanted(found)
+
+    try:
+        shell.wait(f"{base} json", check)
+    finally:
+        shell.run(f"{base} jsonpath='{fields}'")
+    return found
+
+
+def _condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
+    for condition in status.get("conditions", []):
+        if condition["type"] == kind:
+            return condition["status"], condition["reason"]
+    return "", ""
+
+
+def _conditions(*kinds: str) -> str:
+    """JSONPath that prints a line for each of these conditions."""
+    return "".join(
+        f'{{range .status.conditions[?(@.type=="{kind}")]}}{{.type}}={{.status}} {{.reason}}: {{.message}}{{"\\n"}}{{end}}'
+        for kind in kinds
+    )
+
+
+def refused_at_the_limit(shell: Shell) -> None:
+    """P5: one process is refused with ENOMEM at exactly the limit."""
+    _apply(shell, "one")
+    _holds(shell, "one", 4 * MIB, REFUSED)
+    _status(
+        shell,
+        "pinlimit/one",
+        lambda status: (
+            status.get("pinnedBytes") == 4 * MIB
+            and _condition(status, "Enforced")[0] == "True"
+            and _condition(status, "WithinLimit")[0] == "True"
+        ),
+        _conditions("Applied", "Enforced", "WithinLimit"),
+    )
+    shell.run(f"kubectl -n {NAMESPACE} get pinlimit one")
+
+
+def raised_live(shell: Shell) -> None:
+    """P12: a raised limit reaches the running process."""
+    _set_limit(shell, "one", "6Mi")
+    _holds(shell, "one", 6 * MIB, REFUSED)
+
+
+def lowered_below_use(shell: Shell) -> None:
+    """P11: a limit below use evicts nothing, and the excess is reported."""
+    _set_limit(shell, "one", "2Mi")
+    _status(
+        shell,
+        "pinlimit/one",
+        lambda status: (
+            status.get("pinnedBytes") == 6 * MIB
+            and _condition(status, "WithinLimit")[0] == "False"
+            and _condition(status, "Applied")[0] == "True"
+        ),
+        _conditions("WithinLimit"),
+    )
+    _holds(shell, "one", 6 * MIB, REFUSED)
+
+
+def given_back(shell: Shell) -> None:
+    """P14, H3: enforcement ends by an explicit act, and the process gets back what the runtime gave it."""
+    shell.run(f"kubectl -n {NAMESPACE} delete pinlimit one")
+    _holds(shell, "one", 8 * MIB, "all it wanted")
+
+
+def _total(shell: Shell, pod: str) -> int:
+    """What all processes of a pod have locked, as the kernel shows it inside the pod, in bytes."""
+    text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- sh -c 'grep -h VmLck /proc/[0-9]*/status'")
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines())
+
+
+def _settled(shell: Shell, pod: str) -> None:
+    """Wait until each of the pod's four processes said that it is refused."""
+
+    def wanted(log: str) -> bool:
+        return len(set(re.findall(rf"process (\d+): holds .*{REFUSED}", log))) == 4
+
+    shell.until(f"kubectl -n {NAMESPACE} logs {pod}", wanted)
+
+
+def four_processes_race(shell: Shell) -> None:
+    """P1, H2: the limit holds for the sum; what a race takes beyond it is measured and reported."""
+    _apply(shell, "race")
+    _settled(shell, "race")
+    total = _total(shell, "race")
+    excess = max(0, total - 4 * MIB)
+    say(f"  -> together {total} bytes; alone, four processes under an 8 MiB rlimit could hold {32 * MIB}")
+    status = _status(
+        shell,
+        "pinlimit/race",
+        lambda status: (
+            status.get("pinnedBytes") == total
+            and status.get("overshoot", {}).get("peakBytes", 0) >= excess
+            and (_condition(status, "WithinLimit")[0] == "True") == (excess == 0)
+        ),
+        _conditions("Enforced", "WithinLimit") + "overshoot: {.status.overshoot}",
+    )
+    if total > 16 * MIB:
+        raise ClaimError(f"the race took {total} bytes: more than four times the limit is no convergence")
+    if excess:
+        seconds = status["overshoot"]["seconds"]
+        say(f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far")
+    else:
+        say("  -> no overshoot this time; at this level (Converge) a race can have one")
+
+
+def four_processes_reserve(shell: Shell) -> None:
+    """P1: with Reserve the allowances never sum past the limit."""
+    _apply(shell, "reserve")
+    _settled(shell, "reserve")
+    total = _total(shell, "reserve")
+    say(f"  -> together {total} bytes, never more than {4 * MIB}")
+    if not 0 < total <= 4 * MIB:
+        raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
+
+
+def audit_touches_nothing(shell: Shell) -> None:
+    """P13: audit evaluates beside the rest and touches nothing."""
+    _apply(shell, "audited")
+    _status(
+        shell,
+        "pinlimit/audited",
+        lambda status: (
+            status.get("pinnedBytes") == 6 * MIB
+            and _condition(status, "Enforced") == ("False", "Audit")
+            and _condition(status, "WithinLimit")[0] == "False"
+        ),
+        _conditions("Enforced", "WithinLimit"),
+    )
+    limits = shell.run(
+        f"kubectl -n {NAMESPACE} exec audited -- grep 'Max locked memory' /proc/1/limits"
+    ).split()
+    if limits[3:5] != [str(8 * MIB)] * 2:
+        raise ClaimError(f"the process's limits are {limits[3:5]}, not what the runtime gave it")
+
+
+def a_ceiling_holds(shell: Shell) -> None:
+    """P13: the namespace's 6 MiB and the administrator's 3 MiB both hold."""
+    _apply(shell, "capped")
+    _holds(shell, "capped", 3 * MIB, REFUSED)
+    shell.run("kubectl get clusterpinlimit demo-ceiling")
+
+
+def grants(shell: Shell) -> None:
+    """P14: a grant gives as far as the administrator allows, and says where it stops."""
+    _apply(shell, "grants")
+    _holds(shell, "granted", 12 * MIB, REFUSED)
+    _status(
+        shell,
+        "pinlimit/granted",
+        lambda status: _condition(status, "Granted")[0] == "True",
+        _conditions("Granted"),
+    )
+    _holds(shell, "beyond", 16 * MIB, REFUSED)
+    _status(
+        shell,
+        "pinlimit/beyond",
+        lambda status: _condition(status, "Granted")[0] == "False",
+        _conditions("Granted"),
+    )
+
+
+def a_capability_is_said(shell: Shell) -> None:
+    """H1: a pod that the kernel lets past the limit is not called enforced."""
+    _apply(shell, "capable")
+    _holds(shell, "capable", 10 * MIB, "all it wanted")
+    _status(
+        shell,
+        "pinlimit/capable",
+        lambda status: (
+            status.get("pinnedBytes") == 10 * MIB
+            and _condition(status, "Enforced")[0] == "False"
+            and any(
+                pod.get("level") == "Observe" and pod.get("reason") == "CapIPCLock"
+                for pod in status.get("topPods", [])
+            )
+        ),
+        _conditions("Enforced", "WithinLimit"),
+    )
+
+
+def the_node_says_the_same(shell: Shell) -> None:
+    """H1, H2: the agent on the node, asked directly, tells the same story."""
+    text = shell.run("kubectl -n pinwarden-system exec ds/pinwarden-agent -- pinwarden status")
+    for wanted in ("Converge", "Observe", "CapIPCLock"):
+        if wanted not in text:
+            raise ClaimError(f"the agent's own account does not say {wanted}")
+
+
+CLAIMS = (
+    Claim("One process is refused with ENOMEM exactly at the limit (P5)", refused_at_the_limit),
+    Claim("A raised limit lets the running process go on (P12)", raised_live),
+    Claim("A limit lowered below use evicts nothing and reports the excess (P11)", lowered_below_use),
+    Claim("A deleted limit gives back what the runtime gave (P14)", given_back),
+    Claim("Four racing processes share one limit; the overshoot is reported (P1, H2)", four_processes_race),
+    Claim("Four racing processes under Reserve never pass the limit (P1)", four_processes_reserve),
+    Claim("Audit evaluates and touches nothing (P13)", audit_touches_nothing),
+    Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
+    Claim("A grant gives as far as maxGrant allows, and no further (P14)", grants),
+    Claim("A pod with CAP_IPC_LOCK is not called enforced (H1)", a_capability_is_said),
+    Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),
+)
