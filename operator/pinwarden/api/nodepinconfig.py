@@ -168,6 +168,14 @@ class SourceLevel(Model):
     message: str = ""
 
 
+class ContainerReport(Model):
+    """A container of a governed pod; amounts in bytes, sampled (H2)."""
+
+    name: str = Field(max_length=63)
+    pinned: int = Field(ge=0, description="What it has locked and pinned together (VmLck + VmPin).")
+    peak: int = Field(ge=0, description="The most that was seen: a lower bound.")
+
+
 class PodReport(Model):
     """A governed pod whose cgroup exists; amounts in bytes, sampled (H2)."""
 
@@ -179,6 +187,11 @@ class PodReport(Model):
     level: Level
     reason: str = ""
     message: str = ""
+    containers: list[ContainerReport] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Listed where a limit of scope Container holds for the pod: the running ones that it governs.",
+    )
 
 
 class OvershootReport(Model):
