@@ -30,7 +30,7 @@ def ceiling(name: str, limit: str = "1Gi", **spec: Any) -> ClusterPinLimit:
 
 
 def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
-    return Pod(namespace, f"pod-{uid}", uid, labels, {"main": "id-" + uid, "side": None})
+    return Pod(namespace, f"pod-{uid}", uid, uid, NODE.name, labels, {"main": "id-" + uid, "side": None})
 
 
 def held(

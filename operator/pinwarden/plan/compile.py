@@ -81,16 +81,24 @@ def compile_node(
     limits: Sequence[Limit],
     settings: Settings,
 ) -> NodePinConfigSpec:
-    """The spec of `node`'s NodePinConfig; the same for the same input in any order.
+    """The spec of `node`'s NodePinConfig, from its pods; the same for the same input in any order.
 
-    A pod whose namespace is not known is matched as if the namespace had no labels but its name.
+    A pod whose namespace is not known is matched as if the namespace had no labels but its name. A terminal pod is left out.
     """
     usable = [limit for limit in limits if refusal(limit) is None]
+
+    def matching(pod: Pod) -> list[Limit]:
+        namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
+        return [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
+
+    return assemble(((pod, matching(pod)) for pod in pods if not pod.terminal), settings)
+
+
+def assemble(matched: Iterable[tuple[Pod, Sequence[Limit]]], settings: Settings) -> NodePinConfigSpec:
+    """The spec of a node whose pods are matched already: each with the limits that hold for it."""
     compiled: dict[tuple[str, int | None], NodeLimit] = {}
     listed: list[NodePod] = []
-    for pod in pods:
-        namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
-        matching = [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
+    for pod, matching in matched:
         keys = [(limit_name(limit), reach(limit, matching)) for limit in matching]
         for key, limit in zip(keys, matching, strict=True):
             if key not in compiled:

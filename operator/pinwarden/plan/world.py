@@ -1,7 +1,13 @@
-"""What the rules read of the cluster: a few fields each, so that 150,000 pods fit in memory."""
+"""What the rules read of the cluster: a few fields each, so that 150,000 pods fit in memory.
+
+Most pods are copies of each other, so `Pod.of` shares what copies have in common: label maps, container names, names of namespaces and
+nodes. Sharing is by a bounded cache of recently seen values: nothing leaks when label values never come back (Jobs), and two equal maps
+that were not shared are still equal.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 NAME_LABEL = "kubernetes.io/metadata.name"
 
@@ -26,12 +32,57 @@ class Node:
 class Pod:
     """A pod bound to a node.
 
-    `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod. `containers` maps each
-    container's name to its id, None until the kubelet reported one.
+    `uid` is the API object's; `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod.
+    `containers` maps each container's name to its id, None until the kubelet reported one. `node` is empty until the pod is bound.
+    `terminal` says that its phase is Succeeded or Failed: all its containers have ended for good, and the rules see it as gone.
+    Whether any container ever started is what the ids say (`started`). Callers change none of the maps.
     """
 
     namespace: str
     name: str
+    uid: str
     cgroup_uid: str
+    node: str
     labels: Mapping[str, str] = field(default_factory=dict)
     containers: Mapping[str, str | None] = field(default_factory=dict)
+    terminal: bool = False
+
+    @property
+    def started(self) -> bool:
+        """Whether the kubelet reported the id of a container, which it does once one was created."""
+        return any(self.containers.values())
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        namespace: str,
+        name: str,
+        uid: str,
+        cgroup_uid: str,
+        node: str,
+        labels: Mapping[str, str],
+        containers: Mapping[str, str | None],
+        terminal: bool,
+    ) -> "Pod":
+        """A pod that shares with its like what they have in common; equal to one made without sharing."""
+        return cls(
+            namespace=_string(namespace),
+            name=name,
+            uid=uid,
+            cgroup_uid=uid if cgroup_uid == uid else cgroup_uid,
+            node=_string(node),
+            labels=_labels(tuple(sorted(labels.items()))),
+            containers={_string(key): value for key, value in containers.items()},
+            terminal=terminal,
+        )
+
+
+@lru_cache(maxsize=65536)
+def _string(value: str) -> str:
+    return value
+
+
+@lru_cache(maxsize=32768)
+def _labels(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return {_string(key): _string(value) for key, value in items}

@@ -1,0 +1,316 @@
+"""The cluster as the controller knows it, indexed so that an event costs what it touches and not what there is.
+
+The controller feeds every object that it sees into a `World` and gets back what could differ now: names of nodes whose compiled spec, and
+names of limits whose status, must be looked at again. Every answer follows from the objects that are in, not from the order in which they
+came: `spec_for` gives what `compile_node` would give from scratch.
+
+Pods are grouped by the combination of limits that holds for them. A cluster of 150,000 pods has few combinations, so that a pod costs one
+place in one group however many limits hold for it, and what depends on the combination alone is worked out once for it.
+
+A pod that is terminal or not bound to a node is seen as gone. A pod may come before its node or namespace: until these are known it is
+matched as if they had no labels (a namespace: none but its name), and matched again when they come.
+"""
+
+from collections.abc import Iterable, Iterator, KeysView, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import PinLimit, Scope
+from pinwarden.plan.compile import Limit, Refusal, Settings, assemble, limit_name, matches, refusal
+from pinwarden.plan.imply import overriding
+from pinwarden.plan.world import Namespace, Node, Pod
+
+_T = TypeVar("_T")
+
+Combination = tuple[str, ...]
+"""Names of the limits that hold together for a pod, sorted."""
+
+
+class Dirty(NamedTuple):
+    """What to look at again: known nodes whose spec could differ, and limits (`limit_name`) whose status could."""
+
+    nodes: frozenset[str] = frozenset()
+    limits: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Dirty") -> "Dirty":
+        """Both together."""
+        return Dirty(self.nodes | other.nodes, self.limits | other.limits)
+
+
+CLEAN = Dirty()
+
+
+@dataclass(slots=True)
+class _Entry:
+    pod: Pod
+    matching: Combination
+
+
+class World:
+    """Pods, nodes, namespaces and limits; each `put_*` and `remove_*` tells what it made dirty.
+
+    Putting an object that changes nothing, and removing one that is not there, dirties nothing. Nothing here does I/O or blocks; it is
+    for one thread (the event loop). Pods are known by the API object's UID, limits by `limit_name`.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._nodes: dict[str, Node] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._limits: dict[str, Limit] = {}
+        self._refused: dict[str, Refusal] = {}
+        self._usable: dict[str | None, dict[str, Limit]] = {}
+        self._pods: dict[str, _Entry] = {}
+        self._by_node: dict[str, set[str]] = {}
+        self._by_namespace: dict[str, set[str]] = {}
+        self._groups: dict[Combination, set[str]] = {}
+        self._combinations: dict[str, set[Combination]] = {}
+
+    # -- what the controller feeds ---------------------------------------------------------------------------------
+
+    def put_pod(self, pod: Pod) -> Dirty:
+        """Take a pod as it is now: new, changed, or unchanged."""
+        if pod.terminal or not pod.node:
+            return self.remove_pod(pod.uid)
+        old = self._pods.get(pod.uid)
+        if old is not None and old.pod == pod:
+            return CLEAN
+        if old is not None and (old.pod.node, old.pod.namespace) != (pod.node, pod.namespace):
+            return self.remove_pod(pod.uid) | self.put_pod(pod)
+        new = _Entry(pod, self._match(pod))
+        self._pods[pod.uid] = new
+        if old is None:
+            self._by_node.setdefault(pod.node, set()).add(pod.uid)
+            self._by_namespace.setdefault(pod.namespace, set()).add(pod.uid)
+            self._join(new)
+            return self._dirty([pod.node], new.matching)
+        self._regroup(new, old.matching)
+        limits = {*old.matching, *new.matching} if self._differs(old, new) else ()
+        changed = self._contribution(old) != self._contribution(new)
+        return self._dirty([pod.node] if changed else [], limits)
+
+    def remove_pod(self, uid: str) -> Dirty:
+        """Forget the pod with this API UID."""
+        entry = self._pods.pop(uid, None)
+        if entry is None:
+            return CLEAN
+        _discard(self._by_node, entry.pod.node, uid)
+        _discard(self._by_namespace, entry.pod.namespace, uid)
+        self._leave(entry)
+        return self._dirty([entry.pod.node], entry.matching)
+
+    def put_node(self, node: Node) -> Dirty:
+        """Take a node as it is now; only its name and labels matter."""
+        old = self._nodes.get(node.name)
+        if old == node:
+            return CLEAN
+        self._nodes[node.name] = node
+        if old is None:
+            dirty = self._dirty([node.name], self.limits_on(node.name))
+            return dirty | self._rematch(self._by_node.get(node.name, ()))
+        return self._rematch(self._by_node.get(node.name, ()))
+
+    def remove_node(self, name: str) -> Dirty:
+        """Forget a node; what the garbage collector has not taken yet of its pods stays, bound to an unknown node."""
+        if self._nodes.pop(name, None) is None:
+            return CLEAN
+        return self._dirty([], self.limits_on(name)) | self._rematch(self._by_node.get(name, ()))
+
+    def put_namespace(self, namespace: Namespace) -> Dirty:
+        """Take a namespace as it is now; only its name and labels matter."""
+        if self._namespaces.get(namespace.name) == namespace:
+            return CLEAN
+        self._namespaces[namespace.name] = namespace
+        return self._rematch(self._by_namespace.get(namespace.name, ()))
+
+    def remove_namespace(self, name: str) -> Dirty:
+        """Forget a namespace."""
+        if self._namespaces.pop(name, None) is None:
+            return CLEAN
+        return self._rematch(self._by_namespace.get(name, ()))
+
+    def put_limit(self, limit: Limit) -> Dirty:
+        """Take a limit as it is now; an event that changes neither its spec nor its UID dirties nothing.
+
+        A limit that is refused (`refusal`) holds for no pod, whatever it held for before.
+        """
+        name = limit_name(limit)
+        old = self._limits.get(name)
+        self._limits[name] = limit
+        if old is not None and (old.spec, old.metadata.uid) == (limit.spec, limit.metadata.uid):
+            return CLEAN
+        before = self._concerned(name)
+        refused = refusal(limit)
+        place = self._usable.setdefault(_namespace_of(limit), {})
+        if refused is None:
+            self._refused.pop(name, None)
+            place[name] = limit
+        else:
+            self._refused[name] = refused
+            place.pop(name, None)
+        self._rematch(self._candidates(limit))
+        return self._dirty([], [name]) | before | self._concerned(name)
+
+    def remove_limit(self, name: str) -> Dirty:
+        """Forget a limit; its own name is in the answer, so that what the caller keeps of it can go too."""
+        limit = self._limits.pop(name, None)
+        if limit is None:
+            return CLEAN
+        before = self._concerned(name)
+        self._refused.pop(name, None)
+        self._usable.get(_namespace_of(limit), {}).pop(name, None)
+        self._rematch([uid for pods in self._groups_with(name) for uid in pods])
+        return self._dirty([], [name]) | before
+
+    # -- what the controller asks ----------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> KeysView[str]:
+        """Names of the known nodes."""
+        return self._nodes.keys()
+
+    @property
+    def limits(self) -> KeysView[str]:
+        """Names of the limits, refused ones too."""
+        return self._limits.keys()
+
+    def limit(self, name: str) -> Limit:
+        """The limit of this name, as last put.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._limits[name]
+
+    def refusal(self, name: str) -> Refusal | None:
+        """Why the limit is not acted on, None when it is; worked out once when the limit came."""
+        return self._refused.get(name)
+
+    def spec_for(self, node: str) -> NodePinConfigSpec:
+        """What the node shall hold now; equal to what `compile_node` gives for everything that is in.
+
+        Raises:
+            KeyError: the node is not known.
+        """
+        _ = self._nodes[node]
+        entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
+        return assemble(((entry.pod, self._limits_of(entry.matching)) for entry in entries), self._settings)
+
+    def pods_on(self, node: str) -> Sequence[Pod]:
+        """The pods bound to the node, in no particular order."""
+        return [self._pods[uid].pod for uid in self._by_node.get(node, ())]
+
+    def limits_on(self, node: str) -> frozenset[str]:
+        """The limits that hold for a pod of this node: whose status may change when the node's agent reports."""
+        combinations = {self._pods[uid].matching for uid in self._by_node.get(node, ())}
+        return frozenset(name for combination in combinations for name in combination)
+
+    def pods_of(self, name: str) -> Sequence[Pod]:
+        """The pods that the limit holds for, in no particular order; none for one that is refused or not known."""
+        return [self._pods[uid].pod for group in self._groups_with(name) for uid in group]
+
+    def overriding(self, name: str) -> frozenset[str]:
+        """The limits that together imply this one for every pod that it holds for, empty where it adds something (P13)."""
+        limit = self._limits.get(name)
+        if limit is None:
+            return frozenset()
+        return overriding(
+            limit, [self._limits_of(combination) for combination in self._combinations.get(name, ())]
+        )
+
+    # -- matching and grouping -------------------------------------------------------------------------------------
+
+    def _match(self, pod: Pod) -> Combination:
+        namespace = self._namespaces.get(pod.namespace) or Namespace(pod.namespace)
+        node = self._nodes.get(pod.node) or Node(pod.node)
+        usable = (self._usable.get(pod.namespace, {}), self._usable.get(None, {}))
+        found = (
+            name
+            for limits in usable
+            for name, limit in limits.items()
+            if matches(limit, pod, namespace, node, self._settings)
+        )
+        return tuple(sorted(found))
+
+    def _candidates(self, limit: Limit) -> list[str]:
+        if isinstance(limit, PinLimit):
+            return list(self._by_namespace.get(limit.metadata.namespace or "", ()))
+        return list(self._pods)
+
+    def _rematch(self, uids: Iterable[str]) -> Dirty:
+        nodes: set[str] = set()
+        limits: set[str] = set()
+        for uid in uids:
+            entry = self._pods[uid]
+            old, new = entry.matching, self._match(entry.pod)
+            if new != old:
+                entry.matching = new
+                self._regroup(entry, old)
+                nodes.add(entry.pod.node)
+                limits.update(old, new)
+        return self._dirty(nodes, limits)
+
+    def _regroup(self, entry: _Entry, old: Combination) -> None:
+        if entry.matching != old:
+            self._leave(_Entry(entry.pod, old))
+            self._join(entry)
+
+    def _join(self, entry: _Entry) -> None:
+        group = self._groups.get(entry.matching)
+        if group is None:
+            group = self._groups[entry.matching] = set()
+            for name in entry.matching:
+                self._combinations.setdefault(name, set()).add(entry.matching)
+        group.add(entry.pod.uid)
+
+    def _leave(self, entry: _Entry) -> None:
+        group = self._groups[entry.matching]
+        group.discard(entry.pod.uid)
+        if not group:
+            del self._groups[entry.matching]
+            for name in entry.matching:
+                _discard(self._combinations, name, entry.matching)
+
+    def _groups_with(self, name: str) -> Iterator[set[str]]:
+        return (self._groups[combination] for combination in self._combinations.get(name, ()))
+
+    def _limits_of(self, combination: Combination) -> list[Limit]:
+        return [self._limits[name] for name in combination]
+
+    # -- what differs ----------------------------------------------------------------------------------------------
+
+    def _contribution(self, entry: _Entry) -> tuple[object, ...]:
+        """What of a pod stands in its node's spec."""
+        by_container = any(self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching)
+        return entry.pod.cgroup_uid, entry.matching, entry.pod.containers if by_container else None
+
+    @staticmethod
+    def _differs(old: _Entry, new: _Entry) -> bool:
+        """Whether a limit's status could tell the two apart; labels matter only through what matches."""
+        return (old.matching, old.pod.name, old.pod.cgroup_uid, old.pod.containers) != (
+            new.matching,
+            new.pod.name,
+            new.pod.cgroup_uid,
+            new.pod.containers,
+        )
+
+    def _concerned(self, name: str) -> Dirty:
+        """The nodes with a pod that the limit holds for, and the limits that share one with it."""
+        nodes = {self._pods[uid].pod.node for group in self._groups_with(name) for uid in group}
+        return self._dirty(nodes, (other for names in self._combinations.get(name, ()) for other in names))
+
+    def _dirty(self, nodes: Iterable[str], limits: Iterable[str]) -> Dirty:
+        return Dirty(frozenset(node for node in nodes if node in self._nodes), frozenset(limits))
+
+
+def _namespace_of(limit: Limit) -> str | None:
+    return limit.metadata.namespace if isinstance(limit, PinLimit) else None
+
+
+def _discard(sets: dict[str, set[_T]], key: str, value: _T) -> None:
+    """Take `value` out of the set at `key`, and the set away with its last value."""
+    members = sets[key]
+    members.discard(value)
+    if not members:
+        del sets[key]
