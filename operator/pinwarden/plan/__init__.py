@@ -3,4 +3,8 @@
 - `selectors`: which objects a label selector selects.
 - `world`: the few fields of pods, nodes and namespaces that the rules read.
 - `compile`: limits and pods in, the spec of one node's NodePinConfig out.
+- `imply`: which limit says nothing new beside another one.
+- `index`: all of the cluster, indexed so that an event costs what it touches.
+- `report`: what a node was asked, took and reported; `summarize`: one limit on one node; `conditions`, `recommend`: what follows;
+  `aggregate`: the status of one limit from all of it.
 """

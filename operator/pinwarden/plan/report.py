@@ -1,0 +1,129 @@
+"""What is known of one node: what it is asked to hold, what its agent took, and what it last reported.
+
+A `NodeView` is small and immutable, and all limits share it: the controller keeps one per node, gives it each change, and forgets the
+NodePinConfig that the change came with.
+
+A pod is held to a limit only where the agent took a spec that says so. So the view remembers, for each pod, which limits the last spec
+that the agent said it had taken (`status.observedGeneration` equal to `metadata.generation`) asked for. A spec that is on its way takes
+nothing back from that, and gives nothing in advance (H1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from pinwarden.api.nodepinconfig import (
+    NodePinConfig,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    OvershootReport,
+    PodReport,
+    SourceLevel,
+    UnsupportedReport,
+)
+from pinwarden.api.pinlimit import Level
+
+
+class Asked(NamedTuple):
+    """A limit as a node is asked to hold it: UID of the resource, hash of the constraint, and bytes granted (P14)."""
+
+    uid: str
+    hash: str
+    grant: int | None
+
+
+class ContainerUse(NamedTuple):
+    """What a container was last seen to pin, and the most that was seen, in bytes."""
+
+    pinned: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a pod was last seen to pin, the most that was seen (both in bytes), and how it is held."""
+
+    pinned: int
+    peak: int
+    level: Level
+    reason: str
+    message: str
+    containers: Mapping[str, ContainerUse]
+
+
+Asks = Mapping[str, tuple[Asked, ...]]
+"""By the UID that a pod's cgroup bears: the limits that hold for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as the aggregation reads it. `silent` until the agent is known to be alive; `reported` once it wrote a status."""
+
+    name: str
+    asked: Asks = field(default_factory=dict)
+    taken: Asks = field(default_factory=dict)
+    applied: frozenset[tuple[str, str]] = frozenset()
+    unsupported: Mapping[str, UnsupportedReport] = field(default_factory=dict)
+    sources: tuple[SourceLevel, ...] = ()
+    pods: Mapping[str, Use] = field(default_factory=dict)
+    overshoots: tuple[OvershootReport, ...] = ()
+    truncated: bool = False
+    reported: bool = False
+    silent: bool = True
+
+    def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
+        """The view after the operator compiled `spec` for the node, written or not."""
+        return replace(self, asked=_asks(spec))
+
+    def with_object(self, config: NodePinConfig) -> "NodeView":
+        """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
+        status = config.status or NodePinConfigStatus()
+        taken = self.taken
+        if (
+            status.observed_generation is not None
+            and status.observed_generation == config.metadata.generation
+        ):
+            taken = _asks(config.spec)
+        return replace(
+            self,
+            taken=taken,
+            applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
+            unsupported={limit.uid: limit for limit in status.unsupported_limits},
+            sources=tuple(status.sources),
+            pods={pod.uid: _use(pod) for pod in status.pods},
+            overshoots=tuple(status.overshoots),
+            truncated=status.truncated,
+            reported=config.status is not None,
+        )
+
+    def without_object(self) -> "NodeView":
+        """The view after the NodePinConfig was deleted: nothing is known of what the agent took or holds."""
+        return NodeView(self.name, asked=self.asked, silent=self.silent)
+
+    def with_silent(self, silent: bool) -> "NodeView":
+        """The view after the node's agent fell silent, or was heard again."""
+        return replace(self, silent=silent)
+
+
+def _asks(spec: NodePinConfigSpec) -> Asks:
+    limits = {limit.name: Asked(limit.uid, limit.hash, limit.grant) for limit in spec.limits}
+    shared: dict[tuple[str, ...], tuple[Asked, ...]] = {}
+    asks: dict[str, tuple[Asked, ...]] = {}
+    for pod in spec.pods:
+        names = tuple(pod.limits)
+        if names not in shared:
+            shared[names] = tuple(limits[name] for name in names if name in limits)
+        if names:
+            asks[pod.uid] = shared[names]
+    return asks
+
+
+def _use(report: PodReport) -> Use:
+    return Use(
+        pinned=report.vm_lck + report.vm_pin,
+        peak=report.peak,
+        level=report.level,
+        reason=report.reason,
+        message=report.message,
+        containers={each.name: ContainerUse(each.pinned, each.peak) for each in report.containers},
+    )

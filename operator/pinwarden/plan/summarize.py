@@ -1,0 +1,215 @@
+"""One limit on one node: who is held, who is not and why, and what its pods pin there.
+
+The facts only; `conditions` and `aggregate` make words and sums of them. Amounts are in bytes and sampled by the agent (H2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from typing import NamedTuple
+
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, PodUsage, Scope, Source
+from pinwarden.plan.compile import Limit
+from pinwarden.plan.report import Asked, NodeView, Use
+from pinwarden.plan.world import Pod
+
+TOP = 10
+
+PENDING = "Pending"
+SILENT = "AgentSilent"
+UNSUPPORTED = "Unsupported"
+NOT_COUNTED = "NotCounted"
+NOT_REPORTED = "NotReported"
+LEVEL_TOO_LOW = "LevelTooLow"
+
+
+class Finding(NamedTuple):
+    """Something that a condition names: what it is about (pod, node, source), a reason in one word, and details."""
+
+    subject: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one node contributes to a limit's status.
+
+    `acknowledged`: the agent took this very spec of the limit. `unheld`: why a pod, or all of them, is not held as asked; a silent node
+    names none. `over`: what is above the limit, with the excess. `unjudged`: subjects whose use is not known. `pinned` and `peak` are
+    None where no pod is reported; `peak` is what the limit would have had to be. `grant`: the least that a pod is granted here.
+    """
+
+    node: str
+    pods: int
+    silent: bool
+    reported: bool
+    acknowledged: bool
+    truncated: bool
+    unsupported: Finding | None
+    unheld: tuple[Finding, ...]
+    uncounted: frozenset[Source]
+    unreported: tuple[Finding, ...]
+    over: tuple[Finding, ...]
+    unjudged: tuple[Finding, ...]
+    pinned: int | None
+    peak: int | None
+    top: tuple[PodUsage, ...]
+    overshoot: tuple[int, float, int] | None
+    grant: int | None
+
+
+def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
+    """What `view`'s node says of `limit`, which holds for exactly these pods of the node (at least one)."""
+    spec: PinLimitSpec = limit.spec
+    uid = limit.metadata.uid or ""
+    asked = {pod.uid: _asked(view, pod, uid) for pod in pods}
+    wanted = {ask for ask in asked.values() if ask is not None}
+    uses = {pod.uid: view.pods.get(pod.cgroup_uid) for pod in pods}
+    report = view.unsupported.get(uid)
+    unsupported = (
+        Finding(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}") if report else None
+    )
+    uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
+    unreported = tuple(
+        Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started
+    )
+    known = [(pod, use) for pod in pods if (use := uses[pod.uid]) is not None]
+    over, unjudged = _compare(limit, known)
+    unheld: list[Finding] = []
+    if not view.silent:
+        unheld += [unsupported] if unsupported else []
+        unheld += _weak_sources(spec, view, uncounted)
+        for pod in pods:
+            unheld += _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
+    overshoots = [each for each in view.overshoots if each.limit == uid]
+    grants = [ask.grant for ask in wanted if ask.grant is not None]
+    return Share(
+        node=view.name,
+        pods=len(pods),
+        silent=view.silent,
+        reported=view.reported,
+        acknowledged=None not in asked.values()
+        and all((ask.uid, ask.hash) in view.applied for ask in wanted),
+        truncated=view.truncated,
+        unsupported=unsupported,
+        unheld=tuple(unheld),
+        uncounted=uncounted if view.reported else frozenset(),
+        unreported=unreported,
+        over=over,
+        unjudged=(*unjudged, *unreported),
+        pinned=sum(use.pinned for _, use in known) if known else None,
+        peak=_peak(limit, known),
+        top=tuple(_usage(pod, use, view) for pod, use in largest(known)),
+        overshoot=(
+            (
+                max(each.peak for each in overshoots),
+                max(each.seconds for each in overshoots),
+                sum(each.count for each in overshoots),
+            )
+            if overshoots
+            else None
+        ),
+        grant=min(grants, default=None),
+    )
+
+
+def largest(known: Sequence[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
+    """The pods that pin most, largest first."""
+    return nsmallest(TOP, known, key=lambda each: (-each[1].pinned, each[0].namespace, each[0].name))
+
+
+def _asked(view: NodeView, pod: Pod, uid: str) -> Asked | None:
+    return next((ask for ask in view.asked.get(pod.cgroup_uid, ()) if ask.uid == uid), None)
+
+
+def _selected(spec: PinLimitSpec) -> Sequence[Source]:
+    return spec.sources or list(Source)
+
+
+def _name(pod: Pod) -> str:
+    return f"pod {pod.namespace}/{pod.name}"
+
+
+def _weak_sources(spec: PinLimitSpec, view: NodeView, uncounted: frozenset[Source]) -> list[Finding]:
+    """Why no pod of the node is held: a counted source below the minimum level, or none counted at all."""
+    selected = _selected(spec)
+    if all(source in uncounted for source in selected):
+        return [Finding(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")]
+    return [
+        Finding(f"node {view.name}", LEVEL_TOO_LOW, f"{level.source} is at {level.level}: {level.reason}")
+        for level in view.sources
+        if level.source in selected and level.counted and level.level.rank > spec.minimum_level.rank
+    ]
+
+
+def _unheld(
+    spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView
+) -> list[Finding]:
+    """Why this pod is not held as asked; nothing for a pod that has not started a container: there is nothing to hold."""
+    taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
+    if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
+        return [Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")]
+    if use is None:
+        return (
+            [Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")]
+            if pod.started
+            else []
+        )
+    if use.level.rank > spec.minimum_level.rank:
+        return [Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")]
+    return []
+
+
+def _compare(
+    limit: Limit, known: Sequence[tuple[Pod, Use]]
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """What was above the limit, and what cannot be judged because the use of a container is not known by itself."""
+    amount = limit.spec.limit.bytes
+    if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
+        subjects = [(f"node {known[0][0].node}", sum(use.pinned for _, use in known))] if known else []
+    elif limit.spec.scope is Scope.CONTAINER:
+        subjects = [
+            (f"{_name(pod)} container {name}", each.pinned)
+            for pod, use in known
+            for name, each in use.containers.items()
+            if not limit.spec.containers or name in limit.spec.containers
+        ]
+    else:
+        subjects = [(_name(pod), use.pinned) for pod, use in known]
+    over = tuple(
+        Finding(name, "OverLimit", f"{pinned} bytes pinned, {pinned - amount} over")
+        for name, pinned in subjects
+        if pinned > amount
+    )
+    if limit.spec.scope is not Scope.CONTAINER:
+        return over, ()
+    blind = (pod for pod, use in known if not use.containers and use.pinned > amount)
+    return over, tuple(Finding(_name(pod), "ContainerNotReported") for pod in blind)
+
+
+def _peak(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> int | None:
+    """The least limit that what was seen would have fitted in; with scope Node the peaks are added as if they came together."""
+    if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
+        return sum(use.peak for _, use in known) if known else None
+    if limit.spec.scope is Scope.CONTAINER:
+        selected = limit.spec.containers
+        peaks = [
+            each.peak
+            for _, use in known
+            for name, each in use.containers.items()
+            if not selected or name in selected
+        ]
+        return max(peaks, default=None)
+    return max((use.peak for _, use in known), default=None)
+
+
+def _usage(pod: Pod, use: Use, view: NodeView) -> PodUsage:
+    return PodUsage(
+        namespace=pod.namespace,
+        name=pod.name,
+        node=pod.node,
+        pinned_bytes=use.pinned,
+        level=None if view.silent else use.level,
+        reason=SILENT if view.silent else use.reason or None,
+    )
