@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -67,7 +68,7 @@ class NodeLimit(Model):
         None, ge=0, description="Bytes up to which processes may be raised, already held to maxGrant (P14)."
     )
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """12 hex digits that change when anything of the constraint does; the agent acknowledges them."""
         return hashlib.sha256(json.dumps(self.to_wire(), sort_keys=True).encode()).hexdigest()[:12]

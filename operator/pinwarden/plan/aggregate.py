@@ -2,21 +2,43 @@
 
 `aggregate` is the whole of it: the limit, the pods that it holds for, a view of each of their nodes, and the status that stands now, in;
 the status that should stand, out. A result equal to `previous` needs no write: a condition keeps its transition time while its status
-stays. It goes in two steps, so that a caller with 5,000 nodes can keep the first: `summarize` each node, then `conclude` over all.
+stays.
+
+It goes in two steps: `summarize` each node, then `conclude` over all. A ceiling over 150,000 pods is asked for every few seconds while
+few nodes have changed, so the caller may keep the shares of the nodes from one call to the next (`Kept`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from heapq import nsmallest
 
 from pinwarden.api.meta import Condition
-from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus
+from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
 from pinwarden.plan.compile import Limit, Refusal
 from pinwarden.plan.conditions import Verdict, judge, refused
 from pinwarden.plan.recommend import recommend
-from pinwarden.plan.report import NodeView
-from pinwarden.plan.summarize import TOP, Share, summarize
+from pinwarden.plan.report import NodeView, Use
+from pinwarden.plan.summarize import SILENT, Share, largest, summarize
 from pinwarden.plan.world import Pod
+
+
+class Kept:
+    """The shares of one limit's nodes, each good for as long as the limit, the node's view and its pods are the same objects."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[Limit, NodeView, list[Pod], Share]] = {}
+
+    def shares(
+        self, limit: Limit, pods: Mapping[str, list[Pod]], views: Mapping[str, NodeView]
+    ) -> list[Share]:
+        """The share of each node; those of other nodes are forgotten."""
+        now: dict[str, tuple[Limit, NodeView, list[Pod], Share]] = {}
+        for name, on_node in pods.items():
+            view = views[name]
+            last = self._last.get(name)
+            same = last is not None and last[0] is limit and last[1] is view and _same(last[2], on_node)
+            now[name] = last if last and same else (limit, view, on_node, summarize(limit, on_node, view))
+        self._last = now
+        return [share for *_, share in now.values()]
 
 
 def aggregate(
@@ -28,18 +50,20 @@ def aggregate(
     *,
     refusal: Refusal | None = None,
     overriding: Iterable[str] = (),
+    kept: Kept | None = None,
 ) -> PinLimitStatus:
     """The status of `limit`.
 
     `pods` are those it holds for (`World.pods_of`), `refusal` and `overriding` what `World` says of it. `nodes` has a view by node name; a
-    node without one counts as silent. `previous` is the status that the API server has; `now` is aware of its time zone.
+    node without one counts as silent. `previous` is the status that the API server has; `now` is aware of its time zone. With `kept`, an
+    empty `Kept` at first and the same one for this limit ever after, only nodes that changed since are looked at; the result is the same.
     """
     by_node: dict[str, list[Pod]] = {}
     for pod in pods:
         by_node.setdefault(pod.node, []).append(pod)
-    shares = [
-        summarize(limit, on_node, nodes.get(name) or NodeView(name)) for name, on_node in by_node.items()
-    ]
+    views = {name: nodes.get(name) or NodeView(name) for name in by_node}
+    kept = Kept() if kept is None else kept
+    shares = kept.shares(limit, by_node, views)
     return conclude(limit, shares, previous, now, refusal=refusal, overriding=overriding)
 
 
@@ -62,11 +86,7 @@ def conclude(
     shares = sorted(shares, key=lambda share: share.node)
     verdicts = judge(limit, shares, sorted(overriding))
     pinned = [share.pinned for share in shares if share.pinned is not None]
-    top = nsmallest(
-        TOP,
-        (usage for share in shares for usage in share.top),
-        key=lambda usage: (-usage.pinned_bytes, usage.namespace, usage.name),
-    )
+    silent = {share.node for share in shares if share.silent}
     return PinLimitStatus(
         observed_generation=generation,
         conditions=_dated(verdicts, previous, now, generation),
@@ -75,10 +95,25 @@ def conclude(
         pinned_bytes=sum(pinned) if pinned else None,
         denials=None,
         overshoot=_overshoot(shares),
-        top_pods=top,
+        top_pods=[
+            _usage(pod, use, pod.node in silent)
+            for pod, use in largest(each for share in shares for each in share.top)
+        ],
         recommendation=recommend(
             max((share.peak for share in shares if share.peak is not None), default=None)
         ),
+    )
+
+
+def _usage(pod: Pod, use: Use, silent: bool) -> PodUsage:
+    """One of `topPods`; where the agent is silent, the level is not known any more (H1)."""
+    return PodUsage(
+        namespace=pod.namespace,
+        name=pod.name,
+        node=pod.node,
+        pinned_bytes=use.pinned,
+        level=None if silent else use.level,
+        reason=SILENT if silent else use.reason or None,
     )
 
 
@@ -113,3 +148,7 @@ def _dated(
             )
         )
     return dated
+
+
+def _same(old: Sequence[Pod], new: Sequence[Pod]) -> bool:
+    return len(old) == len(new) and all(one is other for one, other in zip(old, new, strict=True))

@@ -61,17 +61,26 @@ def limit_name(limit: Limit) -> str:
 
 def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: Settings) -> bool:
     """Whether `limit` holds for `pod`, which lives in `namespace` and runs on `node`."""
-    if not selects(limit.spec.pod_selector, pod.labels):
-        return False
+    return (
+        selects(limit.spec.pod_selector, pod.labels)
+        and reaches_namespace(limit, namespace, settings)
+        and reaches_node(limit, node)
+    )
+
+
+def reaches_namespace(limit: Limit, namespace: Namespace, settings: Settings) -> bool:
+    """Whether `limit` can hold for pods of `namespace`: an exempt one only where a ClusterPinLimit names it."""
     if isinstance(limit, PinLimit):
-        return limit.metadata.namespace == pod.namespace
-    spec = limit.spec
-    if namespace.name in settings.exempt and not names_value(
-        spec.namespace_selector, NAME_LABEL, namespace.name
-    ):
+        return limit.metadata.namespace == namespace.name
+    selector = limit.spec.namespace_selector
+    if namespace.name in settings.exempt and not names_value(selector, NAME_LABEL, namespace.name):
         return False
-    labels = {**namespace.labels, NAME_LABEL: namespace.name}
-    return selects(spec.namespace_selector, labels) and selects(spec.node_selector, node.labels)
+    return selects(selector, {**namespace.labels, NAME_LABEL: namespace.name})
+
+
+def reaches_node(limit: Limit, node: Node) -> bool:
+    """Whether `limit` can hold for pods of `node`."""
+    return isinstance(limit, PinLimit) or selects(limit.spec.node_selector, node.labels)
 
 
 def compile_node(
@@ -87,36 +96,48 @@ def compile_node(
     """
     usable = [limit for limit in limits if refusal(limit) is None]
 
-    def matching(pod: Pod) -> list[Limit]:
+    def hold(pod: Pod) -> Hold:
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
-        return [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
+        return Hold.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
 
-    return assemble(((pod, matching(pod)) for pod in pods if not pod.terminal), settings)
+    return assemble(((pod, hold(pod)) for pod in pods if not pod.terminal), settings)
 
 
-def assemble(matched: Iterable[tuple[Pod, Sequence[Limit]]], settings: Settings) -> NodePinConfigSpec:
-    """The spec of a node whose pods are matched already: each with the limits that hold for it."""
-    compiled: dict[tuple[str, int | None], NodeLimit] = {}
-    listed: list[NodePod] = []
-    for pod, matching in matched:
-        keys = [(limit_name(limit), reach(limit, matching)) for limit in matching]
-        for key, limit in zip(keys, matching, strict=True):
-            if key not in compiled:
-                compiled[key] = node_limit(limit, key[1])
-        own = [compiled[key] for key in keys]
-        by_container = any(limit.scope is Scope.CONTAINER for limit in own)
-        containers = [PodContainer(name=name, id=pod.containers[name]) for name in sorted(pod.containers)]
-        listed.append(
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What holds for a pod: the constraints of all limits that match it, by name, and whether one of them is per container."""
+
+    limits: Mapping[str, NodeLimit]
+    by_container: bool
+
+    @classmethod
+    def of(cls, matching: Sequence[Limit]) -> "Hold":
+        """What the `matching` limits make together: what a grant gives depends on all of them (P14)."""
+        limits = [node_limit(limit, reach(limit, matching)) for limit in matching]
+        return cls(
+            {limit.name: limit for limit in sorted(limits, key=lambda limit: limit.name)},
+            any(limit.scope is Scope.CONTAINER for limit in limits),
+        )
+
+
+def assemble(held: Iterable[tuple[Pod, Hold]], settings: Settings) -> NodePinConfigSpec:
+    """The spec of a node with these pods, each with what holds for it."""
+    limits: dict[str, NodeLimit] = {}
+    pods: list[NodePod] = []
+    for pod, hold in held:
+        limits.update(hold.limits)
+        names = sorted(pod.containers) if hold.by_container else []
+        pods.append(
             NodePod(
                 uid=pod.cgroup_uid,
-                limits=sorted(limit.name for limit in own),
-                containers=containers if by_container else [],
+                limits=list(hold.limits),
+                containers=[PodContainer(name=name, id=pod.containers[name]) for name in names],
             )
         )
     return NodePinConfigSpec(
         unknown_pods=settings.unknown_pods,
-        limits=sorted(compiled.values(), key=lambda limit: limit.name),
-        pods=sorted(listed, key=lambda pod: pod.uid),
+        limits=sorted(limits.values(), key=lambda limit: limit.name),
+        pods=sorted(pods, key=lambda pod: pod.uid),
     )
 
 

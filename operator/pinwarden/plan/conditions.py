@@ -104,7 +104,8 @@ def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
     if silent := _silent(shares):
         return Verdict("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
     pods = _count(sum(share.pods for share in shares), "pod")
-    return Verdict("Enforced", "True", "Enforced", f"{pods} held at {limit.spec.minimum_level} or better.")
+    level = f"{limit.spec.minimum_level} or better"
+    return Verdict("Enforced", "True", "Enforced", f"{pods} held at {level}{_beside(shares)}.")
 
 
 def complete(shares: Sequence[Share]) -> Verdict:

@@ -17,14 +17,12 @@ from typing import NamedTuple, TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
-from pinwarden.plan.compile import Limit, Refusal, Settings, assemble, limit_name, matches, refusal
+from pinwarden.plan.compile import Hold, Limit, Refusal, Settings, assemble, limit_name, refusal
 from pinwarden.plan.imply import overriding
+from pinwarden.plan.match import Combination, Matcher
 from pinwarden.plan.world import Namespace, Node, Pod
 
 _T = TypeVar("_T")
-
-Combination = tuple[str, ...]
-"""Names of the limits that hold together for a pod, sorted."""
 
 
 class Dirty(NamedTuple):
@@ -56,11 +54,10 @@ class World:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
-        self._nodes: dict[str, Node] = {}
-        self._namespaces: dict[str, Namespace] = {}
+        self._matcher = Matcher(self._settings)
         self._limits: dict[str, Limit] = {}
         self._refused: dict[str, Refusal] = {}
-        self._usable: dict[str | None, dict[str, Limit]] = {}
+        self._holds: dict[Combination, Hold] = {}
         self._pods: dict[str, _Entry] = {}
         self._by_node: dict[str, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
@@ -78,7 +75,7 @@ class World:
             return CLEAN
         if old is not None and (old.pod.node, old.pod.namespace) != (pod.node, pod.namespace):
             return self.remove_pod(pod.uid) | self.put_pod(pod)
-        new = _Entry(pod, self._match(pod))
+        new = _Entry(pod, self._matcher.match(pod))
         self._pods[pod.uid] = new
         if old is None:
             self._by_node.setdefault(pod.node, set()).add(pod.uid)
@@ -102,10 +99,10 @@ class World:
 
     def put_node(self, node: Node) -> Dirty:
         """Take a node as it is now; only its name and labels matter."""
-        old = self._nodes.get(node.name)
+        old = self._matcher.nodes.get(node.name)
         if old == node:
             return CLEAN
-        self._nodes[node.name] = node
+        self._matcher.put_node(node)
         if old is None:
             dirty = self._dirty([node.name], self.limits_on(node.name))
             return dirty | self._rematch(self._by_node.get(node.name, ()))
@@ -113,21 +110,23 @@ class World:
 
     def remove_node(self, name: str) -> Dirty:
         """Forget a node; what the garbage collector has not taken yet of its pods stays, bound to an unknown node."""
-        if self._nodes.pop(name, None) is None:
+        if name not in self._matcher.nodes:
             return CLEAN
+        self._matcher.remove_node(name)
         return self._dirty([], self.limits_on(name)) | self._rematch(self._by_node.get(name, ()))
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
         """Take a namespace as it is now; only its name and labels matter."""
-        if self._namespaces.get(namespace.name) == namespace:
+        if self._matcher.namespaces.get(namespace.name) == namespace:
             return CLEAN
-        self._namespaces[namespace.name] = namespace
+        self._matcher.put_namespace(namespace)
         return self._rematch(self._by_namespace.get(namespace.name, ()))
 
     def remove_namespace(self, name: str) -> Dirty:
         """Forget a namespace."""
-        if self._namespaces.pop(name, None) is None:
+        if name not in self._matcher.namespaces:
             return CLEAN
+        self._matcher.remove_namespace(name)
         return self._rematch(self._by_namespace.get(name, ()))
 
     def put_limit(self, limit: Limit) -> Dirty:
@@ -142,13 +141,13 @@ class World:
             return CLEAN
         before = self._concerned(name)
         refused = refusal(limit)
-        place = self._usable.setdefault(_namespace_of(limit), {})
+        self._holds.clear()
         if refused is None:
             self._refused.pop(name, None)
-            place[name] = limit
+            self._matcher.put_limit(name, limit)
         else:
             self._refused[name] = refused
-            place.pop(name, None)
+            self._matcher.remove_limit(name, limit)
         self._rematch(self._candidates(limit))
         return self._dirty([], [name]) | before | self._concerned(name)
 
@@ -159,7 +158,8 @@ class World:
             return CLEAN
         before = self._concerned(name)
         self._refused.pop(name, None)
-        self._usable.get(_namespace_of(limit), {}).pop(name, None)
+        self._holds.clear()
+        self._matcher.remove_limit(name, limit)
         self._rematch([uid for pods in self._groups_with(name) for uid in pods])
         return self._dirty([], [name]) | before
 
@@ -168,7 +168,7 @@ class World:
     @property
     def nodes(self) -> KeysView[str]:
         """Names of the known nodes."""
-        return self._nodes.keys()
+        return self._matcher.nodes.keys()
 
     @property
     def limits(self) -> KeysView[str]:
@@ -193,9 +193,9 @@ class World:
         Raises:
             KeyError: the node is not known.
         """
-        _ = self._nodes[node]
+        _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
-        return assemble(((entry.pod, self._limits_of(entry.matching)) for entry in entries), self._settings)
+        return assemble(((entry.pod, self._hold(entry.matching)) for entry in entries), self._settings)
 
     def pods_on(self, node: str) -> Sequence[Pod]:
         """The pods bound to the node, in no particular order."""
@@ -221,18 +221,6 @@ class World:
 
     # -- matching and grouping -------------------------------------------------------------------------------------
 
-    def _match(self, pod: Pod) -> Combination:
-        namespace = self._namespaces.get(pod.namespace) or Namespace(pod.namespace)
-        node = self._nodes.get(pod.node) or Node(pod.node)
-        usable = (self._usable.get(pod.namespace, {}), self._usable.get(None, {}))
-        found = (
-            name
-            for limits in usable
-            for name, limit in limits.items()
-            if matches(limit, pod, namespace, node, self._settings)
-        )
-        return tuple(sorted(found))
-
     def _candidates(self, limit: Limit) -> list[str]:
         if isinstance(limit, PinLimit):
             return list(self._by_namespace.get(limit.metadata.namespace or "", ()))
@@ -243,7 +231,7 @@ class World:
         limits: set[str] = set()
         for uid in uids:
             entry = self._pods[uid]
-            old, new = entry.matching, self._match(entry.pod)
+            old, new = entry.matching, self._matcher.match(entry.pod)
             if new != old:
                 entry.matching = new
                 self._regroup(entry, old)
@@ -275,6 +263,12 @@ class World:
     def _groups_with(self, name: str) -> Iterator[set[str]]:
         return (self._groups[combination] for combination in self._combinations.get(name, ()))
 
+    def _hold(self, combination: Combination) -> Hold:
+        hold = self._holds.get(combination)
+        if hold is None:
+            hold = self._holds[combination] = Hold.of(self._limits_of(combination))
+        return hold
+
     def _limits_of(self, combination: Combination) -> list[Limit]:
         return [self._limits[name] for name in combination]
 
@@ -301,11 +295,7 @@ class World:
         return self._dirty(nodes, (other for names in self._combinations.get(name, ()) for other in names))
 
     def _dirty(self, nodes: Iterable[str], limits: Iterable[str]) -> Dirty:
-        return Dirty(frozenset(node for node in nodes if node in self._nodes), frozenset(limits))
-
-
-def _namespace_of(limit: Limit) -> str | None:
-    return limit.metadata.namespace if isinstance(limit, PinLimit) else None
+        return Dirty(frozenset(node for node in nodes if node in self._matcher.nodes), frozenset(limits))
 
 
 def _discard(sets: dict[str, set[_T]], key: str, value: _T) -> None:

@@ -10,7 +10,9 @@ nothing back from that, and gives nothing in advance (H1).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from pinwarden.api.nodepinconfig import (
     NodePinConfig,
@@ -30,6 +32,9 @@ class Asked(NamedTuple):
     uid: str
     hash: str
     grant: int | None
+
+
+_NONE: Final[Mapping[str, "ContainerUse"]] = MappingProxyType({})
 
 
 class ContainerUse(NamedTuple):
@@ -84,13 +89,15 @@ class NodeView:
             and status.observed_generation == config.metadata.generation
         ):
             taken = _asks(config.spec)
+            taken = self.asked if taken == self.asked else taken
+        uids = {uid: uid for uid in self.asked}
         return replace(
             self,
             taken=taken,
             applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
             unsupported={limit.uid: limit for limit in status.unsupported_limits},
-            sources=tuple(status.sources),
-            pods={pod.uid: _use(pod) for pod in status.pods},
+            sources=_shared(tuple(status.sources)),
+            pods={uids.get(pod.uid, pod.uid): _use(pod) for pod in status.pods},
             overshoots=tuple(status.overshoots),
             truncated=status.truncated,
             reported=config.status is not None,
@@ -119,11 +126,24 @@ def _asks(spec: NodePinConfigSpec) -> Asks:
 
 
 def _use(report: PodReport) -> Use:
+    containers = {each.name: ContainerUse(each.pinned, each.peak) for each in report.containers}
     return Use(
         pinned=report.vm_lck + report.vm_pin,
         peak=report.peak,
         level=report.level,
-        reason=report.reason,
-        message=report.message,
-        containers={each.name: ContainerUse(each.pinned, each.peak) for each in report.containers},
+        reason=_text(report.reason),
+        message=_text(report.message),
+        containers=containers or _NONE,
     )
+
+
+@lru_cache(maxsize=4096)
+def _text(text: str) -> str:
+    """The same object for equal reasons and messages: thousands of pods have the same one."""
+    return text
+
+
+@lru_cache(maxsize=1024)
+def _shared(sources: tuple[SourceLevel, ...]) -> tuple[SourceLevel, ...]:
+    """The same object for equal tables: nodes with one kernel and one agent report the same."""
+    return sources

@@ -3,12 +3,12 @@
 The facts only; `conditions` and `aggregate` make words and sums of them. Amounts are in bytes and sampled by the agent (H2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import NamedTuple
 
-from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, PodUsage, Scope, Source
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, Scope, Source
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.world import Pod
@@ -54,7 +54,7 @@ class Share:
     unjudged: tuple[Finding, ...]
     pinned: int | None
     peak: int | None
-    top: tuple[PodUsage, ...]
+    top: tuple[tuple[Pod, Use], ...]
     overshoot: tuple[int, float, int] | None
     grant: int | None
 
@@ -100,7 +100,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         unjudged=(*unjudged, *unreported),
         pinned=sum(use.pinned for _, use in known) if known else None,
         peak=_peak(limit, known),
-        top=tuple(_usage(pod, use, view) for pod, use in largest(known)),
+        top=tuple(largest(known)),
         overshoot=(
             (
                 max(each.peak for each in overshoots),
@@ -114,7 +114,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     )
 
 
-def largest(known: Sequence[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
+def largest(known: Iterable[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
     """The pods that pin most, largest first."""
     return nsmallest(TOP, known, key=lambda each: (-each[1].pinned, each[0].namespace, each[0].name))
 
@@ -202,14 +202,3 @@ def _peak(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> int | None:
         ]
         return max(peaks, default=None)
     return max((use.peak for _, use in known), default=None)
-
-
-def _usage(pod: Pod, use: Use, view: NodeView) -> PodUsage:
-    return PodUsage(
-        namespace=pod.namespace,
-        name=pod.name,
-        node=pod.node,
-        pinned_bytes=use.pinned,
-        level=None if view.silent else use.level,
-        reason=SILENT if view.silent else use.reason or None,
-    )
