@@ -1,0 +1,91 @@
+"""What the agent was told to hold, and the memory of it: the last configuration outlives the agent and the API server (H3).
+
+A configuration comes from the node's NodePinConfig, from local files, or from disk at start. `Configuration.parse` reads it; a limit that
+this version does not understand is set aside, and a spec that it cannot read at all is an error, on which the last good one stays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pinwarden.agent.statefile import StateFile
+from pinwarden.api.nodepinconfig import NodePinConfigSpec, UnsupportedLimit
+
+_VERSION = 1
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot be read; the message names where, for people."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the newest configuration could not be taken, so that the last good one stays. `uid` is that of its NodePinConfig, if any."""
+
+    message: str
+    uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A spec that was understood, and what of it was not.
+
+    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec as it came.
+    """
+
+    spec: NodePinConfigSpec
+    raw: Mapping[str, Any]
+    unsupported: tuple[UnsupportedLimit, ...] = ()
+    uid: str | None = None
+    generation: int | None = None
+
+    @classmethod
+    def parse(cls, raw: object, uid: str | None, generation: int | None) -> "Configuration":
+        """Read a NodePinConfig's spec. Raises ConfigurationError when more than single limits is not understood."""
+        if not isinstance(raw, Mapping):
+            raise ConfigurationError("spec: not an object")
+        if not isinstance(raw.get("limits", []), list):
+            raise ConfigurationError("spec.limits: not a list")
+        try:
+            spec, unsupported = NodePinConfigSpec.parse(raw)
+        except ValidationError as error:
+            raise ConfigurationError(first_problem(error, "spec")) from error
+        return cls(spec, raw, tuple(unsupported), uid, generation)
+
+
+def first_problem(error: ValidationError, root: str) -> str:
+    """The first of a validation's errors as `field.path[index]: message`."""
+    first = error.errors(include_url=False)[0]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    return f"{(root + path).lstrip('.') or 'content'}: {first['msg']}"
+
+
+class LastConfiguration:
+    """The last configuration, on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = StateFile(path, _VERSION)
+
+    def save(self, configuration: Configuration) -> None:
+        """Keeps it; it is on disk on return. Raises OSError."""
+        self._file.save(
+            {
+                "uid": configuration.uid,
+                "generation": configuration.generation,
+                "spec": dict(configuration.raw),
+            }
+        )
+
+    def load(self) -> Configuration | None:
+        """What was kept last; None when there is nothing usable, and what is not usable is set aside. Raises OSError."""
+        content = self._file.load()
+        if content is None:
+            return None
+        try:
+            return Configuration.parse(content["spec"], content["uid"], content["generation"])
+        except (ConfigurationError, KeyError, TypeError) as error:
+            self._file.set_aside(str(error))
+            return None

@@ -1,0 +1,105 @@
+"""A JSON file that is either whole or set aside: what an agent must find again after a crash.
+
+The file holds a version, a digest over the content, and the content. It is replaced as a whole: written beside, synced, renamed, and
+the directory synced, so that a crash leaves the earlier file or the new one. A file that is truncated, altered or of another version is
+set aside as `<name>.corrupt-<n>` with a warning, is never read again, and never ends the agent.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_LOCK_POLL_SECONDS = 0.2
+
+
+class StateFile:
+    """One file and its format's version; one writer at a time."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        self._path = path
+        self._version = version
+
+    def load(self) -> Any:
+        """The content that was saved last; None when there is no usable file. Raises OSError."""
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return self._decode(data)
+        except ValueError as error:
+            self.set_aside(str(error))
+            return None
+
+    def save(self, content: Any) -> None:
+        """Replaces the file by JSON `content`; it is on disk on return. Raises OSError, and the earlier file stays then."""
+        whole = {"version": self._version, "digest": _digest(content), "content": content}
+        write_atomically(self._path, json.dumps(whole).encode())
+
+    def set_aside(self, reason: str) -> None:
+        """Renames a file that cannot be used, with a warning. Raises OSError."""
+        number = 1
+        while (aside := self._path.with_name(f"{self._path.name}.corrupt-{number}")).exists():
+            number += 1
+        self._path.rename(aside)
+        _log.warning("%s is not usable (%s), set aside as %s", self._path, reason, aside)
+
+    def _decode(self, data: bytes) -> Any:
+        whole: Any = json.loads(data)
+        if not isinstance(whole, dict) or whole.get("version") != self._version:
+            raise ValueError(f"not a file of version {self._version}")
+        content: Any = whole.get("content")
+        if whole.get("digest") != _digest(content):
+            raise ValueError("the digest does not fit")
+        return content
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path`, readable by its owner alone; it is on disk on return. Raises OSError."""
+    beside = path.with_name(f"{path.name}.new")
+    with open(beside, "wb", opener=_owner_only) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def exclusive(path: Path, patience: float) -> Iterator[None]:
+    """Holds the lock on `path`, waiting up to `patience` seconds for its holder to end.
+
+    The kernel gives the lock back when its holder dies, however it dies. Raises TimeoutError when it is held for longer, OSError when
+    the file cannot be opened.
+    """
+    with open(path, "wb", opener=_owner_only) as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"another agent holds {path}") from error
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,156 @@
+"""Files that the next agent must find whole: the state file, the lock, and the last configuration in them (H3)."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pinwarden
+from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration
+from pinwarden.agent.statefile import StateFile, exclusive
+
+LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
+SPEC = {"limits": [LIMIT], "pods": [{"uid": "p1", "limits": ["ns/a"]}]}
+
+contents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.json"
+
+
+@settings(deadline=None, max_examples=40)  # the disk decides how long a sync takes
+@given(content=contents)
+def test_what_is_saved_is_loaded(content: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = StateFile(Path(folder) / "state.json", 1)
+        file.save(content)
+        assert file.load() == content
+
+
+@settings(deadline=None, max_examples=60)
+@given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
+def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.json"
+        file = StateFile(path, 1)
+        file.save(SPEC)
+        data = bytearray(path.read_bytes())
+        position %= len(data)
+        if cut:
+            del data[position:]
+        else:
+            data[position] ^= flip
+        path.write_bytes(data)
+        assert file.load() in (None, SPEC)  # a changed space between two fields changes nothing
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff"])
+def test_a_corrupt_file_is_set_aside_with_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    file = StateFile(path, 1)
+    for number in (1, 2):
+        path.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert file.load() is None
+        assert path.with_name(f"state.json.corrupt-{number}").read_bytes() == content
+        assert f"state.json.corrupt-{number}" in caplog.text
+    assert not path.exists()
+
+
+def test_a_file_of_another_version_is_set_aside(path: Path) -> None:
+    StateFile(path, 2).save(SPEC)
+    assert StateFile(path, 1).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
+    file = StateFile(path, 1)
+    file.save(SPEC)
+    path.with_name("state.json.new").mkdir()
+    with pytest.raises(IsADirectoryError):
+        file.save({})
+    assert file.load() == SPEC
+
+
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    StateFile(path, 1).save(SPEC)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pinwarden.agent.statefile import exclusive
+with exclusive(Path(sys.argv[1]), 0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "agent.lock"
+    source = Path(pinwarden.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)],
+        env=os.environ | {"PYTHONPATH": str(source)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(TimeoutError, match="another agent holds"), exclusive(lock, 0):
+            pass
+        other.kill()
+    with exclusive(lock, 0):
+        pass
+
+
+@pytest.mark.rule("H3")
+def test_the_last_configuration_comes_back_whole(path: Path) -> None:
+    newer = {**SPEC, "limits": [LIMIT, {**LIMIT, "name": "ns/b", "burst": 1}]}
+    configuration = Configuration.parse(newer, "uid-1", 7)
+    LastConfiguration(path).save(configuration)
+    loaded = LastConfiguration(path).load()
+    assert loaded == configuration
+    assert loaded is not None
+    assert [limit.name for limit in loaded.unsupported] == ["ns/b"]
+
+
+def test_without_a_file_there_is_no_last_configuration(path: Path) -> None:
+    assert LastConfiguration(path).load() is None
+
+
+@pytest.mark.parametrize("content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}])
+def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, content: Any) -> None:
+    StateFile(path, 1).save(content)
+    assert LastConfiguration(path).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (None, "spec: not an object"),
+        ({"limits": {}}, "spec.limits: not a list"),
+        ({"mode": "Sideways"}, "spec.mode: Input should be"),
+        ({"pods": [{"uid": 1}]}, r"spec.pods\[0\].uid: Input should be a valid string"),
+        ({"surprise": 1}, "spec.surprise: Extra inputs are not permitted"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_says_where(raw: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Configuration.parse(raw, "uid-1", 7)
