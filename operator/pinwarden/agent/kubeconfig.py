@@ -1,0 +1,168 @@
+"""Where the API server is and how the agent says who it is: from a kubeconfig, or from a pod's service account.
+
+A kubeconfig may carry a token or a client certificate, inline or as files. What runs a program to get a credential is refused by name:
+the agent's image has no such program. Tokens in files are read again when the file changes, since the kubelet renews them.
+"""
+
+import base64
+import binascii
+import json
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_REFUSED_USER_FIELDS = ("exec", "auth-provider", "username", "password", "as")
+
+
+class KubeconfigError(ValueError):
+    """No usable way to the API server; the message names the file and the field."""
+
+
+def no_token() -> str | None:
+    """For a user who is known by a client certificate."""
+    return None
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """`url` without a path at its end; `token` is asked before every request; `server_name` is what the certificate must bear."""
+
+    url: str
+    tls: ssl.SSLContext
+    token: Callable[[], str | None] = no_token
+    server_name: str | None = None
+
+
+class TokenFile:
+    """A bearer token in a file, read again when the file changed. Raises OSError when it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._token = ""
+
+    def __call__(self) -> str:
+        """The token of now."""
+        stat = self._path.stat()
+        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if seen != self._seen:
+            self._token = self._path.read_text().strip()
+            self._seen = seen
+        return self._token
+
+
+def in_cluster(
+    environment: Mapping[str, str] = os.environ, service_account: Path = SERVICE_ACCOUNT
+) -> ApiServer:
+    """The API server of the pod that this runs in. Raises KubeconfigError outside a pod or without a service account."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        raise KubeconfigError(
+            "not in a pod (KUBERNETES_SERVICE_HOST is not set): give --kubeconfig or --config"
+        )
+    token = TokenFile(service_account / "token")
+    try:
+        token()
+        tls = ssl.create_default_context(cafile=str(service_account / "ca.crt"))
+    except (OSError, ssl.SSLError) as error:
+        raise KubeconfigError(f"the service account in {service_account} is not usable: {error}") from error
+    return ApiServer(f"https://{f'[{host}]' if ':' in host else host}:{port}", tls, token)
+
+
+def from_kubeconfig(path: Path) -> ApiServer:
+    """The current context of a kubeconfig. Raises KubeconfigError."""
+    try:
+        return _Kubeconfig(path, _read(path)).server()
+    except (OSError, ssl.SSLError) as error:
+        raise KubeconfigError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    text = path.read_text()
+    try:
+        return json.loads(text)
+    except ValueError:
+        import yaml  # costs memory that most agents do not need
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise KubeconfigError(f"{path}: not YAML: {error}") from error
+
+
+class _Kubeconfig:
+    """A kubeconfig's content; relative file names in it are relative to its folder, as kubectl takes them."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        self._path = path
+        self._content = content
+
+    def server(self) -> ApiServer:
+        if not isinstance(self._content, dict):
+            raise self._error("not a kubeconfig: not an object")
+        context = self._entry("contexts", "context", self._content.get("current-context"))
+        cluster = self._entry("clusters", "cluster", context.get("cluster"))
+        user = self._entry("users", "user", context.get("user"))
+        url = cluster.get("server")
+        if not isinstance(url, str) or not url.startswith("https://"):
+            raise self._error("cluster.server: not an https:// address")
+        return ApiServer(
+            url.rstrip("/"), self._tls(cluster, user), self._token(user), cluster.get("tls-server-name")
+        )
+
+    def _entry(self, plural: str, key: str, name: object) -> dict[str, Any]:
+        entries = self._content.get(plural)
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(key), dict):
+                found: dict[str, Any] = entry[key]
+                return found
+        raise self._error(f"{plural}: none is named {name!r}")
+
+    def _tls(self, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> ssl.SSLContext:
+        authority = self._data(cluster, "certificate-authority")
+        tls = ssl.create_default_context(cadata=authority.decode("ascii") if authority else None)
+        if cluster.get("insecure-skip-tls-verify"):
+            tls.check_hostname = False
+            tls.verify_mode = ssl.CERT_NONE
+        certificate, key = self._data(user, "client-certificate"), self._data(user, "client-key")
+        if certificate and key:
+            with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+                tls.load_cert_chain(certificate_path, key_path)
+        return tls
+
+    def _token(self, user: Mapping[str, Any]) -> Callable[[], str | None]:
+        for field in _REFUSED_USER_FIELDS:
+            if field in user:
+                raise self._error(f"user.{field}: not supported, use a token or a client certificate")
+        if isinstance(name := user.get("tokenFile"), str):
+            return TokenFile(self._path.parent / name)
+        token = user.get("token")
+        return (lambda: token) if isinstance(token, str) else no_token
+
+    def _data(self, fields: Mapping[str, Any], name: str) -> bytes | None:
+        """What `name` names as a file, or `name`-data holds inline; the latter wins, as in kubectl."""
+        if inline := fields.get(f"{name}-data"):
+            try:
+                return base64.b64decode(inline, validate=True)
+            except (binascii.Error, TypeError, ValueError) as error:
+                raise self._error(f"{name}-data: not base64") from error
+        file = fields.get(name)
+        return (self._path.parent / file).read_bytes() if isinstance(file, str) else None
+
+    def _error(self, message: str) -> KubeconfigError:
+        return KubeconfigError(f"{self._path}: {message}")
+
+
+@contextmanager
+def _as_file(data: bytes) -> Any:
+    """A name for `data`, which OpenSSL takes from files only; it never reaches a disk."""
+    descriptor = os.memfd_create("credential", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{descriptor}"
