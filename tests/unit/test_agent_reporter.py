@@ -25,6 +25,7 @@ from pinwarden.agent.reporter import (
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import (
     AppliedLimit,
+    ContainerReport,
     NodePinConfigSpec,
     NodePinConfigStatus,
     OvershootReport,
@@ -67,6 +68,7 @@ OBSERVED = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, r
         status(pods=[pod(level=Level.OBSERVE)]),
         status(pods=[pod(reason="CapIPCLock")]),
         status(pods=[]),
+        status(pods=[pod(containers=[ContainerReport(name="c", pinned=0, peak=0)])]),
         status(pods=[pod(), pod(uid="p2")]),
         status(overshoots=[overshoot()]),
         status(truncated=True),
@@ -108,6 +110,14 @@ def test_a_value_is_worth_a_write_when_it_moved_by_more_than_two_percent_and_a_p
         status(pods=[pod(**{counter: before})]), status(pods=[pod(**{counter: now})]), {"p1": limit}
     )
     assert moved == (abs(now - before) > max(PAGE_BYTES, limit * 0.02))
+
+
+def test_a_value_of_a_container_counts_like_one_of_the_pod() -> None:
+    def of(pinned: int) -> NodePinConfigStatus:
+        return status(pods=[pod(containers=[ContainerReport(name="c", pinned=pinned, peak=0)])])
+
+    assert worth_writing(of(0), of(LIMIT // 10), LIMITS)
+    assert not worth_writing(of(0), of(LIMIT // 100), LIMITS)
 
 
 def test_the_smallest_limit_of_a_pod_counts_and_free_pods_have_none() -> None:

@@ -7,6 +7,7 @@ agents that were once in step are not for long. A failed write stays due.
 """
 
 import logging
+import mmap
 import random
 import threading
 import time
@@ -18,7 +19,7 @@ from pinwarden.agent.kube import ApiError
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, PodReport
 
-PAGE_BYTES = 4096
+PAGE_BYTES = mmap.PAGESIZE
 SHARE_OF_LIMIT = 0.02
 BETWEEN_WRITES_SECONDS = 1.0
 HEARTBEAT_SECONDS = (270.0, 300.0)
@@ -53,21 +54,19 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
         {(limit.uid, limit.hash) for limit in report.applied_limits},
         report.unsupported_limits,
         report.sources,
-        {(pod.uid, pod.level, pod.reason) for pod in report.pods},
+        {(pod.uid, pod.level, pod.reason, *(one.name for one in pod.containers)) for pod in report.pods},
         {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
     )
 
 
 def _moved(before: PodReport, now: PodReport, limit: int) -> bool:
     threshold = max(PAGE_BYTES, limit * SHARE_OF_LIMIT)
-    return any(
-        abs(new - old) > threshold
-        for old, new in (
-            (before.vm_lck, now.vm_lck),
-            (before.vm_pin, now.vm_pin),
-            (before.peak, now.peak),
-        )
-    )
+    return any(abs(new - old) > threshold for old, new in zip(_amounts(before), _amounts(now), strict=True))
+
+
+def _amounts(pod: PodReport) -> list[int]:
+    containers = [amount for one in pod.containers for amount in (one.pinned, one.peak)]
+    return [pod.vm_lck, pod.vm_pin, pod.peak, *containers]
 
 
 class WritePolicy:
