@@ -1,0 +1,213 @@
+"""Configuration from local files: what a person may write, what clashes, and that a broken file changes nothing."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration, Problem
+from pinwarden.agent.localconfig import LocalWatcher, read_files, signature
+from pinwarden.api.nodepinconfig import Mode
+from pinwarden.api.pinlimit import Scope
+
+QEMU = """
+limits:
+- name: qemu
+  limit: 64Mi
+  cgroupPattern: machine.slice/*.scope
+"""
+
+
+def limit(name: str, amount: object = 4096, **more: Any) -> dict[str, Any]:
+    return {"name": name, "limit": amount, "cgroupPattern": f"{name}.slice", **more}
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """Each as a JSON file in `folder`, replaced in one step as a careful editor does."""
+    for name, content in files.items():
+        beside = folder / f".{name}"
+        beside.write_text(json.dumps(content))
+        beside.replace(folder / f"{name}.json")
+    return folder
+
+
+def names(configuration: Configuration) -> list[str]:
+    return [one.name for one in configuration.spec.limits]
+
+
+def test_what_a_person_leaves_out_is_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text(QEMU)
+    configuration = read_files(path)
+    (one,) = configuration.spec.limits
+    assert (one.name, one.uid, one.limit, one.scope) == ("qemu", "qemu", 64 << 20, Scope.POD)
+    assert one.cgroup_pattern == "machine.slice/*.scope"
+    assert (configuration.uid, configuration.generation, configuration.unsupported) == (None, None, ())
+
+
+def test_a_long_name_gets_a_uid_that_fits(tmp_path: Path) -> None:
+    (one,) = read_files(write(tmp_path, a={"limits": [limit("n" * 384)]})).spec.limits
+    assert len(one.uid) == 64
+
+
+def test_a_whole_object_and_several_documents(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    whole = (
+        "apiVersion: pinwarden.io/v1alpha1\nkind: NodePinConfig\nmetadata: {name: n}\nspec: {mode: Release}\n"
+    )
+    path.write_text(f"{QEMU}\n---\n{whole}---\n")
+    configuration = read_files(path)
+    assert names(configuration) == ["qemu"]
+    assert configuration.spec.mode is Mode.RELEASE
+
+
+def test_a_directory_is_all_its_files_and_no_others(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        b={"limits": [limit("b")], "unknownPods": "1Ki"},
+        a={"limits": [limit("a")], "unknownPods": 1024},
+    )
+    (tmp_path / "c.yaml").write_text(QEMU)
+    (tmp_path / "README").write_text("limits: ]")
+    (tmp_path / ".hidden.json").write_text("]")
+    configuration = read_files(tmp_path)
+    assert names(configuration) == ["a", "b", "qemu"]
+    assert configuration.spec.unknown_pods == 1024
+
+
+def test_an_empty_directory_holds_nothing(tmp_path: Path) -> None:
+    assert names(read_files(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"limits": [limit("a")]},
+            {"limits": [limit("a")]},
+            "two.json: limit 'a' stands in one.json already",
+        ),
+        ({"limits": [limit("a"), limit("a")]}, {}, "one.json: limit 'a' stands in one.json already"),
+        ({"pods": [{"uid": "p"}]}, {"pods": [{"uid": "p"}]}, "two.json: pod 'p' stands in one.json already"),
+        ({"mode": "Active"}, {"mode": "Release"}, "two.json: field 'mode' stands in one.json already"),
+    ],
+)
+def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_files(write(tmp_path, one=first, two=second))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"limits": [{"name": "a"', r"a\.json: not JSON"),
+        ('"text"', r"a\.json: not an object"),
+        ('{"kind": "PinLimit"}', r"a\.json: kind: not NodePinConfig"),
+        ('{"kind": "NodePinConfig"}', r"a\.json: spec: not an object"),
+        (
+            json.dumps({"limits": [limit("a", "64Q")]}),
+            r"a\.json: limits\[0\]\.limit: '64Q' is not a quantity",
+        ),
+        (json.dumps({"limits": [limit("a", -1)]}), r"a\.json: limits\[0\]\.limit: Input should be greater"),
+        (json.dumps({"limits": [limit("a", burst=1)]}), r"a\.json: limits\[0\]\.burst: Extra inputs"),
+        (json.dumps({"limits": [1]}), r"a\.json: limits\[0\]: Input should be"),
+        (json.dumps({"limits": {}}), r"a\.json: limits: Input should be a valid list"),
+        ('{"unknownPods": "1.5"}', r"a\.json: unknownPods: 1.5 is not a whole number"),
+        ('{"kind": "NodePinConfig", "spec": {"mode": "x"}}', r"a\.json: spec\.mode: Input should be"),
+    ],
+)
+def test_a_broken_file_says_which_and_where(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        read_files(tmp_path)
+
+
+def test_broken_yaml_and_bytes_and_absence_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    with pytest.raises(ConfigurationError, match=r"a\.yaml: No such file"):
+        read_files(path)
+    path.write_text("a: [")
+    with pytest.raises(ConfigurationError, match=r"a\.yaml: not YAML: while parsing"):
+        read_files(path)
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(ConfigurationError, match=r"a\.yaml: not UTF-8"):
+        read_files(path)
+
+
+def test_the_signature_changes_with_every_kind_of_change(tmp_path: Path) -> None:
+    seen = [signature(tmp_path / "none"), signature(write(tmp_path, a={}))]
+    seen.append(signature(write(tmp_path, a={"limits": []})))
+    seen.append(signature(write(tmp_path, b={})))
+    (tmp_path / "a.json").unlink()
+    seen.append(signature(tmp_path))
+    assert len(set(seen)) == len(seen)
+
+
+class Posts(list[Configuration | Problem]):
+    """What a watcher that runs in a thread posted; `sees` waits for the last post to be as told."""
+
+    def __init__(self, path: Path, state: Path) -> None:
+        super().__init__()
+        self.failed: list[str] = []
+        self.memory = LastConfiguration(state)
+        watcher = LocalWatcher(path, self.memory, post=self.append, failed=self.failed.append)
+        threading.Thread(target=watcher.run, daemon=True).start()
+
+    def sees(self, holds: Callable[[Configuration | Problem], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not (self and holds(self[-1])):
+            assert time.monotonic() < deadline, f"last: {self[-1:]}"
+            time.sleep(0.01)
+
+    def sees_names(self, *wanted: str) -> None:
+        self.sees(lambda last: isinstance(last, Configuration) and names(last) == list(wanted))
+
+
+@pytest.mark.rule("H3")
+def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    write(folder, a={"limits": [limit("a")]})
+    with caplog.at_level(logging.ERROR):
+        posts = Posts(folder, tmp_path / "last.json")
+        posts.sees_names("a")
+        write(folder, b={"limits": [limit("b")]})
+        posts.sees_names("a", "b")
+        (folder / "b.json").write_text('{"limits": [{"name": "b", "limit": -1}]}')
+        posts.sees(lambda last: isinstance(last, Problem) and "b.json: limits[0].limit" in last.message)
+        assert posts.failed == ["local"]
+        assert "b.json: limits[0].limit" in caplog.text
+        assert "the last good state stays in force" in caplog.text
+        kept = posts.memory.load()
+        assert kept is not None
+        assert names(kept) == ["a", "b"]
+        (folder / "b.json").unlink()
+        posts.sees_names("a")
+
+
+def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write(tmp_path, a={"limits": [limit("a")]})
+    posts = Posts(path, tmp_path / "last")
+    posts.sees_names("a")
+    path.write_text("{")
+    posts.sees(lambda last: isinstance(last, Problem))
+    write(tmp_path, a={"limits": [limit("a")]})
+    posts.sees_names("a")
+
+
+def test_a_full_disk_is_said_and_the_files_are_in_force(tmp_path: Path) -> None:
+    (tmp_path / "last.new").mkdir()
+    posts = Posts(write(tmp_path, a={"limits": [limit("a")]}), tmp_path / "last")
+    posts.sees_names("a")
+    deadline = time.monotonic() + 20
+    while posts.failed != ["remember"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
