@@ -1,0 +1,118 @@
+"""The main thread: gives the engine its configuration and its ticks, and publishes what it reports.
+
+It never waits for the API server or a disk of its own accord: news comes through the inbox and wakes it, reports go to the board.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pinwarden.agent.configuration import Configuration, Problem
+from pinwarden.agent.workers import Board, Inbox, Snapshot, Wakeup
+from pinwarden.api.nodepinconfig import (
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    UnsupportedLimit,
+    UnsupportedReport,
+)
+
+BETWEEN_REPORTS_SECONDS = 0.25
+INVALID_SPEC = "InvalidSpec"
+_log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the loop drives; `engine.Engine` is the one there is."""
+
+    def configure(
+        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+    ) -> None:
+        """Take a configuration; it is dealt at the next tick."""
+        ...
+
+    def tick(self) -> float:
+        """Look and deal once; seconds until the next tick is wanted."""
+        ...
+
+    def report(self) -> NodePinConfigStatus:
+        """What was found at the last tick."""
+        ...
+
+
+class Loop:
+    """Runs until `stop` or until `failed` names a thread; `ticked` is told how long each tick took, in seconds."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: Inbox,
+        wakeup: Wakeup,
+        board: Board,
+        *,
+        ticked: Callable[[float], None],
+        failed: Callable[[], str | None],
+    ) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._wakeup = wakeup
+        self._board = board
+        self._ticked = ticked
+        self._failed = failed
+        self._stopping = False
+        self._configuration: Configuration | None = None
+        self._problem: Problem | None = None
+
+    def stop(self) -> None:
+        """Ends the loop soon; may be called from a signal handler."""
+        self._stopping = True
+        self._wakeup.wake()
+
+    def run(self) -> bool:
+        """Whether the loop ended because it was told to."""
+        while not self._stopping:
+            if name := self._failed():
+                _log.critical("ending, because thread %s ended", name)
+                return False
+            news = self._take_news()
+            started = time.monotonic()
+            wait = self._engine.tick()
+            self._ticked(time.monotonic() - started)
+            self._publish(at_once=news)
+            self._wakeup.sleep(wait)
+        return True
+
+    def _take_news(self) -> bool:
+        """Whether there was any. Of several configurations only the last is given to the engine."""
+        items = self._inbox.take()
+        newest: Configuration | None = None
+        for item in items:
+            if isinstance(item, Configuration):
+                newest, self._problem = item, None
+            else:
+                self._problem = item
+        if newest is not None and newest != self._configuration:
+            self._engine.configure(newest.spec, newest.unsupported, newest.generation)
+            self._configuration = newest
+            _log.info(
+                "configuration in force: generation %s, %d limits, %d not understood",
+                newest.generation,
+                len(newest.spec.limits),
+                len(newest.unsupported),
+            )
+        return bool(items)
+
+    def _publish(self, *, at_once: bool) -> None:
+        latest = self._board.latest
+        if not at_once and latest and time.monotonic() - latest.taken < BETWEEN_REPORTS_SECONDS:
+            return
+        report = self._engine.report()
+        if self._problem is not None:
+            report = _with_problem(report, self._problem)
+        self._board.publish(Snapshot(report, self._configuration, self._problem))
+
+
+def _with_problem(report: NodePinConfigStatus, problem: Problem) -> NodePinConfigStatus:
+    """The report of the last good configuration, naming the newer one that could not be read."""
+    entry = UnsupportedReport(uid=problem.uid or "", reason=INVALID_SPEC, message=problem.message)
+    return report.model_copy(update={"unsupported_limits": [entry, *report.unsupported_limits]})
