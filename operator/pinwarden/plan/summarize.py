@@ -79,7 +79,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     unheld: list[Finding] = []
     if not view.silent:
         unheld += [unsupported] if unsupported else []
-        unheld += _weak_sources(spec, view, uncounted)
+        unheld += _weak_sources(spec, view, uncounted) if view.reported else []
         for pod in pods:
             unheld += _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
     overshoots = [each for each in view.overshoots if each.limit == uid]
