@@ -5,13 +5,13 @@ import signal
 import sys
 
 from cluster import guest
-from cluster.build import PACKAGES, binary
+from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
 
 
 def _build() -> None:
-    for name in PACKAGES:
+    for name in COMMANDS:
         print(binary(name))
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.cache import cached
@@ -31,6 +31,27 @@ Acquire::Retries "3";
 """
 
 
+def sources(run: Callable[..., str]) -> list[str]:
+    """Return the lines of a sources.list: the machine's own Debian mirrors, with backports beside each main archive.
+
+    ``run`` runs an apt command and returns its output. Raises ClusterError when the machine names no such mirror.
+    """
+    targets = run(
+        *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
+        "Created-By: Packages",
+    )
+    lines = []
+    for target in sorted(set(targets.splitlines())):
+        mirror, release = target.split()
+        if release in (RELEASE, f"{RELEASE}-security"):
+            lines.append(f"deb {mirror} {release} main\n")
+        if release == RELEASE:
+            lines.append(f"deb {mirror} {BACKPORTS} main\n")
+    if not lines:
+        raise ClusterError(f"apt's sources name no Debian {RELEASE} archive: guests need its packages")
+    return lines
+
+
 class Apt:
     """A private apt below a folder that must be empty and absolute."""
 
@@ -40,7 +61,7 @@ class Apt:
         for part in ("state/lists/partial", "cache/archives/partial"):
             (folder / part).mkdir(parents=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text("".join(self._sources()))
+        (folder / "sources.list").write_text("".join(sources(self.run)))
         configuration = folder / "apt.conf"
         configuration.write_text(CONFIGURATION.format(folder=folder, release=BACKPORTS))
         self._environment["APT_CONFIG"] = str(configuration)
@@ -57,22 +78,6 @@ class Apt:
         if done.returncode:
             raise ClusterError(f"{' '.join(argv)} failed:\n{done.stderr.strip()[-2000:]}")
         return done.stdout
-
-    def _sources(self) -> list[str]:
-        targets = self.run(
-            *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
-            "Created-By: Packages",
-        )
-        lines = []
-        for target in sorted(set(targets.splitlines())):
-            mirror, release = target.split()
-            if release in (RELEASE, f"{RELEASE}-security"):
-                lines.append(f"deb {mirror} {release} main\n")
-            if release == RELEASE:
-                lines.append(f"deb {mirror} {BACKPORTS} main\n")
-        if not lines:
-            raise ClusterError(f"apt's sources name no Debian {RELEASE} archive: guests need its packages")
-        return lines
 
     def with_dependencies(self, packages: Sequence[str]) -> list[Path]:
         """Download packages and all they depend on."""
@@ -109,6 +114,49 @@ def programs(piece: str, packages: Sequence[str]) -> Path:
                 _unpack(archive, folder)
 
     return cached(piece, [repr((RELEASE, CONFIGURATION, sorted(packages))).encode()], build)
+
+
+AS_IF_INSTALLED = """
+mount -t tmpfs layers /mnt
+mkdir /mnt/changes /mnt/work
+mount -t overlay overlay -o "lowerdir=$0/etc:/etc,upperdir=/mnt/changes,workdir=/mnt/work" /etc
+mount -t overlay overlay -o "lowerdir=$0/usr:/usr" /usr
+if [ -d "$0/lib" ]; then mount -t overlay overlay -o "lowerdir=$0/lib:/usr/lib" /usr/lib; fi
+exec "$@"
+"""
+
+
+def as_if_installed(root: Path) -> list[str]:
+    """Return what to put before a command for which the packages of a folder of :func:`programs` look installed.
+
+    They do so in a mount namespace of the command's own; what it changes in /etc is gone with it. Needs root.
+    """
+    return ["unshare", "--mount", "sh", "-ec", AS_IF_INSTALLED, str(root)]
+
+
+def base_system(packages: Sequence[str], tools: Path) -> Path:
+    """Return a tar of a minimal Debian with packages in it; ``tools`` is a folder of :func:`programs` with mmdebstrap."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
+            listed = "".join(sources(Apt(Path(private)).run))
+        unwanted = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")]
+        done = subprocess.run(
+            [
+                *as_if_installed(tools),
+                *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *unwanted),
+                *(f"--include={','.join(packages)}", RELEASE, str(folder / "base.tar"), "-"),
+            ],
+            input=listed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ClusterError(f"mmdebstrap failed:\n{done.stderr.strip()[-2000:]}")
+
+    inputs = [repr((RELEASE, sorted(packages))).encode()]
+    return cached("base-system", inputs, build) / "base.tar"
 
 
 def kernel(flavour: str) -> Path:

@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package tools names the container runtime commands that a node is built from, so that go.sum covers them.
+// Package tools names the commands that run containers on a node, so that go.sum covers them.
 package tools
 
 import (
