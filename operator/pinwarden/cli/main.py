@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from pinwarden import __version__
-from pinwarden.cli import crds
+from pinwarden.cli import agent, crds, probe, status
 
-SUBCOMMANDS = (crds,)
+SUBCOMMANDS = (agent, status, probe, crds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

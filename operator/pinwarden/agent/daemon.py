@@ -1,0 +1,186 @@
+"""The agent as a process: puts its parts together, runs them, and ends them.
+
+The order of the start matters. One agent at a time deals on a node, so the lock comes first. The gate is probed by a fork, so before any
+thread. The last configuration is taken from disk before the API server is asked, so that limits hold on a node that cannot reach it (H3).
+The end gives nothing back: only `release`, or `mode: Release` in the configuration, does.
+"""
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pinwarden.agent.configuration import LastConfiguration
+from pinwarden.agent.engine import Engine
+from pinwarden.agent.gates.rlimit import GateAbility, probe
+from pinwarden.agent.kube import NodePinConfigClient
+from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
+from pinwarden.agent.localconfig import LocalWatcher
+from pinwarden.agent.loop import Loop
+from pinwarden.agent.metrics import Metrics
+from pinwarden.agent.reporter import Reporter
+from pinwarden.agent.saved import SavedStore
+from pinwarden.agent.statefile import exclusive
+from pinwarden.agent.statussocket import StatusSocket
+from pinwarden.agent.watcher import Watcher
+from pinwarden.agent.web import Pulse, WebServer
+from pinwarden.agent.workers import Board, Inbox, Wakeup, Workers
+
+Gates = Literal["auto", "rlimit", "none"]
+_LOCK_PATIENCE_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The agent cannot run as it was asked to; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says.
+
+    `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API server at all. `metrics_port` 0 takes
+    a free one, and None serves nothing.
+    """
+
+    node: str
+    kubeconfig: Path | None
+    config: Path | None
+    cgroup_root: Path
+    proc_root: Path
+    gates: Gates
+    state_dir: Path
+    socket: Path
+    metrics_address: str
+    metrics_port: int | None
+
+
+def run(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end.
+
+    Raises StartError, kubeconfig.KubeconfigError, TimeoutError when another agent runs, and OSError when a folder, a socket or a port
+    cannot be had.
+    """
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS):
+        engine = _engine(settings, _ability(settings.gates))
+        try:
+            return _Agent(settings, engine).run()
+        finally:
+            engine.close()
+
+
+def release(settings: Settings) -> None:
+    """Gives every process back what it had. Raises what `run` raises, and StartError when the gate cannot give back here."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS):
+        ability = _ability(settings.gates)
+        if not ability.available:
+            raise StartError(f"nothing can be given back: {ability.reason}")
+        engine = _engine(settings, ability)
+        try:
+            engine.release()
+        finally:
+            engine.close()
+
+
+def _ability(gates: Gates) -> GateAbility:
+    if gates == "none":
+        return GateAbility(False, "the rlimit gate is turned off (--gates none)")
+    ability = probe()
+    if gates == "rlimit" and not ability.available:
+        raise StartError(f"--gates rlimit: {ability.reason}")
+    if not ability.available:
+        _log.warning("the rlimit gate is not available, limits are only observed: %s", ability.reason)
+    return ability
+
+
+def _engine(settings: Settings, ability: GateAbility) -> Engine:
+    boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
+    return Engine(
+        cgroup_root=settings.cgroup_root,
+        proc_root=settings.proc_root,
+        store=SavedStore(settings.state_dir / "saved.json", boot_id),
+        ability=ability,
+    )
+
+
+class _Agent:
+    """The parts around one engine."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._wakeup = Wakeup()
+        self._workers = Workers(self._wakeup)
+        self._inbox = Inbox(self._wakeup)
+        self._board = Board()
+        self._pulse = Pulse()
+        self._metrics = Metrics(self._board)
+        self._memory = LastConfiguration(
+            settings.state_dir / ("local.json" if settings.config else "nodepinconfig.json")
+        )
+        self._loop = Loop(
+            engine,
+            self._inbox,
+            self._wakeup,
+            self._board,
+            ticked=self._ticked,
+            failed=lambda: self._workers.failed,
+        )
+
+    def run(self) -> bool:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._loop.stop())
+        self._start_serving()
+        self._recall()
+        self._start_following()
+        _log.info("agent of node %s runs, process %d", self._settings.node, os.getpid())
+        ended_well = self._loop.run()
+        _log.info("the agent ends; limits stay in force")
+        return ended_well
+
+    def _ticked(self, seconds: float) -> None:
+        self._pulse.beat()
+        self._metrics.ticked(seconds)
+
+    def _recall(self) -> None:
+        if configuration := self._memory.load():
+            _log.info("the last configuration is taken from disk: generation %s", configuration.generation)
+            self._inbox.put(configuration)
+
+    def _start_serving(self) -> None:
+        settings = self._settings
+        status = StatusSocket(settings.socket, settings.node, self._board)
+        self._workers.start("status", status.run)
+        if settings.metrics_port is not None:
+            web = WebServer(
+                settings.metrics_address, settings.metrics_port, self._pulse, self._metrics.render
+            )
+            _log.info("metrics are at http://%s:%d/metrics", *web.server_address[:2])
+            self._workers.start("web", web.serve_forever)
+
+    def _start_following(self) -> None:
+        settings, metrics = self._settings, self._metrics
+        if settings.config is not None:
+            local = LocalWatcher(settings.config, self._memory, post=self._inbox.put, failed=metrics.failed)
+            self._workers.start("local", local.run)
+            return
+        server = from_kubeconfig(settings.kubeconfig) if settings.kubeconfig else in_cluster()
+        client = NodePinConfigClient(server, settings.node)
+        reporter = Reporter(
+            client,
+            self._board,
+            failed=lambda: metrics.failed("status"),
+            succeeded=metrics.status_written,
+        )
+        watcher = Watcher(
+            client,
+            self._memory,
+            post=self._inbox.put,
+            announce=reporter.announce,
+            failed=metrics.failed,
+        )
+        self._workers.start("reporter", reporter.run)
+        self._workers.start("watcher", watcher.run)

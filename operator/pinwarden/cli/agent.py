@@ -1,0 +1,79 @@
+"""`pinwarden agent`: the node agent, as a daemon or to give everything back."""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli import logs
+
+STATE_DIR = Path("/var/lib/pinwarden")
+SOCKET = Path("/run/pinwarden/agent.sock")
+METRICS_PORT = 9464
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser("agent", help="run the node agent")
+    parser.add_argument(
+        "--node", metavar="NAME", help="name of the node (default: $NODE_NAME, else the host's name)"
+    )
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--kubeconfig", type=Path, metavar="FILE", help="how to reach the API server (default: as a pod)"
+    )
+    origin.add_argument(
+        "--config", type=Path, metavar="PATH", help="a file or directory to follow instead of an API server"
+    )
+    parser.add_argument("--release", action="store_true", help="give every process back what it had, and end")
+    parser.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
+    parser.add_argument("--proc-root", type=Path, default=Path("/proc"), metavar="DIR")
+    parser.add_argument(
+        "--gates",
+        choices=("auto", "rlimit", "none"),
+        default="auto",
+        help="auto: what works on this node; rlimit: this one or fail; none: observe only (default: auto)",
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"default: {STATE_DIR}"
+    )
+    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
+    parser.add_argument("--metrics-address", default="0.0.0.0", metavar="ADDRESS", help="default: all")  # noqa: S104
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        metavar="PORT",
+        help=f"of /metrics, /healthz and /readyz; 0 takes a free one, -1 serves none (default: {METRICS_PORT})",
+    )
+    logs.add_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pinwarden.agent import daemon
+    from pinwarden.agent.kubeconfig import KubeconfigError
+
+    logs.configure(options.log_format)
+    settings = daemon.Settings(
+        node=options.node or os.environ.get("NODE_NAME") or socket.gethostname().lower(),
+        kubeconfig=options.kubeconfig,
+        config=options.config,
+        cgroup_root=options.cgroup_root,
+        proc_root=options.proc_root,
+        gates=options.gates,
+        state_dir=options.state_dir,
+        socket=options.socket,
+        metrics_address=options.metrics_address,
+        metrics_port=options.metrics_port if options.metrics_port >= 0 else None,
+    )
+    try:
+        if options.release:
+            daemon.release(settings)
+            return 0
+        return 0 if daemon.run(settings) else 1
+    except (daemon.StartError, KubeconfigError, OSError) as error:
+        sys.stderr.write(f"pinwarden agent: {error}\n")
+        return 1

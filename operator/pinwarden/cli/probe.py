@@ -1,0 +1,61 @@
+"""`pinwarden probe`: what this node can enforce, per source, and why not more; found by trying."""
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli.table import render
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "probe", help="show what this node can enforce, per source, and why not more"
+    )
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    result = _probe(options.cgroup_root)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n" if options.output == "json" else to_text(result))
+    return 0
+
+
+def _probe(cgroup_root: Path) -> dict[str, Any]:
+    """The answer as JSON; what cannot be found out is absent."""
+    from pinwarden.agent.cgroups import detect_layout
+    from pinwarden.agent.gates.rlimit import probe
+    from pinwarden.agent.sources import source_levels
+
+    ability = probe()
+    result: dict[str, Any] = {
+        "kernelVersion": platform.release(),
+        "gates": {"rlimit": {"available": ability.available, "reason": ability.reason}},
+        "sources": [level.to_wire() for level in source_levels(ability)],
+    }
+    try:
+        result["cgroupVersion"] = detect_layout(cgroup_root).value
+    except ValueError as error:
+        result["cgroupProblem"] = str(error)
+    return result
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """The answer for people."""
+    gate = result["gates"]["rlimit"]
+    facts = [
+        ("Kernel", result["kernelVersion"]),
+        ("Cgroups", result.get("cgroupVersion") or result["cgroupProblem"]),
+        ("rlimit gate", "available" if gate["available"] else f"not available: {gate['reason']}"),
+    ]
+    head = ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE")
+    rows = [
+        (one["source"], "yes" if one["counted"] else "no", one["level"], one["reason"], one.get("message"))
+        for one in result["sources"]
+    ]
+    return "".join(f"{name + ':':<13}{value}\n" for name, value in facts) + "\n" + render(head, rows)

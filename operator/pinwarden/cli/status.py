@@ -1,0 +1,117 @@
+"""`pinwarden status`: what the agent of this node holds and sees, from the agent itself."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli.agent import SOCKET
+from pinwarden.cli.table import render
+
+_HEAD = (
+    "SUBJECT",
+    "LIMIT",
+    "SCOPE",
+    "BYTES",
+    "MODE",
+    "VMLCK",
+    "VMPIN",
+    "PEAK",
+    "PROCESSES",
+    "LEVEL",
+    "REASON",
+)
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser("status", help="show what the agent of this node holds and sees (as root)")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pinwarden.agent.statussocket import ask
+
+    try:
+        answer = ask(options.socket)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"pinwarden status: no agent answers at {options.socket}: {reason}\n")
+        return 1
+    if options.output == "json":
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    else:
+        sys.stdout.write(to_text(answer))
+    return 0
+
+
+def to_text(answer: Mapping[str, Any]) -> str:
+    """The agent's answer for people. Amounts are bytes; pinned amounts are samples, and peaks lower bounds (H2)."""
+    report = answer.get("report")
+    if report is None:
+        return f"Node {answer['node']}: the agent has not looked yet\n"
+    parts = [_summary(answer, report)]
+    rows = list(_rows(answer, report))
+    parts.append(render(_HEAD, rows) if rows else "No governed subject exists on this node.\n")
+    if containers := [
+        (pod["uid"], one["name"], one["pinned"], one["peak"])
+        for pod in report.get("pods", [])
+        for one in pod.get("containers", [])
+    ]:
+        parts.append(render(("SUBJECT", "CONTAINER", "VMLCK+VMPIN", "PEAK"), containers))
+    if report.get("unsupportedLimits"):
+        unsupported = [(one["uid"], one["reason"], one["message"]) for one in report["unsupportedLimits"]]
+        parts.append(render(("NOT TAKEN", "REASON", "MESSAGE"), unsupported))
+    if report.get("overshoots"):
+        parts.append(
+            render(("OVERSHOOT OF", "SUBJECT", "PEAK", "SECONDS", "COUNT", "LAST"), _overshoots(report))
+        )
+    return "\n".join(parts)
+
+
+def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    lines = [
+        ("Node", answer["node"]),
+        ("Generation", answer.get("generation", "none in force from an API server")),
+        ("Mode", answer.get("configuration", {}).get("mode", "no configuration yet")),
+        ("Problem", answer.get("problem")),
+        ("Agent", report.get("agentVersion")),
+        ("Kernel", report.get("kernelVersion")),
+        ("Cgroups", report.get("cgroupVersion")),
+        ("Sampled", f"{answer['sampledSecondsAgo']:.1f} s ago; peaks and overshoots are lower bounds"),
+    ]
+    if report.get("truncated"):
+        lines.append(("Truncated", "lists were cut at their longest length"))
+    return "".join(f"{name + ':':<12} {value}\n" for name, value in lines if value is not None)
+
+
+def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    """A row per subject and limit."""
+    limits = {limit["name"]: limit for limit in answer.get("configuration", {}).get("limits", [])}
+    for pod in report.get("pods", []):
+        for name in answer.get("limitsOf", {}).get(pod["uid"]) or [None]:
+            limit = limits.get(name, {})
+            yield (
+                pod["uid"],
+                name,
+                limit.get("scope"),
+                limit.get("limit"),
+                limit.get("enforcement"),
+                pod["vmLck"],
+                pod["vmPin"],
+                pod["peak"],
+                pod["processes"],
+                pod["level"],
+                pod.get("reason"),
+            )
+
+
+def _overshoots(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (one["limit"], one.get("pod"), one["peak"], one["seconds"], one["count"], one["lastTime"])
+        for one in report["overshoots"]
+    ]
