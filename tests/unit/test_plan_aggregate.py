@@ -13,7 +13,7 @@ from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.plan.aggregate import Kept, aggregate
-from pinwarden.plan.compile import Limit, Settings, compile_node, refusal
+from pinwarden.plan.compile import MAX_POD_LIMITS, Limit, Settings, compile_node, refusal
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.world import Node, Pod
 
@@ -272,6 +272,16 @@ def test_an_agent_that_does_not_understand_a_limit_is_named_with_its_reason() ->
     for kind in ("Ready", "Applied", "Enforced"):
         assert told(status, kind) == ("False", "Unsupported")
         assert "node n1 (Unsupported: UnknownField: limits.0.weight)" in condition(status, kind).message
+
+
+@pytest.mark.rule("H1")
+def test_a_limit_that_found_no_room_on_a_pod_says_so() -> None:
+    many, pods = [limit(f"x{i:03}") for i in range(MAX_POD_LIMITS + 1)], [pod("1")]
+    node = view(pods, many, [use("1")])
+    assert told(status_of(many[0], pods, node), "Enforced") == ("True", "Enforced")
+    last = status_of(many[-1], pods, node)
+    assert told(last, "Enforced") == ("False", "TooManyLimits")
+    assert told(last, "Applied") == ("False", "TooManyLimits")
 
 
 @pytest.mark.rule("P13")

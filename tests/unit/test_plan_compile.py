@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.compile import Limit, Settings, compile_node, refusal
+from pinwarden.plan.compile import (
+    MAX_NODE_LIMITS,
+    MAX_POD_LIMITS,
+    Limit,
+    Settings,
+    compile_node,
+    refusal,
+)
 from pinwarden.plan.world import Namespace, Node, Pod
 
 NODE = Node("n1", {"pool": "gpu"})
@@ -136,3 +143,26 @@ def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec
 def test_the_order_of_the_input_does_not_matter(limits: list[Limit], uids: list[str]) -> None:
     spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
     assert spec == compile_node(NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings())
+
+
+def test_many_limits_on_a_pod_crowd_out_no_ceiling_and_no_other_pod() -> None:
+    many: list[Limit] = [pinlimit(f"x{i:03}") for i in range(2 * MAX_POD_LIMITS)]
+    found = held([*many, ceiling("zz"), pinlimit("y", namespace="b")], pod("u1"), pod("u2", "b"))
+    assert found["u1"] == [*(f"a/x{i:03}" for i in range(MAX_POD_LIMITS - 1)), "zz"]
+    assert found["u2"] == ["b/y", "zz"]
+
+
+def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
+    def own(namespace: str, count: int) -> list[Limit]:
+        return [
+            pinlimit(f"x{i:04}", namespace=namespace, podSelector={"matchLabels": {"n": str(i // 30)}})
+            for i in range(count)
+        ]
+
+    pods = [pod(f"{namespace}{i}", namespace, n=str(i)) for namespace in "ab" for i in range(50)]
+    limits = [*own("a", 1500), *own("b", 3), ceiling("zz")]
+    spec = compile_node(NODE, pods, {}, limits, Settings())
+    names = [limit.name for limit in spec.limits]
+    assert len(names) == MAX_NODE_LIMITS
+    assert {"zz", "b/x0000", "b/x0001", "b/x0002"} < set(names)
+    assert {name for entry in spec.pods for name in entry.limits} == set(names)

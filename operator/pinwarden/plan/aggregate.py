@@ -14,7 +14,7 @@ from datetime import datetime
 from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
 from pinwarden.plan.compile import Limit, Refusal
-from pinwarden.plan.conditions import Verdict, judge, refused
+from pinwarden.plan.conditions import Verdict, judge, not_accepted
 from pinwarden.plan.recommend import recommend
 from pinwarden.plan.report import NodeView, Use
 from pinwarden.plan.summarize import SILENT, Share, largest, summarize
@@ -79,7 +79,7 @@ def conclude(
     """The status of `limit` from the share of each node that has a pod which it holds for; see `aggregate`."""
     generation = limit.metadata.generation
     if refusal is not None:
-        verdicts = refused(refusal)
+        verdicts = not_accepted(refusal)
         return PinLimitStatus(
             observed_generation=generation, conditions=_dated(verdicts, previous, now, generation)
         )

@@ -6,6 +6,9 @@ a namespace's grant without such a ceiling gives nothing (P14). An administrator
 
 What a grant may give depends on the pod, so a limit whose pods differ in it stands in the spec once per amount, told apart by a suffix.
 Every pod of the node is listed, the free ones without limits, so that the agent can tell a free pod from one that it does not know yet.
+
+An object must fit in the API server, so a pod has at most `MAX_POD_LIMITS` limits and a node `MAX_NODE_LIMITS`. Who makes more than that
+crowds out nobody else: ceilings come first, and of the rest each namespace has its turn. Status names the pods that a limit does not reach.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +20,9 @@ from pinwarden.plan.selectors import names_value, selects
 from pinwarden.plan.world import NAME_LABEL, Namespace, Node, Pod
 
 Limit = PinLimit | ClusterPinLimit
+
+MAX_POD_LIMITS = 32
+MAX_NODE_LIMITS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,8 @@ class Hold:
     @classmethod
     def of(cls, matching: Sequence[Limit]) -> "Hold":
         """What the `matching` limits make together: what a grant gives depends on all of them (P14)."""
-        limits = [node_limit(limit, reach(limit, matching)) for limit in matching]
+        first = sorted(matching, key=lambda limit: (isinstance(limit, PinLimit), limit_name(limit)))
+        limits = [node_limit(limit, reach(limit, matching)) for limit in first[:MAX_POD_LIMITS]]
         return cls(
             {limit.name: limit for limit in sorted(limits, key=lambda limit: limit.name)},
             any(limit.scope is Scope.CONTAINER for limit in limits),
@@ -122,15 +129,15 @@ class Hold:
 
 def assemble(held: Iterable[tuple[Pod, Hold]], settings: Settings) -> NodePinConfigSpec:
     """The spec of a node with these pods, each with what holds for it."""
-    limits: dict[str, NodeLimit] = {}
-    pods: list[NodePod] = []
+    held = list(held)
+    limits = _fitting({name: limit for _, hold in held for name, limit in hold.limits.items()})
+    pods = []
     for pod, hold in held:
-        limits.update(hold.limits)
         names = sorted(pod.containers) if hold.by_container else []
         pods.append(
             NodePod(
                 uid=pod.cgroup_uid,
-                limits=list(hold.limits),
+                limits=[name for name in hold.limits if name in limits],
                 containers=[PodContainer(name=name, id=pod.containers[name]) for name in names],
             )
         )
@@ -139,6 +146,19 @@ def assemble(held: Iterable[tuple[Pod, Hold]], settings: Settings) -> NodePinCon
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
     )
+
+
+def _fitting(limits: Mapping[str, NodeLimit]) -> Mapping[str, NodeLimit]:
+    """At most `MAX_NODE_LIMITS` of them: those of no namespace first, then the first of each namespace, the second of each, ..."""
+    if len(limits) <= MAX_NODE_LIMITS:
+        return limits
+    turns: dict[str, int] = {}
+    order = []
+    for name in sorted(limits):
+        namespace = name.partition("/")[0] if "/" in name else ""
+        turns[namespace] = turns.get(namespace, 0) + 1
+        order.append((turns[namespace] if namespace else 0, name))
+    return {name: limits[name] for _, name in sorted(order)[:MAX_NODE_LIMITS]}
 
 
 def reach(limit: Limit, matching: Sequence[Limit]) -> int | None:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.plan.compile import Limit, Refusal
-from pinwarden.plan.summarize import NOT_REPORTED, PENDING, SILENT, UNSUPPORTED, Finding, Share
+from pinwarden.plan.summarize import NOT_REPORTED, PENDING, SILENT, Finding, Share
 
 NAMED = 3
 
@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     message: str
 
 
-def refused(refusal: Refusal) -> list[Verdict]:
+def not_accepted(refusal: Refusal) -> list[Verdict]:
     """The conditions of a limit that is not acted on."""
     return [
         Verdict("Ready", "False", refusal.reason, refusal.message),
@@ -81,9 +81,9 @@ def applied(shares: Sequence[Share]) -> Verdict:
     """Whether every node with a matching pod acknowledged this very spec."""
     if not shares:
         return Verdict("Applied", "True", "NoPods", "No pod matches.")
-    unsupported = [share.unsupported for share in shares if share.unsupported and not share.acknowledged]
-    if unsupported:
-        return Verdict("Applied", "False", UNSUPPORTED, _tell("Not supported", unsupported))
+    refused = [share.refused for share in shares if share.refused and not share.acknowledged]
+    if refused:
+        return Verdict("Applied", "False", _reason(refused), _tell("Not taken", refused))
     if silent := _silent(shares):
         return Verdict("Applied", "Unknown", SILENT, f"No answer from the agent of {silent}.")
     missing = [f"node {share.node}" for share in shares if not share.acknowledged]

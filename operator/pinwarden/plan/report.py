@@ -24,6 +24,7 @@ from pinwarden.api.nodepinconfig import (
     UnsupportedReport,
 )
 from pinwarden.api.pinlimit import Level
+from pinwarden.plan.compile import MAX_NODE_LIMITS
 
 
 class Asked(NamedTuple):
@@ -62,10 +63,14 @@ Asks = Mapping[str, tuple[Asked, ...]]
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node as the aggregation reads it. `silent` until the agent is known to be alive; `reported` once it wrote a status."""
+    """One node as the aggregation reads it.
+
+    `full`: it is asked to hold as many limits as fit. `silent` until the agent is known to be alive; `reported` once it wrote a status.
+    """
 
     name: str
     asked: Asks = field(default_factory=dict)
+    full: bool = False
     taken: Asks = field(default_factory=dict)
     applied: frozenset[tuple[str, str]] = frozenset()
     unsupported: Mapping[str, UnsupportedReport] = field(default_factory=dict)
@@ -78,7 +83,7 @@ class NodeView:
 
     def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
         """The view after the operator compiled `spec` for the node, written or not."""
-        return replace(self, asked=_asks(spec))
+        return replace(self, asked=_asks(spec), full=len(spec.limits) >= MAX_NODE_LIMITS)
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
         """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
@@ -105,7 +110,7 @@ class NodeView:
 
     def without_object(self) -> "NodeView":
         """The view after the NodePinConfig was deleted: nothing is known of what the agent took or holds."""
-        return NodeView(self.name, asked=self.asked, silent=self.silent)
+        return NodeView(self.name, asked=self.asked, full=self.full, silent=self.silent)
 
     def with_silent(self, silent: bool) -> "NodeView":
         """The view after the node's agent fell silent, or was heard again."""

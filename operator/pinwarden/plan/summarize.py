@@ -9,7 +9,7 @@ from heapq import nsmallest
 from typing import NamedTuple
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, Scope, Source
-from pinwarden.plan.compile import Limit
+from pinwarden.plan.compile import MAX_NODE_LIMITS, MAX_POD_LIMITS, Limit
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.world import Pod
 
@@ -21,6 +21,8 @@ UNSUPPORTED = "Unsupported"
 NOT_COUNTED = "NotCounted"
 NOT_REPORTED = "NotReported"
 LEVEL_TOO_LOW = "LevelTooLow"
+TOO_MANY_LIMITS = "TooManyLimits"
+ROOM = f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node"
 
 
 class Finding(NamedTuple):
@@ -35,9 +37,10 @@ class Finding(NamedTuple):
 class Share:
     """What one node contributes to a limit's status.
 
-    `acknowledged`: the agent took this very spec of the limit. `unheld`: why a pod, or all of them, is not held as asked; a silent node
-    names none. `over`: what is above the limit, with the excess. `unjudged`: subjects whose use is not known. `pinned` and `peak` are
-    None where no pod is reported; `peak` is what the limit would have had to be. `grant`: the least that a pod is granted here.
+    `acknowledged`: the agent took this very spec of the limit; `refused`: why it never will. `unheld`: why a pod, or all of them, is not
+    held as asked; a silent node names none. `over`: what is above the limit, with the excess. `unjudged`: subjects whose use is not known.
+    `pinned` and `peak` are None where no pod is reported; `peak` is what the limit would have had to be. `grant`: the least that a pod is
+    granted here.
     """
 
     node: str
@@ -46,7 +49,7 @@ class Share:
     reported: bool
     acknowledged: bool
     truncated: bool
-    unsupported: Finding | None
+    refused: Finding | None
     unheld: tuple[Finding, ...]
     uncounted: frozenset[Source]
     unreported: tuple[Finding, ...]
@@ -66,9 +69,11 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     asked = {pod.uid: _asked(view, pod, uid) for pod in pods}
     wanted = {ask for ask in asked.values() if ask is not None}
     uses = {pod.uid: view.pods.get(pod.cgroup_uid) for pod in pods}
-    report = view.unsupported.get(uid)
-    unsupported = (
-        Finding(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}") if report else None
+    unsupported = _unsupported(view, uid)
+    crowded = (
+        Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
+        for pod in pods
+        if asked[pod.uid] is None and _crowded(view, pod)
     )
     uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
     unreported = tuple(
@@ -82,7 +87,6 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         unheld += _weak_sources(spec, view, uncounted) if view.reported else []
         for pod in pods:
             unheld += _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
-    overshoots = [each for each in view.overshoots if each.limit == uid]
     grants = [ask.grant for ask in wanted if ask.grant is not None]
     return Share(
         node=view.name,
@@ -92,7 +96,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         acknowledged=None not in asked.values()
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
-        unsupported=unsupported,
+        refused=unsupported or next(crowded, None),
         unheld=tuple(unheld),
         uncounted=uncounted if view.reported else frozenset(),
         unreported=unreported,
@@ -101,15 +105,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         pinned=sum(use.pinned for _, use in known) if known else None,
         peak=_peak(limit, known),
         top=tuple(largest(known)),
-        overshoot=(
-            (
-                max(each.peak for each in overshoots),
-                max(each.seconds for each in overshoots),
-                sum(each.count for each in overshoots),
-            )
-            if overshoots
-            else None
-        ),
+        overshoot=_overshoot(view, uid),
         grant=min(grants, default=None),
     )
 
@@ -131,6 +127,25 @@ def _name(pod: Pod) -> str:
     return f"pod {pod.namespace}/{pod.name}"
 
 
+def _unsupported(view: NodeView, uid: str) -> Finding | None:
+    report = view.unsupported.get(uid)
+    if report is None:
+        return None
+    return Finding(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}")
+
+
+def _overshoot(view: NodeView, uid: str) -> tuple[int, float, int] | None:
+    """The highest peak in bytes, the longest time in seconds, and how often, as far as the node saw."""
+    found = [each for each in view.overshoots if each.limit == uid]
+    if not found:
+        return None
+    return (
+        max(each.peak for each in found),
+        max(each.seconds for each in found),
+        sum(each.count for each in found),
+    )
+
+
 def _weak_sources(spec: PinLimitSpec, view: NodeView, uncounted: frozenset[Source]) -> list[Finding]:
     """Why no pod of the node is held: a counted source below the minimum level, or none counted at all."""
     selected = _selected(spec)
@@ -147,18 +162,23 @@ def _unheld(
     spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView
 ) -> list[Finding]:
     """Why this pod is not held as asked; nothing for a pod that has not started a container: there is nothing to hold."""
+    if ask is None and _crowded(view, pod):
+        return [Finding(_name(pod), TOO_MANY_LIMITS, ROOM)]
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
         return [Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")]
-    if use is None:
-        return (
-            [Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")]
-            if pod.started
-            else []
-        )
-    if use.level.rank > spec.minimum_level.rank:
+    if use is None and pod.started:
+        return [
+            Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
+        ]
+    if use is not None and use.level.rank > spec.minimum_level.rank:
         return [Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")]
     return []
+
+
+def _crowded(view: NodeView, pod: Pod) -> bool:
+    """Whether a limit that the node is not asked to hold for the pod found no room there."""
+    return view.full or len(view.asked.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS
 
 
 def _compare(
