@@ -99,7 +99,7 @@ def web(board: Board) -> Iterator[WebServer]:
 
 
 def get(web: WebServer, path: str) -> int:
-    url = f"http://127.0.0.1:{web.server_address[1]}{path}"
+    url = f"{web.url}{path}"
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             status: int = response.status
@@ -123,6 +123,13 @@ def test_clients_that_say_nothing_do_not_keep_others_out(web: WebServer) -> None
     assert get(web, "/healthz") == 200
     for one in silent:
         one.close()
+
+
+@pytest.mark.parametrize(("address", "client"), [("", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")])
+def test_all_addresses_are_served_by_default(board: Board, address: str, client: str) -> None:
+    with WebServer(address, 0, Pulse(), Metrics(board).render) as server:
+        socket.create_connection((client, server.socket.getsockname()[1])).close()
+        assert server.url.startswith("http://")
 
 
 @pytest.fixture

@@ -8,16 +8,17 @@ The end gives nothing back: only `release`, or `mode: Release` in the configurat
 import logging
 import os
 import signal
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pinwarden.agent.configuration import LastConfiguration
+from pinwarden.agent.configuration import ConfigurationError, LastConfiguration
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
 from pinwarden.agent.kube import NodePinConfigClient
-from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
-from pinwarden.agent.localconfig import LocalWatcher
+from pinwarden.agent.kubeconfig import KubeconfigError, from_kubeconfig, in_cluster
+from pinwarden.agent.localconfig import LocalWatcher, read_files
 from pinwarden.agent.loop import Loop
 from pinwarden.agent.metrics import Metrics
 from pinwarden.agent.reporter import Reporter
@@ -58,32 +59,48 @@ class Settings:
 
 
 def run(settings: Settings) -> bool:
-    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end.
-
-    Raises StartError, kubeconfig.KubeconfigError, TimeoutError when another agent runs, and OSError when a folder, a socket or a port
-    cannot be had.
-    """
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS):
-        engine = _engine(settings, _ability(settings.gates))
+    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end. Raises StartError."""
+    with ExitStack() as resources:
         try:
-            return _Agent(settings, engine).run()
-        finally:
-            engine.close()
+            agent = _start(settings, resources)
+        except (KubeconfigError, OSError) as error:
+            raise StartError(str(error)) from error
+        return agent.run()
 
 
 def release(settings: Settings) -> None:
-    """Gives every process back what it had. Raises what `run` raises, and StartError when the gate cannot give back here."""
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS):
-        ability = _ability(settings.gates)
+    """Gives every process back what it had. Raises StartError, also when the gate cannot give back here."""
+    with ExitStack() as resources:
+        try:
+            engine, ability = _take_node(settings, resources)
+        except OSError as error:
+            raise StartError(str(error)) from error
         if not ability.available:
             raise StartError(f"nothing can be given back: {ability.reason}")
-        engine = _engine(settings, ability)
-        try:
-            engine.release()
-        finally:
-            engine.close()
+        engine.release()
+
+
+def _start(settings: Settings, resources: ExitStack) -> "_Agent":
+    engine, _ = _take_node(settings, resources)
+    agent = _Agent(settings, engine)
+    agent.start()
+    return agent
+
+
+def _take_node(settings: Settings, resources: ExitStack) -> tuple[Engine, GateAbility]:
+    """The engine of this node, for one agent alone. Raises OSError; TimeoutError when another agent runs."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    resources.enter_context(exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS))
+    ability = _ability(settings.gates)
+    boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
+    engine = Engine(
+        cgroup_root=settings.cgroup_root,
+        proc_root=settings.proc_root,
+        store=SavedStore(settings.state_dir / "saved.json", boot_id),
+        ability=ability,
+    )
+    resources.callback(engine.close)
+    return engine, ability
 
 
 def _ability(gates: Gates) -> GateAbility:
@@ -95,16 +112,6 @@ def _ability(gates: Gates) -> GateAbility:
     if not ability.available:
         _log.warning("the rlimit gate is not available, limits are only observed: %s", ability.reason)
     return ability
-
-
-def _engine(settings: Settings, ability: GateAbility) -> Engine:
-    boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
-    return Engine(
-        cgroup_root=settings.cgroup_root,
-        proc_root=settings.proc_root,
-        store=SavedStore(settings.state_dir / "saved.json", boot_id),
-        ability=ability,
-    )
 
 
 class _Agent:
@@ -130,12 +137,16 @@ class _Agent:
             failed=lambda: self._workers.failed,
         )
 
-    def run(self) -> bool:
+    def start(self) -> None:
+        """Takes signals, starts the threads, and leaves the configuration that holds until a newer one comes."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._loop.stop())
         self._start_serving()
         self._recall()
         self._start_following()
+
+    def run(self) -> bool:
+        """The main loop, to its end."""
         _log.info("agent of node %s runs, process %d", self._settings.node, os.getpid())
         ended_well = self._loop.run()
         _log.info("the agent ends; limits stay in force")
@@ -146,6 +157,11 @@ class _Agent:
         self._metrics.ticked(seconds)
 
     def _recall(self) -> None:
+        """Local files when they can be read, which is not known of the API server; else what was in force last."""
+        if self._settings.config is not None:
+            with suppress(ConfigurationError):  # said by the one who follows the files
+                self._inbox.put(read_files(self._settings.config))
+                return
         if configuration := self._memory.load():
             _log.info("the last configuration is taken from disk: generation %s", configuration.generation)
             self._inbox.put(configuration)
@@ -158,7 +174,7 @@ class _Agent:
             web = WebServer(
                 settings.metrics_address, settings.metrics_port, self._pulse, self._metrics.render
             )
-            _log.info("metrics are at http://%s:%d/metrics", *web.server_address[:2])
+            _log.info("metrics are at %s/metrics", web.url)
             self._workers.start("web", web.serve_forever)
 
     def _start_following(self) -> None:

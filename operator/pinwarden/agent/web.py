@@ -5,10 +5,12 @@ silent agent. /healthz fails when it has not for so long that a restart is the b
 threads for a few seconds, so that it cannot keep the kubelet's probes out for longer.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from pinwarden.agent.metrics import CONTENT_TYPE
@@ -35,7 +37,10 @@ class Pulse:
 
 
 class WebServer(ThreadingHTTPServer):
-    """Listens from the moment it is made; `serve_forever` answers. Raises OSError when the address cannot be had."""
+    """Listens from the moment it is made; `serve_forever` answers. Raises OSError when the address cannot be had.
+
+    The empty `address` stands for all of the machine, IPv4 and where there is IPv6 that too.
+    """
 
     daemon_threads = True
 
@@ -43,7 +48,22 @@ class WebServer(ThreadingHTTPServer):
         self.pulse = pulse
         self.render_metrics = render_metrics
         self._free = threading.BoundedSemaphore(_CLIENTS)
+        if not address and socket.has_dualstack_ipv6():
+            address = "::"
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def server_bind(self) -> None:
+        """Without the base class's question to the name service, which may have no answer on a node that starts."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the request, or none while too many are busy."""
@@ -66,6 +86,8 @@ class WebServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: WebServer
     timeout = _CLIENT_SECONDS
+    server_version = "pinwarden"
+    sys_version = ""
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:

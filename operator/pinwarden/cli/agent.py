@@ -1,6 +1,7 @@
 """`pinwarden agent`: the node agent, as a daemon or to give everything back."""
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -40,7 +41,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"default: {STATE_DIR}"
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
-    parser.add_argument("--metrics-address", default="0.0.0.0", metavar="ADDRESS", help="default: all")  # noqa: S104
+    parser.add_argument(
+        "--metrics-address", default="", metavar="ADDRESS", help="default: all of the machine"
+    )
     parser.add_argument(
         "--metrics-port",
         type=int,
@@ -54,7 +57,6 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from pinwarden.agent import daemon
-    from pinwarden.agent.kubeconfig import KubeconfigError
 
     logs.configure(options.log_format)
     settings = daemon.Settings(
@@ -74,6 +76,8 @@ def _run(options: argparse.Namespace) -> int:
             daemon.release(settings)
             return 0
         return 0 if daemon.run(settings) else 1
-    except (daemon.StartError, KubeconfigError, OSError) as error:
+    except daemon.StartError as error:
         sys.stderr.write(f"pinwarden agent: {error}\n")
-        return 1
+    except Exception:
+        logging.getLogger(__name__).critical("the agent failed; limits stay in force", exc_info=True)
+    return 1
