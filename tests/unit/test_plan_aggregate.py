@@ -384,7 +384,7 @@ def test_containers_are_judged_each_by_itself() -> None:
     [("1Gi", ("True", "Granted")), ("4Mi", ("False", "BeyondMaxGrant")), (None, ("False", "BeyondMaxGrant"))],
 )
 def test_a_grant_says_whether_it_reaches(max_grant: str | None, expected: tuple[str, str]) -> None:
-    one, pods = limit(grant=True), [pod("1")]
+    one, pods = limit(grant=True, sources=[]), [pod("1")]
     limits: list[Limit] = [one, *([ceiling(maxGrant=max_grant)] if max_grant else [])]
     status = status_of(one, pods, view(pods, limits, [use("1")]))
     assert told(status, "Granted") == expected

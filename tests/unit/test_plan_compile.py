@@ -126,13 +126,23 @@ def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"counting": "OncePerPod"}, {"onOvershoot": "Kill"}, {"limit": "-1"}, {"limit": "1m"}]
+    "spec",
+    [
+        {"counting": "OncePerPod"},
+        {"onOvershoot": "Kill"},
+        {"limit": "-1"},
+        {"limit": "1m"},
+        {"limit": "100E"},
+        {"grant": True, "sources": ["Rdma"]},
+    ],
+    ids=str,
 )
-def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, str]) -> None:
+def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, Any]) -> None:
     broken = pinlimit("broken", **spec)
     refused = refusal(broken)
     assert refused is not None
     assert refused.reason in {"NotSupported", "Invalid"}
+    assert refused.message.startswith(f"spec.{list(spec)[-1]}: ")
     assert held([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
 
 

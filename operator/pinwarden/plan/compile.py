@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
-from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope
+from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope, Source
+from pinwarden.api.quantity import MAX_BYTES
 from pinwarden.plan.selectors import names_value, selects
 from pinwarden.plan.world import NAME_LABEL, Namespace, Node, Pod
 
@@ -51,10 +52,20 @@ def refusal(limit: Limit) -> Refusal | None:
         return Refusal("NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin")
     if limit.spec.on_overshoot is OnOvershoot.KILL:
         return Refusal("NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report")
-    try:
-        _amounts(limit)
-    except ValueError as error:
-        return Refusal("Invalid", f"spec: {error}")
+    if limit.spec.grant and limit.spec.sources and set(limit.spec.sources) != set(Source):
+        return Refusal(
+            "NotSupported",
+            "spec.sources: RLIMIT_MEMLOCK cannot tell sources apart, so a grant for some would raise all; leave sources out",
+        )
+    amounts = {"limit": limit.spec.limit}
+    if isinstance(limit, ClusterPinLimit) and limit.spec.max_grant is not None:
+        amounts["maxGrant"] = limit.spec.max_grant
+    for field, amount in amounts.items():
+        try:
+            if amount.bytes > MAX_BYTES:
+                return Refusal("Invalid", f"spec.{field}: {amount} is above 4Pi")
+        except ValueError as error:
+            return Refusal("Invalid", f"spec.{field}: {error}")
     return None
 
 
@@ -191,9 +202,3 @@ def node_limit(limit: Limit, grant: int | None) -> NodeLimit:
         contention=spec.contention,
         grant=grant,
     )
-
-
-def _amounts(limit: Limit) -> None:
-    _ = limit.spec.limit.bytes
-    if isinstance(limit, ClusterPinLimit) and limit.spec.max_grant is not None:
-        _ = limit.spec.max_grant.bytes
