@@ -168,14 +168,21 @@ class _Agent:
 
     def _start_serving(self) -> None:
         settings = self._settings
-        status = StatusSocket(settings.socket, settings.node, self._board)
+        try:
+            status = StatusSocket(settings.socket, settings.node, self._board)
+        except OSError as error:
+            raise StartError(f"--socket {settings.socket}: {error.strerror or error}") from error
         self._workers.start("status", status.run)
-        if settings.metrics_port is not None:
+        if settings.metrics_port is None:
+            return
+        try:
             web = WebServer(
                 settings.metrics_address, settings.metrics_port, self._pulse, self._metrics.render
             )
-            _log.info("metrics are at %s/metrics", web.url)
-            self._workers.start("web", web.serve_forever)
+        except OSError as error:
+            raise StartError(f"--metrics-port {settings.metrics_port}: {error.strerror or error}") from error
+        _log.info("metrics are at %s/metrics", web.url)
+        self._workers.start("web", web.serve_forever)
 
     def _start_following(self) -> None:
         settings, metrics = self._settings, self._metrics
