@@ -79,7 +79,7 @@ def view(
     }
     config = NodePinConfig.model_validate(
         {
-            "metadata": {"name": name, "generation": 7},
+            "metadata": {"name": name, "uid": f"uid-{name}", "generation": 7},
             "spec": spec.to_wire(),
             "status": reported | status,
         }
@@ -272,6 +272,24 @@ def test_an_agent_that_does_not_understand_a_limit_is_named_with_its_reason() ->
     for kind in ("Ready", "Applied", "Enforced"):
         assert told(status, kind) == ("False", "Unsupported")
         assert "node n1 (Unsupported: UnknownField: limits.0.weight)" in condition(status, kind).message
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("uid", ["", "uid-n1"])
+def test_a_spec_that_an_agent_cannot_read_is_told_of_what_it_has_not_taken(uid: str) -> None:
+    known, new, old_pod, new_pod = limit("known"), limit("new"), pod("1"), pod("2")
+    report = {"uid": uid, "reason": "InvalidSpec", "message": "mode: unknown"}
+    node = view([old_pod], [known], [use("1"), use("2")], unsupportedLimits=[report])
+    desired = compile_node(Node("n1"), [old_pod, new_pod], {}, [known, new], Settings())
+    node = node.with_desired(desired)
+    assert told(status_of(known, [old_pod], node), "Enforced") == ("True", "Enforced"), (
+        "the last good one stays"
+    )
+    for one, pods in ((known, [old_pod, new_pod]), (new, [old_pod])):
+        status = status_of(one, pods, node)
+        assert told(status, "Enforced") == ("False", "Unsupported")
+        assert "node n1 (Unsupported: InvalidSpec: mode: unknown)" in condition(status, "Enforced").message
+    assert told(status_of(new, [old_pod], node), "Applied") == ("False", "Unsupported")
 
 
 @pytest.mark.rule("H1")

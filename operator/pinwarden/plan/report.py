@@ -65,7 +65,7 @@ Asks = Mapping[str, tuple[Asked, ...]]
 class NodeView:
     """One node as the aggregation reads it.
 
-    `full`: it is asked to hold as many limits as fit. `silent` until the agent is known to be alive; `reported` once it wrote a status.
+    `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one. `silent` until the agent is known to be alive; `reported` once it wrote a status.
     """
 
     name: str
@@ -74,6 +74,7 @@ class NodeView:
     taken: Asks = field(default_factory=dict)
     applied: frozenset[tuple[str, str]] = frozenset()
     unsupported: Mapping[str, UnsupportedReport] = field(default_factory=dict)
+    problem: UnsupportedReport | None = None
     sources: tuple[SourceLevel, ...] = ()
     pods: Mapping[str, Use] = field(default_factory=dict)
     overshoots: tuple[OvershootReport, ...] = ()
@@ -96,11 +97,13 @@ class NodeView:
             taken = _asks(config.spec)
             taken = self.asked if taken == self.asked else taken
         uids = {uid: uid for uid in self.asked}
+        whole = {"", config.metadata.uid}
         return replace(
             self,
             taken=taken,
             applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
             unsupported={limit.uid: limit for limit in status.unsupported_limits},
+            problem=next((each for each in status.unsupported_limits if each.uid in whole), None),
             sources=_shared(tuple(status.sources)),
             pods={uids.get(pod.uid, pod.uid): _use(pod) for pod in status.pods},
             overshoots=tuple(status.overshoots),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import NamedTuple
 
+from pinwarden.api.nodepinconfig import UnsupportedReport
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, Scope, Source
 from pinwarden.plan.compile import MAX_NODE_LIMITS, MAX_POD_LIMITS, Limit
 from pinwarden.plan.report import Asked, NodeView, Use
@@ -96,7 +97,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         acknowledged=None not in asked.values()
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
-        refused=unsupported or next(crowded, None),
+        refused=unsupported or next(crowded, None) or _problem(view),
         unheld=tuple(unheld),
         uncounted=uncounted if view.reported else frozenset(),
         unreported=unreported,
@@ -128,7 +129,16 @@ def _name(pod: Pod) -> str:
 
 
 def _unsupported(view: NodeView, uid: str) -> Finding | None:
-    report = view.unsupported.get(uid)
+    """What the agent said of this very limit."""
+    return _from_agent(view, view.unsupported.get(uid))
+
+
+def _problem(view: NodeView) -> Finding | None:
+    """Why the agent did not take the newest spec at all, so that what it has not acknowledged stays so."""
+    return _from_agent(view, view.problem)
+
+
+def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Finding | None:
     if report is None:
         return None
     return Finding(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}")
@@ -166,7 +176,8 @@ def _unheld(
         return [Finding(_name(pod), TOO_MANY_LIMITS, ROOM)]
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
-        return [Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")]
+        problem = _problem(view)
+        return [problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")]
     if use is None and pod.started:
         return [
             Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
