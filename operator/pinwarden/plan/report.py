@@ -65,7 +65,8 @@ Asks = Mapping[str, tuple[Asked, ...]]
 class NodeView:
     """One node as the aggregation reads it.
 
-    `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one. `silent` until the agent is known to be alive; `reported` once it wrote a status.
+    `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one.
+    `silent` until the agent is known to be alive; `reported` once it wrote a status.
     """
 
     name: str
