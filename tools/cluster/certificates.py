@@ -28,7 +28,7 @@ basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
 extendedKeyUsage = serverAuth
 authorityKeyIdentifier = keyid
-subjectAltName = IP:127.0.0.1, DNS:localhost
+subjectAltName = IP:127.0.0.1, IP:10.0.0.1, IP:10.99.0.1, DNS:localhost, DNS:kubernetes.default.svc
 [client]
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
@@ -88,7 +88,7 @@ class Authority:
         return certificate, key
 
     def server(self) -> tuple[Path, Path]:
-        """Return certificate and key files of a server on 127.0.0.1."""
+        """Return certificate and key files of an API server: on loopback, and at the addresses of network.py."""
         return self._issue("server", "server", "/CN=kube-apiserver")
 
     def client(self, user: str, groups: Sequence[str]) -> tuple[Path, Path]:

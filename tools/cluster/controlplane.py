@@ -4,6 +4,9 @@ Everything listens on 127.0.0.1 and keeps its data below one temporary folder, s
 A port is reserved for the whole life of a control plane: a bound socket that never listens holds it, and the
 server shares it (SO_REUSEPORT), so nobody else can take it, not even while the server is down.
 
+With a network (:mod:`cluster.network`) for nodes everything runs inside it on the usual ports, with a controller manager
+and a scheduler, and relays lead to it from outside.
+
 Without the controller manager nobody makes service accounts or their root CA bundle, so the ServiceAccount
 admission plugin is off; ownerReferences are not collected and namespaces stay in Terminating. A test that means any
 of these asks for the controller manager.
@@ -27,6 +30,7 @@ from typing import Self
 from cluster.build import binary
 from cluster.certificates import Authority
 from cluster.errors import ClusterError
+from cluster.network import GATEWAY, Network
 from cluster.process import Child
 
 READY_SECONDS = 60.0
@@ -37,6 +41,7 @@ HOST = "127.0.0.1"
 ETCD = "etcd"
 API_SERVER = "kube-apiserver"
 CONTROLLER_MANAGER = "kube-controller-manager"
+SCHEDULER = "kube-scheduler"
 
 
 def _reserve_port() -> socket.socket:
@@ -61,8 +66,9 @@ class ControlPlane:
     admin_token: str
     kubeconfig: Path
 
-    def __init__(self, *, controller_manager: bool = False) -> None:
-        self._with_controller_manager = controller_manager
+    def __init__(self, *, controller_manager: bool = False, network: Network | None = None) -> None:
+        self._network = network
+        self._with_controller_manager = controller_manager or network is not None
         self._resources = ExitStack()
         self._children: dict[str, Child] = {}
         self._ready: dict[str, Callable[[], bool]] = {}
@@ -115,20 +121,25 @@ class ControlPlane:
         """Return a kubeconfig whose only credential is a token that the API server gave."""
         return self._write_kubeconfig(f"token-{secrets.token_hex(8)}", {"token": token})
 
+    def node_credentials(self, name: str) -> tuple[Path, Path]:
+        """Return certificate and key files with which a kubelet is the node of this name."""
+        return self._authority.client(f"system:node:{name}", ["system:nodes"])
+
     def _child(self, name: str) -> Child:
         if name not in self._children:
             raise ClusterError(f"this control plane has no {name}, only {', '.join(self._children)}")
         return self._children[name]
 
     def _prepare(self, resources: ExitStack) -> None:
-        programs = [ETCD, API_SERVER, *([CONTROLLER_MANAGER] if self._with_controller_manager else [])]
+        programs = [
+            *(ETCD, API_SERVER),
+            *([CONTROLLER_MANAGER] if self._with_controller_manager else []),
+            *([SCHEDULER] if self._network else []),
+        ]
         executables = {name: binary(name) for name in programs}
         self.directory = Path(tempfile.mkdtemp(prefix="pinwarden-control-plane-"))
         resources.callback(shutil.rmtree, self.directory)
-        ports = [resources.enter_context(_reserve_port()).getsockname()[1] for _ in range(3)]
-        self._etcd_url, self._peer_url = (f"http://{HOST}:{port}" for port in ports[:2])
-        self._port = ports[2]
-        self.url = f"https://{HOST}:{self._port}"
+        self._place(resources)
         self._authority = Authority(self.directory)
         self.ca_file = self._authority.certificate
         self._tls = ssl.create_default_context(cafile=str(self.ca_file))
@@ -136,13 +147,17 @@ class ControlPlane:
         self._tokens = self.directory / "tokens.csv"
         self._tokens.write_text(f'{self.admin_token},admin,admin,"system:masters"\n')
         self.kubeconfig = self._write_kubeconfig("admin", {"token": self.admin_token})
+        self._own_kubeconfig = self._write_kubeconfig(
+            "control-plane", {"token": self.admin_token}, f"https://{HOST}:{self._port}"
+        )
         arguments = {
             ETCD: self._etcd_arguments,
             API_SERVER: self._api_server_arguments,
             CONTROLLER_MANAGER: self._controller_manager_arguments,
+            SCHEDULER: self._scheduler_arguments,
         }
         ready = {
-            ETCD: lambda: self._answers(f"{self._etcd_url}/health"),
+            ETCD: lambda: self._answers(f"{self._etcd_health}/health"),
             # /readyz remembers an answer of etcd for a while; a GET of one object always asks etcd
             API_SERVER: lambda: (
                 self._answers(f"{self.url}/readyz") and self._answers(f"{self.url}/api/v1/namespaces/default")
@@ -150,12 +165,28 @@ class ControlPlane:
             CONTROLLER_MANAGER: lambda: self._answers(
                 f"{self.url}/api/v1/namespaces/default/serviceaccounts/default"
             ),
+            SCHEDULER: lambda: True,
         }
+        prefix = self._network.enter if self._network else []
         self._children = {
-            name: Child(name, [str(path), *arguments[name]()], self.directory / f"{name}.log")
+            name: Child(name, [*prefix, str(path), *arguments[name]()], self.directory / f"{name}.log")
             for name, path in executables.items()
         }
         self._ready = {name: ready[name] for name in executables}
+
+    def _place(self, resources: ExitStack) -> None:
+        """Decide where everything listens, and from where it is reached."""
+        if self._network is None:
+            ports = [resources.enter_context(_reserve_port()).getsockname()[1] for _ in range(3)]
+            etcd, peer, self._port = ports
+            seen_etcd, seen_api = etcd, self._port
+        else:
+            etcd, peer, self._port = 2379, 2380, 443
+            seen_etcd = self._network.relay(HOST, etcd)
+            seen_api = self._network.relay(HOST, self._port)
+        self._etcd_url, self._peer_url = f"http://{HOST}:{etcd}", f"http://{HOST}:{peer}"
+        self._etcd_health = f"http://{HOST}:{seen_etcd}"
+        self.url = f"https://{HOST}:{seen_api}"
 
     def _etcd_arguments(self) -> list[str]:
         return [
@@ -174,10 +205,8 @@ class ControlPlane:
         certificate, key = self._authority.server()
         disabled = [] if self._with_controller_manager else ["--disable-admission-plugins=ServiceAccount"]
         return [
+            *self._listening_arguments(),
             f"--etcd-servers={self._etcd_url}",
-            f"--bind-address={HOST}",
-            f"--advertise-address={HOST}",
-            "--endpoint-reconciler-type=none",  # an Endpoints object must not hold a loopback address
             f"--secure-port={self._port}",
             "--permit-port-sharing=true",
             f"--tls-cert-file={certificate}",
@@ -194,19 +223,39 @@ class ControlPlane:
             "--allow-privileged=true",
         ]
 
+    def _listening_arguments(self) -> list[str]:
+        if self._network is None:
+            return [
+                f"--bind-address={HOST}",
+                f"--advertise-address={HOST}",
+                "--endpoint-reconciler-type=none",  # an Endpoints object must not hold a loopback address
+            ]
+        certificate, key = self._authority.client("kube-apiserver-kubelet-client", ["system:masters"])
+        return [
+            "--bind-address=0.0.0.0",
+            f"--advertise-address={GATEWAY}",
+            f"--kubelet-client-certificate={certificate}",
+            f"--kubelet-client-key={key}",
+            "--kubelet-preferred-address-types=InternalIP",
+        ]
+
     def _controller_manager_arguments(self) -> list[str]:
         return [
-            f"--kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={self._own_kubeconfig}",
             f"--service-account-private-key-file={self._authority.service_account_key}",
             f"--root-ca-file={self.ca_file}",
             "--leader-elect=false",
             "--secure-port=0",
             "--controllers=*,-node-ipam-controller",
+            "--node-monitor-grace-period=60s",
         ]
 
-    def _write_kubeconfig(self, stem: str, user: dict[str, str]) -> Path:
+    def _scheduler_arguments(self) -> list[str]:
+        return [f"--kubeconfig={self._own_kubeconfig}", "--leader-elect=false", "--secure-port=0"]
+
+    def _write_kubeconfig(self, stem: str, user: dict[str, str], server: str = "") -> Path:
         """Write a kubeconfig; JSON is YAML, and needs no library."""
-        cluster = {"server": self.url, "certificate-authority": str(self.ca_file)}
+        cluster = {"server": server or self.url, "certificate-authority": str(self.ca_file)}
         config = {
             "apiVersion": "v1",
             "kind": "Config",

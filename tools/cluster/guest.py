@@ -2,9 +2,7 @@
 
 The guest sees the host's whole file system at the same paths, read-only with a layer of memory above it, so the
 checkout, its Python environment and the machine's tools are there and nothing that the command does stays. There is
-no network. The processor is always emulated, so that it behaves alike on every machine: where the machine is itself a
-guest, KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever).
-QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
+no network.
 """
 
 import os
@@ -18,19 +16,13 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from cluster import debian
+from cluster import qemu
 from cluster.cache import progress
 from cluster.errors import ClusterError
-from cluster.initrd import initrd
 from cluster.process import Child
 
-QEMU = "usr/bin/qemu-system-x86_64"
-LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
-KERNEL_PARAMETERS = (
-    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
-)
-MEMORY = "1536M"
+INIT = Path(__file__).resolve().parent / "guest" / "init"
+MODULES = ("9pnet_virtio", "9p", "overlay")
 ATTEMPTS = 3
 POLL_SECONDS = 0.05
 PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LANG", "CI")
@@ -46,19 +38,11 @@ class Cgroups(StrEnum):
 
 def _arguments(folder: Path, cgroups: Cgroups) -> list[str]:
     """Return the command line of one boot; files of the boot are in ``folder``."""
-    root = debian.programs("qemu", ["qemu-system-x86", "busybox-static"])
-    kernel = debian.kernel("amd64")
-    ramdisk = initrd(kernel, root / "bin/busybox")
-    image = next((kernel / "boot").glob("vmlinuz-*"))
-    parameters = f"{KERNEL_PARAMETERS} pinwarden.job={folder / 'job'} pinwarden.cgroup={cgroups}"
+    parameters = f"pinwarden.job={folder / 'job'} pinwarden.cgroup={cgroups}"
     if cgroups is Cgroups.V2:
         parameters += " cgroup_no_v1=all"
     return [
-        *("env", "LD_LIBRARY_PATH=" + ":".join(str(root / part) for part in LIBRARIES), str(root / QEMU)),
-        *(word for part in FIRMWARE for word in ("-L", str(root / part))),
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY),
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", str(image), "-initrd", str(ramdisk), "-append", parameters),
+        *qemu.arguments("amd64", INIT, MODULES, parameters),
         "-virtfs",
         "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         *(word for name in ("console", "output", "status") for word in ("-serial", f"file:{folder / name}")),

@@ -14,13 +14,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import debian
+from cluster import debian, qemu
 from cluster.cache import cached, digest
 from cluster.errors import ClusterError
 from cluster.paths import cache_root
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "pinwarden.local/pinwarden:dev"
+PAUSE = "pinwarden.local/pause:1"
+PAUSE_ENTRY = '["/busybox", "sleep", "2147483647"]'
 BASE = "localhost/pinwarden-base"
 BASE_PACKAGES = ("python3",)
 INSTALLERS = ("pip", "setuptools")
@@ -102,6 +104,22 @@ def _build(folder: Path) -> None:
         buildah.run("push", "--disable-compression", NAME, f"oci-archive:{folder / 'image.tar'}:{NAME}")
         buildah.run("rmi", "--prune")
     shutil.rmtree(context)
+
+
+def _build_pause(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        buildah = _Buildah(Path(work) / "store", Path(work) / "run")
+        container = buildah.run("from", "scratch")
+        buildah.run("add", "--quiet", container, qemu.busybox(), "/busybox")
+        buildah.run("config", "--entrypoint", PAUSE_ENTRY, container)
+        buildah.run("commit", "--quiet", container, PAUSE)
+        buildah.run("push", "--disable-compression", PAUSE, f"oci-archive:{folder / 'image.tar'}:{PAUSE}")
+
+
+def pause_image() -> Path:
+    """Return the OCI archive of what keeps a pod's namespaces open: a busybox that sleeps."""
+    inputs = [PAUSE_ENTRY.encode(), qemu.busybox().parents[1].name.encode()]
+    return cached("pause-image", inputs, _build_pause) / "image.tar"
 
 
 def image() -> Path:

@@ -1,4 +1,4 @@
-"""The guest's initial RAM disk: busybox, the kernel modules that reach the host's files, and ``guest/init``."""
+"""Initial RAM disks: busybox, the kernel modules that reach the root file system, and the script that goes on there."""
 
 import gzip
 import lzma
@@ -10,9 +10,6 @@ from pathlib import Path
 
 from cluster.cache import cached
 from cluster.errors import ClusterError
-
-INIT = Path(__file__).resolve().parent / "guest" / "init"
-MODULES = ("9pnet_virtio", "9p", "overlay")
 
 
 def _content(path: Path) -> bytes:
@@ -48,8 +45,8 @@ def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     return order
 
 
-def initrd(kernel: Path, busybox: Path) -> Path:
-    """Return the compressed archive for a kernel's folder and a static busybox."""
+def initrd(kernel: Path, busybox: Path, init: Path, modules: Sequence[str]) -> Path:
+    """Return the compressed archive for a kernel's folder, a static busybox, and the script that is process 1."""
 
     def build(folder: Path) -> None:
         tree = folder / "tree"
@@ -57,9 +54,9 @@ def initrd(kernel: Path, busybox: Path) -> Path:
             (tree / part).mkdir(parents=True)
         shutil.copy(busybox, tree / "bin/busybox")
         (tree / "bin/sh").symlink_to("busybox")
-        shutil.copy(INIT, tree / "init")
+        shutil.copy(init, tree / "init")
         (tree / "init").chmod(0o755)
-        for number, (name, content) in enumerate(load_order(kernel / "lib/modules", MODULES).items()):
+        for number, (name, content) in enumerate(load_order(kernel / "lib/modules", modules).items()):
             (tree / f"modules/{number:02}-{name}.ko").write_bytes(content)
         names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
         packed = subprocess.run(
@@ -72,5 +69,5 @@ def initrd(kernel: Path, busybox: Path) -> Path:
         (folder / "initrd.gz").write_bytes(gzip.compress(packed.stdout, 1, mtime=0))
         shutil.rmtree(tree)
 
-    inputs = [INIT.read_bytes(), repr((kernel.name, busybox.parents[1].name, MODULES)).encode()]
+    inputs = [init.read_bytes(), repr((kernel.name, busybox.parents[1].name, modules)).encode()]
     return cached("initrd", inputs, build) / "initrd.gz"

@@ -1,0 +1,128 @@
+"""A whole cluster: a real control plane on this machine and real nodes in QEMU guests, in a network of its own."""
+
+import json
+import shutil
+import ssl
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.cache import progress
+from cluster.controlplane import REQUEST_SECONDS, ControlPlane
+from cluster.errors import ClusterError
+from cluster.network import Network
+from cluster.node import Node
+from cluster.nodedisk import image_disk, system_disk
+
+READY_SECONDS = 120.0
+POLL_SECONDS = 0.3
+REVIVALS = 2
+
+
+class Cluster:
+    """A running cluster for the length of a ``with`` block.
+
+    Attributes, valid inside the block: ``kubeconfig`` of a member of system:masters, usable from anywhere on this machine;
+    ``control_plane``, whose parts can be killed and started; ``nodes``. Entering raises ClusterError, with the reason,
+    when a piece is missing or a node is not Ready within 120 seconds.
+    """
+
+    kubeconfig: Path
+    control_plane: ControlPlane
+    nodes: Sequence[Node]
+
+    def __init__(self, *, nodes: int = 1) -> None:
+        self._count = nodes
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Build what is missing, start everything, and wait until every node is Ready."""
+        disks = (system_disk(), image_disk())
+        began = time.monotonic()
+        with ExitStack() as resources:
+            directory = Path(tempfile.mkdtemp(prefix="pinwarden-cluster-"))
+            resources.callback(shutil.rmtree, directory)
+            network = resources.enter_context(Network(self._count, directory))
+            self.control_plane = resources.enter_context(ControlPlane(network=network))
+            self.kubeconfig = self.control_plane.kubeconfig
+            progress(f"control plane ready after {time.monotonic() - began:.0f} s")
+            self.nodes = [
+                Node(number, disks, network, self.control_plane, directory)
+                for number in range(1, self._count + 1)
+            ]
+            for node in self.nodes:
+                resources.callback(node.stop)
+                node.boot()
+            self.wait_ready(self.nodes)
+            progress(f"{self._count} node(s) Ready after {time.monotonic() - began:.0f} s")
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything by process id and remove all data."""
+        self._resources.close()
+
+    def start(self, node: Node) -> None:
+        """Boot a node whose power was cut, from its own disks, and wait until it is Ready again."""
+        node.boot()
+        self.wait_ready([node])
+
+    def wait_ready(self, nodes: Sequence[Node]) -> None:
+        """Wait until nodes that were just booted are Ready; a guest that dies meanwhile is booted again, at most twice each.
+
+        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 120 seconds.
+        """
+        deadline = time.monotonic() + READY_SECONDS
+        revived = dict.fromkeys((node.name for node in nodes), 0)
+        waiting = list(nodes)
+        while waiting:
+            for node in waiting:
+                revived[node.name] += node.revive()
+                if revived[node.name] > REVIVALS or time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{node.name} is not Ready; the end of its console:\n{node.console()}\n{self._kubelet_log(node)}"
+                    )
+            time.sleep(POLL_SECONDS)
+            waiting = [node for node in waiting if not self._ready(node)]
+
+    def _ready(self, node: Node) -> bool:
+        """Whether the API server calls a node Ready, untainted, and in the boot that it is in now."""
+        if not node.answers():
+            return False
+        try:
+            boot = node.exec(["cat", "/proc/sys/kernel/random/boot_id"], timeout=10).stdout.strip()
+            found = self._get(f"/api/v1/nodes/{node.name}")
+        except (ClusterError, OSError):
+            return False
+        conditions = {one["type"]: one["status"] for one in found["status"].get("conditions", [])}
+        return (
+            conditions.get("Ready") == "True"
+            and not found["spec"].get("taints")
+            and found["status"]["nodeInfo"]["bootID"] == boot
+        )
+
+    def _get(self, path: str) -> Any:
+        request = urllib.request.Request(
+            f"{self.control_plane.url}{path}",
+            headers={"Authorization": f"Bearer {self.control_plane.admin_token}"},
+        )
+        context = ssl.create_default_context(cafile=str(self.control_plane.ca_file))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        with opener.open(request, timeout=REQUEST_SECONDS) as answer:
+            return json.load(answer)
+
+    @staticmethod
+    def _kubelet_log(node: Node) -> str:
+        try:
+            return node.exec(["tail", "-n", "20", "/var/log/kubelet.log"], timeout=10).stdout
+        except ClusterError as error:
+            return str(error)
