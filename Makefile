@@ -5,10 +5,19 @@ BIN := $(VENV)/bin
 export PYTHONPATH := operator:tools
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock crds docs lint test test-unit test-api test-kernel controlplane clean
+.PHONY: help demo up down venv lock crds docs lint test test-unit test-api test-kernel test-cluster bench controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+demo: venv ## a real cluster, real pods, and every claim shown; with KUBECONFIG set, on that cluster
+	$(BIN)/python -m demo
+
+up: venv ## bring up the project's own cluster with pinwarden installed, and leave it running
+	$(BIN)/python -m cluster up
+
+down: ## end it, leaving nothing behind
+	$(BIN)/python -m cluster down
 
 venv: $(VENV)/.installed ## the project's Python environment, from the hash-pinned lock
 
@@ -36,7 +45,7 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/mypy operator tools tests
 	$(BIN)/lint-imports
 
-test: lint test-unit test-api test-kernel ## every test
+test: lint test-unit test-api test-kernel test-cluster ## every test
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest tests/unit
@@ -46,6 +55,9 @@ test-api: venv ## on a real API server
 
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
 	$(BIN)/python -m cluster guest -- $(BIN)/pytest -p no:cacheprovider tests/kernel
+
+test-cluster: venv ## on a whole cluster with a real node
+	$(BIN)/pytest tests/cluster
 
 controlplane: venv ## a real API server on loopback, until Ctrl-C
 	$(BIN)/python -m cluster controlplane

@@ -1,10 +1,10 @@
-"""The command line: ``python -m cluster build``, ``controlplane`` and ``guest``."""
+"""The command line: ``python -m cluster build``, ``controlplane``, ``guest``, ``up`` and ``down``."""
 
 import argparse
 import signal
 import sys
 
-from cluster import guest
+from cluster import guest, standing
 from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
@@ -40,10 +40,23 @@ def main() -> int:
     )
     inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
     inside.add_argument("argv", nargs="+", metavar="COMMAND", help="and its arguments, after --")
+    standing_up = commands.add_parser(
+        "up", help="start a whole cluster with pinwarden in it, and leave it running"
+    )
+    standing_up.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
+    commands.add_parser("down", help="end it, leaving nothing behind")
+    keeper = commands.add_parser("stand", help="what `up` starts")
+    keeper.add_argument("nodes", type=int)
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
             _build()
+        elif arguments.command == "up":
+            standing.up(arguments.nodes)
+        elif arguments.command == "down":
+            standing.down()
+        elif arguments.command == "stand":
+            standing.stand(arguments.nodes)
         elif arguments.command == "guest":
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             return guest.run(arguments.argv, cgroups=arguments.cgroups, timeout=arguments.timeout)

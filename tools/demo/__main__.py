@@ -9,25 +9,22 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from cluster.build import binary
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
+from cluster.install import COMMANDS, ROOT, WAIT_COMMANDS, environment
 from demo.claims import CLAIMS, NAMESPACE
 from demo.shell import ClaimError, Shell, say
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def _install(shell: Shell) -> None:
     shell.run("kubectl get nodes -o wide")
-    shell.run("kubectl apply --server-side -f crds/")
-    shell.run("kubectl wait --for=condition=Established --timeout=30s -f crds/")
-    shell.run("kubectl apply --server-side -f deploy/")
+    for command in COMMANDS:
+        shell.run(command)
     shell.run(f"kubectl create namespace {NAMESPACE}")
     shell.run(f"kubectl -n {NAMESPACE} create configmap pinner --from-file=examples/demo/pinner.py")
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/pods.yaml")
-    shell.run("kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=110s")
-    shell.run("kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=110s")
+    for command in WAIT_COMMANDS:
+        shell.run(command)
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=110s")
 
 
@@ -53,18 +50,16 @@ def _remove(shell: Shell) -> None:
 def main() -> int:
     """Run the demo; return 0 when every claim was seen."""
     began = time.monotonic()
-    environment = {"PATH": f"{binary('kubectl').parent}:{os.environ['PATH']}"}
+    given = os.environ.get("KUBECONFIG")
     with ExitStack() as stack:
-        own = not os.environ.get("KUBECONFIG")
-        if own:
+        if not given:
             say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
-            cluster = stack.enter_context(Cluster(nodes=1))
-            environment["KUBECONFIG"] = str(cluster.kubeconfig)
-        shell = Shell(ROOT, environment)
+            kubeconfig = stack.enter_context(Cluster(nodes=1)).kubeconfig
+        shell = Shell(ROOT, environment(Path(given) if given else kubeconfig))
         say("\nInstalling pinwarden, and pods that will lock memory\n")
         _install(shell)
         failures = _walk(shell)
-        if not own:
+        if given:
             _remove(shell)
     say("\nSummary")
     for claim in CLAIMS:

@@ -39,7 +39,7 @@ def _holds(shell: Shell, pod: str, amount: int, then: str) -> None:
 
     def wanted(log: str) -> bool:
         found = re.search(r"holds (\d+) bytes; (.*)", log)
-        return bool(found) and int(found[1]) == amount and then in found[2]
+        return found is not None and int(found[1]) == amount and then in found[2]
 
     shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted)
 

@@ -1,0 +1,46 @@
+"""Fixtures for tests on a whole cluster: a real control plane, and a real node in a guest."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.install import ROOT, environment, install
+
+Kubectl = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of one node, shared by all tests: use a namespace of your own, and leave every part running."""
+    with Cluster(nodes=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster) -> Cluster:
+    """The same with pinwarden in it."""
+    install(cluster.kubeconfig)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def kubectl(cluster: Cluster) -> Kubectl:
+    """Runs kubectl as admin and returns its output: ``kubectl("get", "pods", stdin="")``; a failure fails the test."""
+
+    def run(*arguments: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            ["kubectl", *arguments],
+            cwd=ROOT,
+            env=os.environ | environment(cluster.kubeconfig),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

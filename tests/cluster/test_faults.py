@@ -1,0 +1,155 @@
+"""Parts that die in the middle of changes, on a real cluster: limits in force stay in force, and nothing is lost (H3).
+
+Each test edits the limit of one running pod, kills a part, edits again, and then wants the last edit in the process and acknowledged in
+the status. What is in force is read from the process itself, on its node, so it can be seen while the API server is away.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.install import ROOT
+from cluster.node import Node
+
+NAMESPACE = "faults"
+MIB = 2**20
+CONSISTENT_SECONDS = 15.0
+STARTED_SECONDS = 90.0
+LIMIT = {
+    "apiVersion": "pinwarden.io/v1alpha1",
+    "kind": "PinLimit",
+    "metadata": {"name": "held", "namespace": NAMESPACE},
+    "spec": {"podSelector": {"matchLabels": {"app": "held"}}, "limit": "4Mi"},
+}
+Kubectl = Callable[..., str]
+
+
+def eventually(holds: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until it holds; return after how many seconds it did."""
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < seconds, f"after {seconds:.0f} s still not: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def in_force(node: Node) -> int | None:
+    """The soft RLIMIT_MEMLOCK of the pod's process in bytes, None when there is no such process."""
+    script = "for p in /proc/[0-9]*; do grep -q pinner.py $p/cmdline && cat $p/limits; done 2>/dev/null"
+    found = re.search(r"Max locked memory\s+(\d+)", node.exec(["sh", "-c", script]).stdout)
+    return int(found[1]) if found else None
+
+
+class Held:
+    """The limit under test and the pod that it holds."""
+
+    def __init__(self, node: Node, kubectl: Kubectl) -> None:
+        self.node = node
+        self._kubectl = kubectl
+
+    def edit(self, mebibytes: int) -> None:
+        patch = json.dumps({"spec": {"limit": f"{mebibytes}Mi"}})
+        self._kubectl("-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", patch)
+
+    def acknowledged(self) -> bool:
+        limit = json.loads(self._kubectl("-n", NAMESPACE, "get", "pinlimit", "held", "-o", "json"))
+        status = limit.get("status", {})
+        conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
+        return (
+            status.get("observedGeneration") == limit["metadata"]["generation"]
+            and conditions.get("Applied") == "True"
+            and conditions.get("Enforced") == "True"
+        )
+
+    def settles_at(self, mebibytes: int, seconds: float = CONSISTENT_SECONDS) -> None:
+        """Both the process and the status come to say `mebibytes` within `seconds`."""
+        taken = eventually(
+            lambda: in_force(self.node) == mebibytes * MIB, seconds, f"{mebibytes} MiB in force"
+        )
+        eventually(self.acknowledged, max(1.0, seconds - taken), "the edit is acknowledged")
+
+
+@pytest.fixture(scope="module")
+def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
+    """A running pod under a limit of 4 MiB, on a cluster that has pinwarden installed."""
+    kubectl("create", "namespace", NAMESPACE)
+    kubectl(
+        "-n", NAMESPACE, "create", "configmap", "pinner", f"--from-file={ROOT / 'examples/demo/pinner.py'}"
+    )
+    pods = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")
+    kubectl(
+        "-n",
+        NAMESPACE,
+        "apply",
+        "-f",
+        "-",
+        stdin=pods[0].replace("name: one", "name: held").replace("app: one", "app: held"),
+    )
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=90s")
+    kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
+    ready = Held(installed.nodes[0], kubectl)
+    ready.settles_at(4)
+    yield ready
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@pytest.mark.rule("H3", "P12", level="Converge")
+@pytest.mark.parametrize("part", ["operator", "agent"])
+def test_a_killed_part_of_pinwarden_comes_back_to_the_last_edit(held: Held, part: str) -> None:
+    held.edit(5)
+    held.settles_at(5)
+    held.edit(3)
+    held.node.kill("pinwarden", match=f"pinwarden {part}")
+    held.edit(4)
+    assert (in_force(held.node) or 0) <= 5 * MIB
+    held.settles_at(4, STARTED_SECONDS)
+
+
+@pytest.mark.rule("H3", level="Converge")
+@pytest.mark.parametrize("part", ["kube-apiserver", "etcd"])
+def test_limits_stay_in_force_while_the_control_plane_is_down(
+    held: Held, installed: Cluster, part: str
+) -> None:
+    held.edit(5)
+    held.settles_at(5)
+    held.edit(4)
+    installed.control_plane.kill(part)
+    time.sleep(3)  # for as long as this nobody can be asked: the limit must be one of the two that were set
+    assert in_force(held.node) in (5 * MIB, 4 * MIB)
+    installed.control_plane.start(part)
+    held.settles_at(4)
+    held.edit(6)
+    held.settles_at(6)
+
+
+@pytest.mark.rule("H3", level="Converge")
+@pytest.mark.parametrize("program", ["containerd", "kubelet"])
+def test_an_edit_goes_through_while_a_part_of_the_node_restarts(held: Held, program: str) -> None:
+    held.edit(5)
+    held.settles_at(5)
+    held.node.kill(program)
+    held.edit(4)
+    held.settles_at(4)
+
+
+@pytest.mark.rule("H3", level="Converge")
+def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(held: Held, installed: Cluster) -> None:
+    held.edit(5)
+    held.settles_at(5)
+    held.node.power_cut()
+    held.edit(4)
+    installed.start(held.node)
+    held.settles_at(4, STARTED_SECONDS)
+
+
+def test_a_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
+    damage = "for file in /var/lib/pinwarden/*; do echo '{\"half' >$file; done"
+    assert held.node.exec(["sh", "-c", f"ls /var/lib/pinwarden/* && {damage}"]).returncode == 0
+    held.node.kill("pinwarden", match="pinwarden agent")
+    held.edit(3)
+    held.settles_at(3, STARTED_SECONDS)
+    assert ".corrupt-" in held.node.exec(["ls", "/var/lib/pinwarden"]).stdout
