@@ -290,7 +290,7 @@ class Agents:
             config = self._latest[await self._due.get()]
             generation = config["metadata"]["generation"]
             name = config["metadata"]["name"]
-            body = {**config, "status": _report(config["spec"], generation)}
+            body = {**config, "status": report_of(understood(config["spec"]), generation)}
             try:
                 await self.api.send("PUT", f"{CONFIGS}/{name}/status", body)
             except aiohttp.ClientResponseError as error:
@@ -305,10 +305,16 @@ class Agents:
                 self.acknowledged[name] = generation
 
 
-def _report(raw: Json, generation: int) -> Json:
+def understood(raw: Json) -> NodePinConfigSpec:
+    """A spec as the operator wrote it, which an agent of the same version must understand."""
     spec, unsupported = NodePinConfigSpec.parse(raw)
     if unsupported:
         raise ValueError(f"an agent of this version does not understand {unsupported}")
+    return spec
+
+
+def report_of(spec: NodePinConfigSpec, generation: int) -> Json:
+    """The status of a node whose agent took `spec` and found every governed pod running."""
     counted = ("Mlock", "MemfdSecret", "IoUring", "Rdma", "Vfio", "Iommufd", "Vdpa")
     return {
         "observedGeneration": generation,

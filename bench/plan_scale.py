@@ -1,0 +1,151 @@
+"""What the rules cost at the size that pinwarden is designed for, measured and not extrapolated: no API server, one process.
+
+It loads `pinwarden.plan.index.World` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the rest:
+the API server, the wire and the writes.
+
+    PYTHONPATH=operator:tools python bench/plan_scale.py [--nodes 5000] [--pods 150000] [--limits 200]
+"""
+
+import argparse
+import random
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fleet import APPS, PODS_PER_NAMESPACE, Json, limit_objects, node_name, node_object, report_of
+
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.plan.aggregate import Kept, aggregate
+from pinwarden.plan.compile import Limit
+from pinwarden.plan.index import World
+from pinwarden.plan.report import NodeView
+from pinwarden.plan.world import Namespace, Node, Pod
+
+MIB = 2**20
+EVENTS = 2000
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def timed(name: str, work: Callable[[], str]) -> None:
+    """Do `work`, and show how long it took beside the note that it returns."""
+    started = time.perf_counter()
+    note = work()
+    print(f"  {name:<52} {time.perf_counter() - started:>9.2f} s  {note}", flush=True)
+
+
+def pod(number: int, nodes: int) -> Pod:
+    """A running pod of two containers."""
+    uid = str(uuid.uuid4())
+    namespace, app = f"team-{number // PODS_PER_NAMESPACE}", f"app-{number % APPS}"
+    return Pod.of(
+        namespace=namespace,
+        name=f"{app}-{uid[:8]}",
+        uid=uid,
+        cgroup_uid=uid,
+        node=node_name(random.randrange(nodes)),
+        labels={"app": app, "tier": f"tier-{number % 5}", "pod-template-hash": f"{namespace}-{app}"},
+        containers={part: uuid.uuid4().hex * 2 for part in ("main", "proxy")},
+        terminal=False,
+    )
+
+
+def limit(item: Json) -> Limit:
+    """The model of a limit object, with what the API server adds."""
+    kind = PinLimit if item["kind"] == "PinLimit" else ClusterPinLimit
+    metadata = {**item["metadata"], "uid": str(uuid.uuid4()), "generation": 1}
+    return kind.model_validate({**item, "metadata": metadata})
+
+
+def reported(world: World, name: str) -> NodeView:
+    """A node whose agent acknowledged and reported all that it is asked."""
+    spec = world.spec_for(name)
+    config = NodePinConfig.model_validate(
+        {
+            "metadata": {"name": name, "generation": 1},
+            "spec": spec.to_wire(),
+            "status": report_of(spec, 1),
+        }
+    )
+    return NodeView(name).with_desired(spec).with_object(config).with_silent(False)
+
+
+def measure(nodes: int, pods: int, limits: int) -> None:
+    """Run it all and print the table."""
+    world = World()
+    namespaces = -(-pods // PODS_PER_NAMESPACE)
+    for number in range(namespaces):
+        world.put_namespace(Namespace(f"team-{number}"))
+    for number in range(nodes):
+        metadata = node_object(number)["metadata"]
+        world.put_node(Node(metadata["name"], metadata["labels"]))
+    for item in limit_objects(limits, namespaces):
+        world.put_limit(limit(item))
+
+    def fill() -> str:
+        before = resident()
+        for number in range(pods):
+            world.put_pod(pod(number, nodes))
+        return f"{(resident() - before) / pods:.0f} bytes per pod"
+
+    def churn() -> str:
+        started = time.perf_counter()
+        for number in range(EVENTS):
+            new = pod(number, nodes)
+            world.put_pod(new)
+            world.remove_pod(new.uid)
+        return f"{(time.perf_counter() - started) / EVENTS * 1e6:.0f} us each"
+
+    def compile_all() -> str:
+        sizes = [len(world.spec_for(name).pods) for name in world.nodes]
+        return f"{sum(sizes) / len(sizes):.0f} pods per node"
+
+    views: dict[str, NodeView] = {}
+
+    def report_all() -> str:
+        before = resident()
+        views.update((name, reported(world, name)) for name in world.nodes)
+        return f"{(resident() - before) / nodes / 1024:.1f} KiB per node kept"
+
+    ceiling = limit(limit_objects(1, 1)[0])
+    kept = Kept()
+
+    def edit() -> str:
+        edited = limit({**limit_objects(1, 1)[0], "spec": {"limit": "2Gi"}})
+        return f"{len(world.put_limit(edited).nodes)} nodes are dirty"
+
+    def judge() -> str:
+        status = aggregate(ceiling, world.pods_of("ceiling-0"), views, None, datetime.now(UTC), kept=kept)
+        return f"{status.matched_pods} pods"
+
+    print(f"{nodes} nodes, {pods} pods, {limits} limits", flush=True)
+    timed("every pod comes", fill)
+    timed(f"{EVENTS} pods come and go", churn)
+    timed("the spec of every node", compile_all)
+    timed("every node's report is read (parsing it included)", report_all)
+    timed("status of a ceiling over every pod, first", judge)
+    timed("status of a ceiling over every pod, again", judge)
+    timed("an edit of a ceiling over every pod", edit)
+    print(f"  resident in the end: {resident() / MIB:.0f} MiB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse options and measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--nodes", type=int, default=5000)
+    parser.add_argument("--pods", type=int, default=150_000)
+    parser.add_argument("--limits", type=int, default=200)
+    options = parser.parse_args(arguments)
+    measure(options.nodes, options.pods, options.limits)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
