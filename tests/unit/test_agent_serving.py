@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pinwarden.agent.configuration import Configuration, Problem
 from pinwarden.agent.metrics import Metrics
-from pinwarden.agent.statussocket import StatusSocket, ask
+from pinwarden.agent.statussocket import StatusSocket, ask, limits_of
 from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import NodePinConfigStatus, PodReport, SourceLevel
@@ -37,6 +37,10 @@ REPORT = NodePinConfigStatus(
     ],
     sampled_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
+
+
+def pod_report(uid: str) -> PodReport:
+    return PodReport(uid=uid, vm_lck=0, vm_pin=0, peak=0, processes=1, level=Level.CONVERGE)
 
 
 @pytest.fixture
@@ -146,8 +150,36 @@ def test_the_socket_answers_the_report_with_what_is_in_force(status_path: Path, 
     assert answer["report"] == json.loads(json.dumps(REPORT.to_wire()))
     assert (answer["generation"], answer["problem"]) == (7, "generation 8: no")
     assert answer["configuration"]["pods"] == [{"uid": "p1", "limits": ["ns/a"], "containers": []}]
-    assert answer["limitsOf"] == {"p1": ["ns/a"]}
+    assert answer["limitsOf"] == {"p1": ["ns/a"], "p2": []}
     assert answer["sampledSecondsAgo"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "holds"),
+    [
+        ("machine.slice/*.scope", "machine.slice/vm-1.scope", True),
+        ("/machine.slice/*.scope/", "machine.slice/vm-1.scope", True),
+        ("machine.slice/*.scope", "machine.slice/vm-1.scope/inner", False),
+        ("machine.slice/*", "other.slice/vm-1.scope", False),
+        ("*.slice", "machine.slice", True),
+        ("**/vm-?.scope", "a/b/vm-1.scope", True),
+        ("**/vm-?.scope", "vm-1.scope", True),
+        ("**/vm-?.scope", "a/b/vm-10.scope", False),
+    ],
+)
+def test_a_directory_is_listed_with_the_limits_whose_pattern_matches_it(
+    pattern: str, subject: str, holds: bool
+) -> None:
+    configuration = Configuration.parse({"limits": [{**LIMIT, "cgroupPattern": pattern}]}, None, None)
+    report = NodePinConfigStatus(pods=[pod_report(subject)])
+    assert limits_of(Snapshot(report, configuration)) == {subject: ["ns/a"] if holds else []}
+
+
+def test_a_pod_that_is_not_listed_has_the_limit_for_such_pods() -> None:
+    configuration = Configuration.parse({"unknownPods": 4096, "pods": [{"uid": "p1"}]}, "uid-1", 7)
+    assert limits_of(Snapshot(NodePinConfigStatus(pods=[pod_report("new")]), configuration)) == {
+        "new": ["unknownPods"]
+    }
 
 
 def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(status_path: Path, board: Board) -> None:

@@ -9,12 +9,15 @@ import logging
 import os
 import socket
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pinwarden.agent.workers import Board, Snapshot
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
 
 CLIENT_SECONDS = 2.0
+UNKNOWN_PODS = "unknownPods"
 _log = logging.getLogger(__name__)
 
 
@@ -69,12 +72,36 @@ def answer(node: str, snapshot: Snapshot | None) -> dict[str, Any]:
 
 
 def limits_of(snapshot: Snapshot) -> dict[str, list[str]]:
-    """The names of the limits that hold for each subject of the report."""
+    """The names of the limits that the configuration gives each subject of the report."""
     if snapshot.configuration is None:
         return {}
     spec = snapshot.configuration.spec
-    named = {pod.uid: list(pod.limits) for pod in spec.pods}
-    return {pod.uid: named[pod.uid] for pod in snapshot.report.pods if pod.uid in named}
+    listed = {pod.uid: list(pod.limits) for pod in spec.pods}
+    return {
+        subject.uid: listed.get(subject.uid) or _unlisted(spec, subject.uid)
+        for subject in snapshot.report.pods
+    }
+
+
+def _unlisted(spec: NodePinConfigSpec, subject: str) -> list[str]:
+    """Of a directory the limits whose pattern matches its path; of a pod that is not listed the one for such pods."""
+    path = subject.split("/")
+    names = [
+        limit.name
+        for limit in spec.limits
+        if limit.cgroup_pattern and _matches(limit.cgroup_pattern.strip("/").split("/"), path)
+    ]
+    return names or ([UNKNOWN_PODS] if spec.unknown_pods is not None else [])
+
+
+def _matches(pattern: list[str], path: list[str]) -> bool:
+    """As `Path.glob` matches below the root: each part by itself, and `**` any number of directories."""
+    if not pattern:
+        return not path
+    head, *rest = pattern
+    if head == "**":
+        return any(_matches(rest, path[start:]) for start in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], head) and _matches(rest, path[1:])
 
 
 def ask(path: Path, seconds: float = 5.0) -> dict[str, Any]:

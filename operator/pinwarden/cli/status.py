@@ -91,7 +91,13 @@ def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
     """A row per subject and limit."""
-    limits = {limit["name"]: limit for limit in answer.get("configuration", {}).get("limits", [])}
+    configuration = answer.get("configuration", {})
+    limits = {limit["name"]: limit for limit in configuration.get("limits", [])}
+    limits["unknownPods"] = {
+        "scope": "Pod",
+        "limit": configuration.get("unknownPods"),
+        "enforcement": "Enforce",
+    }
     for pod in report.get("pods", []):
         for name in answer.get("limitsOf", {}).get(pod["uid"]) or [None]:
             limit = limits.get(name, {})
