@@ -62,7 +62,7 @@ class _Buildah:
     def __init__(self, store: Path, runtime: Path) -> None:
         self._command = [
             *debian.as_if_installed(_tools()),
-            *("env", "STORAGE_DRIVER=vfs", "BUILDAH_ISOLATION=chroot"),
+            *("env", "STORAGE_DRIVER=overlay", "BUILDAH_ISOLATION=chroot"),
             *("buildah", "--root", str(store), "--runroot", str(runtime)),
         ]
 
@@ -102,7 +102,6 @@ def _build(folder: Path) -> None:
             *("--build-arg", f"BASE={_base(buildah)}", "--tag", NAME, context),
         )
         buildah.run("push", "--disable-compression", NAME, f"oci-archive:{folder / 'image.tar'}:{NAME}")
-        buildah.run("rmi", "--prune")
     shutil.rmtree(context)
 
 
