@@ -18,7 +18,7 @@ inside a pod makes no pods of this node. Directories come and go during a walk; 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -119,7 +119,23 @@ def find_pods(root: Path) -> list[PodCgroup]:
     found: dict[str, list[Path]] = {}
     for uid, path in _pod_directories(root):
         found.setdefault(uid, []).append(path)
-    return [_pod(uid, paths) for uid, paths in sorted(found.items())]
+    return [explore(uid, paths) for uid, paths in sorted(found.items())]
+
+
+def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
+    """The pod with these directories, and all below them. A directory that does not exist has nothing below it."""
+    containers: list[ContainerCgroup] = []
+    members: list[Path] = []
+    truncated = False
+    for path in paths:
+        members.append(path)
+        for child in _subdirectories(path):
+            below, too_deep = _tree(child)
+            members += below
+            truncated |= too_deep
+            if identity := container_id(child.name):
+                containers.append(ContainerCgroup(identity, child, below))
+    return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members), truncated)
 
 
 def member_pids(cgroup: Path) -> frozenset[int]:
@@ -139,21 +155,6 @@ def member_pids(cgroup: Path) -> frozenset[int]:
 
 def _is_v2(path: Path) -> bool:
     return (path / "cgroup.controllers").exists()
-
-
-def _pod(uid: str, paths: list[Path]) -> PodCgroup:
-    containers: list[ContainerCgroup] = []
-    members: list[Path] = []
-    truncated = False
-    for path in paths:
-        members.append(path)
-        for child in _subdirectories(path):
-            below, too_deep = _tree(child)
-            members += below
-            truncated |= too_deep
-            if identity := container_id(child.name):
-                containers.append(ContainerCgroup(identity, child, below))
-    return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members), truncated)
 
 
 def _pod_directories(root: Path) -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,236 @@
+"""Deals what constraints have left, and gives back: the one place that touches processes.
+
+Before a process is touched for the first time, what it had is on disk (H3): all that are new in a tick are saved at once, and where that
+fails they are not touched. What a process had (`Saved.before`) is, when it is first seen:
+
+- what an earlier agent saved of it,
+- else, when its parent was dealt to already, what that one had: it was forked with some deal's limits,
+- else, when its limits are exactly what was dealt to a process of the same subject lately, what that one had (the smaller where two had
+  different limits): its parent was dealt to and has ended. After a restart of the agent the ended parents are in the file; such a one is
+  taken only where a living process of the subject had the same limits before, which an earlier agent saved too,
+- else the limits that it has: the runtime started it, as it does for an exec into a container.
+
+Limits are written only where they differ. The lowered ones come first, so that what is taken from one process is not given to another
+before. A process whose use is unknown is left as it is, and nothing more is let into its constraints.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from pinwarden.agent.deal import UNLIMITED, Constraint, Limits, Process, deal
+from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
+from pinwarden.agent.gates.rlimit import Prlimit
+from pinwarden.agent.governed import Governed
+from pinwarden.agent.ledger import ProcessKey
+from pinwarden.agent.saved import Saved, SavedStore
+from pinwarden.agent.scopes import Scoped
+
+_log = logging.getLogger(__name__)
+NOT_SAVED = "what it had could not be written to disk"
+
+
+class Dealer:
+    """Deals to the processes of a table. What an earlier agent left in the store is its own until it is given back."""
+
+    def __init__(self, table: ProcessTable, store: SavedStore, prlimit: Prlimit, page_size: int) -> None:
+        """Raises OSError when the store cannot be read."""
+        self._table = table
+        self._store = store
+        self._prlimit = prlimit
+        self._page_size = page_size
+        self._left = store.load()
+        self._earlier = dict(self._left)
+        self._unwritten: set[ProcessKey] = set()
+        self._unsaved = False
+
+    def adopt(self, subject: Governed, keys: Iterable[ProcessKey]) -> None:
+        """Finds out what these processes of the subject had; nothing is touched before `save`."""
+        new = [process for key in keys if (process := self._table[key]).saved is None]
+        recalled = [process for process in new if self._recall(process)]
+        if recalled:
+            self._learn_of_ended(subject, recalled)
+        first = {process.key for process in new if process.saved is None}
+        for process in sorted(new, key=lambda process: (process.key.start_ticks, process.key.pid)):
+            if process.saved is None and self._find_before(subject, process, first):
+                first.discard(process.key)
+
+    def save(self) -> bool:
+        """Writes down what changed. Where that fails, it is False, and what was adopted since stays untouched and has a `failure`."""
+        if not self._unsaved:
+            return True
+        kept = {process.key: process.saved for process in self._table if process.saved is not None}
+        try:
+            self._store.save(self._left | kept)
+        except OSError as error:
+            _log.error("no new process is dealt to: %s: %s", NOT_SAVED, error)
+            for process in self._table:
+                if process.key in self._unwritten:
+                    process.saved, process.failure = None, NOT_SAVED
+            self._unwritten.clear()
+            return False
+        self._unwritten.clear()
+        self._unsaved = False
+        return True
+
+    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> frozenset[ProcessKey]:
+        """Deals to all members of the constraints, and gives back to those of the subjects that are none; whose limits changed."""
+        covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
+        wanted = deal(
+            map(self._described, covered),
+            [
+                Constraint(one.amount, one.members, one.limit.contention, one.limit.grant)
+                for one in constraints
+            ],
+            page_size=self._page_size,
+        )
+        changes = [
+            (process, process.saved, wanted[key])
+            for key in covered
+            if (process := self._table[key]).saved is not None
+            and process.knowledge is Knowledge.KNOWN
+            and process.saved.dealt != wanted[key]
+        ]
+        changed = set()
+        for process, saved, limits in sorted(
+            changes, key=lambda change: change[2].hard > change[1].dealt.hard
+        ):
+            if self._set(process, saved, limits):
+                changed.add(process.key)
+                for subject in subjects:
+                    if process.key in subject.keys:
+                        subject.deals.remember(limits, saved.before)
+        for key in frozenset[ProcessKey]().union(*(subject.keys for subject in subjects)) - covered:
+            self.give_back(self._table[key])
+        return frozenset(changed)
+
+    def see(self, keys: Iterable[ProcessKey]) -> bool:
+        """Takes over the limits that programs set since the last deal; whether there were any."""
+        return sum(self._see(self._table[key]) for key in keys) > 0
+
+    def give_back(self, process: Followed) -> bool:
+        """Gives back what it had, where something was dealt to it; False when the kernel refused."""
+        saved = process.saved
+        if saved is None:
+            return True
+        current = self._current(process)
+        if process.failure or (current and not self._restore(process, saved.seen(current).before)):
+            return False
+        process.saved, self._unsaved = None, True
+        return True
+
+    def give_back_left(self) -> None:
+        """Gives back to what an earlier agent dealt to and nothing holds any more. What the kernel refuses stays in the store."""
+        for key, saved in list(self._left.items()):
+            process = self._living(key)
+            if process is None or self._restore(process, saved.before):
+                del self._left[key]
+                self._unsaved = True
+
+    def owes(self) -> bool:
+        """Whether something of an earlier agent still lives and was not given back."""
+        return any(self._living(key) for key in self._left)
+
+    def _living(self, key: ProcessKey) -> Followed | None:
+        process, _ = self._table.look(key.pid)
+        return process if process is not None and process.key == key else None
+
+    def _restore(self, process: Followed, before: Limits) -> bool:
+        try:
+            with process.handle(self._prlimit) as handle:
+                handle.set(before)
+        except PermissionError as error:
+            self._fail(process, f"prlimit: {error.strerror}")
+            return False
+        except ProcessLookupError:
+            pass
+        return True
+
+    def _described(self, key: ProcessKey) -> Process:
+        """An unknown use is taken for all there is: then nothing more is let into its constraints."""
+        process = self._table[key]
+        locked = UNLIMITED if process.knowledge is Knowledge.UNKNOWN else process.locked
+        before = process.saved.before if process.saved is not None else Limits(0, 0)
+        return Process(key, locked, process.pinned, before.soft, before.hard)
+
+    def _current(self, process: Followed) -> Limits | None:
+        """Its limits of now; None when it is gone, or when the kernel refuses to tell, which is its `failure` then."""
+        try:
+            with process.handle(self._prlimit) as handle:
+                current = handle.get()
+        except PermissionError as error:
+            self._fail(process, f"prlimit: {error.strerror}")
+            return None
+        except ProcessLookupError:
+            return None
+        process.failure = ""
+        return current
+
+    def _recall(self, process: Followed) -> bool:
+        """Takes what an earlier agent saved of it, if it did."""
+        earlier = self._left.get(process.key)
+        if earlier is None or (current := self._current(process)) is None:
+            return False
+        process.saved = earlier.inherited(current)
+        del self._left[process.key]
+        return True
+
+    def _learn_of_ended(self, subject: Governed, recalled: Sequence[Followed]) -> None:
+        befores = {process.saved.before for process in recalled if process.saved is not None}
+        for process in recalled:
+            if process.saved is not None:
+                subject.deals.remember(process.saved.dealt, process.saved.before)
+        for saved in self._earlier.values():
+            if saved.before in befores:
+                subject.deals.remember(saved.dealt, saved.before)
+
+    def _find_before(self, subject: Governed, process: Followed, first: set[ProcessKey]) -> bool:
+        """Sets `saved` by the rules of the module; whether it came with dealt limits. `first` are those seen for the first time."""
+        current = self._current(process)
+        if current is None:
+            return False
+        parent = self._table.get(process.status.parent)
+        if parent is not None and parent.saved is not None and parent.key not in first:
+            before: Limits | None = parent.saved.before
+        else:
+            before = subject.deals.before(current)
+        process.saved = Saved(before or current, current)
+        process.failure = ""
+        self._unwritten.add(process.key)
+        self._unsaved = True
+        return before is not None
+
+    def _see(self, process: Followed) -> bool:
+        saved = process.saved
+        if saved is None:
+            return False
+        try:
+            current = self._prlimit(process.key.pid, None)
+        except (ProcessLookupError, PermissionError):
+            return False
+        if current == saved.dealt:
+            return False
+        self._take_over(process, saved, current, current)
+        return True
+
+    def _set(self, process: Followed, saved: Saved, limits: Limits) -> bool:
+        try:
+            with process.handle(self._prlimit) as handle:
+                previous = handle.set(limits)
+        except PermissionError as error:
+            self._fail(process, f"prlimit: {error.strerror}")
+            return False
+        except ProcessLookupError:
+            return False
+        process.failure = ""
+        self._take_over(process, saved, previous, limits)
+        return True
+
+    def _take_over(self, process: Followed, saved: Saved, current: Limits, dealt: Limits) -> None:
+        before = saved.seen(current).before
+        self._unsaved |= before != saved.before
+        process.saved = Saved(before, dealt)
+
+    def _fail(self, process: Followed, message: str) -> None:
+        if process.failure != message:
+            _log.warning("process %d cannot be dealt to: %s", process.key.pid, message)
+        process.failure = message

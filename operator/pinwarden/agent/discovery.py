@@ -1,0 +1,89 @@
+"""Which pods and directories are there, found cheaply and often.
+
+Pods lie in few directories (`kubepods` and its QoS classes), so only these are listed each time; a walk over the whole hierarchy, which
+finds new such directories, is made now and then. Pod directories themselves are not entered: that is done for governed ones alone.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pinwarden.agent.cgroups import pod_uid
+
+BETWEEN_WALKS_SECONDS = 10.0
+_PARENT = re.compile(r"kubepods|(?:.+-)?kubepods(?:-burstable|-besteffort)?\.slice")
+_QOS = ("burstable", "besteffort")
+
+
+class PodFinder:
+    """Lists the pods below a hierarchy's root."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root)
+        self._parents: dict[str, None] = {}
+        self._uids: dict[str, str | None] = {}
+        self._walk_due = float("-inf")
+
+    def find(self, now: float) -> Mapping[str, tuple[Path, ...]]:
+        """The directories of each pod by its uid; `now` in seconds of a monotonic clock. Raises OSError but for what vanished."""
+        if now >= self._walk_due:
+            self._walk()
+            self._walk_due = now + BETWEEN_WALKS_SECONDS
+        found: dict[str, list[str]] = {}
+        seen: dict[str, str | None] = {}
+        pending = list(self._parents)
+        while pending:
+            for path in _subdirectories(pending.pop()):
+                uid = seen[path] = self._uids[path] if path in self._uids else pod_uid(Path(path))
+                if uid is not None:
+                    found.setdefault(uid, []).append(path)
+                elif path not in self._parents and _is_parent(path):
+                    self._parents[path] = None
+                    pending.append(path)
+        self._uids = seen
+        return {uid: tuple(map(Path, sorted(paths))) for uid, paths in sorted(found.items())}
+
+    def _walk(self) -> None:
+        """Finds the directories that hold pods: by their name, also while they are empty, or by a pod in them."""
+        parents: dict[str, None] = {}
+        pending = [self._root]
+        while pending:
+            directory = pending.pop()
+            if _is_parent(directory):
+                parents[directory] = None
+            for path in _subdirectories(directory):
+                if pod_uid(Path(path)):
+                    parents[directory] = None
+                else:
+                    pending.append(path)
+        self._parents = parents
+
+
+def match_directories(root: Path, patterns: Iterable[str]) -> dict[Path, list[str]]:
+    """The directories below `root` that each shell pattern matches; a directory may match several."""
+    found: dict[Path, list[str]] = {}
+    for pattern in patterns:
+        try:
+            for path in sorted(root.glob(pattern)):
+                if path.is_dir():
+                    found.setdefault(path, []).append(pattern)
+        except FileNotFoundError:  # vanished during the walk: looked for again at the next one
+            continue
+    return found
+
+
+def _is_parent(path: str) -> bool:
+    above, name = os.path.split(path)
+    return bool(_PARENT.fullmatch(name)) or (name in _QOS and os.path.basename(above) == "kubepods")
+
+
+def _subdirectories(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise

@@ -1,0 +1,139 @@
+"""What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2)."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pinwarden import __version__
+from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
+from pinwarden.agent.gates.rlimit import GateAbility
+from pinwarden.agent.governed import Governed
+from pinwarden.agent.overshoots import Overshoots
+from pinwarden.agent.scopes import has_unknown_container, running_containers
+from pinwarden.agent.sources import GATE, NO_GATE, source_levels
+from pinwarden.agent.subjects import Plan
+from pinwarden.api.nodepinconfig import AppliedLimit, ContainerReport, NodePinConfigStatus, PodReport
+from pinwarden.api.pinlimit import Level
+
+_PODS = 4096
+_LIMITS = 1024
+_CONTAINERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The level that a pod is held at, why, and details for people."""
+
+    level: Level
+    reason: str
+    message: str = ""
+
+
+class Reporter:
+    """Puts statuses together; what does not change is asked for once."""
+
+    def __init__(self, ability: GateAbility, cgroup_version: Literal["v2", "v1", "hybrid"]) -> None:
+        self._ability = ability
+        self._empty = NodePinConfigStatus(
+            agent_version=__version__,
+            kernel_version=os.uname().release,
+            cgroup_version=cgroup_version,
+            sources=source_levels(ability),
+        )
+
+    def report(
+        self,
+        acknowledged: Plan | None,
+        subjects: Sequence[Governed],
+        table: ProcessTable,
+        overshoots: Overshoots,
+        sampled: datetime | None,
+    ) -> NodePinConfigStatus:
+        """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
+        listed, cut = overshoots.reports()
+        applied = acknowledge(acknowledged, subjects, table) if acknowledged else []
+        unsupported = list(acknowledged.unsupported) if acknowledged else []
+        return self._empty.model_copy(
+            update={
+                "observed_generation": acknowledged.generation if acknowledged else None,
+                "applied_limits": applied[:_LIMITS],
+                "unsupported_limits": unsupported[:_LIMITS],
+                "pods": [self._pod(subject, table) for subject in subjects[:_PODS]],
+                "overshoots": listed,
+                "truncated": cut or len(subjects) > _PODS or max(len(applied), len(unsupported)) > _LIMITS,
+                "sampled_at": sampled,
+            }
+        )
+
+    def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
+        verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability)
+        return PodReport(
+            uid=subject.uid,
+            vm_lck=subject.locked,
+            vm_pin=subject.pinned,
+            peak=subject.peaks.pod,
+            processes=len(subject.keys),
+            level=verdict.level,
+            reason=verdict.reason,
+            message=verdict.message,
+            containers=_containers(subject, table)[:_CONTAINERS],
+        )
+
+
+def acknowledge(plan: Plan, subjects: Iterable[Governed], table: ProcessTable) -> list[AppliedLimit]:
+    """The limits that are dealt to every process that they govern; none in mode Release."""
+    if plan.release:
+        return []
+    failed = {
+        limit.name
+        for subject in subjects
+        if subject.failure or any(table[key].failure for key in subject.keys)
+        for limit in subject.held.limits
+    }
+    return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]
+
+
+def judge(subject: Governed, processes: Sequence[Followed], ability: GateAbility) -> Verdict:
+    """The level of a subject with these processes, and the first reason why it is no better."""
+    if subject.failure:
+        return Verdict(Level.OBSERVE, "NotReadable", subject.failure)
+    if not ability.available:
+        return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
+    if not subject.held.limits:
+        return Verdict(Level.OBSERVE, subject.held.unsupported, "none of its limits can be held here")
+    if not subject.held.enforced:
+        return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
+    for process in processes:
+        if verdict := _not_held(process):
+            return verdict
+    if subject.truncated:
+        return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
+    if has_unknown_container(subject):
+        return Verdict(
+            Level.OBSERVE, "ContainerUnknown", "held to the sum: the id of a container is not known yet"
+        )
+    return Verdict(Level.CONVERGE, GATE)
+
+
+def _not_held(process: Followed) -> Verdict | None:
+    pid = process.key.pid
+    if process.failure:
+        return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {process.failure}")
+    if process.knowledge is Knowledge.UNKNOWN:
+        return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
+    if process.held is not None:
+        return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
+    return None
+
+
+def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:
+    return [
+        ContainerReport(
+            name=name,
+            pinned=sum(table[key].use for key in keys),
+            peak=subject.peaks.containers.get(name, 0),
+        )
+        for name, keys in running_containers(subject.held.by_container, subject).items()
+    ]

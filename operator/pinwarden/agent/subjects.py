@@ -1,0 +1,123 @@
+"""What a configuration means on this node: which limits the agent can hold, and which of them hold for which subject.
+
+A subject is a pod, known by the uid that its cgroup bears, or a directory that a limit's `cgroup_pattern` matches, known by its path below
+the process hierarchy's root. A limit that cannot be held as it is written constrains nothing, is reported as unsupported, and is never
+acknowledged (H1):
+
+- `sources` that are a part of all: the kernel's counters do not tell them apart (SourceNotSeparable),
+- counting OncePerPod: needs a ledger per page (NotSupported),
+- scope Container with a pattern: directories have no container names (NotSupported),
+- a pattern that leads out of the hierarchy (InvalidPattern).
+
+A pod that names such limits only is still a subject: it is reported, at Observe, and never taken for free.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pinwarden.api.nodepinconfig import (
+    Mode,
+    NodeLimit,
+    NodePinConfigSpec,
+    NodePod,
+    PodContainer,
+    UnsupportedLimit,
+    UnsupportedReport,
+)
+from pinwarden.api.pinlimit import Counting, Enforcement, Scope, Source
+
+UNKNOWN_PODS = "unknownPods"
+"""Name and uid of the constraint on pods that the configuration does not list."""
+
+NOT_UNDERSTOOD = "NotUnderstood"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty."""
+
+    limits: tuple[NodeLimit, ...]
+    containers: tuple[PodContainer, ...] = ()
+    unsupported: str = ""
+
+    @property
+    def enforced(self) -> bool:
+        """Whether anything shall be dealt to its processes; Audit touches nothing (P13)."""
+        return any(limit.enforcement is Enforcement.ENFORCE for limit in self.limits)
+
+    @property
+    def by_container(self) -> tuple[NodeLimit, ...]:
+        """Its limits of scope Container."""
+        return tuple(limit for limit in self.limits if limit.scope is Scope.CONTAINER)
+
+
+class Plan:
+    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none."""
+
+    def __init__(
+        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+    ) -> None:
+        self.release = spec.mode is Mode.RELEASE
+        self.generation = generation
+        refused = {limit.name: report for limit in spec.limits if (report := _refusal(limit))}
+        self.limits = tuple(limit for limit in spec.limits if limit.name not in refused)
+        self.unsupported = (
+            *(
+                UnsupportedReport(uid=one.uid, reason=NOT_UNDERSTOOD, message=one.message)
+                for one in unsupported
+            ),
+            *refused.values(),
+        )
+        self._reasons = {name: report.reason for name, report in refused.items()}
+        self._by_name = {limit.name: limit for limit in self.limits}
+        self._pods = {pod.uid: pod for pod in spec.pods}
+        self._unlisted = None if spec.unknown_pods is None else Held((_unlisted(spec.unknown_pods),))
+
+    def of_pod(self, uid: str) -> Held | None:
+        """What holds for the pod; None when it is free."""
+        pod = self._pods.get(uid)
+        if pod is None:
+            return self._unlisted
+        return self._of_listed(pod) if pod.limits else None
+
+    @property
+    def patterns(self) -> Mapping[str, Held]:
+        """What holds for each directory that a pattern matches, by pattern; several patterns may match one."""
+        found: dict[str, list[NodeLimit]] = {}
+        for limit in self.limits:
+            if limit.cgroup_pattern is not None:
+                found.setdefault(limit.cgroup_pattern.strip("/"), []).append(limit)
+        return {pattern: Held(tuple(limits)) for pattern, limits in found.items()}
+
+    def _of_listed(self, pod: NodePod) -> Held:
+        missing = [name for name in pod.limits if name not in self._by_name]
+        return Held(
+            limits=tuple(self._by_name[name] for name in dict.fromkeys(pod.limits) if name in self._by_name),
+            containers=tuple(pod.containers),
+            unsupported=self._reasons.get(missing[0], NOT_UNDERSTOOD) if missing else "",
+        )
+
+
+def _unlisted(amount: int) -> NodeLimit:
+    return NodeLimit(name=UNKNOWN_PODS, uid=UNKNOWN_PODS, scope=Scope.POD, limit=amount)
+
+
+def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
+    def report(reason: str, message: str) -> UnsupportedReport:
+        return UnsupportedReport(uid=limit.uid, reason=reason, message=f"{limit.name}: {message}")
+
+    if limit.sources and set(limit.sources) != set(Source):
+        return report(
+            "SourceNotSeparable", "sources: the kernel's counters per process do not tell them apart"
+        )
+    if limit.counting is Counting.ONCE_PER_POD:
+        return report("NotSupported", "counting: OncePerPod needs a ledger per page")
+    if limit.cgroup_pattern is None:
+        return None
+    if limit.scope is Scope.CONTAINER:
+        return report("NotSupported", "scope: Container does not go with cgroupPattern")
+    parts = PurePosixPath(limit.cgroup_pattern.strip("/")).parts
+    if not parts or ".." in parts:
+        return report("InvalidPattern", "cgroupPattern: not a pattern of directories below the root")
+    return None
