@@ -114,7 +114,7 @@ def measure(nodes: int, pods: int, limits: int) -> None:
         views.update((name, reported(world, name)) for name in world.nodes)
         return f"{(resident() - before) / nodes / 1024:.1f} KiB per node kept"
 
-    ceiling = limit(limit_objects(1, 1)[0])
+    ceiling = world.limit("ceiling-0")
     kept = Kept()
 
     def edit() -> str:

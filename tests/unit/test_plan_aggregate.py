@@ -15,6 +15,7 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.plan.aggregate import Kept, aggregate
 from pinwarden.plan.compile import MAX_POD_LIMITS, Limit, Settings, compile_node, refusal
 from pinwarden.plan.report import NodeView
+from pinwarden.plan.summarize import summarize
 from pinwarden.plan.world import Node, Pod
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, UTC)
@@ -531,3 +532,12 @@ def test_what_is_kept_from_the_last_time_changes_no_answer(
             pods.reverse()
         expected = aggregate(one, pods, views, None, NOW)
         assert aggregate(one, pods, views, None, NOW, kept=kept) == expected
+
+
+def test_a_great_many_findings_take_little_room() -> None:
+    one, pods = limit(), [pod(f"{i:03}") for i in range(500)]
+    node = view(pods, [one], [use(each.uid, level="Observe", reason="CapIPCLock") for each in pods])
+    share = summarize(one, pods, node)
+    assert share.unheld.counts == {"CapIPCLock": 500}
+    assert len(share.unheld.named) == 3
+    assert condition(status_of(one, pods, node), "Enforced").message.endswith("and 497 more.")

@@ -22,7 +22,7 @@ from pinwarden.plan.world import Pod
 
 
 class Kept:
-    """The shares of one limit's nodes, each good for as long as the limit, the node's view and its pods are the same objects."""
+    """The shares of one limit's nodes, each good while limit and view are the same objects and the pods are equal."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Limit, NodeView, list[Pod], Share]] = {}
@@ -35,7 +35,7 @@ class Kept:
         for name, on_node in pods.items():
             view = views[name]
             last = self._last.get(name)
-            same = last is not None and last[0] is limit and last[1] is view and _same(last[2], on_node)
+            same = last is not None and last[0] is limit and last[1] is view and last[2] == on_node
             now[name] = last if last and same else (limit, view, on_node, summarize(limit, on_node, view))
         self._last = now
         return [share for *_, share in now.values()]
@@ -148,7 +148,3 @@ def _dated(
             )
         )
     return dated
-
-
-def _same(old: Sequence[Pod], new: Sequence[Pod]) -> bool:
-    return len(old) == len(new) and all(one is other for one, other in zip(old, new, strict=True))

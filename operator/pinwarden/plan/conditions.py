@@ -5,15 +5,12 @@ that before success: a limit is called enforced only where nothing speaks agains
 a limit over 150,000 pods has a status that a person can read.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.plan.compile import Limit, Refusal
-from pinwarden.plan.summarize import NOT_REPORTED, PENDING, SILENT, Finding, Share
-
-NAMED = 3
+from pinwarden.plan.summarize import NAMED, NOT_REPORTED, PENDING, SILENT, Findings, Share
 
 Status = Literal["True", "False", "Unknown"]
 
@@ -81,7 +78,7 @@ def applied(shares: Sequence[Share]) -> Verdict:
     """Whether every node with a matching pod acknowledged this very spec."""
     if not shares:
         return Verdict("Applied", "True", "NoPods", "No pod matches.")
-    refused = [share.refused for share in shares if share.refused and not share.acknowledged]
+    refused = Findings.of(share.refused for share in shares if share.refused and not share.acknowledged)
     if refused:
         return Verdict("Applied", "False", _reason(refused), _tell("Not taken", refused))
     if silent := _silent(shares):
@@ -98,7 +95,7 @@ def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
         return Verdict("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
     if not shares:
         return Verdict("Enforced", "True", "NoPods", "No pod matches, so there is none to hold.")
-    unheld = [finding for share in shares for finding in share.unheld]
+    unheld = Findings.all(share.unheld for share in shares)
     if unheld:
         return Verdict("Enforced", "False", _reason(unheld), _tell("Not held", unheld))
     if silent := _silent(shares):
@@ -124,7 +121,7 @@ def complete(shares: Sequence[Share]) -> Verdict:
             "SourcesNotCounted",
             f"Figures are lower bounds: not counted{where}: {', '.join(sources)}.",
         )
-    unreported = [finding for share in shares if not share.silent for finding in share.unreported]
+    unreported = Findings.all(share.unreported for share in shares if not share.silent)
     if unreported:
         reason = "Truncated" if any(share.truncated for share in shares) else NOT_REPORTED
         return Verdict(
@@ -144,14 +141,14 @@ def within_limit(shares: Sequence[Share]) -> Verdict:
     """Whether what was last sampled stays at or under the limit, each in the limit's scope (P11)."""
     if not shares:
         return Verdict("WithinLimit", "True", "NoPods", "No pod matches.")
-    over = [finding for share in shares if not share.silent for finding in share.over]
+    over = Findings.all(share.over for share in shares if not share.silent)
     if over:
         return Verdict("WithinLimit", "False", "OverLimit", _tell("Over the limit as last sampled", over))
     if silent := _silent(shares):
         return Verdict("WithinLimit", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    unjudged = [finding for share in shares for finding in share.unjudged]
+    unjudged = Findings.all(share.unjudged for share in shares)
     if unjudged:
-        return Verdict("WithinLimit", "Unknown", unjudged[0].reason, _tell("Use not known", unjudged))
+        return Verdict("WithinLimit", "Unknown", _reason(unjudged), _tell("Use not known", unjudged))
     missing = [f"node {share.node}" for share in shares if not share.reported]
     if missing:
         return Verdict("WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {_few(missing)}.")
@@ -191,20 +188,20 @@ def _silent(shares: Iterable[Share]) -> str:
     return _few([f"node {share.node}" for share in shares if share.silent])
 
 
-def _reason(findings: Sequence[Finding]) -> str:
+def _reason(findings: Findings) -> str:
     """The most frequent reason, the first in order among equals; what is only pending gives way to what will not pass by itself."""
-    counts = Counter(finding.reason for finding in findings)
+    counts = findings.counts
     lasting = {reason: count for reason, count in counts.items() if reason != PENDING} or counts
     return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
-def _tell(what: str, findings: Sequence[Finding]) -> str:
-    lasting = sorted(findings, key=lambda finding: finding.reason == PENDING)
+def _tell(what: str, findings: Findings) -> str:
+    lasting = sorted(findings.named, key=lambda finding: finding.reason == PENDING)
     texts = [
         f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
         for each in lasting[:NAMED]
     ]
-    return f"{what}: {'; '.join(texts)}{_more(len(findings))}."
+    return f"{what}: {'; '.join(texts)}{_more(sum(findings.counts.values()))}."
 
 
 def _few(names: Sequence[str]) -> str:

@@ -3,18 +3,21 @@
 The facts only; `conditions` and `aggregate` make words and sums of them. Amounts are in bytes and sampled by the agent (H2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from heapq import nsmallest
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pinwarden.api.nodepinconfig import UnsupportedReport
-from pinwarden.api.pinlimit import ClusterPinLimit, PinLimitSpec, Scope, Source
+from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimitSpec, Scope, Source
 from pinwarden.plan.compile import MAX_NODE_LIMITS, MAX_POD_LIMITS, Limit
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.world import Pod
 
 TOP = 10
+NAMED = 3
 
 PENDING = "Pending"
 SILENT = "AgentSilent"
@@ -35,6 +38,39 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Findings:
+    """Many findings in little room: how many there are of each reason, and the first `NAMED` of each."""
+
+    counts: Mapping[str, int]
+    named: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Finding]) -> "Findings":
+        """All of `found`, in its order."""
+        counts: dict[str, int] = {}
+        named = []
+        for finding in found:
+            count = counts[finding.reason] = counts.get(finding.reason, 0) + 1
+            if count <= NAMED:
+                named.append(finding)
+        return cls(counts, tuple(named)) if counts else _NOTHING
+
+    @classmethod
+    def all(cls, parts: Iterable["Findings"]) -> "Findings":
+        """Several together, in their order."""
+        parts = [part for part in parts if part]
+        counts = sum((Counter(part.counts) for part in parts), Counter())
+        named = Findings.of(finding for part in parts for finding in part.named).named
+        return cls(counts, named)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+
+_NOTHING: Final = Findings({}, ())
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """What one node contributes to a limit's status.
 
@@ -51,11 +87,11 @@ class Share:
     acknowledged: bool
     truncated: bool
     refused: Finding | None
-    unheld: tuple[Finding, ...]
+    unheld: Findings
     uncounted: frozenset[Source]
-    unreported: tuple[Finding, ...]
-    over: tuple[Finding, ...]
-    unjudged: tuple[Finding, ...]
+    unreported: Findings
+    over: Findings
+    unjudged: Findings
     pinned: int | None
     peak: int | None
     top: tuple[tuple[Pod, Use], ...]
@@ -77,17 +113,20 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         if asked[pod.uid] is None and _crowded(view, pod)
     )
     uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
-    unreported = tuple(
-        Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started
-    )
+    unreported = [Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started]
     known = [(pod, use) for pod in pods if (use := uses[pod.uid]) is not None]
     over, unjudged = _compare(limit, known)
-    unheld: list[Finding] = []
-    if not view.silent:
-        unheld += [unsupported] if unsupported else []
-        unheld += _weak_sources(spec, view, uncounted) if view.reported else []
+
+    def unheld() -> Iterator[Finding]:
+        if unsupported:
+            yield unsupported
+        if view.reported:
+            yield from _weak_sources(spec, view, uncounted)
         for pod in pods:
-            unheld += _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
+            finding = _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
+            if finding:
+                yield finding
+
     grants = [ask.grant for ask in wanted if ask.grant is not None]
     return Share(
         node=view.name,
@@ -98,11 +137,11 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
         refused=unsupported or next(crowded, None) or _problem(view),
-        unheld=tuple(unheld),
+        unheld=_NOTHING if view.silent else Findings.of(unheld()),
         uncounted=uncounted if view.reported else frozenset(),
-        unreported=unreported,
-        over=over,
-        unjudged=(*unjudged, *unreported),
+        unreported=Findings.of(unreported),
+        over=Findings.of(over),
+        unjudged=Findings.of([*unjudged, *unreported]),
         pinned=sum(use.pinned for _, use in known) if known else None,
         peak=_peak(limit, known),
         top=tuple(largest(known)),
@@ -164,27 +203,31 @@ def _weak_sources(spec: PinLimitSpec, view: NodeView, uncounted: frozenset[Sourc
     return [
         Finding(f"node {view.name}", LEVEL_TOO_LOW, f"{level.source} is at {level.level}: {level.reason}")
         for level in view.sources
-        if level.source in selected and level.counted and level.level.rank > spec.minimum_level.rank
+        if level.source in selected and level.counted and level.level in _weaker(spec.minimum_level)
     ]
 
 
 def _unheld(
     spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView
-) -> list[Finding]:
+) -> Finding | None:
     """Why this pod is not held as asked; nothing for a pod that has not started a container: there is nothing to hold."""
     if ask is None and _crowded(view, pod):
-        return [Finding(_name(pod), TOO_MANY_LIMITS, ROOM)]
+        return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
         problem = _problem(view)
-        return [problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")]
+        return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
     if use is None and pod.started:
-        return [
-            Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
-        ]
-    if use is not None and use.level.rank > spec.minimum_level.rank:
-        return [Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")]
-    return []
+        return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
+    if use is not None and use.level in _weaker(spec.minimum_level):
+        return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
+    return None
+
+
+@cache
+def _weaker(minimum: Level) -> frozenset[Level]:
+    """The levels at which a pod is not held as asked."""
+    return frozenset(level for level in Level if level.rank > minimum.rank)
 
 
 def _crowded(view: NodeView, pod: Pod) -> bool:
@@ -192,31 +235,26 @@ def _crowded(view: NodeView, pod: Pod) -> bool:
     return view.full or len(view.asked.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS
 
 
-def _compare(
-    limit: Limit, known: Sequence[tuple[Pod, Use]]
-) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+def _compare(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> tuple[list[Finding], list[Finding]]:
     """What was above the limit, and what cannot be judged because the use of a container is not known by itself."""
     amount = limit.spec.limit.bytes
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
-        subjects = [(f"node {known[0][0].node}", sum(use.pinned for _, use in known))] if known else []
-    elif limit.spec.scope is Scope.CONTAINER:
-        subjects = [
-            (f"{_name(pod)} container {name}", each.pinned)
-            for pod, use in known
-            for name, each in use.containers.items()
-            if not limit.spec.containers or name in limit.spec.containers
-        ]
-    else:
-        subjects = [(_name(pod), use.pinned) for pod, use in known]
-    over = tuple(
-        Finding(name, "OverLimit", f"{pinned} bytes pinned, {pinned - amount} over")
-        for name, pinned in subjects
-        if pinned > amount
-    )
+        total = sum(use.pinned for _, use in known)
+        return [_over(f"node {known[0][0].node}", total, amount)] if total > amount else [], []
     if limit.spec.scope is not Scope.CONTAINER:
-        return over, ()
-    blind = (pod for pod, use in known if not use.containers and use.pinned > amount)
-    return over, tuple(Finding(_name(pod), "ContainerNotReported") for pod in blind)
+        return [_over(_name(pod), use.pinned, amount) for pod, use in known if use.pinned > amount], []
+    over = [
+        _over(f"{_name(pod)} container {name}", each.pinned, amount)
+        for pod, use in known
+        for name, each in use.containers.items()
+        if each.pinned > amount and (not limit.spec.containers or name in limit.spec.containers)
+    ]
+    blind = [pod for pod, use in known if not use.containers and use.pinned > amount]
+    return over, [Finding(_name(pod), "ContainerNotReported") for pod in blind]
+
+
+def _over(subject: str, pinned: int, amount: int) -> Finding:
+    return Finding(subject, "OverLimit", f"{pinned} bytes pinned, {pinned - amount} over")
 
 
 def _peak(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> int | None:
