@@ -226,8 +226,10 @@ class Agent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.kill()
+        if kind is not None:
+            print(self._log_path.read_text())
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pinwarden.agent.configuration import ConfigurationError, LastConfiguration
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
 from pinwarden.agent.kube import NodePinConfigClient
-from pinwarden.agent.kubeconfig import KubeconfigError, from_kubeconfig, in_cluster
+from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.agent.localconfig import LocalWatcher, read_files
 from pinwarden.agent.loop import Loop
 from pinwarden.agent.metrics import Metrics
@@ -30,7 +30,7 @@ from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Inbox, Wakeup, Workers
 
 Gates = Literal["auto", "rlimit", "none"]
-_LOCK_PATIENCE_SECONDS = 5.0
+_LOCK_PATIENCE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +63,7 @@ def run(settings: Settings) -> bool:
     with ExitStack() as resources:
         try:
             agent = _start(settings, resources)
-        except (KubeconfigError, OSError) as error:
+        except (OSError, ValueError) as error:  # also KubeconfigError, and no cgroup hierarchy
             raise StartError(str(error)) from error
         return agent.run()
 
@@ -73,11 +73,11 @@ def release(settings: Settings) -> None:
     with ExitStack() as resources:
         try:
             engine, ability = _take_node(settings, resources)
-        except OSError as error:
+            if not ability.available:
+                raise StartError(f"nothing can be given back: {ability.reason}")
+            engine.release()
+        except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
-        if not ability.available:
-            raise StartError(f"nothing can be given back: {ability.reason}")
-        engine.release()
 
 
 def _start(settings: Settings, resources: ExitStack) -> "_Agent":
@@ -88,7 +88,7 @@ def _start(settings: Settings, resources: ExitStack) -> "_Agent":
 
 
 def _take_node(settings: Settings, resources: ExitStack) -> tuple[Engine, GateAbility]:
-    """The engine of this node, for one agent alone. Raises OSError; TimeoutError when another agent runs."""
+    """The engine of this node, for one agent alone. Raises ValueError and OSError; TimeoutError when another agent runs."""
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     resources.enter_context(exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS))
     ability = _ability(settings.gates)
@@ -138,12 +138,12 @@ class _Agent:
         )
 
     def start(self) -> None:
-        """Takes signals, starts the threads, and leaves the configuration that holds until a newer one comes."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._loop.stop())
+        """Starts the threads, leaves the configuration that holds until a newer one comes, and takes signals."""
         self._start_serving()
         self._recall()
         self._start_following()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._loop.stop())
 
     def run(self) -> bool:
         """The main loop, to its end."""

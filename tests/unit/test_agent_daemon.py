@@ -1,0 +1,80 @@
+"""What keeps an agent from starting is said in one line, with the option or file that it is about, and with exit code 1."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pinwarden.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """The command sends this process's log to where stderr is now."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    cgroups = tmp_path / "cgroup"
+    cgroups.mkdir()
+    (cgroups / "cgroup.controllers").write_text("")
+    (cgroups / "cgroup.procs").write_text("")
+    (tmp_path / "config").mkdir()
+    return [
+        "agent",
+        "--node=n",
+        "--gates=none",
+        "--metrics-port=-1",
+        f"--state-dir={tmp_path / 'state'}",
+        f"--socket={tmp_path / 'agent.sock'}",
+        f"--cgroup-root={cgroups}",
+        f"--config={tmp_path / 'config'}",
+    ]
+
+
+def refusal(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(options) == 1
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("pinwarden agent: ")]
+    return line
+
+
+def test_a_port_that_is_taken(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal([*options, "--metrics-address=127.0.0.1", f"--metrics-port={port}"], capsys)
+    assert line == f"pinwarden agent: --metrics-port {port}: Address already in use"
+
+
+def test_a_socket_that_cannot_be_made(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal([*options, "--socket=/proc/none/agent.sock"], capsys)
+    assert line.startswith("pinwarden agent: --socket /proc/none/agent.sock: ")
+
+
+def test_no_cgroup_hierarchy(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal([*options, f"--cgroup-root={tmp_path / 'config'}"], capsys)
+    assert "no cgroup hierarchy is mounted there" in line
+
+
+def test_no_way_to_an_api_server(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert "give --kubeconfig or --config" in refusal(options[:-1], capsys)
+
+
+def test_nothing_is_said_to_be_given_back_where_nothing_can_be(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal([*options, "--release"], capsys)
+    assert line == "pinwarden agent: nothing can be given back: the rlimit gate is turned off (--gates none)"
+
+
+def test_a_state_folder_that_cannot_be_made(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/proc/none" in refusal([*options, "--state-dir=/proc/none"], capsys)
