@@ -1,0 +1,81 @@
+"""`pinwarden operator`: the controller of all limits."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.api.quantity import MAX_BYTES, Quantity
+from pinwarden.cli import logs
+
+METRICS_PORT = 8080
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser("operator", help="run the operator")
+    parser.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="how to reach the API server (default: as a pod, else $KUBECONFIG)",
+    )
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="see the PinLimits and pods of this namespace only; may be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--unknown-pods",
+        type=_amount,
+        metavar="QUANTITY",
+        help="what a pod may pin that its node has not been told of yet (default: no limit)",
+    )
+    parser.add_argument(
+        "--metrics-address", default="", metavar="ADDRESS", help="default: all of the machine"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        metavar="PORT",
+        help=f"of /metrics, /healthz and /readyz; 0 takes a free one, -1 serves none (default: {METRICS_PORT})",
+    )
+    logs.add_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pinwarden.controller import daemon
+
+    logs.configure(options.log_format)
+    settings = daemon.Settings(
+        kubeconfig=options.kubeconfig,
+        namespaces=options.namespace,
+        unknown_pods=options.unknown_pods,
+        metrics_address=options.metrics_address,
+        metrics_port=options.metrics_port if options.metrics_port >= 0 else None,
+    )
+    try:
+        asyncio.run(daemon.run(settings))
+    except daemon.StartError as error:
+        sys.stderr.write(f"pinwarden operator: {error}\n")
+        return 1
+    except Exception:
+        logging.getLogger(__name__).critical("the operator failed; limits stay in force", exc_info=True)
+        return 1
+    return 0
+
+
+def _amount(text: str) -> int:
+    try:
+        amount = Quantity(text).bytes
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if amount > MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{text} is above 4Pi")
+    return amount

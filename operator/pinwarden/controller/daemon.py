@@ -1,0 +1,179 @@
+"""The operator as a process: puts its parts together, runs them in one event loop, and ends them.
+
+SIGTERM ends the writing first and gives the Lease away, so that another replica goes on at once. Nothing on the nodes changes by the
+operator's end (H3).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio.client import Configuration
+
+from pinwarden.api.meta import GROUP, VERSION
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.controller import prune
+from pinwarden.controller.census import Census
+from pinwarden.controller.client import Api, ConnectionSetupError, configure
+from pinwarden.controller.events import Recorder
+from pinwarden.controller.gate import Gate
+from pinwarden.controller.leader import Leader
+from pinwarden.controller.limits import LimitWatch
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.specs import WRITERS as SPEC_WRITERS
+from pinwarden.controller.specs import Specs
+from pinwarden.controller.state import State
+from pinwarden.controller.statuses import WRITERS as STATUS_WRITERS
+from pinwarden.controller.statuses import Statuses
+from pinwarden.controller.watch import Source, Watch
+from pinwarden.controller.web import Web
+from pinwarden.controller.work import Throttle, WorkQueue
+from pinwarden.plan import compile as rules
+
+DEFAULT_NAMESPACE = "pinwarden-system"
+AGENT_LABELS = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
+WRITES_PER_SECOND = 150.0
+_BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The operator cannot run as it was asked to; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says.
+
+    `namespaces` empty means all of them. `unknown_pods` is in bytes. `metrics_port` 0 takes a free one, and None serves nothing.
+    """
+
+    kubeconfig: Path | None
+    namespaces: Sequence[str]
+    unknown_pods: int | None
+    metrics_address: str
+    metrics_port: int | None
+
+    @property
+    def own_namespace(self) -> str:
+        """Where the operator, its Lease and the agents live."""
+        return os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+async def run(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        configuration = await configure(settings.kubeconfig)
+    except ConnectionSetupError as error:
+        raise StartError(str(error)) from error
+    async with AsyncExitStack() as resources:
+        api = await resources.enter_async_context(Api(configuration))
+        operator = _Operator(settings, api, configuration)
+        await operator.serve(resources)
+        await operator.run(stop)
+
+
+class _Operator:
+    """The parts."""
+
+    def __init__(self, settings: Settings, api: Api, configuration: Configuration) -> None:
+        self._settings = settings
+        self._metrics = metrics = Metrics()
+        own = settings.own_namespace
+        compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
+        exempt = frozenset({"kube-system", own})
+        self._state = state = State(
+            rules.Settings(exempt, settings.unknown_pods), compile_queue, aggregate_queue, metrics
+        )
+        self._leader = Leader(api, own, metrics, self._gained)
+        self._gate = gate = Gate(self._leader.leading, Throttle(WRITES_PER_SECOND, WRITES_PER_SECOND))
+        self._recorder = Recorder(api, metrics)
+        self._specs = specs = Specs(api, state, compile_queue, gate, metrics)
+        self._statuses = Statuses(api, state, aggregate_queue, specs, gate, self._recorder, metrics)
+        self._watches = [Watch(api, source, metrics) for source in _sources(settings, state)]
+        self._limits = LimitWatch(
+            configuration, settings.namespaces, metrics, state.put_limit, state.remove_limit
+        )
+        self._census = Census(api, settings.namespaces, metrics, lambda: state.limit_uids, state.forget_limit)
+        metrics.leads(self._leader.leading, gate.synced.is_set)
+        queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
+        metrics.watch_queues(lambda name: len(queues[name]))
+        metrics.watch_limits(state.count)
+
+    async def serve(self, resources: AsyncExitStack) -> None:
+        """Answers probes and scrapes from now on. Raises StartError."""
+        port = self._settings.metrics_port
+        if port is None:
+            return
+        try:
+            web = Web(self._settings.metrics_address, port, self._metrics, self._unready)
+            url = await resources.enter_async_context(web)
+        except OSError as error:
+            raise StartError(f"--metrics-port {port}: {error.strerror or error}") from error
+        _log.info("metrics are at %s/metrics", url)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """All parts, until `stop` or the first that fails, which is a defect."""
+        parts = [
+            *(watch.run() for watch in self._watches),
+            *(self._specs.write() for _ in range(SPEC_WRITERS)),
+            *(self._statuses.write() for _ in range(STATUS_WRITERS)),
+            self._specs.compile(),
+            self._limits.run(),
+            self._census.run(),
+            self._recorder.run(),
+            self._leader.run(),
+            self._sync(),
+        ]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+            await stop.wait()
+            _log.info("the operator ends; limits stay in force")
+            for task in tasks:
+                task.cancel()
+        await self._leader.release()
+
+    async def _sync(self) -> None:
+        """Lets the writing begin once everything has been listed."""
+        for watch in self._watches:
+            await watch.synced.wait()
+        await self._census.synced.wait()
+        _log.info("everything is listed")
+        self._gate.synced.set()
+
+    def _gained(self) -> None:
+        self._gate.opened()
+
+    def _unready(self) -> list[str]:
+        missing = [watch.resource for watch in self._watches if not watch.synced.is_set()]
+        return [*missing, *([] if self._census.synced.is_set() else ["limits"])]
+
+
+def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
+    """Everything that is watched besides the limits."""
+    own = settings.own_namespace
+    spaces = [f"/namespaces/{name}" for name in settings.namespaces] or [""]
+    for space in spaces:
+        yield Source(
+            "pods", f"/api/v1{space}/pods", prune.pod, state.put_pod, state.remove_pod, field_selector=_BOUND
+        )
+    agents = f"/api/v1/namespaces/{own}/pods"
+    yield Source(
+        "agents", agents, prune.agent_pod, state.put_agent, state.remove_agent, label_selector=AGENT_LABELS
+    )
+    yield Source("nodes", "/api/v1/nodes", prune.node, state.put_node, state.remove_node)
+    yield Source(
+        "namespaces", "/api/v1/namespaces", prune.namespace, state.put_namespace, state.remove_namespace
+    )
+    configs = f"/apis/{GROUP}/{VERSION}/{NodePinConfig.plural}"
+    yield Source("nodepinconfigs", configs, prune.node_pin_config, state.put_held, state.remove_held)

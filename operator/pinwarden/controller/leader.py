@@ -1,0 +1,138 @@
+"""Who may write: one replica, by a Lease (`coordination.k8s.io/v1`).
+
+A holder renews its Lease every two seconds. It may write only until `RENEW_SECONDS` after it *sent* its last successful renewal, by its own
+monotonic clock, which goes on while the process is stopped: so it has ended before the Lease expires for others, and a holder that was
+suspended writes nothing when it goes on. The others take the Lease when it has not changed for `DURATION_SECONDS` as *they* saw it: no two
+machines need the same time of day. Losing the Lease ends nothing but the writing; a replica that lost it is a candidate again.
+
+The `leaderelection` of the kubernetes package compares times of day, counts a renewal from its answer, ends on the first connection error
+and does not release the Lease at the end, so that every update of the operator would wait for it to expire.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
+
+from pinwarden.controller.client import Api, ApiError, Json
+from pinwarden.controller.metrics import Metrics
+
+DURATION_SECONDS = 8
+RENEW_SECONDS = 6.0
+PERIOD_SECONDS = 2.0
+POLL_SECONDS = 1.0
+_REQUEST_SECONDS = 3.0
+NAME = "pinwarden-operator"
+_log = logging.getLogger(__name__)
+
+
+class Leader:
+    """A candidate for the Lease in `namespace`; `gained` is called whenever it becomes the holder."""
+
+    def __init__(self, api: Api, namespace: str, metrics: Metrics, gained: Callable[[], None]) -> None:
+        self._api = api
+        self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._path = f"{self._leases}/{NAME}"
+        self._metrics = metrics
+        self._gained = gained
+        self.identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
+        self._deadline = 0.0
+        self._seen: tuple[object, ...] = ()
+        self._seen_at = 0.0
+        self._led = False
+
+    def leading(self) -> bool:
+        """Whether this replica may send a write now."""
+        return monotonic() < self._deadline
+
+    async def run(self) -> None:
+        """Takes and keeps the Lease as long as it can, until cancelled."""
+        failing = False
+        while True:
+            try:
+                await self._round()
+                failing = False
+            except ApiError as error:
+                if not failing:
+                    _log.warning("the Lease cannot be had, trying again: %s", error)
+                failing = True
+            if self._led and not self.leading():
+                self._led = False
+                _log.warning("this replica does not hold the Lease any more and writes nothing")
+            await asyncio.sleep(PERIOD_SECONDS if self._led and not failing else POLL_SECONDS)
+
+    async def release(self) -> None:
+        """Ends the writing and gives the Lease away, so that another replica takes it at once."""
+        if not self.leading():
+            return
+        self._deadline = 0.0
+        try:
+            lease = await self._api.get(self._path, _REQUEST_SECONDS)
+            if lease["spec"].get("holderIdentity") == self.identity:
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                await self._api.replace(self._path, lease, _REQUEST_SECONDS)
+        except ApiError as error:
+            _log.warning("the Lease could not be released and has to expire: %s", error)
+
+    async def _round(self) -> None:
+        """Takes the Lease when it is free or already this replica's."""
+        sent = monotonic()
+        try:
+            lease = await self._api.get(self._path, _REQUEST_SECONDS)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NAME}}
+            await self._write(self._api.create, self._leases, {**body, "spec": self._spec({})}, sent)
+            return
+        if not self._free(lease.get("spec") or {}):
+            self._deadline = 0.0
+            return
+        sent = monotonic()
+        lease["spec"] = self._spec(lease.get("spec") or {})
+        await self._write(self._api.replace, self._path, lease, sent)
+
+    async def _write(self, write: Callable[..., object], path: str, body: Json, sent: float) -> None:
+        try:
+            await write(path, body, _REQUEST_SECONDS)  # type: ignore[misc]
+        except ApiError as error:
+            self._metrics.wrote("lease", error.kind)
+            if error.status == 409:  # another one was quicker
+                return
+            raise
+        self._metrics.wrote("lease")
+        self._deadline = sent + RENEW_SECONDS
+        if not self._led:
+            self._led = True
+            _log.info("this replica holds the Lease, as %s", self.identity)
+            self._gained()
+
+    def _free(self, spec: Json) -> bool:
+        """Whether the Lease is this replica's, nobody's, or has not changed for its duration as seen from here."""
+        holder = spec.get("holderIdentity")
+        if not holder or holder == self.identity:
+            return True
+        seen = (holder, spec.get("renewTime"), spec.get("leaseTransitions"))
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, monotonic()
+        return monotonic() - self._seen_at > (spec.get("leaseDurationSeconds") or DURATION_SECONDS)
+
+    def _spec(self, old: Json) -> Json:
+        mine = old.get("holderIdentity") == self.identity
+        now = _now()
+        return {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": DURATION_SECONDS,
+            "acquireTime": old.get("acquireTime") if mine else now,
+            "renewTime": now,
+            "leaseTransitions": (old.get("leaseTransitions") or 0) + (not mine),
+        }
+
+
+def _now() -> str:
+    """A MicroTime."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

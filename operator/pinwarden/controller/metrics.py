@@ -1,0 +1,140 @@
+"""The operator's metrics, in base units, with closed label sets.
+
+What is known is read when someone asks; what the operator itself did is counted as it happens.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from pinwarden import __version__
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+RESOURCES = ("pods", "agents", "nodes", "namespaces", "nodepinconfigs")
+ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "refused")
+WRITES = ("spec", "status", "event", "lease")
+RESULTS = ("written", *ENDS[1:])
+QUEUES = ("compile", "spec", "aggregate")
+CONDITIONS = ("Ready", "Accepted", "Applied", "Enforced", "Complete", "WithinLimit", "Granted")
+STATUSES = ("True", "False", "Unknown")
+_PREFIX = "pinwarden_operator"
+_SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+Stage = Literal["compile", "aggregate"]
+
+
+class Metrics:
+    """Counts, and renders all of it."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._registry.register(_Build())
+        ProcessCollector(registry=self._registry)
+        self._watch_ends = self._counter(
+            "watch_ends", "Watches that ended and were started again.", resource=RESOURCES, reason=ENDS
+        )
+        self._kopf_starts = self._counter("kopf_starts", "How often kopf was started to watch the limits.")
+        self._census = self._counter(
+            "census_corrections", "Deleted limits that no event told of, found by comparing sets."
+        )
+        self._writes = self._counter(
+            "writes", "Requests that write, by what and how they ended.", kind=WRITES, result=RESULTS
+        )
+        self._unreadable = self._counter(
+            "unreadable", "Objects that this version could not read.", resource=("limits", "nodepinconfigs")
+        )
+        self._dropped_events = self._counter("events_dropped", "Events that were too many to be sent.")
+        self._duration = Histogram(
+            f"{_PREFIX}_reconcile_seconds",
+            "How long it took to compile one node's spec, or to aggregate one limit's status, without writing.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        for stage in ("compile", "aggregate"):
+            self._duration.labels(stage)
+        self._leader = self._gauge("leader", "1 while this replica may write.")
+        self._synced = self._gauge("synced", "1 once everything has been listed.")
+
+    def watch_ended(self, resource: str, reason: str) -> None:
+        """A watch of one of `RESOURCES` ended for one of `ENDS`."""
+        self._watch_ends.labels(resource, reason).inc()
+
+    def kopf_started(self) -> None:
+        """kopf was started, the first time or again."""
+        self._kopf_starts.inc()
+
+    def census_corrected(self, count: int) -> None:
+        """Comparing sets found limits that are gone."""
+        self._census.inc(count)
+
+    def wrote(self, kind: str, result: str = "written") -> None:
+        """A write of one of `WRITES` ended as one of `RESULTS`."""
+        self._writes.labels(kind, result).inc()
+
+    def unreadable(self, resource: str) -> None:
+        """An object came that this version cannot read."""
+        self._unreadable.labels(resource).inc()
+
+    def event_dropped(self) -> None:
+        """An Event was one too many."""
+        self._dropped_events.inc()
+
+    def reconciled(self, stage: Stage, seconds: float) -> None:
+        """One node was compiled or one limit aggregated."""
+        self._duration.labels(stage).observe(seconds)
+
+    def leads(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
+        """How to tell whether this replica may write, and whether everything has been listed."""
+        self._leader.set_function(leading)
+        self._synced.set_function(synced)
+
+    def watch_queues(self, lengths: Callable[[str], int]) -> None:
+        """How to tell the length of each of `QUEUES`."""
+        gauge = self._gauge("queue_length", "Nodes or limits that wait to be looked at.", "queue")
+        for name in QUEUES:
+            gauge.labels(name).set_function(partial(lengths, name))
+
+    def watch_limits(self, count: Callable[[str, str], int]) -> None:
+        """How to tell how many limits have a condition at a status."""
+        gauge = self._gauge("limits", "Limits by condition.", "condition", "status")
+        for condition in CONDITIONS:
+            for status in STATUSES:
+                gauge.labels(condition, status).set_function(partial(count, condition, status))
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, **labels: tuple[str, ...]) -> Counter:
+        counter = Counter(f"{_PREFIX}_{name}", text, list(labels), registry=self._registry)
+        match tuple(labels.values()):
+            case (first,):
+                for value in first:
+                    counter.labels(value)
+            case (first, second):
+                for value in first:
+                    for other in second:
+                        counter.labels(value, other)
+        return counter
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, labels, registry=self._registry)
+
+
+class _Build(Collector):
+    def collect(self) -> Iterable[Metric]:
+        yield InfoMetricFamily(f"{_PREFIX}_build", "Version of the operator.", {"version": __version__})
