@@ -263,6 +263,9 @@ def test_a_running_pod_that_is_not_reported_is_not_held_and_one_that_has_not_sta
     one, running, waiting = limit(), pod("1"), pod("2", started=False)
     assert told(status_of(one, [running], view([running], [one])), "Enforced") == ("False", "NotReported")
     assert told(status_of(one, [waiting], view([waiting], [one])), "Enforced") == ("True", "Enforced")
+    not_yet = status_of(one, [waiting], view([waiting], [one], acknowledged=False))
+    assert told(not_yet, "Enforced") == ("True", "Enforced"), "a pod that comes has nothing to hold yet"
+    assert told(not_yet, "Ready") == ("False", "Pending")
 
 
 @pytest.mark.rule("H1")
@@ -495,8 +498,9 @@ def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) 
     status = aggregate(one, pods, views, None, NOW)
     alive = [state for state in states if not state["silent"]]
     held = all(
-        state["acknowledged"]
-        and (state["level"] in {"Deny", "Converge"} or not (state["level"] or state["started"]))
+        state["level"] in {"Deny", "Converge"} and state["acknowledged"]
+        if state["level"] or state["started"]
+        else True
         for state in alive
     )
     if not held:

@@ -213,13 +213,15 @@ def _unheld(
     """Why this pod is not held as asked; nothing for a pod that has not started a container: there is nothing to hold."""
     if ask is None and _crowded(view, pod):
         return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
+    if use is None and not pod.started:
+        return None
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
         problem = _problem(view)
         return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
-    if use is None and pod.started:
+    if use is None:
         return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
-    if use is not None and use.level in _weaker(spec.minimum_level):
+    if use.level in _weaker(spec.minimum_level):
         return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
     return None
 
