@@ -29,6 +29,7 @@ RETRIES = 30
 APPS = 20
 PODS_PER_NAMESPACE = 400
 HEARTBEAT_SECONDS = 285.0
+START_SECONDS = 2.0
 AGENTS_NAMESPACE = "pinwarden-system"
 AGENT_LABELS = {"app.kubernetes.io/name": "pinwarden", "app.kubernetes.io/component": "agent"}
 CONFIGS = "/apis/pinwarden.io/v1alpha1/nodepinconfigs"
@@ -209,12 +210,13 @@ def path_of(item: Json, *, named: bool = False) -> str:
     return f"{group}{place}/{item['kind'].lower()}s{name}"
 
 
-async def create(api: Api, items: Iterable[Json]) -> list[Json]:
-    """Create objects, many at once; a pod also gets the status of one that runs."""
+async def create(api: Api, items: Iterable[Json], start: float = 0.0) -> list[Json]:
+    """Create objects, many at once; a pod also gets the status of one that runs, `start` seconds later."""
 
     async def one(item: Json) -> Json:
         made = await api.send("POST", path_of(item), item)
         if item["kind"] == "Pod":
+            await asyncio.sleep(start)
             made["status"] = running(item)
             await api.send("PUT", f"{path_of(item, named=True)}/status", made)
         return {"kind": item["kind"], "apiVersion": item["apiVersion"], "metadata": item["metadata"]}

@@ -27,6 +27,7 @@ import aiohttp
 from fleet import (
     AGENTS_NAMESPACE,
     PODS_PER_NAMESPACE,
+    START_SECONDS,
     Agents,
     Api,
     Json,
@@ -215,14 +216,14 @@ async def observe(api: Api, pid: int, work: Awaitable[object]) -> Window:
 
 
 async def churn(api: Api, pods: list[Json], nodes: int, rate: float, seconds: float) -> int:
-    """Replace pods at `rate` per second: one is deleted and one created each time. Returns how many were."""
+    """Replace pods at `rate` per second: each time one is created and, once it runs, one deleted. Returns how many were."""
     started = time.monotonic()
     replaced = 0
     tasks: set[asyncio.Task[None]] = set()
 
     async def replace(place: int) -> None:
         old = pods[place]
-        (pods[place],) = await create(api, [pod_object(random.randrange(len(pods)), nodes)])
+        (pods[place],) = await create(api, [pod_object(random.randrange(len(pods)), nodes)], START_SECONDS)
         await api.send("DELETE", path_of(old, named=True) + "?gracePeriodSeconds=0")
 
     while (elapsed := time.monotonic() - started) < seconds:
