@@ -14,7 +14,8 @@ import pytest
 
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
-from pinwarden.agent.gates.rlimit import GateAbility
+from pinwarden.agent.gates.rlimit import GateAbility, held_back
+from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
 from pinwarden.api.pinlimit import Level
@@ -219,3 +220,425 @@ def test_a_free_pod_and_one_with_a_near_uid_are_left_alone(node: Node) -> None:
     node.tick()
     assert {pid for pid, _ in node.writes} == {governed.pid}
     assert [pod.uid for pod in node.engine.report().pods] == [UID]
+
+
+def test_a_new_pod_and_a_new_process_are_found(node: Node) -> None:
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    first, second = node.hire(), node.hire()
+    node.put([first.pid])
+    node.tick(0.5)
+    assert node.hard(first) == PAGE
+    node.put([first.pid, second.pid])
+    node.put([], container=TWO)
+    node.tick(0.5)
+    assert node.hard(second) == PAGE
+    assert node.pod().processes == 2
+
+
+def test_a_pod_whose_cgroup_vanishes_is_reported_no_more(node: Node) -> None:
+    directory = node.put([node.hire().pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    for path in (directory, directory.parent):
+        (path / "cgroup.procs").unlink()
+        path.rmdir()
+    node.tick()
+    assert node.engine.report().pods == []
+    assert node.applied() == ["uid-l"]
+
+
+@pytest.mark.rule("P14")
+def test_a_deleted_limit_gives_back_what_was_there_before(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.configure([], [{"uid": UID}], generation=2)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+    report = node.engine.report()
+    assert (report.pods, report.applied_limits, report.observed_generation) == ([], [], 2)
+
+
+def test_a_process_that_leaves_its_pod_gets_back_what_it_had(node: Node) -> None:
+    stays, leaves = node.hire(), node.hire()
+    node.put([stays.pid, leaves.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.put([stays.pid])
+    node.tick()
+    assert (node.limits[leaves.pid], node.hard(stays)) == (GIVEN, PAGE)
+
+
+def test_a_process_that_moves_to_another_pod_is_held_there_without_a_break(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid], NEAR)
+    node.put([])
+    node.configure(
+        [{"name": "l", "limit": PAGE}, {"name": "m", "limit": 2 * PAGE}],
+        [{"uid": NEAR, "limits": ["m"]}, POD],
+    )
+    node.tick()
+    node.put([worker.pid])
+    node.put([], NEAR)
+    node.tick()
+    assert [limits.hard for _, limits in node.writes] == [2 * PAGE, PAGE]
+    node.configure([], [], generation=2)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H3")
+def test_the_next_engine_gives_back_what_was_there_before_the_first(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.tick()
+    assert node.hard(worker) == PAGE, "a restart releases nothing"
+    node.configure([{"limit": 2 * PAGE}], [POD])
+    node.tick()
+    assert node.hard(worker) == 2 * PAGE
+    node.engine.release()
+    assert node.limits[worker.pid] == GIVEN
+    assert SavedStore(node.state / "saved.json", "boot").load() == {}
+
+
+@pytest.mark.rule("H3")
+def test_a_limit_that_went_while_no_engine_ran_is_given_back(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.configure([], [{"uid": UID}])
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H3")
+def test_release_alone_needs_no_configuration(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start().release()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H1")
+def test_mode_release_is_acknowledged_when_all_is_given_back(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.refused.add(worker.pid)
+    node.configure([{"limit": PAGE}], [POD], generation=2, mode="Release")
+    node.tick()
+    assert node.engine.report().observed_generation == 1
+    node.refused.clear()
+    node.tick()
+    report = node.engine.report()
+    assert (report.observed_generation, report.applied_limits) == (2, [])
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H3")
+def test_nothing_is_touched_before_it_is_on_disk(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    (node.state / "saved.json.new").mkdir()
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert node.writes == []
+    assert node.applied() == []
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "NotDealt")
+    (node.state / "saved.json.new").rmdir()
+    node.tick()
+    assert node.hard(worker) == PAGE
+    assert node.applied() == ["uid-l"]
+    assert node.pod().level is Level.CONVERGE
+
+
+@pytest.mark.rule("H1")
+def test_a_limit_that_the_kernel_refuses_to_deal_is_not_acknowledged(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.refused.add(worker.pid)
+    node.configure([{"limit": PAGE}, {"name": "free", "limit": PAGE}], [POD])
+    node.tick()
+    assert node.applied() == ["uid-free"]
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "NotDealt")
+    assert str(worker.pid) in node.pod().message
+    node.refused.clear()
+    node.tick()
+    assert node.applied() == ["uid-l", "uid-free"]
+
+
+def test_a_child_has_what_its_parent_had(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    child = worker.fork()
+    node.limits[child] = node.limits[worker.pid]  # as fork does
+    node.put([worker.pid, child])
+    node.tick()
+    node.configure([], [], generation=2)
+    node.tick()
+    assert node.limits[child] == GIVEN
+
+
+def test_an_orphan_with_dealt_limits_has_what_its_parent_had(node: Node) -> None:
+    parent, orphan = node.hire(), node.hire()
+    node.put([parent.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.limits[orphan.pid] = node.limits[parent.pid]
+    parent.end()
+    node.workers.remove(parent)
+    node.put([orphan.pid])
+    node.tick()
+    node.configure([], [], generation=2)
+    node.tick()
+    assert node.limits[orphan.pid] == GIVEN
+
+
+def test_a_process_that_the_runtime_started_later_keeps_its_own(node: Node) -> None:
+    first, later = node.hire(), node.hire()
+    own = Limits(PAGE, 2 * PAGE)
+    node.put([first.pid])
+    node.configure([{"limit": 4 * PAGE}], [POD])
+    node.tick()
+    node.limits[later.pid] = own
+    node.put([first.pid, later.pid])
+    node.tick()
+    assert node.limits[later.pid] == own
+    node.configure([], [], generation=2)
+    node.tick()
+    assert node.limits[later.pid] == own
+
+
+def test_what_a_program_lowers_stays_lowered(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.tick()
+    node.limits[worker.pid] = Limits(PAGE, 2 * PAGE)
+    node.tick()
+    assert node.limits[worker.pid] == Limits(PAGE, 2 * PAGE)
+    node.configure([], [], generation=2)
+    node.tick()
+    assert node.limits[worker.pid] == Limits(PAGE, 2 * PAGE)
+
+
+@pytest.mark.rule("P13")
+def test_audit_evaluates_and_touches_nothing(node: Node) -> None:
+    worker = node.hire()
+    worker.lock(5 * PAGE)
+    node.put([worker.pid])
+    node.configure([{"limit": 2 * PAGE, "enforcement": "Audit"}], [POD])
+    node.tick()
+    node.tick(0.5)
+    assert node.writes == []
+    assert not (node.state / "saved.json").exists()
+    assert node.applied() == ["uid-l"]
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "Audit")
+    (overshoot,) = node.engine.report().overshoots
+    assert (overshoot.limit, overshoot.pod, overshoot.peak, overshoot.count) == (
+        "uid-l",
+        UID,
+        3 * PAGE,
+        1,
+    )
+    assert overshoot.seconds == 0.5
+
+
+@pytest.mark.rule("P13")
+def test_a_limit_that_turns_to_audit_gives_back(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.configure([{"limit": PAGE, "enforcement": "Audit"}], [POD], generation=2)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H1")
+def test_without_the_ability_everything_is_observed(node: Node) -> None:
+    worker = node.hire()
+    worker.lock(PAGE)
+    node.put([worker.pid])
+    node.engine.close()
+    node.start(GateAbility(False, "no capability"))
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert node.writes == []
+    pod = node.pod()
+    assert (pod.level, pod.reason, pod.message) == (Level.OBSERVE, "GateUnavailable", "no capability")
+    assert pod.vm_lck == PAGE
+
+
+@pytest.mark.rule("P1")
+def test_scope_node_sums_over_its_pods(node: Node) -> None:
+    first, second = node.hire(), node.hire()
+    node.put([first.pid])
+    node.put([second.pid], NEAR)
+    node.configure([{"limit": 8 * PAGE, "scope": "Node"}], [POD, {"uid": NEAR, "limits": ["l"]}])
+    node.tick()
+    first.lock(6 * PAGE)
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (8 * PAGE, 2 * PAGE)
+    second.lock(3 * PAGE)
+    node.tick()
+    (overshoot,) = node.engine.report().overshoots
+    assert (overshoot.pod, overshoot.peak) == (None, PAGE)
+
+
+@pytest.mark.rule("P1")
+def test_scope_container_holds_each_by_itself_and_leaves_the_sandbox(node: Node) -> None:
+    one, two, pause = node.hire(), node.hire(), node.hire()
+    node.put([one.pid], container=ONE)
+    node.put([two.pid], container=TWO)
+    node.put([pause.pid], container=SANDBOX)
+    pod = {**POD, "containers": [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]}
+    node.configure([{"limit": 4 * PAGE, "scope": "Container", "containers": ["a"]}], [pod])
+    one.lock(PAGE)
+    node.tick()
+    assert node.hard(one) == 4 * PAGE
+    assert {pid for pid, _ in node.writes} == {one.pid}
+    assert node.pod().level is Level.CONVERGE
+    assert [(each.name, each.pinned, each.peak) for each in node.pod().containers] == [("a", PAGE, PAGE)]
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_with_an_unnamed_container_is_held_to_the_sum(node: Node) -> None:
+    one, two, pause = node.hire(), node.hire(), node.hire()
+    node.put([one.pid], container=ONE)
+    node.put([two.pid], container=TWO)
+    node.put([pause.pid], container=SANDBOX)
+    pod = {**POD, "containers": [{"name": "a"}, {"name": "b"}]}
+    limit = {"limit": 4 * PAGE, "scope": "Container"}
+    node.configure([limit], [pod])
+    one.lock(5 * PAGE)
+    node.tick()
+    assert (node.hard(one), node.hard(two)) == (8 * PAGE, 3 * PAGE)
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "ContainerUnknown")
+    assert node.pod().containers == []
+    named = {**POD, "containers": [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]}
+    node.configure([limit], [named], generation=2)
+    node.tick()
+    assert (node.hard(one), node.hard(two)) == (5 * PAGE, 4 * PAGE)
+    assert node.pod().level is Level.CONVERGE
+
+
+def test_a_pod_that_is_not_listed_is_held_to_unknown_pods(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([], [], unknownPods=PAGE)
+    node.tick()
+    assert node.hard(worker) == PAGE
+    assert node.applied() == []
+    node.configure([], [{"uid": UID}], generation=2, unknownPods=PAGE)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+def test_a_pattern_makes_subjects_of_directories(node: Node) -> None:
+    worker, other = node.hire(), node.hire()
+    for name, pid in (("one.service", worker.pid), ("two.scope", other.pid)):
+        directory = node.root / "machine.slice" / name / "below"
+        directory.mkdir(parents=True)
+        (directory.parent / "cgroup.procs").touch()
+        (directory / "cgroup.procs").write_text(f"{pid}\n")
+    node.configure([{"limit": PAGE, "cgroupPattern": "/machine.slice/*.service"}], [])
+    node.tick()
+    assert (node.hard(worker), node.hard(other)) == (PAGE, GIVEN.hard)
+    assert [pod.uid for pod in node.engine.report().pods] == ["machine.slice/one.service"]
+
+
+def test_nested_subjects_hold_their_processes_together(node: Node) -> None:
+    worker = node.hire()
+    outer = node.root / "a"
+    (outer / "b").mkdir(parents=True)
+    (outer / "cgroup.procs").touch()
+    (outer / "b" / "cgroup.procs").write_text(f"{worker.pid}\n")
+    node.configure(
+        [
+            {"name": "l", "limit": 4 * PAGE, "cgroupPattern": "a"},
+            {"name": "m", "limit": 2 * PAGE, "cgroupPattern": "a/b"},
+        ],
+        [],
+    )
+    node.tick()
+    node.tick()
+    assert [limits.hard for _, limits in node.writes] == [2 * PAGE]
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ({"sources": ["Mlock"]}, "SourceNotSeparable"),
+        ({"counting": "OncePerPod"}, "NotSupported"),
+        ({"cgroupPattern": "../x"}, "InvalidPattern"),
+        ({"cgroupPattern": "a**"}, "InvalidPattern"),
+    ],
+)
+def test_what_cannot_be_held_is_said_and_never_acknowledged(
+    node: Node, field: dict[str, Any], reason: str
+) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE, **field}], [POD])
+    node.tick()
+    assert node.writes == []
+    assert [(one.uid, one.reason) for one in node.engine.report().unsupported_limits] == [("uid-l", reason)]
+    assert node.applied() == []
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason)
+
+
+def test_a_name_without_a_limit_leaves_the_pod_reported(node: Node) -> None:
+    node.put([node.hire().pid])
+    spec = NodePinConfigSpec.model_validate({"pods": [{"uid": UID, "limits": ["newer"]}]})
+    node.engine.configure(spec, [UnsupportedLimit("newer", "uid-newer", "burst: unknown")], 1)
+    node.tick()
+    report = node.engine.report()
+    assert [(one.uid, one.message) for one in report.unsupported_limits] == [("uid-newer", "burst: unknown")]
+    assert node.pod().level is Level.OBSERVE
+    assert node.writes == []
+
+
+@pytest.mark.rule("H1")
+def test_a_process_with_a_capability_in_reach_is_named(node: Node) -> None:
+    pid = os.getpid()
+    with StatusReader(Path("/proc"), pid) as reader:
+        reason = held_back(reader.read(), Path("/proc/self/uid_map").read_text())
+    node.put([pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    if reason is None:
+        assert node.pod().level is Level.CONVERGE
+    else:
+        assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason.value)
+        assert str(pid) in node.pod().message
+
+
+def test_busy_pods_are_looked_at_often_and_idle_ones_seldom(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.now += 1
+    assert node.engine.tick() == pytest.approx(0.01)
+    for _ in range(8):
+        node.tick(0.5)
+    assert node.engine.tick() == pytest.approx(0.5)
+    worker.lock(PAGE)
+    node.now += 0.5
+    assert node.engine.tick() == pytest.approx(0.01)

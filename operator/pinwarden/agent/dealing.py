@@ -1,7 +1,8 @@
 """Deals what constraints have left, and gives back: the one place that touches processes.
 
-Before a process is touched for the first time, what it had is on disk (H3): all that are new in a tick are saved at once, and where that
-fails they are not touched. What a process had (`Saved.before`) is, when it is first seen:
+Before a process is touched for the first time, what it had is on disk (H3): all that are new in a tick are saved together, and where that
+fails they are not touched. One that was forked with some deal's limits is touched already; it is saved within a second, so that a pod that
+forks fast does not keep the disk busy. What a process had (`Saved.before`) is, when it is first seen:
 
 - what an earlier agent saved of it,
 - else, when its parent was dealt to already, what that one had: it was forked with some deal's limits,
@@ -26,6 +27,7 @@ from pinwarden.agent.saved import Saved, SavedStore
 from pinwarden.agent.scopes import Scoped
 
 _log = logging.getLogger(__name__)
+_SAVE_SECONDS = 1.0
 NOT_SAVED = "what it had could not be written to disk"
 
 
@@ -42,6 +44,8 @@ class Dealer:
         self._earlier = dict(self._left)
         self._unwritten: set[ProcessKey] = set()
         self._unsaved = False
+        self._save_due = float("-inf")
+        self._refused = False
 
     def adopt(self, subject: Governed, keys: Iterable[ProcessKey]) -> None:
         """Finds out what these processes of the subject had; nothing is touched before `save`."""
@@ -54,26 +58,34 @@ class Dealer:
             if process.saved is None and self._find_before(subject, process, first):
                 first.discard(process.key)
 
-    def save(self) -> bool:
-        """Writes down what changed. Where that fails, it is False, and what was adopted since stays untouched and has a `failure`."""
-        if not self._unsaved:
+    def save(self, now: float) -> bool:
+        """Writes down what changed: at once what new processes had, the rest within `_SAVE_SECONDS`. `now` is in seconds, monotonic.
+
+        False when the disk refused; then new processes stay untouched and have a `failure`.
+        """
+        if not self._unsaved or (now < self._save_due and not self._unwritten):
             return True
+        if now >= self._save_due or not self._refused:
+            self._save_due = now + _SAVE_SECONDS
+            self._refused = not self._write()
+        if self._refused:
+            for key in self._unwritten:
+                self._table[key].saved, self._table[key].failure = None, NOT_SAVED
+        self._unwritten.clear()
+        return not self._refused
+
+    def _write(self) -> bool:
         kept = {process.key: process.saved for process in self._table if process.saved is not None}
         try:
             self._store.save(self._left | kept)
         except OSError as error:
             _log.error("no new process is dealt to: %s: %s", NOT_SAVED, error)
-            for process in self._table:
-                if process.key in self._unwritten:
-                    process.saved, process.failure = None, NOT_SAVED
-            self._unwritten.clear()
             return False
-        self._unwritten.clear()
         self._unsaved = False
         return True
 
-    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> frozenset[ProcessKey]:
-        """Deals to all members of the constraints, and gives back to those of the subjects that are none; whose limits changed."""
+    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> None:
+        """Deals to all members of the constraints, and gives back to those processes of the subjects that are in none."""
         covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
         wanted = deal(
             map(self._described, covered),
@@ -90,18 +102,14 @@ class Dealer:
             and process.knowledge is Knowledge.KNOWN
             and process.saved.dealt != wanted[key]
         ]
-        changed = set()
-        for process, saved, limits in sorted(
-            changes, key=lambda change: change[2].hard > change[1].dealt.hard
-        ):
+        changes.sort(key=lambda change: change[2].hard > change[1].dealt.hard)
+        for process, saved, limits in changes:
             if self._set(process, saved, limits):
-                changed.add(process.key)
                 for subject in subjects:
                     if process.key in subject.keys:
                         subject.deals.remember(limits, saved.before)
         for key in frozenset[ProcessKey]().union(*(subject.keys for subject in subjects)) - covered:
             self.give_back(self._table[key])
-        return frozenset(changed)
 
     def see(self, keys: Iterable[ProcessKey]) -> bool:
         """Takes over the limits that programs set since the last deal; whether there were any."""
@@ -194,9 +202,9 @@ class Dealer:
         else:
             before = subject.deals.before(current)
         process.saved = Saved(before or current, current)
-        process.failure = ""
-        self._unwritten.add(process.key)
         self._unsaved = True
+        if before is None:
+            self._unwritten.add(process.key)
         return before is not None
 
     def _see(self, process: Followed) -> bool:

@@ -194,12 +194,9 @@ class Engine:
                 self._dealer.adopt(subject, subject.keys & covered)
                 if self._dealer.see(subject.keys):
                     subject.heat(now)
-        self._dealer.save()
+        self._dealer.save(now)
         for subjects, constraints in enforced:
-            changed = self._dealer.deal(subjects, constraints)
-            for subject in subjects:
-                if not changed.isdisjoint(subject.keys):
-                    subject.heat(now)
+            self._dealer.deal(subjects, constraints)
 
     def _evaluate(self, touched: Iterable[Dealing], now: float) -> None:
         """Compares use with limits, those that are only audited too, and keeps peaks."""
@@ -234,7 +231,7 @@ class Engine:
         self._subjects.clear()
         self._groups.clear()
         self._drop_strangers()
-        return self._dealer.save() and not list(self._table) and not self._dealer.owes()
+        return self._dealer.save(float("inf")) and not list(self._table) and not self._dealer.owes()
 
     def _pace(self, now: float) -> float:
         """When what is due next comes, but after a pause in proportion to the work that was just done."""

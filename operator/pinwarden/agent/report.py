@@ -106,7 +106,7 @@ def judge(subject: Governed, processes: Sequence[Followed], ability: GateAbility
     if not subject.held.enforced:
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
     for process in processes:
-        if verdict := _not_held(process):
+        if (process.saved or process.failure) and (verdict := _not_held(process)):
             return verdict
     if subject.truncated:
         return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")

@@ -7,7 +7,7 @@ acknowledged (H1):
 - `sources` that are a part of all: the kernel's counters do not tell them apart (SourceNotSeparable),
 - counting OncePerPod: needs a ledger per page (NotSupported),
 - scope Container with a pattern: directories have no container names (NotSupported),
-- a pattern that leads out of the hierarchy (InvalidPattern).
+- a pattern that leads out of the hierarchy or is none (InvalidPattern).
 
 A pod that names such limits only is still a subject: it is reported, at Observe, and never taken for free.
 """
@@ -118,6 +118,6 @@ def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
     if limit.scope is Scope.CONTAINER:
         return report("NotSupported", "scope: Container does not go with cgroupPattern")
     parts = PurePosixPath(limit.cgroup_pattern.strip("/")).parts
-    if not parts or ".." in parts:
+    if not parts or any(part == ".." or "\0" in part or ("**" in part and part != "**") for part in parts):
         return report("InvalidPattern", "cgroupPattern: not a pattern of directories below the root")
     return None
