@@ -94,8 +94,9 @@ class Statuses:
             space = f"namespaces/{seen.namespace}/"
         path = f"/apis/{_API_VERSION}/{space}{seen.kind.plural}/{seen.name}/status"
         body = {"apiVersion": _API_VERSION, "kind": seen.kind.__name__, "metadata": metadata}
+        before = entry.status  # the watch may tell of the write before it is answered
         answer = await self._api.apply(path, {**body, "status": status.to_wire()})
-        before, entry.status = entry.status, status
+        entry.status = status
         entry.version = int(answer["metadata"]["resourceVersion"])
         entry.wrote_at = monotonic()
         entry.leave.take()
