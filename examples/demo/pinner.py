@@ -10,7 +10,7 @@ import os
 import resource
 import time
 
-RETRY_SECONDS = 0.1
+RETRY_SECONDS = 0.3
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -24,7 +24,7 @@ def wait_for_a_limit() -> None:
     given = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     say(f"the runtime gave RLIMIT_MEMLOCK {given[0]} bytes; waiting until that changes")
     while (now := resource.getrlimit(resource.RLIMIT_MEMLOCK)) == given:
-        time.sleep(0.01)
+        time.sleep(0.1)
     say(f"RLIMIT_MEMLOCK is now {now[0]} bytes")
 
 
