@@ -6,7 +6,7 @@ shorter than what the operator writes: `limit`, `grant` and `unknownPods` may be
 (Pod) and `uid` too (the name, or a digest of a long one).
 
 The files are one state: while any of them cannot be read, the last good state of all stays in force, and the log says which file and field.
-They are looked at every 100 ms, and read once nothing changed for 30 ms, so that a file half written in place is not taken for a whole one.
+They are looked at every 50 ms, and read once nothing changed for 30 ms, so that a file half written in place is not taken for a whole one.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from pinwarden.agent.configuration import (
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.quantity import Quantity
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 SETTLE_SECONDS = 0.03
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _AMOUNTS = ("limit", "grant")
