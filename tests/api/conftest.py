@@ -4,11 +4,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess, run
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
+
+if TYPE_CHECKING:
+    from .operators import Cluster
 
 ROOT = Path(__file__).parents[2]
 Kubectl = Callable[..., CompletedProcess[str]]
@@ -36,6 +40,15 @@ def crds(control_plane: ControlPlane) -> None:
     ):
         done = run_kubectl(control_plane.kubeconfig, *arguments)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["Cluster"]:
+    """An API server for the tests of the operator, which minds every node and kills the server now and then."""
+    from .operators import prepared
+
+    with prepared() as made:
+        yield made
 
 
 @pytest.fixture

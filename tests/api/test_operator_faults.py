@@ -1,0 +1,90 @@
+"""The operator's process through outages of the API server, crashes, stops and ends."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from cluster.controlplane import API_SERVER
+
+from .operators import BACK_SECONDS, Cluster, Operator, config_path, eventually
+
+MIB = 1 << 20
+
+
+@pytest.mark.rule("H3")
+def test_it_is_consistent_within_15_seconds_of_the_api_server(cluster: Cluster, tmp_path: Path) -> None:
+    namespace, node = cluster.namespace(), cluster.node()
+    uid = cluster.pod(namespace, node)["metadata"]["uid"]
+    kept, gone = cluster.limit(namespace), cluster.limit(namespace)
+    names = [path.rpartition("/")[2] for path in (kept, gone)]
+    with Operator(cluster, tmp_path) as operator:
+        eventually(lambda: cluster.held(node).get(uid), lambda held: held == dict.fromkeys(names, MIB))
+        operator.process.send_signal(signal.SIGSTOP)  # so that it sees none of what changes before the crash
+        cluster.merge(kept, {"spec": {"limit": "2Mi"}})
+        cluster.send("DELETE", gone)
+        new = cluster.pod(namespace, node)["metadata"]["uid"]
+        cluster.server.kill(API_SERVER)
+        operator.process.send_signal(signal.SIGCONT)
+        eventually(lambda: [line for line in operator.log if "trying again" in line["message"]], bool)
+        cluster.server.start(API_SERVER)
+        expected = {uid: {names[0]: 2 * MIB}, new: {names[0]: 2 * MIB}}
+        eventually(lambda: cluster.held(node), lambda held: held == expected, BACK_SECONDS)
+        eventually(
+            lambda: cluster.find(kept).get("status", {}).get("observedGeneration"),
+            lambda seen: seen == 2,
+            BACK_SECONDS,
+        )
+        assert operator.process.poll() is None
+
+
+def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(cluster: Cluster, tmp_path: Path) -> None:
+    """A leader that was stopped for longer than its Lease lasts writes nothing when it goes on."""
+    with Operator(cluster, tmp_path).leads() as first, Operator(cluster, tmp_path).ready() as second:
+        assert second.metric("pinwarden_operator_leader") == 0.0
+        first.process.send_signal(signal.SIGSTOP)
+        eventually(
+            lambda: second.metric("pinwarden_operator_leader"), lambda value: value == 1.0, BACK_SECONDS
+        )
+        holder = cluster.holder()
+        second.process.send_signal(signal.SIGSTOP)  # what is new now is for the first to write, if it were to
+        node = cluster.node()
+        first.process.send_signal(signal.SIGCONT)
+        eventually(lambda: first.get("/readyz")[0], lambda status: status == 200)
+        if first.metric("pinwarden_operator_leader") == 0.0:
+            assert cluster.config(node) == {}
+            assert cluster.holder() == holder
+        second.process.kill()
+        eventually(lambda: cluster.config(node), bool, BACK_SECONDS)
+        assert cluster.holder() not in ("", holder)
+
+
+def test_sigterm_ends_it_cleanly_and_gives_the_lease_away(cluster: Cluster, tmp_path: Path) -> None:
+    with Operator(cluster, tmp_path).leads() as operator:
+        operator.process.send_signal(signal.SIGTERM)
+        assert operator.process.wait(5) == 0
+        assert not [line for line in operator.log if line["level"] in ("error", "critical")]
+    assert cluster.holder() == ""
+
+
+def test_nothing_is_written_before_every_cache_is_full(cluster: Cluster, tmp_path: Path) -> None:
+    """Without the right to list pods, the pods of a node would look as if there were none."""
+    namespace, node = cluster.namespace(), cluster.node()
+    role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/pinwarden-operator"
+    rules = cluster.find(role)["rules"]
+    without = [
+        {**rule, "resources": [each for each in rule["resources"] if each != "pods"]} for rule in rules
+    ]
+    uid = cluster.pod(namespace, node)["metadata"]["uid"]
+    cluster.merge(role, {"rules": without})
+    with Operator(cluster, tmp_path) as operator:
+        eventually(
+            lambda: [line for line in operator.log if "pods" in line["message"] and "403" in line["message"]],
+            bool,
+        )
+        operator.leads()
+        status, text = operator.get("/readyz")
+        assert (status, "pods" in text) == (503, True)
+        assert cluster.find(config_path(node)) == {}
+        cluster.merge(role, {"rules": rules})
+        eventually(lambda: uid in cluster.held(node), bool)
