@@ -95,7 +95,7 @@ class _Operator:
         self._state = state = State(
             rules.Settings(exempt, settings.unknown_pods), compile_queue, aggregate_queue, metrics
         )
-        self._leader = Leader(api, own, metrics, self._gained)
+        self._leader = Leader(api, own, metrics, lambda: self._gate.opened())
         self._gate = gate = Gate(self._leader.leading, Throttle(WRITES_PER_SECOND, WRITES_PER_SECOND))
         self._recorder = Recorder(api, metrics)
         self._specs = specs = Specs(api, state, compile_queue, gate, metrics)
@@ -150,9 +150,6 @@ class _Operator:
         await self._census.synced.wait()
         _log.info("everything is listed")
         self._gate.synced.set()
-
-    def _gained(self) -> None:
-        self._gate.opened()
 
     def _unready(self) -> list[str]:
         missing = [watch.resource for watch in self._watches if not watch.synced.is_set()]

@@ -16,7 +16,7 @@ class Gate:
         self.synced = asyncio.Event()
 
     def opened(self) -> None:
-        """This replica holds the Lease now."""
+        """This replica holds the Lease, now or again."""
         self._changed.set()
 
     async def led(self) -> None:

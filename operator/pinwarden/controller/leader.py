@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 class Leader:
-    """A candidate for the Lease in `namespace`; `gained` is called whenever it becomes the holder."""
+    """A candidate for the Lease in `namespace`; `renewed` is called whenever it took or renewed it."""
 
-    def __init__(self, api: Api, namespace: str, metrics: Metrics, gained: Callable[[], None]) -> None:
+    def __init__(self, api: Api, namespace: str, metrics: Metrics, renewed: Callable[[], None]) -> None:
         self._api = api
         self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._leases}/{NAME}"
         self._metrics = metrics
-        self._gained = gained
+        self._renewed = renewed
         self.identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
         self._deadline = 0.0
         self._seen: tuple[object, ...] = ()
@@ -71,11 +71,12 @@ class Leader:
             return
         self._deadline = 0.0
         try:
-            lease = await self._api.get(self._path, _REQUEST_SECONDS)
-            if lease["spec"].get("holderIdentity") == self.identity:
-                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
-                await self._api.replace(self._path, lease, _REQUEST_SECONDS)
-        except ApiError as error:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                lease = await self._api.get(self._path)
+                if lease["spec"].get("holderIdentity") == self.identity:
+                    lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                    await self._api.replace(self._path, lease)
+        except (ApiError, TimeoutError) as error:
             _log.warning("the Lease could not be released and has to expire: %s", error)
 
     async def _round(self) -> None:
@@ -109,7 +110,7 @@ class Leader:
         if not self._led:
             self._led = True
             _log.info("this replica holds the Lease, as %s", self.identity)
-            self._gained()
+        self._renewed()
 
     def _free(self, spec: Json) -> bool:
         """Whether the Lease is this replica's, nobody's, or has not changed for its duration as seen from here."""

@@ -6,7 +6,7 @@ digest of each NodePinConfig's spec instead of the spec, and of each node's repo
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
@@ -147,7 +147,8 @@ class State:
 
     def desire(self, view: NodeView) -> None:
         """Take the view with the spec that was compiled; the limits concerned were marked by what made the node dirty."""
-        self._views[view.name] = view
+        if self._views.get(view.name) != view:
+            self._views[view.name] = view
 
     def forget_node(self, name: str) -> None:
         """Drop what is kept of a node that is gone."""
@@ -163,9 +164,14 @@ class State:
         if old is not None and old.seen.uid == seen.uid:
             if seen.version < old.seen.version:
                 return
+            if (seen.generation, seen.limit is None) == (old.seen.generation, old.seen.limit is None):
+                seen = replace(seen, limit=old.seen.limit)  # what is kept of it is good for this very object
+            echo = seen.version <= old.version and seen.generation == old.seen.generation
             if seen.version > old.version:
                 old.status, old.version = seen.status, seen.version
             old.seen = seen
+            if echo:
+                return
         else:
             if old is not None:
                 self.remove_limit(key, old.seen.uid)
