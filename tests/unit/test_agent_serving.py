@@ -129,6 +129,20 @@ def test_clients_that_say_nothing_do_not_keep_others_out(web: WebServer) -> None
         one.close()
 
 
+def test_a_failure_of_our_own_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> bytes:
+        raise ValueError("no such metric")
+
+    with WebServer("127.0.0.1", 0, Pulse(), broken) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with pytest.raises(ConnectionError):
+            get(server, "/metrics")
+        server.shutdown()
+        thread.join()
+    assert "no such metric" in caplog.text
+
+
 @pytest.mark.parametrize(("address", "client"), [("", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")])
 def test_all_addresses_are_served_by_default(board: Board, address: str, client: str) -> None:
     with WebServer(address, 0, Pulse(), Metrics(board).render) as server:

@@ -5,7 +5,9 @@ silent agent. /healthz fails when it has not for so long that a restart is the b
 threads for a few seconds, so that it cannot keep the kubelet's probes out for longer.
 """
 
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ READY_SECONDS = 5.0
 HEALTHY_SECONDS = 30.0
 _CLIENT_SECONDS = 3.0
 _CLIENTS = 16
+_log = logging.getLogger(__name__)
 
 
 class Pulse:
@@ -80,7 +83,9 @@ class WebServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no event."""
+        """A client that went away is no event; anything else is."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            _log.exception("a request was not answered")
 
 
 class _Handler(BaseHTTPRequestHandler):
