@@ -29,7 +29,7 @@ ONE, TWO, SANDBOX = "1a" * 32, "2b" * 32, "3c" * 32
 ABLE = GateAbility(True)
 
 WORKER = """
-import ctypes, mmap, os, sys
+import ctypes, mmap, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)
 os.setuid(65534)
 libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no capability is within reach
@@ -46,7 +46,6 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             os.read(0, 0)
-            import signal
             signal.pause()
         print(child, flush=True)
         continue
@@ -392,6 +391,68 @@ def test_a_child_has_what_its_parent_had(node: Node) -> None:
     node.configure([], [], generation=2)
     node.tick()
     assert node.limits[child] == GIVEN
+
+
+@pytest.mark.rule("P14")
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("ending", ["freed", "audited", "released", "by hand"])
+def test_a_child_that_was_never_seen_gets_back_what_its_parent_had(
+    node: Node, ending: str, restarted: bool
+) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    child = worker.fork()
+    node.limits[child] = node.limits[worker.pid]
+    node.put([worker.pid, child])
+    if restarted:
+        node.engine.close()
+        node.start()
+    if ending == "by hand":
+        node.engine.release()
+    else:
+        node.configure(
+            [{"limit": PAGE, "enforcement": "Audit"}] if ending == "audited" else [],
+            [{"uid": UID}] if ending == "freed" else [POD],
+            generation=2,
+            mode="Release" if ending == "released" else "Active",
+        )
+        node.tick()
+        assert node.engine.report().observed_generation == 2
+    assert (node.limits[worker.pid], node.limits[child]) == (GIVEN, GIVEN)
+
+
+@pytest.mark.rule("P14")
+@pytest.mark.parametrize("mode", ["Active", "Release"])
+def test_a_child_whose_fork_was_under_way_gets_back_what_its_parent_had(node: Node, mode: str) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    dealt = node.limits[worker.pid]
+    node.configure([], [{"uid": UID}], generation=2, mode=mode)
+    node.tick()
+    child = worker.fork()
+    node.limits[child] = dealt
+    node.put([worker.pid, child])
+    node.tick()
+    assert node.limits[child] == GIVEN
+
+
+@pytest.mark.rule("P14")
+def test_what_a_program_sets_after_it_was_given_back_is_kept(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    dealt = node.limits[worker.pid]
+    node.configure([], [{"uid": UID}], generation=2)
+    node.tick()
+    node.limits[worker.pid] = dealt
+    for _ in range(5):
+        node.tick()
+    assert node.limits[worker.pid] == dealt
 
 
 def test_an_orphan_with_dealt_limits_has_what_its_parent_had(node: Node) -> None:

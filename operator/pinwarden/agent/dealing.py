@@ -11,12 +11,15 @@ forks fast does not keep the disk busy. What a process had (`Saved.before`) is, 
   taken only where a living process of the subject had the same limits before, which an earlier agent saved too,
 - else the limits that it has: the runtime started it, as it does for an exec into a container.
 
+A process that no constraint covers any more gets back what it had, and so does one that came with dealt limits and
+is first seen then.
+
 Limits are written only where they differ. The lowered ones come first, so that what is taken from one process is not given to another
 before. A process whose use is unknown is left as it is, and nothing more is let into its constraints.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from pinwarden.agent.deal import UNLIMITED, Constraint, Limits, Process, deal
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
@@ -50,9 +53,7 @@ class Dealer:
     def adopt(self, subject: Governed, keys: Iterable[ProcessKey]) -> None:
         """Finds out what these processes of the subject had; nothing is touched before `save`."""
         new = [process for key in keys if (process := self._table[key]).saved is None]
-        recalled = [process for process in new if self._recall(process)]
-        if recalled:
-            self._learn_of_ended(subject, recalled)
+        self._recall_all(subject, new)
         first = {process.key for process in new if process.saved is None}
         for process in sorted(new, key=lambda process: (process.key.start_ticks, process.key.pid)):
             if process.saved is None and self._find_before(subject, process, first):
@@ -108,8 +109,23 @@ class Dealer:
                 for subject in subjects:
                     if process.key in subject.keys:
                         subject.deals.remember(limits, saved.before)
-        for key in frozenset[ProcessKey]().union(*(subject.keys for subject in subjects)) - covered:
-            self.give_back(self._table[key])
+        for subject in subjects:
+            self.part(subject, subject.keys - covered)
+
+    def part(self, subject: Governed, keys: frozenset[ProcessKey]) -> bool:
+        """Gives back to these processes of the subject, which no constraint covers, also to those that came with dealt limits.
+
+        True when there was nothing to give back; a further look may find a process that was forked before.
+        """
+        new = [self._table[key] for key in keys - subject.parted]
+        self._recall_all(subject, [process for process in new if process.saved is None])
+        for process in sorted(new, key=lambda process: (process.key.start_ticks, process.key.pid)):
+            if process.saved is None:
+                self._inherit(subject, process)
+        clean = all(process.saved is None for process in new)
+        given = {process.key for process in new if self.give_back(process)}
+        subject.parted = (subject.parted & keys) | given
+        return clean and len(given) == len(new)
 
     def see(self, keys: Iterable[ProcessKey]) -> bool:
         """Takes over the limits that programs set since the last deal; whether there were any."""
@@ -134,9 +150,9 @@ class Dealer:
                 del self._left[key]
                 self._unsaved = True
 
-    def owes(self) -> bool:
-        """Whether something of an earlier agent still lives and was not given back."""
-        return any(self._living(key) for key in self._left)
+    def left(self) -> list[ProcessKey]:
+        """What an earlier agent dealt to, still lives, and was neither given back nor dealt to again."""
+        return [key for key in self._left if self._living(key)]
 
     def _living(self, key: ProcessKey) -> Followed | None:
         process, _ = self._table.look(key.pid)
@@ -173,6 +189,11 @@ class Dealer:
         process.failure = ""
         return current
 
+    def _recall_all(self, subject: Governed, processes: Iterable[Followed]) -> None:
+        recalled = [process for process in processes if self._recall(process)]
+        if recalled:
+            self._learn_of_ended(subject, recalled)
+
     def _recall(self, process: Followed) -> bool:
         """Takes what an earlier agent saved of it, if it did."""
         earlier = self._left.get(process.key)
@@ -192,20 +213,25 @@ class Dealer:
                 subject.deals.remember(saved.dealt, saved.before)
 
     def _find_before(self, subject: Governed, process: Followed, first: set[ProcessKey]) -> bool:
-        """Sets `saved` by the rules of the module; whether it came with dealt limits. `first` are those seen for the first time."""
-        current = self._current(process)
-        if current is None:
-            return False
-        parent = self._table.get(process.status.parent)
-        if parent is not None and parent.saved is not None and parent.key not in first:
-            before: Limits | None = parent.saved.before
-        else:
-            before = subject.deals.before(current)
-        process.saved = Saved(before or current, current)
-        self._unsaved = True
-        if before is None:
+        """Sets `saved` by the rules of the module; whether it came with dealt limits. `first` are those that are untouched yet."""
+        if self._inherit(subject, process, first):
+            return True
+        if (current := self._current(process)) is not None:
+            process.saved, self._unsaved = Saved(current, current), True
             self._unwritten.add(process.key)
-        return before is not None
+        return False
+
+    def _inherit(self, subject: Governed, process: Followed, first: Container[ProcessKey] = ()) -> bool:
+        """Sets `saved` of a process that came with dealt limits; whether it did."""
+        parent = self._table.get(process.status.parent)
+        of_parent = parent.saved if parent is not None and parent.key not in first else None
+        if not (of_parent or subject.deals) or (current := self._current(process)) is None:
+            return False
+        before = of_parent.before if of_parent else subject.deals.before(current)
+        if before is None:
+            return False
+        process.saved, self._unsaved = Saved(before, current), True
+        return True
 
     def _see(self, process: Followed) -> bool:
         saved = process.saved

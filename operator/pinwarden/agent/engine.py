@@ -19,10 +19,11 @@ from pinwarden.agent.dealing import Dealer
 from pinwarden.agent.discovery import PodFinder, match_directories
 from pinwarden.agent.followed import ProcessTable
 from pinwarden.agent.gates.rlimit import GateAbility, Prlimit, prlimit_memlock
-from pinwarden.agent.governed import IDLE_SECONDS, Governed
+from pinwarden.agent.governed import IDLE_SECONDS, DealtPairs, Governed
 from pinwarden.agent.groups import group
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.overshoots import Overshoots
+from pinwarden.agent.parting import Partings
 from pinwarden.agent.report import Reporter
 from pinwarden.agent.saved import SavedStore
 from pinwarden.agent.scopes import Scoped, running_containers, scoped
@@ -58,6 +59,7 @@ class Engine:
         self._finder = PodFinder(self._root)
         self._table = ProcessTable(proc_root)
         self._dealer = Dealer(self._table, store, prlimit, page_size)
+        self._partings = Partings(self._table, self._dealer)
         self._reporter = Reporter(ability, detect_layout(cgroup_root).value)
         self._overshoots = Overshoots()
         self._ability = ability
@@ -83,7 +85,7 @@ class Engine:
         if plan is None:
             return _LONGEST_SECONDS
         if plan.release:
-            if self._acknowledged is not plan and self._give_all_back():
+            if (self._acknowledged is not plan or self._partings) and self._give_all_back():
                 self._acknowledged = plan
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
@@ -124,13 +126,14 @@ class Engine:
         self._find_due = now + IDLE_SECONDS
         gone = self._subjects.keys() - found.keys()
         for uid in gone:
-            del self._subjects[uid]
+            self._partings.begin(self._subjects.pop(uid))
             self._overshoots.end(uid)
         changed = fresh or bool(gone)
         for uid, (paths, held) in found.items():
             subject = self._subjects.get(uid)
             if subject is None:
                 subject = self._subjects[uid] = Governed(uid, paths, held)
+                subject.deals = self._partings.end(uid) or subject.deals
             elif subject.paths != paths:
                 subject.move(paths)
             elif subject.held == held:
@@ -168,7 +171,7 @@ class Engine:
             self._deal(touched, now)
         self._evaluate(touched, now)
         if sweep:
-            self._drop_strangers()
+            self._drop_strangers(now)
 
     def _look(self, subject: Governed, now: float) -> set[ProcessKey]:
         """The processes that are the subject's no longer."""
@@ -192,6 +195,8 @@ class Engine:
             covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
             for subject in subjects:
                 self._dealer.adopt(subject, subject.keys & covered)
+                if not subject.held.enforced and not subject.hot(now):
+                    subject.deals = DealtPairs()
                 if self._dealer.see(subject.keys):
                     subject.heat(now)
         self._dealer.save(now)
@@ -213,25 +218,37 @@ class Engine:
     def _use(self, keys: Iterable[ProcessKey]) -> int:
         return sum(self._table[key].use for key in keys)
 
-    def _drop_strangers(self) -> None:
+    def _drop_strangers(self, now: float) -> None:
         """Gives back to, and forgets, the processes that are in no subject; also those that an earlier agent dealt to."""
         if self._ability.available and not any(subject.failure for subject in self._subjects.values()):
+            self._part(now)
             self._dealer.give_back_left()
-        kept = frozenset[ProcessKey]().union(*(subject.keys for subject in self._subjects.values()))
+        kept = self._partings.keys.union(*(subject.keys for subject in self._subjects.values()))
         for process in self._table:
             if process.key in kept:
                 continue
             if not self._ability.available or self._dealer.give_back(process):
                 self._table.drop(process)
 
+    def _part(self, now: float) -> None:
+        try:
+            self._partings.begin_left(self._root)
+        except OSError as error:
+            _log.error("what an earlier agent dealt to cannot be found by its pods: %s", error)
+        self._partings.sweep(now)
+
     def _give_all_back(self) -> bool:
-        """Whether everything could be given back; then nothing is followed any more, and the store is empty."""
+        """Whether everything could be given back; then the store is empty."""
         if not self._ability.available:
-            return not self._dealer.owes()
+            return not self._dealer.left()
+        for subject in self._subjects.values():
+            self._partings.begin(subject)
         self._subjects.clear()
         self._groups.clear()
-        self._drop_strangers()
-        return self._dealer.save(float("inf")) and not list(self._table) and not self._dealer.owes()
+        now = self._clock()
+        self._drop_strangers(now)
+        owes = self._dealer.left() or any(process.saved for process in self._table)
+        return self._dealer.save(float("inf")) and not owes
 
     def _pace(self, now: float) -> float:
         """When what is due next comes, but after a pause in proportion to the work that was just done."""

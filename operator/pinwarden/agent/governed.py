@@ -43,6 +43,9 @@ class DealtPairs:
         """What a process had that came with exactly these limits; None when nothing like it was dealt."""
         return self._before.get(current)
 
+    def __bool__(self) -> bool:
+        return bool(self._before)
+
 
 @dataclass
 class Peaks:
@@ -55,7 +58,7 @@ class Peaks:
 class Governed:
     """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id.
 
-    `failure` is why it cannot be read, or empty.
+    `parted` are those of them that no constraint covers and that have what they had before. `failure` is why it cannot be read, or empty.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], held: Held) -> None:
@@ -65,6 +68,7 @@ class Governed:
         self.due = float("-inf")
         self.keys: frozenset[ProcessKey] = frozenset()
         self.by_container: Mapping[str, frozenset[ProcessKey]] = {}
+        self.parted: frozenset[ProcessKey] = frozenset()
         self.truncated = False
         self.failure = ""
         self.peaks = Peaks()
