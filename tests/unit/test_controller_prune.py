@@ -1,0 +1,75 @@
+"""What is kept of pods, nodes and NodePinConfigs."""
+
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePod
+from pinwarden.controller import prune
+
+
+def pod(**parts: Any) -> dict[str, Any]:
+    metadata = {"name": "p", "namespace": "ns", "uid": "u1", **parts.pop("metadata", {})}
+    spec = {"nodeName": "n1", "containers": [{"name": "main", "image": "i"}], **parts.pop("spec", {})}
+    return {"metadata": metadata, "spec": spec, **parts}
+
+
+def test_a_pod_keeps_what_the_rules_read() -> None:
+    key, kept = prune.pod(
+        pod(
+            metadata={"labels": {"app": "db"}},
+            spec={"initContainers": [{"name": "first"}]},
+            status={
+                "phase": "Running",
+                "containerStatuses": [{"name": "main", "containerID": "containerd://abc"}],
+                "initContainerStatuses": [{"name": "first", "containerID": ""}],
+            },
+        )
+    )
+    assert (key, kept.uid, kept.cgroup_uid, kept.node) == ("u1", "u1", "u1", "n1")
+    assert kept.labels == {"app": "db"}
+    assert kept.containers == {"first": None, "main": "abc"}
+    assert not kept.terminal
+
+
+@pytest.mark.parametrize("annotation", ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"])
+def test_a_static_pod_bears_the_hash_of_its_configuration(annotation: str) -> None:
+    key, kept = prune.pod(pod(metadata={"annotations": {annotation: "f00"}}))
+    assert (key, kept.uid, kept.cgroup_uid) == ("u1", "u1", "f00")
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_pod_that_ended_is_terminal(phase: str) -> None:
+    assert prune.pod(pod(status={"phase": phase}))[1].terminal
+
+
+@pytest.mark.parametrize(
+    ("status", "leaving", "ready"),
+    [("True", False, True), ("False", False, False), ("Unknown", False, False), ("True", True, False)],
+)
+def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(status: str, leaving: bool, ready: bool) -> None:
+    metadata = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
+    raw = pod(metadata=metadata, status={"conditions": [{"type": "Ready", "status": status}]})
+    assert prune.agent_pod(raw)[1] == prune.AgentPod("u1", "n1", ready)
+    assert not prune.agent_pod(pod())[1].ready
+
+
+def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:
+    owners = [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": owner}]
+    metadata = {"name": "n1", "uid": "c1", "generation": 3, "ownerReferences": owners, "managedFields": [1]}
+    return {"metadata": metadata, "spec": spec}
+
+
+def test_what_was_written_and_what_is_held_have_the_same_digest() -> None:
+    spec = NodePinConfigSpec(pods=[NodePod(uid="u1")]).to_wire()
+    name, held = prune.node_pin_config(config(dict(reversed(spec.items()))))
+    assert name == "n1"
+    assert held.digest == prune.digest_of(prune.canonical(spec), "node-uid")
+    assert (held.uid, held.generation) == ("c1", 3)
+    assert "managedFields" not in held.config["metadata"]
+
+
+def test_another_owner_an_added_field_or_no_spec_make_another_digest() -> None:
+    spec = NodePinConfigSpec().to_wire()
+    variants = [config(spec), config(spec, "other"), config({**spec, "unknownPods": 0}), config(None)]
+    assert len({prune.node_pin_config(each)[1].digest for each in variants}) == len(variants)

@@ -1,0 +1,509 @@
+"""From events to writes, with an API server that only takes writes: what is written, when, and what is not."""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
+from pinwarden.controller import limits, prune, specs, state, statuses
+from pinwarden.controller.client import ApiError
+from pinwarden.controller.events import Recorder
+from pinwarden.controller.gate import Gate
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.prune import AgentPod, KnownNode
+from pinwarden.controller.specs import Specs
+from pinwarden.controller.state import State
+from pinwarden.controller.statuses import Statuses
+from pinwarden.controller.work import Throttle, WorkQueue
+from pinwarden.plan.compile import Settings
+from pinwarden.plan.world import Node, Pod
+
+Json = dict[str, Any]
+
+
+class Server:
+    """Takes what is applied and answers as the API server does; `spoil` changes what it stores."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Json] = {}
+        self.applied: list[str] = []
+        self.events: list[Json] = []
+        self.errors: list[ApiError] = []
+        self.version = 100
+        self.spoil: Callable[[Json], None] = lambda _: None
+
+    async def apply(self, path: str, body: Json) -> Json:
+        await asyncio.sleep(0)
+        self.applied.append(path)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.version += 1
+        stored = copy.deepcopy(body)
+        self.spoil(stored)
+        old = self.objects.get(path)
+        changed = old is None or old.get("spec") != stored.get("spec")
+        generation = (old["metadata"]["generation"] if old else 0) + changed
+        stored["metadata"] |= {"generation": generation, "resourceVersion": str(self.version)}
+        stored["metadata"].setdefault("uid", f"uid-{path}")
+        self.objects[path] = stored
+        return copy.deepcopy(stored)
+
+    async def create(self, path: str, body: Json) -> Json:
+        self.events.append(body)
+        return body
+
+
+class Operator:
+    """State, specs and statuses around a `Server`."""
+
+    def __init__(self) -> None:
+        self.server = server = Server()
+        metrics = Metrics()
+        compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
+        self.leading = True
+        self.state = State(Settings(), compile_queue, aggregate_queue, metrics)
+        self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
+        self.recorder = Recorder(server, metrics)  # type: ignore[arg-type]
+        self.specs = Specs(server, self.state, compile_queue, self.gate, metrics)  # type: ignore[arg-type]
+        self.statuses = Statuses(
+            server,  # type: ignore[arg-type]
+            self.state,
+            aggregate_queue,
+            self.specs,
+            self.gate,
+            self.recorder,
+            metrics,
+        )
+
+    def node(self, name: str = "n1", uid: str = "node-uid") -> None:
+        self.state.put_node(KnownNode(Node(name), uid))
+
+    def pod(self, uid: str = "p1", node: str = "n1") -> None:
+        pod = Pod(namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"})
+        self.state.put_pod(pod)
+
+    def agent(self, ready: bool = True, node: str = "n1") -> None:
+        self.state.put_agent(AgentPod(f"agent-{node}", node, ready))
+
+    def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
+        self.state.put_limit(limits.read(PinLimit, limit(version, generation, status, **spec)))
+
+    def spec(self, node: str = "n1") -> Json:
+        found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
+        return found
+
+    def status(self) -> Json:
+        found: Json = self.server.objects.get(STATUS, {}).get("status", {})
+        return found
+
+    def condition(self, kind: str) -> str:
+        return next(
+            (each["reason"] for each in self.status().get("conditions", []) if each["type"] == kind), ""
+        )
+
+    def report(self, pinned: int = 4096, node: str = "n1") -> None:
+        """The agent took what stands, and its write was seen."""
+        config = copy.deepcopy(self.server.objects[config_path(node)])
+        spec, _ = NodePinConfigSpec.parse(config["spec"])
+        level = {"level": "Converge", "reason": ""}
+        config["status"] = {
+            "observedGeneration": config["metadata"]["generation"],
+            "appliedLimits": [{"uid": each.uid, "hash": each.hash} for each in spec.limits],
+            "sources": [{"source": source, "counted": True, **level} for source in Source],
+            "pods": [
+                {"uid": each.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **level}
+                for each in spec.pods
+                if each.limits
+            ],
+        }
+        self.state.put_held(prune.node_pin_config(config)[1])
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def rest(self) -> None:
+        """Wait until nothing is to be done now."""
+        for _ in range(3):
+            await asyncio.sleep(0.03)
+
+
+STATUS = "/apis/pinwarden.io/v1alpha1/namespaces/ns/pinlimits/l/status"
+
+
+def config_path(node: str) -> str:
+    return f"/apis/pinwarden.io/v1alpha1/nodepinconfigs/{node}"
+
+
+def limit(version: int, generation: int, status: Json | None = None, **spec: Any) -> Json:
+    metadata = {
+        "name": "l",
+        "namespace": "ns",
+        "uid": "limit-uid",
+        "generation": generation,
+        "resourceVersion": str(version),
+    }
+    body = {"limit": "1Mi", "podSelector": {}, **spec}
+    return {"kind": "PinLimit", "metadata": metadata, "spec": body, "status": status}
+
+
+def scenario(work: Callable[[Operator], Awaitable[None]]) -> Server:
+    """Runs `work` beside everything that reconciles."""
+
+    async def run() -> Server:
+        async with running() as operator:
+            operator.gate.synced.set()
+            await work(operator)
+        return operator.server
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Operator]:
+    operator = Operator()
+    parts = (
+        operator.specs.compile(),
+        *(operator.specs.write() for _ in range(2)),
+        *(operator.statuses.write() for _ in range(2)),
+        operator.recorder.run(),
+    )
+    tasks = [asyncio.create_task(part) for part in parts]
+    yield operator
+    failed = [task.exception() for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    assert not failed
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(statuses, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(state, "COALESCE_SECONDS", 0.005)
+
+
+def test_a_spec_is_written_once_and_owned_by_its_node() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        await operator.rest()
+
+    server = scenario(work)
+    stored = server.objects[config_path("n1")]
+    assert [owner["uid"] for owner in stored["metadata"]["ownerReferences"]] == ["node-uid"]
+    assert server.applied.count(config_path("n1")) == 1
+
+
+def test_what_is_held_already_is_not_written() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        before = list(operator.server.applied)
+        held = prune.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[1]
+        operator.state.put_held(held)
+        await operator.rest()
+        assert operator.server.applied == before
+
+    scenario(work)
+
+
+def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
+    async def work(operator: Operator) -> None:
+        operator.leading = False
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.rest()
+        assert operator.server.applied == []
+        operator.leading = True
+        operator.gate.opened()
+        await operator.until(lambda: operator.spec() and operator.status())
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("change", ["edit", "delete", "owner"])
+def test_what_a_hand_changed_is_put_back(change: str) -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        path = config_path("n1")
+        good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
+        count = operator.server.applied.count(path)
+        if change == "delete":
+            del operator.server.objects[path]
+            operator.state.remove_held("n1")
+        else:
+            if change == "edit":
+                stored["spec"]["unknownPods"] = 7
+                stored["metadata"]["generation"] += 1
+            else:
+                stored["metadata"]["ownerReferences"] = []
+            operator.server.objects[path] = stored
+            operator.state.put_held(prune.node_pin_config(copy.deepcopy(stored))[1])
+        await operator.until(lambda: operator.server.applied.count(path) > count)
+        await operator.until(lambda: operator.spec() == good)
+
+    scenario(work)
+
+
+def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> None:
+    """As with CRDs of an older version, which prune a field."""
+
+    async def work(operator: Operator) -> None:
+        operator.server.spoil = lambda body: body.get("spec", {}).pop("mode", None)
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        await operator.rest()
+        stored = copy.deepcopy(operator.server.objects[config_path("n1")])
+        operator.state.put_held(prune.node_pin_config(stored)[1])
+        await operator.rest()
+        assert operator.server.applied.count(config_path("n1")) == 1
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec()["pods"]) == 2)
+
+    scenario(work)
+
+
+def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
+    async def work(operator: Operator) -> None:
+        operator.server.errors = [ApiError("no answer"), ApiError("busy", 429, 0.01), ApiError("broken", 500)]
+        operator.node()
+        operator.pod()
+        await operator.until(lambda: operator.server.applied)
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec().get("pods", [])) == 2)
+
+    scenario(work)
+
+
+def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        operator.state.remove_node("n1")
+        operator.state.remove_pod("p1")
+        operator.state.remove_held("n1")
+        before = len(operator.server.applied)
+        await operator.rest()
+        assert len(operator.server.applied) == before
+        operator.node(uid="another")
+        await operator.until(lambda: len(operator.server.applied) > before)
+
+    scenario(work)
+
+
+@pytest.mark.rule("H1")
+def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before() -> None:
+    async def work(operator: Operator) -> None:
+        seen: list[tuple[int, str]] = []
+        original = operator.server.apply
+
+        async def spy(path: str, body: Json) -> Json:
+            if path == STATUS:
+                status = body["status"]
+                applied = next(each for each in status["conditions"] if each["type"] == "Applied")
+                seen.append((status["observedGeneration"], applied["status"]))
+            return await original(path, body)
+
+        operator.server.apply = spy  # type: ignore[method-assign]
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: (1, "True") in seen)
+        operator.limit(version=1000, generation=2, limit="2Mi")
+        await operator.until(lambda: seen[-1][0] == 2)
+        assert seen[-1] == (2, "False")
+        operator.report()
+        await operator.until(lambda: seen[-1] == (2, "True"))
+        assert (2, "True") not in seen[:-1]
+
+    scenario(work)
+
+
+@pytest.mark.rule("H1")
+def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.agent(ready=False)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=True)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.state.remove_agent("agent-n1")
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+
+    scenario(work)
+
+
+def test_mere_figures_wait_and_conditions_do_not() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report(pinned=4096)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        count = operator.server.applied.count(STATUS)
+        operator.report(pinned=8192)
+        await operator.rest()
+        assert operator.server.applied.count(STATUS) == count
+        operator.report(pinned=2 << 20)
+        await operator.until(lambda: operator.condition("WithinLimit") == "OverLimit")
+        assert operator.status()["pinnedBytes"] == 2 << 20
+
+    scenario(work)
+
+
+def test_conditions_that_flap_are_written_five_times_and_then_rarely() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.until(operator.status)
+        for turn in range(30):
+            operator.agent(ready=turn % 2 == 0)
+            await asyncio.sleep(0.03)
+        assert 3 <= operator.server.applied.count(STATUS) <= 7
+
+    scenario(work)
+
+
+def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
+    async def work(operator: Operator) -> None:
+        operator.limit()
+        await operator.until(operator.status)
+        entry = operator.state.limits["ns/l"]
+        assert entry.seen.limit is not None
+        before = entry.seen.limit
+        operator.limit(version=operator.server.version, status=operator.status())
+        assert entry.seen.limit is before
+        await operator.rest()
+        assert operator.server.applied.count(STATUS) == 1
+
+    scenario(work)
+
+
+def test_events_older_than_what_is_known_tell_nothing() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit(version=50, generation=2, limit="2Mi")
+        operator.limit(version=49, generation=1, limit="1Mi")
+        await operator.until(lambda: operator.spec().get("limits"))
+        assert operator.spec()["limits"][0]["limit"] == 2 << 20
+        old = copy.deepcopy(operator.server.objects[config_path("n1")])
+        operator.limit(version=51, generation=3, limit="3Mi")
+        await operator.until(lambda: operator.spec()["limits"][0]["limit"] == 3 << 20)
+        await operator.rest()
+        count = len(operator.server.applied)
+        operator.state.put_held(prune.node_pin_config(old)[1])
+        await operator.rest()
+        assert operator.server.applied[count:].count(config_path("n1")) == 0
+
+    scenario(work)
+
+
+def test_a_limit_that_cannot_be_read_says_where_and_holds_nothing() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit(burst=3)
+        await operator.until(lambda: operator.condition("Accepted") == "Invalid")
+        assert "spec.burst" in operator.status()["conditions"][0]["message"]
+        assert operator.spec()["limits"] == []
+        operator.limit(version=1000, generation=2)
+        await operator.until(lambda: operator.condition("Accepted") == "Accepted")
+        await operator.until(lambda: operator.spec()["limits"])
+
+    scenario(work)
+
+
+def test_a_report_that_cannot_be_read_is_as_none() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        config = copy.deepcopy(operator.server.objects[config_path("n1")])
+        config["status"] = {"observedGeneration": 1, "novelty": True}
+        operator.state.put_held(prune.node_pin_config(config)[1])
+        await operator.until(lambda: operator.condition("Applied") == "Pending")
+
+    scenario(work)
+
+
+def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.state.remove_limit("ns/l", "another-uid")
+        assert operator.state.limit_uids == ["limit-uid"]
+        operator.state.forget_limit("limit-uid")
+        await operator.until(lambda: operator.spec()["limits"] == [])
+        assert operator.state.limit_uids == []
+
+    scenario(work)
+
+
+def test_events_tell_each_reason_once() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.agent(ready=False)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=True)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        await operator.rest()
+
+    server = scenario(work)
+    reasons = [event["reason"] for event in server.events]
+    assert sorted(reasons) == ["Accepted", "AgentSilent", "Applied", "Enforced"]
+    assert {event["regarding"]["uid"] for event in server.events} == {"limit-uid"}
+
+
+def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
+    good = limits.read(PinLimit, limit(7, 2))
+    assert (good.key, good.version, good.generation, good.problem) == ("ns/l", 7, 2, "")
+    assert good.limit is not None
+    assert limits.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
+    assert limits.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
+    assert limits.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(
+        matched_pods=3
+    )
+    raw = limit(7, 2)
+    raw["kind"] = "ClusterPinLimit"
+    del raw["metadata"]["namespace"]
+    assert limits.read(ClusterPinLimit, raw).key == "l"
