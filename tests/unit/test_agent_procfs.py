@@ -86,6 +86,7 @@ def test_capabilities_agree_with_the_kernels_own_answer() -> None:
     with StatusReader(PROC, os.getpid()) as reader:
         status = reader.read()
     assert status.cap_permitted == data[1] | data[4] << 32
+    assert status.cap_inheritable == data[2] | data[5] << 32
     assert status.cap_bounding == bounding
     assert status.no_new_privs == bool(libc.prctl(pr_get_no_new_privs, 0, 0, 0, 0))
 
@@ -118,7 +119,10 @@ def test_a_zombie_has_no_locked_bytes_and_then_is_gone(locker: Child) -> None:
 
 @pytest.mark.rule("H2")
 def test_a_kernel_thread_has_no_locked_bytes() -> None:
-    text = b"Name:\tkthreadd\nPPid:\t0\nThreads:\t1\nCapPrm:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\nNoNewPrivs:\t0\n"
+    text = (
+        b"Name:\tkthreadd\nPPid:\t0\nThreads:\t1\n"
+        b"CapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\nNoNewPrivs:\t0\n"
+    )
     status = parse_status(text)
     assert (status.locked, status.pinned) == (None, None)
     assert status.cap_permitted == (1 << 41) - 1
@@ -162,7 +166,7 @@ def test_closing_twice_closes_nobody_elses_descriptor() -> None:
         os.fstat(other.fileno())
 
 
-@pytest.mark.parametrize("missing", [b"PPid", b"Threads", b"CapPrm", b"CapBnd", b"NoNewPrivs"])
+@pytest.mark.parametrize("missing", [b"PPid", b"Threads", b"CapInh", b"CapPrm", b"CapBnd", b"NoNewPrivs"])
 def test_a_missing_line_is_an_error(missing: bytes) -> None:
     own = (PROC / "self" / "status").read_bytes()
     with pytest.raises(ValueError, match=missing.decode()):

@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pinwarden.agent.gates.rlimit import (
     prlimit_memlock,
     probe,
 )
-from pinwarden.agent.ledger.procfs import Status, StatusReader
+from pinwarden.agent.ledger.procfs import Status, StatusReader, parse_status
 
 PROC = Path("/proc")
 IDENTITY = "         0          0 4294967295\n"
@@ -236,13 +237,43 @@ def test_the_probe_leaves_no_child_when_it_fails() -> None:
     assert children() == before
 
 
-def sample(permitted: int = 0, bounding: int = 0, no_new_privs: bool = False) -> Status:
+RECLAIM = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+ipc_lock = 1 << 14
+assert libc.capget(header, data) == 0
+data[2] |= ipc_lock
+assert libc.capset(header, data) == 0
+assert libc.prctl(24, 14, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+data[0] &= ~ipc_lock
+data[1] &= ~ipc_lock
+assert libc.capset(header, data) == 0
+print(open("/proc/self/status").read(), flush=True)
+os.execvp("cat", ["cat", "/proc/self/status"])
+"""
+
+
+@pytest.mark.rule("H1")
+def test_an_exec_brings_back_what_is_inheritable_and_that_is_foreseen() -> None:
+    own = parse_status(Path("/proc/self/status").read_bytes())
+    if os.geteuid() or not own.cap_permitted & IPC_LOCK or own.no_new_privs:
+        pytest.skip("needs root with CAP_IPC_LOCK, to drop it and get it back")
+    text = subprocess.run([sys.executable, "-c", RECLAIM], capture_output=True, check=True).stdout
+    before, after = (parse_status(b"Name:" + part) for part in text.split(b"Name:")[1:])
+    assert not (before.cap_permitted | before.cap_bounding) & IPC_LOCK
+    assert after.cap_permitted & IPC_LOCK
+    assert held_back(before, IDENTITY) is HeldBackReason.CAP_IPC_LOCK
+
+
+def sample(permitted: int = 0, bounding: int = 0, no_new_privs: bool = False, inheritable: int = 0) -> Status:
     return Status(
         parent=1,
         locked=0,
         pinned=0,
         threads=1,
         cap_permitted=permitted,
+        cap_inheritable=inheritable,
         cap_bounding=bounding,
         no_new_privs=no_new_privs,
     )
@@ -259,6 +290,9 @@ def sample(permitted: int = 0, bounding: int = 0, no_new_privs: bool = False) ->
         (sample(bounding=IPC_LOCK), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
         (sample(bounding=SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
         (sample(bounding=IPC_LOCK | SYS_RESOURCE, no_new_privs=True), IDENTITY, None),
+        (sample(inheritable=IPC_LOCK), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
+        (sample(inheritable=SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
+        (sample(inheritable=IPC_LOCK | SYS_RESOURCE, no_new_privs=True), IDENTITY, None),
         (sample(permitted=IPC_LOCK | SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
         (sample(permitted=IPC_LOCK | SYS_RESOURCE), MAPPED, None),
     ],

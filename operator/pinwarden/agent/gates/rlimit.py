@@ -202,14 +202,17 @@ def held_back(status: Status, uid_map: str) -> HeldBackReason | None:
     """Why the gate cannot hold this process, or None when it can; such a process must not be called enforced (H1).
 
     CAP_IPC_LOCK ignores the rlimit and CAP_SYS_RESOURCE raises it, in the initial user namespace alone (the kernel asks `capable`).
-    A capability counts when it is permitted, or when execve can bring it: it is in the bounding set and NoNewPrivs is not set.
+    A capability counts when it is permitted, or when execve can bring it (cap_bprm_creds_from_file): NoNewPrivs is not set, and it is in
+    the bounding set or inheritable. What is inheritable comes back at an exec of uid 0, or of a file that names it, whatever the
+    bounding set.
 
     `uid_map` is the text of /proc/PID/uid_map as read from the initial user namespace. The initial one shows the full identity; so
     may another one, and is then taken for it, which errs on the side of not claiming enforcement.
     """
     if uid_map.split() != _FULL_IDENTITY:
         return None
-    within_reach = status.cap_permitted | (0 if status.no_new_privs else status.cap_bounding)
+    by_exec = status.cap_bounding | status.cap_inheritable
+    within_reach = status.cap_permitted | (0 if status.no_new_privs else by_exec)
     if within_reach >> _CAP_IPC_LOCK & 1:
         return HeldBackReason.CAP_IPC_LOCK
     if within_reach >> _CAP_SYS_RESOURCE & 1:

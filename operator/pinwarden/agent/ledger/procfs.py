@@ -31,6 +31,7 @@ class Status:
     pinned: int | None
     threads: int
     cap_permitted: int
+    cap_inheritable: int
     cap_bounding: int
     no_new_privs: bool
 
@@ -46,6 +47,7 @@ def parse_status(text: bytes) -> Status:
         pinned=_kilobytes(text, b"VmPin"),
         threads=int(_required(text, b"Threads")),
         cap_permitted=int(_required(text, b"CapPrm"), 16),
+        cap_inheritable=int(_required(text, b"CapInh"), 16),
         cap_bounding=int(_required(text, b"CapBnd"), 16),
         no_new_privs=_required(text, b"NoNewPrivs") == b"1",
     )
