@@ -211,3 +211,17 @@ def test_an_api_server_that_is_away_is_no_news() -> None:
     api = Listing({"a"})
     api.failures = 3
     assert census(api, {"a"}, lambda counting: counting.synced.is_set()) == []
+
+
+def test_a_limit_that_no_event_tells_of_is_counted_until_one_does() -> None:
+    known = {"a"}
+    api = Listing({"a"})
+
+    def missed_then_told(counting: Census) -> bool:
+        if counting.synced.is_set():
+            api.uids.add("b")
+        if counting.missed:
+            known.add("b")
+        return "b" in known and not counting.missed
+
+    assert census(api, known, missed_then_told) == []

@@ -4,7 +4,8 @@ kopf lists again after a gap in the history and then tells of everything there i
 when its first list is complete. So the names of all limits are listed now and then (metadata only), and
 
 - what was known before the list was asked for and is not in it, is gone: a UID never comes back;
-- until everything in the list is known, the limits are not synced.
+- until everything in the list is known, the limits are not synced;
+- what two lists in a row have and is still not known, was never told of: the operator is not ready while that is so.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Census:
-    """Compares for ever; `synced` is set once every limit that was there is known.
+    """Compares for ever; `synced` is set once every limit that was there is known, `missed` is how many stay unknown.
 
     `known` gives the UIDs that are known now, `gone` is told a UID.
     """
@@ -46,6 +47,8 @@ class Census:
         self._metrics = metrics
         self._known = known
         self._gone = gone
+        self._unknown: set[str] = set()
+        self.missed = 0
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,9 +80,16 @@ class Census:
         for uid in gone:
             self._gone(uid)
         self._metrics.census_corrected(len(gone))
-        if not self.synced.is_set() and listed <= set(self._known()):
-            _log.info("%d limits are listed", len(listed))
-            self.synced.set()
+        unknown = listed - set(self._known())
+        if not self.synced.is_set():
+            if not unknown:
+                _log.info("%d limits are listed", len(listed))
+                self.synced.set()
+            return
+        missed = len(unknown & self._unknown)
+        if missed and not self.missed:
+            _log.error("%d limits exist that the watch never told of", missed)
+        self.missed, self._unknown = missed, unknown
 
     async def _list(self, path: str) -> set[str]:
         found: set[str] = set()

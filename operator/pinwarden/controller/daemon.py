@@ -108,7 +108,7 @@ class _Operator:
         metrics.leads(self._leader.leading, gate.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
-        metrics.watch_limits(state.count)
+        metrics.watch_limits(state.count, lambda: self._census.missed)
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Answers probes and scrapes from now on. Raises StartError."""
@@ -153,7 +153,8 @@ class _Operator:
 
     def _unready(self) -> list[str]:
         missing = [watch.resource for watch in self._watches if not watch.synced.is_set()]
-        return [*missing, *([] if self._census.synced.is_set() else ["limits"])]
+        complete = self._census.synced.is_set() and not self._census.missed
+        return [*missing, *([] if complete else ["limits"])]
 
 
 def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:

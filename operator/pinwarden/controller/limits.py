@@ -140,7 +140,7 @@ class LimitWatch:
         try:
             asyncio.run(self._kopf(stop))
         except Exception:  # kopf raises whatever its tasks did
-            logging.getLogger(__name__).exception("kopf failed and is started again")
+            _log.exception("kopf failed and is started again")
         finally:
             self._post(ended.set)
 
@@ -152,7 +152,12 @@ class LimitWatch:
         )
         try:
             await kopf.operator(
-                registry=self._registry(), settings=settings(), standalone=True, stop_flag=flag, **scope
+                registry=self._registry(),
+                settings=settings(),
+                standalone=True,
+                identity="pinwarden",  # type: ignore[arg-type]  # of use to peers only; left out, kopf asks for a user's name
+                stop_flag=flag,
+                **scope,
             )
         finally:
             waiting.cancel()

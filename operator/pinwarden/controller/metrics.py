@@ -108,8 +108,9 @@ class Metrics:
         for name in QUEUES:
             gauge.labels(name).set_function(partial(lengths, name))
 
-    def watch_limits(self, count: Callable[[str, str], int]) -> None:
-        """How to tell how many limits have a condition at a status."""
+    def watch_limits(self, count: Callable[[str, str], int], missed: Callable[[], int]) -> None:
+        """How to tell how many limits have a condition at a status, and how many exist that no event told of."""
+        self._gauge("limits_missed", "Limits that exist and that no event told of.").set_function(missed)
         gauge = self._gauge("limits", "Limits by condition.", "condition", "status")
         for condition in CONDITIONS:
             for status in STATUSES:
