@@ -1,4 +1,4 @@
-"""Locks memory page by page as far as the kernel lets it, says how far that is, and keeps trying: what the demo's pods run.
+"""Locks memory up to the last page that the kernel lets it, says how much that is, and keeps trying: what the demo's pods run.
 
 A line is printed whenever something changed, so the last line of the log is the state of now (of one process: see --processes).
 """
@@ -11,6 +11,7 @@ import resource
 import time
 
 RETRY_SECONDS = 0.3
+STEP = 16 * mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,11 +36,16 @@ def lock(wanted: int) -> None:
     held, said = 0, ""
     while True:
         refusal = "that is all it wanted"
+        step = STEP
         while held < wanted:
-            if libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(mmap.PAGESIZE)):
+            step = min(step, wanted - held)
+            if not libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(step)):
+                held += step
+            elif step > mmap.PAGESIZE:
+                step //= 2
+            else:
                 refusal = f"one page more is refused: {os.strerror(ctypes.get_errno())}"
                 break
-            held += mmap.PAGESIZE
         if (state := f"holds {held} bytes; {refusal}") != said:
             say(state)
             said = state

@@ -1,8 +1,9 @@
 """QEMU and the kernels of guests, and the arguments that every guest has in common.
 
 The processor is always emulated, so that a guest behaves alike on every machine: where the machine is itself a guest,
-KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever). QEMU 10 and
-the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
+KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever). It is the plainest one that
+there is: all that `max` adds (wide registers to save, SMAP, five levels of page tables) is emulated too, and a guest with it takes a
+third longer for the same work. QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def arguments(flavour: str, init: Path, modules: Sequence[str], parameters: str)
         *("env", "LD_LIBRARY_PATH=" + ":".join(str(root / part) for part in LIBRARIES)),
         str(root / "usr/bin/qemu-system-x86_64"),
         *(word for part in FIRMWARE for word in ("-L", str(root / part))),
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY),
+        *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", MEMORY),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-kernel", str(image), "-initrd", str(initrd(kernel, busybox(), init, modules))),
         *("-append", f"{KERNEL_PARAMETERS} {parameters}"),

@@ -4,6 +4,7 @@ Nodes of a cluster of your own must have the image pinwarden.local/pinwarden:dev
 """
 
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import COMMANDS, ROOT, WAIT_COMMANDS, environment
-from demo.claims import CLAIMS, NAMESPACE
+from demo.claims import CLAIMS, NAMESPACE, PODS
 from demo.shell import ClaimError, Shell, say
 
 
@@ -26,6 +27,12 @@ def _install(shell: Shell) -> None:
     for command in WAIT_COMMANDS:
         shell.run(command)
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=110s")
+    shell.wait(f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1", _all_wait)
+
+
+def _all_wait(log: str) -> bool:
+    """Whether each pod's program is past its start, and none could be under a limit without having seen the runtime's."""
+    return len(re.findall(r"waiting until|that is all it wanted", log)) == PODS
 
 
 def _walk(shell: Shell) -> dict[str, str]:

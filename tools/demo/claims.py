@@ -1,7 +1,7 @@
 """What pinwarden claims at the level of the rlimit gate, and how each claim is seen.
 
 A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
-`examples/demo/pinner.py`, which locks page by page until the kernel refuses. They are there before any limit is.
+`examples/demo/pinner.py`, which locks all that the kernel gives. They are there before any limit is.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from demo.shell import ClaimError, Shell, say
 
 NAMESPACE = "pinwarden-demo"
+PODS = 8
 MIB = 2**20
 REFUSED = "Cannot allocate memory"
 
