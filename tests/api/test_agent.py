@@ -22,8 +22,8 @@ import pytest
 import yaml
 
 from cluster.controlplane import API_SERVER, ControlPlane
-from pinwarden.agent.statussocket import ask
 from pinwarden.api.nodepinconfig import NodeLimit
+from pinwarden.cli.status import ask
 
 from .conftest import ROOT, run_kubectl
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pinwarden.agent.statussocket import ask
+from pinwarden.cli.status import ask
 
 ROOT = Path(__file__).parents[2]
 CGROUPS = Path("/sys/fs/cgroup")

@@ -15,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pinwarden.agent.configuration import Configuration, Problem
 from pinwarden.agent.metrics import Metrics
-from pinwarden.agent.statussocket import StatusSocket, ask, limits_of
+from pinwarden.agent.statussocket import StatusSocket, limits_of
 from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import NodePinConfigStatus, PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
+from pinwarden.cli.status import ask
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 CONFIGURATION = Configuration.parse(

@@ -102,15 +102,3 @@ def _matches(pattern: list[str], path: list[str]) -> bool:
     if head == "**":
         return any(_matches(rest, path[start:]) for start in range(len(path) + 1))
     return bool(path) and fnmatchcase(path[0], head) and _matches(rest, path[1:])
-
-
-def ask(path: Path, seconds: float = 5.0) -> dict[str, Any]:
-    """The answer of the agent that listens at `path`. Raises OSError when none answers, ValueError when what answers is none."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(seconds)
-        client.connect(str(path))
-        with client.makefile("rb") as stream:
-            content = json.loads(stream.read())
-    if not isinstance(content, dict) or "node" not in content:
-        raise ValueError("what answers there is no pinwarden agent")
-    return content

@@ -1,13 +1,11 @@
 """`pinwarden operator`: the controller of all limits."""
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.api.quantity import MAX_BYTES, Quantity
 from pinwarden.cli import logs
 
 METRICS_PORT = 8080
@@ -50,6 +48,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import asyncio
+
     from pinwarden.controller import daemon
 
     logs.configure(options.log_format)
@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _amount(text: str) -> int:
+    from pinwarden.api.quantity import MAX_BYTES, Quantity
+
     try:
         amount = Quantity(text).bytes
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,6 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pinwarden.agent.statussocket import ask
-
     try:
         answer = ask(options.socket)
     except (OSError, ValueError) as error:
@@ -47,6 +46,18 @@ def _run(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(to_text(answer))
     return 0
+
+
+def ask(path: Path, seconds: float = 5.0) -> dict[str, Any]:
+    """The answer of the agent that listens at `path`. Raises OSError when none answers, ValueError when what answers is none."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(seconds)
+        client.connect(str(path))
+        with client.makefile("rb") as stream:
+            content = json.loads(stream.read())
+    if not isinstance(content, dict) or "node" not in content:
+        raise ValueError("what answers there is no pinwarden agent")
+    return content
 
 
 def to_text(answer: Mapping[str, Any]) -> str:
