@@ -19,7 +19,7 @@ from cluster.network import Network
 from cluster.node import Node
 from cluster.nodedisk import image_disk, system_disk
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 POLL_SECONDS = 0.3
 REVIVALS = 2
 
@@ -29,37 +29,41 @@ class Cluster:
 
     Attributes, valid inside the block: ``kubeconfig`` of a member of system:masters, usable from anywhere on this machine;
     ``control_plane``, whose parts can be killed and started; ``nodes``. Entering raises ClusterError, with the reason,
-    when a piece is missing or a node is not Ready within 120 seconds.
+    when a piece is missing or a node is not Ready within 300 seconds.
     """
 
     kubeconfig: Path
     control_plane: ControlPlane
     nodes: Sequence[Node]
 
-    def __init__(self, *, nodes: int = 1) -> None:
+    def __init__(self, *, nodes: int = 1, wait: bool = True) -> None:
         self._count = nodes
+        self._wait = wait
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
-        """Build what is missing, start everything, and wait until every node is Ready."""
+        """Build what is missing, start everything, and wait until every node is Ready; with ``wait=False`` for the control plane alone."""
         disks = (system_disk(), image_disk())
-        began = time.monotonic()
         with ExitStack() as resources:
             directory = Path(tempfile.mkdtemp(prefix="pinwarden-cluster-"))
             resources.callback(shutil.rmtree, directory)
             network = resources.enter_context(Network(self._count, directory))
-            self.control_plane = resources.enter_context(ControlPlane(network=network))
+
+            def boot_nodes() -> None:
+                """While the control plane starts: a kubelet asks again until it answers."""
+                self.nodes = [
+                    Node(number, disks, network, self.control_plane, directory)
+                    for number in range(1, self._count + 1)
+                ]
+                for node in self.nodes:
+                    resources.callback(node.stop)
+                    node.boot()
+
+            self.control_plane = ControlPlane(network=network, prepared=boot_nodes)
+            resources.enter_context(self.control_plane)
             self.kubeconfig = self.control_plane.kubeconfig
-            progress(f"control plane ready after {time.monotonic() - began:.0f} s")
-            self.nodes = [
-                Node(number, disks, network, self.control_plane, directory)
-                for number in range(1, self._count + 1)
-            ]
-            for node in self.nodes:
-                resources.callback(node.stop)
-                node.boot()
-            self.wait_ready(self.nodes)
-            progress(f"{self._count} node(s) Ready after {time.monotonic() - began:.0f} s")
+            if self._wait:
+                self.wait_ready(self.nodes)
             self._resources = resources.pop_all()
         return self
 
@@ -77,9 +81,10 @@ class Cluster:
     def wait_ready(self, nodes: Sequence[Node]) -> None:
         """Wait until nodes that were just booted are Ready; a guest that dies meanwhile is booted again, at most twice each.
 
-        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 120 seconds.
+        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 300 seconds.
         """
-        deadline = time.monotonic() + READY_SECONDS
+        began = time.monotonic()
+        deadline = began + READY_SECONDS
         revived = dict.fromkeys((node.name for node in nodes), 0)
         waiting = list(nodes)
         while waiting:
@@ -91,6 +96,9 @@ class Cluster:
                     )
             time.sleep(POLL_SECONDS)
             waiting = [node for node in waiting if not self._ready(node)]
+        progress(
+            f"{', '.join(node.name for node in nodes)} Ready, waited for {time.monotonic() - began:.0f} s"
+        )
 
     def _ready(self, node: Node) -> bool:
         """Whether the API server calls a node Ready, untainted, and in the boot that it is in now."""

@@ -57,6 +57,7 @@ class ControlPlane:
 
     Attributes, valid inside the block: ``url`` of the API server, ``ca_file`` that its certificate verifies with,
     ``admin_token`` of a member of system:masters, ``kubeconfig`` of the same, ``directory`` with data and logs.
+    ``prepared`` is called when all of these are known and nothing runs yet.
     Entering raises ClusterError with the end of the log when a part is not ready within 60 seconds.
     """
 
@@ -66,8 +67,15 @@ class ControlPlane:
     admin_token: str
     kubeconfig: Path
 
-    def __init__(self, *, controller_manager: bool = False, network: Network | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        controller_manager: bool = False,
+        network: Network | None = None,
+        prepared: Callable[[], None] = lambda: None,
+    ) -> None:
         self._network = network
+        self._prepared = prepared
         self._with_controller_manager = controller_manager or network is not None
         self._resources = ExitStack()
         self._children: dict[str, Child] = {}
@@ -77,6 +85,7 @@ class ControlPlane:
         """Build what is missing, then start every part in order and wait for each."""
         with ExitStack() as resources:
             self._prepare(resources)
+            self._prepared()
             for name, child in self._children.items():
                 resources.callback(child.stop)
                 self.start(name)

@@ -14,8 +14,8 @@ COMMANDS = (
     "kubectl apply --server-side -f deploy/",
 )
 WAIT_COMMANDS = (
-    "kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=110s",
-    "kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=110s",
+    "kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=300s",
+    "kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=300s",
 )
 
 
