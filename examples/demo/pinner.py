@@ -11,7 +11,6 @@ import resource
 import time
 
 RETRY_SECONDS = 0.3
-STEP = 16 * mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -29,14 +28,14 @@ def wait_for_a_limit() -> None:
     say(f"RLIMIT_MEMLOCK is now {now[0]} bytes")
 
 
-def lock(wanted: int) -> None:
-    """Lock up to `wanted` bytes, for ever."""
+def lock(wanted: int, most: int) -> None:
+    """Lock up to `wanted` bytes, at most `most` in one call, for ever."""
     area = mmap.mmap(-1, wanted)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     held, said = 0, ""
     while True:
         refusal = "that is all it wanted"
-        step = STEP
+        step = most
         while held < wanted:
             step = min(step, wanted - held)
             if not libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(step)):
@@ -56,6 +55,9 @@ def main() -> None:
     """Start the processes and never end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=8, help="how much each process wants")
+    parser.add_argument(
+        "--pages-per-call", type=int, default=16, help="halved where the kernel refuses, down to one"
+    )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed")
     options = parser.parse_args()
@@ -64,7 +66,7 @@ def main() -> None:
             break
     if options.wait_for_limit:
         wait_for_a_limit()
-    lock(options.mebibytes << 20)
+    lock(options.mebibytes << 20, options.pages_per_call * mmap.PAGESIZE)
 
 
 if __name__ == "__main__":

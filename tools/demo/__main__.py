@@ -18,15 +18,18 @@ from demo.shell import ClaimError, Shell, say
 
 
 def _install(shell: Shell) -> None:
-    shell.run("kubectl get nodes -o wide")
     for command in COMMANDS:
         shell.run(command)
     shell.run(f"kubectl create namespace {NAMESPACE}")
     shell.run(f"kubectl -n {NAMESPACE} create configmap pinner --from-file=examples/demo/pinner.py")
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/pods.yaml")
+
+
+def _settle(shell: Shell) -> None:
+    shell.run("kubectl get nodes -o wide")
     for command in WAIT_COMMANDS:
         shell.run(command)
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=110s")
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=300s")
     shell.wait(f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1", _all_wait)
 
 
@@ -59,12 +62,16 @@ def main() -> int:
     began = time.monotonic()
     given = os.environ.get("KUBECONFIG")
     with ExitStack() as stack:
+        cluster = None
         if not given:
             say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
-            kubeconfig = stack.enter_context(Cluster(nodes=1)).kubeconfig
-        shell = Shell(ROOT, environment(Path(given) if given else kubeconfig))
-        say("\nInstalling pinwarden, and pods that will lock memory\n")
+            cluster = stack.enter_context(Cluster(nodes=1, wait=False))
+        shell = Shell(ROOT, environment(cluster.kubeconfig if cluster else Path(given or "")))
+        say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
         _install(shell)
+        if cluster:
+            cluster.wait_ready(cluster.nodes)
+        _settle(shell)
         failures = _walk(shell)
         if given:
             _remove(shell)

@@ -13,7 +13,7 @@ from typing import Any
 from demo.shell import ClaimError, Shell, say
 
 NAMESPACE = "pinwarden-demo"
-PODS = 8
+PODS = 4
 MIB = 2**20
 REFUSED = "Cannot allocate memory"
 
@@ -103,6 +103,14 @@ def raised_live(shell: Shell) -> None:
     _holds(shell, "one", 6 * MIB, REFUSED)
 
 
+def a_ceiling_holds(shell: Shell) -> None:
+    """P13: the namespace's 8 MiB and the administrator's 7 MiB both hold."""
+    _apply(shell, "ceiling")
+    _set_limit(shell, "one", "8Mi")
+    _holds(shell, "one", 7 * MIB, REFUSED)
+    shell.run("kubectl get clusterpinlimit demo-ceiling")
+
+
 def lowered_below_use(shell: Shell) -> None:
     """P11: a limit below use evicts nothing, and the excess is reported."""
     _set_limit(shell, "one", "2Mi")
@@ -110,43 +118,72 @@ def lowered_below_use(shell: Shell) -> None:
         shell,
         "pinlimit/one",
         lambda status: (
-            status.get("pinnedBytes") == 6 * MIB
+            status.get("pinnedBytes") == 7 * MIB
             and _condition(status, "WithinLimit")[0] == "False"
             and _condition(status, "Applied")[0] == "True"
         ),
         _conditions("WithinLimit"),
     )
-    _holds(shell, "one", 6 * MIB, REFUSED)
+    _holds(shell, "one", 7 * MIB, REFUSED)
 
 
 def given_back(shell: Shell) -> None:
     """P14, H3: enforcement ends by an explicit act, and the process gets back what the runtime gave it."""
-    shell.run(f"kubectl -n {NAMESPACE} delete pinlimit one")
+    shell.run(f"kubectl -n {NAMESPACE} delete pinlimit/one clusterpinlimit/demo-ceiling")
     _holds(shell, "one", 8 * MIB, "all it wanted")
 
 
-def _total(shell: Shell, pod: str) -> int:
-    """What all processes of a pod have locked, as the kernel shows it inside the pod, in bytes."""
-    text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- sh -c 'grep -h VmLck /proc/[0-9]*/status'")
+def audit_touches_nothing(shell: Shell) -> None:
+    """P13: audit evaluates beside the rest and touches nothing."""
+    _apply(shell, "audited")
+    _status(
+        shell,
+        "pinlimit/audited",
+        lambda status: (
+            status.get("pinnedBytes") == 8 * MIB
+            and _condition(status, "Enforced") == ("False", "Audit")
+            and _condition(status, "WithinLimit")[0] == "False"
+        ),
+        _conditions("Enforced", "WithinLimit"),
+    )
+    limits = shell.run(f"kubectl -n {NAMESPACE} exec one -- grep 'Max locked memory' /proc/1/limits").split()
+    if limits[3:5] != [str(8 * MIB)] * 2:
+        raise ClaimError(f"the process's limits are {limits[3:5]}, not what the runtime gave it")
+
+
+def _total(shell: Shell) -> int:
+    """What all processes of the racing pod have locked, as the kernel shows it inside the pod, in bytes."""
+    text = shell.run(f"kubectl -n {NAMESPACE} exec race -- sh -c 'grep -h VmLck /proc/[0-9]*/status'")
     return sum(int(line.split()[1]) * 1024 for line in text.splitlines())
 
 
-def _settled(shell: Shell, pod: str) -> None:
-    """Wait until each of the pod's four processes said that it is refused."""
+def _settled(shell: Shell, least: int) -> None:
+    """Wait until each of the four racing processes said that it is refused, and they hold at least so many bytes together."""
 
     def wanted(log: str) -> bool:
-        return len(set(re.findall(rf"process (\d+): holds .*{REFUSED}", log))) == 4
+        held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*{REFUSED}", log))
+        return len(held) == 4 and sum(map(int, held.values())) >= least
 
-    shell.until(f"kubectl -n {NAMESPACE} logs {pod}", wanted)
+    shell.until(f"kubectl -n {NAMESPACE} logs race --tail=8", wanted)
+
+
+def four_processes_reserve(shell: Shell) -> None:
+    """P1: with Reserve the allowances never sum past the limit."""
+    _apply(shell, "race")
+    _settled(shell, 1)
+    total = _total(shell)
+    say(f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}")
+    if not 0 < total <= 4 * MIB:
+        raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
 
 
 def four_processes_race(shell: Shell) -> None:
-    """P1, H2: the limit holds for the sum; what a race takes beyond it is measured and reported."""
-    _apply(shell, "race")
-    _settled(shell, "race")
-    total = _total(shell, "race")
-    excess = max(0, total - 4 * MIB)
-    say(f"  -> together {total} bytes; alone, four processes under an 8 MiB rlimit could hold {32 * MIB}")
+    """P1, H2: with Share nobody is refused early; what a race takes beyond the limit is measured and reported."""
+    patch = json.dumps({"spec": {"contention": "Share", "limit": "12Mi"}})
+    shell.run(f"kubectl -n {NAMESPACE} patch pinlimit race --type=merge -p '{patch}'")
+    _settled(shell, 11 * MIB)
+    total = _total(shell)
+    excess = max(0, total - 12 * MIB)
     status = _status(
         shell,
         "pinlimit/race",
@@ -157,8 +194,8 @@ def four_processes_race(shell: Shell) -> None:
         ),
         _conditions("Enforced", "WithinLimit") + "overshoot: {.status.overshoot}",
     )
-    if total > 16 * MIB:
-        raise ClaimError(f"the race took {total} bytes: more than four times the limit is no convergence")
+    if total > 24 * MIB:
+        raise ClaimError(f"the race took {total} bytes: more than twice the limit is no convergence")
     if excess:
         seconds = status["overshoot"]["seconds"]
         say(f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far")
@@ -166,58 +203,21 @@ def four_processes_race(shell: Shell) -> None:
         say("  -> no overshoot this time; at this level (Converge) a race can have one")
 
 
-def four_processes_reserve(shell: Shell) -> None:
-    """P1: with Reserve the allowances never sum past the limit."""
-    _apply(shell, "reserve")
-    _settled(shell, "reserve")
-    total = _total(shell, "reserve")
-    say(f"  -> together {total} bytes, never more than {4 * MIB}")
-    if not 0 < total <= 4 * MIB:
-        raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
-
-
-def audit_touches_nothing(shell: Shell) -> None:
-    """P13: audit evaluates beside the rest and touches nothing."""
-    _apply(shell, "audited")
-    _status(
-        shell,
-        "pinlimit/audited",
-        lambda status: (
-            status.get("pinnedBytes") == 6 * MIB
-            and _condition(status, "Enforced") == ("False", "Audit")
-            and _condition(status, "WithinLimit")[0] == "False"
-        ),
-        _conditions("Enforced", "WithinLimit"),
-    )
-    limits = shell.run(
-        f"kubectl -n {NAMESPACE} exec audited -- grep 'Max locked memory' /proc/1/limits"
-    ).split()
-    if limits[3:5] != [str(8 * MIB)] * 2:
-        raise ClaimError(f"the process's limits are {limits[3:5]}, not what the runtime gave it")
-
-
-def a_ceiling_holds(shell: Shell) -> None:
-    """P13: the namespace's 6 MiB and the administrator's 3 MiB both hold."""
-    _apply(shell, "capped")
-    _holds(shell, "capped", 3 * MIB, REFUSED)
-    shell.run("kubectl get clusterpinlimit demo-ceiling")
-
-
 def grants(shell: Shell) -> None:
     """P14: a grant gives as far as the administrator allows, and says where it stops."""
     _apply(shell, "grants")
     _holds(shell, "granted", 12 * MIB, REFUSED)
+    _granted(shell, "True")
+    _set_limit(shell, "granted", "24Mi")
+    _holds(shell, "granted", 16 * MIB, REFUSED)
+    _granted(shell, "False")
+
+
+def _granted(shell: Shell, value: str) -> None:
     _status(
         shell,
         "pinlimit/granted",
-        lambda status: _condition(status, "Granted")[0] == "True",
-        _conditions("Granted"),
-    )
-    _holds(shell, "beyond", 16 * MIB, REFUSED)
-    _status(
-        shell,
-        "pinlimit/beyond",
-        lambda status: _condition(status, "Granted")[0] == "False",
+        lambda status: _condition(status, "Granted")[0] == value,
         _conditions("Granted"),
     )
 
@@ -252,12 +252,15 @@ def the_node_says_the_same(shell: Shell) -> None:
 CLAIMS = (
     Claim("One process is refused with ENOMEM exactly at the limit (P5)", refused_at_the_limit),
     Claim("A raised limit lets the running process go on (P12)", raised_live),
+    Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
     Claim("A limit lowered below use evicts nothing and reports the excess (P11)", lowered_below_use),
     Claim("A deleted limit gives back what the runtime gave (P14)", given_back),
-    Claim("Four racing processes share one limit; the overshoot is reported (P1, H2)", four_processes_race),
-    Claim("Four racing processes under Reserve never pass the limit (P1)", four_processes_reserve),
     Claim("Audit evaluates and touches nothing (P13)", audit_touches_nothing),
-    Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
+    Claim("Four racing processes under Reserve never pass the pod's limit (P1)", four_processes_reserve),
+    Claim(
+        "Four racing processes under Share settle at it; the overshoot is reported (P1, H2)",
+        four_processes_race,
+    ),
     Claim("A grant gives as far as maxGrant allows, and no further (P14)", grants),
     Claim("A pod with CAP_IPC_LOCK is not called enforced (H1)", a_capability_is_said),
     Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),

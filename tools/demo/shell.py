@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-POLL_SECONDS = 0.3
-COMMAND_SECONDS = 120.0
+POLL_SECONDS = 0.6
+COMMAND_SECONDS = 330.0
 
 
 class ClaimError(Exception):
@@ -34,7 +34,7 @@ class Shell:
         self._show(command, output)
         return output
 
-    def until(self, command: str, wanted: Callable[[str], bool], seconds: float = 30.0) -> str:
+    def until(self, command: str, wanted: Callable[[str], bool], seconds: float = 60.0) -> str:
         """Run a command again and again until its output is as wanted; show and return the last output.
 
         Raises ClaimError, after showing the last output, when it is not so in time.
@@ -45,7 +45,7 @@ class Shell:
             raise ClaimError(f"still not so after {seconds:.0f} s")
         return output
 
-    def wait(self, command: str, wanted: Callable[[str], bool], seconds: float = 30.0) -> None:
+    def wait(self, command: str, wanted: Callable[[str], bool], seconds: float = 60.0) -> None:
         """The same, showing nothing. Raises ClaimError when it is not so in time."""
         if not self._repeat(command, wanted, seconds)[1]:
             raise ClaimError(f"still not so after {seconds:.0f} s")
