@@ -250,10 +250,11 @@ def test_pids_of_one_directory(tmp_path: Path) -> None:
 def test_what_the_kernel_answers_for_removed_and_threaded_cgroups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, tolerated: bool
 ) -> None:
-    def read(path: Path) -> bytes:
-        raise OSError(getattr(errno, number), number, str(path))
+    def read(descriptor: int, size: int) -> bytes:
+        raise OSError(getattr(errno, number), number)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    (tmp_path / "cgroup.procs").touch()
+    monkeypatch.setattr(os, "read", read)
     if tolerated:
         assert member_pids(tmp_path) == frozenset()
     else:

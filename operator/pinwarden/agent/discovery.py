@@ -23,7 +23,7 @@ class PodFinder:
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
         self._parents: dict[str, None] = {}
-        self._uids: dict[str, str | None] = {}
+        self._known: dict[str, tuple[str, Path] | None] = {}
         self._walk_due = float("-inf")
 
     def find(self, now: float) -> Mapping[str, tuple[Path, ...]]:
@@ -31,19 +31,19 @@ class PodFinder:
         if now >= self._walk_due:
             self._walk()
             self._walk_due = now + BETWEEN_WALKS_SECONDS
-        found: dict[str, list[str]] = {}
-        seen: dict[str, str | None] = {}
+        found: dict[str, list[Path]] = {}
+        seen: dict[str, tuple[str, Path] | None] = {}
         pending = list(self._parents)
         while pending:
-            for path in _subdirectories(pending.pop()):
-                uid = seen[path] = self._uids[path] if path in self._uids else pod_uid(Path(path))
-                if uid is not None:
-                    found.setdefault(uid, []).append(path)
-                elif path not in self._parents and _is_parent(path):
-                    self._parents[path] = None
-                    pending.append(path)
-        self._uids = seen
-        return {uid: tuple(map(Path, sorted(paths))) for uid, paths in sorted(found.items())}
+            for name in _subdirectories(pending.pop()):
+                pod = seen[name] = self._known[name] if name in self._known else _pod(name)
+                if pod is not None:
+                    found.setdefault(pod[0], []).append(pod[1])
+                elif name not in self._parents and _is_parent(name):
+                    self._parents[name] = None
+                    pending.append(name)
+        self._known = seen
+        return {uid: tuple(sorted(paths)) for uid, paths in sorted(found.items())}
 
     def _walk(self) -> None:
         """Finds the directories that hold pods: by their name, also while they are empty, or by a pod in them."""
@@ -72,6 +72,12 @@ def match_directories(root: Path, patterns: Iterable[str]) -> dict[Path, list[st
         except FileNotFoundError:  # vanished during the walk: looked for again at the next one
             continue
     return found
+
+
+def _pod(name: str) -> tuple[str, Path] | None:
+    path = Path(name)
+    uid = pod_uid(path)
+    return (uid, path) if uid else None
 
 
 def _is_parent(path: str) -> bool:

@@ -13,8 +13,6 @@ from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.ledger.procfs import Status, StatusReader
 from pinwarden.agent.saved import Saved
 
-_FULL_IDENTITY = "0 0 4294967295"
-
 
 class Knowledge(Enum):
     """What a sample tells of a process's use."""
@@ -27,9 +25,24 @@ class Knowledge(Enum):
 
 
 class Followed:
-    """One process. `saved` is None while nothing was dealt to it; `failure` is why it could not be dealt to, or empty."""
+    """One process. `saved` is None while nothing was dealt to it; `failure` is why it could not be dealt to, or empty.
 
-    __slots__ = ("_gone", "_proc_root", "failure", "held", "key", "knowledge", "reader", "saved", "status")
+    `held` is why the gate cannot hold it. It is judged anew when its capabilities change: one that leaves the initial user namespace with
+    all of them goes on being named, which errs on the side of not claiming enforcement, and none comes back.
+    """
+
+    __slots__ = (
+        "_gone",
+        "_privileges",
+        "_proc_root",
+        "failure",
+        "held",
+        "key",
+        "knowledge",
+        "reader",
+        "saved",
+        "status",
+    )
 
     def __init__(self, proc_root: Path, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""
@@ -38,6 +51,8 @@ class Followed:
         self.key = self.reader.key
         self.saved: Saved | None = None
         self.failure = ""
+        self.held: HeldBackReason | None = None
+        self._privileges: tuple[int, int, int, bool] | None = None
         self._gone = False
         try:
             self._take(self.reader.read())
@@ -93,9 +108,15 @@ class Followed:
             self.knowledge = Knowledge.KNOWN
         else:
             self.knowledge = Knowledge.UNKNOWN if status.threads > 1 else Knowledge.ENDED
-        self.held: HeldBackReason | None = held_back(status, _FULL_IDENTITY)
-        if self.held is not None:
+        privileges = (
+            status.cap_permitted,
+            status.cap_inheritable,
+            status.cap_bounding,
+            status.no_new_privs,
+        )
+        if privileges != self._privileges:
             self.held = held_back(status, self._uid_map())
+            self._privileges = privileges
 
     def _uid_map(self) -> str:
         try:

@@ -76,7 +76,7 @@ class Governed:
         self.locked = 0
         self.pinned = 0
         self._hot_until = float("-inf")
-        self._directories: dict[Path, tuple[str | None, int]] | None = None
+        self._directories: dict[str, tuple[str | None, int]] | None = None
 
     def heat(self, now: float) -> None:
         """Something changed: look often for a while, beginning with the next tick."""
@@ -131,7 +131,7 @@ class Governed:
         for path in pod.members:
             if path.parent in below:
                 below[path.parent] += 1
-        self._directories = {path: (identities.get(path), count) for path, count in below.items()}
+        self._directories = {str(path): (identities.get(path), count) for path, count in below.items()}
 
     def _read(self, *, walked: bool = False) -> dict[int, str | None] | None:
         """None when the tree is not as it was walked; just after a walk that does not matter, and the next look sees it again."""
@@ -143,7 +143,7 @@ class Governed:
         return members
 
 
-def _unchanged(path: Path, subdirectories: int) -> bool:
+def _unchanged(path: str, subdirectories: int) -> bool:
     try:
         return os.stat(path).st_nlink == 2 + subdirectories
     except FileNotFoundError:
