@@ -140,7 +140,7 @@ class LimitWatch:
         try:
             asyncio.run(self._kopf(stop))
         except Exception:  # kopf raises whatever its tasks did
-            _log.exception("kopf failed and is started again")
+            logging.getLogger(__name__).exception("kopf failed and is started again")
         finally:
             self._post(ended.set)
 

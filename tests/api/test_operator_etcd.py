@@ -1,0 +1,30 @@
+"""The operator's process while etcd is away: the API server answers then, but with errors, and its watches stay open and silent."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.controlplane import ETCD
+
+from .operators import BACK_SECONDS, Cluster, Operator, eventually
+
+MIB = 1 << 20
+
+
+@pytest.mark.rule("H3")
+def test_it_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_path: Path) -> None:
+    namespace, node = cluster.namespace(), cluster.node()
+    uid = cluster.pod(namespace, node)["metadata"]["uid"]
+    path = cluster.limit(namespace)
+    name = path.rpartition("/")[2]
+    with Operator(cluster, tmp_path) as operator:
+        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: MIB})
+        cluster.merge(path, {"spec": {"limit": "2Mi"}})
+        cluster.server.kill(ETCD)
+        eventually(lambda: [line for line in operator.log if "trying again" in line["message"]], bool)
+        cluster.server.start(ETCD)
+        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: 2 * MIB}, BACK_SECONDS)
+        cluster.merge(path, {"spec": {"limit": "3Mi"}})
+        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: 3 * MIB}, BACK_SECONDS)
+        assert operator.process.poll() is None
+        assert operator.terminate() == 0
