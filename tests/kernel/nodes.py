@@ -1,0 +1,172 @@
+"""Pods' cgroups named as the kubelet names them, real processes in them, and an engine over both."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pinwarden.agent.cgroups import member_pids
+from pinwarden.agent.deal import Limits
+from pinwarden.agent.engine import Engine
+from pinwarden.agent.gates.rlimit import prlimit_memlock, probe
+from pinwarden.agent.saved import SavedStore
+from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
+
+CGROUP = Path("/sys/fs/cgroup")
+KUBEPODS = CGROUP / "kubepods"
+PROGRAM = Path(__file__).with_name("worker.py")
+MIB = 2**20
+GIVEN = Limits(32 * MIB, 64 * MIB)
+NOBODY = 65534
+DEADLINE_SECONDS = 60.0
+ONE, TWO, SANDBOX = "1a" * 32, "2b" * 32, "3c" * 32
+
+
+class Worker:
+    """A process in a cgroup that locks memory when told to."""
+
+    def __init__(self, cgroup: Path, *arguments: str, user: int = NOBODY, file: str = "-") -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(user), file, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+        prlimit_memlock(self.pid, GIVEN)
+        assert self._read() == "ready"
+        self.move(cgroup)
+
+    def move(self, cgroup: Path) -> None:
+        """To another cgroup."""
+        (cgroup / "cgroup.procs").write_text(str(self.pid))
+
+    def lock(self, most: int) -> tuple[int, int]:
+        """Lock page by page until `most` bytes are held or the kernel refuses: bytes held and errno."""
+        self.begin(most)
+        return self.result()
+
+    def begin(self, most: int) -> None:
+        """Like `lock`, without waiting for the end."""
+        self._tell(f"lock {most}")
+
+    def result(self) -> tuple[int, int]:
+        held, error = self._read().split()
+        return int(held), int(error)
+
+    def tell(self, command: str, amount: int = 0) -> tuple[int, int]:
+        """Do what worker.py has under this name: bytes and errno."""
+        self._tell(f"{command} {amount}")
+        return self.result()
+
+    def fork(self, generations: int) -> None:
+        """Begins a line of processes; its last one tells a `result` and stays."""
+        self._tell(f"fork {generations}")
+
+    @property
+    def locked(self) -> int:
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(text.split("VmLck:")[1].split()[0]) * 1024
+
+    @property
+    def limits(self) -> Limits:
+        return prlimit_memlock(self.pid)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+class Node:
+    """Pods' cgroups, the workers in them, and an engine that runs while something is waited for."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._directories: list[Path] = []
+        self._workers: list[Worker] = []
+        self._generation = 0
+        (KUBEPODS / "burstable").mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        """A new engine over the same state folder."""
+        self.engine = Engine(
+            cgroup_root=CGROUP,
+            proc_root=Path("/proc"),
+            store=SavedStore(self._state / "saved.json", "boot"),
+            ability=probe(),
+        )
+
+    def pod(self, *containers: str, uid: str = "") -> str:
+        uid = uid or str(uuid.uuid4())
+        for container in containers or (ONE,):
+            self.directory(uid, container).mkdir(parents=True)
+            self._directories += [self.directory(uid, container), self.directory(uid, container).parent]
+        return uid
+
+    def directory(self, uid: str, container: str = ONE) -> Path:
+        return KUBEPODS / "burstable" / f"pod{uid}" / container
+
+    def hire(
+        self, uid: str, *arguments: str, container: str = ONE, user: int = NOBODY, file: str = "-"
+    ) -> Worker:
+        self._workers.append(Worker(self.directory(uid, container), *arguments, user=user, file=file))
+        return self._workers[-1]
+
+    def configure(self, limits: list[dict[str, Any]], pods: list[dict[str, Any]], **more: Any) -> None:
+        self._generation += 1
+        limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
+        spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})
+        self.engine.configure(spec, [], self._generation)
+        self.until(lambda: self.engine.report().observed_generation == self._generation)
+
+    def hold(self, uid: str, limit: int, **more: Any) -> None:
+        self.configure([{"limit": limit, **more}], [{"uid": uid, "limits": ["l"]}])
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Ticks until it holds."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, self.engine.report()
+            time.sleep(min(self.engine.tick(), 0.05))
+
+    def settle(self) -> None:
+        """Ticks for at least two looks at every pod."""
+        end = time.monotonic() + 1.5
+        self.until(lambda: time.monotonic() > end)
+
+    def report(self, uid: str) -> PodReport:
+        return next(pod for pod in self.engine.report().pods if pod.uid == uid)
+
+    def overshoot(self) -> OvershootReport:
+        (found,) = self.engine.report().overshoots
+        return found
+
+    def close(self) -> None:
+        self.engine.close()
+        for worker in self._workers:
+            worker.end()
+        for directory in dict.fromkeys(self._directories):
+            end = time.monotonic() + DEADLINE_SECONDS
+            while directory.exists() and time.monotonic() < end:
+                for pid in member_pids(directory):
+                    os.kill(pid, 9)
+                try:
+                    directory.rmdir()
+                except OSError:
+                    time.sleep(0.05)

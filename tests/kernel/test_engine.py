@@ -1,0 +1,226 @@
+"""The engine on a real kernel: real cgroups named as the kubelet names them, and processes in them that really lock memory.
+
+Runs inside the guest (`make test-kernel`), as root with every capability.
+"""
+
+import errno
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pinwarden.agent.cgroups import member_pids
+from pinwarden.agent.gates.rlimit import prlimit_memlock
+from pinwarden.api.pinlimit import Level
+
+from .nodes import GIVEN, MIB, ONE, SANDBOX, TWO, Node
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.rule("P5", level="Converge")
+@pytest.mark.parametrize("limit", [8 * MIB, 8 * MIB + PAGE - 1, PAGE])
+def test_a_single_process_is_refused_exactly_at_the_limit(node: Node, limit: int) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, limit)
+    assert worker.lock(16 * MIB) == (limit - limit % PAGE, errno.ENOMEM)
+    node.until(lambda: node.report(uid).vm_lck == limit - limit % PAGE)
+    assert node.report(uid).level is Level.CONVERGE
+    assert node.engine.report().overshoots == []
+    assert worker.lock(16 * MIB) == (limit - limit % PAGE, errno.ENOMEM)
+
+
+@pytest.mark.rule("P5", level="Converge")
+def test_a_limit_of_zero_forbids(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, 0)
+    assert worker.lock(PAGE) == (0, errno.EPERM)
+
+
+@pytest.mark.rule("P1", "P13", level="Converge")
+def test_racing_processes_settle_and_their_overshoot_is_what_is_measured(node: Node) -> None:
+    uid = node.pod()
+    workers = [node.hire(uid) for _ in range(4)]
+    node.hold(uid, 8 * MIB)
+    for worker in workers:
+        worker.begin(4 * MIB)
+    held = [worker.result()[0] for worker in workers]
+    assert sum(held) == 16 * MIB, "no deal came in between"
+    node.until(lambda: node.report(uid).vm_lck == sum(held))
+    node.until(lambda: all(worker.limits.hard == worker.locked for worker in workers))
+    assert node.overshoot().peak == sum(held) - 8 * MIB
+    assert [worker.lock(5 * MIB) for worker in workers] == [(one, errno.ENOMEM) for one in held]
+    workers[0].tell("unlock")
+    workers[1].tell("unlock")
+    workers[2].tell("unlock")
+    node.until(lambda: workers[0].limits.hard == 4 * MIB)
+    assert workers[0].lock(32 * MIB) == (4 * MIB, errno.ENOMEM)
+    node.settle()
+    assert sum(worker.locked for worker in workers) == 8 * MIB
+    assert node.overshoot().count == 1
+
+
+@pytest.mark.rule("P12", level="Converge")
+def test_a_raised_limit_reaches_a_running_process(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, 4 * MIB)
+    assert worker.lock(16 * MIB) == (4 * MIB, errno.ENOMEM)
+    node.hold(uid, 6 * MIB)
+    assert worker.lock(16 * MIB) == (6 * MIB, errno.ENOMEM)
+
+
+@pytest.mark.rule("P11", level="Converge")
+def test_a_lowered_limit_evicts_nothing_and_is_reported(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, 8 * MIB)
+    worker.lock(6 * MIB)
+    node.hold(uid, 4 * MIB)
+    assert worker.lock(16 * MIB) == (6 * MIB, errno.ENOMEM)
+    assert worker.locked == 6 * MIB
+    assert node.overshoot().peak == 2 * MIB
+
+
+@pytest.mark.rule("P13", level="Converge")
+def test_audit_touches_nothing(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, MIB, enforcement="Audit")
+    assert worker.lock(2 * MIB) == (2 * MIB, 0)
+    node.until(lambda: bool(node.engine.report().overshoots))
+    assert node.overshoot().peak == MIB
+    assert worker.limits == GIVEN
+
+
+@pytest.mark.rule("P14", level="Converge")
+def test_release_gives_back_what_was_there_before(node: Node) -> None:
+    uid = node.pod()
+    workers = [node.hire(uid) for _ in range(2)]
+    node.hold(uid, MIB)
+    assert all(worker.limits.hard == MIB for worker in workers)
+    node.configure([{"limit": MIB}], [{"uid": uid, "limits": ["l"]}], mode="Release")
+    assert [worker.limits for worker in workers] == [GIVEN] * 2
+    assert node.engine.report().applied_limits == []
+
+
+@pytest.mark.rule("H3", level="Converge")
+def test_limits_stay_over_a_restart_and_the_next_engine_gives_back(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, 2 * MIB)
+    node.engine.close()
+    assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
+    node.start()
+    node.settle()
+    assert worker.limits.hard == 2 * MIB, "nothing is released before there is a configuration"
+    node.hold(uid, 3 * MIB)
+    assert worker.lock(16 * MIB) == (3 * MIB, errno.ENOMEM)
+    node.engine.close()
+    node.start()
+    node.engine.release()
+    assert worker.limits == GIVEN
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:
+    uid = node.pod()
+    workers = [node.hire(uid) for _ in range(4)]
+    node.hold(uid, 8 * MIB, contention="Reserve")
+    for worker in workers:
+        worker.begin(16 * MIB)
+    assert [worker.result() for worker in workers] == [(2 * MIB, errno.ENOMEM)] * 4
+    node.settle()
+    assert node.engine.report().overshoots == []
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_scope_node_holds_for_all_pods_together(node: Node) -> None:
+    uids = [node.pod(), node.pod()]
+    first, second = (node.hire(uid) for uid in uids)
+    node.configure([{"limit": 4 * MIB, "scope": "Node"}], [{"uid": uid, "limits": ["l"]} for uid in uids])
+    assert first.lock(3 * MIB) == (3 * MIB, 0)
+    node.until(lambda: second.limits.hard == MIB)
+    assert second.lock(16 * MIB) == (MIB, errno.ENOMEM)
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_scope_container_holds_each_by_itself(node: Node) -> None:
+    uid = node.pod(ONE, TWO, SANDBOX)
+    one, two, pause = (node.hire(uid, container=each) for each in (ONE, TWO, SANDBOX))
+    containers = [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]
+    node.configure(
+        [{"limit": 2 * MIB, "scope": "Container", "containers": ["a"]}],
+        [{"uid": uid, "limits": ["l"], "containers": containers}],
+    )
+    assert one.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
+    assert two.lock(4 * MIB) == (4 * MIB, 0)
+    assert pause.limits == GIVEN
+    node.until(lambda: [each.pinned for each in node.report(uid).containers] == [2 * MIB])
+    assert node.report(uid).level is Level.CONVERGE
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_fast_forkers_are_held_and_given_back(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.hold(uid, 2 * MIB)
+    for _ in range(10):
+        worker.fork(20)
+    with ThreadPoolExecutor() as pool:
+        last = pool.submit(lambda: [worker.result() for _ in range(10)])
+        node.until(last.done)
+    node.until(lambda: node.report(uid).processes == 11)
+    pids = member_pids(node.directory(uid))
+    assert len(pids) == 11, "each line has one that stays"
+    assert {prlimit_memlock(pid).hard for pid in pids} == {2 * MIB}
+    node.configure([], [{"uid": uid}])
+    assert {prlimit_memlock(pid) for pid in pids} == {GIVEN}
+
+
+@pytest.mark.rule("P1", level="Converge")
+def test_pods_whose_uids_begin_alike_are_two(node: Node) -> None:
+    stem = str(uuid.uuid4())[:-1]
+    uids = [node.pod(uid=f"{stem}{last}") for last in "ab"]
+    first, second = (node.hire(uid) for uid in uids)
+    node.hold(uids[0], MIB)
+    assert first.lock(4 * MIB) == (MIB, errno.ENOMEM)
+    assert second.lock(4 * MIB) == (4 * MIB, 0)
+    assert second.limits == GIVEN
+    assert [pod.uid for pod in node.engine.report().pods] == [uids[0]]
+
+
+@pytest.mark.rule("H1", level="Observe")
+def test_a_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid, user=0)
+    node.hold(uid, MIB)
+    assert worker.lock(2 * MIB) == (2 * MIB, 0)
+    assert (node.report(uid).level, node.report(uid).reason) == (Level.OBSERVE, "CapIPCLock")
+    assert str(worker.pid) in node.report(uid).message
+
+
+@pytest.mark.rule("H2", level="Observe")
+def test_a_process_whose_first_thread_ended_is_not_taken_for_empty(node: Node) -> None:
+    uid = node.pod()
+    worker, other = node.hire(uid, "threaded"), node.hire(uid)
+    worker.tell("leave")
+    node.hold(uid, 4 * MIB)
+    node.until(lambda: node.report(uid).reason == "UseUnknown")
+    assert node.report(uid).level is Level.OBSERVE
+    assert node.report(uid).processes == 2
+    assert other.lock(MIB) == (0, errno.EPERM), "nothing more is let in beside a use that is not known"
+    assert worker.pid in member_pids(node.directory(uid))
+
+
+def test_a_new_pod_is_found_and_held(node: Node) -> None:
+    uid = str(uuid.uuid4())
+    node.hold(uid, MIB)
+    assert node.engine.report().pods == []
+    node.pod(uid=uid)
+    worker = node.hire(uid)
+    node.until(lambda: worker.limits.hard == MIB)
+    assert worker.lock(2 * MIB) == (MIB, errno.ENOMEM)
