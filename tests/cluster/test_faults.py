@@ -91,7 +91,12 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
         "apply",
         "-f",
         "-",
-        stdin=pods[0].replace("name: one", "name: held").replace("app: one", "app: held"),
+        stdin=pods[0]
+        .replace("name: one", "name: held")
+        .replace("app: one", "app: held")
+        .replace(
+            "--mebibytes=8", "--mebibytes=1"
+        ),  # below every limit here, else a lowered one would stop at what it holds
     )
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=300s")
     kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
