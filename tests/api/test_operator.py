@@ -29,6 +29,16 @@ class Case:
         self.limit = cluster.limit(self.namespace, **spec)
         self.name = self.limit.rpartition("/")[2]
 
+    def agent(self) -> str:
+        """The node's agent, once the spec that it is to acknowledge lists its own pod too; returns its path."""
+        path = self.cluster.agent(self.node)
+        uid = self.cluster.find(path)["metadata"]["uid"]
+        eventually(
+            lambda: [pod["uid"] for pod in self.cluster.config(self.node).get("spec", {}).get("pods", [])],
+            lambda listed: uid in listed,
+        )
+        return path
+
     def held(self, expected: dict[str, int]) -> None:
         """Wait until the node is asked to hold exactly these limits for the pod."""
         eventually(lambda: self.cluster.held(self.node).get(self.uid), lambda limits: limits == expected)
@@ -120,7 +130,7 @@ def test_labels_of_namespaces_and_nodes_decide_for_a_ceiling(cluster: Cluster, c
 
 @pytest.mark.rule("H1")
 def test_applied_follows_the_acknowledgement_of_this_very_spec(cluster: Cluster, case: Case) -> None:
-    cluster.agent(case.node)
+    case.agent()
     case.judged("Applied", "False", "Pending")
     case.held({case.name: MIB})
     cluster.acknowledge(case.node, pinned=8192)
@@ -140,7 +150,7 @@ def test_applied_follows_the_acknowledgement_of_this_very_spec(cluster: Cluster,
 @pytest.mark.rule("H1")
 def test_a_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
     case.judged("Applied", "Unknown", "AgentSilent")
-    agent = cluster.agent(case.node)
+    agent = case.agent()
     case.judged("Applied", "False", "Pending")
     cluster.acknowledge(case.node)
     case.judged("Enforced", "True", "Enforced")
@@ -180,7 +190,7 @@ def test_a_status_that_a_hand_changed_is_put_back(cluster: Cluster, case: Case) 
 
 
 def test_events_tell_of_conditions_that_changed(cluster: Cluster, case: Case) -> None:
-    cluster.agent(case.node)
+    case.agent()
     case.held({case.name: MIB})
     cluster.acknowledge(case.node)
 
