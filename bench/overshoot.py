@@ -1,0 +1,218 @@
+"""How far processes that grab at once take their pod past its limit, and how much of that the agent's report sees (H2).
+
+All processes of one pod begin at the same moment and lock memory until the kernel refuses: page by page, or all that the limit allows in
+one call, which is the worst that can be asked. What they hold is kept from outside, by themselves in shared memory, and sampled by a
+process of its own; beside it stands what the engine reports. Every process keeps what it got until all were refused, and then goes.
+
+Needs cgroup v2, root and CAP_SYS_RESOURCE; the project's guest has them:
+
+    PYTHONPATH=operator:tools python -m cluster guest -- .venv/bin/python bench/overshoot.py [--processes 2 4 16 64]
+"""
+
+import argparse
+import ctypes
+import mmap
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.agent.engine import Engine
+from pinwarden.agent.gates.rlimit import probe
+from pinwarden.agent.saved import SavedStore
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import Contention
+
+CGROUP = Path("/sys/fs/cgroup")
+PAGE = mmap.PAGESIZE
+LIMIT = 4 << 20
+GIVEN = 64 << 20
+NOBODY = 65534
+PR_SET_NO_NEW_PRIVS = 38
+DEADLINE_SECONDS = 120.0
+KEPT_SECONDS = 1.0
+GO, STOP, PEAK, PASSED_AT, GREW_AT, BACK_AT, FIRST = range(7)
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Board:
+    """Numbers that processes share: the slots above, then for each process the bytes it holds and whether it was refused."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._area = mmap.mmap(-1, 8 * (FIRST + 2 * processes))
+        self.slots = memoryview(self._area).cast("q")
+
+    @property
+    def held(self) -> int:
+        """Bytes that all hold together."""
+        return sum(self.slots[FIRST : FIRST + self.processes])
+
+    @property
+    def refused(self) -> bool:
+        """Whether each was."""
+        return all(self.slots[FIRST + self.processes :])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One race; amounts in bytes above the limit, times in seconds."""
+
+    settled: int
+    peak: int
+    growing: float
+    above: float
+    reported_peak: int
+    reported_above: float
+
+
+def grab(board: Board, number: int, step: int, directory: Path) -> None:
+    """What a grabbing process does."""
+    (directory / "cgroup.procs").write_text("0")
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (GIVEN, GIVEN))
+    os.setuid(NOBODY)
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    area = mmap.mmap(-1, 2 * LIMIT)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    held, slots = 0, board.slots
+    while not slots[GO]:
+        time.sleep(0.001)
+    while held + step <= 2 * LIMIT and not LIBC.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(step)):
+        held += step
+        slots[FIRST + number] = held
+    slots[FIRST + board.processes + number] = 1
+    while not slots[STOP]:
+        time.sleep(0.001)
+    LIBC.munlock(ctypes.c_void_p(start), ctypes.c_size_t(2 * LIMIT))
+    slots[FIRST + number] = 0
+
+
+def watch(board: Board) -> None:
+    """Samples from outside until everything is given back; times are nanoseconds of the monotonic clock."""
+    slots, last = board.slots, 0
+    while not (slots[STOP] and not board.held):
+        held, now = board.held, time.monotonic_ns()
+        if held > last:
+            slots[GREW_AT] = now
+        if held > LIMIT:
+            slots[PASSED_AT] = slots[PASSED_AT] or now
+            slots[BACK_AT] = now
+            slots[PEAK] = max(slots[PEAK], held - LIMIT)
+        last = held
+        time.sleep(0.0005)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Do `work` in a child that ends with it; its pid. The caller reaps it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def race(processes: int, step: int, contention: Contention, state: Path) -> Outcome:
+    """Raises TimeoutError when it does not come to its end."""
+    uid = str(uuid.uuid4())
+    directory = CGROUP / "kubepods" / "burstable" / f"pod{uid}" / ("1a" * 32)
+    directory.mkdir(parents=True)
+    board = Board(processes)
+    ability = probe()
+    pids = [fork(lambda number=number: grab(board, number, step, directory)) for number in range(processes)]  # type: ignore[misc]
+    engine = Engine(
+        cgroup_root=CGROUP,
+        proc_root=Path("/proc"),
+        store=SavedStore(state / f"{uid}.json", "boot"),
+        ability=ability,
+    )
+    try:
+        return _run(engine, board, uid, contention, pids)
+    finally:
+        board.slots[GO] = board.slots[STOP] = 1
+        for pid in pids:
+            os.waitpid(pid, 0)
+        engine.close()
+        for path in (directory, directory.parent):
+            path.rmdir()
+
+
+def _run(engine: Engine, board: Board, uid: str, contention: Contention, pids: list[int]) -> Outcome:
+    limit = {"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "contention": contention}
+    spec = NodePinConfigSpec.model_validate({"limits": [limit], "pods": [{"uid": uid, "limits": ["l"]}]})
+    engine.configure(spec, [], 1)
+    share = LIMIT // board.processes if contention is Contention.RESERVE else LIMIT
+    _until(engine, lambda: all(resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[1] <= share for pid in pids))
+    pids.append(fork(lambda: watch(board)))
+    board.slots[GO] = 1
+    _until(engine, lambda: board.refused)
+    settled = board.held
+    _until(engine, lambda: engine.report().pods[0].vm_lck == settled)
+    kept = time.monotonic() + KEPT_SECONDS
+    _until(engine, lambda: time.monotonic() > kept)
+    board.slots[STOP] = 1
+    _until(engine, lambda: not board.held and engine.report().pods[0].vm_lck == 0)
+    reported = engine.report().overshoots
+    slots = board.slots
+    return Outcome(
+        settled=settled,
+        peak=slots[PEAK],
+        growing=(slots[GREW_AT] - slots[PASSED_AT]) / 1e9 if slots[PEAK] else 0.0,
+        above=(slots[BACK_AT] - slots[PASSED_AT]) / 1e9,
+        reported_peak=reported[0].peak if reported else 0,
+        reported_above=reported[0].seconds if reported else 0.0,
+    )
+
+
+def _until(engine: Engine, holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(str(engine.report()))
+        time.sleep(engine.tick())
+
+
+def main() -> int:
+    """Prints a table; 1 where this machine cannot run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[2, 4, 16, 64], help="how many grab at once"
+    )
+    options = parser.parse_args()
+    ability = probe()
+    if not ability.available:
+        print(f"cannot be measured here: {ability.reason}", file=sys.stderr)
+        return 1
+    print(f"limit {LIMIT >> 10} KiB; all amounts in KiB, over = above the limit, times in ms")
+    print(
+        f"{'processes':>9} {'each asks':>9} {'contention':>10} {'held':>8} {'over':>8} {'reported':>8} "
+        f"{'grew for':>9} {'above for':>9} {'reported':>9}"
+    )
+    state = Path(tempfile.mkdtemp(prefix="pinwarden-overshoot-"))
+    try:
+        for contention in Contention:
+            for name, step in (("a page", PAGE), ("all", LIMIT)):
+                for count in options.processes:
+                    found = race(count, step, contention, state)
+                    print(
+                        f"{count:>9} {name:>9} {contention:>10} {found.settled >> 10:>8} {found.peak >> 10:>8} "
+                        f"{found.reported_peak >> 10:>8} {found.growing * 1e3:>9.1f} {found.above * 1e3:>9.0f} "
+                        f"{found.reported_above * 1e3:>9.0f}",
+                        flush=True,
+                    )
+    finally:
+        shutil.rmtree(state)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
