@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import logs
+from pinwarden.cli import logs, metrics
 
 STATE_DIR = Path("/var/lib/pinwarden")
 SOCKET = Path("/run/pinwarden/agent.sock")
@@ -41,16 +41,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"default: {STATE_DIR}"
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
-    parser.add_argument(
-        "--metrics-address", default="", metavar="ADDRESS", help="default: all of the machine"
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=int,
-        default=METRICS_PORT,
-        metavar="PORT",
-        help=f"of /metrics, /healthz and /readyz; 0 takes a free one, -1 serves none (default: {METRICS_PORT})",
-    )
+    metrics.add_options(parser, METRICS_PORT)
     logs.add_option(parser)
     parser.set_defaults(run=_run)
 
@@ -69,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         state_dir=options.state_dir,
         socket=options.socket,
         metrics_address=options.metrics_address,
-        metrics_port=options.metrics_port if options.metrics_port >= 0 else None,
+        metrics_port=metrics.port(options),
     )
     try:
         if options.release:

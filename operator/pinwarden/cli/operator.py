@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import logs
+from pinwarden.cli import logs, metrics
 
 METRICS_PORT = 8080
 
@@ -33,16 +33,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="QUANTITY",
         help="what a pod may pin that its node has not been told of yet (default: no limit)",
     )
-    parser.add_argument(
-        "--metrics-address", default="", metavar="ADDRESS", help="default: all of the machine"
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=int,
-        default=METRICS_PORT,
-        metavar="PORT",
-        help=f"of /metrics, /healthz and /readyz; 0 takes a free one, -1 serves none (default: {METRICS_PORT})",
-    )
+    metrics.add_options(parser, METRICS_PORT)
     logs.add_option(parser)
     parser.set_defaults(run=_run)
 
@@ -58,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         namespaces=options.namespace,
         unknown_pods=options.unknown_pods,
         metrics_address=options.metrics_address,
-        metrics_port=options.metrics_port if options.metrics_port >= 0 else None,
+        metrics_port=metrics.port(options),
     )
     try:
         asyncio.run(daemon.run(settings))
