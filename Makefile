@@ -42,7 +42,7 @@ docs: venv ## write docs/semantics.md anew from the marks of the tests
 lint: venv ## format check, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy operator tools tests
+	$(BIN)/mypy operator tools tests bench
 	$(BIN)/lint-imports
 
 test: lint test-unit test-api test-kernel test-cluster ## every test
@@ -58,6 +58,13 @@ test-kernel: venv ## in a guest with a real kernel, as root with every capabilit
 
 test-cluster: venv ## on a whole cluster with a real node
 	$(BIN)/pytest tests/cluster
+
+bench: venv ## every figure of bench/README.md, about half an hour
+	$(BIN)/python bench/plan_scale.py
+	$(BIN)/python bench/agent_scan.py
+	$(BIN)/python bench/apply_latency.py
+	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
+	$(BIN)/python bench/operator_scale.py
 
 controlplane: venv ## a real API server on loopback, until Ctrl-C
 	$(BIN)/python -m cluster controlplane
