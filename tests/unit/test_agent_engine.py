@@ -211,6 +211,39 @@ def test_what_a_process_takes_is_dealt_to_the_others(node: Node) -> None:
     assert len(node.writes) == writes, "nothing is written twice"
 
 
+@pytest.mark.rule("H2")
+def test_a_pod_in_which_nothing_ran_is_looked_at_less_often(node: Node) -> None:
+    worker = node.hire()
+    pod = node.put([worker.pid]).parent
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    for time in range(5):  # until it is no longer hot
+        ran(pod, time)
+        node.tick()
+    worker.lock(PAGE)
+    node.tick(0.5)
+    assert node.pod().vm_lck == 0, "a clock that stands says that the worker did not run"
+    ran(pod, 5)
+    node.tick(0.5)
+    assert node.pod().vm_lck == PAGE
+
+
+def test_a_pod_in_which_nothing_ran_is_looked_at_still(node: Node) -> None:
+    worker = node.hire()
+    ran(node.put([worker.pid]).parent, 0)
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    for _ in range(5):
+        node.tick()
+    worker.lock(PAGE)
+    for _ in range(3):
+        node.tick(0.5)
+    assert node.pod().vm_lck == PAGE
+
+
+def ran(pod: Path, microseconds: int) -> None:
+    """Writes what the kernel says of the processor time of a pod."""
+    pod.joinpath("cpu.stat").write_text(f"usage_usec {microseconds}\nuser_usec 0\nsystem_usec 0\n")
+
+
 def test_a_free_pod_and_one_with_a_near_uid_are_left_alone(node: Node) -> None:
     governed, near = node.hire(), node.hire()
     node.put([governed.pid])

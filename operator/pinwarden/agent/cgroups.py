@@ -154,6 +154,19 @@ def member_pids(cgroup: Path | str) -> frozenset[int]:
     return frozenset(int(line) for line in text.split()) - {0}
 
 
+def cpu_time(cgroup: Path | str) -> bytes | None:
+    """What the kernel says of the processor time that was used in this directory and below it: other bytes once anything ran there.
+
+    It is `usage_usec` of cpu.stat, which every directory of cgroup v2 has, also without the cpu controller (cgroup_base_stat_cputime_show).
+    None for a directory of v1, and for one that cannot be read.
+    """
+    try:
+        usage, _, _ = _read(f"{cgroup}/cpu.stat").partition(b"\n")
+    except OSError:
+        return None
+    return usage if usage.startswith(b"usage_usec") else None
+
+
 def _read(path: str) -> bytes:
     """The file in as few calls as it takes: this is read often. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

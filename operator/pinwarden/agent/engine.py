@@ -159,7 +159,7 @@ class Engine:
 
     def _act(self, now: float, *, thorough: bool, sweep: bool) -> None:
         """Samples what is due, or with `thorough` everything, and deals; with `sweep` forgets what is in no subject any more."""
-        due = {subject for subject in self._subjects.values() if thorough or subject.due <= now}
+        due = {subject for subject in self._subjects.values() if thorough or subject.wants(now)}
         left = [key for subject in due for key in self._look(subject, now)]
         if any(self._table.lives(key) for key in left):  # moved away, perhaps to another subject
             for subject in self._subjects.values():

@@ -1,7 +1,9 @@
 """A governed subject while it exists: its directories, its processes, and when it wants to be looked at again.
 
-An idle subject is looked at every `IDLE_SECONDS`. When its use, its processes or what holds for it changed, it is hot for `HOT_SECONDS` and
-looked at every `HOT_INTERVAL_SECONDS`, so that what a constraint has left is dealt again soon.
+An idle subject is due every `IDLE_SECONDS`, and is looked at when anything ran in it since: who does not run cannot pin. What the kernel
+does to it from outside, and a process that was moved into it and sleeps on, are seen within `QUIET_SECONDS`. When its use, its processes
+or what holds for it changed, it is hot for `HOT_SECONDS` and looked at every `HOT_INTERVAL_SECONDS`, so that what a constraint has left
+is dealt again soon.
 
 Its tree is walked again only when it changed. Each look compares the link count of every known directory, which in cgroupfs is 2 plus its
 subdirectories: when all known ones exist and are as many as are counted, there are no others.
@@ -13,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pinwarden.agent.cgroups import explore, member_pids
+from pinwarden.agent.cgroups import cpu_time, explore, member_pids
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.subjects import Held
 
 IDLE_SECONDS = 0.5
+QUIET_SECONDS = 1.5
 HOT_SECONDS = 3.0
 HOT_INTERVAL_SECONDS = 0.01
 _REMEMBERED_DEALS = 1024
@@ -75,7 +78,8 @@ class Governed:
         self.deals = DealtPairs()
         self.locked = 0
         self.pinned = 0
-        self._hot_until = float("-inf")
+        self._hot_until = self._looked = float("-inf")
+        self._cpu_times: list[bytes | None] = []
         self._directories: dict[str, tuple[str | None, int]] | None = None
 
     def heat(self, now: float) -> None:
@@ -91,9 +95,22 @@ class Governed:
         """Its directories are others now."""
         self.paths = paths
         self._directories = None
+        self._looked = float("-inf")
+
+    def wants(self, now: float) -> bool:
+        """Whether it is due, and may be another than at the last look."""
+        if now < self.due or self.hot(now):
+            return now >= self.due
+        before, self._cpu_times = self._cpu_times, [cpu_time(path) for path in self.paths]
+        slept = None not in before and before == self._cpu_times
+        if slept and now < self._looked + QUIET_SECONDS:
+            self.due = now + IDLE_SECONDS
+            return False
+        return True
 
     def look(self, table: ProcessTable, now: float) -> set[ProcessKey]:
         """Samples all its processes, and sets its sums; the processes that are its own no longer, ended or moved away."""
+        self._looked = now
         containers: dict[str, set[ProcessKey]] = {}
         found: dict[ProcessKey, Followed] = {}
         changed = False

@@ -29,7 +29,7 @@ from pinwarden.agent.configuration import (
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.quantity import Quantity
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.03
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _AMOUNTS = ("limit", "grant")
