@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONPATH := operator:tools
+# A module is one worker's, with the servers that it starts.
+PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down venv lock crds docs lint test test-unit test-api test-kernel test-cluster bench controlplane clean
@@ -48,10 +50,10 @@ lint: venv ## format check, lint, types, layers
 test: lint test-unit test-api test-kernel test-cluster ## every test
 
 test-unit: venv ## pure core and edges, seconds
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(PARALLEL) tests/unit
 
 test-api: venv ## on a real API server
-	$(BIN)/pytest tests/api
+	$(BIN)/pytest $(PARALLEL) tests/api
 
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
 	$(BIN)/python -m cluster guest -- $(BIN)/pytest -p no:cacheprovider tests/kernel

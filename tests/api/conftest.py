@@ -65,9 +65,8 @@ def kubectl(control_plane: ControlPlane) -> Kubectl:
 
 
 @pytest.fixture
-def namespace(kubectl: Kubectl) -> Iterator[str]:
-    """A namespace of this test alone; nobody finishes its deletion without a controller manager."""
+def namespace(kubectl: Kubectl) -> str:
+    """A namespace of this test alone; it goes with the control plane."""
     name = f"test-{uuid.uuid4().hex[:10]}"
     kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
+    return name

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.agent.deal import UNLIMITED, Limits
@@ -26,7 +26,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "saved.json"
 
 
-@settings(deadline=None)  # the disk decides how long a sync takes
 @given(processes=st.dictionaries(keys, saved_values))
 def test_what_is_saved_is_loaded_by_the_next_agent(processes: dict[ProcessKey, Saved]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +43,6 @@ def test_a_reboot_makes_it_void(path: Path) -> None:
     assert path.exists()
 
 
-@settings(deadline=None)
 @given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
 def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

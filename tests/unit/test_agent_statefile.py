@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pinwarden
@@ -31,7 +31,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.json"
 
 
-@settings(deadline=None, max_examples=40)  # the disk decides how long a sync takes
 @given(content=contents)
 def test_what_is_saved_is_loaded(content: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +39,6 @@ def test_what_is_saved_is_loaded(content: Any) -> None:
         assert file.load() == content
 
 
-@settings(deadline=None, max_examples=60)
 @given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
 def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

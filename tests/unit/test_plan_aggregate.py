@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.meta import Condition
@@ -516,7 +516,6 @@ def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) 
     assert (status.recommendation is None) == (max(reported, default=0) == 0)
 
 
-@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), STATES), min_size=1, max_size=6), st.booleans())
 def test_what_is_kept_from_the_last_time_changes_no_answer(
     changes: list[tuple[int, dict[str, Any]]], shuffle: bool

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
@@ -247,7 +247,6 @@ SOME_LIMITS = st.lists(st.builds(put_limit, LIMITS), min_size=2, max_size=4)
 BOTH_NODES: list[Operation] = [put_node(name, {"tier": "x"}) for name in NODES]
 
 
-@settings(max_examples=120)
 @given(SOME_PODS, SOME_LIMITS, st.lists(OPERATIONS, min_size=1, max_size=8))
 def test_after_any_events_it_says_what_a_compilation_from_scratch_says(
     pods: list[Operation], limits: list[Operation], operations: list[Operation]
@@ -260,7 +259,6 @@ def test_after_any_events_it_says_what_a_compilation_from_scratch_says(
         mirror.check()
 
 
-@settings(max_examples=120)
 @given(SOME_PODS, SOME_LIMITS, st.lists(OPERATIONS, min_size=1, max_size=4))
 def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
     pods: list[Operation], limits: list[Operation], operations: list[Operation]
