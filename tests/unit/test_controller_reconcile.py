@@ -17,9 +17,9 @@ from pinwarden.controller.gate import Gate
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, KnownNode
 from pinwarden.controller.specs import Specs
-from pinwarden.controller.state import State
-from pinwarden.controller.statuses import Statuses
-from pinwarden.controller.work import Throttle, WorkQueue
+from pinwarden.controller.state import STATUS_BURST, STATUSES_PER_SECOND, State
+from pinwarden.controller.statuses import SPARED_BY_FIGURES, Statuses
+from pinwarden.controller.work import Bucket, Throttle, WorkQueue
 from pinwarden.plan.compile import Settings
 from pinwarden.plan.world import Node, Pod
 
@@ -366,6 +366,7 @@ def test_mere_figures_wait_and_conditions_do_not() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report(pinned=4096)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        use_up(operator.state.limits["ns/l"].leave, SPARED_BY_FIGURES)
         count = operator.server.applied.count(STATUS)
         operator.report(pinned=8192)
         await operator.rest()
@@ -377,18 +378,30 @@ def test_mere_figures_wait_and_conditions_do_not() -> None:
     scenario(work)
 
 
-def test_conditions_that_flap_are_written_five_times_and_then_rarely() -> None:
+def test_conditions_that_flap_wait_for_leave() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
+        operator.agent()
         operator.pod()
         operator.limit()
-        await operator.until(operator.status)
-        for turn in range(30):
-            operator.agent(ready=turn % 2 == 0)
-            await asyncio.sleep(0.03)
-        assert 3 <= operator.server.applied.count(STATUS) <= 7
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report(pinned=4096)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        use_up(operator.state.limits["ns/l"].leave, 0.0)
+        operator.agent(ready=False)
+        await operator.rest()
+        assert operator.condition("Enforced") == "Enforced"
+        operator.state.limits["ns/l"].leave = Bucket(STATUSES_PER_SECOND, STATUS_BURST)
+        operator.report(pinned=8192)
+        await operator.until(lambda: operator.condition("Enforced") != "Enforced")
 
     scenario(work)
+
+
+def use_up(leave: Bucket, spare: float) -> None:
+    """Takes until there is leave for none that leaves so many others."""
+    while leave.wait(spare) == 0.0:
+        leave.take()
 
 
 def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:

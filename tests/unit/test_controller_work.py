@@ -160,6 +160,7 @@ def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
         assert bucket.wait() == 0.0
         bucket.take()
     assert 4.9 < bucket.wait() <= 5.0
+    assert 9.9 < bucket.wait(spare=1.0) <= 10.0
     clock.now += 5.0
     assert bucket.wait() == 0.0
 

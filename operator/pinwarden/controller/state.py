@@ -25,8 +25,8 @@ from pinwarden.plan.world import Namespace, Pod
 
 # Reports of many nodes, and what a limit's edit makes of them, are looked at together.
 COALESCE_SECONDS = 0.1
-CONDITION_BURST = 5
-CONDITIONS_PER_SECOND = 1 / 5
+STATUS_BURST = 10
+STATUSES_PER_SECOND = 1 / 5
 _log = logging.getLogger(__name__)
 
 
@@ -47,8 +47,7 @@ class ManagedLimit:
     status: PinLimitStatus | None
     version: int
     kept: Kept = field(default_factory=Kept)
-    wrote_at: float = float("-inf")
-    leave: Bucket = field(default_factory=lambda: Bucket(CONDITIONS_PER_SECOND, CONDITION_BURST))
+    leave: Bucket = field(default_factory=lambda: Bucket(STATUSES_PER_SECOND, STATUS_BURST))
 
 
 class State:

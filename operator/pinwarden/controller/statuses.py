@@ -1,8 +1,8 @@
 """The statuses of the limits: aggregated from what the nodes report, and written when they change.
 
 A dirty limit is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
-before (H1). A condition that changes is written at once, five times in a row and then every five seconds; what are mere figures, every five
-seconds. Looking at a limit takes at most a tenth of the time, however many pods it holds for.
+before (H1). A limit has leave for ten writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
+leave half. Looking at a limit takes at most a tenth of the time, however many pods it holds for.
 """
 
 import logging
@@ -17,13 +17,14 @@ from pinwarden.controller.events import Recorder
 from pinwarden.controller.gate import Gate
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.specs import REFUSED_SECONDS, Specs
-from pinwarden.controller.state import ManagedLimit, State, conditions_of
+from pinwarden.controller.state import STATUS_BURST, ManagedLimit, State, conditions_of
 from pinwarden.controller.work import WorkQueue
 from pinwarden.plan.aggregate import aggregate, conclude
 from pinwarden.plan.compile import Refusal
 
 QUIET_SECONDS = 0.2
-FIGURES_SECONDS = 5.0
+SPARED_BY_FIGURES = STATUS_BURST / 2
+_GONE_SECONDS = 5.0
 WRITERS = 4
 _TIMES_ITS_COST = 10.0
 _API_VERSION = f"{GROUP}/{VERSION}"
@@ -98,14 +99,13 @@ class Statuses:
         answer = await self._api.apply(path, {**body, "status": status.to_wire()})
         entry.status = status
         entry.version = int(answer["metadata"]["resourceVersion"])
-        entry.wrote_at = monotonic()
         entry.leave.take()
         self._recorder.changed(seen, before, status)
 
     def _failed(self, key: str, error: ApiError) -> None:
         self._metrics.wrote("status", error.kind)
         if error.status in (404, 409):  # gone, or another one of its name: its watch will tell
-            self._queue.done(key, FIGURES_SECONDS)
+            self._queue.done(key, _GONE_SECONDS)
             return
         if error.status == 429:
             self._gate.stop(error.retry_after or 1.0)
@@ -143,9 +143,8 @@ def _unreadable(entry: ManagedLimit) -> PinLimit:
 
 def _delay(entry: ManagedLimit, status: PinLimitStatus) -> float:
     """Seconds until this status may be written."""
-    if _essence(entry.status) != _essence(status):
-        return entry.leave.wait()
-    return max(0.0, entry.wrote_at + FIGURES_SECONDS - monotonic())
+    figures = _essence(entry.status) == _essence(status)
+    return entry.leave.wait(SPARED_BY_FIGURES if figures else 0.0)
 
 
 def _essence(status: PinLimitStatus | None) -> object:

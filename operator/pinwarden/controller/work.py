@@ -110,10 +110,10 @@ class Bucket:
         self._level = burst
         self._at = clock()
 
-    def wait(self) -> float:
-        """Seconds until there is leave for one action; 0 when there is."""
+    def wait(self, spare: float = 0.0) -> float:
+        """Seconds until there is leave for one action that leaves `spare` others; 0 when there is."""
         self._fill()
-        return max(0.0, (1.0 - self._level) / self._rate)
+        return max(0.0, (1.0 + spare - self._level) / self._rate)
 
     def take(self) -> None:
         """One action; leave may have been overdrawn by it, which delays those after it."""
