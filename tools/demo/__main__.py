@@ -16,6 +16,9 @@ from cluster.install import COMMANDS, ROOT, WAIT_COMMANDS, environment
 from demo.claims import CLAIMS, NAMESPACE, PODS
 from demo.shell import ClaimError, Shell, say
 
+ONE_REPLICA = "kubectl -n pinwarden-system scale deployment pinwarden-operator --replicas=1"
+"""On a single node a second replica could only fail together with the first."""
+
 
 def _install(shell: Shell) -> None:
     for command in COMMANDS:
@@ -70,6 +73,7 @@ def main() -> int:
         say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
         _install(shell)
         if cluster:
+            shell.run(ONE_REPLICA)
             cluster.wait_ready(cluster.nodes)
         _settle(shell)
         failures = _walk(shell)
