@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-POLL_SECONDS = 0.6
+POLL_SECONDS = 0.3
 COMMAND_SECONDS = 330.0
 
 
