@@ -56,7 +56,7 @@ test-api: venv ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
 
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
-	$(BIN)/python -m cluster guest -- $(BIN)/pytest -p no:cacheprovider tests/kernel
+	$(BIN)/python -m cluster guest -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
 test-cluster: venv ## on a whole cluster with a real node
 	$(BIN)/pytest tests/cluster

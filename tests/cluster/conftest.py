@@ -22,7 +22,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def installed(cluster: Cluster) -> Cluster:
     """The same with pinwarden in it."""
-    install(cluster.kubeconfig)
+    install(cluster.kubeconfig, len(cluster.nodes))
     return cluster
 
 

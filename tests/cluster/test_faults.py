@@ -84,20 +84,11 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
     kubectl(
         "-n", NAMESPACE, "create", "configmap", "pinner", f"--from-file={ROOT / 'examples/demo/pinner.py'}"
     )
-    pods = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")
-    kubectl(
-        "-n",
-        NAMESPACE,
-        "apply",
-        "-f",
-        "-",
-        stdin=pods[0]
-        .replace("name: one", "name: held")
-        .replace("app: one", "app: held")
-        .replace(
-            "--mebibytes=8", "--mebibytes=1"
-        ),  # below every limit here, else a lowered one would stop at what it holds
-    )
+    pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
+    pod = pod.replace("name: one", "name: held").replace("app: one", "app: held")
+    # It holds less than every limit here, else a lowered one would stop at what it holds.
+    pod = re.sub(r"--mebibytes=\d+", "--mebibytes=1", pod)
+    kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=pod)
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=300s")
     kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
     ready = Held(installed.nodes[0], kubectl)

@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, cgroup: Path, *arguments: str, user: int = NOBODY, file: str = "-") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(user), file, *arguments],
+            [sys.executable, "-IS", str(PROGRAM), str(user), file, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(self, cgroup: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(NOBODY)],
+            [sys.executable, "-ISc", WORKER, str(NOBODY)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -49,7 +49,7 @@ class Worker:
     def __init__(self, stack: ExitStack, *, user: int) -> None:
         self._process = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(user)],
+                [sys.executable, "-ISc", WORKER, str(user)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

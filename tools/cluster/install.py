@@ -13,6 +13,8 @@ COMMANDS = (
     "kubectl wait --for=condition=Established --timeout=30s -f crds/",
     "kubectl apply --server-side -f deploy/",
 )
+ONE_NODE_COMMAND = "kubectl -n pinwarden-system scale deployment pinwarden-operator --replicas=1"
+"""On a single node a second replica could only fail together with the first."""
 WAIT_COMMANDS = (
     "kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=300s",
     "kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=300s",
@@ -24,9 +26,9 @@ def environment(kubeconfig: Path) -> dict[str, str]:
     return {"KUBECONFIG": str(kubeconfig), "PATH": f"{binary('kubectl').parent}:{os.environ['PATH']}"}
 
 
-def install(kubeconfig: Path) -> None:
-    """Install pinwarden and wait until it runs. Raises ClusterError with the command that failed."""
-    for command in (*COMMANDS, *WAIT_COMMANDS):
+def install(kubeconfig: Path, nodes: int) -> None:
+    """Install pinwarden in a cluster of so many nodes and wait until it runs. Raises ClusterError with the command that failed."""
+    for command in (*COMMANDS, *([ONE_NODE_COMMAND] if nodes == 1 else []), *WAIT_COMMANDS):
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=ROOT,

@@ -82,7 +82,7 @@ def stand(nodes: int) -> None:
         signal.signal(number, lambda *_: ended.set())
     folder = _folder()
     with Cluster(nodes=nodes) as cluster:
-        install(cluster.kubeconfig)
+        install(cluster.kubeconfig, len(cluster.nodes))
         draft = folder / "kubeconfig.new"
         shutil.copy(cluster.kubeconfig, draft)
         draft.rename(folder / "kubeconfig")

@@ -12,12 +12,9 @@ from pathlib import Path
 
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
-from cluster.install import COMMANDS, ROOT, WAIT_COMMANDS, environment
+from cluster.install import COMMANDS, ONE_NODE_COMMAND, ROOT, WAIT_COMMANDS, environment
 from demo.claims import CLAIMS, NAMESPACE, PODS
 from demo.shell import ClaimError, Shell, say
-
-ONE_REPLICA = "kubectl -n pinwarden-system scale deployment pinwarden-operator --replicas=1"
-"""On a single node a second replica could only fail together with the first."""
 
 
 def _install(shell: Shell) -> None:
@@ -73,7 +70,7 @@ def main() -> int:
         say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
         _install(shell)
         if cluster:
-            shell.run(ONE_REPLICA)
+            shell.run(ONE_NODE_COMMAND)
             cluster.wait_ready(cluster.nodes)
         _settle(shell)
         failures = _walk(shell)
