@@ -7,7 +7,7 @@ export PYTHONPATH := operator:tools
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv lock crds docs lint test test-unit test-api test-kernel test-cluster bench controlplane clean
+.PHONY: help demo up down venv lock crds docs lint test test-unit test-api test-kernel test-cluster bench programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ test: lint test-unit test-api test-kernel test-cluster ## every test
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
 
-test-api: venv ## on a real API server
+test-api: programs ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
 
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
@@ -67,6 +67,9 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/apply_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/operator_scale.py
+
+programs: venv ## the programs of Kubernetes, built from source into the cache; minutes, once
+	$(BIN)/python -m cluster build
 
 controlplane: venv ## a real API server on loopback, until Ctrl-C
 	$(BIN)/python -m cluster controlplane
