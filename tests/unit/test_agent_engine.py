@@ -6,7 +6,7 @@ The table stands for prlimit(2), because the machine that runs these tests may n
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class Node:
         self.limits: dict[int, Limits] = {}
         self.writes: list[tuple[int, Limits]] = []
         self.refused: set[int] = set()
+        self.before_write: Callable[[int], None] = lambda _: None
         self.workers: list[Worker] = []
         self.engine = self.start()
 
@@ -119,6 +120,7 @@ class Node:
     def prlimit(self, pid: int, limits: Limits | None) -> Limits:
         before = self.limits.get(pid, GIVEN)
         if limits is not None:
+            self.before_write(pid)
             if pid in self.refused:
                 raise PermissionError(1, "Operation not permitted")
             self.limits[pid] = limits
@@ -209,6 +211,25 @@ def test_what_a_process_takes_is_dealt_to_the_others(node: Node) -> None:
     writes = len(node.writes)
     node.tick()
     assert len(node.writes) == writes, "nothing is written twice"
+
+
+@pytest.mark.rule("P1")
+def test_what_a_lowered_process_took_meanwhile_is_not_given_to_another(node: Node) -> None:
+    first, second = node.hire(), node.hire()
+    node.put([first.pid, second.pid])
+    node.configure([{"limit": 8 * PAGE, "contention": "Reserve"}], [POD])
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (4 * PAGE, 4 * PAGE)
+
+    def take(pid: int) -> None:
+        node.before_write = lambda _: None
+        assert pid == second.pid, "who is lowered comes first"
+        second.lock(4 * PAGE)
+
+    first.lock(2 * PAGE)
+    node.before_write = take
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (3 * PAGE, 5 * PAGE)
 
 
 @pytest.mark.rule("H2")

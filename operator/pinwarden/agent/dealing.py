@@ -15,11 +15,14 @@ A process that no constraint covers any more gets back what it had, and so does 
 is first seen then.
 
 Limits are written only where they differ. The lowered ones come first, so that what is taken from one process is not given to another
-before. A process whose use is unknown is left as it is, and nothing more is let into its constraints.
+before; and when one of these grew past its new limit between its sample and the write, all is dealt anew before any is raised. So with
+Reserve no moment of a race lets a pod past its limit. A process whose use is unknown is left as it is, and nothing more is let into its
+constraints.
 """
 
 import logging
 from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple
 
 from pinwarden.agent.deal import UNLIMITED, Constraint, Limits, Process, deal
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
@@ -31,7 +34,28 @@ from pinwarden.agent.scopes import Scoped
 
 _log = logging.getLogger(__name__)
 _SAVE_SECONDS = 1.0
+_ROUNDS = 4
 NOT_SAVED = "what it had could not be written to disk"
+
+
+class _Change(NamedTuple):
+    """A process, what is kept of its limits, those that it is to have, and the use in bytes that they were dealt for."""
+
+    process: Followed
+    saved: Saved
+    limits: Limits
+    use: int
+
+
+def _grew_past(change: _Change) -> bool:
+    """Samples a process that was just lowered; whether it had taken more than its new limit by then, where that can hold it at all."""
+    process = change.process
+    try:
+        process.look()
+    except ProcessLookupError:
+        return False
+    past = max(process.locked, process.pinned) > change.limits.hard
+    return past and process.use > change.use and process.held is None
 
 
 class Dealer:
@@ -85,9 +109,27 @@ class Dealer:
         self._unsaved = False
         return True
 
-    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> None:
-        """Deals to all members of the constraints, and gives back to those processes of the subjects that are in none."""
+    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> bool:
+        """Deals to all members of the constraints, and gives back to those processes of the subjects that are in none.
+
+        False when use moved meanwhile, so that it is to be looked at again soon.
+        """
         covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
+        settled = True
+        for _ in range(_ROUNDS):
+            changes = self._changes(covered, constraints)
+            lowered = [change for change in changes if change.limits.hard < change.saved.dealt.hard]
+            self._set_all(subjects, lowered)
+            grown = [change for change in lowered if _grew_past(change)]
+            if not grown:
+                self._set_all(subjects, [change for change in changes if change not in lowered])
+                break
+            settled = False
+        for subject in subjects:
+            self.part(subject, subject.keys - covered)
+        return settled
+
+    def _changes(self, covered: frozenset[ProcessKey], constraints: Sequence[Scoped]) -> list[_Change]:
         wanted = deal(
             map(self._described, covered),
             [
@@ -96,21 +138,20 @@ class Dealer:
             ],
             page_size=self._page_size,
         )
-        changes = [
-            (process, process.saved, wanted[key])
+        return [
+            _Change(process, process.saved, wanted[key], process.use)
             for key in covered
             if (process := self._table[key]).saved is not None
             and process.knowledge is Knowledge.KNOWN
             and process.saved.dealt != wanted[key]
         ]
-        changes.sort(key=lambda change: change[2].hard > change[1].dealt.hard)
-        for process, saved, limits in changes:
-            if self._set(process, saved, limits):
+
+    def _set_all(self, subjects: Sequence[Governed], changes: Iterable[_Change]) -> None:
+        for change in changes:
+            if self._set(change.process, change.saved, change.limits):
                 for subject in subjects:
-                    if process.key in subject.keys:
-                        subject.deals.remember(limits, saved.before)
-        for subject in subjects:
-            self.part(subject, subject.keys - covered)
+                    if change.process.key in subject.keys:
+                        subject.deals.remember(change.limits, change.saved.before)
 
     def part(self, subject: Governed, keys: frozenset[ProcessKey]) -> bool:
         """Gives back to these processes of the subject, which no constraint covers, also to those that came with dealt limits.

@@ -201,7 +201,9 @@ class Engine:
                     subject.heat(now)
         self._dealer.save(now)
         for subjects, constraints in enforced:
-            self._dealer.deal(subjects, constraints)
+            if not self._dealer.deal(subjects, constraints):
+                for subject in subjects:
+                    subject.heat(now)
 
     def _evaluate(self, touched: Iterable[Dealing], now: float) -> None:
         """Compares use with limits, those that are only audited too, and keeps peaks."""
