@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 
 class Server:
-    """Takes what is applied and answers as the API server does; `spoil` changes what it stores."""
+    """Takes what is applied and answers as the API server does; `spoil` changes what it stores, `meanwhile` comes before an answer."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Json] = {}
@@ -36,6 +36,7 @@ class Server:
         self.errors: list[ApiError] = []
         self.version = 100
         self.spoil: Callable[[Json], None] = lambda _: None
+        self.meanwhile: Callable[[str], None] = lambda _: None
 
     async def apply(self, path: str, body: Json) -> Json:
         await asyncio.sleep(0)
@@ -51,7 +52,9 @@ class Server:
         stored["metadata"] |= {"generation": generation, "resourceVersion": str(self.version)}
         stored["metadata"].setdefault("uid", f"uid-{path}")
         self.objects[path] = stored
-        return copy.deepcopy(stored)
+        answer = copy.deepcopy(stored)
+        self.meanwhile(path)
+        return answer
 
     async def create(self, path: str, body: Json) -> Json:
         self.events.append(body)
@@ -254,6 +257,41 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
             operator.state.put_held(prune.node_pin_config(copy.deepcopy(stored))[1])
         await operator.until(lambda: operator.server.applied.count(path) > count)
         await operator.until(lambda: operator.spec() == good)
+
+    scenario(work)
+
+
+def test_an_answer_that_comes_after_the_agents_acknowledgement_does_not_undo_it() -> None:
+    """H1 the other way round: what is in force is said to be."""
+
+    async def work(operator: Operator) -> None:
+        def acknowledged(path: str) -> None:
+            if path == config_path("n1"):
+                operator.report()
+
+        operator.server.meanwhile = acknowledged
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+
+    scenario(work)
+
+
+def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
+    async def work(operator: Operator) -> None:
+        path = config_path("n1")
+
+        def deleted(at: str) -> None:
+            if at == path and operator.server.applied.count(path) == 1:
+                operator.state.put_held(prune.node_pin_config(operator.server.objects.pop(path))[1])
+                operator.state.remove_held("n1")
+
+        operator.server.meanwhile = deleted
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
 
     scenario(work)
 

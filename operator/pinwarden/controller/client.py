@@ -7,6 +7,7 @@ aside: they cost more memory than the whole cache, and a typed object cannot hol
 import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 FIELD_MANAGER = "pinwarden-operator"
 REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
-# The API server sends a bookmark about once a minute, so a watch that is silent for longer is dead.
+# The API server mostly sends a bookmark once a minute, so a watch that is silent for longer is ended: it may be dead.
 WATCH_SILENCE_SECONDS = 90.0
 _IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 
@@ -105,7 +106,7 @@ class Api:
         return await self._request("PUT", path, {}, body, seconds=seconds)
 
     async def watch(self, path: str, **query: str | int) -> AsyncGenerator[bytes, None]:
-        """The lines of a watch, until the server ends it."""
+        """The lines of a watch, until the server ends it or was silent for too long."""
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS
         )
@@ -115,8 +116,9 @@ class Api:
             async with response:
                 if response.status != 200:
                     raise await _refused(response)
-                async for line in response.content:
-                    yield line
+                with suppress(aiohttp.SocketTimeoutError):
+                    async for line in response.content:
+                        yield line
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"the watch of {path} broke: {error or type(error).__name__}") from error
 

@@ -121,6 +121,7 @@ class Specs:
             },
             "spec": json.loads(data),
         }
+        before = self._state.held.get(name)
         _, held = prune.node_pin_config(await self._api.apply(f"{_CONFIGS}/{name}", body))
         sent = prune.digest_of(data, owner)
         if held.digest != sent:
@@ -130,7 +131,7 @@ class Specs:
             )
         if self._pending.get(name) is data:
             del self._pending[name]
-        self._state.wrote_held(held)
+        self._state.wrote_held(held, before)
 
     def _failed(self, name: str, error: ApiError) -> None:
         self._metrics.wrote("spec", error.kind)

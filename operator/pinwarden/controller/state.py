@@ -30,9 +30,9 @@ STATUSES_PER_SECOND = 1 / 5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class HeldSpec:
-    """The spec of a NodePinConfig on the API server."""
+    """The spec of a NodePinConfig on the API server; of one that is gone the UID is empty."""
 
     uid: str
     generation: int
@@ -124,14 +124,22 @@ class State:
             self._compile.add(held.name)
         self._read(held)
 
-    def wrote_held(self, held: Held) -> None:
-        """A NodePinConfig as the API server answered the operator's own write, which needs no further look."""
-        self.held[held.name] = HeldSpec(held.uid, held.generation, held.digest)
-        self._read(held)
+    def wrote_held(self, held: Held, before: HeldSpec | None) -> None:
+        """A NodePinConfig as the API server answered the operator's own write, which was begun when `before` was known.
+
+        When the watch told of the object meanwhile, it told of this write or will, perhaps of what came after it: the answer is dropped.
+        """
+        if self.held.get(held.name) is before:
+            self.held[held.name] = HeldSpec(held.uid, held.generation, held.digest)
+            if (
+                before is None or held.generation > before.generation
+            ):  # else the report may be older than the one known
+                self._read(held)
 
     def remove_held(self, name: str) -> None:
         """A NodePinConfig is gone."""
-        if self.held.pop(name, None) is not None:
+        if name in self.held:
+            self.held[name] = HeldSpec("", 0, b"")
             self._see(self.view(name).without_object())
             self._compile.add(name)
 
@@ -151,7 +159,8 @@ class State:
 
     def forget_node(self, name: str) -> None:
         """Drop what is kept of a node that is gone."""
-        if name not in self.held:
+        if name not in self.held or not self.held[name].uid:
+            self.held.pop(name, None)
             self._views.pop(name, None)
 
     # -- limits ----------------------------------------------------------------------------------------------------

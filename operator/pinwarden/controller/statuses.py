@@ -97,8 +97,9 @@ class Statuses:
         body = {"apiVersion": _API_VERSION, "kind": seen.kind.__name__, "metadata": metadata}
         before = entry.status  # the watch may tell of the write before it is answered
         answer = await self._api.apply(path, {**body, "status": status.to_wire()})
-        entry.status = status
-        entry.version = int(answer["metadata"]["resourceVersion"])
+        version = int(answer["metadata"]["resourceVersion"])
+        if version > entry.version:
+            entry.status, entry.version = status, version
         entry.leave.take()
         self._recorder.changed(seen, before, status)
 
