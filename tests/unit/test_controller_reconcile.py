@@ -54,6 +54,7 @@ class Server:
         self.objects[path] = stored
         answer = copy.deepcopy(stored)
         self.meanwhile(path)
+        await asyncio.sleep(0.002)
         return answer
 
     async def create(self, path: str, body: Json) -> Json:
@@ -292,6 +293,26 @@ def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
         operator.node()
         operator.pod()
         await operator.until(operator.spec)
+
+    scenario(work)
+
+
+def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() -> None:
+    async def work(operator: Operator) -> None:
+        path = config_path("n1")
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        good = operator.spec()
+
+        def taken_back(at: str) -> None:
+            if at == path:
+                operator.state.remove_pod("p2")
+
+        operator.server.meanwhile = taken_back
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec()["pods"]) == 2)
+        await operator.until(lambda: operator.spec() == good)
 
     scenario(work)
 

@@ -132,6 +132,8 @@ class Specs:
         if self._pending.get(name) is data:
             del self._pending[name]
         self._state.wrote_held(held, before)
+        if name in self._desired and name not in self._pending and not self._is_held(name):
+            self._compile_queue.add(name)  # what was written was taken back meanwhile
 
     def _failed(self, name: str, error: ApiError) -> None:
         self._metrics.wrote("spec", error.kind)
