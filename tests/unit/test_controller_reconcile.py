@@ -348,6 +348,26 @@ def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
     scenario(work)
 
 
+def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(specs, "_SLICE_SECONDS", 0.0)
+
+    async def work(operator: Operator) -> None:
+        operator.leading = False
+        operator.node()
+        await operator.rest()
+        operator.leading = True
+        operator.gate.opened()
+        for number in range(100):
+            operator.node(f"other-{number}")
+        operator.state.remove_node("n1")
+        await operator.until(lambda: len(operator.server.objects) == 100)
+        assert not operator.spec()
+
+    scenario(work)
+
+
 def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
     async def work(operator: Operator) -> None:
         operator.node()

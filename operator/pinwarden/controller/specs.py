@@ -72,12 +72,12 @@ class Specs:
         while True:
             name = await self.write_queue.get()
             await self._gate.leave()
-            data = self._pending.get(name)
-            if data is None:
+            data, owner = self._pending.get(name), self._state.node_uids.get(name)
+            if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
                 self.write_queue.done(name)
                 continue
             try:
-                await self._apply(name, data)
+                await self._apply(name, data, owner)
             except ApiError as error:
                 self._failed(name, error)
             else:
@@ -110,8 +110,7 @@ class Specs:
             return False
         return held.digest == desired or self._stored_as.get(name) == (desired, held.digest)
 
-    async def _apply(self, name: str, data: bytes) -> None:
-        owner = self._state.node_uids[name]
+    async def _apply(self, name: str, data: bytes, owner: str) -> None:
         body: Json = {
             "apiVersion": _API_VERSION,
             "kind": NodePinConfig.__name__,
