@@ -26,6 +26,8 @@ from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import (
     AppliedLimit,
     ContainerReport,
+    DenialReport,
+    LimitDenials,
     NodePinConfigSpec,
     NodePinConfigStatus,
     OvershootReport,
@@ -50,6 +52,11 @@ def overshoot(**changes: Any) -> OvershootReport:
     return OvershootReport(**{**fields, **changes})
 
 
+def denial(**changes: Any) -> DenialReport:
+    fields = {"number": 1, "time": NOON, "pod": "p1", "container": "c", "process": "db", "pid": 7}
+    return DenialReport(**{**fields, "source": Source.MLOCK, **changes})
+
+
 def status(**fields: Any) -> NodePinConfigStatus:
     return NodePinConfigStatus(**{"observed_generation": 1, "pods": [pod()], "sampled_at": NOON, **fields})
 
@@ -71,6 +78,10 @@ OBSERVED = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, r
         status(pods=[pod(containers=[ContainerReport(name="c", pinned=0, peak=0)])]),
         status(pods=[pod(), pod(uid="p2")]),
         status(overshoots=[overshoot()]),
+        status(recent_denials=[denial()]),
+        status(denials_dropped=1),
+        status(pods=[pod(denials=[])]),
+        status(pods=[pod(denials=[LimitDenials(uid="u1", count=1)])]),
         status(truncated=True),
     ],
 )
@@ -95,6 +106,16 @@ def test_the_same_overshoot_is_not_news_and_a_further_one_is() -> None:
     before = status(overshoots=[overshoot()])
     assert not worth_writing(before, status(overshoots=[overshoot(seconds=3, peak=2)]), LIMITS)
     assert worth_writing(before, status(overshoots=[overshoot(count=2)]), LIMITS)
+
+
+def test_each_refusal_is_news_and_the_list_as_it_was_is_not() -> None:
+    before = status(recent_denials=[denial(), denial(number=2)])
+    assert not worth_writing(before, status(recent_denials=[denial(), denial(number=2)]), LIMITS)
+    assert worth_writing(before, status(recent_denials=[denial(number=2), denial(number=3)]), LIMITS)
+    again = denial(number=2, time=NOON.replace(hour=13))
+    assert worth_writing(before, status(recent_denials=[denial(), again]), LIMITS), (
+        "a journal that began anew"
+    )
 
 
 @given(
@@ -133,7 +154,14 @@ def test_the_smallest_limit_of_a_pod_counts_and_free_pods_have_none() -> None:
     assert smallest_limits(spec) == {"p1": 5}
 
 
-reports = st.sampled_from([BASE, status(observed_generation=2), status(pods=[pod(vm_lck=LIMIT)])])
+reports = st.sampled_from(
+    [
+        BASE,
+        status(observed_generation=2),
+        status(pods=[pod(vm_lck=LIMIT)]),
+        status(recent_denials=[denial()], denials_dropped=0),
+    ]
+)
 steps = st.lists(st.tuples(st.floats(0, 400), reports, st.booleans()), max_size=60)
 
 

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pinwarden.api.crd import KINDS, render
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec
+from pinwarden.api.nodepinconfig import (
+    DenialReport,
+    NodeLimit,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    PodReport,
+)
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimit, Resource, Scope
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -84,3 +90,54 @@ def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
 def test_the_hash_changes_with_the_constraint(limit: NodeLimit, amount: int) -> None:
     other = limit.model_copy(update={"limit": amount})
     assert (other.hash == limit.hash) == (amount == limit.limit)
+
+
+DENIAL = {
+    "number": 1,
+    "time": "2026-11-24T12:00:00.123456Z",
+    "pod": "p1",
+    "container": "main",
+    "process": "db",
+    "pid": 7,
+    "source": "Mlock",
+}
+POD = {"uid": "p1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Deny"}
+
+
+@pytest.mark.rule("H2")
+def test_refusals_that_cannot_be_seen_are_absent_and_none_of_them_is_a_list() -> None:
+    assert "denials" not in PodReport.model_validate(POD).to_wire()
+    assert PodReport.model_validate({**POD, "denials": []}).to_wire()["denials"] == []
+    assert "denialsDropped" not in NodePinConfigStatus().to_wire()
+    wire = DenialReport.model_validate(DENIAL).to_wire()
+    assert DenialReport.model_validate(wire).to_wire() == wire
+    assert not {"asked", "used", "limit"} & wire.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"time": "2026-11-24T12:00:00"}, {"process": "x" * 17}, {"asked": 2**62 + 1}, {"number": 0}, {"pid": 0}],
+)
+def test_a_refusal_has_a_bounded_size_and_a_time_that_says_where_it_is_from(
+    change: dict[str, object],
+) -> None:
+    DenialReport.model_validate(DENIAL)
+    with pytest.raises(ValidationError):
+        DenialReport.model_validate({**DENIAL, **change})
+
+
+def test_the_longest_list_of_refusals_stays_small() -> None:
+    """Two thirds of a status at most, where the rest has 10 KB."""
+    longest = {
+        "pod": "0" * 36,
+        "container": "c" * 63,
+        "process": "p" * 16,
+        "pid": 2**22,
+        "asked": 2**40,
+        "used": 2**40,
+        "limit": 2**40,
+        "name": f"{'n' * 63}/{'l' * 63}",
+        "uid": "0" * 36,
+    }
+    listed = [DenialReport.model_validate({**DENIAL, **longest, "number": 2**40 + i}) for i in range(32)]
+    assert len(NodePinConfigStatus(recent_denials=listed).model_dump_json(by_alias=True)) < 20_000

@@ -1,9 +1,9 @@
 """When the agent's report is worth a write to the API server, and the thread that writes it.
 
 `WritePolicy` is pure: with thousands of nodes each write counts. An acknowledgement, a change of level, a pod that came or went, an
-overshoot, or a value that moved by more than 2 % of the pod's smallest limit makes a write due at once; between two writes lies at least
-a second, in which later changes join. Without a change there is one every five minutes at least, a little earlier at random, so that
-agents that were once in step are not for long. A failed write stays due.
+overshoot, a refusal, or a value that moved by more than 2 % of the pod's smallest limit makes a write due at once; between two writes lies
+at least a second, in which later changes join. Without a change there is one every five minutes at least, a little earlier at random, so
+that agents that were once in step are not for long. A failed write stays due.
 """
 
 import logging
@@ -55,6 +55,9 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
         report.unsupported_limits,
         report.sources,
         {(pod.uid, pod.level, pod.reason, *(one.name for one in pod.containers)) for pod in report.pods},
+        {pod.uid: pod.denials for pod in report.pods},
+        {(denial.number, denial.time) for denial in report.recent_denials},
+        report.denials_dropped,
         {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
     )
 

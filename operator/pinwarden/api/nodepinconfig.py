@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
 from pinwarden.api.meta import Model
 from pinwarden.api.pinlimit import (
@@ -177,17 +177,36 @@ class ContainerReport(Model):
     peak: int = Field(ge=0, description="The most that was seen: a lower bound.")
 
 
+class LimitDenials(Model):
+    """How many calls of a pod were refused for one limit."""
+
+    uid: str = Field(max_length=64, description="UID of the resource behind the limit, or unknownPods.")
+    count: int = Field(ge=1, description="Every one that the gate refused since it holds the pod.")
+
+
 class PodReport(Model):
-    """A governed pod whose cgroup exists; amounts in bytes, sampled (H2)."""
+    """A governed pod whose cgroup exists; amounts in bytes, sampled (H2).
+
+    `denials` tells limits apart, because several may hold for a pod and the status of each counts only what was refused for it. It goes by
+    UID, because the name of a limit changes with what it grants.
+    """
 
     uid: str
     vm_lck: int = Field(ge=0, description="Sum of mm->locked_vm over the pod's address spaces (VmLck).")
     vm_pin: int = Field(ge=0, description="Sum of mm->pinned_vm over the pod's address spaces (VmPin).")
     peak: int = Field(ge=0, description="The most that was seen together: a lower bound.")
     processes: int = Field(ge=0)
-    level: Level
+    level: Level = Field(
+        description="How the pod is held over everything that it can use or has used, whatever the node reaches for others (H1)."
+    )
     reason: str = ""
     message: str = ""
+    denials: list[LimitDenials] | None = Field(
+        None,
+        max_length=32,
+        description="Calls that the gate refused, by limit, as far as the limit still holds for the pod; empty where it refused none, "
+        "absent where no gate that sees refusals holds the pod (H2). What the kernel itself refuses is in none.",
+    )
     containers: list[ContainerReport] = Field(
         default_factory=list,
         max_length=64,
@@ -206,6 +225,41 @@ class OvershootReport(Model):
     last_time: datetime
 
 
+class DenialReport(Model):
+    """A call that the gate refused, and why. What does not apply and what cannot be known is absent (H2)."""
+
+    number: int = Field(
+        ge=1,
+        description="Counts the refusals on the node, from 1 again when the gate's journal begins anew; told apart by it and the time.",
+    )
+    time: AwareDatetime
+    pod: str = Field(max_length=1024, description="UID that the pod's cgroup bears.")
+    container: str = Field(max_length=63)
+    process: str = Field(
+        max_length=16,
+        description="The name that the process gave itself (comm): any characters, to be shown with care.",
+    )
+    pid: int = Field(ge=1, description="Its process id as the node's initial PID namespace has it.")
+    source: Source
+    asked: int | None = Field(
+        None,
+        ge=0,
+        le=2**62,
+        description="Bytes that it would have added, told up to 4Ei; absent where that cannot be known.",
+    )
+    used: int | None = Field(
+        None, ge=0, description="Bytes that counted towards the limit then; absent without a limit."
+    )
+    limit: int | None = Field(
+        None,
+        ge=0,
+        description="Bytes of the limit that it did not fit in; absent where the cause is another.",
+    )
+    name: str = Field("", max_length=384, description="Name of that limit in the spec, or unknownPods.")
+    uid: str = Field("", max_length=64, description="UID of the resource behind it, or unknownPods.")
+    message: str = Field("", max_length=256, description="The cause in words where it is not a limit.")
+
+
 class NodePinConfigStatus(Model):
     """What the node's agent reports; written only by the agent, lists are replaced as a whole."""
 
@@ -218,6 +272,17 @@ class NodePinConfigStatus(Model):
     sources: list[SourceLevel] = Field(default_factory=list, max_length=32)
     pods: list[PodReport] = Field(default_factory=list, max_length=4096)
     overshoots: list[OvershootReport] = Field(default_factory=list, max_length=32)
+    recent_denials: list[DenialReport] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Calls refused lately on the node, newest last; the operator makes Events of them.",
+    )
+    denials_dropped: int | None = Field(
+        None,
+        ge=0,
+        description="Refusals since the gate's journal began that recentDenials does not list: it has newer ones instead, or others "
+        "where many were alike. Absent where no gate sees refusals (H2).",
+    )
     truncated: bool = Field(False, description="Whether a list was cut at its longest length.")
     sampled_at: datetime | None = None
 

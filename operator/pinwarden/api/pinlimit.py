@@ -215,6 +215,11 @@ class PodUsage(Model):
         None, description="The level at which the pod is held; absent while no agent reported it."
     )
     reason: str | None = Field(None, description="Why the pod is not held at a higher level.")
+    denials: int | None = Field(
+        None,
+        ge=0,
+        description="Calls of the pod that a gate refused for this limit; absent where none sees it.",
+    )
 
 
 class Overshoot(Model):
@@ -246,7 +251,11 @@ class PinLimitStatus(Model):
         None, ge=0, description="What the matching pods have pinned and locked together, in bytes."
     )
     denials: int | None = Field(
-        None, ge=0, description="Refused pins; absent where the level in place cannot see them."
+        None,
+        ge=0,
+        description="Calls that gates refused for this limit in the pods that match now: a lower bound, as what the kernel itself refuses "
+        "is not seen; absent where no gate that sees refusals holds any of them. A pod's count goes with the pod, and begins anew when "
+        "the gate does.",
     )
     overshoot: Overshoot | None = None
     top_pods: list[PodUsage] = Field(
