@@ -74,6 +74,10 @@ class Plan:
         self._pods = {pod.uid: pod for pod in spec.pods}
         self._unlisted = None if spec.unknown_pods is None else Held((_unlisted(spec.unknown_pods),))
 
+    def lists(self, uid: str) -> bool:
+        """Whether the configuration names the pod, as a governed or a free one."""
+        return uid in self._pods
+
     def of_pod(self, uid: str) -> Held | None:
         """What holds for the pod; None when it is free."""
         pod = self._pods.get(uid)

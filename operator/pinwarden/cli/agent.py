@@ -11,7 +11,8 @@ from typing import Any
 from pinwarden.cli import logs, metrics
 
 STATE_DIR = Path("/var/lib/pinwarden")
-SOCKET = Path("/run/pinwarden/agent.sock")
+RUN_DIR = Path("/run/pinwarden")
+SOCKET = RUN_DIR / "agent.sock"
 METRICS_PORT = 9464
 
 
@@ -35,10 +36,17 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--gates",
         choices=("auto", "rlimit", "none"),
         default="auto",
-        help="auto: what works on this node; rlimit: this one or fail; none: observe only (default: auto)",
+        help="auto: what works on this node; rlimit: this one alone, or fail; none: observe only (default: auto)",
     )
     parser.add_argument(
         "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"default: {STATE_DIR}"
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=RUN_DIR,
+        metavar="DIR",
+        help=f"the seccomp gate's (default: {RUN_DIR})",
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
     metrics.add_options(parser, METRICS_PORT)
@@ -58,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         proc_root=options.proc_root,
         gates=options.gates,
         state_dir=options.state_dir,
+        run_dir=options.run_dir,
         socket=options.socket,
         metrics_address=options.metrics_address,
         metrics_port=metrics.port(options),

@@ -1,0 +1,217 @@
+"""The gate as a process: puts its parts together, runs them, and ends them.
+
+One gate at a time answers on a node: it has the journal's lock, and another one waits for it, which is how an upgrade passes the work on
+within milliseconds. A gate that stalls is ended by an alarm of its own, so that its container is started again: calls wait meanwhile.
+
+The configuration is the file that the agent keeps of what is in force (`configuration.LastConfiguration`), so the gate needs no API server,
+and goes on without an agent (H3). It looks whether the file is another one `LOOKS_SECONDS` apart.
+"""
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.agent.configuration import LastConfiguration
+from pinwarden.agent.gates.seccomp import descriptors
+from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
+from pinwarden.agent.gates.seccomp.gate import Gate
+from pinwarden.agent.gates.seccomp.identity import parse
+from pinwarden.agent.gates.seccomp.journal import Journal
+from pinwarden.agent.gates.seccomp.pods import Pods
+from pinwarden.agent.gates.seccomp.record import NAME, Record
+from pinwarden.agent.subjects import Plan
+
+LOOKS_SECONDS = 0.05
+STALL_SECONDS = 20
+_STANDBY_SECONDS = 0.02
+_HOLDER_SECONDS = 5.0
+_RETRY_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs that outlives the gate's container."""
+
+    configuration: Path
+    run_dir: Path
+    cgroup_root: Path
+    proc_root: Path
+
+    @property
+    def holder_socket(self) -> Path:
+        """Where the holder takes gates."""
+        return self.run_dir / "holder.sock"
+
+    @property
+    def journal(self) -> Path:
+        """The calls that were received."""
+        return self.run_dir / "gate.journal"
+
+    @property
+    def record(self) -> Path:
+        """What the agent reads of the gate."""
+        return self.run_dir / NAME
+
+
+class _EndError(Exception):
+    """A signal asked for the end."""
+
+
+def run(settings: Settings) -> None:
+    """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
+    with _signals(), suppress(_EndError), ExitStack() as resources:
+        settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        journal = resources.enter_context(_journal(settings.journal))
+        pods = Pods(settings.cgroup_root, settings.proc_root)
+        gate = Gate(journal, pods, settings.proc_root, Record(settings.record))
+        resources.callback(gate.close)
+        process = _Process(settings, gate)
+        process.start()
+        while True:
+            signal.alarm(STALL_SECONDS)
+            process.turn()
+
+
+class _Process:
+    """A gate with its configuration and its holder."""
+
+    def __init__(self, settings: Settings, gate: Gate) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._memory = LastConfiguration(settings.configuration)
+        self._seen: tuple[int, int] | None = None
+        self._looks = self._connects = float("-inf")
+        self._holder: socket.socket | None = None
+
+    def start(self) -> None:
+        """Takes the configuration and all listeners over, and then what an earlier gate left."""
+        self._look_at_configuration(time.monotonic())
+        while self._holder is None:
+            signal.alarm(STALL_SECONDS)
+            self._connect()
+            if self._holder is None:
+                time.sleep(_RETRY_SECONDS)
+        self._gate.recover()
+        _log.info("the gate answers, process %d, %d listeners", os.getpid(), len(self._gate.listeners))
+
+    def turn(self) -> None:
+        """Does what is due, and answers."""
+        now = time.monotonic()
+        self._look_at_configuration(now)
+        if self._holder is None and now >= self._connects:
+            self._connects = now + _RETRY_SECONDS
+            self._connect()
+        try:
+            self._gate.turn()
+        except OSError:
+            _log.exception("calls wait, because what is known of the pods cannot be brought up to date")
+            time.sleep(_RETRY_SECONDS)
+
+    def _look_at_configuration(self, now: float) -> None:
+        if now < self._looks:
+            return
+        self._looks = now + LOOKS_SECONDS
+        try:
+            found = os.stat(self._settings.configuration)
+        except FileNotFoundError:
+            return
+        if self._seen == (found.st_ino, found.st_mtime_ns):
+            return
+        self._seen = found.st_ino, found.st_mtime_ns
+        if configuration := self._memory.load():
+            plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
+            self._gate.configure(plan)
+            _log.info("configuration in force: generation %s, %d limits", plan.generation, len(plan.limits))
+
+    def _connect(self) -> None:
+        """Gets what the holder has, and gives what it lacks; tries again at the next turn where that fails."""
+        try:
+            connection = descriptors.connect(self._settings.holder_socket, _HOLDER_SECONDS)
+        except OSError as error:
+            _log.debug("no holder answers: %s", error)
+            return
+        try:
+            descriptors.send(connection, Packet(Kind.GATE))
+            known = self._gate.listeners
+            told: set[int] = set()
+            while (packet := descriptors.receive(connection)) and packet.kind is not Kind.COMPLETE:
+                told.add(packet.number)
+                self._take(packet)
+            if packet is None:
+                raise ConnectionResetError("it ended before all was told")
+            for number in known.keys() - told:
+                descriptor, identity = known[number]
+                packet = Packet(Kind.LISTENER, number, identity.message, (descriptor,))
+                descriptors.send(connection, packet)
+        except OSError as error:
+            _log.warning("the holder does not tell all: %s", error)
+            connection.close()
+            return
+        self._holder = connection
+        self._gate.watch(connection.fileno(), self._hear)
+
+    def _hear(self) -> None:
+        """A new listener, or the holder's end."""
+        if self._holder is None:
+            return
+        try:
+            packet = descriptors.receive(self._holder)
+        except OSError as error:
+            _log.warning("the holder's connection failed: %s", error)
+            packet = None
+        if packet is None:
+            self._gate.forget(self._holder.fileno())
+            self._holder.close()
+            self._holder = None
+        else:
+            self._take(packet)
+
+    def _take(self, packet: Packet) -> None:
+        if packet.kind is not Kind.LISTENER or not packet.descriptors:
+            return
+        (descriptor,) = packet.descriptors
+        if packet.number in self._gate.listeners:
+            os.close(descriptor)
+            return
+        try:
+            self._gate.add(packet.number, descriptor, parse(packet.message))
+        except ValueError as error:
+            _log.error("who sent a listener is no container runtime: %s", error)
+            os.close(descriptor)
+
+
+@contextmanager
+def _journal(path: Path) -> Iterator[Journal]:
+    """The journal, as soon as no other gate has it. Raises OSError."""
+    waited = False
+    while True:
+        try:
+            journal = Journal(path)
+            break
+        except BlockingIOError:
+            if not waited:
+                _log.info("another gate answers; this one stands by")
+            waited = True
+            time.sleep(_STANDBY_SECONDS)
+    with journal:
+        yield journal
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _EndError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.alarm(0)

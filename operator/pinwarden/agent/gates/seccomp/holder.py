@@ -1,0 +1,261 @@
+"""The holder: keeps the descriptors of listeners, and does nothing else, so that there is no reason for it to end.
+
+While a copy of a listener's descriptor is open anywhere, calls wait for an answer; once the last one is closed they end with ENOSYS for as
+long as the container runs. So the container runtime sends each descriptor here, the gate gets a copy, and whichever of the two dies gets
+its copies back from the other. A new holder takes over from the one that runs, sockets and all, which then only keeps what it has.
+
+It answers whoever connects in one thread, trusts nobody to be quick, and starts fast: it imports nothing outside the standard library.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pinwarden.agent.gates.seccomp import descriptors
+from pinwarden.agent.gates.seccomp.descriptors import MESSAGE_BYTES, Kind, Packet
+
+SECONDS = 5.0
+_DESCRIPTORS = 4
+_BACKLOG = 512
+_log = logging.getLogger(__name__)
+
+
+class Holder:
+    """Listens from the moment it is made: `runtime` is the path in the profiles, `gates` that for gates and successors."""
+
+    def __init__(self, runtime: Path, gates: Path) -> None:
+        """Takes over from a holder that runs, or takes the place of one that is gone. Raises OSError."""
+        self._held: dict[int, tuple[int, bytes]] = {}
+        self._gate: socket.socket | None = None
+        self._poll = select.epoll()
+        self._ready: dict[int, Callable[[int], None]] = {}
+        self._arriving: dict[int, tuple[socket.socket, float, bytes, list[int]]] = {}
+        taken = self._take_over(gates)
+        self._runtime, self._gates = taken or (
+            _listen(runtime, socket.SOCK_STREAM),
+            _listen(gates, socket.SOCK_SEQPACKET),
+        )
+        self._watch(self._runtime, self._accept_runtime)
+        self._watch(self._gates, self._accept_gate)
+
+    @property
+    def held(self) -> int:
+        """How many listeners it has."""
+        return len(self._held)
+
+    def turn(self, seconds: float) -> None:
+        """Does what is to be done; waits for that up to `seconds`."""
+        for descriptor, event in self._poll.poll(seconds):
+            if ready := self._ready.get(descriptor):
+                ready(event)
+        now = time.monotonic()
+        for descriptor, (_, deadline, _, _) in list(self._arriving.items()):
+            if now > deadline:
+                _log.warning("a container runtime connected and did not finish within %.0f s", SECONDS)
+                self._end_arrival(descriptor)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        for descriptor, _ in self._held.values():
+            os.close(descriptor)
+        for each in (self._runtime, self._gates, self._gate):
+            if each is not None:
+                each.close()
+        self._poll.close()
+
+    def _watch(self, source: socket.socket, ready: Callable[[int], None]) -> None:
+        source.setblocking(False)
+        self._ready[source.fileno()] = ready
+        self._poll.register(source, select.EPOLLIN)
+
+    def _unwatch(self, source: socket.socket) -> None:
+        self._poll.unregister(source)
+        del self._ready[source.fileno()]
+
+    # -- listeners ---------------------------------------------------------------------------------------------------
+
+    def _accept_runtime(self, _: int) -> None:
+        with suppress(BlockingIOError):
+            connection, _ = self._runtime.accept()
+            number = connection.fileno()
+            self._arriving[number] = (connection, time.monotonic() + SECONDS, b"", [])
+            self._watch(connection, lambda _: self._read_runtime(number))
+
+    def _read_runtime(self, number: int) -> None:
+        connection, deadline, before, kept = self._arriving[number]
+        try:
+            data, came, _, _ = socket.recv_fds(
+                connection, MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("a container runtime went away: %s", error)
+            self._end_arrival(number)
+            return
+        kept += came
+        self._arriving[number] = (connection, deadline, before + data, kept)
+        if not data or len(before) + len(data) > MESSAGE_BYTES:
+            self._end_arrival(number)
+
+    def _end_arrival(self, number: int) -> None:
+        connection, _, message, came = self._arriving.pop(number)
+        self._unwatch(connection)
+        connection.close()
+        for extra in came[1:]:
+            os.close(extra)
+        if not came:
+            return
+        if not message or len(message) > MESSAGE_BYTES:
+            _log.error("a descriptor came without a message that says of which container; it is let go")
+            os.close(came[0])
+            return
+        listener = descriptors.new_number()
+        self._keep(listener, came[0], message)
+        self._tell_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
+
+    def _keep(self, number: int, descriptor: int, message: bytes) -> None:
+        self._held[number] = (descriptor, message)
+        self._ready[descriptor] = lambda event: self._let_go(number) if event & select.EPOLLHUP else None
+        self._poll.register(descriptor, 0)  # a hang-up is always told
+
+    def _let_go(self, number: int) -> None:
+        """No process is left that could make a call."""
+        descriptor, _ = self._held.pop(number)
+        self._poll.unregister(descriptor)
+        del self._ready[descriptor]
+        os.close(descriptor)
+
+    # -- gates and successors ----------------------------------------------------------------------------------------
+
+    def _accept_gate(self, _: int) -> None:
+        try:
+            connection, _ = self._gates.accept()
+        except BlockingIOError:
+            return
+        connection.settimeout(SECONDS)
+        try:
+            packet = descriptors.receive(connection)
+            if packet is not None and packet.kind is Kind.GATE:
+                self._send_all(connection)
+                self._drop_gate()
+                self._gate = connection
+                self._watch(connection, lambda _: self._read_gate(connection))
+                connection.settimeout(SECONDS)
+                return
+            if packet is not None and packet.kind is Kind.SUCCESSOR:
+                self._hand_over(connection)
+        except OSError as error:
+            _log.warning("who connected was not served: %s", error)
+        connection.close()
+
+    def _send_all(self, connection: socket.socket) -> None:
+        for number, (descriptor, message) in self._held.items():
+            descriptors.send(connection, Packet(Kind.LISTENER, number, message, (descriptor,)))
+        descriptors.send(connection, Packet(Kind.COMPLETE))
+
+    def _read_gate(self, connection: socket.socket) -> None:
+        """What a gate has that this holder lacks, or its end."""
+        try:
+            packet = descriptors.receive(connection)
+        except OSError as error:
+            _log.warning("the gate's connection failed: %s", error)
+            packet = None
+        if packet is None:
+            self._drop_gate()
+        elif packet.kind is Kind.LISTENER and packet.number not in self._held and packet.descriptors:
+            self._keep(packet.number, packet.descriptors[0], packet.message)
+
+    def _tell_gate(self, packet: Packet) -> None:
+        if self._gate is None:
+            return
+        try:
+            descriptors.send(self._gate, packet)
+        except OSError as error:
+            _log.warning(
+                "the gate does not take a listener, it will get all when it connects again: %s", error
+            )
+            self._drop_gate()
+
+    def _drop_gate(self) -> None:
+        if self._gate is not None:
+            self._unwatch(self._gate)
+            self._gate.close()
+            self._gate = None
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        """Everything goes to the successor; what it holds stays held here too. Raises OSError when that did not take all."""
+        while self._arriving:
+            self.turn(0.1)
+        sockets = (self._runtime.fileno(), self._gates.fileno())
+        descriptors.send(connection, Packet(Kind.SOCKETS, descriptors=sockets))
+        self._send_all(connection)
+        packet = descriptors.receive(connection)
+        if packet is None or packet.kind is not Kind.TAKEN:
+            raise OSError("the successor did not take all")
+        for each in (self._runtime, self._gates):
+            self._unwatch(each)
+            each.close()
+        self._drop_gate()
+        _log.info("another holder has taken over; this one keeps what it has, %d listeners", len(self._held))
+
+    def _take_over(self, gates: Path) -> tuple[socket.socket, socket.socket] | None:
+        """The sockets of the holder that runs, with all it has; None when there is none that answers."""
+        try:
+            with descriptors.connect(gates, 3 * SECONDS) as connection:
+                descriptors.send(connection, Packet(Kind.SUCCESSOR))
+                return self._take_all(connection)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            _log.error("the holder that runs does not hand over, its sockets are replaced: %s", error)
+            return None
+
+    def _take_all(self, connection: socket.socket) -> tuple[socket.socket, socket.socket]:
+        sockets: list[socket.socket] = []
+        while packet := descriptors.receive(connection):
+            if packet.kind is Kind.SOCKETS:
+                sockets = [socket.socket(fileno=each) for each in packet.descriptors]
+            elif packet.kind is Kind.LISTENER and packet.number not in self._held:
+                self._keep(packet.number, packet.descriptors[0], packet.message)
+            elif packet.kind is Kind.COMPLETE and len(sockets) == 2:
+                descriptors.send(connection, Packet(Kind.TAKEN))
+                return sockets[0], sockets[1]
+        raise OSError("it ended before all was handed over")
+
+
+def run(runtime: Path, gates: Path) -> None:
+    """Holds until SIGTERM or SIGINT. Raises OSError."""
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    holder = Holder(runtime, gates)
+    _log.info("the holder listens on %s, with %d listeners taken over", runtime, holder.held)
+    while not ended:
+        holder.turn(1.0)
+    _log.info("the holder ends; %d listeners live as long as a gate has them", holder.held)
+
+
+def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """A socket that root alone may connect to; it takes the place of one that is there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, kind)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(umask)
+    listener.listen(_BACKLOG)
+    return listener

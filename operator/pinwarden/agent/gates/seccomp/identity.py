@@ -1,0 +1,45 @@
+"""Who a listener belongs to: what the container runtime says of the container that it sends a seccomp descriptor of. Pure.
+
+The message is the OCI runtime specification's container process state. containerd and CRI-O put what the kubelet told them into its
+annotations: the pod's uid is the one that its cgroup bears, also of a static pod. A container of no pod is of the pod "", which no
+configuration lists.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pinwarden.agent.gates.seccomp.accounts import Place
+
+_NAMES = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
+_UIDS = ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
+_SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A container: its id, where its calls are made, and the id of its pod's sandbox, or empty. `message` is what the runtime said."""
+
+    id: str
+    place: Place
+    sandbox: str
+    message: bytes
+
+
+def parse(message: bytes) -> Identity:
+    """Reads the runtime's message. Raises ValueError, for people, when it does not say which container it is about."""
+    try:
+        state: Any = json.loads(message)["state"]
+        identity, annotations = state["id"], state.get("annotations") or {}
+        found = [
+            next((annotations[key] for key in keys if annotations.get(key)), "")
+            for keys in (_UIDS, _NAMES, _SANDBOXES)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an OCI container process state: {error!r}") from error
+    if not identity or not all(isinstance(each, str) for each in (identity, *found)):
+        raise ValueError(
+            "not an OCI container process state: no container's id, or annotations that are no text"
+        )
+    pod, name, sandbox = found
+    return Identity(identity, Place(pod, name), sandbox, message)

@@ -1,0 +1,191 @@
+"""What the gate knows of pods: which limits cover a call, and what their processes have locked and pinned now.
+
+It reads the same configuration, finds the same cgroups and counts by the same ledger as the rest of the agent. Two things it knows better.
+The runtime told which container each listener is of, so that scope Container is exact before the kubelet has reported an id. And where two
+processes show the same use because they have one address space, as after vfork(2), it counts it once.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pinwarden.agent.cgroups import process_hierarchy
+from pinwarden.agent.discovery import PodFinder
+from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
+from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
+from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.agent.gates.seccomp.threads import share_address_space, use_of_threads
+from pinwarden.agent.governed import Governed
+from pinwarden.agent.groups import group
+from pinwarden.agent.ledger import ProcessKey
+from pinwarden.agent.scopes import scoped
+from pinwarden.agent.subjects import Held, Plan
+from pinwarden.api.nodepinconfig import NodeLimit, PodContainer
+from pinwarden.api.pinlimit import Enforcement, Scope
+
+
+class Pods:
+    """The pods that a configuration holds limits for, and those that calls come from. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self, cgroup_root: Path, proc_root: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises ValueError when there is no cgroup hierarchy."""
+        self._finder = PodFinder(process_hierarchy(cgroup_root))
+        self._proc_root = proc_root
+        self._table = ProcessTable(proc_root)
+        self._clock = clock
+        self._plan: Plan | None = None
+        self._identities: tuple[Identity, ...] = ()
+        self._gated: frozenset[str] = frozenset()
+        self._subjects: dict[str, Governed] = {}
+        self._groups: dict[str, list[Governed]] = {}
+
+    def configure(self, plan: Plan | None) -> None:
+        """Takes a configuration, or None where there is none yet. Raises OSError."""
+        self._plan = plan
+        self._refresh()
+
+    def place(self, identities: Iterable[Identity]) -> None:
+        """The containers that calls can come from. Raises OSError."""
+        self._identities = tuple(identities)
+        self._gated = frozenset(identity.id for identity in self._identities)
+        self._refresh()
+
+    def listed(self, pod: str) -> bool:
+        """Whether the configuration names the pod, as one with limits or a free one."""
+        return self._plan is not None and self._plan.lists(pod)
+
+    def covering(self) -> dict[Place, tuple[Key, ...]]:
+        """The limits that hold for the calls of each place, those that are only audited left out."""
+        return {
+            place: tuple(
+                key for limit in self._enforced(place.pod) if (key := _key(limit, place)) is not None
+            )
+            for place in {identity.place for identity in self._identities}
+        }
+
+    def limit(self, key: Key) -> NodeLimit | None:
+        """The limit behind a key."""
+        return next((limit for limit in self._enforced(key.pod) if limit.name == key.limit), None)
+
+    def granted(self, pod: str) -> int:
+        """Bytes up to which the agent raises the rlimits of the pod's processes: the largest grant, held to every limit; 0 without one."""
+        limits = self._enforced(pod)
+        grant = max((limit.grant for limit in limits if limit.grant is not None), default=0)
+        return min([grant, *(limit.limit for limit in limits)])
+
+    def group_of(self, pod: str) -> str:
+        """Names the pods whose calls are decided in one order: those that share a limit of scope Node."""
+        return self._groups[pod][0].uid if pod in self._groups else pod
+
+    def look(self, place: Place) -> dict[Key, Look]:
+        """What every limit that covers this place, or one that shares a limit with it, has and uses.
+
+        Raises OSError, also when the pod has no processes in any cgroup that is known: the one that called must be there.
+        """
+        subjects = self._groups.get(place.pod, [])
+        now = self._clock()
+        for subject in subjects:
+            if not subject.paths:
+                subject.move(self._finder.find(now).get(subject.uid, ()))
+            if subject.look(self._table, now):
+                self._drop_strangers()
+            if subject.uid == place.pod and not subject.keys:
+                raise FileNotFoundError(f"no cgroup of pod {place.pod} is found that has processes")
+        gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
+        seen: dict[Key, Look] = {}
+        for one in scoped(subjects):
+            if one.limit.enforcement is Enforcement.ENFORCE:
+                key = Key(one.limit.name, one.pod, one.container)
+                seen[key] = Look(one.amount, self._use(one.members), one.members <= gated)
+        for subject in subjects:
+            for limit in self._enforced(subject.uid):
+                missing = _key(limit, Place(subject.uid, place.container))
+                if missing is not None and missing not in seen:
+                    seen[missing] = Look(limit.limit, self._use(subject.keys), closed=False)
+        return seen
+
+    def _gated_keys(self, subject: Governed) -> frozenset[ProcessKey]:
+        """The processes in containers that have a listener, and the sandbox."""
+        sandboxes = {each.sandbox for each in self._identities if each.place.pod == subject.uid}
+        return frozenset[ProcessKey]().union(
+            *(
+                keys
+                for identity, keys in subject.by_container.items()
+                if identity in self._gated or identity in sandboxes
+            )
+        )
+
+    def _drop_strangers(self) -> None:
+        kept = {key for subject in self._subjects.values() for key in subject.keys}
+        for process in self._table:
+            if process.key not in kept:
+                self._table.drop(process)
+
+    def _use(self, members: Iterable[ProcessKey]) -> int:
+        return sum(
+            self._use_of(process)
+            for process in map(self._table.__getitem__, members)
+            if not self._is_of_its_parent(process)
+        )
+
+    def _use_of(self, process: Followed) -> int:
+        if process.knowledge is Knowledge.UNKNOWN:
+            return use_of_threads(self._proc_root, process.key.pid)
+        return process.use
+
+    def _is_of_its_parent(self, process: Followed) -> bool:
+        """Whether its address space is its parent's, which is counted."""
+        if not process.use:
+            return False
+        parent = self._table.get(process.status.parent)
+        return (
+            parent is not None
+            and (parent.locked, parent.pinned) == (process.locked, process.pinned)
+            and share_address_space(process.key.pid, parent.key.pid)
+        )
+
+    def _enforced(self, pod: str | None) -> tuple[NodeLimit, ...]:
+        """The limits that refuse in this pod; with None all that do."""
+        if self._plan is None or self._plan.release:
+            return ()
+        held = self._plan.of_pod(pod) if pod is not None else None
+        limits = self._plan.limits if pod is None else held.limits if held else ()
+        return tuple(limit for limit in limits if limit.enforcement is Enforcement.ENFORCE)
+
+    def _held(self, pod: str) -> Held | None:
+        return self._plan.of_pod(pod) if self._plan else None
+
+    def _refresh(self) -> None:
+        found = self._finder.find(self._clock())
+        before, self._subjects = self._subjects, {}
+        for pod in {each.place.pod for each in self._identities} | found.keys():
+            held = self._held(pod)
+            if held is None:
+                continue
+            subject = before.get(pod) or Governed(pod, found.get(pod, ()), held)
+            subject.held = replace(held, containers=self._containers(pod, held))
+            self._subjects[pod] = subject
+        self._groups = {
+            subject.uid: subjects for subjects in group(self._subjects.values()) for subject in subjects
+        }
+        self._drop_strangers()
+
+    def _containers(self, pod: str, held: Held) -> tuple[PodContainer, ...]:
+        """All that are known, by name; what the runtime said goes before what the kubelet reported, which may be of an earlier start."""
+        known = {each.name: each.id for each in held.containers}
+        known |= {each.place.container: each.id for each in self._identities if each.place.pod == pod}
+        return tuple(PodContainer(name=name, id=identity) for name, identity in known.items())
+
+
+def _key(limit: NodeLimit, place: Place) -> Key | None:
+    """The account of a limit for calls of this place; None when the limit does not hold there."""
+    if limit.scope is Scope.NODE:
+        return Key(limit.name)
+    if limit.scope is Scope.POD:
+        return Key(limit.name, place.pod)
+    if limit.containers and place.container not in limit.containers:
+        return None
+    return Key(limit.name, place.pod, place.container)

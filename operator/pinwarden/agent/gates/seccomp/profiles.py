@@ -1,0 +1,174 @@
+"""The seccomp profiles that send pinning calls to the gate: pure functions of the container runtime's default rules, and their files.
+
+`runtime_default.json` is what containerd itself gives a pod with RuntimeDefault (`make profiles` writes it anew from containerd's source).
+In the gated variant of it each gated call that it allows is sent to the gate, and all else is as it was; in the variant for unconfined pods
+all else is allowed. A call that is gated for some arguments only is allowed for exactly the others: libseccomp would let a rule without
+arguments swallow one with. runc joins several conditions on one argument by "or", so the others are given as bit patterns that meet no
+gated one (`complement`).
+
+Both list no architecture. A runtime then filters for the machine's own, and a call in another one's way (32-bit, x32) ends the process.
+
+A profile's file never changes: running pods refer to it. What changes gets the next version.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+LISTENER_PATH: Final = "/run/pinwarden/seccomp.sock"
+FOLDER: Final = "pinwarden"
+VERSION: Final = 1
+_NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bits:
+    """All numbers whose bits under `mask` are those of `value`."""
+
+    mask: int
+    value: int
+
+    def meets(self, other: "Bits") -> bool:
+        """Whether they have a number in common."""
+        return not (self.value ^ other.value) & self.mask & other.mask
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The values of one argument for which a call is gated; only the lower `width` bits count."""
+
+    argument: int
+    width: int
+    patterns: tuple[Bits, ...]
+
+
+def _number(argument: int, *values: int, ignoring: int = 0) -> Condition:
+    """An argument that is an `int` of C."""
+    mask = (1 << 32) - 1 & ~ignoring
+    return Condition(argument, 32, tuple(Bits(mask, value) for value in values))
+
+
+def _type_byte(*values: int) -> Condition:
+    """The type byte of an ioctl's command (_IOC_TYPE)."""
+    return Condition(1, 32, tuple(Bits(0xFF00, value << 8) for value in values))
+
+
+GATED: Final[Mapping[str, Condition | None]] = {
+    "mlock": None,
+    "mlock2": None,
+    "mlockall": None,
+    "mremap": None,
+    "memfd_secret": None,
+    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000),)),  # MAP_LOCKED
+    "shmctl": _number(1, 11),  # SHM_LOCK
+    # IORING_REGISTER_BUFFERS, _BUFFERS2 and _BUFFERS_UPDATE, also with IORING_REGISTER_USE_REGISTERED_RING
+    "io_uring_register": _number(1, 0, 15, 16, ignoring=1 << 31),
+    "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf
+}
+"""The gated calls, each with the condition on its arguments, or None for always."""
+
+
+def complement(patterns: Iterable[Bits], width: int) -> list[Bits]:
+    """Patterns that together are all numbers of `width` bits but those of `patterns`; no number is in two."""
+    rest = [Bits(0, 0)]
+    for taken in patterns:
+        rest = [part for each in rest for part in _without(each, taken, width)]
+    return sorted(rest)
+
+
+def _without(whole: Bits, taken: Bits, width: int) -> list[Bits]:
+    """`whole` without `taken`: for each bit that `taken` fixes and `whole` does not, what differs in it first."""
+    if not whole.meets(taken):
+        return [whole]
+    parts = []
+    mask, value = whole.mask, whole.value
+    for bit in (1 << position for position in range(width - 1, -1, -1)):
+        if taken.mask & bit and not whole.mask & bit:
+            parts.append(Bits(mask | bit, value | (~taken.value & bit)))
+            mask, value = mask | bit, value | (taken.value & bit)
+    return parts
+
+
+def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
+    """Each profile by the name of its file, as the OCI runtime specification's LinuxSeccomp; `listener` is a path on the node."""
+    default = json.loads(resources.files(__package__).joinpath("runtime_default.json").read_text())
+    return {
+        f"runtime-default-v{VERSION}.json": {
+            **default,
+            "listenerPath": listener,
+            "syscalls": _gate(default["syscalls"]),
+        },
+        f"unconfined-v{VERSION}.json": {
+            "defaultAction": _ALLOW,
+            "listenerPath": listener,
+            "syscalls": [_notify(name, condition) for name, condition in GATED.items()],
+        },
+    }
+
+
+def install(folder: Path) -> list[Path]:
+    """Writes the profiles below the kubelet's seccomp folder where they are missing; returns those that are there and differ.
+
+    These stay as they are. Raises OSError.
+    """
+    folder = folder / FOLDER
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    differing = []
+    for name, profile in profiles().items():
+        path, data = folder / name, encode(profile)
+        if not path.exists():
+            beside = path.with_name(f".{name}.{os.getpid()}")
+            beside.write_bytes(data)
+            beside.chmod(0o644)
+            beside.replace(path)
+        elif path.read_bytes() != data:
+            differing.append(path)
+    return differing
+
+
+def encode(profile: Mapping[str, Any]) -> bytes:
+    """The content of a profile's file."""
+    return json.dumps(profile, indent=1).encode() + b"\n"
+
+
+def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runtime's rules with the gated calls taken out, and for those that they allow the gate's rules."""
+    allowed = {
+        name for rule in rules if rule["action"] == _ALLOW and not rule.get("args") for name in rule["names"]
+    }
+    found = []
+    for rule in rules:
+        names = [name for name in rule["names"] if name not in GATED]
+        if names:
+            found.append({**rule, "names": names})
+    for name, condition in GATED.items():
+        if name in allowed:
+            found.append(_notify(name, condition))
+            if condition is not None:
+                rest = complement(condition.patterns, condition.width)
+                found.append({"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)})
+    return found
+
+
+def _notify(name: str, condition: Condition | None) -> dict[str, Any]:
+    rule: dict[str, Any] = {"names": [name], "action": _NOTIFY}
+    if condition is not None:
+        rule["args"] = _arguments(condition, condition.patterns)
+    return rule
+
+
+def _arguments(condition: Condition, patterns: Iterable[Bits]) -> list[dict[str, Any]]:
+    """Conditions that runc joins by "or"; a single one stands for itself. `value` is the mask and `valueTwo` what is under it."""
+    return [
+        {
+            "index": condition.argument,
+            "value": bits.mask,
+            "valueTwo": bits.value,
+            "op": "SCMP_CMP_MASKED_EQ",
+        }
+        for bits in patterns
+    ]

@@ -1,0 +1,183 @@
+"""What the gate tells the rest of the agent: whom it holds, whom not exactly, and what it refused. A file, so that both may die alone.
+
+The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
+that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs.
+What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`.
+"""
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pinwarden.agent.gates.seccomp.accounts import Place
+from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.api.nodepinconfig import NodeLimit
+from pinwarden.api.pinlimit import Source
+
+NAME = "gate.json"
+BETWEEN_WRITES_SECONDS = 0.2
+LISTED = 32
+_LOST = 1024
+_VERSION = 1
+_NAME, _COMMAND, _MESSAGE, _MOST = 63, 16, 256, 2**62  # what a DenialReport has room for
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A refused call: who asked for how many bytes, what was used, and the limit that said no, or else why, in words.
+
+    `tid` is the thread's number on the node. `asked` and `used` are None where that cannot be told.
+    """
+
+    place: Place
+    tid: int
+    process: str
+    source: Source
+    asked: int | None
+    used: int | None
+    limit: NodeLimit | None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """The file's content.
+
+    `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `loosened` has
+    per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
+    `DenialReport`, and `number` is that of the last one.
+    """
+
+    containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+    loosened: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    recent: tuple[Mapping[str, Any], ...] = ()
+    number: int = 0
+
+
+def load(path: Path) -> Told | None:
+    """What the file tells; None when there is none, or none that is understood. Raises OSError."""
+    try:
+        content: Any = json.loads(path.read_bytes())
+        if content["version"] != _VERSION:
+            return None
+        return Told(
+            containers={
+                key: (pod, name, sandbox) for key, (pod, name, sandbox) in content["containers"].items()
+            },
+            lost=frozenset(content["lost"]),
+            loosened={pod: tuple(reasons) for pod, reasons in content["loosened"].items()},
+            denials=content["denials"],
+            recent=tuple(content["recent"]),
+            number=content["number"],
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("%s is not understood: %r", path, error)
+        return None
+
+
+class Record:
+    """The writing side. `now` is of a monotonic clock, in seconds."""
+
+    def __init__(self, path: Path) -> None:
+        """Goes on from what an earlier gate left. Raises OSError."""
+        self._path = path
+        told = load(path) or Told()
+        self._earlier = dict(told.containers)
+        self._containers: dict[str, tuple[str, str, str]] = {}
+        self._lost = set(told.lost)
+        self._loosened = {pod: list(reasons) for pod, reasons in told.loosened.items()}
+        self._denials = {pod: dict(counts) for pod, counts in told.denials.items()}
+        self._recent = deque(told.recent, LISTED)
+        self._number = told.number
+        self._changed = True
+        self._due = float("-inf")
+
+    def gated(self, identities: Iterable[Identity]) -> None:
+        """These containers have a listener, and no others."""
+        self._containers = {each.id: (*each.place, each.sandbox) for each in identities}
+        self._lost -= self._containers.keys()
+        pods = {pod for pod, _, _ in self._containers.values()}
+        self._loosened = {pod: reasons for pod, reasons in self._loosened.items() if pod in pods}
+        self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
+        self._changed = True
+
+    def complete(self) -> None:
+        """All listeners that there are were told of: what an earlier gate held besides is lost."""
+        self._lost |= self._earlier.keys() - self._containers.keys()
+        self._lost = set(sorted(self._lost)[:_LOST])
+        self._earlier.clear()
+        self._changed = True
+
+    def loosened(self, pod: str, reason: str) -> None:
+        """The pod is not held exactly from now on; written at once, where it is news. Raises OSError."""
+        reasons = self._loosened.setdefault(pod, [])
+        if reason not in reasons:
+            reasons.append(reason)
+            self._write()
+
+    def denied(self, denial: Denial) -> None:
+        """A call is refused."""
+        uid = denial.limit.uid if denial.limit else ""
+        counts = self._denials.setdefault(denial.place.pod, {})
+        counts[uid] = counts.get(uid, 0) + 1
+        self._number += 1
+        self._recent.append(_wire(denial, self._number))
+        self._changed = True
+
+    def flush(self, now: float) -> None:
+        """Writes what changed, when that is due."""
+        if self._changed and now >= self._due:
+            self._due = now + BETWEEN_WRITES_SECONDS
+            try:
+                self._write()
+            except OSError as error:
+                _log.error("%s cannot be written: %s", self._path, error)
+
+    def _write(self) -> None:
+        content = {
+            "version": _VERSION,
+            "containers": self._containers,
+            "lost": sorted(self._lost),
+            "loosened": self._loosened,
+            "denials": self._denials,
+            "recent": list(self._recent),
+            "number": self._number,
+        }
+        beside = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(content, file)
+        beside.replace(self._path)
+        self._changed = False
+
+
+def _wire(denial: Denial, number: int) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "number": number,
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "pod": denial.place.pod,
+        "container": denial.place.container[:_NAME],
+        "process": denial.process[:_COMMAND],
+        "pid": denial.tid,
+        "source": denial.source.value,
+    }
+    if denial.asked is not None:
+        content["asked"] = min(denial.asked, _MOST)
+    if denial.used is not None:
+        content["used"] = denial.used
+    if denial.limit is not None:
+        content |= {"limit": denial.limit.limit, "name": denial.limit.name, "uid": denial.limit.uid}
+    if denial.message:
+        content["message"] = denial.message[:_MESSAGE]
+    return content

@@ -1,0 +1,81 @@
+"""`pinwarden gate` and `pinwarden holder`: the two programs of the seccomp gate."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli import logs
+from pinwarden.cli.agent import RUN_DIR, STATE_DIR
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommands."""
+    gate = commands.add_parser(
+        "gate", help="answer the pinning calls of pods that have a profile of pinwarden"
+    )
+    gate.add_argument(
+        "--local",
+        action="store_true",
+        help="the agent follows local files (--config) instead of an API server",
+    )
+    gate.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
+    gate.add_argument("--proc-root", type=Path, default=Path("/proc"), metavar="DIR")
+    gate.add_argument(
+        "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"the agent's (default: {STATE_DIR})"
+    )
+    gate.set_defaults(run=_gate)
+    holder = commands.add_parser("holder", help="keep the descriptors of the gate, and do nothing else")
+    holder.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="DIR",
+        help="the kubelet's seccomp folder, into which the profiles are written first",
+    )
+    holder.set_defaults(run=_hold)
+    for parser in (gate, holder):
+        parser.add_argument(
+            "--run-dir",
+            type=Path,
+            default=RUN_DIR,
+            metavar="DIR",
+            help=f"a folder in a tmpfs of the node (default: {RUN_DIR})",
+        )
+        logs.add_option(parser)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from pinwarden.agent.gates.seccomp import daemon
+
+    logs.configure(options.log_format)
+    name = "local.json" if options.local else "nodepinconfig.json"
+    settings = daemon.Settings(
+        configuration=options.state_dir / name,
+        run_dir=options.run_dir,
+        cgroup_root=options.cgroup_root,
+        proc_root=options.proc_root,
+    )
+    try:
+        daemon.run(settings)
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).critical("the gate failed, calls wait", exc_info=True)
+        sys.stderr.write(f"pinwarden gate: {error}\n")
+        return 1
+    return 0
+
+
+def _hold(options: argparse.Namespace) -> int:
+    from pinwarden.agent.gates.seccomp import holder
+
+    logs.configure(options.log_format)
+    try:
+        if options.profiles is not None:
+            from pinwarden.agent.gates.seccomp.profiles import install
+
+            install(options.profiles)
+        holder.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
+    except OSError as error:
+        sys.stderr.write(f"pinwarden holder: {error}\n")
+        return 1
+    return 0
