@@ -7,6 +7,7 @@ import pytest
 
 from pinwarden import __version__
 from pinwarden.agent.followed import ProcessTable
+from pinwarden.agent.gated import GateRecord
 from pinwarden.agent.gates.rlimit import GateAbility
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.overshoots import LISTED, Overshoots
@@ -79,7 +80,9 @@ def test_the_overshoot_of_a_deleted_limit_is_forgotten() -> None:
 def status(pods: int = 0, plan: Plan | None = None) -> NodePinConfigStatus:
     subjects = [Governed(f"{number:04}", (), Held(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
-    return Reporter(GateAbility(True), "v2").report(plan, subjects, table, Overshoots(), None)
+    return Reporter(GateAbility(True), "v2", GateRecord(None)).report(
+        plan, subjects, table, Overshoots(), None
+    )
 
 
 def test_the_node_is_described() -> None:

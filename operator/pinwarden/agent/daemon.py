@@ -16,6 +16,7 @@ from typing import Literal
 from pinwarden.agent.configuration import ConfigurationError, LastConfiguration
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
+from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.kube import NodePinConfigClient
 from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.agent.localconfig import LocalWatcher, read_files
@@ -53,6 +54,7 @@ class Settings:
     proc_root: Path
     gates: Gates
     state_dir: Path
+    run_dir: Path
     socket: Path
     metrics_address: str
     metrics_port: int | None
@@ -98,6 +100,7 @@ def _take_node(settings: Settings, resources: ExitStack) -> tuple[Engine, GateAb
         proc_root=settings.proc_root,
         store=SavedStore(settings.state_dir / "saved.json", boot_id),
         ability=ability,
+        gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
     )
     resources.callback(engine.close)
     return engine, ability

@@ -13,6 +13,9 @@ dealt again as use changes. For a process i, with all amounts in bytes:
 - hard_i = min(allowance_i, cap_i),
 - soft_i = min(the saved soft limit or the grant, whichever is more, hard_i).
 
+Where the seccomp gate holds the sum exactly, each process may have all of it: allowance_i = max(own_i, the smallest limit_c), so that the
+kernel refuses nothing that the gate lets through, and `ulimit -l` tells what the pod may have.
+
 What follows:
 
 - A limit below today's use leaves own_i: nothing is evicted and nothing more is let in (P11).
@@ -43,13 +46,14 @@ UNLIMITED = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What one process has locked and pinned, and the limits it had before the first deal. All in bytes."""
+    """What one process has locked and pinned, and the limits it had before the first deal. All in bytes. `exact`: a gate holds its sums."""
 
     key: ProcessKey
     locked: int
     pinned: int
     saved_soft: int
     saved_hard: int
+    exact: bool = False
 
     @property
     def use(self) -> int:
@@ -93,7 +97,9 @@ def deal(
     for constraint in constraints:
         share = _share(constraint, table, page_size)
         for key in constraint.members:
-            smallest_share[key] = min(smallest_share[key], share)
+            own = table[key].own
+            room = max(0, constraint.limit - own) if table[key].exact else share
+            smallest_share[key] = min(smallest_share[key], room)
             if constraint.grant is not None:
                 grants[key] = max(grants.get(key, 0), constraint.grant)
     return {

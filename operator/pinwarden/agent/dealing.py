@@ -117,7 +117,7 @@ class Dealer:
         covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
         settled = True
         for _ in range(_ROUNDS):
-            changes = self._changes(covered, constraints)
+            changes = self._changes(subjects, covered, constraints)
             lowered = [change for change in changes if change.limits.hard < change.saved.dealt.hard]
             self._set_all(subjects, lowered)
             grown = [change for change in lowered if _grew_past(change)]
@@ -129,9 +129,15 @@ class Dealer:
             self.part(subject, subject.keys - covered)
         return settled
 
-    def _changes(self, covered: frozenset[ProcessKey], constraints: Sequence[Scoped]) -> list[_Change]:
+    def _changes(
+        self,
+        subjects: Sequence[Governed],
+        covered: frozenset[ProcessKey],
+        constraints: Sequence[Scoped],
+    ) -> list[_Change]:
+        exact = frozenset[ProcessKey]().union(*(subject.keys for subject in subjects if subject.exact))
         wanted = deal(
-            map(self._described, covered),
+            (self._described(key, exact=key in exact) for key in covered),
             [
                 Constraint(one.amount, one.members, one.limit.contention, one.limit.grant)
                 for one in constraints
@@ -210,12 +216,12 @@ class Dealer:
             pass
         return True
 
-    def _described(self, key: ProcessKey) -> Process:
+    def _described(self, key: ProcessKey, *, exact: bool) -> Process:
         """An unknown use is taken for all there is: then nothing more is let into its constraints."""
         process = self._table[key]
         locked = UNLIMITED if process.knowledge is Knowledge.UNKNOWN else process.locked
         before = process.saved.before if process.saved is not None else Limits(0, 0)
-        return Process(key, locked, process.pinned, before.soft, before.hard)
+        return Process(key, locked, process.pinned, before.soft, before.hard, exact)
 
     def _current(self, process: Followed) -> Limits | None:
         """Its limits of now; None when it is gone, or when the kernel refuses to tell, which is its `failure` then."""

@@ -18,6 +18,7 @@ from pinwarden.agent.cgroups import detect_layout, process_hierarchy
 from pinwarden.agent.dealing import Dealer
 from pinwarden.agent.discovery import PodFinder, match_directories
 from pinwarden.agent.followed import ProcessTable
+from pinwarden.agent.gated import GateRecord
 from pinwarden.agent.gates.rlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.agent.governed import IDLE_SECONDS, DealtPairs, Governed
 from pinwarden.agent.groups import group
@@ -41,7 +42,7 @@ Dealing = tuple[list[Governed], list[Scoped]]
 
 
 class Engine:
-    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes."""
+    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` is the seccomp gate's record."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Engine:
         proc_root: Path,
         store: SavedStore,
         ability: GateAbility,
+        gate: Path | None = None,
         page_size: int = os.sysconf("SC_PAGE_SIZE"),
         clock: Callable[[], float] = time.monotonic,
         prlimit: Prlimit = prlimit_memlock,
@@ -60,7 +62,8 @@ class Engine:
         self._table = ProcessTable(proc_root)
         self._dealer = Dealer(self._table, store, prlimit, page_size)
         self._partings = Partings(self._table, self._dealer)
-        self._reporter = Reporter(ability, detect_layout(cgroup_root).value)
+        self._gate = GateRecord(gate)
+        self._reporter = Reporter(ability, detect_layout(cgroup_root).value, self._gate)
         self._overshoots = Overshoots()
         self._ability = ability
         self._clock = clock
@@ -89,6 +92,10 @@ class Engine:
                 self._acknowledged = plan
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
+        if self._gate.look():
+            for subject in self._subjects.values():
+                if self._gate.standing(subject).exact != subject.exact:
+                    subject.heat(now)
         fresh, finding, thorough = self._acknowledged is not plan, now >= self._find_due, False
         if finding:
             try:
@@ -184,6 +191,7 @@ class Engine:
             subject.due = now + _LONGEST_SECONDS
             return set()
         subject.failure = ""
+        subject.exact = self._gate.standing(subject).exact
         return left
 
     def _deal(self, touched: Iterable[Dealing], now: float) -> None:

@@ -62,6 +62,7 @@ class Governed:
     """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id.
 
     `parted` are those of them that no constraint covers and that have what they had before. `failure` is why it cannot be read, or empty.
+    `exact`: the seccomp gate holds the sum.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], held: Held) -> None:
@@ -73,6 +74,7 @@ class Governed:
         self.by_container: Mapping[str, frozenset[ProcessKey]] = {}
         self.parted: frozenset[ProcessKey] = frozenset()
         self.truncated = False
+        self.exact = False
         self.failure = ""
         self.peaks = Peaks()
         self.deals = DealtPairs()

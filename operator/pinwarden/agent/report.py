@@ -1,25 +1,40 @@
 """What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2)."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from pydantic import ValidationError
+
 from pinwarden import __version__
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
+from pinwarden.agent.gated import GateRecord, Standing
 from pinwarden.agent.gates.rlimit import GateAbility
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.overshoots import Overshoots
 from pinwarden.agent.scopes import has_unknown_container, running_containers
 from pinwarden.agent.sources import GATE, NO_GATE, source_levels
 from pinwarden.agent.subjects import Plan
-from pinwarden.api.nodepinconfig import AppliedLimit, ContainerReport, NodePinConfigStatus, PodReport
+from pinwarden.api.nodepinconfig import (
+    AppliedLimit,
+    ContainerReport,
+    DenialReport,
+    LimitDenials,
+    NodePinConfigStatus,
+    PodReport,
+)
 from pinwarden.api.pinlimit import Level
 
 _PODS = 4096
 _LIMITS = 1024
 _CONTAINERS = 64
+_DENIALS = 32
+EXACT = "SeccompGate"
+LOST = "GateLost"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +49,11 @@ class Verdict:
 class Reporter:
     """Puts statuses together; what does not change is asked for once."""
 
-    def __init__(self, ability: GateAbility, cgroup_version: Literal["v2", "v1", "hybrid"]) -> None:
+    def __init__(
+        self, ability: GateAbility, cgroup_version: Literal["v2", "v1", "hybrid"], gate: GateRecord
+    ) -> None:
         self._ability = ability
+        self._gate = gate
         self._empty = NodePinConfigStatus(
             agent_version=__version__,
             kernel_version=os.uname().release,
@@ -64,11 +82,13 @@ class Reporter:
                 "overshoots": listed,
                 "truncated": cut or len(subjects) > _PODS or max(len(applied), len(unsupported)) > _LIMITS,
                 "sampled_at": sampled,
+                **self._denials(),
             }
         )
 
     def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
-        verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability)
+        standing = self._gate.standing(subject)
+        verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
         return PodReport(
             uid=subject.uid,
             vm_lck=subject.locked,
@@ -78,8 +98,27 @@ class Reporter:
             level=verdict.level,
             reason=verdict.reason,
             message=verdict.message,
+            denials=self._denials_of(subject) if standing.gated else None,
             containers=_containers(subject, table)[:_CONTAINERS],
         )
+
+    def _denials_of(self, subject: Governed) -> list[LimitDenials]:
+        counts = self._gate.told.denials.get(subject.uid, {}) if self._gate.told else {}
+        held = {limit.uid for limit in subject.held.limits}
+        found = [LimitDenials(uid=uid, count=count) for uid, count in counts.items() if uid in held]
+        return found[:_DENIALS]
+
+    def _denials(self) -> dict[str, object]:
+        """What was refused lately; nothing where no gate is."""
+        told = self._gate.told
+        if told is None:
+            return {}
+        try:
+            recent = [DenialReport.model_validate(each) for each in told.recent]
+        except ValidationError as error:
+            _log.warning("the gate's refusals are not understood: %s", error)
+            recent = []
+        return {"recent_denials": recent, "denials_dropped": told.number - len(recent)}
 
 
 def acknowledge(plan: Plan, subjects: Iterable[Governed], table: ProcessTable) -> list[AppliedLimit]:
@@ -95,10 +134,16 @@ def acknowledge(plan: Plan, subjects: Iterable[Governed], table: ProcessTable) -
     return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]
 
 
-def judge(subject: Governed, processes: Sequence[Followed], ability: GateAbility) -> Verdict:
+def judge(
+    subject: Governed, processes: Sequence[Followed], ability: GateAbility, standing: Standing
+) -> Verdict:
     """The level of a subject with these processes, and the first reason why it is no better."""
     if subject.failure:
         return Verdict(Level.OBSERVE, "NotReadable", subject.failure)
+    if standing.lost:
+        return Verdict(Level.OBSERVE, LOST, standing.why)
+    if standing.exact and subject.held.enforced and not subject.truncated:
+        return Verdict(Level.DENY, EXACT)
     if not ability.available:
         return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
     if not subject.held.limits:
@@ -114,7 +159,7 @@ def judge(subject: Governed, processes: Sequence[Followed], ability: GateAbility
         return Verdict(
             Level.OBSERVE, "ContainerUnknown", "held to the sum: the id of a container is not known yet"
         )
-    return Verdict(Level.CONVERGE, GATE)
+    return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
 
 
 def _not_held(process: Followed) -> Verdict | None:

@@ -1,0 +1,78 @@
+"""Which pods the seccomp gate holds exactly, as far as its record tells; read again when the file is another one.
+
+A pod is held *exactly* when each of its processes is in a container that has a listener (or in its sandbox), none has pinned anything
+through a driver, and the gate has seen no call that loosens it. Only then is its level Deny (H1), and only then does the agent give each
+process the whole limit as its rlimit, because the gate holds the sum. A gate that is away changes nothing: calls wait for it.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.agent.gates.seccomp.record import Told, load
+from pinwarden.agent.governed import Governed
+
+UNGATED = "created without the gate's profile"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the gate stands to one pod. `why` says why it is not held exactly, for people; empty where it is, and without a gate."""
+
+    gated: bool = False
+    exact: bool = False
+    lost: bool = False
+    why: str = ""
+
+
+class GateRecord:
+    """The record at `path`; with None there is no gate, and no pod is gated."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self.told: Told | None = None
+
+    def look(self) -> bool:
+        """Reads the file if it is another one; whether it was."""
+        if self._path is None:
+            return False
+        try:
+            found = os.stat(self._path)
+            seen = found.st_ino, found.st_mtime_ns
+            if seen == self._seen:
+                return False
+            self.told = load(self._path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            _log.error("what the gate tells cannot be read, the last of it stays: %s", error)
+            return False
+        self._seen = seen
+        return True
+
+    def standing(self, subject: Governed) -> Standing:
+        """How the gate stands to a pod that was looked at."""
+        told = self.told
+        if told is None:
+            return Standing()
+        running = subject.by_container.keys()
+        gated = {one for one in running if one in told.containers}
+        if not told.lost.isdisjoint(running):
+            return Standing(
+                True, lost=True, why="the descriptors of its gate are lost: its pinning calls end with ENOSYS"
+            )
+        if not gated:
+            return Standing(why=UNGATED)
+        sandboxes = {told.containers[one][2] for one in gated}
+        covered = frozenset().union(
+            *(subject.by_container[one] for one in running if one in gated | sandboxes)
+        )
+        why = "; ".join(told.loosened.get(subject.uid, ()))
+        if not subject.keys <= covered:
+            why = "a container, or a process in none, has not the gate's profile"
+        elif subject.pinned and not why:
+            why = "a driver has pinned memory for it"
+        return Standing(True, exact=not why, why=why)
