@@ -1,0 +1,173 @@
+"""The gate holds whole pods exactly: what an outside reader sees, what is let through, and what is refused (P1, P5)."""
+
+import errno
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gated.node import MIB, NOBODY, Node, Pod, locked
+
+HERE = Path(__file__).parent
+PAGE = 4096
+LIMIT = MIB
+
+
+class Watch:
+    """Reads what the pod has locked, over and over, and keeps the most that two equal readings in a row showed."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.most = 0
+        self.readings = 0
+        self._pod = pod
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last: list[int] = []
+        pids = sorted(self._pod.pids)
+        while not self._ended.wait(0.001):
+            now = [locked(pid) for pid in pids]
+            if now == last:
+                self.most = max(self.most, sum(now))
+                self.readings += 1
+            else:
+                pids = sorted(self._pod.pids)
+            last = now
+
+
+def ask(process: "subprocess.Popen[str]", line: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(line, file=process.stdin, flush=True)
+    return process.stdout.readline().strip()
+
+
+def start(
+    pod: Pod, program: str, *arguments: object, user: int = NOBODY, profile: str = "unconfined"
+) -> "subprocess.Popen[str]":
+    process = pod.run([str(HERE / program), *map(str, arguments)], user=user, profile=profile)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+@pytest.mark.parametrize("user", [NOBODY, 0], ids=["unprivileged", "root-with-every-capability"])
+@pytest.mark.parametrize(("processes", "rounds"), [(1, 250), (4, 180), (16, 60), (64, 15)])
+def test_racing_processes_get_the_limit_to_the_page_and_never_more(
+    node: Node, processes: int, rounds: int, user: int
+) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    racers = start(pod, "racer.py", processes, 512, user=user)
+    with Watch(pod) as watch:
+        for seed in range(rounds):
+            result = json.loads(ask(racers, str(seed)))
+            held = sum(own for own, _ in result["rounds"])
+            assert held == LIMIT
+            assert pod.locked == LIMIT
+            calls = [call for _, own in result["rounds"] for call in own]
+            assert {error for *_, error in calls} <= {0, errno.ENOMEM, errno.EAGAIN}
+            assert_no_false_refusal(sum(result["freed"]), calls)
+    assert watch.most == LIMIT
+    assert watch.readings > rounds
+
+
+def assert_no_false_refusal(at_first: int, calls: list[tuple[int, float, float, int, int]]) -> None:
+    """A refused call did not fit beside what was held at first and what had been asked for successfully by the time it was back."""
+    taken = sorted((began, amount) for _, began, _, amount, error in calls if not error)
+    for _, _, ended, amount, error in calls:
+        if error:
+            most = at_first + sum(each for began, each in taken if began < ended)
+            assert most + amount > LIMIT
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+def test_a_fresh_pod_whose_first_act_is_too_much_is_refused(node: Node) -> None:
+    pods = [node.pod() for _ in range(100)]
+    node.hold({pod.uid: LIMIT for pod in pods})
+    for pod in pods:
+        locker = start(pod, "locker.py", 2 * LIMIT)
+        assert ask(locker, f"lock {LIMIT + PAGE}") == f"0 {errno.ENOMEM}"
+        assert pod.locked == 0
+        assert ask(locker, f"lock {LIMIT}") == f"{LIMIT} 0"
+        pod.end()
+
+
+@pytest.mark.rule("H3", level="Deny")
+def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    loopers = start(pod, "looper.py", 4)
+    with Watch(pod) as watch:
+        for _ in range(100):
+            before = int(ask(loopers, "").split()[0])
+            node.until(lambda before=before: int(ask(loopers, "").split()[0]) > before + 20)  # type: ignore[misc]
+            node.kill_gate()
+    calls, *strange = ask(loopers, "").split()
+    assert not strange
+    assert int(calls) > 100 * 20
+    assert 0 < watch.most <= LIMIT
+
+
+@pytest.mark.rule("H3", level="Deny")
+def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
+    for _ in range(3):
+        node.holder.kill()
+        node.holder.wait()
+        node.holder = node.start("holder")
+        time.sleep(0.6)
+        node.kill_gate()
+        assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+
+
+@pytest.mark.rule("H3", level="Deny")
+def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    loopers = start(pod, "looper.py", 4)
+    for _ in range(3):
+        old_holder, old_gate = node.holder, node.gate
+        node.holder = node.start("holder")
+        node.gate = node.start("gate", "--state-dir", str(node.state_dir))
+        time.sleep(0.7)
+        assert old_gate.poll() is None
+        for old in (old_gate, old_holder):
+            old.terminate()
+            assert old.wait(5) == 0
+        before = int(ask(loopers, "").split()[0])
+        node.until(lambda before=before: int(ask(loopers, "").split()[0]) > before + 20)  # type: ignore[misc]
+        fresh = start(node.pod(), "locker.py", LIMIT)
+        assert ask(fresh, f"lock {PAGE}") == f"{PAGE} 0"
+    assert len(ask(loopers, "").split()) == 1
+
+
+@pytest.mark.rule("H1", level="Deny")
+def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    locker = start(pod, "locker.py", LIMIT)
+    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
+    node.until(lambda: pod.container in node.told.containers)
+    for each in (node.holder, node.gate):
+        each.kill()
+        each.wait()
+    assert ask(locker, f"lock {PAGE}") == f"{PAGE} {errno.ENOSYS}"
+    node.holder, node.gate = node.start("holder"), node.start("gate", "--state-dir", str(node.state_dir))
+    node.until(lambda: pod.container in node.told.lost)

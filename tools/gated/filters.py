@@ -1,0 +1,90 @@
+"""Loads an OCI seccomp profile into the calling process through libseccomp, as runc does (libcontainer/seccomp)."""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from typing import Any
+
+_lib = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+_lib.seccomp_init.restype = ctypes.c_void_p
+_lib.seccomp_init.argtypes = [ctypes.c_uint32]
+_lib.seccomp_load.argtypes = _lib.seccomp_notify_fd.argtypes = [ctypes.c_void_p]
+_lib.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
+_lib.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_ACTIONS = {"SCMP_ACT_ALLOW": 0x7FFF0000, "SCMP_ACT_NOTIFY": 0x7FC00000, "SCMP_ACT_ERRNO": 0x00050000}
+_OPERATORS = {
+    "SCMP_CMP_NE": 1,
+    "SCMP_CMP_LT": 2,
+    "SCMP_CMP_LE": 3,
+    "SCMP_CMP_EQ": 4,
+    "SCMP_CMP_GE": 5,
+    "SCMP_CMP_GT": 6,
+    "SCMP_CMP_MASKED_EQ": 7,
+}
+_EPERM = 1
+_OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE
+_LONG = 32
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+_lib.seccomp_rule_add_array.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_uint32,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.POINTER(_Comparison),
+]
+
+
+def install(profile: Mapping[str, Any]) -> int:
+    """Filters this process for ever; its no_new_privs becomes set. Returns the listener's descriptor. Raises OSError."""
+    filtered = _context(profile)
+    _check(_lib.seccomp_load(filtered))
+    return int(_lib.seccomp_notify_fd(filtered))
+
+
+def export(profile: Mapping[str, Any], descriptor: int) -> None:
+    """Writes the filter as a BPF program, 8 bytes an instruction. Raises OSError."""
+    _check(_lib.seccomp_export_bpf(_context(profile), descriptor))
+
+
+def _context(profile: Mapping[str, Any]) -> ctypes.c_void_p:
+    default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
+    context = ctypes.c_void_p(_lib.seccomp_init(default))
+    rules = [(name, rule) for rule in profile["syscalls"] for name in rule["names"]]
+    if len(rules) > _LONG:
+        _check(_lib.seccomp_attr_set(context, _OPTIMIZE, 2))
+    for name, rule in rules:
+        action = _action(rule["action"], rule.get("errnoRet"))
+        number = _lib.seccomp_syscall_resolve_name(name.encode())
+        if action == default or number < 0:
+            continue
+        arguments = rule.get("args") or []
+        comparisons = [
+            _Comparison(each["index"], _OPERATORS[each["op"]], each["value"], each.get("valueTwo", 0))
+            for each in arguments
+        ]
+        indices = [each["index"] for each in arguments]
+        together = [comparisons] if len(set(indices)) == len(indices) else [[each] for each in comparisons]
+        for one in together:
+            array = (_Comparison * len(one))(*one)
+            _check(_lib.seccomp_rule_add_array(context, action, number, len(one), array))
+    return context
+
+
+def _action(name: str, error: int | None) -> int:
+    action = _ACTIONS[name]
+    return action | (_EPERM if error is None else error) if name == "SCMP_ACT_ERRNO" else action
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))

@@ -1,0 +1,207 @@
+"""This machine as a node: a holder and a gate as real processes, and pods' cgroups with real processes under pinwarden's profile.
+
+A pod's process does what a container runtime does before the first instruction: it enters the cgroup, loads the profile, sends the
+listener's descriptor with the OCI state to the profile's socket, becomes the user, and execs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pinwarden.agent.cgroups import member_pids, process_hierarchy
+from pinwarden.agent.configuration import Configuration, LastConfiguration
+from pinwarden.agent.gates.seccomp.record import Told, load
+
+CGROUP = Path("/sys/fs/cgroup")
+ROOT = Path(__file__).parents[2]
+STARTER = Path(__file__).with_name("starter.py")
+MIB = 2**20
+NOBODY = 65534
+DEADLINE_SECONDS = 60.0
+
+
+class Pod:
+    """A pod of one container; `run` starts a process in it."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self.uid = str(uuid.uuid4())
+        self.sandbox, self.container = (os.urandom(32).hex() for _ in range(2))
+        self.directory = node.pods / f"pod{self.uid}"
+        for identity in (self.sandbox, self.container):
+            (self.directory / identity).mkdir(parents=True)
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def run(
+        self, argv: Sequence[str], *, user: int = NOBODY, profile: str = "unconfined", name: str = "main"
+    ) -> subprocess.Popen[str]:
+        """A process as a container runtime starts it, with pipes; `user` 0 keeps every capability. A Python program ends with .py."""
+        settings = {
+            "procs": str(self.directory / self.container / "cgroup.procs"),
+            "profile": profile,
+            "socket": str(self._node.run_dir / "seccomp.sock"),
+            "user": user,
+            "argv": list(argv),
+            "state": {
+                "ociVersion": "1.2.0",
+                "fds": ["seccompFd"],
+                "state": {
+                    "ociVersion": "1.2.0",
+                    "id": self.container,
+                    "status": "creating",
+                    "bundle": "/",
+                    "annotations": {
+                        "io.kubernetes.cri.container-name": name,
+                        "io.kubernetes.cri.sandbox-id": self.sandbox,
+                        "io.kubernetes.cri.sandbox-uid": self.uid,
+                    },
+                },
+            },
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-S", str(STARTER), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'tools'}"},
+        )
+        self.processes.append(process)
+        return process
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes of its container."""
+        return member_pids(self.directory / self.container)
+
+    @property
+    def locked(self) -> int:
+        """VmLck of all its processes in bytes, as an outside reader sees it; read until two readings in a row are the same."""
+        last = -1
+        while True:
+            now = sum(locked(pid) for pid in self.pids)
+            if now == last:
+                return now
+            last = now
+
+    def end(self) -> None:
+        """Kills all its processes, and removes its directories."""
+        for pid in self.pids:
+            kill(pid)
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+        end = time.monotonic() + DEADLINE_SECONDS
+        while self.directory.exists() and time.monotonic() < end:
+            for directory in (self.directory / self.sandbox, self.directory / self.container, self.directory):
+                try:
+                    directory.rmdir()
+                except OSError:
+                    for pid in self.pids:
+                        kill(pid)
+                    time.sleep(0.01)
+
+
+class Node:
+    """A holder, a gate, and the configuration that an agent would keep. Use `close` at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state_dir, self.run_dir = folder / "state", Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}")
+        self.state_dir.mkdir()
+        self.run_dir.mkdir(mode=0o700)
+        self.pods = process_hierarchy(CGROUP) / "kubepods" / "burstable"
+        self.pods.mkdir(parents=True, exist_ok=True)
+        self._memory = LastConfiguration(self.state_dir / "nodepinconfig.json")
+        self._generation = 0
+        self._made: list[Pod] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.holder = self.start("holder")
+        self.until(lambda: (self.run_dir / "holder.sock").exists())
+        self.gate = self.start("gate", "--state-dir", str(self.state_dir))
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A program of pinwarden."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+        )
+        self._processes.append(process)
+        return process
+
+    def kill_gate(self) -> None:
+        """As a crash would, and starts another one."""
+        self.gate.kill()
+        self.gate.wait()
+        self.gate = self.start("gate", "--state-dir", str(self.state_dir))
+
+    def pod(self) -> Pod:
+        """A new one, that no limit holds for."""
+        self._made.append(Pod(self))
+        return self._made[-1]
+
+    def hold(self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), **more: Any) -> None:
+        """Puts a limit in force for each of these pods, by uid, in bytes, as the agent would keep it."""
+        self._generation += 1
+        spec = {
+            "limits": [
+                {"name": f"test/{uid[:8]}", "uid": f"uid-{uid[:8]}", "scope": "Pod", "limit": limit}
+                for uid, limit in limits.items()
+            ],
+            "pods": [
+                *({"uid": uid, "limits": [f"test/{uid[:8]}"]} for uid in limits),
+                *({"uid": pod.uid} for pod in free),
+            ],
+            **more,
+        }
+        self._memory.save(Configuration.parse(spec, "npc", self._generation))
+        time.sleep(0.1)  # the gate looks every 50 ms
+
+    @property
+    def told(self) -> Told:
+        """What the gate tells the agent."""
+        return load(self.run_dir / "gate.json") or Told()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until it holds. Raises AssertionError after a minute."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, "it did not come true"
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Ends everything by its process id."""
+        for pod in self._made:
+            pod.end()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(10)
+        for path in self.run_dir.iterdir():
+            path.unlink()
+        self.run_dir.rmdir()
+
+
+def locked(pid: int) -> int:
+    """VmLck in bytes; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    _, found, rest = text.partition("VmLck:")
+    return int(rest.split()[0]) * 1024 if found else 0
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, to one that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
