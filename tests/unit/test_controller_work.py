@@ -91,6 +91,15 @@ def test_the_soonest_of_several_times_counts() -> None:
     asyncio.run(scenario())
 
 
+def test_names_that_come_and_are_discarded_leave_nothing_behind() -> None:
+    queue = WorkQueue()
+    for number in range(10_000):
+        queue.add(f"name-{number}")
+        queue.discard(f"name-{number}")
+    assert queue.idle
+    assert len(queue._heap) < 3000
+
+
 def test_failed_work_comes_again_after_a_pause_that_grows() -> None:
     async def scenario() -> None:
         clock = Clock()

@@ -43,6 +43,9 @@ class WorkQueue:
         if due < self._due.get(name, float("inf")):
             self._due[name] = due
             heapq.heappush(self._heap, (due, name))
+            if len(self._heap) > 2 * len(self._due) + 1024:
+                self._heap = [(due, name) for name, due in self._due.items()]
+                heapq.heapify(self._heap)
             self._changed.set()
 
     def discard(self, name: str) -> None:
