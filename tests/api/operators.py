@@ -117,6 +117,12 @@ class Cluster:
         self.send("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": labels}})
         return name
 
+    def kubectl(self, *arguments: str) -> str:
+        """What kubectl prints to an admin."""
+        done = run_kubectl(self.server.kubeconfig, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def pod(self, namespace: str, node: str, labels: Json | None = None, **annotations: str) -> Json:
         metadata = {"name": f"pod-{uuid.uuid4().hex[:8]}", "labels": labels or {}, "annotations": annotations}
         spec = {"nodeName": node, "containers": [{"name": "main", "image": "main"}]}
@@ -158,23 +164,36 @@ class Cluster:
             for pod in spec.get("pods", [])
         }
 
-    def acknowledge(self, node: str, pinned: int = 4096) -> None:
-        """Report as the node's agent would: all of the spec taken, each governed pod at Converge."""
+    def acknowledge(
+        self,
+        node: str,
+        pinned: int = 4096,
+        *,
+        levels: Mapping[str, str] | None = None,
+        denials: Mapping[str, list[Json]] | None = None,
+        **status: Any,
+    ) -> None:
+        """Report as the node's agent would: all of the spec taken, each governed pod at Converge.
+
+        `levels` are of pods that are held at another one, `denials` those of pods whose refusals are seen, by their UIDs.
+        """
         config = self.config(node)
         spec, _ = NodePinConfigSpec.parse(config["spec"])
         sources = ("Mlock", "MemfdSecret", "IoUring", "Rdma", "Vfio", "Iommufd", "Vdpa")
         level = {"level": "Converge", "reason": "RlimitGate"}
-        status = {
+
+        def use(uid: str) -> Json:
+            held = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
+            seen = {"denials": denials[uid]} if denials and uid in denials else {}
+            return {"uid": uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **held, **seen}
+
+        report = {
             "observedGeneration": config["metadata"]["generation"],
             "appliedLimits": [{"uid": limit.uid, "hash": limit.hash} for limit in spec.limits],
             "sources": [{"source": source, "counted": True, **level} for source in sources],
-            "pods": [
-                {"uid": pod.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **level}
-                for pod in spec.pods
-                if pod.limits
-            ],
+            "pods": [use(pod.uid) for pod in spec.pods if pod.limits],
         }
-        self.merge(f"{config_path(node)}/status", {"status": status})
+        self.merge(f"{config_path(node)}/status", {"status": report | status})
 
     def condition(self, path: str, kind: str) -> tuple[str, str]:
         """Status and reason of a limit's condition, empty without it."""

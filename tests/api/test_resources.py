@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 
 from .conftest import ROOT, Kubectl
@@ -187,6 +187,53 @@ def test_status_is_a_subresource(kubectl: Kubectl, namespace: str) -> None:
     assert got.spec.limit == "64Mi"
     assert got.status is not None
     assert got.status.matched_pods == 3
+
+
+DENIAL = {
+    "number": 1,
+    "time": "2026-11-24T12:00:00.123456Z",
+    "pod": "u1",
+    "container": "main",
+    "process": "\x01\n\u202e",
+    "pid": 7,
+    "source": "Mlock",
+    "asked": 2**62,
+}
+
+
+@pytest.mark.rule("H2")
+def test_a_nodes_refusals_are_stored_as_they_are_and_none_is_not_unknown(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace)))
+    pod = {"uid": "u1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Deny"}
+    status = {
+        "recentDenials": [DENIAL | {"number": number} for number in range(1, 33)],
+        "pods": [pod, pod | {"uid": "u2", "denials": []}, pod | {"denials": [{"uid": "l1", "count": 2}]}],
+    }
+    target = ["npc", namespace, "--type=merge", "--subresource=status", "-p"]
+    kubectl("patch", *target, json.dumps({"status": status}))
+    got = NodePinConfig.model_validate_json(kubectl("get", "npc", namespace, "-o", "json").stdout).status
+    assert got == NodePinConfigStatus.model_validate(status)
+    assert got is not None
+    assert [pod.denials if pod.denials is None else len(pod.denials) for pod in got.pods] == [None, 0, 1]
+    assert got.denials_dropped is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"process": "x" * 17}, {"asked": 2**62 + 2**10}, {"time": "noon"}, {"message": "x" * 257}]
+)
+def test_a_nodes_refusals_have_a_bounded_size(
+    kubectl: Kubectl, namespace: str, change: dict[str, Any]
+) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace)))
+    for listed in ([DENIAL | change], [DENIAL] * 33):
+        patch = json.dumps({"status": {"recentDenials": listed}})
+        done = kubectl(
+            "patch", "npc", namespace, "--type=merge", "--subresource=status", "-p", patch, check=False
+        )
+        assert done.returncode != 0
+        assert "status.recentDenials" in done.stderr
 
 
 def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(

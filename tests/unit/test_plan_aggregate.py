@@ -242,13 +242,85 @@ def test_a_level_that_suffices_for_one_limit_does_not_for_a_stricter_one() -> No
     assert told(status_of(strict, pods, node), "Enforced") == ("False", "LevelTooLow")
 
 
+WEAK = {"source": "IoUring", "counted": True, "level": "Observe", "reason": "SharedUid"}
+
+
 @pytest.mark.rule("H1")
-def test_a_counted_source_below_the_level_is_named() -> None:
+@pytest.mark.parametrize("uses", [[use("1", level="Observe", reason="CapIPCLock")], []])
+def test_a_counted_source_below_the_level_is_named_where_a_pod_is_not_known_to_be_held(
+    uses: list[dict[str, Any]],
+) -> None:
     one, pods = limit(sources=["Mlock", "IoUring"]), [pod("1")]
-    weak = {"source": "IoUring", "counted": True, "level": "Observe", "reason": "SharedUid"}
-    status = status_of(one, pods, view(pods, [one], [use("1")], sources=[*SOURCES, weak]))
-    assert told(status, "Enforced") == ("False", "LevelTooLow")
-    assert "IoUring is at Observe: SharedUid" in condition(status, "Enforced").message
+    status = status_of(one, pods, view(pods, [one], uses, sources=[*SOURCES, WEAK]))
+    assert told(status, "Enforced")[0] == "False"
+    message = condition(status, "Enforced").message
+    assert "node n1 (LevelTooLow: IoUring is at Observe: SharedUid)" in message
+    assert f"pod a/pod-1 ({'CapIPCLock' if uses else 'NotReported'}" in message
+
+
+@pytest.mark.rule("H1")
+def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_not_speak_against_it() -> None:
+    one, pods = limit(sources=["Mlock", "IoUring"], minimumLevel="Deny"), [pod("1"), pod("2")]
+
+    def judged(*levels: str) -> PinLimitStatus:
+        uses = [
+            use(each.uid, level=level, reason="Gated" if level == "Deny" else "NotGated")
+            for each, level in zip(pods, levels, strict=True)
+        ]
+        return status_of(one, pods, view(pods, [one], uses, sources=[*SOURCES, WEAK]))
+
+    good, bad = judged("Deny", "Deny"), judged("Deny", "Converge")
+    assert told(good, "Enforced") == ("True", "Enforced")
+    assert condition(good, "Enforced").message == "2 pods held at Deny or better."
+    assert told(bad, "Enforced")[0] == "False"
+    message = condition(bad, "Enforced").message
+    assert "pod a/pod-2 (NotGated: held at Converge only)" in message
+    assert "Mlock is at Converge: RlimitGate, IoUring is at Observe: SharedUid" in message
+    assert "pod-1" not in message
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_that_may_start_at_a_lower_level_is_not_called_held_before_it_did() -> None:
+    one, pods = limit(minimumLevel="Deny"), [pod("1"), pod("2", started=False)]
+    status = status_of(one, pods, view(pods, [one], [use("1", level="Deny")]))
+    assert told(status, "Enforced") == ("False", "Pending")
+    assert condition(status, "Enforced").message == (
+        "Not held: pod a/pod-2 (Pending: it has not started, and on its node Mlock is at Converge: RlimitGate)."
+    )
+    strong = [{**SOURCES[0], "level": "Deny"}]
+    status = status_of(one, pods, view(pods, [one], [use("1", level="Deny")], sources=strong))
+    assert told(status, "Enforced") == ("True", "Enforced"), (
+        "it cannot come up weaker, and has nothing to hold"
+    )
+
+
+@pytest.mark.rule("H1")
+@given(
+    st.lists(st.sampled_from(["Deny", "Kill", "Converge", "Observe", None]), min_size=1, max_size=5),
+    st.sampled_from(["Deny", "Kill", "Converge", "Observe"]),
+    st.lists(st.sampled_from(["Deny", "Converge", "Observe"]), min_size=1, max_size=3),
+)
+def test_a_limit_is_enforced_exactly_when_every_started_pod_reports_the_level(
+    levels: list[str | None], minimum: str, sources: list[str]
+) -> None:
+    ranks = ["Deny", "Kill", "Converge", "Observe"]
+    one = limit(minimumLevel=minimum, sources=["Mlock", "IoUring", "Vfio"][: len(sources)])
+    pods = [pod(str(i)) for i in range(len(levels))]
+    table = [
+        {"source": source, "counted": True, "level": level, "reason": "r"}
+        for source, level in zip(one.spec.sources, sources, strict=True)
+    ]
+    uses = [use(each.uid, level=level) for each, level in zip(pods, levels, strict=True) if level]
+    status = status_of(one, pods, view(pods, [one], uses, sources=table))
+    held = all(level is not None and ranks.index(level) <= ranks.index(minimum) for level in levels)
+    assert told(status, "Enforced")[0] == str(held)
+    if not held:
+        weak = [
+            each
+            for each in pods
+            if not (level := levels[int(each.uid)]) or ranks.index(level) > ranks.index(minimum)
+        ]
+        assert any(each.name in condition(status, "Enforced").message for each in weak)
 
 
 @pytest.mark.rule("H1")
@@ -442,6 +514,32 @@ def test_the_worst_overshoot_is_shown() -> None:
     )
     assert status.overshoot is not None
     assert status.overshoot.model_dump() == {"peak_bytes": 20, "seconds": 0.5, "count": 4}
+
+
+@pytest.mark.rule("H2", "P13")
+def test_a_limit_counts_what_was_refused_for_it_and_nothing_where_that_cannot_be_seen() -> None:
+    one, other, pods = limit(), limit("other"), [pod("1"), pod("2"), pod("3", "n2"), pod("4", "n3")]
+
+    def denied(**counts: int) -> list[dict[str, Any]]:
+        return [{"uid": uid.replace("_", "-"), "count": count} for uid, count in counts.items()]
+
+    views = [
+        view(pods[:2], [one, other], [use("1", denials=denied(uid_db=3, uid_gone=9)), use("2", MIB)]),
+        view(pods[2:3], [one, other], [use("3", denials=denied(uid_db=4, uid_other=1))], silent=True),
+        view(pods[3:], [one, other], [use("4", denials=[])]),
+    ]
+    status, theirs = status_of(one, pods, *views), status_of(other, pods, *views)
+    assert (status.denials, theirs.denials) == (7, 1)
+    assert {each.name: each.denials for each in status.top_pods} == {
+        "pod-1": 3,
+        "pod-2": None,
+        "pod-3": 4,
+        "pod-4": 0,
+    }
+    assert status_of(one, pods[3:], views[2]).denials == 0, "where it is seen, none is a number"
+    assert status_of(one, pods[:1], view(pods[:1], [one], [use("1")])).denials is None
+    assert status_of(one, []).denials is None
+    assert PinLimitStatus.model_validate(status.to_wire()) == status
 
 
 def test_the_ten_largest_pods_are_shown() -> None:

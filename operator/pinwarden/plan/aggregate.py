@@ -86,6 +86,7 @@ def conclude(
     shares = sorted(shares, key=lambda share: share.node)
     verdicts = judge(limit, shares, sorted(overriding))
     pinned = [share.pinned for share in shares if share.pinned is not None]
+    denials = [share.denials for share in shares if share.denials is not None]
     silent = {share.node for share in shares if share.silent}
     return PinLimitStatus(
         observed_generation=generation,
@@ -93,10 +94,10 @@ def conclude(
         matched_pods=sum(share.pods for share in shares),
         nodes=NodeCount(desired=len(shares), applied=sum(share.acknowledged for share in shares)),
         pinned_bytes=sum(pinned) if pinned else None,
-        denials=None,
+        denials=sum(denials) if denials else None,
         overshoot=_overshoot(shares),
         top_pods=[
-            _usage(pod, use, pod.node in silent)
+            _usage(pod, use, limit.metadata.uid or "", pod.node in silent)
             for pod, use in largest(each for share in shares for each in share.top)
         ],
         recommendation=recommend(
@@ -105,8 +106,8 @@ def conclude(
     )
 
 
-def _usage(pod: Pod, use: Use, silent: bool) -> PodUsage:
-    """One of `topPods`; where the agent is silent, the level is not known any more (H1)."""
+def _usage(pod: Pod, use: Use, uid: str, silent: bool) -> PodUsage:
+    """One of `topPods` of the limit with this UID; where the agent is silent, the level is not known any more (H1)."""
     return PodUsage(
         namespace=pod.namespace,
         name=pod.name,
@@ -114,6 +115,7 @@ def _usage(pod: Pod, use: Use, silent: bool) -> PodUsage:
         pinned_bytes=use.pinned,
         level=None if silent else use.level,
         reason=SILENT if silent else use.reason or None,
+        denials=use.denied(uid),
     )
 
 

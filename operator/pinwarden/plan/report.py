@@ -36,6 +36,7 @@ class Asked(NamedTuple):
 
 
 _NONE: Final[Mapping[str, "ContainerUse"]] = MappingProxyType({})
+_NONE_DENIED: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class ContainerUse(NamedTuple):
@@ -55,6 +56,11 @@ class Use:
     reason: str
     message: str
     containers: Mapping[str, ContainerUse]
+    denials: Mapping[str, int] | None
+
+    def denied(self, uid: str) -> int | None:
+        """How many calls were refused for the limit with this UID; None where that cannot be seen."""
+        return None if self.denials is None else self.denials.get(uid, 0)
 
 
 Asks = Mapping[str, tuple[Asked, ...]]
@@ -136,6 +142,9 @@ def _asks(spec: NodePinConfigSpec) -> Asks:
 
 def _use(report: PodReport) -> Use:
     containers = {each.name: ContainerUse(each.pinned, each.peak) for each in report.containers}
+    denials = None
+    if report.denials is not None:
+        denials = {each.uid: each.count for each in report.denials} or _NONE_DENIED
     return Use(
         pinned=report.vm_lck + report.vm_pin,
         peak=report.peak,
@@ -143,6 +152,7 @@ def _use(report: PodReport) -> Use:
         reason=_text(report.reason),
         message=_text(report.message),
         containers=containers or _NONE,
+        denials=denials,
     )
 
 

@@ -1,6 +1,9 @@
 """One limit on one node: who is held, who is not and why, and what its pods pin there.
 
 The facts only; `conditions` and `aggregate` make words and sums of them. Amounts are in bytes and sampled by the agent (H2).
+
+Who is held is for the pod's own report to say (H1): its level is over everything that the pod can use or has used, so a source that the
+node holds less well for others does not speak against it. Where a pod's level is too low, or not known, such sources tell why.
 """
 
 from collections import Counter
@@ -76,8 +79,8 @@ class Share:
 
     `acknowledged`: the agent took this very spec of the limit; `refused`: why it never will. `unheld`: why a pod, or all of them, is not
     held as asked; a silent node names none. `over`: what is above the limit, with the excess. `unjudged`: subjects whose use is not known.
-    `pinned` and `peak` are None where no pod is reported; `peak` is what the limit would have had to be. `grant`: the least that a pod is
-    granted here.
+    `pinned` and `peak` are None where no pod is reported; `peak` is what the limit would have had to be. `denials`: the calls refused for
+    the limit, None where that is seen of no pod. `grant`: the least that a pod is granted here.
     """
 
     node: str
@@ -94,6 +97,7 @@ class Share:
     unjudged: Findings
     pinned: int | None
     peak: int | None
+    denials: int | None
     top: tuple[tuple[Pod, Use], ...]
     overshoot: tuple[int, float, int] | None
     grant: int | None
@@ -116,14 +120,19 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     unreported = [Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started]
     known = [(pod, use) for pod in pods if (use := uses[pod.uid]) is not None]
     over, unjudged = _compare(limit, known)
+    denied = [count for _, use in known if (count := use.denied(uid)) is not None]
+    weak = _weak_sources(spec, view)
 
     def unheld() -> Iterator[Finding]:
         if unsupported:
             yield unsupported
-        if view.reported:
-            yield from _weak_sources(spec, view, uncounted)
+        if view.reported and all(source in uncounted for source in _selected(spec)):
+            yield Finding(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")
+        running = (pod for pod in pods if pod.started or uses[pod.uid] is not None)
+        if weak and not all(_suffices(spec, uses[pod.uid]) for pod in running):
+            yield Finding(f"node {view.name}", LEVEL_TOO_LOW, weak)
         for pod in pods:
-            finding = _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view)
+            finding = _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view, weak)
             if finding:
                 yield finding
 
@@ -144,6 +153,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         unjudged=Findings.of([*unjudged, *unreported]),
         pinned=sum(use.pinned for _, use in known) if known else None,
         peak=_peak(limit, known),
+        denials=sum(denied) if denied else None,
         top=tuple(largest(known)),
         overshoot=_overshoot(view, uid),
         grant=min(grants, default=None),
@@ -195,33 +205,42 @@ def _overshoot(view: NodeView, uid: str) -> tuple[int, float, int] | None:
     )
 
 
-def _weak_sources(spec: PinLimitSpec, view: NodeView, uncounted: frozenset[Source]) -> list[Finding]:
-    """Why no pod of the node is held: a counted source below the minimum level, or none counted at all."""
+def _weak_sources(spec: PinLimitSpec, view: NodeView) -> str:
+    """The counted sources below the minimum level for a pod of the node that nothing better is known of; empty where there is none."""
     selected = _selected(spec)
-    if all(source in uncounted for source in selected):
-        return [Finding(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")]
-    return [
-        Finding(f"node {view.name}", LEVEL_TOO_LOW, f"{level.source} is at {level.level}: {level.reason}")
+    weak = [
+        f"{level.source} is at {level.level}: {level.reason}"
         for level in view.sources
         if level.source in selected and level.counted and level.level in _weaker(spec.minimum_level)
     ]
+    more = f" and {len(weak) - NAMED} more" if len(weak) > NAMED else ""
+    return ", ".join(weak[:NAMED]) + more
+
+
+def _suffices(spec: PinLimitSpec, use: Use | None) -> bool:
+    """Whether the pod is known to be held at the minimum level or better."""
+    return use is not None and use.level not in _weaker(spec.minimum_level)
 
 
 def _unheld(
-    spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView
+    spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView, weak: str
 ) -> Finding | None:
-    """Why this pod is not held as asked; nothing for a pod that has not started a container: there is nothing to hold."""
+    """Why this pod is not held as asked.
+
+    Nothing of a pod that has not started a container, unless it may turn out to be held less well than asked: `weak` are the sources of the
+    node for which it may.
+    """
     if ask is None and _crowded(view, pod):
         return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
     if use is None and not pod.started:
-        return None
+        return Finding(_name(pod), PENDING, f"it has not started, and on its node {weak}") if weak else None
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
         problem = _problem(view)
         return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
     if use is None:
         return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
-    if use.level in _weaker(spec.minimum_level):
+    if not _suffices(spec, use):
         return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
     return None
 
