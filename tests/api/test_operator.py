@@ -1,6 +1,8 @@
 """The operator's process against a real API server: what it makes of limits, pods, nodes and reports, and what it puts back."""
 
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,139 @@ def test_events_tell_of_conditions_that_changed(cluster: Cluster, case: Case) ->
 
     expected = {(case.name, reason) for reason in ("Accepted", "Applied", "Enforced")}
     eventually(told, lambda found: expected <= found)
+
+
+def refusal(case: Case, number: int = 1, **changes: Any) -> dict[str, Any]:
+    """A refused call as the agent of the case's node reports it."""
+    return {
+        "number": number,
+        "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "pod": case.uid,
+        "container": "main",
+        "process": "db",
+        "pid": 4242,
+        "source": "Mlock",
+        "asked": 4 * MIB,
+        "used": 60 * MIB,
+        "limit": 64 * MIB,
+        "name": f"{case.namespace}/{case.name}",
+        "uid": limit_uid(case),
+        **changes,
+    }
+
+
+def limit_uid(case: Case) -> str:
+    return str(case.cluster.find(case.limit)["metadata"]["uid"])
+
+
+def refused(case: Case) -> list[dict[str, Any]]:
+    """The Events on pods of the namespace."""
+    listed = case.cluster.send("GET", f"/apis/events.k8s.io/v1/namespaces/{case.namespace}/events")
+    return [item for item in listed["items"] if item["regarding"]["kind"] == "Pod"]
+
+
+def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Case) -> None:
+    cluster.acknowledge(case.node)
+    first = refusal(case)
+    cluster.acknowledge(case.node, recentDenials=[first], denialsDropped=0)
+    (event,) = eventually(lambda: refused(case), bool)
+    assert (event["type"], event["reason"], event["action"]) == ("Warning", "PinRefused", "Refuse")
+    assert event["regarding"]["uid"] == case.uid
+    assert (event["related"]["kind"], event["related"]["uid"]) == ("PinLimit", limit_uid(case))
+    name = case.pod["metadata"]["name"]
+    said = (
+        'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: '
+        f"62914560 of 67108864 bytes used, limit PinLimit {case.namespace}/{case.name}"
+    )
+    assert said in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
+    assert said in cluster.kubectl("events", "--for", f"pod/{name}", "-n", case.namespace)
+    other = refusal(case, 2, source="IoUring", process="a\n\u202eb")
+    cluster.acknowledge(case.node, pinned=8192, recentDenials=[first, other], denialsDropped=0)
+    eventually(lambda: len(refused(case)), lambda count: count == 2)
+    assert 'process "a??b"' in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
+
+
+def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(cluster: Cluster, case: Case) -> None:
+    hashed = f"{uuid.uuid4().hex}"
+    annotations = {"kubernetes.io/config.hash": hashed, "kubernetes.io/config.mirror": hashed}
+    mirror = cluster.pod(case.namespace, case.node, None, **annotations)
+    eventually(lambda: cluster.held(case.node), lambda pods: hashed in pods)
+    cluster.acknowledge(case.node)
+    cluster.acknowledge(case.node, recentDenials=[refusal(case, pod=hashed)])
+    eventually(lambda: refused(case), bool)
+    name = mirror["metadata"]["name"]
+    assert "PinRefused" in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
+
+
+def test_an_agent_explains_nothing_on_the_pods_of_other_nodes(cluster: Cluster, case: Case) -> None:
+    other = Case(cluster)
+    other.held({other.name: MIB})
+    cluster.acknowledge(case.node)
+    strange = refusal(case, 1, pod=other.uid)
+    cluster.acknowledge(case.node, recentDenials=[strange, refusal(case, 2)])
+    eventually(lambda: refused(case), bool)
+    assert not refused(other)
+
+
+@pytest.mark.rule("H2", "P13")
+def test_refusals_are_summed_up_by_limit_and_absent_where_they_cannot_be_seen(
+    cluster: Cluster, case: Case
+) -> None:
+    node = cluster.node()
+    uid = cluster.pod(case.namespace, node)["metadata"]["uid"]
+    other = cluster.limit(case.namespace, limit="2Mi")
+    names = {case.name: MIB, other.rpartition("/")[2]: 2 * MIB}
+    eventually(lambda: cluster.held(node).get(uid), lambda held: held == names)
+    case.held(names)
+    theirs = str(cluster.find(other)["metadata"]["uid"])
+
+    def denials(path: str) -> object:
+        return cluster.find(path).get("status", {}).get("denials", "absent")
+
+    cluster.acknowledge(case.node)
+    cluster.acknowledge(node)
+    eventually(lambda: cluster.find(other).get("status", {}).get("pinnedBytes"), lambda sum: sum == 8192)
+    assert (denials(case.limit), denials(other)) == ("absent", "absent")
+    mine = limit_uid(case)
+    counts = [{"uid": mine, "count": 3}, {"uid": theirs, "count": 1}]
+    cluster.acknowledge(case.node, denials={case.uid: counts})
+    cluster.acknowledge(node, denials={uid: [{"uid": mine, "count": 4}]})
+    eventually(lambda: (denials(case.limit), denials(other)), lambda found: found == (7, 1))
+    top = cluster.find(case.limit)["status"]["topPods"]
+    assert sorted(pod["denials"] for pod in top) == [3, 4]
+    header, row = cluster.kubectl("get", "pinl", case.name, "-n", case.namespace).splitlines()
+    assert row.split()[header.split().index("DENIED")] == "7"
+
+
+@pytest.mark.rule("H1")
+def test_deny_is_enforced_when_every_pod_is_reported_at_it_and_else_names_who_is_not(
+    cluster: Cluster,
+) -> None:
+    case = Case(cluster, minimumLevel="Deny")
+    second = cluster.pod(case.namespace, case.node)["metadata"]
+    for name in (case.pod["metadata"]["name"], second["name"]):
+        started = {"name": "main", "containerID": "containerd://id", "image": "main", "imageID": ""}
+        state = {"ready": True, "restartCount": 0, "state": {"running": {}}}
+        path = f"/api/v1/namespaces/{case.namespace}/pods/{name}/status"
+        cluster.merge(path, {"status": {"phase": "Running", "containerStatuses": [started | state]}})
+    case.agent()
+    eventually(lambda: cluster.held(case.node), lambda pods: {case.uid, second["uid"]} <= pods.keys())
+    deny = dict.fromkeys((case.uid, second["uid"]), "Deny")
+    cluster.acknowledge(case.node, levels=deny)
+    case.judged("Enforced", "True", "Enforced")
+    cluster.acknowledge(case.node, levels={case.uid: "Deny"})
+
+    def message() -> str:
+        conditions = cluster.find(case.limit)["status"]["conditions"]
+        return str(next(each["message"] for each in conditions if each["type"] == "Enforced"))
+
+    said = eventually(message, lambda text: text.startswith("Not held"))
+    assert f"pod {case.namespace}/{second['name']} (RlimitGate: held at Converge only)" in said
+    assert "Mlock is at Converge: RlimitGate" in said
+    assert case.pod["metadata"]["name"] not in said
+    assert cluster.condition(case.limit, "Enforced")[0] == "False"
+    cluster.acknowledge(case.node, levels=deny)
+    case.judged("Enforced", "True", "Enforced")
 
 
 def test_an_idle_cluster_is_not_written_to_and_the_metrics_say_so(

@@ -70,7 +70,7 @@ class Operator:
         metrics = Metrics()
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.leading = True
-        self.state = State(Settings(), compile_queue, aggregate_queue, metrics)
+        self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
         self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
         self.recorder = Recorder(server, metrics)  # type: ignore[arg-type]
         self.specs = Specs(server, self.state, compile_queue, self.gate, metrics)  # type: ignore[arg-type]

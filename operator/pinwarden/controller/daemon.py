@@ -26,6 +26,7 @@ from pinwarden.controller.gate import Gate
 from pinwarden.controller.leader import Leader
 from pinwarden.controller.limits import LimitWatch
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.refusals import Refusals
 from pinwarden.controller.specs import WRITERS as SPEC_WRITERS
 from pinwarden.controller.specs import Specs
 from pinwarden.controller.state import State
@@ -93,11 +94,16 @@ class _Operator:
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         exempt = frozenset({"kube-system", own})
         self._state = state = State(
-            rules.Settings(exempt, settings.unknown_pods), compile_queue, aggregate_queue, metrics
+            rules.Settings(exempt, settings.unknown_pods),
+            compile_queue,
+            aggregate_queue,
+            metrics,
+            lambda node, listed: self._refusals.reported(node, listed),
         )
         self._leader = Leader(api, own, metrics, lambda: self._gate.opened())
         self._gate = gate = Gate(self._leader.leading, Throttle(WRITES_PER_SECOND, WRITES_PER_SECOND))
         self._recorder = Recorder(api, metrics)
+        self._refusals = Refusals(state, gate, self._recorder, metrics)
         self._specs = specs = Specs(api, state, compile_queue, gate, metrics)
         self._statuses = Statuses(api, state, aggregate_queue, specs, gate, self._recorder, metrics)
         self._watches = [Watch(api, source, metrics) for source in _sources(settings, state)]
@@ -132,6 +138,7 @@ class _Operator:
             self._limits.run(),
             self._census.run(),
             self._recorder.run(),
+            self._refusals.tell(),
             self._leader.run(),
             self._sync(),
         ]

@@ -1,11 +1,12 @@
-"""Kubernetes Events (`events.k8s.io/v1`) of what happened to a limit, for `kubectl describe` and `kubectl events`.
+"""Kubernetes Events (`events.k8s.io/v1`) of what happened to a limit or a pod, for `kubectl describe` and `kubectl events`.
 
-They are made from what changed between two statuses that were written, so there is none for what no status said. Each limit has few of
-them: one for a reason at a time, the same text not again within ten minutes, and a small allowance. An Event that cannot be sent is
-dropped and counted: the status is what holds.
+Those of a limit are made from what changed between two statuses that were written, so there is none for what no status said. Each limit has
+few of them: one for a reason at a time, the same text not again within ten minutes, and a small allowance. Those of a pod are of what was
+refused to it, see `refusals`. An Event that cannot be sent is dropped and counted: the status is what holds.
 """
 
 import asyncio
+import hashlib
 import logging
 import socket
 import uuid
@@ -20,13 +21,15 @@ from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.limits import SeenLimit
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
+from pinwarden.plan.world import Pod
 
 REPEAT_SECONDS = 600.0
 _BURST = 10
 _PER_SECOND = 1 / 30
 _QUEUE = 256
 _REMEMBERED = 4096
-_NOTE_LENGTH = 1024
+_NOTE_BYTES = 1024
+_STEM_LENGTH = 236  # of 253, for a dot and 16 digits
 _TOLD = ("Accepted", "Applied", "Enforced", "WithinLimit", "Granted")
 # What is only on its way, and what the user asked for, is no news.
 _QUIET_REASONS = {"Pending", "Audit", "NoPods", "Sampled", "NotReported"}
@@ -43,7 +46,7 @@ class Happening(NamedTuple):
 
 
 class Recorder:
-    """Makes Events of changes; `run` sends them."""
+    """Makes Events; `run` sends those of limits."""
 
     def __init__(self, api: Api, metrics: Metrics, clock: Callable[[], float] = monotonic) -> None:
         self._api = api
@@ -61,59 +64,94 @@ class Recorder:
                 self._metrics.event_dropped()
                 continue
             try:
-                self._queue.put_nowait(self._event(limit, happening))
+                self._queue.put_nowait(self._of_limit(limit, happening))
             except asyncio.QueueFull:
                 self._metrics.event_dropped()
 
+    def leave(self, uid: str) -> Bucket:
+        """The allowance of the object with this UID."""
+        if len(self._leave) > _REMEMBERED:
+            self._leave = {uid: leave for uid, leave in self._leave.items() if leave.wait() > 0}
+        return self._leave.setdefault(uid, Bucket(_PER_SECOND, _BURST, self._clock))
+
+    async def refused(
+        self, pod: Pod, limit: SeenLimit | None, note: str, time: datetime, identity: str
+    ) -> None:
+        """Sends that a call of the pod was refused, for the limit if there is one; two of one identity are one Event."""
+        regarding = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "uid": pod.cgroup_uid,  # also of a static pod: kubectl and the kubelet go by its hash, not by its mirror's UID
+        }
+        digits = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        happening = Happening("Warning", "PinRefused", "Refuse", note)
+        path, body = self._event(pod.namespace, pod.name, digits, regarding, happening, time)
+        if limit is not None:
+            body["related"] = _reference(limit)
+        await self._send(path, body)
+
     async def run(self) -> None:
-        """Sends until cancelled."""
+        """Sends the Events of limits until cancelled."""
         while True:
-            path, body = await self._queue.get()
-            try:
-                await self._api.create(path, body)
-            except ApiError as error:
-                self._metrics.wrote("event", error.kind)
+            await self._send(*await self._queue.get())
+
+    async def _send(self, path: str, body: Json) -> None:
+        try:
+            await self._api.create(path, body)
+        except ApiError as error:
+            self._metrics.wrote("event", error.kind)
+            if error.status != 409:  # one that the server has already
                 _log.warning("an Event was dropped: %s", error)
-            else:
-                self._metrics.wrote("event")
+        else:
+            self._metrics.wrote("event")
 
     def _allowed(self, uid: str, happening: Happening) -> bool:
         now = self._clock()
         if now - self._told.get((uid, happening), -REPEAT_SECONDS) < REPEAT_SECONDS:
             return False
-        leave = self._leave.setdefault(uid, Bucket(_PER_SECOND, _BURST, self._clock))
+        leave = self.leave(uid)
         if leave.wait() > 0:
             return False
         leave.take()
         self._told[uid, happening] = now
         if len(self._told) > _REMEMBERED:
             self._told = {key: at for key, at in self._told.items() if now - at < REPEAT_SECONDS}
-            self._leave = {uid: leave for uid, leave in self._leave.items() if leave.wait() > 0}
         return True
 
-    def _event(self, limit: SeenLimit, happening: Happening) -> tuple[str, Json]:
-        namespace = limit.namespace or "default"
-        regarding = {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": limit.kind.__name__,
-            "name": limit.name,
-            "uid": limit.uid,
-            **({"namespace": limit.namespace} if limit.namespace else {}),
-        }
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    def _of_limit(self, limit: SeenLimit, happening: Happening) -> tuple[str, Json]:
+        namespace, digits = limit.namespace or "default", uuid.uuid4().hex[:16]
+        return self._event(namespace, limit.name, digits, _reference(limit), happening, datetime.now(UTC))
+
+    def _event(
+        self, namespace: str, stem: str, digits: str, regarding: Json, happening: Happening, time: datetime
+    ) -> tuple[str, Json]:
+        """The path and the body of an Event whose name is made of a stem and 16 digits."""
+        name = f"{stem[:_STEM_LENGTH].rstrip('-.')}.{digits}"
         return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{limit.name}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
-            "eventTime": now,
+            "metadata": {"name": name, "namespace": namespace},
+            "eventTime": time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "type": happening.type,
             "reason": happening.reason,
             "action": happening.action,
-            "note": happening.note[:_NOTE_LENGTH],
+            "note": happening.note.encode()[:_NOTE_BYTES].decode(errors="ignore"),
             "regarding": regarding,
             "reportingController": f"{GROUP}/operator",
             "reportingInstance": self._instance,
         }
+
+
+def _reference(limit: SeenLimit) -> Json:
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": limit.kind.__name__,
+        "name": limit.name,
+        "uid": limit.uid,
+        **({"namespace": limit.namespace} if limit.namespace else {}),
+    }
 
 
 def happenings(before: PinLimitStatus | None, after: PinLimitStatus) -> Iterator[Happening]:

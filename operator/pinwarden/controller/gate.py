@@ -19,6 +19,11 @@ class Gate:
         """This replica holds the Lease, now or again."""
         self._changed.set()
 
+    @property
+    def open(self) -> bool:
+        """Whether writing is allowed now."""
+        return self.synced.is_set() and self._leading()
+
     async def led(self) -> None:
         """Wait until writing is allowed, which it may not be any more after the next wait for something else."""
         await self.synced.wait()

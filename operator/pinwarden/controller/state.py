@@ -5,13 +5,13 @@ digest of each NodePinConfig's spec instead of the spec, and of each node's repo
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
 from pinwarden.api.meta import Condition
-from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
 from pinwarden.api.pinlimit import PinLimitStatus
 from pinwarden.controller.limits import SeenLimit
 from pinwarden.controller.metrics import Metrics
@@ -27,6 +27,7 @@ from pinwarden.plan.world import Namespace, Pod
 COALESCE_SECONDS = 0.1
 STATUS_BURST = 10
 STATUSES_PER_SECOND = 1 / 5
+_ENDED_PODS = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -51,10 +52,15 @@ class ManagedLimit:
 
 
 class State:
-    """What is known. `compile` and `aggregate` are the queues that it fills."""
+    """What is known. `compile` and `aggregate` are the queues that it fills; `refused` is given the refusals that a node lists."""
 
     def __init__(
-        self, settings: Settings, compile_queue: WorkQueue, aggregate_queue: WorkQueue, metrics: Metrics
+        self,
+        settings: Settings,
+        compile_queue: WorkQueue,
+        aggregate_queue: WorkQueue,
+        metrics: Metrics,
+        refused: Callable[[str, Sequence[DenialReport]], None],
     ) -> None:
         self.world = World(settings)
         self.node_uids: dict[str, str] = {}
@@ -63,6 +69,8 @@ class State:
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
+        self._refused = refused
+        self._ended: dict[tuple[str, str], Pod] = {}
         self._views: dict[str, NodeView] = {}
         self._agents: dict[str, AgentPod] = {}
         self._ready_agents: dict[str, int] = {}
@@ -72,11 +80,20 @@ class State:
 
     def put_pod(self, pod: Pod) -> None:
         """A pod as it is."""
+        if pod.terminal:
+            self._end(pod)
         self._mark(self.world.put_pod(pod))
 
     def remove_pod(self, uid: str) -> None:
-        """A pod is gone, or not bound to a node."""
+        """A pod is gone, has ended, or is not bound to a node."""
+        if pod := self.world.pod(uid):
+            self._end(pod)
         self._mark(self.world.remove_pod(uid))
+
+    def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
+        """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended."""
+        there = (pod for pod in self.world.pods_on(node) if pod.cgroup_uid == cgroup_uid)
+        return next(there, None) or self._ended.get((node, cgroup_uid))
 
     def put_node(self, known: KnownNode) -> None:
         """A node as it is."""
@@ -210,6 +227,11 @@ class State:
         """The UIDs of the known limits."""
         return list(self._limit_keys)
 
+    def limit_of(self, uid: str) -> SeenLimit | None:
+        """The limit of this UID."""
+        key = self._limit_keys.get(uid)
+        return self.limits[key].seen if key else None
+
     def count(self, condition: str, status: str) -> int:
         """How many limits have the condition at this status."""
         return sum(
@@ -244,6 +266,12 @@ class State:
             self._see(view.without_object())
         else:
             self._see(view.with_object(config))
+            self._refused(held.name, config.status.recent_denials if config.status else [])
+
+    def _end(self, pod: Pod) -> None:
+        self._ended[pod.node, pod.cgroup_uid] = pod
+        if len(self._ended) > _ENDED_PODS:
+            del self._ended[next(iter(self._ended))]
 
     def _count_agent(self, agent: AgentPod | None, change: int) -> None:
         if agent is None or not agent.ready or not agent.node:

@@ -199,6 +199,11 @@ class World:
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
         return assemble(((entry.pod, self._hold(entry.matching)) for entry in entries), self._settings)
 
+    def pod(self, uid: str) -> Pod | None:
+        """The pod with this API UID, None when it is not in."""
+        entry = self._pods.get(uid)
+        return entry.pod if entry else None
+
     def pods_on(self, node: str) -> Sequence[Pod]:
         """The pods bound to the node, in no particular order."""
         return [self._pods[uid].pod for uid in self._by_node.get(node, ())]
