@@ -1,13 +1,15 @@
 """The agent as a process: puts its parts together, runs them, and ends them.
 
-The order of the start matters. One agent at a time deals on a node, so the lock comes first. The gate is probed by a fork, so before any
-thread. The last configuration is taken from disk before the API server is asked, so that limits hold on a node that cannot reach it (H3).
-The end gives nothing back: only `release`, or `mode: Release` in the configuration, does.
+The order of the start matters. The gate is probed by a fork, so before any thread. One agent at a time deals on a node: another one stands
+by, healthy and ready, until the lock is free, so that an upgrade starts the new agent before it ends the old one. The last configuration is
+taken from disk before the API server is asked, so that limits hold on a node that cannot reach it (H3). The end gives nothing back: only
+`release`, or `mode: Release` in the configuration, does.
 """
 
 import logging
 import os
 import signal
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,9 @@ from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Inbox, Wakeup, Workers
 
 Gates = Literal["auto", "rlimit", "none"]
+LOCK = "agent.lock"
 _LOCK_PATIENCE_SECONDS = 2.0
+_STANDBY_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -64,17 +68,23 @@ def run(settings: Settings) -> bool:
     """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end. Raises StartError."""
     with ExitStack() as resources:
         try:
-            agent = _start(settings, resources)
+            loop = _Agent(settings, _ability(settings.gates)).start(resources)
         except (OSError, ValueError) as error:  # also KubeconfigError, and no cgroup hierarchy
             raise StartError(str(error)) from error
-        return agent.run()
+        _log.info("agent of node %s runs, process %d", settings.node, os.getpid())
+        ended_well = loop.run()
+        _log.info("the agent ends; limits stay in force")
+        return ended_well
 
 
 def release(settings: Settings) -> None:
     """Gives every process back what it had. Raises StartError, also when the gate cannot give back here."""
     with ExitStack() as resources:
         try:
-            engine, ability = _take_node(settings, resources)
+            ability = _ability(settings.gates)
+            settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            resources.enter_context(exclusive(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
+            engine = _engine(settings, ability, resources)
             if not ability.available:
                 raise StartError(f"nothing can be given back: {ability.reason}")
             engine.release()
@@ -82,18 +92,8 @@ def release(settings: Settings) -> None:
             raise StartError(str(error)) from error
 
 
-def _start(settings: Settings, resources: ExitStack) -> "_Agent":
-    engine, _ = _take_node(settings, resources)
-    agent = _Agent(settings, engine)
-    agent.start()
-    return agent
-
-
-def _take_node(settings: Settings, resources: ExitStack) -> tuple[Engine, GateAbility]:
-    """The engine of this node, for one agent alone. Raises ValueError and OSError; TimeoutError when another agent runs."""
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    resources.enter_context(exclusive(settings.state_dir / "agent.lock", _LOCK_PATIENCE_SECONDS))
-    ability = _ability(settings.gates)
+def _engine(settings: Settings, ability: GateAbility, resources: ExitStack) -> Engine:
+    """The engine of this node; the lock is held. Raises ValueError and OSError."""
     boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
     engine = Engine(
         cgroup_root=settings.cgroup_root,
@@ -103,7 +103,7 @@ def _take_node(settings: Settings, resources: ExitStack) -> tuple[Engine, GateAb
         gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
     )
     resources.callback(engine.close)
-    return engine, ability
+    return engine
 
 
 def _ability(gates: Gates) -> GateAbility:
@@ -120,8 +120,9 @@ def _ability(gates: Gates) -> GateAbility:
 class _Agent:
     """The parts around one engine."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, ability: GateAbility) -> None:
         self._settings = settings
+        self._ability = ability
         self._wakeup = Wakeup()
         self._workers = Workers(self._wakeup)
         self._inbox = Inbox(self._wakeup)
@@ -131,29 +132,38 @@ class _Agent:
         self._memory = LastConfiguration(
             settings.state_dir / ("local.json" if settings.config else "nodepinconfig.json")
         )
-        self._loop = Loop(
-            engine,
+
+    def start(self, resources: ExitStack) -> Loop:
+        """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""
+        self._serve_web()
+        self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock(resources)
+        loop = Loop(
+            _engine(self._settings, self._ability, resources),
             self._inbox,
             self._wakeup,
             self._board,
             ticked=self._ticked,
             failed=lambda: self._workers.failed,
         )
-
-    def start(self) -> None:
-        """Starts the threads, leaves the configuration that holds until a newer one comes, and takes signals."""
-        self._start_serving()
+        self._serve_status()
         self._recall()
         self._start_following()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._loop.stop())
+            signal.signal(number, lambda *_: loop.stop())
+        return loop
 
-    def run(self) -> bool:
-        """The main loop, to its end."""
-        _log.info("agent of node %s runs, process %d", self._settings.node, os.getpid())
-        ended_well = self._loop.run()
-        _log.info("the agent ends; limits stay in force")
-        return ended_well
+    def _take_lock(self, resources: ExitStack) -> None:
+        waiting = False
+        while True:
+            with suppress(TimeoutError):
+                resources.enter_context(exclusive(self._settings.state_dir / LOCK, 0))
+                return
+            if not waiting:
+                _log.info("another agent has the node; this one stands by")
+            waiting = True
+            self._pulse.beat()
+            time.sleep(_STANDBY_SECONDS)
 
     def _ticked(self, seconds: float) -> None:
         self._pulse.beat()
@@ -169,13 +179,16 @@ class _Agent:
             _log.info("the last configuration is taken from disk: generation %s", configuration.generation)
             self._inbox.put(configuration)
 
-    def _start_serving(self) -> None:
+    def _serve_status(self) -> None:
         settings = self._settings
         try:
             status = StatusSocket(settings.socket, settings.node, self._board)
         except OSError as error:
             raise StartError(f"--socket {settings.socket}: {error.strerror or error}") from error
         self._workers.start("status", status.run)
+
+    def _serve_web(self) -> None:
+        settings = self._settings
         if settings.metrics_port is None:
             return
         try:

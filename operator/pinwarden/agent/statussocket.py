@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class StatusSocket:
-    """Listens from the moment it is made; to be made before threads are started, since it sets the umask for a moment."""
+    """Listens from the moment it is made; no other thread may make a file meanwhile, since it sets the umask for a moment."""
 
     def __init__(self, path: Path, node: str, board: Board) -> None:
         """Takes the place of a socket that an earlier agent left. Raises OSError."""
