@@ -69,8 +69,8 @@ def test_status_prints_each_limit_of_each_subject(agent: Path, capsys: pytest.Ca
     assert main(["status", "--socket", str(agent)]) == 0
     text = capsys.readouterr().out
     assert cells(text, "p1") == [
-        ["p1", "ns/a", "Pod", "4096", "Enforce", "0", "4096", "8192", "1", "Observe", "Why"],
-        ["p1", "b", "Pod", "8192", "Audit", "0", "4096", "8192", "1", "Observe", "Why"],
+        ["p1", "ns/a", "Pod", "4096", "Enforce", "0", "4096", "8192", "1", "-", "Observe", "Why"],
+        ["p1", "b", "Pod", "8192", "Audit", "0", "4096", "8192", "1", "-", "Observe", "Why"],
     ]
     assert cells(text, "Generation:") == [["Generation:", "7"]]
     assert cells(text, "u9") == [["u9", "Unsupported", "burst:", "unknown"]]

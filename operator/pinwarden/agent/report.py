@@ -54,11 +54,11 @@ class Reporter:
     ) -> None:
         self._ability = ability
         self._gate = gate
+        self._sources = {gated: source_levels(ability, gated=gated) for gated in (False, True)}
         self._empty = NodePinConfigStatus(
             agent_version=__version__,
             kernel_version=os.uname().release,
             cgroup_version=cgroup_version,
-            sources=source_levels(ability),
         )
 
     def report(
@@ -80,6 +80,7 @@ class Reporter:
                 "unsupported_limits": unsupported[:_LIMITS],
                 "pods": [self._pod(subject, table) for subject in subjects[:_PODS]],
                 "overshoots": listed,
+                "sources": self._sources[self._gate.told is not None],
                 "truncated": cut or len(subjects) > _PODS or max(len(applied), len(unsupported)) > _LIMITS,
                 "sampled_at": sampled,
                 **self._denials(),

@@ -1,4 +1,7 @@
-"""What the node reaches for each source (H1): whether the per-process counters see it, and what the rlimit gate then makes of it."""
+"""What the node reaches for each source in an ordinary pod (H1): whether the per-process counters see it, and what the rlimit gate does.
+
+A pod that was created with the seccomp gate's profile may be held better than its node: its own level says so.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -10,6 +13,7 @@ from pinwarden.api.pinlimit import Level, Source
 GATE: Final = "RlimitGate"
 NO_GATE: Final = "GateUnavailable"
 NOT_COUNTED: Final = "NotCounted"
+DENY: Final = "Deny in pods that have the seccomp gate's profile"
 
 _COUNTED: Final[Mapping[Source, str]] = {
     Source.MLOCK: "counted in VmLck",
@@ -22,13 +26,15 @@ _COUNTED: Final[Mapping[Source, str]] = {
 }
 
 
-def source_levels(ability: GateAbility) -> list[SourceLevel]:
-    """A line for every source, in the order of `Source`."""
-    return [_level(source, ability) for source in Source]
+def source_levels(ability: GateAbility, *, gated: bool = False) -> list[SourceLevel]:
+    """A line for every source, in the order of `Source`; `gated` says that the seccomp gate answers on the node."""
+    return [_level(source, ability, gated=gated) for source in Source]
 
 
-def _level(source: Source, ability: GateAbility) -> SourceLevel:
+def _level(source: Source, ability: GateAbility, *, gated: bool) -> SourceLevel:
     counter = _COUNTED.get(source)
+    if counter is not None and gated and source is Source.MLOCK:
+        counter = f"{counter}; {DENY}"
     if counter is None:
         return SourceLevel(
             source=source,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pinwarden.cli.agent import RUN_DIR
 from pinwarden.cli.table import render
 
 
@@ -16,27 +17,38 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "probe", help="show what this node can enforce, per source, and why not more"
     )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=RUN_DIR,
+        metavar="DIR",
+        help=f"the seccomp gate's (default: {RUN_DIR})",
+    )
     parser.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    result = _probe(options.cgroup_root)
+    result = _probe(options.cgroup_root, options.run_dir)
     sys.stdout.write(json.dumps(result, indent=2) + "\n" if options.output == "json" else to_text(result))
     return 0
 
 
-def _probe(cgroup_root: Path) -> dict[str, Any]:
+def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
     """The answer as JSON; what cannot be found out is absent."""
     from pinwarden.agent.cgroups import detect_layout
     from pinwarden.agent.gates.rlimit import probe
+    from pinwarden.agent.gates.seccomp.daemon import ability as seccomp_ability
     from pinwarden.agent.sources import source_levels
 
-    ability = probe()
+    ability, seccomp = probe(), seccomp_ability(run_dir)
     result: dict[str, Any] = {
         "kernelVersion": platform.release(),
-        "gates": {"rlimit": {"available": ability.available, "reason": ability.reason}},
-        "sources": [level.to_wire() for level in source_levels(ability)],
+        "gates": {
+            "rlimit": {"available": ability.available, "reason": ability.reason},
+            "seccomp": {"available": not seccomp, "reason": seccomp},
+        },
+        "sources": [level.to_wire() for level in source_levels(ability, gated=not seccomp)],
     }
     try:
         result["cgroupVersion"] = detect_layout(cgroup_root).value
@@ -47,15 +59,17 @@ def _probe(cgroup_root: Path) -> dict[str, Any]:
 
 def to_text(result: dict[str, Any]) -> str:
     """The answer for people."""
-    gate = result["gates"]["rlimit"]
     facts = [
         ("Kernel", result["kernelVersion"]),
         ("Cgroups", result.get("cgroupVersion") or result["cgroupProblem"]),
-        ("rlimit gate", "available" if gate["available"] else f"not available: {gate['reason']}"),
+        *(
+            (f"{name} gate", "available" if gate["available"] else f"not available: {gate['reason']}")
+            for name, gate in result["gates"].items()
+        ),
     ]
     head = ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE")
     rows = [
         (one["source"], "yes" if one["counted"] else "no", one["level"], one["reason"], one.get("message"))
         for one in result["sources"]
     ]
-    return "".join(f"{name + ':':<13}{value}\n" for name, value in facts) + "\n" + render(head, rows)
+    return "".join(f"{name + ':':<14}{value}\n" for name, value in facts) + "\n" + render(head, rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pinwarden.cli.agent import SOCKET
 from pinwarden.cli.table import render
+from pinwarden.plan.refusals import printable
 
 _HEAD = (
     "SUBJECT",
@@ -21,9 +22,11 @@ _HEAD = (
     "VMPIN",
     "PEAK",
     "PROCESSES",
+    "DENIED",
     "LEVEL",
     "REASON",
 )
+_DENIAL_HEAD = ("REFUSED AT", "SUBJECT", "CONTAINER", "PROCESS", "PID", "SOURCE", "ASKED", "USED", "LIMIT")
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -81,6 +84,8 @@ def to_text(answer: Mapping[str, Any]) -> str:
         parts.append(
             render(("OVERSHOOT OF", "SUBJECT", "PEAK", "SECONDS", "COUNT", "LAST"), _overshoots(report))
         )
+    if report.get("recentDenials"):
+        parts.append(render(_DENIAL_HEAD, _denials(report)))
     return "\n".join(parts)
 
 
@@ -97,6 +102,8 @@ def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     ]
     if report.get("truncated"):
         lines.append(("Truncated", "lists were cut at their longest length"))
+    if report.get("denialsDropped"):
+        lines.append(("Refused", f"{report['denialsDropped']} calls besides those that are listed"))
     return "".join(f"{name + ':':<12} {value}\n" for name, value in lines if value is not None)
 
 
@@ -122,9 +129,28 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
                 pod["vmPin"],
                 pod["peak"],
                 pod["processes"],
+                sum(each["count"] for each in pod["denials"]) if "denials" in pod else None,
                 pod["level"],
                 pod.get("reason"),
             )
+
+
+def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """What was refused lately, newest first; a process chooses its name, so it is shown with care."""
+    return [
+        (
+            one["time"],
+            one["pod"],
+            one["container"],
+            printable(one["process"]),
+            one["pid"],
+            one["source"],
+            one.get("asked"),
+            one.get("used"),
+            one.get("name") or one.get("message"),
+        )
+        for one in reversed(report["recentDenials"])
+    ]
 
 
 def _overshoots(report: Mapping[str, Any]) -> list[tuple[object, ...]]:

@@ -149,7 +149,7 @@ def _io_uring_register(registers: Registers) -> Ask | None:
         return _iovecs(read, data, number) if data else 0
 
     if opcode not in (_REGISTER_BUFFERS, _REGISTER_BUFFERS2, _BUFFERS_UPDATE):
-        return None
+        return Ask(Source.IO_URING, 0, errno.ENOMEM, loosens="io_uring: a ring in memory of its own")
     loosens = "io_uring: the list of its buffers can change after the look"
     return Ask(Source.IO_URING, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
 

@@ -29,6 +29,7 @@ from pinwarden.agent.subjects import Plan
 
 LOOKS_SECONDS = 0.05
 STALL_SECONDS = 20
+HOLDER, JOURNAL = "holder.sock", "gate.journal"
 _STANDBY_SECONDS = 0.02
 _HOLDER_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
@@ -47,17 +48,35 @@ class Settings:
     @property
     def holder_socket(self) -> Path:
         """Where the holder takes gates."""
-        return self.run_dir / "holder.sock"
+        return self.run_dir / HOLDER
 
     @property
     def journal(self) -> Path:
         """The calls that were received."""
-        return self.run_dir / "gate.journal"
+        return self.run_dir / JOURNAL
 
     @property
     def record(self) -> Path:
         """What the agent reads of the gate."""
         return self.run_dir / NAME
+
+
+def ability(run_dir: Path) -> str:
+    """Why pods cannot be gated on this node now; empty where they can."""
+    try:
+        actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
+    except OSError:
+        actions = []
+    if "user_notif" not in actions:
+        return "the kernel has no seccomp user notification (Linux 5.0, with CONTINUE 5.5)"
+    try:
+        descriptors.connect(run_dir / HOLDER, _RETRY_SECONDS).close()
+        Journal(run_dir / JOURNAL).close()
+    except BlockingIOError:
+        return ""
+    except OSError as error:
+        return f"no holder answers at {run_dir / HOLDER}: {error.strerror or error}"
+    return "a holder answers, but no gate: gated calls wait"
 
 
 class _EndError(Exception):
@@ -125,7 +144,12 @@ class _Process:
         if self._seen == (found.st_ino, found.st_mtime_ns):
             return
         self._seen = found.st_ino, found.st_mtime_ns
-        if configuration := self._memory.load():
+        try:
+            configuration = self._memory.load()
+        except OSError as error:  # also what is not usable, which is the agent's to set aside
+            _log.error("the last configuration stays in force: %s", error)
+            return
+        if configuration is not None:
             plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
             self._gate.configure(plan)
             _log.info("configuration in force: generation %s, %d limits", plan.generation, len(plan.limits))

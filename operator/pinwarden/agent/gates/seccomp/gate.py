@@ -119,6 +119,8 @@ class Gate:
         self._accounts = Accounts()
         self._gated: dict[int, _Gated] = {}
         self._groups: dict[str, _Group] = {}
+        self._busy: dict[int, _Group] = {}
+        self._used = time.process_time()
         self._leaving: dict[int, tuple[int, Leaving]] = {}
         self._others: dict[int, Callable[[], None]] = {}
         self._first_seen: dict[str, float] = {}
@@ -149,12 +151,12 @@ class Gate:
         """Takes a configuration; it holds for the next call, and for those that wait (P12). Raises OSError."""
         self._pods.configure(plan)
         self._accounts.configure(self._pods.covering())
-        before, self._groups = self._groups, {}
+        before, self._groups, self._busy = self._groups, {}, {}
         for group in before.values():
             self._arm_again(group)
         waiting = [each for group in before.values() for each in group.waiting]
         for each in sorted(waiting, key=lambda each: each.began):
-            self._group(each.gated.identity.place).waiting.append(each)
+            self._wait(each)
 
     def recover(self) -> None:
         """Takes up what an earlier gate left in the journal; all listeners must have been added. Raises OSError."""
@@ -164,7 +166,7 @@ class Gate:
         for slot, call, number, amount in list(self._journal.left()):
             gated = numbers.get(number)
             if gated is not None and gated.listener.waits(call.id):
-                self._group(gated.identity.place).waiting.append(_Waiting(slot, call, gated, self._clock()))
+                self._wait(_Waiting(slot, call, gated, self._clock()))
             elif gated is not None and amount and (ask := calls.read(call)):
                 self._leave(slot, call, ask, gated.identity.place, amount)
             else:
@@ -174,18 +176,20 @@ class Gate:
         """Receives and answers once; waits a little where there is nothing to do. Raises OSError when pods cannot be listed."""
         self._place()
         self._record.flush(self._clock())
+        acted: list[_Group] = []
         for descriptor, event in self._poll():
             gated = self._gated.get(descriptor)
             if gated is None:
                 if ready := self._others.get(descriptor):
                     ready()
             elif event & select.EPOLLIN:
-                self._receive(descriptor, gated)
+                acted.append(self._receive(descriptor, gated))
             else:
                 self._remove(descriptor, gated)
-        for group in list(self._groups.values()):
-            if group.waiting and group.not_before <= self._clock():
-                self._step(group)
+        for group in [group for group in self._busy.values() if group.not_before <= self._clock()]:
+            self._step(group)
+            acted.append(group)
+        self._charge(acted)
 
     def close(self) -> None:
         """Gives its copies of the listeners back."""
@@ -195,7 +199,7 @@ class Gate:
 
     def _poll(self) -> list[tuple[int, int]]:
         now = self._clock()
-        due = (group.not_before for group in self._groups.values() if group.waiting)
+        due = (group.not_before for group in self._busy.values())
         pause = min(due, default=now + _IDLE_SECONDS) - now
         if pause > 1e-3:
             return self._epoll.poll(min(pause, _IDLE_SECONDS))
@@ -211,29 +215,42 @@ class Gate:
         self._pods.place(gated.identity for gated in self._gated.values())
         self._accounts.configure(self._pods.covering())
         self._record.gated(gated.identity for gated in self._gated.values())
+        kept = {self._pods.group_of(gated.identity.place.pod) for gated in self._gated.values()}
+        self._groups = {key: group for key, group in self._groups.items() if key in kept or group.waiting}
         self._placed = True
 
     def _group(self, place: Place) -> _Group:
         return self._groups.setdefault(self._pods.group_of(place.pod), _Group())
 
-    def _receive(self, descriptor: int, gated: _Gated) -> None:
-        began = self._clock()
+    def _wait(self, waiting: _Waiting) -> _Group:
+        """Puts a call into its group, behind those that came before."""
+        group = self._group(waiting.gated.identity.place)
+        group.waiting.append(waiting)
+        self._busy[id(group)] = group
+        return group
+
+    def _charge(self, acted: list[_Group]) -> None:
+        """Shares what was used of the processor since the last turn among those that it was used for."""
+        used, self._used = self._used, time.process_time()
+        for group in acted:
+            group.spend((self._used - used) / len(acted), self._clock())
+
+    def _receive(self, descriptor: int, gated: _Gated) -> _Group:
+        group = self._group(gated.identity.place)
         if self._journal.full:
             self._end_those_counted(list(self._leaving))
         received = self._journal.receive(gated.listener, gated.number)
         if received is None:
             self._arm(descriptor)
-            return
+            return group
         slot, call = received
         self._ended(call.tid)
-        group = self._group(gated.identity.place)
-        group.waiting.append(_Waiting(slot, call, gated, began))
+        self._wait(_Waiting(slot, call, gated, self._clock()))
         if len(group.waiting) < WAITING:
             self._arm(descriptor)
         else:
             group.disarmed.append(descriptor)
-        now = self._clock()
-        group.spend(now - began, now)
+        return group
 
     def _arm(self, descriptor: int) -> None:
         self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLONESHOT)
@@ -253,6 +270,8 @@ class Gate:
             for each in [each for each in group.waiting if each.gated is gated]:
                 group.waiting.remove(each)
                 self._journal.free(each.slot)
+            if not group.waiting:
+                self._busy.pop(id(group), None)
         if all(each.identity.place.pod != gated.identity.place.pod for each in self._gated.values()):
             self._first_seen.pop(gated.identity.place.pod, None)
         self._placed = False
@@ -271,8 +290,8 @@ class Gate:
             group.waiting.popleft()
             if len(group.waiting) < WAITING:
                 self._arm_again(group)
-        now = self._clock()
-        group.spend(now - began, now)
+        if not group.waiting:
+            del self._busy[id(group)]
 
     def _decide(self, waiting: _Waiting, now: float) -> float:
         """Answers the call, or says in how many seconds to look at it again. Raises OSError."""
