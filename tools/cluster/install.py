@@ -16,6 +16,7 @@ COMMANDS = (
 ONE_NODE_COMMAND = "kubectl -n pinwarden-system scale deployment pinwarden-operator --replicas=1"
 """On a single node a second replica could only fail together with the first."""
 WAIT_COMMANDS = (
+    "kubectl -n pinwarden-system rollout status ds/pinwarden-holder --timeout=300s",
     "kubectl -n pinwarden-system rollout status ds/pinwarden-agent --timeout=300s",
     "kubectl -n pinwarden-system rollout status deploy/pinwarden-operator --timeout=300s",
 )

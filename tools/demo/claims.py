@@ -1,4 +1,4 @@
-"""What pinwarden claims at the level of the rlimit gate, and how each claim is seen.
+"""What pinwarden claims, and how each claim is seen.
 
 A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
 `examples/demo/pinner.py`, which locks all that the kernel gives. They are there before any limit is.
@@ -151,20 +151,20 @@ def audit_touches_nothing(shell: Shell) -> None:
         raise ClaimError(f"the process's limits are {limits[3:5]}, not what the runtime gave it")
 
 
-def _total(shell: Shell) -> int:
-    """What all processes of the racing pod have locked, as the kernel shows it inside the pod, in bytes."""
-    text = shell.run(f"kubectl -n {NAMESPACE} exec race -- sh -c 'grep -h VmLck /proc/[0-9]*/status'")
+def _total(shell: Shell, pod: str = "race") -> int:
+    """What all processes of a pod have locked, as the kernel shows it inside the pod, in bytes."""
+    text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- sh -c 'grep -h VmLck /proc/[0-9]*/status'")
     return sum(int(line.split()[1]) * 1024 for line in text.splitlines())
 
 
-def _settled(shell: Shell, least: int) -> None:
+def _settled(shell: Shell, least: int, pod: str = "race") -> None:
     """Wait until each of the four racing processes said that it is refused, and they hold at least so many bytes together."""
 
     def wanted(log: str) -> bool:
         held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*{REFUSED}", log))
         return len(held) == 4 and sum(map(int, held.values())) >= least
 
-    shell.until(f"kubectl -n {NAMESPACE} logs race --tail=8", wanted)
+    shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=8", wanted)
 
 
 def four_processes_reserve(shell: Shell) -> None:
@@ -240,10 +240,48 @@ def a_capability_is_said(shell: Shell) -> None:
     )
 
 
+def refused_for_the_whole_pod(shell: Shell) -> None:
+    """P1, P5: four racing processes without any capability are held exactly, from their first instruction."""
+    _apply(shell, "gated")
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/gated --timeout=120s")
+    _held_exactly(shell, 4 * MIB)
+    _status(
+        shell,
+        "pinlimit/gated",
+        lambda status: (
+            _condition(status, "Enforced")[0] == "True"
+            and _condition(status, "WithinLimit")[0] == "True"
+            and status.get("denials", 0) >= 4
+            and any(pod.get("level") == "Deny" for pod in status.get("topPods", []))
+        ),
+        _conditions("Enforced", "WithinLimit")
+        + "denials: {.status.denials}, level: {.status.topPods[0].level}",
+    )
+    shell.until(
+        f"kubectl -n {NAMESPACE} get events --field-selector reason=PinRefused,involvedObject.name=gated"
+        " -o custom-columns=OBJECT:.involvedObject.name,MESSAGE:.message",
+        lambda text: "PinLimit pinwarden-demo/gated" in text,
+    )
+
+
+def _held_exactly(shell: Shell, limit: int) -> None:
+    _settled(shell, limit, "gated")
+    total = _total(shell, "gated")
+    if total != limit:
+        raise ClaimError(f"the pod holds {total} bytes under a limit of {limit}")
+    say(f"  -> together {total} bytes: the limit, to the page")
+
+
+def raised_for_the_whole_pod(shell: Shell) -> None:
+    """P12: the raised limit holds for the next call of the running processes."""
+    _set_limit(shell, "gated", "6Mi")
+    _held_exactly(shell, 6 * MIB)
+
+
 def the_node_says_the_same(shell: Shell) -> None:
     """H1, H2: the agent on the node, asked directly, tells the same story."""
     text = shell.run("kubectl -n pinwarden-system exec ds/pinwarden-agent -- pinwarden status")
-    for wanted in ("Converge", "Observe", "CapIPCLock"):
+    for wanted in ("Deny", "SeccompGate", "Converge", "Observe", "CapIPCLock"):
         if wanted not in text:
             raise ClaimError(f"the agent's own account does not say {wanted}")
 
@@ -262,5 +300,10 @@ CLAIMS = (
     ),
     Claim("A grant gives as far as maxGrant allows, and no further (P14)", grants),
     Claim("A pod with CAP_IPC_LOCK is not called enforced (H1)", a_capability_is_said),
+    Claim(
+        "Four racing processes of a gated pod are refused exactly at its limit, and told why (P1, P5)",
+        refused_for_the_whole_pod,
+    ),
+    Claim("A raised limit lets the gated pod go on to the page (P12)", raised_for_the_whole_pod),
     Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),
 )
