@@ -63,6 +63,10 @@ class NodeLimit(Model):
         default_factory=list, description="What is counted; empty means every source."
     )
     enforcement: Enforcement = Enforcement.ENFORCE
+    minimum_level: Level = Field(
+        Level.CONVERGE,
+        description="With Deny a gate also refuses calls after which it could not hold the pod exactly.",
+    )
     contention: Contention = Contention.SHARE
     grant: int | None = Field(
         None, ge=0, description="Bytes up to which processes may be raised, already held to maxGrant (P14)."

@@ -139,7 +139,8 @@ class PinLimitSpec(Model):
     minimum_level: Level = Field(
         Level.CONVERGE,
         description="The weakest level at which a pod counts as held: Deny (refused at the call), Kill (the task ends before it "
-        "returns), Converge (a race can overshoot for a moment), Observe (counted only).",
+        "returns), Converge (a race can overshoot for a moment), Observe (counted only). With Deny, gated pods are also refused "
+        "calls after which they could not be held so.",
     )
     contention: Contention = Field(
         Contention.SHARE,

@@ -199,6 +199,7 @@ def node_limit(limit: Limit, grant: int | None) -> NodeLimit:
         counting=spec.counting,
         sources=sorted(spec.sources),
         enforcement=spec.enforcement,
+        minimum_level=spec.minimum_level,
         contention=spec.contention,
         grant=grant,
     )

@@ -9,7 +9,8 @@ another error before it counts anything asks for nothing, and is let through to 
 - mlockall(MCL_CURRENT): the kernel compares `mm->total_vm`, so the whole address space is asked for, and what is locked of it adds nothing.
 - io_uring_register, VFIO and iommufd maps: amounts that lie in the caller's memory, which it can change between the look and the call.
 
-Some calls let memory be pinned later, or at an amount that nobody sees; they *loosen* the pod: it is not held exactly from then on.
+Some calls let memory be pinned later, or at an amount that nobody sees; they *loosen* the pod: it is not held exactly from then on. What
+refuses them, where a limit asks for Deny, is the kernel's error for a limit, and for memfd_secret that of a kernel without it.
 
 - mlockall(MCL_FUTURE): the address space grows locked without a call that the gate sees.
 - memfd_secret: whoever gets the descriptor can map it, without MAP_LOCKED.
@@ -127,7 +128,7 @@ def _mremap(registers: Registers) -> Ask | None:
 
 
 def _memfd_secret(_: Registers) -> Ask:
-    return Ask(Source.MEMFD_SECRET, 0, errno.EAGAIN, loosens="memfd_secret: its mappings are locked unseen")
+    return Ask(Source.MEMFD_SECRET, 0, errno.ENOSYS, loosens="memfd_secret: its mappings are locked unseen")
 
 
 def _shmctl(registers: Registers) -> Ask | None:

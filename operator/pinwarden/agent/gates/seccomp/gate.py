@@ -11,7 +11,8 @@ A step answers the group's oldest call, or finds that it must wait, and others o
 - for the agent, which raises the rlimits of a pod with a grant, once per listener: the kernel would refuse what fits,
 - for earlier calls that may still add what this one needs, or that are as many as one pod may have under way.
 
-Each wait has an end. A call that cannot be counted after it is refused: what is not known is never let through (P1).
+Each wait has an end. A call that cannot be counted after it is refused: what is not known is never let through (P1). A call that loosens
+the pod (`calls`) is let through where it fits, unless a limit asks for Deny.
 """
 
 import errno
@@ -306,6 +307,9 @@ class Gate:
         if wait := self._unlisted(place.pod, now):
             return wait if waiting.gated.listener.waits(call.id) else self._drop(waiting)
         if ask.loosens:
+            if (key := self._pods.strict(place)) is not None:
+                self._deny(waiting, ask, ask.most, key, f"minimumLevel is Deny; {ask.loosens}")
+                return self._refuse(waiting, ask.refusal)
             self._record.loosened(place.pod, ask.loosens)
         if not self._accounts.covers(place):
             return self._let_through(waiting, ask, 0)

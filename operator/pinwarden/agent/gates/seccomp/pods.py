@@ -22,7 +22,7 @@ from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.scopes import scoped
 from pinwarden.agent.subjects import Held, Plan
 from pinwarden.api.nodepinconfig import NodeLimit, PodContainer
-from pinwarden.api.pinlimit import Enforcement, Scope
+from pinwarden.api.pinlimit import Enforcement, Level, Scope
 
 
 class Pods:
@@ -69,6 +69,14 @@ class Pods:
     def limit(self, key: Key) -> NodeLimit | None:
         """The limit behind a key."""
         return next((limit for limit in self._enforced(key.pod) if limit.name == key.limit), None)
+
+    def strict(self, place: Place) -> Key | None:
+        """A limit on calls of this place that asks for Deny; None where none does."""
+        for limit in self._enforced(place.pod):
+            key = _key(limit, place)
+            if key is not None and limit.minimum_level is Level.DENY:
+                return key
+        return None
 
     def granted(self, pod: str) -> int:
         """Bytes up to which the agent raises the rlimits of the pod's processes: the largest grant, held to every limit; 0 without one."""

@@ -2,7 +2,8 @@
 
 The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
 that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs.
-What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`.
+What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`. The file's
+time is renewed every `BEAT_SECONDS`: with an older one, no gate answers.
 """
 
 import json
@@ -10,6 +11,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from pinwarden.api.pinlimit import Source
 
 NAME = "gate.json"
 BETWEEN_WRITES_SECONDS = 0.2
+BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
 _VERSION = 1
@@ -101,7 +104,7 @@ class Record:
         self._recent = deque(told.recent, LISTED)
         self._number = told.number
         self._changed = True
-        self._due = float("-inf")
+        self._due = self._beat = float("-inf")
 
     def gated(self, identities: Iterable[Identity]) -> None:
         """These containers have a listener, and no others."""
@@ -143,6 +146,10 @@ class Record:
                 self._write()
             except OSError as error:
                 _log.error("%s cannot be written: %s", self._path, error)
+        elif now >= self._beat:
+            self._beat = now + BEAT_SECONDS
+            with suppress(OSError):
+                os.utime(self._path)
 
     def _write(self) -> None:
         content = {
