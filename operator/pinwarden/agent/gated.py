@@ -1,18 +1,20 @@
-"""Which pods the seccomp gate holds exactly, as far as its record tells; read again when the file is another one.
+"""Which pods the seccomp gate holds exactly, as far as its record tells; read again when the file is another one or was renewed.
 
 A pod is held *exactly* when each of its processes is in a container that has a listener (or in its sandbox), none has pinned anything
 through a driver, and the gate has seen no call that loosens it. Only then is its level Deny (H1), and only then does the agent give each
-process the whole limit as its rlimit, because the gate holds the sum. A gate that is away changes nothing: calls wait for it.
+process the whole limit as its rlimit, because the gate holds the sum. A gate that is away changes no level: calls wait, which is said.
 """
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp.record import Told, load
 from pinwarden.agent.governed import Governed
 
+SILENT_SECONDS = 10.0
 UNGATED = "created without the gate's profile"
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,14 @@ class GateRecord:
         self._path = path
         self._seen: tuple[int, int] | None = None
         self.told: Told | None = None
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which the gate has not answered; 0 while it does, and where there is none."""
+        if self._seen is None:
+            return 0.0
+        seconds = time.time() - self._seen[1] / 1e9
+        return seconds if seconds > SILENT_SECONDS else 0.0
 
     def look(self) -> bool:
         """Reads the file if it is another one; whether it was."""

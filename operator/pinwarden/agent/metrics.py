@@ -13,7 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -121,6 +121,12 @@ def _of_report(snapshot: Snapshot) -> Iterable[Metric]:
         "The most that was seen above a limit, over the overshoots still listed: a lower bound.",
         max((overshoot.peak for overshoot in report.overshoots), default=0),
     )
+    if report.denials_dropped is not None:
+        yield CounterMetricFamily(
+            f"{_PREFIX}_denials",
+            "Calls that the seccomp gate refused, since its journal began; absent without a gate.",
+            value=report.denials_dropped + len(report.recent_denials),
+        )
     yield _gauge("truncated", "1 when a list of the status was cut at its longest length.", report.truncated)
     sources = GaugeMetricFamily(
         f"{_PREFIX}_source_level",

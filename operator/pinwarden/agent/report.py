@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -89,6 +89,8 @@ class Reporter:
 
     def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
         standing = self._gate.standing(subject)
+        if standing.exact and self._gate.silent:
+            standing = replace(standing, why="its gate does not answer: pinning calls wait")
         verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
         return PodReport(
             uid=subject.uid,
@@ -144,7 +146,7 @@ def judge(
     if standing.lost:
         return Verdict(Level.OBSERVE, LOST, standing.why)
     if standing.exact and subject.held.enforced and not subject.truncated:
-        return Verdict(Level.DENY, EXACT)
+        return Verdict(Level.DENY, EXACT, standing.why)
     if not ability.available:
         return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
     if not subject.held.limits:

@@ -73,7 +73,10 @@ def _hold(options: argparse.Namespace) -> int:
         if options.profiles is not None:
             from pinwarden.agent.gates.seccomp.profiles import install
 
-            install(options.profiles)
+            for path in install(options.profiles):
+                logging.getLogger(__name__).error(
+                    "%s is not as this version has it, and stays as it is", path
+                )
         holder.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
     except OSError as error:
         sys.stderr.write(f"pinwarden holder: {error}\n")
