@@ -7,7 +7,7 @@ export PYTHONPATH := operator:tools
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv lock crds docs lint test test-unit test-api test-kernel test-cluster bench programs controlplane clean
+.PHONY: help demo up down venv lock crds profiles docs lint test test-unit test-gate test-api test-kernel test-cluster bench programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,14 @@ LOCK := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-a
 crds: venv ## write crds/ anew from the models
 	$(BIN)/python -m pinwarden crds --output-dir crds
 
+profiles: ## write the runtime's default seccomp rules anew from containerd's source
+	cd $(RUNTIME) && CGO_ENABLED=0 GOFLAGS= GOWORK=off GOARCH=amd64 \
+		go run -mod=readonly -trimpath ./defaultprofile >$(CURDIR)/$(RULES).new
+	mv $(RULES).new $(RULES)
+
+RUNTIME := tools/cluster/go/runtime
+RULES := operator/pinwarden/agent/gates/seccomp/runtime_default.json
+
 docs: venv ## write docs/semantics.md anew from the marks of the tests
 	$(BIN)/python tools/semantics.py
 
@@ -47,10 +55,13 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/mypy operator tools tests bench
 	$(BIN)/lint-imports
 
-test: lint test-unit test-api test-kernel test-cluster ## every test
+test: lint test-unit test-gate test-api test-kernel test-cluster ## every test
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
+
+test-gate: venv ## the seccomp gate on this machine's own kernel, as root
+	$(BIN)/pytest $(PARALLEL) tests/gate
 
 test-api: programs ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
@@ -65,6 +76,7 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/plan_scale.py
 	$(BIN)/python bench/agent_scan.py
 	$(BIN)/python bench/apply_latency.py
+	$(BIN)/python bench/gate_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/operator_scale.py
 

@@ -1,6 +1,7 @@
-"""Processes of one pod that lock and unlock at random for as long as they are let; each line of standard input asks for what they met.
+"""Processes of one pod that lock and unlock at random for as long as they are let, and tell what they met: calls, and strange errors.
 
-Argument: how many. Output: `ready`, then per line the errors other than the kernel's own (ENOMEM, EAGAIN) and how many calls were made.
+Arguments: how many, and then seconds between two lines of output and between two calls; without these a line of standard input asks for
+each line, and there is no pause. An error is strange when it is not the kernel's own for a limit (ENOMEM, EAGAIN).
 """
 
 import ctypes
@@ -9,12 +10,15 @@ import mmap
 import os
 import random
 import sys
+import time
+from collections.abc import Iterator
 
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 count = int(sys.argv[1])
+pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 board = memoryview(mmap.mmap(-1, 16 * count)).cast("q")  # per process: calls, and the first strange error
 
 
@@ -31,12 +35,25 @@ def loop(number: int) -> None:
         else:
             libc.munlock(area + start * PAGE, pages * PAGE)
         board[2 * number] += 1
+        if pause:
+            time.sleep(pause)
 
 
 for number in range(count):
     if os.fork() == 0:
         loop(number)
+
+
+def asked() -> Iterator[None]:
+    if len(sys.argv) == 2:
+        yield from (None for _ in sys.stdin)
+        return
+    while True:
+        time.sleep(float(sys.argv[2]))
+        yield
+
+
 print("ready", flush=True)
-for _ in sys.stdin:
+for _ in asked():
     strange = [board[2 * number + 1] for number in range(count) if board[2 * number + 1]]
     print(sum(board[0::2]), *strange, flush=True)

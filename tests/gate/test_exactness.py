@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -52,6 +53,12 @@ def ask(process: "subprocess.Popen[str]", line: str) -> str:
     assert process.stdout is not None
     print(line, file=process.stdin, flush=True)
     return process.stdout.readline().strip()
+
+
+def takes_sigterm(pid: int) -> bool:
+    """Whether a program is past its start."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
 
 
 def start(
@@ -146,7 +153,8 @@ def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) ->
         old_holder, old_gate = node.holder, node.gate
         node.holder = node.start("holder")
         node.gate = node.start("gate", "--state-dir", str(node.state_dir))
-        time.sleep(0.7)
+        for each in (node.holder, node.gate):
+            node.until(lambda each=each: takes_sigterm(each.pid))  # type: ignore[misc]
         assert old_gate.poll() is None
         for old in (old_gate, old_holder):
             old.terminate()

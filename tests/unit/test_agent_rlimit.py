@@ -271,6 +271,7 @@ def sample(permitted: int = 0, bounding: int = 0, no_new_privs: bool = False, in
         parent=1,
         locked=0,
         pinned=0,
+        stack=0,
         threads=1,
         cap_permitted=permitted,
         cap_inheritable=inheritable,

@@ -24,11 +24,15 @@ _AFTER_NAME = 3
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One sample. `locked` and `pinned` are in bytes and None where the kernel shows none; capabilities are bit masks."""
+    """One sample. Amounts are in bytes; `locked` and `pinned` are None where the kernel shows none, `stack` (VmStk) is 0 there.
+
+    Capabilities are bit masks.
+    """
 
     parent: int
     locked: int | None
     pinned: int | None
+    stack: int
     threads: int
     cap_permitted: int
     cap_inheritable: int
@@ -45,6 +49,7 @@ def parse_status(text: bytes) -> Status:
         parent=int(_required(text, b"PPid")),
         locked=_kilobytes(text, b"VmLck"),
         pinned=_kilobytes(text, b"VmPin"),
+        stack=_kilobytes(text, b"VmStk") or 0,
         threads=int(_required(text, b"Threads")),
         cap_permitted=int(_required(text, b"CapPrm"), 16),
         cap_inheritable=int(_required(text, b"CapInh"), 16),

@@ -13,6 +13,7 @@ Some calls let memory be pinned later, or at an amount that nobody sees; they *l
 refuses them, where a limit asks for Deny, is the kernel's error for a limit, and for memfd_secret that of a kernel without it.
 
 - mlockall(MCL_FUTURE): the address space grows locked without a call that the gate sees.
+- locking a stack (a mapping with VM_GROWSDOWN), which mlockall does too: it grows as it is used, and what it grows by is locked.
 - memfd_secret: whoever gets the descriptor can map it, without MAP_LOCKED.
 - SHM_LOCK and udmabuf: counted in no per-process counter.
 - io_uring and every driver ioctl: what is in memory can change, and a driver has other ways to pin, such as write(2) for RDMA.
@@ -20,10 +21,12 @@ refuses them, where a limit asks for Deny, is the kernel's error for a limit, an
 
 import errno
 import mmap
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from pinwarden.agent.gates.seccomp.notify import Call
@@ -35,7 +38,7 @@ _INT = 2**32 - 1
 
 MLOCK_ONFAULT = 1
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
-MAP_LOCKED = 0x2000
+MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
 SHM_LOCK = 11
 _USE_REGISTERED_RING = 1 << 31
 _REGISTER_BUFFERS, _REGISTER_BUFFERS2, _BUFFERS_UPDATE = 0, 15, 16
@@ -79,6 +82,25 @@ class Ask:
     in_memory: Callable[[Read], int] | None = None
 
 
+_STACK: Final = "a locked stack: it grows as it is used"
+_STACK_RANDOM: Final = {"x86_64": 16 << 30, "aarch64": 1 << 30}
+STACK_GAP = 128 << 20
+"""Bytes that the kernel keeps free below a stack, at least (MIN_GAP, mm/util.c and arch/x86/mm/mmap.c)."""
+
+
+def stack_region(top: int, machine: str) -> int:
+    """Where the part of the address space begins that main stacks lie in, and nothing else that the kernel places.
+
+    `top` is an address in some process's stack. A stack ends at most STACK_RND_MASK pages below the end of the address space, which is the
+    next power of two.
+    """
+    return (1 << top.bit_length()) - _STACK_RANDOM.get(machine, 16 << 30) - STACK_GAP
+
+
+STACK_REGION: Final = stack_region(
+    int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[25]), os.uname().machine
+)
+
 Registers = tuple[int, int, int, int, int, int]
 
 
@@ -92,7 +114,8 @@ def _range(start: int, length: int) -> Ask | None:
     first = start - offset
     if size == 0 or first + size >= _WRAP:
         return None
-    return Ask(Source.MLOCK, size, errno.ENOMEM, Adds.NOT_LOCKED, first)
+    loosens = _STACK if first + size > STACK_REGION else ""
+    return Ask(Source.MLOCK, size, errno.ENOMEM, Adds.NOT_LOCKED, first, loosens)
 
 
 def _mlock(registers: Registers) -> Ask | None:
@@ -107,7 +130,7 @@ def _mlockall(registers: Registers) -> Ask | None:
     flags = registers[0] & _INT
     if flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags in (0, MCL_ONFAULT):
         return None
-    loosens = "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else ""
+    loosens = "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
     if not flags & MCL_CURRENT:
         return Ask(Source.MLOCK, 0, errno.ENOMEM, loosens=loosens)
     return Ask(Source.MLOCK, None, errno.ENOMEM, Adds.ADDRESS_SPACE, loosens=loosens)
@@ -115,9 +138,10 @@ def _mlockall(registers: Registers) -> Ask | None:
 
 def _mmap(registers: Registers) -> Ask | None:
     size = _aligned(registers[1])
-    if not registers[3] & MAP_LOCKED or size == 0:
+    if size == 0 or not registers[3] & (MAP_LOCKED | MAP_GROWSDOWN):
         return None
-    return Ask(Source.MLOCK, size, errno.EAGAIN)
+    loosens = _STACK if registers[3] & MAP_GROWSDOWN else ""
+    return Ask(Source.MLOCK, size if registers[3] & MAP_LOCKED else 0, errno.EAGAIN, loosens=loosens)
 
 
 def _mremap(registers: Registers) -> Ask | None:

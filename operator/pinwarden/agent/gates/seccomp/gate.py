@@ -330,6 +330,8 @@ class Gate:
         call, place = waiting.call, waiting.gated.identity.place
         self._end_those_counted(self._accounts.under_way(place))
         self._accounts.renew(self._pods.look(place), now)
+        if self._pods.deep_stack(place.pod):
+            self._record.loosened(place.pod, "a stack that is deeper than stacks are looked for")
         amount = self._adds(call, ask, most)
         fit, key = self._accounts.fit(place, amount, now)
         if fit is Fit.FITS:
@@ -435,7 +437,7 @@ class Gate:
 
     def _leave(self, slot: int, call: Call, ask: Ask, place: Place, amount: int) -> None:
         self._accounts.let_through(call.tid, place, amount)
-        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask, amount))
+        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask))
 
     def _refuse(self, waiting: _Waiting, error: int) -> float:
         waiting.gated.listener.refuse(waiting.call.id, error)
@@ -454,5 +456,5 @@ class Gate:
 
     def _end_those_counted(self, tids: list[int]) -> None:
         for tid in tids:
-            if self._leaving[tid][1].counted(mmap.PAGESIZE):
+            if self._leaving[tid][1].counted():
                 self._ended(tid)

@@ -14,6 +14,7 @@ from pinwarden.agent.cgroups import process_hierarchy
 from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
+from pinwarden.agent.gates.seccomp.calls import STACK_GAP
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.threads import share_address_space, use_of_threads
 from pinwarden.agent.governed import Governed
@@ -87,6 +88,11 @@ class Pods:
     def group_of(self, pod: str) -> str:
         """Names the pods whose calls are decided in one order: those that share a limit of scope Node."""
         return self._groups[pod][0].uid if pod in self._groups else pod
+
+    def deep_stack(self, pod: str) -> bool:
+        """Whether a process of the pod had a stack, at the last look, that reaches below where stacks are looked for."""
+        subject = self._subjects.get(pod)
+        return subject is not None and any(self._table[key].status.stack > STACK_GAP for key in subject.keys)
 
     def look(self, place: Place) -> dict[Key, Look]:
         """What every limit that covers this place, or one that shares a limit with it, has and uses.

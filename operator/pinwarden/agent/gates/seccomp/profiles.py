@@ -6,14 +6,17 @@ all else is allowed. A call that is gated for some arguments only is allowed for
 arguments swallow one with. runc joins several conditions on one argument by "or", so the others are given as bit patterns that meet no
 gated one (`complement`).
 
-Both list no architecture. A runtime then filters for the machine's own, and a call in another one's way (32-bit, x32) ends the process.
+Both list no architecture. A runtime then filters for the machine's own, and a call in another one's way (32-bit, x32) ends its thread,
+by SIGSYS.
 
 A profile's file never changes: running pods refer to it. What changes gets the next version.
 """
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -63,10 +66,11 @@ GATED: Final[Mapping[str, Condition | None]] = {
     "mlockall": None,
     "mremap": None,
     "memfd_secret": None,
-    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000),)),  # MAP_LOCKED
+    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000), Bits(0x100, 0x100))),  # MAP_LOCKED, MAP_GROWSDOWN
     "shmctl": _number(1, 11),  # SHM_LOCK
-    # IORING_REGISTER_BUFFERS, _BUFFERS2 and _BUFFERS_UPDATE, also with IORING_REGISTER_USE_REGISTERED_RING
-    "io_uring_register": _number(1, 0, 15, 16, ignoring=1 << 31),
+    # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS and _MEM_REGION, also with
+    # IORING_REGISTER_USE_REGISTERED_RING
+    "io_uring_register": _number(1, 0, 15, 16, 22, 32, 33, 34, ignoring=1 << 31),
     "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf
 }
 """The gated calls, each with the condition on its arguments, or None for always."""
@@ -113,7 +117,7 @@ def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
 def install(folder: Path) -> list[Path]:
     """Writes the profiles below the kubelet's seccomp folder where they are missing; returns those that are there and differ.
 
-    These stay as they are. Raises OSError.
+    These stay as they are. A file is whole and on disk before it has its name. Raises OSError.
     """
     folder = folder / FOLDER
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -121,13 +125,26 @@ def install(folder: Path) -> list[Path]:
     for name, profile in profiles().items():
         path, data = folder / name, encode(profile)
         if not path.exists():
-            beside = path.with_name(f".{name}.{os.getpid()}")
-            beside.write_bytes(data)
-            beside.chmod(0o644)
-            beside.replace(path)
-        elif path.read_bytes() != data:
+            _create(path, data)
+        if path.read_bytes() != data:
             differing.append(path)
     return differing
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Makes a file that everyone may read; one that came first stays."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as beside:
+        beside.write(data)
+        beside.flush()
+        os.fchmod(beside.fileno(), 0o644)
+        os.fsync(beside.fileno())
+        with suppress(FileExistsError):
+            os.link(beside.name, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def encode(profile: Mapping[str, Any]) -> bytes:

@@ -17,8 +17,8 @@ from pinwarden.agent.gates.seccomp.calls import Adds, Ask
 from pinwarden.agent.gates.seccomp.notify import Call
 
 _CHUNK = 65536
-_NANOSECONDS_PER_PAGE = 200
-_NANOSECONDS = 5_000_000
+_USER_TIME = 11  # utime of proc_pid_stat(5), counted from what follows the name
+_TICKS = 3  # more than the kernel's scaling of sampled times can err by
 _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
 _FLAGS = b"VmFlags:"
 _LOCKED = b" lo"
@@ -29,40 +29,35 @@ _GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class Leaving:
-    """Whether what a call that was let through adds is counted by now: when the call is over, and often before.
+    """Whether what a call that was let through adds is counted by now: when the call is over, and for an mlock before.
 
-    A thread that sleeps shows the call that it is in (`task_current_syscall`). It may wait for its address space's lock, or fault in what
-    is counted already: then the range of an mlock is marked as locked. A thread that runs shows nothing: it may be on its way into the
-    call, or busy in user mode. What a call adds is counted at its beginning, so one whose thread has used the processor for a while since
-    is counted: 5 ms, and a fifth of a microsecond for each page.
+    A thread that sleeps shows the call that it is in (`task_current_syscall`). One that runs shows nothing: it may be on its way into the
+    call, spin there for its address space's lock, fault in what is counted already, or be busy in user mode again; then its user time goes
+    on, which a call's own work never does. An mlock is counted as soon as its range is marked as locked, before that is faulted in.
     """
 
-    __slots__ = ("_amount", "_ask", "_call", "_path", "_used")
+    __slots__ = ("_ask", "_call", "_path", "_user")
 
-    def __init__(self, proc_root: Path, call: Call, ask: Ask, amount: int) -> None:
-        """`amount` in bytes is what the call adds at most."""
+    def __init__(self, proc_root: Path, call: Call, ask: Ask) -> None:
         self._path = proc_root / str(call.tid)
         self._call = call
         self._ask = ask
-        self._amount = amount
-        self._used: int | None = None
+        self._user: int | None = None
 
-    def counted(self, page: int) -> bool:
-        """Looks; `page` is in bytes."""
+    def counted(self) -> bool:
+        """Looks."""
         try:
             shown = self._shown()
-            used = int((self._path / "schedstat").read_bytes().split()[0])
+            user = int((self._path / "stat").read_bytes().rpartition(b")")[2].split()[_USER_TIME])
         except _GONE:
             return True
-        if shown is not None:
-            number, registers = shown
-            if (number, registers) != (self._call.number, self._call.arguments):
-                return True
-            if self._ask.adds is Adds.NOT_LOCKED and self._range_is_locked():
-                return True
-        if self._used is None:
-            self._used = used
-        return used - self._used > _NANOSECONDS + self._amount // page * _NANOSECONDS_PER_PAGE
+        if shown is not None and shown != (self._call.number, self._call.arguments):
+            return True
+        if self._user is None:
+            self._user = user
+        if user - self._user >= _TICKS:
+            return True
+        return self._ask.adds is Adds.NOT_LOCKED and self._range_is_locked()
 
     def _shown(self) -> tuple[int, tuple[int, ...]] | None:
         """Number and registers of the call that the thread sleeps in; None while it runs, or where the kernel does not tell."""
@@ -74,6 +69,9 @@ class Leaving:
 
     def _range_is_locked(self) -> bool:
         size = self._ask.most or 0
+        space = address_space(self._path.parent, self._call.tid)
+        if space is not None and space.locked < size:
+            return False
         return locked_within(self._path.parent, self._call.tid, self._ask.start, size) == size
 
 

@@ -1,6 +1,7 @@
 // Command defaultprofile prints containerd's own default seccomp profile, as a pod with RuntimeDefault and no added capability gets it.
 //
-// Architectures are left out: without any, a runtime filters for the machine's own, and calls of others (32-bit, x32) end the process.
+// Architectures are left out on purpose, so that the profile serves every architecture: without any, a runtime filters for the machine's
+// own, and a call in another one's way (32-bit, x32) gets libseccomp's action for a bad architecture, which ends its thread by SIGSYS.
 package main
 
 import (

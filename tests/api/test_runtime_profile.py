@@ -1,0 +1,24 @@
+"""The container runtime's default seccomp rules that pinwarden carries are those of the pinned containerd."""
+
+import os
+import subprocess
+from importlib import resources
+
+from cluster.build import ENVIRONMENT
+from cluster.paths import GO_MODULES
+
+COMMAND = ["go", "run", "-mod=readonly", "-trimpath", "./defaultprofile"]
+
+
+def test_the_runtimes_default_rules_are_those_of_its_source() -> None:
+    done = subprocess.run(
+        COMMAND,
+        cwd=GO_MODULES / "runtime",
+        env=os.environ | ENVIRONMENT | {"GOARCH": "amd64"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    carried = resources.files("pinwarden.agent.gates.seccomp").joinpath("runtime_default.json").read_text()
+    assert carried == done.stdout, "run `make profiles`"

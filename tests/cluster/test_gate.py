@@ -1,0 +1,204 @@
+"""Gated pods on a real node: containerd and runc send the descriptors, and the kubelet refuses what cannot be gated (P1, H3).
+
+Four processes lock and unlock at random all the while, and say every second what they met; an error that the kernel's own limit does not
+give fails the test. What they hold together is read on the node, from outside.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.install import ROOT
+from cluster.node import Node
+
+NAMESPACE = "gated"
+LIMIT = 2**20
+SECONDS = 240.0
+PROFILE = "pinwarden/runtime-default-v1.json"
+Kubectl = Callable[..., str]
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(0.3)
+
+
+def pod(name: str, profile: str = PROFILE) -> str:
+    """A manifest: four processes that lock and unlock, unprivileged, under a profile."""
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": "gated"}},
+            "spec": {
+                "automountServiceAccountToken": False,
+                "terminationGracePeriodSeconds": 0,
+                "securityContext": {
+                    "runAsUser": 1000,
+                    "runAsNonRoot": True,
+                    "seccompProfile": {"type": "Localhost", "localhostProfile": profile},
+                },
+                "containers": [
+                    {
+                        "name": "looper",
+                        "image": "pinwarden.local/pinwarden:dev",
+                        "command": ["python3", "/program/looper.py", "4", "1", "0.05"],
+                        "securityContext": {
+                            "allowPrivilegeEscalation": False,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
+                        "volumeMounts": [{"name": "program", "mountPath": "/program"}],
+                    }
+                ],
+                "volumes": [{"name": "program", "configMap": {"name": "looper"}}],
+            },
+        }
+    )
+
+
+class Loopers:
+    """The processes of one pod."""
+
+    def __init__(self, node: Node, kubectl: Kubectl, name: str) -> None:
+        self._node = node
+        self._kubectl = kubectl
+        self._name = name
+
+    @property
+    def calls(self) -> int:
+        """How many they made; fails when one ended with a strange error."""
+        lines = self._kubectl("-n", NAMESPACE, "logs", self._name, "--tail=1").split()
+        assert len(lines) <= 1, f"strange errors: {lines[1:]}"
+        return int(lines[0]) if lines and lines[0].isdigit() else 0
+
+    @property
+    def locked(self) -> int:
+        """Bytes that they hold together; nothing is counted twice, and what is let go between two reads is missing."""
+        script = "for p in /proc/[0-9]*; do grep -q [l]ooper.py $p/cmdline && cat $p/status; done 2>/dev/null"
+        found = re.findall(r"^VmLck:\s*(\d+) kB$", self._node.exec(["sh", "-c", script]).stdout, re.MULTILINE)
+        return sum(map(int, found)) * 1024
+
+    def go_on(self) -> None:
+        """They make progress, and hold no more than the limit whenever all stand still."""
+        before = self.calls
+        eventually(lambda: self.calls > before + 10, f"{self._name} makes calls")
+        self._node.exec(
+            [
+                "sh",
+                "-c",
+                "for p in $(pidof python3); do grep -q [l]ooper.py /proc/$p/cmdline && kill -STOP $p; done",
+            ]
+        )
+        try:
+            time.sleep(0.5)
+            assert 0 < self.locked <= LIMIT
+        finally:
+            self._node.exec(
+                [
+                    "sh",
+                    "-c",
+                    "for p in $(pidof python3); do grep -q [l]ooper.py /proc/$p/cmdline && kill -CONT $p; done",
+                ]
+            )
+
+    @property
+    def ready(self) -> bool:
+        found = json.loads(self._kubectl("-n", NAMESPACE, "get", "pod", self._name, "-o", "json"))
+        return any(
+            each["type"] == "Ready" and each["status"] == "True"
+            for each in found["status"].get("conditions", [])
+        )
+
+
+@pytest.fixture(scope="module")
+def loopers(installed: Cluster, kubectl: Kubectl) -> Iterator[Loopers]:
+    """A gated pod under a limit that asks for Deny, and is called enforced."""
+    kubectl("create", "namespace", NAMESPACE)
+    kubectl("-n", NAMESPACE, "create", "configmap", "looper", f"--from-file={ROOT / 'tests/gate/looper.py'}")
+    limit = {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "kind": "PinLimit",
+        "metadata": {"name": "gated", "namespace": NAMESPACE},
+        "spec": {"podSelector": {"matchLabels": {"app": "gated"}}, "limit": "1Mi", "minimumLevel": "Deny"},
+    }
+    kubectl("apply", "-f", "-", stdin=json.dumps(limit))
+    kubectl("apply", "-f", "-", stdin=pod("loopers"))
+    made = Loopers(installed.nodes[0], kubectl, "loopers")
+    eventually(lambda: made.ready, "the gated pod is Ready")
+    eventually(lambda: enforced(kubectl), "the limit is enforced at Deny")
+    yield made
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+def enforced(kubectl: Kubectl) -> bool:
+    found = json.loads(kubectl("-n", NAMESPACE, "get", "pinlimit", "gated", "-o", "json"))
+    conditions = {one["type"]: one["status"] for one in found.get("status", {}).get("conditions", [])}
+    return conditions.get("Enforced") == "True"
+
+
+@pytest.mark.rule("P1", "H3", level="Deny")
+def test_gated_pods_go_on_through_deaths_and_upgrades(
+    loopers: Loopers, installed: Cluster, kubectl: Kubectl
+) -> None:
+    node = installed.nodes[0]
+    loopers.go_on()
+    for program, match in (
+        ("pinwarden", "gate"),
+        ("pinwarden", "holder"),
+        ("pinwarden", "agent"),
+        ("containerd", ""),
+    ):
+        node.kill(program, match=match)
+        loopers.go_on()
+    for daemon in ("ds/pinwarden-agent", "ds/pinwarden-holder"):
+        kubectl("-n", "pinwarden-system", "rollout", "restart", daemon)
+        kubectl("-n", "pinwarden-system", "rollout", "status", daemon, "--timeout=300s")
+        loopers.go_on()
+    eventually(lambda: enforced(kubectl), "the limit is enforced at Deny again")
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_process_that_is_started_into_a_gated_container_is_gated_too(
+    loopers: Loopers, kubectl: Kubectl
+) -> None:
+    text = kubectl(
+        *("-n", NAMESPACE, "exec", "loopers", "--", "python3", "-c"),
+        "import ctypes, mmap; c = ctypes.CDLL(None, use_errno=True); a = mmap.mmap(-1, 2 << 20);"
+        "b = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(a)));"
+        "print(c.mlock(b, ctypes.c_size_t(2 << 20)), ctypes.get_errno())",
+    )
+    assert text.split() == ["-1", "12"]
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
+    loopers: Loopers, installed: Cluster, kubectl: Kubectl
+) -> None:
+    kubectl("apply", "-f", "-", stdin=pod("unknown", "pinwarden/runtime-default-v99.json"))
+    kubectl("-n", "pinwarden-system", "delete", "ds", "pinwarden-holder")
+    kubectl("apply", "-f", "-", stdin=pod("early"))
+    causes = {"unknown": "pinwarden/runtime-default-v99.json", "early": "/run/pinwarden/seccomp.sock"}
+
+    def told(name: str) -> bool:
+        events = kubectl(
+            "-n", NAMESPACE, "get", "events", f"--field-selector=involvedObject.name={name}", "-o", "json"
+        )
+        return any(
+            causes[name] in event.get("message", event.get("note", ""))
+            for event in json.loads(events)["items"]
+        )
+
+    for name in causes:
+        eventually(lambda name=name: told(name), f"an Event of {name} names the cause")  # type: ignore[misc]
+    loopers.go_on()
+    kubectl("apply", "--server-side", "-f", "deploy/gate.yaml")
+    early = Loopers(installed.nodes[0], kubectl, "early")
+    eventually(lambda: early.ready, "the early pod starts once the holder is there")
+    kubectl("-n", NAMESPACE, "delete", "pod", "early", "unknown")
