@@ -21,10 +21,10 @@ class Rule(NamedTuple):
 
 
 _SHARED = "SharedMemoryGroup"
-_GATE = "a gate that sees each pin (seccomp, eBPF)"
+_GATE = "pods without the seccomp gate's profile, and pins by drivers: a gate that sees each pin (eBPF)"
 _LEDGER = "a ledger of what drivers pin"
 RULES: dict[str, Rule] = {
-    "P1": Rule("The subject is a cgroup: the sum over everything in a pod", f"no overshoot: {_GATE}"),
+    "P1": Rule("The subject is a cgroup: the sum over everything in a pod", f"no overshoot in {_GATE}"),
     "P2": Rule(
         "Every kind of pin counts into one total",
         f"AF_XDP, perf, udmabuf, SHM_LOCK and zero-copy sends, which are in no per-process counter: {_LEDGER}",
@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
     "P4": Rule("Two payers for a shared page", "driver pins, seen so far only where they are in VmPin"),
     "P5": Rule(
         "Refused at the call, and a pin that fits is not refused",
-        f"exactness for several processes at once: {_GATE}",
+        f"exactness in {_GATE}",
     ),
     "P6": Rule("The charge lives as long as the pin", f"pins that outlive a process: {_LEDGER}"),
     "P7": Rule("Two ways to count, the user chooses", "OncePerPod, refused as NotSupported until then"),
@@ -57,7 +57,7 @@ RULES: dict[str, Rule] = {
     "M9": Rule("No hidden zombies", _SHARED),
     "M10": Rule("A group with pins pending does not go", _SHARED),
     "M11": Rule("The fair view", _SHARED),
-    "H1": Rule("What is not held is not called enforced", "levels above Converge"),
+    "H1": Rule("What is not held is not called enforced", "Deny beyond gated pods; Kill"),
     "H2": Rule("Sampled, stale and partial numbers are labelled", "dashboards"),
     "H3": Rule("Limits outlive the operator, the API server and the network", ""),
 }
