@@ -10,7 +10,6 @@ from typing import Any
 
 from pinwarden.cli.agent import SOCKET
 from pinwarden.cli.table import render
-from pinwarden.plan.refusals import printable
 
 _HEAD = (
     "SUBJECT",
@@ -137,6 +136,8 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
 
 def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     """What was refused lately, newest first; a process chooses its name, so it is shown with care."""
+    from pinwarden.plan.refusals import printable
+
     return [
         (
             one["time"],
