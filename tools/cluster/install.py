@@ -12,6 +12,7 @@ COMMANDS = (
     "kubectl apply --server-side -f crds/",
     "kubectl wait --for=condition=Established --timeout=30s -f crds/",
     "kubectl apply --server-side -f deploy/",
+    "kubectl apply --server-side -f deploy/admission/",
 )
 ONE_NODE_COMMAND = "kubectl -n pinwarden-system scale deployment pinwarden-operator --replicas=1"
 """On a single node a second replica could only fail together with the first."""
