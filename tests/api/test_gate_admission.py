@@ -35,7 +35,11 @@ def _policies(control_plane: Any) -> None:
     from .conftest import run_kubectl
 
     done = run_kubectl(
-        control_plane.kubeconfig, "apply", "--server-side", "-f", str(ROOT / "deploy" / "admission" / "gate.yaml")
+        control_plane.kubeconfig,
+        "apply",
+        "--server-side",
+        "-f",
+        str(ROOT / "deploy" / "admission" / "gate.yaml"),
     )
     assert done.returncode == 0, done.stderr
 

@@ -2,18 +2,15 @@
 
 import errno
 import json
-import signal
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from gated.node import MIB, NOBODY, Node, Pod, locked
 
-HERE = Path(__file__).parent
-PAGE = 4096
+from .processes import PAGE, ask, start, takes_sigterm
+
 LIMIT = MIB
 
 
@@ -46,28 +43,6 @@ class Watch:
             else:
                 pids = sorted(self._pod.pids)
             last = now
-
-
-def ask(process: "subprocess.Popen[str]", line: str) -> str:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(line, file=process.stdin, flush=True)
-    return process.stdout.readline().strip()
-
-
-def takes_sigterm(pid: int) -> bool:
-    """Whether a program is past its start."""
-    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
-    return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
-
-
-def start(
-    pod: Pod, program: str, *arguments: object, user: int = NOBODY, profile: str = "unconfined"
-) -> "subprocess.Popen[str]":
-    process = pod.run([str(HERE / program), *map(str, arguments)], user=user, profile=profile)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")

@@ -250,7 +250,17 @@ def pins(name: str, arguments: Sequence[int]) -> bool:
 
 def words(choice: random.Random) -> Iterator[int]:
     """Every pinning value, its neighbours of one bit, and chance."""
-    close = [*PINNING_REGISTER, SHM_LOCK, PRIVATE | LOCKED, PRIVATE | GROWS_DOWN, VFIO, RDMA, UDMABUF, IPC_STAT, TCGETS]
+    close = [
+        *PINNING_REGISTER,
+        SHM_LOCK,
+        PRIVATE | LOCKED,
+        PRIVATE | GROWS_DOWN,
+        VFIO,
+        RDMA,
+        UDMABUF,
+        IPC_STAT,
+        TCGETS,
+    ]
     for word in close:
         yield word
         for bit in range(64):

@@ -36,7 +36,9 @@ def _tools() -> Path:
 def _sources() -> Iterator[Path]:
     yield from (ROOT / name for name in FILES)
     yield from sorted(
-        path for path in (ROOT / "operator").rglob("*") if path.suffix in (".py", ".typed", ".json") and path.is_file()
+        path
+        for path in (ROOT / "operator").rglob("*")
+        if path.suffix in (".py", ".typed", ".json") and path.is_file()
     )
 
 

@@ -149,20 +149,31 @@ class Node:
         self._made.append(Pod(self))
         return self._made[-1]
 
-    def hold(self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), **more: Any) -> None:
-        """Puts a limit in force for each of these pods, by uid, in bytes, as the agent would keep it."""
-        self._generation += 1
-        spec = {
-            "limits": [
-                {"name": f"test/{uid[:8]}", "uid": f"uid-{uid[:8]}", "scope": "Pod", "limit": limit}
+    def hold(
+        self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), minimum_level: str = "Converge"
+    ) -> None:
+        """Puts a limit in force for each of these pods, by uid, in bytes."""
+        names = {uid: f"test/{uid[:8]}" for uid in limits}
+        self.configure(
+            limits=[
+                {
+                    "name": names[uid],
+                    "uid": f"uid-{uid[:8]}",
+                    "scope": "Pod",
+                    "limit": limit,
+                    "minimumLevel": minimum_level,
+                }
                 for uid, limit in limits.items()
             ],
-            "pods": [
-                *({"uid": uid, "limits": [f"test/{uid[:8]}"]} for uid in limits),
+            pods=[
+                *({"uid": uid, "limits": [name]} for uid, name in names.items()),
                 *({"uid": pod.uid} for pod in free),
             ],
-            **more,
-        }
+        )
+
+    def configure(self, **spec: Any) -> None:
+        """Puts a NodePinConfig's spec in force, kept as the agent would keep it."""
+        self._generation += 1
         self._memory.save(Configuration.parse(spec, "npc", self._generation))
         time.sleep(0.1)  # the gate looks every 50 ms
 

@@ -121,6 +121,7 @@ class Gate:
         self._gated: dict[int, _Gated] = {}
         self._groups: dict[str, _Group] = {}
         self._busy: dict[int, _Group] = {}
+        self._asking: dict[int, _Waiting] = {}
         self._used = time.process_time()
         self._leaving: dict[int, tuple[int, Leaving]] = {}
         self._others: dict[int, Callable[[], None]] = {}
@@ -227,8 +228,14 @@ class Gate:
         """Puts a call into its group, behind those that came before."""
         group = self._group(waiting.gated.identity.place)
         group.waiting.append(waiting)
+        self._asking[waiting.call.tid] = waiting
         self._busy[id(group)] = group
         return group
+
+    def _forget(self, waiting: _Waiting) -> None:
+        """It waits no longer."""
+        if self._asking.get(waiting.call.tid) is waiting:
+            del self._asking[waiting.call.tid]
 
     def _charge(self, acted: list[_Group]) -> None:
         """Shares what was used of the processor since the last turn among those that it was used for."""
@@ -246,7 +253,12 @@ class Gate:
             return group
         slot, call = received
         self._ended(call.tid)
-        self._wait(_Waiting(slot, call, gated, self._clock()))
+        before = self._asking.get(call.tid)
+        if before is not None and before.gated is gated:  # a signal came, and the call is made again
+            self._journal.free(before.slot)
+            before.slot, before.call = slot, call
+        else:
+            self._wait(_Waiting(slot, call, gated, self._clock()))
         if len(group.waiting) < WAITING:
             self._arm(descriptor)
         else:
@@ -270,6 +282,7 @@ class Gate:
         for group in self._groups.values():
             for each in [each for each in group.waiting if each.gated is gated]:
                 group.waiting.remove(each)
+                self._forget(each)
                 self._journal.free(each.slot)
             if not group.waiting:
                 self._busy.pop(id(group), None)
@@ -289,6 +302,7 @@ class Gate:
             group.not_before = began + wait
         else:
             group.waiting.popleft()
+            self._forget(waiting)
             if len(group.waiting) < WAITING:
                 self._arm_again(group)
         if not group.waiting:

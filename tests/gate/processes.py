@@ -1,0 +1,54 @@
+"""Programs of this folder in pods, and how tests talk with them."""
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from gated.node import NOBODY, Pod
+
+HERE = Path(__file__).parent
+PAGE = 4096
+Process = subprocess.Popen[str]
+
+
+def tell(process: Process, line: str) -> None:
+    """An order."""
+    assert process.stdin is not None
+    print(line, file=process.stdin, flush=True)
+
+
+def hear(process: Process) -> str:
+    """The next line that it says."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def ask(process: Process, line: str) -> str:
+    tell(process, line)
+    return hear(process)
+
+
+def start(
+    pod: Pod, program: str, *arguments: object, user: int = NOBODY, profile: str = "unconfined"
+) -> Process:
+    """A Python program of this folder, once it is ready."""
+    process = pod.run([str(HERE / program), *map(str, arguments)], user=user, profile=profile)
+    assert hear(process) == "ready"
+    return process
+
+
+def compiled(folder: Path) -> Path:
+    """hostile.c, where everyone may execute it."""
+    program = folder / "hostile"
+    subprocess.run(["gcc", "-O1", "-o", program, HERE / "hostile.c", "-lpthread"], check=True)
+    public = Path("/tmp") / f"pinwarden-{folder.name}-hostile"
+    shutil.copy(program, public)
+    public.chmod(0o755)
+    return public
+
+
+def takes_sigterm(pid: int) -> bool:
+    """Whether a program is past its start."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)

@@ -1,0 +1,313 @@
+"""Ways around the gate, each really tried, and what it achieves: nothing, or a pod that is loosened and says so (P1, H1).
+
+Calls in another architecture's way (32-bit, x32) and with garbage in the upper halves of registers are in test_filters.py; processes that
+race, and a gate that is killed, in test_exactness.py.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gated.node import MIB, NOBODY, Node, Pod, kill, locked
+
+from .processes import PAGE, Process, ask, compiled, hear, start, tell
+
+LIMIT = MIB
+LINUX_NOTIFY, LINUX_ALLOW, LINUX_ENOSPC = 0x7FC00000, 0x7FFF0000, 0x00050000 | errno.ENOSPC
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    program = compiled(tmp_path_factory.mktemp("hostile"))
+    yield program
+    program.unlink()
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    return pod
+
+
+def loosened(node: Node, pod: Pod) -> str:
+    return "; ".join(node.told.loosened.get(pod.uid, ()))
+
+
+def fills_up(pod: Pod, locker: Process) -> None:
+    """The rest of the limit is there for another process, and nothing more."""
+    ask(locker, f"until {2 * LIMIT}")
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_program_that_becomes_another_begins_at_nothing(pod: Pod, hostile: Path) -> None:
+    process = pod.run([str(hostile), "executes", "twice"])
+    assert hear(process) == f"{LIMIT} {errno.ENOMEM}"
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_children_share_the_limit(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert sum(map(int, ask(locker, "fork 8").split())) == LIMIT
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_another_user_and_a_user_namespace_of_its_own_change_nothing(pod: Pod) -> None:
+    code = "import os; os.setresuid(1234, 1234, 1234); result = libc.unshare(0x10000000)"
+    for user in (0, NOBODY):
+        locker = start(pod, "locker.py", 2 * LIMIT, user=user)
+        ask(locker, f"python {code}" if user == 0 else "python result = libc.unshare(0x10000000)")
+        ask(locker, f"until {2 * LIMIT}")
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_every_capability_and_a_raised_rlimit_change_nothing(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT, user=0)
+    raised = "import resource as r; r.setrlimit(r.RLIMIT_MEMLOCK, (r.getrlimit(r.RLIMIT_MEMLOCK)[1],) * 2)"
+    ask(locker, f"python {raised}")
+    assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+def test_a_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(node: Node, pod: Pod) -> None:
+    victim, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
+    for wait in (0.1, 0.0, 0.01):
+        os.kill(node.gate.pid, signal.SIGSTOP)
+        tell(victim, f"lock {LIMIT}")
+        time.sleep(wait)
+        if wait == 0.01:
+            os.kill(node.gate.pid, signal.SIGCONT)
+        kill(victim.pid)
+        victim.wait()
+        os.kill(node.gate.pid, signal.SIGCONT)
+        fills_up(pod, other)
+        ask(other, f"unlock {LIMIT}")
+        victim = start(pod, "locker.py", 2 * LIMIT)
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_an_address_space_of_two_processes_counts_once(pod: Pod, hostile: Path) -> None:
+    process = pod.run([str(hostile), "shares", str(LIMIT - 8 * PAGE)])
+    assert hear(process) == f"{LIMIT - 8 * PAGE} 0"
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"lock {8 * PAGE}") == f"{8 * PAGE} 0"
+    assert ask(locker, f"lock {PAGE}") == f"{8 * PAGE} {errno.ENOMEM}"
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+def test_threads_that_race_share_the_limit(pod: Pod, hostile: Path) -> None:
+    assert hear(pod.run([str(hostile), "races", "32"])) == f"{LIMIT} 0"
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_tracer_cannot_make_a_small_call_a_large_one(pod: Pod, hostile: Path) -> None:
+    pod.run([str(hostile), "traces"])
+    for _ in range(20):
+        assert pod.locked <= LIMIT
+        time.sleep(0.05)
+
+
+@pytest.mark.rule("P1", level="Deny")
+@pytest.mark.parametrize("restarts", [True, False])
+def test_signals_interrupt_calls_and_let_none_pass(pod: Pod, hostile: Path, restarts: bool) -> None:
+    process = pod.run([str(hostile), "interrupted", str(int(restarts))])
+    interrupts, strange = map(int, hear(process).split())
+    assert not strange
+    assert not (restarts and interrupts)
+    assert pod.locked <= LIMIT
+    process.kill()
+    process.wait()
+    fills_up(pod, start(pod, "locker.py", 2 * LIMIT))
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_process_that_is_stopped_while_its_call_waits_is_counted_when_it_goes_on(
+    node: Node, pod: Pod
+) -> None:
+    one, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
+    os.kill(node.gate.pid, signal.SIGSTOP)
+    tell(one, f"lock {LIMIT // 2}")
+    time.sleep(0.1)
+    os.kill(one.pid, signal.SIGSTOP)
+    os.kill(node.gate.pid, signal.SIGCONT)
+    ask(other, f"until {2 * LIMIT}")
+    os.kill(one.pid, signal.SIGCONT)
+    hear(one)
+    assert pod.locked <= LIMIT
+    fills_up(pod, one)
+
+
+@pytest.mark.rule("P1", "P8", level="Deny")
+def test_a_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"lock {LIMIT // 2}") == f"{LIMIT // 2} 0"
+    grow = f"call mremap area {LIMIT // 2} {{}} 1"
+    result, error = ask(locker, grow.format(LIMIT + PAGE)).split()
+    assert (result, error) == ("-1", str(errno.EAGAIN))
+    result, error = ask(locker, grow.format(LIMIT)).split()
+    assert error == "0"
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    shared = (
+        f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); result = m"
+    )
+    address = ask(locker, shared)
+    assert ask(locker, f"call mlock {address} {LIMIT * 3 // 4}") == "0 0"
+    assert ask(locker, f"call mremap {address} 0 {LIMIT // 2} 1").split() == ["-1", str(errno.EAGAIN)]
+    assert ask(locker, f"call mremap {address} 0 {LIMIT // 4} 1").split()[1] == "0"
+    assert pod.locked == LIMIT
+
+
+@pytest.mark.rule("P8", "P11", level="Deny")
+def test_what_is_locked_can_be_locked_again_at_and_above_the_limit(node: Node, pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+    assert ask(locker, "again") == "0 0"
+    node.hold({pod.uid: LIMIT // 2})
+    assert ask(locker, "again") == "0 0"
+    assert ask(locker, f"lock {PAGE}") == f"{LIMIT} {errno.ENOMEM}"
+    assert pod.locked == LIMIT
+
+
+def test_replacing_what_is_locked_is_refused_as_the_kernel_does(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    ask(locker, f"until {2 * LIMIT}")
+    assert ask(locker, f"call mmap area {PAGE} 3 {0x2000 | 0x32} -1 0") == f"-1 {errno.EAGAIN}"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"mlock {2**64 - 1} 1",
+        f"mlock 0 {2**63 - 1}",
+        f"mlock {2**63} 4096",
+        "mlock 0 4096",
+        "mlock area 0",
+        f"mlock area {2**64 - 4096}",
+        "mlockall 0",
+        "mlockall 64",
+        "mlockall 4",
+        "mmap 0 0 3 8226 -1 0",
+        "mmap 0 4096 3 8224 99 0",
+        "mremap area 4096 0 1",
+        "mremap 1 4096 8192 1",
+        "syscall 325 area 4096 7",
+        "syscall 427 99 0 0 1",
+    ],
+)
+def test_a_call_that_the_kernel_refuses_for_another_reason_gets_that_one(
+    pod: Pod, node: Node, call: str
+) -> None:
+    free = node.pod()
+    node.hold({pod.uid: LIMIT}, free=[free])
+    words = call.replace("-1", "2**64-1") if "mmap" in call else call
+    answers = [ask(start(each, "locker.py", LIMIT), f"call {words}") for each in (free, pod)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.rule("P1", level="Deny")
+@pytest.mark.parametrize(
+    ("action", "flags", "held"),
+    [
+        (LINUX_ALLOW, 0, LIMIT),
+        (LINUX_ENOSPC, 0, 0),
+        (LINUX_NOTIFY, 0, 0),  # nobody listens to it: ENOSYS
+        (LINUX_NOTIFY, 8, -1),  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of which there is one already: EBUSY
+    ],
+)
+def test_a_filter_of_its_own_harms_itself_alone(
+    pod: Pod, hostile: Path, action: int, flags: int, held: int
+) -> None:
+    answer = hear(pod.run([str(hostile), "nests", str(action), str(flags)]))
+    error = {
+        LIMIT: errno.ENOMEM,
+        -1: errno.EBUSY,
+        0: errno.ENOSYS if action == LINUX_NOTIFY else errno.ENOSPC,
+    }[held]
+    assert answer == f"{held} {error}"
+    assert pod.locked == max(held, 0)
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_nobody_in_the_pod_gets_at_the_listener(node: Node, pod: Pod) -> None:
+    locker = start(pod, "locker.py", LIMIT)
+    own = "import os; result = [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]"
+    assert "seccomp" not in ask(locker, f"python {own}")
+    for process in (node.gate, node.holder):
+        ask(locker, f"python handle = libc.syscall(434, {process.pid}, 0); result = handle")
+        for number in range(3, 20):
+            stolen = f"python result = call('syscall', 438, handle, {number}, 0)"
+            assert ask(locker, stolen) == f"(-1, {errno.EPERM})"
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+def test_thread_numbers_that_come_back_soon_confuse_nothing(pod: Pod) -> None:
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    short = f"import os; [os.waitpid(p, 0) for p in [os.fork() or (call('mlock', area, {8 * PAGE}), os._exit(0)) for _ in range(300)]]"
+    ask(locker, f"python {short}")
+    fills_up(pod, locker)
+
+
+@pytest.mark.rule("H1", level="Deny")
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("call('mlockall', 2)", "MCL_FUTURE"),
+        ("call('mlock', stack(), 1)", "stack"),
+        ("call('mmap', 0, 4096, 3, 0x122, -1, 0)", "stack"),
+        ("call('syscall', 447, 0)", "memfd_secret"),
+        ("call('shmctl', call('shmget', 0, 4096, 0o1600)[0], 11, 0)", "SHM_LOCK"),
+        ("call('syscall', 427, -1, 0, area, 1)", "io_uring"),
+        ("call('syscall', 427, -1, 34, area, 1)", "io_uring"),
+        ("call('ioctl', 0, 0x3b71, area)", "Vfio"),
+        ("call('ioctl', 0, 0xc0181b01, area)", "RDMA"),
+        ("call('ioctl', 0, 0x40187542, area)", "udmabuf"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
+    node: Node, pod: Pod, code: str, says: str
+) -> None:
+    stack = "stack = lambda: int(open('/proc/self/stat').read().rpartition(')')[2].split()[25])"
+    locker = start(pod, "locker.py", LIMIT)
+    ask(locker, f"python {stack}; result = {code}")
+    assert says in loosened(node, pod)
+
+    strict = node.pod()
+    node.hold({pod.uid: LIMIT, strict.uid: LIMIT}, minimum_level="Deny")
+    locker = start(strict, "locker.py", LIMIT)
+    answer = ask(locker, f"python {stack}; result = {code}")
+    assert not loosened(node, strict)
+    assert answer.rstrip(")").split(", ")[-1] in map(str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN))
+    node.until(lambda: any(says in each.get("message", "") for each in node.told.recent))
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_mlockall_of_more_than_fits_is_refused(pod: Pod) -> None:
+    locker = start(pod, "locker.py", LIMIT)
+    assert ask(locker, "call mlockall 1") == f"-1 {errno.ENOMEM}"
+    assert pod.locked == 0
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_a_flood_of_one_pod_does_not_keep_another_from_its_answers(node: Node, hostile: Path) -> None:
+    noisy, quiet = node.pod(), node.pod()
+    node.hold({noisy.uid: LIMIT, quiet.uid: LIMIT})
+    assert hear(noisy.run([str(hostile), "flood", "300"])) == "0 0"
+    locker = start(quiet, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+    assert noisy.locked <= LIMIT
+    assert locked(locker.pid) == LIMIT
