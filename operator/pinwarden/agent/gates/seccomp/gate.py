@@ -205,10 +205,9 @@ class Gate:
         pause = min(due, default=now + _IDLE_SECONDS) - now
         if pause > 1e-3:
             return self._epoll.poll(min(pause, _IDLE_SECONDS))
-        events = self._epoll.poll(0)
-        if not events and pause > 0:
-            time.sleep(pause)  # epoll_wait(2) counts in milliseconds
-        return events
+        if pause > 0:  # epoll_wait(2) counts in milliseconds
+            select.select([self._epoll], [], [], pause)
+        return self._epoll.poll(0)
 
     def _place(self) -> None:
         """Nothing is decided before it is known which limits cover the calls of every listener."""

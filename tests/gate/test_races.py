@@ -1,0 +1,395 @@
+"""Ways around the gate that need a race, a detail of the kernel, or a neighbour (P1, P5, H1); plainer ones are in test_ways_around.py.
+
+Each is really tried, in racing.c. It passes where nothing is locked past the limit, or where the pod is not called exact any more, with a reason.
+"""
+
+import errno
+import os
+import platform
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gated.node import CGROUP, MIB, NOBODY, Node, Pod
+from pinwarden.agent.cgroups import process_hierarchy
+from pinwarden.agent.followed import ProcessTable
+from pinwarden.agent.gated import GateRecord, Standing
+from pinwarden.agent.gates.seccomp import calls
+from pinwarden.agent.gates.seccomp.notify import Call
+from pinwarden.agent.governed import Governed
+from pinwarden.agent.subjects import Held
+
+from .processes import HERE, PAGE, Process, ask, hear, start, tell
+
+LIMIT = MIB
+SECONDS = 20.0
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs registers or code of x86-64")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Where everyone may execute programs."""
+    folder = Path(tempfile.mkdtemp(prefix="pinwarden-races-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def racing(folder: Path) -> Path:
+    program = folder / "racing"
+    subprocess.run(["gcc", "-O1", "-o", program, HERE / "racing.c", "-lpthread"], check=True)
+    return program
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    return pod
+
+
+Run = Callable[..., Process]
+
+
+@pytest.fixture
+def run(racing: Path) -> Run:
+    """Starts a way in a pod."""
+
+    def run(pod: Pod, way: str, *arguments: object, user: int = NOBODY) -> Process:
+        return pod.run([str(racing), way, *map(str, arguments)], user=user)
+
+    return run
+
+
+def answer(process: Process) -> tuple[int, int]:
+    """Bytes that a way reports, and its error."""
+    amount, error = map(int, hear(process).split())
+    return amount, error
+
+
+def used(pod: Pod) -> int:
+    """VmLck + VmPin of all its processes, those too whose first thread has ended."""
+    return sum(_used(pid) for pid in pod.pids)
+
+
+def _used(pid: int) -> int:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+                if "VmLck:" in text:
+                    return sum(
+                        int(text.partition(name)[2].split()[0]) * 1024 for name in ("VmLck:", "VmPin:")
+                    )
+    return 0
+
+
+def standing(node: Node, pod: Pod) -> Standing:
+    """What the agent would say of the pod now."""
+    subject = Governed(pod.uid, (pod.directory,), Held(()))
+    table = ProcessTable(Path("/proc"))
+    subject.look(table, time.monotonic())
+    table.close()
+    record = GateRecord(node.run_dir / "gate.json")
+    record.look()
+    return record.standing(subject)
+
+
+def assert_held(node: Node, pod: Pod, limit: int = LIMIT) -> None:
+    """Nothing is past the limit, or it is said that the pod is not held exactly."""
+    assert used(pod) <= limit or not standing(node, pod).exact
+
+
+@contextmanager
+def gate_stopped(node: Node) -> Iterator[None]:
+    """Calls wait meanwhile."""
+    os.kill(node.gate.pid, signal.SIGSTOP)
+    yield
+    os.kill(node.gate.pid, signal.SIGCONT)
+
+
+# -- what grows or moves by itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P1", "P8", level="Deny")
+def test_a_stack_that_was_moved_does_not_grow_locked_unseen(node: Node, pod: Pod, run: Run) -> None:
+    answer(run(pod, "moves_its_stack"))
+    assert_held(node, pod)
+
+
+@x86
+@pytest.mark.rule("P1", "P8", level="Deny")
+def test_the_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
+    node: Node, pod: Pod, folder: Path
+) -> None:
+    program, unlinked = folder / "stack32", folder / "stack32.o"
+    subprocess.run(["as", "--32", "-o", unlinked, HERE / "stack32.s"], check=True)
+    subprocess.run(["ld", "-m", "elf_i386", "-o", program, unlinked], check=True)
+    process = pod.run([str(program)])
+    assert hear(process) == "0 0" or process.wait(SECONDS)
+    assert_held(node, pod)
+
+
+@pytest.mark.rule("P1", "P8", level="Deny")
+def test_a_mapping_that_is_moved_and_left_behind_is_no_use_unseen(node: Node, pod: Pod, run: Run) -> None:
+    answer(run(pod, "moved_and_left"))
+    assert_held(node, pod)
+
+
+# -- what changes between the look and the call ---------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P1", level="Deny")
+@pytest.mark.parametrize("user", [NOBODY, 0])
+@pytest.mark.parametrize(
+    "way", ["replaced_while_it_grows", "moved_while_it_is_locked_again"]
+)
+def test_what_is_locked_changes_place_while_a_call_is_on_its_way(
+    node: Node, pod: Pod, run: Run, way: str, user: int
+) -> None:
+    answer(run(pod, way, user=user))
+    assert_held(node, pod)
+
+
+@pytest.mark.rule("P1", "H1", level="Deny")
+def test_the_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run) -> None:
+    pod, limit = node.pod(), 3 * MIB
+    node.hold({pod.uid: limit})
+    most, _ = answer(run(pod, "mapped_while_all_is_locked", limit))
+    assert most <= limit or "stack" in standing(node, pod).why
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_long_call_is_not_taken_for_counted_while_it_counts(node: Node, run: Run) -> None:
+    limit = 60_000 * 32 * PAGE
+    for _ in range(3):
+        pod = node.pod()
+        node.hold({pod.uid: limit})
+        process = run(pod, "taken_for_counted", limit // 8, user=0)
+        for _ in range(2):
+            answer(process)
+        assert_held(node, pod, limit)
+        pod.end()
+
+
+@pytest.mark.rule("H1", level="Deny")
+def test_a_list_of_buffers_that_changes_loosens_the_pod(node: Node, pod: Pod, run: Run) -> None:
+    answer(run(pod, "changes_a_list"))
+    assert "io_uring" in standing(node, pod).why
+
+
+# -- tracers --------------------------------------------------------------------------------------------------------------------
+
+
+@x86
+@pytest.mark.rule("P1", level="Deny")
+@pytest.mark.parametrize(("asked", "error"), [(2 * MIB, errno.ENOMEM), (MIB // 2, 0)])
+def test_a_call_that_a_tracer_makes_another_one_is_asked_about(
+    pod: Pod, run: Run, asked: int, error: int
+) -> None:
+    process = run(pod, "traced_into_another_call", asked)
+    assert answer(process) == (0 if error else asked, error)
+    assert used(pod) == (0 if error else asked)
+
+
+@x86
+@pytest.mark.rule("P1", level="Deny")
+def test_registers_that_a_tracer_changes_while_the_call_waits_are_asked_about_anew(
+    node: Node, pod: Pod, run: Run
+) -> None:
+    with gate_stopped(node):
+        process = run(pod, "changed_while_it_waits")
+        assert answer(process) == (149, 0)
+    assert answer(process) == (0, errno.ENOMEM)
+    assert used(pod) == 0
+
+
+# -- processes and threads that come and go -------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P1", "P5", level="Deny")
+def test_a_process_that_becomes_another_while_its_call_waits_leaves_nothing_behind(
+    node: Node, pod: Pod, run: Run
+) -> None:
+    with gate_stopped(node):
+        assert answer(run(pod, "becomes_another")) == (0, 0)
+    assert ask(start(pod, "locker.py", 2 * LIMIT), f"lock {LIMIT}") == f"{LIMIT} 0"
+    assert used(pod) == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_call_whose_parent_goes_while_it_waits_is_counted(node: Node, pod: Pod, run: Run) -> None:
+    with gate_stopped(node):
+        process = run(pod, "loses_its_parent")
+        assert answer(process) == (0, 0)
+        time.sleep(0.2)
+    assert answer(process) == (LIMIT, 0)
+    assert ask(start(pod, "locker.py", LIMIT), f"lock {PAGE}") == f"0 {errno.ENOMEM}"
+    assert used(pod) == LIMIT
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_process_whose_first_thread_has_ended_is_counted(pod: Pod, run: Run) -> None:
+    amount = LIMIT - 8 * PAGE
+    answer(run(pod, "first_thread_ends", amount))
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"until {2 * LIMIT}") == f"{8 * PAGE} {errno.ENOMEM}"
+    assert used(pod) == LIMIT
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_an_address_space_of_processes_that_are_not_parent_and_child_counts_once(pod: Pod, run: Run) -> None:
+    assert answer(run(pod, "has_a_sibling", LIMIT - 8 * PAGE)) == (LIMIT - 8 * PAGE, 0)
+    time.sleep(0.2)
+    assert ask(start(pod, "locker.py", LIMIT), f"lock {8 * PAGE}") == f"{8 * PAGE} 0"
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_an_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod, run: Run) -> None:
+    half, third = LIMIT // PAGE // 2 * PAGE, LIMIT // PAGE // 3 * PAGE
+    assert answer(run(pod, "toggles_with_a_child", half)) == (half, 0)
+    locker = start(pod, "locker.py", LIMIT)
+    for _ in range(300):
+        assert ask(locker, f"lock {third}") == f"{third} 0"
+        assert ask(locker, f"unlock {third}") == "0 0"
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_processes_that_are_frozen_over_and_over_get_nothing_past_the_limit(pod: Pod, run: Run) -> None:
+    answer(run(pod, "maps_in_threads", 4))
+    with frozen(pod) as freeze:
+        locker = start(pod, "locker.py", 2 * LIMIT)
+        for _ in range(10):
+            freeze(True)
+            ask(locker, f"until {2 * LIMIT}")
+            assert used(pod) <= LIMIT
+            ask(locker, f"unlock {LIMIT // 2}")
+            freeze(False)
+            time.sleep(0.01)
+            assert used(pod) <= LIMIT
+
+
+@contextmanager
+def frozen(pod: Pod) -> Iterator[Callable[[bool], None]]:
+    """Freezes and thaws what runs in the pod now, by a cgroup of its own in whichever hierarchy can."""
+    unified = CGROUP if (CGROUP / "cgroup.procs").exists() else CGROUP / "unified"
+    directory = unified / f"pinwarden-test-{uuid.uuid4().hex[:8]}"
+    if process_hierarchy(CGROUP) == unified:
+        directory = pod.directory / pod.container / "frozen"
+    directory.mkdir()
+    pids = pod.pids
+    for pid in pids:
+        (directory / "cgroup.procs").write_text(str(pid))
+
+    def freeze(on: bool) -> None:
+        (directory / "cgroup.freeze").write_text(str(int(on)))
+        deadline = time.monotonic() + SECONDS
+        while f"frozen {int(on)}" not in (directory / "cgroup.events").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    yield freeze
+    freeze(False)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            (directory.parent / "cgroup.procs").write_text(str(pid))
+    directory.rmdir()
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) -> None:
+    start(pod, "locker.py", LIMIT)
+    locker = start(pod, "locker.py", 8 * LIMIT, user=0)
+    (process_hierarchy(CGROUP) / "cgroup.procs").write_text(str(locker.pid))
+    for _ in range(4):
+        ask(locker, f"lock {LIMIT}")
+    assert _used(locker.pid) <= LIMIT or not standing(node, pod).exact
+
+
+# -- neighbours -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(node: Node, run: Run) -> None:
+    noisy, quiet = node.pod(), node.pod()
+    node.hold({noisy.uid: LIMIT, quiet.uid: LIMIT})
+    answer(run(noisy, "maps_in_threads", 500))
+    locker = start(quiet, "locker.py", 2 * LIMIT)
+    for _ in range(3):
+        assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+        assert ask(locker, f"unlock {LIMIT}") == "0 0"
+    assert noisy.locked <= LIMIT
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_pod(
+    node: Node, run: Run
+) -> None:
+    slow, quiet = node.pod(), node.pod()
+    node.hold({slow.uid: LIMIT, quiet.uid: LIMIT})
+    locker = start(quiet, "locker.py", LIMIT)
+    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
+    process = run(slow, "keeps_its_lock", 48)
+    assert answer(process) == (0, 0)
+    assert ask(locker, f"lock {PAGE}") == f"{2 * PAGE} 0"
+    assert process.stdout is not None
+    assert not select.select([process.stdout], [], [], 0)[0], "the answer came after the other pod was done"
+
+
+@x86
+@pytest.mark.rule("P5", "P13", level="Deny")
+def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(node: Node, run: Run) -> None:
+    stuck, quiet = node.pod(), node.pod()
+    node.configure(
+        limits=[{"name": "shared", "uid": "uid-shared", "scope": "Node", "limit": LIMIT}],
+        pods=[{"uid": pod.uid, "limits": ["shared"]} for pod in (stuck, quiet)],
+    )
+    locker = start(quiet, "locker.py", LIMIT)
+    assert answer(run(stuck, "left_at_the_end", 64, PAGE, "and one more")) == (0, 0)
+    time.sleep(0.2)
+    tell(locker, f"lock {PAGE}")
+    assert locker.stdout is not None
+    assert select.select([locker.stdout], [], [], SECONDS)[0], "no answer"
+    assert hear(locker) == f"{PAGE} 0"
+
+
+@x86
+@pytest.mark.rule("P5", level="Deny")
+def test_a_call_that_is_stopped_at_its_end_is_counted_once(pod: Pod, run: Run) -> None:
+    half = LIMIT // 2
+    assert answer(run(pod, "left_at_the_end", 1, half)) == (0, 0)
+    assert used(pod) == half
+    assert ask(start(pod, "locker.py", LIMIT), f"lock {half}") == f"{half} 0"
+
+
+# -- what nobody sees -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("H1", level="Deny")
+@pytest.mark.parametrize("way", ["watches_itself", "lends_a_ring", "shares_frames"])
+def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
+    node: Node, pod: Pod, run: Run, way: str
+) -> None:
+    amount, error = answer(run(pod, way))
+    assert not amount or not standing(node, pod).exact, f"{amount} bytes are pinned, errno {error}"
+
+
+@pytest.mark.rule("P1")
+@pytest.mark.parametrize("name", ["mlock", "mremap"])
+def test_the_tag_of_an_address_is_no_part_of_it_on_arm(name: str) -> None:
+    number = calls.NUMBERS[calls.AUDIT_ARCH_AARCH64][name]
+
+    def asked(start: int) -> calls.Ask | None:
+        return calls.read(Call(1, 1, number, calls.AUDIT_ARCH_AARCH64, (start, PAGE, 2 * PAGE, 1, 0, 0)))
+
+    assert asked(0xAB << 56 | 0x10000000) == asked(0x10000000)
