@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def run(settings: Settings) -> None:
     """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
     with _signals(), suppress(_EndError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        journal = resources.enter_context(_journal(settings.journal))
+        journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = Pods(settings.cgroup_root, settings.proc_root)
         gate = Gate(journal, pods, settings.proc_root, Record(settings.record))
         resources.callback(gate.close)
@@ -211,21 +211,16 @@ class _Process:
             os.close(descriptor)
 
 
-@contextmanager
-def _journal(path: Path) -> Iterator[Journal]:
+def _journal(path: Path) -> Journal:
     """The journal, as soon as no other gate has it. Raises OSError."""
     waited = False
     while True:
-        try:
-            journal = Journal(path)
-            break
-        except BlockingIOError:
-            if not waited:
-                _log.info("another gate answers; this one stands by")
-            waited = True
-            time.sleep(_STANDBY_SECONDS)
-    with journal:
-        yield journal
+        with suppress(BlockingIOError):
+            return Journal(path)
+        if not waited:
+            _log.info("another gate answers; this one stands by")
+        waited = True
+        time.sleep(_STANDBY_SECONDS)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from pinwarden.agent.gates.seccomp.notify import Call, Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Denial, Record
 from pinwarden.agent.gates.seccomp.threads import (
+    Aside,
     Leaving,
     address_space,
     command,
@@ -50,6 +52,7 @@ SHARE = 0.25
 BURST_SECONDS = 0.1
 UNDER_WAY = 64
 WAITING = 128
+READERS = 64
 _LOOK_AGAIN_SECONDS = 0.01
 _FIRST_RETRY_SECONDS = 50e-6
 _IDLE_SECONDS = 0.05
@@ -69,12 +72,16 @@ class _Gated:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A call that waits for its answer, since `began`; `retry` is how long to wait for others next, in seconds."""
+    """A call that waits for its answer, since `began`; `retry` is how long to wait for others next, in seconds.
+
+    `aside` is what is being read of its memory.
+    """
 
     slot: int
     call: Call
     gated: _Gated
     began: float
+    aside: Aside
     retry: float = _FIRST_RETRY_SECONDS
 
 
@@ -100,6 +107,10 @@ class _Group:
             self.not_before = max(self.not_before, now - self.budget / SHARE)
 
 
+class _NotYetError(Exception):
+    """What is needed is still being read."""
+
+
 class Gate:
     """Answers calls as long as `turn` is called. `record` is told what others must know. `clock` is monotonic, in seconds."""
 
@@ -121,6 +132,7 @@ class Gate:
         self._gated: dict[int, _Gated] = {}
         self._groups: dict[str, _Group] = {}
         self._busy: dict[int, _Group] = {}
+        self._pool = ThreadPoolExecutor(READERS, "reader")
         self._asking: dict[int, _Waiting] = {}
         self._used = time.process_time()
         self._leaving: dict[int, tuple[int, Leaving]] = {}
@@ -168,7 +180,7 @@ class Gate:
         for slot, call, number, amount in list(self._journal.left()):
             gated = numbers.get(number)
             if gated is not None and gated.listener.waits(call.id):
-                self._wait(_Waiting(slot, call, gated, self._clock()))
+                self._wait(self._waiting(slot, call, gated))
             elif gated is not None and amount and (ask := calls.read(call)):
                 self._leave(slot, call, ask, gated.identity.place, amount)
             else:
@@ -198,6 +210,7 @@ class Gate:
         for gated in self._gated.values():
             gated.listener.close()
         self._epoll.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _poll(self) -> list[tuple[int, int]]:
         now = self._clock()
@@ -222,6 +235,9 @@ class Gate:
 
     def _group(self, place: Place) -> _Group:
         return self._groups.setdefault(self._pods.group_of(place.pod), _Group())
+
+    def _waiting(self, slot: int, call: Call, gated: _Gated) -> _Waiting:
+        return _Waiting(slot, call, gated, self._clock(), Aside(self._pool))
 
     def _wait(self, waiting: _Waiting) -> _Group:
         """Puts a call into its group, behind those that came before."""
@@ -257,7 +273,7 @@ class Gate:
             self._journal.free(before.slot)
             before.slot, before.call = slot, call
         else:
-            self._wait(_Waiting(slot, call, gated, self._clock()))
+            self._wait(self._waiting(slot, call, gated))
         if len(group.waiting) < WAITING:
             self._arm(descriptor)
         else:
@@ -295,6 +311,9 @@ class Gate:
         waiting = group.waiting[0]
         try:
             wait = self._decide(waiting, began)
+        except _NotYetError:
+            held_up = TimeoutError("its address space stays locked")
+            wait = self._cannot_tell(waiting, began, held_up)
         except OSError as error:
             wait = self._cannot_tell(waiting, began, error)
         if wait:
@@ -330,7 +349,7 @@ class Gate:
             self._end_those_counted(self._accounts.under_way(place))
             if self._accounts.under_way_in(place) >= UNDER_WAY:
                 return self._later(waiting)
-        most = self._most(call, ask)
+        most = self._most(waiting, ask)
         if not waiting.gated.raised and (wait := self._unraised(waiting, most, now)):
             return wait
         fit, _ = self._accounts.fit(place, most, now)
@@ -345,7 +364,7 @@ class Gate:
         self._accounts.renew(self._pods.look(place), now)
         if self._pods.deep_stack(place.pod):
             self._record.loosened(place.pod, "a stack that is deeper than stacks are looked for")
-        amount = self._adds(call, ask, most)
+        amount = self._adds(waiting, ask, most)
         fit, key = self._accounts.fit(place, amount, now)
         if fit is Fit.FITS:
             return self._let_through(waiting, ask, most)
@@ -374,30 +393,43 @@ class Gate:
         fits = space is None or max(space.locked, space.pinned) + most <= soft
         return 0.0 if fits else _LOOK_AGAIN_SECONDS
 
-    def _most(self, call: Call, ask: Ask) -> int:
-        """What a call adds at most, in bytes. Raises OSError."""
+    def _most(self, waiting: _Waiting, ask: Ask) -> int:
+        """What a call adds at most, in bytes. Raises OSError, and _NotYetError."""
         if ask.most is not None:
             return ask.most
-        if ask.in_memory is None:
-            space = address_space(self._proc_root, call.tid)
+        root, tid, in_memory = self._proc_root, waiting.call.tid, ask.in_memory
+        if in_memory is None:
+            space = address_space(root, tid)
             return space.size - space.locked if space else 0
         try:
-            return ask.in_memory(lambda address, size: read_memory(self._proc_root, call.tid, address, size))
+            return self._read(
+                waiting, lambda: in_memory(lambda address, size: read_memory(root, tid, address, size))
+            )
         except PermissionError:
             raise
         except OSError:
             return 0  # the kernel cannot read it either
 
-    def _adds(self, call: Call, ask: Ask, most: int) -> int:
-        """What a call really adds, in bytes. Raises OSError."""
+    def _adds(self, waiting: _Waiting, ask: Ask, most: int) -> int:
+        """What a call really adds, in bytes. Raises OSError, and _NotYetError."""
         if ask.adds not in (Adds.NOT_LOCKED, Adds.IF_LOCKED):
             return most
-        space = address_space(self._proc_root, call.tid)
+        root, tid = self._proc_root, waiting.call.tid
+        space = address_space(root, tid)
         if space is None or not space.locked:
             return most if ask.adds is Adds.NOT_LOCKED else 0
+        size = most if ask.adds is Adds.NOT_LOCKED else mmap.PAGESIZE
+        inside = self._read(waiting, lambda: locked_within(root, tid, ask.start, size))
         if ask.adds is Adds.NOT_LOCKED:
-            return most - locked_within(self._proc_root, call.tid, ask.start, most)
-        return most if locked_within(self._proc_root, call.tid, ask.start, mmap.PAGESIZE) else 0
+            return most - inside
+        return most if inside else 0
+
+    def _read(self, waiting: _Waiting, read: Callable[[], int]) -> int:
+        """What may wait for a lock of the caller's. Raises OSError, and _NotYetError."""
+        found = waiting.aside.get(read)
+        if found is None:
+            raise _NotYetError
+        return found
 
     def _later(self, waiting: _Waiting) -> float:
         retry = waiting.retry
@@ -450,7 +482,7 @@ class Gate:
 
     def _leave(self, slot: int, call: Call, ask: Ask, place: Place, amount: int) -> None:
         self._accounts.let_through(call.tid, place, amount)
-        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask))
+        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask, self._pool))
 
     def _refuse(self, waiting: _Waiting, error: int) -> float:
         waiting.gated.listener.refuse(waiting.call.id, error)

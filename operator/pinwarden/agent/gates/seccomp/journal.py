@@ -17,8 +17,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pinwarden.agent.gates.seccomp import notify
 from pinwarden.agent.gates.seccomp.notify import Call
@@ -34,7 +32,7 @@ _FREE = bytes(8)
 
 
 class Journal:
-    """The mapped file. Use it as a context manager, or close it."""
+    """The mapped file; to be closed."""
 
     def __init__(self, path: Path) -> None:
         """Creates the file when there is none, or none of this version. Raises OSError; BlockingIOError while another process has it."""
@@ -99,14 +97,6 @@ class Journal:
     def close(self) -> None:
         """Lets another process have it."""
         os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _is_free(self, slot: int) -> bool:
         at = _HEADER + slot * _SLOT

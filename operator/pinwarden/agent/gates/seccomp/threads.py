@@ -2,12 +2,16 @@
 
 Needs CAP_SYS_PTRACE. A thread may end at any time, and its number may then be another's: what is read here of a thread whose call waits is
 checked by asking the listener afterwards whether it still waits.
+
+Reads of smaps and of memory wait for the address space's lock, which its own threads can hold for long (a fork of much memory, a page on a
+file system that hangs). They are made `Aside`, so that a pod can hold up nobody but itself.
 """
 
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Final
 from pinwarden.agent.gates.seccomp.calls import Adds, Ask
 from pinwarden.agent.gates.seccomp.notify import Call
 
+_MOMENT_SECONDS = 0.0005
 _CHUNK = 65536
 _USER_TIME = 11  # utime of proc_pid_stat(5), counted from what follows the name
 _TICKS = 3  # more than the kernel's scaling of sampled times can err by
@@ -28,6 +33,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
+class Aside:
+    """One read at a time by a thread of the pool."""
+
+    __slots__ = ("_pool", "_reading")
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._reading: Future[int] | None = None
+
+    def get(self, read: Callable[[], int]) -> int | None:
+        """What `read` says; None while that takes longer than a moment: then to be called again, with the same. Raises what it raises."""
+        if self._reading is None:
+            self._reading = self._pool.submit(read)
+        if not wait([self._reading], _MOMENT_SECONDS).done:
+            return None
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+
 class Leaving:
     """Whether what a call that was let through adds is counted by now: when the call is over, and for an mlock before.
 
@@ -36,9 +60,10 @@ class Leaving:
     on, which a call's own work never does. An mlock is counted as soon as its range is marked as locked, before that is faulted in.
     """
 
-    __slots__ = ("_ask", "_call", "_path", "_user")
+    __slots__ = ("_aside", "_ask", "_call", "_path", "_user")
 
-    def __init__(self, proc_root: Path, call: Call, ask: Ask) -> None:
+    def __init__(self, proc_root: Path, call: Call, ask: Ask, pool: Executor) -> None:
+        self._aside = Aside(pool)
         self._path = proc_root / str(call.tid)
         self._call = call
         self._ask = ask
@@ -72,7 +97,10 @@ class Leaving:
         space = address_space(self._path.parent, self._call.tid)
         if space is not None and space.locked < size:
             return False
-        return locked_within(self._path.parent, self._call.tid, self._ask.start, size) == size
+        return (
+            self._aside.get(lambda: locked_within(self._path.parent, self._call.tid, self._ask.start, size))
+            == size
+        )
 
 
 @dataclass(frozen=True, slots=True)
