@@ -1,5 +1,6 @@
 """Programs of this folder in pods, and how tests talk with them."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,12 @@ def compiled(folder: Path) -> Path:
     shutil.copy(program, public)
     public.chmod(0o755)
     return public
+
+
+def listeners(pid: int) -> int:
+    """How many descriptors of listeners a program has."""
+    folder = Path(f"/proc/{pid}/fd")
+    return sum("seccomp" in os.path.realpath(each) for each in folder.iterdir())
 
 
 def takes_sigterm(pid: int) -> bool:

@@ -3,13 +3,12 @@
 import errno
 import json
 import threading
-import time
 
 import pytest
 
 from gated.node import MIB, NOBODY, Node, Pod, locked
 
-from .processes import PAGE, ask, start, takes_sigterm
+from .processes import PAGE, ask, listeners, start, takes_sigterm
 
 LIMIT = MIB
 
@@ -114,7 +113,7 @@ def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) ->
         node.holder.kill()
         node.holder.wait()
         node.holder = node.start("holder")
-        time.sleep(0.6)
+        node.until(lambda: listeners(node.holder.pid) == 1)
         node.kill_gate()
         assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
 

@@ -1,0 +1,305 @@
+"""What a call is answered: let through, refused, or that it must wait.
+
+It must wait
+
+- for the constraints of a pod that the configuration does not list yet, once per pod; then `unknownPods` holds,
+- for the agent, which raises the rlimits of a pod with a grant, once per listener: the kernel would refuse what fits,
+- for earlier calls that may still add what this one needs, or that are as many as one pod may have under way,
+- for what is read of its memory.
+
+Each wait has an end. A call that cannot be counted after it is refused: what is not known is never let through (P1). A call that loosens
+the pod (`calls`) is let through where it fits, unless a limit asks for Deny.
+"""
+
+import errno
+import logging
+import mmap
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.agent.gates.seccomp import calls
+from pinwarden.agent.gates.seccomp.accounts import Accounts, Fit, Key, Place
+from pinwarden.agent.gates.seccomp.calls import Adds, Ask
+from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.agent.gates.seccomp.journal import Journal
+from pinwarden.agent.gates.seccomp.notify import Call, Listener
+from pinwarden.agent.gates.seccomp.pods import Pods
+from pinwarden.agent.gates.seccomp.record import Denial, Record
+from pinwarden.agent.gates.seccomp.threads import (
+    Aside,
+    Leaving,
+    address_space,
+    command,
+    locked_within,
+    read_memory,
+    soft_limit,
+)
+
+UNLISTED_SECONDS = 5.0
+RAISED_SECONDS = 5.0
+LEAVING_SECONDS = 2.0
+UNDER_WAY = 64
+READERS = 64
+_LOOK_AGAIN_SECONDS = 0.01
+_FIRST_RETRY_SECONDS = 50e-6
+_MOST = 2**62
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Gated:
+    """A listener: a container's, or that of a process that was started into it. `raised`: its first process has the rlimit it may have."""
+
+    number: int
+    listener: Listener
+    identity: Identity
+    raised: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where its calls are made."""
+        return self.identity.place
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A call in a slot of the journal that waits for its answer, since `began`; `retry` is how long to wait for others next, in seconds.
+
+    `aside` is what is being read of its memory.
+    """
+
+    slot: int
+    call: Call
+    gated: Gated
+    began: float
+    aside: Aside
+    retry: float = _FIRST_RETRY_SECONDS
+
+
+class _NotYetError(OSError):
+    """What is needed is still being read."""
+
+
+class Decider:
+    """Decides, answers, and follows what it let through. `record` is told what others must know. Times are monotonic, in seconds."""
+
+    def __init__(self, journal: Journal, pods: Pods, proc_root: Path, record: Record) -> None:
+        self._journal = journal
+        self._pods = pods
+        self._proc_root = proc_root
+        self._record = record
+        self._accounts = Accounts()
+        self._pool = ThreadPoolExecutor(READERS, "reader")
+        self._leaving: dict[int, tuple[int, Leaving]] = {}
+        self._first_seen: dict[str, float] = {}
+
+    def configure(self) -> None:
+        """What the pods are held to has changed."""
+        self._accounts.configure(self._pods.covering())
+
+    def received(self, slot: int, call: Call, gated: Gated, now: float) -> Waiting:
+        """A call that was just received; what its thread called before is over."""
+        self.ended(call.tid)
+        return Waiting(slot, call, gated, now, Aside(self._pool))
+
+    def left(self, slot: int, call: Call, gated: Gated, amount: int) -> None:
+        """A call that an earlier gate let through, to add at most so many bytes."""
+        ask = calls.read(call)
+        if ask is None:
+            self._journal.free(slot)
+        else:
+            self._leave(slot, call, ask, gated.place, amount)
+
+    def forget(self, pod: str) -> None:
+        """The pod is gone."""
+        self._first_seen.pop(pod, None)
+
+    def close(self) -> None:
+        """Ends the readers that can be ended."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def decide(self, waiting: Waiting, now: float) -> float:
+        """Answers the call, or says in how many seconds to look at it again."""
+        try:
+            return self._decide(waiting, now)
+        except OSError as error:
+            return self._cannot_tell(waiting, now, error)
+
+    def ended(self, tid: int, *, ran: bool = True) -> None:
+        """The call that this thread made last is over."""
+        self._accounts.end(tid, ran=ran)
+        if known := self._leaving.pop(tid, None):
+            self._journal.free(known[0])
+
+    def end_those_counted(self, tids: Iterable[int] | None = None) -> None:
+        """Looks which of these threads' calls are counted by now; with None at all of them."""
+        for tid in list(self._leaving) if tids is None else tids:
+            if self._leaving[tid][1].counted():
+                self.ended(tid)
+
+    def _decide(self, waiting: Waiting, now: float) -> float:
+        """The same. Raises OSError where what it takes cannot be read, also not yet."""
+        call, place = waiting.call, waiting.gated.place
+        try:
+            ask = calls.read(call)
+        except KeyError:
+            _log.error("call %d of architecture %#x is not one to be sent here", call.number, call.arch)
+            return self._refuse(waiting, errno.ENOSYS)
+        if ask is None:
+            return self._let_through(waiting, None, 0)
+        if wait := self._unlisted(place.pod, now):
+            return wait if waiting.gated.listener.waits(call.id) else self._drop(waiting)
+        if ask.loosens:
+            if (key := self._pods.strict(place)) is not None:
+                self._deny(waiting, ask, ask.most, key, f"minimumLevel is Deny; {ask.loosens}")
+                return self._refuse(waiting, ask.refusal)
+            self._record.loosened(place.pod, ask.loosens)
+        if not self._accounts.covers(place):
+            return self._let_through(waiting, ask, 0)
+        if self._accounts.under_way_in(place) >= UNDER_WAY:
+            self.end_those_counted(self._accounts.under_way(place))
+            if self._accounts.under_way_in(place) >= UNDER_WAY:
+                return self._later(waiting)
+        most = self._most(waiting, ask)
+        if not waiting.gated.raised and (wait := self._unraised(waiting, most, now)):
+            return wait
+        fit, _ = self._accounts.fit(place, most, now)
+        if fit is Fit.FITS:
+            return self._let_through(waiting, ask, most)
+        return self._decide_exactly(waiting, ask, most, now)
+
+    def _decide_exactly(self, waiting: Waiting, ask: Ask, most: int, now: float) -> float:
+        """The same, by what the kernel counts at this moment."""
+        call, place = waiting.call, waiting.gated.place
+        self.end_those_counted(self._accounts.under_way(place))
+        self._accounts.renew(self._pods.look(place), now)
+        if self._pods.deep_stack(place.pod):
+            self._record.loosened(place.pod, "a stack that is deeper than stacks are looked for")
+        amount = self._adds(waiting, ask, most)
+        fit, key = self._accounts.fit(place, amount, now)
+        if fit is Fit.FITS:
+            return self._let_through(waiting, ask, most)
+        if not waiting.gated.listener.waits(call.id):
+            return self._drop(waiting)
+        if fit is Fit.MAYBE and now < waiting.began + LEAVING_SECONDS:
+            return self._later(waiting)
+        self._deny(waiting, ask, amount, key)
+        limit = self._pods.limit(key) if key else None
+        return self._refuse(waiting, ask.refusal if limit is None or limit.limit else errno.EPERM)
+
+    def _unlisted(self, pod: str, now: float) -> float:
+        """Seconds to wait for the configuration to list a pod, 0 for no longer."""
+        if self._pods.listed(pod):
+            return 0.0
+        return _LOOK_AGAIN_SECONDS if now < self._first_seen.setdefault(pod, now) + UNLISTED_SECONDS else 0.0
+
+    def _unraised(self, waiting: Waiting, most: int, now: float) -> float:
+        """Seconds to wait for the agent to raise a soft rlimit that would refuse this call, 0 for no longer."""
+        granted = self._pods.granted(waiting.gated.place.pod)
+        soft = soft_limit(self._proc_root, waiting.call.tid)
+        if soft is None or soft >= granted or now > waiting.began + RAISED_SECONDS:
+            waiting.gated.raised = True
+            return 0.0
+        space = address_space(self._proc_root, waiting.call.tid)
+        fits = space is None or max(space.locked, space.pinned) + most <= soft
+        return 0.0 if fits else _LOOK_AGAIN_SECONDS
+
+    def _most(self, waiting: Waiting, ask: Ask) -> int:
+        """What a call adds at most, in bytes. Raises OSError."""
+        if ask.most is not None:
+            return ask.most
+        root, tid, in_memory = self._proc_root, waiting.call.tid, ask.in_memory
+        if in_memory is None:
+            space = address_space(root, tid)
+            return space.size - space.locked if space else 0
+        try:
+            return self._read(
+                waiting, lambda: in_memory(lambda address, size: read_memory(root, tid, address, size))
+            )
+        except (PermissionError, _NotYetError):
+            raise
+        except OSError:
+            return 0  # the kernel cannot read it either
+
+    def _adds(self, waiting: Waiting, ask: Ask, most: int) -> int:
+        """What a call really adds, in bytes. Raises OSError."""
+        if ask.adds not in (Adds.NOT_LOCKED, Adds.IF_LOCKED):
+            return most
+        root, tid = self._proc_root, waiting.call.tid
+        space = address_space(root, tid)
+        if space is None or not space.locked:
+            return most if ask.adds is Adds.NOT_LOCKED else 0
+        size = most if ask.adds is Adds.NOT_LOCKED else mmap.PAGESIZE
+        inside = self._read(waiting, lambda: locked_within(root, tid, ask.start, size))
+        if ask.adds is Adds.NOT_LOCKED:
+            return most - inside
+        return most if inside else 0
+
+    def _read(self, waiting: Waiting, read: Callable[[], int]) -> int:
+        """What may wait for a lock of the caller's. Raises OSError."""
+        found = waiting.aside.get(read)
+        if found is None:
+            raise _NotYetError("its address space stays locked")
+        return found
+
+    def _later(self, waiting: Waiting) -> float:
+        retry = waiting.retry
+        waiting.retry = min(2 * retry, _LOOK_AGAIN_SECONDS)
+        return retry
+
+    def _cannot_tell(self, waiting: Waiting, now: float, error: OSError) -> float:
+        """What is needed for the decision could not be read."""
+        if not waiting.gated.listener.waits(waiting.call.id):
+            return self._drop(waiting)
+        if now < waiting.began + LEAVING_SECONDS:
+            return self._later(waiting)
+        ask = calls.read(waiting.call)
+        _log.error("a call of pod %s is refused, it cannot be counted: %s", waiting.gated.place.pod, error)
+        if ask is not None:
+            self._deny(waiting, ask, ask.most, None, f"what the pod has cannot be counted: {error}")
+        return self._refuse(waiting, ask.refusal if ask else errno.ENOMEM)
+
+    def _deny(
+        self, waiting: Waiting, ask: Ask, amount: int | None, key: Key | None, message: str = ""
+    ) -> None:
+        place, tid = waiting.gated.place, waiting.call.tid
+        limit = self._pods.limit(key) if key else None
+        self._record.denied(
+            Denial(
+                place=place,
+                tid=tid,
+                process=command(self._proc_root, tid),
+                source=ask.source,
+                asked=amount,
+                used=self._accounts.use(key) if key else None,
+                limit=limit,
+                message=message,
+            )
+        )
+
+    def _let_through(self, waiting: Waiting, ask: Ask | None, amount: int) -> float:
+        call, amount = waiting.call, min(amount, _MOST)
+        if ask is None or not amount:
+            waiting.gated.listener.let_through(call.id)
+            self._journal.free(waiting.slot)
+            return 0.0
+        self._journal.let_through(waiting.slot, amount)
+        self._leave(waiting.slot, call, ask, waiting.gated.place, amount)
+        if not waiting.gated.listener.let_through(call.id):
+            self.ended(call.tid, ran=False)
+        return 0.0
+
+    def _leave(self, slot: int, call: Call, ask: Ask, place: Place, amount: int) -> None:
+        self._accounts.let_through(call.tid, place, amount)
+        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask, self._pool))
+
+    def _refuse(self, waiting: Waiting, error: int) -> float:
+        waiting.gated.listener.refuse(waiting.call.id, error)
+        return self._drop(waiting)
+
+    def _drop(self, waiting: Waiting) -> float:
+        """The call needs no answer any more."""
+        self._journal.free(waiting.slot)
+        return 0.0
