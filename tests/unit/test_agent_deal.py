@@ -209,3 +209,29 @@ def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
         32 * MIB,
     )
     assert deal(rich, [over(rich, 64 * MIB, grant=0)], page_size=PAGE)[rich[0].key] == (MIB, 32 * MIB)
+
+
+@pytest.mark.rule("P1", "P14")
+@given(cases())
+def test_exact_processes_may_have_the_whole_limit_and_no_more_than_they_had(
+    case: tuple[list[Process], list[Constraint]],
+) -> None:
+    processes, constraints = case
+    exact = [dataclasses.replace(each, exact=True) for each in processes]
+    dealt = deal(exact, constraints, page_size=PAGE)
+    for each in exact:
+        limits = [one.limit for one in constraints if each.key in one.members]
+        grants = [one.grant for one in constraints if each.key in one.members and one.grant is not None]
+        may = max(each.own, min(limits, default=UNLIMITED))
+        most = min(may if may == UNLIMITED else may - may % PAGE, max(each.saved_hard, *grants, 0))
+        assert dealt[each.key].hard == most
+        assert dealt[each.key].soft <= most
+
+
+@pytest.mark.rule("P1")
+def test_what_an_exact_process_holds_leaves_others_no_less() -> None:
+    full = [Constraint(4 * MIB, frozenset({ProcessKey(1, 1), ProcessKey(2, 2)}), Contention.SHARE)]
+    holder, other = process(1, locked=3 * MIB), dataclasses.replace(process(2), exact=True)
+    dealt = deal([holder, other], full, page_size=PAGE)
+    assert dealt[other.key].hard == 4 * MIB
+    assert dealt[holder.key].hard == 4 * MIB

@@ -95,7 +95,8 @@ class Journal:
                 yield slot, call, number, amount - 1 if amount else None
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Lets another process have it; the memory stays mapped, and with it a copy of the descriptor."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
     def _is_free(self, slot: int) -> bool:
