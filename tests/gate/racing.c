@@ -16,6 +16,7 @@ Each way prints a line "BYTES ERRNO" with what it has locked by its own reckonin
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -101,6 +102,38 @@ static void *walks(void *gib)
 	return NULL;
 }
 
+/* What a thread does so many microseconds after the walk began. Threads are made before: that takes the address space's lock. */
+struct step {
+	long after;
+	void *(*does)(void *);
+	void *what;
+};
+
+static void *waits(void *step)
+{
+	while (!stage)
+		usleep(200);
+	usleep(((struct step *)step)->after);
+	return ((struct step *)step)->does(((struct step *)step)->what);
+}
+
+/* Walks so many GiB, with these steps meanwhile; returns after all have ended, or at once where the walk is another thread's. */
+static pthread_t threads[128], walker;
+
+static void while_it_walks(long gib, struct step *steps, int count, int aside)
+{
+	stage = 0;
+	for (int i = 0; i < count; i++)
+		pthread_create(&threads[i], NULL, waits, &steps[i]);
+	if (aside) {
+		pthread_create(&walker, NULL, walks, (void *)gib);
+		return;
+	}
+	walks((void *)gib);
+	for (int i = 0; i < count; i++)
+		pthread_join(threads[i], NULL);
+}
+
 /* The lowest page of the main stack, moved to where no stack is looked for, and locked: it grows as it is touched. */
 static void moves_its_stack(void)
 {
@@ -129,24 +162,20 @@ static void *replaces(void *unused)
 
 static void *grows(void *unused)
 {
-	mremap(grown, PAGE, 4 * MIB, MREMAP_MAYMOVE);
+	char *moved = mremap(grown, PAGE, 4 * MIB, MREMAP_MAYMOVE);
+	if (moved == MAP_FAILED)
+		munmap(grown, PAGE);
 	return unused;
 }
 
 static void replaced_while_it_grows(void)
 {
-	pthread_t threads[3];
+	struct step steps[] = {{5000, replaces, NULL}, {20000, grows, NULL}};
 	lay_zeros(4);
-	walks((void *)4);
 	for (int round = 0; round < 8 && locked() <= MIB; round++) {
-		void *(*steps[])(void *) = {walks, replaces, grows};
+		munlockall();
 		grown = room(PAGE);
-		for (int i = 0; i < 3; i++) {
-			pthread_create(&threads[i], NULL, steps[i], (void *)4);
-			usleep(20000);
-		}
-		for (int i = 0; i < 3; i++)
-			pthread_join(threads[i], NULL);
+		while_it_walks(4, steps, 2, 0);
 	}
 	stay(locked(), 0);
 }
@@ -172,30 +201,26 @@ static void *spins(void *unused)
 
 static void moved_while_it_is_locked_again(void)
 {
+	struct step steps[] = {{0, spins, NULL}, {5000, locks_again, NULL}};
 	struct sched_param none = {0};
-	pthread_t threads[3];
 	lay_zeros(4);
 	walks((void *)4);
 	again = room(MIB);
 	mlock(again, MIB);
-	for (int round = 0; round < 5 && locked() <= MIB; round++) {
+	for (int round = 0; round < 12 && locked() <= MIB; round++) {
 		char *elsewhere = room(MIB);
-		stage = 0;
-		pthread_create(&threads[0], NULL, walks, (void *)4);
-		usleep(5000);
-		pthread_create(&threads[1], NULL, locks_again, NULL);
-		usleep(30000);
+		while_it_walks(4, steps, 2, 1);
+		usleep(40000);
 		on_processor(again_tid, 0);
 		sched_setscheduler(again_tid, SCHED_IDLE, &none);
-		pthread_create(&threads[2], NULL, spins, NULL);
 		on_processor(0, sysconf(_SC_NPROCESSORS_ONLN) - 1);
-		pthread_join(threads[0], NULL);
+		pthread_join(walker, NULL);
 		mremap(again, MIB, MIB, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere);
 		mmap(again, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 		usleep(300000);
 		stage = 3;
+		pthread_join(threads[0], NULL);
 		pthread_join(threads[1], NULL);
-		pthread_join(threads[2], NULL);
 		again = elsewhere;
 	}
 	stay(locked(), 0);
@@ -305,7 +330,7 @@ static void taken_for_counted(char **argv)
 	stay(locked(), 0);
 }
 
-/* Walks its zeros under the address space's lock, with a thread that waits to write to it and one whose call the gate looks into. */
+/* Walks its zeros, with a thread that waits to write to its address space, and one whose call the gate looks into. */
 static void *waits_to_write(void *unused)
 {
 	room(PAGE);
@@ -320,19 +345,75 @@ static void *locks_more(void *start)
 
 static void keeps_its_lock(char **argv)
 {
-	pthread_t threads[3];
 	char *start = room(2 * MIB);
+	struct step steps[] = {{20000, waits_to_write, NULL}, {40000, locks_more, start}};
 	lay_zeros(atol(argv[2]));
 	mlock(start, PAGE);
-	pthread_create(&threads[0], NULL, walks, (void *)atol(argv[2]));
-	usleep(50000);
-	pthread_create(&threads[1], NULL, waits_to_write, NULL);
-	usleep(50000);
-	pthread_create(&threads[2], NULL, locks_more, start);
-	usleep(50000);
 	say(0, 0);
-	pthread_join(threads[0], NULL);
+	while_it_walks(atol(argv[2]), steps, 2, 1);
+	usleep(200000);
+	say(stage, 0);
+	pthread_join(walker, NULL);
 	stay(0, 0);
+}
+
+/* As many calls on their way as one pod may have, which all wait for the address space's lock; and one more, for which the gate looks at all. */
+static void *locks_a_page(void *start)
+{
+	mlock(start, PAGE);
+	return NULL;
+}
+
+static void keeps_all_readers(char **argv)
+{
+	char *start = room(MIB);
+	struct step steps[65];
+	for (long i = 0; i < 65; i++)
+		steps[i] = (struct step){20000 + i * 2000, locks_a_page, start + i * PAGE};
+	lay_zeros(atol(argv[2]));
+	mlock(start, 65 * PAGE);
+	say(0, 0);
+	while_it_walks(atol(argv[2]), steps, 65, 1);
+	usleep(500000);
+	say(stage, 0);
+	pthread_join(walker, NULL);
+	stay(0, 0);
+}
+
+/* While what a call's range has locked is being read, a signal ends the call, and its thread makes another one. */
+static char *other_range;
+
+static void on_signal(int number)
+{
+	(void)number;
+}
+
+static void *locks_one_and_then_another(void *unused)
+{
+	again_tid = syscall(SYS_gettid);
+	mlock(again, MIB);
+	mlock(other_range, MIB);
+	return unused;
+}
+
+static void *interrupts(void *unused)
+{
+	syscall(SYS_tgkill, getpid(), again_tid, SIGUSR1);
+	return unused;
+}
+
+static void interrupted_while_it_is_read(void)
+{
+	struct sigaction action = {.sa_handler = on_signal};
+	struct step steps[] = {{10000, waits_to_write, NULL}, {30000, locks_one_and_then_another, NULL}, {80000, interrupts, NULL}};
+	sigaction(SIGUSR1, &action, NULL);
+	lay_zeros(8);
+	again = room(MIB);
+	other_range = room(MIB);
+	mlock(again, MIB);
+	for (int round = 0; round < 3 && locked() <= MIB; round++)
+		while_it_walks(8, steps, 3, 0);
+	stay(locked(), 0);
 }
 
 /* Children that a tracer keeps at the end of a call that locks a page: their registers still tell of it. */
@@ -384,11 +465,13 @@ static void has_a_sibling(char **argv)
 		pause();
 }
 
-/* The same, with a child that shares it, and a thread that goes on locking and unlocking a page. */
+/* The same, with a child that shares it, other processes between the two, and a thread that goes on locking and unlocking a page. */
 static void *toggles(void *start)
 {
 	for (;;) {
 		mlock(start, PAGE);
+		for (volatile int i = random() % 4000000; i--;)
+			;
 		munlock(start, PAGE);
 	}
 	return NULL;
@@ -399,6 +482,9 @@ static void toggles_with_a_child(char **argv)
 	pthread_t thread;
 	char *start = room(atol(argv[2]) + MIB);
 	int failed = mlock(start, atol(argv[2]));
+	for (int i = 0; i < 64; i++)
+		if (!fork())
+			sleeps(NULL);
 	clone(sleeps, start + atol(argv[2]) + MIB, CLONE_VM | SIGCHLD, NULL);
 	pthread_create(&thread, NULL, toggles, start + atol(argv[2]));
 	stay(failed ? 0 : atol(argv[2]), failed ? errno : 0);
@@ -501,7 +587,10 @@ static void changed_while_it_waits(void)
 		int failed = mlock(start, PAGE);
 		stay(failed ? 0 : PAGE, failed ? errno : 0);
 	}
-	usleep(100000);
+	char file[64];
+	snprintf(file, sizeof file, "/proc/%d/syscall", child);
+	while (field(file, "%ld") != SYS_mlock)
+		usleep(1000);
 	struct user_regs_struct registers;
 	ptrace(PTRACE_SEIZE, child, 0, 0);
 	ptrace(PTRACE_INTERRUPT, child, 0, 0);
@@ -604,6 +693,24 @@ static void watches_itself(void)
 	stay(field("/proc/self/status", "VmPin: %ld") * 1024, 0);
 }
 
+/* What the C library does for a large realloc, in a program with another thread that locks nothing either. */
+static void grows_what_is_not_locked(void)
+{
+	struct step idle = {0, waits_to_write, NULL};
+	char *start = room(2 * MIB);
+	pthread_create(&walker, NULL, waits, &idle);
+	char *moved = mremap(start, 2 * MIB, 8 * MIB, MREMAP_MAYMOVE);
+	stay(0, moved == MAP_FAILED ? errno : 0);
+}
+
+/* Becomes a program whose address space ends below 3 GiB, where it is a 32-bit one (ADDR_LIMIT_3GB). */
+static void becomes_narrow(char **argv)
+{
+	char *rest[] = {argv[2], NULL};
+	personality(ADDR_LIMIT_3GB);
+	execv(argv[2], rest);
+}
+
 static void nothing(void)
 {
 	stay(0, 0);
@@ -615,10 +722,12 @@ static const struct {
 } ways[] = {
 #define WAY(function) {#function, (void (*)(char **))(function)}
 	WAY(moves_its_stack), WAY(replaced_while_it_grows), WAY(moved_while_it_is_locked_again), WAY(moved_and_left),
-	WAY(mapped_while_all_is_locked), WAY(taken_for_counted), WAY(keeps_its_lock), WAY(left_at_the_end),
+	WAY(mapped_while_all_is_locked), WAY(taken_for_counted), WAY(keeps_its_lock), WAY(keeps_all_readers), WAY(interrupted_while_it_is_read),
+	WAY(left_at_the_end),
 	WAY(has_a_sibling), WAY(toggles_with_a_child), WAY(becomes_another), WAY(loses_its_parent),
 	WAY(first_thread_ends), WAY(traced_into_another_call), WAY(changed_while_it_waits), WAY(maps_in_threads),
-	WAY(changes_a_list), WAY(lends_a_ring), WAY(shares_frames), WAY(watches_itself), WAY(nothing),
+	WAY(changes_a_list), WAY(lends_a_ring), WAY(shares_frames), WAY(watches_itself), WAY(becomes_narrow), WAY(grows_what_is_not_locked),
+	WAY(nothing),
 };
 
 int main(int argc, char **argv)

@@ -37,6 +37,7 @@ AUDIT_ARCH_I386 = 0x40000003
 TCGETS, FIONREAD = 0x5401, 0x541B
 VFIO, RDMA, UDMABUF = 0x3B71, 0xC0181B01, 0x40187542
 IPC_STAT, SHM_LOCK, IPC_64 = 2, 11, 0x100
+AF_XDP = 44
 PINNING_REGISTER = (0, 15, 16, 22, 32, 33, 34)
 USE_REGISTERED_RING = 1 << 31
 BY_NAME = NUMBERS[AUDIT_ARCH_X86_64]
@@ -243,6 +244,8 @@ def pins(name: str, arguments: Sequence[int]) -> bool:
             return arguments[1] & 0xFFFFFFFF == SHM_LOCK
         case "ioctl":
             return arguments[1] // 256 % 256 in (0x3B, 0x1B, 0x75)
+        case "socket":
+            return arguments[0] & 0xFFFFFFFF == AF_XDP
         case "io_uring_register":
             return arguments[1] & 0x7FFFFFFF in PINNING_REGISTER
     return name in BY_NAME
@@ -252,6 +255,7 @@ def words(choice: random.Random) -> Iterator[int]:
     """Every pinning value, its neighbours of one bit, and chance."""
     close = [
         *PINNING_REGISTER,
+        AF_XDP,
         SHM_LOCK,
         PRIVATE | LOCKED,
         PRIVATE | GROWS_DOWN,
@@ -274,7 +278,7 @@ def answers_as_meant(gated: Program, default: Callable[[int, Sequence[int]], int
     for number in range(600):
         for word in (0, SHM_LOCK, PRIVATE | LOCKED, VFIO, 2**64 - 1):
             check(gated, default, number, [word] * 6)
-    for name in ("mmap", "shmctl", "ioctl", "io_uring_register"):
+    for name in ("mmap", "shmctl", "ioctl", "io_uring_register", "socket"):
         for word in words(random.Random(name)):
             check(gated, default, BY_NAME[name], [word] * 6)
 

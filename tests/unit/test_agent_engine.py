@@ -15,6 +15,9 @@ import pytest
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, held_back
+from pinwarden.agent.gates.seccomp.accounts import Place
+from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.agent.gates.seccomp.record import Record
 from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
@@ -94,6 +97,7 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "cgroup"
         self.state = folder / "state"
+        self.gate = folder / "gate.json"
         self.kubepods = self.root / "kubepods" / "burstable"
         self.kubepods.mkdir(parents=True)
         self.state.mkdir()
@@ -112,6 +116,7 @@ class Node:
             proc_root=Path("/proc"),
             store=SavedStore(self.state / "saved.json", "boot"),
             ability=ability,
+            gate=self.gate,
             clock=lambda: self.now,
             prlimit=self.prlimit,
         )
@@ -137,6 +142,14 @@ class Node:
         directory.parent.joinpath("cgroup.procs").touch()
         directory.joinpath("cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         return directory
+
+    def tell(self, *gated: str, loosened: str = "") -> None:
+        """What a seccomp gate writes that has the listeners of these containers."""
+        record = Record(self.gate)
+        record.gated(Identity(each, Place(UID, each), SANDBOX, b"") for each in gated)
+        if loosened:
+            record.loosened(UID, loosened)
+        record.flush(0.0)
 
     def configure(
         self, limits: list[dict[str, Any]], pods: list[dict[str, Any]], generation: int = 1, **more: Any
@@ -757,3 +770,106 @@ def test_busy_pods_are_looked_at_often_and_idle_ones_seldom(node: Node) -> None:
     worker.lock(PAGE)
     node.now += 0.5
     assert node.engine.tick() == pytest.approx(0.01)
+
+
+@pytest.mark.rule("P5", "H1")
+def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dealt_again(node: Node) -> None:
+    first, second, pause = node.hire(), node.hire(), node.hire()
+    first.lock(3 * PAGE)
+    node.put([first.pid, second.pid])
+    node.put([pause.pid], container=SANDBOX)
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (8 * PAGE, 5 * PAGE)
+    assert (node.pod().level, node.pod().denials) == (Level.CONVERGE, None)
+    node.tell(ONE)
+    node.tick()
+    assert [node.hard(each) for each in (first, second, pause)] == [8 * PAGE] * 3
+    assert (node.pod().level, node.pod().reason, node.pod().denials) == (Level.DENY, "SeccompGate", [])
+    node.tell(ONE, loosened="SHM_LOCK")
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (8 * PAGE, 5 * PAGE)
+    assert (node.pod().level, node.pod().message) == (Level.CONVERGE, "not exactly: SHM_LOCK")
+
+
+@pytest.mark.rule("H1")
+def test_a_container_without_the_gate_s_profile_takes_the_whole_limit_back(node: Node) -> None:
+    gated, other = node.hire(), node.hire()
+    gated.lock(3 * PAGE)
+    node.put([gated.pid])
+    node.tell(ONE)
+    node.configure([{"limit": 8 * PAGE, "contention": "Reserve"}], [POD])
+    node.tick()
+    assert node.hard(gated) == 8 * PAGE
+    assert node.pod().level is Level.DENY
+    node.put([other.pid], container=TWO)
+    node.tick()
+    assert (node.hard(gated), node.hard(other)) == (5 * PAGE, 2 * PAGE)
+    assert node.pod().level is Level.CONVERGE
+    assert "has not the gate's profile" in node.pod().message
+
+
+@pytest.mark.rule("P14")
+def test_an_exact_pod_gets_no_more_than_it_had_and_all_of_that_back(node: Node) -> None:
+    worker = node.hire()
+    node.limits[worker.pid] = Limits(PAGE, 4 * PAGE)
+    node.put([worker.pid])
+    node.tell(ONE)
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.tick()
+    assert node.limits[worker.pid] == Limits(PAGE, 4 * PAGE)
+    node.configure([{"limit": 8 * PAGE, "grant": 6 * PAGE}], [POD], generation=2)
+    node.tick()
+    assert node.limits[worker.pid] == Limits(6 * PAGE, 6 * PAGE)
+    node.configure([], [{"uid": UID}], generation=3)
+    node.tick()
+    assert node.limits[worker.pid] == Limits(PAGE, 4 * PAGE)
+
+
+@pytest.mark.rule("P1")
+def test_an_idle_pod_is_dealt_to_as_soon_as_the_gate_says_that_it_is_loosened(node: Node) -> None:
+    first, second = node.hire(), node.hire()
+    first.lock(3 * PAGE)
+    ran(node.put([first.pid, second.pid]).parent, 0)
+    node.tell(ONE)
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    for _ in range(6):
+        node.tick()
+    node.tell(ONE, loosened="SHM_LOCK")
+    node.tick(0.01)
+    assert node.hard(second) == 5 * PAGE
+
+
+@pytest.mark.rule("H1")
+def test_a_capability_that_ignores_rlimits_does_not_lower_the_level_of_an_exact_pod(node: Node) -> None:
+    node.put([os.getpid()])
+    node.tell(ONE)
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert node.pod().level is Level.DENY
+
+
+@pytest.mark.rule("H1", "H3")
+def test_a_gate_whose_record_goes_holds_whom_it_held(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.tell(ONE)
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.tick()
+    node.gate.unlink()
+    node.tick()
+    assert (node.hard(worker), node.pod().level) == (8 * PAGE, Level.DENY)
+
+
+@pytest.mark.rule("H1")
+def test_without_the_ability_to_deal_an_exact_pod_is_held_and_another_is_not(node: Node) -> None:
+    gated, other = node.hire(), node.hire()
+    node.put([gated.pid])
+    node.put([other.pid], NEAR, TWO)
+    node.tell(ONE)
+    node.engine.close()
+    node.start(GateAbility(False, "no capability"))
+    node.configure([{"limit": PAGE}], [POD, {"uid": NEAR, "limits": ["l"]}])
+    node.tick()
+    assert node.writes == []
+    assert (node.pod().level, node.pod(NEAR).level) == (Level.DENY, Level.OBSERVE)

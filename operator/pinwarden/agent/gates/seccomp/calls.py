@@ -5,7 +5,7 @@ another error before it counts anything asks for nothing, and is let through to 
 
 - mlock, mlock2: `PAGE_ALIGN(len + offset_in_page(start))`. What is locked already in that range adds nothing (P8).
 - mmap with MAP_LOCKED: `PAGE_ALIGN(len)`.
-- mremap: what the mapping grows by, if it is locked.
+- mremap: what the mapping grows by, if it is locked; with MREMAP_DONTUNMAP all of it, which Linux 6.17 adds to VmLck.
 - mlockall(MCL_CURRENT): the kernel compares `mm->total_vm`, so the whole address space is asked for, and what is locked of it adds nothing.
 - io_uring_register, VFIO and iommufd maps: amounts that lie in the caller's memory, which it can change between the look and the call.
 
@@ -15,8 +15,9 @@ refuses them, where a limit asks for Deny, is the kernel's error for a limit, an
 - mlockall(MCL_FUTURE): the address space grows locked without a call that the gate sees.
 - locking a stack (a mapping with VM_GROWSDOWN), which mlockall does too: it grows as it is used, and what it grows by is locked.
 - memfd_secret: whoever gets the descriptor can map it, without MAP_LOCKED.
-- SHM_LOCK and udmabuf: counted in no per-process counter.
-- io_uring and every driver ioctl: what is in memory can change, and a driver has other ways to pin, such as write(2) for RDMA.
+- SHM_LOCK, udmabuf and AF_XDP: counted in no per-process counter.
+- io_uring, rings and buffers, and every driver ioctl: what is in memory can change, and a driver has other ways to pin, such as write(2)
+  for RDMA.
 """
 
 import errno
@@ -39,7 +40,9 @@ _INT = 2**32 - 1
 MLOCK_ONFAULT = 1
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
+MREMAP_DONTUNMAP = 4
 SHM_LOCK = 11
+AF_XDP = 44
 _USE_REGISTERED_RING = 1 << 31
 _REGISTER_BUFFERS, _REGISTER_BUFFERS2, _BUFFERS_UPDATE = 0, 15, 16
 _MOST_BUFFERS = 1 << 14
@@ -101,6 +104,18 @@ STACK_REGION: Final = stack_region(
     int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[25]), os.uname().machine
 )
 
+_STACKS_OF_32_BIT: Final = tuple(
+    range(top - STACK_GAP - (16 << 20), top)
+    for top in (3 << 30, 4 << 30)  # with ADDR_LIMIT_3GB, and without
+)
+
+
+def _in_stack(start: int, size: int) -> bool:
+    """Whether a range may touch a main stack; a process that began as a 32-bit program has one below 4 GiB."""
+    end = start + size
+    return end > STACK_REGION or any(start < each.stop and end > each.start for each in _STACKS_OF_32_BIT)
+
+
 Registers = tuple[int, int, int, int, int, int]
 
 
@@ -114,7 +129,7 @@ def _range(start: int, length: int) -> Ask | None:
     first = start - offset
     if size == 0 or first + size >= _WRAP:
         return None
-    loosens = _STACK if first + size > STACK_REGION else ""
+    loosens = _STACK if _in_stack(first, size) else ""
     return Ask(Source.MLOCK, size, errno.ENOMEM, Adds.NOT_LOCKED, first, loosens)
 
 
@@ -146,9 +161,13 @@ def _mmap(registers: Registers) -> Ask | None:
 
 def _mremap(registers: Registers) -> Ask | None:
     start, old, new = registers[0], _aligned(registers[1]), _aligned(registers[2])
-    if start % PAGE or new <= old:
+    loosens = (
+        _STACK if _in_stack(start, max(old, PAGE)) else ""
+    )  # moved, it grows where no stack is looked for
+    most = new if registers[3] & MREMAP_DONTUNMAP else max(0, new - old)
+    if start % PAGE or new == 0 or not (most or loosens):
         return None
-    return Ask(Source.MLOCK, new - old, errno.EAGAIN, Adds.IF_LOCKED, start)
+    return Ask(Source.MLOCK, most, errno.EAGAIN, Adds.IF_LOCKED, start, loosens)
 
 
 def _memfd_secret(_: Registers) -> Ask:
@@ -159,6 +178,16 @@ def _shmctl(registers: Registers) -> Ask | None:
     if registers[1] & _INT != SHM_LOCK:
         return None
     return Ask(Source.SHM_LOCK, 0, errno.ENOMEM, loosens="SHM_LOCK: in no per-process counter")
+
+
+def _io_uring_setup(_: Registers) -> Ask:
+    return Ask(Source.IO_URING, 0, errno.ENOMEM, loosens="io_uring: a ring can be in memory of its own")
+
+
+def _socket(registers: Registers) -> Ask | None:
+    if registers[0] & _INT != AF_XDP:
+        return None
+    return Ask(Source.XDP, 0, errno.EPERM, loosens="AF_XDP: its frames are in no per-process counter")
 
 
 def _io_uring_register(registers: Registers) -> Ask | None:
@@ -213,6 +242,8 @@ def _ioctl(registers: Registers) -> Ask | None:
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 AUDIT_ARCH_AARCH64: Final = 0xC00000B7
+_TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
+"""Bits of an address that the kernel ignores, or may be told to (linear address masking on x86)."""
 _READERS: Final[Mapping[str, Callable[[Registers], Ask | None]]] = {
     "mlock": _mlock,
     "mlock2": _mlock2,
@@ -221,7 +252,9 @@ _READERS: Final[Mapping[str, Callable[[Registers], Ask | None]]] = {
     "mremap": _mremap,
     "memfd_secret": _memfd_secret,
     "shmctl": _shmctl,
+    "io_uring_setup": _io_uring_setup,
     "io_uring_register": _io_uring_register,
+    "socket": _socket,
     "ioctl": _ioctl,
 }
 NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
@@ -233,7 +266,9 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
         "mremap": 25,
         "memfd_secret": 447,
         "shmctl": 31,
+        "io_uring_setup": 425,
         "io_uring_register": 427,
+        "socket": 41,
         "ioctl": 16,
     },
     AUDIT_ARCH_AARCH64: {
@@ -244,7 +279,9 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
         "mremap": 216,
         "memfd_secret": 447,
         "shmctl": 195,
+        "io_uring_setup": 425,
         "io_uring_register": 427,
+        "socket": 198,
         "ioctl": 29,
     },
 }
@@ -259,4 +296,8 @@ def read(call: Call) -> Ask | None:
     """What the call asks for; None when it asks for nothing, or the kernel refuses it for another reason. Raises KeyError for a call
     that no profile of pinwarden sends.
     """
-    return _BY_NUMBER[call.arch, call.number](call.arguments)
+    first, *rest = call.arguments
+    reader = _BY_NUMBER[call.arch, call.number]
+    if reader in (_mlock, _mlock2, _mremap):
+        first &= ~_TAGS[call.arch]  # untagged_addr
+    return reader((first, *rest))  # type: ignore[arg-type]

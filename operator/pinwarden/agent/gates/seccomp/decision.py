@@ -28,6 +28,7 @@ from pinwarden.agent.gates.seccomp.notify import Call, Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Denial, Record
 from pinwarden.agent.gates.seccomp.threads import (
+    AddressSpace,
     Aside,
     Leaving,
     address_space,
@@ -45,6 +46,7 @@ READERS = 64
 _LOOK_AGAIN_SECONDS = 0.01
 _FIRST_RETRY_SECONDS = 50e-6
 _MOST = 2**62
+_CHANGEABLE = "what a call at the limit locks again, another thread can change meanwhile"
 _log = logging.getLogger(__name__)
 
 
@@ -65,16 +67,18 @@ class Gated:
 
 @dataclass(slots=True)
 class Waiting:
-    """A call in a slot of the journal that waits for its answer, since `began`; `retry` is how long to wait for others next, in seconds.
+    """A call in a slot of the journal that waits for its answer since it was `received`.
 
-    `aside` is what is being read of its memory.
+    `began` is when it was first looked at, None before: waits are counted from then, because those before were for others. `retry` is how
+    long to wait next, in seconds. `aside` is what is being read of its memory.
     """
 
     slot: int
     call: Call
     gated: Gated
-    began: float
+    received: float
     aside: Aside
+    began: float | None = None
     retry: float = _FIRST_RETRY_SECONDS
 
 
@@ -104,13 +108,17 @@ class Decider:
         self.ended(call.tid)
         return Waiting(slot, call, gated, now, Aside(self._pool))
 
+    def received_again(self, waiting: Waiting, slot: int, call: Call) -> None:
+        """A signal came, and the thread of a call that waits makes it again, or another one: that takes its place."""
+        self.ended(call.tid)
+        self._journal.free(waiting.slot)
+        if call.arguments != waiting.call.arguments or call.number != waiting.call.number:
+            waiting.aside = Aside(self._pool)
+        waiting.slot, waiting.call = slot, call
+
     def left(self, slot: int, call: Call, gated: Gated, amount: int) -> None:
         """A call that an earlier gate let through, to add at most so many bytes."""
-        ask = calls.read(call)
-        if ask is None:
-            self._journal.free(slot)
-        else:
-            self._leave(slot, call, ask, gated.place, amount)
+        self._leave(slot, call, gated.place, amount)
 
     def forget(self, pod: str) -> None:
         """The pod is gone."""
@@ -122,10 +130,13 @@ class Decider:
 
     def decide(self, waiting: Waiting, now: float) -> float:
         """Answers the call, or says in how many seconds to look at it again."""
+        if waiting.began is None:
+            waiting.began = now
+        waited = now - waiting.began
         try:
-            return self._decide(waiting, now)
+            return self._decide(waiting, now, waited)
         except OSError as error:
-            return self._cannot_tell(waiting, now, error)
+            return self._cannot_tell(waiting, waited, error)
 
     def ended(self, tid: int, *, ran: bool = True) -> None:
         """The call that this thread made last is over."""
@@ -139,7 +150,7 @@ class Decider:
             if self._leaving[tid][1].counted():
                 self.ended(tid)
 
-    def _decide(self, waiting: Waiting, now: float) -> float:
+    def _decide(self, waiting: Waiting, now: float, waited: float) -> float:
         """The same. Raises OSError where what it takes cannot be read, also not yet."""
         call, place = waiting.call, waiting.gated.place
         try:
@@ -161,33 +172,55 @@ class Decider:
         if self._accounts.under_way_in(place) >= UNDER_WAY:
             self.end_those_counted(self._accounts.under_way(place))
             if self._accounts.under_way_in(place) >= UNDER_WAY:
-                return self._later(waiting)
+                raise _NotYetError(f"{UNDER_WAY} calls of it are under way and do not end")
         most = self._most(waiting, ask)
-        if not waiting.gated.raised and (wait := self._unraised(waiting, most, now)):
+        if not waiting.gated.raised and (wait := self._unraised(waiting, most, waited)):
             return wait
         fit, _ = self._accounts.fit(place, most, now)
         if fit is Fit.FITS:
             return self._let_through(waiting, ask, most)
-        return self._decide_exactly(waiting, ask, most, now)
+        return self._decide_exactly(waiting, ask, most, now, waited)
 
-    def _decide_exactly(self, waiting: Waiting, ask: Ask, most: int, now: float) -> float:
+    def _decide_exactly(self, waiting: Waiting, ask: Ask, most: int, now: float, waited: float) -> float:
         """The same, by what the kernel counts at this moment."""
         call, place = waiting.call, waiting.gated.place
         self.end_those_counted(self._accounts.under_way(place))
         self._accounts.renew(self._pods.look(place), now)
+        space = address_space(self._proc_root, call.tid)
+        if space is None:
+            raise ProcessLookupError(f"thread {call.tid} has no address space")
         if self._pods.deep_stack(place.pod):
             self._record.loosened(place.pod, "a stack that is deeper than stacks are looked for")
-        amount = self._adds(waiting, ask, most)
+        if not self._pods.has(place.pod, space.pid):
+            self._record.loosened(place.pod, "a process of it is in another cgroup")
+        amount = self._adds(waiting, ask, most, space)
         fit, key = self._accounts.fit(place, amount, now)
+        if fit is not Fit.FITS:
+            self._accounts.renew(self._pods.sums(place, distinct=True), now)
+            fit, key = self._accounts.fit(place, amount, now)
         if fit is Fit.FITS:
-            return self._let_through(waiting, ask, most)
+            return self._let_through_again(waiting, ask, most, amount, space, now)
         if not waiting.gated.listener.waits(call.id):
             return self._drop(waiting)
-        if fit is Fit.MAYBE and now < waiting.began + LEAVING_SECONDS:
+        if fit is Fit.MAYBE and waited < LEAVING_SECONDS:
             return self._later(waiting)
         self._deny(waiting, ask, amount, key)
         limit = self._pods.limit(key) if key else None
         return self._refuse(waiting, ask.refusal if limit is None or limit.limit else errno.EPERM)
+
+    def _let_through_again(
+        self, waiting: Waiting, ask: Ask, most: int, amount: int, space: AddressSpace, now: float
+    ) -> float:
+        """A call fits by what it adds as things are. Where it would not if its range were another, nobody may be there to change that."""
+        place = waiting.gated.place
+        if amount < most and self._accounts.fit(place, most, now)[0] is not Fit.FITS:
+            alone = space.threads == 1 and self._pods.alone(place.pod, space.pid)
+            if not alone and (key := self._pods.strict(place)) is not None:
+                self._deny(waiting, ask, most, key, f"minimumLevel is Deny; {_CHANGEABLE}")
+                return self._refuse(waiting, ask.refusal)
+            if not alone:
+                self._record.loosened(place.pod, _CHANGEABLE)
+        return self._let_through(waiting, ask, most)
 
     def _unlisted(self, pod: str, now: float) -> float:
         """Seconds to wait for the configuration to list a pod, 0 for no longer."""
@@ -195,11 +228,11 @@ class Decider:
             return 0.0
         return _LOOK_AGAIN_SECONDS if now < self._first_seen.setdefault(pod, now) + UNLISTED_SECONDS else 0.0
 
-    def _unraised(self, waiting: Waiting, most: int, now: float) -> float:
+    def _unraised(self, waiting: Waiting, most: int, waited: float) -> float:
         """Seconds to wait for the agent to raise a soft rlimit that would refuse this call, 0 for no longer."""
         granted = self._pods.granted(waiting.gated.place.pod)
         soft = soft_limit(self._proc_root, waiting.call.tid)
-        if soft is None or soft >= granted or now > waiting.began + RAISED_SECONDS:
+        if soft is None or soft >= granted or waited > RAISED_SECONDS:
             waiting.gated.raised = True
             return 0.0
         space = address_space(self._proc_root, waiting.call.tid)
@@ -223,13 +256,12 @@ class Decider:
         except OSError:
             return 0  # the kernel cannot read it either
 
-    def _adds(self, waiting: Waiting, ask: Ask, most: int) -> int:
+    def _adds(self, waiting: Waiting, ask: Ask, most: int, space: AddressSpace) -> int:
         """What a call really adds, in bytes. Raises OSError."""
         if ask.adds not in (Adds.NOT_LOCKED, Adds.IF_LOCKED):
             return most
         root, tid = self._proc_root, waiting.call.tid
-        space = address_space(root, tid)
-        if space is None or not space.locked:
+        if not space.locked:
             return most if ask.adds is Adds.NOT_LOCKED else 0
         size = most if ask.adds is Adds.NOT_LOCKED else mmap.PAGESIZE
         inside = self._read(waiting, lambda: locked_within(root, tid, ask.start, size))
@@ -249,11 +281,11 @@ class Decider:
         waiting.retry = min(2 * retry, _LOOK_AGAIN_SECONDS)
         return retry
 
-    def _cannot_tell(self, waiting: Waiting, now: float, error: OSError) -> float:
+    def _cannot_tell(self, waiting: Waiting, waited: float, error: OSError) -> float:
         """What is needed for the decision could not be read."""
         if not waiting.gated.listener.waits(waiting.call.id):
             return self._drop(waiting)
-        if now < waiting.began + LEAVING_SECONDS:
+        if waited < LEAVING_SECONDS:
             return self._later(waiting)
         ask = calls.read(waiting.call)
         _log.error("a call of pod %s is refused, it cannot be counted: %s", waiting.gated.place.pod, error)
@@ -286,14 +318,14 @@ class Decider:
             self._journal.free(waiting.slot)
             return 0.0
         self._journal.let_through(waiting.slot, amount)
-        self._leave(waiting.slot, call, ask, waiting.gated.place, amount)
+        self._leave(waiting.slot, call, waiting.gated.place, amount)
         if not waiting.gated.listener.let_through(call.id):
             self.ended(call.tid, ran=False)
         return 0.0
 
-    def _leave(self, slot: int, call: Call, ask: Ask, place: Place, amount: int) -> None:
+    def _leave(self, slot: int, call: Call, place: Place, amount: int) -> None:
         self._accounts.let_through(call.tid, place, amount)
-        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call, ask, self._pool))
+        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call))
 
     def _refuse(self, waiting: Waiting, error: int) -> float:
         waiting.gated.listener.refuse(waiting.call.id, error)

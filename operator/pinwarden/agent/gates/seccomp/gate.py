@@ -106,7 +106,7 @@ class Gate:
         for group in before.values():
             self._arm_again(group)
         waiting = [each for group in before.values() for each in group.waiting]
-        for each in sorted(waiting, key=lambda each: each.began):
+        for each in sorted(waiting, key=lambda each: each.received):
             self._wait(each)
 
     def recover(self) -> None:
@@ -201,13 +201,11 @@ class Gate:
             self._arm(descriptor)
             return group
         slot, call = received
-        waiting = self._decider.received(slot, call, gated, self._clock())
         before = self._asking.get(call.tid)
-        if before is not None and before.gated is gated:  # a signal came, and the call is made again
-            self._journal.free(before.slot)
-            before.slot, before.call = slot, call
+        if before is not None and before.gated is gated:
+            self._decider.received_again(before, slot, call)
         else:
-            self._wait(waiting)
+            self._wait(self._decider.received(slot, call, gated, self._clock()))
         if len(group.waiting) < WAITING:
             self._arm(descriptor)
         else:

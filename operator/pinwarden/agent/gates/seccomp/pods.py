@@ -8,6 +8,7 @@ processes show the same use because they have one address space, as after vfork(
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cmp_to_key
 from pathlib import Path
 
 from pinwarden.agent.cgroups import process_hierarchy
@@ -16,7 +17,7 @@ from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
 from pinwarden.agent.gates.seccomp.calls import STACK_GAP
 from pinwarden.agent.gates.seccomp.identity import Identity
-from pinwarden.agent.gates.seccomp.threads import share_address_space, use_of_threads
+from pinwarden.agent.gates.seccomp.threads import compare_address_spaces, use_of_threads
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.groups import group
 from pinwarden.agent.ledger import ProcessKey
@@ -94,6 +95,16 @@ class Pods:
         subject = self._subjects.get(pod)
         return subject is not None and any(self._table[key].status.stack > STACK_GAP for key in subject.keys)
 
+    def has(self, pod: str, pid: int) -> bool:
+        """Whether a process was in the pod's cgroup at the last look."""
+        subject = self._subjects.get(pod)
+        return subject is not None and any(key.pid == pid for key in subject.keys)
+
+    def alone(self, pod: str, pid: int) -> bool:
+        """Whether no other process that was in the pod at the last look has this one's address space."""
+        others = (key.pid for key in self._subjects[pod].keys if key.pid != pid)
+        return all(compare_address_spaces(pid, other) for other in others)
+
     def look(self, place: Place) -> dict[Key, Look]:
         """What every limit that covers this place, or one that shares a limit with it, has and uses.
 
@@ -108,17 +119,24 @@ class Pods:
                 self._drop_strangers()
             if subject.uid == place.pod and not subject.keys:
                 raise FileNotFoundError(f"no cgroup of pod {place.pod} is found that has processes")
+        return self.sums(place)
+
+    def sums(self, place: Place, *, distinct: bool = False) -> dict[Key, Look]:
+        """The same as of the last look; with `distinct` an address space that processes share counts once, which takes longer to tell."""
+        subjects = self._groups.get(place.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
         seen: dict[Key, Look] = {}
         for one in scoped(subjects):
             if one.limit.enforcement is Enforcement.ENFORCE:
                 key = Key(one.limit.name, one.pod, one.container)
-                seen[key] = Look(one.amount, self._use(one.members), one.members <= gated)
+                seen[key] = Look(one.amount, self._use(one.members, distinct=distinct), one.members <= gated)
         for subject in subjects:
             for limit in self._enforced(subject.uid):
                 missing = _key(limit, Place(subject.uid, place.container))
                 if missing is not None and missing not in seen:
-                    seen[missing] = Look(limit.limit, self._use(subject.keys), closed=False)
+                    seen[missing] = Look(
+                        limit.limit, self._use(subject.keys, distinct=distinct), closed=False
+                    )
         return seen
 
     def _gated_keys(self, subject: Governed) -> frozenset[ProcessKey]:
@@ -138,28 +156,20 @@ class Pods:
             if process.key not in kept:
                 self._table.drop(process)
 
-    def _use(self, members: Iterable[ProcessKey]) -> int:
-        return sum(
-            self._use_of(process)
-            for process in map(self._table.__getitem__, members)
-            if not self._is_of_its_parent(process)
-        )
+    def _use(self, members: Iterable[ProcessKey], *, distinct: bool) -> int:
+        uses = [(key.pid, use) for key in members if (use := self._use_of(self._table[key]))]
+        if not distinct:
+            return sum(use for _, use in uses)
+        uses.sort(key=cmp_to_key(_by_address_space))
+        total = 0
+        for (pid, use), (before, _) in zip(uses, [(0, 0), *uses], strict=False):
+            total += use if not before or compare_address_spaces(pid, before) else 0
+        return total
 
     def _use_of(self, process: Followed) -> int:
         if process.knowledge is Knowledge.UNKNOWN:
             return use_of_threads(self._proc_root, process.key.pid)
         return process.use
-
-    def _is_of_its_parent(self, process: Followed) -> bool:
-        """Whether its address space is its parent's, which is counted."""
-        if not process.use:
-            return False
-        parent = self._table.get(process.status.parent)
-        return (
-            parent is not None
-            and (parent.locked, parent.pinned) == (process.locked, process.pinned)
-            and share_address_space(process.key.pid, parent.key.pid)
-        )
 
     def _enforced(self, pod: str | None) -> tuple[NodeLimit, ...]:
         """The limits that refuse in this pod; with None all that do."""
@@ -192,6 +202,10 @@ class Pods:
         known = {each.name: each.id for each in held.containers}
         known |= {each.place.container: each.id for each in self._identities if each.place.pod == pod}
         return tuple(PodContainer(name=name, id=identity) for name, identity in known.items())
+
+
+def _by_address_space(one: tuple[int, int], other: tuple[int, int]) -> int:
+    return compare_address_spaces(one[0], other[0])
 
 
 def _key(limit: NodeLimit, place: Place) -> Key | None:

@@ -68,9 +68,11 @@ GATED: Final[Mapping[str, Condition | None]] = {
     "memfd_secret": None,
     "mmap": Condition(3, 32, (Bits(0x2000, 0x2000), Bits(0x100, 0x100))),  # MAP_LOCKED, MAP_GROWSDOWN
     "shmctl": _number(1, 11),  # SHM_LOCK
+    "io_uring_setup": None,
     # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS and _MEM_REGION, also with
     # IORING_REGISTER_USE_REGISTERED_RING
     "io_uring_register": _number(1, 0, 15, 16, 22, 32, 33, 34, ignoring=1 << 31),
+    "socket": _number(0, 44),  # AF_XDP
     "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf
 }
 """The gated calls, each with the condition on its arguments, or None for always."""
@@ -159,9 +161,10 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     }
     found = []
     for rule in rules:
-        names = [name for name in rule["names"] if name not in GATED]
+        gated = rule.get("args") and all(_is_gated(name, rule["args"]) for name in rule["names"])
+        names = [name for name in rule["names"] if rule.get("args") or name not in GATED]
         if names:
-            found.append({**rule, "names": names})
+            found.append({**rule, "names": names, **({"action": _NOTIFY} if gated else {})})
     for name, condition in GATED.items():
         if name in allowed:
             found.append(_notify(name, condition))
@@ -169,6 +172,16 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 rest = complement(condition.patterns, condition.width)
                 found.append({"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)})
     return found
+
+
+def _is_gated(name: str, arguments: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a rule of the runtime's is for exactly one of the values for which a call is gated."""
+    condition = GATED.get(name)
+    return condition is not None and any(
+        (each["index"], each["op"], each["value"]) == (condition.argument, "SCMP_CMP_EQ", bits.value)
+        for each in arguments
+        for bits in condition.patterns
+    )
 
 
 def _notify(name: str, condition: Condition | None) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pinwarden.agent.gates.seccomp.calls import Adds, Ask
 from pinwarden.agent.gates.seccomp.notify import Call
 
 _MOMENT_SECONDS = 0.0005
 _CHUNK = 65536
 _USER_TIME = 11  # utime of proc_pid_stat(5), counted from what follows the name
-_TICKS = 3  # more than the kernel's scaling of sampled times can err by
+_TICKS = os.sysconf("SC_CLK_TCK")
 _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
 _FLAGS = b"VmFlags:"
 _LOCKED = b" lo"
@@ -53,20 +52,20 @@ class Aside:
 
 
 class Leaving:
-    """Whether what a call that was let through adds is counted by now: when the call is over, and for an mlock before.
+    """Whether a call that was let through is over, so that what it added is counted.
 
     A thread that sleeps shows the call that it is in (`task_current_syscall`). One that runs shows nothing: it may be on its way into the
     call, spin there for its address space's lock, fault in what is counted already, or be busy in user mode again; then its user time goes
-    on, which a call's own work never does. An mlock is counted as soon as its range is marked as locked, before that is faulted in.
+    on, which a call's own work does not. That time is an estimate that a program can bend by some ticks, so it must go on for a second.
+
+    That a range is marked as locked proves nothing: another thread may have done that, and move it away before this call comes.
     """
 
-    __slots__ = ("_aside", "_ask", "_call", "_path", "_user")
+    __slots__ = ("_call", "_path", "_user")
 
-    def __init__(self, proc_root: Path, call: Call, ask: Ask, pool: Executor) -> None:
-        self._aside = Aside(pool)
+    def __init__(self, proc_root: Path, call: Call) -> None:
         self._path = proc_root / str(call.tid)
         self._call = call
-        self._ask = ask
         self._user: int | None = None
 
     def counted(self) -> bool:
@@ -80,9 +79,7 @@ class Leaving:
             return True
         if self._user is None:
             self._user = user
-        if user - self._user >= _TICKS:
-            return True
-        return self._ask.adds is Adds.NOT_LOCKED and self._range_is_locked()
+        return user - self._user >= _TICKS
 
     def _shown(self) -> tuple[int, tuple[int, ...]] | None:
         """Number and registers of the call that the thread sleeps in; None while it runs, or where the kernel does not tell."""
@@ -92,36 +89,29 @@ class Leaving:
             return None
         return None if number == b"running" else (int(number), tuple(int(word, 16) for word in words[:6]))
 
-    def _range_is_locked(self) -> bool:
-        size = self._ask.most or 0
-        space = address_space(self._path.parent, self._call.tid)
-        if space is not None and space.locked < size:
-            return False
-        return (
-            self._aside.get(lambda: locked_within(self._path.parent, self._call.tid, self._ask.start, size))
-            == size
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
-    """In bytes: all of it, and what of it is locked and pinned."""
+    """A process's: all of it, and what of it is locked and pinned, in bytes; `pid` and number of `threads`."""
 
     size: int
     locked: int
     pinned: int
+    pid: int
+    threads: int
 
 
 def address_space(proc_root: Path, tid: int) -> AddressSpace | None:
-    """VmSize (`mm->total_vm`), VmLck and VmPin of the thread's process; None when it has none any more."""
+    """VmSize (`mm->total_vm`), VmLck, VmPin and more of the thread's process; None when it has no address space any more."""
     try:
         text = (proc_root / str(tid) / "status").read_bytes()
     except _GONE:
         return None
-    found = dict(re.findall(rb"^(VmSize|VmLck|VmPin):\s*(\d+) kB$", text, re.MULTILINE))
-    if len(found) < 3:
+    found = dict(re.findall(rb"^(VmSize|VmLck|VmPin|Tgid|Threads):\s*(\d+)", text, re.MULTILINE))
+    if b"VmSize" not in found:
         return None
-    return AddressSpace(*(int(found[name]) * 1024 for name in (b"VmSize", b"VmLck", b"VmPin")))
+    size, locked, pinned = (int(found[name]) * 1024 for name in (b"VmSize", b"VmLck", b"VmPin"))
+    return AddressSpace(size, locked, pinned, int(found[b"Tgid"]), int(found[b"Threads"]))
 
 
 def locked_within(proc_root: Path, tid: int, start: int, size: int) -> int:
@@ -187,10 +177,14 @@ def use_of_threads(proc_root: Path, pid: int) -> int:
     return 0
 
 
-def share_address_space(pid: int, other: int) -> bool:
-    """Whether two processes have one address space, as after vfork(2) (kcmp(2)); False where the kernel does not tell."""
+def compare_address_spaces(pid: int, other: int) -> int:
+    """An order of address spaces: 0 when two processes have the same one, as after vfork(2) (kcmp(2)), else -1 or 1.
+
+    Where the kernel does not tell, two processes have two.
+    """
     number = _KCMP.get(os.uname().machine)
-    return number is not None and _libc.syscall(number, pid, other, _KCMP_VM, 0, 0) == 0
+    result = _libc.syscall(number, pid, other, _KCMP_VM, 0, 0) if number is not None else -1
+    return {0: 0, 1: -1, 2: 1}.get(result, -1 if pid < other else 1)
 
 
 @contextmanager

@@ -1,0 +1,379 @@
+"""Which limit answers a call: one that changes, several at once, scopes, Audit, 0, pods that are free or not known yet (P11 to P14)."""
+
+import copy
+import errno
+import os
+import resource
+import select
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from gated.node import MIB, NOBODY, Node, Pod, kill, locked
+from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, UNLISTED_SECONDS
+
+from .processes import HERE, PAGE, Process, ask, hear, start, tell
+
+LIMIT = MIB
+HALF = LIMIT // 2
+LATE_SECONDS = 30.0
+MAP_LOCKED = 0x2022
+REFUSED = errno.ENOMEM
+SOFT_RLIMIT = (
+    f"python result = libc.setrlimit({resource.RLIMIT_MEMLOCK}, (ctypes.c_ulong * 2)({{}}, {8 * MIB}))"
+)
+
+
+def limit(name: str, amount: int, scope: str = "Pod", **more: object) -> dict[str, object]:
+    return {"name": name, "uid": f"uid-{name}", "scope": scope, "limit": amount, **more}
+
+
+def hold(node: Node, limits: list[dict[str, object]], *pods: Pod, **more: object) -> None:
+    """All these limits hold for each of these pods."""
+    names = [each["name"] for each in limits]
+    node.configure(limits=limits, pods=[{"uid": pod.uid, "limits": names} for pod in pods], **more)
+
+
+def locker(pod: Pod, *, user: int = NOBODY) -> Process:
+    return start(pod, "locker.py", 4 * LIMIT, user=user)
+
+
+@contextmanager
+def locker_in_another_container(pod: Pod, name: str) -> Iterator[Process]:
+    other = copy.copy(pod)
+    other.container, other.processes = os.urandom(32).hex(), []
+    directory = pod.directory / other.container
+    directory.mkdir()
+    process = other.run([str(HERE / "locker.py"), str(4 * LIMIT)], name=name)
+    try:
+        assert hear(process) == "ready"
+        yield process
+    finally:
+        for pid in other.pids:
+            kill(pid)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+        directory.rmdir()
+
+
+def answers(process: Process, seconds: float) -> bool:
+    """Whether it says something within that time."""
+    assert process.stdout is not None
+    return bool(select.select([process.stdout], [], [], seconds)[0])
+
+
+def denial(node: Node, number: int) -> Mapping[str, Any]:
+    """The one with this number, which is the last."""
+    node.until(lambda: node.told.number >= number)
+    assert node.told.number == number
+    return node.told.recent[-1]
+
+
+# -- a limit that changes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P12", level="Deny")
+def test_a_raised_limit_holds_for_the_next_call_of_a_running_process(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    process = locker(pod)
+    for amount in (LIMIT, LIMIT + PAGE, 2 * LIMIT):
+        node.hold({pod.uid: amount})
+        assert ask(process, f"until {4 * LIMIT}") == f"{amount} {REFUSED}"
+    assert pod.locked == 2 * LIMIT
+
+
+@pytest.mark.rule("P11", "P8", level="Deny")
+def test_a_lowered_limit_evicts_nothing_and_refuses_what_adds(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    process = locker(pod)
+    assert ask(process, f"lock {LIMIT}") == f"{LIMIT} 0"
+    node.hold({pod.uid: HALF})
+    assert pod.locked == LIMIT
+    assert ask(process, f"lock {PAGE}") == f"{LIMIT} {REFUSED}"
+    assert ask(process, "again") == "0 0"
+    assert ask(process, f"unlock {HALF}") == f"{HALF} 0"
+    assert ask(process, f"lock {PAGE}") == f"{HALF} {REFUSED}"
+    assert ask(process, f"unlock {PAGE}") == f"{HALF - PAGE} 0"
+    assert ask(process, f"lock {PAGE}") == f"{HALF} 0"
+    assert pod.locked == HALF
+
+
+@pytest.mark.rule("P5", "P8", level="Deny")
+def test_what_is_given_up_is_there_for_another_process_at_once(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    one, other = locker(pod), locker(pod)
+    for _ in range(20):
+        assert ask(one, f"lock {LIMIT}") == f"{LIMIT} 0"
+        assert ask(other, f"lock {PAGE}") == f"0 {REFUSED}"
+        ask(one, f"unlock {LIMIT}")
+        one, other = other, one
+
+
+# -- several limits, and their scopes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P13", level="Deny")
+@pytest.mark.parametrize("scope", ["Pod", "Container", "Node"])
+@pytest.mark.parametrize("tighter_first", [True, False])
+def test_the_tighter_of_two_limits_decides_and_is_named(node: Node, scope: str, tighter_first: bool) -> None:
+    pod = node.pod()
+    limits = [limit("tight", HALF, scope), limit("wide", LIMIT)]
+    hold(node, limits if tighter_first else limits[::-1], pod)
+    process = locker(pod)
+    assert ask(process, f"until {LIMIT}") == f"{HALF} {REFUSED}"
+    assert (denial(node, 1)["name"], denial(node, 1)["limit"]) == ("tight", HALF)
+    hold(node, [limit("tight", LIMIT + HALF, scope), limit("wide", LIMIT)], pod)
+    assert ask(process, f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
+    assert denial(node, 2)["name"] == "wide"
+    assert node.told.denials == {pod.uid: {"uid-tight": 1, "uid-wide": 1}}
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_scope_container_holds_each_container_by_itself(node: Node) -> None:
+    pod = node.pod()
+    hold(node, [limit("each", HALF, "Container"), limit("pod", LIMIT - PAGE)], pod)
+    main = locker(pod)
+    assert ask(main, f"until {LIMIT}") == f"{HALF} {REFUSED}"
+    assert denial(node, 1)["name"] == "each"
+    with locker_in_another_container(pod, "sidecar") as sidecar:
+        assert ask(sidecar, f"until {LIMIT}") == f"{HALF - PAGE} {REFUSED}"
+        assert (denial(node, 2)["name"], denial(node, 2)["container"]) == ("pod", "sidecar")
+        ask(main, f"unlock {PAGE}")
+        assert ask(sidecar, f"until {LIMIT}") == f"{HALF} {REFUSED}"
+        assert denial(node, 3)["name"] == "each"
+        assert locked(main.pid) + locked(sidecar.pid) == LIMIT - PAGE
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_scope_container_leaves_containers_that_it_does_not_name_alone(node: Node) -> None:
+    pod = node.pod()
+    hold(node, [limit("one", HALF, "Container", containers=["sidecar"])], pod)
+    main = locker(pod)
+    assert ask(main, f"until {2 * LIMIT}") == f"{2 * LIMIT} 0"
+    with locker_in_another_container(pod, "sidecar") as sidecar:
+        assert ask(sidecar, f"until {LIMIT}") == f"{HALF} {REFUSED}"
+        assert (denial(node, 1)["container"], denial(node, 1)["used"]) == ("sidecar", HALF)
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_scope_node_holds_for_all_its_pods_together(node: Node) -> None:
+    pods = [node.pod() for _ in range(3)]
+    node.configure(
+        limits=[limit("together", LIMIT, "Node"), limit("alone", LIMIT - PAGE)],
+        pods=[
+            {"uid": pods[0].uid, "limits": ["together", "alone"]},
+            {"uid": pods[1].uid, "limits": ["together"]},
+            {"uid": pods[2].uid, "limits": ["alone"]},
+        ],
+    )
+    one, other, third = map(locker, pods)
+    assert ask(one, f"until {2 * LIMIT}") == f"{LIMIT - PAGE} {REFUSED}"
+    assert denial(node, 1)["name"] == "alone"
+    assert ask(other, f"until {2 * LIMIT}") == f"{PAGE} {REFUSED}"
+    assert (denial(node, 2)["name"], denial(node, 2)["used"], denial(node, 2)["pod"]) == (
+        "together",
+        LIMIT,
+        pods[1].uid,
+    )
+    ask(one, f"unlock {HALF}")
+    assert ask(other, f"until {2 * LIMIT}") == f"{HALF + PAGE} {REFUSED}"
+    assert pods[0].locked + pods[1].locked == LIMIT
+    assert ask(third, f"until {LIMIT - PAGE}") == f"{LIMIT - PAGE} 0"
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_pods_that_share_a_limit_and_race_get_it_to_the_page(node: Node) -> None:
+    pods = [node.pod() for _ in range(4)]
+    hold(node, [limit("together", LIMIT, "Node")], *pods)
+    processes = [locker(pod) for pod in pods]
+    for _ in range(5):
+        for process in processes:
+            tell(process, f"until {LIMIT}")
+        held = [int(hear(process).split()[0]) for process in processes]
+        assert sum(held) == sum(pod.locked for pod in pods) == LIMIT
+        for process, amount in zip(processes, held, strict=True):
+            ask(process, f"unlock {amount}")
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_audit_refuses_nothing_and_disarms_nothing(node: Node) -> None:
+    pod = node.pod()
+    hold(node, [limit("audit", PAGE, enforcement="Audit")], pod)
+    process = locker(pod)
+    assert ask(process, f"lock {LIMIT}") == f"{LIMIT} 0"
+    hold(node, [limit("audit", PAGE, enforcement="Audit"), limit("enforced", 2 * LIMIT)], pod)
+    assert ask(process, f"until {4 * LIMIT}") == f"{2 * LIMIT} {REFUSED}"
+    assert denial(node, 1)["name"] == "enforced"
+
+
+# -- nothing, everything, and what is not known yet -----------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P5", level="Deny")
+@pytest.mark.parametrize("user", [NOBODY, 0])
+def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(node: Node, user: int) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: 0})
+    process = locker(pod, user=user)
+    for call in (
+        f"mlock area {PAGE}",
+        f"syscall 325 area {PAGE} 1",
+        f"mmap 0 {PAGE} 3 {MAP_LOCKED} 2**64-1 0",
+    ):
+        assert ask(process, f"call {call}") == f"-1 {errno.EPERM}"
+    assert ask(process, "call mlock area 0") == "0 0"
+    assert pod.locked == 0
+    assert denial(node, 3)["limit"] == 0
+    if user:
+        free = node.pod()
+        node.hold({pod.uid: 0}, free=[free])
+        bare = locker(free, user=user)
+        assert ask(bare, SOFT_RLIMIT.format(0)) == "0"
+        for call in (f"mlock area {PAGE}", f"mmap 0 {PAGE} 3 {MAP_LOCKED} 2**64-1 0"):
+            assert ask(bare, f"call {call}") == f"-1 {errno.EPERM}"
+
+
+@pytest.mark.rule("P13", level="Deny")
+def test_a_free_pod_is_never_refused_whatever_holds_for_others(node: Node) -> None:
+    pod, free = node.pod(), node.pod()
+    node.configure(
+        limits=[limit("other", PAGE), limit("node", PAGE, "Node")],
+        pods=[{"uid": pod.uid, "limits": ["other", "node"]}, {"uid": free.uid}],
+        unknownPods=PAGE,
+    )
+    process = locker(free)
+    assert ask(process, f"until {4 * LIMIT}") == f"{4 * LIMIT} 0"
+    assert ask(locker(pod), f"lock {2 * PAGE}") == f"0 {REFUSED}"
+    assert denial(node, 1)["pod"] == pod.uid
+
+
+@pytest.mark.rule("P1", level="Deny")
+def test_a_pod_that_is_not_listed_yet_waits_for_its_limits(node: Node) -> None:
+    late, other = node.pod(), node.pod()
+    node.hold({other.uid: LIMIT})
+    process = locker(late)
+    tell(process, f"until {2 * LIMIT}")
+    assert ask(locker(other), f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
+    assert not answers(process, 1.0)
+    node.hold({other.uid: LIMIT, late.uid: HALF})
+    assert answers(process, LATE_SECONDS)
+    assert hear(process) == f"{HALF} {REFUSED}"
+
+
+@pytest.mark.rule("P1", level="Deny")
+@pytest.mark.parametrize("unknown", [HALF, None])
+def test_a_pod_that_stays_unlisted_waits_once_and_is_then_one_of_the_unknown(
+    node: Node, unknown: int | None
+) -> None:
+    pod = node.pod()
+    node.configure(unknownPods=unknown)
+    process = locker(pod)
+    began = time.monotonic()
+    tell(process, f"until {LIMIT}")
+    assert answers(process, UNLISTED_SECONDS + LATE_SECONDS)
+    assert time.monotonic() - began > UNLISTED_SECONDS - 1
+    if unknown is None:
+        assert hear(process) == f"{LIMIT} 0"
+        return
+    assert hear(process) == f"{HALF} {REFUSED}"
+    refused = denial(node, 1)
+    assert (refused["name"], refused["uid"], refused["limit"]) == ("unknownPods", "unknownPods", HALF)
+    assert ask(locker(pod), f"lock {PAGE}") == f"0 {REFUSED}"
+    assert time.monotonic() - began < 2 * UNLISTED_SECONDS + LATE_SECONDS
+
+
+@pytest.mark.rule("H3", level="Deny")
+def test_a_node_without_any_configuration_lets_calls_through_after_the_wait(node: Node) -> None:
+    process = locker(node.pod())
+    tell(process, f"lock {LIMIT}")
+    assert not answers(process, 1.0)
+    assert answers(process, UNLISTED_SECONDS + LATE_SECONDS)
+    assert hear(process) == f"{LIMIT} 0"
+
+
+@pytest.mark.rule("H3", level="Deny")
+def test_release_lets_everything_through_until_it_is_over(node: Node) -> None:
+    pod = node.pod()
+    limits = [limit("pod", LIMIT)]
+    hold(node, limits, pod)
+    process = locker(pod)
+    assert ask(process, f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
+    hold(node, limits, pod, mode="Release")
+    assert ask(process, f"until {2 * LIMIT}") == f"{2 * LIMIT} 0"
+    hold(node, limits, pod)
+    assert ask(process, f"lock {PAGE}") == f"{2 * LIMIT} {REFUSED}"
+    assert pod.locked == 2 * LIMIT
+
+
+@pytest.mark.rule("P14", level="Deny")
+@pytest.mark.parametrize("raised", [True, False])
+def test_a_call_that_a_grant_will_allow_waits_for_the_rlimit_that_is_still_too_low(
+    node: Node, raised: bool
+) -> None:
+    pod = node.pod()
+    hold(node, [limit("grant", 2 * LIMIT, grant=2 * LIMIT)], pod)
+    process = locker(pod, user=0)
+    assert ask(process, SOFT_RLIMIT.format(HALF)) == "0"
+    assert ask(process, f"lock {HALF}") == f"{HALF} 0"
+    tell(process, f"lock {HALF}")
+    assert not answers(process, 1.0)
+    if raised:
+        resource.prlimit(process.pid, resource.RLIMIT_MEMLOCK, (2 * LIMIT, 8 * MIB))
+    assert answers(process, RAISED_SECONDS + LATE_SECONDS)
+    assert hear(process) == f"{LIMIT} 0"
+
+
+# -- what is told of a refusal --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_a_denial_names_process_source_and_amounts(node: Node) -> None:
+    pod = node.pod()
+    hold(node, [limit("ns/name@2", LIMIT)], pod)
+    process = locker(pod)
+    ask(process, r'python libc.prctl(15, "a b)\x1b[1m\u00e9".encode())  # PR_SET_NAME')
+    assert ask(process, f"lock {HALF}") == f"{HALF} 0"
+    assert ask(process, f"lock {LIMIT}") == f"{HALF} {REFUSED}"
+    told = dict(denial(node, 1))
+    assert told.pop("time").endswith("Z")
+    assert told == {
+        "number": 1,
+        "pod": pod.uid,
+        "container": "main",
+        "process": "a b)\x1b[1m\u00e9",
+        "pid": process.pid,
+        "source": "Mlock",
+        "asked": LIMIT,
+        "used": HALF,
+        "limit": LIMIT,
+        "name": "ns/name@2",
+        "uid": "uid-ns/name@2",
+    }
+    again = f"call mlock area {LIMIT + PAGE}"
+    assert ask(process, again) == f"-1 {REFUSED}"
+    assert denial(node, 2)["asked"] == HALF + PAGE, "what of the range is locked does not add"
+
+
+@pytest.mark.rule("P5", level="Deny")
+def test_denials_are_counted_by_pod_and_limit_and_outlive_a_gate(node: Node) -> None:
+    one, other = node.pod(), node.pod()
+    node.hold({one.uid: LIMIT, other.uid: HALF})
+    for pod, times in ((one, 3), (other, 2)):
+        process = locker(pod)
+        for _ in range(times):
+            assert ask(process, f"lock {2 * LIMIT}") == f"0 {REFUSED}"
+    expected = {one.uid: {f"uid-{one.uid[:8]}": 3}, other.uid: {f"uid-{other.uid[:8]}": 2}}
+    node.until(lambda: node.told.denials == expected)
+    node.kill_gate()
+    assert ask(locker(one), f"lock {2 * LIMIT}") == f"0 {REFUSED}"
+    expected[one.uid][f"uid-{one.uid[:8]}"] += 1
+    node.until(lambda: node.told.denials == expected)
+    assert [each["number"] for each in node.told.recent] == [1, 2, 3, 4, 5, 6]
