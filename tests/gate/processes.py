@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from gated.node import NOBODY, Pod
@@ -43,7 +44,7 @@ def compiled(folder: Path) -> Path:
     """hostile.c, where everyone may execute it."""
     program = folder / "hostile"
     subprocess.run(["gcc", "-O1", "-o", program, HERE / "hostile.c", "-lpthread"], check=True)
-    public = Path("/tmp") / f"pinwarden-{folder.name}-hostile"
+    public = Path(tempfile.mkstemp(prefix="pinwarden-hostile-")[1])
     shutil.copy(program, public)
     public.chmod(0o755)
     return public

@@ -99,8 +99,9 @@ class Pod:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
+                with suppress(BrokenPipeError):  # what was never read goes with it
+                    if stream is not None:
+                        stream.close()
         end = time.monotonic() + DEADLINE_SECONDS
         while self.directory.exists() and time.monotonic() < end:
             for directory in (self.directory / self.sandbox, self.directory / self.container, self.directory):

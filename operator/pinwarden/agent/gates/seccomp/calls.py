@@ -14,6 +14,7 @@ refuses them, where a limit asks for Deny, is the kernel's error for a limit, an
 
 - mlockall(MCL_FUTURE): the address space grows locked without a call that the gate sees.
 - locking a stack (a mapping with VM_GROWSDOWN), which mlockall does too: it grows as it is used, and what it grows by is locked.
+- mremap to a fixed place: it can move what is locked away from under a call that would lock it again.
 - memfd_secret: whoever gets the descriptor can map it, without MAP_LOCKED.
 - SHM_LOCK, udmabuf and AF_XDP: counted in no per-process counter.
 - io_uring, rings and buffers, and every driver ioctl: what is in memory can change, and a driver has other ways to pin, such as write(2)
@@ -40,7 +41,7 @@ _INT = 2**32 - 1
 MLOCK_ONFAULT = 1
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
-MREMAP_DONTUNMAP = 4
+MREMAP_FIXED, MREMAP_DONTUNMAP = 2, 4
 SHM_LOCK = 11
 AF_XDP = 44
 _USE_REGISTERED_RING = 1 << 31
@@ -161,9 +162,11 @@ def _mmap(registers: Registers) -> Ask | None:
 
 def _mremap(registers: Registers) -> Ask | None:
     start, old, new = registers[0], _aligned(registers[1]), _aligned(registers[2])
-    loosens = (
-        _STACK if _in_stack(start, max(old, PAGE)) else ""
-    )  # moved, it grows where no stack is looked for
+    loosens = ""
+    if _in_stack(start, max(old, PAGE)):
+        loosens = _STACK  # moved, it grows where no stack is looked for
+    elif registers[3] & MREMAP_FIXED:
+        loosens = "mremap to a fixed place: what is locked can be moved away under another call"
     most = new if registers[3] & MREMAP_DONTUNMAP else max(0, new - old)
     if start % PAGE or new == 0 or not (most or loosens):
         return None

@@ -46,7 +46,7 @@ READERS = 64
 _LOOK_AGAIN_SECONDS = 0.01
 _FIRST_RETRY_SECONDS = 50e-6
 _MOST = 2**62
-_CHANGEABLE = "what a call at the limit locks again, another thread can change meanwhile"
+_CHANGEABLE = "a call at the limit depends on others that do not end"
 _log = logging.getLogger(__name__)
 
 
@@ -162,11 +162,8 @@ class Decider:
             return self._let_through(waiting, None, 0)
         if wait := self._unlisted(place.pod, now):
             return wait if waiting.gated.listener.waits(call.id) else self._drop(waiting)
-        if ask.loosens:
-            if (key := self._pods.strict(place)) is not None:
-                self._deny(waiting, ask, ask.most, key, f"minimumLevel is Deny; {ask.loosens}")
-                return self._refuse(waiting, ask.refusal)
-            self._record.loosened(place.pod, ask.loosens)
+        if ask.loosens and not self._may_loosen(waiting, ask, ask.loosens):
+            return 0.0
         if not self._accounts.covers(place):
             return self._let_through(waiting, ask, 0)
         if self._accounts.under_way_in(place) >= UNDER_WAY:
@@ -199,7 +196,12 @@ class Decider:
             self._accounts.renew(self._pods.sums(place, distinct=True), now)
             fit, key = self._accounts.fit(place, amount, now)
         if fit is Fit.FITS:
-            return self._let_through_again(waiting, ask, most, amount, space, now)
+            if self._depends(place, amount, most, now):
+                if waited < LEAVING_SECONDS:
+                    return self._later(waiting)
+                if not self._may_loosen(waiting, ask, _CHANGEABLE):
+                    return 0.0
+            return self._let_through(waiting, ask, most)
         if not waiting.gated.listener.waits(call.id):
             return self._drop(waiting)
         if fit is Fit.MAYBE and waited < LEAVING_SECONDS:
@@ -208,19 +210,25 @@ class Decider:
         limit = self._pods.limit(key) if key else None
         return self._refuse(waiting, ask.refusal if limit is None or limit.limit else errno.EPERM)
 
-    def _let_through_again(
-        self, waiting: Waiting, ask: Ask, most: int, amount: int, space: AddressSpace, now: float
-    ) -> float:
-        """A call fits by what it adds as things are. Where it would not if its range were another, nobody may be there to change that."""
-        place = waiting.gated.place
-        if amount < most and self._accounts.fit(place, most, now)[0] is not Fit.FITS:
-            alone = space.threads == 1 and self._pods.alone(place.pod, space.pid)
-            if not alone and (key := self._pods.strict(place)) is not None:
-                self._deny(waiting, ask, most, key, f"minimumLevel is Deny; {_CHANGEABLE}")
-                return self._refuse(waiting, ask.refusal)
-            if not alone:
-                self._record.loosened(place.pod, _CHANGEABLE)
-        return self._let_through(waiting, ask, most)
+    def _depends(self, place: Place, amount: int, most: int, now: float) -> bool:
+        """Whether a call that fits by what it adds now would not if calls that are under way changed its range first.
+
+        Once it is let through, others wait for it; and what changes a range without being asked about adds nothing, but for moving locked
+        memory away, which loosens (`calls`).
+        """
+        if amount == most or not self._accounts.under_way(place):
+            return False
+        return self._accounts.fit(place, most, now)[0] is not Fit.FITS
+
+    def _may_loosen(self, waiting: Waiting, ask: Ask, reason: str) -> bool:
+        """Whether a call may go on after which the pod is not held exactly, which is told then; else it is refused."""
+        pod = waiting.gated.place.pod
+        if (key := self._pods.strict(waiting.gated.place)) is None:
+            self._record.loosened(pod, reason)
+            return True
+        self._deny(waiting, ask, ask.most, key, f"minimumLevel is Deny; {reason}")
+        self._refuse(waiting, ask.refusal)
+        return False
 
     def _unlisted(self, pod: str, now: float) -> float:
         """Seconds to wait for the configuration to list a pod, 0 for no longer."""

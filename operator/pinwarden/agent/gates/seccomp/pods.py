@@ -100,11 +100,6 @@ class Pods:
         subject = self._subjects.get(pod)
         return subject is not None and any(key.pid == pid for key in subject.keys)
 
-    def alone(self, pod: str, pid: int) -> bool:
-        """Whether no other process that was in the pod at the last look has this one's address space."""
-        others = (key.pid for key in self._subjects[pod].keys if key.pid != pid)
-        return all(compare_address_spaces(pid, other) for other in others)
-
     def look(self, place: Place) -> dict[Key, Look]:
         """What every limit that covers this place, or one that shares a limit with it, has and uses.
 

@@ -56,7 +56,8 @@ class Leaving:
 
     A thread that sleeps shows the call that it is in (`task_current_syscall`). One that runs shows nothing: it may be on its way into the
     call, spin there for its address space's lock, fault in what is counted already, or be busy in user mode again; then its user time goes
-    on, which a call's own work does not. That time is an estimate that a program can bend by some ticks, so it must go on for a second.
+    on, which a call's own work does not. That time is an estimate (`cputime_adjust`) which a program can bend, at a cost: it must go on for
+    a second, longer than a call counts.
 
     That a range is marked as locked proves nothing: another thread may have done that, and move it away before this call comes.
     """
@@ -92,13 +93,12 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
-    """A process's: all of it, and what of it is locked and pinned, in bytes; `pid` and number of `threads`."""
+    """That of the process `pid`: all of it, and what of it is locked and pinned, in bytes."""
 
     size: int
     locked: int
     pinned: int
     pid: int
-    threads: int
 
 
 def address_space(proc_root: Path, tid: int) -> AddressSpace | None:
@@ -107,11 +107,11 @@ def address_space(proc_root: Path, tid: int) -> AddressSpace | None:
         text = (proc_root / str(tid) / "status").read_bytes()
     except _GONE:
         return None
-    found = dict(re.findall(rb"^(VmSize|VmLck|VmPin|Tgid|Threads):\s*(\d+)", text, re.MULTILINE))
+    found = dict(re.findall(rb"^(VmSize|VmLck|VmPin|Tgid):\s*(\d+)", text, re.MULTILINE))
     if b"VmSize" not in found:
         return None
     size, locked, pinned = (int(found[name]) * 1024 for name in (b"VmSize", b"VmLck", b"VmPin"))
-    return AddressSpace(size, locked, pinned, int(found[b"Tgid"]), int(found[b"Threads"]))
+    return AddressSpace(size, locked, pinned, int(found[b"Tgid"]))
 
 
 def locked_within(proc_root: Path, tid: int, start: int, size: int) -> int:
