@@ -1,10 +1,11 @@
 """Programs of this folder in pods, and how tests talk with them."""
 
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gated.node import NOBODY, Pod
@@ -40,14 +41,14 @@ def start(
     return process
 
 
-def compiled(folder: Path) -> Path:
-    """hostile.c, where everyone may execute it."""
-    program = folder / "hostile"
-    subprocess.run(["gcc", "-O1", "-o", program, HERE / "hostile.c", "-lpthread"], check=True)
-    public = Path(tempfile.mkstemp(prefix="pinwarden-hostile-")[1])
-    shutil.copy(program, public)
-    public.chmod(0o755)
-    return public
+@contextmanager
+def compiled(source: str) -> Iterator[Path]:
+    """A C program of this folder, where everyone may execute it."""
+    with tempfile.TemporaryDirectory(prefix="pinwarden-") as folder:
+        Path(folder).chmod(0o755)
+        program = Path(folder) / Path(source).stem
+        subprocess.run(["gcc", "-O1", "-o", program, HERE / source, "-lpthread"], check=True)
+        yield program
 
 
 def listeners(pid: int) -> int:

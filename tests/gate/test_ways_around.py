@@ -22,10 +22,9 @@ LINUX_NOTIFY, LINUX_ALLOW, LINUX_ENOSPC = 0x7FC00000, 0x7FFF0000, 0x00050000 | e
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    program = compiled(tmp_path_factory.mktemp("hostile"))
-    yield program
-    program.unlink()
+def hostile() -> Iterator[Path]:
+    with compiled("hostile.c") as program:
+        yield program
 
 
 @pytest.fixture

@@ -216,4 +216,4 @@ class Node(RuleBasedStateMachine):
 
 @pytest.mark.rule("P1", "P5", "P8", "P11", "P12", "P13")
 def test_no_order_of_events_takes_a_limit_past_what_it_allows_or_refuses_what_fits() -> None:
-    run_state_machine_as_test(Node, settings=settings(max_examples=200, stateful_step_count=80))
+    run_state_machine_as_test(Node, settings=settings(max_examples=100, stateful_step_count=60))

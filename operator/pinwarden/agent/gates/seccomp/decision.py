@@ -69,8 +69,8 @@ class Gated:
 class Waiting:
     """A call in a slot of the journal that waits for its answer since it was `received`.
 
-    `began` is when it was first looked at, None before: waits are counted from then, because those before were for others. `retry` is how
-    long to wait next, in seconds. `aside` is what is being read of its memory.
+    `began` is when it began to wait for what it waits for now, None before: not when it was received, because it waited for others then.
+    `retry` is how long to wait next, in seconds. `aside` is what is being read of its memory.
     """
 
     slot: int
@@ -161,6 +161,7 @@ class Decider:
         if ask is None:
             return self._let_through(waiting, None, 0)
         if wait := self._unlisted(place.pod, now):
+            waiting.began = None
             return wait if waiting.gated.listener.waits(call.id) else self._drop(waiting)
         if ask.loosens and not self._may_loosen(waiting, ask, ask.loosens):
             return 0.0
@@ -171,8 +172,11 @@ class Decider:
             if self._accounts.under_way_in(place) >= UNDER_WAY:
                 raise _NotYetError(f"{UNDER_WAY} calls of it are under way and do not end")
         most = self._most(waiting, ask)
-        if not waiting.gated.raised and (wait := self._unraised(waiting, most, waited)):
-            return wait
+        if not waiting.gated.raised:
+            if wait := self._unraised(waiting, most, waited):
+                return wait
+            if waiting.gated.raised:  # what it may wait for next is counted from now
+                waiting.began, waited = now, 0.0
         fit, _ = self._accounts.fit(place, most, now)
         if fit is Fit.FITS:
             return self._let_through(waiting, ask, most)
