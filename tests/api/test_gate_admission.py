@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ RUNTIME = {"type": "Localhost", "localhostProfile": "pinwarden/runtime-default-v
 UNCONFINED = {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}
 OWN = {"type": "Localhost", "localhostProfile": "strict.json"}
 DEFAULT, NONE = {"type": "RuntimeDefault"}, {"type": "Unconfined"}
-ACCOUNT = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+STRICT: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+LOOSE = "does not allow pinwarden/unconfined-v1.json"
 
 
 def container(name: str, profile: dict[str, str] | None = None, **security: Any) -> dict[str, Any]:
@@ -40,6 +46,8 @@ def _policies(control_plane: Any) -> None:
         "--server-side",
         "-f",
         str(ROOT / "deploy" / "admission" / "gate.yaml"),
+        "-f",
+        str(ROOT / "deploy" / "gate-unconfined.yaml"),
     )
     assert done.returncode == 0, done.stderr
 
@@ -61,6 +69,20 @@ class Namespace:
         created: dict[str, Any] = json.loads(done.stdout)
         return created
 
+    def refusal(self, manifest: dict[str, Any]) -> str:
+        """What the server says against it; empty when it takes it. Nothing is stored."""
+        dry = ("-n", self.name, "create", "--dry-run=server", "-f", "-")
+        done = self.kubectl(*dry, stdin=json.dumps(manifest), check=False)
+        return done.stderr if done.returncode else ""
+
+    def add(self, name: str, *containers: dict[str, Any]) -> dict[str, Any]:
+        """Add ephemeral containers to a pod; returns those that it has then, by name."""
+        patch = json.dumps({"spec": {"ephemeralContainers": containers}})
+        where = ("-n", self.name, "patch", "pod", name, "--subresource=ephemeralcontainers")
+        done = self.kubectl(*where, "-o", "json", "-p", patch)
+        self.warnings = done.stderr
+        return {each["name"]: each for each in json.loads(done.stdout)["spec"]["ephemeralContainers"]}
+
     def profiles(self, manifest: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """That of the pod, and those that containers have of their own."""
         spec = self.create(manifest)["spec"]
@@ -70,6 +92,14 @@ class Namespace:
             if "seccompProfile" in each.get("securityContext", {})
         }
         return spec.get("securityContext", {}).get("seccompProfile"), own
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Poll: the server learns of labels and policies a moment after they are stored."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -143,10 +173,129 @@ def test_windows_pods_are_left_alone(labelled: Namespace) -> None:
     assert "Warning" not in labelled.warnings
 
 
-def test_pod_security_restricted_takes_it(labelled: Namespace) -> None:
+def test_pod_security_restricted_takes_what_it_took(labelled: Namespace) -> None:
     labelled.label("pod-security.kubernetes.io/enforce=restricted")
-    strict = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
-    assert labelled.profiles(pod(container("main", DEFAULT, **strict))) == (RUNTIME, {"main": RUNTIME})
+    eventually(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security does not see the label")
+    assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (RUNTIME, {"main": RUNTIME})
+
+
+@pytest.mark.parametrize(
+    ("gate", "level", "manifest"),
+    [
+        ("runtime-default", "restricted", pod(container("main", **STRICT), profile=NONE)),
+        ("runtime-default", "restricted", pod(container("main", NONE, **STRICT), profile=DEFAULT)),
+        ("unconfined", "restricted", pod(container("main", **STRICT))),
+        ("runtime-default", "baseline", pod(profile=NONE)),
+        ("runtime-default", "baseline", pod(initContainers=[container("first", NONE)])),
+    ],
+)
+def test_what_pod_security_refuses_is_refused_with_a_gate(
+    plain: Namespace, gate: str, level: str, manifest: dict[str, Any]
+) -> None:
+    plain.label(f"pod-security.kubernetes.io/enforce={level}")
+    eventually(lambda: "PodSecurity" in plain.refusal(manifest), "Pod Security does not refuse it without")
+    plain.label(f"pinwarden.io/gate={gate}")
+    eventually(lambda: "PodSecurity" not in plain.refusal(manifest), "the gate's label is not seen")
+    assert f'Pod Security level "{level}" {LOOSE}' in plain.refusal(manifest)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["pinwarden/unconfined-v1.json", "pinwarden/./unconfined-v1.json", "pinwarden//unconfined-v1.json"],
+)
+def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path: str) -> None:
+    manifest = pod(container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path})
+    manifest["spec"]["securityContext"]["runAsNonRoot"] = True
+    assert not plain.refusal(manifest)
+    plain.label("pod-security.kubernetes.io/enforce=restricted")
+    eventually(lambda: LOOSE in plain.refusal(manifest), "it is taken")
+    plain.label("--overwrite", "pod-security.kubernetes.io/enforce=privileged")
+    eventually(lambda: not plain.refusal(manifest), "it is refused where all is allowed")
+
+
+def test_baseline_takes_pods_that_say_nothing_as_it_did(labelled: Namespace) -> None:
+    labelled.label(
+        "--overwrite", "pinwarden.io/gate=unconfined", "pod-security.kubernetes.io/enforce=baseline"
+    )
+    hostile = pod(hostNetwork=True)
+    eventually(lambda: "PodSecurity" in labelled.refusal(hostile), "Pod Security does not see the label")
+    eventually(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the gate's label is not seen")
+
+
+def test_a_static_pods_mirror_does_not_look_gated(labelled: Namespace) -> None:
+    mirror = pod(profile=DEFAULT, nodeName="node")
+    mirror["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "x"}
+    assert labelled.profiles(mirror) == (DEFAULT, {})
+    assert "main (seccompProfile: RuntimeDefault)" in labelled.warnings
+
+
+def test_containers_that_are_added_to_a_pod_get_the_gate_as_well(labelled: Namespace) -> None:
+    name = labelled.create(pod(profile=OWN))["metadata"]["name"]
+    first = labelled.add(name, container("a", NONE, runAsUser=7), container("b", DEFAULT), container("c"))
+    profiles = [each.get("securityContext", {}).get("seccompProfile") for each in first.values()]
+    assert profiles == [UNCONFINED, RUNTIME, None]
+    assert first["a"]["securityContext"]["runAsUser"] == 7
+    assert "c (seccompProfile: strict.json)" in labelled.warnings
+    second = labelled.add(name, container("d", DEFAULT))
+    assert {each: second[each] for each in first} == first
+
+
+def test_containers_that_are_added_to_an_older_pod_get_the_gate(plain: Namespace) -> None:
+    old = [plain.create(pod(profile=said))["metadata"]["name"] for said in (None, DEFAULT, NONE)]
+    before = plain.add(old[0], container("before", DEFAULT))
+    plain.label("pinwarden.io/gate=runtime-default")
+    eventually(lambda: plain.profiles(pod())[0] == RUNTIME, "the policy does not come into force")
+    for name, becomes in zip(old, (RUNTIME, RUNTIME, UNCONFINED), strict=True):
+        added = plain.add(name, container("a"))
+        assert added["a"]["securityContext"]["seccompProfile"] == becomes
+    assert plain.add(old[0], container("b"))["before"] == before["before"]
+
+
+def test_what_a_policy_adds_afterwards_gets_the_gate(labelled: Namespace, kubectl: Kubectl) -> None:
+    name = f"test-{labelled.name}"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    match = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": labelled.name}}}
+    sidecar = """Object{spec: Object.spec{containers: [Object.spec.containers{name: 'sidecar', image: 'x',
+      securityContext: Object.spec.containers.securityContext{
+        seccompProfile: Object.spec.containers.securityContext.seccompProfile{type: 'RuntimeDefault'}}}]}}"""
+    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": sidecar}}
+    absent = {"name": "absent", "expression": "!object.spec.containers.exists(c, c.name == 'sidecar')"}
+    policy = {
+        "matchConstraints": {**match, "resourceRules": [rule]},
+        "matchConditions": [absent],
+        "reinvocationPolicy": "Never",
+        "mutations": [mutation],
+    }
+    kinds = {"MutatingAdmissionPolicy": policy, "MutatingAdmissionPolicyBinding": {"policyName": name}}
+    for kind, spec in kinds.items():
+        about = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}}
+        kubectl("create", "-f", "-", stdin=json.dumps({**about, "spec": spec}))
+    try:
+        eventually(lambda: "sidecar" in labelled.profiles(pod())[1], "nothing is added")
+        assert labelled.profiles(pod())[1] == {"sidecar": RUNTIME}
+    finally:
+        kubectl("delete", f"mutatingadmissionpolicybinding/{name}", f"mutatingadmissionpolicy/{name}")
+
+
+def test_system_namespaces_are_left_alone_whatever_their_label(labelled: Namespace, kubectl: Kubectl) -> None:
+    system = Namespace(kubectl, "kube-system")
+    system.label("pinwarden.io/gate=runtime-default")
+    try:
+        labelled.label("--overwrite", "pinwarden.io/gate=unconfined")
+        eventually(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the server sees no labels")
+        assert system.profiles(pod(profile=DEFAULT)) == (DEFAULT, {})
+    finally:
+        system.label("pinwarden.io/gate-")
+
+
+def test_lists_keep_their_order_and_what_they_have_twice(labelled: Namespace) -> None:
+    first = [container("z", OWN), container("a", NONE), container("m")]
+    environment = [{"name": name, "value": value} for name, value in (("A", "1"), ("B", "2"), ("A", "3"))]
+    stored = labelled.create(pod(container("main", DEFAULT) | {"env": environment}, initContainers=first))[
+        "spec"
+    ]
+    assert [each["name"] for each in stored["initContainers"]] == ["z", "a", "m"]
+    assert stored["containers"][0]["env"] == environment
 
 
 def test_an_existing_pod_can_be_changed(labelled: Namespace, kubectl: Kubectl) -> None:

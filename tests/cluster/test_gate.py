@@ -161,6 +161,7 @@ def test_gated_pods_go_on_through_deaths_and_upgrades(
     ):
         node.kill(program, match=match)
         loopers.go_on()
+    kubectl("-n", "pinwarden-system", "rollout", "status", "ds/pinwarden-holder", "--timeout=300s")
     for daemon in ("ds/pinwarden-agent", "ds/pinwarden-holder"):
         kubectl("-n", "pinwarden-system", "rollout", "restart", daemon)
         kubectl("-n", "pinwarden-system", "rollout", "status", daemon, "--timeout=300s")

@@ -140,6 +140,22 @@ def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) ->
     assert len(ask(loopers, "").split()) == 1
 
 
+@pytest.mark.rule("H3", level="Deny")
+def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    locker = start(pod, "locker.py", 2 * LIMIT)
+    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
+    node.holder.kill()
+    node.holder.wait()
+    node.gate.terminate()
+    assert ask(locker, f"lock {PAGE}") == f"{2 * PAGE} 0"
+    node.holder = node.start("holder")
+    assert node.gate.wait(30) == 0
+    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
+    assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+
+
 @pytest.mark.rule("H1", level="Deny")
 def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
     pod = node.pod()

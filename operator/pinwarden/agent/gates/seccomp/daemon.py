@@ -29,6 +29,7 @@ from pinwarden.agent.subjects import Plan
 
 LOOKS_SECONDS = 0.05
 STALL_SECONDS = 20
+PARTING_SECONDS = 50.0
 HOLDER, JOURNAL = "holder.sock", "gate.journal"
 _STANDBY_SECONDS = 0.02
 _HOLDER_SECONDS = 5.0
@@ -92,10 +93,14 @@ def run(settings: Settings) -> None:
         gate = Gate(journal, pods, settings.proc_root, Record(settings.record))
         resources.callback(gate.close)
         process = _Process(settings, gate)
-        process.start()
-        while True:
-            signal.alarm(STALL_SECONDS)
-            process.turn()
+        try:
+            process.start()
+            while True:
+                signal.alarm(STALL_SECONDS)
+                process.turn()
+        except _EndError:
+            process.part()
+            raise
 
 
 class _Process:
@@ -132,6 +137,13 @@ class _Process:
         except OSError:
             _log.exception("calls wait, because what is known of the pods cannot be brought up to date")
             time.sleep(_RETRY_SECONDS)
+
+    def part(self) -> None:
+        """Goes on while no holder has its listeners, for a while: with this copy of them the last would be gone."""
+        deadline = time.monotonic() + PARTING_SECONDS
+        while self._holder is None and self._gate.listeners and time.monotonic() < deadline:
+            signal.alarm(STALL_SECONDS)
+            self.turn()
 
     def _look_at_configuration(self, now: float) -> None:
         if now < self._looks:
