@@ -329,6 +329,8 @@ class Decider:
             waiting.gated.listener.let_through(call.id)
             self._journal.free(waiting.slot)
             return 0.0
+        if not waiting.gated.listener.waits(call.id):
+            return self._drop(waiting)  # its thread's number may be another's by now, whose call is under way
         self._journal.let_through(waiting.slot, amount)
         self._leave(waiting.slot, call, waiting.gated.place, amount)
         if not waiting.gated.listener.let_through(call.id):

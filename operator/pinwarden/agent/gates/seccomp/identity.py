@@ -35,7 +35,7 @@ def parse(message: bytes) -> Identity:
             next((annotations[key] for key in keys if annotations.get(key)), "")
             for keys in (_UIDS, _NAMES, _SANDBOXES)
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not an OCI container process state: {error!r}") from error
     if not identity or not all(isinstance(each, str) for each in (identity, *found)):
         raise ValueError(
