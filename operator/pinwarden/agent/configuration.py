@@ -63,6 +63,11 @@ def first_problem(error: ValidationError, root: str) -> str:
     return f"{(root + path).lstrip('.') or 'content'}: {first['msg']}"
 
 
+def kept_in(state_dir: Path, *, local: bool) -> Path:
+    """The file of the last configuration, one for local files and one for an API server: agent and gate must mean the same."""
+    return state_dir / ("local.json" if local else "nodepinconfig.json")
+
+
 class LastConfiguration:
     """The last configuration, on disk."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pinwarden.agent.configuration import ConfigurationError, LastConfiguration
+from pinwarden.agent.configuration import ConfigurationError, LastConfiguration, kept_in
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
 from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
@@ -129,9 +129,7 @@ class _Agent:
         self._board = Board()
         self._pulse = Pulse()
         self._metrics = Metrics(self._board)
-        self._memory = LastConfiguration(
-            settings.state_dir / ("local.json" if settings.config else "nodepinconfig.json")
-        )
+        self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
 
     def start(self, resources: ExitStack) -> Loop:
         """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""

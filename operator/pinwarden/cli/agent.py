@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import logs, metrics
+from pinwarden.cli import folders, logs, metrics
+from pinwarden.cli.folders import RUN_DIR
 
-STATE_DIR = Path("/var/lib/pinwarden")
-RUN_DIR = Path("/run/pinwarden")
 SOCKET = RUN_DIR / "agent.sock"
 METRICS_PORT = 9464
 
@@ -30,23 +29,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--config", type=Path, metavar="PATH", help="a file or directory to follow instead of an API server"
     )
     parser.add_argument("--release", action="store_true", help="give every process back what it had, and end")
-    parser.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
-    parser.add_argument("--proc-root", type=Path, default=Path("/proc"), metavar="DIR")
+    folders.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
     parser.add_argument(
         "--gates",
         choices=("auto", "rlimit", "none"),
         default="auto",
         help="auto: what works on this node; rlimit: this one alone, or fail; none: observe only (default: auto)",
-    )
-    parser.add_argument(
-        "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"default: {STATE_DIR}"
-    )
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        default=RUN_DIR,
-        metavar="DIR",
-        help=f"the seccomp gate's (default: {RUN_DIR})",
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
     metrics.add_options(parser, METRICS_PORT)

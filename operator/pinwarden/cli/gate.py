@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import logs
-from pinwarden.cli.agent import RUN_DIR, STATE_DIR
+from pinwarden.cli import folders, logs
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -20,11 +19,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         action="store_true",
         help="the agent follows local files (--config) instead of an API server",
     )
-    gate.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
-    gate.add_argument("--proc-root", type=Path, default=Path("/proc"), metavar="DIR")
-    gate.add_argument(
-        "--state-dir", type=Path, default=STATE_DIR, metavar="DIR", help=f"the agent's (default: {STATE_DIR})"
-    )
+    folders.add_options(gate, "--cgroup-root", "--proc-root", "--state-dir")
     gate.set_defaults(run=_gate)
     holder = commands.add_parser("holder", help="keep the descriptors of the gate, and do nothing else")
     holder.add_argument(
@@ -35,23 +30,17 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     holder.set_defaults(run=_hold)
     for parser in (gate, holder):
-        parser.add_argument(
-            "--run-dir",
-            type=Path,
-            default=RUN_DIR,
-            metavar="DIR",
-            help=f"a folder in a tmpfs of the node (default: {RUN_DIR})",
-        )
+        folders.add_options(parser, "--run-dir")
         logs.add_option(parser)
 
 
 def _gate(options: argparse.Namespace) -> int:
+    from pinwarden.agent.configuration import kept_in
     from pinwarden.agent.gates.seccomp import daemon
 
     logs.configure(options.log_format)
-    name = "local.json" if options.local else "nodepinconfig.json"
     settings = daemon.Settings(
-        configuration=options.state_dir / name,
+        configuration=kept_in(options.state_dir, local=options.local),
         run_dir=options.run_dir,
         cgroup_root=options.cgroup_root,
         proc_root=options.proc_root,

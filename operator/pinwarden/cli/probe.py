@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli.agent import RUN_DIR
+from pinwarden.cli import folders
 from pinwarden.cli.table import render
 
 
@@ -17,14 +17,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "probe", help="show what this node can enforce, per source, and why not more"
     )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        default=RUN_DIR,
-        metavar="DIR",
-        help=f"the seccomp gate's (default: {RUN_DIR})",
-    )
-    parser.add_argument("--cgroup-root", type=Path, default=Path("/sys/fs/cgroup"), metavar="DIR")
+    folders.add_options(parser, "--cgroup-root", "--run-dir")
     parser.set_defaults(run=_run)
 
 

@@ -1,0 +1,22 @@
+"""The folders of a node that several subcommands use, each declared once."""
+
+import argparse
+from pathlib import Path
+
+STATE_DIR = Path("/var/lib/pinwarden")
+RUN_DIR = Path("/run/pinwarden")
+_FOLDERS = {
+    "--cgroup-root": (Path("/sys/fs/cgroup"), "the cgroup hierarchies"),
+    "--proc-root": (Path("/proc"), "of the node's initial PID namespace"),
+    "--state-dir": (STATE_DIR, "what the agent keeps over a restart of the node"),
+    "--run-dir": (RUN_DIR, "the seccomp gate's, in a tmpfs of the node"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser, *options: str) -> None:
+    """Declare these of the folders."""
+    for option in options:
+        default, what = _FOLDERS[option]
+        parser.add_argument(
+            option, type=Path, default=default, metavar="DIR", help=f"{what} (default: {default})"
+        )
