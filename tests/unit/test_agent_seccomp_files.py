@@ -134,6 +134,17 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1")
+def test_what_was_lost_last_is_told_whatever_was_lost_before(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    for gated in ([f"{number:064x}" for number in range(1024)], ["f" * 64], []):
+        record = Record(path)
+        record.gated([Identity(each, ONE.place, "", b"") for each in gated])
+        record.complete()
+        record.flush(0)
+    assert "f" * 64 in told(path).lost
+
+
+@pytest.mark.rule("H1")
 def test_what_loosens_a_pod_is_told_at_once_and_once(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
     record = Record(path)

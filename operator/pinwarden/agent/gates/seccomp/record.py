@@ -19,6 +19,7 @@ from typing import Any
 
 from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.agent.statefile import write_atomically
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
 
@@ -117,8 +118,8 @@ class Record:
 
     def complete(self) -> None:
         """All listeners that there are were told of: what an earlier gate held besides is lost."""
-        self._lost |= self._earlier.keys() - self._containers.keys()
-        self._lost = set(sorted(self._lost)[:_LOST])
+        newly = self._earlier.keys() - self._containers.keys()
+        self._lost = set([*sorted(newly), *sorted(self._lost - newly)][:_LOST])
         self._earlier.clear()
         self._changed = True
 
@@ -161,11 +162,7 @@ class Record:
             "recent": list(self._recent),
             "number": self._number,
         }
-        beside = self._path.with_name(f"{self._path.name}.new")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w") as file:
-            json.dump(content, file)
-        beside.replace(self._path)
+        write_atomically(self._path, json.dumps(content).encode())
         self._changed = False
 
 
