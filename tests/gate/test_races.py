@@ -28,7 +28,7 @@ from pinwarden.agent.gates.seccomp.notify import Call
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.subjects import Held
 
-from .processes import HERE, PAGE, Process, ask, hear, start, tell
+from .processes import HERE, PAGE, Process, ask, compiled, hear, start, tell
 
 LIMIT = MIB
 SECONDS = 10.0
@@ -45,10 +45,9 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def racing(folder: Path) -> Path:
-    program = folder / "racing"
-    subprocess.run(["gcc", "-O1", "-o", program, HERE / "racing.c", "-lpthread"], check=True)
-    return program
+def racing() -> Iterator[Path]:
+    with compiled("racing.c") as program:
+        yield program
 
 
 @pytest.fixture

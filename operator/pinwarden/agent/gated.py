@@ -15,13 +15,14 @@ from pinwarden.agent.gates.seccomp.record import Told, load
 from pinwarden.agent.governed import Governed
 
 SILENT_SECONDS = 10.0
+SILENT = "its gate does not answer: pinning calls wait"
 UNGATED = "created without the gate's profile"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the gate stands to one pod. `why` says why it is not held exactly, for people; empty where it is, and without a gate."""
+    """How the gate stands to one pod. `why` says for people why it is not held exactly, or, where it is, that its calls wait."""
 
     gated: bool = False
     exact: bool = False
@@ -38,12 +39,9 @@ class GateRecord:
         self.told: Told | None = None
 
     @property
-    def silent(self) -> float:
-        """Seconds for which the gate has not answered; 0 while it does, and where there is none."""
-        if self._seen is None:
-            return 0.0
-        seconds = time.time() - self._seen[1] / 1e9
-        return seconds if seconds > SILENT_SECONDS else 0.0
+    def silent(self) -> bool:
+        """Whether there is a gate that has not answered for a while."""
+        return self._seen is not None and time.time() - self._seen[1] / 1e9 > SILENT_SECONDS
 
     def look(self) -> bool:
         """Reads the file if it is another one; whether it was."""
@@ -85,4 +83,6 @@ class GateRecord:
             why = "a container, or a process in none, has not the gate's profile"
         elif subject.pinned and not why:
             why = "a driver has pinned memory for it"
-        return Standing(True, exact=not why, why=why)
+        if not why:
+            return Standing(True, exact=True, why=SILENT if self.silent else "")
+        return Standing(True, why=why)

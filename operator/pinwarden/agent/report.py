@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -89,8 +89,6 @@ class Reporter:
 
     def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
         standing = self._gate.standing(subject)
-        if standing.exact and self._gate.silent:
-            standing = replace(standing, why="its gate does not answer: pinning calls wait")
         verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
         return PodReport(
             uid=subject.uid,

@@ -116,9 +116,10 @@ class Decider:
             waiting.aside = Aside(self._pool)
         waiting.slot, waiting.call = slot, call
 
-    def left(self, slot: int, call: Call, gated: Gated, amount: int) -> None:
-        """A call that an earlier gate let through, to add at most so many bytes."""
-        self._leave(slot, call, gated.place, amount)
+    def follow(self, slot: int, call: Call, place: Place, amount: int) -> None:
+        """A call of this place is let through, to add at most so many bytes, by this gate or by an earlier one."""
+        self._accounts.let_through(call.tid, place, amount)
+        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call))
 
     def forget(self, pod: str) -> None:
         """The pod is gone."""
@@ -332,14 +333,10 @@ class Decider:
         if not waiting.gated.listener.waits(call.id):
             return self._drop(waiting)  # its thread's number may be another's by now, whose call is under way
         self._journal.let_through(waiting.slot, amount)
-        self._leave(waiting.slot, call, waiting.gated.place, amount)
+        self.follow(waiting.slot, call, waiting.gated.place, amount)
         if not waiting.gated.listener.let_through(call.id):
             self.ended(call.tid, ran=False)
         return 0.0
-
-    def _leave(self, slot: int, call: Call, place: Place, amount: int) -> None:
-        self._accounts.let_through(call.tid, place, amount)
-        self._leaving[call.tid] = (slot, Leaving(self._proc_root, call))
 
     def _refuse(self, waiting: Waiting, error: int) -> float:
         waiting.gated.listener.refuse(waiting.call.id, error)

@@ -119,7 +119,7 @@ class Gate:
             if gated is not None and gated.listener.waits(call.id):
                 self._wait(self._decider.received(slot, call, gated, self._clock()))
             elif gated is not None and amount:
-                self._decider.left(slot, call, gated, amount)
+                self._decider.follow(slot, call, gated.place, amount)
             else:
                 self._journal.free(slot)
 
@@ -173,13 +173,12 @@ class Gate:
     def _group(self, place: Place) -> _Group:
         return self._groups.setdefault(self._pods.group_of(place.pod), _Group())
 
-    def _wait(self, waiting: Waiting) -> _Group:
+    def _wait(self, waiting: Waiting) -> None:
         """Puts a call into its group, behind those that came before."""
         group = self._group(waiting.gated.place)
         group.waiting.append(waiting)
         self._asking[waiting.call.tid] = waiting
         self._busy[id(group)] = group
-        return group
 
     def _forget(self, waiting: Waiting) -> None:
         """It waits no longer."""
@@ -233,7 +232,7 @@ class Gate:
                 self._journal.free(each.slot)
             if not group.waiting:
                 self._busy.pop(id(group), None)
-        if all(each.identity.place.pod != gated.place.pod for each in self._gated.values()):
+        if all(each.place.pod != gated.place.pod for each in self._gated.values()):
             self._decider.forget(gated.place.pod)
         self._placed = False
 

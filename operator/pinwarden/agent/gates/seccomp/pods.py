@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cmp_to_key
+from itertools import pairwise
 from pathlib import Path
 
 from pinwarden.agent.cgroups import process_hierarchy
@@ -156,10 +157,9 @@ class Pods:
         if not distinct:
             return sum(use for _, use in uses)
         uses.sort(key=cmp_to_key(_by_address_space))
-        total = 0
-        for (pid, use), (before, _) in zip(uses, [(0, 0), *uses], strict=False):
-            total += use if not before or compare_address_spaces(pid, before) else 0
-        return total
+        return sum(use for _, use in uses) - sum(
+            use for before, (pid, use) in pairwise(uses) if not compare_address_spaces(before[0], pid)
+        )
 
     def _use_of(self, process: Followed) -> int:
         if process.knowledge is Knowledge.UNKNOWN:

@@ -26,7 +26,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
 _FLAGS = b"VmFlags:"
 _LOCKED = b" lo"
-_KCMP: Final = {"x86_64": 312, "aarch64": 272}
+_KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
 _KCMP_VM = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -182,8 +182,7 @@ def compare_address_spaces(pid: int, other: int) -> int:
 
     Where the kernel does not tell, two processes have two.
     """
-    number = _KCMP.get(os.uname().machine)
-    result = _libc.syscall(number, pid, other, _KCMP_VM, 0, 0) if number is not None else -1
+    result = -1 if _KCMP is None else _libc.syscall(_KCMP, pid, other, _KCMP_VM, 0, 0)
     return {0: 0, 1: -1, 2: 1}.get(result, -1 if pid < other else 1)
 
 
