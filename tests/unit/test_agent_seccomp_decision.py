@@ -1,0 +1,93 @@
+"""What is answered where a thread's number is another's by now."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
+from pinwarden.agent.gates.seccomp.decision import Decider, Gated, Waiting
+from pinwarden.agent.gates.seccomp.identity import Identity
+from pinwarden.agent.gates.seccomp.journal import Journal
+from pinwarden.agent.gates.seccomp.notify import Call, Listener
+from pinwarden.agent.gates.seccomp.pods import Pods
+from pinwarden.agent.gates.seccomp.record import Record
+
+PAGE = 4096
+ONE, OTHER = Place("one", "main"), Place("other", "main")
+
+
+class Caller(Listener):
+    """In place of the kernel: whether the thread still waits, and what it was answered."""
+
+    def __init__(self, *, waiting: bool) -> None:
+        self._waiting = waiting
+        self.let_through_ids: list[int] = []
+
+    def waits(self, identity: int) -> bool:
+        return self._waiting
+
+    def let_through(self, identity: int) -> bool:
+        self.let_through_ids.append(identity)
+        return self._waiting
+
+
+class TwoPods:
+    """Each under a limit of ten pages, of which the kernel counts none yet."""
+
+    def covering(self) -> dict[Place, tuple[Key, ...]]:
+        return {place: (Key("l", place.pod),) for place in (ONE, OTHER)}
+
+    def look(self, place: Place) -> dict[Key, Look]:
+        return {Key("l", place.pod): Look(10 * PAGE, 0)}
+
+    def sums(self, place: Place, *, distinct: bool = False) -> dict[Key, Look]:
+        return self.look(place)
+
+    def listed(self, pod: str) -> bool:
+        return True
+
+    def granted(self, pod: str) -> int:
+        return 0
+
+    def deep_stack(self, pod: str) -> bool:
+        return False
+
+    def has(self, pod: str, pid: int) -> bool:
+        return True
+
+
+def process(proc_root: Path, tid: int) -> None:
+    (proc_root / str(tid)).mkdir()
+    for name, text in {
+        "syscall": "running",
+        "stat": f"{tid} (x) R " + "0 " * 50,
+        "status": f"Tgid:\t{tid}\nVmSize:\t100 kB\nVmLck:\t0 kB\nVmPin:\t0 kB\n",
+    }.items():
+        (proc_root / str(tid) / name).write_text(text)
+
+
+@pytest.mark.rule("P1")
+def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path: Path) -> None:
+    for tid in (5, 6):
+        process(tmp_path, tid)
+    with closing(Journal(tmp_path / "journal")) as journal:
+        decider = Decider(journal, cast(Pods, TwoPods()), tmp_path, Record(tmp_path / "gate.json"))
+        decider.configure()
+
+        def waiting(number: int, place: Place, tid: int, *, alive: bool = True) -> tuple[Caller, Waiting]:
+            caller = Caller(waiting=alive)
+            call = Call(number, tid, 149, 0xC000003E, (0x10000000 * number, 8 * PAGE, 0, 0, 0, 0))
+            gated = Gated(number, caller, Identity("x", place, "", b""))
+            return caller, decider.received(number, call, gated, 0.0)
+
+        dead, stale = waiting(1, ONE, 5, alive=False)
+        first, asked = waiting(2, OTHER, 5)
+        assert decider.decide(asked, 1.0) == 0.0
+        assert first.let_through_ids == [2]
+        assert decider.decide(stale, 1.1) == 0.0
+        second, asked = waiting(3, OTHER, 6)
+        assert decider.decide(asked, 1.2) > 0.0
+        assert not dead.let_through_ids + second.let_through_ids
+        decider.close()
