@@ -14,8 +14,9 @@ from pinwarden.api.meta import GROUP, VERSION, Model
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, Resource
 from pinwarden.api.schema import cel
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 
-KINDS: tuple[type[Resource], ...] = (PinLimit, ClusterPinLimit, NodePinConfig)
+KINDS: tuple[type[Resource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup, NodePinConfig)
 
 Schema = dict[str, Any]
 _DROPPED = {"title", "additionalProperties", "propertyNames"}

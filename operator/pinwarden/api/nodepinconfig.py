@@ -11,11 +11,11 @@ understand and keeps the rest.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
@@ -30,6 +30,17 @@ from pinwarden.api.pinlimit import (
     Source,
     printer_column,
 )
+from pinwarden.api.sharedmemorygroup import (
+    Accounting,
+    Backing,
+    LimitOn,
+    Management,
+    Owner,
+    Path,
+    Phase,
+)
+
+_Part = TypeVar("_Part", bound=Model)
 
 
 class Mode(StrEnum):
@@ -75,7 +86,7 @@ class NodeLimit(Model):
     @cached_property
     def hash(self) -> str:
         """12 hex digits that change when anything of the constraint does; the agent acknowledges them."""
-        return hashlib.sha256(json.dumps(self.to_wire(), sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(self)
 
 
 class PodContainer(Model):
@@ -97,8 +108,53 @@ class NodePod(Model):
     )
 
 
+class NodeMember(Model):
+    """Pods that are attached to a group, and what each of them may borrow (M8); amounts in bytes."""
+
+    pods: list[str] = Field(max_length=4096, description="UIDs that their cgroups bear.")
+    borrow_limit: int | None = Field(None, ge=0)
+    borrow_limit_on: LimitOn = LimitOn.MAPPED
+
+
+class NodeGroup(Model):
+    """A SharedMemoryGroup as compiled for a node; amounts in bytes."""
+
+    name: str = Field(max_length=384, description="namespace/name of the resource.")
+    uid: str = Field(max_length=64, description="UID of the resource behind it.")
+    backing: Backing
+    allowed: Path | None = Field(
+        None,
+        description="With a backing that has a path: the folder that the administrator allowed, below which nothing is followed out of it.",
+    )
+    management: Management
+    owner: Owner | None = None
+    prefault: bool = True
+    capacity: int | None = Field(None, ge=0)
+    accounting: Accounting
+    fair_share: Accounting
+    enforcement: Enforcement = Enforcement.ENFORCE
+    members: list[NodeMember] = Field(default_factory=list, max_length=16)
+    draining: bool = Field(
+        False,
+        description="Nobody borrows anew; what was created goes with its last borrower, and then the report says Released.",
+    )
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hex digits that change when anything of it does; the agent acknowledges them."""
+        return _hash(self)
+
+    def pods(self) -> frozenset[str]:
+        """The UIDs of all attached pods."""
+        return frozenset(uid for member in self.members for uid in member.pods)
+
+
+def _hash(part: Model) -> str:
+    return hashlib.sha256(json.dumps(part.to_wire(), sort_keys=True).encode()).hexdigest()[:12]
+
+
 class UnsupportedLimit(NamedTuple):
-    """A limit that this version does not understand: reported, neither ignored nor fatal."""
+    """A limit or group that this version does not understand: reported, neither ignored nor fatal."""
 
     name: str
     uid: str
@@ -118,34 +174,42 @@ class NodePinConfigSpec(Model):
     )
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
     pods: list[NodePod] = Field(default_factory=list, max_length=4096)
+    groups: list[NodeGroup] = Field(default_factory=list, max_length=256)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:
-        """Read a spec, setting aside each limit with a field or value that this version does not know.
+        """Read a spec, setting aside each limit and group with a field or value that this version does not know.
 
         Pods keep the names of such limits, so that a pod held by one is never taken for free.
 
         Raises:
-            pydantic.ValidationError: something other than a limit is not understood.
+            pydantic.ValidationError: something other than a limit or a group is not understood.
         """
-        known: list[NodeLimit] = []
-        unsupported: list[UnsupportedLimit] = []
-        for entry in raw.get("limits", []):
-            try:
-                known.append(NodeLimit.model_validate(entry))
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                where = ".".join(str(part) for part in first["loc"])
-                fields = entry if isinstance(entry, Mapping) else {}
-                unsupported.append(
-                    UnsupportedLimit(
-                        str(fields.get("name", "")),
-                        str(fields.get("uid", "")),
-                        f"{where or 'limit'}: {first['msg']}",
-                    )
+        limits, unsupported = _known(NodeLimit, raw.get("limits", []))
+        groups, more = _known(NodeGroup, raw.get("groups", []))
+        spec = cls.model_validate({**raw, "limits": [], "groups": []})
+        return spec.model_copy(update={"limits": limits, "groups": groups}), [*unsupported, *more]
+
+
+def _known(kind: type[_Part], entries: Iterable[object]) -> tuple[list[_Part], list[UnsupportedLimit]]:
+    """Those of the entries that are understood, and why the others are not."""
+    known: list[_Part] = []
+    unsupported: list[UnsupportedLimit] = []
+    for entry in entries:
+        try:
+            known.append(kind.model_validate(entry))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            fields = entry if isinstance(entry, Mapping) else {}
+            unsupported.append(
+                UnsupportedLimit(
+                    str(fields.get("name", "")),
+                    str(fields.get("uid", "")),
+                    f"{where or 'entry'}: {first['msg']}",
                 )
-        spec = cls.model_validate({**raw, "limits": []})
-        return spec.model_copy(update={"limits": known}), unsupported
+            )
+    return known, unsupported
 
 
 class AppliedLimit(Model):
@@ -264,6 +328,70 @@ class DenialReport(Model):
     message: str = Field("", max_length=256, description="The cause in words where it is not a limit.")
 
 
+class BorrowReport(Model):
+    """What one pod borrows of a group; amounts in bytes, sampled (H2)."""
+
+    pod: str = Field(max_length=64, description="UID that the pod's cgroup bears.")
+    member: bool = Field(description="Whether the group has it as a member here.")
+    borrowed: int | None = Field(
+        None,
+        ge=0,
+        description="Resident pages that it has mapped, each once; absent where that is not known.",
+    )
+    mapped: int | None = Field(None, ge=0, description="The extent that it has mapped, resident or not.")
+    level: Level | None = Field(
+        None, description="How it is held to its borrow limits; absent where it has none."
+    )
+    reason: str = ""
+    denials: int | None = Field(
+        None,
+        ge=0,
+        description="Calls that the gate refused for this group; absent where no gate sees them (H2).",
+    )
+
+
+class GroupReport(Model):
+    """A group on this node; amounts in bytes, sampled at `sampledAt`, absent where they cannot be known (H2)."""
+
+    uid: str = Field(max_length=64)
+    hash: str = Field(
+        "", max_length=12, description="Of the spec that this is by: the acknowledgement of it."
+    )
+    phase: Phase = Field(
+        description="Pending while there is no object; Draining while it waits for the last borrower; Released when nothing of it is left "
+        "here that pinwarden made, and nobody borrows."
+    )
+    reason: str = Field("", max_length=63)
+    message: str = Field("", max_length=1024)
+    objects: int = Field(0, ge=0)
+    charge: int | None = Field(None, ge=0, description="What the objects hold (M3).")
+    orphaned: int | None = Field(
+        None, ge=0, description="What of the charge no pod has mapped (M9): exact with accounting Borrow."
+    )
+    dead: int | None = Field(None, ge=0, description="What is charged to cgroups that are gone (M9).")
+    own: int | None = Field(
+        None, ge=0, description="What is charged to the group's own cgroup (memory.current)."
+    )
+    truncated: bool = Field(
+        False, description="Whether there are more objects or borrowers than are looked at or listed."
+    )
+    borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
+    omitted: int = Field(0, ge=0, description="How many more borrowers there are.")
+    sampled_at: datetime | None = None
+
+
+class FairReport(Model):
+    """The fair view of a pod that is attached to a group (M11); amounts in bytes."""
+
+    pod: str = Field(max_length=64, description="UID that the pod's cgroup bears.")
+    current: int = Field(ge=0, description="The kernel's memory.current.")
+    anonymous: int = Field(ge=0, description="Its own anonymous memory (memory.stat, anon).")
+    shared: int = Field(
+        ge=0,
+        description="What counts as its own of its groups: what it borrows, or the whole charge, by the policy of each.",
+    )
+
+
 class NodePinConfigStatus(Model):
     """What the node's agent reports; written only by the agent, lists are replaced as a whole."""
 
@@ -286,6 +414,10 @@ class NodePinConfigStatus(Model):
         ge=0,
         description="Refusals since the gate's journal began that recentDenials does not list: it has newer ones instead, or others "
         "where many were alike. Absent where no gate sees refusals (H2).",
+    )
+    groups: list[GroupReport] = Field(default_factory=list, max_length=256)
+    fair_view: list[FairReport] = Field(
+        default_factory=list, max_length=1024, description="The pods that are attached to groups (M11)."
     )
     truncated: bool = Field(False, description="Whether a list was cut at its longest length.")
     sampled_at: datetime | None = None

@@ -287,7 +287,7 @@ def printer_column(name: str, kind: str, path: str, description: str, priority: 
     return {"name": name, "type": kind, "jsonPath": path, "description": description, "priority": priority}
 
 
-_NAME_RULE = cel("size(self.metadata.name) <= 63", "metadata.name must be at most 63 characters")
+NAME_RULE = cel("size(self.metadata.name) <= 63", "metadata.name must be at most 63 characters")
 _COLUMNS = [
     printer_column("Limit", "string", ".spec.limit", "Bytes that may be pinned"),
     printer_column("Scope", "string", ".spec.scope", "Over what the limit sums"),
@@ -309,7 +309,7 @@ class PinLimit(Resource):
     short_names: ClassVar[list[str]] = ["pinl"]
     namespaced = True
     printer_columns = _COLUMNS
-    rules: ClassVar[list[JsonDict]] = [_NAME_RULE]
+    rules: ClassVar[list[JsonDict]] = [NAME_RULE]
 
     kind: Literal["PinLimit"] = "PinLimit"
     spec: PinLimitSpec
@@ -323,7 +323,7 @@ class ClusterPinLimit(Resource):
     short_names: ClassVar[list[str]] = ["cpinl"]
     namespaced = False
     printer_columns = _COLUMNS
-    rules: ClassVar[list[JsonDict]] = [_NAME_RULE]
+    rules: ClassVar[list[JsonDict]] = [NAME_RULE]
 
     kind: Literal["ClusterPinLimit"] = "ClusterPinLimit"
     spec: ClusterPinLimitSpec

@@ -1,0 +1,31 @@
+"""What identifies an object of shared memory in /proc/PID/maps, and what of a node is a group's.
+
+A mapping names the device and the inode of what it maps. That is all there is to know of a file, a memfd or a dma-buf; a System V segment
+has its id as inode number, in a file system that all IPC namespaces share, so the namespace tells segments of one number apart.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class ObjectId(NamedTuple):
+    """One object: the device as `os.makedev` has it, the inode number, and the inode number of the IPC namespace, 0 but for System V."""
+
+    device: int
+    inode: int
+    space: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What belongs to a group on this node: every inode of some devices (mounted file systems), and single objects."""
+
+    devices: frozenset[int] = frozenset()
+    objects: frozenset[ObjectId] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.devices or self.objects)
+
+    def has(self, one: ObjectId) -> bool:
+        """Whether this object belongs to it."""
+        return one.device in self.devices or one in self.objects
