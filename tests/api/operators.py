@@ -145,6 +145,15 @@ class Cluster:
         self.send("POST", f"{PINWARDEN}/namespaces/{namespace}/pinlimits", body)
         return f"{PINWARDEN}/namespaces/{namespace}/pinlimits/{body['metadata']['name']}"
 
+    def group(self, namespace: str, **spec: Any) -> str:
+        """A SharedMemoryGroup over every pod of a namespace, of a memfd if nothing else is said; returns its path."""
+        body = _resource(
+            "SharedMemoryGroup",
+            {"backing": {"memfd": {"name": "ring"}}, "members": [{"podSelector": {}}], **spec},
+        )
+        self.send("POST", f"{PINWARDEN}/namespaces/{namespace}/sharedmemorygroups", body)
+        return f"{PINWARDEN}/namespaces/{namespace}/sharedmemorygroups/{body['metadata']['name']}"
+
     def ceiling(self, **spec: Any) -> str:
         """A ClusterPinLimit; returns its path."""
         body = _resource("ClusterPinLimit", {"limit": "1Mi", **spec})
@@ -194,6 +203,21 @@ class Cluster:
             "pods": [use(pod.uid) for pod in spec.pods if pod.limits],
         }
         self.merge(f"{config_path(node)}/status", {"status": report | status})
+
+    def report_groups(self, node: str, phase: str = "Active", **fields: Any) -> None:
+        """Report as the node's agent would: all groups of the spec taken, each in this phase and with these fields."""
+        spec, _ = NodePinConfigSpec.parse(self.config(node)["spec"])
+        groups = [
+            {
+                "uid": group.uid,
+                "hash": group.hash,
+                "phase": phase,
+                "objects": int(phase != "Released"),
+                **fields,
+            }
+            for group in spec.groups
+        ]
+        self.acknowledge(node, groups=groups)
 
     def condition(self, path: str, kind: str) -> tuple[str, str]:
         """Status and reason of a limit's condition, empty without it."""

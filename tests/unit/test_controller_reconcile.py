@@ -11,8 +11,9 @@ import pytest
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
 from pinwarden.controller import limits, prune, specs, state, statuses
-from pinwarden.controller.client import ApiError
+from pinwarden.controller.client import FIELD_MANAGER, ApiError
 from pinwarden.controller.events import Recorder
+from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, KnownNode
@@ -38,7 +39,7 @@ class Server:
         self.spoil: Callable[[Json], None] = lambda _: None
         self.meanwhile: Callable[[str], None] = lambda _: None
 
-    async def apply(self, path: str, body: Json) -> Json:
+    async def apply(self, path: str, body: Json, manager: str = FIELD_MANAGER) -> Json:
         await asyncio.sleep(0)
         self.applied.append(path)
         if self.errors:
@@ -51,6 +52,8 @@ class Server:
         generation = (old["metadata"]["generation"] if old else 0) + changed
         stored["metadata"] |= {"generation": generation, "resourceVersion": str(self.version)}
         stored["metadata"].setdefault("uid", f"uid-{path}")
+        if old is not None and "status" in old:
+            stored.setdefault("status", old["status"])
         self.objects[path] = stored
         answer = copy.deepcopy(stored)
         self.meanwhile(path)
@@ -74,6 +77,15 @@ class Operator:
         self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
         self.recorder = Recorder(server, metrics)  # type: ignore[arg-type]
         self.specs = Specs(server, self.state, compile_queue, self.gate, metrics)  # type: ignore[arg-type]
+        self.now = 0.0
+        self.finalizers = Finalizers(
+            server,  # type: ignore[arg-type]
+            self.state,
+            self.gate,
+            self.recorder,
+            metrics,
+            lambda: self.now,
+        )
         self.statuses = Statuses(
             server,  # type: ignore[arg-type]
             self.state,
@@ -81,6 +93,7 @@ class Operator:
             self.specs,
             self.gate,
             self.recorder,
+            self.finalizers,
             metrics,
         )
 
@@ -95,7 +108,7 @@ class Operator:
         self.state.put_agent(AgentPod(f"agent-{node}", node, ready))
 
     def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
-        self.state.put_limit(limits.read(PinLimit, limit(version, generation, status, **spec)))
+        self.state.put(limits.read(PinLimit, limit(version, generation, status, **spec)))
 
     def spec(self, node: str = "n1") -> Json:
         found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
@@ -391,12 +404,12 @@ def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before()
         seen: list[tuple[int, str]] = []
         original = operator.server.apply
 
-        async def spy(path: str, body: Json) -> Json:
+        async def spy(path: str, body: Json, manager: str = FIELD_MANAGER) -> Json:
             if path == STATUS:
                 status = body["status"]
                 applied = next(each for each in status["conditions"] if each["type"] == "Applied")
                 seen.append((status["observedGeneration"], applied["status"]))
-            return await original(path, body)
+            return await original(path, body, manager)
 
         operator.server.apply = spy  # type: ignore[method-assign]
         operator.node()
@@ -445,7 +458,7 @@ def test_mere_figures_wait_and_conditions_do_not() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report(pinned=4096)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
-        use_up(operator.state.limits["ns/l"].leave, SPARED_BY_FIGURES)
+        use_up(operator.state.resources["ns/l"].leave, SPARED_BY_FIGURES)
         count = operator.server.applied.count(STATUS)
         operator.report(pinned=8192)
         await operator.rest()
@@ -466,11 +479,11 @@ def test_conditions_that_flap_wait_for_leave() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report(pinned=4096)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
-        use_up(operator.state.limits["ns/l"].leave, 0.0)
+        use_up(operator.state.resources["ns/l"].leave, 0.0)
         operator.agent(ready=False)
         await operator.rest()
         assert operator.condition("Enforced") == "Enforced"
-        operator.state.limits["ns/l"].leave = Bucket(STATUSES_PER_SECOND, STATUS_BURST)
+        operator.state.resources["ns/l"].leave = Bucket(STATUSES_PER_SECOND, STATUS_BURST)
         operator.report(pinned=8192)
         await operator.until(lambda: operator.condition("Enforced") != "Enforced")
 
@@ -487,11 +500,11 @@ def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
     async def work(operator: Operator) -> None:
         operator.limit()
         await operator.until(operator.status)
-        entry = operator.state.limits["ns/l"]
-        assert entry.seen.limit is not None
-        before = entry.seen.limit
+        entry = operator.state.resources["ns/l"]
+        assert entry.seen.resource is not None
+        before = entry.seen.resource
         operator.limit(version=operator.server.version, status=operator.status())
-        assert entry.seen.limit is before
+        assert entry.seen.resource is before
         await operator.rest()
         assert operator.server.applied.count(STATUS) == 1
 
@@ -556,11 +569,11 @@ def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
         operator.pod()
         operator.limit()
         await operator.until(lambda: operator.spec().get("limits"))
-        operator.state.remove_limit("ns/l", "another-uid")
-        assert operator.state.limit_uids == ["limit-uid"]
-        operator.state.forget_limit("limit-uid")
+        operator.state.remove("ns/l", "another-uid")
+        assert operator.state.uids == ["limit-uid"]
+        operator.state.forget("limit-uid")
         await operator.until(lambda: operator.spec()["limits"] == [])
-        assert operator.state.limit_uids == []
+        assert operator.state.uids == []
 
     scenario(work)
 
@@ -589,7 +602,7 @@ def test_events_tell_each_reason_once() -> None:
 def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
     good = limits.read(PinLimit, limit(7, 2))
     assert (good.key, good.version, good.generation, good.problem) == ("ns/l", 7, 2, "")
-    assert good.limit is not None
+    assert good.resource is not None
     assert limits.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
     assert limits.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
     assert limits.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(

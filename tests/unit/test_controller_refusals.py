@@ -93,7 +93,7 @@ class Replica:
             "metadata": {**metadata, **({"namespace": namespace} if namespace else {})},
             "spec": {"limit": "64Mi", "podSelector": {}},
         }
-        self.state.put_limit(limits.read(kind, raw))
+        self.state.put(limits.read(kind, raw))
 
     def report(self, *listed: Json, node: str = "n1") -> None:
         """The node's agent lists these refusals, and the watch tells of it."""

@@ -373,7 +373,8 @@ class GroupReport(Model):
         None, ge=0, description="What is charged to the group's own cgroup (memory.current)."
     )
     truncated: bool = Field(
-        False, description="Whether there are more objects or borrowers than are looked at or listed."
+        False,
+        description="Whether there are more objects or borrowers than are looked at or listed, or a process could not be read.",
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
     omitted: int = Field(0, ge=0, description="How many more borrowers there are.")

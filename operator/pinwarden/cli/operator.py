@@ -1,4 +1,4 @@
-"""`pinwarden operator`: the controller of all limits."""
+"""`pinwarden operator`: the controller of all limits and groups."""
 
 import argparse
 import logging
@@ -25,7 +25,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="see the PinLimits and pods of this namespace only; may be given several times (default: all)",
+        help="see the PinLimits, SharedMemoryGroups and pods of this namespace only; may be given several times (default: all)",
     )
     parser.add_argument(
         "--unknown-pods",

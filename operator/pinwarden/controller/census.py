@@ -1,4 +1,4 @@
-"""Comparing sets: which limits there are, and which are known.
+"""Comparing sets: which limits and groups there are, and which are known; both are called limits here.
 
 kopf lists again after a gap in the history and then tells of everything there is, but not of what was deleted meanwhile; nor does it tell
 when its first list is complete. So the names of all limits are listed now and then (metadata only), and
@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 
 from pinwarden.api.meta import GROUP, VERSION
-from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.client import Api, ApiError, pages
+from pinwarden.controller.limits import KINDS
 from pinwarden.controller.metrics import Metrics
 
 PERIOD_SECONDS = 5.0
@@ -41,8 +41,12 @@ class Census:
         gone: Callable[[str], None],
     ) -> None:
         base = f"/apis/{GROUP}/{VERSION}"
-        spaces = [f"{base}/namespaces/{name}/{PinLimit.plural}" for name in namespaces]
-        self._paths = [*(spaces or [f"{base}/{PinLimit.plural}"]), f"{base}/{ClusterPinLimit.plural}"]
+        spaces = [f"/namespaces/{name}" for name in namespaces] or [""]
+        self._paths = [
+            f"{base}{space}/{kind.plural}"
+            for kind in KINDS
+            for space in (spaces if kind.namespaced else [""])
+        ]
         self._api = api
         self._metrics = metrics
         self._known = known

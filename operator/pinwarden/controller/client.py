@@ -92,9 +92,9 @@ class Api:
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         return await self._request("GET", path, query, accept=accept)
 
-    async def apply(self, path: str, body: Mapping[str, Any]) -> Json:
-        """Server-side apply as `FIELD_MANAGER`, taking over fields that another manager holds."""
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+    async def apply(self, path: str, body: Mapping[str, Any], manager: str = FIELD_MANAGER) -> Json:
+        """Server-side apply, taking over fields that another manager holds."""
+        query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, query, body, content="application/apply-patch+yaml")
 
     async def create(self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS) -> Json:

@@ -22,6 +22,7 @@ from pinwarden.controller import prune
 from pinwarden.controller.census import Census
 from pinwarden.controller.client import Api, ConnectionSetupError, configure
 from pinwarden.controller.events import Recorder
+from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
 from pinwarden.controller.leader import Leader
 from pinwarden.controller.limits import LimitWatch
@@ -105,16 +106,17 @@ class _Operator:
         self._recorder = Recorder(api, metrics)
         self._refusals = Refusals(state, gate, self._recorder, metrics)
         self._specs = specs = Specs(api, state, compile_queue, gate, metrics)
-        self._statuses = Statuses(api, state, aggregate_queue, specs, gate, self._recorder, metrics)
-        self._watches = [Watch(api, source, metrics) for source in _sources(settings, state)]
-        self._limits = LimitWatch(
-            configuration, settings.namespaces, metrics, state.put_limit, state.remove_limit
+        finalizers = Finalizers(api, state, gate, self._recorder, metrics)
+        self._statuses = Statuses(
+            api, state, aggregate_queue, specs, gate, self._recorder, finalizers, metrics
         )
-        self._census = Census(api, settings.namespaces, metrics, lambda: state.limit_uids, state.forget_limit)
+        self._watches = [Watch(api, source, metrics) for source in _sources(settings, state)]
+        self._limits = LimitWatch(configuration, settings.namespaces, metrics, state.put, state.remove)
+        self._census = Census(api, settings.namespaces, metrics, lambda: state.uids, state.forget)
         metrics.leads(self._leader.leading, gate.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
-        metrics.watch_limits(state.count, lambda: self._census.missed)
+        metrics.watch_resources(state.count, lambda: self._census.missed)
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Answers probes and scrapes from now on. Raises StartError."""
@@ -165,7 +167,7 @@ class _Operator:
 
 
 def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
-    """Everything that is watched besides the limits."""
+    """Everything that is watched besides limits and groups."""
     own = settings.own_namespace
     spaces = [f"/namespaces/{name}" for name in settings.namespaces] or [""]
     for space in spaces:

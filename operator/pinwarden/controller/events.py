@@ -1,8 +1,8 @@
-"""Kubernetes Events (`events.k8s.io/v1`) of what happened to a limit or a pod, for `kubectl describe` and `kubectl events`.
+"""Kubernetes Events (`events.k8s.io/v1`) of what happened to a limit, a group or a pod, for `kubectl describe` and `kubectl events`.
 
-Those of a limit are made from what changed between two statuses that were written, so there is none for what no status said. Each limit has
-few of them: one for a reason at a time, the same text not again within ten minutes, and a small allowance. Those of a pod are of what was
-refused to it, see `refusals`. An Event that cannot be sent is dropped and counted: the status is what holds.
+Those of a limit or group are made from what changed between two statuses that were written, so there is none for what no status said. Each
+has few of them: one for a reason at a time, the same text not again within ten minutes, and a small allowance. Those of a pod are of what
+was refused to it, see `refusals`. An Event that cannot be sent is dropped and counted: the status is what holds.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from time import monotonic
 from typing import Literal, NamedTuple
 
 from pinwarden.api.meta import GROUP, VERSION, Condition
-from pinwarden.api.pinlimit import PinLimitStatus
+from pinwarden.api.pinlimit import Overshoot, PinLimitStatus
 from pinwarden.controller.client import Api, ApiError, Json
-from pinwarden.controller.limits import SeenLimit
+from pinwarden.controller.limits import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
 from pinwarden.plan.world import Pod
@@ -30,9 +30,9 @@ _QUEUE = 256
 _REMEMBERED = 4096
 _NOTE_BYTES = 1024
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
-_TOLD = ("Accepted", "Applied", "Enforced", "WithinLimit", "Granted")
+_TOLD = ("Accepted", "Applied", "Enforced", "WithinLimit", "Granted", "Drained")
 # What is only on its way, and what the user asked for, is no news.
-_QUIET_REASONS = {"Pending", "Audit", "NoPods", "Sampled", "NotReported"}
+_QUIET_REASONS = {"Pending", "Audit", "NoPods", "NoLimits", "Sampled", "NotReported"}
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class Happening(NamedTuple):
 
 
 class Recorder:
-    """Makes Events; `run` sends those of limits."""
+    """Makes Events; `run` sends those of limits and groups."""
 
     def __init__(self, api: Api, metrics: Metrics, clock: Callable[[], float] = monotonic) -> None:
         self._api = api
@@ -57,16 +57,20 @@ class Recorder:
         self._told: dict[tuple[str, Happening], float] = {}
         self._instance = socket.gethostname()
 
-    def changed(self, limit: SeenLimit, before: PinLimitStatus | None, after: PinLimitStatus) -> None:
-        """The status of `limit` was written."""
+    def changed(self, resource: Seen, before: Status | None, after: Status) -> None:
+        """The status of `resource` was written."""
         for happening in happenings(before, after):
-            if not self._allowed(limit.uid, happening):
-                self._metrics.event_dropped()
-                continue
-            try:
-                self._queue.put_nowait(self._of_limit(limit, happening))
-            except asyncio.QueueFull:
-                self._metrics.event_dropped()
+            self.happened(resource, happening)
+
+    def happened(self, resource: Seen, happening: Happening) -> None:
+        """Have it told, unless it was lately or is one too many."""
+        if not self._allowed(resource.uid, happening):
+            self._metrics.event_dropped()
+            return
+        try:
+            self._queue.put_nowait(self._of_resource(resource, happening))
+        except asyncio.QueueFull:
+            self._metrics.event_dropped()
 
     def leave(self, uid: str) -> Bucket:
         """The allowance of the object with this UID."""
@@ -74,9 +78,7 @@ class Recorder:
             self._leave = {uid: leave for uid, leave in self._leave.items() if leave.wait() > 0}
         return self._leave.setdefault(uid, Bucket(_PER_SECOND, _BURST, self._clock))
 
-    async def refused(
-        self, pod: Pod, limit: SeenLimit | None, note: str, time: datetime, identity: str
-    ) -> None:
+    async def refused(self, pod: Pod, limit: Seen | None, note: str, time: datetime, identity: str) -> None:
         """Sends that a call of the pod was refused, for the limit if there is one; two of one identity are one Event."""
         regarding = {
             "apiVersion": "v1",
@@ -93,7 +95,7 @@ class Recorder:
         await self._send(path, body)
 
     async def run(self) -> None:
-        """Sends the Events of limits until cancelled."""
+        """Sends the Events of limits and groups until cancelled."""
         while True:
             await self._send(*await self._queue.get())
 
@@ -120,9 +122,10 @@ class Recorder:
             self._told = {key: at for key, at in self._told.items() if now - at < REPEAT_SECONDS}
         return True
 
-    def _of_limit(self, limit: SeenLimit, happening: Happening) -> tuple[str, Json]:
-        namespace, digits = limit.namespace or "default", uuid.uuid4().hex[:16]
-        return self._event(namespace, limit.name, digits, _reference(limit), happening, datetime.now(UTC))
+    def _of_resource(self, resource: Seen, happening: Happening) -> tuple[str, Json]:
+        namespace, digits = resource.namespace or "default", uuid.uuid4().hex[:16]
+        reference = _reference(resource)
+        return self._event(namespace, resource.name, digits, reference, happening, datetime.now(UTC))
 
     def _event(
         self, namespace: str, stem: str, digits: str, regarding: Json, happening: Happening, time: datetime
@@ -144,7 +147,7 @@ class Recorder:
         }
 
 
-def _reference(limit: SeenLimit) -> Json:
+def _reference(limit: Seen) -> Json:
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": limit.kind.__name__,
@@ -154,7 +157,7 @@ def _reference(limit: SeenLimit) -> Json:
     }
 
 
-def happenings(before: PinLimitStatus | None, after: PinLimitStatus) -> Iterator[Happening]:
+def happenings(before: Status | None, after: Status) -> Iterator[Happening]:
     """What a change of status is worth telling, each reason once."""
     old = {each.type: each for each in (before.conditions if before else [])}
     told: set[str] = set()
@@ -164,15 +167,18 @@ def happenings(before: PinLimitStatus | None, after: PinLimitStatus) -> Iterator
         if condition.reason not in told:
             told.add(condition.reason)
             yield _of_condition(condition)
-    count = before.overshoot.count if before and before.overshoot else 0
-    if after.overshoot and after.overshoot.count > count:
-        worst = after.overshoot
+    worst, known = _overshoot(after), _overshoot(before)
+    if worst and worst.count > (known.count if known else 0):
         yield Happening(
             "Warning",
             "Overshoot",
             "Enforce",
             f"Use was seen above the limit: {worst.peak_bytes} bytes over for {worst.seconds:g} s at worst.",
         )
+
+
+def _overshoot(status: Status | None) -> Overshoot | None:
+    return status.overshoot if isinstance(status, PinLimitStatus) else None
 
 
 def _is_news(old: Condition | None, new: Condition) -> bool:
@@ -193,4 +199,5 @@ _ACTIONS = {
     "Enforced": "Enforce",
     "WithinLimit": "Observe",
     "Granted": "Grant",
+    "Drained": "Drain",
 }

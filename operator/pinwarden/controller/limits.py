@@ -1,8 +1,8 @@
-"""PinLimits and ClusterPinLimits, watched by kopf.
+"""PinLimits, ClusterPinLimits and SharedMemoryGroups, watched by kopf.
 
 kopf is used for what it does without touching the objects: `on.event` handlers, standalone, posting nothing. It runs in a thread with an
 event loop of its own, because it takes over the signals of the loop that it runs in and, when it ends, cancels every task there. A kopf
-that fails is started again, and lists all limits again.
+that fails is started again, and lists all of them again.
 
 kopf tells neither when a list is complete nor, after a gap in the history, what was deleted meanwhile. `census` finds out both.
 """
@@ -19,13 +19,21 @@ from kubernetes.aio.client import Configuration
 from pydantic import ValidationError
 
 from pinwarden.api.meta import GROUP, VERSION
-from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Resource
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.client import CONNECT_SECONDS, WATCH_SILENCE_SECONDS, Json
 from pinwarden.controller.metrics import Metrics
-from pinwarden.plan.compile import Limit
 
-KINDS: tuple[type[PinLimit] | type[ClusterPinLimit], ...] = (PinLimit, ClusterPinLimit)
+Wanted = PinLimit | ClusterPinLimit | SharedMemoryGroup
+"""A resource in which people say what they want."""
+Status = PinLimitStatus | SharedMemoryGroupStatus
+KINDS: tuple[type[Wanted], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup)
+_STATUSES: dict[type[Wanted], type[Status]] = {
+    PinLimit: PinLimitStatus,
+    ClusterPinLimit: PinLimitStatus,
+    SharedMemoryGroup: SharedMemoryGroupStatus,
+}
 _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
 _STOP_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -44,52 +52,81 @@ logging.getLogger("kopf._cogs.clients.watching").addFilter(_WithoutAttempts())
 
 
 @dataclass(frozen=True, slots=True)
-class SeenLimit:
-    """A limit as the API server has it; `limit` is None when it cannot be read, and `problem` says why.
+class Seen:
+    """A resource as the API server has it; `resource` is None when it cannot be read, and `problem` says why.
 
-    `version` orders the states of one object. A status that cannot be read is None, as if there were none.
+    `version` orders the states of one object. A status that cannot be read is None, as if there were none. `created` is the text of its
+    creationTimestamp, `deleting` says that it has a deletionTimestamp.
     """
 
-    kind: type[Resource]
+    kind: type[Wanted]
     name: str
     namespace: str | None
     uid: str
     generation: int
     version: int
-    limit: Limit | None
+    resource: Wanted | None
     problem: str
-    status: PinLimitStatus | None
+    status: Status | None
+    created: str = ""
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """`limit_name` or `Group.name`, also of one that cannot be read."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     @property
     def key(self) -> str:
-        """`limit_name`, also of a limit that cannot be read."""
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+        """Tells all of them apart: the full name of a limit, and that of a group behind its kind."""
+        return group_key(self.full_name) if self.kind is SharedMemoryGroup else self.full_name
 
 
-def read(kind: type[PinLimit] | type[ClusterPinLimit], raw: Json) -> SeenLimit:
-    """Take what is used of a limit; never fails on what stands in its spec or status."""
+def group_key(name: str) -> str:
+    """The key of the group with this `namespace/name`; a limit's has at most one slash."""
+    return f"{SharedMemoryGroup.plural}/{name}"
+
+
+def reference(seen: Seen) -> tuple[str, Json]:
+    """The path of a resource, and the body by which this very one is applied to, and no other of its name."""
+    metadata = {"name": seen.name, "uid": seen.uid}
+    space = ""
+    if seen.namespace:
+        metadata["namespace"] = seen.namespace
+        space = f"namespaces/{seen.namespace}/"
+    version = f"{GROUP}/{VERSION}"
+    body = {"apiVersion": version, "kind": seen.kind.__name__, "metadata": metadata}
+    return f"/apis/{version}/{space}{seen.kind.plural}/{seen.name}", body
+
+
+def read(kind: type[Wanted], raw: Json) -> Seen:
+    """Take what is used of a resource; never fails on what stands in its spec or status."""
     metadata = {key: raw["metadata"].get(key) for key in _METADATA}
-    limit, problem = None, ""
+    resource, problem = None, ""
     try:
-        limit = kind.model_validate({"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")})
+        resource = kind.model_validate({"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")})
     except ValidationError as error:
         problem = _first(error)
-    return SeenLimit(
+    return Seen(
         kind=kind,
         name=metadata["name"],
         namespace=metadata["namespace"],
         uid=metadata["uid"],
         generation=metadata["generation"] or 0,
         version=int(metadata["resourceVersion"]),
-        limit=limit,
+        resource=resource,
         problem=problem,
-        status=_status(raw.get("status")),
+        status=_status(kind, raw.get("status")),
+        created=raw["metadata"].get("creationTimestamp") or "",
+        deleting=bool(raw["metadata"].get("deletionTimestamp")),
+        finalizers=tuple(raw["metadata"].get("finalizers") or ()),
     )
 
 
-def _status(raw: object) -> PinLimitStatus | None:
+def _status(kind: type[Wanted], raw: object) -> Status | None:
     try:
-        return PinLimitStatus.model_validate(raw) if raw else None
+        return _STATUSES[kind].model_validate(raw) if raw else None
     except ValidationError:
         return None
 
@@ -101,14 +138,14 @@ def _first(error: ValidationError) -> str:
 
 
 class LimitWatch:
-    """Runs kopf, and hands what it sees to `put` and `remove` (kind, key, UID) in the event loop of the caller."""
+    """Runs kopf, and hands what it sees to `put` and `remove` (key, UID) in the event loop of the caller."""
 
     def __init__(
         self,
         configuration: Configuration,
         namespaces: Sequence[str],
         metrics: Metrics,
-        put: Callable[[SeenLimit], None],
+        put: Callable[[Seen], None],
         remove: Callable[[str, str], None],
     ) -> None:
         self._configuration = configuration
@@ -120,7 +157,7 @@ class LimitWatch:
         self._backoff = Backoff()
 
     async def run(self) -> None:
-        """Follows the limits until cancelled."""
+        """Follows them until cancelled."""
         while True:
             self._metrics.kopf_started()
             started = self._loop.time()
@@ -172,16 +209,12 @@ class LimitWatch:
         for kind in KINDS:
 
             @kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)
-            async def seen(
-                event: kopf.RawEvent, kind: type[PinLimit] | type[ClusterPinLimit] = kind, **_: object
-            ) -> None:
+            async def seen(event: kopf.RawEvent, kind: type[Wanted] = kind, **_: object) -> None:
                 self._seen(kind, event["type"], dict(event["object"]))
 
         return registry
 
-    def _seen(
-        self, kind: type[PinLimit] | type[ClusterPinLimit], event: str | None, raw: dict[str, Any]
-    ) -> None:
+    def _seen(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
         """In kopf's thread: only values cross to the loop."""
         seen = read(kind, raw)
         if event == "DELETED":

@@ -24,10 +24,11 @@ from pinwarden import __version__
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 RESOURCES = ("pods", "agents", "nodes", "namespaces", "nodepinconfigs")
 ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "refused")
-WRITES = ("spec", "status", "event", "lease")
+WRITES = ("spec", "status", "finalizer", "event", "lease")
 RESULTS = ("written", *ENDS[1:])
 QUEUES = ("compile", "spec", "aggregate")
 CONDITIONS = ("Ready", "Accepted", "Applied", "Enforced", "Complete", "WithinLimit", "Granted")
+GROUP_CONDITIONS = (*CONDITIONS[:-1], "Drained")
 STATUSES = ("True", "False", "Unknown")
 _PREFIX = "pinwarden_operator"
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -46,20 +47,24 @@ class Metrics:
         self._watch_ends = self._counter(
             "watch_ends", "Watches that ended and were started again.", resource=RESOURCES, reason=ENDS
         )
-        self._kopf_starts = self._counter("kopf_starts", "How often kopf was started to watch the limits.")
+        self._kopf_starts = self._counter(
+            "kopf_starts", "How often kopf was started to watch the limits and groups."
+        )
         self._census = self._counter(
-            "census_corrections", "Deleted limits that no event told of, found by comparing sets."
+            "census_corrections", "Deleted limits and groups that no event told of, found by comparing sets."
         )
         self._writes = self._counter(
             "writes", "Requests that write, by what and how they ended.", kind=WRITES, result=RESULTS
         )
         self._unreadable = self._counter(
-            "unreadable", "Objects that this version could not read.", resource=("limits", "nodepinconfigs")
+            "unreadable",
+            "Objects that this version could not read.",
+            resource=("limits", "groups", "nodepinconfigs"),
         )
         self._dropped_events = self._counter("events_dropped", "Events that were too many to be sent.")
         self._duration = Histogram(
             f"{_PREFIX}_reconcile_seconds",
-            "How long it took to compile one node's spec, or to aggregate one limit's status, without writing.",
+            "How long it took to compile one node's spec, or to aggregate the status of a limit or group, without writing.",
             ["stage"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -78,7 +83,7 @@ class Metrics:
         self._kopf_starts.inc()
 
     def census_corrected(self, count: int) -> None:
-        """Comparing sets found limits that are gone."""
+        """Comparing sets found limits or groups that are gone."""
         self._census.inc(count)
 
     def wrote(self, kind: str, result: str = "written") -> None:
@@ -104,17 +109,25 @@ class Metrics:
 
     def watch_queues(self, lengths: Callable[[str], int]) -> None:
         """How to tell the length of each of `QUEUES`."""
-        gauge = self._gauge("queue_length", "Nodes or limits that wait to be looked at.", "queue")
+        gauge = self._gauge(
+            "queue_length", "Nodes, or limits and groups, that wait to be looked at.", "queue"
+        )
         for name in QUEUES:
             gauge.labels(name).set_function(partial(lengths, name))
 
-    def watch_limits(self, count: Callable[[str, str], int], missed: Callable[[], int]) -> None:
-        """How to tell how many limits have a condition at a status, and how many exist that no event told of."""
-        self._gauge("limits_missed", "Limits that exist and that no event told of.").set_function(missed)
-        gauge = self._gauge("limits", "Limits by condition.", "condition", "status")
-        for condition in CONDITIONS:
-            for status in STATUSES:
-                gauge.labels(condition, status).set_function(partial(count, condition, status))
+    def watch_resources(self, count: Callable[[str, str, str], int], missed: Callable[[], int]) -> None:
+        """How to tell how many `limits` or `groups` have a condition at a status, and how many exist that no event told of."""
+        self._gauge("limits_missed", "Limits and groups that exist and that no event told of.").set_function(
+            missed
+        )
+        for kind, text, conditions in (
+            ("limits", "Limits by condition.", CONDITIONS),
+            ("groups", "SharedMemoryGroups by condition.", GROUP_CONDITIONS),
+        ):
+            gauge = self._gauge(kind, text, "condition", "status")
+            for condition in conditions:
+                for status in STATUSES:
+                    gauge.labels(condition, status).set_function(partial(count, kind, condition, status))
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

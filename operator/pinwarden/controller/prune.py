@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from pinwarden.controller.client import Json
+from pinwarden.plan.allowed import ANNOTATION
 from pinwarden.plan.world import Namespace, Node, Pod
 
 _STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
@@ -84,7 +85,12 @@ def node(raw: Json) -> tuple[str, KnownNode]:
 def namespace(raw: Json) -> tuple[str, Namespace]:
     """A namespace by its name."""
     metadata = raw["metadata"]
-    return metadata["name"], Namespace(metadata["name"], _labels(metadata))
+    return metadata["name"], Namespace(
+        metadata["name"],
+        _labels(metadata),
+        allowed=(metadata.get("annotations") or {}).get(ANNOTATION, ""),
+        terminating="deletionTimestamp" in metadata,
+    )
 
 
 def node_pin_config(raw: Json) -> tuple[str, Held]:

@@ -132,10 +132,10 @@ class Refusals:
 
     async def _send(self, pod: Pod, waiting: _Waiting) -> None:
         refusal = waiting.newest
-        limit = self._state.limit_of(refusal.uid)
+        limit = self._state.seen_as(refusal.uid)
         if limit is not None and limit.namespace not in (None, pod.namespace):
             limit = None  # it cannot hold for the pod, whoever wrote that it did
-        name = f"{limit.kind.__name__} {limit.key}" if limit else printable(refusal.name) or "unknown"
+        name = f"{limit.kind.__name__} {limit.full_name}" if limit else printable(refusal.name) or "unknown"
         note = explain(refusal, name) + repeats(waiting.more, waiting.at_least, refusal.time - waiting.began)
         now = self._now()
         time = refusal.time if abs(now - refusal.time) < _CREDIBLE else now

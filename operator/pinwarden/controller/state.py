@@ -1,6 +1,7 @@
 """Everything that the operator knows, and what of it must be looked at again.
 
-Watches feed this; it feeds `plan` and turns the answers into names in two queues: nodes to `compile` and limits to `aggregate`. It holds a
+Watches feed this; it feeds `plan` and turns the answers into names in two queues: nodes to `compile`, and limits and groups to
+`aggregate`, by their keys. It holds a
 digest of each NodePinConfig's spec instead of the spec, and of each node's report what the aggregation reads. No I/O; for one thread.
 """
 
@@ -12,13 +13,15 @@ from pydantic import ValidationError
 
 from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
-from pinwarden.api.pinlimit import PinLimitStatus
-from pinwarden.controller.limits import SeenLimit
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.controller.limits import Seen, Status, group_key
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, Held, KnownNode
 from pinwarden.controller.work import Bucket, WorkQueue
 from pinwarden.plan.aggregate import Kept
 from pinwarden.plan.compile import Settings
+from pinwarden.plan.group_status import KeptGroupShares
+from pinwarden.plan.groups import FINALIZER, NOWHERE, Group
 from pinwarden.plan.index import Dirty, World
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.world import Namespace, Pod
@@ -41,13 +44,18 @@ class HeldSpec:
 
 
 @dataclass(slots=True)
-class ManagedLimit:
-    """A limit, the status that the API server has of it, and what helps to make the next one."""
+class Managed:
+    """A limit or group, the status that the API server has of it, and what helps to make the next one.
 
-    seen: SeenLimit
-    status: PinLimitStatus | None
+    `held`: its finalizer is on it, or was and is about to be put back.
+    """
+
+    seen: Seen
+    status: Status | None
     version: int
+    held: bool = False
     kept: Kept = field(default_factory=Kept)
+    kept_group: KeptGroupShares = field(default_factory=KeptGroupShares)
     leave: Bucket = field(default_factory=lambda: Bucket(STATUSES_PER_SECOND, STATUS_BURST))
 
 
@@ -65,7 +73,7 @@ class State:
         self.world = World(settings)
         self.node_uids: dict[str, str] = {}
         self.held: dict[str, HeldSpec] = {}
-        self.limits: dict[str, ManagedLimit] = {}
+        self.resources: dict[str, Managed] = {}
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
@@ -74,7 +82,7 @@ class State:
         self._views: dict[str, NodeView] = {}
         self._agents: dict[str, AgentPod] = {}
         self._ready_agents: dict[str, int] = {}
-        self._limit_keys: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
 
     # -- pods, nodes, namespaces -----------------------------------------------------------------------------------
 
@@ -173,25 +181,29 @@ class State:
         """Take the view with the spec that was compiled; the limits concerned were marked by what made the node dirty."""
         if self._views.get(view.name) != view:
             self._views[view.name] = view
+            self._tell_presence(view)
 
     def forget_node(self, name: str) -> None:
         """Drop what is kept of a node that is gone."""
         if name not in self.held or not self.held[name].uid:
             self.held.pop(name, None)
             self._views.pop(name, None)
+            self._mark(self.world.put_presence(name, NOWHERE))
 
-    # -- limits ----------------------------------------------------------------------------------------------------
+    # -- limits and groups -----------------------------------------------------------------------------------------
 
-    def put_limit(self, seen: SeenLimit) -> None:
-        """A limit as the API server has it; one that is older than what is known tells nothing."""
+    def put(self, seen: Seen) -> None:
+        """A limit or group as the API server has it; one that is older than what is known tells nothing."""
         key = seen.key
-        old = self.limits.get(key)
+        old = self.resources.get(key)
         if old is not None and old.seen.uid == seen.uid:
             if seen.version < old.seen.version:
                 return
-            if (seen.generation, seen.limit is None) == (old.seen.generation, old.seen.limit is None):
-                seen = replace(seen, limit=old.seen.limit)  # what is kept of it is good for this very object
-            echo = seen.version <= old.version and seen.generation == old.seen.generation
+            if (seen.generation, seen.resource is None) == (old.seen.generation, old.seen.resource is None):
+                seen = replace(
+                    seen, resource=old.seen.resource
+                )  # what is kept of it is good for this very object
+            echo = seen.version <= old.version and _essence(seen) == _essence(old.seen)
             if seen.version > old.version:
                 old.status, old.version = seen.status, seen.version
             old.seen = seen
@@ -199,45 +211,63 @@ class State:
                 return
         else:
             if old is not None:
-                self.remove_limit(key, old.seen.uid)
-            self.limits[key] = ManagedLimit(seen, seen.status, seen.version)
-            self._limit_keys[seen.uid] = key
-        if seen.limit is None:
-            self._metrics.unreadable("limits")
-            self._mark(self.world.remove_limit(key))
-        else:
-            self._mark(self.world.put_limit(seen.limit))
+                self.remove(key, old.seen.uid)
+            self.resources[key] = Managed(seen, seen.status, seen.version)
+            self._keys[seen.uid] = key
+        self._take(self.resources[key])
         self._aggregate.add(key, COALESCE_SECONDS)
 
-    def remove_limit(self, key: str, uid: str) -> None:
-        """A limit is gone, unless there is another one of its name by now."""
-        old = self.limits.get(key)
+    def answered(self, seen: Seen) -> None:
+        """A limit or group as the API server answered the operator's own write, unless it is gone by now."""
+        if seen.uid in self._keys:
+            self.put(seen)
+
+    def remove(self, key: str, uid: str) -> None:
+        """A limit or group is gone, unless there is another one of its name by now."""
+        old = self.resources.get(key)
         if old is None or old.seen.uid != uid:
             return
-        del self.limits[key], self._limit_keys[uid]
-        self._mark(self.world.remove_limit(key))
+        del self.resources[key], self._keys[uid]
+        self._drop(old.seen)
 
-    def forget_limit(self, uid: str) -> None:
-        """The limit of this UID is gone."""
-        if key := self._limit_keys.get(uid):
-            self.remove_limit(key, uid)
+    def forget(self, uid: str) -> None:
+        """The limit or group of this UID is gone."""
+        if key := self._keys.get(uid):
+            self.remove(key, uid)
 
     @property
-    def limit_uids(self) -> list[str]:
-        """The UIDs of the known limits."""
-        return list(self._limit_keys)
+    def uids(self) -> list[str]:
+        """The UIDs of the known limits and groups."""
+        return list(self._keys)
 
-    def limit_of(self, uid: str) -> SeenLimit | None:
-        """The limit of this UID."""
-        key = self._limit_keys.get(uid)
-        return self.limits[key].seen if key else None
+    def seen_as(self, uid: str) -> Seen | None:
+        """The limit or group of this UID."""
+        key = self._keys.get(uid)
+        return self.resources[key].seen if key else None
 
-    def count(self, condition: str, status: str) -> int:
-        """How many limits have the condition at this status."""
+    def count(self, kind: str, condition: str, status: str) -> int:
+        """How many `groups`, or `limits`, have the condition at this status."""
         return sum(
             any((each.type, each.status) == (condition, status) for each in conditions_of(entry.status))
-            for entry in self.limits.values()
+            for entry in self.resources.values()
+            if (entry.seen.kind is SharedMemoryGroup) == (kind == "groups")
         )
+
+    def _take(self, entry: Managed) -> None:
+        """Into the world, unless it cannot be read."""
+        seen = entry.seen
+        entry.held = FINALIZER in seen.finalizers or (entry.held and not seen.deleting)
+        if seen.resource is None:
+            self._metrics.unreadable("groups" if seen.kind is SharedMemoryGroup else "limits")
+            self._drop(seen)
+        elif isinstance(seen.resource, SharedMemoryGroup):
+            self._mark(self.world.put_group(Group(seen.resource, seen.created, seen.deleting, entry.held)))
+        else:
+            self._mark(self.world.put_limit(seen.resource))
+
+    def _drop(self, seen: Seen) -> None:
+        drop = self.world.remove_group if seen.kind is SharedMemoryGroup else self.world.remove_limit
+        self._mark(drop(seen.full_name))
 
     # -- marking ---------------------------------------------------------------------------------------------------
 
@@ -246,12 +276,20 @@ class State:
             self._compile.add(name)
         for name in dirty.limits:
             self._aggregate.add(name, COALESCE_SECONDS)
+        for name in dirty.groups:
+            self._aggregate.add(group_key(name), COALESCE_SECONDS)
 
     def _see(self, view: NodeView) -> None:
-        """Take a view; a change concerns the limits of the node's pods."""
+        """Take a view; a change concerns the limits of the node's pods, and the groups that are on the node."""
         if self._views.get(view.name) != view:
             self._views[view.name] = view
-            self._mark(Dirty(limits=self.world.limits_on(view.name)))
+            self._tell_presence(view)
+            name = view.name
+            self._mark(Dirty(limits=self.world.limits_on(name), groups=self.world.groups_on(name)))
+
+    def _tell_presence(self, view: NodeView) -> None:
+        before = self.world.presence(view.name)
+        self._mark(self.world.put_presence(view.name, view.presence(before)))
 
     def _read(self, held: Held) -> None:
         view = self.view(held.name)
@@ -283,6 +321,11 @@ class State:
         self._see(self.view(agent.node).with_silent(not count))
 
 
-def conditions_of(status: PinLimitStatus | None) -> list[Condition]:
+def conditions_of(status: Status | None) -> list[Condition]:
     """The conditions of a status, none where there is no status."""
     return status.conditions if status else []
+
+
+def _essence(seen: Seen) -> tuple[object, ...]:
+    """What of a resource is news beside its status."""
+    return seen.generation, seen.deleting, seen.finalizers

@@ -1,38 +1,51 @@
-"""The statuses of the limits: aggregated from what the nodes report, and written when they change.
+"""The statuses of limits and groups: aggregated from what the nodes report, and written when they change.
 
-A dirty limit is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
-before (H1). A limit has leave for ten writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
-leave half. Looking at a limit takes at most a tenth of the time, however many pods it holds for.
+A dirty one is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
+before (H1). Each has leave for ten writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
+leave half. Looking at one takes at most a tenth of the time, however many pods it holds for.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import monotonic
+from typing import NamedTuple
 
-from pinwarden.api.meta import GROUP, VERSION, LabelSelector, ObjectMeta
-from pinwarden.api.pinlimit import PinLimit, PinLimitSpec, PinLimitStatus
+from pinwarden.api.meta import LabelSelector, ObjectMeta
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitSpec, PinLimitStatus
 from pinwarden.api.quantity import Quantity
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.events import Recorder
+from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.limits import Seen, Status, reference
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.specs import REFUSED_SECONDS, Specs
-from pinwarden.controller.state import STATUS_BURST, ManagedLimit, State, conditions_of
+from pinwarden.controller.state import STATUS_BURST, Managed, State, conditions_of
 from pinwarden.controller.work import WorkQueue
 from pinwarden.plan.aggregate import aggregate, conclude
-from pinwarden.plan.compile import Refusal
+from pinwarden.plan.group_share import Wait
+from pinwarden.plan.group_status import group_shares, group_status, refused_group, settled
+from pinwarden.plan.verdicts import Refusal
 
 QUIET_SECONDS = 0.2
 SPARED_BY_FIGURES = STATUS_BURST / 2
 _GONE_SECONDS = 5.0
 WRITERS = 4
 _TIMES_ITS_COST = 10.0
-_API_VERSION = f"{GROUP}/{VERSION}"
 _log = logging.getLogger(__name__)
 
 
+class Looked(NamedTuple):
+    """The status that a limit or group should have now, and the nodes that the end of a group waits for."""
+
+    status: Status
+    waits: Sequence[Wait] = ()
+
+
 class Statuses:
-    """Looks at dirty limits and writes what changed."""
+    """Looks at dirty limits and groups and writes what changed."""
 
     def __init__(
         self,
@@ -42,6 +55,7 @@ class Statuses:
         specs: Specs,
         gate: Gate,
         recorder: Recorder,
+        finalizers: Finalizers,
         metrics: Metrics,
     ) -> None:
         self._api = api
@@ -50,6 +64,7 @@ class Statuses:
         self._specs = specs
         self._gate = gate
         self._recorder = recorder
+        self._finalizers = finalizers
         self._metrics = metrics
 
     async def write(self) -> None:
@@ -58,45 +73,48 @@ class Statuses:
             key = await self._queue.get()
             await self._gate.led()
             await self._specs.settled()
-            entry = self._state.limits.get(key)
+            entry = self._state.resources.get(key)
             if entry is None:
                 self._queue.done(key)
                 continue
             started = monotonic()
-            status = status_of(self._state, entry)
+            looked = look(self._state, entry)
             cost = monotonic() - started
             self._metrics.reconciled("aggregate", cost)
-            await self._settle(key, entry, status, max(QUIET_SECONDS, cost * _TIMES_ITS_COST))
+            try:
+                await self._settle(key, entry, looked)
+            except ApiError as error:
+                self._failed(key, error)
+            else:
+                self._queue.done(key, max(QUIET_SECONDS, cost * _TIMES_ITS_COST))
 
-    async def _settle(self, key: str, entry: ManagedLimit, status: PinLimitStatus, quiet: float) -> None:
-        """Write the status now or later, or not when it is what the API server has."""
-        if status == entry.status:
-            self._queue.done(key, quiet)
-            return
-        if (delay := _delay(entry, status)) > 0:
-            self._queue.add(key, delay)
-            self._queue.done(key, quiet)
-            return
+    async def _settle(self, key: str, entry: Managed, looked: Looked) -> None:
+        """See to the finalizer; write the status now or later, or not when it is what the API server has."""
         try:
-            await self._gate.leave()
-            await self._apply(entry, status)
+            end = await self._finalizers.settle(entry, looked.waits)
         except ApiError as error:
-            self._failed(key, error)
-        else:
-            self._metrics.wrote("status")
-            self._queue.done(key, quiet)
+            self._metrics.wrote("finalizer", error.kind)
+            raise
+        if end.look_after > 0:
+            self._queue.add(key, end.look_after)
+        if end.gone or looked.status == entry.status:
+            return
+        if (delay := _delay(entry, looked.status)) > 0:
+            self._queue.add(key, delay)
+            return
+        await self._gate.leave()
+        try:
+            await self._apply(entry, looked.status)
+        except ApiError as error:
+            self._metrics.wrote("status", error.kind)
+            raise
+        self._metrics.wrote("status")
 
-    async def _apply(self, entry: ManagedLimit, status: PinLimitStatus) -> None:
+    async def _apply(self, entry: Managed, status: Status) -> None:
         seen = entry.seen
-        metadata = {"name": seen.name, "uid": seen.uid}
-        space = ""
-        if seen.namespace:
-            metadata["namespace"] = seen.namespace
-            space = f"namespaces/{seen.namespace}/"
-        path = f"/apis/{_API_VERSION}/{space}{seen.kind.plural}/{seen.name}/status"
-        body = {"apiVersion": _API_VERSION, "kind": seen.kind.__name__, "metadata": metadata}
+        path, body = reference(seen)
         before = entry.status  # the watch may tell of the write before it is answered
-        answer = await self._api.apply(path, {**body, "status": status.to_wire()})
+        answer = await self._api.apply(f"{path}/status", {**body, "status": status.to_wire()})
         version = int(answer["metadata"]["resourceVersion"])
         if version > entry.version:
             entry.status, entry.version = status, version
@@ -104,7 +122,6 @@ class Statuses:
         self._recorder.changed(seen, before, status)
 
     def _failed(self, key: str, error: ApiError) -> None:
-        self._metrics.wrote("status", error.kind)
         if error.status in (404, 409):  # gone, or another one of its name: its watch will tell
             self._queue.done(key, _GONE_SECONDS)
             return
@@ -116,17 +133,25 @@ class Statuses:
         self._queue.failed(key, REFUSED_SECONDS if refused else error.retry_after)
 
 
-def status_of(state: State, entry: ManagedLimit) -> PinLimitStatus:
-    """The status that the limit should have now."""
+def look(state: State, entry: Managed) -> Looked:
+    """What the limit or group should have as its status now, and what its end waits for."""
     now = datetime.now(UTC)
+    if entry.seen.kind is SharedMemoryGroup:
+        return _look_at_group(state, entry, now)
+    return Looked(_limit_status(state, entry, now))
+
+
+def _limit_status(state: State, entry: Managed, now: datetime) -> PinLimitStatus:
     seen = entry.seen
-    if seen.limit is None:
-        return conclude(_unreadable(entry), [], entry.status, now, refusal=Refusal("Invalid", seen.problem))
+    previous = entry.status if isinstance(entry.status, PinLimitStatus) else None
+    if not isinstance(seen.resource, PinLimit | ClusterPinLimit):
+        refusal = Refusal("Invalid", seen.problem)
+        return conclude(_unreadable(entry), [], previous, now, refusal=refusal)
     return aggregate(
-        seen.limit,
+        seen.resource,
         state.world.pods_of(seen.key),
         state.views,
-        entry.status,
+        previous,
         now,
         refusal=state.world.refusal(seen.key),
         overriding=state.world.overriding(seen.key),
@@ -134,21 +159,39 @@ def status_of(state: State, entry: ManagedLimit) -> PinLimitStatus:
     )
 
 
-def _unreadable(entry: ManagedLimit) -> PinLimit:
+def _look_at_group(state: State, entry: Managed, now: datetime) -> Looked:
+    seen, world = entry.seen, state.world
+    name = seen.full_name
+    group = world.groups.get(name)
+    previous = entry.status if isinstance(entry.status, SharedMemoryGroupStatus) else None
+    refusal = world.group_refusal(name) if group else Refusal("Invalid", seen.problem)
+    if group is None or refusal is not None:
+        refusal = refusal or Refusal("Invalid", seen.problem)
+        return Looked(refused_group(_metadata(seen), refusal, previous, now))
+    members, on = world.members_of(name), world.nodes_of_group(name)
+    views = {node: state.view(node) for node in {*members, *on} if node in world.nodes}
+    shares = group_shares(group, members, on, views, state.pod_at, entry.kept_group)
+    status = settled(previous, group_status(group, shares, previous, now))
+    return Looked(status, [share.waits for share in shares if share.waits])
+
+
+def _metadata(seen: Seen) -> ObjectMeta:
+    return ObjectMeta(name=seen.name, namespace=seen.namespace, uid=seen.uid, generation=seen.generation)
+
+
+def _unreadable(entry: Managed) -> PinLimit:
     """Stands for a limit that cannot be read where only its metadata counts."""
-    seen = entry.seen
-    metadata = ObjectMeta(name=seen.name, namespace=seen.namespace, uid=seen.uid, generation=seen.generation)
     spec = PinLimitSpec(pod_selector=LabelSelector(), limit=Quantity(0))
-    return PinLimit(metadata=metadata, spec=spec)
+    return PinLimit(metadata=_metadata(entry.seen), spec=spec)
 
 
-def _delay(entry: ManagedLimit, status: PinLimitStatus) -> float:
+def _delay(entry: Managed, status: Status) -> float:
     """Seconds until this status may be written."""
     figures = _essence(entry.status) == _essence(status)
     return entry.leave.wait(SPARED_BY_FIGURES if figures else 0.0)
 
 
-def _essence(status: PinLimitStatus | None) -> object:
+def _essence(status: Status | None) -> object:
     """What is worth a write at once."""
     if status is None:
         return None

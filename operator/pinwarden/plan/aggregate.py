@@ -8,37 +8,52 @@ It goes in two steps: `summarize` each node, then `conclude` over all. A ceiling
 few nodes have changed, so the caller may keep the shares of the nodes from one call to the next (`Kept`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
-from pinwarden.plan.compile import Limit, Refusal
-from pinwarden.plan.conditions import Verdict, judge, not_accepted
+from pinwarden.plan.compile import Limit
+from pinwarden.plan.conditions import judge
 from pinwarden.plan.recommend import recommend
 from pinwarden.plan.report import NodeView, Use
-from pinwarden.plan.summarize import SILENT, Share, largest, summarize
+from pinwarden.plan.summarize import Share, largest, summarize
+from pinwarden.plan.verdicts import SILENT, Refusal, dated, not_accepted
 from pinwarden.plan.world import Pod
 
+_Resource = TypeVar("_Resource")
+_Share = TypeVar("_Share")
 
-class Kept:
-    """The shares of one limit's nodes, each good while limit and view are the same objects and the pods are equal."""
+
+class KeptShares(Generic[_Share]):
+    """The shares of one resource's nodes, each good while resource and view are the same objects and the pods are equal."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Limit, NodeView, list[Pod], Share]] = {}
+        self._last: dict[str, tuple[object, NodeView, list[Pod], _Share]] = {}
 
     def shares(
-        self, limit: Limit, pods: Mapping[str, list[Pod]], views: Mapping[str, NodeView]
-    ) -> list[Share]:
-        """The share of each node; those of other nodes are forgotten."""
-        now: dict[str, tuple[Limit, NodeView, list[Pod], Share]] = {}
+        self,
+        resource: _Resource,
+        pods: Mapping[str, list[Pod]],
+        views: Mapping[str, NodeView],
+        summarize: Callable[[_Resource, list[Pod], NodeView], _Share],
+    ) -> list[_Share]:
+        """The share of each node, as `summarize` makes it; those of other nodes are forgotten."""
+        now: dict[str, tuple[object, NodeView, list[Pod], _Share]] = {}
         for name, on_node in pods.items():
             view = views[name]
             last = self._last.get(name)
-            same = last is not None and last[0] is limit and last[1] is view and last[2] == on_node
-            now[name] = last if last and same else (limit, view, on_node, summarize(limit, on_node, view))
+            same = last is not None and last[0] is resource and last[1] is view and last[2] == on_node
+            now[name] = (
+                last if last and same else (resource, view, on_node, summarize(resource, on_node, view))
+            )
         self._last = now
         return [share for *_, share in now.values()]
+
+
+class Kept(KeptShares[Share]):
+    """The shares of a limit."""
 
 
 def aggregate(
@@ -63,7 +78,7 @@ def aggregate(
         by_node.setdefault(pod.node, []).append(pod)
     views = {name: nodes.get(name) or NodeView(name) for name in by_node}
     kept = Kept() if kept is None else kept
-    shares = kept.shares(limit, by_node, views)
+    shares = kept.shares(limit, by_node, views, summarize)
     return conclude(limit, shares, previous, now, refusal=refusal, overriding=overriding)
 
 
@@ -81,7 +96,7 @@ def conclude(
     if refusal is not None:
         verdicts = not_accepted(refusal)
         return PinLimitStatus(
-            observed_generation=generation, conditions=_dated(verdicts, previous, now, generation)
+            observed_generation=generation, conditions=dated(verdicts, _conditions(previous), now, generation)
         )
     shares = sorted(shares, key=lambda share: share.node)
     verdicts = judge(limit, shares, sorted(overriding))
@@ -90,7 +105,7 @@ def conclude(
     silent = {share.node for share in shares if share.silent}
     return PinLimitStatus(
         observed_generation=generation,
-        conditions=_dated(verdicts, previous, now, generation),
+        conditions=dated(verdicts, _conditions(previous), now, generation),
         matched_pods=sum(share.pods for share in shares),
         nodes=NodeCount(desired=len(shares), applied=sum(share.acknowledged for share in shares)),
         pinned_bytes=sum(pinned) if pinned else None,
@@ -128,25 +143,5 @@ def _overshoot(shares: Sequence[Share]) -> Overshoot | None:
     return Overshoot(peak_bytes=max(peaks), seconds=max(seconds), count=sum(counts))
 
 
-def _dated(
-    verdicts: Sequence[Verdict], previous: PinLimitStatus | None, now: datetime, generation: int | None
-) -> list[Condition]:
-    """The conditions in order, each with the time when its status last changed; to whole seconds, as Kubernetes writes times."""
-    before = {condition.type: condition for condition in (previous.conditions if previous else [])}
-    dated = []
-    for verdict in verdicts:
-        old = before.get(verdict.type)
-        since = (
-            old.last_transition_time if old and old.status == verdict.status else now.replace(microsecond=0)
-        )
-        dated.append(
-            Condition(
-                type=verdict.type,
-                status=verdict.status,
-                reason=verdict.reason,
-                message=verdict.message,
-                last_transition_time=since,
-                observed_generation=generation,
-            )
-        )
-    return dated
+def _conditions(status: PinLimitStatus | None) -> Sequence[Condition]:
+    return status.conditions if status else ()

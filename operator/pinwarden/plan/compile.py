@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
 from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope, Source
 from pinwarden.api.quantity import MAX_BYTES
+from pinwarden.plan.allowed import Permission
+from pinwarden.plan.fitting import in_turn
+from pinwarden.plan.groups import NOWHERE, Group, Presence, groups_on, node_groups
 from pinwarden.plan.selectors import names_value, selects
+from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import NAME_LABEL, Namespace, Node, Pod
 
 Limit = PinLimit | ClusterPinLimit
@@ -36,14 +40,6 @@ class Settings:
 
     exempt: frozenset[str] = frozenset({"kube-system", "pinwarden-system"})
     unknown_pods: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a limit that the API server stored is not acted on (condition Accepted=False)."""
-
-    reason: str
-    message: str
 
 
 def refusal(limit: Limit) -> Refusal | None:
@@ -106,8 +102,10 @@ def compile_node(
     namespaces: Mapping[str, Namespace],
     limits: Sequence[Limit],
     settings: Settings,
+    groups: Iterable[Group] = (),
+    presence: Presence = NOWHERE,
 ) -> NodePinConfigSpec:
-    """The spec of `node`'s NodePinConfig, from its pods; the same for the same input in any order.
+    """The spec of `node`'s NodePinConfig, from its pods; the same for the same input in any order. `presence` is what it tells of groups.
 
     A pod whose namespace is not known is matched as if the namespace had no labels but its name. A terminal pod is left out.
     """
@@ -117,7 +115,9 @@ def compile_node(
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
         return Hold.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
 
-    return assemble(((pod, hold(pod)) for pod in pods if not pod.terminal), settings)
+    live = [pod for pod in pods if not pod.terminal]
+    there = groups_on(groups, live, namespaces, presence)
+    return assemble(((pod, hold(pod)) for pod in live), there, settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,14 @@ class Hold:
         )
 
 
-def assemble(held: Iterable[tuple[Pod, Hold]], settings: Settings) -> NodePinConfigSpec:
-    """The spec of a node with these pods, each with what holds for it."""
+def assemble(
+    held: Iterable[tuple[Pod, Hold]], groups: Sequence[tuple[Group, Permission]], settings: Settings
+) -> NodePinConfigSpec:
+    """The spec of a node with these pods, each with what holds for it, and with these groups."""
     held = list(held)
-    limits = _fitting({name: limit for _, hold in held for name, limit in hold.limits.items()})
+    found = {name: limit for _, hold in held for name, limit in hold.limits.items()}
+    fitting = in_turn(sorted(found), MAX_NODE_LIMITS)
+    limits = {name: found[name] for name in fitting}
     pods = []
     for pod, hold in held:
         names = sorted(pod.containers) if hold.by_container else []
@@ -156,20 +160,8 @@ def assemble(held: Iterable[tuple[Pod, Hold]], settings: Settings) -> NodePinCon
         unknown_pods=settings.unknown_pods,
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
+        groups=node_groups(groups, [pod for pod, _ in held]) if groups else [],
     )
-
-
-def _fitting(limits: Mapping[str, NodeLimit]) -> Mapping[str, NodeLimit]:
-    """At most `MAX_NODE_LIMITS` of them: those of no namespace first, then the first of each namespace, the second of each, ..."""
-    if len(limits) <= MAX_NODE_LIMITS:
-        return limits
-    turns: dict[str, int] = {}
-    order = []
-    for name in sorted(limits):
-        namespace = name.partition("/")[0] if "/" in name else ""
-        turns[namespace] = turns.get(namespace, 0) + 1
-        order.append((turns[namespace] if namespace else 0, name))
-    return {name: limits[name] for _, name in sorted(order)[:MAX_NODE_LIMITS]}
 
 
 def reach(limit: Limit, matching: Sequence[Limit]) -> int | None:

@@ -1,35 +1,28 @@
 """The conditions of a limit, judged from the shares of its nodes.
 
 Each function below is one condition, in the order in which they stand in status. A definite failure comes before what is not known, and
-that before success: a limit is called enforced only where nothing speaks against it (H1). Messages name at most `NAMED` subjects, so that
-a limit over 150,000 pods has a status that a person can read.
+that before success: a limit is called enforced only where nothing speaks against it (H1).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.compile import Limit, Refusal
-from pinwarden.plan.summarize import NAMED, NOT_REPORTED, PENDING, SILENT, Findings, Share
-
-Status = Literal["True", "False", "Unknown"]
-
-
-class Verdict(NamedTuple):
-    """A condition without its times."""
-
-    type: str
-    status: Status
-    reason: str
-    message: str
-
-
-def not_accepted(refusal: Refusal) -> list[Verdict]:
-    """The conditions of a limit that is not acted on."""
-    return [
-        Verdict("Ready", "False", refusal.reason, refusal.message),
-        Verdict("Accepted", "False", refusal.reason, refusal.message),
-    ]
+from pinwarden.plan.compile import Limit
+from pinwarden.plan.summarize import Share
+from pinwarden.plan.verdicts import (
+    NOT_REPORTED,
+    PENDING,
+    SILENT,
+    TRUNCATED,
+    Answer,
+    Findings,
+    Verdict,
+    counted,
+    few,
+    main_reason,
+    summary,
+    tell,
+)
 
 
 def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> list[Verdict]:
@@ -52,20 +45,14 @@ def ready(limit: Limit, parts: Sequence[Verdict]) -> Verdict:
         needed.append("Enforced")
     if limit.spec.grant:
         needed.append("Granted")
-    verdicts = {verdict.type: verdict for verdict in parts}
-    for name in needed:
-        verdict = verdicts[name]
-        if verdict.status != "True":
-            return Verdict("Ready", verdict.status, verdict.reason, verdict.message)
-    last = verdicts["Enforced" if limit.spec.enforcement is Enforcement.ENFORCE else "Applied"]
-    return Verdict("Ready", "True", last.reason, last.message)
+    return summary(parts, needed, "Enforced" if "Enforced" in needed else "Applied")
 
 
 def accepted(overriding: Sequence[str]) -> Verdict:
     """Whether pinwarden acts on the limit; says when it adds nothing to others (P13)."""
     if not overriding:
         return Verdict("Accepted", "True", "Accepted", "The limit holds beside all others.")
-    named = _few([f"{name!r}" for name in overriding])
+    named = few([f"{name!r}" for name in overriding])
     return Verdict(
         "Accepted",
         "True",
@@ -74,19 +61,19 @@ def accepted(overriding: Sequence[str]) -> Verdict:
     )
 
 
-def applied(shares: Sequence[Share]) -> Verdict:
+def applied(shares: Sequence[Answer]) -> Verdict:
     """Whether every node with a matching pod acknowledged this very spec."""
     if not shares:
         return Verdict("Applied", "True", "NoPods", "No pod matches.")
     refused = Findings.of(share.refused for share in shares if share.refused and not share.acknowledged)
     if refused:
-        return Verdict("Applied", "False", _reason(refused), _tell("Not taken", refused))
-    if silent := _silent(shares):
+        return Verdict("Applied", "False", main_reason(refused), tell("Not taken", refused))
+    if silent := silent_nodes(shares):
         return Verdict("Applied", "Unknown", SILENT, f"No answer from the agent of {silent}.")
     missing = [f"node {share.node}" for share in shares if not share.acknowledged]
     if missing:
-        return Verdict("Applied", "False", PENDING, f"Not acknowledged yet by {_few(missing)}.")
-    return Verdict("Applied", "True", "Acknowledged", f"Acknowledged by {_count(len(shares), 'node')}.")
+        return Verdict("Applied", "False", PENDING, f"Not acknowledged yet by {few(missing)}.")
+    return Verdict("Applied", "True", "Acknowledged", f"Acknowledged by {counted(len(shares), 'node')}.")
 
 
 def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
@@ -97,10 +84,10 @@ def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
         return Verdict("Enforced", "True", "NoPods", "No pod matches, so there is none to hold.")
     unheld = Findings.all(share.unheld for share in shares)
     if unheld:
-        return Verdict("Enforced", "False", _reason(unheld), _tell("Not held", unheld))
-    if silent := _silent(shares):
+        return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))
+    if silent := silent_nodes(shares):
         return Verdict("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    pods = _count(sum(share.pods for share in shares), "pod")
+    pods = counted(sum(share.pods for share in shares), "pod")
     level = f"{limit.spec.minimum_level} or better"
     return Verdict("Enforced", "True", "Enforced", f"{pods} held at {level}{_beside(shares)}.")
 
@@ -123,17 +110,17 @@ def complete(shares: Sequence[Share]) -> Verdict:
         )
     unreported = Findings.all(share.unreported for share in shares if not share.silent)
     if unreported:
-        reason = "Truncated" if any(share.truncated for share in shares) else NOT_REPORTED
+        reason = TRUNCATED if any(share.truncated for share in shares) else NOT_REPORTED
         return Verdict(
-            "Complete", "False", reason, _tell("Figures are lower bounds: not reported", unreported)
+            "Complete", "False", reason, tell("Figures are lower bounds: not reported", unreported)
         )
-    if silent := _silent(shares):
+    if silent := silent_nodes(shares):
         return Verdict(
             "Complete", "Unknown", SILENT, f"Figures may be stale: no answer from the agent of {silent}."
         )
     missing = [f"node {share.node}" for share in shares if not share.reported]
     if missing:
-        return Verdict("Complete", "Unknown", NOT_REPORTED, f"Nothing reported yet by {_few(missing)}.")
+        return Verdict("Complete", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
     return Verdict("Complete", "True", "AllCounted", "Every selected source is counted; figures are sampled.")
 
 
@@ -143,15 +130,15 @@ def within_limit(shares: Sequence[Share]) -> Verdict:
         return Verdict("WithinLimit", "True", "NoPods", "No pod matches.")
     over = Findings.all(share.over for share in shares if not share.silent)
     if over:
-        return Verdict("WithinLimit", "False", "OverLimit", _tell("Over the limit as last sampled", over))
-    if silent := _silent(shares):
+        return Verdict("WithinLimit", "False", "OverLimit", tell("Over the limit as last sampled", over))
+    if silent := silent_nodes(shares):
         return Verdict("WithinLimit", "Unknown", SILENT, f"No answer from the agent of {silent}.")
     unjudged = Findings.all(share.unjudged for share in shares)
     if unjudged:
-        return Verdict("WithinLimit", "Unknown", _reason(unjudged), _tell("Use not known", unjudged))
+        return Verdict("WithinLimit", "Unknown", main_reason(unjudged), tell("Use not known", unjudged))
     missing = [f"node {share.node}" for share in shares if not share.reported]
     if missing:
-        return Verdict("WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {_few(missing)}.")
+        return Verdict("WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
     return Verdict(
         "WithinLimit", "True", "Sampled", f"At or under the limit as last sampled{_beside(shares)}."
     )
@@ -184,33 +171,6 @@ def _beside(shares: Iterable[Share]) -> str:
     return f", not counting {', '.join(missing)}" if missing else ""
 
 
-def _silent(shares: Iterable[Share]) -> str:
-    return _few([f"node {share.node}" for share in shares if share.silent])
-
-
-def _reason(findings: Findings) -> str:
-    """The most frequent reason, the first in order among equals; what is only pending gives way to what will not pass by itself."""
-    counts = findings.counts
-    lasting = {reason: count for reason, count in counts.items() if reason != PENDING} or counts
-    return min(lasting, key=lambda reason: (-lasting[reason], reason))
-
-
-def _tell(what: str, findings: Findings) -> str:
-    lasting = sorted(findings.named, key=lambda finding: finding.reason == PENDING)
-    texts = [
-        f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
-        for each in lasting[:NAMED]
-    ]
-    return f"{what}: {'; '.join(texts)}{_more(sum(findings.counts.values()))}."
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + _more(len(names))
-
-
-def _more(count: int) -> str:
-    return f" and {count - NAMED} more" if count > NAMED else ""
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def silent_nodes(shares: Iterable[Answer]) -> str:
+    """Some of the nodes whose agents are silent; empty where none is."""
+    return few([f"node {share.node}" for share in shares if share.silent])

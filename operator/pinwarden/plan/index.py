@@ -11,29 +11,33 @@ A pod that is terminal or not bound to a node is seen as gone. A pod may come be
 matched as if they had no labels (a namespace: none but its name), and matched again when they come.
 """
 
-from collections.abc import Iterable, Iterator, KeysView, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
-from pinwarden.plan.compile import Hold, Limit, Refusal, Settings, assemble, limit_name, refusal
+from pinwarden.plan.attach import UNTOUCHED, Attached, Touched
+from pinwarden.plan.compile import Hold, Limit, Settings, assemble, limit_name, refusal
+from pinwarden.plan.groups import Group, Presence
 from pinwarden.plan.imply import overriding
 from pinwarden.plan.match import Combination, Matcher
+from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import Namespace, Node, Pod
 
 _T = TypeVar("_T")
 
 
 class Dirty(NamedTuple):
-    """What to look at again: known nodes whose spec could differ, and limits (`limit_name`) whose status could."""
+    """What to look at again: known nodes whose spec could differ; limits (`limit_name`) and groups (`Group.name`) whose status could."""
 
     nodes: frozenset[str] = frozenset()
     limits: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
 
     def __or__(self, other: "Dirty") -> "Dirty":
         """Both together."""
-        return Dirty(self.nodes | other.nodes, self.limits | other.limits)
+        return Dirty(self.nodes | other.nodes, self.limits | other.limits, self.groups | other.groups)
 
 
 CLEAN = Dirty()
@@ -46,7 +50,7 @@ class _Entry:
 
 
 class World:
-    """Pods, nodes, namespaces and limits; each `put_*` and `remove_*` tells what it made dirty.
+    """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` tells what it made dirty.
 
     Putting an object that changes nothing, and removing one that is not there, dirties nothing. Nothing here does I/O or blocks; it is
     for one thread (the event loop). Pods are known by the API object's UID, limits by `limit_name`.
@@ -63,6 +67,7 @@ class World:
         self._by_namespace: dict[str, set[str]] = {}
         self._groups: dict[Combination, set[str]] = {}
         self._combinations: dict[str, set[Combination]] = {}
+        self._attached = Attached()
 
     # -- what the controller feeds ---------------------------------------------------------------------------------
 
@@ -81,11 +86,12 @@ class World:
             self._by_node.setdefault(pod.node, set()).add(pod.uid)
             self._by_namespace.setdefault(pod.namespace, set()).add(pod.uid)
             self._join(new)
-            return self._dirty([pod.node], new.matching)
+            return self._dirty([pod.node], new.matching) | self._touched(self._attached.put_pod(None, pod))
         self._regroup(new, old.matching)
         limits = {*old.matching, *new.matching} if self._differs(old, new) else ()
         changed = self._contribution(old) != self._contribution(new)
-        return self._dirty([pod.node] if changed else [], limits)
+        touched = self._touched(self._attached.put_pod(old.pod, pod))
+        return self._dirty([pod.node] if changed else [], limits) | touched
 
     def remove_pod(self, uid: str) -> Dirty:
         """Forget the pod with this API UID."""
@@ -95,7 +101,8 @@ class World:
         _discard(self._by_node, entry.pod.node, uid)
         _discard(self._by_namespace, entry.pod.namespace, uid)
         self._leave(entry)
-        return self._dirty([entry.pod.node], entry.matching)
+        touched = self._touched(self._attached.remove_pod(entry.pod))
+        return self._dirty([entry.pod.node], entry.matching) | touched
 
     def put_node(self, node: Node) -> Dirty:
         """Take a node as it is now; only its name and labels matter."""
@@ -104,7 +111,7 @@ class World:
             return CLEAN
         self._matcher.put_node(node)
         if old is None:
-            dirty = self._dirty([node.name], self.limits_on(node.name))
+            dirty = self._dirty([node.name], self.limits_on(node.name), self.groups_on(node.name))
             return dirty | self._rematch(self._by_node.get(node.name, ()))
         return self._rematch(self._by_node.get(node.name, ()))
 
@@ -113,21 +120,24 @@ class World:
         if name not in self._matcher.nodes:
             return CLEAN
         self._matcher.remove_node(name)
-        return self._dirty([], self.limits_on(name)) | self._rematch(self._by_node.get(name, ()))
+        dirty = self._dirty([], self.limits_on(name), self.groups_on(name))
+        return dirty | self._rematch(self._by_node.get(name, ()))
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
-        """Take a namespace as it is now; only its name and labels matter."""
+        """Take a namespace as it is now."""
         if self._matcher.namespaces.get(namespace.name) == namespace:
             return CLEAN
         self._matcher.put_namespace(namespace)
-        return self._rematch(self._by_namespace.get(namespace.name, ()))
+        touched = self._touched(self._attached.put_namespace(namespace))
+        return self._rematch(self._by_namespace.get(namespace.name, ())) | touched
 
     def remove_namespace(self, name: str) -> Dirty:
         """Forget a namespace."""
         if name not in self._matcher.namespaces:
             return CLEAN
         self._matcher.remove_namespace(name)
-        return self._rematch(self._by_namespace.get(name, ()))
+        touched = self._touched(self._attached.put_namespace(Namespace(name)))
+        return self._rematch(self._by_namespace.get(name, ())) | touched
 
     def put_limit(self, limit: Limit) -> Dirty:
         """Take a limit as it is now; an event that changes neither its spec nor its UID dirties nothing.
@@ -163,6 +173,20 @@ class World:
         self._rematch([uid for pods in self._groups_with(name) for uid in pods])
         return self._dirty([], [name]) | before
 
+    def put_group(self, group: Group) -> Dirty:
+        """Take a group as it is now; an event that changes nothing that the rules read dirties nothing."""
+        pods = [self._pods[uid].pod for uid in self._by_namespace.get(group.namespace, ())]
+        return self._touched(self._attached.put_group(group, pods, self.namespace(group.namespace)))
+
+    def remove_group(self, name: str) -> Dirty:
+        """Forget a group; its own name is in the answer, so that what the caller keeps of it can go too."""
+        namespace = self.namespace(name.partition("/")[0])
+        return self._touched(self._attached.remove_group(name, namespace))
+
+    def put_presence(self, node: str, presence: Presence) -> Dirty:
+        """Take what a node tells of groups, whatever pods run there."""
+        return self._touched(self._attached.put_presence(node, presence))
+
     # -- what the controller asks ----------------------------------------------------------------------------------
 
     @property
@@ -197,7 +221,8 @@ class World:
         """
         _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
-        return assemble(((entry.pod, self._hold(entry.matching)) for entry in entries), self._settings)
+        held = ((entry.pod, self._hold(entry.matching)) for entry in entries)
+        return assemble(held, self._attached.found_on(node), self._settings)
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this API UID, None when it is not in."""
@@ -225,6 +250,36 @@ class World:
         return overriding(
             limit, [self._limits_of(combination) for combination in self._combinations.get(name, ())]
         )
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace, without labels and allowances while it is not known."""
+        return self._matcher.namespaces.get(name) or Namespace(name)
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The SharedMemoryGroups by name, refused ones too."""
+        return self._attached.groups
+
+    def group_refusal(self, name: str) -> Refusal | None:
+        """Why the group is not acted on, None when it is."""
+        return self._attached.refusal(name)
+
+    def groups_on(self, node: str) -> frozenset[str]:
+        """The groups whose status may change when the node's agent reports."""
+        return self._attached.on(node)
+
+    def nodes_of_group(self, name: str) -> frozenset[str]:
+        """The known nodes that the group is on: with a member pod, or with something that the node tells of it."""
+        return self._attached.nodes(name) & self._matcher.nodes.keys()
+
+    def members_of(self, name: str) -> Mapping[str, Sequence[Pod]]:
+        """By node: the pods that are attached to the group, also on nodes that are not known."""
+        members = self._attached.members(name)
+        return {node: [self._pods[uid].pod for uid in sorted(uids)] for node, uids in members.items()}
+
+    def presence(self, node: str) -> Presence:
+        """What the node told last of groups."""
+        return self._attached.presence(node)
 
     # -- matching and grouping -------------------------------------------------------------------------------------
 
@@ -301,8 +356,14 @@ class World:
         nodes = {self._pods[uid].pod.node for group in self._groups_with(name) for uid in group}
         return self._dirty(nodes, (other for names in self._combinations.get(name, ()) for other in names))
 
-    def _dirty(self, nodes: Iterable[str], limits: Iterable[str]) -> Dirty:
-        return Dirty(frozenset(node for node in nodes if node in self._matcher.nodes), frozenset(limits))
+    def _dirty(self, nodes: Iterable[str], limits: Iterable[str], groups: Iterable[str] = ()) -> Dirty:
+        known = frozenset(node for node in nodes if node in self._matcher.nodes)
+        return Dirty(known, frozenset(limits), frozenset(groups))
+
+    def _touched(self, touched: Touched) -> Dirty:
+        if touched is UNTOUCHED:
+            return CLEAN
+        return self._dirty(touched.nodes, (), touched.groups)
 
 
 def _discard(sets: dict[str, set[_T]], key: str, value: _T) -> None:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pinwarden.api.nodepinconfig import (
+    GroupReport,
     NodePinConfig,
     NodePinConfigSpec,
     NodePinConfigStatus,
@@ -24,7 +25,9 @@ from pinwarden.api.nodepinconfig import (
     UnsupportedReport,
 )
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.plan.compile import MAX_NODE_LIMITS
+from pinwarden.plan.groups import Presence
 
 
 class Asked(NamedTuple):
@@ -72,7 +75,8 @@ class NodeView:
     """One node as the aggregation reads it.
 
     `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one.
-    `silent` until the agent is known to be alive; `reported` once it wrote a status.
+    `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
+    SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold; `stored_groups` are those that the API server's spec has.
     """
 
     name: str
@@ -88,10 +92,14 @@ class NodeView:
     truncated: bool = False
     reported: bool = False
     silent: bool = True
+    groups: Mapping[str, GroupReport] = field(default_factory=dict)
+    asked_groups: Mapping[str, str] = field(default_factory=dict)
+    stored_groups: frozenset[str] = frozenset()
 
     def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
         """The view after the operator compiled `spec` for the node, written or not."""
-        return replace(self, asked=_asks(spec), full=len(spec.limits) >= MAX_NODE_LIMITS)
+        groups = {group.uid: group.hash for group in spec.groups}
+        return replace(self, asked=_asks(spec), full=len(spec.limits) >= MAX_NODE_LIMITS, asked_groups=groups)
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
         """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
@@ -116,11 +124,29 @@ class NodeView:
             overshoots=tuple(status.overshoots),
             truncated=status.truncated,
             reported=config.status is not None,
+            groups={group.uid: group for group in status.groups},
+            stored_groups=frozenset(group.uid for group in config.spec.groups),
         )
 
     def without_object(self) -> "NodeView":
         """The view after the NodePinConfig was deleted: nothing is known of what the agent took or holds."""
-        return NodeView(self.name, asked=self.asked, full=self.full, silent=self.silent)
+        return NodeView(
+            self.name,
+            asked=self.asked,
+            full=self.full,
+            silent=self.silent,
+            asked_groups=self.asked_groups,
+        )
+
+    def presence(self, before: Presence) -> Presence:
+        """What the node tells of groups; without a report, as it told `before`: an object that was made anew takes nothing back."""
+        unreleased = frozenset(
+            uid for uid, report in self.groups.items() if report.phase is not Phase.RELEASED
+        )
+        return Presence(
+            unreleased=unreleased if self.reported else before.unreleased,
+            asked=self.stored_groups | self.asked_groups.keys(),
+        )
 
     def with_silent(self, silent: bool) -> "NodeView":
         """The view after the node's agent fell silent, or was heard again."""

@@ -6,71 +6,31 @@ Who is held is for the pod's own report to say (H1): its level is over everythin
 node holds less well for others does not speak against it. Where a pod's level is too low, or not known, such sources tell why.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import nsmallest
-from typing import Final, NamedTuple
 
 from pinwarden.api.nodepinconfig import UnsupportedReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimitSpec, Scope, Source
 from pinwarden.plan.compile import MAX_NODE_LIMITS, MAX_POD_LIMITS, Limit
 from pinwarden.plan.report import Asked, NodeView, Use
+from pinwarden.plan.verdicts import (
+    LEVEL_TOO_LOW,
+    NAMED,
+    NOT_REPORTED,
+    NOTHING,
+    PENDING,
+    UNSUPPORTED,
+    Finding,
+    Findings,
+)
 from pinwarden.plan.world import Pod
 
 TOP = 10
-NAMED = 3
-
-PENDING = "Pending"
-SILENT = "AgentSilent"
-UNSUPPORTED = "Unsupported"
 NOT_COUNTED = "NotCounted"
-NOT_REPORTED = "NotReported"
-LEVEL_TOO_LOW = "LevelTooLow"
 TOO_MANY_LIMITS = "TooManyLimits"
 ROOM = f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node"
-
-
-class Finding(NamedTuple):
-    """Something that a condition names: what it is about (pod, node, source), a reason in one word, and details."""
-
-    subject: str
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Many findings in little room: how many there are of each reason, and the first `NAMED` of each."""
-
-    counts: Mapping[str, int]
-    named: tuple[Finding, ...]
-
-    @classmethod
-    def of(cls, found: Iterable[Finding]) -> "Findings":
-        """All of `found`, in its order."""
-        counts: dict[str, int] = {}
-        named = []
-        for finding in found:
-            count = counts[finding.reason] = counts.get(finding.reason, 0) + 1
-            if count <= NAMED:
-                named.append(finding)
-        return cls(counts, tuple(named)) if counts else _NOTHING
-
-    @classmethod
-    def all(cls, parts: Iterable["Findings"]) -> "Findings":
-        """Several together, in their order."""
-        parts = [part for part in parts if part]
-        counts = sum((Counter(part.counts) for part in parts), Counter())
-        named = Findings.of(finding for part in parts for finding in part.named).named
-        return cls(counts, named)
-
-    def __bool__(self) -> bool:
-        return bool(self.counts)
-
-
-_NOTHING: Final = Findings({}, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +70,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     asked = {pod.uid: _asked(view, pod, uid) for pod in pods}
     wanted = {ask for ask in asked.values() if ask is not None}
     uses = {pod.uid: view.pods.get(pod.cgroup_uid) for pod in pods}
-    unsupported = _unsupported(view, uid)
+    unsupported = unsupported_on(view, uid)
     crowded = (
         Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
         for pod in pods
@@ -145,8 +105,8 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         acknowledged=None not in asked.values()
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
-        refused=unsupported or next(crowded, None) or _problem(view),
-        unheld=_NOTHING if view.silent else Findings.of(unheld()),
+        refused=unsupported or next(crowded, None) or problem_on(view),
+        unheld=NOTHING if view.silent else Findings.of(unheld()),
         uncounted=uncounted if view.reported else frozenset(),
         unreported=Findings.of(unreported),
         over=Findings.of(over),
@@ -177,12 +137,12 @@ def _name(pod: Pod) -> str:
     return f"pod {pod.namespace}/{pod.name}"
 
 
-def _unsupported(view: NodeView, uid: str) -> Finding | None:
-    """What the agent said of this very limit."""
+def unsupported_on(view: NodeView, uid: str) -> Finding | None:
+    """What the agent said of this very limit or group."""
     return _from_agent(view, view.unsupported.get(uid))
 
 
-def _problem(view: NodeView) -> Finding | None:
+def problem_on(view: NodeView) -> Finding | None:
     """Why the agent did not take the newest spec at all, so that what it has not acknowledged stays so."""
     return _from_agent(view, view.problem)
 
@@ -236,7 +196,7 @@ def _unheld(
         return Finding(_name(pod), PENDING, f"it has not started, and on its node {weak}") if weak else None
     taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
     if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
-        problem = _problem(view)
+        problem = problem_on(view)
         return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
     if use is None:
         return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")

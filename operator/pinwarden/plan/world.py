@@ -14,10 +14,15 @@ NAME_LABEL = "kubernetes.io/metadata.name"
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace; the API server puts its name among its labels (`NAME_LABEL`)."""
+    """A namespace; the API server puts its name among its labels (`NAME_LABEL`).
+
+    `allowed` is the text of the annotation `plan.allowed.ANNOTATION`; `terminating` says that it is being deleted.
+    """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    allowed: str = ""
+    terminating: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,108 @@
+"""The finalizer of a SharedMemoryGroup: it cannot go while its end is waited for (M10).
+
+It is set before any node is asked to hold the group, and removed once every node has released it. Nothing is waited for in vain: not a node
+that is gone, and not for longer than `LEFT_SECONDS` one whose agent is silent or does not understand the group, or, when the namespace is
+being deleted, one without a member pod. What may be left on such a node an Event tells. A group that is not acted on, or whose policy is
+Orphan, has no finalizer.
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.controller.client import Api, Json
+from pinwarden.controller.events import Happening, Recorder
+from pinwarden.controller.gate import Gate
+from pinwarden.controller.limits import Seen, read, reference
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.state import Managed, State
+from pinwarden.plan.group_share import Wait
+from pinwarden.plan.groups import FINALIZER
+
+FIELD_MANAGER = "pinwarden-operator-finalizer"
+LEFT_SECONDS = 120.0
+
+
+class End(NamedTuple):
+    """Whether the group is gone by now, and in how many seconds its end must be looked at again; 0 for when something changes."""
+
+    gone: bool = False
+    look_after: float = 0.0
+
+
+class Finalizers:
+    """Sets and removes it. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        api: Api,
+        state: State,
+        gate: Gate,
+        recorder: Recorder,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._api = api
+        self._state = state
+        self._gate = gate
+        self._recorder = recorder
+        self._metrics = metrics
+        self._clock = clock
+        self._stuck: dict[str, dict[str, float]] = {}
+
+    async def settle(self, entry: Managed, waits: Sequence[Wait]) -> End:
+        """Give a resource the finalizer that it needs, or take it away; `waits` is what its end waits for. Raises ApiError."""
+        seen = entry.seen
+        if seen.kind is not SharedMemoryGroup:
+            return End()
+        if seen.deleting and not seen.finalizers:
+            return End(gone=True)
+        drains = self._drains(seen)
+        if drains and seen.deleting and (delay := self._delay(seen, waits)) is not None:
+            return End(look_after=delay)
+        wanted = drains and not seen.deleting
+        if wanted == (FINALIZER in seen.finalizers):
+            return End()
+        await self._gate.leave()
+        answer = read(SharedMemoryGroup, await self._apply(seen, wanted=wanted))
+        self._metrics.wrote("finalizer")
+        self._state.answered(answer)
+        for wait in waits if drains else ():
+            self._recorder.happened(seen, _left(wait))
+        return End(gone=answer.deleting and not answer.finalizers)
+
+    async def _apply(self, seen: Seen, *, wanted: bool) -> Json:
+        path, body = reference(seen)
+        if wanted:
+            body["metadata"]["finalizers"] = [FINALIZER]
+        return await self._api.apply(path, body, FIELD_MANAGER)
+
+    def _drains(self, seen: Seen) -> bool:
+        """Whether the group is acted on, and its end waited for."""
+        group = self._state.world.groups.get(seen.full_name)
+        return group is not None and group.drains and self._state.world.group_refusal(group.name) is None
+
+    def _delay(self, seen: Seen, waits: Sequence[Wait]) -> float | None:
+        """None once nothing is waited for but in vain; else the seconds until that may be so, 0 where something may still come."""
+        now = self._clock()
+        before = self._stuck.get(seen.uid, {})
+        since = {wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(seen, wait)}
+        left = max((at + LEFT_SECONDS - now for at in since.values()), default=0.0)
+        if len(since) == len(waits) and left <= 0:
+            self._stuck.pop(seen.uid, None)
+            return None
+        self._stuck = {uid: kept for uid, kept in self._stuck.items() if self._state.seen_as(uid)}
+        self._stuck[seen.uid] = since
+        return left if len(since) == len(waits) else 0.0
+
+    def _in_vain(self, seen: Seen, wait: Wait) -> bool:
+        world = self._state.world
+        abandoned = world.namespace(seen.namespace or "").terminating
+        return bool(wait.stuck) or (abandoned and not world.members_of(seen.full_name).get(wait.node))
+
+
+def _left(wait: Wait) -> Happening:
+    amount = "an unknown number of bytes" if wait.charge is None else f"{wait.charge} bytes"
+    note = f"Not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
+    return Happening("Warning", "LeftOnNode", "Drain", note)

@@ -1,0 +1,119 @@
+"""The conditions of a SharedMemoryGroup, judged from the shares of its nodes; as `conditions` for limits.
+
+A definite failure comes before what is not known, and that before success (H1).
+"""
+
+from collections.abc import Sequence
+
+from pinwarden.api.pinlimit import Enforcement
+from pinwarden.plan.conditions import applied, silent_nodes
+from pinwarden.plan.group_share import GroupShare, Wait
+from pinwarden.plan.groups import Group
+from pinwarden.plan.verdicts import (
+    NOT_REPORTED,
+    SILENT,
+    Findings,
+    Verdict,
+    counted,
+    few,
+    main_reason,
+    summary,
+    tell,
+)
+
+NO_LIMITS = "NoLimits"
+
+
+def judge_group(group: Group, shares: Sequence[GroupShare]) -> list[Verdict]:
+    """The conditions of an accepted group: Ready first, then what it sums up; Drained only while its end is waited for."""
+    with_pods = [share for share in shares if share.pods]
+    parts = [
+        Verdict("Accepted", "True", "Accepted", "The group is accounted for on each node that has it."),
+        applied(with_pods),
+        enforced(group, with_pods),
+        complete(shares),
+        within_limit(group, shares),
+        *([drained(shares)] if group.draining else []),
+    ]
+    needed = ["Accepted", "Applied"]
+    if group.resource.spec.enforcement is Enforcement.ENFORCE:
+        needed.append("Enforced")
+    if group.draining:
+        needed.insert(1, "Drained")
+    return [summary(parts, needed, needed[-1]), *parts]
+
+
+def enforced(group: Group, shares: Sequence[GroupShare]) -> Verdict:
+    """Whether every pod with a borrow limit is held to it at the level asked for, and who is not (H1, M8)."""
+    spec = group.resource.spec
+    if spec.enforcement is Enforcement.AUDIT:
+        return Verdict("Enforced", "False", "Audit", "The borrow limits are evaluated and refuse nothing.")
+    if all(member.borrow_limit is None for member in spec.members):
+        return Verdict("Enforced", "True", NO_LIMITS, "No borrowLimit is set, so there is none to enforce.")
+    limited = [share for share in shares if share.limited]
+    if not limited:
+        return Verdict(
+            "Enforced", "True", "NoPods", "No pod has a borrowLimit to hold, as no such pod matches."
+        )
+    if unheld := Findings.all(share.unheld for share in limited):
+        return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))
+    if silent := silent_nodes(limited):
+        return Verdict("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
+    if unknown := Findings.all(share.unknown for share in limited):
+        return Verdict("Enforced", "Unknown", main_reason(unknown), tell("Not known to be held", unknown))
+    pods = counted(sum(share.limited for share in limited), "pod")
+    return Verdict("Enforced", "True", "Enforced", f"{pods} held at {spec.minimum_level} or better.")
+
+
+def complete(shares: Sequence[GroupShare]) -> Verdict:
+    """Whether the figures take in every object and borrower; otherwise they are lower bounds (H2)."""
+    if not shares:
+        return Verdict("Complete", "True", "NoPods", "No pod matches.")
+    if missing := Findings.all(share.missing for share in shares if not share.silent):
+        return Verdict(
+            "Complete", "False", main_reason(missing), tell("Figures are lower bounds: not known", missing)
+        )
+    return _unanswered("Complete", shares) or Verdict(
+        "Complete", "True", "AllCounted", "Every object and borrower is counted; figures are sampled."
+    )
+
+
+def within_limit(group: Group, shares: Sequence[GroupShare]) -> Verdict:
+    """Whether what was last sampled stays at or under capacity and borrow limits, and only members borrow (M2, M8)."""
+    if not shares:
+        return Verdict("WithinLimit", "True", "NoPods", "No pod matches.")
+    if over := Findings.all(share.over for share in shares if not share.silent):
+        return Verdict("WithinLimit", "False", main_reason(over), tell("As last sampled", over))
+    spec = group.resource.spec
+    if spec.capacity is None and all(member.borrow_limit is None for member in spec.members):
+        return Verdict("WithinLimit", "True", NO_LIMITS, "Neither capacity nor borrowLimit is set.")
+    if unjudged := Findings.all(share.unjudged for share in shares if not share.silent):
+        return Verdict("WithinLimit", "Unknown", main_reason(unjudged), tell("Use not known", unjudged))
+    return _unanswered("WithinLimit", shares) or Verdict(
+        "WithinLimit", "True", "Sampled", "At or under every limit as last sampled."
+    )
+
+
+def drained(shares: Sequence[GroupShare]) -> Verdict:
+    """Whether its end is waited for no more, and else by whom (M10)."""
+    waits = [share.waits for share in shares if share.waits]
+    if not waits:
+        return Verdict("Drained", "True", "Released", "Nothing of it is used or left on any node.")
+    return Verdict("Drained", "False", "Draining", f"Waits for {few([_wait(each) for each in waits])}.")
+
+
+def _wait(wait: Wait) -> str:
+    """A node with some of the pods that use the group there."""
+    pods = f"pods {few(wait.users)}" if len(wait.users) > 1 else f"pod {few(wait.users)}"
+    details = ": ".join(each for each in (pods if wait.users else "", wait.why) if each)
+    return f"node {wait.node} ({details})" if details else f"node {wait.node}"
+
+
+def _unanswered(kind: str, shares: Sequence[GroupShare]) -> Verdict | None:
+    """That agents are silent, or have reported nothing yet."""
+    if silent := silent_nodes(shares):
+        return Verdict(kind, "Unknown", SILENT, f"No answer from the agent of {silent}.")
+    missing = [f"node {share.node}" for share in shares if share.report is None]
+    if missing:
+        return Verdict(kind, "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
+    return None

@@ -1,0 +1,146 @@
+"""From what the nodes report to the status of one SharedMemoryGroup; as `aggregate` for limits.
+
+A result that differs from the status that stands only in when it was sampled is no news for a while: `settled` takes the old one then.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from heapq import nsmallest
+
+from pinwarden.api.meta import ObjectMeta
+from pinwarden.api.pinlimit import NodeCount
+from pinwarden.api.sharedmemorygroup import (
+    Borrower,
+    GroupNode,
+    Phase,
+    SharedMemoryGroupStatus,
+)
+from pinwarden.plan.aggregate import KeptShares
+from pinwarden.plan.group_conditions import judge_group
+from pinwarden.plan.group_share import Find, GroupShare, summarize_group
+from pinwarden.plan.groups import Group
+from pinwarden.plan.report import NodeView
+from pinwarden.plan.verdicts import NOT_REPORTED, SILENT, Refusal, dated, not_accepted
+from pinwarden.plan.world import Pod
+
+MOST = 100
+STALE = timedelta(minutes=10)
+_PHASES = list(Phase)
+
+
+class KeptGroupShares(KeptShares[GroupShare]):
+    """The shares of a group."""
+
+
+def group_shares(
+    group: Group,
+    members: Mapping[str, Sequence[Pod]],
+    on: Iterable[str],
+    nodes: Mapping[str, NodeView],
+    find: Find,
+    kept: KeptGroupShares | None = None,
+) -> list[GroupShare]:
+    """The share of each node that has a member pod (`members`) or the group for another reason (`on`), in order.
+
+    A node without a view counts as silent; `kept` as in `aggregate`.
+    """
+    pods = {name: list(members.get(name, ())) for name in sorted({*members, *on})}
+    views = {name: nodes.get(name) or NodeView(name) for name in pods}
+    kept = KeptGroupShares() if kept is None else kept
+    return kept.shares(group, pods, views, partial(summarize_group, find=find))
+
+
+def refused_group(
+    metadata: ObjectMeta, refusal: Refusal, previous: SharedMemoryGroupStatus | None, now: datetime
+) -> SharedMemoryGroupStatus:
+    """The status of a group that is not acted on."""
+    before = previous.conditions if previous else ()
+    generation = metadata.generation
+    return SharedMemoryGroupStatus(
+        observed_generation=generation, conditions=dated(not_accepted(refusal), before, now, generation)
+    )
+
+
+def group_status(
+    group: Group,
+    shares: Sequence[GroupShare],
+    previous: SharedMemoryGroupStatus | None,
+    now: datetime,
+) -> SharedMemoryGroupStatus:
+    """The status of an accepted group from the share of each node that it is on; `now` is aware of its time zone."""
+    generation = group.resource.metadata.generation
+    reports = [share.report for share in shares if share.report is not None]
+    borrowers = nsmallest(MOST, (each for share in shares for each in share.borrowers), key=_largest)
+    counts = [share.count for share in shares if share.count is not None]
+    with_pods = [share for share in shares if share.pods]
+    nodes = sorted(
+        (_node(share) for share in shares), key=lambda each: (_PHASES.index(each.phase), each.node)
+    )
+    return SharedMemoryGroupStatus(
+        observed_generation=generation,
+        conditions=dated(
+            judge_group(group, shares), previous.conditions if previous else (), now, generation
+        ),
+        phase=nodes[0].phase if nodes else None,
+        backing=group.resource.spec.backing.kind,
+        matched_pods=sum(share.pods for share in shares),
+        node_count=NodeCount(desired=len(with_pods), applied=sum(share.acknowledged for share in with_pods)),
+        charge_bytes=_sum(report.charge for report in reports),
+        borrowed_bytes=_sum(share.borrowed for share in shares),
+        orphaned_bytes=_sum(report.orphaned for report in reports),
+        dead_cgroup_bytes=_sum(report.dead for report in reports),
+        borrower_count=_sum(counts),
+        borrowers=borrowers,
+        omitted=max(0, sum(counts) - len(borrowers)) if counts else None,
+        nodes=nodes[:MOST],
+    )
+
+
+def settled(
+    previous: SharedMemoryGroupStatus | None, status: SharedMemoryGroupStatus
+) -> SharedMemoryGroupStatus:
+    """The status, or the previous one where nothing but the time of a sample is newer, and that by little."""
+    if previous is None or _timeless(previous) != _timeless(status):
+        return status
+    pairs = zip(previous.nodes, status.nodes, strict=True)
+    stale = any(
+        old.sampled_at is None or new.sampled_at is None or new.sampled_at - old.sampled_at >= STALE
+        for old, new in pairs
+        if old.sampled_at != new.sampled_at
+    )
+    return status if stale else previous
+
+
+def _timeless(status: SharedMemoryGroupStatus) -> SharedMemoryGroupStatus:
+    nodes = [node.model_copy(update={"sampled_at": None}) for node in status.nodes]
+    return status.model_copy(update={"nodes": nodes})
+
+
+def _sum(figures: Iterable[int | None]) -> int | None:
+    """The sum of the figures that are known, None where none is (H2)."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if known else None
+
+
+def _largest(borrower: Borrower) -> tuple[int, int, str, str, str]:
+    borrowed, mapped = borrower.borrowed_bytes or 0, borrower.mapped_bytes or 0
+    return -borrowed, -mapped, borrower.namespace, borrower.pod, borrower.node
+
+
+def _node(share: GroupShare) -> GroupNode:
+    report = share.report
+    if report is None:
+        return GroupNode(
+            node=share.node, phase=Phase.PENDING, reason=SILENT if share.silent else NOT_REPORTED
+        )
+    return GroupNode(
+        node=share.node,
+        phase=report.phase,
+        reason=SILENT if share.silent else report.reason,
+        message=report.message,
+        objects=report.objects,
+        charge_bytes=report.charge,
+        orphaned_bytes=report.orphaned,
+        sampled_at=report.sampled_at,
+    )

@@ -1,0 +1,171 @@
+"""What conditions are made of: what was found, in little room; the words for it; and the verdicts with their times.
+
+Messages name at most `NAMED` subjects, so that a resource over 150,000 pods has a status that a person can read.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, NamedTuple, Protocol
+
+from pinwarden.api.meta import Condition
+
+NAMED = 3
+
+PENDING = "Pending"
+SILENT = "AgentSilent"
+UNSUPPORTED = "Unsupported"
+NOT_REPORTED = "NotReported"
+LEVEL_TOO_LOW = "LevelTooLow"
+TRUNCATED = "Truncated"
+
+Status = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a resource that the API server stored is not acted on (condition Accepted=False)."""
+
+    reason: str
+    message: str
+
+
+class Verdict(NamedTuple):
+    """A condition without its times."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str
+
+
+class Finding(NamedTuple):
+    """Something that a condition names: what it is about (pod, node, source), a reason in one word, and details."""
+
+    subject: str
+    reason: str
+    detail: str = ""
+
+
+class Answer(Protocol):
+    """What a node says to being asked to hold a resource."""
+
+    @property
+    def node(self) -> str:
+        """Its name."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether its agent gives no sign of life."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the agent took this very spec of the resource."""
+
+    @property
+    def refused(self) -> Finding | None:
+        """Why it never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Many findings in little room: how many there are of each reason, and the first `NAMED` of each."""
+
+    counts: Mapping[str, int]
+    named: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Finding]) -> "Findings":
+        """All of `found`, in its order."""
+        counts: dict[str, int] = {}
+        named = []
+        for finding in found:
+            count = counts[finding.reason] = counts.get(finding.reason, 0) + 1
+            if count <= NAMED:
+                named.append(finding)
+        return cls(counts, tuple(named)) if counts else NOTHING
+
+    @classmethod
+    def all(cls, parts: Iterable["Findings"]) -> "Findings":
+        """Several together, in their order."""
+        parts = [part for part in parts if part]
+        counts = sum((Counter(part.counts) for part in parts), Counter())
+        named = Findings.of(finding for part in parts for finding in part.named).named
+        return cls(counts, named)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+
+NOTHING: Final = Findings({}, ())
+
+
+def not_accepted(refusal: Refusal) -> list[Verdict]:
+    """The conditions of a resource that is not acted on."""
+    return [
+        Verdict("Ready", "False", refusal.reason, refusal.message),
+        Verdict("Accepted", "False", refusal.reason, refusal.message),
+    ]
+
+
+def summary(parts: Sequence[Verdict], needed: Sequence[str], holding: str) -> Verdict:
+    """Ready, as kstatus reads it: the first of the `needed` verdicts that is not true; the one called `holding` when all are."""
+    verdicts = {verdict.type: verdict for verdict in parts}
+    lacking = (verdicts[name] for name in needed if verdicts[name].status != "True")
+    return next(lacking, verdicts[holding])._replace(type="Ready")
+
+
+def dated(
+    verdicts: Sequence[Verdict], previous: Iterable[Condition], now: datetime, generation: int | None
+) -> list[Condition]:
+    """The conditions in order, each with the time when its status last changed; to whole seconds, as Kubernetes writes times."""
+    before = {condition.type: condition for condition in previous}
+    conditions = []
+    for verdict in verdicts:
+        old = before.get(verdict.type)
+        since = (
+            old.last_transition_time if old and old.status == verdict.status else now.replace(microsecond=0)
+        )
+        conditions.append(
+            Condition(
+                type=verdict.type,
+                status=verdict.status,
+                reason=verdict.reason,
+                message=verdict.message,
+                last_transition_time=since,
+                observed_generation=generation,
+            )
+        )
+    return conditions
+
+
+def main_reason(findings: Findings) -> str:
+    """The most frequent reason, the first in order among equals; what is only pending gives way to what will not pass by itself."""
+    counts = findings.counts
+    lasting = {reason: count for reason, count in counts.items() if reason != PENDING} or counts
+    return min(lasting, key=lambda reason: (-lasting[reason], reason))
+
+
+def tell(what: str, findings: Findings) -> str:
+    """One sentence that names some of the findings."""
+    lasting = sorted(findings.named, key=lambda finding: finding.reason == PENDING)
+    texts = [
+        f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
+        for each in lasting[:NAMED]
+    ]
+    return f"{what}: {'; '.join(texts)}{_more(sum(findings.counts.values()))}."
+
+
+def few(names: Sequence[str]) -> str:
+    """Some of the names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + _more(len(names))
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 pod`, `2 pods`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _more(count: int) -> str:
+    return f" and {count - NAMED} more" if count > NAMED else ""
