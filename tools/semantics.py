@@ -1,13 +1,16 @@
 """Writes `docs/semantics.md`: every rule, the tests that show something of it, its level today, and what is missing.
 
 The tests are read as text: a test names its rules with `@pytest.mark.rule("P5", "P8", level="Converge")`. Without a level it shows the rule
-in a pure part only, which enforces nothing yet (H1). `make docs` writes the file; a test fails when it is not up to date.
+in a pure part only, which enforces nothing yet (H1). Rules of shared memory are counted rather than enforced: `backing=` names the kinds of
+object that a test shows them for, on a real kernel. `make docs` writes the file; a test fails when it is not up to date.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from pinwarden.api.sharedmemorygroup import Backing
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "semantics.md"
@@ -20,7 +23,7 @@ class Rule(NamedTuple):
     missing: str
 
 
-_SHARED = "SharedMemoryGroup"
+_UNGATED = "pods without the seccomp gate's profile"
 _GATE = "pods without the seccomp gate's profile, and pins by drivers: a gate that sees each pin (eBPF)"
 _LEDGER = "a ledger of what drivers pin"
 RULES: dict[str, Rule] = {
@@ -46,29 +49,39 @@ RULES: dict[str, Rule] = {
     "P12": Rule("Raising works live", ""),
     "P13": Rule("Limits are constraints, and all hold", "constraints on a subset of sources"),
     "P14": Rule("A limit takes, only a grant gives", ""),
-    "M1": Rule("A group's instance is the object", _SHARED),
-    "M2": Rule("No processes inside", _SHARED),
-    "M3": Rule("Two counters: charge and borrow", _SHARED),
-    "M4": Rule("Borrow accounting is opt-in", _SHARED),
-    "M5": Rule("Nobody is punished for another's pages", _SHARED),
-    "M6": Rule("A mapping is a loan", _SHARED),
-    "M7": Rule("A pin is a loan that outlives the mapping", _SHARED),
-    "M8": Rule("Three limits", _SHARED),
-    "M9": Rule("No hidden zombies", _SHARED),
-    "M10": Rule("A group with pins pending does not go", _SHARED),
-    "M11": Rule("The fair view", _SHARED),
+    "M1": Rule("A group's instance is the object", ""),
+    "M2": Rule("No processes inside", f"refusing private mappings, and non-members in {_UNGATED}"),
+    "M3": Rule("Two counters: charge and borrow", ""),
+    "M4": Rule("Borrow accounting is opt-in", ""),
+    "M5": Rule("Nobody is punished for another's pages", ""),
+    "M6": Rule("A mapping is a loan", ""),
+    "M7": Rule("A pin is a loan that outlives the mapping", f"all of it: {_LEDGER}"),
+    "M8": Rule("Three limits", f"pinLimit: {_LEDGER}; refusing at borrowLimit in {_UNGATED}"),
+    "M9": Rule("No hidden zombies", "bytes on dead cgroups for memfd, sysvShm and hugetlbfs"),
+    "M10": Rule("A group with pins pending does not go", f"waiting for pins: {_LEDGER}"),
+    "M11": Rule("The fair view", "dashboards"),
     "H1": Rule("What is not held is not called enforced", "Deny beyond gated pods; Kill"),
     "H2": Rule("Sampled, stale and partial numbers are labelled", "dashboards"),
     "H3": Rule("Limits outlive the operator, the API server and the network", ""),
 }
 
 
+BACKINGS: Final = tuple(Backing.model_fields[name].alias or name for name in Backing.model_fields)
+_ALL: Final = frozenset(BACKINGS)
+_OUTLIVE: Final = _ALL - {"memfd", "dmabuf"}
+MEANT: dict[str, frozenset[str]] = {
+    f"M{number}": _OUTLIVE if number == 9 else _ALL for number in range(1, 12) if number != 7
+}
+"""The kinds of object that a rule means something for. What has no name ends with its last process and leaves nothing (M9)."""
+
+
 class Shown(NamedTuple):
-    """A test that names a rule."""
+    """A test that names a rule; `backings` are those that it shows the rule for."""
 
     test: str
     rule: str
     level: str | None
+    backings: tuple[str, ...] = ()
 
 
 def shown(folder: Path) -> Iterator[Shown]:
@@ -82,14 +95,15 @@ def shown(folder: Path) -> Iterator[Shown]:
             if isinstance(node, ast.FunctionDef):
                 for decorator in node.decorator_list:
                     if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.rule":
-                        levels = [
-                            ast.literal_eval(word.value) for word in decorator.keywords if word.arg == "level"
-                        ]
+                        words = {
+                            word.arg: ast.literal_eval(word.value) for word in decorator.keywords if word.arg
+                        }
                         for argument in decorator.args:
                             rule = ast.literal_eval(argument)
                             _ = RULES[rule]
                             where = path.relative_to(folder.parent).as_posix()
-                            yield Shown(f"{where}::{node.name}", rule, levels[0] if levels else None)
+                            backings = tuple(words.get("backing", "").split())
+                            yield Shown(f"{where}::{node.name}", rule, words.get("level"), backings)
 
 
 def document() -> str:
@@ -99,23 +113,38 @@ def document() -> str:
         "# The rules, and how far each is kept today",
         "",
         "Generated by `make docs` from the marks of the tests; do not edit. A level (Deny, Kill, Converge, Observe) is named where a test",
-        "shows the rule on a real kernel. *Pure part* means that a test shows the reasoning, and nothing enforces it yet. What is held at",
-        "which level, and what is not, is told in [enforcement.md](enforcement.md).",
+        "shows the rule on a real kernel; *counted*, where it shows what is counted there. *Pure part* means that a test shows the",
+        "reasoning, and nothing enforces it yet. What is held at which level, and what is not: [enforcement.md](enforcement.md).",
         "",
         "| rule | says | today | still missing |",
         "| --- | --- | --- | --- |",
     ]
     for number, rule in RULES.items():
-        levels = {one.level for one in found if one.rule == number}
-        today = ", ".join(sorted(level for level in levels if level)) or (
-            "pure part" if levels else "nothing"
-        )
+        naming = [one for one in found if one.rule == number]
+        levels = sorted({one.level for one in naming if one.level})
+        counted = ["counted"] if any(one.backings for one in naming) else []
+        today = ", ".join([*levels, *counted]) or ("pure part" if naming else "nothing")
         lines.append(f"| {number} | {rule.title} | {today} | {rule.missing or 'nothing'} |")
+    lines += ["", "## Shared memory: rules and kinds of object", "", *_matrix(found)]
     lines += ["", "## The tests", ""]
     for number in RULES:
         tests = sorted({one.test for one in found if one.rule == number})
         lines += [f"- **{number}**", *(f"  - `{test}`" for test in tests)] if tests else []
     return "\n".join(lines) + "\n"
+
+
+def _matrix(found: Sequence[Shown]) -> Iterator[str]:
+    """The table of backings and rules: where a test on a real kernel shows a rule, and where it means nothing."""
+    yield f"| backing | {' | '.join(MEANT)} |"
+    yield "| --- " * (len(MEANT) + 1) + "|"
+    for backing in BACKINGS:
+        cells = []
+        for rule, meant in MEANT.items():
+            shown_by = any(one.rule == rule and backing in one.backings for one in found)
+            cells.append("-" if backing not in meant else "shown" if shown_by else "**missing**")
+        yield f"| {backing} | {' | '.join(cells)} |"
+    yield ""
+    yield "*-*: the rule means nothing there."
 
 
 if __name__ == "__main__":

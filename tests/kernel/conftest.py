@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from . import backings
 from .nodes import Node
+from .shared_nodes import SharedNode
 
 
 @pytest.fixture
@@ -13,3 +15,16 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path)
     yield node
     node.close()
+
+
+@pytest.fixture
+def shares(tmp_path: Path) -> Iterator[SharedNode]:
+    shares = SharedNode(tmp_path / "gate.json")
+    yield shares
+    shares.close()
+
+
+@pytest.fixture
+def mounts() -> Iterator[None]:
+    with backings.mounts():
+        yield

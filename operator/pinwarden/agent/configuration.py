@@ -4,6 +4,7 @@ A configuration comes from the node's NodePinConfig, from local files, or from d
 this version does not understand is set aside, and a spec that it cannot read at all is an error, on which the last good one stays.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pinwarden.agent.statefile import StateFile
+from pinwarden.agent.statefile import Glance, StateFile
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, UnsupportedLimit
 
 _VERSION = 1
+_log = logging.getLogger(__name__)
 
 
 class ConfigurationError(ValueError):
@@ -93,4 +95,20 @@ class LastConfiguration:
             return Configuration.parse(content["spec"], content["uid"], content["generation"])
         except (ConfigurationError, KeyError, TypeError) as error:
             self._file.set_aside(str(error))
+            return None
+
+
+class FollowedConfiguration:
+    """The last configuration as the processes beside the agent follow it: by looking whether the file is another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._glance = Glance(path)
+        self._file = LastConfiguration(path)
+
+    def newer(self) -> Configuration | None:
+        """What the file says, if it is another one than at the last call and can be read; what cannot be read is logged."""
+        try:
+            return self._file.load() if self._glance.changed() else None
+        except OSError as error:  # also what is not usable, which is the agent's to set aside
+            _log.error("the last configuration stays in force: %s", error)
             return None

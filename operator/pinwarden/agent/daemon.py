@@ -26,6 +26,7 @@ from pinwarden.agent.loop import Loop
 from pinwarden.agent.metrics import Metrics
 from pinwarden.agent.reporter import Reporter
 from pinwarden.agent.saved import SavedStore
+from pinwarden.agent.shared.record import NAME as ACCOUNTANT_RECORD
 from pinwarden.agent.statefile import exclusive
 from pinwarden.agent.statussocket import StatusSocket
 from pinwarden.agent.watcher import Watcher
@@ -101,6 +102,7 @@ def _engine(settings: Settings, ability: GateAbility, resources: ExitStack) -> E
         store=SavedStore(settings.state_dir / "saved.json", boot_id),
         ability=ability,
         gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
+        accountant=settings.run_dir / ACCOUNTANT_RECORD,
     )
     resources.callback(engine.close)
     return engine

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pinwarden.agent.accounted import AccountantRecord
 from pinwarden.agent.cgroups import detect_layout, process_hierarchy
 from pinwarden.agent.dealing import Dealer
 from pinwarden.agent.discovery import PodFinder, match_directories
@@ -42,7 +43,7 @@ Dealing = tuple[list[Governed], list[Scoped]]
 
 
 class Engine:
-    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` is the seccomp gate's record."""
+    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` and `accountant` are records."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Engine:
         store: SavedStore,
         ability: GateAbility,
         gate: Path | None = None,
+        accountant: Path | None = None,
         page_size: int = os.sysconf("SC_PAGE_SIZE"),
         clock: Callable[[], float] = time.monotonic,
         prlimit: Prlimit = prlimit_memlock,
@@ -63,7 +65,8 @@ class Engine:
         self._dealer = Dealer(self._table, store, prlimit, page_size)
         self._partings = Partings(self._table, self._dealer)
         self._gate = GateRecord(gate)
-        self._reporter = Reporter(ability, detect_layout(cgroup_root).value, self._gate)
+        self._accountant = AccountantRecord(accountant)
+        self._reporter = Reporter(ability, detect_layout(cgroup_root).value, self._gate, self._accountant)
         self._overshoots = Overshoots()
         self._ability = ability
         self._clock = clock
@@ -92,6 +95,7 @@ class Engine:
                 self._acknowledged = plan
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
+        self._accountant.look()
         if self._gate.look():
             for subject in self._subjects.values():
                 if self._gate.standing(subject).exact != subject.exact:

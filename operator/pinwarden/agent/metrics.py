@@ -19,7 +19,9 @@ from prometheus_client.registry import Collector
 
 from pinwarden import __version__
 from pinwarden.agent.workers import Board, Snapshot
+from pinwarden.api.nodepinconfig import NodePinConfigStatus
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FAILURES = ("list", "watch", "status", "remember", "local")
@@ -127,6 +129,7 @@ def _of_report(snapshot: Snapshot) -> Iterable[Metric]:
             "Calls that the seccomp gate refused, since its journal began; absent without a gate.",
             value=report.denials_dropped + len(report.recent_denials),
         )
+    yield from _of_groups(report)
     yield _gauge("truncated", "1 when a list of the status was cut at its longest length.", report.truncated)
     sources = GaugeMetricFamily(
         f"{_PREFIX}_source_level",
@@ -140,6 +143,32 @@ def _of_report(snapshot: Snapshot) -> Iterable[Metric]:
         yield _gauge(
             "sampled_timestamp_seconds", "When these numbers were sampled.", report.sampled_at.timestamp()
         )
+
+
+def _of_groups(report: NodePinConfigStatus) -> Iterable[Metric]:
+    """Sums over all groups of shared memory; what is not known of a group is not in them."""
+    groups = GaugeMetricFamily(
+        f"{_PREFIX}_shared_groups", "Groups of shared memory on this node, by phase.", labels=["phase"]
+    )
+    for phase in Phase:
+        groups.add_metric([phase.value], sum(each.phase is phase for each in report.groups))
+    yield groups
+    sums = {
+        "charge": ("What the objects of all groups hold.", [each.charge for each in report.groups]),
+        "orphaned": ("What no pod has mapped of it.", [each.orphaned for each in report.groups]),
+        "dead_cgroup": (
+            "What of it is charged to cgroups that are gone.",
+            [each.dead for each in report.groups],
+        ),
+        "borrowed": (
+            "What pods borrow, added up over pods.",
+            [borrow.borrowed for each in report.groups for borrow in each.borrowers],
+        ),
+    }
+    for name, (text, amounts) in sums.items():
+        known = [amount for amount in amounts if amount is not None]
+        if known or not report.groups:
+            yield _gauge(f"shared_{name}_bytes", text, sum(known))
 
 
 def _of_configuration(snapshot: Snapshot) -> Iterable[Metric]:

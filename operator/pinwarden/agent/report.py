@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from pinwarden import __version__
+from pinwarden.agent.accounted import AccountantRecord
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gated import GateRecord, Standing
 from pinwarden.agent.gates.rlimit import GateAbility
@@ -32,6 +33,7 @@ _PODS = 4096
 _LIMITS = 1024
 _CONTAINERS = 64
 _DENIALS = 32
+_FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 _log = logging.getLogger(__name__)
@@ -50,10 +52,15 @@ class Reporter:
     """Puts statuses together; what does not change is asked for once."""
 
     def __init__(
-        self, ability: GateAbility, cgroup_version: Literal["v2", "v1", "hybrid"], gate: GateRecord
+        self,
+        ability: GateAbility,
+        cgroup_version: Literal["v2", "v1", "hybrid"],
+        gate: GateRecord,
+        accountant: AccountantRecord | None = None,
     ) -> None:
         self._ability = ability
         self._gate = gate
+        self._accountant = accountant or AccountantRecord(None)
         self._sources = {gated: source_levels(ability, gated=gated) for gated in (False, True)}
         self._empty = NodePinConfigStatus(
             agent_version=__version__,
@@ -73,6 +80,8 @@ class Reporter:
         listed, cut = overshoots.reports()
         applied = acknowledge(acknowledged, subjects, table) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
+        groups = acknowledged.groups if acknowledged else ()
+        fair_view = self._accountant.fair_view(groups)
         return self._empty.model_copy(
             update={
                 "observed_generation": acknowledged.generation if acknowledged else None,
@@ -81,7 +90,12 @@ class Reporter:
                 "pods": [self._pod(subject, table) for subject in subjects[:_PODS]],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
-                "truncated": cut or len(subjects) > _PODS or max(len(applied), len(unsupported)) > _LIMITS,
+                "groups": self._accountant.groups(groups),
+                "fair_view": fair_view[:_FAIR],
+                "truncated": cut
+                or len(subjects) > _PODS
+                or max(len(applied), len(unsupported)) > _LIMITS
+                or len(fair_view) > _FAIR,
                 "sampled_at": sampled,
                 **self._denials(),
             }

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 from pinwarden.agent.backoff import Backoff
 from pinwarden.agent.kube import ApiError
 from pinwarden.agent.workers import Board, Snapshot
-from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, PodReport
+from pinwarden.api.nodepinconfig import GroupReport, NodePinConfigSpec, NodePinConfigStatus, PodReport
 
 PAGE_BYTES = mmap.PAGESIZE
 SHARE_OF_LIMIT = 0.02
@@ -27,10 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
-    """Per uid of a governed pod, the least of its limits in bytes."""
+    """Per uid of a governed pod, the least of its limits in bytes; per uid of a group with a capacity, that."""
+    capacities = {group.uid: group.capacity for group in spec.groups if group.capacity is not None}
     amounts = {limit.name: limit.limit for limit in spec.limits}
     known = {pod.uid: [amounts[name] for name in pod.limits if name in amounts] for pod in spec.pods}
-    return {uid: min(limits) for uid, limits in known.items() if limits}
+    return {uid: min(limits) for uid, limits in known.items() if limits} | capacities
 
 
 def worth_writing(
@@ -40,7 +41,10 @@ def worth_writing(
     if _statement(written) != _statement(report):
         return True
     before = {pod.uid: pod for pod in written.pods}
-    return any(_moved(before[pod.uid], pod, limits.get(pod.uid, 0)) for pod in report.pods)
+    if any(_moved(before[pod.uid], pod, limits.get(pod.uid, 0)) for pod in report.pods):
+        return True
+    pairs = zip(written.groups, report.groups, strict=True)
+    return any(_group_moved(old, new, limits.get(new.uid, new.charge or 0)) for old, new in pairs)
 
 
 def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
@@ -59,7 +63,39 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
         {(denial.number, denial.time) for denial in report.recent_denials},
         report.denials_dropped,
         {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
+        [_of_group(group) for group in report.groups],
     )
+
+
+def _of_group(group: GroupReport) -> tuple[object, ...]:
+    """All of a group's report but its amounts and times."""
+    borrowers = {(each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers}
+    return (
+        group.uid,
+        group.hash,
+        group.phase,
+        group.reason,
+        group.message,
+        group.objects,
+        group.truncated,
+        group.omitted,
+        frozenset(borrowers),
+        frozenset(name for name, amount in _group_amounts(group).items() if amount is None),
+    )
+
+
+def _group_amounts(group: GroupReport) -> dict[str, int | None]:
+    """The amounts of a group and its borrowers, in bytes."""
+    own = {"charge": group.charge, "orphaned": group.orphaned, "dead": group.dead, "own": group.own}
+    borrowed = {f"{each.pod} borrowed": each.borrowed for each in group.borrowers}
+    mapped = {f"{each.pod} mapped": each.mapped for each in group.borrowers}
+    return {**own, **borrowed, **mapped}
+
+
+def _group_moved(before: GroupReport, now: GroupReport, capacity: int) -> bool:
+    threshold = max(PAGE_BYTES, capacity * SHARE_OF_LIMIT)
+    old, new = _group_amounts(before), _group_amounts(now)
+    return any(abs((new[name] or 0) - (old.get(name) or 0)) > threshold for name in new)
 
 
 def _moved(before: PodReport, now: PodReport, limit: int) -> bool:

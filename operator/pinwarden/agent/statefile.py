@@ -62,6 +62,28 @@ class StateFile:
         return content
 
 
+class Glance:
+    """Looks whether a file that others replace is another one than at the last look, or had its time renewed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+
+    def changed(self) -> bool:
+        """Whether it was; false while there is none. Raises OSError."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns)
+        return before != self._seen
+
+    @property
+    def age(self) -> float:
+        """Seconds since its time at the last look; infinite where it was never seen."""
+        return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path`, readable by its owner alone; it is on disk on return. Raises OSError."""
     beside = path.with_name(f"{path.name}.new")

@@ -69,6 +69,7 @@ class Plan:
             ),
             *refused.values(),
         )
+        self.groups = () if self.release else tuple(spec.groups)
         self._reasons = {name: report.reason for name, report in refused.items()}
         self._by_name = {limit.name: limit for limit in self.limits}
         self._pods = {pod.uid: pod for pod in spec.pods}

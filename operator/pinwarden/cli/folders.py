@@ -9,7 +9,7 @@ _FOLDERS = {
     "--cgroup-root": (Path("/sys/fs/cgroup"), "the cgroup hierarchies"),
     "--proc-root": (Path("/proc"), "of the node's initial PID namespace"),
     "--state-dir": (STATE_DIR, "what the agent keeps over a restart of the node"),
-    "--run-dir": (RUN_DIR, "the seccomp gate's, in a tmpfs of the node"),
+    "--run-dir": (RUN_DIR, "of the gate and the accountant, in a tmpfs of the node"),
 }
 
 

@@ -25,6 +25,18 @@ _HEAD = (
     "LEVEL",
     "REASON",
 )
+_GROUP_HEAD = ("GROUP", "BACKING", "PHASE", "OBJECTS", "CHARGE", "ORPHANED", "DEAD", "REASON", "MESSAGE")
+_BORROW_HEAD = (
+    "BORROWED OF",
+    "SUBJECT",
+    "MEMBER",
+    "BORROWED",
+    "MAPPED",
+    "LIMIT",
+    "DENIED",
+    "LEVEL",
+    "REASON",
+)
 _DENIAL_HEAD = ("REFUSED AT", "SUBJECT", "CONTAINER", "PROCESS", "PID", "SOURCE", "ASKED", "USED", "LIMIT")
 
 
@@ -76,6 +88,10 @@ def to_text(answer: Mapping[str, Any]) -> str:
         for one in pod.get("containers", [])
     ]:
         parts.append(render(("SUBJECT", "CONTAINER", "VMLCK+VMPIN", "PEAK"), containers))
+    if report.get("groups"):
+        parts.append(render(_GROUP_HEAD, _groups(answer, report)))
+        if borrows := list(_borrows(answer, report)):
+            parts.append(render(_BORROW_HEAD, borrows))
     if report.get("unsupportedLimits"):
         unsupported = [(one["uid"], one["reason"], one["message"]) for one in report["unsupportedLimits"]]
         parts.append(render(("NOT TAKEN", "REASON", "MESSAGE"), unsupported))
@@ -132,6 +148,53 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
                 pod["level"],
                 pod.get("reason"),
             )
+
+
+def _groups(answer: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """A row per group of shared memory."""
+    asked = _asked_groups(answer)
+    return [
+        (
+            asked.get(each["uid"], {}).get("name", each["uid"]),
+            next(iter(asked.get(each["uid"], {}).get("backing", {})), None),
+            each["phase"],
+            each["objects"],
+            each.get("charge"),
+            each.get("orphaned"),
+            each.get("dead"),
+            each.get("reason"),
+            each.get("message"),
+        )
+        for each in report["groups"]
+    ]
+
+
+def _borrows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    """A row per pair of group and pod."""
+    asked = _asked_groups(answer)
+    for group in report["groups"]:
+        told = asked.get(group["uid"], {})
+        for each in group["borrowers"]:
+            limits = [
+                member["borrowLimit"]
+                for member in told.get("members", [])
+                if each["pod"] in member["pods"] and "borrowLimit" in member
+            ]
+            yield (
+                told.get("name", group["uid"]),
+                each["pod"],
+                "yes" if each["member"] else "no",
+                each.get("borrowed"),
+                each.get("mapped"),
+                min(limits, default=None),
+                each.get("denials"),
+                each.get("level"),
+                each.get("reason"),
+            )
+
+
+def _asked_groups(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {group["uid"]: group for group in answer.get("configuration", {}).get("groups", [])}
 
 
 def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:

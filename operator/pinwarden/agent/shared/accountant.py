@@ -1,0 +1,361 @@
+"""A round of the accountant: finds and makes the objects of all groups, samples what pods borrow, and says what it found.
+
+It has no thread and never waits; the caller gives it a spec and ticks. Nothing is kept from one round to the next but what saves work:
+after a crash the next round finds all of it again (H3). A round may take a twentieth of the time, so a busy node is sampled less often, and
+each figure bears its time (H2). Pods that are no members are looked at every `OTHERS_SECONDS`.
+
+Where two groups may stand for one object, the first of the spec has it, which is the older one, and the other says so.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pinwarden.agent.cgroups import PodCgroup, explore, member_pids, process_hierarchy
+from pinwarden.agent.discovery import PodFinder
+from pinwarden.agent.gates.seccomp.record import Told as GateTold
+from pinwarden.agent.gates.seccomp.record import load as load_gate
+from pinwarden.agent.shared.borrow import Borrow, Borrows
+from pinwarden.agent.shared.charged import Payers
+from pinwarden.agent.shared.fair import own_memory
+from pinwarden.agent.shared.finding import Finder, Instance, NotFoundError
+from pinwarden.agent.shared.making import Maker, NotMadeError, place
+from pinwarden.agent.shared.objects import Extent
+from pinwarden.agent.shared.record import Told
+from pinwarden.agent.shared.users import users
+from pinwarden.api.nodepinconfig import (
+    BorrowReport,
+    FairReport,
+    GroupReport,
+    Mode,
+    NodeGroup,
+    NodePinConfigSpec,
+)
+from pinwarden.api.pinlimit import Enforcement, Level
+from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Phase
+
+SHORTEST_SECONDS = 1.0
+OTHERS_SECONDS = 10.0
+TIMES_ITS_COST = 20
+MOST_BORROWERS = 100
+_NAMED = 3
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Round:
+    """What is known of a group in this round. `problem` is a reason and a message."""
+
+    group: NodeGroup
+    instance: Instance | None = None
+    problem: tuple[str, str] = ("", "")
+    borrows: dict[str, Borrow] = field(default_factory=dict)
+    phase: Phase = Phase.PENDING
+
+    @property
+    def extent(self) -> Extent:
+        return self.instance.extent if self.instance else Extent()
+
+    @property
+    def path(self) -> str | None:
+        """Where pinwarden mounts it, if it does."""
+        return place(self.group) if self.group.management is Management.CREATE else None
+
+
+class Accountant:
+    """Accounts for one node. `budget`: bytes that it may make; `gate`: the record of the seccomp gate; `clock` is monotonic."""
+
+    def __init__(
+        self,
+        *,
+        cgroup_root: Path,
+        proc_root: Path,
+        gate: Path,
+        budget: int,
+        first: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises ValueError when there is no cgroup hierarchy."""
+        self._pods = PodFinder(process_hierarchy(cgroup_root))
+        self._proc_root = proc_root
+        self._gate = gate
+        self._finder = Finder(proc_root, first)
+        self._maker = Maker(proc_root, cgroup_root, budget, first)
+        self._members = Borrows(proc_root)
+        self._others = Borrows(proc_root)
+        self._seen_others: Mapping[tuple[str, str], Borrow] = {}
+        self._others_due = float("-inf")
+        self._payers = Payers(cgroup_root)
+        self._clock = clock
+        self._groups: Sequence[NodeGroup] = ()
+        self.told = Told()
+
+    @property
+    def pods_walked(self) -> int:
+        """How many pods the last round walked: the others cannot have changed."""
+        return self._members.walked
+
+    def configure(self, spec: NodePinConfigSpec) -> None:
+        """Takes a spec; the next tick acts on it. In mode Release there is nothing to account, and objects stay."""
+        self._groups = () if spec.mode is Mode.RELEASE else spec.groups
+        self._others_due = float("-inf")
+        self._payers.keep({group.uid for group in self._groups})
+
+    def tick(self) -> float:
+        """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
+        began = self._clock()
+        if not self._groups:
+            self.told = Told()
+            return SHORTEST_SECONDS
+        paths = self._pods.find(began)
+        attached = frozenset[str]().union(*(group.pods() for group in self._groups))
+        pods = {uid: explore(uid, paths[uid]) for uid in attached if uid in paths}
+        rounds = self._find(pods)
+        self._sample(rounds, pods, paths, began)
+        told = load_gate(self._gate)
+        for each in rounds:
+            self._settle(each)
+        self.told = Told(
+            extents={each.group.uid: each.extent for each in rounds},
+            groups=tuple(self._report(each, pods, told) for each in rounds),
+            fair_view=tuple(self._fair(rounds, pods)),
+        )
+        return max(SHORTEST_SECONDS, (self._clock() - began) * TIMES_ITS_COST)
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def _find(self, pods: Mapping[str, PodCgroup]) -> list[_Round]:
+        pids = {
+            uid: [pid for member in pod.members for pid in sorted(member_pids(member))]
+            for uid, pod in pods.items()
+        }
+        self._maker.begin()
+        rounds = [_Round(group) for group in self._groups]
+        taken = Extent()
+        for each in rounds:
+            group = each.group
+            if group.management is Management.CREATE and not group.draining:
+                try:
+                    self._maker.ensure(group)
+                except NotMadeError as error:
+                    each.problem = error.reason, str(error)
+            try:
+                members = {uid: pids[uid] for uid in sorted(group.pods()) if uid in pids}
+                found = self._finder.find(group, members, path=each.path)
+            except NotFoundError as error:
+                each.problem = each.problem if each.problem[0] else (error.reason, str(error))
+                continue
+            except OSError as error:
+                each.problem = "NotReadable", f"{error.filename or ''} {error.strerror or error}".strip()
+                continue
+            if _claimed(found.extent, taken):
+                each.problem = "Claimed", "another group, which is older, stands for this object"
+                continue
+            taken = Extent(taken.devices | found.extent.devices, taken.objects | found.extent.objects)
+            each.instance = found
+        return rounds
+
+    # -- borrows ---------------------------------------------------------------------------------------------------
+
+    def _sample(
+        self,
+        rounds: Sequence[_Round],
+        pods: Mapping[str, PodCgroup],
+        paths: Mapping[str, Sequence[Path]],
+        now: float,
+    ) -> None:
+        counted = [each for each in rounds if each.instance and each.group.accounting is Accounting.BORROW]
+        extents = {each.group.uid: each.extent for each in counted}
+        whole = frozenset[int]().union(*(each.instance.whole for each in counted if each.instance))
+        stamps = {each.group.uid: each.instance.charge for each in counted if each.instance}
+        members = {uid: pod.members for uid, pod in pods.items() if counted}
+        seen = dict(self._members.sample(now, members, extents, extents.keys(), whole, stamps))
+        if counted and now >= self._others_due:
+            began = self._clock()
+            others = {uid: explore(uid, where).members for uid, where in paths.items() if uid not in pods}
+            self._seen_others = self._others.sample(now, others, extents, extents.keys(), whole, stamps)
+            cost = self._clock() - began
+            self._others_due = now + max(OTHERS_SECONDS, cost * TIMES_ITS_COST)
+        seen |= {key: borrow for key, borrow in self._seen_others.items() if key[1] not in pods}
+        by_uid = {each.group.uid: each for each in counted}
+        for (uid, pod), borrow in seen.items():
+            if uid in by_uid:
+                by_uid[uid].borrows[pod] = borrow
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, each: _Round) -> None:
+        """Its phase; a draining one that nobody uses goes (M10)."""
+        group = each.group
+        if group.draining:
+            self._drain(each)
+        elif each.instance:
+            each.phase = Phase.ACTIVE
+        else:
+            each.phase = Phase.PENDING if group.pods() else Phase.RELEASED
+
+    def _drain(self, each: _Round) -> None:
+        group = each.group
+        each.phase = Phase.DRAINING
+        if each.instance is None:
+            if each.problem[0] in ("NotThere", "Claimed"):
+                each.phase = Phase.RELEASED
+            return
+        created = group.management is Management.CREATE
+        try:
+            if using := users(self._proc_root, each.extent, opened=created):
+                each.problem = "InUse", f"it waits for {_processes(using)}"
+                return
+            if created:
+                self._maker.release(group)
+                _log.info("%s: nobody uses it any more, its object is removed", group.name)
+        except OSError as error:
+            each.problem = "NotRemoved", f"{error.strerror or error}"
+            return
+        each.phase, each.problem = Phase.RELEASED, ("", "")
+        each.instance = None
+
+    # -- what is told ----------------------------------------------------------------------------------------------
+
+    def _report(self, each: _Round, pods: Mapping[str, PodCgroup], gate: GateTold | None) -> GroupReport:
+        group, found = each.group, each.instance
+        counted = group.accounting is Accounting.BORROW
+        charge = found.charge if found else None
+        borrowers = sorted(
+            self._known(each, pods).items(), key=lambda one: (-(one[1].resident or 0), -one[1].mapped, one[0])
+        )
+        reason, message = each.problem
+        return GroupReport(
+            uid=group.uid,
+            hash=group.hash,
+            phase=each.phase,
+            reason=reason,
+            message=message[:1024],
+            objects=found.count if found else 0,
+            charge=charge,
+            orphaned=self._orphaned(each, charge) if counted and found else None,
+            dead=self._dead(each) if counted and found else None,
+            own=self._maker.charged(group) if each.path or group.backing.sysv_shm else None,
+            truncated=bool(found and found.truncated)
+            or len(borrowers) > MOST_BORROWERS
+            or (counted and self._incomplete),
+            borrowers=[
+                self._borrower(group, uid, borrow, pods.get(uid), gate)
+                for uid, borrow in borrowers[:MOST_BORROWERS]
+            ],
+            omitted=max(0, len(borrowers) - MOST_BORROWERS),
+            sampled_at=datetime.now(UTC).replace(microsecond=0),
+        )
+
+    @property
+    def _incomplete(self) -> bool:
+        """Whether a pod could not be read wholly, and may have mapped what is not known."""
+        return bool(self._members.incomplete() or self._others.incomplete())
+
+    def _known(self, each: _Round, pods: Mapping[str, PodCgroup]) -> dict[str, Borrow]:
+        """The borrows, and none of each member that has a limit and nothing mapped: how it is held is to be told too (H1)."""
+        limited = {
+            uid for member in each.group.members if member.borrow_limit is not None for uid in member.pods
+        }
+        unread = self._members.incomplete()
+        nothing = Borrow(mapped=0, resident=0, time=0.0)
+        idle = {uid: nothing for uid in limited & pods.keys() if uid not in unread}
+        return idle | each.borrows if each.instance else each.borrows
+
+    def _orphaned(self, each: _Round, charge: int | None) -> int | None:
+        """What of the charge no pod has mapped; None where the charge or a figure is not known (H2)."""
+        if charge is None or self._incomplete:
+            return None
+        have = Borrows.together(each.group.uid, [self._members, self._others])
+        if have is None or have.resident is None:
+            return charge
+        # A shared mapping of hugetlbfs reserves all that it maps (hugetlb_reserve_pages), and that is in the charge.
+        return max(0, charge - (have.mapped if each.group.backing.hugetlbfs else have.resident))
+
+    def _dead(self, each: _Round) -> int | None:
+        """What of it cgroups pay for that are gone (M9); None where that is not looked at, or cannot be."""
+        try:
+            return self._payers.dead(
+                each.group.uid, lambda: self._finder.files(each.group, path=each.path), self._clock()
+            )
+        except (OSError, NotFoundError) as error:
+            _log.debug("%s: who pays for it cannot be told: %s", each.group.name, error)
+            return None
+
+    def _borrower(
+        self, group: NodeGroup, uid: str, borrow: Borrow, pod: PodCgroup | None, gate: GateTold | None
+    ) -> BorrowReport:
+        member = uid in group.pods()
+        gated = member and pod is not None and gate is not None and _gated(pod, gate)
+        level, reason = (_level(group, uid, gated)) if member else (None, "")
+        counts = gate.group_denials.get(group.uid, {}) if gate else {}
+        return BorrowReport(
+            pod=uid,
+            member=member,
+            borrowed=borrow.resident,
+            mapped=borrow.mapped,
+            level=level,
+            reason=reason,
+            denials=counts.get(uid, 0) if gated or uid in counts else None,
+        )
+
+    def _fair(self, rounds: Iterable[_Round], pods: Mapping[str, PodCgroup]) -> Iterable[FairReport]:
+        """M11, for each attached pod of whose groups everything is known."""
+        for uid, pod in sorted(pods.items()):
+            shares = [_share(each, uid) for each in rounds if uid in each.group.pods() and each.instance]
+            own = own_memory(pod.paths)
+            if own is None or None in shares:
+                continue
+            yield FairReport(
+                pod=uid,
+                current=own.current,
+                anonymous=own.anonymous,
+                shared=sum(each or 0 for each in shares),
+            )
+
+
+def _claimed(extent: Extent, taken: Extent) -> bool:
+    """Whether something of the extent is taken already: by itself, or with all of its device."""
+    return not extent.devices.isdisjoint(taken.devices | {one.device for one in taken.objects}) or any(
+        taken.has(one) for one in extent.objects
+    )
+
+
+def _share(each: _Round, uid: str) -> int | None:
+    """What of a group counts as the pod's own, by the group's policy, in bytes."""
+    if each.group.fair_share is Accounting.CHARGE:
+        return each.instance.charge if each.instance else None
+    borrow = each.borrows.get(uid)
+    return borrow.resident if borrow else 0
+
+
+def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:
+    """How a member is held to its borrow limits; nothing where it has none."""
+    limits = [each for each in group.members if uid in each.pods and each.borrow_limit is not None]
+    if not limits:
+        return None, ""
+    if group.enforcement is Enforcement.AUDIT:
+        return Level.OBSERVE, "Audit"
+    if any(each.borrow_limit_on is LimitOn.RESIDENT for each in limits):
+        return Level.OBSERVE, "ResidentSeenOnly"
+    return (Level.CONVERGE, "SeccompGate") if gated else (Level.OBSERVE, "NotGated")
+
+
+def _gated(pod: PodCgroup, gate: GateTold) -> bool:
+    """Whether each container of the pod that runs has a profile of the gate's that sends mappings."""
+    running = {
+        container.id
+        for container in pod.containers
+        if any(member_pids(member) for member in container.members)
+    }
+    sandboxes = {gate.containers[each][2] for each in running & gate.mapping if each in gate.containers}
+    return bool(running & gate.mapping) and running <= gate.mapping | sandboxes
+
+
+def _processes(pids: Sequence[int]) -> str:
+    named = ", ".join(str(pid) for pid in pids[:_NAMED])
+    more = f" and {len(pids) - _NAMED} more" if len(pids) > _NAMED else ""
+    return f"process {named}{more}" if len(pids) == 1 else f"processes {named}{more}"

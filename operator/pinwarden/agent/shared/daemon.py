@@ -1,0 +1,110 @@
+"""The accountant as a process: `pinwarden shared`.
+
+One accountant at a time works on a node: another one waits for the lock, so that an upgrade starts the new one before it ends the old one.
+The configuration is the file that the agent keeps of what is in force, so the accountant needs no API server and no token. A round that
+stalls ends the process by an alarm of its own, so that its container is started again. Its end changes nothing: objects and borrows stay
+(H3).
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.agent.configuration import FollowedConfiguration
+from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
+from pinwarden.agent.shared import record
+from pinwarden.agent.shared.accountant import Accountant
+from pinwarden.agent.statefile import exclusive
+
+LOCK = "shared.lock"
+STALL_SECONDS = 600
+_LOOKS_SECONDS = 0.1
+_STANDBY_SECONDS = 0.2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs; `budget` in bytes."""
+
+    configuration: Path
+    run_dir: Path
+    cgroup_root: Path
+    proc_root: Path
+    budget: int
+
+
+class _EndError(Exception):
+    """A signal asked for the end."""
+
+
+def run(settings: Settings) -> None:
+    """Accounts until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
+    with _signals(), suppress(_EndError):
+        settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(settings.run_dir / LOCK):
+            accountant = Accountant(
+                cgroup_root=settings.cgroup_root,
+                proc_root=settings.proc_root,
+                gate=settings.run_dir / GATE_RECORD,
+                budget=settings.budget,
+            )
+            _log.info("the accountant of shared memory works, process %d", os.getpid())
+            _work(settings, accountant)
+
+
+def _work(settings: Settings, accountant: Accountant) -> None:
+    followed = FollowedConfiguration(settings.configuration)
+    due = 0.0
+    while True:
+        signal.alarm(STALL_SECONDS)
+        if configuration := followed.newer():
+            accountant.configure(configuration.spec)
+            due = 0.0
+        if time.monotonic() >= due:
+            due = time.monotonic() + _round(settings, accountant)
+        time.sleep(_LOOKS_SECONDS)
+
+
+def _round(settings: Settings, accountant: Accountant) -> float:
+    """Seconds until the next one."""
+    try:
+        wait = accountant.tick()
+        record.save(settings.run_dir / record.NAME, accountant.told)
+    except OSError:
+        _log.exception("a round failed, what was told last stays")
+        return 1.0
+    return wait
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    waiting = False
+    while True:
+        try:
+            with exclusive(lock, 0):
+                yield
+                return
+        except TimeoutError:
+            if not waiting:
+                _log.info("another accountant works on this node; this one stands by")
+            waiting = True
+            time.sleep(_STANDBY_SECONDS)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _EndError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.alarm(0)

@@ -1,0 +1,375 @@
+"""Which objects a group stands for on this node now, and what they hold (M1, M3): looked up anew each time, so that an object that was
+replaced under its path (another inode) or has gone is seen as that.
+
+| backing | found by | charge |
+| --- | --- | --- |
+| tmpfs, hugetlbfs | the mount at a path | statfs(2): blocks in use; none for one that was mounted without a size |
+| file | a path, with a pattern in its last part | pages in the page cache |
+| posixShm | a name in /dev/shm of the node, or of each member pod | blocks (st_blocks) |
+| sysvShm | a key in the IPC namespace of the node, or of each member pod | resident and swapped out, as /proc/sysvipc/shm shows them |
+| memfd | a name among what processes of member pods have open or mapped | blocks |
+| dmabuf | an exporter among what processes of member pods have open | its size: all of it is there |
+
+Blocks of tmpfs count pages that are swapped out too, those of hugetlbfs also pages that are reserved for a mapping. What lies in a pod's
+own namespaces is looked for from one process of each container.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+
+from pinwarden.agent.shared import segments, within
+from pinwarden.agent.shared.cached import cached
+from pinwarden.agent.shared.host import Mount, mounts
+from pinwarden.agent.shared.objects import Extent, ObjectId
+from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.api.sharedmemorygroup import IpcNamespace
+
+MOST_OBJECTS = 1024
+_BLOCK = 512  # bytes of st_blocks, whatever the file system's own
+_TMPFS, _HUGETLBFS = "tmpfs", "hugetlbfs"
+_SHM = "/dev/shm"  # noqa: S108 - where shm_open(3) has its objects
+_OTHERS_PAGES = ("overlay", "btrfs")  # whose pages, or device in /proc/PID/maps, are not those of stat(2)
+_MOUNT_ID = re.compile(r"^mnt_id:\s*(\d+)$", re.MULTILINE)
+_EXPORTER = re.compile(r"^exp_name:\s*(.*)$", re.MULTILINE)
+_SIZE = re.compile(r"^size:\s*(\d+)$", re.MULTILINE)
+_MAPPED_MEMFD = re.compile(
+    rb"^([0-9a-f]+-[0-9a-f]+) [^\n]*? /memfd:([^\n]*?)(?: \(deleted\))?$", re.MULTILINE
+)
+_MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+Pids = Mapping[str, Sequence[int]]
+"""By the UID of a member pod: its processes."""
+
+
+class NotFoundError(Exception):
+    """There is no object that the group may stand for: a reason in one word, and why, for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Instance:
+    """What a group stands for now: `charge` in bytes, None where it cannot be known. `whole` are devices of dma-bufs.
+
+    `truncated`: there are more objects than are looked at, so that the charge is a lower bound (H2).
+    """
+
+    devices: set[int] = field(default_factory=set)
+    objects: dict[ObjectId, int] = field(default_factory=dict)
+    mounted: int | None = None
+    truncated: bool = False
+    whole: set[int] = field(default_factory=set)
+
+    @property
+    def extent(self) -> Extent:
+        """What it is in /proc/PID/maps."""
+        return Extent(frozenset(self.devices), frozenset(self.objects))
+
+    @property
+    def count(self) -> int:
+        """How many objects there are; a file system is one."""
+        return len(self.devices) + len(self.objects)
+
+    @property
+    def charge(self) -> int | None:
+        """What they hold in bytes (M3); None where a file system does not tell."""
+        if self.devices:
+            return self.mounted
+        return sum(self.objects.values())
+
+    def add(self, one: ObjectId, held: int) -> None:
+        """An object and the bytes that it holds, unless there are too many."""
+        if len(self.objects) < MOST_OBJECTS or one in self.objects:
+            self.objects[one] = held
+        else:
+            self.truncated = True
+
+
+class Finder:
+    """Finds on the node whose first process is `first`.
+
+    Needs CAP_SYS_PTRACE, and CAP_SYS_ADMIN for System V and for memfds that are mapped only.
+    """
+
+    def __init__(self, proc_root: Path, first: int = 1) -> None:
+        self._proc_root = proc_root
+        self._first = proc_root / str(first)
+
+    def find(self, group: NodeGroup, pids: Pids, *, path: str | None = None) -> Instance:
+        """The instance of a group with these member processes; `path` is where pinwarden mounted it, if it did.
+
+        Raises NotFoundError, and OSError where the node cannot be looked at.
+        """
+        backing, found = group.backing, Instance()
+        if mount := backing.tmpfs or backing.hugetlbfs:
+            kind = _TMPFS if backing.tmpfs else _HUGETLBFS
+            where = path or mount.path
+            if where is None:
+                raise NotFoundError("NotThere", "it is not made yet")
+            self._mount(found, where, "/" if path else group.allowed, kind)
+        elif backing.file:
+            self._files(found, backing.file.path, group.allowed)
+        elif backing.posix_shm:
+            self._posix(found, backing.posix_shm.name, backing.posix_shm.ipc_namespace, pids)
+        elif backing.sysv_shm:
+            self._sysv(found, backing.sysv_shm.key, backing.sysv_shm.ipc_namespace, pids)
+        elif backing.memfd:
+            self._memfds(found, backing.memfd.name, pids)
+        elif backing.dmabuf:
+            self._dmabufs(found, backing.dmabuf.exporter, pids)
+        if not found.count:
+            raise NotFoundError("NotThere", "no such object is there now")
+        return found
+
+    def files(self, group: NodeGroup, *, path: str | None = None) -> Iterator[int]:
+        """Descriptors for reading of the files that an instance has by a name, one at a time and at most `MOST_OBJECTS`.
+
+        These are those of tmpfs, file, and posixShm of the node. Raises NotFoundError and OSError.
+        """
+        backing = group.backing
+        if backing.tmpfs and (where := path or backing.tmpfs.path):
+            with self._at(where, "/" if path else group.allowed) as (at, rest), within.below(at, rest) as top:
+                listed = (
+                    (name, folder)
+                    for _, _, names, folder in os.fwalk(".", dir_fd=top, follow_symlinks=False)
+                    for name in names
+                )
+                for name, folder in islice(listed, MOST_OBJECTS):
+                    yield from _regular(folder, name)
+        elif backing.file:
+            above, _, pattern = backing.file.path.rpartition("/")
+            with self._at(above or "/", group.allowed) as (at, rest), within.below(at, rest) as folder:
+                for name in within.matching(folder, pattern, MOST_OBJECTS)[0]:
+                    yield from _regular(folder, name)
+        elif backing.posix_shm and backing.posix_shm.ipc_namespace is IpcNamespace.HOST:
+            with self._at(f"{_SHM}/x", _SHM) as (folder, _):
+                for name in within.matching(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
+                    yield from _regular(folder, name)
+
+    # -- by a path -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _at(self, path: str, allowed: str | None) -> Iterator[tuple[int, str]]:
+        """The allowed folder, and the rest of the path below it. Raises NotFoundError."""
+        if allowed is None or not _is_below(path, allowed):
+            raise NotFoundError("NotAllowed", f"{path} is not below a folder that an administrator allowed")
+        try:
+            with (
+                within.root_of(f"{self._first}/root") as root,
+                within.folder(root, allowed, links=True) as opened,
+            ):
+                yield opened, path[len(allowed.rstrip("/")) :].strip("/")
+        except OSError as error:
+            raise _not_found(path, error) from error
+
+    def _mount(self, found: Instance, path: str, allowed: str | None, kind: str) -> None:
+        with self._at(path, allowed) as (at, rest), within.below(at, rest) as descriptor:
+            mount = self._mounted(descriptor)
+            if mount is None or mount.type != kind:
+                raise NotFoundError("WrongType", f"{path} is not on a {kind}")
+            if mount.root != "/" or mount.point != path:
+                raise NotFoundError("WrongType", f"{path} is not where a whole {kind} is mounted")
+            found.devices.add(mount.device)
+            space = os.fstatvfs(descriptor)
+            if space.f_blocks:
+                found.mounted = (space.f_blocks - space.f_bfree) * space.f_frsize
+
+    def _mounted(self, descriptor: int) -> Mount | None:
+        """The mount that a file is on, among those of the node itself."""
+        shown = _MOUNT_ID.search(Path(f"/proc/self/fdinfo/{descriptor}").read_text())
+        number = int(shown[1]) if shown else -1
+        return next((one for one in mounts(self._first) if one.id == number), None)
+
+    def _files(self, found: Instance, path: str, allowed: str | None) -> None:
+        above, _, pattern = path.rpartition("/")
+        with self._at(above or "/", allowed) as (at, rest), within.below(at, rest) as folder:
+            mount = self._mounted(folder)
+            if mount and mount.type in _OTHERS_PAGES:
+                raise NotFoundError(
+                    "NotSupported", f"{path}: mappings on {mount.type} show another file's pages"
+                )
+            self._each(found, folder, pattern, path, _cached)
+
+    def _each(
+        self,
+        found: Instance,
+        folder: int,
+        pattern: str,
+        path: str,
+        held: Callable[[int, os.stat_result], int],
+    ) -> None:
+        """Each regular file of a folder that the pattern matches. Others are passed over, and alone they are a wrong type."""
+        names, found.truncated = within.matching(folder, pattern, MOST_OBJECTS)
+        others = ""
+        for name in names:
+            try:
+                with within.below(folder, name) as descriptor:
+                    about = os.fstat(descriptor)
+                    if stat.S_ISREG(about.st_mode):
+                        found.add(ObjectId(about.st_dev, about.st_ino), held(descriptor, about))
+                    else:
+                        others = name
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
+                others = others or (name if error.errno == errno.ELOOP else "")
+        if others and not found.count:
+            raise NotFoundError("WrongType", f"{path}: {others} is not a regular file")
+
+    # -- in IPC namespaces -----------------------------------------------------------------------------------------
+
+    def _posix(self, found: Instance, name: str, where: IpcNamespace, pids: Pids) -> None:
+        if where is IpcNamespace.HOST:
+            try:
+                self._shm(found, self._first, name, None)
+            except OSError as error:
+                raise _not_found(f"{_SHM}/{name}", error) from error
+            return
+        node = self._shm_device()
+        for pid in self._one_each("mnt", pids):
+            with suppress(OSError):  # an image without /dev/shm, or a process that ended
+                self._shm(found, self._proc_root / str(pid), name, node)
+
+    def _shm(self, found: Instance, process: Path, name: str, but: int | None) -> None:
+        """The objects in a process's /dev/shm, unless that is of the device `but`. Raises OSError."""
+        with (
+            within.root_of(f"{process}/root") as root,
+            within.folder(root, _SHM, links=False) as folder,
+        ):
+            if os.fstat(folder).st_dev != but:
+                self._each(found, folder, name, f"{_SHM}/{name}", _blocks)
+
+    def _shm_device(self) -> int | None:
+        try:
+            return os.stat(f"{self._first}/root{_SHM}").st_dev
+        except FileNotFoundError:
+            return None
+
+    def _sysv(self, found: Instance, key: int, where: IpcNamespace, pids: Pids) -> None:
+        node = segments.namespace(self._first)
+        spaces = {node: self._first}
+        if where is IpcNamespace.POD:
+            spaces = {
+                segments.namespace(process): process
+                for pid in self._one_each("ipc", pids)
+                for process in [self._proc_root / str(pid)]
+            }
+            spaces.pop(node, None)
+        for space, process in spaces.items():
+            if space is None:
+                continue
+            try:
+                listed = segments.segments(process)
+            except _GONE:
+                continue
+            for each in listed:
+                if each.key == key:
+                    found.add(ObjectId(segments.device(), each.id, space), each.held)
+
+    def _one_each(self, kind: str, pids: Pids) -> list[int]:
+        """One process for each namespace of this kind that member pods have."""
+        found: dict[str, int] = {}
+        for pid in (pid for each in pids.values() for pid in each):
+            with suppress(OSError):
+                found.setdefault(os.readlink(self._proc_root / str(pid) / "ns" / kind), pid)
+        return list(found.values())
+
+    # -- among descriptors -----------------------------------------------------------------------------------------
+
+    def _memfds(self, found: Instance, name: str, pids: Pids) -> None:
+        pattern = within.literal(name)
+        for pid in (pid for each in pids.values() for pid in each):
+            for _, path, target in self._descriptors(pid):
+                if target.startswith(_MEMFD) and fnmatchcase(_named(target), pattern):
+                    with suppress(*_GONE):
+                        about = os.stat(path)
+                        found.add(ObjectId(about.st_dev, about.st_ino), about.st_blocks * _BLOCK)
+            self._mapped_memfds(found, pid, pattern)
+
+    def _mapped_memfds(self, found: Instance, pid: int, pattern: str) -> None:
+        process = self._proc_root / str(pid)
+        with suppress(*_GONE):
+            for where, name in _MAPPED_MEMFD.findall((process / "maps").read_bytes()):
+                if fnmatchcase(os.fsdecode(name), pattern):
+                    about = os.stat(process / "map_files" / where.decode())
+                    found.add(ObjectId(about.st_dev, about.st_ino), about.st_blocks * _BLOCK)
+
+    def _dmabufs(self, found: Instance, exporter: str, pids: Pids) -> None:
+        """Those that are open: one that is mapped only does not tell its exporter."""
+        for pid in (pid for each in pids.values() for pid in each):
+            for number, path, target in self._descriptors(pid):
+                if not target.startswith(_DMABUF):
+                    continue
+                with suppress(*_GONE):
+                    about = os.stat(path)
+                    shown = (self._proc_root / str(pid) / "fdinfo" / number).read_text()
+                    name, size = _EXPORTER.search(shown), _SIZE.search(shown)
+                    if name and size and name[1] == exporter:
+                        found.add(ObjectId(about.st_dev, about.st_ino), int(size[1]))
+                        found.whole.add(about.st_dev)
+
+    def _descriptors(self, pid: int) -> Iterator[tuple[str, str, str]]:
+        """Number, path and target of each open file of a process; none when it is gone."""
+        folder = f"{self._proc_root}/{pid}/fd"
+        try:
+            numbers = os.listdir(folder)
+        except _GONE:
+            return
+        for number in numbers:
+            path = f"{folder}/{number}"
+            with suppress(*_GONE):
+                yield number, path, os.readlink(path)
+
+
+def _regular(folder: int, name: str) -> Iterator[int]:
+    """The file, opened for reading, if it is a regular one that is there still."""
+    with suppress(OSError), within.below(folder, name) as descriptor:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with within.contents(descriptor) as opened:
+                yield opened
+
+
+def _named(target: str) -> str:
+    return target.removeprefix(_MEMFD).removesuffix(_DELETED)
+
+
+def _cached(descriptor: int, _: os.stat_result) -> int:
+    with within.contents(descriptor) as opened:
+        return cached(opened)
+
+
+def _blocks(_: int, about: os.stat_result) -> int:
+    return about.st_blocks * _BLOCK
+
+
+def _is_below(path: str, folder: str) -> bool:
+    above = folder.rstrip("/")
+    return path == (above or "/") or path.startswith(f"{above}/")
+
+
+def _not_found(path: str, error: OSError) -> NotFoundError:
+    match error.errno:
+        case errno.ENOENT:
+            return NotFoundError("NotThere", f"{path} is not there")
+        case errno.ELOOP:
+            return NotFoundError(
+                "SymbolicLink", f"{path}: a symbolic link is in the way, and none is followed"
+            )
+        case errno.EXDEV:
+            return NotFoundError(
+                "NotAllowed", f"{path} leads out of the folder that an administrator allowed"
+            )
+        case errno.ENOTDIR:
+            return NotFoundError("WrongType", f"{path}: a part of it is not a folder")
+    return NotFoundError("NotReadable", f"{path}: {error.strerror or error}")

@@ -1,0 +1,115 @@
+"""Each rule of shared memory for each kind of object that it means something for (M1 to M11), on a real kernel.
+
+Runs inside the guest (`make test-kernel`), as root with every capability. `tools/semantics.py` makes the table of backings and rules of the
+marks here; what is particular to one kind is in test_shared.py.
+"""
+
+import pytest
+
+from pinwarden.api.sharedmemorygroup import Phase
+
+from .backings import CASES, OUTLIVE, SIZE
+from .nodes import MIB
+from .shared_nodes import PAGE, SharedNode, group
+
+
+@pytest.mark.rule("M1", "M3", "M5", "M6", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
+    case = CASES[kind]
+    first, a = shares.pod()
+    second, b = shares.pod()
+    shares.configure(group(case.backing, first, second))
+    report = shares.report()
+    assert report.charge in (None, 0), "an instance begins with its object"
+    handle = case.make(a)
+    at = case.map(b, a, handle, 1)
+    borrow = shares.borrow(second)
+    assert borrow
+    assert (borrow.borrowed, borrow.mapped) == (case.held(1), SIZE)
+    assert shares.borrow(first) is None, "who has it open and not mapped borrows nothing"
+    case.map(a, a, handle, SIZE // PAGE if case.page == PAGE else 1 + 2 * MIB // PAGE)
+    report = shares.report()
+    assert report.charge == SIZE
+    assert {each.pod: each.borrowed for each in report.borrowers} == {first: SIZE, second: case.held(1)}
+    assert report.orphaned == 0
+    b(f"{case.detach}({at})")
+    report = shares.report()
+    assert [(each.pod, each.borrowed) for each in report.borrowers] == [(first, SIZE)]
+    assert report.charge == SIZE
+
+
+@pytest.mark.rule("M4", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_without_borrow_accounting_only_the_charge_is_known(shares: SharedNode, kind: str) -> None:
+    case = CASES[kind]
+    pod, a = shares.pod()
+    shares.configure(group(case.backing, pod, accounting="Charge", fairShare="Charge"))
+    case.map(a, a, case.make(a), 1)
+    report = shares.report()
+    assert (report.charge, report.borrowers, report.orphaned) == (case.charge(1), [], None)
+    assert shares.accountant.pods_walked == 0
+
+
+@pytest.mark.rule("M1", "M9", backing="tmpfs posixShm sysvShm hugetlbfs file")
+@pytest.mark.parametrize("kind", OUTLIVE)
+@pytest.mark.usefixtures("mounts")
+def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(shares: SharedNode, kind: str) -> None:
+    case = CASES[kind]
+    pod, a = shares.pod()
+    _, b = shares.pod()
+    shares.configure(group(case.backing, pod))
+    handle = case.make(a)
+    case.map(a, a, handle, 1)
+    assert shares.report().orphaned == 0
+    shares.end(pod)
+    shares.configure(group(case.backing))
+    report = shares.report()
+    assert (report.phase, report.charge, report.orphaned) == (Phase.ACTIVE, case.charge(1), case.charge(1))
+    assert report.borrowers == []
+    case.remove(b, handle)
+    report = shares.report()
+    if kind in ("tmpfs", "hugetlbfs"):  # the object is the file system
+        assert (report.phase, report.charge) == (Phase.ACTIVE, 0)
+    else:
+        assert (report.phase, report.charge) == (Phase.RELEASED, None)
+
+
+@pytest.mark.rule("M10", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_a_draining_group_waits_for_its_last_borrower_and_removes_nothing(
+    shares: SharedNode, kind: str
+) -> None:
+    case = CASES[kind]
+    pod, a = shares.pod()
+    asked = group(case.backing, pod)
+    shares.configure(asked)
+    handle = case.make(a)
+    at = case.map(a, a, handle, 1)
+    shares.configure({**asked, "draining": True})
+    report = shares.report()
+    assert (report.phase, report.reason) == (Phase.DRAINING, "InUse")
+    assert str(a.pid) in report.message
+    a(f"{case.detach}({at})")
+    assert shares.report().phase is Phase.RELEASED
+    case.map(a, a, handle, 1)
+
+
+@pytest.mark.rule("M11", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_the_fair_view_has_what_is_borrowed_whoever_touched_it_first(shares: SharedNode, kind: str) -> None:
+    case = CASES[kind]
+    first, a = shares.pod()
+    second, b = shares.pod()
+    shares.configure(group(case.backing, first, second))
+    handle = case.make(a)
+    case.map(a, a, handle, 1)
+    case.map(b, a, handle, 1)
+    shares.report()
+    view = {each.pod: each for each in shares.accountant.told.fair_view}
+    assert view[first].shared == view[second].shared == case.held(1)
+    assert all(0 < each.anonymous <= each.current for each in view.values())

@@ -1,0 +1,110 @@
+"""How a member is held to its borrow limits, which object two groups may both mean, and what the accountant follows (H1)."""
+
+from pathlib import Path
+
+import pytest
+
+from pinwarden.agent.cgroups import ContainerCgroup, PodCgroup
+from pinwarden.agent.configuration import Configuration, FollowedConfiguration, LastConfiguration
+from pinwarden.agent.gates.seccomp.record import Told
+from pinwarden.agent.shared.accountant import _claimed, _gated, _level
+from pinwarden.agent.shared.objects import Extent, ObjectId
+from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.api.pinlimit import Level
+
+
+def group(*members: dict[str, object], **more: object) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": "ns/g",
+            "uid": "g",
+            "backing": {"tmpfs": {}},
+            "management": "Create",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": list(members),
+            **more,
+        }
+    )
+
+
+LIMIT = {"pods": ["p"], "borrowLimit": 1}
+RESIDENT = {"pods": ["p"], "borrowLimit": 1, "borrowLimitOn": "Resident"}
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("asked", "gated", "expected"),
+    [
+        (group({"pods": ["p"]}), True, (None, "")),
+        (group({"pods": ["q"], "borrowLimit": 1}), True, (None, "")),
+        (group(LIMIT), True, (Level.CONVERGE, "SeccompGate")),
+        (group(LIMIT), False, (Level.OBSERVE, "NotGated")),
+        (group(LIMIT, RESIDENT), True, (Level.OBSERVE, "ResidentSeenOnly")),
+        (group(LIMIT, enforcement="Audit"), True, (Level.OBSERVE, "Audit")),
+    ],
+)
+def test_a_limit_is_never_said_to_be_held_better_than_it_is(
+    asked: NodeGroup, gated: bool, expected: tuple[Level | None, str]
+) -> None:
+    assert _level(asked, "p", gated) == expected
+
+
+def test_a_pod_is_gated_when_each_of_its_running_containers_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"one", "two", "sandbox"}
+    monkeypatch.setattr(
+        "pinwarden.agent.shared.accountant.member_pids",
+        lambda path: frozenset({1}) if path.name in running else frozenset(),
+    )
+    pod = PodCgroup(
+        "p",
+        (tmp_path,),
+        tuple(
+            ContainerCgroup(name, tmp_path / name, (tmp_path / name,))
+            for name in ("one", "two", "sandbox", "ended")
+        ),
+        (tmp_path,),
+        False,
+    )
+    both = {name: ("p", name, "sandbox") for name in ("one", "two")}
+    assert _gated(pod, Told(containers=both, mapping=frozenset(both)))
+    assert not _gated(pod, Told(containers={"one": both["one"]}, mapping=frozenset({"one"})))
+    assert not _gated(pod, Told(containers=both, mapping=frozenset({"one"}))), (
+        "the other has an older profile"
+    )
+    assert not _gated(pod, Told())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [
+        (Extent(frozenset({1})), Extent(frozenset({1})), True),
+        (Extent(frozenset({1})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(frozenset({1})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 6)})), False),
+        (
+            Extent(objects=frozenset({ObjectId(1, 5, 7)})),
+            Extent(objects=frozenset({ObjectId(1, 5, 8)})),
+            False,
+        ),
+        (Extent(), Extent(frozenset({1})), False),
+    ],
+)
+def test_an_object_is_one_groups_alone(first: Extent, second: Extent, clash: bool) -> None:
+    assert _claimed(second, first) is clash
+
+
+def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "nodepinconfig.json"
+    followed = FollowedConfiguration(path)
+    assert followed.newer() is None
+    LastConfiguration(path).save(Configuration.parse({"unknownPods": 5}, "u", 1))
+    found = followed.newer()
+    assert found is not None
+    assert found.spec.unknown_pods == 5
+    assert followed.newer() is None
+    path.write_text("{")
+    assert followed.newer() is None, "what cannot be read takes nothing back"
