@@ -9,8 +9,8 @@ import pytest
 
 from .conftest import ROOT, Kubectl
 
-RUNTIME = {"type": "Localhost", "localhostProfile": "pinwarden/runtime-default-v1.json"}
-UNCONFINED = {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}
+RUNTIME = {"type": "Localhost", "localhostProfile": "pinwarden/runtime-default-v2.json"}
+UNCONFINED = {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v2.json"}
 OWN = {"type": "Localhost", "localhostProfile": "strict.json"}
 DEFAULT, NONE = {"type": "RuntimeDefault"}, {"type": "Unconfined"}
 STRICT: dict[str, Any] = {
@@ -18,7 +18,7 @@ STRICT: dict[str, Any] = {
     "runAsNonRoot": True,
     "capabilities": {"drop": ["ALL"]},
 }
-LOOSE = "does not allow pinwarden/unconfined-v1.json"
+LOOSE = "does not allow pinwarden/unconfined-v2.json"
 
 
 def container(name: str, profile: dict[str, str] | None = None, **security: Any) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_what_pod_security_refuses_is_refused_with_a_gate(
 
 @pytest.mark.parametrize(
     "path",
-    ["pinwarden/unconfined-v1.json", "pinwarden/./unconfined-v1.json", "pinwarden//unconfined-v1.json"],
+    ["pinwarden/unconfined-v2.json", "pinwarden/./unconfined-v2.json", "pinwarden//unconfined-v2.json"],
 )
 def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path: str) -> None:
     manifest = pod(container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path})

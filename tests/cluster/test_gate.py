@@ -18,7 +18,7 @@ from cluster.node import Node
 NAMESPACE = "gated"
 LIMIT = 2**20
 SECONDS = 240.0
-PROFILE = "pinwarden/runtime-default-v1.json"
+PROFILE = "pinwarden/runtime-default-v2.json"
 Kubectl = Callable[..., str]
 
 

@@ -1,4 +1,4 @@
-"""The profiles in the kernel: what is sent to the gate, what is not, and that nothing gets around it (P1, P2)."""
+"""The profiles in the kernel: what is sent to the gate, what is not, and that nothing gets around it (P1, P2, M8)."""
 
 import ctypes
 import errno
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 PAGE = mmap.PAGESIZE
 PRIVATE, LOCKED, GROWS_DOWN = 0x22, 0x2000, 0x100
+MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, ANONYMOUS, POPULATE = 0x01, 0x02, 0x03, 0x20, 0x8000
 GARBAGE = 0xABCD << 32
 X32 = 1 << 30
 AUDIT_ARCH_I386 = 0x40000003
@@ -42,7 +43,7 @@ PINNING_REGISTER = (0, 15, 16, 22, 32, 33, 34)
 USE_REGISTERED_RING = 1 << 31
 BY_NAME = NUMBERS[AUDIT_ARCH_X86_64]
 BY_NUMBER = {number: name for name, number in BY_NAME.items()}
-PROFILES = {name.removesuffix("-v1.json"): profile for name, profile in profiles().items()}
+PROFILES = {name.removesuffix("-v2.json"): profile for name, profile in profiles().items()}
 GATED = [
     ("mlock", (0, 0)),
     ("mlock2", (0, 0, 0)),
@@ -51,6 +52,13 @@ GATED = [
     ("memfd_secret", (1 << 20,)),
     ("mmap", (0, PAGE, 3, PRIVATE | LOCKED, -1, 0)),
     ("mmap", (0, PAGE, 3, PRIVATE | LOCKED | GARBAGE, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_SHARED, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_SHARED | GARBAGE, -1, 0)),
+    ("mmap", (0, PAGE, 1, MAP_SHARED_VALIDATE | POPULATE, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_SHARED | LOCKED, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_SHARED | ANONYMOUS | LOCKED, -1, 0)),
+    ("shmat", (-1, 0, 0)),
+    ("remap_file_pages", (0, 0, 0, 0, 0)),
     ("shmctl", (-1, SHM_LOCK, 0)),
     ("shmctl", (-1, SHM_LOCK | GARBAGE, 0)),
     *(("ioctl", (-1, command | above, 0)) for command in (VFIO, RDMA, UDMABUF) for above in (0, GARBAGE)),
@@ -64,6 +72,9 @@ REGISTER = [
 NOT_GATED = [
     ("mmap", (0, PAGE, 3, PRIVATE, -1, 0)),
     ("mmap", (0, PAGE, 3, PRIVATE | LOCKED << 32, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_PRIVATE, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_PRIVATE | MAP_SHARED << 32, -1, 0)),
+    ("mmap", (0, PAGE, 3, MAP_SHARED | ANONYMOUS, -1, 0)),
     ("ioctl", (-1, TCGETS, 0)),
     ("ioctl", (-1, FIONREAD, 0)),
     ("ioctl", (-1, TCGETS | VFIO << 32, 0)),
@@ -239,7 +250,8 @@ def pins(name: str, arguments: Sequence[int]) -> bool:
     """What is to be gated, said once more in another way."""
     match name:
         case "mmap":
-            return bool(arguments[3] & (LOCKED | GROWS_DOWN))
+            shared = arguments[3] & MAP_SHARED and not arguments[3] & ANONYMOUS
+            return bool(shared or arguments[3] & (LOCKED | GROWS_DOWN))
         case "shmctl":
             return arguments[1] & 0xFFFFFFFF == SHM_LOCK
         case "ioctl":
@@ -259,6 +271,11 @@ def words(choice: random.Random) -> Iterator[int]:
         SHM_LOCK,
         PRIVATE | LOCKED,
         PRIVATE | GROWS_DOWN,
+        MAP_SHARED,
+        MAP_PRIVATE,
+        MAP_SHARED_VALIDATE | POPULATE,
+        MAP_SHARED | LOCKED,
+        MAP_SHARED | ANONYMOUS,
         VFIO,
         RDMA,
         UDMABUF,

@@ -7,12 +7,13 @@ from typing import cast
 import pytest
 
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
-from pinwarden.agent.gates.seccomp.decision import Decider, Gated, Waiting
+from pinwarden.agent.gates.seccomp.decision import Decider
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.notify import Call, Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Record
+from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
 
 PAGE = 4096
 ONE, OTHER = Place("one", "main"), Place("other", "main")

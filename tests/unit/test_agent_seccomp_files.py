@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,17 @@ def test_a_call_that_was_received_is_there_for_the_next_gate(path: Path) -> None
         assert first is not None
         assert second is not None
         assert third is not None
+        fourth = journal.receive(Queue(call(4)), 9)
+        assert fourth is not None
         journal.let_through(second[0], 4096)
+        journal.let_through(fourth[0], 0)
         journal.free(third[0])
     with closing(Journal(path)) as journal:
-        assert sorted(journal.left()) == [(first[0], call(1), 7, None), (second[0], call(2), 8, 4096)]
+        assert sorted(journal.left()) == [
+            (first[0], call(1), 7, None),
+            (second[0], call(2), 8, 4096),
+            (fourth[0], call(4), 9, 0),
+        ]
 
 
 def test_nothing_is_received_when_the_call_is_gone(path: Path) -> None:
@@ -131,6 +139,34 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
     assert found.loosened == {"pod-1": ("why",)}
     assert found.denials == {"pod-1": {"uid-l": 2}}
     assert [each["number"] for each in found.recent] == [1, 2]
+
+
+@pytest.mark.rule("M8", "H2")
+def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    before = Record(path)
+    before.gated([replace(ONE, version=2), TWO])
+    for group, pod in (("g", "pod-1"), ("g", "pod-1"), ("g", "pod-2"), ("h", "pod-2")):
+        before.group_denied(group, pod)
+    before.flush(0)
+    assert told(path).group_denials == {"g": {"pod-1": 2, "pod-2": 1}, "h": {"pod-2": 1}}
+    assert told(path).mapping == {ONE.id}
+    assert (told(path).denials, told(path).recent, told(path).number) == ({}, (), 0)
+    after = Record(path)
+    after.gated([ONE])
+    after.group_denied("g", "pod-1")
+    after.flush(0)
+    assert told(path).group_denials == {"g": {"pod-1": 3}}
+    assert told(path).mapping == frozenset()
+
+
+def test_a_record_of_a_gate_that_knew_no_groups_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    Record(path).flush(0)
+    content = json.loads(path.read_bytes())
+    del content["groupDenials"], content["mapping"]
+    path.write_text(json.dumps(content))
+    assert (told(path).group_denials, told(path).mapping) == ({}, frozenset())
 
 
 @pytest.mark.rule("H1")
@@ -232,6 +268,23 @@ def test_both_runtimes_say_which_container_it_is() -> None:
 
 def test_a_container_of_no_pod_is_of_none() -> None:
     assert parse(state()).place == Place("", "")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "version"),
+    [
+        (None, 1),
+        ("", 1),
+        ("pinwarden-v2", 2),
+        ("pinwarden-v10", 10),
+        ("other", 1),
+        (5, 1),
+        ("pinwarden-v2x", 1),
+    ],
+)
+def test_a_profile_tells_its_version(metadata: object, version: int) -> None:
+    message = json.dumps({"metadata": metadata, "state": {"id": ID}}).encode()
+    assert (parse(message).version, parse(message).maps) == (version, version > 1)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from pinwarden.agent.gates.seccomp.profiles import (
 )
 
 RELEASED = {
-    "runtime-default-v1.json": "2e23fd80ee9ba7a6086d4601947853e421103ffe6b1177a1249a5eaf103cb7a5",
-    "unconfined-v1.json": "457d63d878e8b10abe260dfe731724c02eb56f1c5c6505a13742b79c78784c67",
+    "runtime-default-v2.json": "f29eace600b7c6a18e9304cecc4c13252f10da3b6e7428befaa76143bc5887a4",
+    "unconfined-v2.json": "53f08af8c8d107edb977c061fbe26cf39b759951f2367c22e25df688a8ee631a",
 }
 DEFAULT: dict[str, Any] = json.loads(
     resources.files("pinwarden.agent.gates.seccomp").joinpath("runtime_default.json").read_text()
@@ -162,9 +162,18 @@ def test_what_is_there_stays_and_is_told_of_where_it_differs(tmp_path: Path) -> 
     assert changed.read_text() == "another's"
 
 
+def test_files_of_an_earlier_version_stay_for_the_pods_that_refer_to_them(tmp_path: Path) -> None:
+    earlier = tmp_path / "pinwarden" / "runtime-default-v1.json"
+    earlier.parent.mkdir()
+    earlier.write_text("as it was")
+    assert install(tmp_path) == []
+    assert earlier.read_text() == "as it was"
+    assert {path.name for path in earlier.parent.iterdir()} == {earlier.name, *RELEASED}
+
+
 def test_a_file_that_comes_first_in_between_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path)
-    changed = tmp_path / "pinwarden" / "unconfined-v1.json"
+    changed = tmp_path / "pinwarden" / "unconfined-v2.json"
     changed.write_text("another's")
     monkeypatch.setattr(Path, "exists", lambda _: False)
     assert install(tmp_path) == [changed]

@@ -18,7 +18,10 @@ from typing import Any
 
 from pinwarden.agent.cgroups import member_pids, process_hierarchy
 from pinwarden.agent.configuration import Configuration, LastConfiguration
+from pinwarden.agent.gates.seccomp.profiles import METADATA
 from pinwarden.agent.gates.seccomp.record import Told, load
+from pinwarden.agent.shared import record as shared
+from pinwarden.agent.shared.objects import Extent
 
 CGROUP = Path("/sys/fs/cgroup")
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,7 @@ class Pod:
             "state": {
                 "ociVersion": "1.2.0",
                 "fds": ["seccompFd"],
+                "metadata": METADATA,
                 "state": {
                     "ociVersion": "1.2.0",
                     "id": self.container,
@@ -130,20 +134,21 @@ class Node:
         self.until(lambda: (self.run_dir / "holder.sock").exists())
         self.gate = self.start("gate", "--state-dir", str(self.state_dir))
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A program of pinwarden."""
+    def start(self, *arguments: str, capabilities: str = "") -> subprocess.Popen[bytes]:
+        """A program of pinwarden, with all capabilities or with these alone (`+sys_ptrace`)."""
+        bounded = ["setpriv", f"--bounding-set=-all,{capabilities}"] if capabilities else []
         process = subprocess.Popen(
-            [sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
+            [*bounded, sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
             env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
         )
         self._processes.append(process)
         return process
 
-    def kill_gate(self) -> None:
+    def kill_gate(self, *, capabilities: str = "") -> None:
         """As a crash would, and starts another one."""
         self.gate.kill()
         self.gate.wait()
-        self.gate = self.start("gate", "--state-dir", str(self.state_dir))
+        self.gate = self.start("gate", "--state-dir", str(self.state_dir), capabilities=capabilities)
 
     def pod(self) -> Pod:
         """A new one, that no limit holds for."""
@@ -177,6 +182,11 @@ class Node:
         self._generation += 1
         self._memory.save(Configuration.parse(spec, "npc", self._generation))
         time.sleep(0.1)  # the gate looks every 50 ms
+
+    def share(self, extents: Mapping[str, Extent]) -> None:
+        """Tells what belongs to each group of shared memory, by its uid, as the accountant would."""
+        shared.save(self.run_dir / shared.NAME, shared.Told(extents=extents))
+        time.sleep(0.1)
 
     @property
     def told(self) -> Told:

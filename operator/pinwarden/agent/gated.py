@@ -6,13 +6,12 @@ process the whole limit as its rlimit, because the gate holds the sum. A gate th
 """
 
 import logging
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp.record import Told, load
 from pinwarden.agent.governed import Governed
+from pinwarden.agent.statefile import Glance
 
 SILENT_SECONDS = 10.0
 SILENT = "its gate does not answer: pinning calls wait"
@@ -34,31 +33,23 @@ class GateRecord:
     """The record at `path`; with None there is no gate, and no pod is gated."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._seen: tuple[int, int] | None = None
+        self._glance = Glance(path) if path else None
         self.told: Told | None = None
 
     @property
     def silent(self) -> bool:
         """Whether there is a gate that has not answered for a while."""
-        return self._seen is not None and time.time() - self._seen[1] / 1e9 > SILENT_SECONDS
+        return self._glance is not None and SILENT_SECONDS < self._glance.age < float("inf")
 
     def look(self) -> bool:
         """Reads the file if it is another one; whether it was."""
-        if self._path is None:
-            return False
         try:
-            found = os.stat(self._path)
-            seen = found.st_ino, found.st_mtime_ns
-            if seen == self._seen:
+            if self._glance is None or not self._glance.changed():
                 return False
-            self.told = load(self._path)
-        except FileNotFoundError:
-            return False
+            self.told = load(self._glance.path)
         except OSError as error:
             _log.error("what the gate tells cannot be read, the last of it stays: %s", error)
             return False
-        self._seen = seen
         return True
 
     def standing(self, subject: Governed) -> Standing:

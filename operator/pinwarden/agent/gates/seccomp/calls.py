@@ -6,6 +6,7 @@ another error before it counts anything asks for nothing, and is let through to 
 - mlock, mlock2: `PAGE_ALIGN(len + offset_in_page(start))`. What is locked already in that range adds nothing (P8).
 - mmap with MAP_LOCKED: `PAGE_ALIGN(len)`.
 - mremap: what the mapping grows by, if it is locked; with MREMAP_DONTUNMAP all of it, which Linux 6.17 adds to VmLck.
+- shmat, remap_file_pages, and mmap without MAP_LOCKED: nothing; what they map is for `mappings` to read.
 - mlockall(MCL_CURRENT): the kernel compares `mm->total_vm`, so the whole address space is asked for, and what is locked of it adds nothing.
 - io_uring_register, VFIO and iommufd maps: amounts that lie in the caller's memory, which it can change between the look and the call.
 
@@ -120,13 +121,14 @@ def _in_stack(start: int, size: int) -> bool:
 Registers = tuple[int, int, int, int, int, int]
 
 
-def _aligned(length: int) -> int:
+def aligned(length: int) -> int:
+    """PAGE_ALIGN, which wraps around."""
     return (length + PAGE - 1) % _WRAP // PAGE * PAGE
 
 
 def _range(start: int, length: int) -> Ask | None:
     offset = start % PAGE
-    size = _aligned((length + offset) % _WRAP)
+    size = aligned((length + offset) % _WRAP)
     first = start - offset
     if size == 0 or first + size >= _WRAP:
         return None
@@ -153,7 +155,7 @@ def _mlockall(registers: Registers) -> Ask | None:
 
 
 def _mmap(registers: Registers) -> Ask | None:
-    size = _aligned(registers[1])
+    size = aligned(registers[1])
     if size == 0 or not registers[3] & (MAP_LOCKED | MAP_GROWSDOWN):
         return None
     loosens = _STACK if registers[3] & MAP_GROWSDOWN else ""
@@ -161,7 +163,7 @@ def _mmap(registers: Registers) -> Ask | None:
 
 
 def _mremap(registers: Registers) -> Ask | None:
-    start, old, new = registers[0], _aligned(registers[1]), _aligned(registers[2])
+    start, old, new = registers[0], aligned(registers[1]), aligned(registers[2])
     loosens = ""
     if _in_stack(start, max(old, PAGE)):
         loosens = _STACK  # moved, it grows where no stack is looked for
@@ -227,7 +229,7 @@ def _ioctl(registers: Registers) -> Ask | None:
 
     def amount(read: Read) -> int:
         (size,) = _MAP.unpack(read(address, _MAP.size))
-        return _aligned(size)
+        return aligned(size)
 
     match command >> 8 & 0xFF:
         case kind if kind == _RDMA_TYPE:
@@ -243,6 +245,10 @@ def _ioctl(registers: Registers) -> Ask | None:
     return Ask(source, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
 
 
+def _pins_nothing(_: Registers) -> None:
+    return None
+
+
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 AUDIT_ARCH_AARCH64: Final = 0xC00000B7
 _TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
@@ -253,6 +259,8 @@ _READERS: Final[Mapping[str, Callable[[Registers], Ask | None]]] = {
     "mlockall": _mlockall,
     "mmap": _mmap,
     "mremap": _mremap,
+    "shmat": _pins_nothing,
+    "remap_file_pages": _pins_nothing,
     "memfd_secret": _memfd_secret,
     "shmctl": _shmctl,
     "io_uring_setup": _io_uring_setup,
@@ -267,6 +275,8 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
         "mlockall": 151,
         "mmap": 9,
         "mremap": 25,
+        "shmat": 30,
+        "remap_file_pages": 216,
         "memfd_secret": 447,
         "shmctl": 31,
         "io_uring_setup": 425,
@@ -280,6 +290,8 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
         "mlockall": 230,
         "mmap": 222,
         "mremap": 216,
+        "shmat": 196,
+        "remap_file_pages": 234,
         "memfd_secret": 447,
         "shmctl": 195,
         "io_uring_setup": 425,
@@ -302,5 +314,10 @@ def read(call: Call) -> Ask | None:
     first, *rest = call.arguments
     reader = _BY_NUMBER[call.arch, call.number]
     if reader in (_mlock, _mlock2, _mremap):
-        first &= ~_TAGS[call.arch]  # untagged_addr
+        first = untagged(call.arch, first)
     return reader((first, *rest))  # type: ignore[arg-type]
+
+
+def untagged(arch: int, address: int) -> int:
+    """The address without what the kernel ignores of it (untagged_addr)."""
+    return address & ~_TAGS[arch]

@@ -4,7 +4,8 @@ One gate at a time answers on a node: it has the journal's lock, and another one
 within milliseconds. A gate that stalls is ended by an alarm of its own, so that its container is started again: calls wait meanwhile.
 
 The configuration is the file that the agent keeps of what is in force (`configuration.LastConfiguration`), so the gate needs no API server,
-and goes on without an agent (H3). It looks whether the file is another one `LOOKS_SECONDS` apart.
+and goes on without an agent (H3). What belongs to groups of shared memory is in the accountant's file (`agent.shared.record`); without an
+accountant the last of it stays. The gate looks whether a file is another one `LOOKS_SECONDS` apart.
 """
 
 import logging
@@ -17,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinwarden.agent.configuration import LastConfiguration
+from pinwarden.agent.configuration import Configuration, FollowedConfiguration
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
 from pinwarden.agent.gates.seccomp.gate import Gate
@@ -25,6 +26,8 @@ from pinwarden.agent.gates.seccomp.identity import parse
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import NAME, Record
+from pinwarden.agent.shared import record as shared
+from pinwarden.agent.statefile import Glance
 from pinwarden.agent.subjects import Plan
 
 LOOKS_SECONDS = 0.05
@@ -60,6 +63,11 @@ class Settings:
     def record(self) -> Path:
         """What the agent reads of the gate."""
         return self.run_dir / NAME
+
+    @property
+    def shared(self) -> Path:
+        """What the accountant tells of shared memory."""
+        return self.run_dir / shared.NAME
 
 
 def ability(run_dir: Path) -> str:
@@ -109,14 +117,14 @@ class _Process:
     def __init__(self, settings: Settings, gate: Gate) -> None:
         self._settings = settings
         self._gate = gate
-        self._memory = LastConfiguration(settings.configuration)
-        self._seen: tuple[int, int] | None = None
+        self._configuration = FollowedConfiguration(settings.configuration)
+        self._shared = Glance(settings.shared)
         self._looks = self._connects = float("-inf")
         self._holder: socket.socket | None = None
 
     def start(self) -> None:
         """Takes the configuration and all listeners over, and then what an earlier gate left."""
-        self._look_at_configuration(time.monotonic())
+        self._look_at_files(time.monotonic())
         while self._holder is None:
             signal.alarm(STALL_SECONDS)
             self._connect()
@@ -128,7 +136,7 @@ class _Process:
     def turn(self) -> None:
         """Does what is due, and answers."""
         now = time.monotonic()
-        self._look_at_configuration(now)
+        self._look_at_files(now)
         if self._holder is None and now >= self._connects:
             self._connects = now + _RETRY_SECONDS
             self._connect()
@@ -145,26 +153,30 @@ class _Process:
             signal.alarm(STALL_SECONDS)
             self.turn()
 
-    def _look_at_configuration(self, now: float) -> None:
+    def _look_at_files(self, now: float) -> None:
         if now < self._looks:
             return
         self._looks = now + LOOKS_SECONDS
+        if configuration := self._configuration.newer():
+            self._configure(configuration)
         try:
-            found = os.stat(self._settings.configuration)
-        except FileNotFoundError:
+            told = shared.load(self._shared.path) if self._shared.changed() else None
+        except OSError as error:
+            _log.error("what is known of shared memory stays as it was: %s", error)
             return
-        if self._seen == (found.st_ino, found.st_mtime_ns):
-            return
-        self._seen = found.st_ino, found.st_mtime_ns
-        try:
-            configuration = self._memory.load()
-        except OSError as error:  # also what is not usable, which is the agent's to set aside
-            _log.error("the last configuration stays in force: %s", error)
-            return
-        if configuration is not None:
-            plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
-            self._gate.configure(plan)
-            _log.info("configuration in force: generation %s, %d limits", plan.generation, len(plan.limits))
+        if told is not None:
+            self._gate.learn(told.extents)
+
+    def _configure(self, configuration: Configuration) -> None:
+        plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
+        groups = configuration.spec.groups
+        self._gate.configure(plan, groups)
+        _log.info(
+            "configuration in force: generation %s, %d limits, %d groups",
+            plan.generation,
+            len(plan.limits),
+            len(groups),
+        )
 
     def _connect(self) -> None:
         """Gets what the holder has, and gives what it lacks; tries again at the next turn where that fails."""

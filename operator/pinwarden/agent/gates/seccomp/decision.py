@@ -7,6 +7,8 @@ It must wait
 - for earlier calls that may still add what this one needs, or that are as many as one pod may have under way,
 - for what is read of its memory.
 
+A call that maps something must be one that no group of shared memory has anything against (`lending`), before its pin is decided.
+
 Each wait has an end. A call that cannot be counted after it is refused: what is not known is never let through (P1). A call that loosens
 the pod (`calls`) is let through where it fits, unless a limit asks for Deny.
 """
@@ -14,17 +16,16 @@ the pod (`calls`) is let through where it fits, unless a limit asks for Deny.
 import errno
 import logging
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from pinwarden.agent.gates.seccomp import calls
+from pinwarden.agent.gates.seccomp import calls, mappings
 from pinwarden.agent.gates.seccomp.accounts import Accounts, Fit, Key, Place
 from pinwarden.agent.gates.seccomp.calls import Adds, Ask
-from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.journal import Journal
-from pinwarden.agent.gates.seccomp.notify import Call, Listener
+from pinwarden.agent.gates.seccomp.lending import Borrowing, Lending, Ranges
+from pinwarden.agent.gates.seccomp.notify import Call
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Denial, Record
 from pinwarden.agent.gates.seccomp.threads import (
@@ -37,6 +38,9 @@ from pinwarden.agent.gates.seccomp.threads import (
     read_memory,
     soft_limit,
 )
+from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
+from pinwarden.agent.shared.objects import Extent
+from pinwarden.api.nodepinconfig import NodeGroup
 
 UNLISTED_SECONDS = 5.0
 RAISED_SECONDS = 5.0
@@ -44,42 +48,9 @@ LEAVING_SECONDS = 2.0
 UNDER_WAY = 64
 READERS = 64
 _LOOK_AGAIN_SECONDS = 0.01
-_FIRST_RETRY_SECONDS = 50e-6
 _MOST = 2**62
 _CHANGEABLE = "a call at the limit depends on others that do not end"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Gated:
-    """A listener: a container's, or that of a process that was started into it. `raised`: its first process has the rlimit it may have."""
-
-    number: int
-    listener: Listener
-    identity: Identity
-    raised: bool = False
-
-    @property
-    def place(self) -> Place:
-        """Where its calls are made."""
-        return self.identity.place
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A call in a slot of the journal that waits for its answer since it was `received`.
-
-    `began` is when it began to wait for what it waits for now, None before: not when it was received, because it waited for others then.
-    `retry` is how long to wait next, in seconds. `aside` is what is being read of its memory.
-    """
-
-    slot: int
-    call: Call
-    gated: Gated
-    received: float
-    aside: Aside
-    began: float | None = None
-    retry: float = _FIRST_RETRY_SECONDS
 
 
 class _NotYetError(OSError):
@@ -95,13 +66,20 @@ class Decider:
         self._proc_root = proc_root
         self._record = record
         self._accounts = Accounts()
+        self._lending = Lending(proc_root, pods)
         self._pool = ThreadPoolExecutor(READERS, "reader")
         self._leaving: dict[int, tuple[int, Leaving]] = {}
         self._first_seen: dict[str, float] = {}
 
-    def configure(self) -> None:
-        """What the pods are held to has changed."""
+    def configure(self, groups: Iterable[NodeGroup] | None = None) -> None:
+        """What the pods are held to has changed; the groups of shared memory too, where they are given."""
         self._accounts.configure(self._pods.covering())
+        if groups is not None:
+            self._lending.configure(groups)
+
+    def learn(self, extents: Mapping[str, Extent]) -> None:
+        """What belongs to each group of shared memory, by its uid, is now this."""
+        self._lending.learn(extents)
 
     def received(self, slot: int, call: Call, gated: Gated, now: float) -> Waiting:
         """A call that was just received; what its thread called before is over."""
@@ -114,20 +92,31 @@ class Decider:
         self._journal.free(waiting.slot)
         if call.arguments != waiting.call.arguments or call.number != waiting.call.number:
             waiting.aside = Aside(self._pool)
+            waiting.borrowing = None
         waiting.slot, waiting.call = slot, call
 
-    def follow(self, slot: int, call: Call, place: Place, amount: int) -> None:
-        """A call of this place is let through, to add at most so many bytes, by this gate or by an earlier one."""
-        self._accounts.let_through(call.tid, place, amount)
+    def follow(self, slot: int, call: Call, place: Place, amount: int, ranges: Ranges = None) -> None:
+        """A call of this place is let through, by this gate or by an earlier one: to pin at most so many bytes, and to map these ranges.
+
+        None stands for any, of a call that maps something.
+        """
+        if amount:
+            self._accounts.let_through(call.tid, place, amount)
+        if ranges is None and mappings.read(call):
+            self._lending.let_through(call.tid, place.pod, None)
+        elif ranges:
+            self._lending.let_through(call.tid, place.pod, ranges)
         self._leaving[call.tid] = (slot, Leaving(self._proc_root, call))
 
     def forget(self, pod: str) -> None:
         """The pod is gone."""
         self._first_seen.pop(pod, None)
+        self._lending.forget(pod)
 
     def close(self) -> None:
         """Ends the readers that can be ended."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lending.close()
 
     def decide(self, waiting: Waiting, now: float) -> float:
         """Answers the call, or says in how many seconds to look at it again."""
@@ -142,6 +131,7 @@ class Decider:
     def ended(self, tid: int, *, ran: bool = True) -> None:
         """The call that this thread made last is over."""
         self._accounts.end(tid, ran=ran)
+        self._lending.end(tid)
         if known := self._leaving.pop(tid, None):
             self._journal.free(known[0])
 
@@ -159,6 +149,12 @@ class Decider:
         except KeyError:
             _log.error("call %d of architecture %#x is not one to be sent here", call.number, call.arch)
             return self._refuse(waiting, errno.ENOSYS)
+        if waiting.borrowing is None:
+            waiting.borrowing = self._lending.begin(call)
+        if waiting.borrowing and not self._lending.settled(waiting.borrowing):
+            if (answer := self._borrow(waiting, waiting.borrowing, now, waited)) is not None:
+                return answer
+            waiting.began, waited = now, 0.0
         if ask is None:
             return self._let_through(waiting, None, 0)
         if wait := self._unlisted(place.pod, now):
@@ -182,6 +178,26 @@ class Decider:
         if fit is Fit.FITS:
             return self._let_through(waiting, ask, most)
         return self._decide_exactly(waiting, ask, most, now, waited)
+
+    def _borrow(self, waiting: Waiting, one: Borrowing, now: float, waited: float) -> float | None:
+        """Whether groups have anything against a call: None when they do not, else as `decide`."""
+        pod = waiting.gated.place.pod
+        refusal = self._lending.decide(one, pod, self.end_those_counted)
+        if refusal is None:
+            return None
+        if not waiting.gated.listener.waits(waiting.call.id):
+            return self._drop(waiting)
+        if refusal.stranger and (wait := self._unlisted(pod, now)):
+            waiting.began = None
+            return wait
+        if not refusal.final and waited < LEAVING_SECONDS:
+            return self._later(waiting)
+        self._lending.tell(refusal, waiting.call, pod, now)
+        if refusal.group is None:
+            self._lending.settle(one)
+            return None
+        self._record.group_denied(refusal.group.uid, pod)
+        return self._refuse(waiting, refusal.error)
 
     def _decide_exactly(self, waiting: Waiting, ask: Ask, most: int, now: float, waited: float) -> float:
         """The same, by what the kernel counts at this moment."""
@@ -326,14 +342,15 @@ class Decider:
 
     def _let_through(self, waiting: Waiting, ask: Ask | None, amount: int) -> float:
         call, amount = waiting.call, min(amount, _MOST)
-        if ask is None or not amount:
+        ranges = waiting.borrowing.ranges if waiting.borrowing else ()
+        if not amount and ranges == ():
             waiting.gated.listener.let_through(call.id)
             self._journal.free(waiting.slot)
             return 0.0
         if not waiting.gated.listener.waits(call.id):
             return self._drop(waiting)  # its thread's number may be another's by now, whose call is under way
         self._journal.let_through(waiting.slot, amount)
-        self.follow(waiting.slot, call, waiting.gated.place, amount)
+        self.follow(waiting.slot, call, waiting.gated.place, amount, ranges)
         if not waiting.gated.listener.let_through(call.id):
             self.ended(call.tid, ran=False)
         return 0.0

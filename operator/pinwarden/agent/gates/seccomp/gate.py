@@ -11,18 +11,21 @@ A step has the group's oldest call decided (`decision`), or finds that it must w
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp.accounts import Place
-from pinwarden.agent.gates.seccomp.decision import Decider, Gated, Waiting
+from pinwarden.agent.gates.seccomp.decision import Decider
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.notify import Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Record
+from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
+from pinwarden.agent.shared.objects import Extent
 from pinwarden.agent.subjects import Plan
+from pinwarden.api.nodepinconfig import NodeGroup
 
 SHARE = 0.25
 BURST_SECONDS = 0.1
@@ -98,16 +101,20 @@ class Gate:
         """Descriptor and container of every listener, by its number."""
         return {gated.number: (descriptor, gated.identity) for descriptor, gated in self._gated.items()}
 
-    def configure(self, plan: Plan | None) -> None:
+    def configure(self, plan: Plan | None, groups: Iterable[NodeGroup] = ()) -> None:
         """Takes a configuration; it holds for the next call, and for those that wait (P12). Raises OSError."""
         self._pods.configure(plan)
-        self._decider.configure()
+        self._decider.configure(() if plan is None or plan.release else groups)
         before, self._groups, self._busy = self._groups, {}, {}
         for group in before.values():
             self._arm_again(group)
         waiting = [each for group in before.values() for each in group.waiting]
         for each in sorted(waiting, key=lambda each: each.received):
             self._wait(each)
+
+    def learn(self, extents: Mapping[str, Extent]) -> None:
+        """Takes what belongs to each group of shared memory, by its uid."""
+        self._decider.learn(extents)
 
     def recover(self) -> None:
         """Takes up what an earlier gate left in the journal; all listeners must have been added. Raises OSError."""
@@ -118,7 +125,7 @@ class Gate:
             gated = numbers.get(number)
             if gated is not None and gated.listener.waits(call.id):
                 self._wait(self._decider.received(slot, call, gated, self._clock()))
-            elif gated is not None and amount:
+            elif gated is not None and amount is not None:
                 self._decider.follow(slot, call, gated.place, amount)
             else:
                 self._journal.free(slot)

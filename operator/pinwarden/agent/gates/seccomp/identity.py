@@ -2,10 +2,11 @@
 
 The message is the OCI runtime specification's container process state. containerd and CRI-O put what the kubelet told them into its
 annotations: the pod's uid is the one that its cgroup bears, also of a static pod. A container of no pod is of the pod "", which no
-configuration lists.
+configuration lists. The profile's own metadata comes with it, and tells its version; the first had none.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +14,35 @@ from pinwarden.agent.gates.seccomp.accounts import Place
 
 _NAMES = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _UIDS = ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
+_METADATA = re.compile(r"pinwarden-v(\d{1,4})")
 _SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A container: its id, where its calls are made, and the id of its pod's sandbox, or empty. `message` is what the runtime said."""
+    """A container: its id, where its calls are made, and the id of its pod's sandbox, or empty.
+
+    `message` is what the runtime said, and `version` that of its profile (`profiles`).
+    """
 
     id: str
     place: Place
     sandbox: str
     message: bytes
+    version: int = 1
+
+    @property
+    def maps(self) -> bool:
+        """Whether its profile sends calls that map shared memory."""
+        return self.version >= 2
 
 
 def parse(message: bytes) -> Identity:
     """Reads the runtime's message. Raises ValueError, for people, when it does not say which container it is about."""
     try:
-        state: Any = json.loads(message)["state"]
+        whole: Any = json.loads(message)
+        state: Any = whole["state"]
+        version = _METADATA.fullmatch(str(whole.get("metadata") or ""))
         identity, annotations = state["id"], state.get("annotations") or {}
         found = [
             next((annotations[key] for key in keys if annotations.get(key)), "")
@@ -42,4 +55,4 @@ def parse(message: bytes) -> Identity:
             "not an OCI container process state: no container's id, or annotations that are no text"
         )
     pod, name, sandbox = found
-    return Identity(identity, Place(pod, name), sandbox, message)
+    return Identity(identity, Place(pod, name), sandbox, message, int(version[1]) if version else 1)

@@ -5,7 +5,8 @@ a slot of a file that is mapped and shared: a gate that is killed at any moment 
 
 - *free*: its id is 0 (the kernel's ids begin at a random number and count up; 0 is passed over here),
 - *received*: the call waits for an answer, or its thread was interrupted,
-- *let through*: the answer was about to be sent or was sent, and what the call adds may not be visible yet.
+- *let through*: the answer was about to be sent or was sent, and what the call adds may not be visible yet. An amount of 0 is a mapping of
+  a group's object (`lending`).
 
 The file lies in a tmpfs, so that it ends with the boot whose calls it tells of. One process at a time has it open.
 """

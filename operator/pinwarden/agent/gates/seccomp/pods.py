@@ -12,7 +12,7 @@ from functools import cmp_to_key
 from itertools import pairwise
 from pathlib import Path
 
-from pinwarden.agent.cgroups import process_hierarchy
+from pinwarden.agent.cgroups import explore, process_hierarchy
 from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
@@ -44,6 +44,7 @@ class Pods:
         self._gated: frozenset[str] = frozenset()
         self._subjects: dict[str, Governed] = {}
         self._groups: dict[str, list[Governed]] = {}
+        self._folders: dict[str, tuple[Path, ...]] = {}
 
     def configure(self, plan: Plan | None) -> None:
         """Takes a configuration, or None where there is none yet. Raises OSError."""
@@ -100,6 +101,16 @@ class Pods:
         """Whether a process was in the pod's cgroup at the last look."""
         subject = self._subjects.get(pod)
         return subject is not None and any(key.pid == pid for key in subject.keys)
+
+    def folders(self, pod: str) -> tuple[Path, ...]:
+        """All cgroup folders of a pod, also of one that no limit holds for. Raises OSError, also when none is found."""
+        paths = self._folders.get(pod) or self._finder.find(self._clock()).get(pod, ())
+        self._folders[pod] = paths
+        found = tuple(path for path in explore(pod, paths).members if path.exists())
+        if not found:
+            self._folders.pop(pod)
+            raise FileNotFoundError(f"no cgroup of pod {pod} is found")
+        return found
 
     def look(self, place: Place) -> dict[Key, Look]:
         """What every limit that covers this place, or one that shares a limit with it, has and uses.
@@ -179,6 +190,7 @@ class Pods:
 
     def _refresh(self) -> None:
         found = self._finder.find(self._clock())
+        self._folders.clear()
         before, self._subjects = self._subjects, {}
         for pod in {each.place.pod for each in self._identities} | found.keys():
             held = self._held(pod)

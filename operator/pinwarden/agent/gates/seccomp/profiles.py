@@ -1,4 +1,5 @@
-"""The seccomp profiles that send pinning calls to the gate: pure functions of the container runtime's default rules, and their files.
+"""The seccomp profiles that send calls to the gate that pin memory, or map memory that can be shared: pure functions of the container
+runtime's default rules, and their files.
 
 `runtime_default.json` is what containerd itself gives a pod with RuntimeDefault (`make profiles` writes it anew from containerd's source).
 In the gated variant of it each gated call that it allows is sent to the gate, and all else is as it was; in the variant for unconfined pods
@@ -9,7 +10,12 @@ gated one (`complement`).
 Both list no architecture. A runtime then filters for the machine's own, and a call in another one's way (32-bit, x32) ends its thread,
 by SIGSYS.
 
-A profile's file never changes: running pods refer to it. What changes gets the next version.
+A profile's file never changes: running pods refer to it. What changes gets the next version; files of earlier ones stay where they are.
+The runtime passes `listenerMetadata` on with the descriptor, so that the gate knows which version a container has.
+
+- v1: calls that pin.
+- v2: also calls that map what another process can have mapped too: `mmap` with MAP_SHARED of a descriptor, `shmat`, `remap_file_pages`.
+  MAP_PRIVATE mappings are not sent: every start of a program makes dozens.
 """
 
 import json
@@ -24,7 +30,8 @@ from typing import Any, Final
 
 LISTENER_PATH: Final = "/run/pinwarden/seccomp.sock"
 FOLDER: Final = "pinwarden"
-VERSION: Final = 1
+VERSION: Final = 2
+METADATA: Final = f"pinwarden-v{VERSION}"
 _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
 
 
@@ -66,7 +73,10 @@ GATED: Final[Mapping[str, Condition | None]] = {
     "mlockall": None,
     "mremap": None,
     "memfd_secret": None,
-    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000), Bits(0x100, 0x100))),  # MAP_LOCKED, MAP_GROWSDOWN
+    # MAP_LOCKED, MAP_GROWSDOWN, and MAP_SHARED or MAP_SHARED_VALIDATE without MAP_ANONYMOUS
+    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000), Bits(0x100, 0x100), Bits(0x21, 0x01))),
+    "shmat": None,
+    "remap_file_pages": None,
     "shmctl": _number(1, 11),  # SHM_LOCK
     "io_uring_setup": None,
     # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS and _MEM_REGION, also with
@@ -106,11 +116,13 @@ def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
         f"runtime-default-v{VERSION}.json": {
             **default,
             "listenerPath": listener,
+            "listenerMetadata": METADATA,
             "syscalls": _gate(default["syscalls"]),
         },
         f"unconfined-v{VERSION}.json": {
             "defaultAction": _ALLOW,
             "listenerPath": listener,
+            "listenerMetadata": METADATA,
             "syscalls": [_notify(name, condition) for name, condition in GATED.items()],
         },
     }

@@ -56,7 +56,8 @@ class Told:
 
     `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `loosened` has
     per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
-    `DenialReport`, and `number` is that of the last one.
+    `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
+    they are in no other count. `mapping` are ids of containers whose profile gates mappings.
     """
 
     containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -65,6 +66,8 @@ class Told:
     denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recent: tuple[Mapping[str, Any], ...] = ()
     number: int = 0
+    group_denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    mapping: frozenset[str] = frozenset()
 
 
 def load(path: Path) -> Told | None:
@@ -82,6 +85,8 @@ def load(path: Path) -> Told | None:
             denials=content["denials"],
             recent=tuple(content["recent"]),
             number=content["number"],
+            group_denials={uid: dict(counts) for uid, counts in content.get("groupDenials", {}).items()},
+            mapping=frozenset(content.get("mapping", ())),
         )
     except FileNotFoundError:
         return None
@@ -104,16 +109,25 @@ class Record:
         self._denials = {pod: dict(counts) for pod, counts in told.denials.items()}
         self._recent = deque(told.recent, LISTED)
         self._number = told.number
+        self._group_denials = {uid: dict(counts) for uid, counts in told.group_denials.items()}
+        self._mapping: frozenset[str] = frozenset()
         self._changed = True
         self._due = self._beat = float("-inf")
 
     def gated(self, identities: Iterable[Identity]) -> None:
         """These containers have a listener, and no others."""
+        identities = tuple(identities)
         self._containers = {each.id: (*each.place, each.sandbox) for each in identities}
         self._lost -= self._containers.keys()
         pods = {pod for pod, _, _ in self._containers.values()}
         self._loosened = {pod: reasons for pod, reasons in self._loosened.items() if pod in pods}
         self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
+        kept = {
+            uid: {pod: count for pod, count in counts.items() if pod in pods}
+            for uid, counts in self._group_denials.items()
+        }
+        self._group_denials = {uid: counts for uid, counts in kept.items() if counts}
+        self._mapping = frozenset(each.id for each in identities if each.maps)
         self._changed = True
 
     def complete(self) -> None:
@@ -139,6 +153,12 @@ class Record:
         self._recent.append(_wire(denial, self._number))
         self._changed = True
 
+    def group_denied(self, group: str, pod: str) -> None:
+        """A mapping of an object of this group (its uid) is refused to the pod."""
+        counts = self._group_denials.setdefault(group, {})
+        counts[pod] = counts.get(pod, 0) + 1
+        self._changed = True
+
     def flush(self, now: float) -> None:
         """Writes what changed, when that is due."""
         if self._changed and now >= self._due:
@@ -161,6 +181,8 @@ class Record:
             "denials": self._denials,
             "recent": list(self._recent),
             "number": self._number,
+            "groupDenials": self._group_denials,
+            "mapping": sorted(self._mapping),
         }
         write_atomically(self._path, json.dumps(content).encode())
         self._changed = False

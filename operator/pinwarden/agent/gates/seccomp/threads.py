@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from pinwarden.agent.gates.seccomp.notify import Call
 
@@ -30,18 +30,19 @@ _KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
 _KCMP_VM = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _GONE = (FileNotFoundError, ProcessLookupError)
+_Read = TypeVar("_Read")
 
 
-class Aside:
+class Aside(Generic[_Read]):
     """One read at a time by a thread of the pool."""
 
     __slots__ = ("_pool", "_reading")
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
-        self._reading: Future[int] | None = None
+        self._reading: Future[_Read] | None = None
 
-    def get(self, read: Callable[[], int]) -> int | None:
+    def get(self, read: Callable[[], _Read]) -> _Read | None:
         """What `read` says; None while that takes longer than a moment: then to be called again, with the same. Raises what it raises."""
         if self._reading is None:
             self._reading = self._pool.submit(read)

@@ -1,0 +1,84 @@
+"""Accountant and seccomp gate together on a real kernel: who is no member, and what passes a limit, is refused (M2, M8)."""
+
+import errno
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gated.node import CGROUP, Node, Pod
+from pinwarden.agent.shared.accountant import Accountant
+from pinwarden.agent.shared.record import NAME, save
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import Level
+
+from .backings import CASES, SIZE
+from .shared_nodes import PROGRAM, group
+
+
+class Gated:
+    """A process of a gated pod; see sharing.py."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._process = pod.run([sys.executable, "-IS", str(PROGRAM)], user=0)
+        self.pid = self._process.pid
+        assert self._read() == "ready"
+
+    def __call__(self, expression: str) -> int:
+        assert self._process.stdin is not None
+        print(expression, file=self._process.stdin, flush=True)
+        answer = self._read()
+        if answer.startswith("OSError"):
+            raise OSError(int(answer.split()[1]), expression)
+        return int(answer)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    node.close()
+
+
+@pytest.mark.rule("M2", "M8", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str) -> None:
+    case = CASES[kind]
+    member, other = gated.pod(), gated.pod()
+    a, b = Gated(member), Gated(other)
+    accountant = Accountant(
+        cgroup_root=CGROUP, proc_root=Path("/proc"), gate=gated.run_dir / "gate.json", budget=0
+    )
+
+    def limit(amount: int) -> None:
+        asked = group(case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}])
+        spec = {"pods": [{"uid": member.uid}, {"uid": other.uid}], "groups": [asked]}
+        accountant.configure(NodePinConfigSpec.model_validate(spec))
+        look()
+        gated.configure(**spec)
+
+    def look() -> None:
+        accountant.tick()
+        save(gated.run_dir / NAME, accountant.told)
+        time.sleep(0.1)  # the gate looks every 50 ms
+
+    handle = case.make(a)
+    limit(SIZE // 2)
+    for process, refusal in ((a, errno.ENOMEM), (b, errno.EACCES)):
+        with pytest.raises(OSError, match=r".") as refused:
+            case.map(process, a, handle, 1)
+        assert refused.value.errno == refusal
+    limit(SIZE)
+    case.map(a, a, handle, 1)
+    look()
+    (report,) = accountant.told.groups
+    (borrower,) = report.borrowers
+    assert (borrower.pod, borrower.mapped, borrower.level) == (member.uid, SIZE, Level.CONVERGE)
+    assert borrower.denials == 1
