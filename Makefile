@@ -75,6 +75,7 @@ test-cluster: venv ## on a whole cluster with a real node
 bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/plan_scale.py
 	$(BIN)/python bench/agent_scan.py
+	$(BIN)/python bench/borrow_cost.py
 	$(BIN)/python bench/apply_latency.py
 	$(BIN)/python bench/gate_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py

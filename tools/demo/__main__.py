@@ -13,7 +13,8 @@ from pathlib import Path
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import COMMANDS, ONE_NODE_COMMAND, ROOT, WAIT_COMMANDS, environment
-from demo.claims import CLAIMS, NAMESPACE, PODS
+from demo.claims import CLAIMS, PODS
+from demo.shared import NAMESPACE
 from demo.shell import ClaimError, Shell, say
 
 
@@ -54,6 +55,7 @@ def _walk(shell: Shell) -> dict[str, str]:
 def _remove(shell: Shell) -> None:
     say("\nTaking the demo's own objects away again; pinwarden stays.")
     shell.run("kubectl delete clusterpinlimit demo-ceiling demo-grants --ignore-not-found")
+    shell.run("kubectl delete persistentvolume demo-shared --ignore-not-found --wait=false")
     shell.run(f"kubectl delete namespace {NAMESPACE} --wait=false")
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from demo import shared
+from demo.shared import MIB, NAMESPACE
 from demo.shell import ClaimError, Shell, say
 
-NAMESPACE = "pinwarden-demo"
 PODS = 3
-MIB = 2**20
 UNREPORTED_SHARE = 0.02
 """A use that moves by less than this share of its limit is not worth a report of its own."""
 REFUSED = "Cannot allocate memory"
@@ -306,4 +306,11 @@ CLAIMS = (
     ),
     Claim("A raised limit lets the gated pod go on to the page (P12)", raised_for_the_whole_pod),
     Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),
+    Claim("Three pods share one object: one charge, and a borrow for each (M3, M5)", shared.three_pods_share),
+    Claim("A mapping is a loan: borrow goes up and down with it (M6)", shared.a_mapping_is_a_loan),
+    Claim("A mapping past the borrow limit is refused (M8)", shared.a_borrow_limit_refuses),
+    Claim("A pod that is no member is refused (M2)", shared.a_stranger_is_refused),
+    Claim("The writer is not charged for what all share (M11)", shared.the_fair_view),
+    Claim("What a deleted pod leaves is orphaned, not lost (M1, M9)", shared.orphaned_not_lost),
+    Claim("A deleted group waits for its last borrower, and goes (M10)", shared.draining),
 )

@@ -1,0 +1,48 @@
+"""Maps as much of a shared file as it is told to, and writes it: what the demo's pods that share memory run.
+
+`echo 8 > /tmp/mebibytes` in the container is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
+"""
+
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+
+ORDER = Path("/tmp/mebibytes")  # noqa: S108 - of this container alone
+MIB = 1 << 20
+RETRY_SECONDS = 0.3
+
+
+def mapped(file: int, offset: int) -> mmap.mmap:
+    """A MiB of the file at an offset in bytes, mapped, and each page of it written to."""
+    area = mmap.mmap(file, MIB, offset=offset)
+    for page in range(0, MIB, mmap.PAGESIZE):
+        area[page] = 1
+    return area
+
+
+def main() -> None:
+    """Follow orders for ever."""
+    file = os.open(sys.argv[1], os.O_RDWR)
+    areas: list[mmap.mmap] = []
+    said = ""
+    ORDER.write_text("0")
+    while True:
+        wanted = int(ORDER.read_text().strip() or len(areas))
+        refusal = ""
+        while len(areas) > wanted:
+            areas.pop().close()
+        while len(areas) < wanted and not refusal:
+            try:
+                areas.append(mapped(file, len(areas) * MIB))
+            except OSError as error:
+                refusal = f"; one MiB more is refused: {error.strerror}"
+        if (state := f"maps {len(areas) * MIB} bytes{refusal}") != said:
+            print(state, flush=True)
+            said = state
+        time.sleep(RETRY_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
