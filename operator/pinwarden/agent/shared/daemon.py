@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinwarden.agent.configuration import FollowedConfiguration
+from pinwarden.agent.ending import EndError, ended_by_signals
 from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.shared import record
 from pinwarden.agent.shared.accountant import Accountant
@@ -39,13 +40,9 @@ class Settings:
     budget: int
 
 
-class _EndError(Exception):
-    """A signal asked for the end."""
-
-
 def run(settings: Settings) -> None:
     """Accounts until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
-    with _signals(), suppress(_EndError):
+    with ended_by_signals(), suppress(EndError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(settings.run_dir / LOCK):
             accountant = Accountant(
@@ -95,16 +92,3 @@ def _alone(lock: Path) -> Iterator[None]:
                 _log.info("another accountant works on this node; this one stands by")
             waiting = True
             time.sleep(_STANDBY_SECONDS)
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    def end(*_: object) -> None:
-        raise _EndError
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        signal.alarm(0)

@@ -13,12 +13,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinwarden.agent.configuration import Configuration, FollowedConfiguration
+from pinwarden.agent.ending import EndError, ended_by_signals
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
 from pinwarden.agent.gates.seccomp.gate import Gate
@@ -88,13 +88,9 @@ def ability(run_dir: Path) -> str:
     return "a holder answers, but no gate: gated calls wait"
 
 
-class _EndError(Exception):
-    """A signal asked for the end."""
-
-
 def run(settings: Settings) -> None:
     """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
-    with _signals(), suppress(_EndError), ExitStack() as resources:
+    with ended_by_signals(), suppress(EndError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = Pods(settings.cgroup_root, settings.proc_root)
@@ -106,7 +102,7 @@ def run(settings: Settings) -> None:
             while True:
                 signal.alarm(STALL_SECONDS)
                 process.turn()
-        except _EndError:
+        except EndError:
             process.part()
             raise
 
@@ -245,16 +241,3 @@ def _journal(path: Path) -> Journal:
             _log.info("another gate answers; this one stands by")
         waited = True
         time.sleep(_STANDBY_SECONDS)
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    def end(*_: object) -> None:
-        raise _EndError
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
