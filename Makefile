@@ -67,7 +67,7 @@ test-api: programs ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
 
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
-	$(BIN)/python -m cluster guest -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
+	$(BIN)/python -m cluster guest --timeout 1800 -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
 test-cluster: venv ## on a whole cluster with a real node
 	$(BIN)/pytest tests/cluster
