@@ -1,5 +1,6 @@
 """SharedMemoryGroups on a real API server: what it refuses, and what the operator makes of them from their birth to their end."""
 
+import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,6 +345,10 @@ def test_what_an_administrator_allows_changes_live(cluster: Cluster) -> None:
     case.allow("path:/run/team-ab path:run")
     said = case.judged("Accepted", "False", "NotAllowed")
     assert "'path:run' cannot be read" in said
+    case.drains()
+    assert "allowed" not in case.on_node()
+    assert cluster.find(case.group)["metadata"]["finalizers"] == [FINALIZER]
+    cluster.report_groups(case.node, "Draining", reason="NotAllowed")
     eventually(case.asked, lambda groups: groups == [])
     eventually(lambda: "finalizers" in cluster.find(case.group)["metadata"], lambda held: not held)
 
@@ -352,11 +357,34 @@ def test_what_is_created_has_to_fit_in_an_allowance(cluster: Cluster) -> None:
     spec: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
     case = Case(cluster, "create:3Mi", **spec)
     assert case.on_node()["capacity"] == 2 * MIB
+    time.sleep(1)  # the API server tells ages in whole seconds
     second = cluster.group(case.namespace, **spec)
     eventually(lambda: cluster.condition(second, "Accepted"), lambda last: last == ("False", "NotAllowed"))
     case.allow("create:4Mi")
     eventually(lambda: cluster.condition(second, "Accepted"), lambda last: last == ("True", "Accepted"))
     eventually(lambda: len(case.asked()), lambda count: count == 2)
+
+
+@pytest.mark.rule("M10")
+def test_what_was_created_within_an_allowance_that_is_lowered_goes_with_its_last_borrower(
+    cluster: Cluster,
+) -> None:
+    spec: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
+    case = Case(cluster, "create:2Mi", **spec)
+    case.on_node()
+    cluster.report_groups(case.node, charge=4096)
+    case.judged("Applied", "True", "Acknowledged")
+    case.allow("create:1Mi")
+    case.judged("Accepted", "False", "NotAllowed")
+    case.drains()
+    case.delete()
+    cluster.report_groups(case.node, "Draining", charge=4096, reason="InUse")
+    assert case.node in case.judged("Drained", "False", "Draining")
+    assert cluster.condition(case.group, "Accepted") == ("False", "NotAllowed")
+    assert cluster.find(case.group)["metadata"]["finalizers"] == [FINALIZER]
+    cluster.report_groups(case.node, "Released")
+    case.gone()
+    eventually(case.asked, lambda groups: groups == [])
 
 
 def test_a_pin_limit_is_not_supported_yet(cluster: Cluster) -> None:

@@ -77,14 +77,39 @@ class Case:
         config["status"] = status
         self.operator.state.put_held(prune.node_pin_config(copy.deepcopy(config))[1])
 
-    async def draining(self) -> None:
-        """Until the node was asked to hold it, has it, and is asked to drain it."""
+    def edit(self, **changes: Any) -> None:
+        self.spec |= changes
+        self.generation += 1
+        self.seen()
+
+    def seen_without_finalizer(self, path: str) -> None:
+        """The watch is ahead of the answer to the write that takes it away."""
+        if path == GROUP:
+            raw = self.raw(self.operator.server.version)
+            raw["metadata"]["finalizers"] = []
+            self.operator.state.put(limits.read(SharedMemoryGroup, raw))
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        status = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
+        return {each["type"]: (each["status"], each["reason"]) for each in status.get("conditions", [])}
+
+    async def living(self) -> None:
+        """Until the node was asked to hold it, and has it."""
         self.operator.node()
         self.operator.agent()
         self.operator.pod()
         self.seen()
         await self.operator.until(self.asked)
         self.report(charge=4096)
+
+    async def refused(self) -> None:
+        """Until the node is asked to drain it, as it was edited so that it is refused."""
+        self.edit(**PIN_LIMIT)
+        await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
+
+    async def draining(self) -> None:
+        """Until the node was asked to hold it, has it, and is asked to drain it."""
+        await self.living()
         self.delete()
         await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
 
@@ -223,7 +248,123 @@ def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_memb
     scenario(work)
 
 
-@pytest.mark.parametrize("end", ["node", "policy", "refused", "unreadable"])
+@pytest.mark.rule("M10")
+def test_a_node_that_cannot_remove_it_is_waited_for_two_minutes_and_a_user_for_ever() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
+        await operator.rest()
+        operator.now = LEFT_SECONDS * 10
+        await case.look()
+        case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
+        await operator.rest()
+        operator.now += LEFT_SECONDS - 1
+        await case.look()
+        case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        operator.now += 1
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        assert "node n1" in case.events()[0]
+        assert "NotRemoved: it is busy" in case.events()[0]
+
+    scenario(work)
+
+
+PIN_LIMIT: Json = {"members": [{"podSelector": {}, "pinLimit": "1Mi"}]}
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize("watch_first", [False, True])
+def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes(watch_first: bool) -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        operator.node("n2", "other")
+        operator.pod("p2", "n2")
+        case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
+        await operator.rest()
+        operator.now = LEFT_SECONDS * 10
+        await case.look()
+        assert case.finalizers == [FINALIZER]
+        assert operator.spec("n2")["pods"]
+        assert operator.spec("n2")["groups"] == [], "it comes to no node on which it was not"
+        conditions = case.conditions()
+        assert conditions["Accepted"] == ("False", "NotSupported")
+        assert conditions["Drained"] == ("False", "Draining")
+        if watch_first:
+            operator.server.meanwhile = lambda path: case.seen_without_finalizer(path)
+        case.report("Released")
+        await case.gone()
+        await operator.until(lambda: not case.asked())
+        await operator.until(lambda: "Drained" not in case.conditions())
+        await operator.rest()
+        assert operator.server.applied.count(GROUP) == 2
+        assert case.events() == []
+
+    scenario(work)
+
+
+@pytest.mark.rule("M10")
+def test_a_refused_group_that_is_deleted_is_waited_for_as_any_other() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        case.delete()
+        case.report("Draining", charge=4096, reason="InUse")
+        await operator.rest()
+        assert case.conditions()["Drained"] == ("False", "Draining")
+        operator.agent(ready=False)
+        await operator.rest()
+        operator.now = LEFT_SECONDS
+        assert case.finalizers == [FINALIZER]
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        assert "node n1" in case.events()[0]
+
+    scenario(work)
+
+
+def test_a_group_that_is_accepted_again_drains_no_longer() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        case.report("Draining", charge=4096, reason="InUse")
+        case.edit(members=[{"podSelector": {}}])
+        await operator.until(lambda: case.asked() and not case.asked()[0]["draining"])
+        await operator.until(lambda: case.conditions()["Accepted"] == ("True", "Accepted"))
+        assert case.finalizers == [FINALIZER]
+        assert "Drained" not in case.conditions()
+
+    scenario(work)
+
+
+def test_a_group_whose_path_is_allowed_no_more_is_not_looked_for() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator, backing={"tmpfs": {"path": "/run/a"}})
+        operator.state.put_namespace(Namespace("ns", allowed="path:/run/a"))
+        await case.living()
+        operator.state.put_namespace(Namespace("ns"))
+        await operator.until(lambda: case.asked() and case.asked()[0]["draining"])
+        assert "allowed" not in case.asked()[0]
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        case.report("Draining", reason="NotAllowed")
+        await case.gone()
+        await operator.until(lambda: not case.asked())
+        assert case.events() == []
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("end", ["node", "policy", "unreadable"])
 def test_what_ends_the_waiting_at_once(end: str) -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
@@ -236,12 +377,9 @@ def test_what_ends_the_waiting_at_once(end: str) -> None:
         else:
             changes: dict[str, Json] = {
                 "policy": {"deletionPolicy": "Orphan"},
-                "refused": {"members": [{"podSelector": {}, "pinLimit": "1Mi"}]},
                 "unreadable": {"novelty": True},
             }
-            case.spec |= changes[end]
-            case.generation += 1
-            case.seen()
+            case.edit(**changes[end])
         await case.gone()
         assert case.events() == []
 

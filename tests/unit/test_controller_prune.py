@@ -54,6 +54,16 @@ def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(status: str, leaving
     assert not prune.agent_pod(pod())[1].ready
 
 
+@pytest.mark.rule("H1")
+def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
+    def status(agent: bool, shared: bool) -> dict[str, Any]:
+        containers = [{"name": "agent", "ready": agent}, {"name": "shared", "ready": shared}]
+        return {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": containers}
+
+    assert prune.agent_pod(pod(status=status(True, False)))[1].ready
+    assert not prune.agent_pod(pod(status=status(False, True)))[1].ready
+
+
 def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:
     owners = [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": owner}]
     metadata = {"name": "n1", "uid": "c1", "generation": 3, "ownerReferences": owners, "managedFields": [1]}

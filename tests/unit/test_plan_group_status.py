@@ -1,13 +1,15 @@
 """The status of a SharedMemoryGroup, out of what the nodes report."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import Borrower, SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.plan.compile import Settings, compile_node
+from pinwarden.plan.group_share import Wait, waits_for
 from pinwarden.plan.group_status import KeptGroupShares, group_shares, group_status, refused_group, settled
 from pinwarden.plan.groups import NOWHERE, Group, Presence
 from pinwarden.plan.report import NodeView
@@ -270,6 +272,49 @@ def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_thi
     assert cluster.status().phase == "Released"
 
 
+@pytest.mark.rule("H1")
+def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
+    cluster = Cluster(a_pod("p1"))
+    full = NodeView("n1").with_desired(NodePinConfigSpec())
+    cluster.views["n1"] = full.with_silent(False)
+    assert cluster.condition("Applied") == ("False", "TooManyGroups")
+    assert "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them" in cluster.message(
+        "Applied"
+    )
+    cluster.group = replace(cluster.group, held=False)
+    assert cluster.condition("Applied") == ("False", "Pending"), "no node is asked before it is held"
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize(
+    ("fields", "stuck", "why"),
+    [
+        ({"reason": "InUse", "message": "it waits for process 1"}, "", "it waits for process 1"),
+        ({"reason": "NotRemoved", "message": "it is busy"}, "NotRemoved", "NotRemoved: it is busy"),
+        ({"reason": "NotReadable"}, "NotReadable", "NotReadable"),
+        ({"reason": "NotMade"}, "NotMade", "NotMade"),
+        ({"reason": "NotAllowed"}, "NotAllowed", "NotAllowed"),
+        ({"reason": "NotRemoved", "silent": True}, "AgentSilent", "AgentSilent"),
+        ({}, "", ""),
+    ],
+)
+def test_a_node_that_can_do_nothing_about_what_is_left_is_stuck_and_one_in_use_is_not(
+    fields: Json, stuck: str, why: str
+) -> None:
+    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster.reports(phase="Draining", charge=4096, **fields)
+    expected = Wait("n1", (), why, 4096, stuck)
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None) == expected
+
+
+def test_a_refused_group_does_not_wait_where_the_agent_may_not_look() -> None:
+    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster.reports(phase="Draining", reason="NotAllowed", acknowledge=False)
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True)
+    cluster.reports(phase="Draining", reason="NotAllowed")
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True) is None
+
+
 def test_a_living_group_has_no_drained_condition() -> None:
     cluster = Cluster(a_pod("p1"))
     cluster.reports(phase="Active")
@@ -291,6 +336,10 @@ def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
         ("Accepted", "False", "NotAllowed"),
     ]
     assert refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW + timedelta(hours=1)) == first
+    waits = [Wait("n1", ("a/p1",), "InUse", None, "")]
+    waiting = refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW, waits)
+    assert waiting.conditions[:2] == first.conditions
+    assert waiting.conditions[2].message == "Waits for node n1 (pod a/p1: InUse)."
 
 
 @pytest.mark.rule("H2")

@@ -1,5 +1,6 @@
 """Groups and pods in, what a node holds of them out; and the index answers the same after any events."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.compile import Settings, compile_node
-from pinwarden.plan.groups import MAX_NODE_GROUPS, NOWHERE, Group, Presence, standings
+from pinwarden.plan.fitting import in_turn
+from pinwarden.plan.groups import (
+    MAX_NODE_GROUP_BYTES,
+    MAX_NODE_GROUPS,
+    NOWHERE,
+    Group,
+    Presence,
+    standings,
+)
 from pinwarden.plan.index import CLEAN, Dirty, World
 from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import Namespace, Node, Pod
@@ -142,6 +151,54 @@ def test_no_namespace_crowds_out_another_and_the_oldest_come_first() -> None:
     assert [group.name for group in found] == [f"a/g{number}" for number in range(MAX_NODE_GROUPS - 1)] + [
         "b/late"
     ]
+
+
+@pytest.mark.rule("H1")
+def test_the_groups_of_a_node_fit_in_its_object_whatever_one_namespace_has() -> None:
+    many = [
+        a_group(f"g{number}", members=[{"podSelector": {}}] * 16, created=f"2024-{number:04}")
+        for number in range(60)
+    ]
+    others = [a_group(f"late{number}", "b", created=f"2025-{number}") for number in range(5)]
+    pods = [a_pod(f"{number:040}") for number in range(30)]
+    found = compiled(*many, *others, pods=[*pods, a_pod("1", namespace="b")])
+    wire = json.dumps([group.to_wire() for group in found], separators=(",", ":"))
+    assert MAX_NODE_GROUP_BYTES * 0.8 < len(wire) <= MAX_NODE_GROUP_BYTES
+    assert [group.name for group in found[-5:]] == [group.name for group in others]
+    assert [group.name for group in found[:-5]] == [group.name for group in many[: len(found) - 5]]
+
+
+def test_room_is_given_to_the_namespace_that_has_the_least_and_not_to_what_is_too_large() -> None:
+    sizes = {"a/1": 50, "a/2": 30, "a/3": 10, "b/1": 40, "b/2": 5, "c/1": 200, "d/1": 10}
+    assert in_turn(list(sizes), 1000, sizes) == set(sizes)
+    assert in_turn(list(sizes), 105, sizes) == {"d/1", "b/1", "b/2", "a/1"}
+    assert in_turn(list(sizes), 100, sizes) == {"d/1", "b/1", "b/2", "a/2", "a/3"}
+    assert in_turn(["a/1", "a/2", "a/3", "b/1", "cluster"], 3) == {"cluster", "a/1", "b/1"}
+
+
+@pytest.mark.rule("M10")
+def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_node() -> None:
+    created = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
+    group = a_group(spec=created)
+    asked = Presence(asked=frozenset({group.uid}))
+    pods = [a_pod("1")]
+    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
+    assert not found.draining
+    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
+    assert (found.draining, found.capacity, found.pods()) == (True, 2 << 20, frozenset({"cgroup-1"}))
+    assert compiled(group, pods=pods, allowed="create:1Mi") == []
+    for never in (replace(group, held=False), a_group(spec={**created, "deletionPolicy": "Orphan"})):
+        assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
+
+
+@pytest.mark.parametrize("amount", ["-1", "5Pi", "1500m"])
+def test_what_a_group_is_refused_for_is_not_given_to_the_nodes_that_it_drains_from(amount: str) -> None:
+    members = [{"podSelector": {}, "borrowLimit": amount}]
+    group = a_group(spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members)
+    asked = Presence(asked=frozenset({group.uid}))
+    (found,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
+    assert (found.draining, found.allowed, found.capacity) == (True, None, None)
+    assert found.members[0].borrow_limit is None
 
 
 # -- in any order --------------------------------------------------------------------------------------------------

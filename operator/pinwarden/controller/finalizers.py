@@ -1,8 +1,10 @@
 """The finalizer of a SharedMemoryGroup: it cannot go while its end is waited for (M10).
 
 It is set before any node is asked to hold the group, and removed once every node has released it. Nothing is waited for in vain: not a node
-that is gone, and not for longer than `LEFT_SECONDS` one whose agent is silent or does not understand the group, or, when the namespace is
-being deleted, one without a member pod. What may be left on such a node an Event tells. A group that is not acted on, or whose policy is
+that is gone, and not for longer than `LEFT_SECONDS` one whose agent is silent, does not understand the group or cannot do what is asked,
+or, when the namespace is being deleted, one without a member pod. What may be left on such a node an Event tells.
+
+A group that is refused keeps the finalizer until the nodes that it was on have released it. One that was on none, or whose policy is
 Orphan, has no finalizer.
 """
 
@@ -58,17 +60,19 @@ class Finalizers:
             return End()
         if seen.deleting and not seen.finalizers:
             return End(gone=True)
-        drains = self._drains(seen)
+        group = self._state.world.groups.get(seen.full_name)
+        drains = group is not None and group.drains
         if drains and seen.deleting and (delay := self._delay(seen, waits)) is not None:
             return End(look_after=delay)
-        wanted = drains and not seen.deleting
+        accepted = self._state.world.group_refusal(seen.full_name) is None
+        wanted = drains and not seen.deleting and (accepted or bool(waits))
         if wanted == (FINALIZER in seen.finalizers):
             return End()
         await self._gate.leave()
         answer = read(SharedMemoryGroup, await self._apply(seen, wanted=wanted))
         self._metrics.wrote("finalizer")
         self._state.answered(answer)
-        for wait in waits if drains else ():
+        for wait in waits if drains and not wanted else ():
             self._recorder.happened(seen, _left(wait))
         return End(gone=answer.deleting and not answer.finalizers)
 
@@ -77,11 +81,6 @@ class Finalizers:
         if wanted:
             body["metadata"]["finalizers"] = [FINALIZER]
         return await self._api.apply(path, body, FIELD_MANAGER)
-
-    def _drains(self, seen: Seen) -> bool:
-        """Whether the group is acted on, and its end waited for."""
-        group = self._state.world.groups.get(seen.full_name)
-        return group is not None and group.drains and self._state.world.group_refusal(group.name) is None
 
     def _delay(self, seen: Seen, waits: Sequence[Wait]) -> float | None:
         """None once nothing is waited for but in vain; else the seconds until that may be so, 0 where something may still come."""

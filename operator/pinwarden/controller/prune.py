@@ -11,6 +11,7 @@ from pinwarden.plan.allowed import ANNOTATION
 from pinwarden.plan.world import Namespace, Node, Pod
 
 _STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
+_AGENT = "agent"
 _TERMINAL = ("Succeeded", "Failed")
 
 
@@ -24,7 +25,7 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """A pod of the node agent: alive while it is Ready."""
+    """A pod of the node agent: alive while its agent's container is ready."""
 
     uid: str
     node: str
@@ -69,8 +70,14 @@ def pod(raw: Json) -> tuple[str, Pod]:
 def agent_pod(raw: Json) -> tuple[str, AgentPod]:
     """A pod of the agent by its UID."""
     uid = raw["metadata"]["uid"]
-    conditions = (raw.get("status") or {}).get("conditions") or ()
+    status = raw.get("status") or {}
+    conditions = status.get("conditions") or ()
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    for each in status.get("containerStatuses") or ():
+        if (
+            each["name"] == _AGENT
+        ):  # the others have their own word: a gate or an accountant that is away is told by it
+            ready = each["ready"]
     leaving = "deletionTimestamp" in raw["metadata"]
     return uid, AgentPod(uid, raw["spec"].get("nodeName") or "", ready and not leaving)
 

@@ -256,7 +256,8 @@ class State:
     def _take(self, entry: Managed) -> None:
         """Into the world, unless it cannot be read."""
         seen = entry.seen
-        entry.held = FINALIZER in seen.finalizers or (entry.held and not seen.deleting)
+        refused = self.world.group_refusal(seen.full_name) is not None
+        entry.held = FINALIZER in seen.finalizers or (entry.held and not seen.deleting and not refused)
         if seen.resource is None:
             self._metrics.unreadable("groups" if seen.kind is SharedMemoryGroup else "limits")
             self._drop(seen)

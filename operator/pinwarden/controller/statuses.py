@@ -25,8 +25,9 @@ from pinwarden.controller.specs import REFUSED_SECONDS, Specs
 from pinwarden.controller.state import STATUS_BURST, Managed, State, conditions_of
 from pinwarden.controller.work import WorkQueue
 from pinwarden.plan.aggregate import aggregate, conclude
-from pinwarden.plan.group_share import Wait
+from pinwarden.plan.group_share import Wait, waits_for
 from pinwarden.plan.group_status import group_shares, group_status, refused_group, settled
+from pinwarden.plan.groups import Group
 from pinwarden.plan.verdicts import Refusal
 
 QUIET_SECONDS = 0.2
@@ -167,12 +168,20 @@ def _look_at_group(state: State, entry: Managed, now: datetime) -> Looked:
     refusal = world.group_refusal(name) if group else Refusal("Invalid", seen.problem)
     if group is None or refusal is not None:
         refusal = refusal or Refusal("Invalid", seen.problem)
-        return Looked(refused_group(_metadata(seen), refusal, previous, now))
+        waits = _waits(state, group) if group else []
+        return Looked(refused_group(_metadata(seen), refusal, previous, now, waits), waits)
     members, on = world.members_of(name), world.nodes_of_group(name)
     views = {node: state.view(node) for node in {*members, *on} if node in world.nodes}
     shares = group_shares(group, members, on, views, state.pod_at, entry.kept_group)
     status = settled(previous, group_status(group, shares, previous, now))
     return Looked(status, [share.waits for share in shares if share.waits])
+
+
+def _waits(state: State, group: Group) -> list[Wait]:
+    """What the end of a group that is refused waits for."""
+    nodes = sorted(state.world.nodes_of_group(group.name))
+    waits = (waits_for(group, state.view(node), state.pod_at, refused=True) for node in nodes)
+    return [wait for wait in waits if wait]
 
 
 def _metadata(seen: Seen) -> ObjectMeta:

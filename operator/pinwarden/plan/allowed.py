@@ -68,9 +68,13 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """That a group may name what it names; `folder` is the allowed one of a backing that has a path."""
+    """That a group may name what it names; `folder` is the allowed one of a backing that has a path.
+
+    `ending`: it may no more, and only ends what it has.
+    """
 
     folder: str | None = None
+    ending: bool = False
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pinwarden.plan.allowed import Permission
-from pinwarden.plan.groups import NOWHERE, Group, Presence, Standing, standings, usable
+from pinwarden.plan.groups import NOWHERE, Group, Presence, Standing, permission_on, standings
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import Namespace, Pod
@@ -122,7 +122,7 @@ class Attached:
         old = self._presences.get(node, NOWHERE)
         if old == presence:
             return UNTOUCHED
-        before = set(self._found(node))
+        before = self._found(node).keys()
         for uid in (old.unreleased | old.asked) - (presence.unreleased | presence.asked):
             self._telling[uid].discard(node)
             if not self._telling[uid]:
@@ -132,7 +132,7 @@ class Attached:
         self._presences[node] = presence
         if presence == NOWHERE:
             del self._presences[node]
-        changed = before ^ set(self._found(node))
+        changed = before ^ self._found(node).keys()
         return Touched(frozenset([node] if changed else []), frozenset(changed))
 
     # -- what is asked ---------------------------------------------------------------------------------------------
@@ -153,18 +153,11 @@ class Attached:
 
     def found_on(self, node: str) -> Sequence[tuple[Group, Permission]]:
         """The groups that the node is to hold, if there is room for all."""
-        found = []
-        for name in sorted(self._found(node)):
-            permission = usable(self._groups[name], self._standings[name])
-            if permission:
-                found.append((self._groups[name], permission))
-        return found
+        return [(self._groups[name], permission) for name, permission in sorted(self._found(node).items())]
 
     def on(self, node: str) -> frozenset[str]:
         """Names of the groups whose status may change when the node's agent reports."""
-        told = self.presence(node)
-        named = (self._names.get(uid) for uid in told.unreleased | told.asked)
-        return frozenset(self._found(node)) | frozenset(name for name in named if name)
+        return frozenset(self._candidates(node))
 
     def members(self, name: str) -> Mapping[str, set[str]]:
         """By node: the UIDs of the pods that are attached to the group there."""
@@ -173,9 +166,9 @@ class Attached:
     def nodes(self, name: str) -> frozenset[str]:
         """The nodes that the group is on, also unknown ones; none for one that no node may be asked to hold."""
         group = self._groups.get(name)
-        if group is None or usable(group, self._standings[name]) is None:
+        if group is None:
             return frozenset()
-        return self._nodes_with(group)
+        return frozenset(node for node in self._nodes_with(group) if self._permission(name, node))
 
     # -- how it is kept --------------------------------------------------------------------------------------------
 
@@ -191,15 +184,24 @@ class Attached:
         return Touched(frozenset[str]().union(*nodes), frozenset(changed))
 
     def _nodes_with(self, group: Group) -> frozenset[str]:
-        telling = self._telling.get(group.uid, ())
-        kept = frozenset(node for node in telling if self._presences[node].keeps(group))
-        return kept | self._members.get(group.name, {}).keys()
+        """The nodes that the group may be on: they tell of it, or a member pod runs there."""
+        return frozenset(self._telling.get(group.uid, ())) | self._members.get(group.name, {}).keys()
 
-    def _found(self, node: str) -> set[str]:
+    def _candidates(self, node: str) -> set[str]:
+        """The groups that may be on the node."""
         told = self.presence(node)
         named = {self._names.get(uid) for uid in told.unreleased | told.asked}
-        kept = {name for name in named if name and told.keeps(self._groups[name])}
-        return kept | self._attached_on.get(node, {}).keys()
+        return {name for name in named if name} | self._attached_on.get(node, {}).keys()
+
+    def _found(self, node: str) -> dict[str, Permission]:
+        permissions = {name: self._permission(name, node) for name in self._candidates(node)}
+        return {name: permission for name, permission in permissions.items() if permission}
+
+    def _permission(self, name: str, node: str) -> Permission | None:
+        attached = name in self._attached_on.get(node, {})
+        return permission_on(
+            self._groups[name], self._standings[name], self.presence(node), attached=attached
+        )
 
     def _attach(self, pod: Pod, after: Attachment) -> None:
         before = self._attachments.get(pod.uid, _NONE)

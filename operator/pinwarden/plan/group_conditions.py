@@ -33,7 +33,7 @@ def judge_group(group: Group, shares: Sequence[GroupShare]) -> list[Verdict]:
         enforced(group, with_pods),
         complete(shares),
         within_limit(group, shares),
-        *([drained(shares)] if group.draining else []),
+        *([drained([share.waits for share in shares if share.waits])] if group.draining else []),
     ]
     needed = ["Accepted", "Applied"]
     if group.resource.spec.enforcement is Enforcement.ENFORCE:
@@ -94,9 +94,8 @@ def within_limit(group: Group, shares: Sequence[GroupShare]) -> Verdict:
     )
 
 
-def drained(shares: Sequence[GroupShare]) -> Verdict:
+def drained(waits: Sequence[Wait]) -> Verdict:
     """Whether its end is waited for no more, and else by whom (M10)."""
-    waits = [share.waits for share in shares if share.waits]
     if not waits:
         return Verdict("Drained", "True", "Released", "Nothing of it is used or left on any node.")
     return Verdict("Drained", "False", "Draining", f"Waits for {few([_wait(each) for each in waits])}.")

@@ -15,7 +15,8 @@ from pinwarden.api.sharedmemorygroup import (
     Member,
     Phase,
 )
-from pinwarden.plan.groups import MAX_NODE_GROUPS, Group
+from pinwarden.plan.allowed import NOT_ALLOWED
+from pinwarden.plan.groups import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.summarize import problem_on, unsupported_on
@@ -33,6 +34,7 @@ from pinwarden.plan.world import Pod
 
 TOO_MANY_GROUPS = "TooManyGroups"
 FIGURE_MISSING = "FigureMissing"
+_STUCK = frozenset({"NotRemoved", "NotReadable", "NotMade", NOT_ALLOWED})
 
 Find = Callable[[str, str], Pod | None]
 """The pod of a node whose cgroup bears a UID, also one that ended lately."""
@@ -112,22 +114,31 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Fin
     )
 
 
-def waits_for(group: Group, view: NodeView, find: Find) -> Wait | None:
-    """What the end of a group that drains waits for on the node; None once it is released there, or never was there."""
+def waits_for(group: Group, view: NodeView, find: Find, *, refused: bool = False) -> Wait | None:
+    """What the end of a group that drains waits for on the node; None once it is released there, or never was there.
+
+    It may wait in vain where nobody answers, and where the agent can do nothing about what it found; never for a user. One that is
+    `refused` does not wait where the agent may not look any more: pinwarden makes nothing below an allowed folder.
+    """
     report = view.groups.get(group.uid)
     asked = view.asked_groups.get(group.uid)
     released = report is not None and report.phase is Phase.RELEASED
     if asked is None and group.uid not in view.stored_groups and (report is None or released):
         return None
-    if report is not None and released and asked in (None, report.hash):
+    over = released or (refused and report is not None and report.reason == NOT_ALLOWED)
+    if report is not None and over and asked in (None, report.hash):
         return None
-    refused = unsupported_on(view, group.uid) or problem_on(view)
-    stuck = SILENT if view.silent else refused.reason if refused else ""
+    problem = unsupported_on(view, group.uid) or problem_on(view)
+    stuck, why = "", "nothing is reported of it yet"
+    if report is not None:
+        stuck = report.reason if report.reason in _STUCK else ""
+        why = ": ".join(each for each in (stuck, report.message) if each) or report.reason
+    if view.silent or problem:
+        stuck = why = SILENT if view.silent or problem is None else problem.reason
     users = [
         _name(view.name, each.pod, find) for each in (report.borrowers if report else ()) if _borrows(each)
     ]
-    why = (report.message or report.reason) if report else "nothing is reported of it yet"
-    return Wait(view.name, tuple(sorted(users)), stuck or why, report.charge if report else None, stuck)
+    return Wait(view.name, tuple(sorted(users)), why, report.charge if report else None, stuck)
 
 
 def _limits(group: Group, pod: Pod) -> list[Member]:
@@ -160,9 +171,10 @@ def _held(
 
 def _crowded(group: Group, pods: Sequence[Pod], view: NodeView) -> Finding | None:
     """Whether the group found no room on a node with a member pod."""
-    if not pods or group.uid in view.asked_groups or len(view.asked_groups) < MAX_NODE_GROUPS:
+    if not pods or not view.compiled or group.uid in view.asked_groups or (group.drains and not group.held):
         return None
-    return Finding(f"node {view.name}", TOO_MANY_GROUPS, f"there is room for {MAX_NODE_GROUPS} on a node")
+    room = f"there is room for {MAX_NODE_GROUPS}, and for {MAX_NODE_GROUP_BYTES >> 10} KiB of them, on a node"
+    return Finding(f"node {view.name}", TOO_MANY_GROUPS, room)
 
 
 def _over(

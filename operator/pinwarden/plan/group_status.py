@@ -17,8 +17,8 @@ from pinwarden.api.sharedmemorygroup import (
     SharedMemoryGroupStatus,
 )
 from pinwarden.plan.aggregate import KeptShares
-from pinwarden.plan.group_conditions import judge_group
-from pinwarden.plan.group_share import Find, GroupShare, summarize_group
+from pinwarden.plan.group_conditions import drained, judge_group
+from pinwarden.plan.group_share import Find, GroupShare, Wait, summarize_group
 from pinwarden.plan.groups import Group
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.verdicts import NOT_REPORTED, SILENT, Refusal, dated, not_accepted
@@ -52,13 +52,18 @@ def group_shares(
 
 
 def refused_group(
-    metadata: ObjectMeta, refusal: Refusal, previous: SharedMemoryGroupStatus | None, now: datetime
+    metadata: ObjectMeta,
+    refusal: Refusal,
+    previous: SharedMemoryGroupStatus | None,
+    now: datetime,
+    waits: Sequence[Wait] = (),
 ) -> SharedMemoryGroupStatus:
-    """The status of a group that is not acted on."""
+    """The status of a group that is not acted on, and the end of what it has from before `waits` for this."""
     before = previous.conditions if previous else ()
     generation = metadata.generation
+    verdicts = [*not_accepted(refusal), *([drained(waits)] if waits else [])]
     return SharedMemoryGroupStatus(
-        observed_generation=generation, conditions=dated(not_accepted(refusal), before, now, generation)
+        observed_generation=generation, conditions=dated(verdicts, before, now, generation)
     )
 
 

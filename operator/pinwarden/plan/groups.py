@@ -2,11 +2,16 @@
 
 A group concerns pods of its own namespace only. A node has it while a member pod runs there and, so that what pods leave is still seen
 (M1, M9), while its agent reports an instance that is not released. One that drains stays on every node that was asked to hold it until the
-resource is gone: that it is released there is read from the agent's report, which ends with the group.
+resource is gone: that it is released there is read from the agent's report, which ends with the group. One that is refused after it was
+held drains in the same way on the nodes that it is on, and comes to no other.
 
 The agent lets the first of two groups have an object that both may stand for, so they stand in the spec from the oldest to the newest.
+
+A node has room for `MAX_NODE_GROUPS` and for `MAX_NODE_GROUP_BYTES` of them, so that its NodePinConfig fits in the API server whatever
+groups a namespace has.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +26,7 @@ from pinwarden.plan.world import Namespace, Pod
 
 FINALIZER = "pinwarden.io/shared-memory"
 MAX_NODE_GROUPS = 256
+MAX_NODE_GROUP_BYTES = 256 << 10
 
 Standing = Permission | Refusal
 """Whether pinwarden acts on a group, and in which folder; or why not."""
@@ -81,12 +87,13 @@ class Presence:
     unreleased: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
 
-    def keeps(self, group: Group) -> bool:
+    def keeps(self, group: Group, *, draining: bool) -> bool:
         """Whether the group is on the node whatever pods run there."""
-        return group.uid in self.unreleased or (group.draining and group.uid in self.asked)
+        return group.uid in self.unreleased or (draining and group.uid in self.asked)
 
 
 NOWHERE = Presence()
+_ENDING = Permission(ending=True)
 
 
 def invalid(group: SharedMemoryGroup) -> Refusal | None:
@@ -130,8 +137,15 @@ def node_groups(groups: Iterable[tuple[Group, Permission]], pods: Sequence[Pod])
     """What stands in the spec of a node with these pods, of the groups that are on it; oldest first."""
     by_name = {group.name: (group, permission) for group, permission in groups}
     ordered = sorted(by_name, key=lambda name: by_name[name][0].age)
-    fitting = in_turn(ordered, MAX_NODE_GROUPS)
-    return [node_group(*by_name[name], pods) for name in ordered if name in fitting]
+    counted = in_turn(ordered, MAX_NODE_GROUPS)
+    found = {name: node_group(*by_name[name], pods) for name in ordered if name in counted}
+    fitting = in_turn(list(found), MAX_NODE_GROUP_BYTES, {name: _size(found[name]) for name in found})
+    return [group for name, group in found.items() if name in fitting]
+
+
+def _size(group: NodeGroup) -> int:
+    """Bytes of it as compact JSON, and of the comma behind it."""
+    return len(json.dumps(group.to_wire(), separators=(",", ":"))) + 1
 
 
 def node_group(group: Group, permission: Permission, pods: Iterable[Pod]) -> NodeGroup:
@@ -146,20 +160,28 @@ def node_group(group: Group, permission: Permission, pods: Iterable[Pod]) -> Nod
         management=spec.management,
         owner=spec.owner,
         prefault=spec.prefault,
-        capacity=spec.capacity.bytes if spec.capacity is not None else None,
+        capacity=_bytes(spec.capacity),
         accounting=spec.accounting,
         fair_share=spec.fair_share or spec.accounting,
         enforcement=spec.enforcement,
         members=[
             NodeMember(
                 pods=sorted({pod.cgroup_uid for pod in own if selects(member.pod_selector, pod.labels)}),
-                borrow_limit=member.borrow_limit.bytes if member.borrow_limit is not None else None,
+                borrow_limit=_bytes(member.borrow_limit),
                 borrow_limit_on=member.borrow_limit_on,
             )
             for member in spec.members
         ],
-        draining=group.draining,
+        draining=group.draining or permission.ending,
     )
+
+
+def _bytes(amount: Quantity | None) -> int | None:
+    """An amount as nodes read it; None also for one for which its group is refused."""
+    try:
+        return amount.bytes if amount is not None and 0 <= amount.bytes <= MAX_BYTES else None
+    except ValueError:
+        return None
 
 
 def groups_on(
@@ -174,14 +196,28 @@ def groups_on(
         standing = standings(own, namespaces.get(name) or Namespace(name))
         there = [pod for pod in pods if pod.namespace == name]
         for group in own:
-            permission = usable(group, standing[group.name])
-            if permission and (presence.keeps(group) or any(group.attaches(pod.labels) for pod in there)):
+            attached = any(group.attaches(pod.labels) for pod in there)
+            permission = permission_on(group, standing[group.name], presence, attached=attached)
+            if permission:
                 found.append((group, permission))
     return found
 
 
 def usable(group: Group, standing: Standing) -> Permission | None:
-    """The permission of a group that nodes may be asked to hold."""
-    if isinstance(standing, Refusal) or not (group.held or not group.drains):
+    """The permission of a group that nodes may be asked to hold; one that is refused may end where it is."""
+    if group.drains and not group.held:
         return None
-    return standing
+    if isinstance(standing, Permission):
+        return standing
+    return _ENDING if group.drains and len(group.resource.spec.backing.to_wire()) == 1 else None
+
+
+def permission_on(
+    group: Group, standing: Standing, presence: Presence, *, attached: bool
+) -> Permission | None:
+    """The permission of a group that is on a node; `attached`: a member pod runs there."""
+    found = usable(group, standing)
+    if found is None:
+        return None
+    kept = presence.keeps(group, draining=group.draining or found.ending)
+    return found if kept or (attached and not found.ending) else None

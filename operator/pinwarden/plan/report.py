@@ -76,7 +76,8 @@ class NodeView:
 
     `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one.
     `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
-    SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold; `stored_groups` are those that the API server's spec has.
+    SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those that the API
+    server's spec has.
     """
 
     name: str
@@ -93,13 +94,15 @@ class NodeView:
     reported: bool = False
     silent: bool = True
     groups: Mapping[str, GroupReport] = field(default_factory=dict)
+    compiled: bool = False
     asked_groups: Mapping[str, str] = field(default_factory=dict)
     stored_groups: frozenset[str] = frozenset()
 
     def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
         """The view after the operator compiled `spec` for the node, written or not."""
         groups = {group.uid: group.hash for group in spec.groups}
-        return replace(self, asked=_asks(spec), full=len(spec.limits) >= MAX_NODE_LIMITS, asked_groups=groups)
+        full = len(spec.limits) >= MAX_NODE_LIMITS
+        return replace(self, asked=_asks(spec), full=full, compiled=True, asked_groups=groups)
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
         """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
@@ -135,6 +138,7 @@ class NodeView:
             asked=self.asked,
             full=self.full,
             silent=self.silent,
+            compiled=self.compiled,
             asked_groups=self.asked_groups,
         )
 
