@@ -19,7 +19,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture
 def shares(tmp_path: Path) -> Iterator[SharedNode]:
-    shares = SharedNode(tmp_path / "gate.json")
+    shares = SharedNode(tmp_path)
     yield shares
     shares.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 from pinwarden.agent.cgroups import member_pids
 from pinwarden.agent.shared.accountant import Accountant
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, NodePinConfigSpec
+from pinwarden.api.sharedmemorygroup import Phase
 
 from .nodes import CGROUP, KUBEPODS, MIB, ONE
 
@@ -56,8 +57,8 @@ class Borrower:
 class SharedNode:
     """Pods' cgroups with borrowers in them, and an accountant."""
 
-    def __init__(self, gate: Path) -> None:
-        self._gate = gate
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
         self._borrowers: list[Borrower] = []
         self._pods: list[str] = []
         self._groups: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ class SharedNode:
     def start(self, budget: int = 64 * MIB) -> None:
         """A new accountant, which knows nothing yet."""
         self.accountant = Accountant(
-            cgroup_root=CGROUP, proc_root=Path("/proc"), gate=self._gate, budget=budget
+            cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=self._run_dir, budget=budget
         )
         self.configure(*self._groups)
 
@@ -111,7 +112,7 @@ class SharedNode:
             self.end(pod)
         for group in self._groups:
             self.configure({**group, "draining": True, "members": []})
-            self.report(group["uid"])
+            assert self.report(group["uid"]).phase is Phase.RELEASED
 
 
 def group(backing: dict[str, Any], *pods: str, **more: Any) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
     case = CASES[kind]
     member, other = gated.pod(), gated.pod()
     a, b = Gated(member), Gated(other)
-    accountant = Accountant(
-        cgroup_root=CGROUP, proc_root=Path("/proc"), gate=gated.run_dir / "gate.json", budget=0
-    )
+    accountant = Accountant(cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0)
 
     def limit(amount: int) -> None:
         asked = group(case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}])

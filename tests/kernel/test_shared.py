@@ -5,13 +5,16 @@ Runs inside the guest (`make test-kernel`), as root with every capability.
 
 import errno
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pinwarden.agent.shared.host import inside
 from pinwarden.agent.shared.making import PREFIX
 from pinwarden.api.sharedmemorygroup import Phase
 
@@ -172,10 +175,94 @@ def test_a_new_accountant_finds_all_of_it_again(shares: SharedNode) -> None:
 def test_more_than_the_node_sets_aside_is_not_made(shares: SharedNode) -> None:
     shares.start(budget=6 * MIB)
     shares.configure(created(), {**created(), "uid": "h", "name": "ns/h"})
-    assert shares.report("g").phase is not Phase.DRAINING
+    assert (shares.report("g").phase, shares.report("g").charge) == (Phase.ACTIVE, 4 * MIB)
     refused = shares.report("h")
     assert (refused.phase, refused.reason) == (Phase.RELEASED, "NoRoom")
     assert not Path(f"{PREFIX}/ns/h").exists()
+
+
+def test_what_groups_left_counts_towards_what_the_node_sets_aside(shares: SharedNode) -> None:
+    shares.start(budget=6 * MIB)
+    shares.configure(created())
+    assert shares.report("g").charge == 4 * MIB
+    other = {**created(), "uid": "h", "name": "ns/h"}
+    shares.configure(other)
+    assert shares.report("h").reason == "NoRoom", "the first group is gone, and its object is there"
+    shares.configure(created())
+    assert shares.report("g").charge == 4 * MIB, "what is there already is not refused again"
+
+
+@pytest.mark.rule("M10")
+def test_a_group_that_cannot_be_made_drains(shares: SharedNode) -> None:
+    bad = created(capacity=100_000_001)
+    shares.configure(bad)
+    report = shares.report()
+    assert (report.reason, report.charge) == ("Invalid", None)
+    shares.configure({**bad, "draining": True})
+    assert shares.report().phase is Phase.RELEASED
+
+
+@pytest.mark.rule("M10")
+def test_a_release_that_was_cut_short_is_done_again(shares: SharedNode) -> None:
+    pod, a = shares.pod()
+    shares.configure(created(pod, prefault=False, owner={"mode": 0o777}))
+    shares.report()
+    shares.configure(created(pod, prefault=False, draining=True))
+    a(f"os.chdir('{PREFIX}/ns/g/shared') or 0")
+    report = shares.report()
+    assert (report.phase, report.reason) == (Phase.DRAINING, "NotRemoved"), report
+    assert shares.report().phase is Phase.DRAINING
+    a("os.chdir('/') or 0")
+    assert shares.report().phase is Phase.RELEASED
+
+
+@pytest.mark.rule("M10")
+def test_a_tree_of_any_depth_is_removed(shares: SharedNode) -> None:
+    pod, a = shares.pod()
+    asked = created(pod, prefault=False, owner={"mode": 0o777})
+    shares.configure(asked)
+    shares.report()
+    a(f"os.chdir('{PREFIX}/ns/g/shared') or 0")
+    a("[(os.mkdir('d'), open('f', 'w').close(), os.chdir('d')) for _ in range(3000)] and 1")
+    a("os.chdir('/') or 0")
+    shares.configure({**asked, "draining": True})
+    assert shares.report().phase is Phase.RELEASED
+
+
+def test_a_segment_of_somebody_else_is_left_alone(shares: SharedNode) -> None:
+    key = 0x50770003
+    pod, a = shares.pod()
+    number = a(f"segment({key}, {MIB})")
+    made = group({"sysvShm": {"key": key, "ipcNamespace": "Host"}}, pod, management="Create", capacity=MIB)
+    try:
+        time.sleep(1.1)  # the kernel stamps segments by whole seconds
+        shares.configure(made)
+        assert shares.report().reason == "NotMade"
+        shares.configure({**made, "draining": True})
+        assert shares.report().phase is Phase.RELEASED
+        assert a(f"segment({key}, {MIB})") == number
+    finally:
+        a(f"remove({number})")
+
+
+def test_names_that_are_no_text_stop_nobody(shares: SharedNode) -> None:
+    pod, a = shares.pod("apart")
+    other, b = shares.pod("apart")
+    a(r"os.mkdir(b'/dev/shm/pw-\xff') or 0")
+    b(f"opened('/dev/shm/pw-1', {MIB})")
+    backing = {"posixShm": {"name": "pw-*"}}
+    shares.configure(group(backing, pod))
+    report = shares.report()
+    assert (report.phase, report.reason) == (Phase.PENDING, "WrongType")
+    shares.configure(group(backing, pod, other))
+    assert shares.report().objects == 1, "what one pod has in the way hides no other's"
+
+
+def test_a_child_that_dies_is_an_error_and_no_more(shares: SharedNode) -> None:
+    with pytest.raises(OSError, match="the child for it ended"):
+        inside([], lambda: os.kill(os.getpid(), signal.SIGBUS))
+    with pytest.raises(OSError, match="the child for it ended"):
+        inside([], lambda: int("x"))
 
 
 @pytest.mark.rule("M3")

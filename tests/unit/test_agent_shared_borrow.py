@@ -222,14 +222,14 @@ def test_a_process_that_cannot_be_read_makes_a_lower_bound(
     place.pod("a", readable, hidden)
     place.pod("b", hidden)
     place.pod("c", readable)
-    truly = Process.maps
+    truly = Process.lines
 
-    def guarded(process: Process) -> bytes:
+    def guarded(process: Process) -> Iterator[bytes]:
         if process.folder.endswith(f"/{hidden}"):
             raise PermissionError(13, "Permission denied")
         return truly(process)
 
-    monkeypatch.setattr(Process, "maps", guarded)
+    monkeypatch.setattr(Process, "lines", guarded)
     reason = f"process {hidden} cannot be read: Permission denied"
     assert place.sample(0) == {
         ("group", "a"): Borrow(SIZE, PAGE, 0, False, reason),

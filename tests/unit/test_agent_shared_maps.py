@@ -80,9 +80,9 @@ def test_a_process_that_is_gone_or_a_kernel_thread_has_nothing_mapped(tmp_path: 
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert Process("/proc", child).maps() == b"", "a zombie"
+    assert [*Process("/proc", child).lines()] == [], "a zombie"
     os.waitpid(child, 0)
-    assert Process("/proc", child).maps() == b""
+    assert [*Process("/proc", child).lines()] == []
     assert Process("/proc", child).space == 0
 
 
@@ -103,7 +103,7 @@ def test_who_may_not_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionError):
-        process.maps()
+        list(process.lines())
 
 
 def test_what_this_process_maps_is_found() -> None:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from pinwarden.agent.cgroups import PodCgroup, explore, member_pids, process_hierarchy
 from pinwarden.agent.discovery import PodFinder
+from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.gates.seccomp.record import Told as GateTold
 from pinwarden.agent.gates.seccomp.record import load as load_gate
 from pinwarden.agent.shared.borrow import Borrow, Borrows
 from pinwarden.agent.shared.charged import Payers
 from pinwarden.agent.shared.fair import own_memory
-from pinwarden.agent.shared.finding import Finder, Instance, NotFoundError
+from pinwarden.agent.shared.finding import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.agent.shared.making import Maker, NotMadeError, place
 from pinwarden.agent.shared.objects import Extent
 from pinwarden.agent.shared.record import Told
@@ -36,12 +37,18 @@ from pinwarden.api.nodepinconfig import (
 )
 from pinwarden.api.pinlimit import Enforcement, Level
 from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Phase
+from pinwarden.plan.refusals import printable
 
 SHORTEST_SECONDS = 1.0
 OTHERS_SECONDS = 10.0
+LONGEST_SECONDS = 20.0
 TIMES_ITS_COST = 20
+MOST_NODE_OBJECTS = 8192
+SEGMENTS = "shared-segments.json"
 MOST_BORROWERS = 100
+MOST_NODE_BORROWERS = 1024
 _NAMED = 3
+_NOTHING_THERE = ("NotThere", "WrongType")
 _log = logging.getLogger(__name__)
 
 
@@ -66,14 +73,14 @@ class _Round:
 
 
 class Accountant:
-    """Accounts for one node. `budget`: bytes that it may make; `gate`: the record of the seccomp gate; `clock` is monotonic."""
+    """Accounts for one node. `budget`: bytes that it may make; `run_dir`: with the gate's record; `clock` is monotonic."""
 
     def __init__(
         self,
         *,
         cgroup_root: Path,
         proc_root: Path,
-        gate: Path,
+        run_dir: Path,
         budget: int,
         first: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -81,9 +88,9 @@ class Accountant:
         """Raises ValueError when there is no cgroup hierarchy."""
         self._pods = PodFinder(process_hierarchy(cgroup_root))
         self._proc_root = proc_root
-        self._gate = gate
+        self._gate = run_dir / GATE_RECORD
         self._finder = Finder(proc_root, first)
-        self._maker = Maker(proc_root, cgroup_root, budget, first)
+        self._maker = Maker(proc_root, cgroup_root, budget, run_dir / SEGMENTS, first)
         self._members = Borrows(proc_root)
         self._others = Borrows(proc_root)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
@@ -106,7 +113,7 @@ class Accountant:
 
     def tick(self) -> float:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
-        began = self._clock()
+        began, spent = self._clock(), time.process_time()
         if not self._groups:
             self.told = Told()
             return SHORTEST_SECONDS
@@ -120,10 +127,11 @@ class Accountant:
             self._settle(each)
         self.told = Told(
             extents={each.group.uid: each.extent for each in rounds},
-            groups=tuple(self._report(each, pods, told) for each in rounds),
+            groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
         )
-        return max(SHORTEST_SECONDS, (self._clock() - began) * TIMES_ITS_COST)
+        cost = time.process_time() - spent  # without the children's, who take pages
+        return min(max(SHORTEST_SECONDS, cost * TIMES_ITS_COST), LONGEST_SECONDS)
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
@@ -144,7 +152,8 @@ class Accountant:
                     each.problem = error.reason, str(error)
             try:
                 members = {uid: pids[uid] for uid in sorted(group.pods()) if uid in pids}
-                found = self._finder.find(group, members, path=each.path)
+                room = min(MOST_OBJECTS, MOST_NODE_OBJECTS - len(taken.objects))
+                found = self._finder.find(group, members, path=each.path, room=room)
             except NotFoundError as error:
                 each.problem = each.problem if each.problem[0] else (error.reason, str(error))
                 continue
@@ -200,18 +209,17 @@ class Accountant:
     def _drain(self, each: _Round) -> None:
         group = each.group
         each.phase = Phase.DRAINING
-        if each.instance is None:
-            if each.problem[0] in ("NotThere", "Claimed"):
-                each.phase = Phase.RELEASED
-            return
         created = group.management is Management.CREATE
+        if each.instance is None and each.problem[0] == "NotReadable":
+            return
         try:
-            if using := users(self._proc_root, each.extent, opened=created):
+            if each.instance and (using := users(self._proc_root, each.extent, opened=created)):
                 each.problem = "InUse", f"it waits for {_processes(using)}"
                 return
-            if created:
+            if created and (
+                each.instance or each.problem[0] in _NOTHING_THERE
+            ):  # also what was only half made
                 self._maker.release(group)
-                _log.info("%s: nobody uses it any more, its object is removed", group.name)
         except OSError as error:
             each.problem = "NotRemoved", f"{error.strerror or error}"
             return
@@ -220,7 +228,19 @@ class Accountant:
 
     # -- what is told ----------------------------------------------------------------------------------------------
 
-    def _report(self, each: _Round, pods: Mapping[str, PodCgroup], gate: GateTold | None) -> GroupReport:
+    def _reports(
+        self, rounds: Iterable[_Round], pods: Mapping[str, PodCgroup], gate: GateTold | None
+    ) -> Iterable[GroupReport]:
+        """One for each group; all of them have to fit in one object of the API server."""
+        left = MOST_NODE_BORROWERS
+        for each in rounds:
+            report = self._report(each, pods, gate, min(MOST_BORROWERS, left))
+            left -= len(report.borrowers)
+            yield report
+
+    def _report(
+        self, each: _Round, pods: Mapping[str, PodCgroup], gate: GateTold | None, most: int
+    ) -> GroupReport:
         group, found = each.group, each.instance
         counted = group.accounting is Accounting.BORROW
         charge = found.charge if found else None
@@ -233,20 +253,19 @@ class Accountant:
             hash=group.hash,
             phase=each.phase,
             reason=reason,
-            message=message[:1024],
+            message=printable(message)[:1024],
             objects=found.count if found else 0,
             charge=charge,
             orphaned=self._orphaned(each, charge) if counted and found else None,
             dead=self._dead(each) if counted and found else None,
             own=self._maker.charged(group) if each.path or group.backing.sysv_shm else None,
             truncated=bool(found and found.truncated)
-            or len(borrowers) > MOST_BORROWERS
+            or len(borrowers) > most
             or (counted and self._incomplete),
             borrowers=[
-                self._borrower(group, uid, borrow, pods.get(uid), gate)
-                for uid, borrow in borrowers[:MOST_BORROWERS]
+                self._borrower(group, uid, borrow, pods.get(uid), gate) for uid, borrow in borrowers[:most]
             ],
-            omitted=max(0, len(borrowers) - MOST_BORROWERS),
+            omitted=max(0, len(borrowers) - most),
             sampled_at=datetime.now(UTC).replace(microsecond=0),
         )
 

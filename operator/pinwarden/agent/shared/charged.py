@@ -1,12 +1,12 @@
 """To whom the kernel charges an object's pages: what is left on cgroups that are gone is shown as that (M9).
 
 Each resident page is found by its frame number, and /proc/kpagecgroup tells the cgroup of each frame by the inode number of its folder;
-where that cgroup is gone, of the closest one above it that is there (page_cgroup_ino). No process can be in a cgroup of v2 that has others
-below it, so what is charged to such a one is left from one that is gone.
+where that cgroup is gone, of the closest one above it that is there (page_cgroup_ino). No process can be in a cgroup of v2 that gives the
+memory controller on to others below it, so what is charged to such a one is left from one that is gone.
 
 A frame number needs the page mapped: the file is mapped here, and of it only the pages that are resident (mincore) are touched, so nothing
-is read or allocated. It takes about a second for 4 GiB, so it is asked for rarely (`Payers`). On v1 such a cgroup may have processes, and
-nothing is told.
+is read or allocated. It takes about a second for 4 GiB, so it is asked for rarely (`Payers`), and a child does it: a file that is cut
+short meanwhile ends who touches it (SIGBUS). On v1 such a cgroup may have processes, and nothing is told.
 """
 
 import ctypes
@@ -16,11 +16,13 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from pinwarden.agent.cgroups import Layout, detect_layout
+from pinwarden.agent.shared.host import inside
 
 FRESH_SECONDS = 30.0
 PAGE: Final = mmap.PAGESIZE
@@ -68,12 +70,16 @@ class Payers:
         if not self._v2:
             return None
         amount, due = self._known.get(uid, (None, now))
-        if now >= due:
-            began = time.monotonic()
+        if now < due:
+            return amount
+        began = time.monotonic()
+        amount = None
+        try:
             charges: Counter[int] = Counter()
             for descriptor in files():
-                charges.update(by_cgroup(descriptor))
+                charges.update(inside([], partial(by_cgroup, descriptor)))
             amount = dead(charges, self._root)
+        finally:
             cost = time.monotonic() - began
             self._known[uid] = amount, now + max(FRESH_SECONDS, cost * _TIMES_ITS_COST)
         return amount
@@ -109,9 +115,11 @@ def _runs(frames: list[int]) -> Iterator[tuple[int, int]]:
 def dead(charges: Mapping[int, int], hierarchy: Path) -> int:
     """Bytes of `by_cgroup` that are charged to cgroups that are gone from this hierarchy of v2."""
     alive = set()
-    for folder, below, _ in os.walk(hierarchy):
-        if not below or folder == os.fspath(hierarchy):
-            alive.add(os.stat(folder).st_ino)
+    for folder, _, _ in os.walk(hierarchy):
+        with suppress(FileNotFoundError):
+            control = Path(folder, "cgroup.subtree_control").read_text()
+            if "memory" not in control.split() or folder == os.fspath(hierarchy):
+                alive.add(os.stat(folder).st_ino)
     return sum(amount for payer, amount in charges.items() if payer and payer not in alive)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from pinwarden.agent.configuration import FollowedConfiguration
 from pinwarden.agent.ending import EndError, ended_by_signals
-from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.shared import record
 from pinwarden.agent.shared.accountant import Accountant
 from pinwarden.agent.statefile import exclusive
@@ -26,6 +25,7 @@ LOCK = "shared.lock"
 STALL_SECONDS = 600
 _LOOKS_SECONDS = 0.1
 _STANDBY_SECONDS = 0.2
+_RENEW_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
             accountant = Accountant(
                 cgroup_root=settings.cgroup_root,
                 proc_root=settings.proc_root,
-                gate=settings.run_dir / GATE_RECORD,
+                run_dir=settings.run_dir,
                 budget=settings.budget,
             )
             _log.info("the accountant of shared memory works, process %d", os.getpid())
@@ -57,23 +57,28 @@ def run(settings: Settings) -> None:
 
 def _work(settings: Settings, accountant: Accountant) -> None:
     followed = FollowedConfiguration(settings.configuration)
-    due = 0.0
+    told = settings.run_dir / record.NAME
+    due = renewed = 0.0
     while True:
         signal.alarm(STALL_SECONDS)
+        if time.monotonic() >= renewed:
+            renewed = time.monotonic() + _RENEW_SECONDS
+            with suppress(OSError):  # there is none before the first round
+                os.utime(told)
         if configuration := followed.newer():
             accountant.configure(configuration.spec)
             due = 0.0
         if time.monotonic() >= due:
-            due = time.monotonic() + _round(settings, accountant)
+            due = time.monotonic() + _round(told, accountant)
         time.sleep(_LOOKS_SECONDS)
 
 
-def _round(settings: Settings, accountant: Accountant) -> float:
+def _round(told: Path, accountant: Accountant) -> float:
     """Seconds until the next one."""
     try:
         wait = accountant.tick()
-        record.save(settings.run_dir / record.NAME, accountant.told)
-    except OSError:
+        record.save(told, accountant.told)
+    except (OSError, ValueError):
         _log.exception("a round failed, what was told last stays")
         return 1.0
     return wait

@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,11 +29,14 @@ from pathlib import Path
 from pinwarden.agent.shared import segments, within
 from pinwarden.agent.shared.cached import cached
 from pinwarden.agent.shared.host import Mount, mounts
+from pinwarden.agent.shared.maps import Process
 from pinwarden.agent.shared.objects import Extent, ObjectId
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import IpcNamespace
 
 MOST_OBJECTS = 1024
+MOST_DESCRIPTORS = 1 << 14
+SECONDS = 3.0
 _BLOCK = 512  # bytes of st_blocks, whatever the file system's own
 _TMPFS, _HUGETLBFS = "tmpfs", "hugetlbfs"
 _SHM = "/dev/shm"  # noqa: S108 - where shm_open(3) has its objects
@@ -41,8 +45,8 @@ _MOUNT_ID = re.compile(r"^mnt_id:\s*(\d+)$", re.MULTILINE)
 _EXPORTER = re.compile(r"^exp_name:\s*(.*)$", re.MULTILINE)
 _SIZE = re.compile(r"^size:\s*(\d+)$", re.MULTILINE)
 _MAPPED_MEMFD = re.compile(
-    rb"^([0-9a-f]+-[0-9a-f]+) [^\n]*? /memfd:([^\n]*?)(?: \(deleted\))?$", re.MULTILINE
-)
+    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ \d+) +/memfd:(.*?)(?: \(deleted\))?$"
+)  # addresses, device and inode, name
 _MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
 _GONE = (FileNotFoundError, ProcessLookupError)
 
@@ -62,14 +66,17 @@ class NotFoundError(Exception):
 class Instance:
     """What a group stands for now: `charge` in bytes, None where it cannot be known. `whole` are devices of dma-bufs.
 
-    `truncated`: there are more objects than are looked at, so that the charge is a lower bound (H2).
+    `room` is how many objects it may have. `truncated`: there are more than are looked at, so that the charge is a lower bound (H2).
+    `other` is what was found in their place, and is no object.
     """
 
+    room: int = MOST_OBJECTS
     devices: set[int] = field(default_factory=set)
     objects: dict[ObjectId, int] = field(default_factory=dict)
     mounted: int | None = None
     truncated: bool = False
     whole: set[int] = field(default_factory=set)
+    other: str = ""
 
     @property
     def extent(self) -> Extent:
@@ -90,7 +97,7 @@ class Instance:
 
     def add(self, one: ObjectId, held: int) -> None:
         """An object and the bytes that it holds, unless there are too many."""
-        if len(self.objects) < MOST_OBJECTS or one in self.objects:
+        if len(self.objects) < self.room or one in self.objects:
             self.objects[one] = held
         else:
             self.truncated = True
@@ -106,12 +113,14 @@ class Finder:
         self._proc_root = proc_root
         self._first = proc_root / str(first)
 
-    def find(self, group: NodeGroup, pids: Pids, *, path: str | None = None) -> Instance:
-        """The instance of a group with these member processes; `path` is where pinwarden mounted it, if it did.
+    def find(
+        self, group: NodeGroup, pids: Pids, *, path: str | None = None, room: int = MOST_OBJECTS
+    ) -> Instance:
+        """The instance of a group with these member processes, and at most `room` objects; `path` is where pinwarden mounted it.
 
         Raises NotFoundError, and OSError where the node cannot be looked at.
         """
-        backing, found = group.backing, Instance()
+        backing, found = group.backing, Instance(room)
         if mount := backing.tmpfs or backing.hugetlbfs:
             kind = _TMPFS if backing.tmpfs else _HUGETLBFS
             where = path or mount.path
@@ -128,6 +137,8 @@ class Finder:
             self._memfds(found, backing.memfd.name, pids)
         elif backing.dmabuf:
             self._dmabufs(found, backing.dmabuf.exporter, pids)
+        if found.other and not found.count:
+            raise NotFoundError("WrongType", f"{found.other} is not a regular file")
         if not found.count:
             raise NotFoundError("NotThere", "no such object is there now")
         return found
@@ -140,13 +151,7 @@ class Finder:
         backing = group.backing
         if backing.tmpfs and (where := path or backing.tmpfs.path):
             with self._at(where, "/" if path else group.allowed) as (at, rest), within.below(at, rest) as top:
-                listed = (
-                    (name, folder)
-                    for _, _, names, folder in os.fwalk(".", dir_fd=top, follow_symlinks=False)
-                    for name in names
-                )
-                for name, folder in islice(listed, MOST_OBJECTS):
-                    yield from _regular(folder, name)
+                yield from islice(_below(top), MOST_OBJECTS)
         elif backing.file:
             above, _, pattern = backing.file.path.rpartition("/")
             with self._at(above or "/", group.allowed) as (at, rest), within.below(at, rest) as folder:
@@ -210,8 +215,8 @@ class Finder:
         held: Callable[[int, os.stat_result], int],
     ) -> None:
         """Each regular file of a folder that the pattern matches. Others are passed over, and alone they are a wrong type."""
-        names, found.truncated = within.matching(folder, pattern, MOST_OBJECTS)
-        others = ""
+        names, more = within.matching(folder, pattern, MOST_OBJECTS)
+        found.truncated |= more
         for name in names:
             try:
                 with within.below(folder, name) as descriptor:
@@ -219,13 +224,12 @@ class Finder:
                     if stat.S_ISREG(about.st_mode):
                         found.add(ObjectId(about.st_dev, about.st_ino), held(descriptor, about))
                     else:
-                        others = name
+                        found.other = f"{path}: {name}"
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP):
                     raise
-                others = others or (name if error.errno == errno.ELOOP else "")
-        if others and not found.count:
-            raise NotFoundError("WrongType", f"{path}: {others} is not a regular file")
+                if error.errno == errno.ELOOP:
+                    found.other = f"{path}: {name}"
 
     # -- in IPC namespaces -----------------------------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class Finder:
             within.root_of(f"{process}/root") as root,
             within.folder(root, _SHM, links=False) as folder,
         ):
-            if os.fstat(folder).st_dev != but:
+            if within.kind(folder) == within.TMPFS and os.fstat(folder).st_dev != but:
                 self._each(found, folder, name, f"{_SHM}/{name}", _blocks)
 
     def _shm_device(self) -> int | None:
@@ -289,7 +293,7 @@ class Finder:
 
     def _memfds(self, found: Instance, name: str, pids: Pids) -> None:
         pattern = within.literal(name)
-        for pid in (pid for each in pids.values() for pid in each):
+        for pid in self._in_time(found, pids):
             for _, path, target in self._descriptors(pid):
                 if target.startswith(_MEMFD) and fnmatchcase(_named(target), pattern):
                     with suppress(*_GONE):
@@ -299,15 +303,18 @@ class Finder:
 
     def _mapped_memfds(self, found: Instance, pid: int, pattern: str) -> None:
         process = self._proc_root / str(pid)
+        seen: set[bytes] = set()
         with suppress(*_GONE):
-            for where, name in _MAPPED_MEMFD.findall((process / "maps").read_bytes()):
-                if fnmatchcase(os.fsdecode(name), pattern):
-                    about = os.stat(process / "map_files" / where.decode())
+            for line in Process(self._proc_root, pid).lines():
+                mapped = _MAPPED_MEMFD.match(line)
+                if mapped and mapped[2] not in seen and fnmatchcase(os.fsdecode(mapped[3]), pattern):
+                    seen.add(mapped[2])
+                    about = os.stat(process / "map_files" / mapped[1].decode())
                     found.add(ObjectId(about.st_dev, about.st_ino), about.st_blocks * _BLOCK)
 
     def _dmabufs(self, found: Instance, exporter: str, pids: Pids) -> None:
         """Those that are open: one that is mapped only does not tell its exporter."""
-        for pid in (pid for each in pids.values() for pid in each):
+        for pid in self._in_time(found, pids):
             for number, path, target in self._descriptors(pid):
                 if not target.startswith(_DMABUF):
                     continue
@@ -321,15 +328,20 @@ class Finder:
 
     def _descriptors(self, pid: int) -> Iterator[tuple[str, str, str]]:
         """Number, path and target of each open file of a process; none when it is gone."""
-        folder = f"{self._proc_root}/{pid}/fd"
-        try:
-            numbers = os.listdir(folder)
-        except _GONE:
-            return
-        for number in numbers:
-            path = f"{folder}/{number}"
-            with suppress(*_GONE):
-                yield number, path, os.readlink(path)
+        with suppress(*_GONE), os.scandir(f"{self._proc_root}/{pid}/fd") as listed:
+            for entry in islice(listed, MOST_DESCRIPTORS):
+                with suppress(*_GONE):
+                    yield entry.name, entry.path, os.readlink(entry.path)
+
+    @staticmethod
+    def _in_time(found: Instance, pids: Pids) -> Iterator[int]:
+        """The processes, until `SECONDS` have passed: a pod may have any number of descriptors."""
+        deadline = time.monotonic() + SECONDS
+        for pid in (pid for each in pids.values() for pid in each):
+            if time.monotonic() > deadline:
+                found.truncated = True
+                return
+            yield pid
 
 
 def _regular(folder: int, name: str) -> Iterator[int]:
@@ -338,6 +350,25 @@ def _regular(folder: int, name: str) -> Iterator[int]:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             with within.contents(descriptor) as opened:
                 yield opened
+
+
+def _below(top: int) -> Iterator[int]:
+    """Each regular file in a folder and below it, opened for reading; of entries of any kind no more than `within.MOST_NAMES`."""
+    pending, left = ["."], within.MOST_NAMES
+    while pending and left > 0:
+        path = pending.pop()
+        try:
+            with within.below(top, path) as folder:
+                with within.contents(folder) as opened, os.scandir(opened) as entries:
+                    names = [entry.name for entry in islice(entries, left)]
+                left -= len(names)
+                for name in names:
+                    with suppress(OSError), within.below(folder, name) as found:
+                        if stat.S_ISDIR(os.fstat(found).st_mode):
+                            pending.append(f"{path}/{name}")
+                    yield from _regular(folder, name)
+        except OSError:  # it went, or its path is too long to open
+            continue
 
 
 def _named(target: str) -> str:

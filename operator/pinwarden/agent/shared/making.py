@@ -10,25 +10,32 @@ never gets an empty folder of the node instead. The file `memory` is as large as
 The kernel charges a page to the cgroup of who faults it in. So the file's pages are taken by a child in the group's own cgroup,
 `pinwarden/<namespace>_<name>`, and a writer pays for nothing (M1, M9). A hole that a pod punches is filled again at the next round;
 until then the pod that touches it first pays. That memory lies outside of all pods: no more than `--shared-memory` is made, which an
-administrator sets aside on the node (`systemReserved` of the kubelet), so that the scheduler sees it.
+administrator sets aside on the node (`systemReserved` of the kubelet), so that the scheduler sees it. What is there already counts, also
+what a group left that is gone. Pages of hugetlbfs come from the node's pool of huge pages, and do not.
 
 All of it is done anew each round and changes nothing where it is done already: a crash in between loses nothing. A group that vanishes
-from the configuration without having drained leaves its object.
+from the configuration without having drained leaves its object. A System V segment is known again by what was written down before it was
+made: another one with the key is somebody else's.
 """
 
 import ctypes
 import errno
+import json
+import mmap
 import os
-import shutil
+import re
 import stat
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.agent.shared import segments
-from pinwarden.agent.shared.host import NEWCGROUP, NEWIPC, NEWNS, enter, inside
+from pinwarden.agent.shared.host import NEWCGROUP, NEWIPC, NEWNS, enter, inside, mounts
+from pinwarden.agent.statefile import write_atomically
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import Owner
 
@@ -43,6 +50,7 @@ _WORDS: Final = {
     errno.ENOMEM: "the node has no memory for it",
     errno.EPERM: "the accountant lacks CAP_SYS_ADMIN, or a security module forbids it",
 }
+_Result = TypeVar("_Result")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,31 +84,44 @@ class Maker:
     Needs CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE.
     """
 
-    def __init__(self, proc_root: Path, cgroup_root: Path, budget: int, first: int = 1) -> None:
+    def __init__(
+        self, proc_root: Path, cgroup_root: Path, budget: int, made_segments: Path, first: int = 1
+    ) -> None:
+        """`made_segments` is a file in a tmpfs, which lives as long as segments do."""
         self._first = proc_root / str(first)
         self._memory = _memory_hierarchy(cgroup_root)
         self._budget = budget
+        self._segments = _Segments(made_segments)
         self._taken: dict[str, int] = {}
 
     def begin(self) -> None:
-        """A round begins: the budget is given out anew, in the order of `ensure`."""
-        self._taken.clear()
+        """A round begins: what is there takes of the budget, whoever asked for it. Raises OSError."""
+        self._taken = {}
+        for directory in (self._memory / _PARENT).glob("*/"):
+            self._taken[directory.name] = _charged(directory) or 0
+        for mount in mounts(self._first):
+            if mount.type == "tmpfs" and mount.point.startswith(f"{PREFIX}/"):
+                space = os.statvfs(f"{self._first}/root{mount.point}")
+                name = mount.point.removeprefix(f"{PREFIX}/").replace("/", "_")
+                self._taken[name] = max(self._taken.get(name, 0), space.f_blocks * space.f_frsize)
 
     def ensure(self, group: NodeGroup) -> None:
         """Makes what is missing of the group's object. Raises NotMadeError."""
         size = group.capacity or 0
-        left = self._budget - sum(self._taken.values())
-        if size > left:
+        page = _huge_page() if group.backing.hugetlbfs else mmap.PAGESIZE
+        if size % page or not size:
             raise NotMadeError(
-                "NoRoom",
-                f"{size} bytes are wanted, and of the {self._budget} bytes that this node sets aside (--shared-memory) {left} are left",
+                "Invalid", f"capacity: {size} bytes are not a whole number of pages of {page} bytes"
             )
-        self._taken[group.uid] = size
+        if not group.backing.hugetlbfs:
+            self._take(_name(group), size)
         owner = group.owner or Owner()
         try:
             cgroup = self._cgroup(group)
             if key := group.backing.sysv_shm:
-                self._in_cgroup(cgroup, NEWIPC, "ipc", lambda: _segment(key.key, size, owner, group.prefault))
+                making = self._segments.begin(group.uid)
+                work = partial(_segment, key.key, size, owner, group.prefault, making)
+                self._segments.made(group.uid, self._in_cgroup(cgroup, NEWIPC, "ipc", work))
             else:
                 kind = "tmpfs" if group.backing.tmpfs else "hugetlbfs"
                 order = _Order(place(group), kind, size, owner, group.prefault)
@@ -114,21 +135,33 @@ class Maker:
     def release(self, group: NodeGroup) -> None:
         """Takes the group's object away, which nobody uses. Raises OSError: EBUSY where somebody does."""
         if key := group.backing.sysv_shm:
-            inside([(self._first / "ns/ipc", NEWIPC)], lambda: _remove_segment(key.key, group.capacity or 0))
+            making = self._segments.known(group.uid)
+            if making is not None:
+                order = partial(_remove_segment, key.key, group.capacity or 0, making)
+                inside([(self._first / "ns/ipc", NEWIPC)], order)
+                self._segments.forget(group.uid)
         else:
-            inside([(self._first / "ns/mnt", NEWNS)], lambda: _unmount(place(group)))
+            inside([(self._first / "ns/mnt", NEWNS)], partial(_unmount, place(group)))
         with suppress(FileNotFoundError):
             self._directory(group).rmdir()
 
+    def _take(self, name: str, size: int) -> None:
+        """Takes of the budget. Raises NotMadeError; what is there already is not refused again."""
+        have = self._taken.get(name, 0)
+        left = self._budget - sum(self._taken.values()) + have
+        if size > max(left, have):
+            raise NotMadeError(
+                "NoRoom",
+                f"{size} bytes are wanted, and of the {self._budget} bytes that this node sets aside (--shared-memory) {left} are left",
+            )
+        self._taken[name] = size
+
     def charged(self, group: NodeGroup) -> int | None:
         """Bytes that the kernel charges to the group's own cgroup; None where it has none."""
-        for name in ("memory.current", "memory.usage_in_bytes"):
-            with suppress(OSError):
-                return int((self._directory(group) / name).read_text())
-        return None
+        return _charged(self._directory(group))
 
     def _directory(self, group: NodeGroup) -> Path:
-        return self._memory / _PARENT / group.name.replace("/", "_")
+        return self._memory / _PARENT / _name(group)
 
     def _cgroup(self, group: NodeGroup) -> Path:
         """The group's own cgroup, with the memory controller. Raises OSError."""
@@ -142,13 +175,85 @@ class Maker:
             path.mkdir(exist_ok=True)
         return path
 
-    def _in_cgroup(self, cgroup: Path, flag: int, kind: str, work: Callable[[], None]) -> None:
+    def _in_cgroup(self, cgroup: Path, flag: int, kind: str, work: Callable[[], _Result]) -> _Result:
         def join() -> None:
             # from its own cgroup namespace a process cannot be moved out of it (CGRP_ROOT_NS_DELEGATE)
             enter(self._first / "ns/cgroup", NEWCGROUP)
             (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
-        inside([(self._first / "ns" / kind, flag)], work, before=join)
+        return inside([(self._first / "ns" / kind, flag)], work, before=join)
+
+
+class _Making(NamedTuple):
+    """A segment of pinwarden's: when its making was begun, in seconds of the clock that the kernel stamps it with, and its id since."""
+
+    begun: int
+    id: int | None = None
+
+    def is_of(self, found: segments.Segment, size: int) -> bool:
+        """Whether it is this one; without an id, after a crash, it is one that root made of this size since."""
+        if self.id is not None:
+            return found.id == self.id
+        return (found.size, found.creator) == (size, 0) and found.changed >= self.begun
+
+
+class _Segments:
+    """What is being made and was made, by group."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def known(self, uid: str) -> _Making | None:
+        """None where none was begun. Raises OSError."""
+        return self._load().get(uid)
+
+    def begin(self, uid: str) -> _Making:
+        """Written down before the first segment is made. Raises OSError."""
+        known = self._load()
+        if uid not in known:
+            known[uid] = _Making(int(time.time()))
+            self._save(known)
+        return known[uid]
+
+    def made(self, uid: str, segment: int) -> None:
+        """It has this id. Raises OSError."""
+        known = self._load()
+        if known[uid].id != segment:
+            known[uid] = known[uid]._replace(id=segment)
+            self._save(known)
+
+    def forget(self, uid: str) -> None:
+        """It is gone. Raises OSError."""
+        known = self._load()
+        if known.pop(uid, None) is not None:
+            self._save(known)
+
+    def _load(self) -> dict[str, _Making]:
+        try:
+            return {uid: _Making(*each) for uid, each in json.loads(self._path.read_bytes()).items()}
+        except FileNotFoundError:
+            return {}
+
+    def _save(self, known: Mapping[str, _Making]) -> None:
+        write_atomically(self._path, json.dumps(known).encode())
+
+
+def _name(group: NodeGroup) -> str:
+    """Of its cgroup: names of Kubernetes have no underscore."""
+    return group.name.replace("/", "_")
+
+
+def _charged(directory: Path) -> int | None:
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        with suppress(OSError):
+            return int((directory / name).read_text())
+    return None
+
+
+def _huge_page() -> int:
+    """Bytes of a huge page of the default size."""
+    found = re.search(r"^Hugepagesize:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else mmap.PAGESIZE
 
 
 def _memory_hierarchy(root: Path) -> Path:
@@ -166,10 +271,6 @@ def _file_system(order: _Order) -> None:
     if os.stat(order.path).st_dev == os.stat(above).st_dev:
         _mount(order)
     space = os.statvfs(order.path)
-    if order.size % space.f_bsize:
-        raise OSError(
-            errno.EINVAL, f"capacity: not a whole number of pages of {space.f_bsize} bytes", order.path
-        )
     if space.f_blocks * space.f_bsize != order.size:
         _mount(order, _REMOUNT)
     with _opened(order.path, os.O_DIRECTORY) as mounted:
@@ -220,7 +321,8 @@ def _unmount(path: str) -> None:
     except FileNotFoundError:
         return
     if mounted:
-        shutil.rmtree(f"{path}/{FOLDER}", ignore_errors=False)
+        with suppress(FileNotFoundError), _opened(f"{path}/{FOLDER}", os.O_DIRECTORY) as folder:
+            _empty(folder)
         if _libc.umount2(os.fsencode(path), 0):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), path)
@@ -229,23 +331,40 @@ def _unmount(path: str) -> None:
         os.rmdir(os.path.dirname(path))
 
 
-def _segment(key: int, size: int, owner: Owner, prefault: bool) -> None:
+def _empty(folder: int) -> None:
+    """Takes all out of a folder that nobody uses: what lies deeper is moved up first, so that no depth is too deep. Raises OSError."""
+    number = 0
+    while names := os.listdir(folder):
+        for name in names:
+            if not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+                os.unlink(name, dir_fd=folder)
+                continue
+            with _opened(name, os.O_DIRECTORY, folder) as inner:
+                for each in os.listdir(inner):
+                    number += 1
+                    os.rename(each, f".{os.getpid()}.{number}", src_dir_fd=inner, dst_dir_fd=folder)
+            os.rmdir(name, dir_fd=folder)
+
+
+def _segment(key: int, size: int, owner: Owner, prefault: bool, making: _Making) -> int:
+    """The id of the segment."""
     found = next((each for each in segments.table() if each.key == key), None)
     if found is None:
         made = segments.make(key, size, segments.IPC_CREAT | segments.IPC_EXCL | 0o600)
         held = 0
-    elif (found.size, found.creator) == (size, 0):
+    elif making.is_of(found, size):
         made, held = found.id, found.held
     else:
         raise OSError(errno.EEXIST, f"a segment of {found.size} bytes has the key {key:#x} already")
     segments.own(made, owner.user, owner.group, owner.mode & ~_EXECUTE)
     if prefault and held < size:
         segments.fill(made, size)
+    return made
 
 
-def _remove_segment(key: int, size: int) -> None:
+def _remove_segment(key: int, size: int, making: _Making) -> None:
     for each in segments.table():
-        if (each.key, each.size, each.creator) == (key, size, 0):
+        if each.key == key and making.is_of(each, size):
             if each.attached:
                 raise OSError(errno.EBUSY, f"{each.attached} processes have it attached")
             segments.remove(each.id)
@@ -253,7 +372,8 @@ def _remove_segment(key: int, size: int) -> None:
 
 @contextmanager
 def _opened(path: str, flags: int, at: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
+    # O_NONBLOCK: a lease that somebody has on a file (F_SETLEASE) is not waited for
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=at)
     try:
         yield descriptor
     finally:

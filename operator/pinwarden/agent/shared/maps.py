@@ -39,23 +39,30 @@ class Process:
         """Where its files are: of another thread than the first, should that one have ended."""
         self._space: int | None = None
 
-    def maps(self) -> bytes:
-        """The text of its mappings; empty when there are none.
+    def lines(self) -> Iterator[bytes]:
+        """The lines of its mappings, none when there are none. All of them can be hundreds of MiB, so they are never held together.
 
         A thread that has ended has no address space (exit_mm) while others of its process run on: they are asked then, so that a process
         cannot hide what it has by ending its first thread.
         """
-        if text := _read(f"{self.folder}/maps"):
-            return text
+        empty = True
+        for line in _lines(f"{self.folder}/maps"):
+            empty = False
+            yield line
+        if not empty:
+            return
         try:
             threads = os.listdir(f"{self.folder}/task")
         except (FileNotFoundError, ProcessLookupError):
-            return b""
+            return
         for thread in threads:
-            if text := _read(f"{self.folder}/task/{thread}/maps"):
-                self.folder += f"/task/{thread}"
-                return text
-        return b""
+            for line in _lines(f"{self.folder}/task/{thread}/maps"):
+                if empty:
+                    self.folder += f"/task/{thread}"
+                empty = False
+                yield line
+            if not empty:
+                return
 
     @property
     def space(self) -> int:
@@ -82,12 +89,12 @@ class Wanted:
 
     def regions(self, process: Process) -> list[Region]:
         """What a process has mapped of them. Raises PermissionError."""
-        return list(self._find(process, process.maps())) if self._devices else []
+        return list(self._find(process)) if self._devices else []
 
-    def _find(self, process: Process, text: bytes) -> Iterator[Region]:
+    def _find(self, process: Process) -> Iterator[Region]:
         """A line is `start-end perms offset major:minor inode path`, numbers but the inode in hexadecimal (show_map_vma)."""
         devices = self._devices
-        for line in text.split(b"\n"):
+        for line in process.lines():
             fields = line.split(b" ", 5)
             if len(fields) < 5 or (device := devices.get(fields[3])) is None:
                 continue
@@ -104,16 +111,16 @@ def _printed(device: int) -> bytes:
     return b"%02x:%02x" % (os.major(device), os.minor(device))
 
 
-def _read(path: str) -> bytes:
-    """The whole file; empty when its process has gone. A list that ends early because of that is left as it is."""
-    parts = []
+def _lines(path: str) -> Iterator[bytes]:
+    """The file's lines; none when its process has gone. A list that ends early because of that is left as it is."""
+    rest = b""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             while part := os.read(descriptor, _CHUNK):
-                parts.append(part)
+                *lines, rest = (rest + part).split(b"\n")
+                yield from lines
         finally:
             os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return b"".join(parts)
+        return

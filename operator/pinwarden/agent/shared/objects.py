@@ -4,8 +4,16 @@ A mapping names the device and the inode of what it maps. That is all there is t
 has its id as inode number, in a file system that all IPC namespaces share, so the namespace tells segments of one number apart.
 """
 
+import ctypes
+import os
+import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x4000, 0x100
+_STATX: Final = struct.Struct("=32xQ96xII")  # stx_ino, stx_dev_major and stx_dev_minor
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ObjectId(NamedTuple):
@@ -29,3 +37,13 @@ class Extent:
     def has(self, one: ObjectId) -> bool:
         """Whether this object belongs to it."""
         return one.device in self.devices or one in self.objects
+
+
+def object_at(path: Path | str) -> ObjectId:
+    """What a path names, links followed, without asking a server that may not answer (AT_STATX_DONT_SYNC). Raises OSError."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(path))
+    inode, major, minor = _STATX.unpack_from(buffer)
+    return ObjectId(os.makedev(major, minor), inode)

@@ -15,6 +15,7 @@ from pinwarden.agent.shared.host import NEWIPC, inside
 
 IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
+_PERMISSIONS = 0o777
 _TABLE = "/proc/sysvipc/shm"
 _NUMBER = re.compile(r"\[(\d+)\]")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +27,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 class Segment(NamedTuple):
-    """A line of the table; sizes in bytes, `held` is resident and swapped out together."""
+    """A line of the table; sizes in bytes, `held` is resident and swapped out together, `changed` when it was made or given an owner."""
 
     id: int
     key: int
@@ -34,6 +35,7 @@ class Segment(NamedTuple):
     held: int
     attached: int
     creator: int
+    changed: int
 
 
 def namespace(process: Path) -> int | None:
@@ -65,6 +67,7 @@ def table() -> list[Segment]:
             held=int(each["rss"]) + int(each["swap"]),
             attached=int(each["nattch"]),
             creator=int(each["cuid"]),
+            changed=int(each["ctime"]),
         )
         for each in found
     ]
@@ -121,6 +124,8 @@ def own(segment: int, user: int, group: int, mode: int) -> None:
     """Gives a segment an owner and permissions (IPC_SET). Raises OSError."""
     data = _Permissions()
     _raise_if(_libc.shmctl(segment, IPC_STAT, ctypes.byref(data)) < 0)
+    if (data.uid, data.gid, data.mode & _PERMISSIONS) == (user, group, mode):
+        return
     data.uid, data.gid, data.mode = user, group, mode
     _raise_if(_libc.shmctl(segment, IPC_SET, ctypes.byref(data)) < 0)
 

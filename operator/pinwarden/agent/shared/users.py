@@ -1,15 +1,21 @@
 """Who uses an object at this moment, in a pod or not: what a draining group waits for (M10).
 
-All processes of the node are read, which is why only a group that is being deleted asks.
+All processes of the node are read, which is why only a group that is being deleted asks. Who has a file open and not mapped is looked for
+among its first `MOST_DESCRIPTORS` and for `SECONDS` in all: its data stays for it anyway, when the name is gone.
 """
 
 import os
+import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from pinwarden.agent.shared.host import processes
 from pinwarden.agent.shared.maps import Process, Wanted
-from pinwarden.agent.shared.objects import Extent, ObjectId
+from pinwarden.agent.shared.objects import Extent, object_at
+
+MOST_DESCRIPTORS = 4096
+SECONDS = 10.0
 
 
 def users(proc_root: Path, extent: Extent, *, opened: bool) -> list[int]:
@@ -18,19 +24,21 @@ def users(proc_root: Path, extent: Extent, *, opened: bool) -> list[int]:
     Raises PermissionError: who cannot be looked at may be one.
     """
     wanted = Wanted([extent])
-    return [
-        pid
-        for pid in processes(proc_root)
-        if wanted.regions(Process(proc_root, pid)) or (opened and _has_open(proc_root, pid, extent))
-    ]
+    everyone = processes(proc_root)
+    found = {pid for pid in everyone if wanted.regions(Process(proc_root, pid))}
+    deadline = time.monotonic() + SECONDS
+    for pid in everyone if opened else ():
+        if time.monotonic() > deadline:
+            break
+        if pid not in found and _has_open(proc_root, pid, extent):
+            found.add(pid)
+    return sorted(found)
 
 
 def _has_open(proc_root: Path, pid: int, extent: Extent) -> bool:
-    folder = f"{proc_root}/{pid}/fd"
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for number in os.listdir(folder):
+    with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"{proc_root}/{pid}/fd") as listed:
+        for entry in islice(listed, MOST_DESCRIPTORS):
             with suppress(FileNotFoundError, ProcessLookupError):
-                about = os.stat(f"{folder}/{number}")
-                if extent.has(ObjectId(about.st_dev, about.st_ino)):
+                if extent.has(object_at(entry.path)):
                     return True
     return False

@@ -17,6 +17,8 @@ from pinwarden.agent.shared.objects import ObjectId
 from pinwarden.agent.shared.pagemap import PageMap
 
 _ATTEMPTS = 5
+MOST_MAPPINGS = 1 << 17
+"""Mappings of wanted objects that are looked at in a pod: twice what a process may have at the most (vm.max_map_count)."""
 _MOST_GAPS = 16
 """A mapping with more gaps in what is known of it is walked from the first to the last of them at once."""
 
@@ -36,7 +38,13 @@ def walk(
     """Reads these processes; page tables only of objects that `is_walked` says. One that ends meanwhile is left out, or partly so."""
     found = Found()
     pieces: dict[ObjectId, set[tuple[int, int]]] = {}
+    count = 0
     for pid in pids:
+        if count > MOST_MAPPINGS:
+            found.reason = (
+                f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
+            )
+            break
         process = Process(proc_root, pid)
         try:
             regions = wanted.regions(process)
@@ -52,6 +60,7 @@ def walk(
             for one, some in by_object.items():
                 ends = ((each.offset, each.offset + each.end - each.start) for each in some)
                 pieces.setdefault(one, set()).update(ends)
+            count += len(regions)
             found.resident.update(resident)
         except ProcessLookupError:
             continue

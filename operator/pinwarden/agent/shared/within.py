@@ -12,11 +12,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final
 
 _OPENAT2: Final = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
 _FLAGS = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
+MOST_NAMES = 1 << 16
+TMPFS: Final = 0x01021994
 _WILDCARDS = "*?"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -63,20 +66,23 @@ def below(at: int, path: str) -> Iterator[int]:
 
 
 def matching(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
-    """Names in the folder `at` that a shell pattern matches, at most so many in order, and whether there are more. Raises OSError.
+    """Names in the folder `at` that a shell pattern matches, at most so many in order, and whether there may be more. Raises OSError.
 
-    A hidden name is matched by a pattern that begins with a dot.
+    A hidden name is matched by a pattern that begins with a dot. No more than `MOST_NAMES` are looked at.
     """
     if not any(each in pattern for each in _WILDCARDS):
         return [pattern], False
-    with contents(at) as opened:
-        names = os.listdir(opened)
-    found = sorted(
-        name
-        for name in names
-        if fnmatch.fnmatchcase(name, literal(pattern)) and name.startswith(".") <= pattern.startswith(".")
-    )
-    return found[:most], len(found) > most
+    found: list[str] = []
+    with contents(at) as opened, os.scandir(opened) as entries:
+        for entry in islice(entries, MOST_NAMES):
+            if fnmatch.fnmatchcase(entry.name, literal(pattern)) and (
+                entry.name.startswith(".") <= pattern.startswith(".")
+            ):
+                found.append(entry.name)
+            if len(found) > most:
+                break
+        more = len(found) > most or next(entries, None) is not None
+    return sorted(found)[:most], more
 
 
 def literal(pattern: str) -> str:
@@ -95,6 +101,15 @@ def contents(descriptor: int) -> Iterator[int]:
         yield opened
     finally:
         os.close(opened)
+
+
+def kind(descriptor: int) -> int:
+    """The magic number of the file system that it is in (statfs(2), f_type). Raises OSError."""
+    buffer = (ctypes.c_long * 32)()
+    if _libc.fstatfs(descriptor, buffer):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer[0]
 
 
 def _open(at: int, path: str, flags: int, resolve: int, *, links: bool) -> int:

@@ -26,13 +26,11 @@ from pinwarden.agent.cgroups import member_pids
 from pinwarden.agent.gates.seccomp.mappings import By, Maps
 from pinwarden.agent.gates.seccomp.shared import Groups, Range
 from pinwarden.agent.shared.maps import Process, Wanted
-from pinwarden.agent.shared.objects import ObjectId
+from pinwarden.agent.shared.objects import ObjectId, object_at
 from pinwarden.agent.shared.segments import namespace, segments
 
 PAGE = mmap.PAGESIZE
 _ROUNDS = 4
-_AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x4000, 0x100
-_STATX: Final = struct.Struct("=32xQ96xII")  # stx_ino, stx_dev_major and stx_dev_minor
 _HUGETLBFS = 0x958458F6
 _PROCMAP_QUERY, _QUERY_SHARED = 0xC0689F11, 0x08
 _QUERY: Final = struct.Struct("=QQQ80x")  # struct procmap_query: size, query_flags, query_addr
@@ -108,20 +106,11 @@ def _of_descriptor(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Tar
 def identify(process: Path, number: int) -> ObjectId | None:
     """The file that a descriptor of a process stands for; None when there is no such descriptor. Raises OSError."""
     with suppress(PermissionError):
-        return _stat(process / "fd" / str(number))
+        return object_at(process / "fd" / str(number))
     with suppress(PermissionError):
         if (found := by_mount(process, number)) is not None:
             return found
     return by_copy(process, number)
-
-
-def _stat(path: Path) -> ObjectId:
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), str(path))
-    inode, major, minor = _STATX.unpack_from(buffer)
-    return ObjectId(os.makedev(major, minor), inode)
 
 
 def by_mount(process: Path, number: int) -> ObjectId | None:
