@@ -1,0 +1,158 @@
+"""A created object of shared memory on a real node, while parts of pinwarden die and nodes go in each phase of it (M1, M10, H3).
+
+The pod gets the object through a claim in a namespace that holds pods to Pod Security's "restricted" profile.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.install import ROOT
+from cluster.node import Node
+
+from .conftest import Kubectl
+from .test_faults import STARTED_SECONDS, eventually
+
+NAMESPACE = "shares"
+MIB = 2**20
+OBJECT = f"/run/pinwarden-shared/{NAMESPACE}/cache"
+SETTLED_SECONDS = 60.0
+
+
+class Shares:
+    """A group with one pod that borrows from it."""
+
+    def __init__(self, node: Node, kubectl: Kubectl) -> None:
+        self.node = node
+        self._kubectl = kubectl
+
+    def make(self) -> None:
+        """The group, its volume, and a pod, which is waited for."""
+        manifest = (ROOT / "examples/demo/shared.yaml").read_text()
+        pod = (ROOT / "examples/demo/borrowers.yaml").read_text().split("---\n")[1]
+        whole = f"{manifest}\n---\n{pod}".replace("pinwarden-demo", NAMESPACE).replace(
+            "demo-shared", "shares"
+        )
+        self._kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=whole)
+        self._kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
+
+    def borrow(self, mebibytes: int) -> None:
+        """Tell the pod, and wait until the group's status says so."""
+        self._kubectl(
+            "-n", NAMESPACE, "exec", "reader", "--", "sh", "-c", f"echo {mebibytes} > /tmp/mebibytes"
+        )
+        self.settles_at(mebibytes)
+
+    def settles_at(self, mebibytes: int, seconds: float = STARTED_SECONDS) -> None:
+        def holds() -> bool:
+            status = self.status()
+            borrowed = {each["pod"]: each.get("borrowedBytes") for each in status.get("borrowers", [])}
+            return status.get("chargeBytes") == 32 * MIB and borrowed == {"reader": mebibytes * MIB}
+
+        eventually(holds, seconds, f"a borrow of {mebibytes} MiB")
+
+    def status(self) -> dict[str, Any]:
+        text = self._kubectl(
+            "-n", NAMESPACE, "get", "sharedmemorygroup", "cache", "--ignore-not-found", "-o", "json"
+        )
+        return dict(json.loads(text).get("status", {})) if text else {}
+
+    @property
+    def inode(self) -> str:
+        return self.node.exec(["stat", "-c", "%d %i", f"{OBJECT}/shared/memory"]).stdout
+
+    def restarts(self) -> int:
+        path = "jsonpath={.status.containerStatuses[0].restartCount}"
+        return int(self._kubectl("-n", NAMESPACE, "get", "pod", "reader", "-o", path) or 0)
+
+    def delete(self) -> None:
+        self._kubectl("-n", NAMESPACE, "delete", "sharedmemorygroup", "cache", "--wait=false")
+
+    def is_gone(self) -> bool:
+        return not self._kubectl(
+            "-n", NAMESPACE, "get", "sharedmemorygroup", "cache", "--ignore-not-found", "-o", "name"
+        )
+
+    def is_draining(self) -> bool:
+        return self.status().get("phase") == "Draining"
+
+    def end(self) -> None:
+        """The pod and its claim go."""
+        self._kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--ignore-not-found")
+        self._kubectl("-n", NAMESPACE, "delete", "pvc", "shared", "--ignore-not-found")
+        self._kubectl("delete", "pv", "shares", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def namespace(installed: Cluster, kubectl: Kubectl) -> Iterator[Shares]:
+    kubectl("create", "namespace", NAMESPACE)
+    kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    kubectl("annotate", "namespace", NAMESPACE, "pinwarden.io/allow-shared-memory=create:64Mi")
+    program = ROOT / "examples/demo/borrower.py"
+    kubectl("-n", NAMESPACE, "create", "configmap", "borrower", f"--from-file={program}")
+    yield Shares(installed.nodes[0], kubectl)
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@pytest.fixture
+def shares(namespace: Shares) -> Iterator[Shares]:
+    namespace.make()
+    namespace.borrow(4)
+    yield namespace
+    namespace.end()
+    if not namespace.is_gone():
+        namespace.delete()
+        eventually(namespace.is_gone, STARTED_SECONDS, "the group is gone")
+
+
+@pytest.mark.rule("H3", "M1")
+@pytest.mark.parametrize("part", ["shared", "agent", "gate", "operator"])
+def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) -> None:
+    before = shares.inode
+    shares.node.kill("pinwarden", match=f"pinwarden {part}")
+    shares.borrow(6)
+    assert shares.inode == before
+    assert shares.status()["nodes"][0]["phase"] == "Active"
+
+
+@pytest.mark.rule("M10", "H3")
+@pytest.mark.parametrize("part", ["shared", "agent", "operator"])
+def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> None:
+    shares.delete()
+    eventually(shares.is_draining, SETTLED_SECONDS, "it drains")
+    shares.node.kill("pinwarden", match=f"pinwarden {part}")
+    time.sleep(3)
+    assert not shares.is_gone(), "the pod has it mapped"
+    shares.end()
+    eventually(shares.is_gone, STARTED_SECONDS, "the group is gone")
+    assert shares.node.exec(["test", "-e", OBJECT]).returncode, "what was created is removed"
+
+
+@pytest.mark.rule("M10", "H3")
+def test_a_node_that_is_removed_while_it_drains_holds_nobody_up(
+    shares: Shares, installed: Cluster, kubectl: Kubectl
+) -> None:
+    """The operator dies with the only node, and finds another one of its name when it is back."""
+    shares.delete()
+    eventually(shares.is_draining, SETTLED_SECONDS, "it drains")
+    shares.node.power_cut()
+    kubectl("delete", "node", shares.node.name)
+    kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--force", "--grace-period=0")
+    installed.start(shares.node)
+    eventually(shares.is_gone, STARTED_SECONDS, "the group is gone")
+
+
+@pytest.mark.rule("M1", "H3")
+def test_after_a_power_cut_the_object_is_made_anew(
+    shares: Shares, installed: Cluster, kubectl: Kubectl
+) -> None:
+    restarts = shares.restarts()
+    shares.node.power_cut()
+    installed.start(shares.node)
+    eventually(lambda: shares.restarts() > restarts, STARTED_SECONDS, "the pod's container is started again")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
+    shares.borrow(2)
