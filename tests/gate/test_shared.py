@@ -102,6 +102,12 @@ def segment(size: int) -> Iterator[int]:
     segments.remove(made)
 
 
+def of_segments(sizes: dict[int, int], space: int) -> Extent:
+    """What the accountant tells of System V segments in an IPC namespace, by id, with their bytes."""
+    found = {ObjectId(segments.device(), each, space): size for each, size in sizes.items()}
+    return Extent(objects=frozenset(found), sizes=frozenset(found.items()))
+
+
 def sharer(pod: Pod, children: int = 0, *, user: int = 65534) -> Process:
     return start(pod, "sharer.py", children, user=user)
 
@@ -408,8 +414,7 @@ def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -
     space = segments.namespace(Path("/proc/self"))
     assert space is not None
     with segment(HALF) as one, segment(HALF) as second, segment(PAGE) as third, segment(PAGE) as foreign:
-        objects = frozenset(ObjectId(segments.device(), each, space) for each in (one, second, third))
-        shared = Shared(Path(), Path(), Extent(objects=objects))
+        shared = Shared(Path(), Path(), of_segments({one: HALF, second: HALF, third: PAGE}, space))
         node.share({GROUP: shared.extent})
         configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod, other])
         process, stranger = sharer(pod), sharer(other)
@@ -427,8 +432,7 @@ def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_segment_of_another_ipc_namespace_is_refused_at_the_limit_alone(node: Node) -> None:
-    """Its size cannot be known before it is mapped."""
+def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_found_it(node: Node) -> None:
     pod = node.pod()
     process = sharer(pod, user=0)
     assert do(process, "call('syscall', 272, 0x08000000)") == (0, 0)  # unshare(CLONE_NEWIPC)
@@ -436,17 +440,15 @@ def test_a_segment_of_another_ipc_namespace_is_refused_at_the_limit_alone(node: 
     large, _ = do(process, f"call('shmget', 0, {4 * PAGE}, 0o1600)")
     space = segments.namespace(Path(f"/proc/{process.pid}"))
     assert space not in (None, segments.namespace(Path("/proc/self")))
-    objects = frozenset(ObjectId(segments.device(), each, space or 0) for each in (small, large))
-    shared = Shared(Path(), Path(), Extent(objects=objects))
+    shared = Shared(Path(), Path(), of_segments({small: PAGE, large: 4 * PAGE}, space or 0))
     node.share({GROUP: shared.extent})
-    configure(node, group(limit=2 * PAGE, pods=[pod]), listed=[pod])
+    configure(node, group(limit=4 * PAGE, pods=[pod]), listed=[pod])
     assert do(process, f"attach({small})")[1] == NONE
-    assert do(process, f"attach({large})")[1] == NONE, "it may have been one page"
-    assert shared.has(pod) == 5 * PAGE
+    assert do(process, f"attach({large})") == (-1, FULL)
+    configure(node, group(limit=5 * PAGE, pods=[pod]), listed=[pod])
+    assert do(process, f"attach({large})")[1] == NONE
     assert do(process, f"attach({large})")[1] == NONE, "it adds nothing"
-    third, _ = do(process, f"call('shmget', 0, {PAGE}, 0o1600)")
-    node.share({GROUP: Extent(objects=objects | {ObjectId(segments.device(), third, space or 0)})})
-    assert do(process, f"attach({third})") == (-1, FULL)
+    assert shared.has(pod) == 5 * PAGE
 
 
 @pytest.mark.rule("M8", "P1", level="Converge")

@@ -262,12 +262,6 @@ def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
     os.close(other)
 
 
-def test_a_segment_of_unknown_size_reaches_as_far_as_is_mapped_of_it() -> None:
-    page = pages(SEGMENT, 0, 1)
-    assert targets.enlarged(page, []) == page
-    assert targets.enlarged(page, [pages(ONE, 0, 9), pages(SEGMENT, 2, 4)]) == pages(SEGMENT, 0, 4)
-
-
 # -- decisions ------------------------------------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,7 @@ class Instance:
     room: int = MOST_OBJECTS
     devices: set[int] = field(default_factory=set)
     objects: dict[ObjectId, int] = field(default_factory=dict)
+    sizes: dict[ObjectId, int] = field(default_factory=dict)
     mounted: int | None = None
     truncated: bool = False
     whole: set[int] = field(default_factory=set)
@@ -81,7 +82,7 @@ class Instance:
     @property
     def extent(self) -> Extent:
         """What it is in /proc/PID/maps."""
-        return Extent(frozenset(self.devices), frozenset(self.objects))
+        return Extent(frozenset(self.devices), frozenset(self.objects), frozenset(self.sizes.items()))
 
     @property
     def count(self) -> int:
@@ -279,7 +280,9 @@ class Finder:
                 continue
             for each in listed:
                 if each.key == key:
-                    found.add(ObjectId(segments.device(), each.id, space), each.held)
+                    one = ObjectId(segments.device(), each.id, space)
+                    found.add(one, each.held)
+                    found.sizes[one] = each.size
 
     def _one_each(self, kind: str, pids: Pids) -> list[int]:
         """One process for each namespace of this kind that member pods have."""

@@ -26,10 +26,14 @@ class ObjectId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What belongs to a group on this node: every inode of some devices (mounted file systems), and single objects."""
+    """What belongs to a group on this node: every inode of some devices (mounted file systems), and single objects.
+
+    `sizes` has the bytes of System V segments, which shmat(2) maps as a whole and nobody outside of their IPC namespace is told.
+    """
 
     devices: frozenset[int] = frozenset()
     objects: frozenset[ObjectId] = frozenset()
+    sizes: frozenset[tuple[ObjectId, int]] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.devices or self.objects)

@@ -39,7 +39,11 @@ def load(path: Path) -> Told | None:
             return None
         return Told(
             extents={
-                uid: Extent(frozenset(each["devices"]), frozenset(ObjectId(*one) for one in each["objects"]))
+                uid: Extent(
+                    frozenset(each["devices"]),
+                    frozenset(ObjectId(*one) for one in each["objects"]),
+                    frozenset((ObjectId(*one), size) for one, size in each["sizes"]),
+                )
                 for uid, each in content["extents"].items()
             },
             groups=tuple(GroupReport.model_validate(each) for each in content["groups"]),
@@ -57,7 +61,11 @@ def save(path: Path, told: Told) -> None:
     content = {
         "version": _VERSION,
         "extents": {
-            uid: {"devices": sorted(extent.devices), "objects": sorted(extent.objects)}
+            uid: {
+                "devices": sorted(extent.devices),
+                "objects": sorted(extent.objects),
+                "sizes": sorted(extent.sizes),
+            }
             for uid, extent in told.extents.items()
         },
         "groups": [each.to_wire() for each in told.groups],

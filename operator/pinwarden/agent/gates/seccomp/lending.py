@@ -21,7 +21,7 @@ from pinwarden.agent.gates.seccomp.mappings import Maps
 from pinwarden.agent.gates.seccomp.notify import Call
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.shared import CALLS_UNDER_WAY, Groups, Range, Refusal
-from pinwarden.agent.gates.seccomp.targets import Target, enlarged, mapped, target
+from pinwarden.agent.gates.seccomp.targets import Target, mapped, target
 from pinwarden.agent.gates.seccomp.threads import Aside, command
 from pinwarden.agent.shared.objects import Extent
 from pinwarden.api.nodepinconfig import NodeGroup
@@ -187,13 +187,11 @@ class Lending:
         if looked_for is not groups:
             return self._untold(one, "the groups have changed")
         coming = None if None in before else [each for some in before if some for each in some]
-        if one.found.whole:
-            wanted = enlarged(wanted, has)
         refusals = [refusal for group in asking if (refusal := groups.judge(group, pod, wanted, has, coming))]
         if refusals:
             return min(refusals, key=lambda refusal: not refusal.final)
         if any(groups.limit(group, pod) is not None for group in asking):
-            one.ranges = None if one.found.whole else (wanted,)
+            one.ranges = (wanted,)
         return None
 
     def _untold(self, one: Borrowing, why: str) -> Refusal:

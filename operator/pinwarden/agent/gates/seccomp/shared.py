@@ -68,6 +68,8 @@ class Groups:
             if one.space
         }
 
+        self._sizes = {one: size for group in self._groups for one, size in self._extents[group.uid].sizes}
+
     def __bool__(self) -> bool:
         """Whether anything can be refused."""
         return bool(self._groups)
@@ -79,6 +81,10 @@ class Groups:
     def segment(self, identity: int, space: int) -> ObjectId | None:
         """The System V segment with this id in this IPC namespace; None when it belongs to no group."""
         return self._segments.get((identity, space))
+
+    def size(self, segment: ObjectId) -> int:
+        """Bytes of a System V segment of a group: a page at least, where nobody told."""
+        return self._sizes.get(segment, 1)
 
     def stranger(self, group: NodeGroup, pod: str) -> Refusal | None:
         """What a group has against a pod that is no member."""

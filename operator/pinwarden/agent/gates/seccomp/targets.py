@@ -17,7 +17,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,7 +27,7 @@ from pinwarden.agent.gates.seccomp.mappings import By, Maps
 from pinwarden.agent.gates.seccomp.shared import Groups, Range
 from pinwarden.agent.shared.maps import Process, Wanted
 from pinwarden.agent.shared.objects import ObjectId, object_at
-from pinwarden.agent.shared.segments import namespace, segments
+from pinwarden.agent.shared.segments import namespace
 
 PAGE = mmap.PAGESIZE
 _ROUNDS = 4
@@ -37,17 +37,12 @@ _QUERY: Final = struct.Struct("=QQQ80x")  # struct procmap_query: size, query_fl
 _PIDFD_GETFD = 438
 _NONE = (FileNotFoundError, ProcessLookupError)
 _libc = ctypes.CDLL(None, use_errno=True)
-_OWN = Path("/proc/self")
 
 
 class Target(NamedTuple):
-    """What a call is for: `range` is None for an object of no group, and for none at all.
-
-    With `whole` it is all of an object of unknown size, and the range is a page that it has at least.
-    """
+    """What a call is for: `range` is None for an object of no group, and for none at all."""
 
     range: Range | None
-    whole: bool = False
 
 
 NOTHING = Target(None)
@@ -87,11 +82,6 @@ def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[Ran
             )
         seen |= new
     return found
-
-
-def enlarged(one: Range, ranges: Sequence[Range]) -> Range:
-    """A range of an object of unknown size: up to the last byte that is mapped of it."""
-    return one._replace(end=max([one.end, *(each.end for each in ranges if each.object == one.object)]))
 
 
 def _of_descriptor(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Target:
@@ -179,10 +169,7 @@ def _of_segment(process: Path, identity: int, groups: Groups) -> Target:
     one = groups.segment(identity, space) if space else None
     if one is None:
         return NOTHING
-    if space == namespace(_OWN):
-        size = next((each.size for each in segments(_OWN) if each.id == identity), 0)
-        return Target(Range(one, 0, -(-size // PAGE) * PAGE)) if size else NOTHING
-    return Target(Range(one, 0, PAGE), whole=True)
+    return Target(Range(one, 0, -(-groups.size(one) // PAGE) * PAGE))
 
 
 def _at_address(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Target:
