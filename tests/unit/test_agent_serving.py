@@ -18,14 +18,16 @@ from pinwarden.agent.metrics import Metrics
 from pinwarden.agent.statussocket import StatusSocket, limits_of
 from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Snapshot
-from pinwarden.api.nodepinconfig import NodePinConfigStatus, PodReport, SourceLevel
+from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, NodePinConfigStatus, PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
+from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.cli.status import ask
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 CONFIGURATION = Configuration.parse(
     {"limits": [LIMIT], "pods": [{"uid": "p1", "limits": ["ns/a"]}, {"uid": "free"}]}, "uid-1", 7
 )
+BORROWERS = [BorrowReport(pod=uid, member=True, borrowed=4096, mapped=8192) for uid in ("p1", "p2")]
 REPORT = NodePinConfigStatus(
     observed_generation=7,
     sources=[
@@ -35,6 +37,10 @@ REPORT = NodePinConfigStatus(
     pods=[
         PodReport(uid="p1", vm_lck=4096, vm_pin=8192, peak=12288, processes=2, level=Level.CONVERGE),
         PodReport(uid="p2", vm_lck=1, vm_pin=0, peak=1, processes=1, level=Level.OBSERVE),
+    ],
+    groups=[
+        GroupReport(uid="g", phase=Phase.ACTIVE, charge=8192, orphaned=0, borrowers=BORROWERS),
+        GroupReport(uid="h", phase=Phase.PENDING),
     ],
     sampled_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
@@ -72,6 +78,12 @@ def test_metrics_say_what_the_snapshot_says(board: Board) -> None:
         ("governed_pods", ("Converge",)): 1,
         ("governed_pods", ("Deny",)): 0,
         ("governed_processes", ()): 3,
+        ("shared_groups", ("Active",)): 1,
+        ("shared_groups", ("Pending",)): 1,
+        ("shared_groups", ("Draining",)): 0,
+        ("shared_charge_bytes", ()): 8192,
+        ("shared_orphaned_bytes", ()): 0,
+        ("shared_borrowed_bytes", ()): 8192,
         ("source_level", ("true", "Converge", "Rdma")): 1,
         ("configuration_generation", ()): 7,
         ("configuration_problem", ()): 1,
@@ -83,6 +95,7 @@ def test_metrics_say_what_the_snapshot_says(board: Board) -> None:
     }
     for (name, labels), value in expected.items():
         assert found[f"pinwarden_agent_{name}", labels] == value, name
+    assert ("pinwarden_agent_shared_dead_cgroup_bytes", ()) not in found, "nothing tells it"
     assert len(found) < 100
 
 

@@ -11,8 +11,16 @@ import pytest
 from pinwarden.agent.configuration import Configuration
 from pinwarden.agent.statussocket import StatusSocket
 from pinwarden.agent.workers import Board, Snapshot
-from pinwarden.api.nodepinconfig import NodePinConfigStatus, OvershootReport, PodReport, UnsupportedReport
+from pinwarden.api.nodepinconfig import (
+    BorrowReport,
+    GroupReport,
+    NodePinConfigStatus,
+    OvershootReport,
+    PodReport,
+    UnsupportedReport,
+)
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.cli.logs import JsonFormatter, TextFormatter
 from pinwarden.cli.main import main
 from pinwarden.cli.status import to_text
@@ -24,6 +32,17 @@ SPEC = {
         {"name": "b", "uid": "u2", "scope": "Pod", "limit": 8192, "enforcement": "Audit"},
     ],
     "pods": [{"uid": "p1", "limits": ["ns/a", "b"]}],
+    "groups": [
+        {
+            "name": "ns/cache",
+            "uid": "g1",
+            "backing": {"tmpfs": {}},
+            "management": "Create",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": [{"pods": ["p1"], "borrowLimit": 8192}, {"pods": ["p1"], "borrowLimit": 4096}],
+        }
+    ],
 }
 REPORT = NodePinConfigStatus(
     observed_generation=7,
@@ -31,6 +50,20 @@ REPORT = NodePinConfigStatus(
     cgroup_version="v2",
     pods=[
         PodReport(uid="p1", vm_lck=0, vm_pin=4096, peak=8192, processes=1, level=Level.OBSERVE, reason="Why")
+    ],
+    groups=[
+        GroupReport(
+            uid="g1",
+            phase=Phase.ACTIVE,
+            objects=1,
+            charge=16384,
+            borrowers=[
+                BorrowReport(
+                    pod="p1", member=True, borrowed=4096, mapped=8192, level=Level.CONVERGE, denials=3
+                ),
+                BorrowReport(pod="p7", member=False, borrowed=4096, mapped=4096),
+            ],
+        )
     ],
     unsupported_limits=[UnsupportedReport(uid="u9", reason="Unsupported", message="burst: unknown")],
     overshoots=[
@@ -75,6 +108,16 @@ def test_status_prints_each_limit_of_each_subject(agent: Path, capsys: pytest.Ca
     assert cells(text, "Generation:") == [["Generation:", "7"]]
     assert cells(text, "u9") == [["u9", "Unsupported", "burst:", "unknown"]]
     assert cells(text, "u1") == [["u1", "p1", "4096", "0.5", "2", "2026-01-01T00:00:00Z"]]
+
+
+@pytest.mark.rule("M3", "H2")
+def test_status_prints_charge_and_borrows(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--socket", str(agent)]) == 0
+    assert cells(capsys.readouterr().out, "ns/cache") == [
+        ["ns/cache", "tmpfs", "Active", "1", "16384", "-", "-", "-", "-"],
+        ["ns/cache", "p1", "yes", "4096", "8192", "4096", "3", "Converge", "-"],
+        ["ns/cache", "p7", "no", "4096", "4096", "-", "-", "-", "-"],
+    ]
 
 
 @pytest.mark.rule("H2")
