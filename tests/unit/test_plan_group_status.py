@@ -14,13 +14,14 @@ from pinwarden.plan.group_status import KeptGroupShares, group_shares, group_sta
 from pinwarden.plan.groups import NOWHERE, Group, Presence
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.verdicts import Refusal
-from pinwarden.plan.world import Node, Pod
+from pinwarden.plan.world import Namespace, Node, Pod
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SAMPLED = "2024-05-01T11:59:00Z"
 BORROW: dict[str, Any] = {"accounting": "Borrow", "capacity": "1Mi"}
 LIMITED: list[dict[str, Any]] = [{"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "8Ki"}]
 Json = dict[str, Any]
+ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
 
 
 class Cluster:
@@ -41,7 +42,7 @@ class Cluster:
         """The node's agent reports this of the group; nothing of it without a phase."""
         pods = [pod for pod in self.pods if pod.node == node]
         presence = Presence(asked=frozenset({"uid"})) if self.group.deleting else NOWHERE
-        spec = compile_node(Node(node), pods, {}, [], Settings(), [self.group], presence)
+        spec = compile_node(Node(node), pods, ALLOWED, [], Settings(), [self.group], presence)
         hashed = spec.groups[0].hash if spec.groups else ""
         report = {"uid": "uid", "hash": hashed if acknowledge else "older", "sampledAt": SAMPLED, **fields}
         report.setdefault("objects", 1)
@@ -353,3 +354,34 @@ def test_a_sample_that_says_the_same_is_no_news_until_the_last_one_is_old() -> N
     assert settled(first, cluster.status(first)) is not first
     cluster.reports(phase="Active", charge=2)
     assert settled(first, cluster.status(first)).charge_bytes == 2
+
+
+# -- the object itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("H1", "M1")
+@pytest.mark.parametrize(
+    ("reason", "adopted", "expected"),
+    [
+        ("", True, ("True", "Available")),
+        ("NotThere", True, ("True", "Available")),
+        ("NotThere", False, ("Unknown", "NotThere")),
+        ("AccountantSilent", True, ("Unknown", "AccountantSilent")),
+        ("Claimed", True, ("False", "Claimed")),
+        ("SymbolicLink", True, ("False", "SymbolicLink")),
+        ("NoRoom", False, ("False", "NoRoom")),
+        ("NotMade", False, ("False", "NotMade")),
+    ],
+)
+def test_a_group_without_its_object_is_not_ready(
+    reason: str, adopted: bool, expected: tuple[str, str]
+) -> None:
+    made: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}
+    cluster = Cluster(a_pod("p1"), **({} if adopted else made))
+    cluster.reports(phase="Pending" if reason else "Active", reason=reason, message="why")
+    assert cluster.condition("Available") == expected
+    ready = cluster.condition("Ready")
+    assert ready[0] == expected[0]
+    if expected[0] == "False":
+        assert ready[1] == reason
+        assert "why" in cluster.message("Available")

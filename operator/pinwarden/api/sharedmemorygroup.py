@@ -325,7 +325,7 @@ class SharedMemoryGroupStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Accepted, Applied, Enforced, Complete, WithinLimit, Drained.",
+        description="Ready, Accepted, Applied, Available, Enforced, Complete, WithinLimit, Drained.",
     )
     phase: Phase | None = Field(None, description="The worst of the nodes' phases.")
     backing: str | None = Field(None, description="The kind of the object.")

@@ -30,9 +30,18 @@ _QUEUE = 256
 _REMEMBERED = 4096
 _NOTE_BYTES = 1024
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
-_TOLD = ("Accepted", "Applied", "Enforced", "WithinLimit", "Granted", "Drained")
+_TOLD = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
 # What is only on its way, and what the user asked for, is no news.
-_QUIET_REASONS = {"Pending", "Audit", "NoPods", "NoLimits", "Sampled", "NotReported"}
+_QUIET_REASONS = {
+    "Pending",
+    "Audit",
+    "NoPods",
+    "NoLimits",
+    "Sampled",
+    "NotReported",
+    "NotThere",
+    "NotLookedAt",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -196,6 +205,7 @@ def _of_condition(condition: Condition) -> Happening:
 _ACTIONS = {
     "Accepted": "Accept",
     "Applied": "Apply",
+    "Available": "Find",
     "Enforced": "Enforce",
     "WithinLimit": "Observe",
     "Granted": "Grant",

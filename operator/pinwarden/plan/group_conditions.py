@@ -30,17 +30,31 @@ def judge_group(group: Group, shares: Sequence[GroupShare]) -> list[Verdict]:
     parts = [
         Verdict("Accepted", "True", "Accepted", "The group is accounted for on each node that has it."),
         applied(with_pods),
+        available(with_pods),
         enforced(group, with_pods),
         complete(shares),
         within_limit(group, shares),
         *([drained([share.waits for share in shares if share.waits])] if group.draining else []),
     ]
-    needed = ["Accepted", "Applied"]
+    needed = ["Accepted", "Applied", "Available"]
     if group.resource.spec.enforcement is Enforcement.ENFORCE:
         needed.append("Enforced")
     if group.draining:
         needed.insert(1, "Drained")
     return [summary(parts, needed, needed[-1]), *parts]
+
+
+def available(shares: Sequence[GroupShare]) -> Verdict:
+    """Whether each node with member pods has the object as it is asked for; one that programs make themselves may be there or not (M1)."""
+    if not shares:
+        return Verdict("Available", "True", "NoPods", "No pod matches.")
+    if absent := Findings.all(share.absent for share in shares if not share.silent):
+        return Verdict("Available", "False", main_reason(absent), tell("Not as asked for", absent))
+    if awaited := Findings.all(share.awaited for share in shares if not share.silent):
+        return Verdict("Available", "Unknown", main_reason(awaited), tell("Not known yet", awaited))
+    return _unanswered("Available", shares) or Verdict(
+        "Available", "True", "Available", "What there is, is found and accounted for."
+    )
 
 
 def enforced(group: Group, shares: Sequence[GroupShare]) -> Verdict:

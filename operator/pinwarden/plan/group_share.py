@@ -12,6 +12,7 @@ from pinwarden.api.sharedmemorygroup import (
     Accounting,
     Borrower,
     LimitOn,
+    Management,
     Member,
     Phase,
 )
@@ -34,6 +35,8 @@ from pinwarden.plan.world import Pod
 
 TOO_MANY_GROUPS = "TooManyGroups"
 FIGURE_MISSING = "FigureMissing"
+_NOT_THERE = "NotThere"
+_AWAITED = frozenset({_NOT_THERE, "NotLookedAt", "AccountantSilent"})
 _STUCK = frozenset({"NotRemoved", "NotReadable", "NotMade", NOT_ALLOWED})
 
 Find = Callable[[str, str], Pod | None]
@@ -59,6 +62,7 @@ class GroupShare:
 
     `acknowledged`: the agent accounts by this very spec of the group; `refused`: why it does not. Of the `limited` pods, which have a
     borrow limit, `unheld` are those held less well than asked, and `unknown` those of which that is not known; a silent node names none.
+    `absent`: why there is no object as asked for here, and `awaited`: that it may come yet; neither while the group drains.
     `over` is what is above a limit, and who borrows without being a member; `unjudged`, of what that is not known. `missing`: figures that
     the sums lack. `borrowed` and `count` are None where nobody counts them. `waits` only while the group drains.
     """
@@ -72,6 +76,8 @@ class GroupShare:
     limited: int
     unheld: Findings
     unknown: Findings
+    absent: Findings
+    awaited: Findings
     over: Findings
     unjudged: Findings
     missing: Findings
@@ -104,6 +110,8 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Fin
         limited=len(limited),
         unheld=Findings.of(finding for known, finding in held if known),
         unknown=Findings.of(finding for known, finding in held if not known),
+        absent=Findings.of(_absent(group, view.name, report, awaited=False)) if report else NOTHING,
+        awaited=Findings.of(_absent(group, view.name, report, awaited=True)) if report else NOTHING,
         over=Findings.of(_over(group, pods, view, report, find)) if report else NOTHING,
         unjudged=Findings.of(_unjudged(group, limited, view, report, borrows)) if report else NOTHING,
         missing=Findings.of(_missing(group, view, report, find)) if report else NOTHING,
@@ -112,6 +120,16 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Fin
         borrowers=tuple(_borrower(group, each, view, find) for each in known),
         waits=waits_for(group, view, find) if group.draining else None,
     )
+
+
+def _absent(group: Group, node: str, report: GroupReport, *, awaited: bool) -> Iterator[Finding]:
+    """What the agent has against the object; with `awaited`, that none is known yet. An object that programs make need not be there."""
+    if group.draining or not report.reason or report.phase is Phase.RELEASED:
+        return
+    if report.reason == _NOT_THERE and group.resource.spec.management is Management.ADOPT:
+        return
+    if awaited == (report.reason in _AWAITED):
+        yield Finding(f"node {node}", report.reason, report.message)
 
 
 def waits_for(group: Group, view: NodeView, find: Find, *, refused: bool = False) -> Wait | None:
