@@ -212,6 +212,7 @@ def test_a_process_whose_first_thread_ended_is_not_taken_for_empty(node: Node) -
     node.until(lambda: node.report(uid).reason == "UseUnknown")
     assert node.report(uid).level is Level.OBSERVE
     assert node.report(uid).processes == 2
+    node.until(lambda: other.limits.soft == 0)
     assert other.lock(MIB) == (0, errno.EPERM), "nothing more is let in beside a use that is not known"
     assert worker.pid in member_pids(node.directory(uid))
 
