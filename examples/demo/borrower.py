@@ -22,14 +22,21 @@ def mapped(file: int, offset: int) -> mmap.mmap:
     return area
 
 
+def order(now: int) -> int:
+    """The MiB that were ordered last: as many as there are `now` while an order is being written, and before the first."""
+    try:
+        return int(ORDER.read_text().strip() or now)
+    except FileNotFoundError:
+        return now
+
+
 def main() -> None:
     """Follow orders for ever."""
     file = os.open(sys.argv[1], os.O_RDWR)
     areas: list[mmap.mmap] = []
     said = ""
-    ORDER.write_text("0")
     while True:
-        wanted = int(ORDER.read_text().strip() or len(areas))
+        wanted = order(len(areas))
         refusal = ""
         while len(areas) > wanted:
             areas.pop().close()
