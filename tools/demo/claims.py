@@ -158,10 +158,10 @@ def _total(shell: Shell, pod: str = "race") -> int:
 
 
 def _settled(shell: Shell, least: int, pod: str = "race") -> None:
-    """Wait until each of the four racing processes said that it is refused, and they hold at least so many bytes together."""
+    """Wait until each of the four racing processes is refused, or has all it wants, and they hold at least so many bytes together."""
 
     def wanted(log: str) -> bool:
-        held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*{REFUSED}", log))
+        held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log))
         return len(held) == 4 and sum(map(int, held.values())) >= least
 
     shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=8", wanted)
