@@ -145,6 +145,7 @@ class _Process:
     def part(self) -> None:
         """Goes on while no holder has its listeners, for a while: with this copy of them the last would be gone."""
         deadline = time.monotonic() + PARTING_SECONDS
+        self.turn()  # a holder that has just ended may not have been heard of yet
         while self._holder is None and self._gate.listeners and time.monotonic() < deadline:
             signal.alarm(STALL_SECONDS)
             self.turn()
