@@ -143,6 +143,7 @@ class Holder:
         try:
             packet = descriptors.receive(connection)
             if packet is not None and packet.kind is Kind.GATE:
+                self._hear_out()
                 self._send_all(connection)
                 self._drop_gate()
                 self._gate = connection
@@ -154,6 +155,15 @@ class Holder:
         except OSError as error:
             _log.warning("who connected was not served: %s", error)
         connection.close()
+
+    def _hear_out(self) -> None:
+        """Takes what an earlier gate sent before it ended: it may have been the last to have it."""
+        while self._gate is not None:
+            sent = select.poll()
+            sent.register(self._gate, select.POLLIN)
+            if not sent.poll(0):
+                return
+            self._read_gate(self._gate)
 
     def _send_all(self, connection: socket.socket) -> None:
         for number, (descriptor, message) in self._held.items():
