@@ -351,7 +351,7 @@ class BorrowReport(Model):
 
 
 class GroupReport(Model):
-    """A group on this node; amounts in bytes, sampled at `sampledAt`, absent where they cannot be known (H2)."""
+    """A group on this node; amounts in bytes, sampled at `sampledAt` or later, absent where they cannot be known (H2)."""
 
     uid: str = Field(max_length=64)
     hash: str = Field(
@@ -378,7 +378,7 @@ class GroupReport(Model):
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
     omitted: int = Field(0, ge=0, description="How many more borrowers there are.")
-    sampled_at: datetime | None = None
+    sampled_at: datetime | None = Field(None, description="When the oldest of these figures was taken.")
 
 
 class FairReport(Model):

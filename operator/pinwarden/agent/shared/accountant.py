@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pinwarden.agent.cgroups import PodCgroup, explore, member_pids, process_hierarchy
@@ -248,6 +248,8 @@ class Accountant:
             self._known(each, pods).items(), key=lambda one: (-(one[1].resident or 0), -one[1].mapped, one[0])
         )
         reason, message = each.problem
+        oldest = min((borrow.time for borrow in each.borrows.values()), default=self._clock())
+        sampled = datetime.now(UTC) - timedelta(seconds=self._clock() - oldest)
         return GroupReport(
             uid=group.uid,
             hash=group.hash,
@@ -266,7 +268,7 @@ class Accountant:
                 self._borrower(group, uid, borrow, pods.get(uid), gate) for uid, borrow in borrowers[:most]
             ],
             omitted=max(0, len(borrowers) - most),
-            sampled_at=datetime.now(UTC).replace(microsecond=0),
+            sampled_at=sampled.replace(microsecond=0),
         )
 
     @property
@@ -323,10 +325,11 @@ class Accountant:
 
     def _fair(self, rounds: Iterable[_Round], pods: Mapping[str, PodCgroup]) -> Iterable[FairReport]:
         """M11, for each attached pod of whose groups everything is known."""
+        unread = self._members.incomplete()
         for uid, pod in sorted(pods.items()):
             shares = [_share(each, uid) for each in rounds if uid in each.group.pods() and each.instance]
             own = own_memory(pod.paths)
-            if own is None or None in shares:
+            if own is None or None in shares or uid in unread:
                 continue
             yield FairReport(
                 pod=uid,
