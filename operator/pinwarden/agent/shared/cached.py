@@ -8,6 +8,8 @@ import mmap
 import os
 from typing import Final
 
+from pinwarden.agent.shared.libc import last_error
+
 _CACHESTAT: Final = 451
 _CHUNK = 1 << 30
 _UNAVAILABLE = -1
@@ -63,13 +65,11 @@ def _mincore(descriptor: int) -> int:
         length = min(_CHUNK, size - offset)
         address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
         if address == _FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise last_error()
         try:
             vector = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
             if _libc.mincore(address, length, vector):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+                raise last_error()
         finally:
             _libc.munmap(address, length)
         pages += sum(byte & 1 for byte in vector.raw[: -(-length // mmap.PAGESIZE)])

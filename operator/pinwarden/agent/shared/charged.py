@@ -23,6 +23,7 @@ from typing import Final
 
 from pinwarden.agent.cgroups import Layout, detect_layout
 from pinwarden.agent.shared.host import inside
+from pinwarden.agent.shared.libc import last_error
 
 FRESH_SECONDS = 30.0
 PAGE: Final = mmap.PAGESIZE
@@ -93,8 +94,7 @@ def _frames(area: mmap.mmap, length: int, pagemap: int) -> list[int]:
         pages = -(-length // PAGE)
         resident = ctypes.create_string_buffer(pages)
         if _libc.mincore(start, length, resident):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise last_error()
         for page in [page for page, byte in enumerate(resident.raw[:pages]) if byte & 1]:
             area[page * PAGE]
         entries = array("Q", os.pread(pagemap, pages * _ENTRY, start // PAGE * _ENTRY))

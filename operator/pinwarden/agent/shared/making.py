@@ -35,6 +35,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.agent.shared import segments
 from pinwarden.agent.shared.host import NEWCGROUP, NEWIPC, NEWNS, enter, inside, mounts
+from pinwarden.agent.shared.libc import last_error
 from pinwarden.agent.statefile import write_atomically
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import Owner
@@ -324,8 +325,7 @@ def _unmount(path: str) -> None:
         with suppress(FileNotFoundError), _opened(f"{path}/{FOLDER}", os.O_DIRECTORY) as folder:
             _empty(folder)
         if _libc.umount2(os.fsencode(path), 0):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
+            raise last_error(path)
     os.rmdir(path)
     with suppress(OSError):  # the namespace's other groups
         os.rmdir(os.path.dirname(path))

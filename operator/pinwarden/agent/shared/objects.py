@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pinwarden.agent.shared.libc import last_error
+
 _AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x4000, 0x100
 _STATX: Final = struct.Struct("=32xQ96xII")  # stx_ino, stx_dev_major and stx_dev_minor
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +49,6 @@ def object_at(path: Path | str) -> ObjectId:
     """What a path names, links followed, without asking a server that may not answer (AT_STATX_DONT_SYNC). Raises OSError."""
     buffer = ctypes.create_string_buffer(256)
     if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), str(path))
+        raise last_error(str(path))
     inode, major, minor = _STATX.unpack_from(buffer)
     return ObjectId(os.makedev(major, minor), inode)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pinwarden.agent.shared.host import NEWIPC, inside
+from pinwarden.agent.shared.libc import last_error
 
 IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
@@ -144,5 +145,4 @@ def fill(segment: int, size: int) -> None:
 
 def _raise_if(failed: bool) -> None:
     if failed:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
+from pinwarden.agent.shared.libc import last_error
+
 _OPENAT2: Final = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
 _FLAGS = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -107,8 +109,7 @@ def kind(descriptor: int) -> int:
     """The magic number of the file system that it is in (statfs(2), f_type). Raises OSError."""
     buffer = (ctypes.c_long * 32)()
     if _libc.fstatfs(descriptor, buffer):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
     return buffer[0]
 
 
@@ -118,6 +119,5 @@ def _open(at: int, path: str, flags: int, resolve: int, *, links: bool) -> int:
         _OPENAT2, at, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.sizeof(how)
     )
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+        raise last_error(path)
     return result
