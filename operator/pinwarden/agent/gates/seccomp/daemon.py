@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinwarden.agent.configuration import Configuration, FollowedConfiguration
-from pinwarden.agent.ending import EndError, ended_by_signals
+from pinwarden.agent.ending import EndError, Ending, ended_by_signals
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
 from pinwarden.agent.gates.seccomp.gate import Gate
@@ -90,21 +90,19 @@ def ability(run_dir: Path) -> str:
 
 def run(settings: Settings) -> None:
     """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
-    with ended_by_signals(), suppress(EndError), ExitStack() as resources:
+    with ended_by_signals() as ending, suppress(EndError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = Pods(settings.cgroup_root, settings.proc_root)
         gate = Gate(journal, pods, settings.proc_root, Record(settings.record))
         resources.callback(gate.close)
         process = _Process(settings, gate)
-        try:
-            process.start()
-            while True:
-                signal.alarm(STALL_SECONDS)
-                process.turn()
-        except EndError:
-            process.part()
-            raise
+        ending.at_once = False  # the only copy of a listener could be in a packet that is being read
+        process.start(ending)
+        while not ending.asked:
+            signal.alarm(STALL_SECONDS)
+            process.turn()
+        process.part()
 
 
 class _Process:
@@ -118,12 +116,14 @@ class _Process:
         self._looks = self._connects = float("-inf")
         self._holder: socket.socket | None = None
 
-    def start(self) -> None:
-        """Takes the configuration and all listeners over, and then what an earlier gate left."""
+    def start(self, ending: Ending) -> None:
+        """Takes the configuration and all listeners over, and then what an earlier gate left. Raises EndError when it is not to go on."""
         self._look_at_files(time.monotonic())
         while self._holder is None:
             signal.alarm(STALL_SECONDS)
             self._connect()
+            if ending.asked:
+                raise EndError
             if self._holder is None:
                 time.sleep(_RETRY_SECONDS)
         self._gate.recover()
