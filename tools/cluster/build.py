@@ -34,6 +34,7 @@ class Command:
 
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins/plugins"
+_HELM = "helm.sh/helm/v4"
 COMMANDS = {
     "etcd": Command("kubernetes", "go.etcd.io/etcd/server/v3"),
     **{
@@ -47,6 +48,8 @@ COMMANDS = {
     "host-local": Command("runtime", f"{_CNI}/ipam/host-local"),
     "loopback": Command("runtime", f"{_CNI}/main/loopback"),
     "ptp": Command("runtime", f"{_CNI}/main/ptp"),
+    "helm": Command("helm", f"{_HELM}/cmd/helm"),
+    "kubeconform": Command("helm", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "runc": Command("runc", "github.com/opencontainers/runc", c=True),
 }
 
@@ -73,6 +76,9 @@ def _version_flags(command: Command) -> str:
     if command.package.startswith(_CONTAINERD):
         (number,) = _required(command.module, rf"^\s*{_CONTAINERD} v(\S+)$").groups()
         return f" -X {_CONTAINERD}/version.Version={number}"
+    if command.package.startswith(_HELM):
+        (number,) = _required(command.module, rf"^\s*{_HELM} v(\S+)$").groups()
+        return f" -X {_HELM}/internal/version.version=v{number}"
     if command.module == "runc":
         (number,) = _required(
             command.module, rf"^\s*(?:require )?{re.escape(command.package)} v(\S+)$"
