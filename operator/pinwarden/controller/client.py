@@ -105,6 +105,10 @@ class Api:
         """PUT; the resourceVersion in `body` must still be the object's."""
         return await self._request("PUT", path, {}, body, seconds=seconds)
 
+    async def delete(self, path: str) -> Json:
+        """DELETE."""
+        return await self._request("DELETE", path, {})
+
     async def watch(self, path: str, **query: str | int) -> AsyncGenerator[bytes, None]:
         """The lines of a watch, until the server ends it or was silent for too long."""
         timeout = aiohttp.ClientTimeout(

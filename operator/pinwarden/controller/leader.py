@@ -74,7 +74,11 @@ class Leader:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 lease = await self._api.get(self._path)
                 if lease["spec"].get("holderIdentity") == self.identity:
-                    lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                    lease["spec"] |= {
+                        "holderIdentity": "",
+                        "leaseDurationSeconds": 1,
+                        "renewTime": micro_time(),
+                    }
                     await self._api.replace(self._path, lease)
         except (ApiError, TimeoutError) as error:
             _log.warning("the Lease could not be released and has to expire: %s", error)
@@ -124,7 +128,7 @@ class Leader:
 
     def _spec(self, old: Json) -> Json:
         mine = old.get("holderIdentity") == self.identity
-        now = _now()
+        now = micro_time()
         return {
             "holderIdentity": self.identity,
             "leaseDurationSeconds": DURATION_SECONDS,
@@ -134,6 +138,6 @@ class Leader:
         }
 
 
-def _now() -> str:
-    """A MicroTime."""
+def micro_time() -> str:
+    """The time now, as a MicroTime."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

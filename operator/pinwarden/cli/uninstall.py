@@ -1,0 +1,65 @@
+"""`pinwarden uninstall`: undoes on every node what pinwarden did; the chart runs it before it is taken away."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli import logs
+
+TIMEOUT_SECONDS = 120.0
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "uninstall", help="release every node, clear finalizers, delete NodePinConfigs"
+    )
+    parser.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="how to reach the API server (default: as a pod, else $KUBECONFIG)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help=f"how long all nodes together are waited for (default: {TIMEOUT_SECONDS:.0f})",
+    )
+    parser.add_argument(
+        "--gated-pods",
+        choices=["Refuse", "Break"],
+        default="Refuse",
+        help="what to do while pods with the gate's seccomp profile run (default: Refuse)",
+    )
+    logs.add_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from pinwarden.controller.client import ApiError, ConnectionSetupError
+    from pinwarden.controller.daemon import DEFAULT_NAMESPACE
+    from pinwarden.controller.uninstall import GatedPods, Settings, UninstallError, run
+
+    logs.configure(options.log_format)
+    settings = Settings(
+        namespace=os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE,
+        timeout=options.timeout,
+        gated_pods=GatedPods(options.gated_pods),
+    )
+    try:
+        asyncio.run(run(options.kubeconfig, settings, lambda line: print(line, flush=True)))
+    except (UninstallError, ConnectionSetupError) as error:
+        sys.stderr.write(f"pinwarden uninstall: {error}\n")
+        return 1
+    except ApiError as error:
+        logging.getLogger(__name__).debug("a request failed", exc_info=True)
+        sys.stderr.write(f"pinwarden uninstall: {error}; nothing is taken away, run it again\n")
+        return 1
+    return 0
