@@ -1,6 +1,6 @@
 """A cluster of objects for the operator's process: nodes, pods and limits are real objects, agents' reports are written by the test.
 
-The operator runs as its service account under the roles of deploy/operator.yaml, so a right that is missing there fails a test.
+The operator runs as its service account under the roles that the chart installs, so a right that is missing there fails a test.
 """
 
 import json
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from cluster import chart
 from cluster.controlplane import ControlPlane
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 
@@ -50,13 +51,13 @@ def eventually(read: Callable[[], T], holds: Callable[[T], Any], seconds: float 
 def prepared() -> Iterator["Cluster"]:
     """An API server of its own, with the CRDs, the operator's roles, and a field `burst` that a newer CRD may have."""
     with ControlPlane() as server:
-        manifests = [str(ROOT / "deploy" / name) for name in ("agent-access.yaml", "operator.yaml")]
+        access = chart.manifest(only=["agent/access.yaml", "operator/access.yaml"])
         for arguments in (
             ("apply", "--server-side", "-f", str(ROOT / "crds")),
             ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")),
-            *(("apply", "--server-side", "-f", manifest) for manifest in manifests),
+            ("apply", "--server-side", "-f", "-"),
         ):
-            done = run_kubectl(server.kubeconfig, *arguments)
+            done = run_kubectl(server.kubeconfig, *arguments, stdin=access)
             assert done.returncode == 0, done.stderr
         cluster = Cluster(server)
         _add_burst(cluster)

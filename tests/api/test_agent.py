@@ -21,6 +21,7 @@ from typing import Any, Self
 import pytest
 import yaml
 
+from cluster import chart
 from cluster.controlplane import API_SERVER, ControlPlane
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.cli.status import ask
@@ -56,7 +57,7 @@ def server() -> Iterator[ControlPlane]:
         spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
         spec["limits"]["items"]["properties"]["burst"] = {"type": "integer"}
         spec["weather"] = {"type": "string"}
-        for manifest in (json.dumps(crd), (ROOT / "deploy" / "agent-access.yaml").read_text()):
+        for manifest in (json.dumps(crd), chart.manifest(only=["agent/access.yaml"])):
             done(running.kubeconfig, "apply", "--server-side", "-f", "-", stdin=manifest)
         done(
             running.kubeconfig,
@@ -403,8 +404,3 @@ def test_local_files_need_no_api_server(node: Node) -> None:
         assert amounts() == [2 << 20]
         assert agent.says("a.yaml: limits[0].limit: 'lots' is not a quantity")
         assert agent.process.poll() is None
-
-
-def test_the_manifest_is_one_that_the_server_takes(server: ControlPlane) -> None:
-    manifest = ROOT / "deploy" / "agent.yaml"
-    done(server.kubeconfig, "create", "--dry-run=server", "--validate=strict", "-f", str(manifest))

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from cluster import chart
 from cluster.controlplane import ControlPlane
 
-from .conftest import ROOT, run_kubectl
+from .conftest import run_kubectl
 
 SYSTEM = "pinwarden-system"
 AGENT = "pinwarden-agent"
@@ -103,7 +104,8 @@ def create(who: Client, body: dict[str, Any]) -> CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def world(control_plane: ControlPlane, crds: None) -> Iterator[World]:
     admin = client(control_plane.kubeconfig)
-    done(admin("apply", "--server-side", "-f", str(ROOT / "deploy" / "agent-access.yaml")))
+    access = chart.manifest(only=["agent/access.yaml"])
+    done(admin("apply", "--server-side", "-f", "-", stdin=access))
 
     own, other = (f"agent-access-{uuid.uuid4().hex[:10]}" for _ in range(2))
     for name in (own, other):

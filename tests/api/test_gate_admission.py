@@ -1,4 +1,4 @@
-"""Pods of labelled namespaces get the gate's profiles, and nothing that they say is loosened (deploy/admission/gate.yaml)."""
+"""Pods of labelled namespaces get the gate's profiles, and nothing that they say is loosened (the chart's gate/ templates)."""
 
 import json
 import time
@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, Kubectl
+from cluster import chart
+
+from .conftest import Kubectl
 
 RUNTIME = {"type": "Localhost", "localhostProfile": "pinwarden/runtime-default-v2.json"}
 UNCONFINED = {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v2.json"}
@@ -40,15 +42,8 @@ def pod(*containers: dict[str, Any], profile: dict[str, str] | None = None, **sp
 def _policies(control_plane: Any) -> None:
     from .conftest import run_kubectl
 
-    done = run_kubectl(
-        control_plane.kubeconfig,
-        "apply",
-        "--server-side",
-        "-f",
-        str(ROOT / "deploy" / "admission" / "gate.yaml"),
-        "-f",
-        str(ROOT / "deploy" / "gate-unconfined.yaml"),
-    )
+    policies = chart.manifest(only=["gate/admission.yaml", "gate/unconfined.yaml"])
+    done = run_kubectl(control_plane.kubeconfig, "apply", "--server-side", "-f", "-", stdin=policies)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster.cluster import Cluster
-from cluster.install import ROOT
+from cluster.image import NAME
+from cluster.install import ROOT, install
 from cluster.node import Node
 
 NAMESPACE = "gated"
@@ -48,7 +49,7 @@ def pod(name: str, profile: str = PROFILE) -> str:
                 "containers": [
                     {
                         "name": "looper",
-                        "image": "pinwarden.local/pinwarden:dev",
+                        "image": NAME,
                         "command": ["python3", "/program/looper.py", "4", "1", "0.05"],
                         "securityContext": {
                             "allowPrivilegeEscalation": False,
@@ -203,7 +204,7 @@ def test_a_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause
     for name in causes:
         eventually(lambda name=name: told(name), f"an Event of {name} names the cause")  # type: ignore[misc]
     loopers.go_on()
-    kubectl("apply", "--server-side", "-f", "deploy/gate.yaml")
+    install(installed.kubeconfig, len(installed.nodes))
     early = Loopers(installed.nodes[0], kubectl, "early")
     eventually(lambda: early.ready, "the early pod starts once the holder is there")
     kubectl("-n", NAMESPACE, "delete", "pod", "early", "unknown")

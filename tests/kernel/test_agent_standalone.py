@@ -1,6 +1,6 @@
 """The agent's process on a real kernel, without Kubernetes: from a file that a person writes to a refused mlock and back.
 
-Runs inside the guest (`make test-kernel`). The agent has CAP_SYS_RESOURCE alone, as in deploy/agent.yaml.
+Runs inside the guest (`make test-kernel`). The agent has CAP_SYS_RESOURCE alone, as in the chart.
 """
 
 import errno

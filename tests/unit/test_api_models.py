@@ -17,7 +17,8 @@ from pinwarden.api.nodepinconfig import (
 )
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimit, Resource, Scope
 
-CRDS = Path(__file__).parents[2] / "crds"
+ROOT = Path(__file__).parents[2]
+CRDS = [ROOT / "crds", ROOT / "charts" / "pinwarden" / "crds"]
 
 limits = st.builds(
     NodeLimit,
@@ -29,13 +30,15 @@ limits = st.builds(
 )
 
 
+@pytest.mark.parametrize("folder", CRDS, ids=["crds", "chart"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource]) -> None:
-    assert (CRDS / f"{kind.plural}.yaml").read_text() == render(kind), "run `make crds`"
+def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource], folder: Path) -> None:
+    assert (folder / f"{kind.plural}.yaml").read_text() == render(kind), "run `make crds`"
 
 
-def test_no_other_crd_is_on_disk() -> None:
-    assert {path.stem for path in CRDS.glob("*.yaml")} == {kind.plural for kind in KINDS}
+@pytest.mark.parametrize("folder", CRDS, ids=["crds", "chart"])
+def test_no_other_crd_is_on_disk(folder: Path) -> None:
+    assert {path.stem for path in folder.glob("*.yaml")} == {kind.plural for kind in KINDS}
 
 
 def test_a_limit_needs_a_selector_and_an_amount() -> None:

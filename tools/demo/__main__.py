@@ -1,6 +1,6 @@
 """The command line: ``python -m demo``; with KUBECONFIG set it uses that cluster, else it brings up the project's own.
 
-Nodes of a cluster of your own must have the image pinwarden.local/pinwarden:dev already (README.md).
+Nodes of a cluster of your own must have the image of `make image` already (docs/install.md).
 """
 
 import os
@@ -12,24 +12,22 @@ from pathlib import Path
 
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
-from cluster.install import COMMANDS, ONE_NODE_COMMAND, ROOT, WAIT_COMMANDS, environment
+from cluster.install import COMMAND, ONE_NODE, ROOT, WAIT, environment
 from demo.claims import CLAIMS, PODS
 from demo.shared import NAMESPACE
 from demo.shell import ClaimError, Shell, say
 
 
-def _install(shell: Shell) -> None:
-    for command in COMMANDS:
-        shell.run(command)
+def _install(shell: Shell, command: str) -> None:
+    shell.run(command)
     shell.run(f"kubectl create namespace {NAMESPACE}")
     shell.run(f"kubectl -n {NAMESPACE} create configmap pinner --from-file=examples/demo/pinner.py")
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/pods.yaml")
 
 
-def _settle(shell: Shell) -> None:
+def _settle(shell: Shell, command: str) -> None:
     shell.run("kubectl get nodes -o wide")
-    for command in WAIT_COMMANDS:
-        shell.run(command)
+    shell.run(command + WAIT)
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=300s")
     shell.wait(f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1", _all_wait)
 
@@ -70,11 +68,11 @@ def main() -> int:
             cluster = stack.enter_context(Cluster(nodes=1, wait=False))
         shell = Shell(ROOT, environment(cluster.kubeconfig if cluster else Path(given or "")))
         say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
-        _install(shell)
+        command = COMMAND + (ONE_NODE if cluster else "")
+        _install(shell, command)
         if cluster:
-            shell.run(ONE_NODE_COMMAND)
             cluster.wait_ready(cluster.nodes)
-        _settle(shell)
+        _settle(shell, command)
         failures = _walk(shell)
         if given:
             _remove(shell)

@@ -1,0 +1,58 @@
+{{/* Names do not depend on the release's: a node has one agent, so a cluster has one pinwarden. */}}
+
+{{- define "pinwarden.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/name: pinwarden
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* Of a component's pods; part of selectors, which cannot be changed. */}}
+{{- define "pinwarden.selector" -}}
+app.kubernetes.io/name: pinwarden
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+
+{{- define "pinwarden.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "pinwarden.container" -}}
+image: {{ include "pinwarden.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end }}
+
+{{- define "pinwarden.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What every container does without. */}}
+{{- define "pinwarden.confined" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+{{- end }}
+
+{{- define "pinwarden.unprivileged" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{/* Namespaces that the gate leaves alone: the gate of a pod that the gate itself needs would wait for itself. */}}
+{{- define "pinwarden.ungated" -}}
+[kube-system, {{ .Release.Namespace }}]
+{{- end }}
+
+{{- define "pinwarden.gateAdmission" -}}
+{{- $wanted := .Values.gate.admission.enabled | toString -}}
+{{- $able := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" -}}
+{{- if and .Values.gate.enabled (or (eq $wanted "true") (and (eq $wanted "auto") $able)) }}true{{ end }}
+{{- end }}

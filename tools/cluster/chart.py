@@ -1,0 +1,61 @@
+"""The chart as objects: rendered by helm, without a cluster."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.build import binary
+from cluster.errors import ClusterError
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "pinwarden"
+NAMESPACE = "pinwarden-system"
+MUTATING = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
+"""What a cluster has that can put the gate's profile into pods: Kubernetes 1.36 or newer."""
+
+Object = dict[str, Any]
+
+
+def render(
+    *,
+    values: Sequence[Path] = (),
+    sets: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
+    namespace: str = NAMESPACE,
+    crds: bool = False,
+) -> list[Object]:
+    """Return what `helm install` would apply, hooks included, for a cluster of the newest Kubernetes.
+
+    ``values`` are files, ``sets`` single values, ``only`` templates such as ``agent/access.yaml``. Raises ClusterError with helm's message.
+    """
+    options = [f"--values={path}" for path in values]
+    options += [f"--set={name}={value}" for name, value in (sets or {}).items()]
+    options += [f"--show-only=templates/{name}" for name in only]
+    command = [
+        *(str(binary("helm")), "template", "pinwarden", str(CHART), f"--namespace={namespace}"),
+        *(f"--api-versions={MUTATING}", "--kube-version=1.37.0"),
+        *options,
+        *(["--include-crds"] if crds else []),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"helm template: {done.stderr.strip()[-2000:]}")
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def manifest(*, namespace: str = NAMESPACE, **options: Any) -> str:
+    """Return the same for `kubectl apply --server-side -f -`: with the namespace, and without the hooks, which are helm's."""
+    space: Object = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
+    }
+    objects = [each for each in render(namespace=namespace, **options) if not is_hook(each)]
+    return yaml.safe_dump_all([space, *objects], sort_keys=False, width=140)
+
+
+def is_hook(rendered: Object) -> bool:
+    """Whether helm applies it only at certain moments."""
+    return "helm.sh/hook" in (rendered["metadata"].get("annotations") or {})
