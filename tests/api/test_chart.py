@@ -18,8 +18,7 @@ from cluster.errors import ClusterError
 from .conftest import ROOT, run_kubectl
 
 VALUES = [None, *sorted((chart.CHART / "ci").glob("*-values.yaml"))]
-MONITORING = "monitoring.coreos.com/v1"
-KINDS = ("PodMonitor", "ServiceMonitor", "PrometheusRule")
+MONITORING = ROOT / "tests" / "cluster" / "monitoring-crds.yaml"
 
 
 def name_of(path: Path | None) -> str:
@@ -28,35 +27,17 @@ def name_of(path: Path | None) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ControlPlane]:
-    """An API server with the CRDs, the namespace, and kinds by the names of the Prometheus operator's, of which it knows no schema."""
+    """An API server with the CRDs, the namespace, and kinds by the names of the Prometheus operator's."""
     with ControlPlane() as running:
-        kinds = [_open_kind(kind) for kind in KINDS]
-        text = yaml.safe_dump_all(kinds) + "---\n" + chart.manifest(only=["agent/access.yaml"])
+        space = chart.manifest(only=["agent/access.yaml"])
         for arguments, stdin in (
-            (("apply", "--server-side", "-f", str(ROOT / "crds")), ""),
-            (("apply", "--server-side", "-f", "-"), text),
+            (("apply", "--server-side", "-f", str(ROOT / "crds"), "-f", str(MONITORING)), ""),
+            (("apply", "--server-side", "-f", "-"), space),
             (("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"), ""),
         ):
             done = run_kubectl(running.kubeconfig, *arguments, stdin=stdin)
             assert done.returncode == 0, done.stderr
         yield running
-
-
-def _open_kind(kind: str) -> dict[str, Any]:
-    plural = kind.lower() + "s"
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
-        "spec": {
-            "group": "monitoring.coreos.com",
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": plural},
-            "versions": [version],
-        },
-    }
 
 
 def test_there_are_six_values_files_besides_the_default() -> None:

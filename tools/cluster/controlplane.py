@@ -57,7 +57,7 @@ class ControlPlane:
 
     Attributes, valid inside the block: ``url`` of the API server, ``ca_file`` that its certificate verifies with,
     ``admin_token`` of a member of system:masters, ``kubeconfig`` of the same, ``directory`` with data and logs.
-    ``prepared`` is called when all of these are known and nothing runs yet.
+    ``prepared`` is called when all of these are known and nothing runs yet. ``audit_log``, with ``audit``: a line of JSON for each request.
     Entering raises ClusterError with the end of the log when a part is not ready within 60 seconds.
     """
 
@@ -66,15 +66,18 @@ class ControlPlane:
     ca_file: Path
     admin_token: str
     kubeconfig: Path
+    audit_log: Path
 
     def __init__(
         self,
         *,
         controller_manager: bool = False,
+        audit: bool = False,
         network: Network | None = None,
         prepared: Callable[[], None] = lambda: None,
     ) -> None:
         self._network = network
+        self._audit = audit
         self._prepared = prepared
         self._with_controller_manager = controller_manager or network is not None
         self._resources = ExitStack()
@@ -215,6 +218,7 @@ class ControlPlane:
         disabled = [] if self._with_controller_manager else ["--disable-admission-plugins=ServiceAccount"]
         return [
             *self._listening_arguments(),
+            *(self._audit_arguments() if self._audit else []),
             f"--etcd-servers={self._etcd_url}",
             f"--secure-port={self._port}",
             "--permit-port-sharing=true",
@@ -230,6 +234,17 @@ class ControlPlane:
             f"--service-account-signing-key-file={self._authority.service_account_key}",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--allow-privileged=true",
+        ]
+
+    def _audit_arguments(self) -> list[str]:
+        self.audit_log = self.directory / "audit.log"
+        policy = self.directory / "audit-policy.json"
+        rules = [{"level": "Metadata", "omitStages": ["RequestReceived"]}]
+        policy.write_text(json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
+        return [
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={self.audit_log}",
+            "--audit-log-mode=blocking",
         ]
 
     def _listening_arguments(self) -> list[str]:

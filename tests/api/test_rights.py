@@ -1,0 +1,182 @@
+"""The rights that the chart gives: each one is used, none is missing. Judged by the API server's audit log of real processes.
+
+Every identity has an API server of its own, and goes through all that it ever does: so a right that no request needed is one to take away,
+and a request that was forbidden is one to allow.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from cluster import chart
+from cluster.controlplane import ControlPlane
+
+from .conftest import ROOT, run_kubectl
+from .operators import DEADLINE_SECONDS, LEASE, PINWARDEN, SYSTEM, Cluster, Operator, eventually
+from .test_agent import Agent, Node
+
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+class Right(NamedTuple):
+    """`resource` with its subresource; `name` where the right is bound to one."""
+
+    group: str
+    resource: str
+    verb: str
+    name: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[ControlPlane]:
+    with ControlPlane(audit=True) as running:
+        everything = chart.manifest(only=["operator/access.yaml", "agent/access.yaml"])
+        hooks = yaml.safe_dump_all(hook_rights("uninstall/access.yaml"))
+        for arguments, stdin in (
+            (("apply", "--server-side", "-f", str(ROOT / "crds")), ""),
+            (("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")), ""),
+            (("apply", "--server-side", "-f", "-"), everything),
+            (("apply", "--server-side", "-f", "-"), hooks),
+        ):
+            done = run_kubectl(running.kubeconfig, *arguments, stdin=stdin)
+            assert done.returncode == 0, done.stderr
+        yield running
+
+
+def hook_rights(template: str) -> list[chart.Object]:
+    return chart.render(only=[template])
+
+
+def granted(template: str) -> set[Right]:
+    """By the roles of a template."""
+    rules = [
+        rule
+        for each in chart.render(only=[template])
+        if each["kind"].endswith("Role")
+        for rule in each["rules"]
+    ]
+    return {
+        Right(group, resource, verb, name)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", [""])
+    }
+
+
+def requests(server: ControlPlane, user: str) -> Iterable[dict[str, Any]]:
+    """What the user asked of objects."""
+    for line in server.audit_log.read_text().splitlines():
+        event = json.loads(line)
+        if event["user"]["username"] == user and "objectRef" in event:
+            yield event
+
+
+def used(server: ControlPlane, user: str, rights: set[Right]) -> set[Right]:
+    """Those of the `rights` that the user's requests needed; fails where one was forbidden."""
+    found: set[Right] = set()
+    for event in requests(server, user):
+        asked, code = event["objectRef"], event["responseStatus"]["code"]
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        assert code != 403, f"forbidden: {event['requestURI']} {event['responseStatus']}"
+        # an apply that made the object needs the right to create it, too
+        for verb in {event["verb"], "create" if code == 201 else event["verb"]}:
+            for name in {"", asked.get("name", "")}:
+                found.add(Right(asked.get("apiGroup", ""), resource, verb, name))
+    return found & rights
+
+
+def identity(name: str) -> str:
+    return f"system:serviceaccount:{SYSTEM}:{name}"
+
+
+def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
+    cluster = Cluster(server)
+    with Operator(cluster, tmp_path) as operator:
+        operator.ready().leads()
+        node, namespace = cluster.node(), cluster.namespace()
+        cluster.agent(node)
+        cluster.pod(namespace, node)
+        limit, ceiling = cluster.limit(namespace, limit="1Mi"), cluster.ceiling()
+        group = cluster.group(namespace)
+
+        def applied() -> bool:
+            cluster.report_groups(node)
+            return all(cluster.condition(each, "Applied")[0] == "True" for each in (limit, ceiling, group))
+
+        eventually(lambda: cluster.config(node), bool)
+        eventually(applied, bool)
+        refused = cluster.limit(namespace, counting="OncePerPod")
+        eventually(lambda: cluster.condition(refused, "Accepted")[0], lambda status: status == "False")
+        cluster.send("DELETE", group)
+
+        def gone() -> bool:
+            cluster.report_groups(node, "Released")
+            return not cluster.find(group)
+
+        eventually(gone, bool)
+        cluster.send("DELETE", LEASE)
+        eventually(cluster.holder, bool)
+        cluster.merge(f"{CRDS}/pinlimits.pinwarden.io", {"metadata": {"annotations": {"seen": "again"}}})
+        wanted = granted("operator/access.yaml")
+        user = identity("pinwarden-operator")
+        eventually(lambda: wanted - used(server, user, wanted), lambda unused: not unused, DEADLINE_SECONDS)
+    assert used(server, user, wanted) == wanted
+
+
+def test_of_the_agent(server: ControlPlane, tmp_path: Path) -> None:
+    node = Node(server, tmp_path)
+    generation = node.configure()
+    with Agent(node):
+        node.acknowledged(generation)
+        node.acknowledged(node.configure(unknownPods=4096))
+    wanted = granted("agent/access.yaml")
+    assert used(server, identity("pinwarden-agent"), wanted) == wanted
+
+
+def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
+    cluster = Cluster(server)
+    with Operator(cluster, tmp_path) as operator:
+        operator.leads()
+        node, namespace = cluster.node(), cluster.namespace()
+        cluster.pod(namespace, node)
+        group = cluster.group(namespace)
+        eventually(lambda: cluster.find(group)["metadata"].get("finalizers"), bool)
+        eventually(lambda: cluster.held(node), bool)
+        cluster.report_groups(node)
+        selector = {"matchLabels": {"a": "b"}}
+        template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+        deployment = {
+            "metadata": {"name": "pinwarden-operator"},
+            "spec": {"selector": selector, "template": template},
+        }
+        cluster.send("POST", f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", deployment)
+        kubeconfig = server.kubeconfig_for(identity("pinwarden-uninstall"), ["system:authenticated"])
+        done = subprocess.run(
+            [sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={kubeconfig}", "--timeout=10"],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "operator")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (
+            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
+            in done.stdout
+        )
+        assert not cluster.find(group)["metadata"].get("finalizers")
+        assert not cluster.send("GET", f"{PINWARDEN}/nodepinconfigs")["items"]
+        (owner,) = cluster.find(LEASE)["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"]) == ("Deployment", "pinwarden-operator")
+        assert operator.metric("pinwarden_operator_leader") == 0.0
+        assert operator.process.poll() is None
+    wanted = granted("uninstall/access.yaml")
+    assert used(server, identity("pinwarden-uninstall"), wanted) == wanted
