@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import chartdocs
 from cluster import chart
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
@@ -139,3 +140,30 @@ def test_without_gate_and_accountant_nothing_of_them_is_left() -> None:
         each["securityContext"]["capabilities"] for each in agent["spec"]["template"]["spec"]["containers"]
     ]
     assert capabilities == [{"drop": ["ALL"], "add": ["SYS_RESOURCE"]}]
+
+
+def test_the_readme_is_that_of_the_values() -> None:
+    assert (chart.CHART / "README.md").read_text() == chartdocs.readme(), "run `make docs`"
+
+
+def test_the_plain_manifests_are_those_of_the_chart() -> None:
+    kept = {path.name: path.read_text() for path in (ROOT / "manifests").iterdir()}
+    assert kept == chartdocs.manifests(), "run `make manifests`"
+
+
+def test_the_plain_manifests_are_taken_by_the_server(server: ControlPlane) -> None:
+    (path,) = (ROOT / "manifests").iterdir()
+    done = run_kubectl(
+        server.kubeconfig,
+        *(
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "--force-conflicts",
+            "-f",
+            str(path),
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Helm" not in path.read_text().partition("\n")[2]

@@ -49,6 +49,7 @@ COMMANDS = {
     "loopback": Command("runtime", f"{_CNI}/main/loopback"),
     "ptp": Command("runtime", f"{_CNI}/main/ptp"),
     "helm": Command("helm", f"{_HELM}/cmd/helm"),
+    "helm-docs": Command("helmdocs", "github.com/norwoodj/helm-docs/cmd/helm-docs"),
     "kubeconform": Command("helm", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "runc": Command("runc", "github.com/opencontainers/runc", c=True),
 }

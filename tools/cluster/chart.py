@@ -1,5 +1,6 @@
 """The chart as objects: rendered by helm, without a cluster."""
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,14 +47,15 @@ def render(
 
 
 def manifest(*, namespace: str = NAMESPACE, **options: Any) -> str:
-    """Return the same for `kubectl apply --server-side -f -`: with the namespace, and without the hooks, which are helm's."""
+    """Return the same for `kubectl apply --server-side -f -`: with the namespace, and without hooks and labels that are helm's."""
     space: Object = {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
     }
     objects = [each for each in render(namespace=namespace, **options) if not is_hook(each)]
-    return yaml.safe_dump_all([space, *objects], sort_keys=False, width=140)
+    text = yaml.safe_dump_all([space, *objects], sort_keys=False, width=140)
+    return re.sub(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", "", text, flags=re.MULTILINE)
 
 
 def is_hook(rendered: Object) -> bool:

@@ -1,0 +1,53 @@
+"""Writes what is generated of the chart: its README, by helm-docs, and with a folder the plain manifests for those without Helm.
+
+``python tools/chartdocs.py readme`` or ``python tools/chartdocs.py manifests FOLDER``.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster import chart
+from cluster.build import binary
+
+HEAD = """# The chart with its default values for Kubernetes 1.36 or newer, for those without Helm; written by `make manifests`.
+# Apply crds/ first, and this with `kubectl apply --server-side -f`. Older servers do not know MutatingAdmissionPolicy: leave it out there.
+"""
+NAME = "pinwarden.yaml"
+
+
+def readme(folder: Path = chart.CHART) -> str:
+    """Return the chart's README; the chart in ``folder`` is left as it is."""
+    done = subprocess.run(
+        [binary("helm-docs"), "--dry-run", "--log-level=error", f"--chart-search-root={folder}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip() + "\n"
+
+
+def manifests() -> dict[str, str]:
+    """Return the plain manifests by the names of their files."""
+    return {NAME: HEAD + chart.manifest()}
+
+
+def main() -> int:
+    """Write one of the two."""
+    match sys.argv[1:]:
+        case ["readme"]:
+            (chart.CHART / "README.md").write_text(readme())
+        case ["manifests", folder]:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(folder).mkdir(parents=True)
+            for name, text in manifests().items():
+                (Path(folder) / name).write_text(text)
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
