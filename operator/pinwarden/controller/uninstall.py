@@ -147,9 +147,9 @@ class Uninstall:
             )
 
     async def _reach(
-        self, deadline: float, wanted: Callable[[Json], Json], reached: Callable[[NodePinConfig], bool]
+        self, deadline: float, wanted: Callable[[Json], Json | None], reached: Callable[[NodePinConfig], bool]
     ) -> list[str]:
-        """Has every node hold the spec that it is `wanted` to, until it is `reached`; the nodes where it is not, at the deadline."""
+        """Has every node hold the spec that it is `wanted` to, if any, until it is `reached`; where it is not, at the deadline."""
         asked: dict[str, tuple[Json, int]] = {}
         while True:
             agents = await self._agents()
@@ -159,6 +159,8 @@ class Uninstall:
                 if "status" not in raw and name not in agents:
                     continue  # there never was an agent
                 spec, generation = asked.get(name) or (wanted(raw), None)
+                if spec is None:
+                    continue
                 if raw["metadata"]["generation"] != generation:
                     raw |= await self._write(raw, spec)
                     asked[name] = (spec, raw["metadata"]["generation"])
@@ -306,13 +308,16 @@ def _made(groups: Iterable[Json]) -> frozenset[str]:
     )
 
 
-def _draining(config: Json, made: frozenset[str]) -> Json:
-    """The spec of a node with these groups draining."""
+def _draining(config: Json, made: frozenset[str]) -> Json | None:
+    """The spec of a node with these groups draining; None where it has none of them."""
     spec: Json = config.get("spec") or {}
-    groups = [
-        {**each, "draining": True} if each.get("uid") in made else each for each in spec.get("groups") or ()
-    ]
-    return {**spec, "groups": groups} if groups else spec
+    groups: list[Json] = spec.get("groups") or []
+    if made.isdisjoint(each.get("uid") for each in groups):
+        return None
+    return {
+        **spec,
+        "groups": [{**each, "draining": True} if each.get("uid") in made else each for each in groups],
+    }
 
 
 def _answered(raw: Json, reached: Callable[[NodePinConfig], bool]) -> bool:
