@@ -7,7 +7,7 @@ export PYTHONPATH := operator:tools
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv lock crds profiles docs lint test test-unit test-gate test-api test-kernel test-cluster bench programs controlplane clean
+.PHONY: help demo up down venv lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel test-cluster image release bench programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -30,13 +30,17 @@ $(VENV)/.installed: requirements-dev.lock
 
 lock: venv ## resolve the dependencies anew
 	$(BIN)/pip-compile $(LOCK) -o requirements.lock pyproject.toml
-	$(BIN)/pip-compile $(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --extra dev --extra docs -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 LOCK := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
 	--no-emit-find-links --no-emit-index-url --no-emit-trusted-host
 
 crds: venv ## write crds/ anew from the models
 	$(BIN)/python -m pinwarden crds --output-dir crds
+	$(BIN)/python -m pinwarden crds --output-dir charts/pinwarden/crds
+
+manifests: venv ## write manifests/ anew from the chart, for those without Helm
+	$(BIN)/python tools/chartdocs.py manifests manifests
 
 profiles: ## write the runtime's default seccomp rules anew from containerd's source
 	cd $(RUNTIME) && CGO_ENABLED=0 GOFLAGS= GOWORK=off GOARCH=amd64 \
@@ -46,8 +50,19 @@ profiles: ## write the runtime's default seccomp rules anew from containerd's so
 RUNTIME := tools/cluster/go/runtime
 RULES := operator/pinwarden/agent/gates/seccomp/runtime_default.json
 
-docs: venv ## write docs/semantics.md anew from the marks of the tests
+docs: venv ## write docs/semantics.md anew from the marks of the tests, and docs/reference/ from the models
 	$(BIN)/python tools/semantics.py
+	$(BIN)/python tools/reference.py
+	$(BIN)/python -m monitoring
+	$(BIN)/python tools/chartdocs.py readme
+
+pictures: programs ## draw the dashboards of docs/images anew, from a run of the test that makes every alert fire
+	PINWARDEN_PICTURES=docs/images $(BIN)/pytest tests/api/test_monitoring.py
+
+site: venv ## the documentation as a site in build/site; PINWARDEN_REPOSITORY is where links to other files lead
+	$(BIN)/sphinx-build $(SITE) -d build/doctrees docs build/site
+
+SITE := --builder html --nitpicky --fail-on-warning --keep-going --fresh-env --quiet
 
 lint: venv ## format check, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -55,7 +70,7 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/mypy operator tools tests bench
 	$(BIN)/lint-imports
 
-test: lint test-unit test-gate test-api test-kernel test-cluster ## every test
+test: lint test-unit test-gate test-api test-image test-kernel test-cluster ## every test
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
@@ -66,11 +81,20 @@ test-gate: venv ## the seccomp gate on this machine's own kernel, as root
 test-api: programs ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
 
+test-image: venv ## the release image, built twice and run in a root of its own, as root
+	$(BIN)/pytest tests/image
+
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
 	$(BIN)/python -m cluster guest --timeout 1800 -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
 test-cluster: venv ## on a whole cluster with a real node
 	$(BIN)/pytest tests/cluster
+
+image: venv ## the image of operator and agent, as an OCI archive in build/
+	$(BIN)/python -m release image
+
+release: venv ## every file of a release of the last commit, in dist/; publishes nothing; VERSION=X.Y.Z is checked
+	$(BIN)/python -m release make $(if $(VERSION),--version $(VERSION))
 
 bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/plan_scale.py

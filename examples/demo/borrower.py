@@ -1,6 +1,6 @@
 """Maps as much of a shared file as it is told to, and writes it: what the demo's pods that share memory run.
 
-`echo 8 > /tmp/mebibytes` in the container is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
+An 8 in the container's /tmp/mebibytes is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
 """
 
 import mmap

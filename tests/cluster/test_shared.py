@@ -43,7 +43,8 @@ class Shares:
     def borrow(self, mebibytes: int) -> None:
         """Tell the pod, and wait until the group's status says so."""
         self._kubectl(
-            "-n", NAMESPACE, "exec", "reader", "--", "sh", "-c", f"echo {mebibytes} > /tmp/mebibytes"
+            *("-n", NAMESPACE, "exec", "reader", "--"),
+            *("python3", "-c", f"open('/tmp/mebibytes', 'w').write('{mebibytes}')"),
         )
         self.settles_at(mebibytes)
 

@@ -36,14 +36,16 @@ class Cluster:
     control_plane: ControlPlane
     nodes: Sequence[Node]
 
-    def __init__(self, *, nodes: int = 1, wait: bool = True) -> None:
+    def __init__(self, *, nodes: int = 1, wait: bool = True, images: Sequence[Path] = ()) -> None:
+        """``images``: OCI archives that the nodes have besides the project's own."""
         self._count = nodes
+        self._images = images
         self._wait = wait
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
         """Build what is missing, start everything, and wait until every node is Ready; with ``wait=False`` for the control plane alone."""
-        disks = (system_disk(), image_disk())
+        disks = (system_disk(), image_disk(self._images))
         with ExitStack() as resources:
             directory = Path(tempfile.mkdtemp(prefix="pinwarden-cluster-"))
             resources.callback(shutil.rmtree, directory)

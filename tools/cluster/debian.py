@@ -17,6 +17,11 @@ from cluster.errors import ClusterError
 
 RELEASE = "bookworm"
 BACKPORTS = f"{RELEASE}-backports"
+UNPACKED = (
+    *(f"path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
+    "path-include=/usr/share/doc/*/copyright",
+)
+"""dpkg's options for a base system: of its documentation the licenses alone."""
 CONFIGURATION = """
 Dir::State "{folder}/state";
 Dir::State::status "{folder}/status";
@@ -140,11 +145,11 @@ def base_system(packages: Sequence[str], tools: Path) -> Path:
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
             listed = "".join(sources(Apt(Path(private)).run))
-        unwanted = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")]
         done = subprocess.run(
             [
                 *as_if_installed(tools),
-                *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *unwanted),
+                *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"),
+                *(f"--dpkgopt={option}" for option in UNPACKED),
                 *(f"--include={','.join(packages)}", RELEASE, str(folder / "base.tar"), "-"),
             ],
             input=listed,
@@ -155,7 +160,7 @@ def base_system(packages: Sequence[str], tools: Path) -> Path:
         if done.returncode:
             raise ClusterError(f"mmdebstrap failed:\n{done.stderr.strip()[-2000:]}")
 
-    inputs = [repr((RELEASE, sorted(packages))).encode()]
+    inputs = [repr((RELEASE, sorted(packages), UNPACKED)).encode()]
     return cached("base-system", inputs, build) / "base.tar"
 
 

@@ -3,15 +3,17 @@
 buildah comes from Debian's packages without being installed. What the Containerfile needs is brought to it: the base
 image, made by mmdebstrap, and the wheels that requirements.lock pins by hash. Both change seldom; buildah keeps the
 layers that stand on them in a store below the cache, so that a changed source costs seconds. The result is an OCI
-archive, cached by the hash of all that goes into it.
+archive, cached by the hash of all that goes into it. A release is built by the same steps, from nothing (:func:`build`).
 """
 
 import fcntl
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster import debian, qemu
@@ -20,31 +22,35 @@ from cluster.errors import ClusterError
 from cluster.paths import cache_root
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "pinwarden.local/pinwarden:dev"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAME = f"pinwarden.local/pinwarden:{PROJECT['version']}"
 PAUSE = "pinwarden.local/pause:1"
 PAUSE_ENTRY = '["/busybox", "sleep", "2147483647"]'
 BASE = "localhost/pinwarden-base"
 BASE_PACKAGES = ("python3",)
 INSTALLERS = ("pip", "setuptools")
-FILES = ("Containerfile", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
+FILES = (
+    *("Containerfile", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"),
+    "tools/release/rootfs.py",
+)
 
 
 def _tools() -> Path:
     return debian.programs("image-tools", ["buildah", "mmdebstrap"])
 
 
-def _sources() -> Iterator[Path]:
-    yield from (ROOT / name for name in FILES)
+def _sources(tree: Path) -> Iterator[Path]:
+    yield from (tree / name for name in FILES if (tree / name).is_file())  # an older tree may lack one
     yield from sorted(
         path
-        for path in (ROOT / "operator").rglob("*")
+        for path in (tree / "operator").rglob("*")
         if path.suffix in (".py", ".typed", ".json") and path.is_file()
     )
 
 
-def _wheels() -> Path:
-    """Return a folder with a wheel for everything in requirements.lock, and for what installs them."""
-    lock, development = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
+def wheels(tree: Path) -> Path:
+    """Return a folder with a wheel for everything in a source tree's requirements.lock, and for what installs them."""
+    lock, development = tree / "requirements.lock", tree / "requirements-dev.lock"
 
     def build(folder: Path) -> None:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
@@ -88,23 +94,59 @@ def _base(buildah: _Buildah) -> str:
     return name
 
 
-def _build(folder: Path) -> None:
-    context = folder / "context"
-    for source in _sources():
-        target = context / source.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
-    shutil.copytree(_wheels(), context / "wheels")
-    store = cache_root() / "image-store"
-    with (cache_root() / "image-store.lock").open("w") as lock, tempfile.TemporaryDirectory() as runtime:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def build(
+    tree: Path, archive: Path, store: Path, labels: Mapping[str, str] | None = None, name: str = NAME
+) -> None:
+    """Build the image of a source tree into an OCI archive.
+
+    With the same source, base and labels it is the same to the byte, wherever and whenever it is built: all times in it are 1970, so
+    that versions share the layers that do not differ. ``labels`` go below ``org.opencontainers.image``, beside the version. Layers are
+    taken from the store if it has them.
+    """
+    options = [
+        f"--label=org.opencontainers.image.{key}={value}"
+        for key, value in {"version": PROJECT["version"], **(labels or {})}.items()
+    ]
+    with tempfile.TemporaryDirectory() as runtime, tempfile.TemporaryDirectory() as work:
+        context, layout = Path(work) / "context", Path(work) / "layout"
+        for source in _sources(tree):
+            target = context / source.relative_to(tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+        shutil.copytree(wheels(tree), context / "wheels")
         buildah = _Buildah(store, Path(runtime))
         buildah.run(
-            *("bud", "--layers", "--pull-never"),
-            *("--build-arg", f"BASE={_base(buildah)}", "--tag", NAME, context),
+            *("bud", "--layers", "--pull-never", "--timestamp=0", *options),
+            *("--build-arg", f"BASE={_base(buildah)}", "--tag", name, context),
         )
-        buildah.run("push", "--disable-compression", NAME, f"oci-archive:{folder / 'image.tar'}:{NAME}")
-    shutil.rmtree(context)
+        buildah.run("push", name, f"oci:{layout}:{name}")
+        _pack(layout, archive)
+
+
+def _pack(layout: Path, archive: Path) -> None:
+    """Put a folder into a tar that tells nothing of when and by whom."""
+
+    def bare(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime, member.mode = 0, 0o755 if member.isdir() else 0o644
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(layout.rglob("*")):
+            tar.add(path, path.relative_to(layout), recursive=False, filter=bare)
+
+
+def _cached(tree: Path, name: str) -> Path:
+    def work(folder: Path) -> None:
+        with (cache_root() / "image-store.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            build(tree, folder / "image.tar", cache_root() / "image-store", name=name)
+
+    sources = [
+        part for path in _sources(tree) for part in (str(path.relative_to(tree)).encode(), path.read_bytes())
+    ]
+    return cached("image", [name.encode(), *sources], work) / "image.tar"
 
 
 def _build_pause(folder: Path) -> None:
@@ -128,7 +170,9 @@ def image() -> Path:
 
     Raises ClusterError when something cannot be fetched or built.
     """
-    inputs = [
-        part for path in _sources() for part in (str(path.relative_to(ROOT)).encode(), path.read_bytes())
-    ]
-    return cached("image", inputs, _build) / "image.tar"
+    return _cached(ROOT, NAME)
+
+
+def image_of(tree: Path, name: str) -> Path:
+    """Return the same of another source tree, by another name."""
+    return _cached(tree, name)

@@ -143,9 +143,9 @@ def _import(archives: Sequence[Path], folder: Path) -> None:
         server.stop()
 
 
-def image_disk() -> Path:
-    """Return the disk with containerd's root folder, which holds the pause image and the project's as the source tree is now."""
-    archives = [pause_image(), image()]
+def image_disk(more: Sequence[Path] = ()) -> Path:
+    """Return the disk with containerd's root folder, which holds the pause image, the project's as the source tree is now, and ``more``."""
+    archives = [pause_image(), image(), *more]
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="pinwarden-import-") as work:

@@ -17,7 +17,8 @@ _GROUP = f"kubectl -n {NAMESPACE} get sharedmemorygroup cache"
 
 
 def _order(shell: Shell, pod: str, mebibytes: int) -> None:
-    shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- sh -c 'echo {mebibytes} > /tmp/mebibytes'")
+    order = f'open("/tmp/mebibytes", "w").write("{mebibytes}")'
+    shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -c '{order}'")
 
 
 def _says(shell: Shell, pod: str, mebibytes: int, then: str = "") -> None:
