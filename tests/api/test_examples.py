@@ -1,0 +1,76 @@
+"""What the documentation tells people to apply is taken by a real API server, as `kubectl` sends it, and says what it means.
+
+Server-side dry runs: schemas, CEL rules and strict field validation are the server's own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pinwarden import __version__
+from pinwarden.api.crd import KINDS
+from pinwarden.plan.compile import MAX_POD_LIMITS
+
+from .conftest import ROOT, Kubectl
+
+pytestmark = pytest.mark.usefixtures("crds")
+EXAMPLES = ROOT / "examples"
+FILES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "host")
+HOW_TO = sorted((EXAMPLES / "how-to").glob("*.yaml"))
+PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+
+
+def objects(path: Path) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(EXAMPLES).as_posix())
+def test_the_server_takes_it(path: Path, kubectl: Kubectl, namespace: str) -> None:
+    found = objects(path)
+    done = kubectl("-n", namespace, "apply", "--server-side", "--dry-run=server", "-f", str(path))
+    assert done.stdout.count("serverside-applied (server dry run)") == len(found) > 0
+    assert done.stderr == ""
+
+
+def test_every_kind_that_people_write_has_an_example() -> None:
+    kinds = {each["kind"] for path in FILES for each in objects(path)}
+    assert {kind.__name__ for kind in KINDS} - {"NodePinConfig"} <= kinds
+
+
+@pytest.mark.parametrize("path", HOW_TO, ids=lambda path: path.stem)
+def test_a_page_tells_of_it(path: Path) -> None:
+    telling = [page.stem for page in PAGES if f"(../../examples/how-to/{path.name})" in page.read_text()]
+    assert telling
+
+
+@pytest.mark.parametrize("path", [*HOW_TO, EXAMPLES / "quick-start.yaml"], ids=lambda path: path.stem)
+def test_limits_select_the_pods_beside_them(path: Path) -> None:
+    """A label that is misspelt selects nothing, and nobody would notice."""
+    found = objects(path)
+    labels = [
+        each["metadata"].get("labels", {})
+        if each["kind"] == "Pod"
+        else each["spec"]["template"]["metadata"]["labels"]
+        for each in found
+        if each["kind"] in ("Pod", "Deployment")
+    ]
+    selectors = [
+        selector.get("matchLabels", {})
+        for each in found
+        if each["apiVersion"].startswith("pinwarden.io/")
+        for selector in (
+            [one["podSelector"] for one in each["spec"]["members"]]
+            if each["kind"] == "SharedMemoryGroup"
+            else [each["spec"].get("podSelector", {})]
+        )
+    ]
+    for one in labels:
+        matching = [selector for selector in selectors if selector and selector.items() <= one.items()]
+        assert 0 < len(matching) <= MAX_POD_LIMITS
+
+
+def test_the_quick_start_runs_the_image_of_this_version() -> None:
+    (pod,) = (each for each in objects(EXAMPLES / "quick-start.yaml") if each["kind"] == "Pod")
+    assert pod["spec"]["containers"][0]["image"] == f"pinwarden.local/pinwarden:{__version__}"

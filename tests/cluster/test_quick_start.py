@@ -1,0 +1,97 @@
+"""docs/quick-start.md, followed to the letter on a real cluster: its commands in their order, and the answers that it shows.
+
+What differs from run to run is not compared: ages, process ids, counts of refusals, names of nodes. `...` stands for lines that are left
+out.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cluster.cluster import Cluster
+from cluster.install import COMMAND, ROOT, environment
+
+PAGE = ROOT / "docs" / "quick-start.md"
+SECONDS = 180.0
+PLUGIN = f"{sys.executable} -m pinwarden.plugin"
+WAITED_FOR = re.compile(r"^kubectl (get|logs|wait|pinwarden) ")
+"""What may take a moment to be as the page shows it."""
+
+
+class Step(NamedTuple):
+    """A command, and the lines that the page shows as its answer."""
+
+    command: str
+    answer: tuple[str, ...]
+
+
+def steps(text: str) -> list[Step]:
+    """What the console blocks of a page tell to type."""
+    found: list[Step] = []
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *answer = part.rstrip("\n").split("\n")
+            found.append(Step(command, tuple(answer)))
+    return found
+
+
+def shape(line: str, columns: frozenset[int]) -> str:
+    """The words of a line without what differs from run to run; `columns` are those whose numbers do."""
+    words = ["N" if index in columns and word.isdigit() else word for index, word in enumerate(line.split())]
+    text = " ".join(re.sub(r"^(\d+(d|h|m|s))+$", "AGE", word) for word in words)
+    text = re.sub(r"\(pid \d+\)", "(pid N)", text)
+    text = re.sub(r"; and \d+ more in the last (minute|\d+ minutes)", "", text)
+    return re.sub(r"\bnode-?\d+\b", "NODE", text)
+
+
+def shapes(lines: Sequence[str]) -> list[str]:
+    head = lines[0].split() if lines else []
+    columns = frozenset(index for index, word in enumerate(head) if word in ("DENIED", "OBSERVED"))
+    return [shape(line, columns) for line in lines]
+
+
+def is_as_shown(shown: Sequence[str], seen: Sequence[str]) -> bool:
+    """Whether the lines are those of the page, which shows nothing where anything will do."""
+    if not shown:
+        return True
+    pattern = "".join("(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in shapes(shown))
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in shapes(seen))) is not None
+
+
+STEPS = steps(PAGE.read_text())
+
+
+def test_the_page_installs_as_the_cluster_is_installed() -> None:
+    (command,) = (step.command for step in STEPS if step.command.startswith("helm install"))
+    assert command == COMMAND.replace("upgrade --install", "install") + " --wait"
+
+
+def test_what_the_page_says_happens(installed: Cluster) -> None:
+    env = os.environ | environment(installed.kubeconfig) | {"PYTHONPATH": str(ROOT / "operator")}
+    followed = [step for step in STEPS if not step.command.startswith("helm install ")]
+    assert len(followed) >= 8
+    for step in followed:
+        deadline = time.monotonic() + SECONDS
+        while (seen := _answer(step, env)) is not None:
+            told = f"{step.command}\nthe page shows:\n{step.answer}\nseen:\n{seen}"
+            assert WAITED_FOR.match(step.command), told
+            assert time.monotonic() < deadline, told
+            time.sleep(1)
+
+
+def _answer(step: Step, env: dict[str, str]) -> str | None:
+    """What the command answered where that is not what the page shows, else None."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", step.command.replace("kubectl pinwarden", PLUGIN)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    as_told = done.returncode == 0 and is_as_shown(step.answer, done.stdout.splitlines())
+    return None if as_told else done.stdout + done.stderr
