@@ -7,12 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from pinwarden.controller.client import Json
-from pinwarden.plan.allowed import ANNOTATION
+from pinwarden.plan.objects import agent_is_ready, read_namespace, read_node, read_pod
 from pinwarden.plan.world import Namespace, Node, Pod
-
-_STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
-_AGENT = "agent"
-_TERMINAL = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,60 +40,27 @@ class Held:
 
 
 def pod(raw: Json) -> tuple[str, Pod]:
-    """A pod by its UID; static pods bear the hash of their configuration in the name of their cgroup."""
-    metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
-    uid = metadata["uid"]
-    annotations = metadata.get("annotations") or {}
-    static = next((annotations[name] for name in _STATIC_HASH if annotations.get(name)), None)
-    containers: dict[str, str | None] = {
-        each["name"]: None for part in ("initContainers", "containers") for each in spec.get(part) or ()
-    }
-    for part in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
-        for each in status.get(part) or ():
-            containers[each["name"]] = _container_id(each.get("containerID"))
-    return uid, Pod.of(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=uid,
-        cgroup_uid=static or uid,
-        node=spec.get("nodeName") or "",
-        labels=metadata.get("labels") or {},
-        containers=containers,
-        terminal=status.get("phase") in _TERMINAL,
-    )
+    """A pod by its UID."""
+    value = read_pod(raw)
+    return value.uid, value
 
 
 def agent_pod(raw: Json) -> tuple[str, AgentPod]:
     """A pod of the agent by its UID."""
     uid = raw["metadata"]["uid"]
-    status = raw.get("status") or {}
-    conditions = status.get("conditions") or ()
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-    for each in status.get("containerStatuses") or ():
-        if (
-            each["name"] == _AGENT
-        ):  # the others have their own word: a gate or an accountant that is away is told by it
-            ready = each["ready"]
-    leaving = "deletionTimestamp" in raw["metadata"]
-    return uid, AgentPod(uid, raw["spec"].get("nodeName") or "", ready and not leaving)
+    return uid, AgentPod(uid, raw["spec"].get("nodeName") or "", agent_is_ready(raw))
 
 
 def node(raw: Json) -> tuple[str, KnownNode]:
     """A node by its name."""
-    metadata = raw["metadata"]
-    name = metadata["name"]
-    return name, KnownNode(Node(name, _labels(metadata)), metadata["uid"])
+    value = read_node(raw)
+    return value.name, KnownNode(value, raw["metadata"]["uid"])
 
 
 def namespace(raw: Json) -> tuple[str, Namespace]:
     """A namespace by its name."""
-    metadata = raw["metadata"]
-    return metadata["name"], Namespace(
-        metadata["name"],
-        _labels(metadata),
-        allowed=(metadata.get("annotations") or {}).get(ANNOTATION, ""),
-        terminating="deletionTimestamp" in metadata,
-    )
+    value = read_namespace(raw)
+    return value.name, value
 
 
 def node_pin_config(raw: Json) -> tuple[str, Held]:
@@ -125,12 +88,3 @@ def digest_of(spec: bytes, owner: str) -> bytes:
 @lru_cache(maxsize=8192)
 def _salt(owner: str) -> bytes:
     return hashlib.blake2b(owner.encode(), digest_size=16).digest()
-
-
-def _container_id(text: str | None) -> str | None:
-    """`containerd://0123...` without the runtime's name, as the container's cgroup is named."""
-    return text.rpartition("//")[2] or None if text else None
-
-
-def _labels(metadata: Json) -> dict[str, str]:
-    return metadata.get("labels") or {}

@@ -1,0 +1,142 @@
+"""Why a pod is held as it is, and what to do next: a pure function from what the API server has to findings.
+
+From the bottom up: `findings` is what an answer is made of, `evidence` what is known and what the operator's rules make of it, `advice`
+the commands; `nearest` and `limits` compare limits; `selection`, `node`, `holding` and `groups` follow a limit from its selector to the
+call that it refuses, each with the findings of its stretch.
+"""
+
+from collections.abc import Iterator
+
+from pinwarden.api.nodepinconfig import PodReport, SourceLevel
+from pinwarden.api.pinlimit import Level, Source
+from pinwarden.plan.explain import groups, holding, limits, node, selection
+from pinwarden.plan.explain.advice import called, kubectl
+from pinwarden.plan.explain.evidence import Agent, Case, Evidence
+from pinwarden.plan.explain.findings import (
+    Cause,
+    Explanation,
+    Finding,
+    GroupUse,
+    LimitUse,
+    NextStep,
+    PodUse,
+    Refused,
+    Standing,
+)
+from pinwarden.plan.refusals import explain as told
+
+__all__ = [
+    "Agent",
+    "Cause",
+    "Evidence",
+    "Explanation",
+    "Finding",
+    "GroupUse",
+    "LimitUse",
+    "NextStep",
+    "PodUse",
+    "Refused",
+    "Standing",
+    "explain",
+]
+
+
+def explain(evidence: Evidence) -> Explanation:
+    """What holds for the pod, what it uses, and the findings, the most important one first."""
+    case = Case(evidence)
+    found = sorted(_findings(case), key=lambda finding: (not finding.problem, finding.cause.rank))
+    return Explanation(
+        namespace=case.pod.namespace,
+        pod=case.pod.name,
+        uid=case.pod.uid,
+        node=case.pod.node or None,
+        findings=found or [_counted(case)],
+        use=_use(case),
+        limits=list(limits.uses(case)),
+        sources=_sources(case),
+        refused=_refused(case),
+        overshoots=list(limits.overshoots(case)),
+        groups=list(groups.uses(case)),
+    )
+
+
+def _findings(case: Case) -> Iterator[Finding]:
+    yield from selection.placing(case)
+    yield from selection.selecting(case)
+    yield from selection.standing(case)
+    if case.pod.terminal or not case.pod.node:
+        return
+    concerned = case.matching or any(group.attaches(case.pod.labels) for group in case.evidence.groups)
+    if concerned:
+        yield from node.reaching(case)
+    if case.evidence.node is not None:
+        yield from node.taking(case)
+        yield from holding.level(case)
+        yield from holding.refusals(case)
+        yield from holding.amounts(case)
+        yield from groups.findings(case)
+
+
+def _counted(case: Case) -> Finding:
+    """Where nothing else is to say: limits hold, as far as they ask for."""
+    return Finding(
+        cause=Cause.COUNTED,
+        problem=False,
+        message="The pod's use is counted, as its limits ask for.",
+        next=NextStep(text="Watch its use.", command=kubectl("pinwarden", "top", "-n", case.pod.namespace)),
+    )
+
+
+def _use(case: Case) -> PodUse | None:
+    report, status = case.report, case.evidence.config.status if case.evidence.config else None
+    if report is None or status is None:
+        return None
+    silent = case.view.silent
+    return PodUse(
+        locked=report.vm_lck,
+        pinned=report.vm_pin,
+        total=report.vm_lck + report.vm_pin,
+        peak=report.peak,
+        processes=report.processes,
+        level=None if silent else report.level,
+        reason="AgentSilent" if silent else report.reason,
+        message="" if silent else report.message,
+        denials=None if report.denials is None else sum(each.count for each in report.denials),
+        sampled_at=status.sampled_at,
+    )
+
+
+def _sources(case: Case) -> list[SourceLevel]:
+    """The level of the pod for each source; none without a report of the pod: what nodes reach in an ordinary pod is `probe`'s to tell."""
+    report = case.report
+    if report is None or case.view.silent:
+        return []
+    return [
+        _source(each, report)
+        for each in sorted(case.view.sources, key=lambda each: list(Source).index(each.source))
+    ]
+
+
+def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
+    """A source in this pod: the weaker of what the node reaches for it and how the pod is held.
+
+    A pod is held exactly while it uses nothing but mlock and its like. A call of another source loosens it to what the node reaches.
+    """
+    if pod.level is Level.DENY and node.source is not Source.MLOCK:
+        loosens = "; a call of it takes the pod from Deny to this" if node.counted else ""
+        return node.model_copy(update={"message": f"{node.message}{loosens}".removeprefix("; ")})
+    if pod.level is Level.DENY or (node.counted and pod.level.rank >= node.level.rank):
+        return node.model_copy(update={"level": pod.level, "reason": pod.reason})
+    return node
+
+
+def _refused(case: Case) -> list[Refused]:
+    """The refusals that are known, newest first: those that the node lists, and older ones that Events tell."""
+    names = {limit.metadata.uid: called(limit) for limit in case.selecting}
+    known = [
+        Refused(time=each.time, text=told(each, names.get(each.uid, each.name or "of none")))
+        for each in limits.listed(case)
+    ]
+    first = min((each.time for each in known), default=None)
+    earlier = [each for each in case.evidence.events if first is None or each.time < first]
+    return sorted([*known, *earlier], key=lambda each: each.time, reverse=True)

@@ -1,0 +1,144 @@
+"""What is known of a pod, and what the operator's own rules make of it.
+
+An explanation must not be a second reading of the rules. So `Case` asks the functions that the operator asks: `compile` says which limits
+hold and what the node shall be told, `report` what the agent took of it, `summarize` whether the pod is held as asked and if not why.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfig, PodReport
+from pinwarden.plan.compile import (
+    MAX_NODE_LIMITS,
+    Hold,
+    Limit,
+    Settings,
+    compile_node,
+    limit_name,
+    matches,
+    refusal,
+)
+from pinwarden.plan.explain.findings import Refused
+from pinwarden.plan.groups import Group
+from pinwarden.plan.report import NodeView, Use
+from pinwarden.plan.summarize import Share, summarize
+from pinwarden.plan.verdicts import Refusal
+from pinwarden.plan.world import Namespace, Node, Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent's pod on the pod's node: its name, and whether it is alive."""
+
+    pod: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the API server has of a pod.
+
+    `limits` are the PinLimits of its namespace and all ClusterPinLimits; `unreadable` those that this version does not understand, by name,
+    with what is wrong. `node` is None where there is no such Node, `config` where it has no NodePinConfig, `agent` where no agent runs.
+    `workload` is what kubectl calls what made the pod, such as `deployment/db`; empty where nothing did. `events` tell earlier refusals.
+    `system` is pinwarden's own namespace.
+    """
+
+    pod: Pod
+    now: datetime
+    namespace: Namespace
+    node: Node | None
+    config: NodePinConfig | None
+    agent: Agent | None
+    limits: Sequence[Limit] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    groups: Sequence[Group] = ()
+    events: Sequence[Refused] = ()
+    workload: str = ""
+    system: str = "pinwarden-system"
+
+    @property
+    def settings(self) -> Settings:
+        """The operator's, as far as they matter here."""
+        return Settings(exempt=frozenset({"kube-system", self.system}))
+
+
+class Case:
+    """Evidence, and the answers that follow from it."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.pod = evidence.pod
+
+    @cached_property
+    def selecting(self) -> Sequence[Limit]:
+        """The limits whose selectors match the pod, refused ones too; by name."""
+        pod, settings = self.pod, self.evidence.settings
+        node = self.evidence.node or Node(pod.node)
+        found = (
+            limit
+            for limit in self.evidence.limits
+            if matches(limit, pod, self.evidence.namespace, node, settings)
+        )
+        return sorted(found, key=limit_name)
+
+    @cached_property
+    def refused(self) -> Mapping[str, Refusal]:
+        """Of those, the ones that pinwarden does not act on."""
+        refusals = ((limit_name(limit), refusal(limit)) for limit in self.selecting)
+        return {name: why for name, why in refusals if why is not None}
+
+    @cached_property
+    def matching(self) -> Sequence[Limit]:
+        """The limits that hold for the pod, in any mode."""
+        return [limit for limit in self.selecting if limit_name(limit) not in self.refused]
+
+    @cached_property
+    def view(self) -> NodeView:
+        """The pod's node as the operator sees it, with what it shall hold for this pod alone."""
+        pod, evidence = self.pod, self.evidence
+        node = evidence.node or Node(pod.node)
+        spaces = {evidence.namespace.name: evidence.namespace}
+        view = NodeView(pod.node).with_desired(
+            compile_node(node, [pod], spaces, evidence.limits, evidence.settings)
+        )
+        if evidence.config is not None:
+            view = view.with_object(evidence.config)
+            spec = evidence.config.spec
+            full = len(spec.limits) >= MAX_NODE_LIMITS
+            hashes = {group.uid: group.hash for group in spec.groups}
+            view = replace(view, full=full, asked_groups=hashes)
+        return view.with_silent(evidence.agent is None or not evidence.agent.ready)
+
+    @cached_property
+    def shares(self) -> Mapping[str, Share]:
+        """What the node says of each limit that holds, by name, for this pod alone."""
+        return {limit_name(limit): summarize(limit, [self.pod], self.view) for limit in self.matching}
+
+    @cached_property
+    def hold(self) -> Hold:
+        """The constraints that the node shall hold for the pod."""
+        return Hold.of(self.matching)
+
+    @cached_property
+    def stored(self) -> Mapping[str, NodeLimit]:
+        """The constraints that the NodePinConfig has for the pod, by name."""
+        config = self.evidence.config
+        if config is None:
+            return {}
+        names = {name for pod in config.spec.pods if pod.uid == self.pod.cgroup_uid for name in pod.limits}
+        return {limit.name: limit for limit in config.spec.limits if limit.name in names}
+
+    @property
+    def use(self) -> Use | None:
+        """What the agent reported of the pod."""
+        return self.view.pods.get(self.pod.cgroup_uid)
+
+    @cached_property
+    def report(self) -> PodReport | None:
+        """The same as it was written."""
+        status = self.evidence.config.status if self.evidence.config else None
+        found = (pod for pod in (status.pods if status else ()) if pod.uid == self.pod.cgroup_uid)
+        return next(found, None)

@@ -1,0 +1,113 @@
+"""The SharedMemoryGroups that a pod belongs to or borrows of."""
+
+from collections.abc import Iterator
+
+from pinwarden.api.nodepinconfig import BorrowReport
+from pinwarden.api.sharedmemorygroup import LimitOn, Member
+from pinwarden.plan.amounts import short
+from pinwarden.plan.explain.advice import kubectl
+from pinwarden.plan.explain.evidence import Case
+from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep
+from pinwarden.plan.groups import Group, standings
+from pinwarden.plan.selectors import selects
+from pinwarden.plan.verdicts import Refusal
+
+
+def uses(case: Case) -> Iterator[GroupUse]:
+    """A row for each group that has the pod as a member, or of which the pod has something mapped."""
+    for group, borrow in _concerned(case):
+        limits = _limits(case, group)
+        yield GroupUse(
+            name=group.name,
+            member=_is_member(case, group),
+            borrowed=borrow.borrowed if borrow else None,
+            mapped=borrow.mapped if borrow else None,
+            limit=min((each.borrow_limit.bytes for each in limits if each.borrow_limit), default=None),
+            level=None if case.view.silent or borrow is None else borrow.level,
+            denials=borrow.denials if borrow else None,
+        )
+
+
+def findings(case: Case) -> Iterator[Finding]:
+    """Of groups that are refused, and of borrowing that is."""
+    standing = standings(
+        [group for group in case.evidence.groups if group.namespace == case.pod.namespace],
+        case.evidence.namespace,
+    )
+    for group, borrow in _concerned(case):
+        how = standing.get(group.name)
+        if isinstance(how, Refusal) and _is_member(case, group):
+            yield Finding(
+                cause=Cause.GROUP_REFUSED,
+                problem=True,
+                message=f"SharedMemoryGroup {group.name} has the pod as a member, but pinwarden does not act on it ({how.reason}): "
+                f"{how.message}.",
+                next=_describe(group, "See its conditions."),
+            )
+        if borrow is not None and not case.view.silent:
+            yield from _of_borrow(case, group, borrow)
+
+
+def _of_borrow(case: Case, group: Group, borrow: BorrowReport) -> Iterator[Finding]:
+    if not _is_member(case, group):
+        yield Finding(
+            cause=Cause.NOT_MEMBER,
+            problem=True,
+            message=f"The pod has something of SharedMemoryGroup {group.name} mapped and is no member of it.",
+            next=_describe(group, "See whom its members select."),
+        )
+        return
+    for member in _limits(case, group):
+        figure = borrow.mapped if member.borrow_limit_on is LimitOn.MAPPED else borrow.borrowed
+        allowed = member.borrow_limit.bytes if member.borrow_limit else 0
+        if figure is not None and figure > allowed:
+            yield Finding(
+                cause=Cause.BORROW_OVER,
+                problem=True,
+                message=f"The pod's borrow of SharedMemoryGroup {group.name} is {short(figure)} {member.borrow_limit_on}, its borrowLimit "
+                f"{member.borrow_limit}: nothing is taken back, and more is refused only where the gate holds the pod.",
+                next=_edit(group),
+            )
+    if borrow.denials:
+        yield Finding(
+            cause=Cause.BORROW_REFUSED,
+            problem=True,
+            message=f"The gate refused {borrow.denials} mapping(s) of SharedMemoryGroup {group.name}.",
+            next=_edit(group),
+        )
+
+
+def _concerned(case: Case) -> Iterator[tuple[Group, BorrowReport | None]]:
+    for group in sorted(case.evidence.groups, key=lambda group: group.name):
+        report = case.view.groups.get(group.uid)
+        borrows = report.borrowers if report else ()
+        borrow = next((each for each in borrows if each.pod == case.pod.cgroup_uid), None)
+        if borrow is not None or _is_member(case, group):
+            yield group, borrow
+
+
+def _is_member(case: Case, group: Group) -> bool:
+    return group.namespace == case.pod.namespace and group.attaches(case.pod.labels)
+
+
+def _limits(case: Case, group: Group) -> list[Member]:
+    """The entries with a borrow limit that hold for the pod."""
+    if group.namespace != case.pod.namespace:
+        return []
+    members = group.resource.spec.members
+    return [each for each in members if each.borrow_limit and selects(each.pod_selector, case.pod.labels)]
+
+
+def _describe(group: Group, text: str) -> NextStep:
+    name = group.resource.metadata.name
+    return NextStep(
+        text=text, command=kubectl("describe", "sharedmemorygroup", name, namespace=group.namespace)
+    )
+
+
+def _edit(group: Group) -> NextStep:
+    name = group.resource.metadata.name
+    return NextStep(
+        text="If the pod needs it, raise the borrowLimit of the entry of spec.members that selects it.",
+        command=kubectl("edit", "sharedmemorygroup", name, namespace=group.namespace),
+    )

@@ -1,0 +1,115 @@
+"""The limits whose selectors match a pod, side by side: which is the strictest, which add nothing, and what each was seen to refuse."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from pinwarden.api.nodepinconfig import DenialReport, OvershootReport
+from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, Scope
+from pinwarden.plan.compile import Limit, limit_name, reach
+from pinwarden.plan.explain.advice import called
+from pinwarden.plan.explain.evidence import Case
+from pinwarden.plan.explain.findings import LimitUse, Standing
+from pinwarden.plan.imply import overriding
+from pinwarden.plan.report import Use
+
+
+def strictest(case: Case) -> Limit | None:
+    """The enforced limit that the pod as a whole reaches first; None where none holds for the whole pod."""
+    held = [
+        limit
+        for limit in case.matching
+        if limit.spec.enforcement is Enforcement.ENFORCE and limit.spec.scope is Scope.POD
+    ]
+    return min(held, key=lambda limit: (limit.spec.limit.bytes, limit_name(limit)), default=None)
+
+
+def overridden(case: Case) -> Mapping[str, Sequence[Limit]]:
+    """By name: the limits that add nothing for this pod, with those that imply them (P13)."""
+    by_name = {limit_name(limit): limit for limit in case.matching}
+    found = {name: overriding(limit, [case.matching]) for name, limit in by_name.items()}
+    return {name: [by_name[other] for other in sorted(others)] for name, others in found.items() if others}
+
+
+def uses(case: Case) -> Iterator[LimitUse]:
+    """A row for each limit, the strictest first."""
+    first, implied = strictest(case), overridden(case)
+    name_of_first = limit_name(first) if first else None
+
+    def order(limit: Limit) -> tuple[bool, bool, str]:
+        name = limit_name(limit)
+        return name != name_of_first, name in case.refused or name in implied, name
+
+    for limit in sorted(case.selecting, key=order):
+        yield _use(case, limit, first, implied.get(limit_name(limit), ()))
+
+
+def denials(case: Case, limit: Limit) -> Sequence[DenialReport]:
+    """The calls of the pod that the node lists as refused for this limit, oldest first."""
+    return [each for each in listed(case) if each.uid == limit.metadata.uid]
+
+
+def listed(case: Case) -> Sequence[DenialReport]:
+    """The calls of the pod that the node lists as refused."""
+    status = case.evidence.config.status if case.evidence.config else None
+    return [each for each in (status.recent_denials if status else ()) if each.pod == case.pod.cgroup_uid]
+
+
+def overshoots(case: Case) -> Sequence[OvershootReport]:
+    """When the pod was seen above one of its limits by a race; also what is of the node as a whole."""
+    uids = {limit.metadata.uid for limit in case.matching}
+    return [
+        each
+        for each in case.view.overshoots
+        if each.limit in uids and each.pod in (None, case.pod.cgroup_uid)
+    ]
+
+
+def used(limit: Limit, use: Use) -> tuple[int | None, int | None]:
+    """What counts towards the limit, and the most that did, in bytes; None where the pod alone does not tell."""
+    if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
+        return None, None
+    if limit.spec.scope is Scope.POD:
+        return use.pinned, use.peak
+    selected = limit.spec.containers
+    own = [each for name, each in use.containers.items() if not selected or name in selected]
+    return max((each.pinned for each in own), default=None), max((each.peak for each in own), default=None)
+
+
+def _use(case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Limit]) -> LimitUse:
+    spec, name = limit.spec, limit_name(limit)
+    row = partial(
+        LimitUse,
+        kind=type(limit).__name__,
+        name=name,
+        scope=Scope(spec.scope),
+        enforcement=spec.enforcement,
+        minimum_level=spec.minimum_level,
+    )
+    if refusal := case.refused.get(name):
+        return row(limit=None, standing=Standing.REFUSED, because=refusal.message)
+    standing, because = _standing(limit, first, implied_by)
+    share, use = case.shares[name], case.use
+    now, peak = used(limit, use) if use else (None, None)
+    return row(
+        limit=spec.limit.bytes,
+        grant=reach(limit, case.matching),
+        standing=standing,
+        because=because,
+        used=now,
+        peak=peak,
+        denials=share.denials,
+        acknowledged=None if share.silent else share.acknowledged,
+    )
+
+
+def _standing(limit: Limit, first: Limit | None, implied_by: Sequence[Limit]) -> tuple[Standing, str]:
+    if limit.spec.enforcement is Enforcement.AUDIT:
+        return Standing.AUDIT, "it is evaluated and refuses nothing"
+    if implied_by:
+        return Standing.OVERRIDDEN, f"it adds nothing to {', '.join(map(called, implied_by))}"
+    if limit is first:
+        return Standing.STRICTEST, "the pod as a whole reaches it first"
+    if limit.spec.scope is Scope.POD and first is not None:
+        same = first.spec.limit.bytes == limit.spec.limit.bytes
+        return Standing.HOLDS, f"{called(first)} is reached {'at the same amount' if same else 'first'}"
+    return Standing.HOLDS, "it sums in another scope"

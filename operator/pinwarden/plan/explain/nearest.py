@@ -1,0 +1,87 @@
+"""Why a limit does not hold for a pod: what of its selectors the pod, its namespace and its node do not meet.
+
+Each requirement is put to `selectors.selects` by itself, so that what is told is what the operator goes by.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement
+from pinwarden.api.pinlimit import PinLimit
+from pinwarden.plan.compile import Limit, limit_name, reaches_namespace
+from pinwarden.plan.explain.evidence import Evidence
+from pinwarden.plan.selectors import Labels, selects
+from pinwarden.plan.world import NAME_LABEL, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A limit that does not hold, and why, in words; `labels` are what the pod lacks, where labels of its own alone are missing."""
+
+    limit: Limit
+    differences: tuple[str, ...]
+    labels: dict[str, str]
+
+
+def nearest(evidence: Evidence) -> Near | None:
+    """The limit of which the pod lacks the least; of equals one of its own namespace, then the first by name."""
+    found = [near(limit, evidence) for limit in evidence.limits]
+    return min(
+        (each for each in found if each.differences),
+        key=lambda each: (
+            len(each.differences),
+            not isinstance(each.limit, PinLimit),
+            limit_name(each.limit),
+        ),
+        default=None,
+    )
+
+
+def near(limit: Limit, evidence: Evidence) -> Near:
+    """What the pod lacks of one limit; without differences where it holds."""
+    pod, namespace = evidence.pod, evidence.namespace
+    differences = list(_unmet(limit.spec.pod_selector, pod.labels, "the pod's label"))
+    wanted = limit.spec.pod_selector
+    labels = {key: value for key, value in wanted.match_labels.items() if pod.labels.get(key) != value}
+    reached = reaches_namespace(limit, namespace, evidence.settings)
+    if not isinstance(limit, PinLimit):
+        own = {**namespace.labels, NAME_LABEL: namespace.name}
+        unmet = list(_unmet(limit.spec.namespace_selector, own, "the namespace's label"))
+        if not unmet and not reached:
+            unmet = [
+                f"namespace {namespace.name} is exempt unless it is named by the label {NAME_LABEL}",
+            ]
+        node = evidence.node or Node(pod.node)
+        unmet += _unmet(
+            limit.spec.node_selector, node.labels, f"the label of node {node.name or '(none yet)'}"
+        )
+        differences += unmet
+        reached = not unmet
+    by_labels_alone = reached and len(labels) == len(differences)
+    return Near(limit, tuple(differences), labels if by_labels_alone else {})
+
+
+def _unmet(selector: LabelSelector, labels: Labels, whose: str) -> Iterator[str]:
+    for key, value in selector.match_labels.items():
+        if not selects(LabelSelector(match_labels={key: value}), labels):
+            yield f"{whose} {key} is {_told(labels, key)}, and the limit wants {value!r}"
+    for requirement in selector.match_expressions:
+        if not selects(LabelSelector(match_expressions=[requirement]), labels):
+            yield f"{whose} {requirement.key} is {_told(labels, requirement.key)}, and the limit wants {_words(requirement)}"
+
+
+def _told(labels: Labels, key: str) -> str:
+    return repr(labels[key]) if key in labels else "absent"
+
+
+def _words(requirement: LabelSelectorRequirement) -> str:
+    values: Sequence[str] = [repr(value) for value in requirement.values]
+    match requirement.operator:
+        case "In":
+            return f"one of {', '.join(values)}"
+        case "NotIn":
+            return f"none of {', '.join(values)}"
+        case "Exists":
+            return "any value"
+        case "DoesNotExist":
+            return "it absent"

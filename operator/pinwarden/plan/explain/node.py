@@ -1,0 +1,148 @@
+"""Between a limit and its being held: the operator writes it for the node, the node's agent takes it. Where that stops, and why."""
+
+from collections.abc import Iterator
+
+from pinwarden.api.nodepinconfig import Mode
+from pinwarden.plan.compile import Limit, limit_name
+from pinwarden.plan.explain.advice import agent_log, called, kubectl, patch
+from pinwarden.plan.explain.evidence import Case
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.summarize import TOO_MANY_LIMITS
+
+AGENT_SELECTOR = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
+
+
+def reaching(case: Case) -> Iterator[Finding]:
+    """Of a node that cannot be asked, or does not answer."""
+    evidence, node = case.evidence, case.pod.node
+    if evidence.node is None:
+        yield Finding(
+            cause=Cause.NODE_UNKNOWN,
+            problem=True,
+            message=f"The pod is bound to node {node}, and there is no such Node: nobody holds it.",
+            next=NextStep(text="See which nodes there are.", command=kubectl("get", "nodes")),
+        )
+        return
+    if evidence.config is None:
+        yield Finding(
+            cause=Cause.NO_CONFIG,
+            problem=True,
+            message=f"Node {node} has no NodePinConfig: the operator has not told it anything yet.",
+            next=NextStep(
+                text="See whether the operator runs.",
+                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+            ),
+        )
+    elif evidence.config.spec.mode is Mode.RELEASE:
+        yield Finding(
+            cause=Cause.RELEASED,
+            problem=True,
+            message=f"Node {node} is in mode Release: every process there has the limits that it had before.",
+            next=NextStep(
+                text="See who released it; the operator sets Active by itself while it runs.",
+                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+            ),
+        )
+    if evidence.agent is None:
+        where = ("-l", AGENT_SELECTOR, "--field-selector", f"spec.nodeName={node}", "-o", "wide")
+        yield Finding(
+            cause=Cause.AGENT_MISSING,
+            problem=True,
+            message=f"No agent runs on node {node}, so how the pod is held is not known. Limits that were in force stay so.",
+            next=NextStep(
+                text="See why the DaemonSet has no pod there (taints, node selector, quota).",
+                command=kubectl("get", "pods", *where, namespace=evidence.system),
+            ),
+        )
+    elif not evidence.agent.ready:
+        yield Finding(
+            cause=Cause.AGENT_SILENT,
+            problem=True,
+            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready: how the pod is held, and what it uses, is not known. "
+            "Limits that were in force stay so.",
+            next=NextStep(
+                text="See what its agent says.",
+                command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
+            ),
+        )
+
+
+def taking(case: Case) -> Iterator[Finding]:
+    """Of limits that the node was not told of, has not taken, or cannot take. Nothing of a node that does not answer."""
+    if case.view.silent or case.evidence.config is None:
+        return
+    late = []
+    for limit in case.matching:
+        share = case.shares[limit_name(limit)]
+        if share.acknowledged:
+            continue
+        if share.refused is None:
+            late.append(limit)
+        elif share.refused.reason == TOO_MANY_LIMITS:
+            yield _no_room(case, share.refused.detail)
+        else:
+            yield _unsupported(case, limit, share.refused.detail)
+    if late:
+        yield _late(case, late)
+
+
+def _no_room(case: Case, room: str) -> Finding:
+    return Finding(
+        cause=Cause.NO_ROOM,
+        problem=True,
+        message=f"Not every limit of the pod found room on its node: {room}.",
+        next=NextStep(
+            text="Remove limits that add nothing to others; their status says Overridden.",
+            command=kubectl("get", "pinlimits", "-o", "wide", namespace=case.pod.namespace),
+        ),
+    )
+
+
+def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
+    node = case.pod.node
+    step = NextStep(
+        text="See what the node can hold, and why not more.",
+        command=kubectl("pinwarden", "probe", node, "-o", "wide"),
+    )
+    if detail.startswith("SourceNotSeparable"):
+        step = NextStep(
+            text="Leave out spec.sources, so that the limit is on all sources together.",
+            command=patch(limit, {"sources": None}),
+        )
+    return Finding(
+        cause=Cause.UNSUPPORTED,
+        problem=True,
+        message=f"Node {node} cannot hold {called(limit)}: {detail}.",
+        next=step,
+    )
+
+
+def _late(case: Case, late: list[Limit]) -> Finding:
+    wanted = {(limit.uid, limit.hash) for limit in case.hold.limits.values()}
+    stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
+    uids = {limit.metadata.uid for limit in late}
+    names, node, config = ", ".join(map(called, late)), case.pod.node, case.evidence.config
+    if any(uid in uids for uid, _ in wanted - stored):
+        return Finding(
+            cause=Cause.NOT_WRITTEN,
+            problem=True,
+            message=f"{names}: the operator has not written it into the NodePinConfig of node {node} yet.",
+            next=NextStep(
+                text="It takes a moment. If it stays so, see what the operator says.",
+                command=kubectl(
+                    "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
+                ),
+            ),
+        )
+    status = config.status if config else None
+    took = "none yet" if status is None else status.observed_generation
+    is_at = config.metadata.generation if config else None
+    return Finding(
+        cause=Cause.NOT_ACKNOWLEDGED,
+        problem=True,
+        message=f"{names}: the agent of node {node} has not acknowledged it yet (generation {is_at} is written, it took {took}).",
+        next=NextStep(
+            text="It takes a moment. If it stays so, see what the agent says.",
+            command=agent_log(case.evidence),
+        ),
+    )

@@ -1,0 +1,76 @@
+"""From objects as the API server writes them to the values that the rules read (`world`).
+
+Nothing here fails on a field that is missing: what is not there is read as empty.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pinwarden.plan.allowed import ANNOTATION
+from pinwarden.plan.world import Namespace, Node, Pod
+
+_STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
+_AGENT = "agent"
+_TERMINAL = ("Succeeded", "Failed")
+
+Json = Mapping[str, Any]
+
+
+def read_pod(raw: Json) -> Pod:
+    """A pod; static pods bear the hash of their configuration in the name of their cgroup."""
+    metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
+    uid = metadata["uid"]
+    annotations = metadata.get("annotations") or {}
+    static = next((annotations[name] for name in _STATIC_HASH if annotations.get(name)), None)
+    containers: dict[str, str | None] = {
+        each["name"]: None for part in ("initContainers", "containers") for each in spec.get(part) or ()
+    }
+    for part in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
+        for each in status.get(part) or ():
+            containers[each["name"]] = _container_id(each.get("containerID"))
+    return Pod.of(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=uid,
+        cgroup_uid=static or uid,
+        node=spec.get("nodeName") or "",
+        labels=metadata.get("labels") or {},
+        containers=containers,
+        terminal=status.get("phase") in _TERMINAL,
+    )
+
+
+def agent_is_ready(raw: Json) -> bool:
+    """Whether a pod of the node agent has an agent that is alive.
+
+    The other containers have their own word: a gate or an accountant that is away is told by the agent.
+    """
+    status = raw.get("status") or {}
+    conditions = status.get("conditions") or ()
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    for each in status.get("containerStatuses") or ():
+        if each["name"] == _AGENT:
+            ready = each["ready"]
+    return ready and "deletionTimestamp" not in raw["metadata"]
+
+
+def read_node(raw: Json) -> Node:
+    """A node."""
+    metadata = raw["metadata"]
+    return Node(metadata["name"], metadata.get("labels") or {})
+
+
+def read_namespace(raw: Json) -> Namespace:
+    """A namespace."""
+    metadata = raw["metadata"]
+    return Namespace(
+        metadata["name"],
+        metadata.get("labels") or {},
+        allowed=(metadata.get("annotations") or {}).get(ANNOTATION, ""),
+        terminating="deletionTimestamp" in metadata,
+    )
+
+
+def _container_id(text: str | None) -> str | None:
+    """`containerd://0123...` without the runtime's name, as the container's cgroup is named."""
+    return text.rpartition("//")[2] or None if text else None

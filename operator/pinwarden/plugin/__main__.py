@@ -1,0 +1,5 @@
+"""`python -m pinwarden.plugin`."""
+
+from pinwarden.plugin.main import main
+
+main()

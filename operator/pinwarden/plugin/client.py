@@ -1,0 +1,147 @@
+"""Requests to the API server over the raw `ApiClient` of `kubernetes`: JSON in pages, and failures in words.
+
+The package brings kubeconfigs, credential plugins, TLS and proxies. Its typed models are left aside: they cost time at the start, and
+cannot hold a field that a newer API server added.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import urllib3
+from kubernetes.client.api_client import ApiClient
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, list_kube_config_contexts
+
+from pinwarden.plugin.errors import PluginError
+
+PINWARDEN: Final = "/apis/pinwarden.io/v1alpha1"
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS: Final = 30.0
+PAGE: Final = 500
+_OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
+
+Json = dict[str, Any]
+
+
+class ApiError(PluginError):
+    """An answer other than success. `status` is that of HTTP; `by_name`: the server knows the kind, and has no object of that name."""
+
+    def __init__(self, message: str, status: int, *, by_name: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.by_name = by_name
+
+
+class Client:
+    """GET requests with the user's own rights. `namespace` is that of the context."""
+
+    def __init__(
+        self, kubeconfig: str | None = None, context: str | None = None, seconds: float = READ_SECONDS
+    ) -> None:
+        """Read the kubeconfig; without one, a pod's service account. `seconds` is how long to wait for an answer.
+
+        Raises:
+            PluginError: there is neither, or it cannot be read.
+        """
+        self._configuration = Configuration()
+        self._configuration.retries = False
+        self._timeout = (min(CONNECT_SECONDS, seconds), seconds)
+        try:
+            self.namespace = self._load(kubeconfig, context)
+        except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+            raise PluginError(
+                f"cannot tell how to reach an API server: {str(error).rstrip('.')}; give --kubeconfig and --context, or set KUBECONFIG"
+            ) from error
+        if not self._configuration.verify_ssl:
+            urllib3.disable_warnings()
+        self._client = ApiClient(self._configuration)
+        self._client.user_agent = "kubectl-pinwarden"
+
+    def _load(self, kubeconfig: str | None, context: str | None) -> str:
+        path = kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
+        if kubeconfig and not Path(kubeconfig).is_file():
+            raise PluginError(f"--kubeconfig {kubeconfig}: there is no such file")
+        named = kubeconfig or context or os.environ.get("KUBECONFIG")
+        if not named and not Path(path).expanduser().exists() and _IN_CLUSTER in os.environ:
+            load_incluster_config(self._configuration)  # type: ignore[no-untyped-call]
+            return _OWN_NAMESPACE.read_text().strip() or "default"
+        load_kube_config(path, context, self._configuration, persist_config=False)  # type: ignore[no-untyped-call]
+        contexts, current = list_kube_config_contexts(path)  # type: ignore[no-untyped-call]
+        chosen: Json = next((each for each in contexts if each["name"] == context), current)
+        return str(chosen["context"].get("namespace") or "default")
+
+    def get(self, path: str, **query: str | int) -> Json:
+        """An object.
+
+        Raises:
+            ApiError: the server answers that it does not give it.
+            PluginError: no server answers.
+        """
+        try:
+            request = self._client.param_serialize(
+                "GET",
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+            )
+            response = self._client.call_api(*request, _request_timeout=self._timeout)
+            data = response.read() or b""  # type: ignore[no-untyped-call]
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise PluginError(
+                f"no API server answers at {self._configuration.host}: {_cause(error)}; "
+                "is this the right --context or --kubeconfig?"
+            ) from error
+        if response.status >= 300:
+            raise _refused(path, response.status, data, query.get("labelSelector"))
+        try:
+            answer: Json = json.loads(data)
+        except ValueError as error:
+            raise PluginError(f"what answers at {self._configuration.host} is no API server") from error
+        return answer
+
+    def items(self, path: str, **query: str | int) -> Iterator[Json]:
+        """The objects of a list, page by page."""
+        token = ""
+        while True:
+            more = {"continue": token} if token else {}
+            page = self.get(path, limit=PAGE, **query, **more)
+            yield from page.get("items") or ()
+            token = page.get("metadata", {}).get("continue") or ""
+            if not token:
+                return
+
+
+def contexts(kubeconfig: str | None) -> list[str]:
+    """The names of the contexts of a kubeconfig."""
+    try:
+        found, _ = list_kube_config_contexts(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION)  # type: ignore[no-untyped-call]
+    except (ConfigException, OSError, ValueError, TypeError):
+        return []
+    return [each["name"] for each in found]
+
+
+def _refused(path: str, status: int, data: bytes, selector: str | int | None) -> ApiError:
+    try:
+        answer: Mapping[str, Any] = json.loads(data)
+        message = str(answer.get("message") or status)
+        by_name = answer.get("reason") == "NotFound" and bool((answer.get("details") or {}).get("name"))
+    except (ValueError, AttributeError):
+        message, by_name = f"{path}: {status}", False
+    if status == 400 and selector:
+        message = f"--selector {selector!r}: {message}"
+    if status == 401:
+        message = "the API server does not accept these credentials (401): log in again"
+    return ApiError(message, status, by_name=by_name)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause, in the system's words."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

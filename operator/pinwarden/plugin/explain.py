@@ -1,0 +1,179 @@
+"""`kubectl pinwarden explain POD`: how a pod is held, why, and what to do next. The reasoning is `plan.explain`'s."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.plan.amounts import short
+from pinwarden.plan.explain import Agent, Evidence, Explanation, Finding, Refused, explain
+from pinwarden.plan.explain.node import AGENT_SELECTOR
+from pinwarden.plan.objects import agent_is_ready, read_namespace, read_node, read_pod
+from pinwarden.plan.workloads import workload_of
+from pinwarden.plan.world import Namespace
+from pinwarden.plugin import gather, output
+from pinwarden.plugin.client import Client, Json
+from pinwarden.plugin.errors import PluginError
+from pinwarden.plugin.output import UNKNOWN, age, amount, paint
+
+_LIMITS = ("LIMIT", "KIND", "AMOUNT", "SCOPE", "MODE", "MINIMUM", "USED", "PEAK", "DENIALS", "STANDING")
+_SHOWN = 5
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the explanation."""
+    client = Client(options.kubeconfig, options.context)
+    namespace = options.namespace or client.namespace
+    told = explain(_evidence(client, namespace, options.argument, options.pinwarden_namespace))
+    if options.output in ("json", "yaml"):
+        output.emit(told.to_wire(), options.output)
+    else:
+        sys.stdout.write("\n".join(_parts(options, told, datetime.now(UTC))))
+
+
+def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidence:
+    """Everything about the pod, as far as the user may read it."""
+    name = name.removeprefix("pod/")
+    with gather.Rights(client) as rights:
+        raw = rights.get("pods", name, namespace)
+        space = rights.get("namespaces", namespace)
+        bound = raw["spec"].get("nodeName") if raw else None
+        node = rights.get("nodes", bound) if bound else None
+        config = rights.get(NodePinConfig.plural, bound) if bound else None
+        read = gather.limits(rights, namespace, cluster=True)
+        groups = gather.groups(rights, namespace)
+        agent = _agent(rights, system, bound) if bound else None
+        events = list(_events(rights, namespace, name))
+    if raw is None:
+        raise PluginError(f'pods "{name}" not found in namespace {namespace}')
+    return Evidence(
+        pod=read_pod(raw),
+        now=datetime.now(UTC),
+        namespace=read_namespace(space) if space else Namespace(namespace),
+        node=read_node(node) if node else None,
+        config=gather.config(config) if config else None,
+        agent=agent,
+        limits=read.limits,
+        unreadable=read.unreadable,
+        groups=groups,
+        events=events,
+        workload=workload_of(raw["metadata"]),
+        system=system,
+    )
+
+
+def _agent(rights: gather.Rights, system: str, node: str) -> Agent | None:
+    """The agent's pod on the node, one that is ready before others."""
+    where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
+    found = [
+        Agent(raw["metadata"]["name"], agent_is_ready(raw)) for raw in rights.items("pods", system, **where)
+    ]
+    return max(found, key=lambda agent: agent.ready, default=None)
+
+
+def _events(rights: gather.Rights, namespace: str, name: str) -> Iterator[Refused]:
+    """The refusals that the operator told by Events."""
+    where = f"involvedObject.kind=Pod,involvedObject.name={name},reason=PinRefused"
+    for raw in rights.items("events", namespace, fieldSelector=where):
+        if time := _time(raw):
+            yield Refused(time=time, text=raw.get("message") or "")
+
+
+def _time(event: Json) -> datetime | None:
+    text = event.get("eventTime") or event.get("lastTimestamp")
+    return datetime.fromisoformat(text) if text else None
+
+
+def _parts(options: argparse.Namespace, told: Explanation, now: datetime) -> Iterator[str]:
+    yield _head(told, now)
+    yield "".join(_finding(number, finding) for number, finding in enumerate(told.findings, 1))
+    if told.limits:
+        yield _limits(options, told)
+    if options.output == "wide" and told.sources:
+        rows = [
+            [each.source, "yes" if each.counted else "no", each.level, each.reason, each.message]
+            for each in told.sources
+        ]
+        yield _table(options, ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE"), rows)
+    if told.groups:
+        groups = [
+            [
+                each.name,
+                "yes" if each.member else "no",
+                amount(each.borrowed, UNKNOWN),
+                amount(each.mapped, UNKNOWN),
+                amount(each.limit),
+                each.level,
+                each.denials,
+            ]
+            for each in told.groups
+        ]
+        yield _table(options, ("GROUP", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS"), groups)
+    if told.refused:
+        shown = told.refused if options.output == "wide" else told.refused[:_SHOWN]
+        lines = "".join(output.paragraph(f"{age(each.time, now)} ago: {each.text}", "  ") for each in shown)
+        more = len(told.refused) - len(shown)
+        yield f"Refused lately:\n{lines}{f'  and {more} more (-o wide)' + chr(10) if more else ''}"
+
+
+def _head(told: Explanation, now: datetime) -> str:
+    lines = [("Pod", f"{told.namespace}/{told.pod}"), ("Node", told.node or "none yet")]
+    if use := told.use:
+        sampled = age(use.sampled_at, now)
+        lines += [
+            (
+                "Pinned",
+                f"{short(use.total)} (locked {short(use.locked)}, pinned by drivers {short(use.pinned)})",
+            ),
+            ("Peak", f"{short(use.peak)}, sampled: a lower bound"),
+            ("Level", f"{use.level or UNKNOWN}{f' ({use.reason})' if use.reason else ''}"),
+            ("Sampled", f"{sampled} ago" if sampled else UNKNOWN),
+        ]
+    else:
+        lines.append(("Pinned", f"{UNKNOWN}: no agent has reported the pod"))
+    uncounted = [each.source for each in told.sources if not each.counted]
+    if uncounted:
+        lines.append(("Not counted", ", ".join(uncounted)))
+    return "".join(f"{name + ':':<13}{value}\n" for name, value in lines)
+
+
+def _finding(number: int, finding: Finding) -> str:
+    cause = paint(str(finding.cause), "red" if finding.problem else "green")
+    # commands are never wrapped, so that they can be copied
+    return (
+        f"{number}. {cause}\n{output.paragraph(finding.message, '   ')}"
+        f"{output.paragraph('Next: ' + finding.next.text, '   ')}     {paint(finding.next.command, 'bold')}\n"
+    )
+
+
+def _limits(options: argparse.Namespace, told: Explanation) -> str:
+    rows = [
+        [
+            each.name,
+            each.kind,
+            amount(each.limit),
+            each.scope,
+            each.enforcement,
+            each.minimum_level,
+            amount(each.used, UNKNOWN if each.limit is not None else None),
+            amount(each.peak, UNKNOWN if each.limit is not None else None),
+            each.denials,
+            each.standing,
+            *([each.because] if options.output == "wide" else []),
+        ]
+        for each in told.limits
+    ]
+    head = [*_LIMITS, *(["BECAUSE"] if options.output == "wide" else [])]
+    return _table(options, head, rows)
+
+
+def _table(options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return output.table(
+        head,
+        rows,
+        headers=not options.no_headers,
+        width=None if options.output == "wide" else output.terminal_width(),
+        cut=[head[0]],
+        colours=output.level_colours(),
+    )

@@ -1,0 +1,221 @@
+"""The command line as values: subcommands, flags, and what completes each.
+
+Flags are named, and behave, as those of kubectl; wrong usage ends with exit code 1, as it does there.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NoReturn
+
+from pinwarden import __version__
+
+PROGRAM: Final = "kubectl pinwarden"
+SYSTEM: Final = "pinwarden-system"
+
+
+class Values(StrEnum):
+    """What an argument is the name of, as far as the API server knows it."""
+
+    NAMESPACES = "namespaces"
+    NODES = "nodes"
+    PODS = "pods"
+    PODS_AND_LIMITS = "pods and limits"
+    CONTEXTS = "contexts"
+    FILES = "files"
+    NOTHING = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """An option; without `metavar` and `choices` it is a switch."""
+
+    names: tuple[str, ...]
+    help: str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    values: Values = Values.NOTHING
+    default: str | None = None
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether a word follows it."""
+        return bool(self.metavar or self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """The one positional argument of a subcommand."""
+
+    name: str
+    help: str
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    values: Values = Values.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand; `module` has its `run(options)`."""
+
+    name: str
+    help: str
+    module: str
+    flags: tuple[Flag, ...] = ()
+    argument: Argument | None = None
+
+
+_NAMESPACE = Flag(
+    ("-n", "--namespace"),
+    "namespace to look in (default: that of the context)",
+    metavar="NAME",
+    values=Values.NAMESPACES,
+)
+_ALL = Flag(("-A", "--all-namespaces"), "look in all namespaces")
+_SELECTOR = Flag(("-l", "--selector"), "pods with these labels only, such as app=db", metavar="LABELS")
+_NO_HEADERS = Flag(("--no-headers",), "print tables without their heads")
+_SYSTEM = Flag(
+    ("--pinwarden-namespace",),
+    f"where pinwarden itself runs (default: {SYSTEM})",
+    metavar="NAME",
+    values=Values.NAMESPACES,
+    default=SYSTEM,
+)
+_CONNECTION = (
+    Flag(("--context",), "context of the kubeconfig to use", metavar="NAME", values=Values.CONTEXTS),
+    Flag(("--kubeconfig",), "kubeconfig to use", metavar="FILE", values=Values.FILES),
+)
+
+
+def _output(*choices: str) -> Flag:
+    return Flag(("-o", "--output"), f"one of: {', '.join(choices)} (default: a table)", choices=choices)
+
+
+COMMANDS: Final = (
+    Command(
+        "top",
+        "show the pods that pin most, or with --shared what they share",
+        "top",
+        (
+            _NAMESPACE,
+            _ALL,
+            _SELECTOR,
+            Flag(("--by",), "a row for each source that can be told apart", choices=("source",)),
+            Flag(("--shared",), "shared memory: groups, borrowing pods, and the fair view"),
+            _SYSTEM,
+            _output("wide", "json", "yaml"),
+            _NO_HEADERS,
+            *_CONNECTION,
+        ),
+    ),
+    Command(
+        "explain",
+        "say how a pod is held, why, and what to do next",
+        "explain",
+        (_NAMESPACE, _SYSTEM, _output("wide", "json", "yaml"), _NO_HEADERS, *_CONNECTION),
+        Argument("POD", "the pod", required=True, values=Values.PODS),
+    ),
+    Command(
+        "probe",
+        "show what nodes can enforce, for each source",
+        "probe",
+        (
+            Flag(("--strict",), "exit with 1 unless every node that has an agent reports what it can do"),
+            _SYSTEM,
+            _output("wide", "json", "yaml"),
+            _NO_HEADERS,
+            *_CONNECTION,
+        ),
+        Argument("NODE", "one node (default: all)", values=Values.NODES),
+    ),
+    Command(
+        "recommend",
+        "recommend a limit for each workload, as manifests with -o yaml",
+        "recommend",
+        (_NAMESPACE, _ALL, _SELECTOR, _output("wide", "json", "yaml"), _NO_HEADERS, *_CONNECTION),
+        Argument(
+            "POD|NAMESPACE/LIMIT", "the workload of one pod, or one PinLimit", values=Values.PODS_AND_LIMITS
+        ),
+    ),
+    Command(
+        "completion",
+        "print what makes a shell complete this program",
+        "complete",
+        argument=Argument("SHELL", "the shell", required=True, choices=("bash", "zsh", "fish")),
+    ),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong as kubectl does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 1."""
+        self.exit(1, f"error: {message}\nSee '{self.prog} --help' for usage.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    whole = _Parser(
+        prog=PROGRAM,
+        description="Shows what pods pin, why they are held as they are, and what to do about it.",
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"kubectl-pinwarden {__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        _add(commands, command)
+    return whole
+
+
+def _add(commands: "argparse._SubParsersAction[Any]", command: Command) -> None:
+    sub = commands.add_parser(
+        command.name, help=command.help, description=_sentence(command.help), allow_abbrev=False
+    )
+    sub.set_defaults(module=command.module)
+    if command.argument:
+        sub.add_argument(
+            "argument",
+            metavar=command.argument.name,
+            help=command.argument.help,
+            nargs=None if command.argument.required else "?",
+            choices=command.argument.choices or None,
+        )
+    for flag in command.flags:
+        if flag.takes_value:
+            sub.add_argument(
+                *flag.names,
+                help=flag.help,
+                metavar=flag.metavar or "|".join(flag.choices),
+                choices=flag.choices or None,
+                default=flag.default,
+            )
+        else:
+            sub.add_argument(*flag.names, help=flag.help, action="store_true")
+
+
+def ordered(arguments: Sequence[str]) -> list[str]:
+    """The words with a subcommand's flags behind it, as they may also stand before it (`kubectl pinwarden -n team-a top`)."""
+    known = [flag for command in COMMANDS for flag in command.flags]
+    rest = list(arguments)
+    leading: list[str] = []
+    while rest and (flag := flag_named(known, rest[0].partition("=")[0])):
+        leading.append(rest.pop(0))
+        if flag.takes_value and "=" not in leading[-1] and rest:
+            leading.append(rest.pop(0))
+    return [*rest[:1], *leading, *rest[1:]]
+
+
+def command_named(name: str) -> Command | None:
+    """The subcommand of this name."""
+    return next((command for command in COMMANDS if command.name == name), None)
+
+
+def flag_named(flags: Sequence[Flag], name: str) -> Flag | None:
+    """The flag of this name."""
+    return next((flag for flag in flags if name in flag.names), None)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

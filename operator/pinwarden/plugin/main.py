@@ -1,0 +1,30 @@
+"""The entry point: exit codes, signals, and messages."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pinwarden.plugin.errors import PluginError
+from pinwarden.plugin.grammar import ordered, parser
+
+
+def main() -> NoReturn:
+    """The program. A reader that goes away and Ctrl-C end it without a word, by their signals, as they end kubectl."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one subcommand: exit code 0, or 1 with a message on standard error."""
+    options = parser().parse_args(ordered(arguments))
+    module = importlib.import_module(f"pinwarden.plugin.{options.module}")
+    try:
+        module.run(options)
+        sys.stdout.flush()
+    except PluginError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0

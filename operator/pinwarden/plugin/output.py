@@ -1,0 +1,151 @@
+"""What is printed: tables as kubectl prints them, JSON, YAML, ages, and colour where somebody looks at it.
+
+On a terminal a table is cut to its width, the columns that may be cut first giving way evenly; elsewhere, and with `-o wide`, nothing is
+cut. Colour is on a terminal only, and never with NO_COLOR.
+"""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pinwarden.plan.amounts import short
+
+UNKNOWN: Final = "<unknown>"
+_GAP: Final = "   "
+_LEAST: Final = 8
+_LINE: Final = 110
+_COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
+_OF_LEVELS: Final = {"Deny": "green", "Observe": "red"}
+
+Row = Sequence[object]
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    headers: bool = True,
+    width: int | None = None,
+    cut: Sequence[str] = (),
+    colours: Mapping[str, str] | None = None,
+) -> str:
+    """Lines without trailing spaces, where None and the empty text are `-`.
+
+    The columns `cut` are made narrower until no line is wider than `width`. `colours` are of whole cells by their text.
+    """
+    cells = [["-" if cell in (None, "") else str(cell) for cell in row] for row in rows]
+    shown = [list(head), *cells] if headers else cells
+    if not shown:
+        return ""
+    widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
+    if width is not None:
+        widths = _fitted(widths, width, [head.index(name) for name in cut])
+    lines = []
+    for number, row in enumerate(shown):
+        paint = (colours or {}) if number or not headers else {}
+        padded = (_painted(_cut(cell, size), size, paint) for cell, size in zip(row, widths, strict=True))
+        lines.append(_GAP.join(padded).rstrip() + "\n")
+    return "".join(lines)
+
+
+def _fitted(widths: Sequence[int], width: int, cut: Sequence[int]) -> list[int]:
+    """The widths of columns, the widest of those that may be cut made narrower until a line fits."""
+    fitted = list(widths)
+    excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - width
+    while excess > 0 and (widest := max((fitted[column] for column in cut), default=0)) > _LEAST:
+        fitted[next(column for column in cut if fitted[column] == widest)] -= 1
+        excess -= 1
+    return fitted
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
+def _painted(cell: str, width: int, colours: Mapping[str, str]) -> str:
+    colour = colours.get(cell)
+    return paint(cell, colour) + " " * (width - len(cell)) if colour else cell.ljust(width)
+
+
+def paint(text: str, colour: str) -> str:
+    """The text in a colour, where colour is wanted."""
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m" if has_colour() else text
+
+
+def has_colour() -> bool:
+    """Whether somebody looks who wants colour (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def level_colours() -> Mapping[str, str]:
+    """The colours of levels."""
+    return _OF_LEVELS if has_colour() else {}
+
+
+def terminal_width() -> int | None:
+    """The width of the terminal; None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """Text in lines of a width that can be read."""
+    width = min(terminal_width() or _LINE, _LINE)
+    return (
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        + "\n"
+    )
+
+
+def emit(value: Any, form: str) -> None:
+    """JSON or YAML, as kubectl prints them."""
+    if form == "json":
+        sys.stdout.write(json.dumps(value, indent=4) + "\n")
+    else:
+        sys.stdout.write(to_yaml(value))
+
+
+def to_yaml(value: Any) -> str:
+    """YAML with its keys in their order."""
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+
+
+def items(values: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Several values as one."""
+    return {"items": list(values)}
+
+
+def amount(value: int | None, absent: str | None = None) -> str | None:
+    """An amount of bytes for people."""
+    return absent if value is None else short(value)
+
+
+def age(time: datetime | None, now: datetime) -> str | None:
+    """`45s`, `3m`, `2h`, `5d`, as kubectl tells ages."""
+    if time is None:
+        return None
+    seconds = max(0, int((now - time) / timedelta(seconds=1)))
+    if seconds < 120:
+        return f"{seconds}s"
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if minutes < 120:
+        return f"{minutes}m"
+    return f"{hours}h" if hours < 48 else f"{days}d"
+
+
+def remark(text: str) -> None:
+    """Something besides the output, for people, where it is in no program's way."""
+    sys.stderr.write(f"{text}\n")

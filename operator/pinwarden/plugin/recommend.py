@@ -1,0 +1,180 @@
+"""`kubectl pinwarden recommend`: limits for workloads, as a table or as manifests for `kubectl apply -f -`."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.pinlimit import PinLimit
+from pinwarden.plan.compile import Settings, matches, refusal
+from pinwarden.plan.objects import read_pod
+from pinwarden.plan.workloads import (
+    Observed,
+    Recommendation,
+    advise,
+    advise_limit,
+    workload_of,
+    workloads,
+)
+from pinwarden.plan.world import Namespace, Node, Pod
+from pinwarden.plugin import gather, output
+from pinwarden.plugin.client import Client, Json
+from pinwarden.plugin.errors import PluginError
+from pinwarden.plugin.output import UNKNOWN, amount
+
+_HEAD = ("WORKLOAD", "PODS", "OBSERVED", "PEAK", "SINCE", "CURRENT", "RECOMMENDED")
+
+
+class _Target(NamedTuple):
+    """What is asked about: a limit or a pod of a namespace, or all of it (of all, where it is None)."""
+
+    namespace: str | None
+    limit: str = ""
+    pod: str = ""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the recommendations."""
+    client = Client(options.kubeconfig, options.context)
+    namespace = None if options.all_namespaces else options.namespace or client.namespace
+    target = _target(options.argument, namespace)
+    made = _of_limit(client, target) if target.limit else _of_workloads(client, target, options.selector)
+    if options.output in ("json", "yaml"):
+        _emit(made, options.output)
+        return
+    if not made:
+        output.remark(f"No pods found{f' in namespace {namespace}' if namespace else ''}.")
+        return
+    _print(options, made, everywhere=target.namespace is None)
+
+
+def _target(argument: str | None, namespace: str | None) -> _Target:
+    first, slash, second = (argument or "").partition("/")
+    if not slash:
+        if argument and namespace is None:
+            raise PluginError("a pod by name is of one namespace: give -n instead of -A")
+        return _Target(namespace, pod=first)
+    if first in ("pod", "pods", "po"):
+        return _Target(namespace, pod=second)
+    if first in ("pinlimit", "pinlimits", "pinl"):
+        return _Target(namespace, limit=second)
+    return _Target(first, limit=second)
+
+
+def _of_limit(client: Client, target: _Target) -> list[Recommendation]:
+    with gather.Rights(client) as rights:
+        read = gather.limits(rights, target.namespace, cluster=False)
+    for limit in read.limits:
+        if isinstance(limit, PinLimit) and limit.metadata.name == target.limit:
+            return [advise_limit(limit)]
+    raise PluginError(f'there is no PinLimit "{target.limit}" in namespace {target.namespace}')
+
+
+def _of_workloads(client: Client, target: _Target, selector: str | None) -> list[Recommendation]:
+    with gather.Rights(client) as rights:
+        everybody = {raw["metadata"]["uid"]: raw for raw in rights.items("pods", target.namespace)}
+        chosen: Iterable[str] = everybody
+        if selector:
+            found = rights.items("pods", target.namespace, labelSelector=selector)
+            chosen = [raw["metadata"]["uid"] for raw in found]
+        limits = gather.limits(rights, target.namespace, cluster=False).limits
+        pods = {uid: read_pod(raw) for uid, raw in everybody.items()}
+        peaks = _peaks(gather.configs(rights, {pod.node for pod in pods.values()}))
+    if target.pod:
+        chosen = list(_fellows(target, everybody, pods))
+    observed = [
+        _observed(pods[uid], everybody[uid], limits, peaks)
+        for uid in chosen
+        if uid in pods and not pods[uid].terminal
+    ]
+    return [advise(each) for each in workloads(observed, pods.values())]
+
+
+def _fellows(target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod]) -> Iterator[str]:
+    """The UIDs of the pods of the named pod's workload."""
+    uid = next((uid for uid, pod in pods.items() if pod.name == target.pod), None)
+    if uid is None:
+        raise PluginError(f'there is no pod "{target.pod}" in namespace {target.namespace}')
+    workload = workload_of(raws[uid]["metadata"])
+    for other, raw in raws.items():
+        if other == uid or (workload and workload_of(raw["metadata"]) == workload):
+            yield other
+
+
+def _peaks(configs: Iterable[NodePinConfig]) -> Mapping[tuple[str, str], int]:
+    """By node and UID of the cgroup: the most that a pod was seen to pin."""
+    return {
+        (config.metadata.name, report.uid): report.peak
+        for config in configs
+        if config.status
+        for report in config.status.pods
+    }
+
+
+def _observed(
+    pod: Pod, raw: Json, limits: Sequence[object], peaks: Mapping[tuple[str, str], int]
+) -> Observed:
+    space, node, settings = Namespace(pod.namespace), Node(pod.node), Settings()
+    governing = [
+        limit
+        for limit in limits
+        if isinstance(limit, PinLimit)
+        and refusal(limit) is None
+        and matches(limit, pod, space, node, settings)
+    ]
+    peak = peaks.get((pod.node, pod.cgroup_uid))
+    since = None
+    if peak is not None:
+        made = [str((limit.metadata.model_extra or {}).get("creationTimestamp", "")) for limit in governing]
+        text = max(raw["metadata"]["creationTimestamp"], min(filter(None, made), default=""))
+        since = datetime.fromisoformat(text)
+    return Observed(pod, workload_of(raw["metadata"]), peak, since, governing)
+
+
+def _emit(made: Sequence[Recommendation], form: str) -> None:
+    """Manifests; in YAML each with what it is based on as a comment. What has none is told besides."""
+    manifests = [each.manifest for each in made if each.manifest]
+    if form == "json":
+        output.emit({"apiVersion": "v1", "kind": "List", "items": manifests}, form)
+    else:
+        for each in made:
+            if each.manifest:
+                sys.stdout.write(f"---\n# {each.workload}: {each.basis}\n{output.to_yaml(each.manifest)}")
+    for each in made:
+        if not each.manifest:
+            output.remark(f"{each.namespace} {each.workload}: {each.basis}")
+
+
+def _print(options: argparse.Namespace, made: Sequence[Recommendation], *, everywhere: bool) -> None:
+    now, wide = datetime.now(UTC), options.output == "wide"
+    rows = [
+        [
+            *([each.namespace] if everywhere else []),
+            each.workload,
+            each.pods,
+            each.observed,
+            amount(each.peak, UNKNOWN),
+            output.age(each.since, now),
+            each.current,
+            each.limit or ("audit first" if each.manifest else None),
+            *([each.basis] if wide else []),
+        ]
+        for each in made
+    ]
+    head = [*(["NAMESPACE"] if everywhere else []), *_HEAD, *(["BASIS"] if wide else [])]
+    sys.stdout.write(
+        output.table(
+            head,
+            rows,
+            headers=not options.no_headers,
+            width=None if wide else output.terminal_width(),
+            cut=["WORKLOAD", "CURRENT"],
+        )
+    )
+    if not wide:
+        for each in made:
+            output.remark(f"{each.workload}: {each.basis}.")
+    if any(each.manifest for each in made):
+        output.remark("To apply these, add: -o yaml | kubectl apply -f -")

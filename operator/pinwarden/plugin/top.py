@@ -1,0 +1,217 @@
+"""`kubectl pinwarden top`: the pods that pin most, and what they share."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.pinlimit import Enforcement, Scope
+from pinwarden.plan.amounts import short
+from pinwarden.plan.figures import (
+    COUNTED_IN,
+    PodFigure,
+    SharedFigures,
+    Wanted,
+    pod_figures,
+    shared_figures,
+    uncounted,
+)
+from pinwarden.plan.objects import read_pod
+from pinwarden.plan.world import Pod
+from pinwarden.plugin import gather, output
+from pinwarden.plugin.client import Client
+from pinwarden.plugin.output import UNKNOWN, age, amount
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the figures."""
+    client = Client(options.kubeconfig, options.context)
+    namespace = None if options.all_namespaces else options.namespace or client.namespace
+    selector = {"labelSelector": options.selector} if options.selector else {}
+    with gather.Rights(client) as rights:
+        pods = [read_pod(raw) for raw in rights.items("pods", namespace, **selector)]
+        every = options.shared or (namespace is None and not selector)
+        configs = list(gather.configs(rights, None if every else {pod.node for pod in pods}))
+        alive = gather.alive(rights, options.pinwarden_namespace)
+    wanted, now = Wanted(alive, namespace, bool(options.selector)), datetime.now(UTC)
+    if options.shared:
+        _print_shared(options, shared_figures(pods, configs, wanted, now), now)
+    else:
+        _print_pods(options, pods, configs, wanted, now)
+
+
+def _print_pods(
+    options: argparse.Namespace,
+    pods: Sequence[Pod],
+    configs: Sequence[NodePinConfig],
+    wanted: Wanted,
+    now: datetime,
+) -> None:
+    figures = pod_figures(pods, configs, wanted, now)
+    if options.output in ("json", "yaml"):
+        output.emit(output.items([each.to_wire() for each in figures]), options.output)
+        return
+    if not figures:
+        _nothing(configs, wanted)
+        return
+    everywhere, wide = wanted.namespace is None, options.output == "wide"
+    by_source = options.by is not None
+    head = [
+        *_where(everywhere),
+        *(_SOURCE_HEAD if by_source else _HEAD),
+        *(_WIDE if wide and not by_source else []),
+    ]
+    rows = []
+    for figure in figures:
+        where = [*([figure.namespace or UNKNOWN] if everywhere else []), figure.pod, figure.node]
+        if by_source:
+            rows += [[*where, *cells] for cells in _by_source(figure, now)]
+        else:
+            rows.append([*where, *_cells(figure, now), *(_wide_cells(figure) if wide else [])])
+    _table(options, head, rows)
+    if by_source:
+        _lower_bounds(figures, configs)
+
+
+_HEAD = ("PINNED", "LIMIT", "LEVEL", "DENIALS", "AGE")
+_SOURCE_HEAD = ("COUNTER", "SOURCES", "PINNED", "LEVEL", "AGE")
+_WIDE = ("VMLCK", "VMPIN", "PEAK", "PROCESSES", "LIMITED BY", "REASON")
+
+
+def _where(everywhere: bool) -> list[str]:
+    return [*(["NAMESPACE"] if everywhere else []), "POD", "NODE"]
+
+
+def _cells(figure: PodFigure, now: datetime) -> list[object]:
+    return [
+        amount(figure.total, UNKNOWN),
+        _limit(figure),
+        figure.level or UNKNOWN,
+        figure.denials,
+        _age(figure, now),
+    ]
+
+
+def _wide_cells(figure: PodFigure) -> list[object]:
+    counters = (amount(figure.locked), amount(figure.pinned), amount(figure.peak))
+    return [*counters, figure.processes, figure.limit_name, figure.reason]
+
+
+def _by_source(figure: PodFigure, now: datetime) -> Iterable[list[object]]:
+    for counter, bytes_of in (("VmLck", figure.locked), ("VmPin", figure.pinned)):
+        sources = ",".join(COUNTED_IN[counter])
+        yield [counter, sources, amount(bytes_of, UNKNOWN), figure.level or UNKNOWN, _age(figure, now)]
+
+
+def _limit(figure: PodFigure) -> str | None:
+    """The amount, with what tells it from one that is enforced for the whole pod."""
+    if figure.limit is None:
+        return None
+    scope = f"/{figure.scope.lower()}" if figure.scope and figure.scope is not Scope.POD else ""
+    return f"{short(figure.limit)}{scope}{' (audit)' if figure.enforcement is Enforcement.AUDIT else ''}"
+
+
+def _age(figure: PodFigure, now: datetime) -> str | None:
+    told = age(figure.sampled_at, now)
+    return f"{told} (stale)" if told and figure.stale else told
+
+
+def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]) -> None:
+    """Tell what the figures lack (H2)."""
+    nodes = {each.node for each in figures}
+    for sources, on in uncounted([each for each in configs if each.metadata.name in nodes]).items():
+        where = f"node {on[0]}{f' and {len(on) - 1} more' if len(on) > 1 else ''}"
+        output.remark(f"Figures are lower bounds: {where} cannot count {', '.join(sources)}.")
+
+
+def _nothing(configs: Sequence[NodePinConfig], wanted: Wanted) -> None:
+    if not configs and wanted.namespace is None and not wanted.selected:
+        output.remark("No node has a NodePinConfig: does the operator run?")
+        return
+    where = f" in namespace {wanted.namespace}" if wanted.namespace else ""
+    output.remark(
+        f"No pod{where} is governed by a limit, and agents report governed pods only. "
+        "To begin: kubectl pinwarden recommend"
+    )
+
+
+def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: datetime) -> None:
+    if options.output in ("json", "yaml"):
+        output.emit(figures.to_wire(), options.output)
+        return
+    told = partial(age, now=now)
+    groups = [
+        [
+            each.group,
+            each.node,
+            each.phase,
+            amount(each.charge, UNKNOWN),
+            amount(each.orphaned, UNKNOWN),
+            amount(each.dead),
+            each.reason,
+            _sampled(told(each.sampled_at), each.truncated),
+        ]
+        for each in figures.groups
+    ]
+    borrows = [
+        [
+            each.group,
+            f"{each.namespace or UNKNOWN}/{each.pod}",
+            each.node,
+            "yes" if each.member else "no",
+            amount(each.borrowed, UNKNOWN),
+            amount(each.mapped, UNKNOWN),
+            amount(each.limit),
+            each.level or UNKNOWN if each.limit is not None else None,
+            each.denials,
+        ]
+        for each in figures.borrows
+    ]
+    fair = [
+        [
+            f"{each.namespace or UNKNOWN}/{each.pod}",
+            each.node,
+            short(each.fair),
+            short(each.anonymous),
+            short(each.shared),
+            short(each.current),
+            told(each.sampled_at),
+        ]
+        for each in figures.fair_view
+    ]
+    parts: list[tuple[Sequence[str], Sequence[Sequence[object]]]]
+    parts = [(_GROUPS, groups), (_BORROWS, borrows), (_FAIR, fair)]
+    if not any(rows for _, rows in parts):
+        output.remark("No node reports a SharedMemoryGroup there.")
+        return
+    printed = 0
+    for head, rows in parts:
+        if rows:
+            sys.stdout.write("\n" if printed else "")
+            _table(options, head, rows)
+            printed += 1
+
+
+_GROUPS = ("GROUP", "NODE", "PHASE", "CHARGE", "ORPHANED", "DEAD", "REASON", "AGE")
+_BORROWS = ("GROUP", "POD", "NODE", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS")
+_FAIR = ("POD", "NODE", "FAIR", "ANONYMOUS", "SHARED", "CURRENT", "AGE")
+_MAY_BE_CUT = ("NAMESPACE", "GROUP", "POD", "NODE", "SOURCES")
+
+
+def _sampled(told: str | None, truncated: bool) -> str | None:
+    return f"{told or '-'} (lower bound)" if truncated else told
+
+
+def _table(options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    sys.stdout.write(
+        output.table(
+            head,
+            rows,
+            headers=not options.no_headers,
+            width=None if options.output == "wide" else output.terminal_width(),
+            cut=[name for name in head if name in _MAY_BE_CUT],
+            colours=output.level_colours(),
+        )
+    )
