@@ -1,0 +1,259 @@
+"""The chart on a real cluster of two nodes: installed with other values, upgraded from the commit before, and taken away again.
+
+Nothing may stay behind but what docs/uninstall.md names, also when a node is dead; and while pods are gated it does not go at all.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import chart, image
+from cluster.cluster import Cluster
+from cluster.install import ROOT, environment
+from cluster.node import Node
+
+from .test_faults import STARTED_SECONDS, eventually
+
+SYSTEM = chart.NAMESPACE
+NAMESPACE = "installed"
+MIB = 2**20
+OBJECT = f"/run/pinwarden-shared/{NAMESPACE}/cache"
+LIMIT = {
+    "apiVersion": "pinwarden.io/v1alpha1",
+    "kind": "PinLimit",
+    "metadata": {"name": "held", "namespace": NAMESPACE},
+    "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
+}
+VALUES = sorted((chart.CHART / "ci").glob("*-values.yaml"))
+RELEASE = ("pinwarden", "--namespace", SYSTEM)
+WAIT = ("--wait", "--timeout", "300s")
+HERE = {
+    "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",
+    "large": "--set=operator.resources.requests.cpu=50m,operator.resources.requests.memory=64Mi",
+}
+"""What small nodes without that registry need in its place, by the name of the values file."""
+NAMES = re.compile(r"(^|/)pinwarden-")
+KINDS = (
+    "deployments.apps,daemonsets.apps,jobs.batch,pods,serviceaccounts,services,configmaps,leases.coordination.k8s.io,"
+    "roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,poddisruptionbudgets.policy,networkpolicies.networking.k8s.io"
+)
+CLUSTER_KINDS = (
+    "clusterroles.rbac.authorization.k8s.io,clusterrolebindings.rbac.authorization.k8s.io,nodepinconfigs.pinwarden.io,"
+    "validatingadmissionpolicies.admissionregistration.k8s.io,validatingadmissionpolicybindings.admissionregistration.k8s.io,"
+    "mutatingadmissionpolicies.admissionregistration.k8s.io,mutatingadmissionpolicybindings.admissionregistration.k8s.io"
+)
+MONITORING = "tests/cluster/monitoring-crds.yaml"
+
+
+class Two:
+    """A cluster of two nodes, with kubectl and helm as its user has them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.nodes = cluster.nodes
+
+    def run(self, *command: str, stdin: str = "", fails: bool = False) -> str:
+        """Both outputs of a command that succeeds, or fails."""
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment(self.cluster.kubeconfig),
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, f"{' '.join(command)}: {done.stdout}"
+        return done.stdout
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.run("kubectl", *arguments, stdin=stdin)
+
+    def helm(self, *arguments: str, fails: bool = False) -> str:
+        return self.run("helm", *arguments, fails=fails)
+
+    def install(self, *options: str, source: Path = chart.CHART) -> str:
+        return self.helm(
+            "install", RELEASE[0], str(source), *RELEASE[1:], "--create-namespace", *WAIT, *options
+        )
+
+    def uninstall(self, fails: bool = False) -> str:
+        return self.helm("uninstall", *RELEASE, *WAIT, fails=fails)
+
+    def conditions(self) -> dict[str, str]:
+        limit = json.loads(self.kubectl("-n", NAMESPACE, "get", "pinlimit", "held", "-o", "json"))
+        status = limit.get("status", {})
+        if status.get("observedGeneration") != limit["metadata"]["generation"]:
+            return {}
+        return {one["type"]: one["status"] for one in status.get("conditions", [])}
+
+    def enforced(self) -> bool:
+        conditions = self.conditions()
+        return conditions.get("Applied") == "True" and conditions.get("Enforced") == "True"
+
+    def left(self) -> list[str]:
+        """Every object of pinwarden's that is still there."""
+        found = self.kubectl("-n", SYSTEM, "get", KINDS, "-o", "name", "--ignore-not-found")
+        found += self.kubectl("get", CLUSTER_KINDS, "-o", "name", "--ignore-not-found")
+        return [name for name in found.split() if NAMES.search(name) or name.startswith("nodepinconfig")]
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of the commit before; in a clone without history the commit itself."""
+    tree = tmp_path_factory.mktemp("previous")
+    known = subprocess.run(
+        ["git", "rev-parse", "--verify", "HEAD~1"], cwd=ROOT, capture_output=True, check=False
+    )
+    commit = "HEAD~1" if known.returncode == 0 else "HEAD"
+    subprocess.run(["git", "archive", f"--output={tree}/tree.tar", commit], cwd=ROOT, check=True)
+    with tarfile.open(tree / "tree.tar") as packed:
+        packed.extractall(tree, filter="data")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def two(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """A cluster whose nodes have both images, and a pod that would lock 32 MiB on each."""
+    archive = image.image_of(previous, f"{image.NAME.partition(':')[0]}:previous")
+    with Cluster(nodes=2, images=[archive]) as running:
+        two = Two(running)
+        two.kubectl("create", "namespace", NAMESPACE)
+        two.kubectl("-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py")
+        pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
+        for node in two.nodes:
+            made = pod.replace("name: one", f"name: {node.name}", 1).replace(", --wait-for-limit", "")
+            made = made.replace("spec:\n", f"spec:\n  nodeName: {node.name}\n", 1)
+            two.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
+        two.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=240s")
+        yield two
+
+
+def memlock(node: Node) -> int | None:
+    """The soft RLIMIT_MEMLOCK of the pod's process in bytes."""
+    script = "for p in /proc/[0-9]*; do grep -q [p]inner.py $p/cmdline && cat $p/limits; done 2>/dev/null"
+    found = re.search(r"Max locked memory\s+(\d+)", node.exec(["sh", "-c", script]).stdout)
+    return int(found[1]) if found else None
+
+
+def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Path) -> None:
+    given = [memlock(node) for node in two.nodes]
+    assert given == [8 * MIB, 8 * MIB]
+    two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
+    two.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
+    eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
+    two.kubectl("apply", "--server-side", "--force-conflicts", "-f", "charts/pinwarden/crds")
+    two.helm("upgrade", RELEASE[0], str(chart.CHART), *RELEASE[1:], "--reset-values", *WAIT)
+
+    def images() -> set[str]:
+        found = two.kubectl(
+            "-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[*].spec.containers[*].image}"
+        )
+        return set(found.split())
+
+    eventually(lambda: images() == {image.NAME}, STARTED_SECONDS, "the old pods are gone")
+    eventually(two.enforced, STARTED_SECONDS, "the limit is enforced by the new version")
+    assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
+
+
+def test_the_charts_own_test_passes(two: Two) -> None:
+    assert "Succeeded" in two.helm("test", *RELEASE, "--timeout", "300s")
+
+
+def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Two) -> None:
+    two.kubectl("create", "namespace", "gated")
+    two.kubectl("label", "namespace", "gated", "pinwarden.io/gate=runtime-default")
+    overrides = {"spec": {"terminationGracePeriodSeconds": 0}}
+    two.kubectl(
+        *("-n", "gated", "run", "db", f"--image={image.NAME}", "--image-pull-policy=IfNotPresent"),
+        *(
+            f"--overrides={json.dumps(overrides)}",
+            "--command",
+            "--",
+            "python3",
+            "-c",
+            "import time; time.sleep(1e6)",
+        ),
+    )
+    said = two.uninstall(fails=True)
+    assert "gated/db" in said
+    assert "pinwarden.io/gate" in said
+    two.kubectl(
+        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "4Mi"}}'
+    )
+    eventually(two.enforced, STARTED_SECONDS, "the operator goes on")
+    assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
+    two.kubectl("delete", "namespace", "gated", "--timeout=240s")
+
+
+@pytest.mark.rule("H3", level="Converge")
+def test_it_gives_everything_back_and_leaves_nothing(two: Two) -> None:
+    node = two.nodes[0]
+    manifest = (ROOT / "examples/demo/shared.yaml").read_text()
+    pod = (ROOT / "examples/demo/borrowers.yaml").read_text().split("---\n")[1]
+    whole = f"{manifest}\n---\n{pod}".replace("pinwarden-demo", NAMESPACE).replace("demo-shared", NAMESPACE)
+    two.kubectl("-n", NAMESPACE, "create", "configmap", "borrower", "--from-file=examples/demo/borrower.py")
+    two.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=whole)
+    two.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
+    two.kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--timeout=240s")
+    said = two.uninstall()
+    assert "released: 2 NodePinConfigs" in said
+    assert [memlock(each) for each in two.nodes] == [8 * MIB, 8 * MIB]
+    eventually(lambda: two.left() == [], STARTED_SECONDS, f"nothing is left; {two.left()}")
+    group = json.loads(two.kubectl("-n", NAMESPACE, "get", "smg", "cache", "-o", "json"))
+    assert not group["metadata"].get("finalizers")
+    for each in two.nodes:
+        assert OBJECT not in each.exec(["cat", "/proc/mounts"]).stdout
+    kept = node.exec(
+        ["sh", "-c", "ls -d /var/lib/pinwarden /run/pinwarden* /var/lib/kubelet/seccomp/pinwarden"]
+    )
+    assert set(kept.stdout.split()) <= {
+        *(
+            "/var/lib/pinwarden",
+            "/run/pinwarden",
+            "/run/pinwarden-shared",
+            "/var/lib/kubelet/seccomp/pinwarden",
+        )
+    }
+    assert len(json.loads(two.kubectl("get", "crd", "-o", "json"))["items"]) == 4
+    two.kubectl("-n", NAMESPACE, "delete", "smg", "cache", "--timeout=60s")
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem.removesuffix("-values"))
+def test_it_comes_and_goes_with_other_values(two: Two, values: Path) -> None:
+    name = values.stem.removesuffix("-values")
+    for node in two.nodes:
+        two.kubectl("label", "--overwrite", "node", node.name, "pool=compute")
+    if "monitor" in name:
+        two.kubectl("apply", "-f", MONITORING)
+        two.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", MONITORING)
+    two.install("--values", str(values), *([HERE[name]] if name in HERE else []))
+    if name != "one-team":
+        eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
+    two.uninstall()
+    eventually(lambda: two.left() == [], STARTED_SECONDS, "nothing is left")
+
+
+def test_a_dead_node_is_named_and_holds_nothing_up(two: Two) -> None:
+    two.install("--set=uninstall.timeoutSeconds=30")
+    eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
+    dead = two.nodes[1]
+    dead.power_cut()
+    ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    eventually(
+        lambda: two.kubectl("get", "node", dead.name, "-o", ready) != "True",
+        STARTED_SECONDS,
+        "its death is seen",
+    )
+    said = two.uninstall()
+    assert re.search(rf"no agent runs on these nodes.*{dead.name}", said)
+    assert memlock(two.nodes[0]) == 8 * MIB
+    two.kubectl("delete", "node", dead.name)
+    eventually(lambda: two.left() == [], STARTED_SECONDS, "nothing is left")
