@@ -59,9 +59,9 @@ RULES: dict[str, Rule] = {
     "M8": Rule("Three limits", f"pinLimit: {_LEDGER}; refusing at borrowLimit in {_UNGATED}"),
     "M9": Rule("No hidden zombies", "bytes on dead cgroups for memfd, sysvShm and hugetlbfs"),
     "M10": Rule("A group with pins pending does not go", f"waiting for pins: {_LEDGER}"),
-    "M11": Rule("The fair view", "dashboards"),
+    "M11": Rule("The fair view", ""),
     "H1": Rule("What is not held is not called enforced", "Deny beyond gated pods; Kill"),
-    "H2": Rule("Sampled, stale and partial numbers are labelled", "dashboards"),
+    "H2": Rule("Sampled, stale and partial numbers are labelled", ""),
     "H3": Rule("Limits outlive the operator, the API server and the network", ""),
 }
 

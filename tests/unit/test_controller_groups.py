@@ -9,6 +9,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import limits, prune
 from pinwarden.controller.finalizers import LEFT_SECONDS
+from pinwarden.controller.inventory import Inventory
 from pinwarden.plan.groups import FINALIZER
 from pinwarden.plan.world import Namespace
 
@@ -456,8 +457,15 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         await operator.until(operator.status)
         path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
         await operator.until(lambda: path in operator.server.objects)
-        await operator.until(lambda: operator.state.count("groups", "Accepted", "True") == 1)
-        assert operator.state.count("limits", "Accepted", "True") == 1
+        inventory = Inventory(operator.state, lambda: True, pods=False)
+        accepted = {"condition": "Accepted", "status": "True"}
+
+        def counts() -> dict[str, float]:
+            families = [each for each in inventory.collect() if each.name.endswith(("_groups", "_limits"))]
+            samples = (sample for each in families for sample in each.samples if sample.labels == accepted)
+            return {sample.name.rpartition("_")[2]: sample.value for sample in samples}
+
+        await operator.until(lambda: counts() == {"groups": 1, "limits": 1})
         assert operator.server.objects[path]["status"]["backing"] == "memfd"
 
     scenario(work)

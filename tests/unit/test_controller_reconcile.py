@@ -70,7 +70,7 @@ class Operator:
 
     def __init__(self) -> None:
         self.server = server = Server()
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.leading = True
         self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
@@ -612,3 +612,47 @@ def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
     raw["kind"] = "ClusterPinLimit"
     del raw["metadata"]["namespace"]
     assert limits.read(ClusterPinLimit, raw).key == "l"
+
+
+def apply_seconds(operator: Operator) -> float:
+    """How often a generation was told to have reached its nodes."""
+    families = operator.metrics.families()
+    samples = (sample for family in families for sample in family.samples)
+    return next(each.value for each in samples if each.name == "pinwarden_operator_apply_seconds_count")
+
+
+def test_the_time_from_an_edit_to_its_acknowledgement_is_measured_once() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.agent()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "Pending")
+        assert apply_seconds(operator) == 0
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        await operator.rest()
+        assert apply_seconds(operator) == 1
+        operator.pod("p2")
+        operator.report()
+        await operator.until(lambda: operator.status()["matchedPods"] == 2)
+        await operator.rest()
+        assert apply_seconds(operator) == 1, "the pod is new, the limit is not"
+
+    scenario(work)
+
+
+def test_a_limit_without_pods_and_one_that_was_applied_before_are_not_measured() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "NoPods")
+        operator.agent()
+        operator.pod()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        await operator.rest()
+        assert apply_seconds(operator) == 0, "nobody waited for it"
+
+    scenario(work)

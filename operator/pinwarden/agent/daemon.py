@@ -49,7 +49,7 @@ class Settings:
     """What the command line says.
 
     `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API server at all. `metrics_port` 0 takes
-    a free one, and None serves nothing.
+    a free one, and None serves nothing; `per_pod_metrics` adds series of each governed pod.
     """
 
     node: str
@@ -63,6 +63,7 @@ class Settings:
     socket: Path
     metrics_address: str
     metrics_port: int | None
+    per_pod_metrics: bool
 
 
 def run(settings: Settings) -> bool:
@@ -130,7 +131,10 @@ class _Agent:
         self._inbox = Inbox(self._wakeup)
         self._board = Board()
         self._pulse = Pulse()
-        self._metrics = Metrics(self._board)
+        records = {"accountant": settings.run_dir / ACCOUNTANT_RECORD}
+        if settings.gates == "auto":
+            records["gate"] = settings.run_dir / GATE_RECORD
+        self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
         self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
 
     def start(self, resources: ExitStack) -> Loop:

@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         socket=options.socket,
         metrics_address=options.metrics_address,
         metrics_port=metrics.port(options),
+        per_pod_metrics=options.per_pod_metrics,
     )
     try:
         if options.release:

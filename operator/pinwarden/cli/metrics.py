@@ -4,7 +4,7 @@ import argparse
 
 
 def add_options(parser: argparse.ArgumentParser, port: int) -> None:
-    """Declare --metrics-address and --metrics-port, with the port that is the default."""
+    """Declare --metrics-address, --metrics-port with the port that is the default, and --per-pod-metrics."""
     parser.add_argument(
         "--metrics-address", default="", metavar="ADDRESS", help="default: all of the machine"
     )
@@ -14,6 +14,11 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
         default=port,
         metavar="PORT",
         help=f"of /metrics, /healthz and /readyz; 0 takes a free one, -1 serves none (default: {port})",
+    )
+    parser.add_argument(
+        "--per-pod-metrics",
+        action="store_true",
+        help="serve series of each governed pod too, as many as there are pods (default: only sums over them)",
     )
 
 

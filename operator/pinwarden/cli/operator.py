@@ -50,6 +50,7 @@ def _run(options: argparse.Namespace) -> int:
         unknown_pods=options.unknown_pods,
         metrics_address=options.metrics_address,
         metrics_port=metrics.port(options),
+        per_pod_metrics=options.per_pod_metrics,
     )
     try:
         asyncio.run(daemon.run(settings))

@@ -24,6 +24,7 @@ from pinwarden.controller.client import Api, ConnectionSetupError, configure
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.inventory import Inventory
 from pinwarden.controller.leader import Leader
 from pinwarden.controller.limits import LimitWatch
 from pinwarden.controller.metrics import Metrics
@@ -53,7 +54,8 @@ class StartError(Exception):
 class Settings:
     """What the command line says.
 
-    `namespaces` empty means all of them. `unknown_pods` is in bytes. `metrics_port` 0 takes a free one, and None serves nothing.
+    `namespaces` empty means all of them. `unknown_pods` is in bytes. `metrics_port` 0 takes a free one, and None serves nothing;
+    `per_pod_metrics` adds series of each governed pod.
     """
 
     kubeconfig: Path | None
@@ -61,6 +63,7 @@ class Settings:
     unknown_pods: int | None
     metrics_address: str
     metrics_port: int | None
+    per_pod_metrics: bool
 
     @property
     def own_namespace(self) -> str:
@@ -116,7 +119,8 @@ class _Operator:
         metrics.leads(self._leader.leading, gate.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
-        metrics.watch_resources(state.count, lambda: self._census.missed)
+        metrics.watch_missed(lambda: self._census.missed)
+        metrics.include(Inventory(state, self._leader.leading, pods=settings.per_pod_metrics))
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Answers probes and scrapes from now on. Raises StartError."""

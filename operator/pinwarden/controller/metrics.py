@@ -1,6 +1,6 @@
 """The operator's metrics, in base units, with closed label sets.
 
-What is known is read when someone asks; what the operator itself did is counted as it happens.
+What the operator itself did is counted here as it happens; what it knows of the cluster `inventory` reads when someone asks.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,11 +27,9 @@ ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "re
 WRITES = ("spec", "status", "finalizer", "event", "lease")
 RESULTS = ("written", *ENDS[1:])
 QUEUES = ("compile", "spec", "aggregate")
-CONDITIONS = ("Ready", "Accepted", "Applied", "Enforced", "Complete", "WithinLimit", "Granted")
-GROUP_CONDITIONS = (*CONDITIONS[:-1], "Drained")
-STATUSES = ("True", "False", "Unknown")
 _PREFIX = "pinwarden_operator"
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+_APPLY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 Stage = Literal["compile", "aggregate"]
 
@@ -71,6 +69,12 @@ class Metrics:
         )
         for stage in ("compile", "aggregate"):
             self._duration.labels(stage)
+        self._apply = Histogram(
+            f"{_PREFIX}_apply_seconds",
+            "From when a generation of a limit or group was first seen until its status said that every node concerned has it.",
+            buckets=_APPLY_SECONDS,
+            registry=self._registry,
+        )
         self._leader = self._gauge("leader", "1 while this replica may write.")
         self._synced = self._gauge("synced", "1 once everything has been listed.")
 
@@ -102,6 +106,10 @@ class Metrics:
         """One node was compiled or one limit aggregated."""
         self._duration.labels(stage).observe(seconds)
 
+    def applied(self, seconds: float) -> None:
+        """A generation of a limit or group reached every node concerned."""
+        self._apply.observe(seconds)
+
     def leads(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
         """How to tell whether this replica may write, and whether everything has been listed."""
         self._leader.set_function(leading)
@@ -115,19 +123,19 @@ class Metrics:
         for name in QUEUES:
             gauge.labels(name).set_function(partial(lengths, name))
 
-    def watch_resources(self, count: Callable[[str, str, str], int], missed: Callable[[], int]) -> None:
-        """How to tell how many `limits` or `groups` have a condition at a status, and how many exist that no event told of."""
+    def watch_missed(self, missed: Callable[[], int]) -> None:
+        """How to tell how many limits and groups exist that no event told of."""
         self._gauge("limits_missed", "Limits and groups that exist and that no event told of.").set_function(
             missed
         )
-        for kind, text, conditions in (
-            ("limits", "Limits by condition.", CONDITIONS),
-            ("groups", "SharedMemoryGroups by condition.", GROUP_CONDITIONS),
-        ):
-            gauge = self._gauge(kind, text, "condition", "status")
-            for condition in conditions:
-                for status in STATUSES:
-                    gauge.labels(condition, status).set_function(partial(count, kind, condition, status))
+
+    def include(self, collector: Collector) -> None:
+        """Has `collector` asked at each scrape."""
+        self._registry.register(collector)
+
+    def families(self) -> Iterable[Metric]:
+        """All metrics, also those that have no series now."""
+        return self._registry.collect()
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

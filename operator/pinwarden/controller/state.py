@@ -8,6 +8,7 @@ digest of each NodePinConfig's spec instead of the spec, and of each node's repo
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller.limits import Seen, Status, group_key
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, Held, KnownNode
+from pinwarden.controller.rises import Rises
 from pinwarden.controller.work import Bucket, WorkQueue
 from pinwarden.plan.aggregate import Kept
 from pinwarden.plan.compile import Settings
@@ -47,20 +49,25 @@ class HeldSpec:
 class Managed:
     """A limit or group, the status that the API server has of it, and what helps to make the next one.
 
-    `held`: its finalizer is on it, or was and is about to be put back.
+    `held`: its finalizer is on it, or was and is about to be put back. `unapplied` is when this generation was first seen, by the monotonic
+    clock; None once the status told that every node concerned has it.
     """
 
     seen: Seen
     status: Status | None
     version: int
     held: bool = False
+    unapplied: float | None = None
     kept: Kept = field(default_factory=Kept)
     kept_group: KeptGroupShares = field(default_factory=KeptGroupShares)
     leave: Bucket = field(default_factory=lambda: Bucket(STATUSES_PER_SECOND, STATUS_BURST))
 
 
 class State:
-    """What is known. `compile` and `aggregate` are the queues that it fills; `refused` is given the refusals that a node lists."""
+    """What is known. `compile` and `aggregate` are the queues that it fills; `refused` is given the refusals that a node lists.
+
+    `unreadable` names the NodePinConfigs that this version cannot read.
+    """
 
     def __init__(
         self,
@@ -74,6 +81,8 @@ class State:
         self.node_uids: dict[str, str] = {}
         self.held: dict[str, HeldSpec] = {}
         self.resources: dict[str, Managed] = {}
+        self.rises = Rises(lambda uid: uid in self._keys)
+        self.unreadable: set[str] = set()
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
@@ -163,6 +172,7 @@ class State:
 
     def remove_held(self, name: str) -> None:
         """A NodePinConfig is gone."""
+        self.unreadable.discard(name)
         if name in self.held:
             self.held[name] = HeldSpec("", 0, b"")
             self._see(self.view(name).without_object())
@@ -188,6 +198,7 @@ class State:
         if name not in self.held or not self.held[name].uid:
             self.held.pop(name, None)
             self._views.pop(name, None)
+            self.rises.forget_node(name)
             self._mark(self.world.put_presence(name, NOWHERE))
 
     # -- limits and groups -----------------------------------------------------------------------------------------
@@ -206,13 +217,18 @@ class State:
             echo = seen.version <= old.version and _essence(seen) == _essence(old.seen)
             if seen.version > old.version:
                 old.status, old.version = seen.status, seen.version
+            if seen.generation != old.seen.generation:
+                old.unapplied = monotonic()
+            if applied_to(seen.status, seen.generation):
+                old.unapplied = None
             old.seen = seen
             if echo:
                 return
         else:
             if old is not None:
                 self.remove(key, old.seen.uid)
-            self.resources[key] = Managed(seen, seen.status, seen.version)
+            unapplied = None if applied_to(seen.status, seen.generation) else monotonic()
+            self.resources[key] = Managed(seen, seen.status, seen.version, unapplied=unapplied)
             self._keys[seen.uid] = key
         self._take(self.resources[key])
         self._aggregate.add(key, COALESCE_SECONDS)
@@ -228,6 +244,7 @@ class State:
         if old is None or old.seen.uid != uid:
             return
         del self.resources[key], self._keys[uid]
+        self.rises.forget(uid)
         self._drop(old.seen)
 
     def forget(self, uid: str) -> None:
@@ -244,14 +261,6 @@ class State:
         """The limit or group of this UID."""
         key = self._keys.get(uid)
         return self.resources[key].seen if key else None
-
-    def count(self, kind: str, condition: str, status: str) -> int:
-        """How many `groups`, or `limits`, have the condition at this status."""
-        return sum(
-            any((each.type, each.status) == (condition, status) for each in conditions_of(entry.status))
-            for entry in self.resources.values()
-            if (entry.seen.kind is SharedMemoryGroup) == (kind == "groups")
-        )
 
     def _take(self, entry: Managed) -> None:
         """Into the world, unless it cannot be read."""
@@ -298,13 +307,17 @@ class State:
             config = NodePinConfig.model_validate({**held.config, "kind": "NodePinConfig"})
         except ValidationError as error:
             self._metrics.unreadable("nodepinconfigs")
+            self.unreadable.add(held.name)
             first = error.errors(include_url=False, include_input=False)[0]
             _log.warning(
                 "NodePinConfig %s is not understood, at %s: %s", held.name, first["loc"], first["msg"]
             )
             self._see(view.without_object())
         else:
-            self._see(view.with_object(config))
+            self.unreadable.discard(held.name)
+            view = view.with_object(config)
+            self.rises.reported(view)
+            self._see(view)
             self._refused(held.name, config.status.recent_denials if config.status else [])
 
     def _end(self, pod: Pod) -> None:
@@ -325,6 +338,12 @@ class State:
 def conditions_of(status: Status | None) -> list[Condition]:
     """The conditions of a status, none where there is no status."""
     return status.conditions if status else []
+
+
+def applied_to(status: Status | None, generation: int) -> str:
+    """The reason of Applied=True for this generation; empty where that is not so."""
+    conditions = (each for each in conditions_of(status) if (each.type, each.status) == ("Applied", "True"))
+    return next((each.reason for each in conditions if each.observed_generation == generation), "")
 
 
 def _essence(seen: Seen) -> tuple[object, ...]:

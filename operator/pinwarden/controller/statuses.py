@@ -22,7 +22,7 @@ from pinwarden.controller.gate import Gate
 from pinwarden.controller.limits import Seen, Status, reference
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.specs import REFUSED_SECONDS, Specs
-from pinwarden.controller.state import STATUS_BURST, Managed, State, conditions_of
+from pinwarden.controller.state import STATUS_BURST, Managed, State, applied_to, conditions_of
 from pinwarden.controller.work import WorkQueue
 from pinwarden.plan.aggregate import aggregate, conclude
 from pinwarden.plan.group_share import Wait, waits_for
@@ -35,6 +35,7 @@ SPARED_BY_FIGURES = STATUS_BURST / 2
 _GONE_SECONDS = 5.0
 WRITERS = 4
 _TIMES_ITS_COST = 10.0
+_NO_PODS = "NoPods"
 _log = logging.getLogger(__name__)
 
 
@@ -114,12 +115,20 @@ class Statuses:
     async def _apply(self, entry: Managed, status: Status) -> None:
         seen = entry.seen
         path, body = reference(seen)
-        before = entry.status  # the watch may tell of the write before it is answered
+        before, unapplied = (
+            entry.status,
+            entry.unapplied,
+        )  # the watch may tell of the write before it is answered
         answer = await self._api.apply(f"{path}/status", {**body, "status": status.to_wire()})
         version = int(answer["metadata"]["resourceVersion"])
         if version > entry.version:
             entry.status, entry.version = status, version
         entry.leave.take()
+        if unapplied is not None and (reason := applied_to(status, seen.generation)):
+            if reason != _NO_PODS:
+                self._metrics.applied(monotonic() - unapplied)
+            if entry.seen.generation == seen.generation:
+                entry.unapplied = None
         self._recorder.changed(seen, before, status)
 
     def _failed(self, key: str, error: ApiError) -> None:

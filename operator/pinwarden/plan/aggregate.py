@@ -49,7 +49,12 @@ class KeptShares(Generic[_Share]):
                 last if last and same else (resource, view, on_node, summarize(resource, on_node, view))
             )
         self._last = now
-        return [share for *_, share in now.values()]
+        return self.last
+
+    @property
+    def last(self) -> list[_Share]:
+        """What was answered last."""
+        return [share for *_, share in self._last.values()]
 
 
 class Kept(KeptShares[Share]):

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pinwarden.api.nodepinconfig import (
+    FairReport,
     GroupReport,
     NodePinConfig,
     NodePinConfigSpec,
@@ -77,7 +78,8 @@ class NodeView:
     `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one.
     `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
     SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those that the API
-    server's spec has.
+    server's spec has. `fair_view` is of pods that are attached to groups (M11). `denied` counts the calls that the node's gate refused
+    since its journal began, None where no gate sees them (H2).
     """
 
     name: str
@@ -97,6 +99,8 @@ class NodeView:
     compiled: bool = False
     asked_groups: Mapping[str, str] = field(default_factory=dict)
     stored_groups: frozenset[str] = frozenset()
+    fair_view: tuple[FairReport, ...] = ()
+    denied: int | None = None
 
     def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
         """The view after the operator compiled `spec` for the node, written or not."""
@@ -129,6 +133,10 @@ class NodeView:
             reported=config.status is not None,
             groups={group.uid: group for group in status.groups},
             stored_groups=frozenset(group.uid for group in config.spec.groups),
+            fair_view=tuple(status.fair_view),
+            denied=None
+            if status.denials_dropped is None
+            else status.denials_dropped + len(status.recent_denials),
         )
 
     def without_object(self) -> "NodeView":

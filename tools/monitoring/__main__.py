@@ -1,0 +1,7 @@
+"""Writes docs/metrics.md, docs/alerts.md, docs/dashboards.md, the rules and the dashboards anew."""
+
+from monitoring import generated
+
+for path, text in generated.files().items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

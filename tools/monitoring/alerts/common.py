@@ -1,0 +1,49 @@
+"""What several alerts say alike: labels, names, commands, and conditions as PromQL."""
+
+from typing import Final
+
+LIMIT: Final = "kind, resource_namespace, limit"
+GROUP: Final = "resource_namespace, group"
+WHICH_LIMIT: Final = (
+    "{{ $labels.kind }} {{ with $labels.resource_namespace }}{{ . }}/{{ end }}{{ $labels.limit }}"
+)
+WHICH_GROUP: Final = "SharedMemoryGroup {{ $labels.resource_namespace }}/{{ $labels.group }}"
+SEE_NODES: Final = "List the nodes with the query `pinwarden_operator_node_problem` or:"
+READ_LIMIT: Final = """```console
+$ kubectl -n NAMESPACE describe pinlimit NAME        # clusterpinlimit NAME without a namespace
+$ kubectl -n NAMESPACE get pinlimit NAME -o jsonpath='{.status.topPods}'
+```"""
+READ_GROUP: Final = """```console
+$ kubectl -n NAMESPACE describe sharedmemorygroup NAME
+$ kubectl -n NAMESPACE get sharedmemorygroup NAME -o jsonpath='{.status.nodes}'
+```"""
+SEE_OPERATOR: Final = """```console
+$ kubectl -n pinwarden-system get pods -l app.kubernetes.io/component=operator
+$ kubectl -n pinwarden-system logs deployment/pinwarden-operator --all-containers --tail=50
+$ kubectl -n pinwarden-system get lease pinwarden-operator
+```"""
+SEE_AGENT: Final = """```console
+$ kubectl -n pinwarden-system get pods -l app.kubernetes.io/component=agent -o wide
+$ kubectl -n pinwarden-system logs POD -c agent --tail=50
+$ kubectl get nodepinconfig NODE -o yaml
+```"""
+STAYS: Final = "Limits in force stay in force: agents keep what they were last told."
+
+
+def problem(name: str) -> str:
+    """That there are nodes with this problem (`controller.tally.PROBLEMS`)."""
+    return f'max by (problem) (pinwarden_operator_nodes_with_problem{{problem="{name}"}}) > 0'
+
+
+def condition(kind: str, condition: str, status: str, equals: str = "=") -> str:
+    """That a condition of a `limit` or `group` has this status, or with `!=` any other."""
+    by = LIMIT if kind == "limit" else GROUP
+    selected = f'pinwarden_operator_{kind}_condition{{condition="{condition}",status{equals}"{status}"}}'
+    return f"max by ({by}) ({selected}) == 1"
+
+
+def not_enforced(kind: str) -> str:
+    """That Enforced is not True of a `limit` or `group` with `enforcement: Enforce`."""
+    by = LIMIT if kind == "limit" else GROUP
+    wanted = f'pinwarden_operator_{kind}_info{{enforcement="Enforce"}}'
+    return f"({condition(kind, 'Enforced', 'True', '!=')}) and on ({by}) {wanted}"

@@ -1,0 +1,218 @@
+"""The dashboard of the cluster: what is held where, and how the operator does."""
+
+from typing import Final
+
+from monitoring.boards.common import LOWER, RATE, SAMPLED, per_limit
+from monitoring.grafana import Dashboard, Panel, Query, Row, Unit
+
+
+def _stat(title: str, description: str, expr: str, unit: Unit = "short") -> Panel:
+    return Panel(title, description, (Query(expr),), "stat", unit, width=4, height=4)
+
+
+def _summed(by: str, metric: str) -> str:
+    return f"sum by ({by}) ({metric})"
+
+
+_CEILINGS: Final = '{kind="ClusterPinLimit"}'
+CLUSTER: Final = Dashboard(
+    name="cluster",
+    title="Pinwarden / Cluster",
+    description="What is held where, by which level, what is refused, and how the operator does.",
+    rows=(
+        Row(
+            "State",
+            (
+                _stat(
+                    "Leading replicas",
+                    "Replicas of the operator that may write: one.",
+                    "sum(pinwarden_operator_leader)",
+                ),
+                _stat(
+                    "Nodes answering",
+                    "Nodes with a ready agent.",
+                    'sum(pinwarden_operator_nodes{agent="answering"})',
+                ),
+                _stat("Nodes silent", "Nodes without one.", 'sum(pinwarden_operator_nodes{agent="silent"})'),
+                _stat(
+                    "Governed pods", "Pods that a limit holds for.", "sum(pinwarden_operator_governed_pods)"
+                ),
+                _stat("Pinned", SAMPLED, "sum(pinwarden_operator_governed_pinned_bytes)", "bytes"),
+                _stat(
+                    "Limits not ready",
+                    "PinLimits and ClusterPinLimits whose condition Ready is not True.",
+                    'sum(pinwarden_operator_limits{condition="Ready",status!="True"})',
+                ),
+            ),
+        ),
+        Row(
+            "Pinned memory",
+            (
+                Panel(
+                    "Governed pods by level",
+                    "Deny refuses exactly, Converge may overshoot for a moment, Observe only counts; Unknown where the agent is "
+                    "silent (H1).",
+                    (Query(_summed("level", "pinwarden_operator_governed_pods"), "{{level}}"),),
+                    stacked=True,
+                ),
+                Panel(
+                    "Why pods are at no better level",
+                    "SeccompGate and RlimitGate are the gates that hold them; all else is a reason why no gate does.",
+                    (Query(_summed("reason", "pinwarden_operator_governed_pods"), "{{reason}}"),),
+                    stacked=True,
+                ),
+                Panel(
+                    "Pinned by namespace, the ten largest",
+                    SAMPLED,
+                    (
+                        Query(
+                            "topk(10, max by (resource_namespace) (pinwarden_operator_namespace_pinned_bytes))",
+                            "{{resource_namespace}}",
+                        ),
+                    ),
+                    unit="bytes",
+                    stacked=True,
+                ),
+                Panel(
+                    "Refused calls",
+                    "Refused by seccomp gates on all nodes; what the kernel itself refuses is not seen.",
+                    (Query(f"sum(rate(pinwarden_operator_denials_total{RATE}))", "all"),),
+                    unit="ops",
+                ),
+                Panel(
+                    "Limits by condition that is not True",
+                    "An audit is Enforced=False by intent. Enforced=Unknown is an agent that is silent.",
+                    (
+                        Query(
+                            'sum by (condition, status) (pinwarden_operator_limits{status!="True"})',
+                            "{{condition}}={{status}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Groups by condition that is not True",
+                    "Of SharedMemoryGroups.",
+                    (
+                        Query(
+                            'sum by (condition, status) (pinwarden_operator_groups{status!="True"})',
+                            "{{condition}}={{status}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Ceilings",
+            (
+                Panel(
+                    "ClusterPinLimits",
+                    f"A limit holds for each pod, or in its scope; pinned is over all pods that match. {LOWER}",
+                    (
+                        Query(per_limit("bytes", _CEILINGS), "may pin", "bytes"),
+                        Query(per_limit("pods", _CEILINGS), "pods"),
+                        Query(per_limit("pinned_bytes", _CEILINGS), "pinned", "bytes"),
+                        Query(per_limit("overshoots_total", _CEILINGS), "overshoots"),
+                        Query(per_limit("denials_total", _CEILINGS), "refused"),
+                    ),
+                    "table",
+                    width=24,
+                ),
+            ),
+        ),
+        Row(
+            "Nodes",
+            (
+                Panel(
+                    "Nodes by problem",
+                    "See the alerts of the same names.",
+                    (Query(_summed("problem", "pinwarden_operator_nodes_with_problem"), "{{problem}}"),),
+                ),
+                Panel(
+                    "Nodes with a problem",
+                    "The first 50 of each problem by name.",
+                    (Query(_summed("problem, resource_node", "pinwarden_operator_node_problem")),),
+                    "table",
+                ),
+                Panel(
+                    "Nodes by source, level and whether it is counted",
+                    "Figures lack what sources that are not counted pin: they are lower bounds (H2).",
+                    (Query(_summed("source, level, counted", "pinwarden_operator_source_nodes"), "nodes"),),
+                    "table",
+                ),
+                Panel(
+                    "Too many to be told of",
+                    "Limits, groups and namespaces without series of their own. Those that are not Ready come first.",
+                    (Query(_summed("of", "pinwarden_operator_series_omitted"), "{{of}}"),),
+                ),
+            ),
+        ),
+        Row(
+            "Operator",
+            (
+                Panel(
+                    "From seen to applied",
+                    "From when a generation of a limit or group was first seen until its status said that every node concerned has it.",
+                    tuple(
+                        Query(
+                            f"histogram_quantile({quantile}, sum by (le) (rate(pinwarden_operator_apply_seconds_bucket{RATE})))",
+                            f"p{int(quantile * 100)}",
+                        )
+                        for quantile in (0.5, 0.9, 0.99)
+                    ),
+                    unit="s",
+                ),
+                Panel(
+                    "Looking at one node or limit, p99",
+                    "Compiling a node's spec, aggregating a status; without writing.",
+                    (
+                        Query(
+                            "histogram_quantile(0.99, sum by (stage, le) "
+                            f"(rate(pinwarden_operator_reconcile_seconds_bucket{RATE})))",
+                            "{{stage}}",
+                        ),
+                    ),
+                    unit="s",
+                ),
+                Panel(
+                    "Waiting to be looked at or written",
+                    "Of the replica that leads: the others compile and wait.",
+                    (
+                        Query(
+                            "max by (queue) "
+                            "(pinwarden_operator_queue_length * on (job, instance) group_left pinwarden_operator_leader)",
+                            "{{queue}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Writes",
+                    "Requests that write, by what and how they ended.",
+                    (
+                        Query(
+                            f"sum by (kind, result) (rate(pinwarden_operator_writes_total{RATE})) > 0",
+                            "{{kind}} {{result}}",
+                        ),
+                    ),
+                    unit="ops",
+                ),
+                Panel(
+                    "Watches that were started again",
+                    "A timeout is usual.",
+                    (
+                        Query(
+                            f"sum by (resource, reason) (rate(pinwarden_operator_watch_ends_total{RATE})) > 0",
+                            "{{resource}} {{reason}}",
+                        ),
+                    ),
+                    unit="ops",
+                ),
+                Panel(
+                    "Resident memory",
+                    "Of each replica.",
+                    (Query('process_resident_memory_bytes{job="pinwarden-operator"}', "{{instance}}"),),
+                    unit="bytes",
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,164 @@
+"""A real Prometheus on loopback, and promtool: Debian's, unpacked into the cache, never installed.
+
+It scrapes and evaluates every second, so that a test need not wait. Whom to scrape it reads from a file that may change while it runs.
+"""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.debian import programs
+from cluster.process import Child
+from monitoring.rules import to_yaml
+
+HOST = "127.0.0.1"
+INTERVAL_SECONDS = 1.0
+READY_SECONDS = 30.0
+_PACKAGES = ("prometheus",)
+
+
+class PrometheusError(Exception):
+    """What Prometheus or promtool has against a query or a file."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A process to scrape: its address `host:port`, and labels beside `job` and `instance`."""
+
+    job: str
+    address: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a query answers: labels, and values by Unix time."""
+
+    labels: Mapping[str, str]
+    points: tuple[tuple[float, float], ...]
+
+
+def promtool(*arguments: str) -> str:
+    """Run it and return what it says. Raises PrometheusError with that when it fails."""
+    command = [str(_binary("promtool")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PrometheusError(f"{done.stdout}{done.stderr}".strip())
+    return done.stdout
+
+
+class Prometheus:
+    """A server for the length of a ``with`` block; `folder` is empty and its own."""
+
+    def __init__(self, folder: Path, rules: Mapping[str, Any]) -> None:
+        self._targets = folder / "targets.json"
+        self.scrape([])
+        (folder / "rules.yaml").write_text(to_yaml(dict(rules)))
+        configuration = folder / "prometheus.yaml"
+        every = f"{round(INTERVAL_SECONDS * 1000)}ms"
+        watched = {"files": [str(self._targets)], "refresh_interval": "1s"}
+        configuration.write_text(
+            to_yaml(
+                {
+                    "global": {
+                        "scrape_interval": every,
+                        "scrape_timeout": every,
+                        "evaluation_interval": every,
+                    },
+                    "rule_files": [str(folder / "rules.yaml")],
+                    "scrape_configs": [{"job_name": "pinwarden", "file_sd_configs": [watched]}],
+                }
+            )
+        )
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            port = free.getsockname()[1]
+        self.url = f"http://{HOST}:{port}"
+        argv = [
+            str(_binary("prometheus")),
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={HOST}:{port}",
+            "--log.level=warn",
+        ]
+        self._child = Child("prometheus", argv, folder / "prometheus.log")
+
+    def __enter__(self) -> Self:
+        """Start it and wait until it answers. Raises PrometheusError with its log when it does not."""
+        self._child.start()
+        end = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1):
+                    return self
+            except OSError as error:
+                if time.monotonic() > end or not self._child.running:
+                    self._child.stop()
+                    raise PrometheusError(self._child.tail()) from error
+            time.sleep(0.1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        self._child.stop()
+
+    def scrape(self, targets: Iterable[Target]) -> None:
+        """From now on, these processes and no others."""
+        content = [
+            {"targets": [each.address], "labels": {"job": each.job, **each.labels}} for each in targets
+        ]
+        draft = self._targets.with_suffix(".new")
+        draft.write_text(json.dumps(content))
+        draft.replace(self._targets)
+
+    def query(self, expr: str) -> list[Series]:
+        """What it answers now. Raises PrometheusError when it does not understand the query."""
+        found = self._ask("query", query=expr)
+        return [Series(each["metric"], (_point(each["value"]),)) for each in found["data"]["result"]]
+
+    def course(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        """What it answers over a time, of Unix time in seconds. Raises PrometheusError when it does not understand the query."""
+        found = self._ask("query_range", query=expr, start=start, end=end, step=step)
+        return [
+            Series(each["metric"], tuple(map(_point, each["values"]))) for each in found["data"]["result"]
+        ]
+
+    def firing(self, within: float = 0.0) -> set[str]:
+        """Names of the alerts that fire now, or did at a time of the last `within` seconds."""
+        firing = 'ALERTS{alertstate="firing"}'
+        found = self.query(f"last_over_time({firing}[{round(within * 1000)}ms])" if within else firing)
+        return {each.labels["alertname"] for each in found}
+
+    def texts(self) -> dict[str, list[str]]:
+        """By name, what the alerts that are pending or firing now say to people."""
+        said: dict[str, list[str]] = {}
+        for each in self._ask("alerts")["data"]["alerts"]:
+            said.setdefault(each["labels"]["alertname"], []).extend(each["annotations"].values())
+        return said
+
+    def _ask(self, what: str, **parameters: object) -> dict[str, Any]:
+        data = urllib.parse.urlencode(parameters).encode() or None
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{what}", data, timeout=30) as response:
+                answer: dict[str, Any] = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise PrometheusError(f"{parameters}: {error.read().decode()}") from error
+        return answer
+
+
+def _point(value: tuple[float, str]) -> tuple[float, float]:
+    return float(value[0]), float(value[1])
+
+
+def _binary(name: str) -> Path:
+    return programs("prometheus", _PACKAGES) / "usr" / "bin" / name
