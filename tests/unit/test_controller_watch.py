@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -205,6 +206,21 @@ def test_the_limits_are_synced_once_all_that_are_listed_are_known() -> None:
     api = Listing({"a"}, on_list=count)
     assert census(api, known, lambda counting: counting.synced.is_set()) == []
     assert listed >= 6
+
+
+def test_a_first_comparison_that_took_long_does_not_put_off_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(census_module, "_SHARE_OF_TIME", 1e-9)
+    known: set[str] = set()
+    api = Listing({"a"}, on_list=lambda: known.add("a") if asked() else None)
+    rounds = 0
+
+    def asked() -> bool:
+        nonlocal rounds
+        rounds += 1
+        time.sleep(0.01)
+        return rounds > 6
+
+    assert census(api, known, lambda counting: counting.synced.is_set()) == []
 
 
 def test_an_api_server_that_is_away_is_no_news() -> None:

@@ -72,8 +72,11 @@ class Census:
                 continue
             failing = False
             backoff.succeeded()
-            period = PERIOD_SECONDS if self.synced.is_set() else _SYNC_SECONDS
-            await asyncio.sleep(max(period, (loop.time() - started) / _SHARE_OF_TIME))
+            took = loop.time() - started
+            waiting = max(_SYNC_SECONDS, took)  # nothing is written before the first agreement
+            await asyncio.sleep(
+                max(PERIOD_SECONDS, took / _SHARE_OF_TIME) if self.synced.is_set() else waiting
+            )
 
     async def _compare(self) -> None:
         before = set(self._known())
