@@ -145,7 +145,7 @@ class _Operator:
             self._census.run(),
             self._recorder.run(),
             self._refusals.tell(),
-            self._leader.run(),
+            self._lead(),
             self._sync(),
         ]
         async with asyncio.TaskGroup() as group:
@@ -155,6 +155,11 @@ class _Operator:
             for task in tasks:
                 task.cancel()
         await self._leader.release()
+
+    async def _lead(self) -> None:
+        """A replica that does not know everything yet leaves the Lease to one that does: it could write nothing."""
+        await self._gate.synced.wait()
+        await self._leader.run()
 
     async def _sync(self) -> None:
         """Lets the writing begin once everything has been listed."""
