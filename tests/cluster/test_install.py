@@ -28,7 +28,7 @@ LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
     "metadata": {"name": "held", "namespace": NAMESPACE},
-    "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
+    "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "12Mi"},
 }
 VALUES = sorted((chart.CHART / "ci").glob("*-values.yaml"))
 RELEASE = ("pinwarden", "--namespace", SYSTEM)
@@ -160,7 +160,7 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Pa
 
     eventually(lambda: images() == {image.NAME}, STARTED_SECONDS, "the old pods are gone")
     eventually(two.enforced, STARTED_SECONDS, "the limit is enforced by the new version")
-    assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
+    assert [memlock(node) for node in two.nodes] == [12 * MIB, 12 * MIB]
 
 
 def test_the_charts_own_test_passes(two: Two) -> None:
@@ -186,10 +186,10 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Two) -> None:
     assert "gated/db" in said
     assert "pinwarden.io/gate" in said
     two.kubectl(
-        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "4Mi"}}'
+        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "16Mi"}}'
     )
     eventually(two.enforced, STARTED_SECONDS, "the operator goes on")
-    assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
+    assert [memlock(node) for node in two.nodes] == [16 * MIB, 16 * MIB]
     two.kubectl("delete", "namespace", "gated", "--timeout=240s")
 
 
