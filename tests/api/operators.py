@@ -140,6 +140,19 @@ class Cluster:
         condition = {"type": "Ready", "status": str(ready)}
         self.merge(f"{path}/status", {"status": {"phase": "Running", "conditions": [condition]}})
 
+    def deployment(self) -> None:
+        """The operator's Deployment, which nobody acts on."""
+        selector = {"matchLabels": {"a": "b"}}
+        template = {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "a", "image": "a"}]},
+        }
+        body = {
+            "metadata": {"name": "pinwarden-operator"},
+            "spec": {"selector": selector, "template": template},
+        }
+        self.send("POST", f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", body)
+
     def limit(self, namespace: str, **spec: Any) -> str:
         """A PinLimit over every pod of a namespace; returns its path."""
         body = _resource("PinLimit", {"limit": "1Mi", "podSelector": {}, **spec})

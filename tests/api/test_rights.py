@@ -152,13 +152,7 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         eventually(lambda: cluster.find(group)["metadata"].get("finalizers"), bool)
         eventually(lambda: cluster.held(node), bool)
         cluster.report_groups(node)
-        selector = {"matchLabels": {"a": "b"}}
-        template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
-        deployment = {
-            "metadata": {"name": "pinwarden-operator"},
-            "spec": {"selector": selector, "template": template},
-        }
-        cluster.send("POST", f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", deployment)
+        cluster.deployment()
         kubeconfig = server.kubeconfig_for(identity("pinwarden-uninstall"), ["system:authenticated"])
         done = subprocess.run(
             [sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={kubeconfig}", "--timeout=10"],

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
@@ -21,6 +23,7 @@ SECONDS = 4
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
     with prepared() as made:
+        made.deployment()
         yield made
 
 
@@ -89,6 +92,57 @@ def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator
     own.send("DELETE", LEASE)
 
 
+def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator) -> None:
+    node, namespace = own.node(), own.namespace()
+    agent = own.agent(node)
+    own.pod(namespace, node)
+    own.limit(namespace)
+    eventually(lambda: own.held(node), bool)
+    before = own.config(node)["spec"]
+    run = uninstall(own, "--timeout=60")
+    eventually(lambda: mode(own, node), lambda last: last == "Release")
+    run.terminate()
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "it was ended before it was done" in said
+    eventually(lambda: own.config(node)["spec"], lambda last: last == before)
+    own.send("DELETE", agent)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", config_path(node))
+
+
+def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
+    own: Cluster, operator: Operator
+) -> None:
+    node, namespace = own.node(), own.namespace()
+    own.pod(namespace, node)
+    group, other = own.group(namespace), own.group(namespace)
+    for each in (group, other):
+        eventually(lambda each=each: own.find(each)["metadata"].get("finalizers"), bool)  # type: ignore[misc]
+    own.merge(group, {"metadata": {"finalizers": ["pinwarden.io/shared-memory", "example.org/mine"]}})
+    run = uninstall(own)
+    eventually(lambda: own.holder(), lambda holder: holder.startswith("pinwarden-uninstall"))
+    own.merge(other, {"metadata": {"finalizers": None}})
+    own.send("DELETE", other)
+    _, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert own.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
+    assert not own.find(other)
+    own.merge(group, {"metadata": {"finalizers": None}})
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", LEASE)
+
+
+def test_in_the_wrong_namespace_it_does_not_begin(own: Cluster, operator: Operator) -> None:
+    node = own.node()
+    eventually(lambda: own.config(node), bool)
+    said = uninstall(own, "--namespace=elsewhere").communicate(timeout=60)[1]
+    assert "no Lease pinwarden-operator in the namespace elsewhere" in said
+    assert mode(own, node) == "Active"
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", config_path(node))
+
+
 def test_gated_pods_keep_it_from_beginning(own: Cluster, operator: Operator) -> None:
     node, namespace = own.node(), own.namespace()
     name = gate(own, namespace, node)
@@ -119,7 +173,7 @@ def test_what_is_written_meanwhile_is_written_over(own: Cluster, operator: Opera
     eventually(lambda: mode(own, node), lambda last: last == "Release")
 
     def over() -> bool:
-        if own.config(node):
+        with suppress(HTTPError):  # it may be gone by now
             own.acknowledge(node)
         return run.poll() is not None
 

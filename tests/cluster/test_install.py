@@ -28,7 +28,7 @@ LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
     "metadata": {"name": "held", "namespace": NAMESPACE},
-    "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "12Mi"},
+    "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
 }
 VALUES = sorted((chart.CHART / "ci").glob("*-values.yaml"))
 RELEASE = ("pinwarden", "--namespace", SYSTEM)
@@ -121,15 +121,18 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    """A cluster whose nodes have both images, and a pod that would lock 32 MiB on each."""
+    """A cluster whose nodes have both images, and a pod on each that locks 2 MiB."""
     archive = image.image_of(previous, f"{image.NAME.partition(':')[0]}:previous")
     with Cluster(nodes=2, images=[archive]) as running:
         two = Two(running)
         two.kubectl("create", "namespace", NAMESPACE)
+        two.kubectl("annotate", "namespace", NAMESPACE, "pinwarden.io/allow-shared-memory=create:64Mi")
         two.kubectl("-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py")
         pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
         for node in two.nodes:
-            made = pod.replace("name: one", f"name: {node.name}", 1).replace(", --wait-for-limit", "")
+            made = pod.replace("name: one", f"name: {node.name}", 1).replace(
+                "--wait-for-limit, --mebibytes=32", "--mebibytes=2"
+            )
             made = made.replace("spec:\n", f"spec:\n  nodeName: {node.name}\n", 1)
             two.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
         two.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=240s")
@@ -160,7 +163,7 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Pa
 
     eventually(lambda: images() == {image.NAME}, STARTED_SECONDS, "the old pods are gone")
     eventually(two.enforced, STARTED_SECONDS, "the limit is enforced by the new version")
-    assert [memlock(node) for node in two.nodes] == [12 * MIB, 12 * MIB]
+    assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
 
 
 def test_the_charts_own_test_passes(two: Two) -> None:
@@ -186,10 +189,10 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Two) -> None:
     assert "gated/db" in said
     assert "pinwarden.io/gate" in said
     two.kubectl(
-        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "16Mi"}}'
+        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "4Mi"}}'
     )
     eventually(two.enforced, STARTED_SECONDS, "the operator goes on")
-    assert [memlock(node) for node in two.nodes] == [16 * MIB, 16 * MIB]
+    assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
     two.kubectl("delete", "namespace", "gated", "--timeout=240s")
 
 

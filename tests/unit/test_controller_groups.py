@@ -38,7 +38,15 @@ class Case:
             self.finalizers = body["metadata"].get("finalizers", [])
             return self.raw(operator.server.version)
 
+        async def patch(path: str, operations: list[Json]) -> Json:
+            await original(path, {"metadata": {}})
+            found, kept = (each["value"] for each in operations if each["path"] == "/metadata/finalizers")
+            assert found == self.finalizers
+            self.finalizers = kept
+            return self.raw(operator.server.version)
+
         operator.server.apply = apply  # type: ignore[method-assign]
+        operator.server.patch = patch  # type: ignore[method-assign]
 
     def raw(self, version: int) -> Json:
         metadata: Json = {

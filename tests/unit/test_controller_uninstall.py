@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfig
-from pinwarden.controller.uninstall import _draining, _is_gated, _made, _undrained
+from pinwarden.controller.finalizers import without
+from pinwarden.controller.leftovers import draining, is_gated, made, undrained
 
 PROFILE = {"seccompProfile": {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}}
+SPELT = {
+    "seccompProfile": {"type": "Localhost", "localhostProfile": ".//pinwarden/./runtime-default-v2.json"}
+}
 OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/pinwarden/x.json"}}
 
 
@@ -32,12 +36,13 @@ OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/p
             True,
         ),
         ({"containers": [{"name": "a", "securityContext": OTHER}]}, False),
+        ({"containers": [{"name": "a", "securityContext": SPELT}]}, True),
     ],
 )
 def test_a_pod_is_gated_by_any_container(spec: dict[str, Any], gated: bool) -> None:
-    assert _is_gated({"spec": spec}) == gated
-    assert _is_gated({"spec": spec, "status": {"phase": "Running"}}) == gated
-    assert not _is_gated({"spec": spec, "status": {"phase": "Succeeded"}})
+    assert is_gated({"spec": spec}) == gated
+    assert is_gated({"spec": spec, "status": {"phase": "Running"}}) == gated
+    assert not is_gated({"spec": spec, "status": {"phase": "Succeeded"}})
 
 
 def test_only_what_pinwarden_made_and_shall_not_leave_drains() -> None:
@@ -50,13 +55,14 @@ def test_only_what_pinwarden_made_and_shall_not_leave_drains() -> None:
         group("found", management="Adopt"),
         group("silent"),
     ]
-    assert _made(groups) == {"made"}
-    spec = {"mode": "Active", "groups": [{"uid": "made"}, {"uid": "found"}]}
-    assert _draining({"spec": spec}, _made(groups)) == {
+    assert made(groups) == {"made"}
+    groups_there = [{"uid": "made"}, {"uid": "found"}]
+    assert draining({"spec": {"mode": "Release", "groups": groups_there}}, made(groups)) == {
         "mode": "Active",
-        "groups": [{"uid": "made", "draining": True}, {"uid": "found"}],
+        "groups": [{"uid": "made", "draining": True}],
     }
-    assert _draining({"spec": {"mode": "Active"}}, _made(groups)) is None
+    assert draining({"spec": {"mode": "Active"}}, made(groups)) is None
+    assert draining({"spec": {"groups": [{"uid": "found"}]}}, made(groups)) is None
 
 
 def config(report: dict[str, Any] | None) -> NodePinConfig:
@@ -70,15 +76,15 @@ def config(report: dict[str, Any] | None) -> NodePinConfig:
         "draining": True,
     }
     raw = {"apiVersion": "pinwarden.io/v1alpha1", "metadata": {"name": "n"}, "spec": {"groups": [group]}}
-    made = NodePinConfig.model_validate(raw)
+    asked = NodePinConfig.model_validate(raw)
     if report is None:
-        return made
-    own = {"uid": "made", "hash": made.spec.groups[0].hash} | report
+        return asked
+    own = {"uid": "made", "hash": asked.spec.groups[0].hash} | report
     return NodePinConfig.model_validate(raw | {"status": {"groups": [own]}})
 
 
 def test_a_released_group_is_not_waited_for() -> None:
-    assert list(_undrained(config({"phase": "Released"}))) == []
+    assert list(undrained(config({"phase": "Released"}))) == []
 
 
 @pytest.mark.parametrize(
@@ -97,4 +103,11 @@ def test_a_released_group_is_not_waited_for() -> None:
     ],
 )
 def test_one_that_stays_is_told_with_its_reason(report: dict[str, Any] | None, why: str, stays: bool) -> None:
-    assert list(_undrained(config(report))) == [("team/cache", why, stays)]
+    assert list(undrained(config(report))) == [("team/cache", why, stays)]
+
+
+def test_a_finalizer_goes_whoever_set_it_and_the_others_stay() -> None:
+    assert without("b", "uid", ("a", "b", "c"))[1:] == [
+        {"op": "test", "path": "/metadata/finalizers", "value": ["a", "b", "c"]},
+        {"op": "replace", "path": "/metadata/finalizers", "value": ["a", "c"]},
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 from pinwarden.cli import logs
 
 TIMEOUT_SECONDS = 120.0
+DEFAULT_NAMESPACE = "pinwarden-system"
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -36,6 +37,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         default="Refuse",
         help="what to do while pods with the gate's seccomp profile run (default: Refuse)",
     )
+    parser.add_argument(
+        "--namespace",
+        default=os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE,
+        metavar="NAME",
+        help="where the operator runs (default: $POD_NAMESPACE, else pinwarden-system)",
+    )
     logs.add_option(parser)
     parser.set_defaults(run=_run)
 
@@ -44,12 +51,12 @@ def _run(options: argparse.Namespace) -> int:
     import asyncio
 
     from pinwarden.controller.client import ApiError, ConnectionSetupError
-    from pinwarden.controller.daemon import DEFAULT_NAMESPACE
-    from pinwarden.controller.uninstall import GatedPods, Settings, UninstallError, run
+    from pinwarden.controller.seizure import UninstallError
+    from pinwarden.controller.uninstall import GatedPods, Settings, run
 
     logs.configure(options.log_format)
     settings = Settings(
-        namespace=os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE,
+        namespace=options.namespace,
         timeout=options.timeout,
         gated_pods=GatedPods(options.gated_pods),
     )
@@ -60,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     except ApiError as error:
         logging.getLogger(__name__).debug("a request failed", exc_info=True)
-        sys.stderr.write(f"pinwarden uninstall: {error}; nothing is taken away, run it again\n")
+        sys.stderr.write(
+            f"pinwarden uninstall: {error}; it is not done, and the operator puts back what was changed: run it again\n"
+        )
         return 1
     return 0

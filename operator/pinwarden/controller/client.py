@@ -6,7 +6,7 @@ aside: they cost more memory than the whole cache, and a typed object cannot hol
 
 import json
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -97,6 +97,11 @@ class Api:
         query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, query, body, content="application/apply-patch+yaml")
 
+    async def patch(self, path: str, operations: Sequence[Json]) -> Json:
+        """A JSON patch (RFC 6902)."""
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._request("PATCH", path, query, operations, content="application/json-patch+json")
+
     async def create(self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS) -> Json:
         """POST."""
         return await self._request("POST", path, {}, body, seconds=seconds)
@@ -131,7 +136,7 @@ class Api:
         method: str,
         path: str,
         query: Mapping[str, str | int],
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Json] | None = None,
         *,
         accept: str = "application/json",
         content: str = "application/json",
@@ -154,7 +159,7 @@ class Api:
         path: str,
         query: Mapping[str, str | int],
         timeout: aiohttp.ClientTimeout,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Json] | None = None,
         accept: str = "application/json",
         content: str = "application/json",
     ) -> aiohttp.ClientResponse:

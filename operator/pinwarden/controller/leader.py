@@ -27,6 +27,8 @@ PERIOD_SECONDS = 2.0
 POLL_SECONDS = 1.0
 _REQUEST_SECONDS = 3.0
 NAME = "pinwarden-operator"
+UNINSTALL = "pinwarden-uninstall"
+"""Begins the identity of who took the Lease for good: a candidate that saw it makes no new one when it is collected."""
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +93,8 @@ class Leader:
         except ApiError as error:
             if error.status != 404:
                 raise
+            if self._seen and str(self._seen[0]).startswith(UNINSTALL):
+                return
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NAME}}
             await self._write(self._api.create, self._leases, {**body, "spec": self._spec({})}, sent)
             return

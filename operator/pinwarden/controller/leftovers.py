@@ -1,0 +1,73 @@
+"""What of pinwarden's is in the way of uninstalling it: gated pods, and shared memory that it made; values in, values out."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pinwarden.api.nodepinconfig import Mode, NodePinConfig
+from pinwarden.api.sharedmemorygroup import DeletionPolicy, Management, Phase
+from pinwarden.controller.client import Json
+
+PROFILES = "pinwarden/"
+_STAYS = ("InUse", "NotRemoved")
+
+
+class Wait(NamedTuple):
+    """A group that is not gone from a node, and whether waiting for that is no use."""
+
+    group: str
+    why: str
+    stays: bool
+
+
+def is_gated(pod: Json) -> bool:
+    """Whether a container of a pod that is not over has a profile of pinwarden's, in any spelling that the server takes."""
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return False
+    spec = pod["spec"]
+    parts = ("containers", "initContainers", "ephemeralContainers")
+    contexts = [spec.get("securityContext")] + [
+        each.get("securityContext") for part in parts for each in spec.get(part) or ()
+    ]
+    profiles = (((each or {}).get("seccompProfile") or {}).get("localhostProfile") or "" for each in contexts)
+    return any(
+        "/".join(part for part in profile.split("/") if part not in ("", ".")).startswith(PROFILES)
+        for profile in profiles
+    )
+
+
+def full_name(pod: Json) -> str:
+    """`namespace/name`."""
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+
+
+def made(groups: Iterable[Json]) -> frozenset[str]:
+    """UIDs of the groups whose objects pinwarden made and shall take away."""
+    orphan = DeletionPolicy.ORPHAN.value
+    return frozenset(
+        each["metadata"]["uid"]
+        for each in groups
+        if each["spec"].get("management") == Management.CREATE.value
+        and each["spec"].get("deletionPolicy") != orphan
+    )
+
+
+def draining(config: Json, made: frozenset[str]) -> Json | None:
+    """The spec of a node that holds nobody and takes these groups away; None where it has none of them."""
+    groups = [each for each in (config.get("spec") or {}).get("groups") or () if each.get("uid") in made]
+    if not groups:
+        return None
+    return {"mode": Mode.ACTIVE.value, "groups": [{**each, "draining": True} for each in groups]}
+
+
+def undrained(config: NodePinConfig) -> Sequence[Wait]:
+    """The draining groups of a node that are not released there."""
+    reports = {each.uid: each for each in config.status.groups} if config.status else {}
+    found: list[Wait] = []
+    for group in config.spec.groups:
+        report = reports.get(group.uid)
+        known = report is not None and report.hash == group.hash
+        if not group.draining or (known and report and report.phase is Phase.RELEASED):
+            continue
+        why = (report.message or report.reason) if report else "the node does not report it"
+        found.append(Wait(group.name, why, bool(known and report and report.reason in _STAYS)))
+    return found
