@@ -472,9 +472,14 @@ def test_top_shared_has_groups_borrows_and_the_fair_view(case: Case) -> None:
     assert [
         (each["POD"], each["BORROWED"], each["MAPPED"], each["LIMIT"], each["DENIALS"]) for each in borrows
     ] == [(f"{case.namespace}/{case.name}", "1Mi", "2Mi", "8Mi", "1")]
+    assert borrows[0]["AGE"].endswith("s")
     assert [(each["FAIR"], each["ANONYMOUS"], each["SHARED"], each["CURRENT"]) for each in fair] == [
         ("6Mi", "5Mi", "1Mi", "9Mi")
     ]
+    old = (datetime.now(UTC) - timedelta(minutes=17)).isoformat()
+    case.cluster.report_groups(case.node, charge=4 * MIB, borrowers=[pair], sampledAt=old)
+    parts = map(rows, case.shell(f"kubectl pinwarden top --shared -n {case.namespace}").split("\n\n"))
+    assert [part[0]["AGE"] for part in parts] == ["17m (stale)"] * 3
 
 
 def test_probe_shows_levels_and_names_nodes_without_a_report(case: Case) -> None:

@@ -64,6 +64,25 @@ def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
     assert not prune.agent_pod(pod(status=status(False, True)))[1].ready
 
 
+@pytest.mark.rule("H1")
+def test_an_agent_on_a_node_that_was_lost_sight_of_is_not_alive() -> None:
+    """When a node dies, the node controller sets the condition Ready, and nothing else."""
+
+    def status(ready: str, containers_ready: str) -> dict[str, Any]:
+        parts = [("ContainersReady", containers_ready), ("Ready", ready)]
+        return {
+            "conditions": [{"type": name, "status": each} for name, each in parts],
+            "containerStatuses": [{"name": name, "ready": True} for name in ("agent", "gate", "shared")],
+        }
+
+    assert prune.agent_pod(pod(status=status("True", "True")))[1].ready
+    assert not prune.agent_pod(pod(status=status("False", "True")))[1].ready
+    assert not prune.agent_pod(pod(status=status("Unknown", "True")))[1].ready
+    beside = status("False", "False")
+    beside["containerStatuses"][1]["ready"] = False
+    assert prune.agent_pod(pod(status=beside))[1].ready
+
+
 def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:
     owners = [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": owner}]
     metadata = {"name": "n1", "uid": "c1", "generation": 3, "ownerReferences": owners, "managedFields": [1]}

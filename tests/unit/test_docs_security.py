@@ -13,13 +13,13 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
 TEMPLATES = ROOT / "charts" / "pinwarden" / "templates"
 VALUES = yaml.safe_load((ROOT / "charts" / "pinwarden" / "values.yaml").read_text())
 RUNS = ("DaemonSet", "Deployment", "Job", "Pod", "StatefulSet", "CronJob")
-_VALUE = re.compile(r"\{\{-? \.Values\.(\w+) \}\}")
+_VALUE = re.compile(r"\{\{ (?:printf \"%s(/\w+)\" )?\.Values\.(\w+) \| quote \}\}")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
 
 
 def parsed(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a template, with the chart's values for paths; what else the template computes is left out."""
-    text = _VALUE.sub(lambda found: str(VALUES[found[1]]), path.read_text())
+    text = _VALUE.sub(lambda found: VALUES[found[2]] + (found[1] or ""), path.read_text())
     kept = [
         _TEMPLATE.sub("x", line)
         for line in text.splitlines()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.api.nodepinconfig import Mode, NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.compile import Limit, Settings, compile_node
 from pinwarden.plan.explain import Agent, Cause, Evidence, Explanation, Refused, explain
+from pinwarden.plan.figures import STALE
 from pinwarden.plan.groups import Group
 from pinwarden.plan.world import Namespace, Node, Pod
 
@@ -359,6 +361,140 @@ def test_a_limit_that_the_operator_has_not_written() -> None:
     assert command == "kubectl -n pinwarden-system logs deployment/pinwarden-operator --tail=20"
 
 
+HELD = {Cause.HELD_EXACTLY, Cause.HELD_BY_RLIMIT}
+EXACT = use(MIB, "Deny", "SeccompGate", denials=[])
+
+
+def relabelled(first_limit: Limit, new: Limit, pinned: dict[str, Any], **more: Any) -> Evidence:
+    """`new` matches the pod by a label that it has since a moment ago; the node holds another pod to it."""
+    pod = replace(POD, labels={"app": "db", "tier": "gold"})
+    other = Pod("team-a", "x", "u2", "u2", NODE, {"tier": "gold"}, {"main": "c2"})
+    spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], Settings())
+    assert {each.uid: each.limits for each in spec.pods} == {"u1": ["team-a/db"], "u2": ["team-a/new"]}
+    made = config([first_limit, new], pod, pods=[pinned])
+    assert {each.uid for each in made.status.applied_limits} == {"uid-db", "uid-new"}  # type: ignore[union-attr]
+    made = made.model_copy(update={"spec": spec})
+    return evidence(first_limit, new, pod=pod, config=made, **more)
+
+
+def new_limit(**spec: Any) -> PinLimit:
+    return limit("new", "1Mi", **{"podSelector": {"matchLabels": {"tier": "gold"}}, **spec})
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("level", ["Deny", "Converge"])
+def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_one(level: str) -> None:
+    told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
+    missing, over, part = told.findings
+    assert "PinLimit team-a/new: the operator has not written it for the pod" in missing.message
+    assert "team-a/db" not in missing.message
+    assert "nothing is known to refuse new pins for it" in over.message
+    assert part.message.endswith(
+        "but to PinLimit team-a/db only: not, as far as is known, to PinLimit team-a/new."
+    )
+    assert [(each.name, each.standing, each.acknowledged) for each in told.limits] == [
+        ("team-a/db", "Strictest", True),
+        ("team-a/new", "Pending", False),
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_what_comes_near_the_limit_that_holds_is_told_though_another_is_pending() -> None:
+    found = causes(explain(relabelled(limit(), new_limit(), use(63 * MIB))))
+    assert Cause.AT_LIMIT in found
+    assert Cause.HELD_IN_PART in found
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("level", ["Deny", "Converge"])
+def test_a_limit_that_is_not_written_holds_nothing(level: str) -> None:
+    old = [limit()]
+    told = explain(
+        evidence(limit(), new_limit(podSelector={}), config=config(old, POD, pods=[use(0, level)]))
+    )
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.HELD_IN_PART]
+    changed = explain(evidence(limit(amount="32Mi"), config=config(old, POD, pods=[use(0, level)])))
+    assert causes(changed) == [Cause.NOT_WRITTEN]
+    assert (changed.limits[0].standing, changed.limits[0].acknowledged) == ("Pending", False)
+
+
+@pytest.mark.rule("H1")
+def test_of_two_limits_that_wait_for_something_else_each_is_told_with_its_own() -> None:
+    made = config([limit()], POD, taken=False, pods=[EXACT])
+    told = explain(evidence(limit(), new_limit(podSelector={}), config=made))
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.NOT_ACKNOWLEDGED]
+    assert [each.message.partition(":")[0] for each in told.findings] == [
+        "PinLimit team-a/new",
+        "PinLimit team-a/db",
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_only_a_limit_that_holds_overrides() -> None:
+    strict = ceiling(amount="32Mi")
+    told = explain(evidence(limit(), strict, config=config([limit()], POD, pods=[EXACT])))
+    assert Cause.OVERRIDDEN not in causes(told)
+    assert [(each.name, each.standing) for each in told.limits] == [
+        ("team-a/db", "Strictest"),
+        ("top", "Pending"),
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
+    old, raised = limit(), limit(amount="128Mi")
+    counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    made = config([old], POD, pods=[counts], recentDenials=[refusal(old, 64 * MIB, 4096)])
+    told = explain(evidence(raised, config=made))
+    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    assert found.problem
+    assert "will fit once the node's agent has taken that" in found.message
+    assert "patch" not in found.next.command
+
+
+@pytest.mark.rule("H1")
+def test_a_grant_that_the_node_has_not_taken_raises_nothing_yet() -> None:
+    limits = limit(grant=True), ceiling(maxGrant="64Mi")
+    assert Cause.GRANTED not in causes(explain(evidence(*limits, taken=False)))
+
+
+@pytest.mark.rule("H1")
+def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> None:
+    told = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
+    found = next(each for each in told.findings if each.cause is Cause.OVER_LIMIT)
+    assert "nothing is known to refuse new pins" in found.message
+
+
+@pytest.mark.rule("H1", "H2")
+@pytest.mark.parametrize("sampled", [NOW - timedelta(days=1), NOW - STALE - timedelta(seconds=1), None])
+def test_a_report_that_is_stale_is_like_an_agent_that_is_silent(sampled: datetime | None) -> None:
+    status = {"sampledAt": sampled and sampled.isoformat()}
+    told = explain(evidence(limit(), uses=[EXACT], status=status))
+    assert causes(told) == [Cause.AGENT_SILENT]
+    _, problem, message, command = first(told)
+    assert problem
+    assert (f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when") in message
+    assert command.endswith("logs pinwarden-agent-x -c agent --tail=20")
+    assert told.use is not None
+    assert (told.use.level, told.use.reason, told.use.stale) == (None, "AgentSilent", True)
+    assert (told.sources, told.limits[0].acknowledged) == ([], None)
+
+
+def test_a_report_that_is_as_old_as_one_may_be_is_believed() -> None:
+    told = explain(evidence(limit(), uses=[EXACT], status={"sampledAt": (NOW - STALE).isoformat()}))
+    assert causes(told) == [Cause.HELD_EXACTLY]
+
+
+@pytest.mark.rule("H1")
+def test_a_node_that_is_told_to_hold_nothing_holds_nothing() -> None:
+    made = config([limit()], POD, pods=[EXACT])
+    spec = made.spec.model_copy(update={"mode": Mode.RELEASE})
+    told = explain(evidence(limit(), config=made.model_copy(update={"spec": spec})))
+    assert causes(told) == [Cause.RELEASED]
+    assert (told.limits[0].standing, told.limits[0].acknowledged) == ("Pending", False)
+
+
 def test_a_pod_that_is_not_scheduled() -> None:
     pod = Pod("team-a", "db-0", "u1", "u1", "", {"app": "db"})
     told = explain(evidence(limit(), pod=pod, node=None, config=None, agent=None))
@@ -536,6 +672,17 @@ def test_a_group_that_is_refused_and_one_whose_member_the_pod_is_not() -> None:
     assert told.findings[0].cause is Cause.NOT_MEMBER
 
 
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(("age", "level"), [(timedelta(0), "Converge"), (timedelta(hours=1), None)])
+def test_how_a_borrow_is_held_is_not_known_once_the_accountant_is_away(
+    age: timedelta, level: str | None
+) -> None:
+    status = shared(borrowed=MIB, mapped=MIB)
+    status["groups"][0]["sampledAt"] = (NOW - age).isoformat()
+    told = explain(evidence(limit(), groups=[group()], status=status))
+    assert told.groups[0].level == level
+
+
 def test_earlier_refusals_are_taken_from_events() -> None:
     one = limit()
     earlier = Refused(time=NOW - timedelta(hours=1), text="earlier")
@@ -593,7 +740,10 @@ def test_every_pod_gets_an_answer_and_no_level_that_is_not_known(
     if not ready:
         assert told.use is not None
         assert told.use.level is None
-        assert not {Cause.HELD_EXACTLY, Cause.HELD_BY_RLIMIT} & set(causes(told))
+        assert not HELD & set(causes(told))
+    if not taken:
+        assert not HELD & set(causes(told))
+        assert not any(each.acknowledged for each in told.limits)
     if level != "Deny":
         assert Cause.HELD_EXACTLY not in causes(told)
     assert Explanation.model_validate(told.to_wire()) == told

@@ -143,6 +143,43 @@ def test_shared_figures_have_groups_of_the_namespace_and_borrows_of_its_pods() -
     assert [each.pod for each in shared_figures([POD], [made], ALL, NOW).borrows] == ["db-0", "stranger"]
 
 
+def frames(sampled: datetime | None, *, age: float = 3.0) -> NodePinConfig:
+    """A node with a group, whose accountant sampled it then; the agent reported `age` seconds ago."""
+    group = {
+        "name": "team-a/frames",
+        "uid": "g1",
+        "backing": {"memfd": {"name": "ring"}},
+        "management": "Adopt",
+        "accounting": "Borrow",
+        "fairShare": "Borrow",
+        "members": [{"pods": ["static-hash"], "borrowLimit": MIB}],
+    }
+    borrow = {"pod": "static-hash", "member": True, "borrowed": MIB, "mapped": MIB, "level": "Converge"}
+    report = {"uid": "g1", "phase": "Active", "objects": 1, "charge": MIB, "borrowers": [borrow]}
+    if sampled:
+        report["sampledAt"] = sampled.isoformat()
+    views = [{"pod": uid, "current": 9, "anonymous": 4, "shared": 3} for uid in ("static-hash", "other")]
+    return config(spec={"groups": [group]}, groups=[report], fairView=views, age=age)
+
+
+@pytest.mark.rule("H1", "H2")
+@pytest.mark.parametrize(
+    ("accountant", "agent", "stale"),
+    [(10.0, 3.0, False), (STALE.total_seconds() + 1, 3.0, True), (8000.0, 7000.0, True)],
+)
+def test_shared_figures_are_as_old_as_the_accountants_sample(
+    accountant: float, agent: float, stale: bool
+) -> None:
+    sampled = NOW - timedelta(seconds=accountant)
+    shared = shared_figures([POD], [frames(sampled, age=agent)], ALL, NOW)
+    (fair,) = [each for each in shared.fair_view if each.pod == "db-0"]
+    for figure in (shared.groups[0], shared.borrows[0], fair):
+        assert (figure.sampled_at, figure.stale) == (sampled, stale)
+    assert shared.borrows[0].level == (None if stale else "Converge")
+    (other,) = [each for each in shared.fair_view if each.pod == "other"]
+    assert other.sampled_at == NOW - timedelta(seconds=agent)
+
+
 @given(st.integers(0, 2**52))
 def test_amounts_are_short_and_never_off_by_more_than_a_twentieth_of_their_unit(amount: int) -> None:
     text = short(amount)

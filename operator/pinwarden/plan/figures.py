@@ -3,7 +3,7 @@
 NodePinConfigs know pods by the UIDs of their cgroups; here these are joined with the Pods. A pod that a node reports and the API server
 does not have (it ended a moment ago, or left something behind, P6) keeps its UID for a name. What is not known is None, never 0 (H2); a
 report that is older than an agent leaves it is *stale*: its figures are shown with their age. Of a node whose report is stale, or whose
-agent is not alive, the levels are not known any more (H1).
+agent is not alive, the levels are not known any more (H1). Figures of groups are as old as the accountant's sample that the node reports.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -63,6 +63,7 @@ class GroupFigure(Model):
     dead: int | None = None
     truncated: bool = False
     sampled_at: datetime | None = None
+    stale: bool = False
 
 
 class BorrowFigure(Model):
@@ -79,6 +80,7 @@ class BorrowFigure(Model):
     level: Level | None = None
     denials: int | None = None
     sampled_at: datetime | None = None
+    stale: bool = False
 
 
 class FairFigure(Model):
@@ -92,6 +94,7 @@ class FairFigure(Model):
     shared: int
     fair: int
     sampled_at: datetime | None = None
+    stale: bool = False
 
 
 class SharedFigures(Model):
@@ -152,11 +155,12 @@ def shared_figures(
     for config in configs:
         names = by_node.get(config.metadata.name, {})
         status = config.status or NodePinConfigStatus()
-        groups += [] if wanted.selected else _groups(config, status, wanted.namespace)
+        groups += [] if wanted.selected else _groups(config, status, wanted.namespace, now)
         borrows += _borrows(config, status, names, wanted, now)
         for each in status.fair_view:
             pod = names.get(each.pod)
             if wanted.takes(pod):
+                sampled = _sampled(config, status, each.pod)
                 fair.append(
                     FairFigure(
                         namespace=pod.namespace if pod else None,
@@ -166,7 +170,8 @@ def shared_figures(
                         anonymous=each.anonymous,
                         shared=each.shared,
                         fair=each.anonymous + each.shared,
-                        sampled_at=status.sampled_at,
+                        sampled_at=sampled,
+                        stale=is_stale(sampled, now),
                     )
                 )
     return SharedFigures(
@@ -260,8 +265,15 @@ def _figure(
     )
 
 
+def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
+    """When the oldest figure of the pod's fair view was taken: that of its groups is the accountant's."""
+    attached = {group.uid for group in config.spec.groups if uid in group.pods()}
+    times = [status.sampled_at, *(each.sampled_at for each in status.groups if each.uid in attached)]
+    return min((time for time in times if time is not None), default=None)
+
+
 def _groups(
-    config: NodePinConfig, status: NodePinConfigStatus, namespace: str | None
+    config: NodePinConfig, status: NodePinConfigStatus, namespace: str | None, now: datetime
 ) -> Iterator[GroupFigure]:
     named = {group.uid: group.name for group in config.spec.groups}
     for report in status.groups:
@@ -277,6 +289,7 @@ def _groups(
                 dead=report.dead,
                 truncated=report.truncated,
                 sampled_at=report.sampled_at,
+                stale=is_stale(report.sampled_at, now),
             )
 
 
@@ -290,6 +303,8 @@ def _borrows(
     asked = {group.uid: group for group in config.spec.groups}
     for report in status.groups:
         group = asked.get(report.uid)
+        stale = is_stale(report.sampled_at, now)
+        known = wanted.knows(config, now) and not stale
         for each in report.borrowers:
             pod = names.get(each.pod)
             if not wanted.takes(pod):
@@ -305,7 +320,8 @@ def _borrows(
                 borrowed=each.borrowed,
                 mapped=each.mapped,
                 limit=min((limit for limit in limits if limit is not None), default=None),
-                level=each.level if wanted.knows(config, now) else None,
+                level=each.level if known else None,
                 denials=each.denials,
                 sampled_at=report.sampled_at,
+                stale=stale,
             )

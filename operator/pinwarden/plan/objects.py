@@ -43,15 +43,18 @@ def read_pod(raw: Json) -> Pod:
 def agent_is_ready(raw: Json) -> bool:
     """Whether a pod of the node agent has an agent that is alive.
 
-    The other containers have their own word: a gate or an accountant that is away is told by the agent.
+    The other containers have their own word: a gate or an accountant that is away is told by the agent. A pod whose containers are all
+    ready and that is not ready itself is on a node that the node controller lost sight of: the kubelet never says so, as the pod has no
+    readiness gates, and what it last said of the containers stands.
     """
     status = raw.get("status") or {}
-    conditions = status.get("conditions") or ()
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    conditions = {each["type"]: each["status"] == "True" for each in status.get("conditions") or ()}
+    ready = conditions.get("Ready", False)
+    lost = conditions.get("ContainersReady", False) and not ready
     for each in status.get("containerStatuses") or ():
         if each["name"] == _AGENT:
             ready = each["ready"]
-    return ready and "deletionTimestamp" not in raw["metadata"]
+    return ready and not lost and "deletionTimestamp" not in raw["metadata"]
 
 
 def read_node(raw: Json) -> Node:

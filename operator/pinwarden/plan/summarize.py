@@ -120,6 +120,11 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     )
 
 
+def acknowledges(view: NodeView, pod: Pod, uid: str) -> bool:
+    """Whether the node's agent took a spec that asks it to hold this pod to the limit with this UID as it is now, and deals it (H1)."""
+    return _acknowledges(view, pod, _asked(view, pod, uid))
+
+
 def largest(known: Iterable[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
     """The pods that pin most, largest first."""
     return nsmallest(TOP, known, key=lambda each: (-each[1].pinned, each[0].namespace, each[0].name))
@@ -127,6 +132,12 @@ def largest(known: Iterable[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
 
 def _asked(view: NodeView, pod: Pod, uid: str) -> Asked | None:
     return next((ask for ask in view.asked.get(pod.cgroup_uid, ()) if ask.uid == uid), None)
+
+
+def _acknowledges(view: NodeView, pod: Pod, ask: Asked | None) -> bool:
+    return (
+        ask is not None and ask in view.taken.get(pod.cgroup_uid, ()) and (ask.uid, ask.hash) in view.applied
+    )
 
 
 def _selected(spec: PinLimitSpec) -> Sequence[Source]:
@@ -194,8 +205,7 @@ def _unheld(
         return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
     if use is None and not pod.started:
         return Finding(_name(pod), PENDING, f"it has not started, and on its node {weak}") if weak else None
-    taken = ask is not None and ask in view.taken.get(pod.cgroup_uid, ())
-    if ask is None or not taken or (ask.uid, ask.hash) not in view.applied:
+    if not _acknowledges(view, pod, ask):
         problem = problem_on(view)
         return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
     if use is None:

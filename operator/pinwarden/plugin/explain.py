@@ -128,7 +128,7 @@ def _head(told: Explanation, now: datetime) -> str:
             ),
             ("Peak", f"{short(use.peak)}, sampled: a lower bound"),
             ("Level", f"{use.level or UNKNOWN}{f' ({use.reason})' if use.reason else ''}"),
-            ("Sampled", f"{sampled} ago" if sampled else UNKNOWN),
+            ("Sampled", f"{sampled} ago{' (stale)' if use.stale else ''}" if sampled else UNKNOWN),
         ]
     else:
         lines.append(("Pinned", f"{UNKNOWN}: no agent has reported the pod"))

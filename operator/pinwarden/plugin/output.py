@@ -146,6 +146,12 @@ def age(time: datetime | None, now: datetime) -> str | None:
     return f"{hours}h" if hours < 48 else f"{days}d"
 
 
+def sampled(time: datetime | None, now: datetime, *, stale: bool) -> str | None:
+    """The age of figures, and whether they are older than they should be."""
+    told = age(time, now)
+    return f"{told} (stale)" if told and stale else told
+
+
 def remark(text: str) -> None:
     """Something besides the output, for people, where it is in no program's way."""
     sys.stderr.write(f"{text}\n")

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import Enforcement, Scope
@@ -22,7 +21,7 @@ from pinwarden.plan.objects import read_pod
 from pinwarden.plan.world import Pod
 from pinwarden.plugin import gather, output
 from pinwarden.plugin.client import Client
-from pinwarden.plugin.output import UNKNOWN, age, amount
+from pinwarden.plugin.output import UNKNOWN, amount, sampled
 
 
 def run(options: argparse.Namespace) -> None:
@@ -90,7 +89,7 @@ def _cells(figure: PodFigure, now: datetime) -> list[object]:
         _limit(figure),
         figure.level or UNKNOWN,
         figure.denials,
-        _age(figure, now),
+        sampled(figure.sampled_at, now, stale=figure.stale),
     ]
 
 
@@ -102,7 +101,8 @@ def _wide_cells(figure: PodFigure) -> list[object]:
 def _by_source(figure: PodFigure, now: datetime) -> Iterable[list[object]]:
     for counter, bytes_of in (("VmLck", figure.locked), ("VmPin", figure.pinned)):
         sources = ",".join(COUNTED_IN[counter])
-        yield [counter, sources, amount(bytes_of, UNKNOWN), figure.level or UNKNOWN, _age(figure, now)]
+        told = sampled(figure.sampled_at, now, stale=figure.stale)
+        yield [counter, sources, amount(bytes_of, UNKNOWN), figure.level or UNKNOWN, told]
 
 
 def _limit(figure: PodFigure) -> str | None:
@@ -111,11 +111,6 @@ def _limit(figure: PodFigure) -> str | None:
         return None
     scope = f"/{figure.scope.lower()}" if figure.scope and figure.scope is not Scope.POD else ""
     return f"{short(figure.limit)}{scope}{' (audit)' if figure.enforcement is Enforcement.AUDIT else ''}"
-
-
-def _age(figure: PodFigure, now: datetime) -> str | None:
-    told = age(figure.sampled_at, now)
-    return f"{told} (stale)" if told and figure.stale else told
 
 
 def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]) -> None:
@@ -141,7 +136,6 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
     if options.output in ("json", "yaml"):
         output.emit(figures.to_wire(), options.output)
         return
-    told = partial(age, now=now)
     groups = [
         [
             each.group,
@@ -151,7 +145,7 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
             amount(each.orphaned, UNKNOWN),
             amount(each.dead),
             each.reason,
-            _sampled(told(each.sampled_at), each.truncated),
+            _bounded(sampled(each.sampled_at, now, stale=each.stale), each.truncated),
         ]
         for each in figures.groups
     ]
@@ -166,6 +160,7 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
             amount(each.limit),
             each.level or UNKNOWN if each.limit is not None else None,
             each.denials,
+            sampled(each.sampled_at, now, stale=each.stale),
         ]
         for each in figures.borrows
     ]
@@ -177,7 +172,7 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
             short(each.anonymous),
             short(each.shared),
             short(each.current),
-            told(each.sampled_at),
+            sampled(each.sampled_at, now, stale=each.stale),
         ]
         for each in figures.fair_view
     ]
@@ -195,12 +190,12 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
 
 
 _GROUPS = ("GROUP", "NODE", "PHASE", "CHARGE", "ORPHANED", "DEAD", "REASON", "AGE")
-_BORROWS = ("GROUP", "POD", "NODE", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS")
+_BORROWS = ("GROUP", "POD", "NODE", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS", "AGE")
 _FAIR = ("POD", "NODE", "FAIR", "ANONYMOUS", "SHARED", "CURRENT", "AGE")
 _MAY_BE_CUT = ("NAMESPACE", "GROUP", "POD", "NODE", "SOURCES")
 
 
-def _sampled(told: str | None, truncated: bool) -> str | None:
+def _bounded(told: str | None, truncated: bool) -> str | None:
     return f"{told or '-'} (lower bound)" if truncated else told
 
 

@@ -103,6 +103,7 @@ def _use(case: Case) -> PodUse | None:
         message="" if silent else report.message,
         denials=None if report.denials is None else sum(each.count for each in report.denials),
         sampled_at=status.sampled_at,
+        stale=case.stale,
     )
 
 

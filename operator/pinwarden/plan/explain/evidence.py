@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfig, PodReport
+from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, PodReport
 from pinwarden.plan.compile import (
     MAX_NODE_LIMITS,
     Hold,
@@ -21,9 +21,10 @@ from pinwarden.plan.compile import (
     refusal,
 )
 from pinwarden.plan.explain.findings import Refused
+from pinwarden.plan.figures import is_stale
 from pinwarden.plan.groups import Group
 from pinwarden.plan.report import NodeView, Use
-from pinwarden.plan.summarize import Share, summarize
+from pinwarden.plan.summarize import Share, acknowledges, summarize
 from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import Namespace, Node, Pod
 
@@ -110,7 +111,34 @@ class Case:
             full = len(spec.limits) >= MAX_NODE_LIMITS
             hashes = {group.uid: group.hash for group in spec.groups}
             view = replace(view, full=full, asked_groups=hashes)
-        return view.with_silent(evidence.agent is None or not evidence.agent.ready)
+        return view.with_silent(evidence.agent is None or not evidence.agent.ready or self.stale)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the node's report is older than an agent that is alive leaves it."""
+        status = self.evidence.config.status if self.evidence.config else None
+        return status is not None and is_stale(status.sampled_at, self.evidence.now)
+
+    @property
+    def released(self) -> bool:
+        """Whether the node is told to hold nothing."""
+        config = self.evidence.config
+        return config is not None and config.spec.mode is Mode.RELEASE
+
+    @cached_property
+    def acknowledged(self) -> frozenset[str]:
+        """The limits, by name, that the node's agent last said to hold for this very pod, as they are now (H1)."""
+        if self.released:
+            return frozenset()
+        return frozenset(
+            limit_name(limit)
+            for limit in self.matching
+            if acknowledges(self.view, self.pod, limit.metadata.uid or "")
+        )
+
+    def acknowledges(self, limit: Limit) -> bool:
+        """Whether the limit is one of these."""
+        return limit_name(limit) in self.acknowledged
 
     @cached_property
     def shares(self) -> Mapping[str, Share]:

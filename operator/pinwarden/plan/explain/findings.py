@@ -38,6 +38,7 @@ class Cause(StrEnum):
     NOT_REPORTED = "NotReported"
     AT_LIMIT = "LikelyRefusedByKernel"
     LEVEL_TOO_LOW = "LevelTooLow"
+    HELD_IN_PART = "HeldInPart"
     GRANT_LIMITED = "GrantBeyondMaxGrant"
     OVERSHOT = "Overshot"
     BORROW_REFUSED = "BorrowRefused"
@@ -74,12 +75,13 @@ class Finding(Model):
 
 
 class Standing(StrEnum):
-    """What a limit whose selectors match is to the pod."""
+    """What a limit whose selectors match is to the pod: `Pending` until its node said to hold the pod to it."""
 
     STRICTEST = "Strictest"
     HOLDS = "Holds"
     OVERRIDDEN = "Overridden"
     AUDIT = "Audit"
+    PENDING = "Pending"
     REFUSED = "Refused"
 
 
@@ -87,7 +89,7 @@ class LimitUse(Model):
     """A limit whose selectors match the pod; amounts in bytes, and absent where they are not known (H2).
 
     `used` and `peak` are in the scope of the limit: the fullest container with scope Container; absent with scope Node, which sums over
-    other pods too. `because` says why it stands so.
+    other pods too. `because` says why it stands so. `acknowledged` is of this pod: whether its node said to hold it to the limit.
     """
 
     kind: str
@@ -118,6 +120,7 @@ class PodUse(Model):
     message: str = ""
     denials: int | None = None
     sampled_at: datetime | None = None
+    stale: bool = False
 
 
 class Refused(Model):

@@ -8,6 +8,7 @@ from pinwarden.plan.amounts import short
 from pinwarden.plan.explain.advice import kubectl
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep
+from pinwarden.plan.figures import is_stale
 from pinwarden.plan.groups import Group, standings
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.verdicts import Refusal
@@ -17,13 +18,17 @@ def uses(case: Case) -> Iterator[GroupUse]:
     """A row for each group that has the pod as a member, or of which the pod has something mapped."""
     for group, borrow in _concerned(case):
         limits = _limits(case, group)
+        report = case.view.groups.get(group.uid)
+        known = (
+            not case.view.silent and report is not None and not is_stale(report.sampled_at, case.evidence.now)
+        )
         yield GroupUse(
             name=group.name,
             member=_is_member(case, group),
             borrowed=borrow.borrowed if borrow else None,
             mapped=borrow.mapped if borrow else None,
             limit=min((each.borrow_limit.bytes for each in limits if each.borrow_limit), default=None),
-            level=None if case.view.silent or borrow is None else borrow.level,
+            level=borrow.level if borrow and known else None,
             denials=borrow.denials if borrow else None,
         )
 

@@ -41,13 +41,14 @@ def refusals(case: Case) -> Iterator[Finding]:
             continue
         needed = max((each.used + each.asked for each in known if each.used and each.asked), default=0)
         amount = limit.spec.limit.bytes
-        fits = 0 < needed <= amount
+        raised = 0 < needed <= amount
+        fits = raised and case.acknowledges(limit)
         words = f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {called(limit)} ({limit.spec.limit})"
         last = f"; the last one: {told(known[-1], called(limit))}" if known else ""
         now = ". The limit was raised since: the call would fit now" if fits else ""
-        step = raise_to(limit, max(needed, amount))
-        if fits:
-            step = _watch(case)
+        if raised and not fits:
+            now = ". The limit was raised since: the call will fit once the node's agent has taken that"
+        step = _watch(case) if raised else raise_to(limit, max(needed, amount))
         yield Finding(cause=Cause.REFUSED, problem=not fits, message=f"{words}{last}{now}.", next=step)
     others = [each for each in listed(case) if each.uid not in seen]
     if others:
@@ -76,7 +77,11 @@ def _other_refusal(case: Case, uid: str, text: str) -> Finding:
 
 
 def level(case: Case) -> Iterator[Finding]:
-    """Of the level that the pod is reported at; nothing while its agent is silent or has not reported it."""
+    """Of the level that the pod is reported at; nothing while its agent is silent or has not reported it.
+
+    The level is of the limits that the agent took. So the pod is said to be held where it is to all enforced limits that match, and else
+    to which of them; nothing where it took none (H1).
+    """
     use, enforced = case.use, _enforced(case)
     if case.view.silent or not case.matching:
         return
@@ -94,7 +99,11 @@ def level(case: Case) -> Iterator[Finding]:
         return
     elif use.level is Level.OBSERVE:
         yield _not_enforceable(case, use)
-    elif use.level is Level.DENY:
+    elif not any(map(case.acknowledges, enforced)):
+        return
+    elif use.level is not Level.DENY:
+        yield from _by_rlimit(case, use)
+    elif all(map(case.acknowledges, enforced)):
         yield Finding(
             cause=Cause.HELD_EXACTLY,
             problem=False,
@@ -102,7 +111,7 @@ def level(case: Case) -> Iterator[Finding]:
             next=_watch(case),
         )
     else:
-        yield from _by_rlimit(case, use)
+        yield _in_part(case, f"The seccomp gate holds the pod exactly{_remark(use)}")
 
 
 def amounts(case: Case) -> Iterator[Finding]:
@@ -112,7 +121,7 @@ def amounts(case: Case) -> Iterator[Finding]:
         if share.over and not share.silent:
             yield _over(case, limit)
         if limit.spec.grant:
-            yield _grant(case, limit)
+            yield from _grant(case, limit)
     for shot in overshoots(case):
         limit = next(each for each in case.matching if each.metadata.uid == shot.limit)
         step = gated(case.evidence, "To have it held exactly")
@@ -160,7 +169,7 @@ def _unreported(case: Case) -> Iterator[Finding]:
                 command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
             ),
         )
-    elif all(share.acknowledged for share in case.shares.values()):
+    elif all(map(case.acknowledges, case.matching)):
         yield Finding(
             cause=Cause.NOT_REPORTED,
             problem=True,
@@ -185,6 +194,21 @@ def _not_enforceable(case: Case, use: Use) -> Finding:
     return Finding(cause=Cause.NOT_ENFORCEABLE, problem=True, message=f"{message}.", next=step)
 
 
+def _in_part(case: Case, how: str) -> Finding:
+    enforced = _enforced(case)
+    held = ", ".join(called(limit) for limit in enforced if case.acknowledges(limit))
+    others = ", ".join(called(limit) for limit in enforced if not case.acknowledges(limit))
+    return Finding(
+        cause=Cause.HELD_IN_PART,
+        problem=True,
+        message=f"{how}, but to {held} only: not, as far as is known, to {others}.",
+        next=NextStep(
+            text="What those wait for is a finding of its own; see what the node is told to hold.",
+            command=kubectl("get", "nodepinconfig", case.pod.node, "-o", "yaml"),
+        ),
+    )
+
+
 def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
     level = "; ".join(filter(None, (f"level {use.level}", use.message)))
     by = f"The pod is held by RLIMIT_MEMLOCK, which the agent deals to its processes ({level})"
@@ -199,17 +223,12 @@ def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
             next=_exactly(case, use),
         )
     limit = strictest(case)
-    now, peak = used(limit, use) if limit else (None, None)
-    if limit and now is not None and peak is not None and _is_near(peak, limit):
-        amount = limit.spec.limit.bytes
-        left = "nothing is left" if now >= amount else f"{short(amount - now)} are left now"
-        yield Finding(
-            cause=Cause.AT_LIMIT,
-            problem=True,
-            message=f"{by}, and its use came up to {short(peak)} of {limit.spec.limit} ({called(limit)}); {left}. {unseen}.",
-            next=raise_to(limit, max(peak, amount)),
-        )
-    elif not asking:
+    near = limit is not None and _is_near(use.peak, limit)
+    if limit and near:
+        yield _at_limit(limit, use, by, unseen)
+    if not all(map(case.acknowledges, _enforced(case))):
+        yield _in_part(case, by)
+    elif not asking and not near:
         given = ". A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
         granted = any(each.spec.grant for each in case.matching)
         yield Finding(
@@ -218,6 +237,17 @@ def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
             message=f"{by}. {unseen}{'' if granted else given}.",
             next=_exactly(case, use),
         )
+
+
+def _at_limit(limit: Limit, use: Use, by: str, unseen: str) -> Finding:
+    amount = limit.spec.limit.bytes
+    left = "nothing is left" if use.pinned >= amount else f"{short(amount - use.pinned)} are left now"
+    return Finding(
+        cause=Cause.AT_LIMIT,
+        problem=True,
+        message=f"{by}, and its use came up to {short(use.peak)} of {limit.spec.limit} ({called(limit)}); {left}. {unseen}.",
+        next=raise_to(limit, max(use.peak, amount)),
+    )
 
 
 def _exactly(case: Case, use: Use) -> NextStep:
@@ -250,12 +280,11 @@ def _over(case: Case, limit: Limit) -> Finding:
         if exact
         else "the limit was lowered below its use or came later, or a race passed it"
     )
-    enforced = limit.spec.enforcement is Enforcement.ENFORCE
-    what = (
-        "Nothing is evicted; new pins are refused until its use is below"
-        if enforced
-        else "It is an Audit limit and refuses nothing"
-    )
+    what = "Nothing is evicted; new pins are refused until its use is below"
+    if limit.spec.enforcement is Enforcement.AUDIT:
+        what = "It is an Audit limit and refuses nothing"
+    elif not case.acknowledges(limit) or (use is not None and use.level is Level.OBSERVE):
+        what = "Nothing is evicted, and nothing is known to refuse new pins for it"
     return Finding(
         cause=Cause.OVER_LIMIT,
         problem=True,
@@ -264,21 +293,22 @@ def _over(case: Case, limit: Limit) -> Finding:
     )
 
 
-def _grant(case: Case, limit: Limit) -> Finding:
+def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
     reached = reach(limit, case.matching) or 0
     if isinstance(limit, PinLimit) and reached < limit.spec.limit.bytes:
-        return _grant_limited(case, limit, reached)
-    return Finding(
-        cause=Cause.GRANTED,
-        problem=False,
-        message=f"{called(limit)} is a grant: what the runtime gave the processes is raised up to {limit.spec.limit}.",
-        next=NextStep(
-            text="See what a process may lock now, in KiB.",
-            command=kubectl(
-                "exec", case.pod.name, "--", "sh", "-c", "ulimit -l", namespace=case.pod.namespace
+        yield _grant_limited(case, limit, reached)
+    elif case.acknowledges(limit):
+        yield Finding(
+            cause=Cause.GRANTED,
+            problem=False,
+            message=f"{called(limit)} is a grant: what the runtime gave the processes is raised up to {limit.spec.limit}.",
+            next=NextStep(
+                text="See what a process may lock now, in KiB.",
+                command=kubectl(
+                    "exec", case.pod.name, "--", "sh", "-c", "ulimit -l", namespace=case.pod.namespace
+                ),
             ),
-        ),
-    )
+        )
 
 
 def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:

@@ -14,19 +14,21 @@ from pinwarden.plan.report import Use
 
 
 def strictest(case: Case) -> Limit | None:
-    """The enforced limit that the pod as a whole reaches first; None where none holds for the whole pod."""
+    """The enforced limit that the pod as a whole reaches first; None where it is known to be held to none as a whole."""
     held = [
         limit
         for limit in case.matching
-        if limit.spec.enforcement is Enforcement.ENFORCE and limit.spec.scope is Scope.POD
+        if limit.spec.enforcement is Enforcement.ENFORCE
+        and limit.spec.scope is Scope.POD
+        and case.acknowledges(limit)
     ]
     return min(held, key=lambda limit: (limit.spec.limit.bytes, limit_name(limit)), default=None)
 
 
 def overridden(case: Case) -> Mapping[str, Sequence[Limit]]:
-    """By name: the limits that add nothing for this pod, with those that imply them (P13)."""
+    """By name: the limits that add nothing for this pod, with those that imply them (P13) and that it is held to."""
     by_name = {limit_name(limit): limit for limit in case.matching}
-    found = {name: overriding(limit, [case.matching]) for name, limit in by_name.items()}
+    found = {name: overriding(limit, [case.matching]) & case.acknowledged for name, limit in by_name.items()}
     return {name: [by_name[other] for other in sorted(others)] for name, others in found.items() if others}
 
 
@@ -87,7 +89,7 @@ def _use(case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Lim
     )
     if refusal := case.refused.get(name):
         return row(limit=None, standing=Standing.REFUSED, because=refusal.message)
-    standing, because = _standing(limit, first, implied_by)
+    standing, because = _standing(case, limit, first, implied_by)
     share, use = case.shares[name], case.use
     now, peak = used(limit, use) if use else (None, None)
     return row(
@@ -98,15 +100,19 @@ def _use(case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Lim
         used=now,
         peak=peak,
         denials=share.denials,
-        acknowledged=None if share.silent else share.acknowledged,
+        acknowledged=None if share.silent else case.acknowledges(limit),
     )
 
 
-def _standing(limit: Limit, first: Limit | None, implied_by: Sequence[Limit]) -> tuple[Standing, str]:
+def _standing(
+    case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Limit]
+) -> tuple[Standing, str]:
     if limit.spec.enforcement is Enforcement.AUDIT:
         return Standing.AUDIT, "it is evaluated and refuses nothing"
     if implied_by:
         return Standing.OVERRIDDEN, f"it adds nothing to {', '.join(map(called, implied_by))}"
+    if not case.acknowledges(limit):
+        return Standing.PENDING, "no agent has said that it holds the pod to it"
     if limit is first:
         return Standing.STRICTEST, "the pod as a whole reaches it first"
     if limit.spec.scope is Scope.POD and first is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from pinwarden.api.nodepinconfig import Mode
 from pinwarden.plan.compile import Limit, limit_name
 from pinwarden.plan.explain.advice import agent_log, called, kubectl, patch
 from pinwarden.plan.explain.evidence import Case
@@ -33,7 +32,7 @@ def reaching(case: Case) -> Iterator[Finding]:
                 command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
             ),
         )
-    elif evidence.config.spec.mode is Mode.RELEASE:
+    elif case.released:
         yield Finding(
             cause=Cause.RELEASED,
             problem=True,
@@ -65,16 +64,34 @@ def reaching(case: Case) -> Iterator[Finding]:
                 command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
             ),
         )
+    elif case.stale:
+        yield _stale(case, evidence.agent.pod)
+
+
+def _stale(case: Case, agent: str) -> Finding:
+    status = case.evidence.config.status if case.evidence.config else None
+    sampled = status.sampled_at if status else None
+    last = f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when it reported"
+    return Finding(
+        cause=Cause.AGENT_SILENT,
+        problem=True,
+        message=f"The agent of node {case.pod.node} ({agent}) {last}, and one that is well reports every five minutes: how the pod is "
+        "held, and what it uses now, is not known. Limits that were in force stay so.",
+        next=NextStep(text="See what the agent says.", command=agent_log(case.evidence)),
+    )
 
 
 def taking(case: Case) -> Iterator[Finding]:
-    """Of limits that the node was not told of, has not taken, or cannot take. Nothing of a node that does not answer."""
-    if case.view.silent or case.evidence.config is None:
+    """Of limits that the node was not told to hold the pod to, has not taken, or cannot take.
+
+    Nothing of a node that does not answer, or is told to hold nothing.
+    """
+    if case.view.silent or case.evidence.config is None or case.released:
         return
     late = []
     for limit in case.matching:
         share = case.shares[limit_name(limit)]
-        if share.acknowledged:
+        if case.acknowledges(limit):
             continue
         if share.refused is None:
             late.append(limit)
@@ -82,8 +99,12 @@ def taking(case: Case) -> Iterator[Finding]:
             yield _no_room(case, share.refused.detail)
         else:
             yield _unsupported(case, limit, share.refused.detail)
-    if late:
-        yield _late(case, late)
+    stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
+    written = {limit.uid for limit in case.hold.limits.values() if (limit.uid, limit.hash) in stored}
+    if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
+        yield _unwritten(case, unwritten)
+    if untaken := [limit for limit in late if limit.metadata.uid in written]:
+        yield _untaken(case, untaken)
 
 
 def _no_room(case: Case, room: str) -> Finding:
@@ -117,30 +138,30 @@ def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
     )
 
 
-def _late(case: Case, late: list[Limit]) -> Finding:
-    wanted = {(limit.uid, limit.hash) for limit in case.hold.limits.values()}
-    stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
-    uids = {limit.metadata.uid for limit in late}
-    names, node, config = ", ".join(map(called, late)), case.pod.node, case.evidence.config
-    if any(uid in uids for uid, _ in wanted - stored):
-        return Finding(
-            cause=Cause.NOT_WRITTEN,
-            problem=True,
-            message=f"{names}: the operator has not written it into the NodePinConfig of node {node} yet.",
-            next=NextStep(
-                text="It takes a moment. If it stays so, see what the operator says.",
-                command=kubectl(
-                    "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
-                ),
+def _unwritten(case: Case, limits: list[Limit]) -> Finding:
+    return Finding(
+        cause=Cause.NOT_WRITTEN,
+        problem=True,
+        message=f"{', '.join(map(called, limits))}: the operator has not written it for the pod into the NodePinConfig of node "
+        f"{case.pod.node} yet.",
+        next=NextStep(
+            text="It takes a moment. If it stays so, see what the operator says.",
+            command=kubectl(
+                "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
             ),
-        )
+        ),
+    )
+
+
+def _untaken(case: Case, limits: list[Limit]) -> Finding:
+    names, config = ", ".join(map(called, limits)), case.evidence.config
     status = config.status if config else None
     took = "none yet" if status is None else status.observed_generation
     is_at = config.metadata.generation if config else None
     return Finding(
         cause=Cause.NOT_ACKNOWLEDGED,
         problem=True,
-        message=f"{names}: the agent of node {node} has not acknowledged it yet (generation {is_at} is written, it took {took}).",
+        message=f"{names}: the agent of node {case.pod.node} has not acknowledged it yet (generation {is_at} is written, it took {took}).",
         next=NextStep(
             text="It takes a moment. If it stays so, see what the agent says.",
             command=agent_log(case.evidence),
