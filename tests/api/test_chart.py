@@ -1,5 +1,6 @@
 """What the chart renders, with default and other values: the real server takes every object, and so does the schema of each kind."""
 
+import base64
 import json
 import re
 import subprocess
@@ -9,16 +10,21 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import chartdocs
 from cluster import chart
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
+from pinwarden.api.quantity import Quantity
 
 from .conftest import ROOT, run_kubectl
 
 VALUES = [None, *sorted((chart.CHART / "ci").glob("*-values.yaml"))]
+SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text())
+DEFAULTS: dict[str, Any] = yaml.safe_load((chart.CHART / "values.yaml").read_text())
 MONITORING = ROOT / "tests" / "cluster" / "monitoring-crds.yaml"
 
 
@@ -47,7 +53,11 @@ def test_there_are_six_values_files_besides_the_default() -> None:
 
 @pytest.mark.parametrize("values", VALUES, ids=name_of)
 def test_the_server_takes_every_object(server: ControlPlane, values: Path | None) -> None:
-    objects = chart.render(values=[values] if values else [])
+    dry_run(server, chart.render(values=[values] if values else []))
+
+
+def dry_run(server: ControlPlane, objects: list[chart.Object]) -> None:
+    """Have the server take the objects, without a warning."""
     done = run_kubectl(
         server.kubeconfig,
         *("apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"),
@@ -124,6 +134,277 @@ def test_every_object_fits_the_schema_of_its_kind(schemas: Path, values: Path | 
 def test_a_wrong_value_is_refused_with_its_name(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(ClusterError, match=re.escape(said)):
         chart.render(sets=wrong)
+
+
+def pod_spec(objects: list[chart.Object], name: str) -> Any:
+    (found,) = (each for each in objects if each["kind"] in chart.RUNS and each["metadata"]["name"] == name)
+    return found["spec"]["template"]["spec"]
+
+
+def container(objects: list[chart.Object], workload: str, name: str) -> Any:
+    (found,) = (each for each in pod_spec(objects, workload)["containers"] if each["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"shared": {"memory": -1}}, "/shared/memory"),
+        ({"shared": {"memory": 1.5}}, "/shared/memory"),
+        ({"shared": {"memory": "1K"}}, "/shared/memory"),
+        ({"operator": {"unknownPods": "0.5"}}, "/operator/unknownPods"),
+        ({"operator": {"unknownPods": True}}, "/operator/unknownPods"),
+        ({"operator": {"priorityClassName": 123}}, "/operator/priorityClassName"),
+        ({"agent": {"priorityClassName": "x\n      hostNetwork: true"}}, "/agent/priorityClassName"),
+        ({"operator": {"namespaces": ["team-a #x"]}}, "/operator/namespaces/0"),
+        ({"operator": {"namespaces": ["a", "yes: no"]}}, "/operator/namespaces/1"),
+        ({"operator": {"namespaces": ["a" * 64]}}, "/operator/namespaces/0"),
+        ({"image": {"repository": "registry.example/pinwarden:1.0"}}, "/image/repository"),
+        ({"image": {"repository": "x\nhostNetwork: true"}}, "/image/repository"),
+        ({"image": {"tag": 1.0}}, "/image/tag"),
+        ({"image": {"tag": "1.0\n"}}, "/image/tag"),
+        ({"kubeletRoot": "/data\n"}, "/kubeletRoot"),
+    ],
+    ids=str,
+)
+def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(f"at '{said}'")):
+        chart.render(given=wrong)
+
+
+NEEDED = {name: value for name, value in DEFAULTS.items() if name != "imagePullSecrets"}
+INNER = {
+    (name, key): value
+    for name, values in DEFAULTS.items()
+    if isinstance(values, dict)
+    for key, value in values.items()
+}
+"""Values of the second level."""
+OURS = {
+    ("operator", "podDisruptionBudget"),
+    ("agent", "updateStrategy"),
+    ("gate", "holder"),
+    ("gate", "admission"),
+    *(("metrics", name) for name in ("podMonitor", "serviceMonitor", "prometheusRule")),
+}
+"""Those of them that have values of the chart in turn; other maps, and lists but one, are a user's, and null is an empty one."""
+LISTS = [("networkPolicy", "apiServerPorts")]
+
+
+def scalars(values: dict[str, Any]) -> list[str]:
+    return [name for name, value in values.items() if not isinstance(value, dict | list)]
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_null_is_refused_with_its_name(name: str) -> None:
+    with pytest.raises(ClusterError, match=f"at '': missing property '{name}'"):
+        chart.render(given={name: None})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(path for path, value in INNER.items() if path in OURS or not isinstance(value, dict | list)),
+        *LISTS,
+        *((*path, name) for path in sorted(OURS) for name in scalars(INNER[path])),
+    ],
+    ids=".".join,
+)
+def test_a_null_within_is_refused_with_its_name(path: tuple[str, ...]) -> None:
+    wrong: dict[str, Any] = {path[-1]: None}
+    for name in reversed(path[:-1]):
+        wrong = {name: wrong}
+    with pytest.raises(ClusterError, match=f"at '/{'/'.join(path[:-1])}': missing prop.* '{path[-1]}'"):
+        chart.render(given=wrong)
+
+
+def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> None:
+    nulls: dict[str, Any] = {"imagePullSecrets": None}
+    for (name, key), value in INNER.items():
+        if isinstance(value, dict | list) and (name, key) not in {*OURS, *LISTS}:
+            nulls.setdefault(name, {})[key] = None
+    nulls["dashboards"]["enabled"] = True
+    nulls["metrics"] = {"podMonitor": {"enabled": True, "labels": None}, "prometheusRule": {"enabled": True}}
+    nulls["metrics"]["prometheusRule"]["labels"] = None
+    objects = chart.render(given=nulls)
+    assert "tolerations" not in pod_spec(objects, "pinwarden-agent")
+    dry_run(server, objects)
+
+
+def test_a_quantity_may_be_a_number() -> None:
+    objects = chart.render(given={"shared": {"memory": 268435456}, "operator": {"unknownPods": 0}})
+    assert "--shared-memory=268435456" in container(objects, "pinwarden-agent", "shared")["args"]
+    assert "--unknown-pods=0" in container(objects, "pinwarden-operator", "operator")["args"]
+    objects = chart.render(given={"shared": {"memory": 0}, "operator": {"unknownPods": "0"}})
+    assert "--shared-memory=0" in container(objects, "pinwarden-agent", "shared")["args"]
+    assert "--unknown-pods=0" in container(objects, "pinwarden-operator", "operator")["args"]
+    arguments = container(chart.render(), "pinwarden-operator", "operator")["args"]
+    assert not any("--unknown-pods" in each for each in arguments)
+
+
+QUANTITY = SCHEMA["definitions"]["quantity"]["pattern"]
+
+
+@given(st.from_regex(QUANTITY, fullmatch=True))
+def test_what_the_schema_takes_as_a_quantity_is_whole_bytes(text: str) -> None:
+    assert Quantity(text).bytes >= 0
+
+
+@given(st.integers(0, 4096), st.sampled_from(["", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi"]))
+def test_the_schema_takes_whole_numbers_with_a_suffix(number: int, suffix: str) -> None:
+    assert re.fullmatch(QUANTITY, f"{number}{suffix}")
+
+
+@pytest.mark.parametrize("text", ["1K", "1ki", "0.5", "1e-3", "1.5Gi", "-1", "+1", "1m", "", "1 Gi", "1GiB"])
+def test_what_would_end_a_container_at_once_is_no_quantity_of_the_schema(text: str) -> None:
+    assert not re.fullmatch(QUANTITY, text)
+
+
+def test_no_value_gets_out_of_its_field(server: ControlPlane) -> None:
+    odd = '/a,b#}"{&*'
+    url = 'https://runbooks.example/a: b #\nevil: "yes"'
+    objects = chart.render(
+        given={
+            "cgroupRoot": odd,
+            "kubeletRoot": odd,
+            "operator": {"namespaces": ["123", "true"], "priorityClassName": "123"},
+            "agent": {"priorityClassName": "0x10", "extraArgs": ["--x=a: b\n- --evil"]},
+            "metrics": {"prometheusRule": {"enabled": True, "runbookURL": url}},
+        },
+        namespace="456",
+        release="789",
+    )
+    assert pod_spec(objects, "pinwarden-operator")["priorityClassName"] == "123"
+    assert container(objects, "pinwarden-operator", "operator")["args"][-2:] == [
+        *("--namespace=123", "--namespace=true")
+    ]
+    assert container(objects, "pinwarden-agent", "agent")["args"][-1] == "--x=a: b\n- --evil"
+    for name, volume, path in (
+        ("pinwarden-agent", "cgroup", odd),
+        ("pinwarden-holder", "profiles", f"{odd}/seccomp"),
+    ):
+        spec = pod_spec(objects, name)
+        assert spec["priorityClassName"] == "0x10"
+        (found,) = (each["hostPath"]["path"] for each in spec["volumes"] if each["name"] == volume)
+        assert found == path
+    (rule,) = (each for each in objects if each["kind"] == "PrometheusRule")
+    runbooks = [
+        each["annotations"]["runbook_url"] for group in rule["spec"]["groups"] for each in group["rules"]
+    ]
+    assert runbooks
+    assert all(each.startswith(f"{url}#pinwarden") for each in runbooks)
+    for each in objects:
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "789"
+
+
+def test_rules_are_those_of_the_file_but_for_where_runbooks_are() -> None:
+    (rule,) = chart.render(
+        sets={"metrics.prometheusRule.enabled": "true", "metrics.prometheusRule.runbookURL": "RUNBOOKS"},
+        only=["monitoring/prometheusrule.yaml"],
+    )
+    assert rule["spec"] == yaml.safe_load((chart.CHART / "files" / "alerts.yaml").read_text())
+
+
+def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> None:
+    labels = {"app.kubernetes.io/instance": "mine", "app.kubernetes.io/name": "mine", "a": "", "b": "1"}
+    annotations = {"kubectl.kubernetes.io/default-container": "gate", "a": ""}
+    objects = chart.render(
+        given={
+            "operator": {"podAnnotations": {"a": ""}},
+            "agent": {"podAnnotations": annotations},
+            "metrics": {
+                "podMonitor": {"enabled": True, "labels": labels},
+                "prometheusRule": {"enabled": True, "labels": labels},
+            },
+            "dashboards": {"enabled": True, "labels": labels},
+        }
+    )
+    kinds = ("PodMonitor", "PrometheusRule", "ConfigMap")
+    merged = [each["metadata"]["labels"] for each in objects if each["kind"] in kinds]
+    assert len(merged) == 2 + 1 + 4
+    for each in merged:
+        assert each.items() >= {**labels, "app.kubernetes.io/name": "pinwarden"}.items()
+        assert each["app.kubernetes.io/managed-by"] == "Helm"
+    found = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["annotations"]
+        for each in objects
+        if each["kind"] in chart.RUNS and "annotations" in each["spec"]["template"]["metadata"]
+    }
+    assert found == {
+        "pinwarden-agent": annotations,
+        "pinwarden-holder": annotations,
+        "pinwarden-operator": {"kubectl.kubernetes.io/default-container": "operator", "a": ""},
+    }
+
+
+def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane) -> None:
+    """API servers extend tokens of 3607 s to a year, which shows here that this is what is measured."""
+    (volume,) = (
+        each for each in pod_spec(chart.render(), "pinwarden-agent")["volumes"] if each["name"] == "token"
+    )
+    (asked,) = (
+        each["serviceAccountToken"]["expirationSeconds"]
+        for each in volume["projected"]["sources"]
+        if "serviceAccountToken" in each
+    )
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "agent", "namespace": chart.NAMESPACE},
+        "spec": {"serviceAccountName": "pinwarden-agent", "containers": [{"name": "agent", "image": "none"}]},
+    }
+    made = run_kubectl(
+        server.kubeconfig, "create", "-f", "-", "-o", "jsonpath={.metadata.uid}", stdin=json.dumps(pod)
+    )
+    assert made.returncode == 0, made.stderr
+
+    def seconds(duration: int) -> int:
+        done = run_kubectl(
+            server.kubeconfig,
+            *(
+                "create",
+                "token",
+                "pinwarden-agent",
+                f"--namespace={chart.NAMESPACE}",
+                f"--duration={duration}s",
+            ),
+            *("--bound-object-kind=Pod", "--bound-object-name=agent", f"--bound-object-uid={made.stdout}"),
+        )
+        assert done.returncode == 0, done.stderr
+        claims = json.loads(base64.urlsafe_b64decode(done.stdout.split(".")[1] + "=="))
+        return int(claims["exp"]) - int(claims["iat"])
+
+    assert seconds(asked) == asked == 3600
+    assert seconds(3607) > 300 * 24 * 3600
+
+
+def test_the_quota_of_the_page_is_for_the_priority_classes_of_the_chart(server: ControlPlane) -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    (quota,) = (
+        each
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        for each in yaml.safe_load_all(block)
+        if each["kind"] == "ResourceQuota"
+    )
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    classes = {
+        each["spec"]["template"]["spec"]["priorityClassName"]
+        for each in chart.render()
+        if each["kind"] in chart.RUNS
+    }
+    assert set(scope["values"]) == classes
+    dry_run(server, [quota])
+
+
+def test_the_page_gives_helm_the_time_that_the_hook_may_take() -> None:
+    """The Job's own deadline, and a minute for its rights and its pod."""
+    page = (ROOT / "docs" / "install.md").read_text()
+    (said,) = re.findall(r"at least twice `uninstall\.timeoutSeconds` and (\d+) s", page)
+    for waiting in (usual := DEFAULTS["uninstall"]["timeoutSeconds"], 3600):
+        (job,) = chart.render(given={"uninstall": {"timeoutSeconds": waiting}}, only=["uninstall/job.yaml"])
+        assert 2 * waiting + int(said) == job["spec"]["activeDeadlineSeconds"] + 60
+    for name in ("install.md", "uninstall.md"):
+        assert f"--timeout {(2 * usual + int(said)) // 60}m" in (ROOT / "docs" / name).read_text(), name
 
 
 def test_in_another_namespace_nothing_names_the_usual_one() -> None:

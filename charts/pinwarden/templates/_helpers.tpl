@@ -3,9 +3,16 @@
 {{- define "pinwarden.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/name: pinwarden
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* The same with a user's, who may have some of them otherwise; but not what selectors and Helm go by. */}}
+{{- define "pinwarden.labelsWith" -}}
+{{- $own := include "pinwarden.labels" (first .) | fromYaml -}}
+{{- $kept := pick $own "app.kubernetes.io/name" "app.kubernetes.io/managed-by" -}}
+{{- merge $kept (last . | default dict) $own | toYaml }}
 {{- end }}
 
 {{/* Of a component's pods; part of selectors, which cannot be changed. */}}
@@ -22,13 +29,18 @@ app.kubernetes.io/component: {{ . }}
 
 {{- define "pinwarden.container" -}}
 image: {{ include "pinwarden.image" . | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
 {{- end }}
 
 {{- define "pinwarden.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* A quantity that may be given as a number; Helm has those of files as floats, which it would write as 2.68435456e+08. */}}
+{{- define "pinwarden.quantity" -}}
+{{ if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
 {{- end }}
 
 {{/* What every container does without. */}}
@@ -48,7 +60,7 @@ securityContext:
 
 {{/* Namespaces that the gate leaves alone: the gate of a pod that the gate itself needs would wait for itself. */}}
 {{- define "pinwarden.ungated" -}}
-[kube-system, {{ .Release.Namespace }}]
+[kube-system, {{ .Release.Namespace | quote }}]
 {{- end }}
 
 {{- define "pinwarden.gateAdmission" -}}
