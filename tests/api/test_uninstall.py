@@ -173,7 +173,7 @@ def test_what_is_written_meanwhile_is_written_over(own: Cluster, operator: Opera
     eventually(lambda: mode(own, node), lambda last: last == "Release")
 
     def over() -> bool:
-        with suppress(HTTPError):  # it may be gone by now
+        with suppress(HTTPError, KeyError):  # it may be gone by now
             own.acknowledge(node)
         return run.poll() is not None
 
