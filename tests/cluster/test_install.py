@@ -152,7 +152,9 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Pa
     two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
     two.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
     eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
-    two.kubectl("apply", "--server-side", "--force-conflicts", "-f", "charts/pinwarden/crds")
+    two.kubectl(
+        "apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", "charts/pinwarden/crds"
+    )
     two.helm("upgrade", RELEASE[0], str(chart.CHART), *RELEASE[1:], "--reset-values", *WAIT)
 
     def images() -> set[str]:
