@@ -79,10 +79,10 @@ class Two:
     def helm(self, *arguments: str, fails: bool = False) -> str:
         return self.run("helm", *arguments, fails=fails)
 
-    def install(self, *options: str, source: Path = chart.CHART) -> str:
-        return self.helm(
-            "install", RELEASE[0], str(source), *RELEASE[1:], "--create-namespace", *WAIT, *options
-        )
+    def install(self, *options: str, source: Path = chart.CHART) -> None:
+        """The chart, and a limit for the pods that are there."""
+        self.helm("install", RELEASE[0], str(source), *RELEASE[1:], "--create-namespace", *WAIT, *options)
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
 
     def uninstall(self, fails: bool = False) -> str:
         return self.helm("uninstall", *RELEASE, *WAIT, fails=fails)
@@ -153,7 +153,8 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Pa
     two.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
     eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
     two.kubectl(
-        "apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", "charts/pinwarden/crds"
+        *("apply", "--server-side", "--force-conflicts", "--field-manager=helm"),
+        *("-f", "charts/pinwarden/crds"),
     )
     two.helm("upgrade", RELEASE[0], str(chart.CHART), *RELEASE[1:], "--reset-values", *WAIT)
 
