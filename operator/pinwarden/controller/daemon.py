@@ -38,9 +38,9 @@ from pinwarden.controller.watch import Source, Watch
 from pinwarden.controller.web import Web
 from pinwarden.controller.work import Throttle, WorkQueue
 from pinwarden.plan import compile as rules
+from pinwarden.plan.objects import AGENT_SELECTOR
 
 DEFAULT_NAMESPACE = "pinwarden-system"
-AGENT_LABELS = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
 WRITES_PER_SECOND = 150.0
 _BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 _log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
         )
     agents = f"/api/v1/namespaces/{own}/pods"
     yield Source(
-        "agents", agents, prune.agent_pod, state.put_agent, state.remove_agent, label_selector=AGENT_LABELS
+        "agents", agents, prune.agent_pod, state.put_agent, state.remove_agent, label_selector=AGENT_SELECTOR
     )
     yield Source("nodes", "/api/v1/nodes", prune.node, state.put_node, state.remove_node)
     yield Source(

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from pinwarden.controller.client import Json
-from pinwarden.plan.objects import agent_is_ready, read_namespace, read_node, read_pod
+from pinwarden.plan.objects import read_agent, read_namespace, read_node, read_pod
 from pinwarden.plan.world import Namespace, Node, Pod
 
 
@@ -48,7 +48,7 @@ def pod(raw: Json) -> tuple[str, Pod]:
 def agent_pod(raw: Json) -> tuple[str, AgentPod]:
     """A pod of the agent by its UID."""
     uid = raw["metadata"]["uid"]
-    return uid, AgentPod(uid, raw["spec"].get("nodeName") or "", agent_is_ready(raw))
+    return uid, AgentPod(uid, *read_agent(raw))
 
 
 def node(raw: Json) -> tuple[str, KnownNode]:

@@ -25,18 +25,18 @@ from pydantic import ValidationError
 from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import Mode, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.controller import leader, prune
+from pinwarden.controller import leader
 from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, configure, pages
 from pinwarden.controller.finalizers import without
 from pinwarden.controller.leftovers import Wait, draining, full_name, is_gated, made, undrained
 from pinwarden.controller.seizure import Seizure, UninstallError, patiently
 from pinwarden.plan.groups import FINALIZER
+from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, read_agent
 
 POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
 QUIET_SECONDS = leader.RENEW_SECONDS + REQUEST_SECONDS
 """So long after the Lease was taken a write of the operator may still arrive."""
-_AGENT_LABELS = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
 _AT_ONCE = 32
 _BATCH = 512
 _PAGE = 500
@@ -215,10 +215,7 @@ class Uninstall:
     async def _agents(self) -> Mapping[str, bool]:
         """Whether an agent is ready, by node."""
         path = f"/api/v1/namespaces/{self._settings.namespace}/pods"
-        found: dict[str, bool] = {}
-        for _, agent in await self._list(path, prune.agent_pod, labelSelector=_AGENT_LABELS):
-            found[agent.node] = found.get(agent.node, False) or agent.ready
-        return found
+        return agents_by_node(await self._list(path, read_agent, labelSelector=AGENT_SELECTOR))
 
     async def _let_go(self, group: Json) -> None:
         """Takes the finalizer away, whoever set it: nobody is left who would."""

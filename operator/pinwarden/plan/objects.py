@@ -3,12 +3,14 @@
 Nothing here fails on a field that is missing: what is not there is read as empty.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pinwarden.plan.allowed import ANNOTATION
 from pinwarden.plan.world import Namespace, Node, Pod
 
+AGENT_SELECTOR = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
+"""What selects the pods of the node agent."""
 _STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
 _AGENT = "agent"
 _TERMINAL = ("Succeeded", "Failed")
@@ -55,6 +57,19 @@ def agent_is_ready(raw: Json) -> bool:
         if each["name"] == _AGENT:
             ready = each["ready"]
     return ready and not lost and "deletionTimestamp" not in raw["metadata"]
+
+
+def read_agent(raw: Json) -> tuple[str, bool]:
+    """The node of a pod of the node agent, and whether the agent is alive."""
+    return raw["spec"].get("nodeName") or "", agent_is_ready(raw)
+
+
+def agents_by_node(agents: Iterable[tuple[str, bool]]) -> dict[str, bool]:
+    """Whether an agent is alive, by each node that has one; while one takes over from another there are two."""
+    found: dict[str, bool] = {}
+    for node, ready in agents:
+        found[node] = found.get(node, False) or ready
+    return found
 
 
 def read_node(raw: Json) -> Node:

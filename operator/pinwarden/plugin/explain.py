@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.plan.amounts import short
 from pinwarden.plan.explain import Agent, Evidence, Explanation, Finding, Refused, explain
-from pinwarden.plan.explain.node import AGENT_SELECTOR
-from pinwarden.plan.objects import agent_is_ready, read_namespace, read_node, read_pod
+from pinwarden.plan.objects import AGENT_SELECTOR, agent_is_ready, read_namespace, read_node, read_pod
 from pinwarden.plan.workloads import workload_of
 from pinwarden.plan.world import Namespace
 from pinwarden.plugin import gather, output

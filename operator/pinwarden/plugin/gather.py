@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.plan.explain.node import AGENT_SELECTOR
 from pinwarden.plan.groups import FINALIZER, Group
-from pinwarden.plan.objects import agent_is_ready
+from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, read_agent
 from pinwarden.plugin.client import PINWARDEN, ApiError, Client, Json
 from pinwarden.plugin.errors import PluginError
 
@@ -122,11 +121,7 @@ def alive(rights: Rights, system: str) -> Collection[str]:
 
 def agents(rights: Rights, system: str) -> Mapping[str, bool]:
     """Whether the agent is alive, by each node that has one."""
-    found: dict[str, bool] = {}
-    for raw in rights.items("pods", system, labelSelector=AGENT_SELECTOR):
-        node = raw["spec"].get("nodeName", "")
-        found[node] = found.get(node, False) or agent_is_ready(raw)
-    return found
+    return agents_by_node(map(read_agent, rights.items("pods", system, labelSelector=AGENT_SELECTOR)))
 
 
 def configs(rights: Rights, nodes: Collection[str] | None = None) -> Iterator[NodePinConfig]:

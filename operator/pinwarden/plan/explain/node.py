@@ -6,9 +6,8 @@ from pinwarden.plan.compile import Limit, limit_name
 from pinwarden.plan.explain.advice import agent_log, called, kubectl, patch
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.objects import AGENT_SELECTOR
 from pinwarden.plan.summarize import TOO_MANY_LIMITS
-
-AGENT_SELECTOR = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
 
 
 def reaching(case: Case) -> Iterator[Finding]:
