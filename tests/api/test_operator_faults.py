@@ -1,11 +1,13 @@
 """The operator's process through outages of the API server, and without a right that it needs."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.controlplane import API_SERVER
+from pinwarden.controller.leader import POLL_SECONDS
 
 from .operators import BACK_SECONDS, Cluster, Operator, config_path, eventually
 
@@ -48,14 +50,22 @@ def test_nothing_is_written_before_every_cache_is_full(cluster: Cluster, tmp_pat
     ]
     uid = cluster.pod(namespace, node)["metadata"]["uid"]
     cluster.merge(role, {"rules": without})
-    with Operator(cluster, tmp_path) as operator:
-        eventually(
-            lambda: [line for line in operator.log if "pods" in line["message"] and "403" in line["message"]],
-            bool,
-        )
-        operator.leads()
-        status, text = operator.get("/readyz")
-        assert (status, "pods" in text) == (503, True)
-        assert cluster.find(config_path(node)) == {}
+    try:
+        with Operator(cluster, tmp_path) as operator:
+            eventually(
+                lambda: [
+                    line for line in operator.log if "pods" in line["message"] and "403" in line["message"]
+                ],
+                bool,
+            )
+            time.sleep(2 * POLL_SECONDS)
+            status, text = operator.get("/readyz")
+            assert (status, "pods" in text) == (503, True)
+            leading = operator.metric("pinwarden_operator_leader")
+            assert leading == 0.0, "the Lease is for a replica that knows everything"
+            assert cluster.find(config_path(node)) == {}
+            cluster.merge(role, {"rules": rules})
+            operator.leads()
+            eventually(lambda: uid in cluster.held(node), bool)
+    finally:
         cluster.merge(role, {"rules": rules})
-        eventually(lambda: uid in cluster.held(node), bool)
