@@ -140,6 +140,11 @@ class Cluster:
         condition = {"type": "Ready", "status": str(ready)}
         self.merge(f"{path}/status", {"status": {"phase": "Running", "conditions": [condition]}})
 
+    def set_lost(self, node: str, lost: bool) -> None:
+        """As the node controller says it of a node that it does not hear of."""
+        condition = {"type": "Ready", "status": "Unknown" if lost else "True"}
+        self.merge(f"/api/v1/nodes/{node}/status", {"status": {"conditions": [condition]}})
+
     def deployment(self) -> None:
         """The operator's Deployment, which nobody acts on."""
         selector = {"matchLabels": {"a": "b"}}

@@ -160,6 +160,10 @@ def test_a_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
     case.judged("Enforced", "Unknown", "AgentSilent")
     cluster.set_ready(agent, ready=True)
     case.judged("Enforced", "True", "Enforced")
+    cluster.set_lost(case.node, True)
+    case.judged("Enforced", "Unknown", "AgentSilent")
+    cluster.set_lost(case.node, False)
+    case.judged("Enforced", "True", "Enforced")
     cluster.send("DELETE", f"{agent}?gracePeriodSeconds=0")
     case.judged("Enforced", "Unknown", "AgentSilent")
 

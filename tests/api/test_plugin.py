@@ -294,6 +294,19 @@ def test_an_agent_that_is_silent(case: Case) -> None:
     assert "Level:       <unknown> (AgentSilent)" in text
 
 
+@pytest.mark.rule("H1")
+def test_an_agent_on_a_node_that_is_lost(case: Case) -> None:
+    """Its pod is as ready as the kubelet last said."""
+    case.limit()
+    case.report(MIB)
+    case.explained("HeldByRlimit")
+    case.cluster.set_lost(case.node, True)
+    case.explained("AgentSilent")
+    assert rows(case.shell(f"kubectl pinwarden top -n {case.namespace}"))[0]["LEVEL"] == "<unknown>"
+    done = case.shell.run(f"kubectl pinwarden probe {case.node}")
+    assert f"Node {case.node}: its agent is silent" in done.stderr
+
+
 def test_a_limit_that_is_on_its_way_and_a_node_that_is_not_there(case: Case) -> None:
     case.limit()
     assert "pinwarden-agent" not in case.explained("NotAcknowledged")  # the pod of the test's agent
@@ -564,7 +577,7 @@ def test_what_is_not_there_is_said_with_exit_code_1(case: Case) -> None:
     ("command", "lacking"),
     [
         ("top -n default", ["list pods in namespace default", "list nodepinconfigs.pinwarden.io"]),
-        ("top -A", ["list pods", "list nodepinconfigs.pinwarden.io"]),
+        ("top -A", ["list pods", "list nodes", "list nodepinconfigs.pinwarden.io"]),
         (
             "probe",
             ["list nodes", "list nodepinconfigs.pinwarden.io", "list pods in namespace pinwarden-system"],

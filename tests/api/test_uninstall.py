@@ -79,6 +79,23 @@ def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(own: Cluster, o
     own.send("DELETE", config_path(node))
 
 
+def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(own: Cluster, operator: Operator) -> None:
+    """The kubelet of a dead node never takes back that its agent is ready."""
+    node, namespace = own.node(), own.namespace()
+    agent = own.agent(node)
+    own.pod(namespace, node)
+    eventually(lambda: own.config(node), bool)
+    own.acknowledge(node)
+    own.set_lost(node, True)
+    run = uninstall(own)
+    said, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said
+    own.send("DELETE", agent)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", LEASE)
+
+
 def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator: Operator) -> None:
     node, namespace = own.node(), own.namespace()
     own.pod(namespace, node)

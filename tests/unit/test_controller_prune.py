@@ -65,22 +65,25 @@ def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_an_agent_on_a_node_that_was_lost_sight_of_is_not_alive() -> None:
-    """When a node dies, the node controller sets the condition Ready, and nothing else."""
+def test_a_node_is_lost_while_its_condition_ready_is_unknown() -> None:
+    """A kubelet that says that its node is not ready is heard."""
 
-    def status(ready: str, containers_ready: str) -> dict[str, Any]:
-        parts = [("ContainersReady", containers_ready), ("Ready", ready)]
-        return {
-            "conditions": [{"type": name, "status": each} for name, each in parts],
-            "containerStatuses": [{"name": name, "ready": True} for name in ("agent", "gate", "shared")],
-        }
+    def lost(status: dict[str, Any]) -> bool:
+        return prune.node({"metadata": {"name": "n1", "uid": "u1"}, "status": status})[1].lost
 
-    assert prune.agent_pod(pod(status=status("True", "True")))[1].ready
-    assert not prune.agent_pod(pod(status=status("False", "True")))[1].ready
-    assert not prune.agent_pod(pod(status=status("Unknown", "True")))[1].ready
-    beside = status("False", "False")
-    beside["containerStatuses"][1]["ready"] = False
-    assert prune.agent_pod(pod(status=beside))[1].ready
+    found = {
+        status: lost(
+            {
+                "conditions": [
+                    {"type": "DiskPressure", "status": "Unknown"},
+                    {"type": "Ready", "status": status},
+                ]
+            }
+        )
+        for status in ("True", "False", "Unknown")
+    }
+    assert found == {"True": False, "False": False, "Unknown": True}
+    assert not lost({})
 
 
 def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:

@@ -100,8 +100,8 @@ class Operator:
             metrics,
         )
 
-    def node(self, name: str = "n1", uid: str = "node-uid") -> None:
-        self.state.put_node(KnownNode(Node(name), uid))
+    def node(self, name: str = "n1", uid: str = "node-uid", *, lost: bool = False) -> None:
+        self.state.put_node(KnownNode(Node(name), uid, lost))
 
     def pod(self, uid: str = "p1", node: str = "n1") -> None:
         pod = Pod(namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"})
@@ -445,6 +445,13 @@ def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
         operator.agent(ready=False)
         await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
         operator.agent(ready=True)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.node(lost=True)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=False)
+        operator.agent(ready=True)
+        assert operator.state.view("n1").silent
+        operator.node(lost=False)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
         operator.state.remove_agent("agent-n1")
         await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")

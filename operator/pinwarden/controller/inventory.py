@@ -140,7 +140,9 @@ class Inventory(Collector):
 
 def _of_nodes(state: State, total: Tally | None) -> Iterator[Metric]:
     nodes = _gauge(
-        "nodes", "Known nodes, by whether their agent answers: a pod of it is ready there.", "agent"
+        "nodes",
+        "Known nodes, by whether their agent answers: it is ready, and the node is not lost.",
+        "agent",
     )
     problems = _gauge("nodes_with_problem", "Nodes by what is wrong with them.", "problem")
     named = _gauge(

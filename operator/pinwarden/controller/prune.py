@@ -7,21 +7,22 @@ from functools import lru_cache
 from typing import Any
 
 from pinwarden.controller.client import Json
-from pinwarden.plan.objects import read_agent, read_namespace, read_node, read_pod
+from pinwarden.plan.objects import is_lost, read_agent, read_namespace, read_node, read_pod
 from pinwarden.plan.world import Namespace, Node, Pod
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """A node with the UID that its NodePinConfig is owned by."""
+    """A node with the UID that its NodePinConfig is owned by; `lost` while the node controller does not hear of it."""
 
     node: Node
     uid: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """A pod of the node agent: alive while its agent's container is ready."""
+    """A pod of the node agent: alive while its agent's container is ready and its node is not lost."""
 
     uid: str
     node: str
@@ -54,7 +55,7 @@ def agent_pod(raw: Json) -> tuple[str, AgentPod]:
 def node(raw: Json) -> tuple[str, KnownNode]:
     """A node by its name."""
     value = read_node(raw)
-    return value.name, KnownNode(value, raw["metadata"]["uid"])
+    return value.name, KnownNode(value, raw["metadata"]["uid"], is_lost(raw))
 
 
 def namespace(raw: Json) -> tuple[str, Namespace]:

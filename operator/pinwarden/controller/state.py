@@ -91,6 +91,7 @@ class State:
         self._views: dict[str, NodeView] = {}
         self._agents: dict[str, AgentPod] = {}
         self._ready_agents: dict[str, int] = {}
+        self._lost: set[str] = set()
         self._keys: dict[str, str] = {}
 
     # -- pods, nodes, namespaces -----------------------------------------------------------------------------------
@@ -118,6 +119,9 @@ class State:
         if self.node_uids.get(name) != known.uid:
             self.node_uids[name] = known.uid
             self._compile.add(name)
+        if known.lost != (name in self._lost):
+            (self._lost.add if known.lost else self._lost.discard)(name)
+            self._hear(name)
         self._mark(self.world.put_node(known.node))
 
     def remove_node(self, name: str) -> None:
@@ -180,7 +184,7 @@ class State:
 
     def view(self, node: str) -> NodeView:
         """What is known of a node's agent."""
-        return self._views.get(node) or NodeView(node, silent=not self._ready_agents.get(node))
+        return self._views.get(node) or NodeView(node, silent=self._is_silent(node))
 
     @property
     def views(self) -> Mapping[str, NodeView]:
@@ -198,6 +202,7 @@ class State:
         if name not in self.held or not self.held[name].uid:
             self.held.pop(name, None)
             self._views.pop(name, None)
+            self._lost.discard(name)
             self.rises.forget_node(name)
             self._mark(self.world.put_presence(name, NOWHERE))
 
@@ -332,7 +337,13 @@ class State:
         self._ready_agents[agent.node] = count
         if not count:
             del self._ready_agents[agent.node]
-        self._see(self.view(agent.node).with_silent(not count))
+        self._hear(agent.node)
+
+    def _hear(self, node: str) -> None:
+        self._see(self.view(node).with_silent(self._is_silent(node)))
+
+    def _is_silent(self, node: str) -> bool:
+        return node in self._lost or not self._ready_agents.get(node)
 
 
 def conditions_of(status: Status | None) -> list[Condition]:

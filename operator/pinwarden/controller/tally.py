@@ -25,7 +25,7 @@ REASONS: Final = (
 """Why a pod is held at its level and at no better one."""
 
 PROBLEMS: Final = {
-    SILENT: "something shall be held there, and no pod of the agent is ready",
+    SILENT: "something shall be held there, and no agent is ready, or the node is lost",
     "SpecNotTaken": "its agent does not understand the newest spec and keeps the last good one",
     "Truncated": "a list of its report was cut, so that figures are lower bounds",
     "GateLost": "a pod's gate is lost: its pinning calls end with ENOSYS",

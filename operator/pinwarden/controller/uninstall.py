@@ -31,7 +31,7 @@ from pinwarden.controller.finalizers import without
 from pinwarden.controller.leftovers import Wait, draining, full_name, is_gated, made, undrained
 from pinwarden.controller.seizure import Seizure, UninstallError, patiently
 from pinwarden.plan.groups import FINALIZER
-from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, read_agent
+from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
 
 POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
@@ -213,9 +213,12 @@ class Uninstall:
             asked[config.name] = stored["metadata"]["generation"]
 
     async def _agents(self) -> Mapping[str, bool]:
-        """Whether an agent is ready, by node."""
+        """Whether an agent is alive, by node."""
+        nodes = await self._list("/api/v1/nodes", lambda raw: raw["metadata"]["name"] if is_lost(raw) else "")
         path = f"/api/v1/namespaces/{self._settings.namespace}/pods"
-        return agents_by_node(await self._list(path, read_agent, labelSelector=AGENT_SELECTOR))
+        return agents_by_node(
+            await self._list(path, read_agent, labelSelector=AGENT_SELECTOR), frozenset(nodes)
+        )
 
     async def _let_go(self, group: Json) -> None:
         """Takes the finalizer away, whoever set it: nobody is left who would."""

@@ -3,7 +3,7 @@
 Nothing here fails on a field that is missing: what is not there is read as empty.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pinwarden.plan.allowed import ANNOTATION
@@ -45,18 +45,15 @@ def read_pod(raw: Json) -> Pod:
 def agent_is_ready(raw: Json) -> bool:
     """Whether a pod of the node agent has an agent that is alive.
 
-    The other containers have their own word: a gate or an accountant that is away is told by the agent. A pod whose containers are all
-    ready and that is not ready itself is on a node that the node controller lost sight of: the kubelet never says so, as the pod has no
-    readiness gates, and what it last said of the containers stands.
+    The other containers have their own word: a gate or an accountant that is away is told by the agent. Of a node that is lost (`is_lost`)
+    this says nothing: what the kubelet last said of the containers stands then.
     """
     status = raw.get("status") or {}
-    conditions = {each["type"]: each["status"] == "True" for each in status.get("conditions") or ()}
-    ready = conditions.get("Ready", False)
-    lost = conditions.get("ContainersReady", False) and not ready
+    ready = _has_condition(status, "Ready", "True")
     for each in status.get("containerStatuses") or ():
         if each["name"] == _AGENT:
             ready = each["ready"]
-    return ready and not lost and "deletionTimestamp" not in raw["metadata"]
+    return ready and "deletionTimestamp" not in raw["metadata"]
 
 
 def read_agent(raw: Json) -> tuple[str, bool]:
@@ -64,12 +61,17 @@ def read_agent(raw: Json) -> tuple[str, bool]:
     return raw["spec"].get("nodeName") or "", agent_is_ready(raw)
 
 
-def agents_by_node(agents: Iterable[tuple[str, bool]]) -> dict[str, bool]:
-    """Whether an agent is alive, by each node that has one; while one takes over from another there are two."""
+def agents_by_node(agents: Iterable[tuple[str, bool]], lost: Collection[str]) -> dict[str, bool]:
+    """Whether an agent is alive, by each node that has one; while one takes over from another there are two. `lost` are nodes."""
     found: dict[str, bool] = {}
     for node, ready in agents:
-        found[node] = found.get(node, False) or ready
+        found[node] = (found.get(node, False) or ready) and node not in lost
     return found
+
+
+def is_lost(raw: Json) -> bool:
+    """Whether the node controller lost sight of a node: the condition Ready is Unknown then, which no kubelet says of its own node."""
+    return _has_condition(raw.get("status") or {}, "Ready", "Unknown")
 
 
 def read_node(raw: Json) -> Node:
@@ -87,6 +89,10 @@ def read_namespace(raw: Json) -> Namespace:
         allowed=(metadata.get("annotations") or {}).get(ANNOTATION, ""),
         terminating="deletionTimestamp" in metadata,
     )
+
+
+def _has_condition(status: Json, kind: str, value: str) -> bool:
+    return any((each["type"], each["status"]) == (kind, value) for each in status.get("conditions") or ())
 
 
 def _container_id(text: str | None) -> str | None:

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.plan.amounts import short
 from pinwarden.plan.explain import Agent, Evidence, Explanation, Finding, Refused, explain
-from pinwarden.plan.objects import AGENT_SELECTOR, agent_is_ready, read_namespace, read_node, read_pod
+from pinwarden.plan.objects import (
+    AGENT_SELECTOR,
+    agent_is_ready,
+    is_lost,
+    read_namespace,
+    read_node,
+    read_pod,
+)
 from pinwarden.plan.workloads import workload_of
 from pinwarden.plan.world import Namespace
 from pinwarden.plugin import gather, output
@@ -42,7 +49,7 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
         config = rights.get(NodePinConfig.plural, bound) if bound else None
         read = gather.limits(rights, namespace, cluster=True)
         groups = gather.groups(rights, namespace)
-        agent = _agent(rights, system, bound) if bound else None
+        agent = _agent(rights, system, bound, lost=node is not None and is_lost(node)) if bound else None
         events = list(_events(rights, namespace, name))
     if raw is None:
         raise PluginError(f'pods "{name}" not found in namespace {namespace}')
@@ -62,11 +69,12 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
     )
 
 
-def _agent(rights: gather.Rights, system: str, node: str) -> Agent | None:
-    """The agent's pod on the node, one that is ready before others."""
+def _agent(rights: gather.Rights, system: str, node: str, *, lost: bool) -> Agent | None:
+    """The agent's pod on the node, one that is alive before others; none is on a node that is lost."""
     where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
     found = [
-        Agent(raw["metadata"]["name"], agent_is_ready(raw)) for raw in rights.items("pods", system, **where)
+        Agent(raw["metadata"]["name"], agent_is_ready(raw) and not lost)
+        for raw in rights.items("pods", system, **where)
     ]
     return max(found, key=lambda agent: agent.ready, default=None)
 

@@ -3,7 +3,7 @@
 A user may lack some of the rights. Then everything is asked for all the same, and what is missing is said in one message.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec, NodePi
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.groups import FINALIZER, Group
-from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, read_agent
+from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
 from pinwarden.plugin.client import PINWARDEN, ApiError, Client, Json
 from pinwarden.plugin.errors import PluginError
 
@@ -114,14 +114,15 @@ def groups(rights: Rights, namespace: str) -> list[Group]:
     return found
 
 
-def alive(rights: Rights, system: str) -> Collection[str]:
+def agents(rights: Rights, system: str, nodes: Iterable[Json]) -> Mapping[str, bool]:
+    """Whether the agent is alive, by each node that has one; of `nodes` it is read whether they are lost."""
+    lost = {raw["metadata"]["name"] for raw in nodes if is_lost(raw)}
+    return agents_by_node(map(read_agent, rights.items("pods", system, labelSelector=AGENT_SELECTOR)), lost)
+
+
+def alive(agents: Mapping[str, bool]) -> Collection[str]:
     """The nodes whose agents are alive."""
-    return {node for node, ready in agents(rights, system).items() if ready}
-
-
-def agents(rights: Rights, system: str) -> Mapping[str, bool]:
-    """Whether the agent is alive, by each node that has one."""
-    return agents_by_node(map(read_agent, rights.items("pods", system, labelSelector=AGENT_SELECTOR)))
+    return {node for node, ready in agents.items() if ready}
 
 
 def configs(rights: Rights, nodes: Collection[str] | None = None) -> Iterator[NodePinConfig]:

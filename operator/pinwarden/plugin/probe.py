@@ -34,21 +34,21 @@ def run(options: argparse.Namespace) -> None:
     with gather.Rights(client) as rights:
         if options.argument:
             node = rights.get("nodes", options.argument)
+            nodes = [node] if node else []
             raw = rights.get(NodePinConfig.plural, options.argument)
-            names = [options.argument] if node else []
             configs = [gather.config(raw)] if raw else []
         else:
-            names = [each["metadata"]["name"] for each in rights.items("nodes")]
+            nodes = list(rights.items("nodes"))
             configs = list(gather.configs(rights))
-        agents = gather.agents(rights, options.pinwarden_namespace)
+        agents = gather.agents(rights, options.pinwarden_namespace, nodes)
     now = datetime.now(UTC)
-    if options.argument and not names:
+    if options.argument and not nodes:
         raise PluginError(f'there is no node "{options.argument}"')
-    probed = _probe(names, configs)
+    probed = _probe([each["metadata"]["name"] for each in nodes], configs)
     if options.output in ("json", "yaml"):
         output.emit(output.items([each.to_wire() for each in probed]), options.output)
     else:
-        _print(options, probed, {node for node, ready in agents.items() if ready}, now)
+        _print(options, probed, gather.alive(agents), now)
     if options.strict:
         _judge(probed, agents, now)
 

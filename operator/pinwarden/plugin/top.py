@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> None:
         pods = [read_pod(raw) for raw in rights.items("pods", namespace, **selector)]
         every = options.shared or (namespace is None and not selector)
         configs = list(gather.configs(rights, None if every else {pod.node for pod in pods}))
-        alive = gather.alive(rights, options.pinwarden_namespace)
-    wanted, now = Wanted(alive, namespace, bool(options.selector)), datetime.now(UTC)
+        agents = gather.agents(rights, options.pinwarden_namespace, rights.items("nodes"))
+    wanted, now = Wanted(gather.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
     if options.shared:
         _print_shared(options, shared_figures(pods, configs, wanted, now), now)
     else:

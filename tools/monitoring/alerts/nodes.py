@@ -16,7 +16,7 @@ NODES: Final = Group(
             lasting="10m",
             summary="The agent is silent on {{ $value }} nodes that have pods to hold.",
             description="No pod of pinwarden's agent is ready on {{ $value }} nodes that shall hold limits or groups.",
-            meaning="The agent's pod is missing, not ready, or being replaced there.",
+            meaning="The agent is missing, not ready or being replaced there, or the node is lost: nobody hears of its kubelet.",
             impact="What was in force stays in force (H3), and pods that come are not held by the rlimit gate. Statuses say "
             "Unknown/AgentSilent.",
             diagnosis=f"{SEE_NODES}\n\n{SEE_AGENT}",

@@ -56,8 +56,8 @@ def reaching(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.AGENT_SILENT,
             problem=True,
-            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready: how the pod is held, and what it uses, is not known. "
-            "Limits that were in force stay so.",
+            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is lost: how the pod is held, and what it "
+            "uses, is not known. Limits that were in force stay so.",
             next=NextStep(
                 text="See what its agent says.",
                 command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
