@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import Mode, NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.plan.compile import Limit, Settings, compile_node
+from pinwarden.plan.compile import MAX_NODE_LIMITS, Limit, Settings, compile_node
 from pinwarden.plan.explain import Agent, Cause, Evidence, Explanation, Refused, explain
 from pinwarden.plan.figures import STALE
 from pinwarden.plan.groups import Group
@@ -417,6 +417,24 @@ def test_a_limit_that_is_not_written_holds_nothing(level: str) -> None:
     changed = explain(evidence(limit(amount="32Mi"), config=config(old, POD, pods=[use(0, level)])))
     assert causes(changed) == [Cause.NOT_WRITTEN]
     assert (changed.limits[0].standing, changed.limits[0].acknowledged) == ("Pending", False)
+
+
+@pytest.mark.rule("H1", "P13")
+def test_limits_that_found_no_room_on_a_full_node_are_told_once() -> None:
+    """The operator never writes them; those that found room hold."""
+    others = [f"a-{number:04}" for number in range(MAX_NODE_LIMITS - 1)]
+    made = config([limit()], POD, pods=[EXACT])
+    rest = [made.spec.limits[0].model_copy(update={"name": name, "uid": name}) for name in others]
+    spec = made.spec.model_copy(update={"limits": [*rest, *made.spec.limits]})
+    full = made.model_copy(update={"spec": spec})
+    late = [limit(name, amount, podSelector={}) for name, amount in (("x", "32Mi"), ("y", "16Mi"))]
+    told = explain(evidence(limit(), *late, config=full))
+    assert causes(told) == [Cause.NO_ROOM, Cause.HELD_IN_PART]
+    assert [(each.name, each.acknowledged) for each in told.limits] == [
+        ("team-a/db", True),
+        ("team-a/x", False),
+        ("team-a/y", False),
+    ]
 
 
 @pytest.mark.rule("H1")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, PodReport
+from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinConfigSpec, PodReport
 from pinwarden.plan.compile import (
     MAX_NODE_LIMITS,
     Hold,
@@ -102,15 +102,18 @@ class Case:
         pod, evidence = self.pod, self.evidence
         node = evidence.node or Node(pod.node)
         spaces = {evidence.namespace.name: evidence.namespace}
-        view = NodeView(pod.node).with_desired(
-            compile_node(node, [pod], spaces, evidence.limits, evidence.settings)
-        )
+        desired = compile_node(node, [pod], spaces, evidence.limits, evidence.settings)
+        stored = evidence.config.spec if evidence.config else NodePinConfigSpec()
+        full = len(stored.limits) >= MAX_NODE_LIMITS
+        if full:
+            room = {limit.name for limit in stored.limits}
+            desired = desired.model_copy(
+                update={"limits": [limit for limit in desired.limits if limit.name in room]}
+            )
+        view = NodeView(pod.node).with_desired(desired)
         if evidence.config is not None:
-            view = view.with_object(evidence.config)
-            spec = evidence.config.spec
-            full = len(spec.limits) >= MAX_NODE_LIMITS
-            hashes = {group.uid: group.hash for group in spec.groups}
-            view = replace(view, full=full, asked_groups=hashes)
+            hashes = {group.uid: group.hash for group in stored.groups}
+            view = replace(view.with_object(evidence.config), full=full, asked_groups=hashes)
         return view.with_silent(evidence.agent is None or not evidence.agent.ready or self.stale)
 
     @property

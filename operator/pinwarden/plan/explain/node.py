@@ -87,7 +87,7 @@ def taking(case: Case) -> Iterator[Finding]:
     """
     if case.view.silent or case.evidence.config is None or case.released:
         return
-    late = []
+    late, room = [], ""
     for limit in case.matching:
         share = case.shares[limit_name(limit)]
         if case.acknowledges(limit):
@@ -95,9 +95,11 @@ def taking(case: Case) -> Iterator[Finding]:
         if share.refused is None:
             late.append(limit)
         elif share.refused.reason == TOO_MANY_LIMITS:
-            yield _no_room(case, share.refused.detail)
+            room = share.refused.detail
         else:
             yield _unsupported(case, limit, share.refused.detail)
+    if room:
+        yield _no_room(case, room)
     stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
     written = {limit.uid for limit in case.hold.limits.values() if (limit.uid, limit.hash) in stored}
     if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
