@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 import pytest
 
 from .conftest import ROOT
-from .operators import LEASE, Cluster, Operator, config_path, eventually, prepared
+from .operators import LEASE, SYSTEM, Cluster, Operator, config_path, eventually, prepared
 
 SECONDS = 4
 
@@ -94,6 +94,21 @@ def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(own: Cluster,
     own.send("DELETE", agent)
     own.send("DELETE", f"/api/v1/nodes/{node}")
     own.send("DELETE", LEASE)
+
+
+@pytest.mark.rule("H1")
+def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
+    own: Cluster, operator: Operator
+) -> None:
+    deployment = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/pinwarden-operator"
+    own.send("DELETE", deployment)
+    node = own.node()
+    eventually(lambda: own.config(node), bool)
+    said, wrong = uninstall(own).communicate(timeout=60)
+    assert "there is no Deployment pinwarden-operator in the namespace pinwarden-system" in said, wrong
+    eventually(lambda: own.config(node), bool)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.deployment()
 
 
 def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator: Operator) -> None:

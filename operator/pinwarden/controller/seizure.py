@@ -54,8 +54,8 @@ class Seizure:
         except (ApiError, UninstallError) as error:
             _log.error("the Lease is free in %d s: %s", LEASE_SECONDS, error)
 
-    async def leave(self) -> None:
-        """It goes with the operator's Deployment, if there is one; else it is given back."""
+    async def leave(self) -> bool:
+        """It goes with the operator's Deployment; where there is none it is given back, and the answer is False."""
         path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{leader.NAME}"
         try:
             deployment = await self._api.get(path)
@@ -63,7 +63,7 @@ class Seizure:
             if error.status != 404:
                 raise
             await self.give_back()
-            return
+            return False
         owner = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -72,6 +72,7 @@ class Seizure:
         }
         if self._held:
             await self._replace(LEFT_LEASE_SECONDS, owners=[owner])
+        return True
 
     async def _replace(
         self, seconds: int, *, holder: str | None = None, seize: bool = False, owners: Sequence[Json] = ()

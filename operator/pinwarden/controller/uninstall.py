@@ -99,13 +99,18 @@ class Uninstall:
             await self._each([partial(self._let_go, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
             await self._each([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
-            await self._lease.leave()
+            left = await self._lease.leave()
         except BaseException:
             await self._lease.give_back()
             raise
         self._say(
             f"released: {len(names)} NodePinConfigs are deleted, {len(groups)} SharedMemoryGroups have no finalizer of pinwarden's"
         )
+        if not left:
+            self._say(
+                f"there is no Deployment {leader.NAME} in the namespace {self._settings.namespace}: an operator that runs anyway "
+                "puts limits in force again; end it, and run this again"
+            )
 
     async def _without_lease(self) -> None:
         """Raises UninstallError unless no operator ever wrote anything."""
