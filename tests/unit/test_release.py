@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.image import NAME
+from release.artifacts import changes as base_changes
 from release.artifacts import sums
 from release.checks import CHANGES, CHART, IMAGE, PACKAGE, PROJECT, changes, git, problems, versions
 from release.errors import ReleaseError
@@ -95,6 +96,16 @@ def test_the_section_of_a_version_ends_where_the_next_begins() -> None:
     assert changes(FILES[CHANGES], "Unreleased") == "- More."
     assert changes(FILES[CHANGES], "1.2.2") == ""
     assert changes(FILES[CHANGES], "1.2") == ""
+
+
+def test_another_base_is_told_by_its_packages() -> None:
+    named = "libc6 2.36-9\nlibssl3 3.0.15-1\n"
+    assert not base_changes(named, named)
+    assert base_changes(named, "libc6 2.36-10\nlibssl3 3.0.15-1\nzlib1g 1.2\n") == [
+        "-libc6 2.36-9",
+        "+libc6 2.36-10",
+        "+zlib1g 1.2",
+    ]
 
 
 def test_git_that_fails_is_told_in_its_words(tmp_path: Path) -> None:

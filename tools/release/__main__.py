@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.image import PROJECT, ROOT, image
 from release.archive import Image
-from release.artifacts import SUMS, make
+from release.artifacts import BASE, SUMS, base, make
 from release.checks import git, problems
 from release.errors import ReleaseError
 
@@ -31,6 +31,7 @@ def _image(output: Path) -> None:
     shutil.copyfile(image(), archive)
     built = Image(archive)
     DOCUMENT.write_text(FIGURES.sub(figures(built), DOCUMENT.read_text()))
+    (ROOT / BASE).write_text(base(built))
     print(f"{archive}\n  {built.name}\n  {built.digest}\n  {figures(built)}")
 
 
