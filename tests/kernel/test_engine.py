@@ -199,7 +199,8 @@ def test_a_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
     worker = node.hire(uid, user=0)
     node.hold(uid, MIB)
     assert worker.lock(2 * MIB) == (2 * MIB, 0)
-    assert (node.report(uid).level, node.report(uid).reason) == (Level.OBSERVE, "CapIPCLock")
+    node.until(lambda: node.report(uid).reason == "CapIPCLock")
+    assert node.report(uid).level is Level.OBSERVE
     assert str(worker.pid) in node.report(uid).message
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pinwarden.agent import report
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, held_back
@@ -744,7 +745,11 @@ def test_a_name_without_a_limit_leaves_the_pod_reported(node: Node) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_process_with_a_capability_in_reach_is_named(node: Node) -> None:
+@pytest.mark.parametrize("starting", [True, False])
+def test_a_process_with_a_capability_in_reach_is_named(
+    node: Node, monkeypatch: pytest.MonkeyPatch, starting: bool
+) -> None:
+    monkeypatch.setattr(report, "STARTING_SECONDS", float("inf" if starting else 0))
     pid = os.getpid()
     with StatusReader(Path("/proc"), pid) as reader:
         reason = held_back(reader.read(), Path("/proc/self/uid_map").read_text())
@@ -754,7 +759,8 @@ def test_a_process_with_a_capability_in_reach_is_named(node: Node) -> None:
     if reason is None:
         assert node.pod().level is Level.CONVERGE
     else:
-        assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason.value)
+        told = "ContainerStarting" if starting else reason.value
+        assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, told)
         assert str(pid) in node.pod().message
 
 

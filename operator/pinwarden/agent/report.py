@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,9 @@ _DENIALS = 32
 _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
+STARTING_SECONDS = 5.0
+"""For so long after a container's first process began, the runtime's own, with all capabilities, may still be in it."""
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +170,7 @@ def judge(
     if not subject.held.enforced:
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
     for process in processes:
-        if (process.saved or process.failure) and (verdict := _not_held(process)):
+        if (process.saved or process.failure) and (verdict := _not_held(subject, process)):
             return verdict
     if subject.truncated:
         return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
@@ -177,15 +181,31 @@ def judge(
     return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
 
 
-def _not_held(process: Followed) -> Verdict | None:
+def _not_held(subject: Governed, process: Followed) -> Verdict | None:
     pid = process.key.pid
     if process.failure:
         return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {process.failure}")
     if process.knowledge is Knowledge.UNKNOWN:
         return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
-    if process.held is not None:
-        return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
-    return None
+    if process.held is None:
+        return None
+    if _is_starting(subject, process):
+        return Verdict(
+            Level.OBSERVE,
+            "ContainerStarting",
+            f"process {pid} is not held ({process.held}), which may be the runtime's own before the container begins",
+        )
+    return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
+
+
+def _is_starting(subject: Governed, process: Followed) -> bool:
+    """Whether the container of the process is so young that the process may be the runtime's own.
+
+    By when its first process began, which the kernel says: without that one the container has ended, so no fork makes it younger.
+    """
+    fellows = next((keys for keys in subject.by_container.values() if process.key in keys), frozenset())
+    began = min((key.start_ticks for key in fellows), default=0) / _TICKS_PER_SECOND
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began < STARTING_SECONDS
 
 
 def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:

@@ -39,6 +39,7 @@ _QUIET_REASONS = {
     "NoLimits",
     "Sampled",
     "NotReported",
+    "ContainerStarting",
     "NotThere",
     "NotLookedAt",
 }

@@ -20,7 +20,7 @@ LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
 REASONS: Final = (
     *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
     *("UseUnknown", "CapIPCLock", "CapSysResource", "TreeTooDeep", "ContainerUnknown", "SourceNotSeparable"),
-    *("NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
+    *("ContainerStarting", "NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
 )
 """Why a pod is held at its level and at no better one."""
 
