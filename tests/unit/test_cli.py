@@ -14,6 +14,7 @@ from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import (
     BorrowReport,
     GroupReport,
+    LimitDenials,
     NodePinConfigStatus,
     OvershootReport,
     PodReport,
@@ -49,7 +50,16 @@ REPORT = NodePinConfigStatus(
     agent_version="0.1.0",
     cgroup_version="v2",
     pods=[
-        PodReport(uid="p1", vm_lck=0, vm_pin=4096, peak=8192, processes=1, level=Level.OBSERVE, reason="Why")
+        PodReport(
+            uid="p1",
+            vm_lck=0,
+            vm_pin=4096,
+            peak=8192,
+            processes=1,
+            level=Level.OBSERVE,
+            reason="Why",
+            denials=[LimitDenials(uid="u1", count=12)],
+        )
     ],
     groups=[
         GroupReport(
@@ -102,8 +112,8 @@ def test_status_prints_each_limit_of_each_subject(agent: Path, capsys: pytest.Ca
     assert main(["status", "--socket", str(agent)]) == 0
     text = capsys.readouterr().out
     assert cells(text, "p1") == [
-        ["p1", "ns/a", "Pod", "4096", "Enforce", "0", "4096", "8192", "1", "-", "Observe", "Why"],
-        ["p1", "b", "Pod", "8192", "Audit", "0", "4096", "8192", "1", "-", "Observe", "Why"],
+        ["p1", "ns/a", "Pod", "4096", "Enforce", "0", "4096", "8192", "1", "12", "Observe", "Why"],
+        ["p1", "b", "Pod", "8192", "Audit", "0", "4096", "8192", "1", "0", "Observe", "Why"],
     ]
     assert cells(text, "Generation:") == [["Generation:", "7"]]
     assert cells(text, "u9") == [["u9", "Unsupported", "burst:", "unknown"]]

@@ -127,6 +127,7 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
     configuration = answer.get("configuration", {})
     limits = {limit["name"]: limit for limit in configuration.get("limits", [])}
     limits["unknownPods"] = {
+        "uid": "unknownPods",
         "scope": "Pod",
         "limit": configuration.get("unknownPods"),
         "enforcement": "Enforce",
@@ -144,10 +145,18 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
                 pod["vmPin"],
                 pod["peak"],
                 pod["processes"],
-                sum(each["count"] for each in pod["denials"]) if "denials" in pod else None,
+                _denied(pod, limit.get("uid")),
                 pod["level"],
                 pod.get("reason"),
             )
+
+
+def _denied(pod: Mapping[str, Any], uid: str | None) -> int | None:
+    """How many calls of the pod were refused for this limit; None where no gate holds it."""
+    if "denials" not in pod:
+        return None
+    counts: list[int] = [each["count"] for each in pod["denials"] if each["uid"] == uid]
+    return sum(counts)
 
 
 def _groups(answer: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[object, ...]]:
