@@ -162,7 +162,8 @@ def advise_limit(limit: PinLimit) -> Recommendation:
     if amount is None:
         return _with(made, "its status has no recommendation: nothing was seen pinned so far")
     manifest = _of_limit(limit, amount, Enforcement.ENFORCE)
-    return _with(made, f"the peak that its agents saw, with {HEADROOM:.0%} headroom", manifest)
+    basis = f"its status recommends it: {HEADROOM:.0%} above the most that a pod was seen to pin, which is not listed there"
+    return _with(made, basis, manifest)
 
 
 def _with(made: Recommendation, basis: str, manifest: dict[str, Any] | None = None) -> Recommendation:
@@ -190,7 +191,7 @@ def _held_back(peak: int, governing: Iterable[PinLimit]) -> str:
     """That the pods may want more than was seen, because a limit held them (H2)."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         amount = limit.spec.limit.bytes
-        if limit.spec.enforcement is Enforcement.ENFORCE and 0 < amount <= peak + amount // 16:
+        if limit.spec.enforcement is Enforcement.ENFORCE and amount - amount // 16 <= peak <= amount:
             return f"; {limit.metadata.name} ({limit.spec.limit}) held it there, so it may want more"
     return ""
 
