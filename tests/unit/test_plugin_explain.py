@@ -246,6 +246,46 @@ def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
     assert "The kernel does not hold a process that can have CAP_IPC_LOCK" in message
 
 
+@pytest.mark.rule("H1")
+def test_a_container_that_starts_just_now_is_neither_called_held_nor_a_problem() -> None:
+    held = use(level="Observe", reason="ContainerStarting", message="process 7 is not held (CapIPCLock)")
+    told = explain(evidence(limit(), uses=[held]))
+    assert causes(told) == [Cause.NOT_STARTED]
+    assert "process 7 is not held (CapIPCLock)" in told.findings[0].message
+    assert not told.findings[0].problem
+
+
+@pytest.mark.rule("P13")
+def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
+    told = explain(evidence(limit(), limit("watch", "128Mi", enforcement="Audit")))
+    assert Cause.OVERRIDDEN not in causes(told)
+
+
+@pytest.mark.rule("P11")
+def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to() -> None:
+    before, lowered = limit(amount="4Mi"), limit(amount="2Mi")
+    counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 12}])
+    shot = {
+        "limit": "uid-db",
+        "pod": "u1",
+        "peak": 4 * MIB,
+        "seconds": 1,
+        "count": 1,
+        "lastTime": "2026-11-24T11:59:00Z",
+    }
+    status = {"recentDenials": [refusal(before, 4 * MIB, MIB)], "overshoots": [shot]}
+    told = explain(evidence(lowered, uses=[counts], status=status))
+    assert causes(told) == [Cause.OVER_LIMIT, Cause.REFUSED, Cause.HELD_EXACTLY]
+    assert len({each.next.command for each in told.findings[:2]}) == 1
+    assert "(2Mi now)" in told.findings[1].message
+
+
+def test_a_call_that_was_refused_is_told_before_a_limit_that_is_not_acted_on() -> None:
+    counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    told = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
+    assert causes(told)[:2] == [Cause.REFUSED, Cause.LIMIT_REFUSED]
+
+
 def test_a_namespace_that_has_the_gate_needs_a_new_pod_only() -> None:
     held = use(level="Observe", reason="CapIPCLock")
     labelled = Namespace("team-a", {"pinwarden.io/gate": "runtime-default"})

@@ -28,7 +28,7 @@ from pinwarden.plan.verdicts import (
 def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> list[Verdict]:
     """The conditions of an accepted limit: Ready first, then what it sums up; Granted only of a grant."""
     parts = [
-        accepted(overriding),
+        accepted(limit, overriding),
         applied(shares),
         enforced(limit, shares),
         complete(shares),
@@ -48,16 +48,17 @@ def ready(limit: Limit, parts: Sequence[Verdict]) -> Verdict:
     return summary(parts, needed, "Enforced" if "Enforced" in needed else "Applied")
 
 
-def accepted(overriding: Sequence[str]) -> Verdict:
+def accepted(limit: Limit, overriding: Sequence[str]) -> Verdict:
     """Whether pinwarden acts on the limit; says when it adds nothing to others (P13)."""
     if not overriding:
         return Verdict("Accepted", "True", "Accepted", "The limit holds beside all others.")
     named = few([f"{name!r}" for name in overriding])
+    does = "holds" if limit.spec.enforcement is Enforcement.ENFORCE else "is evaluated"
     return Verdict(
         "Accepted",
         "True",
         "Overridden",
-        f"The limit holds, but adds nothing: every matching pod is held to it by {named}.",
+        f"The limit {does}, but adds nothing: every matching pod is held to it by {named}.",
     )
 
 

@@ -128,7 +128,7 @@ def _nothing(configs: Sequence[NodePinConfig], wanted: Wanted) -> None:
     where = f" in namespace {wanted.namespace}" if wanted.namespace else ""
     output.remark(
         f"No pod{where} is governed by a limit, and agents report governed pods only. "
-        "To begin: kubectl pinwarden recommend"
+        f"To begin: kubectl pinwarden recommend {f'-n {wanted.namespace}' if wanted.namespace else '-A'}"
     )
 
 

@@ -17,7 +17,6 @@ class Cause(StrEnum):
 
     POD_ENDED = "PodEnded"
     NOT_SCHEDULED = "NotScheduled"
-    LIMIT_REFUSED = "LimitRefused"
     LIMIT_NOT_UNDERSTOOD = "LimitNotUnderstood"
     EXEMPT_NAMESPACE = "ExemptNamespace"
     NO_LIMIT = "NoLimitMatches"
@@ -34,6 +33,7 @@ class Cause(StrEnum):
     NOT_STARTED = "NotStarted"
     OVER_LIMIT = "OverLimit"
     REFUSED = "RefusedByGate"
+    LIMIT_REFUSED = "LimitRefused"
     NOT_ENFORCEABLE = "NotEnforceable"
     NOT_REPORTED = "NotReported"
     AT_LIMIT = "LikelyRefusedByKernel"

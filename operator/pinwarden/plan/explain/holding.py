@@ -23,6 +23,7 @@ from pinwarden.plan.refusals import explain as told
 from pinwarden.plan.report import Use
 
 GATE_LOST: Final = "GateLost"
+_STARTING: Final = "ContainerStarting"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
 _BY_NODE: Final = "GateUnavailable"
 _UNKNOWN_PODS: Final = "unknownPods"
@@ -39,16 +40,22 @@ def refusals(case: Case) -> Iterator[Finding]:
         count = (use.denied(limit.metadata.uid or "") if use else None) or len(known)
         if not count:
             continue
-        needed = max((each.used + each.asked for each in known if each.used and each.asked), default=0)
+        sums = [each.used + each.asked for each in known if each.used is not None and each.asked]
+        needed = max(sums, default=0)
         amount = limit.spec.limit.bytes
         raised = 0 < needed <= amount
         fits = raised and case.acknowledges(limit)
-        words = f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {called(limit)} ({limit.spec.limit})"
+        was_other = bool(known) and known[-1].limit not in (None, amount)
+        words = (
+            f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {called(limit)} "
+            f"({limit.spec.limit}{' now' if was_other else ''})"
+        )
         last = f"; the last one: {told(known[-1], called(limit))}" if known else ""
         now = ". The limit was raised since: the call would fit now" if fits else ""
         if raised and not fits:
             now = ". The limit was raised since: the call will fit once the node's agent has taken that"
-        step = _watch(case) if raised else raise_to(limit, max(needed, amount))
+        now_used, _ = used(limit, use) if use else (None, None)
+        step = _watch(case) if raised else raise_to(limit, max(needed, amount, now_used or 0))
         yield Finding(cause=Cause.REFUSED, problem=not fits, message=f"{words}{last}{now}.", next=step)
     others = [each for each in listed(case) if each.uid not in seen]
     if others:
@@ -97,6 +104,8 @@ def level(case: Case) -> Iterator[Finding]:
         )
     elif not enforced:
         return
+    elif use.reason == _STARTING:
+        yield _not_started(case, f"A container of the pod starts just now: {use.message}.")
     elif use.level is Level.OBSERVE:
         yield _not_enforceable(case, use)
     elif not any(map(case.acknowledges, enforced)):
@@ -122,7 +131,10 @@ def amounts(case: Case) -> Iterator[Finding]:
             yield _over(case, limit)
         if limit.spec.grant:
             yield from _grant(case, limit)
+    over = {limit.metadata.uid for limit in case.matching if case.shares[limit_name(limit)].over}
     for shot in overshoots(case):
+        if shot.limit in over:
+            continue
         limit = next(each for each in case.matching if each.metadata.uid == shot.limit)
         step = gated(case.evidence, "To have it held exactly")
         if case.use and case.use.level is Level.DENY:
@@ -136,7 +148,8 @@ def amounts(case: Case) -> Iterator[Finding]:
             cause=Cause.OVERSHOT,
             problem=False,
             message=f"Use was seen above {called(limit)} {shot.count} time(s), last at {shot.last_time:%Y-%m-%dT%H:%M:%SZ}: "
-            f"{short(shot.peak)} over for {shot.seconds:g} s at worst (a lower bound).",
+            f"{short(shot.peak)} over for {shot.seconds:g} s at worst (a lower bound). "
+            "A race passed it, or it was lowered below its use for a while.",
             next=step,
         )
 
@@ -159,16 +172,7 @@ def _remark(use: Use) -> str:
 def _unreported(case: Case) -> Iterator[Finding]:
     pod = case.pod
     if not pod.started:
-        yield Finding(
-            cause=Cause.NOT_STARTED,
-            problem=False,
-            message="No container of the pod has started; it is held from its first instruction with the gate's profile, and else from "
-            "when the agent sees it.",
-            next=NextStep(
-                text="See what it waits for.",
-                command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
-            ),
-        )
+        yield _not_started(case, "No container of the pod has started.")
     elif all(map(case.acknowledges, case.matching)):
         yield Finding(
             cause=Cause.NOT_REPORTED,
@@ -176,6 +180,19 @@ def _unreported(case: Case) -> Iterator[Finding]:
             message=f"Its containers have started, but the agent of node {pod.node} has not reported the pod.",
             next=NextStep(text="See what the agent says.", command=agent_log(case.evidence)),
         )
+
+
+def _not_started(case: Case, what: str) -> Finding:
+    pod = case.pod
+    return Finding(
+        cause=Cause.NOT_STARTED,
+        problem=False,
+        message=f"{what} It is held from its first instruction with the gate's profile, and else from when the agent sees it.",
+        next=NextStep(
+            text="See what it waits for, and look again in some seconds.",
+            command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+        ),
+    )
 
 
 def _not_enforceable(case: Case, use: Use) -> Finding:

@@ -85,12 +85,19 @@ def standing(case: Case) -> Iterator[Finding]:
 
 
 def _overridden(case: Case) -> Iterator[Finding]:
-    """Of limits that add nothing, where their authors may not expect it: a ceiling above a limit is what ceilings are for."""
+    """Of limits that add nothing, where their authors may not expect it: a ceiling above a limit is what ceilings are for.
+
+    Nothing of Audit limits: that one does not hold anything back is no reason to raise another.
+    """
     first = strictest(case)
     by_name = {limit_name(limit): limit for limit in case.matching}
     for name, others in sorted(overridden(case).items()):
         limit, other = by_name[name], first if first in others else others[0]
-        if other is None or (isinstance(limit, ClusterPinLimit) and isinstance(other, PinLimit)):
+        if (
+            other is None
+            or limit.spec.enforcement is Enforcement.AUDIT
+            or (isinstance(limit, ClusterPinLimit) and isinstance(other, PinLimit))
+        ):
             continue
         yield Finding(
             cause=Cause.OVERRIDDEN,
