@@ -127,7 +127,8 @@ class PinLimitSpec(Model):
     )
     counting: Counting = Field(
         Counting.EVERY_PIN,
-        description="EveryPin counts each pin operation, also a second one on the same page; OncePerPod counts a page once per pod.",
+        description="EveryPin counts each pin operation, also a second one on the same page; OncePerPod counts a page once per pod. "
+        "OncePerPod is not supported yet: such a limit is not accepted, and its status says so.",
     )
     sources: list[Source] = Field(
         default_factory=list, max_length=32, description="What is counted; empty means every source."
@@ -149,7 +150,8 @@ class PinLimitSpec(Model):
     )
     on_overshoot: OnOvershoot = Field(
         OnOvershoot.REPORT,
-        description="What happens when a race passes the limit: it is reported, or the task is killed.",
+        description="What happens when a race passes the limit: it is reported, or the task is killed. Kill is not supported yet: such a "
+        "limit is not accepted, and its status says so.",
     )
     grant: bool = Field(
         False,
