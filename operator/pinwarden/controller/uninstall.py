@@ -32,6 +32,7 @@ from pinwarden.controller.leftovers import Wait, draining, full_name, is_gated, 
 from pinwarden.controller.seizure import Seizure, UninstallError, patiently
 from pinwarden.plan.groups import FINALIZER
 from pinwarden.plan.objects import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
+from pinwarden.plan.verdicts import counted
 
 POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
@@ -104,7 +105,8 @@ class Uninstall:
             await self._lease.give_back()
             raise
         self._say(
-            f"released: {len(names)} NodePinConfigs are deleted, {len(groups)} SharedMemoryGroups have no finalizer of pinwarden's"
+            f"released: {counted(len(names), 'NodePinConfig')} deleted, {counted(len(groups), 'SharedMemoryGroup')} freed of "
+            "pinwarden's finalizer"
         )
         if not left:
             self._say(
