@@ -257,7 +257,7 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
-        await operator.until(operator.spec)
+        await operator.until(lambda: "n1" in operator.state.held)  # the answer to its write has come
         path = config_path("n1")
         good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
         count = operator.server.applied.count(path)
