@@ -127,6 +127,31 @@ def test_a_bad_manifest_is_refused_with_its_field(kubectl: Kubectl, kind: str, s
     assert field in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("amount", "told"),
+    [
+        ("64MB", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
+        ("Mi", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
+        ("1.5", "must be a whole number of bytes: use a suffix such as Ki, Mi or Gi"),
+        ("-1Mi", "must not be negative: give a whole number of bytes, 0 or more"),
+        ("5Pi", "must be at most 4Pi, what a physical address of 52 bits reaches"),
+    ],
+)
+def test_a_bad_amount_is_answered_with_one_sentence(kubectl: Kubectl, amount: str, told: str) -> None:
+    body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
+    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
+    assert done.returncode != 0
+    assert f"spec.limit: Invalid value: {amount!r}: {told}".replace("'", '"') in done.stderr
+    assert (done.stderr.count("Invalid value"), done.stderr.count("\n")) == (1, 1), done.stderr
+
+
+def test_a_bad_max_grant_is_compared_with_nothing(kubectl: Kubectl) -> None:
+    body = json.dumps(manifest("ClusterPinLimit", "default", {"limit": "1Mi", "maxGrant": "64MB"}))
+    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
+    assert 'spec.maxGrant: Invalid value: "64MB": must be a number of bytes' in done.stderr
+    assert done.stderr.count("Invalid value") == 1, done.stderr
+
+
 def test_a_name_that_is_too_long_is_refused(kubectl: Kubectl, namespace: str) -> None:
     bad = manifest("PinLimit", namespace, pinl(), name="n" * 64)
     done = kubectl("create", "-f", "-", stdin=json.dumps(bad), check=False)

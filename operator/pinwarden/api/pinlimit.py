@@ -168,7 +168,8 @@ class ClusterPinLimitSpec(PinLimitSpec):
                 *_COMMON_RULES,
                 cel("self.scope != 'Node' || !self.grant", "a grant needs scope: Pod or Container", ".grant"),
                 cel(
-                    "!has(self.maxGrant) || quantity(string(self.maxGrant)).compareTo(quantity(string(self.limit))) <= 0",
+                    "!has(self.maxGrant) || !isQuantity(string(self.maxGrant)) || !isQuantity(string(self.limit)) || "
+                    "quantity(string(self.maxGrant)).compareTo(quantity(string(self.limit))) <= 0",
                     "maxGrant must not be above limit: this ceiling holds against the grant too",
                     ".maxGrant",
                 ),

@@ -80,26 +80,31 @@ class Quantity(str):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The structural schema of a non-negative whole number of bytes.
 
-        CEL's `isInteger` is false of 1.5Gi, which is a whole number of bytes, hence the comparison through a float: exact up to
-        `MAX_BYTES`, above which the second rule refuses.
+        The grammar is a rule and no `pattern`, so that who writes 64MB reads one sentence and not what a regular expression lacks. CEL's
+        `isQuantity` alone takes a suffix without a number. CEL's `isInteger` is false of 1.5Gi, which is a whole number of bytes, hence the
+        comparison through a float: exact up to `MAX_BYTES`, above which another rule refuses.
         """
         self = "quantity(string(self))"
+        otherwise = "!isQuantity(string(self)) || "
         return {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": True,
             "maxLength": 32,
-            "pattern": _PATTERN,
             "x-kubernetes-validations": [
                 cel(
-                    f"!{self}.isLessThan(quantity('0'))",
+                    f"isQuantity(string(self)) && string(self).matches(r'{_PATTERN}')",
+                    "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none",
+                ),
+                cel(
+                    f"{otherwise}!{self}.isLessThan(quantity('0'))",
                     "must not be negative: give a whole number of bytes, 0 or more",
                 ),
                 cel(
-                    f"!{self}.isGreaterThan(quantity('{MAX_BYTES}'))",
+                    f"{otherwise}!{self}.isGreaterThan(quantity('{MAX_BYTES}'))",
                     "must be at most 4Pi, what a physical address of 52 bits reaches",
                 ),
                 cel(
-                    f"{self}.isGreaterThan(quantity('{MAX_BYTES}')) || {self}.isLessThan(quantity('0')) || "
+                    f"{otherwise}{self}.isGreaterThan(quantity('{MAX_BYTES}')) || {self}.isLessThan(quantity('0')) || "
                     f"double(int({self}.asApproximateFloat())) == {self}.asApproximateFloat()",
                     "must be a whole number of bytes: use a suffix such as Ki, Mi or Gi",
                 ),

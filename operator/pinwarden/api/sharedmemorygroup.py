@@ -212,7 +212,8 @@ class SharedMemoryGroupSpec(Model):
                     ".management",
                 ),
                 cel(
-                    "self.management != 'Create' || (has(self.capacity) && quantity(string(self.capacity)).isGreaterThan(quantity('0')))",
+                    "self.management != 'Create' || (has(self.capacity) && "
+                    "(!isQuantity(string(self.capacity)) || quantity(string(self.capacity)).isGreaterThan(quantity('0'))))",
                     "management: Create needs a capacity above 0",
                     ".management",
                 ),
