@@ -6,7 +6,11 @@ The packages, from the bottom up (a layer imports only from those before it):
 - `pinwarden.plan`: the rules, as pure functions over values.
 - `pinwarden.controller`: the operator, which turns PinLimits into one NodePinConfig per node.
 - `pinwarden.agent`: the node agent, which counts, refuses and reports.
+- `pinwarden.plugin`: the `kubectl pinwarden` command, which explains what the API server has.
 - `pinwarden.cli`: the `pinwarden` command.
 """
 
 __version__ = "0.1.0"
+
+SYSTEM_NAMESPACE = "pinwarden-system"
+"""Where pinwarden itself runs, unless it is told otherwise."""

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.cli import logs
 
 TIMEOUT_SECONDS = 120.0
-DEFAULT_NAMESPACE = "pinwarden-system"
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -39,9 +39,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument(
         "--namespace",
-        default=os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE,
+        default=os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE,
         metavar="NAME",
-        help="where the operator runs (default: $POD_NAMESPACE, else pinwarden-system)",
+        help=f"where the operator runs (default: $POD_NAMESPACE, else {SYSTEM_NAMESPACE})",
     )
     logs.add_option(parser)
     parser.set_defaults(run=_run)

@@ -16,6 +16,7 @@ from typing import Any
 
 from kubernetes.aio.client import Configuration
 
+from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller import prune
@@ -40,7 +41,6 @@ from pinwarden.controller.work import Throttle, WorkQueue
 from pinwarden.plan import compile as rules
 from pinwarden.plan.objects import AGENT_SELECTOR
 
-DEFAULT_NAMESPACE = "pinwarden-system"
 WRITES_PER_SECOND = 150.0
 _BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Settings:
     @property
     def own_namespace(self) -> str:
         """Where the operator, its Lease and the agents live."""
-        return os.environ.get("POD_NAMESPACE") or DEFAULT_NAMESPACE
+        return os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE
 
 
 async def run(settings: Settings) -> None:

@@ -14,6 +14,7 @@ crowds out nobody else: ceilings come first, and of the rest each namespace has 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
 from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope, Source
 from pinwarden.api.quantity import MAX_BYTES
@@ -38,7 +39,7 @@ class Settings:
     that a node does not know yet, None to leave them alone.
     """
 
-    exempt: frozenset[str] = frozenset({"kube-system", "pinwarden-system"})
+    exempt: frozenset[str] = frozenset({"kube-system", SYSTEM_NAMESPACE})
     unknown_pods: int | None = None
 
 

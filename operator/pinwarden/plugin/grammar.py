@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
-from pinwarden import __version__
+from pinwarden import SYSTEM_NAMESPACE, __version__
 
 PROGRAM: Final = "kubectl pinwarden"
-SYSTEM: Final = "pinwarden-system"
 
 
 class Values(StrEnum):
@@ -77,10 +76,10 @@ _SELECTOR = Flag(("-l", "--selector"), "pods with these labels only, such as app
 _NO_HEADERS = Flag(("--no-headers",), "print tables without their heads")
 _SYSTEM = Flag(
     ("--pinwarden-namespace",),
-    f"where pinwarden itself runs (default: {SYSTEM})",
+    f"where pinwarden itself runs (default: {SYSTEM_NAMESPACE})",
     metavar="NAME",
     values=Values.NAMESPACES,
-    default=SYSTEM,
+    default=SYSTEM_NAMESPACE,
 )
 _CONNECTION = (
     Flag(("--context",), "context of the kubeconfig to use", metavar="NAME", values=Values.CONTEXTS),

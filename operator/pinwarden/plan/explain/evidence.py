@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
+from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinConfigSpec, PodReport
 from pinwarden.plan.compile import (
     MAX_NODE_LIMITS,
@@ -58,7 +59,7 @@ class Evidence:
     groups: Sequence[Group] = ()
     events: Sequence[Refused] = ()
     workload: str = ""
-    system: str = "pinwarden-system"
+    system: str = SYSTEM_NAMESPACE
 
     @property
     def settings(self) -> Settings:
