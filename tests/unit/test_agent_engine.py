@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pinwarden.agent import report
+from pinwarden.agent import followed, report
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
-from pinwarden.agent.gates.rlimit import GateAbility, held_back
+from pinwarden.agent.gates.rlimit import GateAbility, HeldBackReason, held_back
 from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.record import Record
@@ -23,6 +23,7 @@ from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
 from pinwarden.api.pinlimit import Level
+from pinwarden.plan.verdicts import STARTING
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20
@@ -759,9 +760,26 @@ def test_a_process_with_a_capability_in_reach_is_named(
     if reason is None:
         assert node.pod().level is Level.CONVERGE
     else:
-        told = "ContainerStarting" if starting else reason.value
+        told = STARTING if starting else reason.value
         assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, told)
         assert str(pid) in node.pod().message
+
+
+@pytest.mark.rule("H1")
+def test_a_process_that_the_pod_itself_started_is_not_taken_for_the_runtime_s(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of two, what does not pass by itself is told, whichever has the lower number."""
+    monkeypatch.setattr(followed, "held_back", lambda *_: HeldBackReason.CAP_IPC_LOCK)
+    worker = node.hire()
+    child = worker.fork()
+    node.put([worker.pid, child])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert (node.pod().reason, str(child) in node.pod().message) == ("CapIPCLock", True)
+    node.put([worker.pid])
+    node.tick()
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, STARTING)
 
 
 def test_busy_pods_are_looked_at_often_and_idle_ones_seldom(node: Node) -> None:

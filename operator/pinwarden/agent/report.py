@@ -29,6 +29,7 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
+from pinwarden.plan.verdicts import STARTING
 
 _PODS = 4096
 _LIMITS = 1024
@@ -38,7 +39,7 @@ _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 STARTING_SECONDS = 5.0
-"""For so long after a container's first process began, the runtime's own, with all capabilities, may still be in it."""
+"""For so long a process that the runtime started may still be its own, with all capabilities, before it runs what it was started for."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
 
@@ -169,9 +170,10 @@ def judge(
         return Verdict(Level.OBSERVE, subject.held.unsupported, "none of its limits can be held here")
     if not subject.held.enforced:
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
-    for process in processes:
-        if (process.saved or process.failure) and (verdict := _not_held(subject, process)):
-            return verdict
+    dealt = [process for process in processes if process.saved or process.failure]
+    found = [verdict for process in dealt if (verdict := _not_held(subject, process))]
+    if found:
+        return min(found, key=lambda verdict: verdict.reason == STARTING)
     if subject.truncated:
         return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
     if has_unknown_container(subject):
@@ -190,22 +192,18 @@ def _not_held(subject: Governed, process: Followed) -> Verdict | None:
     if process.held is None:
         return None
     if _is_starting(subject, process):
-        return Verdict(
-            Level.OBSERVE,
-            "ContainerStarting",
-            f"process {pid} is not held ({process.held}), which may be the runtime's own before the container begins",
-        )
+        why = f"process {pid} has {process.held} or can gain it, and may be the runtime's own before its program begins"
+        return Verdict(Level.OBSERVE, STARTING, why)
     return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
 
 
 def _is_starting(subject: Governed, process: Followed) -> bool:
-    """Whether the container of the process is so young that the process may be the runtime's own.
+    """Whether the process is young and none of the subject's started it: a container's first one, or that of an exec into it.
 
-    By when its first process began, which the kernel says: without that one the container has ended, so no fork makes it younger.
+    What a pod forks has a parent in the pod, and where that has ended, the first process of its PID namespace.
     """
-    fellows = next((keys for keys in subject.by_container.values() if process.key in keys), frozenset())
-    began = min((key.start_ticks for key in fellows), default=0) / _TICKS_PER_SECOND
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began < STARTING_SECONDS
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
+    return age < STARTING_SECONDS and process.status.parent not in {key.pid for key in subject.keys}
 
 
 def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:

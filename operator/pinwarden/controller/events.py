@@ -21,6 +21,7 @@ from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.limits import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
+from pinwarden.plan.verdicts import STARTING
 from pinwarden.plan.world import Pod
 
 REPEAT_SECONDS = 600.0
@@ -39,7 +40,7 @@ _QUIET_REASONS = {
     "NoLimits",
     "Sampled",
     "NotReported",
-    "ContainerStarting",
+    STARTING,
     "NotThere",
     "NotLookedAt",
 }

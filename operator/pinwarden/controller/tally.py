@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from pinwarden.api.pinlimit import Level
 from pinwarden.plan.report import NodeView, Use
-from pinwarden.plan.verdicts import SILENT
+from pinwarden.plan.verdicts import SILENT, STARTING
 from pinwarden.plan.world import Pod
 
 UNKNOWN: Final = "Unknown"
@@ -20,7 +20,7 @@ LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
 REASONS: Final = (
     *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
     *("UseUnknown", "CapIPCLock", "CapSysResource", "TreeTooDeep", "ContainerUnknown", "SourceNotSeparable"),
-    *("ContainerStarting", "NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
+    *(STARTING, "NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
 )
 """Why a pod is held at its level and at no better one."""
 

@@ -14,11 +14,15 @@ from pinwarden.api.meta import Condition
 NAMED = 3
 
 PENDING = "Pending"
+STARTING = "ProcessStarting"
+"""A process began just now, and may be the runtime's own still."""
 SILENT = "AgentSilent"
 UNSUPPORTED = "Unsupported"
 NOT_REPORTED = "NotReported"
 LEVEL_TOO_LOW = "LevelTooLow"
 TRUNCATED = "Truncated"
+
+_PASSING = frozenset({PENDING, STARTING})
 
 Status = Literal["True", "False", "Unknown"]
 
@@ -141,15 +145,15 @@ def dated(
 
 
 def main_reason(findings: Findings) -> str:
-    """The most frequent reason, the first in order among equals; what is only pending gives way to what will not pass by itself."""
+    """The most frequent reason, the first in order among equals; what passes by itself gives way to what does not."""
     counts = findings.counts
-    lasting = {reason: count for reason, count in counts.items() if reason != PENDING} or counts
+    lasting = {reason: count for reason, count in counts.items() if reason not in _PASSING} or counts
     return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
 def tell(what: str, findings: Findings) -> str:
     """One sentence that names some of the findings."""
-    lasting = sorted(findings.named, key=lambda finding: finding.reason == PENDING)
+    lasting = sorted(findings.named, key=lambda finding: finding.reason in _PASSING)
     texts = [
         f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
         for each in lasting[:NAMED]
