@@ -143,6 +143,30 @@ def test_a_refusal_that_would_fit_now_is_no_problem_any_more() -> None:
     assert "would fit now" in found.message
 
 
+def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to() -> None:
+    old = limit(amount="4Mi")
+    told = explain(
+        evidence(
+            limit(amount="8Mi"),
+            uses=[use(7 * MIB + 4096, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
+            status={"recentDenials": [refusal(old, 4 * MIB, MIB)]},
+        )
+    )
+    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    assert not found.problem
+    assert found.message.endswith("The limit was raised since, above what was needed then.")
+
+
+@pytest.mark.rule("P11")
+def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitting() -> None:
+    refused = refusal(limit(amount="4Mi"), 4 * MIB, MIB)
+    counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    told = explain(evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]}))
+    assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.REFUSED]
+    assert "since" not in told.findings[1].message
+    assert told.findings[1].problem
+
+
 def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
     one = limit(minimumLevel="Deny")
     unnamed = {"used", "asked", "limit", "name", "uid"}
@@ -247,11 +271,11 @@ def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_container_that_starts_just_now_is_neither_called_held_nor_a_problem() -> None:
-    held = use(level="Observe", reason="ContainerStarting", message="process 7 is not held (CapIPCLock)")
+def test_a_process_that_starts_just_now_is_neither_called_held_nor_a_problem() -> None:
+    held = use(level="Observe", reason="ProcessStarting", message="process 7 has CapIPCLock or can gain it")
     told = explain(evidence(limit(), uses=[held]))
     assert causes(told) == [Cause.NOT_STARTED]
-    assert "process 7 is not held (CapIPCLock)" in told.findings[0].message
+    assert "the pod is not known to be held: process 7 has CapIPCLock" in told.findings[0].message
     assert not told.findings[0].problem
 
 
@@ -262,9 +286,14 @@ def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
 
 
 @pytest.mark.rule("P11")
-def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to() -> None:
+@pytest.mark.parametrize(
+    ("level", "rest"), [("Deny", [Cause.HELD_EXACTLY]), ("Converge", [Cause.AT_LIMIT, Cause.OVERSHOT])]
+)
+def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
+    level: str, rest: list[Cause]
+) -> None:
     before, lowered = limit(amount="4Mi"), limit(amount="2Mi")
-    counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 12}])
+    counts = use(6 * MIB, level, "", denials=[{"uid": "uid-db", "count": 12}])
     shot = {
         "limit": "uid-db",
         "pod": "u1",
@@ -275,7 +304,7 @@ def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to() 
     }
     status = {"recentDenials": [refusal(before, 4 * MIB, MIB)], "overshoots": [shot]}
     told = explain(evidence(lowered, uses=[counts], status=status))
-    assert causes(told) == [Cause.OVER_LIMIT, Cause.REFUSED, Cause.HELD_EXACTLY]
+    assert causes(told) == [Cause.OVER_LIMIT, Cause.REFUSED, *rest]
     assert len({each.next.command for each in told.findings[:2]}) == 1
     assert "(2Mi now)" in told.findings[1].message
 

@@ -191,8 +191,9 @@ def _held_back(peak: int, governing: Iterable[PinLimit]) -> str:
     """That the pods may want more than was seen, because a limit held them (H2)."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         amount = limit.spec.limit.bytes
-        if limit.spec.enforcement is Enforcement.ENFORCE and amount - amount // 16 <= peak <= amount:
-            return f"; {limit.metadata.name} ({limit.spec.limit}) held it there, so it may want more"
+        if limit.spec.enforcement is Enforcement.ENFORCE and 0 < amount <= peak + amount // 16:
+            does = "held it there" if peak <= amount else "is below that"
+            return f"; {limit.metadata.name} ({limit.spec.limit}) {does}, so it may want more"
     return ""
 
 

@@ -1,8 +1,9 @@
 """How the pod is held: at which level, what was refused, what got past, and why it is not held better."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, Level, PinLimit
 from pinwarden.plan.amounts import short
 from pinwarden.plan.compile import Limit, limit_name, reach
@@ -21,9 +22,9 @@ from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import denials, listed, overshoots, strictest, used
 from pinwarden.plan.refusals import explain as told
 from pinwarden.plan.report import Use
+from pinwarden.plan.verdicts import STARTING
 
 GATE_LOST: Final = "GateLost"
-_STARTING: Final = "ContainerStarting"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
 _BY_NODE: Final = "GateUnavailable"
 _UNKNOWN_PODS: Final = "unknownPods"
@@ -40,10 +41,9 @@ def refusals(case: Case) -> Iterator[Finding]:
         count = (use.denied(limit.metadata.uid or "") if use else None) or len(known)
         if not count:
             continue
-        sums = [each.used + each.asked for each in known if each.used is not None and each.asked]
-        needed = max(sums, default=0)
         amount = limit.spec.limit.bytes
-        raised = 0 < needed <= amount
+        now_used = (used(limit, use)[0] if use else None) or 0
+        raised = 0 < _needed_then(known) <= amount and now_used <= amount
         fits = raised and case.acknowledges(limit)
         was_other = bool(known) and known[-1].limit not in (None, amount)
         words = (
@@ -51,15 +51,28 @@ def refusals(case: Case) -> Iterator[Finding]:
             f"({limit.spec.limit}{' now' if was_other else ''})"
         )
         last = f"; the last one: {told(known[-1], called(limit))}" if known else ""
-        now = ". The limit was raised since: the call would fit now" if fits else ""
+        now = ""
         if raised and not fits:
             now = ". The limit was raised since: the call will fit once the node's agent has taken that"
-        now_used, _ = used(limit, use) if use else (None, None)
-        step = _watch(case) if raised else raise_to(limit, max(needed, amount, now_used or 0))
+        elif fits:
+            again = now_used + (known[-1].asked or 0) <= amount
+            now = f". The limit was raised since{': the call would fit now' if again else ', above what was needed then'}"
+        step = _watch(case) if raised else raise_to(limit, max(_needed(case, limit), amount))
         yield Finding(cause=Cause.REFUSED, problem=not fits, message=f"{words}{last}{now}.", next=step)
     others = [each for each in listed(case) if each.uid not in seen]
     if others:
         yield _other_refusal(case, others[-1].uid, told(others[-1], others[-1].name or "of none"))
+
+
+def _needed_then(known: Iterable[DenialReport]) -> int:
+    """Bytes in which each of these calls would have fitted; 0 where that is not known of any."""
+    return max((each.used + each.asked for each in known if each.used is not None and each.asked), default=0)
+
+
+def _needed(case: Case, limit: Limit) -> int:
+    """Bytes in which each call would have fitted that is known to have been refused for the limit, and today's use fits."""
+    now, _ = used(limit, case.use) if case.use else (None, None)
+    return max(_needed_then(denials(case, limit)), now or 0)
 
 
 def _other_refusal(case: Case, uid: str, text: str) -> Finding:
@@ -104,8 +117,11 @@ def level(case: Case) -> Iterator[Finding]:
         )
     elif not enforced:
         return
-    elif use.reason == _STARTING:
-        yield _not_started(case, f"A container of the pod starts just now: {use.message}.")
+    elif use.reason == STARTING:
+        yield _not_started(
+            case,
+            f"A process starts in the pod, and until it has, the pod is not known to be held: {use.message}.",
+        )
     elif use.level is Level.OBSERVE:
         yield _not_enforceable(case, use)
     elif not any(map(case.acknowledges, enforced)):
@@ -131,13 +147,12 @@ def amounts(case: Case) -> Iterator[Finding]:
             yield _over(case, limit)
         if limit.spec.grant:
             yield from _grant(case, limit)
-    over = {limit.metadata.uid for limit in case.matching if case.shares[limit_name(limit)].over}
     for shot in overshoots(case):
-        if shot.limit in over:
-            continue
         limit = next(each for each in case.matching if each.metadata.uid == shot.limit)
         step = gated(case.evidence, "To have it held exactly")
         if case.use and case.use.level is Level.DENY:
+            if (share := case.shares[limit_name(limit)]).over and not share.silent:
+                continue  # no race did it, and why it is over is told
             step = _watch(case)
         elif limit.spec.contention is Contention.SHARE:
             step = NextStep(
@@ -172,7 +187,11 @@ def _remark(use: Use) -> str:
 def _unreported(case: Case) -> Iterator[Finding]:
     pod = case.pod
     if not pod.started:
-        yield _not_started(case, "No container of the pod has started.")
+        yield _not_started(
+            case,
+            "No container of the pod has started; it is held from its first instruction with the gate's profile, and else from "
+            "when the agent sees it.",
+        )
     elif all(map(case.acknowledges, case.matching)):
         yield Finding(
             cause=Cause.NOT_REPORTED,
@@ -187,7 +206,7 @@ def _not_started(case: Case, what: str) -> Finding:
     return Finding(
         cause=Cause.NOT_STARTED,
         problem=False,
-        message=f"{what} It is held from its first instruction with the gate's profile, and else from when the agent sees it.",
+        message=what,
         next=NextStep(
             text="See what it waits for, and look again in some seconds.",
             command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
@@ -306,7 +325,7 @@ def _over(case: Case, limit: Limit) -> Finding:
         cause=Cause.OVER_LIMIT,
         problem=True,
         message=f"{'The node' if now is None else short(now)} is above {called(limit)} ({limit.spec.limit}): {whence}. {what}.",
-        next=raise_to(limit, now or limit.spec.limit.bytes),
+        next=raise_to(limit, max(_needed(case, limit), limit.spec.limit.bytes)),
     )
 
 
