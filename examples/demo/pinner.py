@@ -28,8 +28,8 @@ def wait_for_a_limit() -> None:
     say(f"RLIMIT_MEMLOCK is now {now[0]} bytes")
 
 
-def lock(wanted: int, most: int) -> None:
-    """Lock up to `wanted` bytes, at most `most` in one call, for ever."""
+def lock(wanted: int, most: int, pause: float) -> None:
+    """Lock up to `wanted` bytes, at most `most` in one call and `pause` seconds after it, for ever."""
     area = mmap.mmap(-1, wanted)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     held, said = 0, ""
@@ -40,6 +40,7 @@ def lock(wanted: int, most: int) -> None:
             step = min(step, wanted - held)
             if not libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(step)):
                 held += step
+                time.sleep(pause)
             elif step > mmap.PAGESIZE:
                 step //= 2
             else:
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--pages-per-call", type=int, default=16, help="halved where the kernel refuses, down to one"
     )
+    parser.add_argument("--pause", type=float, default=0, help="seconds after each call that was let through")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed")
     options = parser.parse_args()
@@ -66,7 +68,7 @@ def main() -> None:
             break
     if options.wait_for_limit:
         wait_for_a_limit()
-    lock(options.mebibytes << 20, options.pages_per_call * mmap.PAGESIZE)
+    lock(options.mebibytes << 20, options.pages_per_call * mmap.PAGESIZE, options.pause)
 
 
 if __name__ == "__main__":
