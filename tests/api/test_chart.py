@@ -136,6 +136,25 @@ def test_a_wrong_value_is_refused_with_its_name(wrong: dict[str, str], said: str
         chart.render(sets=wrong)
 
 
+@pytest.mark.parametrize("values", VALUES, ids=name_of)
+def test_every_container_is_confined_as_the_security_page_says(values: Path | None) -> None:
+    seen = set()
+    for each in chart.render(values=[values] if values else []):
+        if each["kind"] not in (*chart.RUNS, "Pod"):
+            continue
+        spec = each["spec"] if each["kind"] == "Pod" else each["spec"]["template"]["spec"]
+        for one in (*spec["containers"], *spec.get("initContainers", [])):
+            seen.add(one["name"])
+            security = spec.get("securityContext", {}) | one["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, one["name"]
+            assert security["allowPrivilegeEscalation"] is False, one["name"]
+            assert security["capabilities"]["drop"] == ["ALL"], one["name"]
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}, one["name"]
+            assert not security.get("privileged"), one["name"]
+            assert "memory" in one["resources"]["limits"], one["name"]
+    assert {"operator", "agent", "probe"} <= seen
+
+
 def pod_spec(objects: list[chart.Object], name: str) -> Any:
     (found,) = (each for each in objects if each["kind"] in chart.RUNS and each["metadata"]["name"] == name)
     return found["spec"]["template"]["spec"]
