@@ -289,7 +289,8 @@ are opt-in, `--per-pod-metrics` of operator and agent (`metrics.perPod` of the c
 pods.
 
 **Not there.** Kills: this release kills nothing. Drift of the ledger: it is made anew from the kernel's counters at each look, and
-there is no second count to compare it with. What drivers pin of a group: nothing counts it yet.
+there is no second count to compare it with. What drivers pin of a group: nothing counts it yet. Pinned bytes by source: the
+kernel has two counters, locked (`VmLck`) and pinned by drivers (`VmPin`), and the agents' metrics have these.
 
 Both programs also serve `process_*`, as Prometheus clients do."""
 
