@@ -1,7 +1,7 @@
 """What pinwarden claims, and how each claim is seen.
 
 A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
-`examples/demo/pinner.py`, which locks all that the kernel gives. They are there before any limit is.
+`examples/demo/pinner.py`, which locks all that the kernel gives. They are there before any limit is, and all on one node.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from demo import shared
 from demo.shared import MIB, NAMESPACE
 from demo.shell import ClaimError, Shell, say
+from pinwarden.plan.objects import AGENT_SELECTOR
 
 PODS = 3
 UNREPORTED_SHARE = 0.02
@@ -286,7 +287,11 @@ def raised_for_the_whole_pod(shell: Shell) -> None:
 
 def the_node_says_the_same(shell: Shell) -> None:
     """H1, H2: the agent on the node, asked directly, tells the same story."""
-    text = shell.run("kubectl -n pinwarden-system exec ds/pinwarden-agent -- pinwarden status")
+    node = shell.run(f"kubectl -n {NAMESPACE} get pod gated -o jsonpath='{{.spec.nodeName}}'").strip()
+    agent = shell.run(
+        f"kubectl -n pinwarden-system get pod -l {AGENT_SELECTOR} --field-selector spec.nodeName={node} -o name"
+    ).split()[0]
+    text = shell.run(f"kubectl -n pinwarden-system exec {agent} -c agent -- pinwarden status")
     for wanted in ("Deny", "SeccompGate", "Converge", "Observe", "CapIPCLock"):
         if wanted not in text:
             raise ClaimError(f"the agent's own account does not say {wanted}")
