@@ -60,6 +60,16 @@ def test_a_segment_is_told_from_a_memfd_of_the_same_number_and_from_one_of_anoth
         assert (found.object, found.start) == (wanted, start)
 
 
+def test_a_segment_does_not_pass_for_a_memfd_where_no_segment_is_wanted(tmp_path: Path) -> None:
+    file = os.memfd_create("ring")
+    about = os.fstat(file)
+    os.close(file)
+    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}".encode()
+    process = made(tmp_path, MAPS.replace(b" 00:01 5 ", b" %s 5 " % device))
+    (found,) = Wanted([Extent(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(process)
+    assert found.start == 0x7F0000005000
+
+
 def test_a_file_that_is_called_like_a_segment_does_not_pass_for_one(tmp_path: Path) -> None:
     """A pod can have such a file at the root that its processes see."""
     process = made(tmp_path, MAPS.replace(b"/dev/shm/a\n", b"/SYSV00000000\n"))

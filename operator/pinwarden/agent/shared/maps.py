@@ -8,6 +8,7 @@ The kernel writes a page of text at a time, so two parts of a long list are of d
 import os
 import re
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ class Wanted:
         single = frozenset[ObjectId]().union(*(extent.objects for extent in extents))
         self._whole = whole
         self._single = single
-        self._segments = {one.device for one in single if one.space}
+        self._segments = {one.device for one in single if one.space} | {_unnamed_device()}
         self._devices = {_printed(device): device for device in whole | {one.device for one in single}}
 
     def regions(self, process: Process) -> list[Region]:
@@ -105,6 +106,16 @@ class Wanted:
             one = ObjectId(device, int(fields[4]), space)
             if device in self._whole or one in self._single:
                 yield Region(int(start, 16), int(end, 16), int(fields[2], 16), one, fields[1][3:4] == b"s")
+
+
+@cache
+def _unnamed_device() -> int:
+    """The device of memfds, which System V segments have too (shm_mnt of mm/shmem.c): a number alone does not tell one from the other."""
+    descriptor = os.memfd_create("pinwarden")
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
 
 
 def _printed(device: int) -> bytes:
