@@ -147,12 +147,19 @@ class Finder:
     def files(self, group: NodeGroup, *, path: str | None = None) -> Iterator[int]:
         """Descriptors for reading of the files that an instance has by a name, one at a time and at most `MOST_OBJECTS`.
 
-        These are those of tmpfs, file, and posixShm of the node. Raises NotFoundError and OSError.
+        These are those of tmpfs, file, and posixShm of the node. Raises NotFoundError, also of another backing and where there are more,
+        and OSError.
         """
         backing = group.backing
         if backing.tmpfs and (where := path or backing.tmpfs.path):
             with self._at(where, "/" if path else group.allowed) as (at, rest), within.below(at, rest) as top:
-                yield from islice(_below(top), MOST_OBJECTS)
+                for count, descriptor in enumerate(_below(top)):
+                    if count == MOST_OBJECTS:
+                        raise NotFoundError(
+                            "TooMany",
+                            f"{where} has more than {MOST_OBJECTS} files, and no more are looked at",
+                        )
+                    yield descriptor
         elif backing.file:
             above, _, pattern = backing.file.path.rpartition("/")
             with self._at(above or "/", group.allowed) as (at, rest), within.below(at, rest) as folder:
@@ -162,6 +169,8 @@ class Finder:
             with self._at(f"{_SHM}/x", _SHM) as (folder, _):
                 for name in within.matching(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
                     yield from _regular(folder, name)
+        else:
+            raise NotFoundError("NotSupported", "its objects have no name on the node to open them by")
 
     # -- by a path -------------------------------------------------------------------------------------------------
 
