@@ -34,10 +34,29 @@ def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
     assert report.charge == SIZE
     assert {each.pod: each.borrowed for each in report.borrowers} == {first: SIZE, second: case.held(1)}
     assert report.orphaned == 0
+    looked_at = kind in ("tmpfs", "posixShm", "file")
+    assert report.dead == (0 if looked_at else None), "who pays is looked at by name alone (H2)"
     b(f"{case.detach}({at})")
     report = shares.report()
     assert [(each.pod, each.borrowed) for each in report.borrowers] == [(first, SIZE)]
     assert report.charge == SIZE
+
+
+@pytest.mark.rule("M2", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_a_pod_that_is_no_member_is_seen_with_what_it_has(shares: SharedNode, kind: str) -> None:
+    case = CASES[kind]
+    member, a = shares.pod()
+    stranger, b = shares.pod()
+    handle = case.make(a)
+    case.map(b, a, handle, 1)
+    shares.configure(group(case.backing, member))
+    report = shares.report()
+    (borrow,) = report.borrowers
+    assert (borrow.pod, borrow.member) == (stranger, False)
+    assert (borrow.borrowed, borrow.mapped, borrow.level) == (case.held(1), SIZE, None)
+    assert report.orphaned == 0, "what a stranger has mapped is not orphaned"
 
 
 @pytest.mark.rule("M4", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
@@ -75,6 +94,34 @@ def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(shares: SharedNo
         assert (report.phase, report.charge) == (Phase.ACTIVE, 0)
     else:
         assert (report.phase, report.charge) == (Phase.RELEASED, None)
+
+
+@pytest.mark.rule("M1", "M9", backing="memfd dmabuf")
+@pytest.mark.parametrize("kind", ["memfd", "dmabuf"])
+@pytest.mark.usefixtures("mounts")
+def test_what_has_no_name_lives_as_long_as_somebody_has_it_and_is_orphaned_unmapped(
+    shares: SharedNode, kind: str
+) -> None:
+    case = CASES[kind]
+    first, a = shares.pod()
+    second, b = shares.pod()
+    handle = case.make(a)
+    case.map(a, a, handle, 2)
+    mine = b(f"taken({a.pid}, {handle})")
+    at = b(f"mapped({mine}, {SIZE})")
+    b(f"touch({at}, 1)")
+    shares.configure(group(case.backing, first, second))
+    assert (shares.report().charge, shares.report().orphaned) == (case.held(2), 0)
+    shares.end(first)
+    shares.configure(group(case.backing, second))
+    report = shares.report()
+    assert (report.charge, report.orphaned) == (case.held(2), case.held(2) - case.held(1))
+    b(f"unmap({at})")
+    report = shares.report()
+    assert (report.phase, report.orphaned) == (Phase.ACTIVE, case.held(2))
+    b(f"close({mine})")
+    report = shares.report()
+    assert (report.phase, report.reason, report.charge) == (Phase.PENDING, "NotThere", None)
 
 
 @pytest.mark.rule("M10", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")

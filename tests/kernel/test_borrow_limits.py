@@ -80,3 +80,25 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
     (borrower,) = report.borrowers
     assert (borrower.pod, borrower.mapped, borrower.level) == (member.uid, SIZE, Level.CONVERGE)
     assert borrower.denials == 1
+
+
+@pytest.mark.rule("M10", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.usefixtures("mounts")
+def test_a_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
+    case = CASES[kind]
+    first, late = gated.pod(), gated.pod()
+    a, b = Gated(first), Gated(late)
+    accountant = Accountant(cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0)
+    handle = case.make(a)
+    case.map(a, a, handle, 1)
+    asked = group(case.backing, first.uid, late.uid, draining=True)
+    spec = {"pods": [{"uid": first.uid}, {"uid": late.uid}], "groups": [asked]}
+    accountant.configure(NodePinConfigSpec.model_validate(spec))
+    accountant.tick()
+    save(gated.run_dir / NAME, accountant.told)
+    gated.configure(**spec)
+    time.sleep(0.1)  # the gate looks every 50 ms
+    with pytest.raises(OSError, match=r".") as refused:
+        case.map(b, a, handle, 1)
+    assert refused.value.errno == errno.EACCES

@@ -139,6 +139,26 @@ def test_a_created_object_cannot_grow_past_its_capacity(shares: SharedNode) -> N
     assert shares.report().charge == 4 * MIB
 
 
+@pytest.mark.rule("M8")
+def test_a_created_tmpfs_grows_with_its_capacity_and_shrinks_to_no_less_than_it_holds(
+    shares: SharedNode,
+) -> None:
+    pod, a = shares.pod()
+    shares.configure(created(pod))
+    shares.report()
+    a(f"touch(mapped(opened('{MEMORY}'), {4 * MIB}), 8)")
+    shares.configure(created(pod, capacity=8 * MIB))
+    assert shares.report().charge == 8 * MIB
+    assert os.stat(MEMORY).st_size == 8 * MIB
+    borrow = shares.borrow(pod)
+    assert borrow
+    assert borrow.mapped == 4 * MIB, "who has it mapped keeps it"
+    shares.configure(created(pod, capacity=4 * MIB))
+    report = shares.report()
+    assert (report.reason, report.charge) == ("NotMade", 8 * MIB)
+    assert "it holds more than this capacity" in report.message
+
+
 @pytest.mark.rule("M10")
 def test_a_draining_object_waits_for_its_last_user_and_goes(shares: SharedNode) -> None:
     pod, a = shares.pod()
@@ -155,7 +175,7 @@ def test_a_draining_object_waits_for_its_last_user_and_goes(shares: SharedNode) 
     a(f"unmap({area})")
     assert shares.report().phase is Phase.RELEASED
     assert not Path(f"{PREFIX}/ns/g").exists()
-    assert not (CGROUP / "pinwarden/ns_g").exists()
+    assert not (CGROUP / "pinwarden").exists()
     assert shares.report().phase is Phase.RELEASED
 
 
@@ -338,6 +358,80 @@ def test_a_created_segment(shares: SharedNode) -> None:
     assert gone.value.errno == errno.ENOENT
 
 
+def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
+    made = group({"sysvShm": {"key": 0x50770004, "ipcNamespace": "Host"}}, management="Create", capacity=MIB)
+    shares.configure(made)
+    assert shares.report().charge == MIB
+    shares.configure({**made, "capacity": 2 * MIB})
+    report = shares.report()
+    assert (report.reason, report.charge) == ("NotMade", MIB)
+    assert f"it has {MIB} bytes, and a segment keeps the size it was made with" in report.message
+
+
+@pytest.mark.rule("M10")
+def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(shares: SharedNode) -> None:
+    key = 0x50770005
+    _, a = shares.pod()
+    backing = {"sysvShm": {"key": key, "ipcNamespace": "Host"}}
+    made = group(backing, management="Create", capacity=MIB)
+    older = {**group(backing), "uid": "h", "name": "ns/h"}
+    shares.configure(older, made)
+    shares.report()
+    assert (shares.report("h").phase, shares.report("g").reason) == (Phase.ACTIVE, "Claimed")
+    address = a(f"attach(segment({key}, {MIB}), 4)")
+    shares.configure(older, {**made, "draining": True})
+    assert (shares.report().phase, shares.report().reason) == (Phase.DRAINING, "InUse")
+    a(f"detach({address})")
+    assert shares.report().phase is Phase.RELEASED
+    with pytest.raises(OSError, match="shmget"):
+        a(f"checked(libc.shmget({key}, 0, 0))")
+
+
+@pytest.mark.rule("M10")
+def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(shares: SharedNode) -> None:
+    pod, a = shares.pod()
+    shares.configure(created(pod))
+    shares.report()
+    a(f"touch(mapped(opened('{MEMORY}'), {MIB}), 8)")
+    other = created(pod, backing={"hugetlbfs": {}})
+    shares.configure(other)
+    report = shares.report()
+    assert (report.phase, report.reason) == (Phase.PENDING, "NotMade")
+    assert "another group left something mounted there" in report.message
+    shares.configure({**other, "draining": True})
+    assert shares.report().phase is Phase.RELEASED
+    assert os.stat(MEMORY).st_blocks * 512 == 4 * MIB
+    assert (CGROUP / "pinwarden/ns_g").is_dir()
+    shares.configure(created(pod))
+    assert shares.report().phase is Phase.ACTIVE
+
+
+@pytest.mark.rule("M10", "M11", "H2")
+def test_what_cannot_be_read_is_neither_gone_nor_nothing(
+    shares: SharedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, _ = shares.pod()
+    shares.configure(created())
+    assert shares.report().phase is Phase.ACTIVE
+    shares.configure(created(pod))
+    shares.report()
+    assert [each.pod for each in shares.accountant.told.fair_view] == [pod]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shares.accountant._finder, "find", refuse)
+        assert shares.report().phase is Phase.PENDING
+        assert shares.accountant.told.fair_view == (), "of a part of it nothing is known"
+        shares.configure(created())
+        report = shares.report()
+        assert (report.phase, report.reason) == (Phase.PENDING, "NotReadable"), "not Released"
+        shares.configure(created(draining=True))
+        assert shares.report().phase is Phase.DRAINING
+    assert shares.report().phase is Phase.RELEASED
+
+
 @pytest.mark.rule("M3")
 def test_memfds(shares: SharedNode) -> None:
     pod, a = shares.pod()
@@ -492,9 +586,21 @@ def test_ten_thousand_files(shares: SharedNode, tmpfs: Path) -> None:
     shares.configure(group({"tmpfs": {"path": str(tmpfs)}}, pod))
     report = shares.report()
     assert (report.objects, report.charge, report.truncated) == (1, 9 * PAGE, False)
-    shares.configure(group({"file": {"path": f"{tmpfs}/*"}}, pod))
-    report = shares.report()
-    assert (report.objects, report.truncated) == (1024, True)
+    a(f"touch(mapped(opened('/dev/shm/pw-well', {MIB}), {MIB}), 3)")
+    well = {
+        **group({"posixShm": {"name": "pw-well", "ipcNamespace": "Host"}}, pod),
+        "uid": "h",
+        "name": "ns/h",
+    }
+    shares.configure(group({"file": {"path": f"{tmpfs}/*"}}, pod), well)
+    try:
+        report = shares.report()
+        assert (report.objects, report.truncated) == (1024, True)
+        report = shares.report("h")
+        assert (report.charge, report.orphaned, report.truncated) == (3 * PAGE, 0, False)
+        assert [(each.pod, each.borrowed) for each in report.borrowers] == [(pod, 3 * PAGE)]
+    finally:
+        os.unlink("/dev/shm/pw-well")
 
 
 def test_a_pod_cannot_put_something_else_in_the_place_of_a_created_file(shares: SharedNode) -> None:

@@ -48,16 +48,17 @@ SEGMENTS = "shared-segments.json"
 MOST_BORROWERS = 100
 MOST_NODE_BORROWERS = 1024
 _NAMED = 3
-_NOTHING_THERE = ("NotThere", "WrongType")
+_NOT_READABLE = "NotReadable"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Round:
-    """What is known of a group in this round. `problem` is a reason and a message."""
+    """What is known of a group in this round. `problem` is a reason and a message; `claimed` is what an older group stands for, too."""
 
     group: NodeGroup
     instance: Instance | None = None
+    claimed: Instance | None = None
     problem: tuple[str, str] = ("", "")
     borrows: dict[str, Borrow] = field(default_factory=dict)
     phase: Phase = Phase.PENDING
@@ -65,6 +66,11 @@ class _Round:
     @property
     def extent(self) -> Extent:
         return self.instance.extent if self.instance else Extent()
+
+    @property
+    def concerns(self) -> bool:
+        """Whether its members have a share of something, be it unknown."""
+        return self.instance is not None or self.problem[0] == _NOT_READABLE
 
     @property
     def path(self) -> str | None:
@@ -158,10 +164,11 @@ class Accountant:
                 each.problem = each.problem if each.problem[0] else (error.reason, str(error))
                 continue
             except OSError as error:
-                each.problem = "NotReadable", f"{error.filename or ''} {error.strerror or error}".strip()
+                each.problem = _NOT_READABLE, f"{error.filename or ''} {error.strerror or error}".strip()
                 continue
             if _claimed(found.extent, taken):
                 each.problem = "Claimed", "another group, which is older, stands for this object"
+                each.claimed = found
                 continue
             taken = Extent(taken.devices | found.extent.devices, taken.objects | found.extent.objects)
             each.instance = found
@@ -204,22 +211,27 @@ class Accountant:
         elif each.instance:
             each.phase = Phase.ACTIVE
         else:
-            each.phase = Phase.PENDING if group.pods() else Phase.RELEASED
+            left = each.problem[0] == _NOT_READABLE or self._is_left(each)
+            each.phase = Phase.PENDING if group.pods() or left else Phase.RELEASED
+
+    @staticmethod
+    def _is_left(each: _Round) -> bool:
+        """Whether pinwarden made for the group what an older group stands for now: it is this one's to take away."""
+        return each.claimed is not None and each.group.management is Management.CREATE
 
     def _drain(self, each: _Round) -> None:
         group = each.group
         each.phase = Phase.DRAINING
         created = group.management is Management.CREATE
-        if each.instance is None and each.problem[0] == "NotReadable":
+        if each.instance is None and each.problem[0] == _NOT_READABLE:
             return
+        found = each.claimed if self._is_left(each) else each.instance
         try:
-            if each.instance and (using := users(self._proc_root, each.extent, opened=created)):
+            if found and (using := users(self._proc_root, found.extent, opened=created)):
                 each.problem = "InUse", f"it waits for {_processes(using)}"
                 return
-            if created and (
-                each.instance or each.problem[0] in _NOTHING_THERE
-            ):  # also what was only half made
-                self._maker.release(group)
+            if created:  # also what was only half made
+                self._maker.release(group, known=found is not None)
         except OSError as error:
             each.problem = "NotRemoved", f"{error.strerror or error}"
             return
@@ -327,7 +339,7 @@ class Accountant:
         """M11, for each attached pod of whose groups everything is known."""
         unread = self._members.incomplete()
         for uid, pod in sorted(pods.items()):
-            shares = [_share(each, uid) for each in rounds if uid in each.group.pods() and each.instance]
+            shares = [_share(each, uid) for each in rounds if uid in each.group.pods() and each.concerns]
             own = own_memory(pod.paths)
             if own is None or None in shares or uid in unread:
                 continue
@@ -347,9 +359,11 @@ def _claimed(extent: Extent, taken: Extent) -> bool:
 
 
 def _share(each: _Round, uid: str) -> int | None:
-    """What of a group counts as the pod's own, by the group's policy, in bytes."""
+    """What of a group counts as the pod's own, by the group's policy, in bytes; None where it is not known."""
+    if each.instance is None:
+        return None
     if each.group.fair_share is Accounting.CHARGE:
-        return each.instance.charge if each.instance else None
+        return each.instance.charge
     borrow = each.borrows.get(uid)
     return borrow.resident if borrow else 0
 

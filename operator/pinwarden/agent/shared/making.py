@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from pinwarden.agent.shared import segments
+from pinwarden.agent.shared import segments, within
 from pinwarden.agent.shared.host import NEWCGROUP, NEWIPC, NEWNS, enter, inside, mounts
 from pinwarden.agent.shared.libc import last_error
 from pinwarden.agent.statefile import write_atomically
@@ -46,6 +46,7 @@ _PARENT = "pinwarden"
 _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 2, 4, 8, 32
 _BLOCK = 512
 _EXECUTE = 0o111
+_MAGIC: Final = {"tmpfs": within.TMPFS, "hugetlbfs": within.HUGETLBFS}
 _WORDS: Final = {
     errno.ENOSPC: "there is no room for it",
     errno.ENOMEM: "the node has no memory for it",
@@ -124,8 +125,7 @@ class Maker:
                 work = partial(_segment, key.key, size, owner, group.prefault, making)
                 self._segments.made(group.uid, self._in_cgroup(cgroup, NEWIPC, "ipc", work))
             else:
-                kind = "tmpfs" if group.backing.tmpfs else "hugetlbfs"
-                order = _Order(place(group), kind, size, owner, group.prefault)
+                order = _Order(place(group), _kind(group), size, owner, group.prefault)
                 self._in_cgroup(cgroup, NEWNS, "mnt", lambda: _file_system(order))
         except OSError as error:
             why = _WORDS.get(error.errno or 0, error.strerror or str(error))
@@ -133,8 +133,11 @@ class Maker:
                 "NotMade", f"{error.filename or 'it'}: {why}" if error.filename else why
             ) from error
 
-    def release(self, group: NodeGroup) -> None:
-        """Takes the group's object away, which nobody uses. Raises OSError: EBUSY where somebody does."""
+    def release(self, group: NodeGroup, *, known: bool) -> None:
+        """Takes the group's object away, which nobody uses; of one that is not `known` only what is half made.
+
+        Raises OSError: EBUSY where somebody uses it, or where that is not known.
+        """
         if key := group.backing.sysv_shm:
             making = self._segments.known(group.uid)
             if making is not None:
@@ -142,9 +145,13 @@ class Maker:
                 inside([(self._first / "ns/ipc", NEWIPC)], order)
                 self._segments.forget(group.uid)
         else:
-            inside([(self._first / "ns/mnt", NEWNS)], partial(_unmount, place(group)))
+            unmount = partial(_unmount, place(group), _kind(group), known)
+            if not inside([(self._first / "ns/mnt", NEWNS)], unmount):
+                return
         with suppress(FileNotFoundError):
             self._directory(group).rmdir()
+        with suppress(OSError):  # other groups have theirs in it
+            self._directory(group).parent.rmdir()
 
     def _take(self, name: str, size: int) -> None:
         """Takes of the budget. Raises NotMadeError; what is there already is not refused again."""
@@ -244,6 +251,10 @@ def _name(group: NodeGroup) -> str:
     return group.name.replace("/", "_")
 
 
+def _kind(group: NodeGroup) -> str:
+    return "tmpfs" if group.backing.tmpfs else "hugetlbfs"
+
+
 def _charged(directory: Path) -> int | None:
     for name in ("memory.current", "memory.usage_in_bytes"):
         with suppress(OSError):
@@ -271,10 +282,12 @@ def _file_system(order: _Order) -> None:
     os.makedirs(order.path, mode=0o711, exist_ok=True)
     if os.stat(order.path).st_dev == os.stat(above).st_dev:
         _mount(order)
-    space = os.statvfs(order.path)
-    if space.f_blocks * space.f_bsize != order.size:
-        _mount(order, _REMOUNT)
     with _opened(order.path, os.O_DIRECTORY) as mounted:
+        if within.kind(mounted) != _MAGIC[order.kind]:
+            raise OSError(errno.EBUSY, "another group left something mounted there", order.path)
+        space = os.fstatvfs(mounted)
+        if space.f_blocks * space.f_bsize != order.size:
+            _mount(order, _REMOUNT)
         with suppress(FileExistsError):
             os.mkdir(FOLDER, 0o700, dir_fd=mounted)
         with _opened(FOLDER, os.O_DIRECTORY, mounted) as folder:
@@ -315,13 +328,22 @@ def _own(descriptor: int, user: int, group: int, mode: int) -> None:
         os.fchmod(descriptor, mode)
 
 
-def _unmount(path: str) -> None:
-    """Also takes the files away, because another mount namespace may have a copy of the mount. Raises OSError."""
+def _unmount(path: str, kind: str, known: bool) -> bool:
+    """Also takes the files away, because another mount namespace may have a copy of the mount. Raises OSError.
+
+    What is mounted there is the group's only where it is of its kind, and is taken away only where it is `known`, with its users; False
+    where it is another's.
+    """
     try:
         mounted = os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
     except FileNotFoundError:
-        return
+        return True
     if mounted:
+        with _opened(path, os.O_DIRECTORY) as top:
+            if within.kind(top) != _MAGIC[kind]:
+                return False
+        if not known:
+            raise OSError(errno.EBUSY, "who uses what is mounted there is not known yet", path)
         with suppress(FileNotFoundError), _opened(f"{path}/{FOLDER}", os.O_DIRECTORY) as folder:
             _empty(folder)
         if _libc.umount2(os.fsencode(path), 0):
@@ -329,6 +351,7 @@ def _unmount(path: str) -> None:
     os.rmdir(path)
     with suppress(OSError):  # the namespace's other groups
         os.rmdir(os.path.dirname(path))
+    return True
 
 
 def _empty(folder: int) -> None:
@@ -353,6 +376,10 @@ def _segment(key: int, size: int, owner: Owner, prefault: bool, making: _Making)
         made = segments.make(key, size, segments.IPC_CREAT | segments.IPC_EXCL | 0o600)
         held = 0
     elif making.is_of(found, size):
+        if found.size != size:
+            raise OSError(
+                errno.EINVAL, f"it has {found.size} bytes, and a segment keeps the size it was made with"
+            )
         made, held = found.id, found.held
     else:
         raise OSError(errno.EEXIST, f"a segment of {found.size} bytes has the key {key:#x} already")

@@ -22,6 +22,7 @@ _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
 _FLAGS = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
 MOST_NAMES = 1 << 16
 TMPFS: Final = 0x01021994
+HUGETLBFS: Final = 0x958458F6
 _WILDCARDS = "*?"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
