@@ -6,6 +6,7 @@ thread does here.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from cluster import chart
 from gated.node import NOBODY
 from gated.node import Node as GatedNode
 from gated.node import Pod as GatedPod
@@ -176,6 +178,24 @@ class PlainNode:
         return process
 
 
+NODE_NAME = "__meta_kubernetes_pod_node_name"
+_CAPITAL = re.compile(r"(?=[A-Z])")
+
+
+def jobs() -> dict[str, list[dict[str, Any]]]:
+    """What the chart's PodMonitors do with the labels of operator and agents, in Prometheus's own words as its operator has them."""
+    objects = chart.render(values=[chart.CHART / "ci" / "monitored-values.yaml"])
+    return {
+        each["metadata"]["name"].removeprefix("pinwarden-"): [
+            {_CAPITAL.sub("_", key).lower(): value for key, value in relabeling.items()}
+            for endpoint in each["spec"]["podMetricsEndpoints"]
+            for relabeling in endpoint["relabelings"]
+        ]
+        for each in objects
+        if each["kind"] == "PodMonitor"
+    }
+
+
 class Stage:
     """All of it, for the length of a ``with`` block."""
 
@@ -194,7 +214,9 @@ class Stage:
         with ExitStack() as resources:
             cluster = self.cluster
             (self._folder / "prometheus").mkdir()
-            self.prometheus = resources.enter_context(Prometheus(self._folder / "prometheus", self._rules))
+            self.prometheus = resources.enter_context(
+                Prometheus(self._folder / "prometheus", self._rules, jobs())
+            )
             resources.callback(self.end_operators)
             (self._folder / "gated").mkdir()
             self.gated = GatedNode(self._folder / "gated")
@@ -325,8 +347,11 @@ class Stage:
         return process
 
     def _scrape(self) -> None:
-        operators = [Target("pinwarden-operator", self._addresses[id(each)], {}) for each in self.operators]
-        agents = [Target("pinwarden-agent", each.address, {"node": each.node}) for each in self.agents]
+        operators = [
+            Target("operator", self._addresses[id(each)], {NODE_NAME: "of-operators"})
+            for each in self.operators
+        ]
+        agents = [Target("agent", each.address, {NODE_NAME: each.node}) for each in self.agents]
         self.prometheus.scrape([*operators, *agents])
 
     def _end_processes(self) -> None:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ class PrometheusError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """A process to scrape: its address `host:port`, and labels beside `job` and `instance`."""
+    """A process to scrape: its address `host:port`, the job that has it, and what discovery would know of it (`__meta_...`)."""
 
     job: str
     address: str
@@ -57,15 +57,24 @@ def promtool(*arguments: str) -> str:
 
 
 class Prometheus:
-    """A server for the length of a ``with`` block; `folder` is empty and its own."""
+    """A server for the length of a ``with`` block; `folder` is empty and its own. `jobs` have what each does with its targets' labels."""
 
-    def __init__(self, folder: Path, rules: Mapping[str, Any]) -> None:
-        self._targets = folder / "targets.json"
+    def __init__(
+        self, folder: Path, rules: Mapping[str, Any], jobs: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> None:
+        self._targets = {job: folder / f"{job}.json" for job in jobs}
         self.scrape([])
         (folder / "rules.yaml").write_text(to_yaml(dict(rules)))
         configuration = folder / "prometheus.yaml"
         every = f"{round(INTERVAL_SECONDS * 1000)}ms"
-        watched = {"files": [str(self._targets)], "refresh_interval": "1s"}
+        scraped = [
+            {
+                "job_name": job,
+                "file_sd_configs": [{"files": [str(self._targets[job])], "refresh_interval": "1s"}],
+                "relabel_configs": [dict(each) for each in relabelings],
+            }
+            for job, relabelings in jobs.items()
+        ]
         configuration.write_text(
             to_yaml(
                 {
@@ -75,7 +84,7 @@ class Prometheus:
                         "evaluation_interval": every,
                     },
                     "rule_files": [str(folder / "rules.yaml")],
-                    "scrape_configs": [{"job_name": "pinwarden", "file_sd_configs": [watched]}],
+                    "scrape_configs": scraped,
                 }
             )
         )
@@ -114,12 +123,14 @@ class Prometheus:
 
     def scrape(self, targets: Iterable[Target]) -> None:
         """From now on, these processes and no others."""
-        content = [
-            {"targets": [each.address], "labels": {"job": each.job, **each.labels}} for each in targets
-        ]
-        draft = self._targets.with_suffix(".new")
-        draft.write_text(json.dumps(content))
-        draft.replace(self._targets)
+        known = list(targets)
+        for job, path in self._targets.items():
+            content = [
+                {"targets": [each.address], "labels": dict(each.labels)} for each in known if each.job == job
+            ]
+            draft = path.with_suffix(".new")
+            draft.write_text(json.dumps(content))
+            draft.replace(path)
 
     def query(self, expr: str) -> list[Series]:
         """What it answers now. Raises PrometheusError when it does not understand the query."""
