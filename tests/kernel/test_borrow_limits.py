@@ -46,6 +46,13 @@ def gated(tmp_path: Path) -> Iterator[Node]:
     node.close()
 
 
+def look(node: Node, accountant: Accountant) -> None:
+    """A round of the accountant that the gate has seen too."""
+    accountant.tick()
+    save(node.run_dir / NAME, accountant.told)
+    time.sleep(0.1)  # the gate looks every 50 ms
+
+
 @pytest.mark.rule("M2", "M8", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.usefixtures("mounts")
@@ -59,13 +66,8 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
         asked = group(case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}])
         spec = {"pods": [{"uid": member.uid}, {"uid": other.uid}], "groups": [asked]}
         accountant.configure(NodePinConfigSpec.model_validate(spec))
-        look()
+        look(gated, accountant)
         gated.configure(**spec)
-
-    def look() -> None:
-        accountant.tick()
-        save(gated.run_dir / NAME, accountant.told)
-        time.sleep(0.1)  # the gate looks every 50 ms
 
     handle = case.make(a)
     limit(SIZE // 2)
@@ -75,7 +77,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
         assert refused.value.errno == refusal
     limit(SIZE)
     case.map(a, a, handle, 1)
-    look()
+    look(gated, accountant)
     (report,) = accountant.told.groups
     (borrower,) = report.borrowers
     assert (borrower.pod, borrower.mapped, borrower.level) == (member.uid, SIZE, Level.CONVERGE)
@@ -95,10 +97,8 @@ def test_a_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
     asked = group(case.backing, first.uid, late.uid, draining=True)
     spec = {"pods": [{"uid": first.uid}, {"uid": late.uid}], "groups": [asked]}
     accountant.configure(NodePinConfigSpec.model_validate(spec))
-    accountant.tick()
-    save(gated.run_dir / NAME, accountant.told)
+    look(gated, accountant)
     gated.configure(**spec)
-    time.sleep(0.1)  # the gate looks every 50 ms
     with pytest.raises(OSError, match=r".") as refused:
         case.map(b, a, handle, 1)
     assert refused.value.errno == errno.EACCES
