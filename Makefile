@@ -87,8 +87,12 @@ test-image: venv ## the release image, built twice and run in a root of its own,
 test-kernel: venv ## in a guest with a real kernel, as root with every capability
 	$(BIN)/python -m cluster guest --timeout 1800 -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
-test-cluster: venv ## on a whole cluster with a real node
-	$(BIN)/pytest tests/cluster
+# Apart: an emulated node takes most of a core though nothing runs on it, and these two bring clusters of their own.
+OWN_CLUSTERS := tests/cluster/test_install.py tests/cluster/test_quick_start.py
+
+test-cluster: venv ## on whole clusters with real nodes
+	$(BIN)/pytest tests/cluster $(addprefix --ignore=,$(OWN_CLUSTERS))
+	$(BIN)/pytest $(OWN_CLUSTERS)
 
 image: venv ## the image of operator and agent, as an OCI archive in build/
 	$(BIN)/python -m release image
