@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -170,10 +170,14 @@ def judge(
         return Verdict(Level.OBSERVE, subject.held.unsupported, "none of its limits can be held here")
     if not subject.held.enforced:
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
-    dealt = [process for process in processes if process.saved or process.failure]
-    found = [verdict for process in dealt if (verdict := _not_held(subject, process))]
-    if found:
-        return min(found, key=lambda verdict: verdict.reason == STARTING)
+    own, passing = {process.key.pid for process in processes}, None
+    for process in processes:
+        if (process.saved or process.failure) and (verdict := _not_held(process, own)):
+            if verdict.reason != STARTING:
+                return verdict
+            passing = passing or verdict
+    if passing:
+        return passing
     if subject.truncated:
         return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
     if has_unknown_container(subject):
@@ -183,7 +187,7 @@ def judge(
     return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
 
 
-def _not_held(subject: Governed, process: Followed) -> Verdict | None:
+def _not_held(process: Followed, own: Collection[int]) -> Verdict | None:
     pid = process.key.pid
     if process.failure:
         return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {process.failure}")
@@ -191,19 +195,19 @@ def _not_held(subject: Governed, process: Followed) -> Verdict | None:
         return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
     if process.held is None:
         return None
-    if _is_starting(subject, process):
+    if _is_starting(process, own):
         why = f"process {pid} has {process.held} or can gain it, and may be the runtime's own before its program begins"
         return Verdict(Level.OBSERVE, STARTING, why)
     return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
 
 
-def _is_starting(subject: Governed, process: Followed) -> bool:
-    """Whether the process is young and none of the subject's started it: a container's first one, or that of an exec into it.
+def _is_starting(process: Followed, own: Collection[int]) -> bool:
+    """Whether the process is young and none of the subject's `own` started it: a container's first one, or that of an exec into it.
 
     What a pod forks has a parent in the pod, and where that has ended, the first process of its PID namespace.
     """
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
-    return age < STARTING_SECONDS and process.status.parent not in {key.pid for key in subject.keys}
+    return age < STARTING_SECONDS and process.status.parent not in own
 
 
 def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:
