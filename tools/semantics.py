@@ -132,7 +132,7 @@ def document() -> str:
 
 
 def _matrix(found: Sequence[Shown]) -> Iterator[str]:
-    """The table of backings and rules: where a test on a real kernel shows a rule, and where it means nothing."""
+    """The table of backings and rules: where a test on a real kernel shows a rule, and where none does."""
     yield f"| backing | {' | '.join(BY_BACKING)} |"
     yield "| --- " * (len(BY_BACKING) + 1) + "|"
     for backing in BACKINGS:
