@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,14 @@ def look(node: Node, accountant: Accountant) -> None:
     time.sleep(0.1)  # the gate looks every 50 ms
 
 
+def ask(node: Node, accountant: Accountant, asked: dict[str, Any], *pods: Pod) -> None:
+    """Accountant and gate know these pods and the group, and what stands for it."""
+    spec = {"pods": [{"uid": pod.uid} for pod in pods], "groups": [asked]}
+    accountant.configure(NodePinConfigSpec.model_validate(spec))
+    look(node, accountant)
+    node.configure(**spec)
+
+
 @pytest.mark.rule("M2", "M8", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.usefixtures("mounts")
@@ -64,10 +73,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
 
     def limit(amount: int) -> None:
         asked = group(case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}])
-        spec = {"pods": [{"uid": member.uid}, {"uid": other.uid}], "groups": [asked]}
-        accountant.configure(NodePinConfigSpec.model_validate(spec))
-        look(gated, accountant)
-        gated.configure(**spec)
+        ask(gated, accountant, asked, member, other)
 
     handle = case.make(a)
     limit(SIZE // 2)
@@ -94,11 +100,7 @@ def test_a_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
     accountant = Accountant(cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0)
     handle = case.make(a)
     case.map(a, a, handle, 1)
-    asked = group(case.backing, first.uid, late.uid, draining=True)
-    spec = {"pods": [{"uid": first.uid}, {"uid": late.uid}], "groups": [asked]}
-    accountant.configure(NodePinConfigSpec.model_validate(spec))
-    look(gated, accountant)
-    gated.configure(**spec)
+    ask(gated, accountant, group(case.backing, first.uid, late.uid, draining=True), first, late)
     with pytest.raises(OSError, match=r".") as refused:
         case.map(b, a, handle, 1)
     assert refused.value.errno == errno.EACCES
