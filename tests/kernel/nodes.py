@@ -116,7 +116,8 @@ class Node:
         uid = uid or str(uuid.uuid4())
         for container in containers or (ONE,):
             self.directory(uid, container).mkdir(parents=True)
-            self._directories += [self.directory(uid, container), self.directory(uid, container).parent]
+            self._directories.append(self.directory(uid, container))
+        self._directories.append(KUBEPODS / "burstable" / f"pod{uid}")
         return uid
 
     def directory(self, uid: str, container: str = ONE) -> Path:
@@ -161,9 +162,10 @@ class Node:
         self.engine.close()
         for worker in self._workers:
             worker.end()
-        for directory in dict.fromkeys(self._directories):
+        for directory in self._directories:
             end = time.monotonic() + DEADLINE_SECONDS
-            while directory.exists() and time.monotonic() < end:
+            while directory.exists():
+                assert time.monotonic() < end, f"{directory} is still in use"
                 for pid in member_pids(directory):
                     os.kill(pid, 9)
                 try:
