@@ -23,6 +23,7 @@ from cluster.process import Child
 
 INIT = Path(__file__).resolve().parent / "guest" / "init"
 MODULES = ("9pnet_virtio", "9p", "overlay")
+PROCESSORS = 2  # so that processes race in the kernel
 ATTEMPTS = 3
 POLL_SECONDS = 0.05
 PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LANG", "CI")
@@ -42,7 +43,7 @@ def _arguments(folder: Path, cgroups: Cgroups) -> list[str]:
     if cgroups is Cgroups.V2:
         parameters += " cgroup_no_v1=all"
     return [
-        *qemu.arguments("amd64", INIT, MODULES, parameters),
+        *qemu.arguments("amd64", INIT, MODULES, parameters, processors=PROCESSORS),
         "-virtfs",
         "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         *(word for name in ("console", "output", "status") for word in ("-serial", f"file:{folder / name}")),

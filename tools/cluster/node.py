@@ -39,6 +39,7 @@ class Node:
         network: Network,
         control_plane: ControlPlane,
         directory: Path,
+        processors: int,
     ) -> None:
         self.name = f"node{number}"
         self.address = node_address(number)
@@ -46,6 +47,7 @@ class Node:
         self._network = network
         self._control_plane = control_plane
         self._directory = directory
+        self._processors = processors
         self._console = directory / f"{self.name}.console"
         self._guest = Child(self.name, self._make(disks), directory / f"{self.name}.log")
 
@@ -115,7 +117,9 @@ class Node:
         disks.append((self._identity(), "readonly=on"))
         return [
             *self._network.enter,
-            *qemu.arguments(nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS),
+            *qemu.arguments(
+                nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS, processors=self._processors
+            ),
             *("-serial", f"file:{self._console}"),
             *(
                 word

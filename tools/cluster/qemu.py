@@ -29,7 +29,9 @@ def busybox() -> Path:
     return _root() / "bin/busybox"
 
 
-def arguments(flavour: str, init: Path, modules: Sequence[str], parameters: str) -> list[str]:
+def arguments(
+    flavour: str, init: Path, modules: Sequence[str], parameters: str, *, processors: int
+) -> list[str]:
     """Return a command line that boots Debian's kernel of a flavour with an initial RAM disk; devices are the caller's to add."""
     root = _root()
     kernel = debian.kernel(flavour)
@@ -38,7 +40,7 @@ def arguments(flavour: str, init: Path, modules: Sequence[str], parameters: str)
         *("env", "LD_LIBRARY_PATH=" + ":".join(str(root / part) for part in LIBRARIES)),
         str(root / "usr/bin/qemu-system-x86_64"),
         *(word for part in FIRMWARE for word in ("-L", str(root / part))),
-        *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", MEMORY),
+        *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", str(processors), "-m", MEMORY),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-kernel", str(image), "-initrd", str(initrd(kernel, busybox(), init, modules))),
         *("-append", f"{KERNEL_PARAMETERS} {parameters}"),
