@@ -39,6 +39,7 @@ def main() -> int:
         *("--cgroups", "-c"), type=guest.Cgroups, choices=list(guest.Cgroups), default=guest.Cgroups.V2
     )
     inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
+    inside.add_argument("--processors", type=int, default=guest.PROCESSORS, metavar="N", help="default: 2")
     inside.add_argument("argv", nargs="+", metavar="COMMAND", help="and its arguments, after --")
     standing_up = commands.add_parser(
         "up", help="start a whole cluster with pinwarden in it, and leave it running"
@@ -59,7 +60,12 @@ def main() -> int:
             standing.stand(arguments.nodes)
         elif arguments.command == "guest":
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            return guest.run(arguments.argv, cgroups=arguments.cgroups, timeout=arguments.timeout)
+            return guest.run(
+                arguments.argv,
+                cgroups=arguments.cgroups,
+                timeout=arguments.timeout,
+                processors=arguments.processors,
+            )
         else:
             _control_plane(controller_manager=arguments.controller_manager)
     except ClusterError as error:
