@@ -98,8 +98,8 @@ in-guest-objects: venv
 in-guest-pins: venv
 	$(IN_GUEST) -- $(KERNEL_TEST) tests/kernel $(addprefix --ignore=,$(OBJECTS))
 
-# Apart: an emulated node takes most of a core though nothing runs on it, and these two bring clusters of their own.
-OWN_CLUSTERS := tests/cluster/test_install.py tests/cluster/test_quick_start.py
+# Apart: an emulated node takes most of a core though nothing runs on it, and these bring clusters of their own.
+OWN_CLUSTERS := $(addprefix tests/cluster/test_,install.py values.py quick_start.py)
 
 test-cluster: venv ## on whole clusters with real nodes
 	$(BIN)/pytest tests/cluster $(addprefix --ignore=,$(OWN_CLUSTERS))

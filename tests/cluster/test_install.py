@@ -1,4 +1,4 @@
-"""The chart on a real cluster of two nodes: installed with other values, upgraded from the commit before, and taken away again.
+"""The chart on a real cluster of two nodes: upgraded from the commit before, and taken away again.
 
 Nothing may stay behind but what docs/uninstall.md names, also when a node is dead; and while pods are gated it does not go at all.
 """
@@ -30,14 +30,8 @@ LIMIT = {
     "metadata": {"name": "held", "namespace": NAMESPACE},
     "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
 }
-# Without the one for large clusters: three operators take minutes to start on two emulated nodes.
-VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
 RELEASE = ("pinwarden", "--namespace", SYSTEM)
 WAIT = ("--wait", "--timeout", "300s")
-HERE = {
-    "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",
-}
-"""What small nodes without that registry need in its place, by the name of the values file."""
 NAMES = re.compile(r"(^|/)pinwarden-")
 KINDS = (
     "deployments.apps,daemonsets.apps,jobs.batch,pods,serviceaccounts,services,configmaps,leases.coordination.k8s.io,"
@@ -48,11 +42,10 @@ CLUSTER_KINDS = (
     "validatingadmissionpolicies.admissionregistration.k8s.io,validatingadmissionpolicybindings.admissionregistration.k8s.io,"
     "mutatingadmissionpolicies.admissionregistration.k8s.io,mutatingadmissionpolicybindings.admissionregistration.k8s.io"
 )
-MONITORING = "tests/cluster/monitoring-crds.yaml"
 
 
-class Two:
-    """A cluster of two nodes, with kubectl and helm as its user has them."""
+class Site:
+    """A cluster, with kubectl and helm as its user has them."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -105,6 +98,23 @@ class Two:
         return [name for name in found.split() if NAMES.search(name) or name.startswith("nodepinconfig")]
 
 
+def with_pods(cluster: Cluster) -> Site:
+    """The cluster with a pod on each node that locks 2 MiB."""
+    site = Site(cluster)
+    site.kubectl("create", "namespace", NAMESPACE)
+    site.kubectl("annotate", "namespace", NAMESPACE, "pinwarden.io/allow-shared-memory=create:64Mi")
+    site.kubectl("-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py")
+    pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
+    for node in site.nodes:
+        made = pod.replace("name: one", f"name: {node.name}", 1).replace(
+            "--wait-for-limit, --mebibytes=32", "--mebibytes=2"
+        )
+        made = made.replace("spec:\n", f"spec:\n  nodeName: {node.name}\n", 1)
+        site.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
+    site.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=240s")
+    return site
+
+
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree of the commit before; in a clone without history the commit itself."""
@@ -120,23 +130,11 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+def two(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A cluster whose nodes have both images, and a pod on each that locks 2 MiB."""
     archive = image.image_of(previous, f"{image.NAME.partition(':')[0]}:previous")
     with Cluster(nodes=2, images=[archive]) as running:
-        two = Two(running)
-        two.kubectl("create", "namespace", NAMESPACE)
-        two.kubectl("annotate", "namespace", NAMESPACE, "pinwarden.io/allow-shared-memory=create:64Mi")
-        two.kubectl("-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py")
-        pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
-        for node in two.nodes:
-            made = pod.replace("name: one", f"name: {node.name}", 1).replace(
-                "--wait-for-limit, --mebibytes=32", "--mebibytes=2"
-            )
-            made = made.replace("spec:\n", f"spec:\n  nodeName: {node.name}\n", 1)
-            two.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=made)
-        two.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=240s")
-        yield two
+        yield with_pods(running)
 
 
 def memlock(node: Node) -> int | None:
@@ -146,7 +144,7 @@ def memlock(node: Node) -> int | None:
     return int(found[1]) if found else None
 
 
-def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Path) -> None:
+def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: Path) -> None:
     given = [memlock(node) for node in two.nodes]
     assert given == [8 * MIB, 8 * MIB]
     two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
@@ -169,11 +167,11 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Two, previous: Pa
     assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
 
 
-def test_the_charts_own_test_passes(two: Two) -> None:
+def test_the_charts_own_test_passes(two: Site) -> None:
     assert "Succeeded" in two.helm("test", *RELEASE, "--timeout", "300s")
 
 
-def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Two) -> None:
+def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Site) -> None:
     two.kubectl("create", "namespace", "gated")
     two.kubectl("label", "namespace", "gated", "pinwarden.io/gate=runtime-default")
     overrides = {"spec": {"terminationGracePeriodSeconds": 0}}
@@ -200,7 +198,7 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Two) -> None:
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_it_gives_everything_back_and_leaves_nothing(two: Two) -> None:
+def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
     node = two.nodes[0]
     manifest = (ROOT / "examples/demo/shared.yaml").read_text()
     pod = (ROOT / "examples/demo/borrowers.yaml").read_text().split("---\n")[1]
@@ -232,22 +230,7 @@ def test_it_gives_everything_back_and_leaves_nothing(two: Two) -> None:
     two.kubectl("-n", NAMESPACE, "delete", "smg", "cache", "--timeout=60s")
 
 
-@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem.removesuffix("-values"))
-def test_it_comes_and_goes_with_other_values(two: Two, values: Path) -> None:
-    name = values.stem.removesuffix("-values")
-    for node in two.nodes:
-        two.kubectl("label", "--overwrite", "node", node.name, "pool=compute")
-    if "monitor" in name:
-        two.kubectl("apply", "-f", MONITORING)
-        two.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", MONITORING)
-    two.install("--values", str(values), *([HERE[name]] if name in HERE else []))
-    if name != "one-team":
-        eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
-    two.uninstall()
-    eventually(lambda: two.left() == [], STARTED_SECONDS, "nothing is left")
-
-
-def test_a_dead_node_is_named_and_holds_nothing_up(two: Two) -> None:
+def test_a_dead_node_is_named_and_holds_nothing_up(two: Site) -> None:
     two.install("--set=uninstall.timeoutSeconds=30")
     eventually(two.enforced, STARTED_SECONDS, "the limit is enforced")
     dead = two.nodes[1]

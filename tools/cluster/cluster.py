@@ -1,7 +1,6 @@
 """A whole cluster: a real control plane on this machine and real nodes in QEMU guests, in a network of its own."""
 
 import json
-import os
 import shutil
 import ssl
 import tempfile
@@ -23,8 +22,6 @@ from cluster.nodedisk import image_disk, system_disk
 READY_SECONDS = 300.0
 POLL_SECONDS = 0.3
 REVIVALS = 2
-NODE_PROCESSORS = 2
-"""At most so many, and no more in all nodes than the machine has: emulated ones that share a real one wait for each other's locks."""
 
 
 class Cluster:
@@ -42,7 +39,6 @@ class Cluster:
     def __init__(self, *, nodes: int = 1, wait: bool = True, images: Sequence[Path] = ()) -> None:
         """``images``: OCI archives that the nodes have besides the project's own."""
         self._count = nodes
-        self._processors = max(1, min(NODE_PROCESSORS, (os.cpu_count() or 1) // nodes))
         self._images = images
         self._wait = wait
         self._resources = ExitStack()
@@ -58,7 +54,7 @@ class Cluster:
             def boot_nodes() -> None:
                 """While the control plane starts: a kubelet asks again until it answers."""
                 self.nodes = [
-                    Node(number, disks, network, self.control_plane, directory, self._processors)
+                    Node(number, disks, network, self.control_plane, directory)
                     for number in range(1, self._count + 1)
                 ]
                 for node in self.nodes:

@@ -23,6 +23,7 @@ from cluster.errors import ClusterError
 from cluster.network import GATEWAY, Network, node_address, pod_subnet
 from cluster.process import Child
 
+PROCESSORS = 2
 SHELL_PORT = 7000
 PANIC = b"Kernel panic"
 PARAMETERS = "cgroup_no_v1=all"
@@ -39,7 +40,6 @@ class Node:
         network: Network,
         control_plane: ControlPlane,
         directory: Path,
-        processors: int,
     ) -> None:
         self.name = f"node{number}"
         self.address = node_address(number)
@@ -47,7 +47,6 @@ class Node:
         self._network = network
         self._control_plane = control_plane
         self._directory = directory
-        self._processors = processors
         self._console = directory / f"{self.name}.console"
         self._guest = Child(self.name, self._make(disks), directory / f"{self.name}.log")
 
@@ -117,9 +116,7 @@ class Node:
         disks.append((self._identity(), "readonly=on"))
         return [
             *self._network.enter,
-            *qemu.arguments(
-                nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS, processors=self._processors
-            ),
+            *qemu.arguments(nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS, processors=PROCESSORS),
             *("-serial", f"file:{self._console}"),
             *(
                 word

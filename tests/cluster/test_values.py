@@ -1,0 +1,47 @@
+"""The chart with each of the values files in its folder ci, installed and taken away again on a real cluster.
+
+Of two nodes where the machine has a processor for each of theirs, else of one: two emulated nodes on two cores take twice as long.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import chart
+from cluster.cluster import Cluster
+from cluster.node import PROCESSORS
+
+from .test_faults import STARTED_SECONDS, eventually
+from .test_install import Site, with_pods
+
+NODES = 2 if (os.cpu_count() or 1) >= 2 * PROCESSORS else 1
+# Without the one for large clusters: three operators take minutes to start on two emulated nodes.
+VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
+HERE = {
+    "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",
+}
+"""What small nodes without that registry need in its place, by the name of the values file."""
+MONITORING = "tests/cluster/monitoring-crds.yaml"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Cluster(nodes=NODES) as running:
+        yield with_pods(running)
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem.removesuffix("-values"))
+def test_it_comes_and_goes_with_other_values(site: Site, values: Path) -> None:
+    name = values.stem.removesuffix("-values")
+    for node in site.nodes:
+        site.kubectl("label", "--overwrite", "node", node.name, "pool=compute")
+    if "monitor" in name:
+        site.kubectl("apply", "-f", MONITORING)
+        site.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", MONITORING)
+    site.install("--values", str(values), *([HERE[name]] if name in HERE else []))
+    if name != "one-team":
+        eventually(site.enforced, STARTED_SECONDS, "the limit is enforced")
+    site.uninstall()
+    eventually(lambda: site.left() == [], STARTED_SECONDS, "nothing is left")
