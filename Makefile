@@ -87,7 +87,7 @@ test-image: venv ## the release image, built twice and run in a root of its own,
 test-kernel: venv ## in guests with a real kernel, as root with every capability
 	$(MAKE) --jobs=2 --output-sync=target in-guest-objects in-guest-pins
 
-# Two guests beside each other, and one of one processor: what looks at objects does not race in the kernel.
+# Two guests beside each other, and one of one processor: what looks at objects needs no two processes at the same moment.
 IN_GUEST := $(BIN)/python -m cluster guest --timeout 1800
 KERNEL_TEST := env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider
 OBJECTS := $(addprefix tests/kernel/test_,backings.py borrow_limits.py shared.py)

@@ -130,7 +130,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def two(previous: Path) -> Iterator[Site]:
     """A cluster whose nodes have both images, and a pod on each that locks 2 MiB."""
     archive = image.image_of(previous, f"{image.NAME.partition(':')[0]}:previous")
     with Cluster(nodes=2, images=[archive]) as running:

@@ -1,6 +1,6 @@
 """The chart with each of the values files in its folder ci, installed and taken away again on a real cluster.
 
-Of two nodes where the machine has a processor for each of theirs, else of one: two emulated nodes on two cores take twice as long.
+Of two nodes where the machine has a processor for each of theirs, else of one: on two cores two emulated nodes take up to twice as long.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from cluster import chart
 from cluster.cluster import Cluster
-from cluster.node import PROCESSORS
+from cluster.qemu import PROCESSORS
 
 from .test_faults import STARTED_SECONDS, eventually
 from .test_install import Site, with_pods

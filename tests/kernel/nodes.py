@@ -116,8 +116,7 @@ class Node:
         uid = uid or str(uuid.uuid4())
         for container in containers or (ONE,):
             self.directory(uid, container).mkdir(parents=True)
-            self._directories.append(self.directory(uid, container))
-        self._directories.append(KUBEPODS / "burstable" / f"pod{uid}")
+            self._directories += [self.directory(uid, container), self.directory(uid, container).parent]
         return uid
 
     def directory(self, uid: str, container: str = ONE) -> Path:
@@ -162,7 +161,7 @@ class Node:
         self.engine.close()
         for worker in self._workers:
             worker.end()
-        for directory in self._directories:
+        for directory in sorted(set(self._directories), reverse=True):
             end = time.monotonic() + DEADLINE_SECONDS
             while directory.exists():
                 assert time.monotonic() < end, f"{directory} is still in use"

@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 
-from cluster import guest, standing
+from cluster import guest, qemu, standing
 from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
@@ -39,7 +39,13 @@ def main() -> int:
         *("--cgroups", "-c"), type=guest.Cgroups, choices=list(guest.Cgroups), default=guest.Cgroups.V2
     )
     inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
-    inside.add_argument("--processors", type=int, default=guest.PROCESSORS, metavar="N", help="default: 2")
+    inside.add_argument(
+        "--processors",
+        type=int,
+        default=qemu.PROCESSORS,
+        metavar="N",
+        help=f"default: {qemu.PROCESSORS}",
+    )
     inside.add_argument("argv", nargs="+", metavar="COMMAND", help="and its arguments, after --")
     standing_up = commands.add_parser(
         "up", help="start a whole cluster with pinwarden in it, and leave it running"

@@ -23,7 +23,6 @@ from cluster.process import Child
 
 INIT = Path(__file__).resolve().parent / "guest" / "init"
 MODULES = ("9pnet_virtio", "9p", "overlay")
-PROCESSORS = 2
 ATTEMPTS = 3
 POLL_SECONDS = 0.05
 PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LANG", "CI")
@@ -43,7 +42,7 @@ def _arguments(folder: Path, cgroups: Cgroups, processors: int) -> list[str]:
     if cgroups is Cgroups.V2:
         parameters += " cgroup_no_v1=all"
     return [
-        *qemu.arguments("amd64", INIT, MODULES, parameters, processors=processors),
+        *qemu.arguments("amd64", INIT, MODULES, parameters, processors),
         "-virtfs",
         "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         *(word for name in ("console", "output", "status") for word in ("-serial", f"file:{folder / name}")),
@@ -91,13 +90,13 @@ def run(
     cgroups: Cgroups = Cgroups.V2,
     directory: Path | None = None,
     timeout: float = 600,
-    processors: int = PROCESSORS,
+    processors: int = qemu.PROCESSORS,
 ) -> int:
     """Run a command in a new guest, pass its output on as it comes, and return its exit status.
 
     ``timeout`` is in seconds and holds for all of it but the building of what is not in the cache yet. A guest that
-    dies without the command's end is booted again, at most twice, and each time it is said. On one of ``processors`` nothing
-    races in the kernel, and the emulation needs no atomic instructions.
+    dies without the command's end is booted again, at most twice, and each time it is said. With one of
+    ``processors`` no two processes are in the kernel at the same moment.
 
     Raises ClusterError when the command does not end in time, when guests keep dying, or a piece cannot be built.
     """

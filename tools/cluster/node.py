@@ -23,7 +23,6 @@ from cluster.errors import ClusterError
 from cluster.network import GATEWAY, Network, node_address, pod_subnet
 from cluster.process import Child
 
-PROCESSORS = 2
 SHELL_PORT = 7000
 PANIC = b"Kernel panic"
 PARAMETERS = "cgroup_no_v1=all"
@@ -116,7 +115,7 @@ class Node:
         disks.append((self._identity(), "readonly=on"))
         return [
             *self._network.enter,
-            *qemu.arguments(nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS, processors=PROCESSORS),
+            *qemu.arguments(nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS),
             *("-serial", f"file:{self._console}"),
             *(
                 word

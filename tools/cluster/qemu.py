@@ -17,6 +17,7 @@ FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
 KERNEL_PARAMETERS = (
     "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
 )
+PROCESSORS = 2
 MEMORY = "1536M"
 
 
@@ -30,7 +31,7 @@ def busybox() -> Path:
 
 
 def arguments(
-    flavour: str, init: Path, modules: Sequence[str], parameters: str, *, processors: int
+    flavour: str, init: Path, modules: Sequence[str], parameters: str, processors: int = PROCESSORS
 ) -> list[str]:
     """Return a command line that boots Debian's kernel of a flavour with an initial RAM disk; devices are the caller's to add."""
     root = _root()
