@@ -31,7 +31,7 @@ LIMIT = {
     "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
 }
 RELEASE = ("pinwarden", "--namespace", SYSTEM)
-WAIT = ("--wait", "--timeout", "300s")
+WAIT = ("--wait", "--timeout", "600s")
 NAMES = re.compile(r"(^|/)pinwarden-")
 KINDS = (
     "deployments.apps,daemonsets.apps,jobs.batch,pods,serviceaccounts,services,configmaps,leases.coordination.k8s.io,"
