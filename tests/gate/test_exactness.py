@@ -157,6 +157,23 @@ def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node:
 
 
 @pytest.mark.rule("H1", level="Deny")
+def test_a_gate_that_is_told_to_end_is_missed_only_where_it_holds_a_pod(node: Node) -> None:
+    record = node.run_dir / "gate.json"
+    node.until(record.exists)
+    node.gate.terminate()
+    assert node.gate.wait(30) == 0
+    assert not record.exists()
+    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    assert ask(start(pod, "locker.py", LIMIT), f"lock {PAGE}") == f"{PAGE} 0"
+    node.gate.terminate()
+    assert node.gate.wait(30) == 0
+    assert pod.container in node.told.containers
+    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
+
+
+@pytest.mark.rule("H1", level="Deny")
 def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
     pod = node.pod()
     node.hold({pod.uid: LIMIT})

@@ -141,6 +141,31 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
     assert [each["number"] for each in found.recent] == [1, 2]
 
 
+@pytest.mark.rule("H1")
+def test_only_a_gate_that_held_and_lost_nothing_takes_its_file_away(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    holds = Record(path)
+    holds.gated([ONE])
+    holds.complete()
+    holds.flush(0)
+    holds.end()
+    assert told(path).containers.keys() == {ID}
+    loses = Record(path)
+    loses.gated([])
+    loses.complete()
+    loses.flush(0)
+    loses.end()
+    assert told(path).lost == {ID}
+    path.unlink()
+    idle = Record(path)
+    idle.gated([])
+    idle.complete()
+    idle.flush(0)
+    idle.end()
+    assert not path.exists()
+    idle.end()
+
+
 @pytest.mark.rule("M8", "H2")
 def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"

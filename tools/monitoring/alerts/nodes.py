@@ -90,8 +90,8 @@ NODES: Final = Group(
             "$ kubectl -n pinwarden-system logs POD -c gate --previous --tail=50\n```",
             mitigation="Delete the agent's pod of the node: a new gate takes the descriptors over and answers what waits. Do not "
             "delete the holder. "
-            "If the gate was removed on purpose (`gate.enabled=false`), delete `/run/pinwarden/gate.json` on the node once no pod "
-            "has the profile.",
+            "If it was turned off (`gate.enabled=false`) while pods had its profile, delete `/run/pinwarden/gate.json` on the node once "
+            "none has.",
         ),
         Alert(
             name="PinwardenGateLost",

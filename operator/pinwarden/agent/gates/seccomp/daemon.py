@@ -149,6 +149,7 @@ class _Process:
         while self._holder is None and self._gate.listeners and time.monotonic() < deadline:
             signal.alarm(STALL_SECONDS)
             self.turn()
+        self._gate.end()
 
     def _look_at_files(self, now: float) -> None:
         if now < self._looks:

@@ -149,6 +149,11 @@ class Gate:
             acted.append(group)
         self._charge(acted)
 
+    def end(self) -> None:
+        """No other turn will follow; nobody hears of a gate that held no pod. Raises OSError."""
+        if not self._gated:
+            self._record.end()
+
     def close(self) -> None:
         """Gives its copies of the listeners back."""
         for gated in self._gated.values():

@@ -3,7 +3,7 @@
 The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
 that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs.
 What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`. The file's
-time is renewed every `BEAT_SECONDS`: with an older one, no gate answers.
+time is renewed every `BEAT_SECONDS`: with an older one, no gate answers. A gate that is told to end, and holds nobody, takes the file away.
 """
 
 import json
@@ -171,6 +171,11 @@ class Record:
             self._beat = now + BEAT_SECONDS
             with suppress(OSError):
                 os.utime(self._path)
+
+    def end(self) -> None:
+        """The gate goes: where it holds and lost nothing, no file says any longer that there is one. Raises OSError."""
+        if not self._containers and not self._lost:
+            self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
         content = {
