@@ -1,8 +1,9 @@
 """A round of the accountant: finds and makes the objects of all groups, samples what pods borrow, and says what it found.
 
 It has no thread and never waits; the caller gives it a spec and ticks. Nothing is kept from one round to the next but what saves work:
-after a crash the next round finds all of it again (H3). A round may take a twentieth of the time, so a busy node is sampled less often, and
-each figure bears its time (H2). Pods that are no members are looked at every `OTHERS_SECONDS`.
+after a crash the next round finds all of it again (H3). The wait after a round is `TIMES_ITS_COST` times the processor time that it
+took, so a busy node is sampled less often, and each figure bears its time (H2). It is `LONGEST_SECONDS` at the most: rounds of up to a
+second take a twentieth of a core, longer ones more. Pods that are no members are looked at every `OTHERS_SECONDS`.
 
 Where two groups may stand for one object, the first of the spec has it, which is the older one, and the other says so.
 """
