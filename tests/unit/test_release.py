@@ -40,10 +40,12 @@ def commit(tree: Path) -> None:
 
 
 def test_all_places_of_this_tree_name_one_version() -> None:
-    named = dict(versions(ROOT))
-    assert set(named) >= {PROJECT, PACKAGE, f"{CHART} (version)", f"{CHART} (appVersion)"}
-    assert sum(place.startswith("examples/") for place in named) >= 3
-    assert len(set(named.values())) == 1, named
+    named = list(versions(ROOT))
+    places = {place for place, _ in named}
+    assert places >= {PROJECT, PACKAGE, f"{CHART} (version)", f"{CHART} (appVersion)"}
+    assert places >= {"docs/install.md", "docs/quick-start.md", "docs/release.md"}
+    assert sum(place.startswith("examples/") for place in places) >= 3
+    assert len({version for _, version in named}) == 1, named
 
 
 def test_the_image_is_named_as_the_chart_and_the_examples_name_it() -> None:
@@ -75,6 +77,24 @@ def test_another_version_than_the_trees_is_refused_with_every_place(tree: Path) 
     found = list(problems(tree, "1.2.4"))
     assert len(found) == 6
     assert found[-1] == f"{CHANGES} tells nothing of 1.2.4: name its section `## 1.2.4`"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ctr images import build/pinwarden-{}-image.tar",
+        "skopeo copy ... docker://registry.example/pinwarden:{}",
+        "helm install pinwarden pinwarden-{}.tgz",
+        "kubectl apply -f pinwarden-{}-crds.yaml",
+        "docker build --label org.opencontainers.image.version={} .",
+    ],
+)
+def test_a_document_that_names_an_earlier_version_beside_this_one_is_told(tree: Path, text: str) -> None:
+    document = tree / "docs/how-to/page.md"
+    document.parent.mkdir(parents=True)
+    document.write_text(f"{text.format('1.2.3')}\n{text.format('1.2.2')}\n{text.format('VERSION')}\n")
+    commit(tree)
+    assert list(problems(tree, "1.2.3")) == ["docs/how-to/page.md names version 1.2.2: change it to 1.2.3"]
 
 
 @pytest.mark.parametrize("version", ["v1.2.3", "1.2", "1.2.3-rc.1", "1.2.3rc1", "01.2.3", "1.2.3\n"])

@@ -17,6 +17,10 @@ PACKAGE = "operator/pinwarden/__init__.py"
 CHART = "charts/pinwarden/Chart.yaml"
 WITH_IMAGES = ("README.md", "docs/**/*.md", "examples/**/*.yaml", "manifests/*.yaml")
 IMAGE = re.compile(r"\bpinwarden\.local/pinwarden:([\w.+-]+)")
+ELSEWHERE = re.compile(
+    r"(?:/pinwarden:|\bpinwarden-|\borg\.opencontainers\.image\.version=)(\d+\.\d+\.\d+)\b"
+)
+"""How documents name it besides: an image in somebody's registry, a file of a release, an image's label."""
 VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}")
 """Three numbers: what Python's and helm's rules of versions read alike."""
 
@@ -32,8 +36,9 @@ def versions(tree: Path) -> Iterator[tuple[str, str]]:
         yield f"{CHART} ({field})", str(chart[field])
     for pattern in WITH_IMAGES:
         for path in sorted(tree.glob(pattern)):
-            for tag in sorted(set(IMAGE.findall(path.read_text()))):
-                yield str(path.relative_to(tree)), tag
+            text = path.read_text()
+            for version in sorted({*IMAGE.findall(text), *ELSEWHERE.findall(text)}):
+                yield str(path.relative_to(tree)), version
 
 
 def changes(text: str, version: str) -> str:
