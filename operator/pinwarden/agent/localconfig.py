@@ -6,7 +6,8 @@ shorter than what the operator writes: `limit`, `grant` and `unknownPods` may be
 (Pod) and `uid` too (the name, or a digest of a long one).
 
 The files are one state: while any of them cannot be read, the last good state of all stays in force, and the log says which file and field.
-They are looked at every 50 ms, and read once nothing changed for 30 ms, so that a file half written in place is not taken for a whole one.
+They are looked at every `POLL_SECONDS`, and read once nothing changed for `SETTLE_SECONDS`, so that a file half written in place is not
+taken for a whole one.
 """
 
 import hashlib
