@@ -50,7 +50,7 @@ profiles: ## write the runtime's default seccomp rules anew from containerd's so
 RUNTIME := tools/cluster/go/runtime
 RULES := operator/pinwarden/agent/gates/seccomp/runtime_default.json
 
-docs: venv ## write docs/semantics.md anew from the marks of the tests, and docs/reference/ from the models
+docs: venv ## write anew what is generated: docs/ semantics, reference, metrics, alerts, dashboards, and the chart's README and files
 	$(BIN)/python tools/semantics.py
 	$(BIN)/python tools/reference.py
 	$(BIN)/python -m monitoring

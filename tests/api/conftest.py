@@ -33,7 +33,7 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def crds(control_plane: ControlPlane) -> None:
-    """The generated CRDs, applied as the README says."""
+    """The generated CRDs, applied server-side and established."""
     for arguments in (
         ("apply", "--server-side", "-f", str(ROOT / "crds")),
         ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")),
