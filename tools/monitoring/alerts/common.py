@@ -27,6 +27,9 @@ $ kubectl -n pinwarden-system get pods -l app.kubernetes.io/component=agent -o w
 $ kubectl -n pinwarden-system logs POD -c agent --tail=50
 $ kubectl get nodepinconfig NODE -o yaml
 ```"""
+UNACCEPTED: Final = """$ kubectl get pinlimits,clusterpinlimits,sharedmemorygroups -A -o custom-columns='\
+KIND:.kind,NAMESPACE:.metadata.namespace,NAME:.metadata.name,ACCEPTED:.status.conditions[?(@.type=="Accepted")].status,\
+REASON:.status.conditions[?(@.type=="Accepted")].reason' | grep -vw True"""
 STAYS: Final = "Limits in force stay in force: agents keep what they were last told."
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from monitoring.alerts.common import (
     LIMIT,
     READ_LIMIT,
+    UNACCEPTED,
     WHICH_GROUP,
     WHICH_LIMIT,
     condition,
@@ -26,8 +27,7 @@ LIMITS: Final = Group(
             meaning="The resource asks for something that this release does not have, that is not allowed to its namespace, or that "
             "is invalid.",
             impact="It holds for no pod, and what it held before is released.",
-            diagnosis="```console\n$ kubectl get pinlimits,clusterpinlimits,sharedmemorygroups -A\n$ kubectl -n NAMESPACE describe "
-            "pinlimit NAME\n```",
+            diagnosis=f"```console\n{UNACCEPTED}\n$ kubectl -n NAMESPACE describe pinlimit NAME\n```",
             mitigation="`NotSupported`: leave the field out. `NotAllowed`: the message has the annotation that an administrator "
             "would put on the "
             "Namespace. `Invalid`: bring CRDs and operator to one version.",

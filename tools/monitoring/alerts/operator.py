@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from monitoring.alerts.common import SEE_OPERATOR, STAYS
+from monitoring.alerts.common import SEE_OPERATOR, STAYS, UNACCEPTED
 from monitoring.rules import Alert, Group
 
 OPERATOR: Final = Group(
@@ -43,12 +43,14 @@ OPERATOR: Final = Group(
             lasting="5m",
             summary="A replica of the operator could not list everything.",
             description="A replica of pinwarden's operator has not listed all objects for 5 minutes; it writes nothing before.",
-            meaning="It begins to write only when it knows everything, since half of the limits would be released otherwise.",
+            meaning="A replica writes nothing until it has listed everything; with a partial list it would release limits it had "
+            "not seen yet.",
             impact="This replica cannot take over. If it holds the Lease, nothing is written.",
             diagnosis=SEE_OPERATOR + "\n\n`/readyz` of the replica names what is missing:\n\n```console\n"
-            "$ kubectl -n pinwarden-system port-forward deployment/pinwarden-operator 8080 & curl -s localhost:8080/readyz\n```",
-            mitigation="Install the CRDs of this version (`kubectl apply --server-side -f crds/`), and see that its ClusterRole is "
-            "that of this version.",
+            "$ kubectl -n pinwarden-system port-forward POD 8080   # POD is the replica's\n"
+            "$ curl -s localhost:8080/readyz                       # in another terminal\n```",
+            mitigation="Install the CRDs of this version (`kubectl apply --server-side --force-conflicts --field-manager=helm -f "
+            "charts/pinwarden/crds/`), and see that its ClusterRole is that of this version.",
         ),
         Alert(
             name="PinwardenWritesFail",
@@ -97,8 +99,10 @@ OPERATOR: Final = Group(
             impact="A limit or group that cannot be read is Accepted=False/Invalid and holds for nobody. A node whose NodePinConfig "
             "cannot be "
             "read counts as one that reported nothing.",
-            diagnosis="```console\n$ kubectl get pinlimits,clusterpinlimits,sharedmemorygroups -A | grep -v True\n"
-            "$ kubectl -n pinwarden-system logs deployment/pinwarden-operator | grep 'not understood'\n```",
+            diagnosis=f"Limits and groups that are not accepted, and the reason (`Invalid`):\n\n```console\n{UNACCEPTED}\n```\n\n"
+            "NodePinConfigs that cannot be read are in the log:\n\n```console\n"
+            "$ kubectl -n pinwarden-system logs -l app.kubernetes.io/component=operator --tail=-1 | "
+            "grep 'NodePinConfig .* is not understood'\n```",
             mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm upgrade`.",
         ),
     ),
