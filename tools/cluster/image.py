@@ -28,6 +28,8 @@ PAUSE = "pinwarden.local/pause:1"
 PAUSE_ENTRY = '["/busybox", "sleep", "2147483647"]'
 BASE = "localhost/pinwarden-base"
 BASE_PACKAGES = ("python3",)
+BASE_PYTHON = "3.11"
+"""That of the base, for which wheels are downloaded whatever Python runs this."""
 INSTALLERS = ("pip", "setuptools")
 FILES = (
     *("Containerfile", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"),
@@ -53,15 +55,17 @@ def wheels(tree: Path) -> Path:
     lock, development = tree / "requirements.lock", tree / "requirements-dev.lock"
 
     def build(folder: Path) -> None:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
+        download = [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"),
+            *("--only-binary=:all:", "--python-version", BASE_PYTHON, "--dest", str(folder)),
+        ]
         for wanted in (["-r", str(lock)], [*INSTALLERS, "-c", str(development)]):
-            done = subprocess.run(
-                [*download, "--only-binary=:all:", "--dest", str(folder), *wanted], check=False
-            )
+            done = subprocess.run([*download, *wanted], check=False)
             if done.returncode:
                 raise ClusterError("pip could not download the wheels of the image, see its messages above")
 
-    return cached("wheels", [lock.read_bytes(), development.read_bytes()], build)
+    inputs = [BASE_PYTHON.encode(), lock.read_bytes(), development.read_bytes()]
+    return cached("wheels", inputs, build)
 
 
 class _Buildah:
@@ -146,7 +150,7 @@ def _cached(tree: Path, name: str) -> Path:
     sources = [
         part for path in _sources(tree) for part in (str(path.relative_to(tree)).encode(), path.read_bytes())
     ]
-    return cached("image", [name.encode(), *sources], work) / "image.tar"
+    return cached("image", [name.encode(), BASE_PYTHON.encode(), *sources], work) / "image.tar"
 
 
 def _build_pause(folder: Path) -> None:
