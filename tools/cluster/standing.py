@@ -59,7 +59,8 @@ def up(nodes: int) -> None:
         )
     (folder / "pid").write_text(str(keeper.pid))
     _wait(keeper, folder)
-    print(f"export KUBECONFIG={folder / 'kubeconfig'}\nexport PATH={binary('kubectl').parent}:$PATH")
+    programs = ":".join(str(binary(name).parent) for name in ("kubectl", "helm"))
+    print(f"export KUBECONFIG={folder / 'kubeconfig'}\nexport PATH={programs}:$PATH")
     print("`kubectl get pods -A` shows pinwarden running; `make down` ends it and leaves nothing behind.")
 
 
