@@ -1,4 +1,4 @@
-"""`pinwarden`: one module of this package per subcommand, each with `add`, which declares its arguments and what runs it.
+"""`pinwarden`: a module of this package for each subcommand (`gate` has `holder` too). Its `add` declares arguments and what runs it.
 
 Exit codes are those that kubectl users expect: 0 done, 1 failed, 2 wrong usage. A subcommand imports what it needs when it runs, so that
 the agent never carries the operator's libraries.

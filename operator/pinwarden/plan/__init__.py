@@ -9,7 +9,7 @@
 - `index`: all of the cluster, indexed so that an event costs what it touches; `match` and `attach` are its parts.
 - `report`: what a node was asked, took and reported; `summarize`: one limit on one node; `conditions`, `recommend`: what follows;
   `aggregate`: the status of one limit from all of it. `group_share`, `group_conditions`, `group_status`: the same for a group.
-  `verdicts`: what conditions are made of.
+  `verdicts`: what conditions are made of. `refusals`: which refused calls are news, and how one reads.
 - `objects`: from what the API server writes to `world`. For people who look: `figures` (what all nodes report), `workloads` (a limit for
   each), `explain` (why a pod is held as it is, and what to do next); `amounts`: bytes in words.
 """
