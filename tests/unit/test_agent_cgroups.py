@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from pinwarden.agent.cgroups import (
     Layout,
+    PodCgroup,
     container_id,
     detect_layout,
-    find_pods,
+    explore,
     member_pids,
     pod_uid,
     process_hierarchy,
 )
+from pinwarden.agent.discovery import PodFinder
 
 UID = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
 NEAR = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123457"
@@ -99,6 +101,10 @@ def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
         identity[:-1] + "g",
     ):
         assert container_id(name) is None
+
+
+def find_pods(root: Path) -> list[PodCgroup]:
+    return [explore(uid, paths) for uid, paths in PodFinder(root).find(0.0).items()]
 
 
 def build(root: Path, *directories: Path) -> None:

@@ -12,7 +12,6 @@ from monitoring.rules import rules, to_yaml
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 CHART: Final = ROOT / "charts" / "pinwarden" / "files"
-IMAGES: Final = DOCS / "images"
 
 
 def files() -> dict[Path, str]:

@@ -18,7 +18,7 @@ inside a pod makes no pods of this node. Directories come and go during a walk; 
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -115,14 +115,6 @@ def process_hierarchy(root: Path) -> Path:
     raise ValueError(f"{root}: none of the hierarchies {', '.join(_V1_CHOICE)} is mounted there")
 
 
-def find_pods(root: Path) -> list[PodCgroup]:
-    """Every pod below a hierarchy's directory, ordered by uid. A `root` that does not exist has none."""
-    found: dict[str, list[Path]] = {}
-    for uid, path in _pod_directories(root):
-        found.setdefault(uid, []).append(path)
-    return [explore(uid, paths) for uid, paths in sorted(found.items())]
-
-
 def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
     """The pod with these directories, and all below them. A directory that does not exist has nothing below it."""
     containers: list[ContainerCgroup] = []
@@ -181,16 +173,6 @@ def _read(path: str) -> bytes:
 
 def _is_v2(path: Path) -> bool:
     return (path / "cgroup.controllers").exists()
-
-
-def _pod_directories(root: Path) -> Iterator[tuple[str, Path]]:
-    pending = [root]
-    while pending:
-        for child in _subdirectories(pending.pop()):
-            if uid := pod_uid(child):
-                yield uid, child
-            else:
-                pending.append(child)
 
 
 def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
