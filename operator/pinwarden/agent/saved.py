@@ -12,7 +12,6 @@ is truncated, altered or of another version is set aside as `<name>.corrupt-<n>`
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.ledger import ProcessKey
+from pinwarden.agent.statefile import write_atomically
 
 _VERSION = 1
 _log = logging.getLogger(__name__)
@@ -74,17 +74,7 @@ class SavedStore:
 
     def save(self, processes: Mapping[ProcessKey, Saved]) -> None:
         """Replaces the file; it is on disk on return. Raises OSError, and the earlier file stays then."""
-        beside = self._path.with_name(f"{self._path.name}.new")
-        with open(beside, "wb", opener=_owner_only) as file:
-            file.write(_encode(self._boot_id, processes))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_atomically(self._path, _encode(self._boot_id, processes))
 
     def _set_aside(self) -> Path:
         number = 1
@@ -118,7 +108,3 @@ def _decode(data: bytes) -> tuple[str, dict[ProcessKey, Saved]]:
 
 def _digest(boot_id: str, rows: object) -> str:
     return hashlib.sha256(json.dumps([boot_id, rows]).encode()).hexdigest()
-
-
-def _owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
