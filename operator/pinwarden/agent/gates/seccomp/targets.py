@@ -28,10 +28,10 @@ from pinwarden.agent.gates.seccomp.shared import Groups, Range
 from pinwarden.agent.shared.maps import Process, Wanted
 from pinwarden.agent.shared.objects import ObjectId, object_at
 from pinwarden.agent.shared.segments import namespace
+from pinwarden.agent.shared.within import HUGETLBFS
 
 PAGE = mmap.PAGESIZE
 _ROUNDS = 4
-_HUGETLBFS = 0x958458F6
 _PROCMAP_QUERY, _QUERY_SHARED = 0xC0689F11, 0x08
 _QUERY: Final = struct.Struct("=QQQ80x")  # struct procmap_query: size, query_flags, query_addr
 _PIDFD_GETFD = 438
@@ -159,7 +159,7 @@ def _may_be_shared(maps: Path, address: int) -> bool:
 def _huge_page(path: Path) -> int:
     """Bytes of a page of a file in hugetlbfs (statfs(2), f_bsize); 0 for any other, and where that cannot be told."""
     buffer = (ctypes.c_long * 32)()
-    if _libc.statfs(os.fsencode(path), buffer) or buffer[0] != _HUGETLBFS:
+    if _libc.statfs(os.fsencode(path), buffer) or buffer[0] != HUGETLBFS:
         return 0
     return buffer[1]
 
