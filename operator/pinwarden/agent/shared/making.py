@@ -334,6 +334,14 @@ def _unmount(path: str, kind: str, known: bool) -> bool:
     What is mounted there is the group's only where it is of its kind, and is taken away only where it is `known`, with its users; False
     where it is another's.
     """
+    if not _take_down(path, kind, known):
+        return False
+    with suppress(OSError):  # the namespace's other groups
+        os.rmdir(os.path.dirname(path))
+    return True
+
+
+def _take_down(path: str, kind: str, known: bool) -> bool:
     try:
         mounted = os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
     except FileNotFoundError:
@@ -349,8 +357,6 @@ def _unmount(path: str, kind: str, known: bool) -> bool:
         if _libc.umount2(os.fsencode(path), 0):
             raise last_error(path)
     os.rmdir(path)
-    with suppress(OSError):  # the namespace's other groups
-        os.rmdir(os.path.dirname(path))
     return True
 
 

@@ -1,0 +1,111 @@
+"""Objects that pinwarden makes and takes away, by a process that dies at any line of it: the next one does the rest (M9, M10, H3)."""
+
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from pinwarden.agent.shared import making, segments
+from pinwarden.agent.shared.host import mounts
+from pinwarden.agent.shared.making import PREFIX, Maker
+from pinwarden.api.nodepinconfig import NodeGroup
+
+from .nodes import CGROUP
+from .shared_nodes import group
+
+MIB = 2**20
+KEY = 0x50770009
+BACKINGS: dict[str, dict[str, Any]] = {
+    "tmpfs": {"tmpfs": {}},
+    "System V": {"sysvShm": {"key": KEY, "ipcNamespace": "Host"}},
+}
+OWN = CGROUP / "pinwarden/cut_g"
+MOUNT = f"{PREFIX}/cut/g"
+
+
+def dies(line: int, work: Callable[[], None]) -> bool:
+    """Whether a process that does this work dies at the so manieth line of `making`, with its children; else it came to the end before."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        left = line
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != making.__file__:
+                return None
+            left -= event == "line"
+            if left < 0:
+                os.killpg(0, signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), status
+    while OWN.exists() and (OWN / "cgroup.procs").read_text():  # its own child may be dying still
+        time.sleep(0.001)
+    return status == signal.SIGKILL
+
+
+def segment() -> segments.Segment | None:
+    return next((each for each in segments.table() if each.key == KEY), None)
+
+
+def mounted() -> int:
+    return sum(mount.point == MOUNT for mount in mounts(Path("/proc/1")))
+
+
+def charged() -> int:
+    lines = (line.split() for line in (OWN / "memory.stat").read_text().splitlines())
+    return next(int(value) for key, value in lines if key == "shmem")
+
+
+@pytest.fixture(params=BACKINGS)
+def asked(request: pytest.FixtureRequest) -> NodeGroup:
+    backing = BACKINGS[request.param]
+    content = group(backing, management="Create", capacity=MIB, owner={"user": 1000, "mode": 0o640})
+    return NodeGroup.model_validate({**content, "name": "cut/g"})
+
+
+@pytest.mark.rule("M9", "M10", "H3")
+def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of_it_away(
+    asked: NodeGroup, tmp_path: Path
+) -> None:
+    def maker() -> Maker:
+        made = Maker(Path("/proc"), CGROUP, 4 * MIB, tmp_path / "segments.json")
+        made.begin()
+        return made
+
+    for line in count():
+        made = dies(line, partial(maker().ensure, asked))
+        maker().ensure(asked)
+        if asked.backing.tmpfs:
+            about = os.stat(f"{MOUNT}/shared/memory")
+            assert (about.st_size, about.st_blocks * 512, about.st_uid) == (MIB, MIB, 1000), line
+            assert (stat.S_IMODE(about.st_mode), mounted()) == (0o640, 1), line
+        else:
+            found = segment()
+            assert found is not None
+            assert (found.size, found.held) == (MIB, MIB), line
+        assert charged() == MIB, line
+        taken = dies(line, partial(maker().release, asked, known=True))
+        maker().release(asked, known=True)
+        left = [OWN.exists(), Path(MOUNT).parent.exists(), mounted(), segment()]
+        assert not any(left), (line, left)
+        if not made and not taken:
+            break
+    assert line > 20
