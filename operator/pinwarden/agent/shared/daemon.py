@@ -26,6 +26,7 @@ STALL_SECONDS = 600
 _LOOKS_SECONDS = 0.1
 _STANDBY_SECONDS = 0.2
 _RENEW_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -59,28 +60,31 @@ def _work(settings: Settings, accountant: Accountant) -> None:
     followed = FollowedConfiguration(settings.configuration)
     told = settings.run_dir / record.NAME
     due = renewed = 0.0
+    accounts = False
     while True:
         signal.alarm(STALL_SECONDS)
-        if time.monotonic() >= renewed:
+        if accounts and time.monotonic() >= renewed:
             renewed = time.monotonic() + _RENEW_SECONDS
-            with suppress(OSError):  # there is none before the first round
+            with suppress(OSError):
                 os.utime(told)
         if configuration := followed.newer():
             accountant.configure(configuration.spec)
             due = 0.0
         if time.monotonic() >= due:
-            due = time.monotonic() + _round(told, accountant)
+            wait = _round(told, accountant)
+            accounts = wait is not None
+            due = time.monotonic() + (_RETRY_SECONDS if wait is None else wait)
         time.sleep(_LOOKS_SECONDS)
 
 
-def _round(told: Path, accountant: Accountant) -> float:
-    """Seconds until the next one."""
+def _round(told: Path, accountant: Accountant) -> float | None:
+    """Seconds until the next one; None where it failed."""
     try:
         wait = accountant.tick()
         record.save(told, accountant.told)
     except (OSError, ValueError):
         _log.exception("a round failed, what was told last stays")
-        return 1.0
+        return None
     return wait
 
 

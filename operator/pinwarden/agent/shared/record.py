@@ -1,6 +1,6 @@
 """What the accountant of shared memory tells the agent and the seccomp gate: a file in a tmpfs, replaced as a whole.
 
-Its time is renewed with every round, also one without news: `SILENT_SECONDS` later nobody accounts (H2).
+Its time is renewed with every round and until the next one, but not after one that failed: `SILENT_SECONDS` later nobody accounts (H2).
 """
 
 import json
