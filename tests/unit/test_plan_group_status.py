@@ -295,6 +295,7 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
         ({"reason": "NotReadable"}, "NotReadable", "NotReadable"),
         ({"reason": "NotMade"}, "NotMade", "NotMade"),
         ({"reason": "NotAllowed"}, "NotAllowed", "NotAllowed"),
+        ({"reason": "AccountantSilent"}, "AccountantSilent", "AccountantSilent"),
         ({"reason": "NotRemoved", "silent": True}, "AgentSilent", "AgentSilent"),
         ({}, "", ""),
     ],

@@ -1,8 +1,8 @@
 """The finalizer of a SharedMemoryGroup: it cannot go while its end is waited for (M10).
 
 It is set before any node is asked to hold the group, and removed once every node has released it. Nothing is waited for in vain: not a node
-that is gone, and not for longer than `LEFT_SECONDS` one whose agent is silent, does not understand the group or cannot do what is asked,
-or, when the namespace is being deleted, one without a member pod. What may be left on such a node an Event tells.
+that is gone, and not for longer than `LEFT_SECONDS` one whose agent or accountant is silent, does not understand the group or cannot do
+what is asked, or, when the namespace is being deleted, one without a member pod. What may be left on such a node an Event tells.
 
 A group that is refused keeps the finalizer until the nodes that it was on have released it. One that was on none, or whose policy is
 Orphan, has no finalizer.

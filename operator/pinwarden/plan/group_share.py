@@ -36,8 +36,9 @@ from pinwarden.plan.world import Pod
 TOO_MANY_GROUPS = "TooManyGroups"
 FIGURE_MISSING = "FigureMissing"
 _NOT_THERE = "NotThere"
-_AWAITED = frozenset({_NOT_THERE, "NotLookedAt", "AccountantSilent"})
-_STUCK = frozenset({"NotRemoved", "NotReadable", "NotMade", NOT_ALLOWED})
+_ACCOUNTANT_SILENT = "AccountantSilent"
+_AWAITED = frozenset({_NOT_THERE, "NotLookedAt", _ACCOUNTANT_SILENT})
+_STUCK = frozenset({"NotRemoved", "NotReadable", "NotMade", NOT_ALLOWED, _ACCOUNTANT_SILENT})
 
 Find = Callable[[str, str], Pod | None]
 """The pod of a node whose cgroup bears a UID, also one that ended lately."""
