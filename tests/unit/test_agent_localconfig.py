@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pinwarden.agent import localconfig
 from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration, Problem
 from pinwarden.agent.localconfig import LocalWatcher, read_files, signature
 from pinwarden.api.nodepinconfig import Mode
@@ -203,11 +204,18 @@ def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(tm
     posts.sees_names("a")
 
 
-def test_a_full_disk_is_said_and_the_files_are_in_force(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(localconfig, "SAVE_AGAIN_SECONDS", 0.1)
     (tmp_path / "last.new").mkdir()
     posts = Posts(write(tmp_path, a={"limits": [limit("a")]}), tmp_path / "last")
     posts.sees_names("a")
     deadline = time.monotonic() + 20
-    while posts.failed != ["remember"]:
+    while "remember" not in posts.failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (tmp_path / "last.new").rmdir()
+    while LastConfiguration(tmp_path / "last").load() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,5 +1,6 @@
 """Files that the next agent must find whole: the state file, the lock, and the last configuration in them (H3)."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import pinwarden
 from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration
-from pinwarden.agent.statefile import StateFile, exclusive
+from pinwarden.agent.statefile import Glance, StateFile, exclusive
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 SPEC = {"limits": [LIMIT], "pods": [{"uid": "p1", "limits": ["ns/a"]}]}
@@ -152,3 +153,23 @@ def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, conte
 def test_a_spec_that_cannot_be_read_says_where(raw: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Configuration.parse(raw, "uid-1", 7)
+
+
+def test_a_file_that_cannot_be_read_is_read_again_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "told"
+    glance = Glance(path)
+
+    def full(_: Path) -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    assert glance.newer(Path.read_text) is None, "there is none"
+    path.write_text("news")
+    for _ in range(3):
+        assert glance.newer(full) is None
+    assert len(caplog.messages) == 1
+    assert glance.newer(Path.read_text) == "news"
+    assert glance.newer(Path.read_text) is None
+    assert glance.newer(full) is None, "it is not read where it is the same"
+    assert len(caplog.messages) == 1

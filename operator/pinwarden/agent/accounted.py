@@ -4,7 +4,6 @@ The accountant is a process of its own and may be away. Then its figures stay, w
 which it never told is Pending, so that nothing waits in silence.
 """
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from pinwarden.api.sharedmemorygroup import Phase
 
 _SILENT = "AccountantSilent"
 _AWAY = "the accountant of shared memory (pinwarden shared) does not answer"
-_log = logging.getLogger(__name__)
 
 
 class AccountantRecord:
@@ -27,11 +25,8 @@ class AccountantRecord:
 
     def look(self) -> None:
         """Reads the file if it is another one; what cannot be read leaves what was told last."""
-        try:
-            if self._glance and self._glance.changed():
-                self._told = load(self._glance.path) or self._told
-        except OSError as error:
-            _log.error("what the accountant tells cannot be read, the last of it stays: %s", error)
+        if self._glance:
+            self._told = self._glance.newer(load) or self._told
 
     @property
     def silent(self) -> bool:

@@ -106,9 +106,5 @@ class FollowedConfiguration:
         self._file = LastConfiguration(path)
 
     def newer(self) -> Configuration | None:
-        """What the file says, if it is another one than at the last call and can be read; what cannot be read is logged."""
-        try:
-            return self._file.load() if self._glance.changed() else None
-        except OSError as error:  # also what is not usable, which is the agent's to set aside
-            _log.error("the last configuration stays in force: %s", error)
-            return None
+        """What the file says, if it is another one and can be read; what is not usable is the agent's to set aside."""
+        return self._glance.newer(lambda _: self._file.load())

@@ -5,7 +5,6 @@ through a driver, and the gate has seen no call that loosens it. Only then is it
 process the whole limit as its rlimit, because the gate holds the sum. A gate that is away changes no level: calls wait, which is said.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from pinwarden.agent.statefile import Glance
 SILENT_SECONDS = 10.0
 SILENT = "its gate does not answer: pinning calls wait"
 UNGATED = "created without the gate's profile"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,10 @@ class GateRecord:
         return self._glance is not None and SILENT_SECONDS < self._glance.age < float("inf")
 
     def look(self) -> bool:
-        """Reads the file if it is another one; whether it was."""
-        try:
-            if self._glance is None or not self._glance.changed():
-                return False
-            self.told = load(self._glance.path)
-        except OSError as error:
-            _log.error("what the gate tells cannot be read, the last of it stays: %s", error)
-            return False
-        return True
+        """Reads the file if it is another one; whether it was. Of one that is not understood nobody is held."""
+        told = self._glance.newer(lambda path: load(path) or Told()) if self._glance else None
+        self.told = told or self.told
+        return told is not None
 
     def standing(self, subject: Governed) -> Standing:
         """How the gate stands to a pod that was looked at."""

@@ -32,6 +32,7 @@ from pinwarden.api.quantity import Quantity
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.03
+SAVE_AGAIN_SECONDS = 5.0
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _AMOUNTS = ("limit", "grant")
 _UID_LENGTH = 64
@@ -97,6 +98,8 @@ class LocalWatcher:
         self._failed = failed
         self._sleep = sleep
         self._posted: Configuration | None = None
+        self._unsaved: Configuration | None = None
+        self._save_due = float("-inf")
 
     def run(self) -> NoReturn:
         """Never returns; bad files are no exception."""
@@ -109,6 +112,7 @@ class LocalWatcher:
                     continue
                 self._take()
                 taken = seen
+            self._remember()
             self._sleep(POLL_SECONDS)
 
     def _take(self) -> None:
@@ -122,13 +126,21 @@ class LocalWatcher:
         self._post(configuration)
         if configuration == self._posted:
             return
-        self._posted = configuration
+        self._posted = self._unsaved = configuration
+        self._save_due = float("-inf")
         _log.info("configuration of %s taken: %d limits", self._path, len(configuration.spec.limits))
+
+    def _remember(self) -> None:
+        if self._unsaved is None or time.monotonic() < self._save_due:
+            return
         try:
-            self._memory.save(configuration)
+            self._memory.save(self._unsaved)
         except OSError as error:
             self._failed("remember")
-            _log.warning("the configuration in force is not kept over a restart: %s", error)
+            _log.warning("the configuration in force is not on disk, for a restart or a gate: %s", error)
+            self._save_due = time.monotonic() + SAVE_AGAIN_SECONDS
+            return
+        self._unsaved = None
 
 
 def signature(path: Path) -> Signature:

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+_Content = TypeVar("_Content")
 _log = logging.getLogger(__name__)
 _LOCK_POLL_SECONDS = 0.2
 
@@ -68,9 +69,26 @@ class Glance:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: tuple[int, int] | None = None
+        self._failure = ""
 
-    def changed(self) -> bool:
-        """Whether it was; false while there is none. Raises OSError."""
+    def newer(self, load: Callable[[Path], _Content | None]) -> _Content | None:
+        """What `load` makes of the file, where that is another one; None also while there is none.
+
+        Where `load` or the look raises OSError that is logged, once, and tried again at the next look.
+        """
+        try:
+            if not self._changed() and not self._failure:
+                return None
+            content = load(self.path)
+        except OSError as error:
+            if self._failure != (failure := str(error)):
+                _log.error("%s cannot be read, what it said last stays: %s", self.path, error)
+                self._failure = failure
+            return None
+        self._failure = ""
+        return content
+
+    def _changed(self) -> bool:
         try:
             found = os.stat(self.path)
         except FileNotFoundError:

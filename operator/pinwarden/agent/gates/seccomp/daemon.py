@@ -157,12 +157,7 @@ class _Process:
         self._looks = now + LOOKS_SECONDS
         if configuration := self._configuration.newer():
             self._configure(configuration)
-        try:
-            told = shared.load(self._shared.path) if self._shared.changed() else None
-        except OSError as error:
-            _log.error("what is known of shared memory stays as it was: %s", error)
-            return
-        if told is not None:
+        if told := self._shared.newer(shared.load):
             self._gate.learn(told.extents)
 
     def _configure(self, configuration: Configuration) -> None:
