@@ -5,14 +5,18 @@ import errno
 import os
 import resource
 import select
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gated.node import MIB, NOBODY, Node, Pod, kill, locked
+from pinwarden.agent.gates.seccomp.accounts import GOOD_SECONDS
 from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, UNLISTED_SECONDS
 
 from .processes import HERE, PAGE, Process, ask, hear, start, tell
@@ -187,6 +191,38 @@ def test_scope_node_holds_for_all_its_pods_together(node: Node) -> None:
     assert ask(other, f"until {2 * LIMIT}") == f"{HALF + PAGE} {REFUSED}"
     assert pods[0].locked + pods[1].locked == LIMIT
     assert ask(third, f"until {LIMIT - PAGE}") == f"{LIMIT - PAGE} 0"
+
+
+@pytest.mark.rule("P1", "P13", level="Deny")
+def test_what_a_pod_without_the_profile_has_counts_also_when_its_cgroup_came_after_its_limits(
+    node: Node,
+) -> None:
+    pod, other = node.pod(), node.pod()
+    folder = other.directory / other.container
+    for directory in (folder, other.directory / other.sandbox, other.directory):
+        directory.rmdir()
+    hold(node, [limit("together", LIMIT, "Node")], pod, other)
+    process = locker(pod)
+    assert ask(process, f"lock {PAGE}") == f"{PAGE} 0"
+    folder.mkdir(parents=True)
+    with ungated(folder) as beside:
+        assert ask(beside, f"lock {HALF}") == f"{HALF} 0"
+        time.sleep(GOOD_SECONDS)
+        assert ask(process, f"until {LIMIT}") == f"{HALF} {REFUSED}"
+        assert pod.locked + other.locked == LIMIT
+
+
+@contextmanager
+def ungated(folder: Path) -> Iterator[Process]:
+    """A locker in this cgroup, without the gate's profile."""
+    command = [sys.executable, str(HERE / "locker.py"), str(4 * LIMIT)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            (folder / "cgroup.procs").write_text(str(process.pid))
+            assert hear(process) == "ready"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.rule("P13", level="Deny")

@@ -11,6 +11,7 @@ from gated.node import MIB, NOBODY, Node, Pod, locked
 from .processes import PAGE, ask, listeners, start, takes_sigterm
 
 LIMIT = MIB
+MCL_FUTURE = 2
 
 
 class Watch:
@@ -154,6 +155,36 @@ def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node:
     assert node.gate.wait(30) == 0
     node.gate = node.start("gate", "--state-dir", str(node.state_dir))
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
+
+
+@pytest.mark.rule("H1", level="Deny")
+def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    start(pod, "locker.py", LIMIT)
+    node.until(lambda: pod.uid in node.told.held)
+    first = node.told.held[pod.uid]
+    node.hold({pod.uid: 2 * LIMIT})
+    node.until(lambda: node.told.held[pod.uid] != first)
+    node.hold({pod.uid: LIMIT})
+    node.until(lambda: node.told.held[pod.uid] == first)
+    node.configure(limits=[], pods=[{"uid": pod.uid}])
+    node.until(lambda: pod.uid not in node.told.held)
+
+
+@pytest.mark.rule("H1", level="Deny")
+def test_what_loosened_a_pod_is_known_when_its_container_was_started_anew(node: Node) -> None:
+    pod = node.pod()
+    node.hold({pod.uid: LIMIT})
+    first = start(pod, "locker.py", LIMIT)
+    assert ask(first, f"call mlockall {MCL_FUTURE}") == "0 0"
+    reasons = node.told.loosened[pod.uid]
+    first.kill()
+    first.wait()
+    node.until(lambda: pod.container not in node.told.containers)
+    start(pod, "locker.py", LIMIT)
+    node.until(lambda: pod.container in node.told.containers)
+    assert node.told.loosened == {pod.uid: reasons}
 
 
 @pytest.mark.rule("H1", level="Deny")

@@ -97,7 +97,7 @@ def used_by(pid: int) -> int:
 def standing(node: Node, pod: Pod) -> Standing:
     """What the agent would say of the pod now."""
     node.until(lambda: pod.container in node.told.containers)
-    subject = Governed(pod.uid, (pod.directory,), Held(()))
+    subject = Governed(pod.uid, (pod.directory,), Held((), fingerprint=node.told.held.get(pod.uid, "")))
     table = ProcessTable(Path("/proc"))
     subject.look(table, time.monotonic())
     table.close()

@@ -3,14 +3,13 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pinwarden.agent.followed import ProcessTable
-from pinwarden.agent.gated import SILENT_SECONDS, UNGATED, GateRecord
+from pinwarden.agent.gated import BEHIND, BEHIND_SECONDS, SILENT_SECONDS, UNGATED, GateRecord, Standing
 from pinwarden.agent.gates.rlimit import GateAbility
 from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity
@@ -19,8 +18,8 @@ from pinwarden.agent.governed import Governed
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.overshoots import Overshoots
 from pinwarden.agent.report import Reporter
-from pinwarden.agent.subjects import Held
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigStatus, PodReport
+from pinwarden.agent.subjects import Held, Plan
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinConfigStatus, NodePod, PodReport
 from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
 
 POD, MAIN, SIDE, SANDBOX = "pod", "a1" * 32, "b2" * 32, "c3" * 32
@@ -56,7 +55,7 @@ def reading(folder: Path) -> GateRecord:
 def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
     for gate in (GateRecord(None), reading(tmp_path)):
         standing = gate.standing(subject({MAIN: key(1)}))
-        assert asdict(standing) == {"gated": False, "exact": False, "lost": False, "why": ""}
+        assert standing == Standing()
         assert not gate.silent
 
 
@@ -139,6 +138,58 @@ def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
     found = report(reading(tmp_path), subject({MAIN: key(1)}))
     assert (found.level, found.reason) == (Level.OBSERVE, "GateLost")
     assert "ENOSYS" in found.message
+
+
+@pytest.mark.rule("H1")
+def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    directory = subject({MAIN: key(1)})
+    directory.uid = "docker"
+    assert reading(tmp_path).standing(directory) == Standing(why=UNGATED)
+
+
+@pytest.mark.rule("H1")
+def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(tmp_path: Path) -> None:
+    record = recorded(tmp_path)
+    now = 0.0
+    gate = GateRecord(tmp_path / "gate.json", lambda: now)
+    gate.look()
+    plan = Plan(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=POD, limits=[LIMIT.name])]), (), 1)
+    held = plan.of_pod(POD)
+    assert held is not None
+    one = subject({MAIN: key(1)})
+    one.held = held
+
+    def applied() -> list[str]:
+        reporter = Reporter(GateAbility(True), "v2", gate)
+        one.keys = frozenset()
+        found = reporter.report(plan, [one], ProcessTable(Path("/proc")), Overshoots(), None)
+        return [each.uid for each in found.applied_limits]
+
+    assert applied() == []
+    assert gate.standing(one) == Standing(True, exact=True, behind=True)
+    now = BEHIND_SECONDS + 1
+    assert gate.standing(one) == Standing(True, why=BEHIND)
+    record.holds({POD: held.fingerprint})
+    record.flush(0)
+    gate.look()
+    assert gate.standing(one) == Standing(True, exact=True)
+    assert applied() == [LIMIT.uid]
+
+
+@pytest.mark.rule("H1")
+def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    long_ago = time.time() - 2 * SILENT_SECONDS
+    os.utime(tmp_path / "gate.json", (long_ago, long_ago))
+    now = 0.0
+    gate = GateRecord(tmp_path / "gate.json", lambda: now)
+    gate.look()
+    one = subject({MAIN: key(1)})
+    one.held = Held((LIMIT,), fingerprint="newer")
+    for now in (0.0, 1000.0):  # noqa: B007 - the clock
+        found = gate.standing(one)
+        assert (found.exact, found.behind) == (True, True), "no call is answered before it has"
 
 
 @pytest.mark.rule("H1", "H2")

@@ -166,6 +166,60 @@ def test_only_a_gate_that_held_and_lost_nothing_takes_its_file_away(tmp_path: Pa
     idle.end()
 
 
+@pytest.mark.rule("H1")
+def test_what_loosens_a_pod_is_news_until_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    (tmp_path / "gate.json.new").mkdir()
+    for _ in range(2):
+        with pytest.raises(OSError, match="directory"):
+            record.loosened("pod-1", "why")
+    (tmp_path / "gate.json.new").rmdir()
+    record.loosened("pod-1", "why")
+    assert told(path).loosened == {"pod-1": ("why",)}
+
+
+@pytest.mark.rule("H1")
+def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containers(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.gated([ONE])
+    record.loosened("pod-1", "why")
+    for there, known in ((["pod-1"], {"pod-1": ("why",)}), ([], {})):
+        record.gated([], there)
+        record.flush(float("inf"))
+        assert told(path).loosened == known
+
+
+@pytest.mark.rule("H1")
+def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_another(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    before = Record(path)
+    before.gated([ONE])
+    before.complete()
+    before.flush(0)
+    after = Record(path)
+    after.complete()
+    after.gated([ONE])
+    after.flush(0)
+    assert told(path).lost == {ID}
+    last = Record(path)
+    last.gated([ONE])
+    last.complete()
+    last.flush(0)
+    assert told(path).lost == {ID}
+
+
+@pytest.mark.rule("H1")
+def test_by_what_the_gate_holds_a_pod_is_told_without_delay(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.flush(0)
+    record.holds({"pod-1": "print"})
+    record.flush(0)
+    assert told(path).held == {"pod-1": "print"}
+
+
 @pytest.mark.rule("M8", "H2")
 def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"

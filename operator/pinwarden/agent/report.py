@@ -83,7 +83,7 @@ class Reporter:
     ) -> NodePinConfigStatus:
         """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
         listed, cut = overshoots.reports()
-        applied = acknowledge(acknowledged, subjects, table) if acknowledged else []
+        applied = self._applied(acknowledged, subjects, table) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
         fair_view = self._accountant.fair_view(groups)
@@ -105,6 +105,12 @@ class Reporter:
                 **self._denials(),
             }
         )
+
+    def _applied(
+        self, acknowledged: Plan, subjects: Sequence[Governed], table: ProcessTable
+    ) -> list[AppliedLimit]:
+        behind = {subject.uid for subject in subjects if self._gate.standing(subject).behind}
+        return acknowledge(acknowledged, subjects, table, behind)
 
     def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
         standing = self._gate.standing(subject)
@@ -141,14 +147,16 @@ class Reporter:
         return {"recent_denials": recent, "denials_dropped": told.number - len(recent)}
 
 
-def acknowledge(plan: Plan, subjects: Iterable[Governed], table: ProcessTable) -> list[AppliedLimit]:
-    """The limits that are dealt to every process that they govern; none in mode Release."""
+def acknowledge(
+    plan: Plan, subjects: Iterable[Governed], table: ProcessTable, behind: Collection[str] = ()
+) -> list[AppliedLimit]:
+    """The limits that are dealt to every process that they govern; none in mode Release, and none of subjects whose gate is `behind`."""
     if plan.release:
         return []
     failed = {
         limit.name
         for subject in subjects
-        if subject.failure or any(table[key].failure for key in subject.keys)
+        if subject.failure or subject.uid in behind or any(table[key].failure for key in subject.keys)
         for limit in subject.held.limits
     }
     return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]

@@ -12,7 +12,8 @@ acknowledged (H1):
 A pod that names such limits only is still a subject: it is reported, at Observe, and never taken for free.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -35,11 +36,15 @@ NOT_UNDERSTOOD = "NotUnderstood"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty."""
+    """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty.
+
+    Two with one `fingerprint` are held to the same limits, in every word of them.
+    """
 
     limits: tuple[NodeLimit, ...]
     containers: tuple[PodContainer, ...] = ()
     unsupported: str = ""
+    fingerprint: str = ""
 
     @property
     def enforced(self) -> bool:
@@ -73,7 +78,13 @@ class Plan:
         self._reasons = {name: report.reason for name, report in refused.items()}
         self._by_name = {limit.name: limit for limit in self.limits}
         self._pods = {pod.uid: pod for pod in spec.pods}
-        self._unlisted = None if spec.unknown_pods is None else Held((_unlisted(spec.unknown_pods),))
+        self._fingerprints = {limit.name: _fingerprint(limit) for limit in self.limits}
+        self._unlisted = None if spec.unknown_pods is None else _unlisted(spec.unknown_pods)
+
+    @property
+    def listed(self) -> Collection[str]:
+        """The pods that the configuration names, by uid; also those without a cgroup yet."""
+        return self._pods.keys()
 
     def lists(self, uid: str) -> bool:
         """Whether the configuration names the pod, as a governed or a free one."""
@@ -97,15 +108,22 @@ class Plan:
 
     def _of_listed(self, pod: NodePod) -> Held:
         missing = [name for name in pod.limits if name not in self._by_name]
+        names = [name for name in dict.fromkeys(pod.limits) if name in self._by_name]
         return Held(
-            limits=tuple(self._by_name[name] for name in dict.fromkeys(pod.limits) if name in self._by_name),
+            limits=tuple(self._by_name[name] for name in names),
             containers=tuple(pod.containers),
             unsupported=self._reasons.get(missing[0], NOT_UNDERSTOOD) if missing else "",
+            fingerprint=" ".join(self._fingerprints[name] for name in names),
         )
 
 
-def _unlisted(amount: int) -> NodeLimit:
-    return NodeLimit(name=UNKNOWN_PODS, uid=UNKNOWN_PODS, scope=Scope.POD, limit=amount)
+def _fingerprint(limit: NodeLimit) -> str:
+    return hashlib.sha256(limit.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _unlisted(amount: int) -> Held:
+    limit = NodeLimit(name=UNKNOWN_PODS, uid=UNKNOWN_PODS, scope=Scope.POD, limit=amount)
+    return Held((limit,), fingerprint=_fingerprint(limit))
 
 
 def _refusal(limit: NodeLimit) -> UnsupportedReport | None:

@@ -104,6 +104,7 @@ class Gate:
     def configure(self, plan: Plan | None, groups: Iterable[NodeGroup] = ()) -> None:
         """Takes a configuration; it holds for the next call, and for those that wait (P12). Raises OSError."""
         self._pods.configure(plan)
+        self._record.holds(self._pods.fingerprints())
         self._decider.configure(() if plan is None or plan.release else groups)
         before, self._groups, self._busy = self._groups, {}, {}
         for group in before.values():
@@ -177,7 +178,8 @@ class Gate:
             return
         self._pods.place(gated.identity for gated in self._gated.values())
         self._decider.configure()
-        self._record.gated(gated.identity for gated in self._gated.values())
+        self._record.gated((gated.identity for gated in self._gated.values()), self._pods.there)
+        self._record.holds(self._pods.fingerprints())
         kept = {self._pods.group_of(gated.place.pod) for gated in self._gated.values()}
         self._groups = {key: group for key, group in self._groups.items() if key in kept or group.waiting}
         self._placed = True

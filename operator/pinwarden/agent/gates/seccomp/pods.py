@@ -29,7 +29,10 @@ from pinwarden.api.pinlimit import Enforcement, Level, Scope
 
 
 class Pods:
-    """The pods that a configuration holds limits for, and those that calls come from. `clock` is monotonic, in seconds."""
+    """The pods that a configuration holds limits for, and those that calls come from. `clock` is monotonic, in seconds.
+
+    `there` are the pods whose cgroups were there when configuration or containers changed last.
+    """
 
     def __init__(
         self, cgroup_root: Path, proc_root: Path, clock: Callable[[], float] = time.monotonic
@@ -45,6 +48,7 @@ class Pods:
         self._subjects: dict[str, Governed] = {}
         self._groups: dict[str, list[Governed]] = {}
         self._folders: dict[str, tuple[Path, ...]] = {}
+        self.there: frozenset[str] = frozenset()
 
     def configure(self, plan: Plan | None) -> None:
         """Takes a configuration, or None where there is none yet. Raises OSError."""
@@ -69,6 +73,11 @@ class Pods:
             )
             for place in {identity.place for identity in self._identities}
         }
+
+    def fingerprints(self) -> dict[str, str]:
+        """By what each pod that calls can come from is held, as `Held.fingerprint`; a free one is not in it."""
+        pods = {identity.place.pod for identity in self._identities}
+        return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
     def limit(self, key: Key) -> NodeLimit | None:
         """The limit behind a key."""
@@ -190,9 +199,11 @@ class Pods:
 
     def _refresh(self) -> None:
         found = self._finder.find(self._clock())
+        self.there = frozenset(found)
         self._folders.clear()
         before, self._subjects = self._subjects, {}
-        for pod in {each.place.pod for each in self._identities} | found.keys():
+        listed = self._plan.listed if self._plan else ()
+        for pod in {each.place.pod for each in self._identities}.union(found, listed):
             held = self._held(pod)
             if held is None:
                 continue

@@ -1,7 +1,9 @@
 """What the gate tells the rest of the agent: whom it holds, whom not exactly, and what it refused. A file, so that both may die alone.
 
 The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
-that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs.
+that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs, also
+when an exec into it brings a descriptor for its own processes. What loosened a pod is forgotten with the pod: what it locked may outlive a
+container, as a System V segment does.
 What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`. The file's
 time is renewed every `BEAT_SECONDS`: with an older one, no gate answers. A gate that is told to end, and holds nobody, takes the file away.
 """
@@ -10,7 +12,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,7 +59,8 @@ class Told:
     `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `loosened` has
     per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
     `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
-    they are in no other count. `mapping` are ids of containers whose profile gates mappings.
+    they are in no other count. `mapping` are ids of containers whose profile gates mappings. `held` has for each of their pods that is
+    not free the fingerprint of what the gate holds it to (`subjects.Held`).
     """
 
     containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class Told:
     number: int = 0
     group_denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     mapping: frozenset[str] = frozenset()
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(path: Path) -> Told | None:
@@ -87,6 +91,7 @@ def load(path: Path) -> Told | None:
             number=content["number"],
             group_denials={uid: dict(counts) for uid, counts in content.get("groupDenials", {}).items()},
             mapping=frozenset(content.get("mapping", ())),
+            held=dict(content.get("held", {})),
         )
     except FileNotFoundError:
         return None
@@ -111,15 +116,15 @@ class Record:
         self._number = told.number
         self._group_denials = {uid: dict(counts) for uid, counts in told.group_denials.items()}
         self._mapping: frozenset[str] = frozenset()
+        self._held: Mapping[str, str] = {}
         self._changed = True
         self._due = self._beat = float("-inf")
 
-    def gated(self, identities: Iterable[Identity]) -> None:
-        """These containers have a listener, and no others."""
+    def gated(self, identities: Iterable[Identity], there: Collection[str] = ()) -> None:
+        """These containers have a listener, and no others; what is known of pods is kept for them, and for those that are `there`."""
         identities = tuple(identities)
         self._containers = {each.id: (*each.place, each.sandbox) for each in identities}
-        self._lost -= self._containers.keys()
-        pods = {pod for pod, _, _ in self._containers.values()}
+        pods = {*there, *(pod for pod, _, _ in self._containers.values())}
         self._loosened = {pod: reasons for pod, reasons in self._loosened.items() if pod in pods}
         self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
         kept = {
@@ -130,6 +135,11 @@ class Record:
         self._mapping = frozenset(each.id for each in identities if each.maps)
         self._changed = True
 
+    def holds(self, held: Mapping[str, str]) -> None:
+        """By this the pods with a listener are held from now on; told without delay, since the agent waits for it."""
+        if held != self._held:
+            self._held, self._changed, self._due = held, True, float("-inf")
+
     def complete(self) -> None:
         """All listeners that there are were told of: what an earlier gate held besides is lost."""
         newly = self._earlier.keys() - self._containers.keys()
@@ -138,11 +148,16 @@ class Record:
         self._changed = True
 
     def loosened(self, pod: str, reason: str) -> None:
-        """The pod is not held exactly from now on; written at once, where it is news. Raises OSError."""
+        """The pod is not held exactly from now on; written at once, where it is news. Raises OSError, and then it is news still."""
         reasons = self._loosened.setdefault(pod, [])
-        if reason not in reasons:
-            reasons.append(reason)
+        if reason in reasons:
+            return
+        reasons.append(reason)
+        try:
             self._write()
+        except OSError:
+            reasons.remove(reason)
+            raise
 
     def denied(self, denial: Denial) -> None:
         """A call is refused."""
@@ -188,6 +203,7 @@ class Record:
             "number": self._number,
             "groupDenials": self._group_denials,
             "mapping": sorted(self._mapping),
+            "held": self._held,
         }
         write_atomically(self._path, json.dumps(content).encode())
         self._changed = False
