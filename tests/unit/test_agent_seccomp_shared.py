@@ -296,7 +296,7 @@ def found(monkeypatch: pytest.MonkeyPatch, target: Callable[[Maps], Target]) -> 
 
 
 def asked(gate: Lending, first: int, last: int, tid: int = 1) -> Borrowing:
-    one = gate.begin(call("mmap", 0, (last - first) * PAGE, 3, 1, 5, first * PAGE, tid=tid))
+    one = gate.begin(call("mmap", 0, (last - first) * PAGE, 3, 1, 5, first * PAGE, tid=tid), "pod")
     assert one is not None
     return one
 
@@ -312,14 +312,14 @@ def decided(gate: Lending, one: Borrowing, pod: str = "pod") -> Refusal | None:
 
 def test_a_node_without_groups_has_nothing_to_decide() -> None:
     gate = Lending(PROC, cast(Pods, OnePod()))
-    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0)) is None
+    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
     gate.configure([group()])
-    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0)) is None
+    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
     gate.learn({"g": EXTENT})
-    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0)) is not None
-    assert gate.begin(call("mlock", 0, PAGE)) is None
+    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is not None
+    assert gate.begin(call("mlock", 0, PAGE), "pod") is None
     gate.configure([])
-    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0)) is None
+    assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
 
 
 @pytest.mark.rule("M8")

@@ -17,7 +17,6 @@ import errno
 import logging
 import mmap
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp import calls, mappings
@@ -32,6 +31,7 @@ from pinwarden.agent.gates.seccomp.threads import (
     AddressSpace,
     Aside,
     Leaving,
+    Readers,
     address_space,
     command,
     locked_within,
@@ -46,7 +46,7 @@ UNLISTED_SECONDS = 5.0
 RAISED_SECONDS = 5.0
 LEAVING_SECONDS = 2.0
 UNDER_WAY = 64
-READERS = 64
+READERS, READERS_OF_A_POD = 64, 8
 _LOOK_AGAIN_SECONDS = 0.01
 _MOST = 2**62
 _CHANGEABLE = "a call at the limit depends on others that do not end"
@@ -67,7 +67,7 @@ class Decider:
         self._record = record
         self._accounts = Accounts()
         self._lending = Lending(proc_root, pods)
-        self._pool = ThreadPoolExecutor(READERS, "reader")
+        self._readers = Readers(READERS, READERS_OF_A_POD, "reader")
         self._leaving: dict[int, tuple[int, Leaving]] = {}
         self._first_seen: dict[str, float] = {}
 
@@ -84,14 +84,14 @@ class Decider:
     def received(self, slot: int, call: Call, gated: Gated, now: float) -> Waiting:
         """A call that was just received; what its thread called before is over."""
         self.ended(call.tid)
-        return Waiting(slot, call, gated, now, Aside(self._pool))
+        return Waiting(slot, call, gated, now, Aside(self._readers, gated.place.pod))
 
     def received_again(self, waiting: Waiting, slot: int, call: Call) -> None:
         """A signal came, and the thread of a call that waits makes it again, or another one: that takes its place."""
         self.ended(call.tid)
         self._journal.free(waiting.slot)
         if call.arguments != waiting.call.arguments or call.number != waiting.call.number:
-            waiting.aside = Aside(self._pool)
+            waiting.aside = Aside(self._readers, waiting.gated.place.pod)
             waiting.borrowing = None
         waiting.slot, waiting.call = slot, call
 
@@ -111,11 +111,12 @@ class Decider:
     def forget(self, pod: str) -> None:
         """The pod is gone."""
         self._first_seen.pop(pod, None)
+        self._readers.forget(pod)
         self._lending.forget(pod)
 
     def close(self) -> None:
         """Ends the readers that can be ended."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
         self._lending.close()
 
     def decide(self, waiting: Waiting, now: float) -> float:
@@ -150,7 +151,7 @@ class Decider:
             _log.error("call %d of architecture %#x is not one to be sent here", call.number, call.arch)
             return self._refuse(waiting, errno.ENOSYS)
         if waiting.borrowing is None:
-            waiting.borrowing = self._lending.begin(call)
+            waiting.borrowing = self._lending.begin(call, place.pod)
         if waiting.borrowing and not self._lending.settled(waiting.borrowing):
             if (answer := self._borrow(waiting, waiting.borrowing, now, waited)) is not None:
                 return answer

@@ -12,7 +12,6 @@ A node without groups that refuse costs nothing here: no file of a process is re
 import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from pinwarden.agent.gates.seccomp.notify import Call
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.shared import CALLS_UNDER_WAY, Groups, Range, Refusal
 from pinwarden.agent.gates.seccomp.targets import Target, mapped, target
-from pinwarden.agent.gates.seccomp.threads import Aside, command
+from pinwarden.agent.gates.seccomp.threads import Aside, Readers, command
 from pinwarden.agent.shared.objects import Extent
 from pinwarden.api.nodepinconfig import NodeGroup
 
 UNDER_WAY = 64
-READERS = 32
+READERS, READERS_OF_A_POD = 32, 8
 BETWEEN_LINES_SECONDS = 1.0
 Ranges = tuple[Range, ...] | None
 """What a call maps; None for what is not known, which stands for anything."""
@@ -66,7 +65,7 @@ class Lending:
     def __init__(self, proc_root: Path, pods: Pods) -> None:
         self._proc_root = proc_root
         self._pods = pods
-        self._pool = ThreadPoolExecutor(READERS, "lending")
+        self._readers = Readers(READERS, READERS_OF_A_POD, "lending")
         self._configured: tuple[NodeGroup, ...] = ()
         self._extents: Mapping[str, Extent] = {}
         self._groups = Groups()
@@ -85,10 +84,10 @@ class Lending:
             self._extents = extents
             self._groups = Groups(self._configured, extents)
 
-    def begin(self, call: Call) -> Borrowing | None:
-        """What there is to decide; None when there is nothing."""
+    def begin(self, call: Call, pod: str) -> Borrowing | None:
+        """What there is to decide of a call of this pod; None when there is nothing."""
         maps = mappings.read(call) if self._groups else None
-        return Borrowing(call, maps, Aside(self._pool), Aside(self._pool)) if maps else None
+        return Borrowing(call, maps, Aside(self._readers, pod), Aside(self._readers, pod)) if maps else None
 
     def decide(
         self, one: Borrowing, pod: str, end_those_counted: Callable[[Iterable[int]], None]
@@ -127,6 +126,7 @@ class Lending:
 
     def forget(self, pod: str) -> None:
         """The pod is gone."""
+        self._readers.forget(pod)
         for key in [key for key in self._lines if key[1] == pod]:
             del self._lines[key]
 
@@ -153,7 +153,7 @@ class Lending:
 
     def close(self) -> None:
         """Ends the readers that can be ended."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
 
     def _decide(
         self, one: Borrowing, pod: str, end_those_counted: Callable[[Iterable[int]], None]

@@ -11,11 +11,11 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pinwarden.agent.gates.seccomp.notify import Call
 
@@ -33,20 +33,48 @@ _GONE = (FileNotFoundError, ProcessLookupError)
 _Read = TypeVar("_Read")
 
 
+class Readers:
+    """Threads that read `Aside`. Each pod may keep `of_a_pod` of them busy: a read may hang for as long as a program wants."""
+
+    def __init__(self, threads: int, of_a_pod: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)
+        self._of_a_pod = of_a_pod
+        self._busy: dict[str, set[Future[Any]]] = {}
+
+    def submit(self, pod: str, read: Callable[[], _Read]) -> "Future[_Read] | None":
+        """The read, once it is begun; None while as many of the pod's go on."""
+        busy = {each for each in self._busy.get(pod, ()) if not each.done()}
+        if len(busy) >= self._of_a_pod:
+            return None
+        reading = self._pool.submit(read)
+        self._busy[pod] = busy | {reading}
+        return reading
+
+    def forget(self, pod: str) -> None:
+        """The pod has no calls any more; reads of its that still hang stay counted."""
+        if all(each.done() for each in self._busy.get(pod, ())):
+            self._busy.pop(pod, None)
+
+    def close(self) -> None:
+        """Ends those that can be ended."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Aside(Generic[_Read]):
-    """One read at a time by a thread of the pool."""
+    """One read at a time of a pod's memory."""
 
-    __slots__ = ("_pool", "_reading")
+    __slots__ = ("_pod", "_readers", "_reading")
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
+    def __init__(self, readers: Readers, pod: str) -> None:
+        self._readers = readers
+        self._pod = pod
         self._reading: Future[_Read] | None = None
 
     def get(self, read: Callable[[], _Read]) -> _Read | None:
         """What `read` says; None while that takes longer than a moment: then to be called again, with the same. Raises what it raises."""
         if self._reading is None:
-            self._reading = self._pool.submit(read)
-        if not wait([self._reading], _MOMENT_SECONDS).done:
+            self._reading = self._readers.submit(self._pod, read)
+        if self._reading is None or not wait([self._reading], _MOMENT_SECONDS).done:
             return None
         reading, self._reading = self._reading, None
         return reading.result()
