@@ -147,26 +147,33 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
     with Operator(cluster, tmp_path) as operator:
         operator.leads()
         node, namespace = cluster.node(), cluster.namespace()
+        cluster.merge(
+            f"/api/v1/namespaces/{namespace}",
+            {"metadata": {"annotations": {"pinwarden.io/allow-shared-memory": "create:1Mi"}}},
+        )
         cluster.pod(namespace, node)
-        group = cluster.group(namespace)
+        group = cluster.group(namespace, backing={"tmpfs": {}}, management="Create", capacity="1Mi")
         eventually(lambda: cluster.find(group)["metadata"].get("finalizers"), bool)
         eventually(lambda: cluster.held(node), bool)
         cluster.report_groups(node)
         cluster.deployment()
         kubeconfig = server.kubeconfig_for(identity("pinwarden-uninstall"), ["system:authenticated"])
-        done = subprocess.run(
-            [sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={kubeconfig}", "--timeout=10"],
+        run = subprocess.Popen(
+            [sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={kubeconfig}", "--timeout=20"],
             env=os.environ | {"PYTHONPATH": str(ROOT / "operator")},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
-        assert done.returncode == 0, done.stderr
+        eventually(lambda: drains(cluster, node), bool, 60)  # the groups are listed by then
+        finalizers = cluster.find(group)["metadata"]["finalizers"]
+        cluster.merge(group, {"metadata": {"finalizers": [*finalizers, "example.org/mine"]}})
+        said, wrong = run.communicate(timeout=60)
+        assert run.returncode == 0, wrong
         assert (
-            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
-            in done.stdout
+            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said
         )
-        assert not cluster.find(group)["metadata"].get("finalizers")
+        assert cluster.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
         assert not cluster.send("GET", f"{PINWARDEN}/nodepinconfigs")["items"]
         (owner,) = cluster.find(LEASE)["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"]) == ("Deployment", "pinwarden-operator")
@@ -174,3 +181,8 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         assert operator.process.poll() is None
     wanted = granted("uninstall/access.yaml")
     assert used(server, identity("pinwarden-uninstall"), wanted) == wanted
+
+
+def drains(cluster: Cluster, node: str) -> bool:
+    groups = cluster.config(node).get("spec", {}).get("groups", ())
+    return any(group.get("draining") for group in groups)

@@ -5,6 +5,7 @@ That it succeeds, and with which rights, is in test_rights.py; what becomes of r
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,27 @@ def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
     assert own.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
     assert not own.find(other)
     own.merge(group, {"metadata": {"finalizers": None}})
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", LEASE)
+
+
+def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
+    own: Cluster, operator: Operator
+) -> None:
+    node, namespace = own.node(), own.namespace()
+    own.pod(namespace, node)
+    group = own.group(namespace)
+    finalizers = eventually(lambda: own.find(group)["metadata"].get("finalizers"), bool)
+    eventually(lambda: own.held(node), bool)
+    own.report_groups(node)
+    operator.process.send_signal(signal.SIGSTOP)
+    own.merge(group, {"metadata": {"finalizers": None}})
+    run = uninstall(own)
+    eventually(lambda: mode(own, node), lambda last: last == "Release")
+    own.merge(group, {"metadata": {"finalizers": finalizers}})
+    _, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert not own.find(group)["metadata"].get("finalizers")
     own.send("DELETE", f"/api/v1/nodes/{node}")
     own.send("DELETE", LEASE)
 

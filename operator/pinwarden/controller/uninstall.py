@@ -93,8 +93,9 @@ class Uninstall:
         try:
             started = monotonic()
             await asyncio.sleep(leader.RENEW_SECONDS)  # by then no replica begins a write
-            groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
+            # not before: until then a write that was under way may give a group its finalizer
+            groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._look_at_gated_pods()
             await self._drain(made(groups), started + 1.5 * self._settings.timeout)
             await self._each([partial(self._let_go, group) for group in groups])
