@@ -18,7 +18,9 @@ from cluster import chart
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
+from pinwarden.api.meta import LabelSelector
 from pinwarden.api.quantity import Quantity
+from pinwarden.plan.selectors import selects
 
 from .conftest import ROOT, run_kubectl
 
@@ -353,6 +355,39 @@ def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> No
         "pinwarden-agent": annotations,
         "pinwarden-holder": annotations,
         "pinwarden-operator": {"kubectl.kubernetes.io/default-container": "operator", "a": ""},
+    }
+
+
+def pods(objects: list[chart.Object]) -> dict[str, Any]:
+    """What each workload makes pods of, and the Pods themselves, by name."""
+    made = {
+        each["metadata"]["name"]: each["spec"]["template"] for each in objects if each["kind"] in chart.RUNS
+    }
+    return made | {each["metadata"]["name"]: each for each in objects if each["kind"] == "Pod"}
+
+
+def test_where_the_network_is_closed_every_pod_reaches_the_api_server_but_the_holder() -> None:
+    """Also those of `helm uninstall` and `helm test`, where another policy of the namespace denies what none allows."""
+    objects = chart.render(given={"networkPolicy": {"enabled": True, "apiServerPorts": [7443]}})
+    policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
+    for policy in policies:
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+    ways = {}
+    for name, pod in pods(objects).items():
+        (policy,) = (
+            each
+            for each in policies
+            if selects(LabelSelector.model_validate(each["podSelector"]), pod["metadata"]["labels"])
+        )
+        inward = [port["port"] for rule in policy.get("ingress", ()) for port in rule["ports"]]
+        ways[name] = (inward, policy.get("egress", []))
+    out = [{"ports": [{"port": 7443}]}]
+    assert ways == {
+        "pinwarden-agent": ([9464], out),
+        "pinwarden-holder": ([], []),
+        "pinwarden-operator": ([8080], out),
+        "pinwarden-test": ([], out),
+        "pinwarden-uninstall": ([], out),
     }
 
 
