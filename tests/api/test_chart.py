@@ -355,6 +355,30 @@ def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> No
         "pinwarden-agent": annotations,
         "pinwarden-holder": annotations,
         "pinwarden-operator": {"kubectl.kubernetes.io/default-container": "operator", "a": ""},
+        "pinwarden-uninstall": {"a": ""},
+    }
+
+
+def test_where_the_operator_may_run_the_pods_of_hooks_may_too() -> None:
+    places = {
+        "nodeSelector": {"pool": "system", "kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    }
+    annotations = {"sidecar.istio.io/inject": "false", "helm.sh/hook-weight": "7"}
+    found = pods(chart.render(given={"operator": {**places, "podAnnotations": annotations}}))
+    for name in ("pinwarden-operator", "pinwarden-uninstall", "pinwarden-test"):
+        assert found[name]["spec"].items() >= places.items(), name
+        assert found[name]["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false", name
+    hook = {
+        each: text
+        for each, text in found["pinwarden-test"]["metadata"]["annotations"].items()
+        if "helm" in each
+    }
+    assert hook == {
+        "helm.sh/hook": "test",
+        "helm.sh/hook-weight": "0",
+        "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
     }
 
 
