@@ -401,6 +401,31 @@ def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
     scenario(work)
 
 
+def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        await operator.until(operator.spec)
+        operator.state.remove_node("n1")
+        operator.state.remove_held("n1")
+        await operator.until(lambda: not operator.state.views)
+        operator.state.remove_agent("agent-n1")
+        await operator.until(lambda: not operator.state.views)
+
+    scenario(work)
+
+
+def test_an_agent_that_is_told_of_before_its_node_is_heard() -> None:
+    async def work(operator: Operator) -> None:
+        operator.agent()
+        await operator.until(lambda: not operator.state.views)
+        operator.node()
+        await operator.until(lambda: operator.state.views)
+        assert not operator.state.view("n1").silent
+
+    scenario(work)
+
+
 @pytest.mark.rule("H1")
 def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before() -> None:
     async def work(operator: Operator) -> None:

@@ -341,6 +341,8 @@ class State:
 
     def _hear(self, node: str) -> None:
         self._see(self.view(node).with_silent(self._is_silent(node)))
+        if node not in self.node_uids and node not in self.held:
+            self._compile.add(node)  # to be forgotten, unless the node is only told of after its agent
 
     def _is_silent(self, node: str) -> bool:
         return node in self._lost or not self._ready_agents.get(node)
