@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import chartdocs
@@ -19,7 +19,7 @@ from cluster.build import binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
 from pinwarden.api.meta import LabelSelector
-from pinwarden.api.quantity import Quantity
+from pinwarden.api.quantity import MAX_BYTES, Quantity
 from pinwarden.plan.selectors import selects
 
 from .conftest import ROOT, run_kubectl
@@ -167,6 +167,10 @@ def container(objects: list[chart.Object], workload: str, name: str) -> Any:
     return found
 
 
+def rolling(**given: Any) -> dict[str, Any]:
+    return {"updateStrategy": {"rollingUpdate": given}}
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -175,6 +179,12 @@ def container(objects: list[chart.Object], workload: str, name: str) -> Any:
         ({"shared": {"memory": "1K"}}, "/shared/memory"),
         ({"operator": {"unknownPods": "0.5"}}, "/operator/unknownPods"),
         ({"operator": {"unknownPods": True}}, "/operator/unknownPods"),
+        ({"operator": {"unknownPods": "8Pi"}}, "/operator/unknownPods"),
+        ({"operator": {"unknownPods": 2**52 + 1}}, "/operator/unknownPods"),
+        ({"agent": rolling(maxSurge="5")}, "/agent/updateStrategy/rollingUpdate/maxSurge"),
+        ({"agent": rolling(maxSurge="101%")}, "/agent/updateStrategy/rollingUpdate/maxSurge"),
+        ({"agent": rolling(maxUnavailable=-1)}, "/agent/updateStrategy/rollingUpdate/maxUnavailable"),
+        ({"agent": rolling(partition=1)}, "/agent/updateStrategy/rollingUpdate"),
         ({"operator": {"priorityClassName": 123}}, "/operator/priorityClassName"),
         ({"agent": {"priorityClassName": "x\n      hostNetwork: true"}}, "/agent/priorityClassName"),
         ({"operator": {"namespaces": ["team-a #x"]}}, "/operator/namespaces/0"),
@@ -191,6 +201,43 @@ def container(objects: list[chart.Object], workload: str, name: str) -> Any:
 def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ClusterError, match=re.escape(f"at '{said}'")):
         chart.render(given=wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"maxUnavailable": 1}, "maxSurge is 10% and maxUnavailable is 1"),
+        ({"maxUnavailable": "20%"}, "maxSurge is 10% and maxUnavailable is 20%"),
+        ({"maxSurge": 0}, "maxSurge is 0 and maxUnavailable is 0"),
+        ({"maxSurge": "0%"}, "maxSurge is 0% and maxUnavailable is 0"),
+        ({"maxUnavailable": None}, "maxSurge is 10% and maxUnavailable is 1"),
+    ],
+    ids=str,
+)
+def test_a_roll_out_that_the_server_would_refuse_is_refused_with_its_name(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ClusterError, match=re.escape(f"agent.updateStrategy.rollingUpdate: {said}")):
+        chart.render(given={"agent": rolling(**given)})
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        rolling(maxSurge=0, maxUnavailable=1),
+        rolling(maxSurge="0%", maxUnavailable="100%"),
+        rolling(maxSurge=3),
+        rolling(maxSurge=None, maxUnavailable=None),
+        {"updateStrategy": {"rollingUpdate": None}},
+        {"updateStrategy": {"type": "OnDelete"}},
+        {"updateStrategy": {"type": "OnDelete", "rollingUpdate": {"maxSurge": 0}}},
+    ],
+    ids=str,
+)
+def test_any_other_roll_out_is_taken(server: ControlPlane, strategy: dict[str, Any]) -> None:
+    objects = chart.render(given={"agent": strategy}, only=["agent/daemonset.yaml", "holder/daemonset.yaml"])
+    assert len(objects) == 2
+    dry_run(server, objects)
 
 
 NEEDED = {name: value for name, value in DEFAULTS.items() if name != "imagePullSecrets"}
@@ -268,15 +315,20 @@ QUANTITY = SCHEMA["definitions"]["quantity"]["pattern"]
 
 @given(st.from_regex(QUANTITY, fullmatch=True))
 def test_what_the_schema_takes_as_a_quantity_is_whole_bytes(text: str) -> None:
-    assert Quantity(text).bytes >= 0
+    assert 0 <= Quantity(text).bytes <= MAX_BYTES
 
 
-@given(st.integers(0, 4096), st.sampled_from(["", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi"]))
+@given(st.integers(0, 999), st.sampled_from(["", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]))
+@example(4, "P")
+@example(4, "Pi")
 def test_the_schema_takes_whole_numbers_with_a_suffix(number: int, suffix: str) -> None:
     assert re.fullmatch(QUANTITY, f"{number}{suffix}")
 
 
-@pytest.mark.parametrize("text", ["1K", "1ki", "0.5", "1e-3", "1.5Gi", "-1", "+1", "1m", "", "1 Gi", "1GiB"])
+@pytest.mark.parametrize(
+    "text",
+    ["1K", "1ki", "0.5", "1e-3", "1.5Gi", "-1", "+1", "1m", "", "1 Gi", "1GiB", "5P", "5Pi", f"{2**52 + 1}"],
+)
 def test_what_would_end_a_container_at_once_is_no_quantity_of_the_schema(text: str) -> None:
     assert not re.fullmatch(QUANTITY, text)
 

@@ -43,6 +43,20 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{ if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
 {{- end }}
 
+{{/* Of agents and holders. The server refuses what a value makes together with the default of the other one. */}}
+{{- define "pinwarden.updateStrategy" -}}
+{{- with .Values.agent.updateStrategy -}}
+{{- $rolling := .rollingUpdate | default dict -}}
+{{- $surge := dig "maxSurge" 0 $rolling | toString -}}
+{{- $unavailable := dig "maxUnavailable" 1 $rolling | toString -}}
+{{- $surges := ne (trimSuffix "%" $surge) "0" -}}
+{{- if and (eq .type "RollingUpdate") (eq $surges (ne (trimSuffix "%" $unavailable) "0")) -}}
+{{- fail (printf "agent.updateStrategy.rollingUpdate: maxSurge is %s and maxUnavailable is %s: one of the two must be 0, and the other not" $surge $unavailable) -}}
+{{- end -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end }}
+
 {{/* What every container does without. */}}
 {{- define "pinwarden.confined" -}}
 allowPrivilegeEscalation: false
