@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pinwarden.api.crd import KINDS, render
+from pinwarden.api.crd import KINDS, crd, render
 from pinwarden.api.nodepinconfig import (
     DenialReport,
     NodeLimit,
@@ -34,6 +34,12 @@ limits = st.builds(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource], folder: Path) -> None:
     assert (folder / f"{kind.plural}.yaml").read_text() == render(kind), "run `make crds`"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crd_is_not_deleted_by_what_takes_it_for_an_object_of_the_chart(kind: type[Resource]) -> None:
+    """Argo CD reads Helm's word for it; all limits and groups would go with the CRDs."""
+    assert crd(kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 @pytest.mark.parametrize("folder", CRDS, ids=["crds", "chart"])

@@ -18,6 +18,9 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 
 KINDS: tuple[type[Resource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup, NodePinConfig)
 
+KEPT = {"helm.sh/resource-policy": "keep"}
+"""For tools that take a chart's CRDs for objects like any other (Argo CD): all limits and groups would go with them."""
+
 Schema = dict[str, Any]
 _DROPPED = {"title", "additionalProperties", "propertyNames"}
 
@@ -43,7 +46,7 @@ def crd(kind: type[Resource]) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{kind.plural}.{GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{GROUP}", "annotations": KEPT},
         "spec": {
             "group": GROUP,
             "names": {
