@@ -44,6 +44,13 @@ def test_a_pod_that_ended_is_terminal(phase: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("os", "windows"), [(None, False), ({"name": "linux"}, False), ({"name": "windows"}, True)]
+)
+def test_a_pod_may_say_that_it_is_for_windows(os: dict[str, str] | None, windows: bool) -> None:
+    assert prune.pod(pod(spec={"os": os}))[1].windows == windows
+
+
+@pytest.mark.parametrize(
     ("status", "leaving", "ready"),
     [("True", False, True), ("False", False, False), ("Unknown", False, False), ("True", True, False)],
 )

@@ -210,6 +210,7 @@ PODS = st.builds(
     st.sampled_from(["", *NODES, *NODES]),
     st.sampled_from("xy"),
     terminal=st.sampled_from([False, False, False, True]),
+    windows=st.sampled_from([False, False, False, True]),
 )
 GROUPS = st.builds(
     a_group,
@@ -269,6 +270,8 @@ class Mirror:
             for pod in self.pods.values()
             if pod.node
             and not pod.terminal
+            and not pod.windows
+            and not (self.nodes.get(pod.node) or Node(pod.node)).windows
             and pod.namespace == group.namespace
             and group.attaches(pod.labels)
         ]
@@ -341,8 +344,8 @@ def put_presence(node: str, unreleased: frozenset[str], asked: frozenset[str]) -
     return run
 
 
-def put_node(name: str) -> Operation:
-    return put("node", name, Node(name))
+def put_node(name: str, os: str = "linux") -> Operation:
+    return put("node", name, Node(name, {"kubernetes.io/os": os}))
 
 
 def put_namespace(name: str, allowed: str) -> Operation:
@@ -357,7 +360,7 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(remove, st.just("pod"), st.sampled_from("1234")),
     st.builds(remove, st.just("group"), st.sampled_from(["a/g", "a/h", "b/g"])),
     st.builds(remove, st.just("namespace"), st.sampled_from("ab")),
-    st.builds(put_node, st.sampled_from(NODES)),
+    st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["linux", "windows"])),
     st.builds(remove, st.just("node"), st.sampled_from(NODES)),
 )
 
@@ -392,6 +395,16 @@ def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
     world.put_group(a_group(namespace="b"))
     assert world.put_pod(a_pod("1")).groups == frozenset()
     assert world.put_pod(a_pod("2", namespace="b")).groups == {"b/g"}
+
+
+def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
+    world = World()
+    world.put_group(a_group())
+    world.put_pod(a_pod("1"))
+    assert world.members_of("a/g").keys() == {"n1"}
+    assert world.put_node(Node("n1", {"kubernetes.io/os": "windows"})).groups == {"a/g"}
+    assert not world.members_of("a/g")
+    assert not world.nodes_of_group("a/g")
 
 
 def test_a_status_write_of_its_own_dirties_nothing() -> None:

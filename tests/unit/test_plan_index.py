@@ -18,6 +18,7 @@ NODES = ["n1", "n2"]
 NAMESPACES = ["a", "b", "kube-system"]
 SOME_NAMESPACE = st.sampled_from(["a", "a", "a", "b", "kube-system"])
 LABELS = st.sampled_from([{}, {"tier": "x"}, {"tier": "y"}])
+NODE_LABELS = st.sampled_from([{}, {"tier": "x"}, {"tier": "y"}, {"kubernetes.io/os": "windows"}])
 SELECTORS = st.sampled_from(
     [
         {},
@@ -29,7 +30,15 @@ SELECTORS = st.sampled_from(
 AMOUNTS = st.sampled_from(["1Mi", "1Mi", "2Mi", "2Mi", "1Gi", "1m"])
 
 
-def a_pod(uid: str, namespace: str, node: str, labels: dict[str, str], running: bool, terminal: bool) -> Pod:
+def a_pod(
+    uid: str,
+    namespace: str,
+    node: str,
+    labels: dict[str, str],
+    running: bool,
+    terminal: bool,
+    windows: bool = False,
+) -> Pod:
     return Pod.of(
         namespace=namespace,
         name=f"pod-{uid}",
@@ -39,6 +48,7 @@ def a_pod(uid: str, namespace: str, node: str, labels: dict[str, str], running: 
         labels=labels,
         containers={"main": f"id-{uid}" if running else None},
         terminal=terminal,
+        windows=windows,
     )
 
 
@@ -67,6 +77,7 @@ PODS = st.builds(
     st.sampled_from(["", *NODES, *NODES]),
     LABELS,
     st.booleans(),
+    st.sampled_from([False, False, False, False, True]),
     st.sampled_from([False, False, False, False, True]),
 )
 LIMITS: st.SearchStrategy[Limit] = st.one_of(
@@ -235,7 +246,7 @@ def remove_limit(name: str) -> Operation:
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(put_pod, PODS),
     st.builds(put_limit, LIMITS),
-    st.builds(put_node, st.sampled_from(NODES), LABELS),
+    st.builds(put_node, st.sampled_from(NODES), NODE_LABELS),
     st.builds(put_namespace, st.sampled_from(NAMESPACES), LABELS),
     st.builds(remove_pod, st.sampled_from("1234")),
     st.builds(remove_limit, st.sampled_from(LIMIT_NAMES)),
@@ -313,6 +324,16 @@ def test_a_terminal_or_unbound_pod_is_gone() -> None:
         world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
         assert world.put_pod(last) == Dirty(frozenset({"n1"}), frozenset({"a/p"}))
         assert world.spec_for("n1").pods == []
+
+
+def test_a_pod_for_windows_is_held_by_no_limit_whether_it_says_so_or_its_node() -> None:
+    world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False), cluster_wide("u", "1Mi", {}, {}, {}, None))
+    world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False, windows=True))
+    assert world.pods_of("a/p") == world.pods_of("u") == []
+    world.put_pod(a_pod("2", "a", "n3", {}, running=True, terminal=False))
+    assert len(world.pods_of("a/p")) == len(world.pods_of("u")) == 1
+    world.put_node(Node("n3", {"kubernetes.io/os": "windows"}))
+    assert world.pods_of("a/p") == world.pods_of("u") == []
 
 
 def test_a_recreated_pod_of_the_same_name_is_another_one() -> None:

@@ -596,6 +596,20 @@ def test_a_pod_that_has_ended() -> None:
     assert causes(explain(evidence(limit(), pod=pod, uses=[]))) == [Cause.POD_ENDED]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pod": replace(POD, windows=True)},
+        {"node": Node(NODE, {"kubernetes.io/os": "windows"})},
+    ],
+    ids=["by the pod", "by its node"],
+)
+def test_a_pod_for_windows(said: dict[str, Any]) -> None:
+    told = explain(evidence(limit(), uses=[], agent=None, **said))
+    assert causes(told) == [Cause.ON_WINDOWS]
+    assert told.limits == []
+
+
 def test_over_the_limit_after_it_was_lowered() -> None:
     told = explain(evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])]))
     cause, problem, message, command = first(told)

@@ -11,7 +11,7 @@ from pinwarden.plan.allowed import Permission
 from pinwarden.plan.groups import NOWHERE, Group, Presence, Standing, permission_on, standings
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.verdicts import Refusal
-from pinwarden.plan.world import Namespace, Pod
+from pinwarden.plan.world import Namespace, Node, Pod
 
 Attachment = Mapping[str, tuple[int, ...]]
 """By the name of a group: which of its `members` select a pod; each group once that has one."""
@@ -42,6 +42,7 @@ class Attached:
         self._attached_on: dict[str, dict[str, int]] = {}
         self._presences: dict[str, Presence] = {}
         self._telling: dict[str, set[str]] = {}
+        self._windows: set[str] = set()
 
     # -- what changes ----------------------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ class Attached:
         self._names[group.uid] = name
         self._in_namespace.setdefault(group.namespace, set()).add(name)
         for pod in pods:
-            self._attach(pod, {**self._attachments.get(pod.uid, _NONE), **_attachment([group], pod)})
+            self._attach(pod, {**self._attachments.get(pod.uid, _NONE), **self._attachment([group], pod)})
         touched = self._judge(namespace)
         nodes = gone.nodes | touched.nodes | self._nodes_with(group)
         return Touched(nodes, gone.groups | touched.groups | {name})
@@ -97,7 +98,7 @@ class Attached:
         if not names:
             return UNTOUCHED
         before = self._attachments.get(pod.uid, _NONE)
-        after = _attachment((self._groups[name] for name in sorted(names)), pod)
+        after = self._attachment((self._groups[name] for name in sorted(names)), pod)
         if before != after:
             self._attach(pod, after)
         elif old is None or (old.cgroup_uid, old.name, old.started) == (
@@ -116,6 +117,17 @@ class Attached:
             return UNTOUCHED
         self._attach(pod, _NONE)
         return Touched(frozenset([pod.node]), frozenset(before))
+
+    def put_node(self, node: Node, pods: Iterable[Pod]) -> Touched:
+        """Take whether a node runs Windows, where no pod is attached to anything; `pods` are those on it."""
+        if node.windows == (node.name in self._windows):
+            return UNTOUCHED
+        (self._windows.add if node.windows else self._windows.discard)(node.name)
+        touched = [self.put_pod(pod, pod) for pod in pods]
+        return Touched(
+            frozenset().union(*(each.nodes for each in touched)),
+            frozenset().union(*(each.groups for each in touched)),
+        )
 
     def put_presence(self, node: str, presence: Presence) -> Touched:
         """Take what a node tells of groups."""
@@ -203,6 +215,15 @@ class Attached:
             self._groups[name], self._standings[name], self.presence(node), attached=attached
         )
 
+    def _attachment(self, groups: Iterable[Group], pod: Pod) -> Attachment:
+        found: dict[str, tuple[int, ...]] = {}
+        for group in groups if pod.node not in self._windows else ():
+            members = enumerate(group.resource.spec.members)
+            selecting = tuple(number for number, each in members if selects(each.pod_selector, pod.labels))
+            if selecting:
+                found[group.name] = selecting
+        return found
+
     def _attach(self, pod: Pod, after: Attachment) -> None:
         before = self._attachments.get(pod.uid, _NONE)
         for name in before.keys() - after.keys():
@@ -234,13 +255,3 @@ class Attached:
 def _essence(group: Group) -> tuple[object, ...]:
     """What of a group the rules read."""
     return group.uid, group.resource.spec, group.created, group.deleting, group.held
-
-
-def _attachment(groups: Iterable[Group], pod: Pod) -> Attachment:
-    found = {}
-    for group in groups:
-        members = enumerate(group.resource.spec.members)
-        selecting = tuple(number for number, each in members if selects(each.pod_selector, pod.labels))
-        if selecting:
-            found[group.name] = selecting
-    return found

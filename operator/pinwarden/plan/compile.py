@@ -76,7 +76,8 @@ def limit_name(limit: Limit) -> str:
 def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: Settings) -> bool:
     """Whether `limit` holds for `pod`, which lives in `namespace` and runs on `node`."""
     return (
-        selects(limit.spec.pod_selector, pod.labels)
+        not (pod.windows or node.windows)
+        and selects(limit.spec.pod_selector, pod.labels)
         and reaches_namespace(limit, namespace, settings)
         and reaches_node(limit, node)
     )
@@ -108,7 +109,8 @@ def compile_node(
 ) -> NodePinConfigSpec:
     """The spec of `node`'s NodePinConfig, from its pods; the same for the same input in any order. `presence` is what it tells of groups.
 
-    A pod whose namespace is not known is matched as if the namespace had no labels but its name. A terminal pod is left out.
+    A pod whose namespace is not known is matched as if the namespace had no labels but its name. A terminal pod, and one for Windows, is
+    left out.
     """
     usable = [limit for limit in limits if refusal(limit) is None]
 
@@ -116,8 +118,8 @@ def compile_node(
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
         return Hold.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
 
-    live = [pod for pod in pods if not pod.terminal]
-    there = groups_on(groups, live, namespaces, presence)
+    live = [pod for pod in pods if not (pod.terminal or pod.windows)]
+    there = groups_on(groups, [] if node.windows else live, namespaces, presence)
     return assemble(((pod, hold(pod)) for pod in live), there, settings)
 
 

@@ -7,8 +7,8 @@ came: `spec_for` gives what `compile_node` would give from scratch.
 Pods are grouped by the combination of limits that holds for them. A cluster of 150,000 pods has few combinations, so that a pod costs one
 place in one group however many limits hold for it, and what depends on the combination alone is worked out once for it.
 
-A pod that is terminal or not bound to a node is seen as gone. A pod may come before its node or namespace: until these are known it is
-matched as if they had no labels (a namespace: none but its name), and matched again when they come.
+A pod that is terminal, for Windows or not bound to a node is seen as gone. A pod may come before its node or namespace: until these are
+known it is matched as if they had no labels (a namespace: none but its name), and matched again when they come.
 """
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
@@ -73,7 +73,7 @@ class World:
 
     def put_pod(self, pod: Pod) -> Dirty:
         """Take a pod as it is now: new, changed, or unchanged."""
-        if pod.terminal or not pod.node:
+        if pod.terminal or pod.windows or not pod.node:
             return self.remove_pod(pod.uid)
         old = self._pods.get(pod.uid)
         if old is not None and old.pod == pod:
@@ -110,10 +110,10 @@ class World:
         if old == node:
             return CLEAN
         self._matcher.put_node(node)
+        dirty = CLEAN
         if old is None:
             dirty = self._dirty([node.name], self.limits_on(node.name), self.groups_on(node.name))
-            return dirty | self._rematch(self._by_node.get(node.name, ()))
-        return self._rematch(self._by_node.get(node.name, ()))
+        return dirty | self._took(node)
 
     def remove_node(self, name: str) -> Dirty:
         """Forget a node; what the garbage collector has not taken yet of its pods stays, bound to an unknown node."""
@@ -121,7 +121,7 @@ class World:
             return CLEAN
         self._matcher.remove_node(name)
         dirty = self._dirty([], self.limits_on(name), self.groups_on(name))
-        return dirty | self._rematch(self._by_node.get(name, ()))
+        return dirty | self._took(Node(name))
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
         """Take a namespace as it is now."""
@@ -287,6 +287,11 @@ class World:
         if isinstance(limit, PinLimit):
             return list(self._by_namespace.get(limit.metadata.namespace or "", ()))
         return list(self._pods)
+
+    def _took(self, node: Node) -> Dirty:
+        """What a node's labels make of its pods."""
+        touched = self._attached.put_node(node, self.pods_on(node.name))
+        return self._rematch(self._by_node.get(node.name, ())) | self._touched(touched)
 
     def _rematch(self, uids: Iterable[str]) -> Dirty:
         nodes: set[str] = set()

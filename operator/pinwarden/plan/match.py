@@ -69,6 +69,9 @@ class Matcher:
 
     def match(self, pod: Pod) -> Combination:
         """The limits in use that hold for the pod."""
+        node = self.nodes.get(pod.node)
+        if node is not None and node.windows:
+            return ()
         key = (pod.namespace, id(pod.labels))
         known = self._selecting.get(key)
         if known is None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pinwarden.plan.allowed import ANNOTATION
-from pinwarden.plan.world import Namespace, Node, Pod
+from pinwarden.plan.world import WINDOWS, Namespace, Node, Pod
 
 AGENT_SELECTOR = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
 """What selects the pods of the node agent."""
@@ -39,6 +39,7 @@ def read_pod(raw: Json) -> Pod:
         labels=metadata.get("labels") or {},
         containers=containers,
         terminal=status.get("phase") in _TERMINAL,
+        windows=(spec.get("os") or {}).get("name") == WINDOWS,
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 NAME_LABEL = "kubernetes.io/metadata.name"
+WINDOWS = "windows"
+_OS_LABEL = "kubernetes.io/os"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,11 @@ class Node:
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def windows(self) -> bool:
+        """Whether it runs Windows, where no agent can: no limit and no group reaches its pods."""
+        return self.labels.get(_OS_LABEL) == WINDOWS
+
 
 @dataclass(frozen=True, slots=True)
 class Pod:
@@ -40,6 +47,8 @@ class Pod:
     `uid` is the API object's; `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod.
     `containers` maps each container's name to its id, None until the kubelet reported one. `node` is empty until the pod is bound.
     `terminal` says that its phase is Succeeded or Failed: all its containers have ended for good, and the rules see it as gone.
+    `windows` says that it names Windows as its system, and the rules see it as gone too; of one that names none, the node tells
+    (`Node.windows`).
     Whether any container ever started is what the ids say (`started`). Callers change none of the maps.
     """
 
@@ -51,6 +60,7 @@ class Pod:
     labels: Mapping[str, str] = field(default_factory=dict)
     containers: Mapping[str, str | None] = field(default_factory=dict)
     terminal: bool = False
+    windows: bool = False
 
     @property
     def started(self) -> bool:
@@ -69,6 +79,7 @@ class Pod:
         labels: Mapping[str, str],
         containers: Mapping[str, str | None],
         terminal: bool,
+        windows: bool = False,
     ) -> "Pod":
         """A pod that shares with its like what they have in common; equal to one made without sharing."""
         return cls(
@@ -80,6 +91,7 @@ class Pod:
             labels=_labels(tuple(sorted(labels.items()))),
             containers={_string(key): value for key, value in containers.items()},
             terminal=terminal,
+            windows=windows,
         )
 
 

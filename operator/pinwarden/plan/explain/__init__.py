@@ -62,6 +62,8 @@ def explain(evidence: Evidence) -> Explanation:
 
 def _findings(case: Case) -> Iterator[Finding]:
     yield from selection.placing(case)
+    if case.windows:
+        return
     yield from selection.selecting(case)
     yield from selection.standing(case)
     if case.pod.terminal or not case.pod.node:

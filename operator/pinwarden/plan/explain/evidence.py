@@ -74,6 +74,11 @@ class Case:
         self.evidence = evidence
         self.pod = evidence.pod
 
+    @property
+    def windows(self) -> bool:
+        """Whether it is for Windows, by its own word or its node's."""
+        return self.pod.windows or (self.evidence.node is not None and self.evidence.node.windows)
+
     @cached_property
     def selecting(self) -> Sequence[Limit]:
         """The limits whose selectors match the pod, refused ones too; by name."""

@@ -16,6 +16,7 @@ class Cause(StrEnum):
     """Why a pod is held as it is, one CamelCase word each."""
 
     POD_ENDED = "PodEnded"
+    ON_WINDOWS = "OnWindows"
     NOT_SCHEDULED = "NotScheduled"
     LIMIT_NOT_UNDERSTOOD = "LimitNotUnderstood"
     EXEMPT_NAMESPACE = "ExemptNamespace"

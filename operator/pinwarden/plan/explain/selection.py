@@ -16,7 +16,7 @@ _MENDED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
 
 
 def placing(case: Case) -> Iterator[Finding]:
-    """Of a pod that runs nowhere."""
+    """Of a pod that runs nowhere, or where no agent can."""
     pod = case.pod
     if pod.terminal:
         yield Finding(
@@ -36,6 +36,16 @@ def placing(case: Case) -> Iterator[Finding]:
             next=NextStep(
                 text="See why the scheduler has not placed it.",
                 command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+            ),
+        )
+    elif case.windows:
+        yield Finding(
+            cause=Cause.ON_WINDOWS,
+            problem=False,
+            message="The pod is for Windows, where no agent runs: no limit and no group reaches it, whatever they select.",
+            next=NextStep(
+                text="See what its node runs.",
+                command=kubectl("get", "node", pod.node, "-o", "wide"),
             ),
         )
 
