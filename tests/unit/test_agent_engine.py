@@ -57,6 +57,16 @@ for line in sys.stdin:
     print("done", flush=True)
 """
 
+KEEPER = """
+import ctypes, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
 
 class Worker:
     """A process without capabilities, which locks up to 1 MiB when told to."""
@@ -763,6 +773,38 @@ def test_a_process_with_a_capability_in_reach_is_named(
         told = STARTING if starting else reason.value
         assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, told)
         assert str(pid) in node.pod().message
+
+
+@pytest.mark.rule("H1")
+def test_a_capability_that_only_the_first_thread_gave_up_is_named(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StatusReader(Path("/proc"), os.getpid()) as reader:
+        reason = held_back(reader.read(), Path("/proc/self/uid_map").read_text())
+    if reason is None:
+        pytest.skip("needs a capability, to keep it in a thread")
+    monkeypatch.setattr(report, "STARTING_SECONDS", 0.0)
+    program = [sys.executable, "-c", KEEPER]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "ready\n"
+        node.put([keeper.pid])
+        node.configure([{"limit": PAGE}], [POD])
+        node.tick()
+        assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason.value)
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_with_threads_that_are_not_read_yet_is_not_called_held(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed.Followed, "held", HeldBackReason.THREADS_UNREAD)
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "ThreadsUnread")
+    assert str(worker.pid) in node.pod().message
 
 
 @pytest.mark.rule("H1")

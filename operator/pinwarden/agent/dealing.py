@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from pinwarden.agent.deal import UNLIMITED, Constraint, Limits, Process, deal
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
-from pinwarden.agent.gates.rlimit import Prlimit
+from pinwarden.agent.gates.rlimit import HeldBackReason, Prlimit
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.saved import Saved, SavedStore
@@ -55,7 +55,8 @@ def _grew_past(change: _Change) -> bool:
     except ProcessLookupError:
         return False
     past = max(process.locked, process.pinned) > change.limits.hard
-    return past and process.use > change.use and process.held is None
+    obeys = process.held in (None, HeldBackReason.THREADS_UNREAD)
+    return past and process.use > change.use and obeys
 
 
 class Dealer:

@@ -1,17 +1,24 @@
 """The processes that are followed: one open status descriptor each, what was last sampled, and what is kept of their limits.
 
 A process belongs to the node and not to a pod, because it may move, and because two subjects may both hold it.
+
+Capabilities are a thread's, and so is NoNewPrivs: what the first thread gave up, another one may have still. But no thread ever gains what
+none of its process has within reach: a new one has what its maker had, and what an execve may bring is counted in. So all threads are read
+where there are others than a first one that obeys the limit, and again only when there are more or fewer, or while one does not obey.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
 from pinwarden.agent.gates.rlimit import HeldBackReason, Prlimit, ProcessHandle, held_back
 from pinwarden.agent.ledger import ProcessKey
-from pinwarden.agent.ledger.procfs import Status, StatusReader
+from pinwarden.agent.ledger.procfs import Status, StatusReader, thread_status
 from pinwarden.agent.saved import Saved
+
+JUDGE_SECONDS = 5.0
 
 
 class Knowledge(Enum):
@@ -27,16 +34,21 @@ class Knowledge(Enum):
 class Followed:
     """One process. `saved` is None while nothing was dealt to it; `failure` is why it could not be dealt to, or empty.
 
-    `held` is why the gate cannot hold it. It is judged anew when its capabilities change: one that leaves the initial user namespace with
-    all of them goes on being named, which errs on the side of not claiming enforcement, and none comes back.
+    `held` is why the gate cannot hold it: its first thread, or another one as `judge` found. It is judged anew when the first thread's
+    capabilities change: a process that leaves the initial user namespace with all of them goes on being named, which errs on the side of
+    not claiming enforcement, and none comes back.
     """
 
     __slots__ = (
+        "_first",
         "_gone",
+        "_judge_due",
+        "_judged",
+        "_others",
         "_privileges",
         "_proc_root",
+        "_scan",
         "failure",
-        "held",
         "key",
         "knowledge",
         "reader",
@@ -51,7 +63,11 @@ class Followed:
         self.key = self.reader.key
         self.saved: Saved | None = None
         self.failure = ""
-        self.held: HeldBackReason | None = None
+        self._first: HeldBackReason | None = None
+        self._others: HeldBackReason | None = None
+        self._judged = 1  # of how many threads `_others` was told
+        self._judge_due = float("-inf")
+        self._scan: _ThreadScan | None = None
         self._privileges: tuple[int, int, int, bool] | None = None
         self._gone = False
         try:
@@ -90,6 +106,31 @@ class Followed:
             raise
         return (status.locked, status.pinned) != (before.locked, before.pinned)
 
+    @property
+    def held(self) -> HeldBackReason | None:
+        """Why the gate cannot hold it, or None when it can; THREADS_UNREAD until `judge` has read all threads that it has to."""
+        return self._first or self._others
+
+    def judge(self, now: float, most: int) -> int:
+        """Finds out what its other threads may do, where that is not known; how many it read, `most` at most. Raises OSError.
+
+        Where that is not enough, what was known before stays, and the next call goes on. `now` is in seconds, monotonic.
+        """
+        threads = self.status.threads
+        known = self._others is None and threads == self._judged
+        if known or self._first or self._gone or now < self._judge_due or not most:
+            return 0
+        scan = self._scan = self._scan or _ThreadScan(self._proc_root, self.key.pid)
+        before = len(scan.obey)
+        try:
+            found = scan.go_on(self._uid_map(), most) if threads > 1 else None
+        except ProcessLookupError:  # the next sample says so
+            return 0
+        if found is not HeldBackReason.THREADS_UNREAD:
+            self._others, self._judged, self._scan = found, threads, None
+            self._judge_due = now + JUDGE_SECONDS
+        return len(scan.obey) - before
+
     def handle(self, prlimit: Prlimit) -> ProcessHandle:
         """A handle on its limits. Raises ProcessLookupError when it is gone."""
         if self._gone:
@@ -115,7 +156,9 @@ class Followed:
             status.no_new_privs,
         )
         if privileges != self._privileges:
-            self.held = held_back(status, self._uid_map())
+            self._first = held_back(status, self._uid_map())
+            self._others = HeldBackReason.THREADS_UNREAD if status.threads > 1 else None
+            self._judge_due = float("-inf")
             self._privileges = privileges
 
     def _uid_map(self) -> str:
@@ -123,6 +166,36 @@ class Followed:
             return (self._proc_root / str(self.key.pid) / "uid_map").read_text()
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError(error.errno, f"process {self.key.pid} is gone") from error
+
+
+class _ThreadScan:
+    """Goes through all threads of a process, over as many calls as it takes. `obey` are those that were read, or have ended."""
+
+    def __init__(self, proc_root: Path, pid: int) -> None:
+        self._threads = f"{proc_root}/{pid}/task"
+        self.obey: set[str] = set()
+
+    def go_on(self, uid_map: str, most: int) -> HeldBackReason | None:
+        """What was found: None when all obey, THREADS_UNREAD when there are more than `most` to read.
+
+        They are listed again afterwards: one that had a capability may have made another one and ended. Raises ProcessLookupError.
+        """
+        enough = len(self.obey) + most
+        while unread := self._listed() - self.obey:
+            for thread in unread:
+                if len(self.obey) == enough:
+                    return HeldBackReason.THREADS_UNREAD
+                status = thread_status(f"{self._threads}/{thread}")
+                if status and (reason := held_back(status, uid_map)):
+                    return reason
+                self.obey.add(thread)
+        return None
+
+    def _listed(self) -> set[str]:
+        try:
+            return set(os.listdir(self._threads))
+        except FileNotFoundError as error:
+            raise ProcessLookupError(error.errno, str(error)) from error
 
 
 class ProcessTable:

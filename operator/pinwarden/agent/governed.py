@@ -25,6 +25,8 @@ IDLE_SECONDS = 0.5
 QUIET_SECONDS = 1.5
 HOT_SECONDS = 3.0
 HOT_INTERVAL_SECONDS = 0.01
+MOST_THREADS = 256
+"""So many threads of a subject are read in one look, which takes some 10 ms; the next look goes on."""
 _REMEMBERED_DEALS = 1024
 
 
@@ -115,12 +117,13 @@ class Governed:
         self._looked = now
         containers: dict[str, set[ProcessKey]] = {}
         found: dict[ProcessKey, Followed] = {}
-        changed = False
+        changed, unread = False, MOST_THREADS
         for pid, identity in self._members().items():
             process, news = table.look(pid)
             changed |= news
             if process is None or process.knowledge is Knowledge.ENDED:
                 continue
+            unread -= process.judge(now, unread)
             found[process.key] = process
             if identity is not None:
                 containers.setdefault(identity, set()).add(process.key)

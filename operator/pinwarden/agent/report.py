@@ -14,7 +14,7 @@ from pinwarden import __version__
 from pinwarden.agent.accounted import AccountantRecord
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gated import GateRecord, Standing
-from pinwarden.agent.gates.rlimit import GateAbility
+from pinwarden.agent.gates.rlimit import GateAbility, HeldBackReason
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.overshoots import Overshoots
 from pinwarden.agent.scopes import has_unknown_container, running_containers
@@ -203,6 +203,10 @@ def _not_held(process: Followed, own: Collection[int]) -> Verdict | None:
         return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
     if process.held is None:
         return None
+    if process.held is HeldBackReason.THREADS_UNREAD:
+        return Verdict(
+            Level.OBSERVE, process.held.value, f"process {pid}: not all of its threads are read yet"
+        )
     if _is_starting(process, own):
         why = f"process {pid} has {process.held} or can gain it, and may be the runtime's own before its program begins"
         return Verdict(Level.OBSERVE, STARTING, why)

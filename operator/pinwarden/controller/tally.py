@@ -19,8 +19,8 @@ OTHER: Final = "Other"
 LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
 REASONS: Final = (
     *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
-    *("UseUnknown", "CapIPCLock", "CapSysResource", "TreeTooDeep", "ContainerUnknown", "SourceNotSeparable"),
-    *(STARTING, "NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
+    *("UseUnknown", "CapIPCLock", "CapSysResource", "ThreadsUnread", "TreeTooDeep", "ContainerUnknown"),
+    *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood", SILENT, OTHER),
 )
 """Why a pod is held at its level and at no better one."""
 

@@ -196,10 +196,12 @@ class HeldBackReason(StrEnum):
 
     CAP_IPC_LOCK = "CapIPCLock"
     CAP_SYS_RESOURCE = "CapSysResource"
+    THREADS_UNREAD = "ThreadsUnread"
+    """It may obey: it is not known yet what each of its threads may do."""
 
 
 def held_back(status: Status, uid_map: str) -> HeldBackReason | None:
-    """Why the gate cannot hold this process, or None when it can; such a process must not be called enforced (H1).
+    """Why the gate cannot hold the thread of this status, or None when it can; its process must not be called enforced (H1).
 
     CAP_IPC_LOCK ignores the rlimit and CAP_SYS_RESOURCE raises it, in the initial user namespace alone (the kernel asks `capable`).
     A capability counts when it is permitted, or when execve can bring it (cap_bprm_creds_from_file): NoNewPrivs is not set, and it is in

@@ -63,6 +63,18 @@ def parse_start_ticks(text: bytes) -> int:
     return int(text[text.rindex(b")") + 1 :].split()[_START_TIME - _AFTER_NAME])
 
 
+def thread_status(directory: str) -> Status | None:
+    """A sample of one thread, /proc/PID/task/TID; None when it has ended."""
+    try:
+        descriptor = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_status(_read_whole(descriptor))
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 class StatusReader:
     """Follows one process. `key` says which; close it, or use it as a context manager.
 
