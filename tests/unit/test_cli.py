@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,33 @@ def test_a_log_line_as_json_is_one_object_also_with_a_trace() -> None:
 
 def test_a_log_line_as_text() -> None:
     assert TextFormatter().format(record("a %s", "b")).endswith("Z WARNING pinwarden.x: a b")
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        ("agent", "pinwarden.agent.daemon.run"),
+        ("gate", "pinwarden.agent.gates.seccomp.daemon.run"),
+        ("holder", "pinwarden.agent.gates.seccomp.holder.run"),
+        ("shared", "pinwarden.agent.shared.daemon.run"),
+    ],
+)
+def test_a_program_on_a_node_may_have_all_the_descriptors_that_it_could(
+    command: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container runtime's soft limit is 1024, and a node has more processes than that."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found: list[tuple[int, int]] = []
+
+    def run(*_: object) -> bool:
+        found.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+        return True
+
+    monkeypatch.setattr(where, run)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+    try:
+        assert main([command]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found == [(before[1], before[1])]

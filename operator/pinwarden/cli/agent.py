@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import folders, logs, metrics
+from pinwarden.cli import descriptors, folders, logs, metrics
 from pinwarden.cli.folders import RUN_DIR
 
 SOCKET = RUN_DIR / "agent.sock"
@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     from pinwarden.agent import daemon
 
     logs.configure(options.log_format)
+    descriptors.allow_all()
     settings = daemon.Settings(
         node=options.node or os.environ.get("NODE_NAME") or socket.gethostname().lower(),
         kubeconfig=options.kubeconfig,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import folders, logs
+from pinwarden.cli import descriptors, folders, logs
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -39,6 +39,7 @@ def _gate(options: argparse.Namespace) -> int:
     from pinwarden.agent.gates.seccomp import daemon
 
     logs.configure(options.log_format)
+    descriptors.allow_all()
     settings = daemon.Settings(
         configuration=kept_in(options.state_dir, local=options.local),
         run_dir=options.run_dir,
@@ -58,6 +59,7 @@ def _hold(options: argparse.Namespace) -> int:
     from pinwarden.agent.gates.seccomp import holder
 
     logs.configure(options.log_format)
+    descriptors.allow_all()
     try:
         if options.profiles is not None:
             from pinwarden.agent.gates.seccomp.profiles import install

@@ -5,7 +5,7 @@ import logging
 import sys
 from typing import Any
 
-from pinwarden.cli import folders, logs
+from pinwarden.cli import descriptors, folders, logs
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -36,6 +36,7 @@ def _run(options: argparse.Namespace) -> int:
     from pinwarden.api.quantity import Quantity
 
     logs.configure(options.log_format)
+    descriptors.allow_all()
     try:
         budget = Quantity(options.shared_memory).bytes
     except ValueError as error:
