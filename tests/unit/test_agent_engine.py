@@ -3,6 +3,7 @@
 The table stands for prlimit(2), because the machine that runs these tests may not raise limits; the kernel's part is in tests/kernel.
 """
 
+import errno
 import os
 import subprocess
 import sys
@@ -456,6 +457,61 @@ def test_a_limit_that_the_kernel_refuses_to_deal_is_not_acknowledged(node: Node)
     node.refused.clear()
     node.tick()
     assert node.applied() == ["uid-l", "uid-free"]
+
+
+@pytest.mark.rule("H1")
+def test_without_a_descriptor_left_a_process_is_not_dealt_to_and_that_is_said(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, other = node.hire(), node.hire()
+    whole = os.pidfd_open
+
+    def none_left(pid: int) -> int:
+        if pid == worker.pid:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return whole(pid)
+
+    for state, generation in (("new", 1), ("dealt to", 2)):
+        monkeypatch.setattr(os, "pidfd_open", none_left)
+        node.put([worker.pid, other.pid])
+        node.configure([{"limit": generation * PAGE}], [POD], generation=generation)
+        node.tick()
+        assert node.applied() == [], state
+        assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "NotDealt")
+        assert f"process {worker.pid}: prlimit: Too many open files" in node.pod().message
+        assert node.hard(other) == generation * PAGE
+        monkeypatch.setattr(os, "pidfd_open", whole)
+        node.tick()
+        assert (node.applied(), node.hard(worker)) == (["uid-l"], generation * PAGE)
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    node.configure([], [], generation=3)
+    node.tick()
+    monkeypatch.setattr(os, "pidfd_open", whole)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H3")
+def test_without_a_descriptor_left_what_an_earlier_agent_dealt_to_is_kept_in_mind(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.configure([], [], mode="Release")
+
+    def none_left(proc_root: Path, pid: int) -> StatusReader:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pinwarden.agent.followed.StatusReader", none_left)
+    node.tick()
+    assert node.engine.report().observed_generation is None
+    monkeypatch.setattr("pinwarden.agent.followed.StatusReader", StatusReader)
+    node.tick()
+    assert (node.engine.report().observed_generation, node.limits[worker.pid]) == (1, GIVEN)
 
 
 def test_a_child_has_what_its_parent_had(node: Node) -> None:

@@ -113,3 +113,17 @@ def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
     process.start(PID + 10, 0)
     assert [process.judged(1 + number * JUDGE_SECONDS, 4) for number in range(4)] == [None] * 4
     assert len(read) == 21, "what is known holds while they are read again"
+
+
+@pytest.mark.rule("H1")
+def test_a_process_whose_look_failed_is_judged_by_the_next(tmp_path: Path) -> None:
+    process = Process(tmp_path, 0)
+    uid_map = tmp_path / str(PID) / "uid_map"
+    whole = uid_map.rename(tmp_path / "whole")
+    uid_map.mkdir()
+    process.allow(PID, IPC_LOCK)
+    with pytest.raises(IsADirectoryError):
+        process.followed.look()
+    uid_map.rmdir()
+    whole.rename(uid_map)
+    assert process.judged(0) is HeldBackReason.CAP_IPC_LOCK

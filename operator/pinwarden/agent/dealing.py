@@ -52,7 +52,7 @@ def _grew_past(change: _Change) -> bool:
     process = change.process
     try:
         process.look()
-    except ProcessLookupError:
+    except OSError:  # it is gone, or its pod's next look says why not
         return False
     past = max(process.locked, process.pinned) > change.limits.hard
     obeys = process.held in (None, HeldBackReason.THREADS_UNREAD)
@@ -180,7 +180,7 @@ class Dealer:
         return sum(self._see(self._table[key]) for key in keys) > 0
 
     def give_back(self, process: Followed) -> bool:
-        """Gives back what it had, where something was dealt to it; False when the kernel refused."""
+        """Gives back what it had, where something was dealt to it; False when that failed."""
         saved = process.saved
         if saved is None:
             return True
@@ -191,18 +191,28 @@ class Dealer:
         return True
 
     def give_back_left(self) -> None:
-        """Gives back to what an earlier agent dealt to and nothing holds any more. What the kernel refuses stays in the store."""
+        """Gives back to what an earlier agent dealt to and nothing holds any more. What cannot be given back stays in the store."""
         for key, saved in list(self._left.items()):
-            process = self._living(key)
+            try:
+                process = self._living(key)
+            except OSError:
+                continue
             if process is None or self._restore(process, saved.before):
                 del self._left[key]
                 self._unsaved = True
 
     def left(self) -> list[ProcessKey]:
         """What an earlier agent dealt to, still lives, and was neither given back nor dealt to again."""
-        return [key for key in self._left if self._living(key)]
+        return [key for key in self._left if self._may_live(key)]
+
+    def _may_live(self, key: ProcessKey) -> bool:
+        try:
+            return self._living(key) is not None
+        except OSError:
+            return True
 
     def _living(self, key: ProcessKey) -> Followed | None:
+        """Raises OSError when that cannot be told."""
         process, _ = self._table.look(key.pid)
         return process if process is not None and process.key == key else None
 
@@ -210,11 +220,11 @@ class Dealer:
         try:
             with process.handle(self._prlimit) as handle:
                 handle.set(before)
-        except PermissionError as error:
+        except ProcessLookupError:
+            return True
+        except OSError as error:
             self._fail(process, f"prlimit: {error.strerror}")
             return False
-        except ProcessLookupError:
-            pass
         return True
 
     def _described(self, key: ProcessKey, *, exact: bool) -> Process:
@@ -225,14 +235,14 @@ class Dealer:
         return Process(key, locked, process.pinned, before.soft, before.hard, exact)
 
     def _current(self, process: Followed) -> Limits | None:
-        """Its limits of now; None when it is gone, or when the kernel refuses to tell, which is its `failure` then."""
+        """Its limits of now; None when it is gone, or when they cannot be read, which is its `failure` then."""
         try:
             with process.handle(self._prlimit) as handle:
                 current = handle.get()
-        except PermissionError as error:
-            self._fail(process, f"prlimit: {error.strerror}")
-            return None
         except ProcessLookupError:
+            return None
+        except OSError as error:
+            self._fail(process, f"prlimit: {error.strerror}")
             return None
         process.failure = ""
         return current
@@ -287,7 +297,7 @@ class Dealer:
             return False
         try:
             current = self._prlimit(process.key.pid, None)
-        except (ProcessLookupError, PermissionError):
+        except OSError:
             return False
         if current == saved.dealt:
             return False
@@ -298,10 +308,10 @@ class Dealer:
         try:
             with process.handle(self._prlimit) as handle:
                 previous = handle.set(limits)
-        except PermissionError as error:
-            self._fail(process, f"prlimit: {error.strerror}")
-            return False
         except ProcessLookupError:
+            return False
+        except OSError as error:
+            self._fail(process, f"prlimit: {error.strerror}")
             return False
         process.failure = ""
         self._take_over(process, saved, previous, limits)

@@ -92,7 +92,7 @@ class Followed:
         return self.locked + self.pinned
 
     def look(self) -> bool:
-        """Samples; whether its use changed. Raises ProcessLookupError when it is gone, and is ENDED from then on."""
+        """Samples; whether its use changed. Raises ProcessLookupError when it is gone, and is ENDED from then on; else OSError."""
         if self._gone:
             raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
         before = self.status
@@ -144,11 +144,6 @@ class Followed:
         self.reader.close()
 
     def _take(self, status: Status) -> None:
-        self.status = status
-        if status.locked is not None and status.pinned is not None:
-            self.knowledge = Knowledge.KNOWN
-        else:
-            self.knowledge = Knowledge.UNKNOWN if status.threads > 1 else Knowledge.ENDED
         privileges = (
             status.cap_permitted,
             status.cap_inheritable,
@@ -160,6 +155,11 @@ class Followed:
             self._others = HeldBackReason.THREADS_UNREAD if status.threads > 1 else None
             self._judge_due = float("-inf")
             self._privileges = privileges
+        self.status = status
+        if status.locked is not None and status.pinned is not None:
+            self.knowledge = Knowledge.KNOWN
+        else:
+            self.knowledge = Knowledge.UNKNOWN if status.threads > 1 else Knowledge.ENDED
 
     def _uid_map(self) -> str:
         try:
@@ -219,7 +219,7 @@ class ProcessTable:
     def look(self, pid: int) -> tuple[Followed | None, bool]:
         """Samples the process with this number, newly followed if need be; and whether it is new or its use changed.
 
-        None when it is gone.
+        None when it is gone. Raises OSError when it cannot be read, as when there is no descriptor left.
         """
         if (process := self._by_pid.get(pid)) is not None:
             try:
@@ -234,12 +234,14 @@ class ProcessTable:
         return process, True
 
     def lives(self, key: ProcessKey) -> bool:
-        """Samples; whether it has an address space still."""
+        """Samples; whether it has an address space still, as far as that can be told."""
         process = self._by_key[key]
         try:
             process.look()
         except ProcessLookupError:
             return False
+        except OSError:
+            return process.knowledge is not Knowledge.ENDED
         return process.knowledge is not Knowledge.ENDED
 
     def drop(self, process: Followed) -> None:

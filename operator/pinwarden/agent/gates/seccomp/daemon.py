@@ -215,7 +215,10 @@ class _Process:
             self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        if packet.kind is not Kind.LISTENER or not packet.descriptors:
+        if packet.kind is not Kind.LISTENER:
+            return
+        if not packet.descriptors:
+            _log.error("the holder told of a listener without its descriptor; its calls wait")
             return
         (descriptor,) = packet.descriptors
         if packet.number in self._gate.listeners:

@@ -8,6 +8,7 @@ then the same; it says `TAKEN` when it has all.
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -62,16 +63,24 @@ def send(connection: socket.socket, packet: Packet) -> None:
 
 
 def receive(connection: socket.socket) -> Packet | None:
-    """The next packet; None when the other side is gone. Raises OSError, also for what is no packet."""
-    data, descriptors, _, _ = socket.recv_fds(
+    """The next packet; None when the other side is gone. Raises OSError, also for what is no packet, or has lost a descriptor."""
+    data, descriptors, flags, _ = socket.recv_fds(
         connection, _HEAD.size + MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
     if not data:
         return None
     try:
         kind, number = _HEAD.unpack_from(data)
-        return Packet(Kind(kind), number, data[_HEAD.size :], tuple(descriptors))
+        packet = Packet(Kind(kind), number, data[_HEAD.size :], tuple(descriptors))
     except (struct.error, ValueError) as error:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close(descriptors)
         raise OSError(f"what came is no packet: {error}") from error
+    if flags & socket.MSG_CTRUNC:
+        _close(descriptors)
+        raise OSError("a packet came without its descriptors: there is no room for them")
+    return packet
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -5,6 +5,8 @@ long as the container runs. So the container runtime sends each descriptor here,
 its copies back from the other. A new holder takes over from the one that runs, sockets and all, which then only keeps what it has.
 
 It answers whoever connects in one thread, trusts nobody to be quick, and starts fast: it imports nothing outside the standard library.
+
+The kernel lets go a descriptor that is received by a process with no room for it. So who sends one waits until there is room.
 """
 
 import logging
@@ -14,13 +16,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import MESSAGE_BYTES, Kind, Packet
 
 SECONDS = 5.0
+PAUSE_SECONDS = 0.5
 _DESCRIPTORS = 4
 _BACKLOG = 512
 _log = logging.getLogger(__name__)
@@ -81,8 +84,7 @@ class Holder:
     # -- listeners ---------------------------------------------------------------------------------------------------
 
     def _accept_runtime(self, _: int) -> None:
-        with suppress(BlockingIOError):
-            connection, _ = self._runtime.accept()
+        if connection := _accept(self._runtime):
             number = connection.fileno()
             self._arriving[number] = (connection, time.monotonic() + SECONDS, b"", [])
             self._watch(connection, lambda _: self._read_runtime(number))
@@ -90,7 +92,14 @@ class Holder:
     def _read_runtime(self, number: int) -> None:
         connection, deadline, before, kept = self._arriving[number]
         try:
-            data, came, _, _ = socket.recv_fds(
+            _need_room()
+        except OSError as error:
+            _log.error("a container runtime has to wait with its listener: %s", error)
+            time.sleep(PAUSE_SECONDS)
+            self._arriving[number] = (connection, time.monotonic() + SECONDS, before, kept)
+            return
+        try:
+            data, came, flags, _ = socket.recv_fds(
                 connection, MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
@@ -99,6 +108,8 @@ class Holder:
             _log.warning("a container runtime went away: %s", error)
             self._end_arrival(number)
             return
+        if flags & socket.MSG_CTRUNC:
+            _log.error("a listener is lost: its descriptor could not be received")
         kept += came
         self._arriving[number] = (connection, deadline, before + data, kept)
         if not data or len(before) + len(data) > MESSAGE_BYTES:
@@ -135,9 +146,8 @@ class Holder:
     # -- gates and successors ----------------------------------------------------------------------------------------
 
     def _accept_gate(self, _: int) -> None:
-        try:
-            connection, _ = self._gates.accept()
-        except BlockingIOError:
+        connection = _accept(self._gates)
+        if connection is None:
             return
         connection.settimeout(SECONDS)
         try:
@@ -255,6 +265,26 @@ def run(runtime: Path, gates: Path) -> None:
     while not ended:
         holder.turn(1.0)
     _log.info("the holder ends; %d listeners live as long as a gate has them", holder.held)
+
+
+def _accept(source: socket.socket) -> socket.socket | None:
+    """Who waits to be let in; None when there is nobody, or no room."""
+    try:
+        connection, _ = source.accept()
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        _log.error("who connects has to wait: %s", error)
+        time.sleep(PAUSE_SECONDS)
+        return None
+    return connection
+
+
+def _need_room() -> None:
+    """Raises OSError when no message's descriptors could be received now."""
+    with ExitStack() as tried:
+        for _ in range(_DESCRIPTORS):
+            tried.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:

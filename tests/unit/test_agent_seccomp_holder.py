@@ -1,0 +1,97 @@
+"""A holder, and a gate's end of it, in a process that has no descriptor left."""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from pinwarden.agent.gates.seccomp import descriptors, holder
+from pinwarden.agent.gates.seccomp.daemon import Settings, _Process
+from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
+from pinwarden.agent.gates.seccomp.gate import Gate
+from pinwarden.agent.gates.seccomp.holder import Holder
+
+ROOM = 32
+
+
+@contextmanager
+def full() -> Iterator[list[int]]:
+    """No descriptor is left; those in the list are to be closed for room."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + ROOM, before[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield taken
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in taken:
+            os.close(each)
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
+    monkeypatch.setattr(holder, "PAUSE_SECONDS", 0.0)
+    held = Holder(tmp_path / "runtime", tmp_path / "gates")
+    yield held
+    held.close()
+
+
+def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_room(
+    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as resources:
+        read, write = os.pipe()
+        resources.callback(os.close, read)
+        with full() as taken:
+            os.close(taken.pop())
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
+                runtime.connect(str(tmp_path / "runtime"))
+                socket.send_fds(runtime, [b"{}"], [write])
+                held.turn(0)
+                assert "has to wait" in caplog.text
+            os.close(write)  # the only copy is on its way
+            for _ in range(3):
+                held.turn(0)
+            assert "with its listener" in caplog.text
+            assert held.held == 0
+        for _ in range(3):
+            held.turn(0)
+    assert held.held == 1
+    assert "lost" not in caplog.text
+
+
+def test_a_gate_waits_until_there_is_room(held: Holder, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
+        with full():
+            gate.connect(str(tmp_path / "gates"))
+            held.turn(0)
+        descriptors.send(gate, Packet(Kind.GATE))
+        held.turn(0)
+        packet = descriptors.receive(gate)
+    assert packet is not None
+    assert packet.kind is Kind.COMPLETE
+
+
+def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        descriptors.send(here, Packet(Kind.LISTENER, 1, b"{}", (0,)))
+        with full(), pytest.raises(OSError, match="no room"):
+            descriptors.receive(there)
+
+
+def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
+    _Process(settings, cast(Gate, None))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    assert [each.levelname for each in caplog.records] == ["ERROR"]
