@@ -7,9 +7,10 @@ import pytest
 from pinwarden.agent.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.agent.configuration import Configuration, FollowedConfiguration, LastConfiguration
 from pinwarden.agent.gates.seccomp.record import Told
-from pinwarden.agent.shared.accountant import _claimed, _gated, _level
+from pinwarden.agent.shared.accountant import Accountant, _claimed, _gated, _level
+from pinwarden.agent.shared.finding import Finder, Instance
 from pinwarden.agent.shared.objects import Extent, ObjectId
-from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.pinlimit import Level
 
 
@@ -95,6 +96,27 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
 )
 def test_an_object_is_one_groups_alone(first: Extent, second: Extent, clash: bool) -> None:
     assert _claimed(second, first) is clash
+
+
+@pytest.mark.rule("H1")
+def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> Instance:
+        if asked.uid == "odd":
+            raise ValueError("not a number")
+        return Instance(objects={ObjectId(1, 5): 4096})
+
+    monkeypatch.setattr(Finder, "find", find)
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    groups = [group(uid=uid, management="Adopt") for uid in ("odd", "even")]
+    accountant.configure(NodePinConfigSpec(groups=groups))
+    accountant.tick()
+    assert [(each.uid, each.reason, each.charge) for each in accountant.told.groups] == [
+        ("odd", "NotReadable", None),
+        ("even", "", 4096),
+    ]
 
 
 def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:

@@ -167,6 +167,10 @@ class Accountant:
             except OSError as error:
                 each.problem = _NOT_READABLE, f"{error.filename or ''} {error.strerror or error}".strip()
                 continue
+            except ValueError as error:  # what one pod shows keeps no other group from being accounted
+                _log.exception("%s cannot be read", group.name)
+                each.problem = _NOT_READABLE, f"{error}"
+                continue
             if _claimed(found.extent, taken):
                 each.problem = "Claimed", "another group, which is older, stands for this object"
                 each.claimed = found

@@ -332,7 +332,8 @@ class Finder:
                     continue
                 with suppress(*_GONE):
                     about = os.stat(path)
-                    shown = (self._proc_root / str(pid) / "fdinfo" / number).read_text()
+                    fdinfo = self._proc_root / str(pid) / "fdinfo" / number
+                    shown = fdinfo.read_text(errors="surrogateescape")  # a dma-buf may have any name
                     name, size = _EXPORTER.search(shown), _SIZE.search(shown)
                     if name and size and name[1] == exporter:
                         found.add(ObjectId(about.st_dev, about.st_ino), int(size[1]))

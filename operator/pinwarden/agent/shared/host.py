@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 NEWNS, NEWIPC, NEWCGROUP = 0x00020000, 0x08000000, 0x02000000
 CHILD_SECONDS = 300
 _MOUNT = re.compile(
-    r"(?P<id>\d+) \d+ (?P<major>\d+):(?P<minor>\d+) (?P<root>\S+) (?P<point>\S+) \S+(?: \S+:\S+| unbindable)* - (?P<type>\S+) "
+    r"(?P<id>\d+) \d+ (?P<major>\d+):(?P<minor>\d+) (?P<root>[^ ]+) (?P<point>[^ ]+) \S+(?: \S+:\S+| unbindable)* - (?P<type>\S+) "
 )
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ class Mount:
 def mounts(process: Path) -> list[Mount]:
     """The mounts that a process sees, in its order; none when it is gone. Raises OSError."""
     try:
-        text = (process / "mountinfo").read_text(errors="surrogateescape")
+        text = os.fsdecode((process / "mountinfo").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
         return []
     except OSError as error:
@@ -55,7 +55,7 @@ def mounts(process: Path) -> list[Mount]:
             _unescape(found["point"]),
             found["type"],
         )
-        for line in text.splitlines()
+        for line in text.split("\n")  # nothing else that ends a line in Unicode is escaped
         if (found := _MOUNT.match(line))
     ]
 

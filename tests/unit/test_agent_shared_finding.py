@@ -1,0 +1,50 @@
+"""What is found among the files and descriptors of processes whose names are as a pod likes them, over folders that look like /proc."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.agent.shared.finding import Finder
+from pinwarden.agent.shared.host import mounts
+from pinwarden.agent.shared.objects import ObjectId
+from pinwarden.api.nodepinconfig import NodeGroup
+
+PID = 7
+
+
+def group(backing: dict[str, Any]) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": "ns/g",
+            "uid": "g",
+            "backing": backing,
+            "management": "Adopt",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": [{"pods": ["p"]}],
+        }
+    )
+
+
+@pytest.mark.rule("M3")
+def test_a_dma_buf_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DMA_BUF_SET_NAME takes any bytes, and fdinfo shows them."""
+    buffer, folder = tmp_path / "buffer", tmp_path / str(PID) / "fdinfo"
+    buffer.touch()
+    folder.mkdir(parents=True)
+    (folder / "3").write_bytes(b"size:\t8192\ncount:\t1\nexp_name:\tudmabuf\nname:\t\xff\n")
+    monkeypatch.setattr(Finder, "_descriptors", lambda *_: [("3", str(buffer), "/dmabuf:\udcff")])
+    found = Finder(tmp_path).find(group({"dmabuf": {"exporter": "udmabuf"}}), {"p": [PID]})
+    about = buffer.stat()
+    assert found.objects == {ObjectId(about.st_dev, about.st_ino): 8192}
+
+
+def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
+    """A name can have a character that ends a line in Unicode, and bytes that are no text."""
+    point = "/a\r\x0b\x1c\x85\u2028b".encode() + b"\xff"
+    (tmp_path / "mountinfo").write_bytes(b"30 1 0:25 / %b rw - tmpfs tmpfs rw\n" % point)
+    assert [(each.device, os.fsencode(each.point), each.type) for each in mounts(tmp_path)] == [
+        (os.makedev(0, 25), point, "tmpfs")
+    ]
