@@ -15,6 +15,7 @@ NEWNS, NEWIPC, MS_PRIVATE, MS_REC = 0x20000, 0x8000000, 1 << 18, 1 << 14
 UDMABUF_CREATE, F_ADD_SEALS, F_SEAL_SHRINK, MFD_ALLOW_SEALING = 0x40187542, 1033, 2, 2
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 3
+MAP_FIXED_NOREPLACE = 0x100000
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 libc.mmap.restype = ctypes.c_void_p
@@ -73,9 +74,10 @@ def udmabuf(size: int) -> int:
     return files[-1]
 
 
-def mapped(file: int, size: int) -> int:
-    """Map; the address. (Python's own mmap would keep a descriptor of the file, which is a use too.)"""
-    address = checked(libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0))
+def mapped(file: int, size: int, start: int = 0) -> int:
+    """Map, at `start` where that is not 0; the address. (Python's own mmap would keep a descriptor of the file, which is a use too.)"""
+    flags = mmap.MAP_SHARED | (MAP_FIXED_NOREPLACE if start else 0)
+    address = checked(libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, 0))
     sizes[address] = size
     return address
 

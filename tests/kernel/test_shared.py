@@ -445,6 +445,11 @@ def test_memfds(shares: SharedNode) -> None:
     a(f"close({file})")
     report = shares.report()
     assert (report.objects, report.charge) == (1, 3 * PAGE), "one that is mapped only is found"
+    low = a(f"memfd('pw low', {MIB})")
+    a(f"touch(mapped({low}, {MIB}, 0xf000000), 2)")
+    a(f"close({low})")
+    report = shares.report()
+    assert (report.objects, report.charge) == (2, 5 * PAGE), "also at an address that begins with a zero"
 
 
 @pytest.mark.rule("M3")

@@ -48,3 +48,36 @@ def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
     assert [(each.device, os.fsencode(each.point), each.type) for each in mounts(tmp_path)] == [
         (os.makedev(0, 25), point, "tmpfs")
     ]
+
+
+@pytest.mark.rule("M3")
+def test_a_mapping_that_goes_or_lies_low_hides_no_memfd(tmp_path: Path) -> None:
+    process = tmp_path / str(PID)
+    (process / "map_files").mkdir(parents=True)
+    mappings = {
+        "05000000-05001000": 8,
+        "06000000-06001000": 8,
+        "00010000-00011000": 9,
+        "7f0000000000-7f0000001000": 10,
+    }
+    lines = [
+        f"{where} rw-s 00000000 00:01 {inode}    /memfd:pw (deleted)\n" for where, inode in mappings.items()
+    ]
+    (process / "maps").write_text("".join(lines))
+    for name in ("6000000-6001000", "10000-11000", "7f0000000000-7f0000001000"):
+        (process / "map_files" / name).touch()
+    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert found.count == 3
+
+
+@pytest.mark.rule("M3")
+def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
+    """Its process has no mappings to show then; another thread has, also in a folder of its own."""
+    thread = tmp_path / str(PID) / "task" / str(PID + 1)
+    files = tmp_path / str(PID + 1) / "map_files"
+    thread.mkdir(parents=True)
+    files.mkdir(parents=True)
+    (thread / "maps").write_text("7f0000000000-7f0000001000 rw-s 00000000 00:01 8    /memfd:pw (deleted)\n")
+    (files / "7f0000000000-7f0000001000").touch()
+    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert found.count == 1

@@ -45,8 +45,8 @@ _MOUNT_ID = re.compile(r"^mnt_id:\s*(\d+)$", re.MULTILINE)
 _EXPORTER = re.compile(r"^exp_name:\s*(.*)$", re.MULTILINE)
 _SIZE = re.compile(r"^size:\s*(\d+)$", re.MULTILINE)
 _MAPPED_MEMFD = re.compile(
-    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ \d+) +/memfd:(.*?)(?: \(deleted\))?$"
-)  # addresses, device and inode, name
+    rb"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+ \d+) +/memfd:(.*?)(?: \(deleted\))?$"
+)  # start, end, device and inode, name
 _MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
 _GONE = (FileNotFoundError, ProcessLookupError)
 
@@ -314,15 +314,18 @@ class Finder:
             self._mapped_memfds(found, pid, pattern)
 
     def _mapped_memfds(self, found: Instance, pid: int, pattern: str) -> None:
-        process = self._proc_root / str(pid)
+        """A list of mappings fills addresses up with zeros, and the names in map_files have none."""
+        process = Process(self._proc_root, pid)
         seen: set[bytes] = set()
-        with suppress(*_GONE):
-            for line in Process(self._proc_root, pid).lines():
-                mapped = _MAPPED_MEMFD.match(line)
-                if mapped and mapped[2] not in seen and fnmatchcase(os.fsdecode(mapped[3]), pattern):
-                    seen.add(mapped[2])
-                    about = os.stat(process / "map_files" / mapped[1].decode())
+        for line in process.lines():
+            mapped = _MAPPED_MEMFD.match(line)
+            if mapped and mapped[3] not in seen and fnmatchcase(os.fsdecode(mapped[4]), pattern):
+                thread = os.path.basename(process.folder)  # any thread's number is a folder of /proc
+                name = f"{int(mapped[1], 16):x}-{int(mapped[2], 16):x}"
+                with suppress(*_GONE):
+                    about = os.stat(self._proc_root / thread / "map_files" / name)
                     found.add(ObjectId(about.st_dev, about.st_ino), about.st_blocks * _BLOCK)
+                    seen.add(mapped[3])
 
     def _dmabufs(self, found: Instance, exporter: str, pids: Pids) -> None:
         """Those that are open: one that is mapped only does not tell its exporter."""
