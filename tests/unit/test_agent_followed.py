@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pinwarden.agent import followed
-from pinwarden.agent.followed import JUDGE_SECONDS, Followed
+from pinwarden.agent.followed import JUDGE_AGAIN_SECONDS, JUDGE_SECONDS, Followed
 from pinwarden.agent.gates.rlimit import HeldBackReason
 from pinwarden.agent.ledger.procfs import Status, thread_status
 
@@ -111,7 +111,7 @@ def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
     assert found == [HeldBackReason.THREADS_UNREAD, HeldBackReason.THREADS_UNREAD, None, None]
     assert len(read) == 10
     process.start(PID + 10, 0)
-    assert [process.judged(1 + number * JUDGE_SECONDS, 4) for number in range(4)] == [None] * 4
+    assert [process.judged(1 + number * JUDGE_AGAIN_SECONDS, 4) for number in range(4)] == [None] * 4
     assert len(read) == 21, "what is known holds while they are read again"
 
 

@@ -18,7 +18,7 @@ from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.ledger.procfs import Status, StatusReader, thread_status
 from pinwarden.agent.saved import Saved
 
-JUDGE_SECONDS = 5.0
+JUDGE_SECONDS, JUDGE_AGAIN_SECONDS = 5.0, 60.0
 
 
 class Knowledge(Enum):
@@ -128,7 +128,7 @@ class Followed:
             return 0
         if found is not HeldBackReason.THREADS_UNREAD:
             self._others, self._judged, self._scan = found, threads, None
-            self._judge_due = now + JUDGE_SECONDS
+            self._judge_due = now + (JUDGE_SECONDS if found else JUDGE_AGAIN_SECONDS)
         return len(scan.obey) - before
 
     def handle(self, prlimit: Prlimit) -> ProcessHandle:
