@@ -144,7 +144,7 @@ class Operator:
         self.state.put_held(prune.node_pin_config(config)[1])
 
     async def until(self, holds: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():
                 await asyncio.sleep(0.005)
 

@@ -165,7 +165,7 @@ def census(api: Listing, known: set[str], rounds: Callable[[Census], bool]) -> l
     async def scenario() -> None:
         counting = Census(api, [], Metrics(), lambda: known, forget)  # type: ignore[arg-type]
         task = asyncio.create_task(counting.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not rounds(counting):
                 await asyncio.sleep(0.001)
         task.cancel()

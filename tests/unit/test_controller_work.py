@@ -126,7 +126,7 @@ def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
         await asyncio.sleep(0)
         for name in "abc":
             queue.add(name)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert sorted(await asyncio.gather(*workers)) == ["a", "b", "c"]
 
     asyncio.run(scenario())
