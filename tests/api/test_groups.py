@@ -292,6 +292,22 @@ def test_a_node_that_goes_is_waited_for_no_longer(cluster: Cluster) -> None:
     case.gone()
 
 
+@pytest.mark.rule("M3", "H2")
+def test_a_node_that_goes_takes_what_it_told_of_an_active_group_with_it(cluster: Cluster) -> None:
+    case = Case(cluster, accounting="Borrow")
+    case.on_node()
+    borrower = {"pod": case.uid, "member": True, "borrowed": 4096, "mapped": 4096}
+    cluster.report_groups(case.node, charge=4096, borrowers=[borrower])
+    eventually(lambda: case.status().get("borrowedBytes"), lambda borrowed: borrowed == 4096)
+    cluster.send("DELETE", f"/api/v1/nodes/{case.node}")
+    case.end_pod()
+    eventually(lambda: case.status().get("borrowerCount"), lambda count: not count)
+    status = case.status()
+    told = {"phase", "chargeBytes", "borrowedBytes", "borrowers"}
+    assert not {key for key in told if status.get(key)}, status
+    assert {each["reason"] for each in status["conditions"]} == {"Accepted", "NoLimits", "NoPods"}
+
+
 def test_a_finalizer_that_a_hand_removed_lets_a_draining_group_vanish(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
