@@ -1,12 +1,16 @@
 """Which pods hold uninstalling up, and when a node has drained."""
 
-from typing import Any
+import asyncio
+from typing import Any, cast
 
 import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.finalizers import without
 from pinwarden.controller.leftovers import draining, is_gated, made, undrained
+from pinwarden.controller.uninstall import GatedPods, Settings, Uninstall
+from pinwarden.plan.groups import FINALIZER
 
 PROFILE = {"seccompProfile": {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}}
 SPELT = {
@@ -111,3 +115,37 @@ def test_a_finalizer_goes_whoever_set_it_and_the_others_stay() -> None:
         {"op": "test", "path": "/metadata/finalizers", "value": ["a", "b", "c"]},
         {"op": "replace", "path": "/metadata/finalizers", "value": ["a", "c"]},
     ]
+
+
+class Refusing:
+    """An API server that refuses so many patches with 422."""
+
+    def __init__(self, refused: int) -> None:
+        self.left = refused
+        self.patched = 0
+
+    async def patch(self, path: str, body: object) -> None:
+        self.patched += 1
+        if self.left:
+            self.left -= 1
+            raise ApiError("it was changed", 422)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return GROUP
+
+
+GROUP = {"metadata": {"namespace": "team", "name": "cache", "uid": "u", "finalizers": ["other", FINALIZER]}}
+
+
+@pytest.mark.parametrize(("refused", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)])
+def test_a_group_that_is_changed_meanwhile_is_let_go_and_one_that_cannot_be_changed_is_told(
+    refused: int, patches: int, fails: bool
+) -> None:
+    api = Refusing(refused)
+    work = Uninstall(cast(Api, api), Settings("ns", 1.0, GatedPods.REFUSE), print)
+    if fails:
+        with pytest.raises(ApiError, match="it was changed"):
+            asyncio.run(work._let_go(GROUP))
+    else:
+        asyncio.run(work._let_go(GROUP))
+    assert api.patched == patches

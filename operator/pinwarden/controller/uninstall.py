@@ -38,6 +38,7 @@ POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
 QUIET_SECONDS = leader.RENEW_SECONDS + REQUEST_SECONDS
 """So long after the Lease was taken a write of the operator may still arrive."""
+_CHANGED_MEANWHILE = 5
 _AT_ONCE = 32
 _BATCH = 512
 _PAGE = 500
@@ -97,7 +98,8 @@ class Uninstall:
             # not before: until then a write that was under way may give a group its finalizer
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._look_at_gated_pods()
-            await self._drain(made(groups), started + 1.5 * self._settings.timeout)
+            half = 0.5 * self._settings.timeout
+            await self._drain(made(groups), max(started + 3 * half, monotonic() + half))
             await self._each([partial(self._let_go, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
             await self._each([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
@@ -229,14 +231,16 @@ class Uninstall:
         )
 
     async def _let_go(self, group: Json) -> None:
-        """Takes the finalizer away, whoever set it: nobody is left who would."""
+        """Takes the finalizer away, whoever set it: nobody is left who would. Raises ApiError."""
         metadata = group["metadata"]
         path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
-        while FINALIZER in (metadata.get("finalizers") or ()):
+        for last in (*[False] * _CHANGED_MEANWHILE, True):
+            if FINALIZER not in (metadata.get("finalizers") or ()):
+                return
             try:
                 await self._api.patch(path, without(FINALIZER, metadata["uid"], metadata["finalizers"]))
             except ApiError as error:
-                if error.status != 422:
+                if error.status != 422 or last:
                     raise
                 metadata = (await self._api.get(path))["metadata"]
             else:
