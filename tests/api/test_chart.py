@@ -131,6 +131,10 @@ def test_every_object_fits_the_schema_of_its_kind(schemas: Path, values: Path | 
             {"metrics.podMonitor.enabled": "true", "metrics.serviceMonitor.enabled": "true"},
             "metrics.podMonitor.enabled and metrics.serviceMonitor.enabled: choose one",
         ),
+        (
+            {"operator.unknownPods": "0", "operator.namespaces[0]": "team-a"},
+            "operator.unknownPods: not together with operator.namespaces",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(wrong: dict[str, str], said: str) -> None:

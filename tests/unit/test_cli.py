@@ -179,6 +179,7 @@ def test_status_without_an_agent_is_one_line_and_exit_code_1(
         ["agent", "--gates", "x"],
         ["agent", "--kubeconfig", "a", "--config", "b"],
         ["status", "-o", "yaml"],
+        ["operator", "--namespace", "a", "--unknown-pods", "0"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,14 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     metrics.add_options(parser, METRICS_PORT)
     logs.add_option(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=partial(_run, parser))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.namespace and options.unknown_pods is not None:
+        parser.error(
+            "argument --unknown-pods: not together with --namespace, for pods of all other namespaces stay unknown for ever"
+        )
     import asyncio
 
     from pinwarden.controller import daemon
