@@ -271,11 +271,12 @@ def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_process_that_starts_just_now_is_neither_called_held_nor_a_problem() -> None:
-    held = use(level="Observe", reason="ProcessStarting", message="process 7 has CapIPCLock or can gain it")
+@pytest.mark.parametrize("reason", ["ProcessStarting", "ThreadsUnread"])
+def test_what_passes_by_itself_is_neither_called_held_nor_a_problem(reason: str) -> None:
+    held = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
     told = explain(evidence(limit(), uses=[held]))
     assert causes(told) == [Cause.NOT_STARTED]
-    assert "the pod is not known to be held: process 7 has CapIPCLock" in told.findings[0].message
+    assert "is not known to be held: process 7 has CapIPCLock" in told.findings[0].message
     assert not told.findings[0].problem
 
 

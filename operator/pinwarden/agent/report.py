@@ -39,6 +39,7 @@ _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 STARTING_SECONDS = 5.0
+_PASSING = frozenset({STARTING, HeldBackReason.THREADS_UNREAD.value})
 """For so long a process that the runtime started may still be its own, with all capabilities, before it runs what it was started for."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def judge(
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
         if (process.saved or process.failure) and (verdict := _not_held(process, own)):
-            if verdict.reason != STARTING:
+            if verdict.reason not in _PASSING:
                 return verdict
             passing = passing or verdict
     if passing:

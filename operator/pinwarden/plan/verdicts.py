@@ -16,13 +16,15 @@ NAMED = 3
 PENDING = "Pending"
 STARTING = "ProcessStarting"
 """A process began just now, and may be the runtime's own still."""
+UNREAD = "ThreadsUnread"
+"""It is not known yet what each thread of a process may do."""
 SILENT = "AgentSilent"
 UNSUPPORTED = "Unsupported"
 NOT_REPORTED = "NotReported"
 LEVEL_TOO_LOW = "LevelTooLow"
 TRUNCATED = "Truncated"
 
-_PASSING = frozenset({PENDING, STARTING})
+_PASSING = frozenset({PENDING, STARTING, UNREAD})
 
 Status = Literal["True", "False", "Unknown"]
 

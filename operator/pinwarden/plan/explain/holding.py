@@ -22,7 +22,7 @@ from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import denials, listed, overshoots, strictest, used
 from pinwarden.plan.refusals import explain as told
 from pinwarden.plan.report import Use
-from pinwarden.plan.verdicts import STARTING
+from pinwarden.plan.verdicts import STARTING, UNREAD
 
 GATE_LOST: Final = "GateLost"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
@@ -121,6 +121,11 @@ def level(case: Case) -> Iterator[Finding]:
         yield _not_started(
             case,
             f"A process starts in the pod, and until it has, the pod is not known to be held: {use.message}.",
+        )
+    elif use.reason == UNREAD:
+        yield _not_started(
+            case,
+            f"The pod's processes are being looked at, and until that is done, it is not known to be held: {use.message}.",
         )
     elif use.level is Level.OBSERVE:
         yield _not_enforceable(case, use)
