@@ -79,6 +79,13 @@ def test_pods_are_told_when_they_are_asked_for() -> None:
     assert told["pod_fair_bytes", "shared", "p0"] == told["fair_bytes", "shared"] == 3
 
 
+def test_a_directory_of_any_bytes_is_told() -> None:
+    board = Board()
+    metrics = Metrics(board, pods=True)
+    board.publish(snapshot(pod(os.fsdecode(b"x/\xff"))))
+    assert rendered(metrics)["pod_processes", r"x/\udcff"] == 2
+
+
 def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
     gate = tmp_path / "gate.json"
     metrics = Metrics(Board(), {"gate": gate, "accountant": tmp_path / "none"})

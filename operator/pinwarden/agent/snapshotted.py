@@ -197,13 +197,16 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         labels=["uid"],
     )
     for pod in report.pods if report else ():
-        pinned.add_metric([pod.uid, "locked"], pod.vm_lck)
-        pinned.add_metric([pod.uid, "pinned"], pod.vm_pin)
-        peak.add_metric([pod.uid], pod.peak)
-        processes.add_metric([pod.uid], pod.processes)
-        level.add_metric([pod.uid, pod.level.value, pod.reason], 1)
+        uid = pod.uid.encode(
+            errors="backslashreplace"
+        ).decode()  # of a pattern's directory, which may have any bytes
+        pinned.add_metric([uid, "locked"], pod.vm_lck)
+        pinned.add_metric([uid, "pinned"], pod.vm_pin)
+        peak.add_metric([uid], pod.peak)
+        processes.add_metric([uid], pod.processes)
+        level.add_metric([uid, pod.level.value, pod.reason], 1)
         if pod.denials is not None:
-            denials.add_metric([pod.uid], sum(each.count for each in pod.denials))
+            denials.add_metric([uid], sum(each.count for each in pod.denials))
     yield from (pinned, peak, processes, level, denials)
     borrowed = _family(
         "pod_borrowed_bytes", "Pages of a group, by its UID, that it has mapped.", "uid", "group_uid"
