@@ -59,6 +59,17 @@ def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
         assert not gate.silent
 
 
+@pytest.mark.rule("H2")
+def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    gate = reading(tmp_path)
+    (tmp_path / "gate.json").write_text('{"version": 2}')
+    assert gate.look()
+    one = subject({MAIN: key(1)})
+    assert gate.standing(one) == Standing()
+    assert whole(gate, one).denials_dropped is None
+
+
 @pytest.mark.rule("H1")
 def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> None:
     recorded(tmp_path)
@@ -187,8 +198,9 @@ def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
     gate.look()
     one = subject({MAIN: key(1)})
     one.held = Held((LIMIT,), fingerprint="newer")
-    for now in (0.0, 1000.0):  # noqa: B007 - the clock
-        found = gate.standing(one)
+    first = gate.standing(one)
+    now = 1000.0
+    for found in (first, gate.standing(one)):
         assert (found.exact, found.behind) == (True, True), "no call is answered before it has"
 
 

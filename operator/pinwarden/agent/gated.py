@@ -54,11 +54,11 @@ class GateRecord:
 
     def look(self) -> bool:
         """Reads the file if it is another one; whether it was. Of one that is not understood nobody is held."""
-        told = self._glance.newer(lambda path: load(path) or Told()) if self._glance else None
-        if told is None:
+        news = self._glance.newer(lambda path: (load(path),)) if self._glance else None
+        if news is None:
             return False
-        self.told = told
-        there = {pod for pod, _, _ in told.containers.values()}
+        (self.told,) = news
+        there = {pod for pod, _, _ in self.told.containers.values()} if self.told else set()
         self._behind = {pod: since for pod, since in self._behind.items() if pod in there}
         return True
 
