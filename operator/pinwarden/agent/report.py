@@ -29,7 +29,7 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
-from pinwarden.plan.verdicts import STARTING
+from pinwarden.plan.verdicts import PASSING, STARTING
 
 _PODS = 4096
 _LIMITS = 1024
@@ -39,7 +39,6 @@ _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 STARTING_SECONDS = 5.0
-_PASSING = frozenset({STARTING, HeldBackReason.THREADS_UNREAD.value})
 """For so long a process that the runtime started may still be its own, with all capabilities, before it runs what it was started for."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
@@ -84,7 +83,9 @@ class Reporter:
     ) -> NodePinConfigStatus:
         """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
         listed, cut = overshoots.reports()
-        applied = self._applied(acknowledged, subjects, table) if acknowledged else []
+        standings = [(subject, self._gate.standing(subject)) for subject in subjects]
+        behind = {subject.uid for subject, standing in standings if standing.behind}
+        applied = acknowledge(acknowledged, subjects, table, behind) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
         fair_view = self._accountant.fair_view(groups)
@@ -93,7 +94,7 @@ class Reporter:
                 "observed_generation": acknowledged.generation if acknowledged else None,
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
-                "pods": [self._pod(subject, table) for subject in subjects[:_PODS]],
+                "pods": [self._pod(subject, standing, table) for subject, standing in standings[:_PODS]],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
                 "groups": self._accountant.groups(groups),
@@ -107,14 +108,7 @@ class Reporter:
             }
         )
 
-    def _applied(
-        self, acknowledged: Plan, subjects: Sequence[Governed], table: ProcessTable
-    ) -> list[AppliedLimit]:
-        behind = {subject.uid for subject in subjects if self._gate.standing(subject).behind}
-        return acknowledge(acknowledged, subjects, table, behind)
-
-    def _pod(self, subject: Governed, table: ProcessTable) -> PodReport:
-        standing = self._gate.standing(subject)
+    def _pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
         verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
         return PodReport(
             uid=subject.uid,
@@ -182,7 +176,7 @@ def judge(
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
         if (process.saved or process.failure) and (verdict := _not_held(process, own)):
-            if verdict.reason not in _PASSING:
+            if verdict.reason not in PASSING:
                 return verdict
             passing = passing or verdict
     if passing:

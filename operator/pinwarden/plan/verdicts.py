@@ -24,7 +24,8 @@ NOT_REPORTED = "NotReported"
 LEVEL_TOO_LOW = "LevelTooLow"
 TRUNCATED = "Truncated"
 
-_PASSING = frozenset({PENDING, STARTING, UNREAD})
+PASSING = frozenset({PENDING, STARTING, UNREAD})
+"""Reasons that a moment mends: any other is named first."""
 
 Status = Literal["True", "False", "Unknown"]
 
@@ -149,13 +150,13 @@ def dated(
 def main_reason(findings: Findings) -> str:
     """The most frequent reason, the first in order among equals; what passes by itself gives way to what does not."""
     counts = findings.counts
-    lasting = {reason: count for reason, count in counts.items() if reason not in _PASSING} or counts
+    lasting = {reason: count for reason, count in counts.items() if reason not in PASSING} or counts
     return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
 def tell(what: str, findings: Findings) -> str:
     """One sentence that names some of the findings."""
-    lasting = sorted(findings.named, key=lambda finding: finding.reason in _PASSING)
+    lasting = sorted(findings.named, key=lambda finding: finding.reason in PASSING)
     texts = [
         f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
         for each in lasting[:NAMED]
