@@ -43,6 +43,15 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{ if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
 {{- end }}
 
+{{/* Which nodes a pod may be on, from the values of operator or agent. */}}
+{{- define "pinwarden.placement" -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" }}
+{{- with get $ $field }}
+{{ $field }}: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Of agents and holders. The server refuses what a value makes together with the default of the other one. */}}
 {{- define "pinwarden.updateStrategy" -}}
 {{- with .Values.agent.updateStrategy -}}
