@@ -83,12 +83,8 @@ class Plan:
 
     @property
     def listed(self) -> Collection[str]:
-        """The pods that the configuration names, by uid; also those without a cgroup yet."""
+        """The pods that the configuration names, governed and free ones, by uid; also those without a cgroup yet."""
         return self._pods.keys()
-
-    def lists(self, uid: str) -> bool:
-        """Whether the configuration names the pod, as a governed or a free one."""
-        return uid in self._pods
 
     def of_pod(self, uid: str) -> Held | None:
         """What holds for the pod; None when it is free."""

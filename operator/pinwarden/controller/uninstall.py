@@ -234,13 +234,13 @@ class Uninstall:
         """Takes the finalizer away, whoever set it: nobody is left who would. Raises ApiError."""
         metadata = group["metadata"]
         path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
-        for last in (*[False] * _CHANGED_MEANWHILE, True):
+        for left in range(_CHANGED_MEANWHILE, -1, -1):
             if FINALIZER not in (metadata.get("finalizers") or ()):
                 return
             try:
                 await self._api.patch(path, without(FINALIZER, metadata["uid"], metadata["finalizers"]))
             except ApiError as error:
-                if error.status != 422 or last:
+                if error.status != 422 or not left:
                     raise
                 metadata = (await self._api.get(path))["metadata"]
             else:

@@ -63,7 +63,7 @@ class Pods:
 
     def listed(self, pod: str) -> bool:
         """Whether the configuration names the pod, as one with limits or a free one."""
-        return self._plan is not None and self._plan.lists(pod)
+        return self._plan is not None and pod in self._plan.listed
 
     def covering(self) -> dict[Place, tuple[Key, ...]]:
         """The limits that hold for the calls of each place, those that are only audited left out."""
