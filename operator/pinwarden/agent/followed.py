@@ -4,7 +4,8 @@ A process belongs to the node and not to a pod, because it may move, and because
 
 Capabilities are a thread's, and so is NoNewPrivs: what the first thread gave up, another one may have still. But no thread ever gains what
 none of its process has within reach: a new one has what its maker had, and what an execve may bring is counted in. So all threads are read
-where there are others than a first one that obeys the limit, and again only when there are more or fewer, or while one does not obey.
+where there are others than a first one that obeys the limit, and again only while one does not obey (each `JUDGE_SECONDS`), or when there
+are more or fewer (`JUDGE_AGAIN_SECONDS`).
 """
 
 import errno

@@ -197,9 +197,8 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         labels=["uid"],
     )
     for pod in report.pods if report else ():
-        uid = pod.uid.encode(
-            errors="backslashreplace"
-        ).decode()  # of a pattern's directory, which may have any bytes
+        # a directory that a pattern matches may have any bytes in its name
+        uid = pod.uid.encode(errors="backslashreplace").decode()
         pinned.add_metric([uid, "locked"], pod.vm_lck)
         pinned.add_metric([uid, "pinned"], pod.vm_pin)
         peak.add_metric([uid], pod.peak)
