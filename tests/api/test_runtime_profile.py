@@ -4,15 +4,15 @@ import os
 import subprocess
 from importlib import resources
 
-from cluster.build import ENVIRONMENT
+from cluster.build import ENVIRONMENT, go
 from cluster.paths import GO_MODULES
 
-COMMAND = ["go", "run", "-mod=readonly", "-trimpath", "./defaultprofile"]
+ARGUMENTS = ["run", "-mod=readonly", "-trimpath", "./defaultprofile"]
 
 
 def test_the_runtimes_default_rules_are_those_of_its_source() -> None:
     done = subprocess.run(
-        COMMAND,
+        [go(), *ARGUMENTS],
         cwd=GO_MODULES / "runtime",
         env=os.environ | ENVIRONMENT | {"GOARCH": "amd64"},
         capture_output=True,
