@@ -15,8 +15,8 @@ help: ## list the targets
 demo: venv ## a real cluster, real pods, and every claim shown; with KUBECONFIG set, on that cluster
 	$(BIN)/python -m demo
 
-up: venv ## bring up the project's own cluster with pinwarden installed, and leave it running
-	$(BIN)/python -m cluster up
+up: venv ## bring up the project's own cluster with pinwarden installed, and leave it running; NODES="uml uml qemu" for others than one "uml"
+	$(BIN)/python -m cluster up $(NODES)
 
 down: ## end it, leaving nothing behind
 	$(BIN)/python -m cluster down
@@ -42,9 +42,9 @@ crds: venv ## write crds/ anew from the models
 manifests: venv ## write manifests/ anew from the chart, for those without Helm
 	$(BIN)/python tools/chartdocs.py manifests manifests
 
-profiles: ## write the runtime's default seccomp rules anew from containerd's source
+profiles: venv ## write the runtime's default seccomp rules anew from containerd's source
 	cd $(RUNTIME) && CGO_ENABLED=0 GOFLAGS= GOWORK=off GOARCH=amd64 \
-		go run -mod=readonly -trimpath ./defaultprofile >$(CURDIR)/$(RULES).new
+		$(CURDIR)/$(BIN)/go run -mod=readonly -trimpath ./defaultprofile >$(CURDIR)/$(RULES).new
 	mv $(RULES).new $(RULES)
 
 RUNTIME := tools/cluster/go/runtime

@@ -15,7 +15,7 @@ Kubectl = Callable[..., str]
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster of one node, shared by all tests: use a namespace of your own, and leave every part running."""
-    with Cluster(nodes=1) as running:
+    with Cluster() as running:
         yield running
 
 

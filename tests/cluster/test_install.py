@@ -16,6 +16,7 @@ import pytest
 from cluster import chart, image
 from cluster.cluster import Cluster
 from cluster.install import ROOT, environment
+from cluster.machine import Kind
 from cluster.node import Node
 
 from .test_faults import STARTED_SECONDS, eventually
@@ -133,7 +134,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(previous: Path) -> Iterator[Site]:
     """A cluster whose nodes have both images, and a pod on each that locks 2 MiB."""
     archive = image.image_of(previous, f"{image.NAME.partition(':')[0]}:previous")
-    with Cluster(nodes=2, images=[archive]) as running:
+    with Cluster([Kind.UML] * 2, images=[archive]) as running:
         yield with_pods(running)
 
 

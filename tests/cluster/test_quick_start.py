@@ -75,7 +75,7 @@ def test_the_page_installs_as_the_cluster_is_installed() -> None:
 @pytest.fixture
 def empty() -> Iterator[Cluster]:
     """A cluster of one node that has the image, and no pinwarden."""
-    with Cluster(nodes=1) as running:
+    with Cluster() as running:
         yield running
 
 

@@ -1,9 +1,5 @@
-"""The chart with each of the values files in its folder ci, installed and taken away again on a real cluster.
+"""The chart with each of the values files in its folder ci, installed and taken away again on a real cluster of two nodes."""
 
-Of two nodes where the machine has a processor for each of theirs, else of one: on two cores two emulated nodes take up to twice as long.
-"""
-
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +7,11 @@ import pytest
 
 from cluster import chart
 from cluster.cluster import Cluster
-from cluster.qemu import PROCESSORS
+from cluster.machine import Kind
 
 from .test_faults import STARTED_SECONDS, eventually
 from .test_install import Site, with_pods
 
-NODES = 2 if (os.cpu_count() or 1) >= 2 * PROCESSORS else 1
 # Without the one for large clusters: three operators take minutes to start on two emulated nodes.
 VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
 HERE = {
@@ -28,7 +23,7 @@ MONITORING = "tests/cluster/monitoring-crds.yaml"
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with Cluster(nodes=NODES) as running:
+    with Cluster([Kind.UML] * 2) as running:
         yield with_pods(running)
 
 

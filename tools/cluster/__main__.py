@@ -4,10 +4,12 @@ import argparse
 import signal
 import sys
 
-from cluster import guest, qemu, standing
+from cluster import guest, standing
 from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
+from cluster.machine import Cgroups, Kind
+from cluster.qemu import PROCESSORS
 
 
 def _build() -> None:
@@ -36,30 +38,37 @@ def main() -> int:
     start.add_argument("--controller-manager", action="store_true", help="run kube-controller-manager too")
     inside = commands.add_parser("guest", help="run a command in a guest with a real kernel, as root")
     inside.add_argument(
-        *("--cgroups", "-c"), type=guest.Cgroups, choices=list(guest.Cgroups), default=guest.Cgroups.V2
+        *("--cgroups", "-c"), type=Cgroups, choices=list(Cgroups), default=Cgroups.V2, help="default: v2"
     )
+    inside.add_argument("--kind", type=Kind, choices=list(Kind), default=Kind.QEMU, help="default: qemu")
     inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
     inside.add_argument(
         "--processors",
         type=int,
-        default=qemu.PROCESSORS,
+        default=PROCESSORS,
         metavar="N",
-        help=f"default: {qemu.PROCESSORS}",
+        help=f"default: {PROCESSORS}",
     )
     inside.add_argument("argv", nargs="+", metavar="COMMAND", help="and its arguments, after --")
     standing_up = commands.add_parser(
         "up", help="start a whole cluster with pinwarden in it, and leave it running"
     )
-    standing_up.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
+    standing_up.add_argument(
+        "nodes",
+        nargs="*",
+        type=Kind,
+        metavar="KIND",
+        help=f"{' or '.join(Kind)}, one for each node; default: {Kind.UML}",
+    )
     commands.add_parser("down", help="end it, leaving nothing behind")
     keeper = commands.add_parser("stand", help="what `up` starts")
-    keeper.add_argument("nodes", type=int)
+    keeper.add_argument("nodes", nargs="+", type=Kind)
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
             _build()
         elif arguments.command == "up":
-            standing.up(arguments.nodes)
+            standing.up(arguments.nodes or [Kind.UML])
         elif arguments.command == "down":
             standing.down()
         elif arguments.command == "stand":
@@ -68,6 +77,7 @@ def main() -> int:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             return guest.run(
                 arguments.argv,
+                kind=arguments.kind,
                 cgroups=arguments.cgroups,
                 timeout=arguments.timeout,
                 processors=arguments.processors,

@@ -1,4 +1,4 @@
-"""A whole cluster: a real control plane on this machine and real nodes in QEMU guests, in a network of its own."""
+"""A whole cluster: a real control plane on this machine and real nodes in guests, in a network of its own."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from typing import Any, Self
 from cluster.cache import progress
 from cluster.controlplane import REQUEST_SECONDS, ControlPlane
 from cluster.errors import ClusterError
+from cluster.machine import Kind
 from cluster.network import Network
 from cluster.node import Node
 from cluster.nodedisk import image_disk, system_disk
@@ -36,26 +37,29 @@ class Cluster:
     control_plane: ControlPlane
     nodes: Sequence[Node]
 
-    def __init__(self, *, nodes: int = 1, wait: bool = True, images: Sequence[Path] = ()) -> None:
-        """``images``: OCI archives that the nodes have besides the project's own."""
-        self._count = nodes
+    def __init__(
+        self, nodes: Sequence[Kind] = (Kind.UML,), *, wait: bool = True, images: Sequence[Path] = ()
+    ) -> None:
+        """Take the kind of each node; ``images`` are OCI archives that the nodes have besides the project's own."""
+        self._kinds = nodes
         self._images = images
         self._wait = wait
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
         """Build what is missing, start everything, and wait until every node is Ready; with ``wait=False`` for the control plane alone."""
-        disks = (system_disk(), image_disk(self._images))
+        systems = {kind: system_disk(kind) for kind in self._kinds}
+        images = image_disk(self._images)
         with ExitStack() as resources:
             directory = Path(tempfile.mkdtemp(prefix="pinwarden-cluster-"))
             resources.callback(shutil.rmtree, directory)
-            network = resources.enter_context(Network(self._count, directory))
+            network = resources.enter_context(Network(len(self._kinds), directory))
 
             def boot_nodes() -> None:
                 """While the control plane starts: a kubelet asks again until it answers."""
                 self.nodes = [
-                    Node(number, disks, network, self.control_plane, directory)
-                    for number in range(1, self._count + 1)
+                    Node(number, kind, (systems[kind], images), network, self.control_plane, directory)
+                    for number, kind in enumerate(self._kinds, start=1)
                 ]
                 for node in self.nodes:
                     resources.callback(node.stop)

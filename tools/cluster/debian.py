@@ -36,10 +36,11 @@ Acquire::Retries "3";
 """
 
 
-def sources(run: Callable[..., str]) -> list[str]:
+def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
     """Return the lines of a sources.list: the machine's own Debian mirrors, with backports beside each main archive.
 
-    ``run`` runs an apt command and returns its output. Raises ClusterError when the machine names no such mirror.
+    With another ``suite`` than the machine's release, the list holds that suite alone. ``run`` runs an apt command and
+    returns its output. Raises ClusterError when the machine names no such mirror.
     """
     targets = run(
         *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
@@ -48,6 +49,9 @@ def sources(run: Callable[..., str]) -> list[str]:
     lines = []
     for target in sorted(set(targets.splitlines())):
         mirror, release = target.split()
+        if suite != RELEASE:
+            lines += [f"deb {mirror} {suite} main\n"] if release == RELEASE else []
+            continue
         if release in (RELEASE, f"{RELEASE}-security"):
             lines.append(f"deb {mirror} {release} main\n")
         if release == RELEASE:
@@ -60,15 +64,17 @@ def sources(run: Callable[..., str]) -> list[str]:
 class Apt:
     """A private apt below a folder that must be empty and absolute."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suite: str = RELEASE) -> None:
         self._folder = folder
         self._environment = dict(os.environ)
         for part in ("state/lists/partial", "cache/archives/partial"):
             (folder / part).mkdir(parents=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text("".join(sources(self.run)))
+        (folder / "sources.list").write_text("".join(sources(self.run, suite)))
         configuration = folder / "apt.conf"
-        configuration.write_text(CONFIGURATION.format(folder=folder, release=BACKPORTS))
+        configuration.write_text(
+            CONFIGURATION.format(folder=folder, release=BACKPORTS if suite == RELEASE else suite)
+        )
         self._environment["APT_CONFIG"] = str(configuration)
         self.run("apt-get", "-q", "update")
 
@@ -119,6 +125,23 @@ def programs(piece: str, packages: Sequence[str]) -> Path:
                 _unpack(archive, folder)
 
     return cached(piece, [repr((RELEASE, CONFIGURATION, sorted(packages))).encode()], build)
+
+
+def alone(piece: str, packages: Sequence[str], suite: str) -> Path:
+    """Return a folder that holds packages of a Debian suite, unpacked, without what they depend on."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
+            apt = Apt(Path(private), suite)
+            for package in packages:
+                _unpack(apt.alone(package), folder)
+
+    return cached(piece, [repr((suite, CONFIGURATION, sorted(packages))).encode()], build)
+
+
+def busybox() -> Path:
+    """Return a static busybox."""
+    return programs("busybox", ["busybox-static"]) / "bin/busybox"
 
 
 AS_IF_INSTALLED = """

@@ -13,40 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 
-from cluster import qemu
 from cluster.cache import progress
 from cluster.errors import ClusterError
+from cluster.machine import Cgroups, Job, Kind
+from cluster.machines import MACHINES
 from cluster.process import Child
+from cluster.qemu import PROCESSORS
 
-INIT = Path(__file__).resolve().parent / "guest" / "init"
-MODULES = ("9pnet_virtio", "9p", "overlay")
 ATTEMPTS = 3
 POLL_SECONDS = 0.05
 PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LANG", "CI")
-
-
-class Cgroups(StrEnum):
-    """How the guest mounts its cgroup hierarchies."""
-
-    V2 = "v2"
-    V1 = "v1"
-    HYBRID = "hybrid"
-
-
-def _arguments(folder: Path, cgroups: Cgroups, processors: int) -> list[str]:
-    """Return the command line of one boot; files of the boot are in ``folder``."""
-    parameters = f"pinwarden.job={folder / 'job'} pinwarden.cgroup={cgroups}"
-    if cgroups is Cgroups.V2:
-        parameters += " cgroup_no_v1=all"
-    return [
-        *qemu.arguments("amd64", INIT, MODULES, parameters, processors),
-        "-virtfs",
-        "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-        *(word for name in ("console", "output", "status") for word in ("-serial", f"file:{folder / name}")),
-    ]
 
 
 def _job(argv: Sequence[str], environment: Mapping[str, str], directory: Path) -> str:
@@ -68,7 +46,7 @@ def _boot(arguments: list[str], folder: Path, deadline: float) -> int | None:
     """Boot once and return the command's exit status, or None when the guest died before it had one."""
     for name in ("console", "output", "status"):
         (folder / name).write_bytes(b"")
-    machine = Child("guest", arguments, folder / "qemu.log")
+    machine = Child("guest", arguments, folder / "console")
     machine.start()
     shown = 0
     try:
@@ -87,16 +65,17 @@ def _boot(arguments: list[str], folder: Path, deadline: float) -> int | None:
 def run(
     argv: Sequence[str],
     *,
+    kind: Kind = Kind.QEMU,
     cgroups: Cgroups = Cgroups.V2,
     directory: Path | None = None,
     timeout: float = 600,
-    processors: int = qemu.PROCESSORS,
+    processors: int = PROCESSORS,
 ) -> int:
     """Run a command in a new guest, pass its output on as it comes, and return its exit status.
 
     ``timeout`` is in seconds and holds for all of it but the building of what is not in the cache yet. A guest that
     dies without the command's end is booted again, at most twice, and each time it is said. With one of
-    ``processors`` no two processes are in the kernel at the same moment.
+    ``processors`` no two processes are in the kernel at the same moment; user-mode Linux has one always.
 
     Raises ClusterError when the command does not end in time, when guests keep dying, or a piece cannot be built.
     """
@@ -106,17 +85,14 @@ def run(
     folder = Path(tempfile.mkdtemp(prefix="pinwarden-guest-"))
     try:
         (folder / "job").write_text(_job(argv, environment, directory or Path.cwd()))
-        arguments = _arguments(folder, cgroups, processors)
+        arguments = MACHINES[kind].guest(Job(folder, cgroups, processors))
         deadline = time.monotonic() + timeout
         for attempt in range(1, ATTEMPTS + 1):
             status = _boot(arguments, folder, deadline)
             if status is not None:
                 return status
             progress(f"the guest died (attempt {attempt} of {ATTEMPTS})")
-        ends = "".join(
-            f"{name}:\n{(folder / name).read_text(errors='replace')[-2000:]}\n"
-            for name in ("qemu.log", "console")
-        )
-        raise ClusterError(f"the guest died {ATTEMPTS} times; the end of its logs:\n{ends}")
+        end = (folder / "console").read_text(errors="replace")[-4000:]
+        raise ClusterError(f"the guest died {ATTEMPTS} times; the end of its console:\n{end}")
     finally:
         shutil.rmtree(folder)

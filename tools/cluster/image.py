@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cluster import debian, qemu
+from cluster import debian
 from cluster.cache import cached, digest
 from cluster.errors import ClusterError
 from cluster.paths import cache_root
@@ -157,7 +157,7 @@ def _build_pause(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         buildah = _Buildah(Path(work) / "store", Path(work) / "run")
         container = buildah.run("from", "scratch")
-        buildah.run("add", "--quiet", container, qemu.busybox(), "/busybox")
+        buildah.run("add", "--quiet", container, debian.busybox(), "/busybox")
         buildah.run("config", "--entrypoint", PAUSE_ENTRY, container)
         buildah.run("commit", "--quiet", container, PAUSE)
         buildah.run("push", "--disable-compression", PAUSE, f"oci-archive:{folder / 'image.tar'}:{PAUSE}")
@@ -165,7 +165,7 @@ def _build_pause(folder: Path) -> None:
 
 def pause_image() -> Path:
     """Return the OCI archive of what keeps a pod's namespaces open: a busybox that sleeps."""
-    inputs = [PAUSE_ENTRY.encode(), qemu.busybox().parents[1].name.encode()]
+    inputs = [PAUSE_ENTRY.encode(), debian.busybox().parents[1].name.encode()]
     return cached("pause-image", inputs, _build_pause) / "image.tar"
 
 

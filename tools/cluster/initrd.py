@@ -45,8 +45,8 @@ def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     return order
 
 
-def initrd(kernel: Path, busybox: Path, init: Path, modules: Sequence[str]) -> Path:
-    """Return the compressed archive for a kernel's folder, a static busybox, and the script that is process 1."""
+def initrd(kernel_modules: Path, busybox: Path, init: Path, modules: Sequence[str]) -> Path:
+    """Return the compressed archive for a kernel's modules, a static busybox, and the script that is process 1."""
 
     def build(folder: Path) -> None:
         tree = folder / "tree"
@@ -56,7 +56,7 @@ def initrd(kernel: Path, busybox: Path, init: Path, modules: Sequence[str]) -> P
         (tree / "bin/sh").symlink_to("busybox")
         shutil.copy(init, tree / "init")
         (tree / "init").chmod(0o755)
-        for number, (name, content) in enumerate(load_order(kernel / "lib/modules", modules).items()):
+        for number, (name, content) in enumerate(load_order(kernel_modules, modules).items()):
             (tree / f"modules/{number:02}-{name}.ko").write_bytes(content)
         names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
         packed = subprocess.run(
@@ -69,5 +69,5 @@ def initrd(kernel: Path, busybox: Path, init: Path, modules: Sequence[str]) -> P
         (folder / "initrd.gz").write_bytes(gzip.compress(packed.stdout, 1, mtime=0))
         shutil.rmtree(tree)
 
-    inputs = [init.read_bytes(), repr((kernel.name, busybox.parents[1].name, modules)).encode()]
+    inputs = [init.read_bytes(), repr((str(kernel_modules), busybox.parents[1].name, modules)).encode()]
     return cached("initrd", inputs, build) / "initrd.gz"

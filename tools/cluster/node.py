@@ -1,4 +1,4 @@
-"""A node: a QEMU guest with kubelet, containerd and runc, on disks of its own.
+"""A node: a guest with kubelet, containerd and runc, on disks of its own.
 
 The disks are copies that outlive the guest, and the guest's flushes reach them, so a power cut is what it is in life: what
 was synced is there afterwards, what was not may be lost. Commands reach the guest over the node network, through a shell
@@ -16,17 +16,16 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from cluster import nodedisk, qemu
 from cluster.cache import progress
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
+from cluster.machine import Devices, Kind
+from cluster.machines import MACHINES
 from cluster.network import GATEWAY, Network, node_address, pod_subnet
 from cluster.process import Child
 
 SHELL_PORT = 7000
 PANIC = b"Kernel panic"
-PARAMETERS = "cgroup_no_v1=all"
-INIT = nodedisk.FILES / "init"
 
 
 class Node:
@@ -35,19 +34,21 @@ class Node:
     def __init__(
         self,
         number: int,
+        kind: Kind,
         disks: Sequence[Path],
         network: Network,
         control_plane: ControlPlane,
         directory: Path,
     ) -> None:
         self.name = f"node{number}"
+        self.kind = kind
         self.address = node_address(number)
         self._number = number
         self._network = network
         self._control_plane = control_plane
         self._directory = directory
         self._console = directory / f"{self.name}.console"
-        self._guest = Child(self.name, self._make(disks), directory / f"{self.name}.log")
+        self._guest = Child(self.name, self._make(disks), self._console)
 
     @property
     def running(self) -> bool:
@@ -108,29 +109,25 @@ class Node:
     def _make(self, templates: Sequence[Path]) -> list[str]:
         """Make the node's disks and return the command line that boots it."""
         disks = []
-        for letter, template in zip("ab", templates, strict=True):
-            disk = self._directory / f"{self.name}.vd{letter}"
+        for number, template in enumerate(templates):
+            disk = self._directory / f"{self.name}.disk{number}"
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(template), str(disk)], check=True)
-            disks.append((disk, "cache=writeback"))
-        disks.append((self._identity(), "readonly=on"))
-        return [
-            *self._network.enter,
-            *qemu.arguments(nodedisk.FLAVOUR, INIT, nodedisk.BOOT_MODULES, PARAMETERS),
-            *("-serial", f"file:{self._console}"),
-            *(
-                word
-                for disk, option in disks
-                for word in ("-drive", f"file={disk},format=raw,if=virtio,{option}")
-            ),
-            *("-netdev", f"tap,id=net,ifname={self._network.taps[self._number - 1]},script=no,downscript=no"),
-            *("-device", f"virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:00:{self._number:02x}"),
-            *("-device", "virtio-rng-pci"),
-        ]
+            disks.append(disk)
+        devices = Devices(
+            name=self.name,
+            disks=disks,
+            identity=self._identity(),
+            tap=self._network.taps[self._number - 1],
+            mac=f"52:54:00:00:00:{self._number:02x}",
+            directory=self._directory,
+        )
+        return [*self._network.enter, *MACHINES[self.kind].node(devices)]
 
     def _identity(self) -> Path:
         """Make the disk, a tar, that tells one node from another."""
         settings = {
             "NAME": self.name,
+            "KIND": self.kind,
             "ADDRESS": self.address,
             "GATEWAY": GATEWAY,
             "SHELL_PORT": str(SHELL_PORT),

@@ -8,21 +8,19 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster import debian, qemu
+from cluster import debian
 from cluster.build import binary
 from cluster.cache import cached
 from cluster.errors import ClusterError
 from cluster.image import image, pause_image
-from cluster.initrd import load_order
+from cluster.machine import Kind
+from cluster.machines import MACHINES
 from cluster.process import Child
 
 FILES = Path(__file__).resolve().parent / "node"
-FLAVOUR = "cloud-amd64"
-BOOT_MODULES = ("virtio_blk",)
-MODULES = ("virtio_net", "overlay", "veth", "bridge", "br_netfilter")
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet")
 PLUGINS = ("host-local", "loopback", "ptp")
 FOLDERS = (
@@ -72,10 +70,10 @@ def _format(tree: Path, disk: Path, size: str) -> None:
         raise ClusterError(f"mke2fs failed: {done.stderr.strip()}")
 
 
-def _fill_system(tree: Path) -> None:
+def _fill_system(tree: Path, modules: Mapping[str, bytes]) -> None:
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
-    busybox = qemu.busybox()
+    busybox = debian.busybox()
     shutil.copy(busybox, tree / "bin/busybox")
     listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for applet in listed.stdout.split():
@@ -85,7 +83,6 @@ def _fill_system(tree: Path) -> None:
         shutil.copy(binary(program), tree / "usr/bin" / program)
     for plugin in PLUGINS:
         shutil.copy(binary(plugin), tree / "opt/cni/bin" / plugin)
-    modules = load_order(debian.kernel(FLAVOUR) / "lib/modules", MODULES)
     for number, (name, content) in enumerate(modules.items()):
         (tree / f"lib/modules/{number:02}-{name}.ko").write_bytes(content)
     for script in ("node", "serve-command"):
@@ -97,18 +94,19 @@ def _fill_system(tree: Path) -> None:
         (tree / name).write_text(text)
 
 
-def system_disk() -> Path:
+def system_disk(kind: Kind) -> Path:
     """Return the disk with everything but images: busybox, containerd, runc, kubelet, CNI plugins and kernel modules."""
+    machine = MACHINES[kind]
 
     def build(folder: Path) -> None:
-        _fill_system(folder / "tree")
+        _fill_system(folder / "tree", machine.modules())
         _format(folder / "tree", folder / "disk", "2G")
         shutil.rmtree(folder / "tree")
 
     built = [binary(name).parent.name for name in (*PROGRAMS, *PLUGINS)]
-    pieces = [*built, debian.kernel(FLAVOUR).name, qemu.busybox().parents[1].name, FOLDERS, SETTINGS, MODULES]
+    pieces = [*built, *machine.pieces(), debian.busybox().parents[1].name, FOLDERS, SETTINGS]
     scripts = [path.read_bytes() for path in sorted(FILES.iterdir())]
-    return cached("node-system", [repr(pieces).encode(), *scripts], build) / "disk"
+    return cached(f"node-system-{kind}", [repr(pieces).encode(), *scripts], build) / "disk"
 
 
 def _import(archives: Sequence[Path], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""QEMU and the kernels of guests, and the arguments that every guest has in common.
+"""QEMU: an emulated processor with Debian's own kernel.
 
 The processor is always emulated, so that a guest behaves alike on every machine: where the machine is itself a guest,
 KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever). It is the plainest one that
@@ -6,43 +6,81 @@ there is: all that `max` adds (wide registers to save, SMAP, five levels of page
 third longer for the same work. QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster import debian
-from cluster.initrd import initrd
+from cluster.initrd import initrd, load_order
+from cluster.machine import MEMORY, Devices, Job, parameters
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
 KERNEL_PARAMETERS = (
     "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
 )
+CONSOLE = ("-chardev", "file,id=console,path=/dev/stdout,append=on", "-serial", "chardev:console")
 PROCESSORS = 2
-MEMORY = "1536M"
+NODE_FLAVOUR = "cloud-amd64"
+NODE_BOOT_MODULES = ("virtio_blk",)
+NODE_MODULES = ("virtio_net", "overlay", "veth", "bridge", "br_netfilter")
+NODE_INIT = Path(__file__).resolve().parent / "node/init"
+GUEST_FLAVOUR = "amd64"
+GUEST_MODULES = ("9pnet_virtio", "9p", "overlay")
+GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 
 
-def _root() -> Path:
-    return debian.programs("qemu", ["qemu-system-x86", "busybox-static"])
-
-
-def busybox() -> Path:
-    """Return a static busybox."""
-    return _root() / "bin/busybox"
-
-
-def arguments(
+def _arguments(
     flavour: str, init: Path, modules: Sequence[str], parameters: str, processors: int = PROCESSORS
 ) -> list[str]:
     """Return a command line that boots Debian's kernel of a flavour with an initial RAM disk; devices are the caller's to add."""
-    root = _root()
+    root = debian.programs("qemu", ["qemu-system-x86"])
     kernel = debian.kernel(flavour)
     image = next((kernel / "boot").glob("vmlinuz-*"))
+    disk = initrd(kernel / "lib/modules", debian.busybox(), init, modules)
     return [
         *("env", "LD_LIBRARY_PATH=" + ":".join(str(root / part) for part in LIBRARIES)),
         str(root / "usr/bin/qemu-system-x86_64"),
         *(word for part in FIRMWARE for word in ("-L", str(root / part))),
         *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", str(processors), "-m", MEMORY),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", str(image), "-initrd", str(initrd(kernel, busybox(), init, modules))),
-        *("-append", f"{KERNEL_PARAMETERS} {parameters}"),
+        *("-kernel", str(image), "-initrd", str(disk), "-append", f"{KERNEL_PARAMETERS} {parameters}"),
+        *CONSOLE,
     ]
+
+
+class Qemu:
+    """See the module."""
+
+    def modules(self) -> Mapping[str, bytes]:
+        """Return the modules of a node, see :class:`cluster.machine.Machine`."""
+        return load_order(debian.kernel(NODE_FLAVOUR) / "lib/modules", NODE_MODULES)
+
+    def pieces(self) -> Sequence[str]:
+        """Return the kernel's piece."""
+        return [debian.kernel(NODE_FLAVOUR).name]
+
+    def node(self, devices: Devices) -> list[str]:
+        """Return the command line of a node."""
+        disks = [
+            *((disk, "cache=writeback") for disk in devices.disks),
+            (devices.identity, "readonly=on"),
+        ]
+        return [
+            *_arguments(NODE_FLAVOUR, NODE_INIT, NODE_BOOT_MODULES, "cgroup_no_v1=all"),
+            *(
+                word
+                for disk, option in disks
+                for word in ("-drive", f"file={disk},format=raw,if=virtio,{option}")
+            ),
+            *("-netdev", f"tap,id=net,ifname={devices.tap},script=no,downscript=no"),
+            *("-device", f"virtio-net-pci,netdev=net,romfile=,mac={devices.mac}"),
+            *("-device", "virtio-rng-pci"),
+        ]
+
+    def guest(self, job: Job) -> list[str]:
+        """Return the command line of a guest."""
+        return [
+            *_arguments(GUEST_FLAVOUR, GUEST_INIT, GUEST_MODULES, parameters(job), job.processors),
+            *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
+            *(word for name in ("output", "status") for word in ("-serial", f"file:{job.folder / name}")),
+        ]

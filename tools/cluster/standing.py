@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.build import binary
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import install
+from cluster.machine import Kind
 from cluster.paths import cache_root
 
 START_SECONDS = 1800.0
@@ -37,7 +39,7 @@ def _pid() -> int | None:
     return pid if b"cluster" in arguments and b"stand" in arguments else None
 
 
-def up(nodes: int) -> None:
+def up(nodes: Sequence[Kind]) -> None:
     """Start a cluster with pinwarden installed, wait until it is ready, and print how to use it.
 
     Raises ClusterError when one stands already, or this one does not come up.
@@ -51,7 +53,7 @@ def up(nodes: int) -> None:
     folder.mkdir(parents=True)
     with (folder / "log").open("wb") as log:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "cluster", "stand", str(nodes)],
+            [sys.executable, "-m", "cluster", "stand", *nodes],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -76,13 +78,13 @@ def _wait(keeper: "subprocess.Popen[bytes]", folder: Path) -> None:
             time.sleep(0.2)
 
 
-def stand(nodes: int) -> None:
+def stand(nodes: Sequence[Kind]) -> None:
     """Keep a cluster until SIGTERM or SIGINT; what ``up`` starts."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     folder = _folder()
-    with Cluster(nodes=nodes) as cluster:
+    with Cluster(nodes) as cluster:
         install(cluster.kubeconfig, len(cluster.nodes))
         draft = folder / "kubeconfig.new"
         shutil.copy(cluster.kubeconfig, draft)

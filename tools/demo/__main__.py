@@ -65,7 +65,7 @@ def main() -> int:
         cluster = None
         if not given:
             say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
-            cluster = stack.enter_context(Cluster(nodes=1, wait=False))
+            cluster = stack.enter_context(Cluster(wait=False))
         shell = Shell(ROOT, environment(cluster.kubeconfig if cluster else Path(given or "")))
         say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
         command = COMMAND + (ONE_NODE if cluster else "")
