@@ -9,10 +9,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pinwarden.agent import cgroups
 from pinwarden.agent.cgroups import (
     Layout,
     PodCgroup,
     container_id,
+    cpu_time,
     detect_layout,
     explore,
     member_pids,
@@ -301,3 +303,19 @@ def test_no_hierarchy_is_an_error(tmp_path: Path) -> None:
         process_hierarchy(tmp_path)
     touch(tmp_path, "unified/cgroup.controllers")
     assert detect_layout(tmp_path) is Layout.HYBRID
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize(("step", "seen"), [(200, b"usage_usec 7"), (1_000_000, None), (10_000_000, None)])
+def test_cpu_time_on_a_kernel_that_counts_ticks_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int, seen: bytes | None
+) -> None:
+    """A cgroup that ran for less than a tick shows no other value: nobody may conclude that nothing ran there."""
+    (tmp_path / "cpu.stat").write_text("usage_usec 7\nuser_usec 7\n")
+    calls = iter(range(10**9))
+    monkeypatch.setattr("time.thread_time_ns", lambda: next(calls) // 3 * step)
+    cgroups._counts_ticks.cache_clear()
+    try:
+        assert cpu_time(tmp_path) == seen
+    finally:
+        cgroups._counts_ticks.cache_clear()

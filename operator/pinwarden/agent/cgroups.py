@@ -18,9 +18,11 @@ inside a pod makes no pods of this node. Directories come and go during a walk; 
 import errno
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 _HEX = "[0-9a-f]"
@@ -37,6 +39,8 @@ _V1_CHOICE = ("memory", "pids", "systemd")
 _PROCS = "cgroup.procs"
 _CHUNK = 4096
 _PATH_MAX = 4096  # linux/limits.h: bytes of a path with the zero byte that ends it
+_TICK_NANOSECONDS = 900_000  # HZ is 1000 at most
+_STEPS = 3  # an interrupt may lengthen one
 _VANISHED = (errno.ENOENT, errno.ENODEV)
 
 
@@ -150,13 +154,32 @@ def cpu_time(cgroup: Path | str) -> bytes | None:
     """What the kernel says of the processor time that was used in this directory and below it: other bytes once anything ran there.
 
     It is `usage_usec` of cpu.stat, which every directory of cgroup v2 has, also without the cpu controller (cgroup_base_stat_cputime_show).
-    None for a directory of v1, and for one that cannot be read.
+    None for a directory of v1, for one that cannot be read, and where the kernel counts processor time in ticks.
     """
+    if _counts_ticks():
+        return None
     try:
         usage, _, _ = _read(f"{cgroup}/cpu.stat").partition(b"\n")
     except OSError:
         return None
     return usage if usage.startswith(b"usage_usec") else None
+
+
+@cache
+def _counts_ticks() -> bool:
+    """Return whether this kernel counts processor time in timer ticks: what runs for less than a tick may not show in it.
+
+    That is so without a scheduler clock finer than jiffies (sched_clock), as in user-mode Linux. Takes a few ticks there.
+    """
+    return min(_step() for _ in range(_STEPS)) >= _TICK_NANOSECONDS
+
+
+def _step() -> int:
+    """Return by how many nanoseconds this thread's processor time grows when it grows."""
+    began = time.thread_time_ns()
+    while (grown := time.thread_time_ns() - began) == 0:
+        pass
+    return grown
 
 
 def _read(path: str) -> bytes:
