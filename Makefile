@@ -7,7 +7,7 @@ export PYTHONPATH := operator:tools
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-guest-objects in-guest-pins test-cluster image release bench programs controlplane clean
+.PHONY: help demo up down venv lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -84,19 +84,16 @@ test-api: programs ## on a real API server
 test-image: venv ## the release image, built twice and run in a root of its own, as root
 	$(BIN)/pytest tests/image
 
-test-kernel: venv ## in guests with a real kernel, as root with every capability
-	$(MAKE) --jobs=2 --output-sync=target in-guest-objects in-guest-pins
+test-kernel: venv ## on real kernels in guests (Debian's, emulated, and user-mode Linux), as root with every capability
+	$(MAKE) --jobs=2 --output-sync=target in-emulated-guest in-uml-guest
 
-# Two guests beside each other, and one of one processor: what looks at objects needs no two processes at the same moment.
-IN_GUEST := $(BIN)/python -m cluster guest --timeout 1800
-KERNEL_TEST := env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider
-OBJECTS := $(addprefix tests/kernel/test_,backings.py borrow_limits.py shared.py)
+KERNEL_TEST := env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
-in-guest-objects: venv
-	$(IN_GUEST) --processors 1 -- $(KERNEL_TEST) $(OBJECTS)
+in-emulated-guest: venv
+	$(BIN)/python -m cluster guest --kind qemu --timeout 1800 -- $(KERNEL_TEST) -m emulated
 
-in-guest-pins: venv
-	$(IN_GUEST) -- $(KERNEL_TEST) tests/kernel $(addprefix --ignore=,$(OBJECTS))
+in-uml-guest: venv
+	$(BIN)/python -m cluster guest --kind uml --timeout 1800 -- $(KERNEL_TEST) -m "not emulated"
 
 # Apart: an emulated node takes most of a core though nothing runs on it, and these bring clusters of their own.
 OWN_CLUSTERS := $(addprefix tests/cluster/test_,install.py values.py quick_start.py)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
+
 from .nodes import MIB
 from .shared_nodes import FOLDER, PAGE
 
@@ -107,28 +109,42 @@ CASES = {
         whole=True,
     ),
 }
-OUTLIVE = ["tmpfs", "posixShm", "sysvShm", "hugetlbfs", "file"]
+NOT_IN_UML = ("hugetlbfs", "dmabuf")
+
+
+def kinds(*names: str) -> list[Any]:
+    """Return parameters for a test of these kinds, of all without a name."""
+    return [
+        pytest.param(name, marks=[pytest.mark.emulated] if name in NOT_IN_UML else [])
+        for name in names or CASES
+    ]
+
+
+OUTLIVE = kinds("tmpfs", "posixShm", "sysvShm", "hugetlbfs", "file")
 """Those that stay when their last process has ended."""
 
 
 @contextmanager
-def mounts() -> Iterator[None]:
-    """What an administrator mounted on the node below `FOLDER`."""
-    Path("/proc/sys/vm/nr_hugepages").write_text("4")
-    options = {"tmpfs": "size=16m", "hugetlbfs": "size=8m"}
-    for kind, name in (("tmpfs", "tmpfs"), ("hugetlbfs", "huge")):
+def mounts(kind: str) -> Iterator[None]:
+    """What an administrator mounted on the node below `FOLDER`, for a test of one kind."""
+    huge_pages = kind == "hugetlbfs"
+    mounted = [("tmpfs", "tmpfs", "size=16m"), *[("hugetlbfs", "huge", "size=8m")] * huge_pages]
+    if huge_pages:
+        Path("/proc/sys/vm/nr_hugepages").write_text("4")
+    for file_system, name, options in mounted:
         (FOLDER / name).mkdir(parents=True)
-        subprocess.run(["mount", "-t", kind, "-o", options[kind], "test", FOLDER / name], check=True)
+        subprocess.run(["mount", "-t", file_system, "-o", options, "test", FOLDER / name], check=True)
     (FOLDER / "ext4").mkdir()
     yield
-    for name in ("tmpfs", "huge", "ext4"):
+    for name in (*(name for _, name, _ in mounted), "ext4"):
         if (FOLDER / name).is_mount():
             subprocess.run(["umount", "--lazy", FOLDER / name], check=True)
         else:
             for file in (FOLDER / name).iterdir():
                 file.unlink()
         (FOLDER / name).rmdir()
-    Path("/proc/sys/vm/nr_hugepages").write_text("0")
+    if huge_pages:
+        Path("/proc/sys/vm/nr_hugepages").write_text("0")
     Path("/dev/shm/pw-f").unlink(missing_ok=True)
     with_key = [line for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:] if str(KEY) in line]
     for line in with_key:

@@ -25,6 +25,6 @@ def shares(tmp_path: Path) -> Iterator[SharedNode]:
 
 
 @pytest.fixture
-def mounts() -> Iterator[None]:
-    with backings.mounts():
+def mounts(kind: str) -> Iterator[None]:
+    with backings.mounts(kind):
         yield

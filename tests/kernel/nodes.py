@@ -1,11 +1,13 @@
 """Pods' cgroups named as the kubelet names them, real processes in them, and an engine over both."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,8 @@ class Node:
             while directory.exists():
                 assert time.monotonic() < end, f"{directory} is still in use"
                 for pid in member_pids(directory):
-                    os.kill(pid, 9)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 try:
                     directory.rmdir()
                 except OSError:

@@ -367,6 +367,7 @@ def objects(place: Place, huge_pages: bool) -> list[str]:
     return missing
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("M3", "M6")
 def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool) -> None:
     missing = objects(place, huge_pages)
@@ -504,6 +505,7 @@ def test_a_process_does_not_hide_what_it_has_by_ending_its_first_thread(place: P
             process.kill()
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("M4", "H2")
 def test_an_idle_pod_is_not_walked_again_and_its_figure_keeps_its_time(place: Place) -> None:
     one = place.memfd("memfd", MIB)

@@ -10,6 +10,8 @@ import pytest
 
 from .nodes import MIB, Node
 
+pytestmark = pytest.mark.emulated
+
 
 @pytest.mark.rule("P2", level="Converge")
 def test_locked_memory_and_buffers_of_io_uring_count_together(node: Node) -> None:

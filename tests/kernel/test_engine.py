@@ -40,6 +40,7 @@ def test_a_limit_of_zero_forbids(node: Node) -> None:
     assert worker.lock(PAGE) == (0, errno.EPERM)
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("P1", "P13", level="Converge")
 def test_racing_processes_settle_and_their_overshoot_is_what_is_measured(node: Node) -> None:
     uid = node.pod()
@@ -125,6 +126,7 @@ def test_limits_stay_over_a_restart_and_the_next_engine_gives_back(node: Node) -
     assert worker.limits == GIVEN
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("P1", level="Converge")
 def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:
     uid = node.pod()
@@ -163,6 +165,7 @@ def test_scope_container_holds_each_by_itself(node: Node) -> None:
     assert node.report(uid).level is Level.CONVERGE
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("P1", level="Converge")
 def test_fast_forkers_are_held_and_given_back(node: Node) -> None:
     uid = node.pod()

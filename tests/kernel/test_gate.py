@@ -80,6 +80,7 @@ def gated(agent: Agent, *, user: int = NOBODY) -> tuple[Pod, Process]:
     return pod, locker
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("P1", "H1", level="Deny")
 def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_more(agent: Agent) -> None:
     pod, locker = gated(agent)

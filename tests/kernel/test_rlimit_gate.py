@@ -19,6 +19,7 @@ from pinwarden.agent.gates.rlimit import HeldBackReason, ProcessHandle, held_bac
 from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.api.pinlimit import Contention
 
+pytestmark = pytest.mark.emulated
 PROC = Path("/proc")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20

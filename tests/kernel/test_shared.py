@@ -470,6 +470,7 @@ def test_files(shares: SharedNode, tmpfs: Path) -> None:
     assert shares.report().reason == "NotSupported", "what is on an overlay has its pages elsewhere"
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("M3", "M10")
 def test_hugetlbfs(shares: SharedNode) -> None:
     Path("/proc/sys/vm/nr_hugepages").write_text("4")
@@ -490,6 +491,7 @@ def test_hugetlbfs(shares: SharedNode) -> None:
         Path("/proc/sys/vm/nr_hugepages").write_text("0")
 
 
+@pytest.mark.emulated
 @pytest.mark.rule("M3")
 def test_dma_buffers(shares: SharedNode) -> None:
     assert Path("/dev/udmabuf").exists()
