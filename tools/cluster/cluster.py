@@ -1,9 +1,7 @@
 """A whole cluster: a real control plane on this machine and real nodes in guests, in a network of its own."""
 
 import json
-import shutil
 import ssl
-import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -19,6 +17,8 @@ from cluster.machine import Kind
 from cluster.network import Network
 from cluster.node import Node
 from cluster.nodedisk import image_disk, system_disk
+from cluster.patience import Patience
+from cluster.scratch import scratch
 
 READY_SECONDS = 300.0
 POLL_SECONDS = 0.3
@@ -30,7 +30,7 @@ class Cluster:
 
     Attributes, valid inside the block: ``kubeconfig`` of a member of system:masters, usable from anywhere on this machine;
     ``control_plane``, whose parts can be killed and started; ``nodes``. Entering raises ClusterError, with the reason,
-    when a piece is missing or a node is not Ready within 300 seconds.
+    when a piece is missing or a node is not Ready within 300 spare seconds (:mod:`cluster.patience`).
     """
 
     kubeconfig: Path
@@ -51,8 +51,7 @@ class Cluster:
         systems = {kind: system_disk(kind) for kind in self._kinds}
         images = image_disk(self._images)
         with ExitStack() as resources:
-            directory = Path(tempfile.mkdtemp(prefix="pinwarden-cluster-"))
-            resources.callback(shutil.rmtree, directory)
+            directory = resources.enter_context(scratch("cluster"))
             network = resources.enter_context(Network(len(self._kinds), directory))
 
             def boot_nodes() -> None:
@@ -87,24 +86,21 @@ class Cluster:
     def wait_ready(self, nodes: Sequence[Node]) -> None:
         """Wait until nodes that were just booted are Ready; a guest that dies meanwhile is booted again, at most twice each.
 
-        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 300 seconds.
+        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 300 spare seconds.
         """
-        began = time.monotonic()
-        deadline = began + READY_SECONDS
+        patience = Patience(READY_SECONDS)
         revived = dict.fromkeys((node.name for node in nodes), 0)
         waiting = list(nodes)
         while waiting:
             for node in waiting:
                 revived[node.name] += node.revive()
-                if revived[node.name] > REVIVALS or time.monotonic() > deadline:
+                if revived[node.name] > REVIVALS or patience.ended:
                     raise ClusterError(
                         f"{node.name} is not Ready; the end of its console:\n{node.console()}\n{self._kubelet_log(node)}"
                     )
             time.sleep(POLL_SECONDS)
             waiting = [node for node in waiting if not self._ready(node)]
-        progress(
-            f"{', '.join(node.name for node in nodes)} Ready, waited for {time.monotonic() - began:.0f} s"
-        )
+        progress(f"{', '.join(node.name for node in nodes)} Ready, waited for {patience.elapsed:.0f} s")
 
     def _ready(self, node: Node) -> bool:
         """Whether the API server calls a node Ready, untainted, and in the boot that it is in now."""

@@ -14,10 +14,8 @@ of these asks for the controller manager.
 
 import json
 import secrets
-import shutil
 import socket
 import ssl
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,7 +29,9 @@ from cluster.build import binary
 from cluster.certificates import Authority
 from cluster.errors import ClusterError
 from cluster.network import GATEWAY, Network
+from cluster.patience import Patience
 from cluster.process import Child
+from cluster.scratch import scratch
 
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -149,8 +149,7 @@ class ControlPlane:
             *([SCHEDULER] if self._network else []),
         ]
         executables = {name: binary(name) for name in programs}
-        self.directory = Path(tempfile.mkdtemp(prefix="pinwarden-control-plane-"))
-        resources.callback(shutil.rmtree, self.directory)
+        self.directory = resources.enter_context(scratch("control-plane"))
         self._place(resources)
         self._authority = Authority(self.directory)
         self.ca_file = self._authority.certificate
@@ -271,7 +270,7 @@ class ControlPlane:
             "--leader-elect=false",
             "--secure-port=0",
             "--controllers=*,-node-ipam-controller",
-            "--node-monitor-grace-period=60s",
+            "--node-monitor-grace-period=30s",
         ]
 
     def _scheduler_arguments(self) -> list[str]:
@@ -306,8 +305,8 @@ class ControlPlane:
 
     def _wait(self, name: str) -> None:
         child = self._children[name]
-        deadline = time.monotonic() + READY_SECONDS
-        while child.running and time.monotonic() < deadline:
+        patience = Patience(READY_SECONDS)
+        while child.running and not patience.ended:
             if self._ready[name]():
                 return
             time.sleep(POLL_SECONDS)

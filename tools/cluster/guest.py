@@ -8,9 +8,7 @@ no network.
 import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from cluster.machine import Cgroups, Job, Kind
 from cluster.machines import MACHINES
 from cluster.process import Child
 from cluster.qemu import PROCESSORS
+from cluster.scratch import scratch
 
 ATTEMPTS = 3
 POLL_SECONDS = 0.05
@@ -82,8 +81,7 @@ def run(
     if os.geteuid() != 0:
         raise ClusterError("a guest sees the host's files with the rights of its user: run it as root")
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    folder = Path(tempfile.mkdtemp(prefix="pinwarden-guest-"))
-    try:
+    with scratch("guest") as folder:
         (folder / "job").write_text(_job(argv, environment, directory or Path.cwd()))
         arguments = MACHINES[kind].guest(Job(folder, cgroups, processors))
         deadline = time.monotonic() + timeout
@@ -94,5 +92,3 @@ def run(
             progress(f"the guest died (attempt {attempt} of {ATTEMPTS})")
         end = (folder / "console").read_text(errors="replace")[-4000:]
         raise ClusterError(f"the guest died {ATTEMPTS} times; the end of its console:\n{end}")
-    finally:
-        shutil.rmtree(folder)
