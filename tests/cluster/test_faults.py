@@ -3,8 +3,7 @@
 Each test edits the limit of one running pod, kills a part, edits again, and then wants the last edit in the process and acknowledged in
 the status. What is in force is read from the process itself, on its node, so it can be seen while the API server is away.
 
-The node is emulated and does everything some twenty times slower than a real one, so the deadlines here are only there to end a test;
-that all is consistent within 15 seconds is held by tests/api, where the same processes run at full speed.
+The waits here are only there to end a test; that all is consistent within 15 seconds is held by tests/api.
 """
 
 import json
@@ -18,10 +17,10 @@ from cluster.cluster import Cluster
 from cluster.install import ROOT
 from cluster.node import Node
 
+from .waiting import eventually
+
 NAMESPACE = "faults"
 MIB = 2**20
-SETTLED_SECONDS = 60.0
-STARTED_SECONDS = 240.0
 LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
@@ -29,15 +28,6 @@ LIMIT = {
     "spec": {"podSelector": {"matchLabels": {"app": "held"}}, "limit": "4Mi"},
 }
 Kubectl = Callable[..., str]
-
-
-def eventually(holds: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait until it holds; return after how many seconds it did."""
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 def in_force(node: Node) -> int | None:
@@ -68,12 +58,10 @@ class Held:
             and conditions.get("Enforced") == "True"
         )
 
-    def settles_at(self, mebibytes: int, seconds: float = SETTLED_SECONDS) -> None:
-        """Both the process and the status come to say `mebibytes` within `seconds`."""
-        taken = eventually(
-            lambda: in_force(self.node) == mebibytes * MIB, seconds, f"{mebibytes} MiB in force"
-        )
-        taken += eventually(self.acknowledged, seconds, "the edit is acknowledged")
+    def settles_at(self, mebibytes: int) -> None:
+        """Both the process and the status come to say `mebibytes`."""
+        taken = eventually(lambda: in_force(self.node) == mebibytes * MIB, f"{mebibytes} MiB in force")
+        taken += eventually(self.acknowledged, "the edit is acknowledged")
         print(f"{mebibytes} MiB in force and acknowledged after {taken:.1f} s")
 
 
@@ -106,7 +94,7 @@ def test_a_killed_part_of_pinwarden_comes_back_to_the_last_edit(held: Held, part
     held.node.kill("pinwarden", match=f"pinwarden {part}")
     held.edit(4)
     assert (in_force(held.node) or 0) <= 5 * MIB
-    held.settles_at(4, STARTED_SECONDS)
+    held.settles_at(4)
 
 
 @pytest.mark.rule("H3", level="Converge")
@@ -143,7 +131,7 @@ def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(held: Held, insta
     held.node.power_cut()
     held.edit(4)
     installed.start(held.node)
-    held.settles_at(4, STARTED_SECONDS)
+    held.settles_at(4)
 
 
 def test_a_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
@@ -151,5 +139,5 @@ def test_a_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
     assert held.node.exec(["sh", "-c", f"ls /var/lib/pinwarden/* && {damage}"]).returncode == 0
     held.node.kill("pinwarden", match="pinwarden agent")
     held.edit(3)
-    held.settles_at(3, STARTED_SECONDS)
+    held.settles_at(3)
     assert ".corrupt-" in held.node.exec(["ls", "/var/lib/pinwarden"]).stdout

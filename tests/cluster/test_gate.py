@@ -16,19 +16,12 @@ from cluster.image import NAME
 from cluster.install import ROOT, install
 from cluster.node import Node
 
+from .waiting import eventually
+
 NAMESPACE = "gated"
 LIMIT = 2**20
-SECONDS = 240.0
 PROFILE = "pinwarden/runtime-default-v2.json"
 Kubectl = Callable[..., str]
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.3)
 
 
 def pod(name: str, profile: str = PROFILE) -> str:

@@ -15,12 +15,11 @@ from cluster.install import ROOT
 from cluster.node import Node
 
 from .conftest import Kubectl
-from .test_faults import STARTED_SECONDS, eventually
+from .waiting import eventually
 
 NAMESPACE = "shares"
 MIB = 2**20
 OBJECT = f"/run/pinwarden-shared/{NAMESPACE}/cache"
-SETTLED_SECONDS = 60.0
 
 
 class Shares:
@@ -48,13 +47,13 @@ class Shares:
         )
         self.settles_at(mebibytes)
 
-    def settles_at(self, mebibytes: int, seconds: float = STARTED_SECONDS) -> None:
+    def settles_at(self, mebibytes: int) -> None:
         def holds() -> bool:
             status = self.status()
             borrowed = {each["pod"]: each.get("borrowedBytes") for each in status.get("borrowers", [])}
             return status.get("chargeBytes") == 32 * MIB and borrowed == {"reader": mebibytes * MIB}
 
-        eventually(holds, seconds, f"a borrow of {mebibytes} MiB")
+        eventually(holds, f"a borrow of {mebibytes} MiB")
 
     def status(self) -> dict[str, Any]:
         text = self._kubectl(
@@ -107,7 +106,7 @@ def shares(namespace: Shares) -> Iterator[Shares]:
     namespace.end()
     if not namespace.is_gone():
         namespace.delete()
-        eventually(namespace.is_gone, STARTED_SECONDS, "the group is gone")
+        eventually(namespace.is_gone, "the group is gone")
 
 
 @pytest.mark.rule("H3", "M1")
@@ -124,12 +123,12 @@ def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) 
 @pytest.mark.parametrize("part", ["shared", "agent", "operator"])
 def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> None:
     shares.delete()
-    eventually(shares.is_draining, SETTLED_SECONDS, "it drains")
+    eventually(shares.is_draining, "it drains")
     shares.node.kill("pinwarden", match=f"pinwarden {part}")
     time.sleep(3)
     assert not shares.is_gone(), "the pod has it mapped"
     shares.end()
-    eventually(shares.is_gone, STARTED_SECONDS, "the group is gone")
+    eventually(shares.is_gone, "the group is gone")
     assert shares.node.exec(["test", "-e", OBJECT]).returncode, "what was created is removed"
 
 
@@ -139,12 +138,12 @@ def test_a_node_that_is_removed_while_it_drains_holds_nobody_up(
 ) -> None:
     """The operator dies with the only node, and finds another one of its name when it is back."""
     shares.delete()
-    eventually(shares.is_draining, SETTLED_SECONDS, "it drains")
+    eventually(shares.is_draining, "it drains")
     shares.node.power_cut()
     kubectl("delete", "node", shares.node.name)
     kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--force", "--grace-period=0")
     installed.start(shares.node)
-    eventually(shares.is_gone, STARTED_SECONDS, "the group is gone")
+    eventually(shares.is_gone, "the group is gone")
 
 
 @pytest.mark.rule("M1", "H3")
@@ -154,6 +153,6 @@ def test_after_a_power_cut_the_object_is_made_anew(
     restarts = shares.restarts()
     shares.node.power_cut()
     installed.start(shares.node)
-    eventually(lambda: shares.restarts() > restarts, STARTED_SECONDS, "the pod's container is started again")
+    eventually(lambda: shares.restarts() > restarts, "the pod's container is started again")
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
     shares.borrow(2)

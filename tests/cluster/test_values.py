@@ -9,8 +9,8 @@ from cluster import chart
 from cluster.cluster import Cluster
 from cluster.machine import Kind
 
-from .test_faults import STARTED_SECONDS, eventually
 from .test_install import Site, with_pods
+from .waiting import eventually
 
 # Without the one for large clusters: three operators take minutes to start on two emulated nodes.
 VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
@@ -37,6 +37,6 @@ def test_it_comes_and_goes_with_other_values(site: Site, values: Path) -> None:
         site.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", MONITORING)
     site.install("--values", str(values), *([HERE[name]] if name in HERE else []))
     if name != "one-team":
-        eventually(site.enforced, STARTED_SECONDS, "the limit is enforced")
+        eventually(site.enforced, "the limit is enforced")
     site.uninstall()
-    eventually(lambda: site.left() == [], STARTED_SECONDS, "nothing is left")
+    eventually(lambda: site.left() == [], "nothing is left")

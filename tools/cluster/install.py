@@ -9,7 +9,7 @@ from cluster.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "helm upgrade --install pinwarden charts/pinwarden --namespace pinwarden-system --create-namespace"
-WAIT = " --wait --timeout 300s"
+WAIT = " --wait --timeout 600s"
 ONE_NODE = " --set operator.replicas=1"
 """On a single node a second replica could only fail together with the first."""
 

@@ -28,8 +28,12 @@ def _install(shell: Shell, command: str) -> None:
 def _settle(shell: Shell, command: str) -> None:
     shell.run("kubectl get nodes -o wide")
     shell.run(command + WAIT)
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=300s")
-    shell.wait(f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1", _all_wait)
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=600s")
+    shell.wait(
+        f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
+        _all_wait,
+        f"{PODS} pods wait for a limit",
+    )
 
 
 def _all_wait(log: str) -> bool:
@@ -37,17 +41,20 @@ def _all_wait(log: str) -> bool:
     return len(re.findall(r"waiting until|that is all it wanted", log)) == PODS
 
 
-def _walk(shell: Shell) -> dict[str, str]:
-    """Show every claim; return what is wrong with each that failed."""
+def _walk(shell: Shell) -> tuple[dict[str, str], dict[str, float]]:
+    """Show every claim; return what is wrong with each that failed, and how many seconds each took."""
     failures: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     for number, claim in enumerate(CLAIMS, start=1):
         say(f"\n{number}. {claim.title}")
+        began = time.monotonic()
         try:
             claim.show(shell)
         except ClaimError as error:
             failures[claim.title] = str(error)
             say(f"  FAILED: {error}")
-    return failures
+        seconds[claim.title] = time.monotonic() - began
+    return failures, seconds
 
 
 def _remove(shell: Shell) -> None:
@@ -73,13 +80,14 @@ def main() -> int:
         if cluster:
             cluster.wait_ready(cluster.nodes)
         _settle(shell, command)
-        failures = _walk(shell)
+        failures, seconds = _walk(shell)
         if given:
             _remove(shell)
     say("\nSummary")
     for claim in CLAIMS:
         reason = failures.get(claim.title)
-        say(f"  {'shown ' if reason is None else 'FAILED'}  {claim.title}{f': {reason}' if reason else ''}")
+        shown = f"{'shown ' if reason is None else 'FAILED'} {seconds[claim.title]:4.0f} s"
+        say(f"  {shown}  {claim.title}{f': {reason}' if reason else ''}")
     say(f"{len(CLAIMS) - len(failures)} of {len(CLAIMS)} claims shown in {time.monotonic() - began:.0f} s")
     return 1 if failures else 0
 

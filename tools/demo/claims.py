@@ -50,11 +50,13 @@ def _holds(shell: Shell, pod: str, amount: int, then: str) -> None:
         found = re.search(r"holds (\d+) bytes; (.*)", log)
         return found is not None and int(found[1]) == amount and then in found[2]
 
-    shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted)
+    shell.until(
+        f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted, f"{pod} holds {amount} bytes, then: {then}"
+    )
 
 
 def _status(
-    shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str
+    shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str, what: str
 ) -> dict[str, Any]:
     """Wait until the status is as wanted, then show those of its `fields` (JSONPath) that tell the story."""
     base = f"kubectl -n {NAMESPACE} get {resource} -o"
@@ -67,7 +69,7 @@ def _status(
         return current and wanted(found)
 
     try:
-        shell.wait(f"{base} json", check)
+        shell.wait(f"{base} json", check, f"{resource}: {what}")
     finally:
         shell.run(f"{base} jsonpath='{fields}'")
     return found
@@ -101,6 +103,7 @@ def refused_at_the_limit(shell: Shell) -> None:
             and _condition(status, "WithinLimit")[0] == "True"
         ),
         _conditions("Applied", "Enforced", "WithinLimit"),
+        "4 MiB pinned, Enforced and WithinLimit True",
     )
     shell.run(f"kubectl -n {NAMESPACE} get pinlimit one")
 
@@ -129,6 +132,7 @@ def lowered_below_use(shell: Shell) -> None:
             _condition(status, "WithinLimit")[0] == "False" and _condition(status, "Applied")[0] == "True"
         ),
         _conditions("WithinLimit"),
+        "WithinLimit False, Applied True",
     )
     _holds(shell, "one", 7 * MIB, REFUSED)
 
@@ -151,6 +155,7 @@ def audit_touches_nothing(shell: Shell) -> None:
             and _condition(status, "WithinLimit")[0] == "False"
         ),
         _conditions("Enforced", "WithinLimit"),
+        "8 MiB pinned, Enforced False/Audit, WithinLimit False",
     )
     ask = "import resource; print(*resource.prlimit(1, resource.RLIMIT_MEMLOCK))"
     limits = shell.run(f"kubectl -n {NAMESPACE} exec one -- python3 -c '{ask}'").split()
@@ -171,7 +176,11 @@ def _settled(shell: Shell, least: int, pod: str = "race") -> None:
         held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log))
         return len(held) == 4 and sum(map(int, held.values())) >= least
 
-    shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=8", wanted)
+    shell.until(
+        f"kubectl -n {NAMESPACE} logs {pod} --tail=8",
+        wanted,
+        f"four processes of {pod} are refused, or have all they want, and hold {least} bytes or more",
+    )
 
 
 def four_processes_reserve(shell: Shell) -> None:
@@ -199,6 +208,7 @@ def four_processes_race(shell: Shell) -> None:
             and status.get("overshoot", {}).get("peakBytes", 0) >= excess - UNREPORTED_SHARE * 12 * MIB
         ),
         _conditions("Enforced", "WithinLimit") + "overshoot: {.status.overshoot}",
+        f"{total} bytes pinned, an overshoot of at least {excess} bytes",
     )
     if total >= 4 * 8 * MIB:
         raise ClaimError(f"the race took {total} bytes, all that the runtime gave: nothing held it")
@@ -225,6 +235,7 @@ def _granted(shell: Shell, value: str) -> None:
         "pinlimit/granted",
         lambda status: _condition(status, "Granted")[0] == value,
         _conditions("Granted"),
+        f"Granted {value}",
     )
 
 
@@ -244,13 +255,14 @@ def a_capability_is_said(shell: Shell) -> None:
             )
         ),
         _conditions("Enforced", "WithinLimit"),
+        "10 MiB pinned, Enforced False, a pod at Observe with CapIPCLock",
     )
 
 
 def refused_for_the_whole_pod(shell: Shell) -> None:
     """P1, P5: four racing processes without any capability are held exactly, from their first instruction."""
     _apply(shell, "gated")
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/gated --timeout=120s")
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/gated --timeout=600s")
     _held_exactly(shell, 4 * MIB)
     _status(
         shell,
@@ -263,11 +275,13 @@ def refused_for_the_whole_pod(shell: Shell) -> None:
         ),
         _conditions("Enforced", "WithinLimit")
         + "denials: {.status.denials}, level: {.status.topPods[0].level}",
+        "Enforced and WithinLimit True, four denials, a pod at Deny",
     )
     shell.until(
         f"kubectl -n {NAMESPACE} get events --field-selector reason=PinRefused,involvedObject.name=gated"
         " -o custom-columns=OBJECT:.involvedObject.name,MESSAGE:.message",
         lambda text: "PinLimit pinwarden-demo/gated" in text,
+        "an Event of the pod names the limit",
     )
 
 

@@ -28,7 +28,11 @@ def _says(shell: Shell, pod: str, mebibytes: int, then: str = "") -> None:
         found = re.search(r"maps (\d+) bytes(.*)", log)
         return found is not None and int(found[1]) == mebibytes * MIB and then in found[2]
 
-    shell.until(f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted)
+    shell.until(
+        f"kubectl -n {NAMESPACE} logs {pod} --tail=1",
+        wanted,
+        f"{pod} maps {mebibytes} MiB{then and ', then: '}{then}",
+    )
 
 
 def _status(shell: Shell, **borrowed: int) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def _status(shell: Shell, **borrowed: int) -> dict[str, Any]:
         return now == {pod: amount * MIB for pod, amount in borrowed.items()}
 
     try:
-        shell.wait(f"{_GROUP} -o json", check)
+        shell.wait(f"{_GROUP} -o json", check, f"borrowers and their MiB: {borrowed}")
     finally:
         shell.run(_GROUP)
         shell.run(f"{_GROUP} -o jsonpath='{_TABLE}'")
@@ -59,7 +63,7 @@ def three_pods_share(shell: Shell) -> None:
         " --dry-run=client -o yaml | kubectl apply -f -"
     )
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/shared.yaml -f examples/demo/borrowers.yaml")
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod -l demo=borrower --timeout=120s")
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod -l demo=borrower --timeout=600s")
     _order(shell, "reader", 8)
     _says(shell, "reader", 8)
     _status(shell, reader=8)
@@ -112,6 +116,7 @@ def the_fair_view(shell: Shell) -> None:
         'kubectl get nodepinconfigs -o jsonpath=\'{range .items[*].status.fairView[*]}{.pod}{"\\tmemory.current "}{.current}'
         '{"\\town anonymous "}{.anonymous}{"\\tborrowed "}{.shared}{"\\n"}{end}\'',
         wanted,
+        f"a pod with less than {CAPACITY} bytes current that borrows {CAPACITY}",
     )
     say("  -> the writer's 32 MiB are in no pod's memory.current: the group's own cgroup pays for them")
 
@@ -130,8 +135,9 @@ def draining(shell: Shell) -> None:
     shell.until(
         f"{_GROUP} -o jsonpath='{{.status.phase}}: {{.status.conditions[?(@.type==\"Drained\")].message}}'",
         lambda text: text.startswith("Draining") and "reader" in text,
+        "Draining, and why: reader",
     )
     _order(shell, "reader", 0)
     shell.run(f"kubectl -n {NAMESPACE} delete pod reader stranger")
-    shell.until(f"{_GROUP} --ignore-not-found -o name", lambda text: not text.strip())
+    shell.until(f"{_GROUP} --ignore-not-found -o name", lambda text: not text.strip(), "the group is gone")
     shell.run("kubectl delete persistentvolume demo-shared --wait=false")

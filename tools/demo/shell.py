@@ -8,8 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-POLL_SECONDS = 0.3
-COMMAND_SECONDS = 330.0
+from cluster.patience import Patience
+
+POLL_SECONDS = 0.2
+WAIT_SECONDS = 60.0
+COMMAND_SECONDS = 630.0
+LONGEST_SECONDS = 600.0
+"""What changes all the time is not waited for longer than this before the last 60 spare seconds."""
+LAST_SEEN = 1500
 
 
 class ClaimError(Exception):
@@ -34,34 +40,44 @@ class Shell:
         self._show(command, output)
         return output
 
-    def until(self, command: str, wanted: Callable[[str], bool], seconds: float = 60.0) -> str:
-        """Run a command again and again until its output is as wanted; show and return the last output.
+    def until(self, command: str, wanted: Callable[[str], bool], what: str) -> str:
+        """Run a command until its output is as wanted; show and return the last output. ``what`` says what is wanted.
 
-        Raises ClaimError, after showing the last output, when it is not so in time.
+        Raises ClaimError, after showing the last output, when the output is not so in time.
         """
-        output, done = self._repeat(command, wanted, seconds)
+        output, problem = self._repeat(command, wanted, what)
         self._show(command, output)
-        if not done:
-            raise ClaimError(f"still not so after {seconds:.0f} s")
+        if problem:
+            raise ClaimError(problem)
         return output
 
-    def wait(self, command: str, wanted: Callable[[str], bool], seconds: float = 60.0) -> None:
-        """The same, showing nothing. Raises ClaimError when it is not so in time."""
-        if not self._repeat(command, wanted, seconds)[1]:
-            raise ClaimError(f"still not so after {seconds:.0f} s")
+    def wait(self, command: str, wanted: Callable[[str], bool], what: str) -> None:
+        """Do the same without showing anything; the error has the last output.
 
-    def _repeat(self, command: str, wanted: Callable[[str], bool], seconds: float) -> tuple[str, bool]:
-        """The last output, or the problem instead of one, and whether it is as wanted."""
-        deadline = time.monotonic() + seconds
+        Raises ClaimError when the output is not so in time.
+        """
+        output, problem = self._repeat(command, wanted, what)
+        if problem:
+            raise ClaimError(f"{problem}; last seen: {output.strip()[-LAST_SEEN:] or 'nothing'}")
+
+    def _repeat(self, command: str, wanted: Callable[[str], bool], what: str) -> tuple[str, str]:
+        """Return the last output, or the error in its place, and what is wrong with it: nothing, or that time ran out.
+
+        Time runs out after 60 spare seconds (`cluster.patience`) in which the output did not change.
+        """
+        began, patience, output = time.monotonic(), Patience(WAIT_SECONDS), ""
         while True:
+            before = output
             try:
                 output = self._output(command)
                 if wanted(output):
-                    return output, True
+                    return output, ""
             except ClaimError as error:
                 output = str(error)
-            if time.monotonic() > deadline:
-                return output, False
+            if output != before and time.monotonic() - began < LONGEST_SECONDS:
+                patience = Patience(WAIT_SECONDS)
+            elif patience.ended:
+                return output, f"still not after {time.monotonic() - began:.0f} s: {what}"
             time.sleep(POLL_SECONDS)
 
     def _output(self, command: str) -> str:
