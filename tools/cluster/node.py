@@ -111,7 +111,7 @@ class Node:
         disks = []
         for number, template in enumerate(templates):
             disk = self._directory / f"{self.name}.disk{number}"
-            subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(template), str(disk)], check=True)
+            self._copy(template, disk)
             disks.append(disk)
         devices = Devices(
             name=self.name,
@@ -122,6 +122,12 @@ class Node:
             directory=self._directory,
         )
         return [*self._network.enter, *MACHINES[self.kind].node(devices)]
+
+    def _copy(self, template: Path, disk: Path) -> None:
+        command = ["cp", "--sparse=always", "--reflink=auto", str(template), str(disk)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ClusterError(f"the disks of {self.name} cannot be made: {done.stderr.strip()}")
 
     def _identity(self) -> Path:
         """Make the disk, a tar, that tells one node from another."""

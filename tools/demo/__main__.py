@@ -17,6 +17,9 @@ from demo.claims import CLAIMS, PODS
 from demo.shared import NAMESPACE
 from demo.shell import ClaimError, Shell, say
 
+INTERRUPTED = 130
+"""The exit status of what SIGINT ended, as shells have it."""
+
 
 def _install(shell: Shell, command: str) -> None:
     shell.run(command)
@@ -98,3 +101,6 @@ if __name__ == "__main__":
     except (ClusterError, ClaimError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the cluster has been taken down", file=sys.stderr)
+        sys.exit(INTERRUPTED)
