@@ -171,7 +171,7 @@ def test_an_object_whose_group_is_not_known_yet_is_let_through(node: Node, share
     process = sharer(pod)
     assert maps(process, shared.file, 0, PAGE) == NONE
     node.share({GROUP: shared.extent})
-    assert maps(process, shared.file, 0, PAGE) == NO
+    node.until(lambda: maps(process, shared.file, 0, PAGE) == NO)
     node.kill_gate()
     assert maps(process, shared.file, 0, PAGE) == NO
 

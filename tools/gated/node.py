@@ -121,6 +121,7 @@ class Node:
     """A holder, a gate, and the configuration that an agent would keep. Use `close` at the end."""
 
     def __init__(self, folder: Path) -> None:
+        self._log = folder / "gate.log"
         self.state_dir, self.run_dir = folder / "state", Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}")
         self.state_dir.mkdir()
         self.run_dir.mkdir(mode=0o700)
@@ -137,10 +138,12 @@ class Node:
     def start(self, *arguments: str, capabilities: str = "") -> subprocess.Popen[bytes]:
         """A program of pinwarden, with all capabilities or with these alone (`+sys_ptrace`)."""
         bounded = ["setpriv", f"--bounding-set=-all,{capabilities}"] if capabilities else []
-        process = subprocess.Popen(
-            [*bounded, sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
-        )
+        with self._log.open("a") as log:
+            process = subprocess.Popen(
+                [*bounded, sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
+                env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+                stderr=log,
+            )
         self._processes.append(process)
         return process
 
@@ -178,15 +181,15 @@ class Node:
         )
 
     def configure(self, **spec: Any) -> None:
-        """Puts a NodePinConfig's spec in force, kept as the agent would keep it."""
+        """Keep a NodePinConfig's spec as the agent would, and wait until it is in force. Raises AssertionError after a minute."""
         self._generation += 1
         self._memory.save(Configuration.parse(spec, "npc", self._generation))
-        time.sleep(0.1)  # the gate looks every 50 ms
+        in_force = f"configuration in force: generation {self._generation},"
+        self.until(lambda: in_force in self._log.read_text())
 
     def share(self, extents: Mapping[str, Extent]) -> None:
-        """Tells what belongs to each group of shared memory, by its uid, as the accountant would."""
+        """Tell what belongs to each group of shared memory, by its uid, as the accountant would: in force with the next `configure`."""
         shared.save(self.run_dir / shared.NAME, shared.Told(extents=extents))
-        time.sleep(0.1)
 
     @property
     def told(self) -> Told:
@@ -207,6 +210,7 @@ class Node:
         for process in reversed(self._processes):  # a gate before its holder, without which it would stay
             process.terminate()
             process.wait(10)
+        sys.stderr.write(self._log.read_text())
         for path in self.run_dir.iterdir():
             path.unlink()
         self.run_dir.rmdir()
