@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import threading
+from contextlib import ExitStack
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod, locked
+from gated.node import MIB, NOBODY, Node, Pod
 
 from .processes import PAGE, ask, listeners, start, takes_sigterm
 
@@ -33,16 +35,35 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        last: list[int] = []
-        pids = sorted(self._pod.pids)
-        while not self._ended.wait(0.001):
-            now = [locked(pid) for pid in pids]
-            if now == last:
-                self.most = max(self.most, sum(now))
-                self.readings += 1
-            else:
-                pids = sorted(self._pod.pids)
-            last = now
+        with ExitStack() as opened:
+            pids, last = self._pod.pids, [-1]
+            statuses = [open_status(pid, opened) for pid in pids]
+            while not self._ended.wait(0.001):
+                now = [locked_in(status) for status in statuses]
+                if now == last:
+                    self.most = max(self.most, sum(now))
+                    self.readings += 1
+                elif (found := self._pod.pids) != pids:
+                    opened.close()
+                    pids, statuses = found, [open_status(pid, opened) for pid in found]
+                last = now
+
+
+def open_status(pid: int, until: ExitStack) -> int:
+    """A descriptor of /proc/PID/status: to read it again is five times cheaper than to open it again."""
+    descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+    until.callback(os.close, descriptor)
+    return descriptor
+
+
+def locked_in(status: int) -> int:
+    """VmLck in bytes; 0 when the process has ended."""
+    try:
+        text = os.pread(status, PAGE, 0)
+    except ProcessLookupError:
+        return 0
+    _, found, rest = text.partition(b"VmLck:")
+    return int(rest.split(maxsplit=1)[0]) * 1024 if found else 0
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
