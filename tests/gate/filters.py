@@ -1,9 +1,10 @@
 """A profile as the BPF program that libseccomp makes of it, and what that answers to any call (seccomp(2), `struct seccomp_data`)."""
 
+import operator
 import os
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +17,12 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _DATA = struct.Struct("=IIQ6Q")
 _WORD = struct.Struct("=I")
 _LOAD, _LOAD_SAVED, _SAVE, _AND, _JUMP, _RETURN = 0x20, 0x60, 0x02, 0x54, 0x05, 0x06
-_EQUAL, _GREATER, _NOT_LESS, _ANY_BIT = 0x15, 0x25, 0x35, 0x45
+_COMPARISONS: Final[Mapping[int, Callable[[int, int], int]]] = {
+    0x15: operator.eq,
+    0x25: operator.gt,
+    0x35: operator.ge,
+    0x45: operator.and_,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,34 +39,22 @@ class Program:
         while True:
             code, when_true, when_false, constant = self.instructions[at]
             at += 1
-            match code:
-                case c if c == _RETURN:
-                    return constant & _ACTION_BITS
-                case c if c == _LOAD:
-                    (accumulator,) = _WORD.unpack_from(data, constant)
-                case c if c == _LOAD_SAVED:
-                    accumulator = saved[constant]
-                case c if c == _SAVE:
-                    saved[constant] = accumulator
-                case c if c == _AND:
-                    accumulator &= constant
-                case c if c == _JUMP:
-                    at += constant
-                case _:
-                    at += when_true if _holds(code, accumulator, constant) else when_false
-
-
-def _holds(code: int, accumulator: int, constant: int) -> bool:
-    match code:
-        case c if c == _EQUAL:
-            return accumulator == constant
-        case c if c == _GREATER:
-            return accumulator > constant
-        case c if c == _NOT_LESS:
-            return accumulator >= constant
-        case c if c == _ANY_BIT:
-            return bool(accumulator & constant)
-    raise ValueError(f"instruction {code:#x}")
+            if holds := _COMPARISONS.get(code):
+                at += when_true if holds(accumulator, constant) else when_false
+            elif code == _LOAD:
+                (accumulator,) = _WORD.unpack_from(data, constant)
+            elif code == _RETURN:
+                return constant & _ACTION_BITS
+            elif code == _LOAD_SAVED:
+                accumulator = saved[constant]
+            elif code == _SAVE:
+                saved[constant] = accumulator
+            elif code == _AND:
+                accumulator &= constant
+            elif code == _JUMP:
+                at += constant
+            else:
+                raise ValueError(f"instruction {code:#x}")
 
 
 def program(profile: Mapping[str, Any]) -> Program:
