@@ -75,8 +75,9 @@ test: lint test-unit test-gate test-api test-image test-kernel test-cluster ## e
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
 
+# A gate spends at most a quarter of a processor on one pod, so these tests wait more than they compute. None uses hypothesis.
 test-gate: venv ## the seccomp gate on this machine's own kernel, as root
-	$(BIN)/pytest $(PARALLEL) tests/gate
+	$(BIN)/pytest -p no:hypothesispytest -n $$((2 * $$(nproc))) --dist worksteal tests/gate
 
 test-api: programs ## on a real API server
 	$(BIN)/pytest $(PARALLEL) tests/api
