@@ -19,13 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gated.node import MIB, Node, Pod
+from gated.node import MIB, Node, Pod, Process
 
 PAIR = str(Path(__file__).with_name("pair.py"))
 PODS = 50
 APART = 0.001
 LIMIT = 8 * MIB
-Process = subprocess.Popen[str]
 
 
 def gated(pod: Pod, pairs: int, apart: float, profile: str = "unconfined") -> Process:
@@ -102,7 +101,7 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:
-        node = Node(Path(folder))
+        node = Node(Path(folder), executed=True)
         try:
             measure(node, pairs)
         finally:

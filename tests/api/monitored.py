@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import chart
-from gated.node import NOBODY
+from gated.node import NOBODY, Process
 from gated.node import Node as GatedNode
 from gated.node import Pod as GatedPod
 from monitoring.prometheus import HOST, Prometheus, Target
@@ -46,7 +46,7 @@ def free_port() -> int:
     return port
 
 
-def tell(process: "subprocess.Popen[str]", line: str) -> int:
+def tell(process: Process, line: str) -> int:
     """An order to a pinner, and what it answers: errno, 0 where it did it."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -280,13 +280,13 @@ class Stage:
                 subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
             )
 
-    def gated_pod(self, app: str, *, user: int = NOBODY, profile: bool = True) -> "subprocess.Popen[str]":
+    def gated_pod(self, app: str, *, user: int = NOBODY, profile: bool = True) -> Process:
         """A pod of this machine, with or without the gate's profile, and its object."""
         pod = self.gated.pod()
         self._gated_pods.append(pod)
+        process: Process
         if profile:
             process = pod.run([str(PINNER)], user=user)
-            assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         else:
             process = self._bare(pod)

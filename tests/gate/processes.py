@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gated.node import NOBODY, Pod
+from gated.node import NOBODY, Pod, Process
 
 HERE = Path(__file__).parent
 PAGE = 4096
-Process = subprocess.Popen[str]
 
 
 def tell(process: Process, line: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod, kill, locked
+from gated.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 from pinwarden.agent.gates.seccomp.accounts import GOOD_SECONDS
 from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, UNLISTED_SECONDS
 
-from .processes import HERE, PAGE, Process, ask, hear, start, tell
+from .processes import HERE, PAGE, ask, hear, start, tell
 
 LIMIT = MIB
 HALF = LIMIT // 2

@@ -10,7 +10,7 @@ import pytest
 
 from gated.node import MIB, NOBODY, Node, Pod
 
-from .processes import PAGE, ask, listeners, start, takes_sigterm
+from .processes import PAGE, ask, start
 
 LIMIT = MIB
 MCL_FUTURE = 2
@@ -125,59 +125,6 @@ def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) 
     assert 0 < watch.most <= LIMIT
 
 
-@pytest.mark.rule("H3", level="Deny")
-def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) -> None:
-    pod = node.pod()
-    node.hold({pod.uid: LIMIT})
-    locker = start(pod, "locker.py", 2 * LIMIT)
-    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
-    for _ in range(3):
-        node.holder.kill()
-        node.holder.wait()
-        node.holder = node.start("holder")
-        node.until(lambda: listeners(node.holder.pid) == 1)
-        node.kill_gate()
-        assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
-
-
-@pytest.mark.rule("H3", level="Deny")
-def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) -> None:
-    pod = node.pod()
-    node.hold({pod.uid: LIMIT})
-    loopers = start(pod, "looper.py", 4)
-    for _ in range(3):
-        old_holder, old_gate = node.holder, node.gate
-        node.holder = node.start("holder")
-        node.gate = node.start("gate", "--state-dir", str(node.state_dir))
-        for each in (node.holder, node.gate):
-            node.until(lambda each=each: takes_sigterm(each.pid))  # type: ignore[misc]
-        assert old_gate.poll() is None
-        for old in (old_gate, old_holder):
-            old.terminate()
-            assert old.wait(5) == 0
-        before = int(ask(loopers, "").split()[0])
-        node.until(lambda before=before: int(ask(loopers, "").split()[0]) > before + 20)  # type: ignore[misc]
-        fresh = start(node.pod(), "locker.py", LIMIT)
-        assert ask(fresh, f"lock {PAGE}") == f"{PAGE} 0"
-    assert len(ask(loopers, "").split()) == 1
-
-
-@pytest.mark.rule("H3", level="Deny")
-def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node: Node) -> None:
-    pod = node.pod()
-    node.hold({pod.uid: LIMIT})
-    locker = start(pod, "locker.py", 2 * LIMIT)
-    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
-    node.holder.kill()
-    node.holder.wait()
-    node.gate.terminate()
-    assert ask(locker, f"lock {PAGE}") == f"{2 * PAGE} 0"
-    node.holder = node.start("holder")
-    assert node.gate.wait(30) == 0
-    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
-    assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
-
-
 @pytest.mark.rule("H1", level="Deny")
 def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
     pod = node.pod()
@@ -206,35 +153,3 @@ def test_what_loosened_a_pod_is_known_when_its_container_was_started_anew(node: 
     start(pod, "locker.py", LIMIT)
     node.until(lambda: pod.container in node.told.containers)
     assert node.told.loosened == {pod.uid: reasons}
-
-
-@pytest.mark.rule("H1", level="Deny")
-def test_a_gate_that_is_told_to_end_is_missed_only_where_it_holds_a_pod(node: Node) -> None:
-    record = node.run_dir / "gate.json"
-    node.until(record.exists)
-    node.gate.terminate()
-    assert node.gate.wait(30) == 0
-    assert not record.exists()
-    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
-    pod = node.pod()
-    node.hold({pod.uid: LIMIT})
-    assert ask(start(pod, "locker.py", LIMIT), f"lock {PAGE}") == f"{PAGE} 0"
-    node.gate.terminate()
-    assert node.gate.wait(30) == 0
-    assert pod.container in node.told.containers
-    node.gate = node.start("gate", "--state-dir", str(node.state_dir))
-
-
-@pytest.mark.rule("H1", level="Deny")
-def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
-    pod = node.pod()
-    node.hold({pod.uid: LIMIT})
-    locker = start(pod, "locker.py", LIMIT)
-    assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
-    node.until(lambda: pod.container in node.told.containers)
-    for each in (node.holder, node.gate):
-        each.kill()
-        each.wait()
-    assert ask(locker, f"lock {PAGE}") == f"{PAGE} {errno.ENOSYS}"
-    node.holder, node.gate = node.start("holder"), node.start("gate", "--state-dir", str(node.state_dir))
-    node.until(lambda: pod.container in node.told.lost)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import CGROUP, MIB, NOBODY, Node, Pod
+from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.agent.cgroups import member_pids, process_hierarchy
 from pinwarden.agent.followed import ProcessTable
 from pinwarden.agent.gated import GateRecord, Standing
@@ -28,7 +28,7 @@ from pinwarden.agent.gates.seccomp.notify import Call
 from pinwarden.agent.governed import Governed
 from pinwarden.agent.subjects import Held
 
-from .processes import HERE, PAGE, Process, ask, compiled, hear, start, tell
+from .processes import HERE, PAGE, ask, compiled, hear, start, tell
 
 LIMIT = MIB
 SECONDS = 10.0

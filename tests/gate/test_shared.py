@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gated.node import MIB, Node, Pod
+from gated.node import MIB, Node, Pod, Process
 from pinwarden.agent.gates.seccomp.decision import UNLISTED_SECONDS
 from pinwarden.agent.gates.seccomp.shared import Range, total
 from pinwarden.agent.gates.seccomp.targets import mapped
@@ -23,7 +23,7 @@ from pinwarden.agent.shared.maps import Wanted
 from pinwarden.agent.shared.objects import Extent, ObjectId
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 
-from .processes import PAGE, Process, ask, start, tell
+from .processes import PAGE, ask, start, tell
 from .test_calls import answers
 from .test_exactness import LIMIT
 

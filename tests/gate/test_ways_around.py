@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod, kill, locked
+from gated.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 
-from .processes import PAGE, Process, ask, compiled, hear, start, tell
+from .processes import PAGE, ask, compiled, hear, start, tell
 
 LIMIT = MIB
 LINUX_NOTIFY, LINUX_ALLOW, LINUX_ENOSPC = 0x7FC00000, 0x7FFF0000, 0x00050000 | errno.ENOSPC

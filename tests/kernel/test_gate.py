@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gated.node import CGROUP, MIB, NOBODY, Node, Pod
+from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import prlimit_memlock, probe
@@ -16,7 +16,7 @@ from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport
 from pinwarden.api.pinlimit import Level
 
-from ..gate.processes import PAGE, Process, ask, start
+from ..gate.processes import PAGE, ask, start
 
 GIVEN = Limits(2 * MIB, 2 * MIB)
 

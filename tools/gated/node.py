@@ -4,7 +4,6 @@ A pod's process does what a container runtime does before the first instruction:
 listener's descriptor with the OCI state to the profile's socket, becomes the user, and execs.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gated.forks import Forked, ForkServer
 from pinwarden.agent.cgroups import member_pids, process_hierarchy
 from pinwarden.agent.configuration import Configuration, LastConfiguration
 from pinwarden.agent.gates.seccomp.profiles import METADATA
@@ -25,10 +26,16 @@ from pinwarden.agent.shared.objects import Extent
 
 CGROUP = Path("/sys/fs/cgroup")
 ROOT = Path(__file__).parents[2]
-STARTER = Path(__file__).with_name("starter.py")
 MIB = 2**20
 NOBODY = 65534
 DEADLINE_SECONDS = 60.0
+Process = Forked | subprocess.Popen[str]
+
+
+@cache
+def starter() -> ForkServer:
+    """The fork server of this process."""
+    return ForkServer("gated.starter", [ROOT / "operator", ROOT / "tools"])
 
 
 class Pod:
@@ -41,11 +48,11 @@ class Pod:
         self.directory = node.pods / f"pod{self.uid}"
         for identity in (self.sandbox, self.container):
             (self.directory / identity).mkdir(parents=True)
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Process] = []
 
     def run(
         self, argv: Sequence[str], *, user: int = NOBODY, profile: str = "unconfined", name: str = "main"
-    ) -> subprocess.Popen[str]:
+    ) -> Forked:
         """A process as a container runtime starts it, with pipes; `user` 0 keeps every capability. A Python program ends with .py."""
         settings = {
             "procs": str(self.directory / self.container / "cgroup.procs"),
@@ -70,13 +77,7 @@ class Pod:
                 },
             },
         }
-        process = subprocess.Popen(
-            [sys.executable, "-S", str(STARTER), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'tools'}"},
-        )
+        process = starter().start("container", settings)
         self.processes.append(process)
         return process
 
@@ -100,12 +101,7 @@ class Pod:
         for pid in self.pids:
             kill(pid)
         for process in self.processes:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                with suppress(BrokenPipeError):  # what was never read goes with it
-                    if stream is not None:
-                        stream.close()
+            _end(process)
         end = time.monotonic() + DEADLINE_SECONDS
         while self.directory.exists() and time.monotonic() < end:
             for directory in (self.directory / self.sandbox, self.directory / self.container, self.directory):
@@ -120,7 +116,9 @@ class Pod:
 class Node:
     """A holder, a gate, and the configuration that an agent would keep. Use `close` at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, executed: bool = False) -> None:
+        """Start both: forked, or `executed` as a container runtime starts them, each with an interpreter of its own."""
+        self._executed = executed
         self._log = folder / "gate.log"
         self.state_dir, self.run_dir = folder / "state", Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}")
         self.state_dir.mkdir()
@@ -130,20 +128,26 @@ class Node:
         self._memory = LastConfiguration(self.state_dir / "nodepinconfig.json")
         self._generation = 0
         self._made: list[Pod] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
         self.holder = self.start("holder")
         self.until(lambda: (self.run_dir / "holder.sock").exists())
         self.gate = self.start("gate", "--state-dir", str(self.state_dir))
 
-    def start(self, *arguments: str, capabilities: str = "") -> subprocess.Popen[bytes]:
-        """A program of pinwarden, with all capabilities or with these alone (`+sys_ptrace`)."""
+    def start(self, *arguments: str, capabilities: str = "") -> Process:
+        """Start a program of pinwarden, with all capabilities or with these alone (`+sys_ptrace`): then it is executed."""
+        command = [*arguments, "--run-dir", str(self.run_dir)]
         bounded = ["setpriv", f"--bounding-set=-all,{capabilities}"] if capabilities else []
+        process: Process
         with self._log.open("a") as log:
-            process = subprocess.Popen(
-                [*bounded, sys.executable, "-m", "pinwarden", *arguments, "--run-dir", str(self.run_dir)],
-                env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
-                stderr=log,
-            )
+            if self._executed or bounded:
+                process = subprocess.Popen(
+                    [*bounded, sys.executable, "-m", "pinwarden", *command],
+                    env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+                    stderr=log,
+                    text=True,
+                )
+            else:
+                process = starter().start("pinwarden", command, stderr=log.fileno())
         self._processes.append(process)
         return process
 
@@ -207,13 +211,23 @@ class Node:
         """Ends everything by its process id."""
         for pod in self._made:
             pod.end()
-        for process in reversed(self._processes):  # a gate before its holder, without which it would stay
-            process.terminate()
-            process.wait(10)
+        self.gate.terminate()
+        self.gate.wait(10)
+        for process in self._processes:
+            _end(process)
         sys.stderr.write(self._log.read_text())
         for path in self.run_dir.iterdir():
             path.unlink()
         self.run_dir.rmdir()
+
+
+def _end(process: Process) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with suppress(BrokenPipeError):  # what was never read goes with it
+            if stream is not None:
+                stream.close()
 
 
 def locked(pid: int) -> int:

@@ -1,10 +1,10 @@
-"""Stands for runc: makes itself a container's process, and goes on as the program that it is told; started by node.py.
+"""The fork server of node.py: a container's processes, and the programs of pinwarden, without an interpreter's start for each.
 
-A Python program is read before the process becomes its user, who may not be allowed to read the interpreter's own files; another program is
-executed.
+`container` stands for runc: it makes itself a container's process, and goes on as the program that it is told. A Python program is read
+before the process becomes its user, who may not be allowed to read the interpreter's own files; another program is executed.
 """
 
-import ctypes  # noqa: F401 - what programs import is read before the user changes
+import ctypes  # noqa: F401 - what programs import is imported before the fork
 import json
 import mmap  # noqa: F401
 import os
@@ -15,30 +15,47 @@ import struct  # noqa: F401
 import sys
 import threading  # noqa: F401
 import time  # noqa: F401
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pinwarden.agent.gates.seccomp.daemon
+import pinwarden.agent.gates.seccomp.holder  # noqa: F401 - imported by `main` otherwise
 from gated.filters import install
+from gated.forks import serve
 from pinwarden.agent.gates.seccomp.profiles import profiles
+from pinwarden.cli.main import main
 
-settings = json.loads(sys.argv[1])
-with open(settings["procs"], "w") as file:
-    file.write(str(os.getpid()))
-profile = next(
-    content for name, content in profiles(settings["socket"]).items() if name.startswith(settings["profile"])
-)
-listener = install(profile)
-message = json.dumps({**settings["state"], "pid": os.getpid()}).encode()
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(settings["socket"])
-    socket.send_fds(connection, [message], [listener])
-os.close(listener)
-program, *arguments = settings["argv"]
-code = compile(Path(program).read_text(), program, "exec") if program.endswith(".py") else None
-if settings["user"]:
-    os.setgroups([])
-    os.setresgid(*[settings["user"]] * 3)
-    os.setresuid(*[settings["user"]] * 3)
-if code is None:
-    os.execv(program, [program, *arguments])
-sys.argv[:] = [program, *arguments]
-exec(code, {"__name__": "__main__"})
+
+def container(settings: dict[str, Any]) -> None:
+    """Become the process that the settings describe. Raises OSError."""
+    with open(settings["procs"], "w") as file:
+        file.write(str(os.getpid()))
+    profile = next(
+        content
+        for name, content in profiles(settings["socket"]).items()
+        if name.startswith(settings["profile"])
+    )
+    listener = install(profile)
+    message = json.dumps({**settings["state"], "pid": os.getpid()}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(settings["socket"])
+        socket.send_fds(connection, [message], [listener])
+    os.close(listener)
+    program, *arguments = settings["argv"]
+    code = compile(Path(program).read_text(), program, "exec") if program.endswith(".py") else None
+    if settings["user"]:
+        os.setgroups([])
+        os.setresgid(*[settings["user"]] * 3)
+        os.setresuid(*[settings["user"]] * 3)
+    if code is None:
+        os.execv(program, [program, *arguments])
+    sys.argv[:] = [program, *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
+FUNCTIONS: dict[str, Callable[..., int | None]] = {"container": container, "pinwarden": main}
+
+if __name__ == "__main__":
+    function, arguments = serve(int(sys.argv[1]))
+    raise SystemExit(FUNCTIONS[function](*arguments))
