@@ -79,30 +79,39 @@ def test_links_to_other_files_lead_to_the_repository(site: Path) -> None:
     assert not [target for target in outward if target.startswith("../../../")]
 
 
+def written(folder: Path, pages: dict[str, str]) -> Path:
+    """Write a documentation of these pages, with the settings of the real one, and return its folder."""
+    source = folder / "docs"
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.md"))
+    conf = source / "conf.py"
+    conf.write_text(conf.read_text().replace("Path(__file__).resolve().parents[1]", f"Path({str(ROOT)!r})"))
+    for name, text in pages.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    return source
+
+
 def test_without_a_repository_they_lead_to_the_checkout(tmp_path: Path) -> None:
+    """Two pages are enough: the way to the checkout depends on a page's depth alone."""
     out = ROOT / "build" / f"site-of-test-{tmp_path.name}-{os.getpid()}"
+    readme = "../../../bench/README.md"
+    pages = {
+        "index.md": f"# A\n\n## One\n\n- [b](how-to/b.md)\n\n[c]({readme})\n",
+        "how-to/b.md": f"# B\n\n[c](../{readme}#see)\n",
+    }
     try:
-        assert build(DOCS, out).returncode == 0
-        pages = {page: Links(page).found for page in (out / "site").rglob("*.html")}
-        targets = {
-            (page.parent / target.partition("#")[0]).resolve()
-            for page, found in pages.items()
-            for target in found
-            if re.match(r"\.\./(\.\./)+", target)
-        }
-        assert ROOT / "bench" / "README.md" in targets
-        assert not [target for target in targets if not target.exists()]
+        done = build(written(out, pages), out)
+        assert (done.returncode, done.stderr) == (0, "")
+        for name in pages:
+            page = (out / "site" / name).with_suffix(".html")
+            (target,) = (link for link in Links(page).found if re.match(r"\.\./(\.\./)+", link))
+            assert (page.parent / target.partition("#")[0]).resolve() == ROOT / "bench" / "README.md"
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
 
 def test_a_link_to_nothing_ends_the_build(tmp_path: Path) -> None:
-    source = tmp_path / "docs"
-    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.md"))
-    conf = source / "conf.py"
-    conf.write_text(conf.read_text().replace("Path(__file__).resolve().parents[1]", f"Path({str(ROOT)!r})"))
-    (source / "index.md").write_text("# A\n\n[x](../none.yaml)\n")
-    done = build(source, tmp_path)
+    done = build(written(tmp_path, {"index.md": "# A\n\n[x](../none.yaml)\n"}), tmp_path)
     assert done.returncode != 0
     assert "../none.yaml is not in the repository" in done.stderr
 
