@@ -22,7 +22,6 @@ from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.model.license import License, LicenseAcknowledgement
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from release.archive import Image
@@ -130,6 +129,9 @@ def bill(image: Image, wheels: Path) -> str:
     bom.metadata.tools.components.add(this_component())
     bom.register_dependency(whole, parts)
     text = JsonV1Dot6(bom).output_as_string(indent=2)
+    # Imported here because it takes 3 s: it builds parsers of every string format.
+    from cyclonedx.validation.json import JsonStrictValidator
+
     if problem := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         raise ReleaseError(f"the bill of materials is not CycloneDX: {problem}")
     return f"{text}\n"
