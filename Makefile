@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONPATH := operator:tools
+# Byte code is kept: the suites start hundreds of interpreters.
+unexport PYTHONDONTWRITEBYTECODE
 # A module is one worker's, with the servers that it starts.
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
