@@ -69,7 +69,7 @@ SITE := --builder html --nitpicky --fail-on-warning --keep-going --fresh-env --q
 lint: venv ## format check, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy operator tools tests bench
+	$(BIN)/mypy --num-workers auto operator tools tests bench
 	$(BIN)/lint-imports
 
 test: lint test-unit test-gate test-api test-image test-kernel test-cluster ## every test
