@@ -5,8 +5,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -149,6 +150,10 @@ def test_the_signature_changes_with_every_kind_of_change(tmp_path: Path) -> None
     assert len(set(seen)) == len(seen)
 
 
+class EndedError(Exception):
+    """Ends the loop of a watcher."""
+
+
 class Posts(list[Configuration | Problem]):
     """What a watcher that runs in a thread posted; `sees` waits for the last post to be as told."""
 
@@ -156,8 +161,29 @@ class Posts(list[Configuration | Problem]):
         super().__init__()
         self.failed: list[str] = []
         self.memory = LastConfiguration(state)
-        watcher = LocalWatcher(path, self.memory, post=self.append, failed=self.failed.append)
-        threading.Thread(target=watcher.run, daemon=True).start()
+        self._ended = threading.Event()
+        watcher = LocalWatcher(
+            path, self.memory, post=self.append, failed=self.failed.append, sleep=self._sleep
+        )
+
+        def run() -> None:
+            with suppress(EndedError):
+                watcher.run()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def _sleep(self, seconds: float) -> None:
+        if self._ended.wait(seconds):
+            raise EndedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread, which opens files as long as it runs."""
+        self._ended.set()
+        self._thread.join()
 
     def sees(self, holds: Callable[[Configuration | Problem], bool]) -> None:
         deadline = time.monotonic() + 20
@@ -176,8 +202,7 @@ def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
     folder = tmp_path / "config"
     folder.mkdir()
     write(folder, a={"limits": [limit("a")]})
-    with caplog.at_level(logging.ERROR):
-        posts = Posts(folder, tmp_path / "last.json")
+    with caplog.at_level(logging.ERROR), Posts(folder, tmp_path / "last.json") as posts:
         posts.sees_names("a")
         write(folder, b={"limits": [limit("b")]})
         posts.sees_names("a", "b")
@@ -196,12 +221,12 @@ def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
 def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write(tmp_path, a={"limits": [limit("a")]})
-    posts = Posts(path, tmp_path / "last")
-    posts.sees_names("a")
-    path.write_text("{")
-    posts.sees(lambda last: isinstance(last, Problem))
-    write(tmp_path, a={"limits": [limit("a")]})
-    posts.sees_names("a")
+    with Posts(path, tmp_path / "last") as posts:
+        posts.sees_names("a")
+        path.write_text("{")
+        posts.sees(lambda last: isinstance(last, Problem))
+        write(tmp_path, a={"limits": [limit("a")]})
+        posts.sees_names("a")
 
 
 def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
@@ -209,13 +234,13 @@ def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
 ) -> None:
     monkeypatch.setattr(localconfig, "SAVE_AGAIN_SECONDS", 0.1)
     (tmp_path / "last.new").mkdir()
-    posts = Posts(write(tmp_path, a={"limits": [limit("a")]}), tmp_path / "last")
-    posts.sees_names("a")
-    deadline = time.monotonic() + 20
-    while "remember" not in posts.failed:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    (tmp_path / "last.new").rmdir()
-    while LastConfiguration(tmp_path / "last").load() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with Posts(write(tmp_path, a={"limits": [limit("a")]}), tmp_path / "last") as posts:
+        posts.sees_names("a")
+        deadline = time.monotonic() + 20
+        while "remember" not in posts.failed:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (tmp_path / "last.new").rmdir()
+        while LastConfiguration(tmp_path / "last").load() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
