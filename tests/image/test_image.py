@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ print("ended")
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two archives: of two copies of the source, in folders of other names, with nothing kept from one to the next."""
+    """Two archives: of two copies of the source, in folders of other names, built at the same time in stores of their own."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "another")]
     first = folders[0] / "source"
     for name in ("operator", *image.FILES, "requirements-dev.lock"):
@@ -75,10 +76,14 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         else:
             shutil.copy(ROOT / name, first / name)
     second = shutil.copytree(first, folders[1] / "elsewhere", copy_function=shutil.copyfile)
-    for tree in (first, second):
+
+    def archive(tree: Path) -> Path:
         image.build(tree, tree.parent / "image.tar", tree.parent / "store", LABELS)
         shutil.rmtree(tree.parent / "store")
-    return [tree.parent / "image.tar" for tree in (first, second)]
+        return tree.parent / "image.tar"
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(archive, (first, second)))
 
 
 @pytest.fixture(scope="module")
