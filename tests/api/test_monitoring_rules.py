@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from monitoring.alerts import GROUPS, alerts
+from monitoring.alerts import alerts
 from monitoring.prometheus import promtool
-from monitoring.rules import Alert, rules
+from monitoring.rules import Alert, Group, rules
 
 from .conftest import ROOT
 
@@ -136,22 +136,26 @@ def test_every_alert_has_a_case() -> None:
     assert CASES.keys() == {alert.name for alert in alerts()}
 
 
-def bare_rules() -> dict[str, Any]:
-    """The rules without texts, which the scenario on a real Prometheus looks at."""
-    content = rules(GROUPS)
-    for group in content["groups"]:
-        for rule in group["rules"]:
-            del rule["annotations"]
+def bare(alert: Alert) -> dict[str, Any]:
+    """A rules file of one alert, without the texts, which the scenario on a real Prometheus looks at."""
+    content = rules([Group("of-test", "", (alert,))])
+    del content["groups"][0]["rules"][0]["annotations"]
     return content
 
 
 def test_promtool(tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(bare_rules()))
-    by_name = {alert.name: alert for alert in alerts()}
-    tests = [test for name, case in CASES.items() for test in checks(by_name[name], case)]
-    content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
-    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    promtool("test", "rules", str(tmp_path / "tests.yaml"))
+    """Each alert has files of its own: promtool evaluates all rules of a file at each minute of each of its tests."""
+    files = []
+    for alert in alerts():
+        content = {
+            "rule_files": [f"{alert.name}-rules.yaml"],
+            "evaluation_interval": "1m",
+            "tests": checks(alert, CASES[alert.name]),
+        }
+        (tmp_path / f"{alert.name}-rules.yaml").write_text(yaml.safe_dump(bare(alert)))
+        files.append(tmp_path / f"{alert.name}.yaml")
+        files[-1].write_text(yaml.safe_dump(content, sort_keys=False))
+    promtool("test", "rules", *map(str, files))
 
 
 def checks(alert: Alert, case: Case) -> list[dict[str, Any]]:
