@@ -51,6 +51,16 @@ def cluster() -> Iterator["Cluster"]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def own() -> Iterator["Cluster"]:
+    """The same for one module alone, with the operator's Deployment: `pinwarden uninstall` acts on a whole cluster."""
+    from .operators import prepared
+
+    with prepared() as made:
+        made.deployment()
+        yield made
+
+
 @pytest.fixture
 def kubectl(control_plane: ControlPlane) -> Kubectl:
     """Runs kubectl as admin: ``kubectl("get", "pods", stdin="", check=True)``; output is text."""

@@ -1,0 +1,121 @@
+"""`pinwarden uninstall` against a real API server and a real operator does all of it, or nothing, and says which."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .operators import LEASE, SYSTEM, Cluster, Operator, config_path, eventually
+from .uninstalling import gate, mode, uninstall
+
+
+@pytest.fixture
+def operator(own: Cluster, tmp_path: Path) -> Iterator[Operator]:
+    with Operator(own, tmp_path) as running:
+        yield running.leads()
+
+
+@pytest.mark.rule("H1")
+def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
+    own: Cluster, operator: Operator
+) -> None:
+    deployment = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/pinwarden-operator"
+    own.send("DELETE", deployment)
+    node = own.node()
+    eventually(lambda: own.config(node), bool)
+    said, wrong = uninstall(own).communicate(timeout=60)
+    assert "there is no Deployment pinwarden-operator in the namespace pinwarden-system" in said, wrong
+    eventually(lambda: own.config(node), bool)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.deployment()
+
+
+def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator) -> None:
+    node, namespace = own.node(), own.namespace()
+    agent = own.agent(node)
+    own.pod(namespace, node)
+    own.limit(namespace)
+    eventually(lambda: own.held(node), bool)
+    before = own.config(node)["spec"]
+    run = uninstall(own, "--timeout=60")
+    eventually(lambda: mode(own, node), lambda last: last == "Release")
+    run.terminate()
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "it was ended before it was done" in said
+    eventually(lambda: own.config(node)["spec"], lambda last: last == before)
+    own.send("DELETE", agent)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", config_path(node))
+
+
+def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
+    own: Cluster, operator: Operator
+) -> None:
+    node, namespace = own.node(), own.namespace()
+    own.pod(namespace, node)
+    group, other = own.group(namespace), own.group(namespace)
+    for each in (group, other):
+        eventually(lambda each=each: own.find(each)["metadata"].get("finalizers"), bool)  # type: ignore[misc]
+    own.merge(group, {"metadata": {"finalizers": ["pinwarden.io/shared-memory", "example.org/mine"]}})
+    run = uninstall(own)
+    eventually(lambda: own.holder(), lambda holder: holder.startswith("pinwarden-uninstall"))
+    own.merge(other, {"metadata": {"finalizers": None}})
+    own.send("DELETE", other)
+    _, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert own.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
+    assert not own.find(other)
+    own.merge(group, {"metadata": {"finalizers": None}})
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", LEASE)
+
+
+def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
+    own: Cluster, operator: Operator
+) -> None:
+    node, namespace = own.node(), own.namespace()
+    own.pod(namespace, node)
+    group = own.group(namespace)
+    finalizers = eventually(lambda: own.find(group)["metadata"].get("finalizers"), bool)
+    eventually(lambda: own.held(node), bool)
+    own.report_groups(node)
+    operator.process.send_signal(signal.SIGSTOP)
+    own.merge(group, {"metadata": {"finalizers": None}})
+    run = uninstall(own)
+    eventually(lambda: mode(own, node), lambda last: last == "Release")
+    own.merge(group, {"metadata": {"finalizers": finalizers}})
+    _, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert not own.find(group)["metadata"].get("finalizers")
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", LEASE)
+
+
+def test_in_the_wrong_namespace_it_does_not_begin(own: Cluster, operator: Operator) -> None:
+    node = own.node()
+    eventually(lambda: own.config(node), bool)
+    said = uninstall(own, "--namespace=elsewhere").communicate(timeout=60)[1]
+    assert "no Lease pinwarden-operator in the namespace elsewhere" in said
+    assert mode(own, node) == "Active"
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", config_path(node))
+
+
+def test_gated_pods_keep_it_from_beginning(own: Cluster, operator: Operator) -> None:
+    node, namespace = own.node(), own.namespace()
+    name = gate(own, namespace, node)
+    lease = own.find(LEASE)["spec"]["holderIdentity"]
+    eventually(lambda: own.config(node), bool)
+    said = uninstall(own).communicate(timeout=60)[1]
+    assert (
+        f"1 pods have the gate's seccomp profile, and their pinning calls would fail with ENOSYS without the gate: {name}."
+        in said
+    )
+    assert own.find(LEASE)["spec"]["holderIdentity"] == lease
+    run = uninstall(own, "--gated-pods=Break")
+    out, wrong = run.communicate(timeout=60)
+    assert run.returncode == 0, wrong
+    assert f"pinning calls of these pods fail with ENOSYS from now on: {name}" in out
+    own.send("DELETE", LEASE)
