@@ -27,7 +27,7 @@ def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(own: Cluster, o
     agent = own.agent(node)
     own.pod(namespace, node)
     own.limit(namespace)
-    eventually(lambda: own.held(node), bool)
+    eventually(lambda: own.held(node), lambda pods: len(pods) == 2 and any(pods.values()))
     own.acknowledge(node)
     before = own.config(node)["spec"]
     run = uninstall(own)

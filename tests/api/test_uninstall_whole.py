@@ -36,7 +36,7 @@ def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator
     agent = own.agent(node)
     own.pod(namespace, node)
     own.limit(namespace)
-    eventually(lambda: own.held(node), bool)
+    eventually(lambda: own.held(node), lambda pods: len(pods) == 2 and any(pods.values()))
     before = own.config(node)["spec"]
     run = uninstall(own, "--timeout=60")
     eventually(lambda: mode(own, node), lambda last: last == "Release")
