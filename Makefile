@@ -6,7 +6,8 @@ export PYTHONPATH := operator:tools
 # Byte code is kept: the suites start hundreds of interpreters.
 unexport PYTHONDONTWRITEBYTECODE
 # A module is one worker's, with the servers that it starts.
-PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
+MODULES := --dist loadfile --no-loadscope-reorder
+PARALLEL := -n logical $(MODULES)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down venv lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
@@ -81,8 +82,9 @@ test-unit: venv ## pure core and edges, seconds
 test-gate: venv ## the seccomp gate on this machine's own kernel, as root
 	$(BIN)/pytest -p no:hypothesispytest -n $$((2 * $$(nproc))) --dist worksteal tests/gate
 
+# A worker for each processor, and one for each of the four modules that mostly wait.
 test-api: programs ## on a real API server
-	$(BIN)/pytest $(PARALLEL) tests/api
+	$(BIN)/pytest -n $$(($$(nproc) + 4)) $(MODULES) tests/api
 
 test-image: venv ## the release image, built twice and run in a root of its own, as root
 	$(BIN)/pytest tests/image

@@ -18,6 +18,16 @@ ROOT = Path(__file__).parents[2]
 Kubectl = Callable[..., CompletedProcess[str]]
 
 
+WAITING = ("test_monitoring", "test_uninstall", "test_uninstall_whole", "test_rights")
+"""Modules that mostly wait, for alerts, Leases and late answers: they begin first, and the others run meanwhile."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the modules that mostly wait first."""
+    ranks = {name: rank for rank, name in enumerate(WAITING)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 def run_kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> CompletedProcess[str]:
     """Run kubectl with a kubeconfig; output is text and a failure is the caller's to judge."""
     command = [str(binary("kubectl")), "--kubeconfig", str(kubeconfig), *arguments]
