@@ -28,7 +28,12 @@ def installed(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(scope="session")
 def kubectl(cluster: Cluster) -> Kubectl:
-    """Runs kubectl as admin and returns its output: ``kubectl("get", "pods", stdin="")``; a failure fails the test."""
+    """See `kubectl_of`."""
+    return kubectl_of(cluster)
+
+
+def kubectl_of(cluster: Cluster) -> Kubectl:
+    """Return what runs kubectl as admin and returns its output: ``kubectl("get", "pods", stdin="")``; a failure fails the test."""
 
     def run(*arguments: str, stdin: str = "") -> str:
         done = subprocess.run(

@@ -67,6 +67,11 @@ class Held:
 
 @pytest.fixture(scope="module")
 def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
+    """See `hold`."""
+    yield from hold(installed, kubectl)
+
+
+def hold(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
     """A running pod under a limit of 4 MiB, on a cluster that has pinwarden installed."""
     kubectl("create", "namespace", NAMESPACE)
     kubectl(
@@ -77,7 +82,7 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
     # It holds less than every limit here, else a lowered one would stop at what it holds.
     pod = re.sub(r"--mebibytes=\d+", "--mebibytes=1", pod)
     kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=pod)
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=300s")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=600s")
     kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
     ready = Held(installed.nodes[0], kubectl)
     ready.settles_at(4)

@@ -101,9 +101,10 @@ class Apt:
         self.run("apt-get", "-qq", "download", package, cwd=folder)
         return next(folder.glob("*.deb"))
 
-    def dependency(self, package: str, prefix: str) -> str:
-        """Return the package with a prefix that a metapackage stands for."""
-        for line in self.run("apt-cache", "depends", package).splitlines():
+    def dependency(self, package: str, prefix: str, release: str) -> str:
+        """Return the package with a prefix that a metapackage of a release stands for."""
+        option = f"--option=APT::Default-Release={release}"
+        for line in self.run("apt-cache", option, "depends", package).splitlines():
             kind, _, name = line.strip().partition(": ")
             if kind == "Depends" and name.startswith(prefix):
                 return name
@@ -187,13 +188,14 @@ def base_system(packages: Sequence[str], tools: Path) -> Path:
     return cached("base-system", inputs, build) / "base.tar"
 
 
-def kernel(flavour: str) -> Path:
-    """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of Debian's backported kernel."""
+def kernel(flavour: str, release: str = BACKPORTS) -> Path:
+    """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of a Debian release's kernel."""
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
             apt = Apt(Path(private))
-            name = apt.dependency(f"linux-image-{flavour}", "linux-image-")
+            name = apt.dependency(f"linux-image-{flavour}", "linux-image-", release)
             _unpack(apt.alone(name), folder)
 
-    return cached(f"kernel-{flavour}", [repr((RELEASE, CONFIGURATION, flavour)).encode()], build)
+    inputs = [repr((CONFIGURATION, flavour, release)).encode()]
+    return cached(f"kernel-{release}-{flavour}", inputs, build)

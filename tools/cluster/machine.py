@@ -1,8 +1,9 @@
-"""What a guest runs on: two kinds of machine behind one interface.
+"""What a guest runs on: kinds of machine behind one interface.
 
-*uml* is a kernel as an ordinary process of this machine, at the processor's own speed; *qemu* is an emulated processor with
-Debian's own kernel, for what only that can show. A kind only makes command lines: :class:`cluster.node.Node` and
-:mod:`cluster.guest` start them. Each command line writes the guest's console to its standard output.
+*uml* is a kernel as an ordinary process of this machine, at the processor's own speed. *qemu* is an emulated processor with
+Debian's own kernel, for what only that can show; *qemu-v1* is the same with the kernel of Debian 12 and cgroup v1. A kind only
+makes command lines: :class:`cluster.node.Node` and :mod:`cluster.guest` start them. Each command line writes the guest's
+console to its standard output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ class Kind(StrEnum):
 
     UML = "uml"
     QEMU = "qemu"
+    QEMU_V1 = "qemu-v1"
 
 
 class Cgroups(StrEnum):
@@ -73,7 +75,12 @@ class Machine(Protocol):
         """Return the command line that boots a guest, which runs one job and ends."""
 
 
-def parameters(job: Job) -> str:
+def cgroup_parameters(cgroups: Cgroups) -> str:
+    """Return the kernel parameters by which the first process of a guest or a node knows what to mount."""
+    only_v2 = " cgroup_no_v1=all" if cgroups is Cgroups.V2 else ""
+    return f"pinwarden.cgroup={cgroups}{only_v2}"
+
+
+def job_parameters(job: Job) -> str:
     """Return the kernel parameters by which ``guest/init`` knows its job."""
-    text = f"pinwarden.job={job.folder / 'job'} pinwarden.cgroup={job.cgroups}"
-    return f"{text} cgroup_no_v1=all" if job.cgroups is Cgroups.V2 else text
+    return f"pinwarden.job={job.folder / 'job'} {cgroup_parameters(job.cgroups)}"

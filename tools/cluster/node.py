@@ -57,6 +57,11 @@ class Node:
             return False
         return not self._console.exists() or PANIC not in self._console.read_bytes()
 
+    @property
+    def pid(self) -> int:
+        """The process id of the guest's first process on this machine; raises ClusterError when the guest does not run."""
+        return self._guest.pid
+
     def boot(self) -> None:
         """Start the guest and return at once. Raises ClusterError when it runs already."""
         self._console.write_bytes(b"")

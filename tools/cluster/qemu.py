@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cluster import debian
 from cluster.initrd import initrd, load_order
-from cluster.machine import MEMORY, Devices, Job, parameters
+from cluster.machine import MEMORY, Cgroups, Devices, Job, cgroup_parameters, job_parameters
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
@@ -30,11 +30,10 @@ GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 
 
 def _arguments(
-    flavour: str, init: Path, modules: Sequence[str], parameters: str, processors: int = PROCESSORS
+    kernel: Path, init: Path, modules: Sequence[str], parameters: str, processors: int = PROCESSORS
 ) -> list[str]:
-    """Return a command line that boots Debian's kernel of a flavour with an initial RAM disk; devices are the caller's to add."""
+    """Return a command line that boots an unpacked kernel with an initial RAM disk; devices are the caller's to add."""
     root = debian.programs("qemu", ["qemu-system-x86"])
-    kernel = debian.kernel(flavour)
     image = next((kernel / "boot").glob("vmlinuz-*"))
     disk = initrd(kernel / "lib/modules", debian.busybox(), init, modules)
     return [
@@ -49,15 +48,19 @@ def _arguments(
 
 
 class Qemu:
-    """See the module."""
+    """See the module. ``release`` of Debian is where the kernel comes from, ``cgroups`` is what nodes mount."""
+
+    def __init__(self, release: str = debian.BACKPORTS, cgroups: Cgroups = Cgroups.V2) -> None:
+        self._release = release
+        self._cgroups = cgroups
 
     def modules(self) -> Mapping[str, bytes]:
         """Return the modules of a node, see :class:`cluster.machine.Machine`."""
-        return load_order(debian.kernel(NODE_FLAVOUR) / "lib/modules", NODE_MODULES)
+        return load_order(self._node_kernel() / "lib/modules", NODE_MODULES)
 
     def pieces(self) -> Sequence[str]:
         """Return the kernel's piece."""
-        return [debian.kernel(NODE_FLAVOUR).name]
+        return [self._node_kernel().name]
 
     def node(self, devices: Devices) -> list[str]:
         """Return the command line of a node."""
@@ -66,7 +69,7 @@ class Qemu:
             (devices.identity, "readonly=on"),
         ]
         return [
-            *_arguments(NODE_FLAVOUR, NODE_INIT, NODE_BOOT_MODULES, "cgroup_no_v1=all"),
+            *_arguments(self._node_kernel(), NODE_INIT, NODE_BOOT_MODULES, cgroup_parameters(self._cgroups)),
             *(
                 word
                 for disk, option in disks
@@ -79,8 +82,12 @@ class Qemu:
 
     def guest(self, job: Job) -> list[str]:
         """Return the command line of a guest."""
+        kernel = debian.kernel(GUEST_FLAVOUR, self._release)
         return [
-            *_arguments(GUEST_FLAVOUR, GUEST_INIT, GUEST_MODULES, parameters(job), job.processors),
+            *_arguments(kernel, GUEST_INIT, GUEST_MODULES, job_parameters(job), job.processors),
             *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
             *(word for name in ("output", "status") for word in ("-serial", f"file:{job.folder / name}")),
         ]
+
+    def _node_kernel(self) -> Path:
+        return debian.kernel(NODE_FLAVOUR, self._release)

@@ -15,7 +15,7 @@ PREFIX = "pinwarden-"
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the folder's lock, None when another process holds it or the folder is gone."""
+    """Return a descriptor that holds the folder's lock, None when another process holds it or has removed the folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -23,6 +23,9 @@ def _lock(folder: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        os.close(descriptor)
+        return None
+    if not folder.exists():
         os.close(descriptor)
         return None
     return descriptor

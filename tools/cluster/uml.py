@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cluster import debian
 from cluster.initrd import initrd, load_order
-from cluster.machine import MEMORY, Devices, Job, parameters
+from cluster.machine import MEMORY, Cgroups, Devices, Job, cgroup_parameters, job_parameters
 
 SUITE = "forky"
 PACKAGES = ("user-mode-linux", "libc6")
@@ -63,11 +63,11 @@ class Uml:
         return [
             *_arguments(devices.name, devices.directory, MEMORY, NODE_INIT, ()),
             *(f"ubd{letter}={disk}" for letter, disk in disks),
-            *(f"ubdcr={devices.identity}", network, "cgroup_no_v1=all"),
+            *(f"ubdcr={devices.identity}", network, *cgroup_parameters(Cgroups.V2).split()),
         ]
 
     def guest(self, job: Job) -> list[str]:
         """Return the command line of a guest; it has one processor."""
         command = _arguments("guest", job.folder, GUEST_MEMORY, GUEST_INIT, GUEST_MODULES)
         channels = ["con1=null,fd:3", "con2=null,fd:4"]
-        return ["sh", "-c", WITH_OUTPUT, str(job.folder), *command, *channels, *parameters(job).split()]
+        return ["sh", "-c", WITH_OUTPUT, str(job.folder), *command, *channels, *job_parameters(job).split()]
