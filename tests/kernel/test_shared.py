@@ -65,6 +65,20 @@ def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(shares: SharedNod
     assert shares.report().charge == 2 * MIB
 
 
+@pytest.mark.rule("M6", "M9")
+def test_the_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(shares: SharedNode, tmpfs: Path) -> None:
+    member, a = shares.pod()
+    stranger, b = shares.pod()
+    shares.configure(group({"tmpfs": {"path": str(tmpfs)}}, member))
+    a(f"opened('{tmpfs}/f', {MIB})")
+    area = b(f"mapped(opened('{tmpfs}/f'), {MIB})")
+    b(f"touch({area}, 16)")
+    assert shares.borrow(stranger) is not None
+    shares.end(stranger)
+    assert shares.borrow(stranger) is None
+    assert shares.report().orphaned == shares.report().charge > 0
+
+
 @pytest.mark.rule("M1", "M9")
 def test_what_a_pod_leaves_is_shown_as_orphaned(shares: SharedNode, tmpfs: Path) -> None:
     first, a = shares.pod()

@@ -200,7 +200,9 @@ class Accountant:
             self._seen_others = self._others.sample(now, others, extents, extents.keys(), whole, stamps)
             cost = self._clock() - began
             self._others_due = now + max(OTHERS_SECONDS, cost * TIMES_ITS_COST)
-        seen |= {key: borrow for key, borrow in self._seen_others.items() if key[1] not in pods}
+        others_now = paths.keys() - pods.keys()
+        self._others.keep(others_now)
+        seen |= {key: borrow for key, borrow in self._seen_others.items() if key[1] in others_now}
         by_uid = {each.group.uid: each for each in counted}
         for (uid, pod), borrow in seen.items():
             if uid in by_uid:

@@ -113,6 +113,10 @@ class Borrows:
         self.walked = sum(each is not before.get(uid) for uid, each in self._walks.items())
         return {(group, uid): one for uid, each in self._walks.items() for group, one in each.borrows.items()}
 
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget what was seen of all pods but these: the others are gone."""
+        self._walks = {uid: each for uid, each in self._walks.items() if uid in uids}
+
     def incomplete(self) -> dict[str, str]:
         """The pods of the last sample that could not be read wholly, and why: they may have mapped what is not in it."""
         return {uid: each.found.reason for uid, each in self._walks.items() if each.found.reason}
