@@ -14,7 +14,7 @@ from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import COMMAND, ONE_NODE, ROOT, WAIT, environment
 from demo.claims import CLAIMS, PODS
-from demo.shared import NAMESPACE
+from demo.shared import NAMESPACE, prepare
 from demo.shell import ClaimError, Shell, say
 
 INTERRUPTED = 130
@@ -31,7 +31,9 @@ def _install(shell: Shell, command: str) -> None:
 def _settle(shell: Shell, command: str) -> None:
     shell.run("kubectl get nodes -o wide")
     shell.run(command + WAIT)
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --all --timeout=600s")
+    say("\nApplying what the last seven claims are about, so that its pods start meanwhile\n")
+    prepare(shell)
+    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s")
     shell.wait(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
         _all_wait,

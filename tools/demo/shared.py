@@ -53,8 +53,8 @@ def _status(shell: Shell, **borrowed: int) -> dict[str, Any]:
     return found
 
 
-def three_pods_share(shell: Shell) -> None:
-    """M1, M3, M5: one charge, whoever writes; each pod borrows what it has mapped."""
+def prepare(shell: Shell) -> None:
+    """Apply the objects of this act, so that its pods start during the first one."""
     shell.run(
         f"kubectl annotate namespace {NAMESPACE} pinwarden.io/allow-shared-memory=create:64Mi --overwrite"
     )
@@ -63,6 +63,10 @@ def three_pods_share(shell: Shell) -> None:
         " --dry-run=client -o yaml | kubectl apply -f -"
     )
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/shared.yaml -f examples/demo/borrowers.yaml")
+
+
+def three_pods_share(shell: Shell) -> None:
+    """M1, M3, M5: one charge, whoever writes; each pod borrows what it has mapped."""
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod -l demo=borrower --timeout=600s")
     _order(shell, "reader", 8)
     _says(shell, "reader", 8)
