@@ -50,7 +50,7 @@ profiles: venv ## write the runtime's default seccomp rules anew from containerd
 		$(CURDIR)/$(BIN)/go run -mod=readonly -trimpath ./defaultprofile >$(CURDIR)/$(RULES).new
 	mv $(RULES).new $(RULES)
 
-RUNTIME := tools/cluster/go/runtime
+RUNTIME := tools/cluster/go/cluster
 RULES := operator/pinwarden/agent/gates/seccomp/runtime_default.json
 
 docs: venv ## write anew what is generated: docs/ semantics, reference, metrics, alerts, dashboards, and the chart's README and files

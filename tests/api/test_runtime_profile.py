@@ -13,7 +13,7 @@ ARGUMENTS = ["run", "-mod=readonly", "-trimpath", "./defaultprofile"]
 def test_the_runtimes_default_rules_are_those_of_its_source() -> None:
     done = subprocess.run(
         [go(), *ARGUMENTS],
-        cwd=GO_MODULES / "runtime",
+        cwd=GO_MODULES / "cluster",
         env=os.environ | ENVIRONMENT | {"GOARCH": "amd64"},
         capture_output=True,
         text=True,

