@@ -10,8 +10,6 @@ ordinary pods do not start.
 
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from cluster import debian
 from cluster.cache import cached
+from cluster.commands import run
 from cluster.errors import ClusterError
 from cluster.paths import GO_MODULES
 
@@ -139,22 +138,15 @@ def _default_name(package: str) -> str:
 
 def _build(name: str, folder: Path) -> None:
     module = MODULES[name]
-    for tool in ("gcc", "pkg-config") if module.c else ():
-        if shutil.which(tool) is None:
-            raise ClusterError(f"{tool} is not on PATH, {name} needs it: apt-get install {tool}")
-    done = subprocess.run(
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    environment = os.environ | _environment(module) | {"GOTMPDIR": str(temporary)}
+    run(
         [go(), "build", "-ldflags", _linker_flags(name, module), "-o", f"{folder}/", *_packages(module)],
         cwd=GO_MODULES / name,
-        env=os.environ | _environment(module),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        env=environment,
     )
-    if done.returncode:
-        raise ClusterError(
-            f"go could not build {name} (exit status {done.returncode}):\n{done.stdout.strip()[-3000:]}"
-        )
+    temporary.rmdir()
     for command, package in module.packages.items():
         (folder / _default_name(package)).rename(folder / command)
 

@@ -1,21 +1,26 @@
 """A cache of built pieces: one folder per piece and content hash, complete or absent.
 
-A piece is built in a temporary folder beside its place and renamed into it, so a reader never sees half of one and
-an interrupted build leaves nothing that counts. A file lock per piece makes a second process wait for the first
-one's build instead of repeating it. The name carries the hash of everything the build depends on, so a changed
-recipe or dependency gets a new folder and nothing is ever overwritten.
+A piece is built in a draft folder beside its place and renamed into it, so a reader never sees half of one and an
+interrupted build leaves nothing that counts. A file lock per piece makes a second process wait for the first one's build
+instead of repeating it. Only the lock's holder touches the draft: a draft that is there already is what a killed build left.
+The name carries the hash of everything the build depends on, so a changed recipe or dependency gets a new folder and nothing
+is ever overwritten.
 """
 
 import fcntl
 import hashlib
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.commands import check_stopped
+from cluster.errors import ClusterError
 from cluster.paths import cache_root
+
+POLL_SECONDS = 0.1
 
 
 def progress(text: str) -> None:
@@ -31,27 +36,41 @@ def digest(inputs: Iterable[bytes]) -> str:
     return total.hexdigest()[:16]
 
 
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache's lock of this name; raises ClusterError when the commands of all threads are ended while it waits."""
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check_stopped()
+                time.sleep(POLL_SECONDS)
+        yield
+
+
 def cached(piece: str, inputs: Iterable[bytes], build: Callable[[Path], None]) -> Path:
     """Return the folder of a piece, calling ``build`` with an empty folder to fill when it is not there yet.
 
-    Whatever ``build`` raises is passed on, and the piece stays absent.
+    Raises ClusterError when the folder cannot be written. Whatever ``build`` raises is passed on. The piece stays absent then.
     """
-    root = cache_root()
-    place = root / f"{piece}-{digest(inputs)}"
+    place = cache_root() / f"{piece}-{digest(inputs)}"
     if place.is_dir():
         return place
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{place.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(place.name):
         if place.is_dir():
             return place
-        draft = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".tmp", dir=root))
+        draft = place.with_name(f"{place.name}.tmp")
         try:
-            began = time.monotonic()
-            progress(f"building {piece} ...")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
             build(draft)
             draft.rename(place)
-            progress(f"built {piece} in {time.monotonic() - began:.0f} s: {place}")
+        except OSError as error:
+            raise ClusterError(f"{piece} cannot be built: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return place

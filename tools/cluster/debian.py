@@ -1,22 +1,25 @@
 """Unpacks Debian packages into the cache, without installing anything on the machine.
 
-apt runs with a configuration of its own: its own package lists, archives and an empty record of what is installed, so
-that a piece brings all of its dependencies. The mirrors are those of the machine's own apt sources, with backports
+apt runs with a configuration of its own: its own package lists and an empty record of what is installed, so that a piece
+brings all of its dependencies. The mirrors are those of the machine's own apt sources, with backports
 added beside each main archive; the versions are the newest ones when a piece is first built.
 """
 
 import os
 import shutil
-import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.cache import cached
+from cluster import commands
+from cluster.cache import cached, locked
 from cluster.errors import ClusterError
+from cluster.paths import cache_root
 
 RELEASE = "bookworm"
 BACKPORTS = f"{RELEASE}-backports"
+FRESH_SECONDS = 3600.0
 UNPACKED = (
     *(f"path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
     "path-include=/usr/share/doc/*/copyright",
@@ -36,6 +39,10 @@ Acquire::Retries "3";
 """
 
 
+ARCHIVE = "deb [target=Packages]"
+"""Of an archive's indices those of the binary packages alone, whatever else the machine's apt fetches."""
+
+
 def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
     """Return the lines of a sources.list: the machine's own Debian mirrors, with backports beside each main archive.
 
@@ -50,56 +57,69 @@ def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
     for target in sorted(set(targets.splitlines())):
         mirror, release = target.split()
         if suite != RELEASE:
-            lines += [f"deb {mirror} {suite} main\n"] if release == RELEASE else []
+            lines += [f"{ARCHIVE} {mirror} {suite} main\n"] if release == RELEASE else []
             continue
         if release in (RELEASE, f"{RELEASE}-security"):
-            lines.append(f"deb {mirror} {release} main\n")
+            lines.append(f"{ARCHIVE} {mirror} {release} main\n")
         if release == RELEASE:
-            lines.append(f"deb {mirror} {BACKPORTS} main\n")
+            lines.append(f"{ARCHIVE} {mirror} {BACKPORTS} main\n")
     if not lines:
         raise ClusterError(f"apt's sources name no Debian {RELEASE} archive: guests need its packages")
     return lines
 
 
 class Apt:
-    """A private apt below a folder that must be empty and absolute."""
+    """A private apt for one suite, with its package lists below the cache. They are updated at most once an hour.
 
-    def __init__(self, folder: Path, suite: str = RELEASE) -> None:
-        self._folder = folder
+    ``sources`` is the text of its sources.list.
+    """
+
+    sources: str
+
+    def __init__(self, suite: str = RELEASE) -> None:
+        self._folder = cache_root() / f"apt-{suite}"
         self._environment = dict(os.environ)
-        for part in ("state/lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
-        (folder / "status").touch()
-        (folder / "sources.list").write_text("".join(sources(self.run, suite)))
-        configuration = folder / "apt.conf"
-        configuration.write_text(
-            CONFIGURATION.format(folder=folder, release=BACKPORTS if suite == RELEASE else suite)
-        )
-        self._environment["APT_CONFIG"] = str(configuration)
+        with locked(f"apt-{suite}"):
+            self._update(suite)
+
+    def _update(self, suite: str) -> None:
+        self.sources = "".join(sources(self.run, suite))
+        self._environment["APT_CONFIG"] = str(self._folder / "apt.conf")
+        listed, updated = self._folder / "sources.list", self._folder / "updated"
+        if updated.exists() and listed.read_text() == self.sources:
+            if time.time() - updated.stat().st_mtime < FRESH_SECONDS:
+                return
+            updated.unlink()
+        for part in ("state/lists/partial", "cache"):
+            (self._folder / part).mkdir(parents=True, exist_ok=True)
+        (self._folder / "status").touch()
+        listed.write_text(self.sources)
+        release = BACKPORTS if suite == RELEASE else suite
+        configuration = CONFIGURATION.format(folder=self._folder, release=release)
+        (self._folder / "apt.conf").write_text(configuration)
         self.run("apt-get", "-q", "update")
+        updated.touch()
 
     def run(self, *argv: str, cwd: Path | None = None) -> str:
         """Run an apt command and return its output; raises ClusterError when it is missing or fails."""
-        try:
-            done = subprocess.run(
-                argv, cwd=cwd, env=self._environment, capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError as error:
-            raise ClusterError(f"{argv[0]} is not on PATH: guests need a Debian {RELEASE} machine") from error
-        if done.returncode:
-            raise ClusterError(f"{' '.join(argv)} failed:\n{done.stderr.strip()[-2000:]}")
-        return done.stdout
+        if shutil.which(argv[0]) is None:
+            raise ClusterError(f"{argv[0]} is not on PATH: guests need a Debian {RELEASE} machine")
+        return commands.run(argv, cwd=cwd, env=self._environment)
 
-    def with_dependencies(self, packages: Sequence[str]) -> list[Path]:
-        """Download packages and all they depend on."""
-        self.run("apt-get", "-qq", "-y", "--download-only", "install", *packages)
-        return sorted((self._folder / "cache/archives").glob("*.deb"))
+    def with_dependencies(self, packages: Sequence[str], folder: Path) -> list[Path]:
+        """Download packages and all they depend on into a folder."""
+        (folder / "partial").mkdir()
+        options = (f"Dir::Cache::archives={folder}", "Debug::NoLocking=true")
+        self.run(
+            *("apt-get", "-qq", "-y", *(f"-o{option}" for option in options)),
+            *("--download-only", "install", *packages),
+        )
+        return sorted(folder.glob("*.deb"))
 
-    def alone(self, package: str) -> Path:
-        """Download one package without what it depends on."""
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        self.run("apt-get", "-qq", "download", package, cwd=folder)
-        return next(folder.glob("*.deb"))
+    def alone(self, packages: Sequence[str], folder: Path) -> list[Path]:
+        """Download packages into a folder, without what they depend on."""
+        self.run("apt-get", "-qq", "download", *packages, cwd=folder)
+        return sorted(folder.glob("*.deb"))
 
     def dependency(self, package: str, prefix: str, release: str) -> str:
         """Return the package with a prefix that a metapackage of a release stands for."""
@@ -111,19 +131,20 @@ class Apt:
         raise ClusterError(f"{package} depends on no package {prefix}*")
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpacked(download: Callable[[Path], Sequence[Path]], folder: Path) -> None:
+    """Unpack into a folder the archives that ``download`` puts into another one."""
     if shutil.which("dpkg-deb") is None:
         raise ClusterError("dpkg-deb is not on PATH: install it (apt-get install dpkg)")
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+    with tempfile.TemporaryDirectory(dir=folder) as archives:
+        for archive in download(Path(archives)):
+            commands.run(["dpkg-deb", "-x", archive, folder])
 
 
 def programs(piece: str, packages: Sequence[str]) -> Path:
     """Return a folder that holds packages and all they depend on, unpacked."""
 
     def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
-            for archive in Apt(Path(private)).with_dependencies(packages):
-                _unpack(archive, folder)
+        _unpacked(lambda archives: Apt().with_dependencies(packages, archives), folder)
 
     return cached(piece, [repr((RELEASE, CONFIGURATION, sorted(packages))).encode()], build)
 
@@ -132,10 +153,7 @@ def alone(piece: str, packages: Sequence[str], suite: str) -> Path:
     """Return a folder that holds packages of a Debian suite, unpacked, without what they depend on."""
 
     def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
-            apt = Apt(Path(private), suite)
-            for package in packages:
-                _unpack(apt.alone(package), folder)
+        _unpacked(lambda archives: Apt(suite).alone(packages, archives), folder)
 
     return cached(piece, [repr((suite, CONFIGURATION, sorted(packages))).encode()], build)
 
@@ -153,36 +171,32 @@ mount -t overlay overlay -o "lowerdir=$0/usr:/usr" /usr
 if [ -d "$0/lib" ]; then mount -t overlay overlay -o "lowerdir=$0/lib:/usr/lib" /usr/lib; fi
 exec "$@"
 """
+IN_MEMORY = "/mnt"
+"""Where the command of :func:`as_if_installed` may write what is gone with it."""
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def as_if_installed(root: Path) -> list[str]:
     """Return what to put before a command for which the packages of a folder of :func:`programs` look installed.
 
-    They do so in a mount namespace of the command's own; what it changes in /etc is gone with it. Needs root.
+    They do so in a mount namespace of the command's own; what it changes in /etc is gone with it. Nothing that it starts
+    outlives it. Needs root.
     """
-    return ["unshare", "--mount", "sh", "-ec", AS_IF_INSTALLED, str(root)]
+    return [*NAMESPACES, "sh", "-ec", AS_IF_INSTALLED, str(root)]
 
 
 def base_system(packages: Sequence[str], tools: Path) -> Path:
     """Return a tar of a minimal Debian with packages in it; ``tools`` is a folder of :func:`programs` with mmdebstrap."""
 
     def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
-            listed = "".join(sources(Apt(Path(private)).run))
-        done = subprocess.run(
-            [
-                *as_if_installed(tools),
-                *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"),
-                *(f"--dpkgopt={option}" for option in UNPACKED),
-                *(f"--include={','.join(packages)}", RELEASE, str(folder / "base.tar"), "-"),
-            ],
-            input=listed,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise ClusterError(f"mmdebstrap failed:\n{done.stderr.strip()[-2000:]}")
+        command = [
+            *as_if_installed(tools),
+            *("env", f"TMPDIR={IN_MEMORY}"),
+            *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"),
+            *(f"--dpkgopt={option}" for option in UNPACKED),
+            *(f"--include={','.join(packages)}", RELEASE, str(folder / "base.tar"), "-"),
+        ]
+        commands.run(command, stdin=Apt().sources)
 
     inputs = [repr((RELEASE, sorted(packages), UNPACKED)).encode()]
     return cached("base-system", inputs, build) / "base.tar"
@@ -191,11 +205,9 @@ def base_system(packages: Sequence[str], tools: Path) -> Path:
 def kernel(flavour: str, release: str = BACKPORTS) -> Path:
     """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of a Debian release's kernel."""
 
-    def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinwarden-apt-") as private:
-            apt = Apt(Path(private))
-            name = apt.dependency(f"linux-image-{flavour}", "linux-image-", release)
-            _unpack(apt.alone(name), folder)
+    def download(archives: Path) -> list[Path]:
+        apt = Apt()
+        return apt.alone([apt.dependency(f"linux-image-{flavour}", "linux-image-", release)], archives)
 
     inputs = [repr((CONFIGURATION, flavour, release)).encode()]
-    return cached(f"kernel-{release}-{flavour}", inputs, build)
+    return cached(f"kernel-{release}-{flavour}", inputs, lambda folder: _unpacked(download, folder))

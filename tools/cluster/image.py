@@ -6,9 +6,7 @@ layers that stand on them in a store below the cache, so that a changed source c
 archive, cached by the hash of all that goes into it. A release is built by the same steps, from nothing (:func:`build`).
 """
 
-import fcntl
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -17,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster import debian
-from cluster.cache import cached, digest
-from cluster.errors import ClusterError
+from cluster.cache import cached, digest, locked
+from cluster.commands import run
 from cluster.paths import cache_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +35,8 @@ FILES = (
 )
 
 
-def _tools() -> Path:
+def image_tools() -> Path:
+    """Return the folder with what builds images."""
     return debian.programs("image-tools", ["buildah", "mmdebstrap"])
 
 
@@ -60,36 +59,35 @@ def wheels(tree: Path) -> Path:
             *("--only-binary=:all:", "--python-version", BASE_PYTHON, "--dest", str(folder)),
         ]
         for wanted in (["-r", str(lock)], [*INSTALLERS, "-c", str(development)]):
-            done = subprocess.run([*download, *wanted], check=False)
-            if done.returncode:
-                raise ClusterError("pip could not download the wheels of the image, see its messages above")
+            run([*download, *wanted])
 
     inputs = [BASE_PYTHON.encode(), lock.read_bytes(), development.read_bytes()]
     return cached("wheels", inputs, build)
 
 
 class _Buildah:
-    """buildah with a store of its own; one process at a time uses it."""
+    """buildah with a store of its own; one process at a time uses it. ``work`` is for temporary files."""
 
-    def __init__(self, store: Path, runtime: Path) -> None:
+    def __init__(self, store: Path, work: Path) -> None:
         self._command = [
-            *debian.as_if_installed(_tools()),
-            *("env", "STORAGE_DRIVER=overlay", "BUILDAH_ISOLATION=chroot"),
-            *("buildah", "--root", str(store), "--runroot", str(runtime)),
+            *debian.as_if_installed(image_tools()),
+            *("env", "STORAGE_DRIVER=overlay", "BUILDAH_ISOLATION=chroot", f"TMPDIR={work}"),
+            *("buildah", "--root", str(store), "--runroot", str(work / "run")),
         ]
 
     def run(self, *arguments: str | Path) -> str:
         """Return what it prints. Raises ClusterError with its messages when it fails."""
-        command = [*self._command, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ClusterError(f"buildah {arguments[0]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-        return done.stdout.strip()
+        return run([*self._command, *arguments]).strip()
+
+
+def base_system() -> Path:
+    """Return the tar of the base image."""
+    return debian.base_system(BASE_PACKAGES, image_tools())
 
 
 def _base(buildah: _Buildah) -> str:
     """Return the name of the base image, importing it into the store when it is not there."""
-    system = debian.base_system(BASE_PACKAGES, _tools())
+    system = base_system()
     name = f"{BASE}:{digest([system.parent.name.encode()])}"
     if name not in buildah.run("images", "--format", "{{.Name}}:{{.Tag}}").split():
         container = buildah.run("from", "scratch")
@@ -111,14 +109,15 @@ def build(
         f"--label=org.opencontainers.image.{key}={value}"
         for key, value in {"version": PROJECT["version"], **(labels or {})}.items()
     ]
-    with tempfile.TemporaryDirectory() as runtime, tempfile.TemporaryDirectory() as work:
-        context, layout = Path(work) / "context", Path(work) / "layout"
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        work = Path(folder)
+        context, layout = work / "context", work / "layout"
         for source in _sources(tree):
             target = context / source.relative_to(tree)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
         shutil.copytree(wheels(tree), context / "wheels")
-        buildah = _Buildah(store, Path(runtime))
+        buildah = _Buildah(store, work)
         buildah.run(
             *("bud", "--layers", "--pull-never", "--timestamp=0", *options),
             *("--build-arg", f"BASE={_base(buildah)}", "--tag", name, context),
@@ -143,8 +142,7 @@ def _pack(layout: Path, archive: Path) -> None:
 
 def _cached(tree: Path, name: str) -> Path:
     def work(folder: Path) -> None:
-        with (cache_root() / "image-store.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked("image-store"):
             build(tree, folder / "image.tar", cache_root() / "image-store", name=name)
 
     sources = [
@@ -154,8 +152,8 @@ def _cached(tree: Path, name: str) -> Path:
 
 
 def _build_pause(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as work:
-        buildah = _Buildah(Path(work) / "store", Path(work) / "run")
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        buildah = _Buildah(Path(work) / "store", Path(work))
         container = buildah.run("from", "scratch")
         buildah.run("add", "--quiet", container, debian.busybox(), "/busybox")
         buildah.run("config", "--entrypoint", PAUSE_ENTRY, container)

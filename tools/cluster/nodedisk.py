@@ -6,7 +6,6 @@ imported by a containerd that runs for a moment here, because importing inside a
 
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,13 @@ from pathlib import Path
 from cluster import debian
 from cluster.build import binary
 from cluster.cache import cached
+from cluster.commands import run
 from cluster.errors import ClusterError
 from cluster.image import image, pause_image
 from cluster.machine import Kind
 from cluster.machines import MACHINES
 from cluster.process import Child
+from cluster.scratch import scratch
 
 FILES = Path(__file__).resolve().parent / "node"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet")
@@ -65,9 +66,7 @@ START_SECONDS = 20.0
 def _format(tree: Path, disk: Path, size: str) -> None:
     """Write an ext4 file system that holds a folder; the file is sparse."""
     command = ["mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,root_owner=0:0", "-d", str(tree)]
-    done = subprocess.run([*command, str(disk), size], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ClusterError(f"mke2fs failed: {done.stderr.strip()}")
+    run([*command, disk, size])
 
 
 def _fill_system(tree: Path, modules: Mapping[str, bytes]) -> None:
@@ -126,17 +125,12 @@ def _import(archives: Sequence[Path], folder: Path) -> None:
                 raise ClusterError(f"containerd did not start; the end of its log:\n{server.tail()}")
             time.sleep(0.05)
         for archive in archives:
-            done = subprocess.run(
+            run(
                 [
                     *(binary("ctr"), "--address", socket, "--namespace", "k8s.io"),
                     *("images", "import", "--snapshotter", "overlayfs", archive),
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
+                ]
             )
-            if done.returncode:
-                raise ClusterError(f"containerd could not import {archive}: {done.stderr.strip()}")
     finally:
         server.stop()
 
@@ -146,9 +140,9 @@ def image_disk(more: Sequence[Path] = ()) -> Path:
     archives = [pause_image(), image(), *more]
 
     def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinwarden-import-") as work:
-            _import(archives, Path(work))
-            _format(Path(work) / "root", folder / "disk", "4G")
+        with scratch("import") as work:  # the path of a socket in it has at most 107 bytes
+            _import(archives, work)
+            _format(work / "root", folder / "disk", "4G")
 
     pieces = [*(archive.parent.name for archive in archives), binary("containerd").parent.name]
     return cached("node-images", [repr((pieces, IMPORT_CONFIGURATION)).encode()], build) / "disk"
