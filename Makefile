@@ -122,7 +122,7 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/operator_scale.py
 
-programs: venv ## the programs of Kubernetes, built from source into the cache; minutes, once
+programs: venv ## what clusters and tests are made of, built from source into the cache; minutes, once
 	$(BIN)/python -m cluster build
 
 controlplane: venv ## a real API server on loopback, until Ctrl-C

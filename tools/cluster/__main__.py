@@ -9,10 +9,15 @@ from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
 from cluster.machine import Cgroups, Kind
+from cluster.pieces import build_cluster, build_everything
 from cluster.qemu import PROCESSORS
+
+INTERRUPTED = 130
+"""The exit status of what SIGINT ended, as shells have it. The control plane alone has no other end."""
 
 
 def _build() -> None:
+    build_everything()
     for name in COMMANDS:
         print(binary(name))
 
@@ -32,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
-        "build", help="build every Kubernetes command into the cache and print where they are"
+        "build", help="build into the cache what clusters and tests need, and print where the commands are"
     )
     start = commands.add_parser("controlplane", help="run etcd and kube-apiserver until Ctrl-C")
     start.add_argument("--controller-manager", action="store_true", help="run kube-controller-manager too")
@@ -68,7 +73,9 @@ def main() -> int:
         if arguments.command == "build":
             _build()
         elif arguments.command == "up":
-            standing.up(arguments.nodes or [Kind.UML])
+            nodes = arguments.nodes or [Kind.UML]
+            build_cluster(nodes)
+            standing.up(nodes)
         elif arguments.command == "down":
             standing.down()
         elif arguments.command == "stand":
@@ -89,6 +96,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         print("ended", file=sys.stderr)
+        return 0 if arguments.command == "controlplane" else INTERRUPTED
     return 0
 
 

@@ -20,6 +20,7 @@ from cluster.cache import cached
 from cluster.commands import run
 from cluster.errors import ClusterError
 from cluster.paths import GO_MODULES
+from cluster.plan import report
 
 FLAGS = "-mod=readonly -buildvcs=false -trimpath -gcflags=all=-dwarf=false"
 """The debug information that the compiler leaves out is a tenth of its work; the linker would drop it."""
@@ -141,10 +142,24 @@ def _build(name: str, folder: Path) -> None:
     temporary = folder / "tmp"
     temporary.mkdir()
     environment = os.environ | _environment(module) | {"GOTMPDIR": str(temporary)}
+    program, packages = str(go()), _packages(module)
+    listed = run([program, "list", "-deps", *packages], cwd=GO_MODULES / name, env=environment)
+    total = len(listed.splitlines())
+    compiled = 0
+
+    def count(line: str) -> bool:
+        nonlocal compiled
+        package = " " not in line.strip()  # `go build -v` writes the name of each package that it compiles
+        compiled += package
+        report(compiled, total, "packages compiled")
+        return package
+
+    report(0, total, "packages compiled")
     run(
-        [go(), "build", "-ldflags", _linker_flags(name, module), "-o", f"{folder}/", *_packages(module)],
+        [program, "build", "-v", "-ldflags", _linker_flags(name, module), "-o", f"{folder}/", *packages],
         cwd=GO_MODULES / name,
         env=environment,
+        consume=count,
     )
     temporary.rmdir()
     for command, package in module.packages.items():

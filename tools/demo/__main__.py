@@ -13,6 +13,8 @@ from pathlib import Path
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import COMMAND, ONE_NODE, ROOT, WAIT, environment
+from cluster.machine import Kind
+from cluster.pieces import build_cluster
 from demo.claims import CLAIMS, PODS
 from demo.shared import NAMESPACE, prepare
 from demo.shell import ClaimError, Shell, say
@@ -76,6 +78,7 @@ def main() -> int:
     with ExitStack() as stack:
         cluster = None
         if not given:
+            build_cluster([Kind.UML])
             say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
             cluster = stack.enter_context(Cluster(wait=False))
         shell = Shell(ROOT, environment(cluster.kubeconfig if cluster else Path(given or "")))
