@@ -10,7 +10,7 @@ MODULES := --dist loadfile --no-loadscope-reorder
 PARALLEL := -n logical $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
+.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -26,10 +26,14 @@ down: ## end it, leaving nothing behind
 
 venv: $(VENV)/.installed ## the project's Python environment, from the hash-pinned lock
 
-$(VENV)/.installed: requirements-dev.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
-	touch $@
+$(VENV)/.installed: requirements-dev.lock | prerequisites
+	@echo "installing the Python environment and the Go toolchain into $(VENV), about a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-dev.lock
+	@touch $@
+
+prerequisites:
+	@tools/prerequisites.sh $(PYTHON)
 
 lock: venv ## resolve the dependencies anew
 	$(BIN)/pip-compile $(LOCK) -o requirements.lock pyproject.toml
