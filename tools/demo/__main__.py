@@ -12,13 +12,14 @@ from pathlib import Path
 
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
-from cluster.install import COMMAND, ONE_NODE, ROOT, WAIT, environment
+from cluster.install import COMMAND, ONE_NODE, ROOT, environment
 from cluster.machine import Kind
 from cluster.pieces import build_cluster
 from demo.claims import CLAIMS, PODS
 from demo.shared import NAMESPACE, prepare
 from demo.shell import ClaimError, Shell, say
 
+PARTS = ("daemonset/pinwarden-holder", "daemonset/pinwarden-agent", "deployment/pinwarden-operator")
 INTERRUPTED = 130
 """The exit status of what SIGINT ended, as shells have it."""
 
@@ -30,9 +31,10 @@ def _install(shell: Shell, command: str) -> None:
     shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/pods.yaml")
 
 
-def _settle(shell: Shell, command: str) -> None:
+def _settle(shell: Shell) -> None:
     shell.run("kubectl get nodes -o wide")
-    shell.run(command + WAIT)
+    for part in PARTS:
+        shell.run(f"kubectl -n pinwarden-system rollout status {part} --timeout=600s")
     say("\nApplying what the last seven claims are about, so that its pods start meanwhile\n")
     prepare(shell)
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s")
@@ -87,7 +89,7 @@ def main() -> int:
         _install(shell, command)
         if cluster:
             cluster.wait_ready(cluster.nodes)
-        _settle(shell, command)
+        _settle(shell)
         failures, seconds = _walk(shell)
         if given:
             _remove(shell)

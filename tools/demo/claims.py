@@ -158,14 +158,14 @@ def audit_touches_nothing(shell: Shell) -> None:
         "8 MiB pinned, Enforced False/Audit, WithinLimit False",
     )
     ask = "import resource; print(*resource.prlimit(1, resource.RLIMIT_MEMLOCK))"
-    limits = shell.run(f"kubectl -n {NAMESPACE} exec one -- python3 -c '{ask}'").split()
+    limits = shell.run(f"kubectl -n {NAMESPACE} exec one -- python3 -IS -c '{ask}'").split()
     if limits != [str(8 * MIB)] * 2:
         raise ClaimError(f"the process's limits are {limits}, not what the runtime gave it")
 
 
 def _total(shell: Shell, pod: str = "race") -> int:
     """What all processes of a pod have locked, as the kernel shows it inside the pod, in bytes."""
-    text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -c '{_VMLCK}'")
+    text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -IS -c '{_VMLCK}'")
     return sum(int(line.split()[1]) * 1024 for line in text.splitlines())
 
 

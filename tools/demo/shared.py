@@ -18,7 +18,7 @@ _GROUP = f"kubectl -n {NAMESPACE} get sharedmemorygroup cache"
 
 def _order(shell: Shell, pod: str, mebibytes: int) -> None:
     order = f'open("/tmp/mebibytes", "w").write("{mebibytes}")'
-    shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -c '{order}'")
+    shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -IS -c '{order}'")
 
 
 def _says(shell: Shell, pod: str, mebibytes: int, then: str = "") -> None:

@@ -3,7 +3,8 @@
 It has no thread and never waits; the caller gives it a spec and ticks. Nothing is kept from one round to the next but what saves work:
 after a crash the next round finds all of it again (H3). The wait after a round is `TIMES_ITS_COST` times the processor time that it
 took, so a busy node is sampled less often, and each figure bears its time (H2). It is `LONGEST_SECONDS` at the most: rounds of up to a
-second take a twentieth of a core, longer ones more. Pods that are no members are looked at every `OTHERS_SECONDS`.
+second take a twentieth of a core, longer ones more. Pods that are no members are walked every `OTHERS_SECONDS`, or more seldom by
+the same rule. Their walk does not delay the next round.
 
 Where two groups may stand for one object, the first of the spec has it, which is the older one, and the other says so.
 """
@@ -102,6 +103,7 @@ class Accountant:
         self._others = Borrows(proc_root)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
         self._others_due = float("-inf")
+        self._others_cost = 0.0
         self._payers = Payers(cgroup_root)
         self._clock = clock
         self._groups: Sequence[NodeGroup] = ()
@@ -121,6 +123,7 @@ class Accountant:
     def tick(self) -> float:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
         began, spent = self._clock(), time.process_time()
+        self._others_cost = 0.0
         if not self._groups:
             self.told = Told()
             return SHORTEST_SECONDS
@@ -137,7 +140,7 @@ class Accountant:
             groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
         )
-        cost = time.process_time() - spent  # without the children's, who take pages
+        cost = time.process_time() - spent - self._others_cost  # without the children's, who take pages
         return min(max(SHORTEST_SECONDS, cost * TIMES_ITS_COST), LONGEST_SECONDS)
 
     # -- objects ---------------------------------------------------------------------------------------------------
@@ -195,11 +198,11 @@ class Accountant:
         members = {uid: pod.members for uid, pod in pods.items() if counted}
         seen = dict(self._members.sample(now, members, extents, extents.keys(), whole, stamps))
         if counted and now >= self._others_due:
-            began = self._clock()
+            spent = time.process_time()
             others = {uid: explore(uid, where).members for uid, where in paths.items() if uid not in pods}
             self._seen_others = self._others.sample(now, others, extents, extents.keys(), whole, stamps)
-            cost = self._clock() - began
-            self._others_due = now + max(OTHERS_SECONDS, cost * TIMES_ITS_COST)
+            self._others_cost = time.process_time() - spent
+            self._others_due = now + max(OTHERS_SECONDS, self._others_cost * TIMES_ITS_COST)
         others_now = paths.keys() - pods.keys()
         self._others.keep(others_now)
         seen |= {key: borrow for key, borrow in self._seen_others.items() if key[1] in others_now}
