@@ -77,7 +77,8 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/mypy --num-workers auto operator tools tests bench
 	$(BIN)/lint-imports
 
-test: lint test-unit test-gate test-api test-image test-kernel test-cluster ## every test
+test: lint test-unit programs ## every test; what waits runs beside what computes
+	$(MAKE) --jobs=2 --output-sync=target test-cluster test-api test-kernel test-gate test-image
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
@@ -94,7 +95,7 @@ test-image: venv ## the release image, built twice and run in a root of its own,
 	$(BIN)/pytest tests/image
 
 test-kernel: venv ## on real kernels in guests (Debian's, emulated, and user-mode Linux), as root with every capability
-	$(MAKE) --jobs=2 --output-sync=target in-emulated-guest in-uml-guest
+	$(MAKE) --output-sync=target in-emulated-guest in-uml-guest
 
 KERNEL_TEST := env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
@@ -104,12 +105,9 @@ in-emulated-guest: venv
 in-uml-guest: venv
 	$(BIN)/python -m cluster guest --kind uml --timeout 1800 -- $(KERNEL_TEST) -m "not emulated"
 
-# Apart: an emulated node takes most of a core though nothing runs on it, and these bring clusters of their own.
-OWN_CLUSTERS := $(addprefix tests/cluster/test_,install.py values.py quick_start.py)
-
-test-cluster: venv ## on whole clusters with real nodes
-	$(BIN)/pytest tests/cluster $(addprefix --ignore=,$(OWN_CLUSTERS))
-	$(BIN)/pytest $(OWN_CLUSTERS)
+# Each worker has a cluster of its own, and mostly waits for it.
+test-cluster: programs ## on whole clusters with real nodes
+	$(BIN)/pytest -n 3 $(MODULES) tests/cluster
 
 image: venv ## the image of operator and agent, as an OCI archive in build/
 	$(BIN)/python -m release image
