@@ -27,6 +27,14 @@ def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
     assert all(content.startswith(b"ELF") for content in order.values())
 
 
+def test_a_module_that_is_built_in_is_not_loaded(tmp_path: Path) -> None:
+    module(tmp_path / "net", "9pnet_virtio.ko", depends="virtio")
+    (tmp_path / "modules.builtin").write_text(
+        "kernel/drivers/virtio/virtio.ko\nkernel/drivers/virtio/virtio-pci.ko\n"
+    )
+    assert list(load_order(tmp_path, ["virtio_pci", "9pnet_virtio"])) == ["9pnet_virtio"]
+
+
 def test_a_module_that_the_kernel_lacks_is_named(tmp_path: Path) -> None:
     module(tmp_path, "9p.ko", depends="gone")
     with pytest.raises(ClusterError, match="no module gone"):

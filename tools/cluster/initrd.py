@@ -25,13 +25,15 @@ def _dependencies(module: bytes) -> list[str]:
 def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     """Return modules and all they depend on, uncompressed, in the order in which they must be loaded.
 
-    Raises ClusterError for a name that the tree does not hold.
+    What the kernel has built in is left out. Raises ClusterError for a name that the tree does not hold.
     """
+    lists = "".join(path.read_text() for path in tree.rglob("modules.builtin"))
+    built_in = {Path(line).stem.replace("-", "_") for line in lists.splitlines()}
     paths = {path.name.split(".")[0].replace("-", "_"): path for path in tree.rglob("*.ko*")}
     order: dict[str, bytes] = {}
 
     def add(name: str) -> None:
-        if name in order:
+        if name in order or name in built_in:
             return
         if name not in paths:
             raise ClusterError(f"the guest's kernel has no module {name}")

@@ -21,11 +21,11 @@ KERNEL_PARAMETERS = (
 CONSOLE = ("-chardev", "file,id=console,path=/dev/stdout,append=on", "-serial", "chardev:console")
 PROCESSORS = 2
 NODE_FLAVOUR = "cloud-amd64"
-NODE_BOOT_MODULES = ("virtio_blk",)
+NODE_BOOT_MODULES = ("virtio_pci", "virtio_blk")
 NODE_MODULES = ("virtio_net", "overlay", "veth", "bridge", "br_netfilter")
 NODE_INIT = Path(__file__).resolve().parent / "node/init"
 GUEST_FLAVOUR = "amd64"
-GUEST_MODULES = ("9pnet_virtio", "9p", "overlay")
+GUEST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 
 
