@@ -1,5 +1,6 @@
-"""What is answered where a thread's number is another's by now."""
+"""What is answered where a thread's number is another's by now, and how long a call waits for what."""
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -7,7 +8,7 @@ from typing import cast
 import pytest
 
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
-from pinwarden.agent.gates.seccomp.decision import Decider
+from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, Decider
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.notify import Call, Listener
@@ -91,4 +92,37 @@ def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path
         second, asked = waiting(3, OTHER, 6)
         assert decider.decide(asked, 1.2) > 0.0
         assert not dead.let_through_ids + second.let_through_ids
+        decider.close()
+
+
+class Granted(TwoPods):
+    """The same with a grant that the threads' soft rlimit is below."""
+
+    def granted(self, pod: str) -> int:
+        return 20 * PAGE
+
+
+@pytest.mark.rule("P5")
+def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Path) -> None:
+    """A busy machine reads what a process has locked later than the call asks for it."""
+    process(tmp_path, 5)
+    (tmp_path / "5" / "status").write_text("Tgid:\t5\nVmSize:\t100 kB\nVmLck:\t4 kB\nVmPin:\t0 kB\n")
+    (tmp_path / "5" / "limits").write_text(
+        "Max locked memory         4096                 4096                 bytes\n"
+    )
+    smaps = tmp_path / "5" / "smaps"
+    os.mkfifo(smaps)  # whoever opens it waits
+    with closing(Journal(tmp_path / "journal")) as journal:
+        decider = Decider(journal, cast(Pods, Granted()), tmp_path, Record(tmp_path / "gate.json"))
+        decider.configure()
+        call = Call(1, 5, 149, 0xC000003E, (0x10000000, PAGE, 0, 0, 0, 0))
+        caller = Caller(waiting=True)
+        asked = decider.received(1, call, Gated(1, caller, Identity("x", ONE, "", b"")), 0.0)
+        assert decider.decide(asked, 1.0) > 0.0, "the agent may still raise the rlimit"
+        late = 1.0 + 1.1 * RAISED_SECONDS
+        assert decider.decide(asked, late) > 0.0, "what is locked is being read"
+        smaps.write_text("")
+        while decider.decide(asked, late) > 0.0:
+            pass
+        assert caller.let_through_ids == [1]
         decider.close()

@@ -126,8 +126,8 @@ class Decider:
         waited = now - waiting.began
         try:
             return self._decide(waiting, now, waited)
-        except OSError as error:
-            return self._cannot_tell(waiting, waited, error)
+        except OSError as error:  # the wait may have begun anew meanwhile
+            return self._cannot_tell(waiting, 0.0 if waiting.began is None else now - waiting.began, error)
 
     def ended(self, tid: int, *, ran: bool = True) -> None:
         """The call that this thread made last is over."""
