@@ -78,7 +78,7 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/lint-imports
 
 test: lint test-unit programs ## every test; what waits runs beside what computes
-	$(MAKE) --jobs=2 --output-sync=target test-cluster test-api test-kernel test-gate test-image
+	$(MAKE) --jobs=2 --keep-going --output-sync=target test-cluster test-api test-kernel test-gate test-image
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
