@@ -90,7 +90,7 @@ class ControlPlane:
             self._prepare(resources)
             self._prepared()
             for name, child in self._children.items():
-                resources.callback(child.stop)
+                resources.callback(child.kill)  # its data goes with it
                 self.start(name)
             self._resources = resources.pop_all()
         return self
