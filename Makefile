@@ -9,6 +9,9 @@ unexport PYTHONDONTWRITEBYTECODE
 MODULES := --dist loadfile --no-loadscope-reorder
 PARALLEL := -n logical $(MODULES)
 
+# What must be there before tests of programs that are built from source.
+BUILT := programs
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
 
@@ -78,7 +81,7 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/lint-imports
 
 test: lint test-unit programs ## every test; what waits runs beside what computes
-	$(MAKE) --jobs=2 --keep-going --output-sync=target test-cluster test-api test-kernel test-gate test-image
+	$(MAKE) --jobs=2 --keep-going --output-sync=target BUILT=venv test-cluster test-api test-kernel test-gate test-image
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
@@ -88,7 +91,7 @@ test-gate: venv ## the seccomp gate on this machine's own kernel, as root
 	$(BIN)/pytest -p no:hypothesispytest -n $$((2 * $$(nproc))) --dist worksteal tests/gate
 
 # A worker for each processor, and one for each of the four modules that mostly wait.
-test-api: programs ## on a real API server
+test-api: $(BUILT) ## on a real API server
 	$(BIN)/pytest -n $$(($$(nproc) + 4)) $(MODULES) tests/api
 
 test-image: venv ## the release image, built twice and run in a root of its own, as root
@@ -106,7 +109,7 @@ in-uml-guest: venv
 	$(BIN)/python -m cluster guest --kind uml --timeout 1800 -- $(KERNEL_TEST) -m "not emulated"
 
 # Each worker has a cluster of its own, and mostly waits for it.
-test-cluster: programs ## on whole clusters with real nodes
+test-cluster: $(BUILT) ## on whole clusters with real nodes
 	$(BIN)/pytest -n 3 $(MODULES) tests/cluster
 
 image: venv ## the image of operator and agent, as an OCI archive in build/
