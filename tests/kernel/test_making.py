@@ -1,5 +1,6 @@
 """Objects that pinwarden makes and takes away, by a process that dies at any line of it: the next one does the rest (M9, M10, H3)."""
 
+import errno
 import os
 import signal
 import stat
@@ -81,6 +82,17 @@ def asked(request: pytest.FixtureRequest) -> NodeGroup:
     return NodeGroup.model_validate({**content, "name": "cut/g"})
 
 
+def released(maker: Maker, asked: NodeGroup) -> bool:
+    """Take everything of a group away, as a round of the accountant does; False while some of it is busy."""
+    try:
+        maker.release(asked, known=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 @pytest.mark.rule("M9", "M10", "H3")
 def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of_it_away(
     asked: NodeGroup, tmp_path: Path
@@ -103,7 +115,8 @@ def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of
             assert (found.size, found.held) == (MIB, MIB), line
         assert charged() == MIB, line
         taken = dies(line, partial(maker().release, asked, known=True))
-        maker().release(asked, known=True)
+        # The kernel may let go later of what a dead process had in use.
+        assert any(released(maker(), asked) for _ in range(1000)), line
         left = [OWN.exists(), Path(MOUNT).parent.exists(), mounted(), segment()]
         assert not any(left), (line, left)
         if not made and not taken:
