@@ -81,7 +81,7 @@ lint: venv ## format check, lint, types, layers
 	$(BIN)/lint-imports
 
 test: lint test-unit programs ## every test; what waits runs beside what computes
-	$(MAKE) --jobs=2 --keep-going --output-sync=target BUILT=venv test-cluster test-api test-kernel test-gate test-image
+	$(MAKE) --jobs=2 --keep-going --output-sync=target BUILT=venv test-kernel test-gate test-cluster test-api test-image
 
 test-unit: venv ## pure core and edges, seconds
 	$(BIN)/pytest $(PARALLEL) tests/unit
