@@ -126,6 +126,7 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/gate_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/operator_scale.py
+	$(BIN)/python bench/cluster_nodes.py
 
 programs: venv ## what clusters and tests are made of, built from source into the cache; minutes, once
 	$(BIN)/python -m cluster build
