@@ -103,7 +103,6 @@ class Accountant:
         self._others = Borrows(proc_root)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
         self._others_due = float("-inf")
-        self._others_cost = 0.0
         self._payers = Payers(cgroup_root)
         self._clock = clock
         self._groups: Sequence[NodeGroup] = ()
@@ -123,7 +122,6 @@ class Accountant:
     def tick(self) -> float:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
         began, spent = self._clock(), time.process_time()
-        self._others_cost = 0.0
         if not self._groups:
             self.told = Told()
             return SHORTEST_SECONDS
@@ -131,7 +129,7 @@ class Accountant:
         attached = frozenset[str]().union(*(group.pods() for group in self._groups))
         pods = {uid: explore(uid, paths[uid]) for uid in attached if uid in paths}
         rounds = self._find(pods)
-        self._sample(rounds, pods, paths, began)
+        others_cost = self._sample(rounds, pods, paths, began)
         told = load_gate(self._gate)
         for each in rounds:
             self._settle(each)
@@ -140,7 +138,7 @@ class Accountant:
             groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
         )
-        cost = time.process_time() - spent - self._others_cost  # without the children's, who take pages
+        cost = time.process_time() - spent - others_cost  # without the children's, who take pages
         return min(max(SHORTEST_SECONDS, cost * TIMES_ITS_COST), LONGEST_SECONDS)
 
     # -- objects ---------------------------------------------------------------------------------------------------
@@ -190,7 +188,9 @@ class Accountant:
         pods: Mapping[str, PodCgroup],
         paths: Mapping[str, Sequence[Path]],
         now: float,
-    ) -> None:
+    ) -> float:
+        """Sample what pods borrow; return the seconds of processor time that the pods which are no members took."""
+        others_cost = 0.0
         counted = [each for each in rounds if each.instance and each.group.accounting is Accounting.BORROW]
         extents = {each.group.uid: each.extent for each in counted}
         whole = frozenset[int]().union(*(each.instance.whole for each in counted if each.instance))
@@ -201,8 +201,8 @@ class Accountant:
             spent = time.process_time()
             others = {uid: explore(uid, where).members for uid, where in paths.items() if uid not in pods}
             self._seen_others = self._others.sample(now, others, extents, extents.keys(), whole, stamps)
-            self._others_cost = time.process_time() - spent
-            self._others_due = now + max(OTHERS_SECONDS, self._others_cost * TIMES_ITS_COST)
+            others_cost = time.process_time() - spent
+            self._others_due = now + max(OTHERS_SECONDS, others_cost * TIMES_ITS_COST)
         others_now = paths.keys() - pods.keys()
         self._others.keep(others_now)
         seen |= {key: borrow for key, borrow in self._seen_others.items() if key[1] in others_now}
@@ -210,6 +210,7 @@ class Accountant:
         for (uid, pod), borrow in seen.items():
             if uid in by_uid:
                 by_uid[uid].borrows[pod] = borrow
+        return others_cost
 
     # -- life ------------------------------------------------------------------------------------------------------
 
