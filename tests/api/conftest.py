@@ -11,6 +11,8 @@ import pytest
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
 
+from ..ordering import put_first
+
 if TYPE_CHECKING:
     from .operators import Cluster
 
@@ -24,8 +26,7 @@ WAITING = ("test_monitoring", "test_uninstall", "test_uninstall_whole", "test_ri
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the modules that mostly wait first."""
-    ranks = {name: rank for rank, name in enumerate(WAITING)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    put_first(items, WAITING)
 
 
 def run_kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> CompletedProcess[str]:

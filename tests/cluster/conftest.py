@@ -9,6 +9,8 @@ import pytest
 from cluster.cluster import Cluster
 from cluster.install import ROOT, environment, install
 
+from ..ordering import put_first
+
 Kubectl = Callable[..., str]
 LONGEST = ("test_values", "test_shared", "test_install", "test_faults", "test_gate", "test_leftovers")
 """Modules that begin first, so that none of them is left for the end."""
@@ -16,8 +18,7 @@ LONGEST = ("test_values", "test_shared", "test_install", "test_faults", "test_ga
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest modules first."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    put_first(items, LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ class Cluster:
                     for number, kind in enumerate(self._kinds, start=1)
                 ]
                 for node in self.nodes:
-                    resources.callback(node.stop)
+                    resources.callback(node.power_cut)
                     node.boot()
 
             self.control_plane = ControlPlane(network=network, prepared=boot_nodes)

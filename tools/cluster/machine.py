@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 MEMORY = "1536M"
+NODE_INIT = Path(__file__).resolve().parent / "node/init"
+GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 
 
 class Kind(StrEnum):

@@ -71,10 +71,6 @@ class Node:
         """End the guest as a power cut would (SIGKILL); its disks stay."""
         self._guest.kill()
 
-    def stop(self) -> None:
-        """End the guest for good, at once: its disks go with it."""
-        self._guest.kill()
-
     def exec(self, argv: Sequence[str], *, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the guest; standard error comes with the output. ``timeout`` is in seconds.
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from cluster import debian
 from cluster.initrd import initrd, load_order
-from cluster.machine import MEMORY, Cgroups, Devices, Job, cgroup_parameters, job_parameters
+from cluster.machine import (
+    GUEST_INIT,
+    MEMORY,
+    NODE_INIT,
+    Cgroups,
+    Devices,
+    Job,
+    cgroup_parameters,
+    job_parameters,
+)
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
@@ -23,10 +32,8 @@ PROCESSORS = 2
 NODE_FLAVOUR = "cloud-amd64"
 NODE_BOOT_MODULES = ("virtio_pci", "virtio_blk")
 NODE_MODULES = ("virtio_net", "overlay", "veth", "bridge", "br_netfilter")
-NODE_INIT = Path(__file__).resolve().parent / "node/init"
 GUEST_FLAVOUR = "amd64"
 GUEST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
-GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 
 
 def _arguments(

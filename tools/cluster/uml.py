@@ -11,15 +11,22 @@ from pathlib import Path
 
 from cluster import debian
 from cluster.initrd import initrd, load_order
-from cluster.machine import MEMORY, Cgroups, Devices, Job, cgroup_parameters, job_parameters
+from cluster.machine import (
+    GUEST_INIT,
+    MEMORY,
+    NODE_INIT,
+    Cgroups,
+    Devices,
+    Job,
+    cgroup_parameters,
+    job_parameters,
+)
 
 SUITE = "forky"
 PACKAGES = ("user-mode-linux", "libc6")
 MODULES = ("overlay", "veth", "bridge", "br_netfilter")
 GUEST_MODULES = ("overlay",)
 GUEST_MEMORY = "4096M"
-NODE_INIT = Path(__file__).resolve().parent / "node/init"
-GUEST_INIT = Path(__file__).resolve().parent / "guest/init"
 ENTER = """
 libraries=/usr/lib/x86_64-linux-gnu
 mount -t overlay overlay -o "lowerdir=$0$libraries:$libraries" $libraries
