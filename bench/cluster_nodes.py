@@ -1,4 +1,4 @@
-"""What nodes of the project's own cluster cost on this machine, with pinwarden in them.
+"""Measure the cost of the project's own cluster nodes on this machine, with pinwarden in them.
 
     PYTHONPATH=operator:tools .venv/bin/python bench/cluster_nodes.py [KIND ...]    # default: uml uml
 

@@ -109,7 +109,7 @@ def _strict(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def conformity(schemas: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
-    """What kubeconform says of each object of each values file, by the file's name; it reads the schemas once for all."""
+    """Return kubeconform's verdicts on all objects, by the name of the values file. One run reads the schemas once."""
     folder = tmp_path_factory.mktemp("rendered")
     for values in VALUES:
         (folder / name_of(values)).with_suffix(".yaml").write_text(yaml.safe_dump_all(rendered(values)))

@@ -1,4 +1,4 @@
-"""What becomes of nodes and their agents when `pinwarden uninstall` runs against a real API server and a real operator.
+"""Nodes and their agents when `pinwarden uninstall` runs against a real API server and a real operator.
 
 That it succeeds, and with which rights, is in test_rights.py; what becomes of real nodes in tests/cluster/test_install.py.
 """

@@ -1,4 +1,4 @@
-"""What an interrupted, killed or failed run leaves on the machine: no process, mount, namespace, socket or folder.
+"""An interrupted, killed or failed run leaves no process, mount, namespace, socket or folder on the machine.
 
 A namespace lives as long as a process or a mount of it, a listening socket as long as its process. The runs are `make demo`'s command,
 known by a word in the environment that all their processes inherit.

@@ -12,7 +12,7 @@ from cluster.machine import Kind
 from .test_install import Site, with_pods
 from .waiting import eventually
 
-# Without the one for large clusters: three operators take minutes to start on two emulated nodes.
+# Without the one for large clusters: it wants three operators, and was not tried on two nodes of this kind.
 VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
 HERE = {
     "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",

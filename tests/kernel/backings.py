@@ -126,7 +126,7 @@ OUTLIVE = kinds("tmpfs", "posixShm", "sysvShm", "hugetlbfs", "file")
 
 @contextmanager
 def mounts(kind: str) -> Iterator[None]:
-    """What an administrator mounted on the node below `FOLDER`, for a test of one kind."""
+    """Mount below `FOLDER` as an administrator would, for a test of one kind."""
     huge_pages = kind == "hugetlbfs"
     mounted = [("tmpfs", "tmpfs", "size=16m"), *[("hugetlbfs", "huge", "size=8m")] * huge_pages]
     if huge_pages:

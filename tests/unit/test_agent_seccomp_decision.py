@@ -1,4 +1,4 @@
-"""What is answered where a thread's number is another's by now, and how long a call waits for what."""
+"""Answers to calls of reused thread numbers, and the time that each reason to wait has."""
 
 import os
 from contextlib import closing

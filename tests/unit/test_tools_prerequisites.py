@@ -1,4 +1,4 @@
-"""What a fresh Debian 12 has to bring, and what `make` says and does about packages that a machine lacks."""
+"""A fresh Debian 12, and how `make` reports and installs the packages that a machine lacks."""
 
 import os
 import subprocess
