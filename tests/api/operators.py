@@ -9,11 +9,10 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,6 +21,7 @@ from cluster import chart
 from cluster.controlplane import ControlPlane
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 
+from ..waiting import eventually, exit_status
 from .conftest import ROOT, run_kubectl
 
 SYSTEM = "pinwarden-system"
@@ -29,22 +29,11 @@ USER = f"system:serviceaccount:{SYSTEM}:pinwarden-operator"
 GROUPS = ["system:serviceaccounts", f"system:serviceaccounts:{SYSTEM}", "system:authenticated"]
 PINWARDEN = "/apis/pinwarden.io/v1alpha1"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/pinwarden-operator"
-DEADLINE_SECONDS = 30.0
 BACK_SECONDS = 15.0
-POLL_SECONDS = 0.05
 AGENT_LABELS = {"app.kubernetes.io/name": "pinwarden", "app.kubernetes.io/component": "agent"}
 
 Json = dict[str, Any]
 T = TypeVar("T")
-
-
-def eventually(read: Callable[[], T], holds: Callable[[T], Any], seconds: float = DEADLINE_SECONDS) -> T:
-    """The first reading that holds."""
-    deadline = time.monotonic() + seconds
-    while not holds(last := read()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s; last: {last}"
-        time.sleep(POLL_SECONDS)
-    return last
 
 
 @contextmanager
@@ -300,7 +289,7 @@ class Operator:
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_SECONDS)
+        return exit_status(self.process)
 
     def __enter__(self) -> Self:
         return self
@@ -310,7 +299,7 @@ class Operator:
         self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(5)
+            exit_status(self.process)
         finally:
             self.process.kill()
 

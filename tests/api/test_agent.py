@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,26 +26,14 @@ from cluster.controlplane import API_SERVER, ControlPlane
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.cli.status import ask
 
+from ..waiting import SECONDS, eventually, exit_status
 from .conftest import ROOT, run_kubectl
 
 SYSTEM = "pinwarden-system"
 AGENT = "pinwarden-agent"
-DEADLINE_SECONDS = 30.0
 BACK_SECONDS = 15.0
-POLL_SECONDS = 0.05
 POD = "0b44a8a1-5a5c-4c5a-9c3f-6f2a4c0d1e2f"
 LIMIT = {"name": "ns/a", "uid": "limit-a", "scope": "Pod", "limit": 1 << 20}
-
-
-def eventually(
-    read: Callable[[], Any], holds: Callable[[Any], bool], seconds: float = DEADLINE_SECONDS
-) -> Any:
-    """The first reading that holds."""
-    deadline = time.monotonic() + seconds
-    while not holds(last := read()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s; last: {last}"
-        time.sleep(POLL_SECONDS)
-    return last
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +115,7 @@ class Node:
             status: dict[str, Any] = json.load(response).get("status", {})
         return status
 
-    def acknowledged(self, generation: int, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+    def acknowledged(self, generation: int, seconds: float = SECONDS) -> dict[str, Any]:
         """The status once it says that the generation was taken."""
         status: dict[str, Any] = eventually(
             self.status, lambda last: last.get("observedGeneration") == generation, seconds
@@ -205,11 +193,11 @@ class Agent:
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_SECONDS)
+        return exit_status(self.process)
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(DEADLINE_SECONDS)
+        exit_status(self.process)
 
     def get(self, path: str) -> tuple[int, str]:
         """Of its metrics server, whose port it logs."""

@@ -5,7 +5,6 @@ tests widen RBAC to show that the admission policy alone still holds the agent t
 """
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ import pytest
 from cluster import chart
 from cluster.controlplane import ControlPlane
 
+from ..waiting import eventually
 from .conftest import run_kubectl
 
 SYSTEM = "pinwarden-system"
 AGENT = "pinwarden-agent"
 USER = f"system:serviceaccount:{SYSTEM}:{AGENT}"
-DEADLINE_SECONDS = 15.0
-POLL_SECONDS = 0.1
 
 NO_NODE = "the agent's token names no node: use the token that is mounted into an agent pod"
 ONLY_STATUS = "the agent may write only the status of its NodePinConfig: use the status subresource"
@@ -64,16 +62,6 @@ def refused(result: CompletedProcess[str], *reasons: str) -> None:
     assert result.returncode != 0, result.stdout
     for reason in reasons:
         assert reason in result.stderr
-
-
-def eventually(
-    attempt: Callable[[], CompletedProcess[str]], holds: Callable[[CompletedProcess[str]], bool]
-) -> None:
-    """Poll: the server learns of roles and policies through watches, a moment after they are stored."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds(last := attempt()):
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s; last: {last.stderr}"
-        time.sleep(POLL_SECONDS)
 
 
 def nodepinconfig(name: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from cluster.controlplane import API_SERVER, ETCD, ControlPlane
 from cluster.errors import ClusterError
 from cluster.process import Child
 
+from ..waiting import eventually
 from .conftest import Kubectl, run_kubectl
 
 
@@ -162,9 +162,7 @@ sys.stdin.read()
 def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     child = Child("deaf", ["sh", "-c", "trap '' TERM; echo deaf; while :; do read x; done"], tmp_path / "log")
     child.start()
-    deadline = time.monotonic() + 10
-    while child.tail() != "deaf\n":
-        assert time.monotonic() < deadline
+    eventually(child.tail, lambda tail: tail == "deaf\n")
     child.stop()
     assert not child.running
 

@@ -1,14 +1,13 @@
 """Pods of labelled namespaces get the gate's profiles, and nothing that they say is loosened (the chart's gate/ templates)."""
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cluster import chart
 
+from ..waiting import eventually, until
 from .conftest import Kubectl
 
 RUNTIME = {"type": "Localhost", "localhostProfile": "pinwarden/runtime-default-v2.json"}
@@ -89,14 +88,6 @@ class Namespace:
         return spec.get("securityContext", {}).get("seccompProfile"), own
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Poll: the server learns of labels and policies a moment after they are stored."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
-
-
 @pytest.fixture
 def plain(kubectl: Kubectl, namespace: str, _policies: None) -> Namespace:
     return Namespace(kubectl, namespace)
@@ -106,10 +97,7 @@ def plain(kubectl: Kubectl, namespace: str, _policies: None) -> Namespace:
 def labelled(plain: Namespace) -> Namespace:
     """One whose label the server has seen: policies are in force a moment after they are made."""
     plain.label("pinwarden.io/gate=runtime-default")
-    deadline = time.monotonic() + 30
-    while plain.profiles(pod())[0] != RUNTIME:
-        assert time.monotonic() < deadline, "the policy does not come into force"
-        time.sleep(0.2)
+    eventually(lambda: plain.profiles(pod())[0], lambda profile: profile == RUNTIME)
     return plain
 
 
@@ -130,10 +118,7 @@ def test_what_a_pod_says_becomes_as_strict_a_profile(
 
 def test_a_pod_that_says_nothing_gets_what_the_label_says(labelled: Namespace) -> None:
     labelled.label("--overwrite", "pinwarden.io/gate=unconfined")
-    deadline = time.monotonic() + 30
-    while labelled.profiles(pod())[0] != UNCONFINED:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    eventually(lambda: labelled.profiles(pod())[0], lambda profile: profile == UNCONFINED)
     assert labelled.profiles(pod(profile=DEFAULT)) == (RUNTIME, {})
 
 
@@ -170,7 +155,7 @@ def test_windows_pods_are_left_alone(labelled: Namespace) -> None:
 
 def test_pod_security_restricted_takes_what_it_took(labelled: Namespace) -> None:
     labelled.label("pod-security.kubernetes.io/enforce=restricted")
-    eventually(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security does not see the label")
+    until(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security sees the label")
     assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (RUNTIME, {"main": RUNTIME})
 
 
@@ -188,9 +173,9 @@ def test_what_pod_security_refuses_is_refused_with_a_gate(
     plain: Namespace, gate: str, level: str, manifest: dict[str, Any]
 ) -> None:
     plain.label(f"pod-security.kubernetes.io/enforce={level}")
-    eventually(lambda: "PodSecurity" in plain.refusal(manifest), "Pod Security does not refuse it without")
+    until(lambda: "PodSecurity" in plain.refusal(manifest), "Pod Security refuses it without")
     plain.label(f"pinwarden.io/gate={gate}")
-    eventually(lambda: "PodSecurity" not in plain.refusal(manifest), "the gate's label is not seen")
+    until(lambda: "PodSecurity" not in plain.refusal(manifest), "the gate's label is seen")
     assert f'Pod Security level "{level}" {LOOSE}' in plain.refusal(manifest)
 
 
@@ -203,9 +188,9 @@ def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, 
     manifest["spec"]["securityContext"]["runAsNonRoot"] = True
     assert not plain.refusal(manifest)
     plain.label("pod-security.kubernetes.io/enforce=restricted")
-    eventually(lambda: LOOSE in plain.refusal(manifest), "it is taken")
+    until(lambda: LOOSE in plain.refusal(manifest), "it is refused")
     plain.label("--overwrite", "pod-security.kubernetes.io/enforce=privileged")
-    eventually(lambda: not plain.refusal(manifest), "it is refused where all is allowed")
+    until(lambda: not plain.refusal(manifest), "it is taken where all is allowed")
 
 
 def test_baseline_takes_pods_that_say_nothing_as_it_did(labelled: Namespace) -> None:
@@ -213,8 +198,8 @@ def test_baseline_takes_pods_that_say_nothing_as_it_did(labelled: Namespace) -> 
         "--overwrite", "pinwarden.io/gate=unconfined", "pod-security.kubernetes.io/enforce=baseline"
     )
     hostile = pod(hostNetwork=True)
-    eventually(lambda: "PodSecurity" in labelled.refusal(hostile), "Pod Security does not see the label")
-    eventually(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the gate's label is not seen")
+    until(lambda: "PodSecurity" in labelled.refusal(hostile), "Pod Security sees the label")
+    until(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the gate's label is seen")
 
 
 def test_a_static_pods_mirror_does_not_look_gated(labelled: Namespace) -> None:
@@ -239,7 +224,7 @@ def test_containers_that_are_added_to_an_older_pod_get_the_gate(plain: Namespace
     old = [plain.create(pod(profile=said))["metadata"]["name"] for said in (None, DEFAULT, NONE)]
     before = plain.add(old[0], container("before", DEFAULT))
     plain.label("pinwarden.io/gate=runtime-default")
-    eventually(lambda: plain.profiles(pod())[0] == RUNTIME, "the policy does not come into force")
+    until(lambda: plain.profiles(pod())[0] == RUNTIME, "the policy is in force")
     for name, becomes in zip(old, (RUNTIME, RUNTIME, UNCONFINED), strict=True):
         added = plain.add(name, container("a"))
         assert added["a"]["securityContext"]["seccompProfile"] == becomes
@@ -266,7 +251,7 @@ def test_what_a_policy_adds_afterwards_gets_the_gate(labelled: Namespace, kubect
         about = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}}
         kubectl("create", "-f", "-", stdin=json.dumps({**about, "spec": spec}))
     try:
-        eventually(lambda: "sidecar" in labelled.profiles(pod())[1], "nothing is added")
+        until(lambda: "sidecar" in labelled.profiles(pod())[1], "something is added")
         assert labelled.profiles(pod())[1] == {"sidecar": RUNTIME}
     finally:
         kubectl("delete", f"mutatingadmissionpolicybinding/{name}", f"mutatingadmissionpolicy/{name}")
@@ -277,7 +262,7 @@ def test_system_namespaces_are_left_alone_whatever_their_label(labelled: Namespa
     system.label("pinwarden.io/gate=runtime-default")
     try:
         labelled.label("--overwrite", "pinwarden.io/gate=unconfined")
-        eventually(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the server sees no labels")
+        until(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the server sees the labels")
         assert system.profiles(pod(profile=DEFAULT)) == (DEFAULT, {})
     finally:
         system.label("pinwarden.io/gate-")

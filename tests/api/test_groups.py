@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .operators import PINWARDEN, Cluster, Operator, eventually
+from ..waiting import eventually
+from .operators import PINWARDEN, Cluster, Operator
 
 MIB = 1 << 20
 ANNOTATION = "pinwarden.io/allow-shared-memory"

@@ -21,8 +21,9 @@ from monitoring.grafana import Dashboard, Panel
 from monitoring.pictures import Answer, draw, legend
 from monitoring.rules import Pace, rules
 
+from ..waiting import eventually
 from .monitored import Stage, labels_in, scraped, tell
-from .operators import PINWARDEN, eventually, prepared
+from .operators import PINWARDEN, prepared
 
 PACE = 60
 MIB = 2**20

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .operators import PINWARDEN, Cluster, Operator, config_path, eventually
+from ..waiting import eventually
+from .operators import PINWARDEN, Cluster, Operator, config_path
 
 MIB = 1 << 20
 

@@ -6,7 +6,8 @@ import pytest
 
 from cluster.controlplane import ETCD
 
-from .operators import BACK_SECONDS, Cluster, Operator, eventually
+from ..waiting import eventually
+from .operators import BACK_SECONDS, Cluster, Operator
 
 MIB = 1 << 20
 

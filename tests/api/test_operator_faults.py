@@ -9,7 +9,8 @@ import pytest
 from cluster.controlplane import API_SERVER
 from pinwarden.controller.leader import POLL_SECONDS
 
-from .operators import BACK_SECONDS, Cluster, Operator, config_path, eventually
+from ..waiting import eventually
+from .operators import BACK_SECONDS, Cluster, Operator, config_path
 
 MIB = 1 << 20
 

@@ -3,7 +3,8 @@
 import signal
 from pathlib import Path
 
-from .operators import BACK_SECONDS, Cluster, Operator, eventually
+from ..waiting import eventually, exit_status
+from .operators import BACK_SECONDS, Cluster, Operator
 
 
 def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(cluster: Cluster, tmp_path: Path) -> None:
@@ -34,6 +35,6 @@ def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(cluster: Clus
 def test_sigterm_ends_it_cleanly_and_gives_the_lease_away(cluster: Cluster, tmp_path: Path) -> None:
     with Operator(cluster, tmp_path).leads() as operator:
         operator.process.send_signal(signal.SIGTERM)
-        assert operator.process.wait(5) == 0
+        assert exit_status(operator.process) == 0
         assert not [line for line in operator.log if line["level"] in ("error", "critical")]
     assert cluster.holder() == ""

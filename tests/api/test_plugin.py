@@ -28,8 +28,9 @@ from cluster import chart
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
 
+from ..waiting import eventually
 from .conftest import ROOT
-from .operators import PINWARDEN, Cluster, Operator, config_path, eventually
+from .operators import PINWARDEN, Cluster, Operator, config_path
 
 MIB = 1 << 20
 

@@ -18,8 +18,9 @@ import yaml
 from cluster import chart
 from cluster.controlplane import ControlPlane
 
+from ..waiting import eventually, output
 from .conftest import ROOT, run_kubectl
-from .operators import DEADLINE_SECONDS, LEASE, PINWARDEN, SYSTEM, Cluster, Operator, eventually
+from .operators import LEASE, PINWARDEN, SYSTEM, Cluster, Operator
 from .test_agent import Agent, Node
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -128,7 +129,7 @@ def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
         cluster.merge(f"{CRDS}/pinlimits.pinwarden.io", {"metadata": {"annotations": {"seen": "again"}}})
         wanted = granted("operator/access.yaml")
         user = identity("pinwarden-operator")
-        eventually(lambda: wanted - used(server, user, wanted), lambda unused: not unused, DEADLINE_SECONDS)
+        eventually(lambda: wanted - used(server, user, wanted), lambda unused: not unused)
     assert used(server, user, wanted) == wanted
 
 
@@ -168,7 +169,7 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         eventually(lambda: drains(cluster, node), bool, 60)  # the groups are listed by then
         finalizers = cluster.find(group)["metadata"]["finalizers"]
         cluster.merge(group, {"metadata": {"finalizers": [*finalizers, "example.org/mine"]}})
-        said, wrong = run.communicate(timeout=60)
+        said, wrong = output(run, 60)
         assert run.returncode == 0, wrong
         assert (
             f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said

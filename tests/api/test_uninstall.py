@@ -11,7 +11,8 @@ from urllib.error import HTTPError
 
 import pytest
 
-from .operators import LEASE, Cluster, Operator, config_path, eventually
+from ..waiting import eventually, output
+from .operators import LEASE, Cluster, Operator, config_path
 from .uninstalling import mode, uninstall
 
 
@@ -32,7 +33,7 @@ def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(own: Cluster, o
     before = own.config(node)["spec"]
     run = uninstall(own)
     eventually(lambda: mode(own, node), lambda last: last == "Release")
-    _, said = run.communicate(timeout=60)
+    _, said = output(run, 60)
     assert run.returncode == 1
     assert f"though their agents run: {node}" in said
     eventually(lambda: own.config(node)["spec"], lambda last: last == before)
@@ -51,7 +52,7 @@ def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(own: Cluster,
     own.acknowledge(node)
     own.set_lost(node, True)
     run = uninstall(own)
-    said, wrong = run.communicate(timeout=60)
+    said, wrong = output(run, 60)
     assert run.returncode == 0, wrong
     assert f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said
     own.send("DELETE", agent)
@@ -64,7 +65,7 @@ def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator
     own.pod(namespace, node)
     eventually(lambda: own.config(node), bool)
     run = uninstall(own, "--timeout=60")
-    said, wrong = run.communicate(timeout=40)
+    said, wrong = output(run, 40)
     assert run.returncode == 0, wrong
     assert "no agent runs" not in said
     assert not own.config(node)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from .operators import LEASE, SYSTEM, Cluster, Operator, config_path, eventually
+from ..waiting import eventually, output
+from .operators import LEASE, SYSTEM, Cluster, Operator, config_path
 from .uninstalling import gate, mode, uninstall
 
 
@@ -24,7 +25,7 @@ def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
     own.send("DELETE", deployment)
     node = own.node()
     eventually(lambda: own.config(node), bool)
-    said, wrong = uninstall(own).communicate(timeout=60)
+    said, wrong = output(uninstall(own), 60)
     assert "there is no Deployment pinwarden-operator in the namespace pinwarden-system" in said, wrong
     eventually(lambda: own.config(node), bool)
     own.send("DELETE", f"/api/v1/nodes/{node}")
@@ -41,7 +42,7 @@ def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator
     run = uninstall(own, "--timeout=60")
     eventually(lambda: mode(own, node), lambda last: last == "Release")
     run.terminate()
-    _, said = run.communicate(timeout=30)
+    _, said = output(run)
     assert run.returncode == 1
     assert "it was ended before it was done" in said
     eventually(lambda: own.config(node)["spec"], lambda last: last == before)
@@ -63,7 +64,7 @@ def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
     eventually(lambda: own.holder(), lambda holder: holder.startswith("pinwarden-uninstall"))
     own.merge(other, {"metadata": {"finalizers": None}})
     own.send("DELETE", other)
-    _, wrong = run.communicate(timeout=60)
+    _, wrong = output(run, 60)
     assert run.returncode == 0, wrong
     assert own.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
     assert not own.find(other)
@@ -86,7 +87,7 @@ def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
     run = uninstall(own)
     eventually(lambda: mode(own, node), lambda last: last == "Release")
     own.merge(group, {"metadata": {"finalizers": finalizers}})
-    _, wrong = run.communicate(timeout=60)
+    _, wrong = output(run, 60)
     assert run.returncode == 0, wrong
     assert not own.find(group)["metadata"].get("finalizers")
     own.send("DELETE", f"/api/v1/nodes/{node}")
@@ -96,7 +97,7 @@ def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
 def test_in_the_wrong_namespace_it_does_not_begin(own: Cluster, operator: Operator) -> None:
     node = own.node()
     eventually(lambda: own.config(node), bool)
-    said = uninstall(own, "--namespace=elsewhere").communicate(timeout=60)[1]
+    said = output(uninstall(own, "--namespace=elsewhere"), 60)[1]
     assert "no Lease pinwarden-operator in the namespace elsewhere" in said
     assert mode(own, node) == "Active"
     own.send("DELETE", f"/api/v1/nodes/{node}")
@@ -108,14 +109,14 @@ def test_gated_pods_keep_it_from_beginning(own: Cluster, operator: Operator) -> 
     name = gate(own, namespace, node)
     lease = own.find(LEASE)["spec"]["holderIdentity"]
     eventually(lambda: own.config(node), bool)
-    said = uninstall(own).communicate(timeout=60)[1]
+    said = output(uninstall(own), 60)[1]
     assert (
         f"1 pods have the gate's seccomp profile, and their pinning calls would fail with ENOSYS without the gate: {name}."
         in said
     )
     assert own.find(LEASE)["spec"]["holderIdentity"] == lease
     run = uninstall(own, "--gated-pods=Break")
-    out, wrong = run.communicate(timeout=60)
+    out, wrong = output(run, 60)
     assert run.returncode == 0, wrong
     assert f"pinning calls of these pods fail with ENOSYS from now on: {name}" in out
     own.send("DELETE", LEASE)

@@ -1,11 +1,11 @@
 """The test cluster itself: what the other tests take for granted."""
 
-import time
-
 import pytest
 
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
+
+from ..waiting import eventually
 
 
 def test_a_node_is_ready_and_runs_commands(cluster: Cluster) -> None:
@@ -24,11 +24,7 @@ def test_a_killed_program_of_the_node_is_started_again(cluster: Cluster, program
     node = cluster.nodes[0]
     before = node.exec(["pidof", program]).stdout
     node.kill(program)
-    deadline = time.monotonic() + 20
-    while (now := node.exec(["pidof", program]).stdout) in ("", before):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert now != before
+    eventually(lambda: node.exec(["pidof", program]).stdout, lambda now: now not in ("", before))
 
 
 def test_what_is_not_there_cannot_be_killed(cluster: Cluster) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.patience import Patience
 from pinwarden.agent.cgroups import member_pids
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
@@ -142,9 +143,9 @@ class Node:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Ticks until it holds."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        patience = Patience(DEADLINE_SECONDS)
         while not holds():
-            assert time.monotonic() < deadline, self.engine.report()
+            assert not patience.ended, self.engine.report()
             time.sleep(min(self.engine.tick(), 0.05))
 
     def settle(self) -> None:

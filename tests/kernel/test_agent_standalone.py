@@ -10,20 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pinwarden.cli.status import ask
+
+from ..waiting import eventually, exit_status
 
 ROOT = Path(__file__).parents[2]
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 2**20
 BEFORE = (32 * MIB, 64 * MIB)
 NOBODY = 65534
-DEADLINE_SECONDS = 180.0
 ONE_CAPABILITY = ("setpriv", "--bounding-set=-all,+sys_resource", "--no-new-privs")
 WORKER = """
 import ctypes, mmap, os, sys
@@ -41,15 +41,6 @@ for line in sys.stdin:
             held += mmap.PAGESIZE
     print(held, error, flush=True)
 """
-
-
-def eventually(read: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
-    """The first reading that holds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds(last := read()):
-        assert time.monotonic() < deadline, f"last: {last}"
-        time.sleep(0.005)
-    return last
 
 
 class Worker:
@@ -139,11 +130,11 @@ def test_a_file_holds_a_directory_until_it_is_released(worker: Worker, tmp_path:
         assert worker.limits()[0] == 2 * MIB
 
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(DEADLINE_SECONDS) == 0
+        assert exit_status(agent) == 0
         assert worker.limits()[0] == 2 * MIB
     finally:
         agent.kill()
         agent.wait()
     with host.run("--release") as release:
-        assert release.wait(DEADLINE_SECONDS) == 0
+        assert exit_status(release) == 0
     assert worker.limits() == BEFORE

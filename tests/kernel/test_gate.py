@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.patience import Patience
 from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.engine import Engine
@@ -45,9 +46,9 @@ class Agent:
         self._engine.configure(NodePinConfigSpec.model_validate(spec), [], self._generation)
 
     def until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        patience = Patience(60)
         while not holds():
-            assert time.monotonic() < deadline, self._engine.report()
+            assert not patience.ended, self._engine.report()
             time.sleep(min(self._engine.tick(), 0.05))
 
     def report(self, pod: Pod) -> PodReport | None:
