@@ -1,6 +1,6 @@
 """Maps as much of a shared file as it is told to, and writes it: what the demo's pods that share memory run.
 
-An 8 in the container's /tmp/mebibytes is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
+The pod's annotation `mebibytes: "8"` is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
 """
 
 import mmap
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-ORDER = Path("/tmp/mebibytes")  # noqa: S108 - of this container alone
+ORDER = Path("/order/mebibytes")
 MIB = 1 << 20
 RETRY_SECONDS = 0.3
 
@@ -23,7 +23,7 @@ def mapped(file: int, offset: int) -> mmap.mmap:
 
 
 def order(now: int) -> int:
-    """The MiB that were ordered last: as many as there are `now` while an order is being written, and before the first."""
+    """The MiB that were ordered last: as many as there are `now` before the first order."""
     try:
         return int(ORDER.read_text().strip() or now)
     except FileNotFoundError:

@@ -41,10 +41,7 @@ class Shares:
 
     def borrow(self, mebibytes: int) -> None:
         """Tell the pod, and wait until the group's status says so."""
-        self._kubectl(
-            *("-n", NAMESPACE, "exec", "reader", "--"),
-            *("python3", "-c", f"open('/tmp/mebibytes', 'w').write('{mebibytes}')"),
-        )
+        self._kubectl("-n", NAMESPACE, "annotate", "pod", "reader", f"mebibytes={mebibytes}", "--overwrite")
         self.settles_at(mebibytes)
 
     def settles_at(self, mebibytes: int) -> None:

@@ -1,5 +1,7 @@
 """The command line: ``python -m demo``; with KUBECONFIG set it uses that cluster, else it brings up the project's own.
 
+The two acts play at the same time, each on a node of its own where there are two. The second one is shown when the first one is over.
+
 Nodes of a cluster of your own must have the image of `make image` already (docs/install.md).
 """
 
@@ -7,19 +9,23 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from cluster.cluster import Cluster
 from cluster.errors import ClusterError
 from cluster.install import COMMAND, ONE_NODE, ROOT, environment
 from cluster.machine import Kind
 from cluster.pieces import build_cluster
-from demo.claims import CLAIMS, PODS
+from demo.claims import PINNED, PODS, SHARED, Claim
 from demo.shared import NAMESPACE, prepare
-from demo.shell import ClaimError, Shell, say
+from demo.shell import ClaimError, Curtain, Shell, say
 
 PARTS = ("daemonset/pinwarden-holder", "daemonset/pinwarden-agent", "deployment/pinwarden-operator")
+NODES = (Kind.UML, Kind.UML)
 INTERRUPTED = 130
 """The exit status of what SIGINT ended, as shells have it."""
 
@@ -50,20 +56,43 @@ def _all_wait(log: str) -> bool:
     return len(re.findall(r"waiting until|that is all it wanted", log)) == PODS
 
 
-def _walk(shell: Shell) -> tuple[dict[str, str], dict[str, float]]:
-    """Show every claim; return what is wrong with each that failed, and how many seconds each took."""
-    failures: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    for number, claim in enumerate(CLAIMS, start=1):
-        say(f"\n{number}. {claim.title}")
-        began = time.monotonic()
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A claim, what is wrong with it if anything is, and how long it took."""
+
+    claim: Claim
+    problem: str
+    seconds: float
+
+
+def _play(shell: Shell, claims: Sequence[Claim], first: int) -> list[_Shown]:
+    """Show the claims of an act, numbered from ``first``."""
+    shown = []
+    for number, claim in enumerate(claims, first):
+        shell.say(f"\n{number}. {claim.title}")
+        began, problem = time.monotonic(), ""
         try:
             claim.show(shell)
         except ClaimError as error:
-            failures[claim.title] = str(error)
-            say(f"  FAILED: {error}")
-        seconds[claim.title] = time.monotonic() - began
-    return failures, seconds
+            problem = str(error)
+            shell.say(f"  FAILED: {problem}")
+        shown.append(_Shown(claim, problem, time.monotonic() - began))
+    return shown
+
+
+def _play_both(shell: Shell, environment: Mapping[str, str]) -> list[_Shown]:
+    """Play both acts at the same time; show the first one as it goes, and then what the second one said so far."""
+    curtain = Curtain()
+    shown: list[_Shown] = []
+    second = Thread(
+        target=lambda: shown.extend(_play(Shell(ROOT, environment, curtain.say), SHARED, 1 + len(PINNED))),
+        daemon=True,
+    )
+    second.start()
+    first = _play(shell, PINNED, 1)
+    curtain.open()
+    second.join()
+    return first + shown
 
 
 def _remove(shell: Shell) -> None:
@@ -80,26 +109,27 @@ def main() -> int:
     with ExitStack() as stack:
         cluster = None
         if not given:
-            build_cluster([Kind.UML])
-            say("Bringing up a real cluster: control plane on this machine, one node in a guest ...")
-            cluster = stack.enter_context(Cluster(wait=False))
-        shell = Shell(ROOT, environment(cluster.kubeconfig if cluster else Path(given or "")))
-        say("\nInstalling pinwarden, and pods that will lock memory, while the node boots\n")
+            build_cluster(NODES)
+            say("Bringing up a real cluster: control plane on this machine, two nodes in guests ...")
+            cluster = stack.enter_context(Cluster(NODES, wait=False))
+        variables = environment(cluster.kubeconfig if cluster else Path(given or ""))
+        shell = Shell(ROOT, variables)
+        say("\nInstalling pinwarden, and pods that will lock memory, while the nodes boot\n")
         command = COMMAND + (ONE_NODE if cluster else "")
         _install(shell, command)
         if cluster:
             cluster.wait_ready(cluster.nodes)
         _settle(shell)
-        failures, seconds = _walk(shell)
+        shown = _play_both(shell, variables)
         if given:
             _remove(shell)
     say("\nSummary")
-    for claim in CLAIMS:
-        reason = failures.get(claim.title)
-        shown = f"{'shown ' if reason is None else 'FAILED'} {seconds[claim.title]:4.0f} s"
-        say(f"  {shown}  {claim.title}{f': {reason}' if reason else ''}")
-    say(f"{len(CLAIMS) - len(failures)} of {len(CLAIMS)} claims shown in {time.monotonic() - began:.0f} s")
-    return 1 if failures else 0
+    for each in shown:
+        verdict = f"{'FAILED' if each.problem else 'shown '} {each.seconds:4.0f} s"
+        say(f"  {verdict}  {each.claim.title}{each.problem and f': {each.problem}'}")
+    failures = sum(bool(each.problem) for each in shown)
+    say(f"{len(shown) - failures} of {len(PINNED + SHARED)} claims shown in {time.monotonic() - began:.0f} s")
+    return 0 if len(shown) == len(PINNED + SHARED) and not failures else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What pinwarden claims, and how each claim is seen.
 
 A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
-`examples/demo/pinner.py`, which locks all that the kernel gives. They are there before any limit is, and all on one node.
+`examples/demo/pinner.py`, which locks all that the kernel gives. The pods of an act are all on one node.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from demo import shared
 from demo.shared import MIB, NAMESPACE
-from demo.shell import ClaimError, Shell, say
+from demo.shell import ClaimError, Shell
 from pinwarden.plan.objects import AGENT_SELECTOR
 
 PODS = 3
@@ -188,7 +188,7 @@ def four_processes_reserve(shell: Shell) -> None:
     _apply(shell, "race")
     _settled(shell, 1)
     total = _total(shell)
-    say(f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}")
+    shell.say(f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}")
     if not 0 < total <= 4 * MIB:
         raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
 
@@ -214,9 +214,9 @@ def four_processes_race(shell: Shell) -> None:
         raise ClaimError(f"the race took {total} bytes, all that the runtime gave: nothing held it")
     if excess:
         seconds = status["overshoot"]["seconds"]
-        say(f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far")
+        shell.say(f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far")
     else:
-        say("  -> no overshoot this time; at this level (Converge) a race can have one")
+        shell.say("  -> no overshoot this time; at this level (Converge) a race can have one")
 
 
 def grants(shell: Shell) -> None:
@@ -290,7 +290,7 @@ def _held_exactly(shell: Shell, limit: int) -> None:
     total = _total(shell, "gated")
     if total != limit:
         raise ClaimError(f"the pod holds {total} bytes under a limit of {limit}")
-    say(f"  -> together {total} bytes: the limit, to the page")
+    shell.say(f"  -> together {total} bytes: the limit, to the page")
 
 
 def raised_for_the_whole_pod(shell: Shell) -> None:
@@ -311,7 +311,7 @@ def the_node_says_the_same(shell: Shell) -> None:
             raise ClaimError(f"the agent's own account does not say {wanted}")
 
 
-CLAIMS = (
+PINNED = (
     Claim("One process is refused with ENOMEM exactly at the limit (P5)", refused_at_the_limit),
     Claim("A raised limit lets the running process go on (P12)", raised_live),
     Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
@@ -331,6 +331,10 @@ CLAIMS = (
     ),
     Claim("A raised limit lets the gated pod go on to the page (P12)", raised_for_the_whole_pod),
     Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),
+)
+"""The first act."""
+
+SHARED = (
     Claim("Three pods share one object: one charge, and a borrow for each (M3, M5)", shared.three_pods_share),
     Claim("A mapping is a loan: borrow goes up and down with it (M6)", shared.a_mapping_is_a_loan),
     Claim("A mapping past the borrow limit is refused (M8)", shared.a_borrow_limit_refuses),
@@ -339,3 +343,4 @@ CLAIMS = (
     Claim("What a deleted pod leaves is orphaned, not lost (M1, M9)", shared.orphaned_not_lost),
     Claim("A deleted group waits for its last borrower, and goes (M10)", shared.draining),
 )
+"""The second act."""

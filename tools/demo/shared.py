@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from demo.shell import ClaimError, Shell, say
+from demo.shell import ClaimError, Shell
 
 NAMESPACE = "pinwarden-demo"
 MIB = 2**20
@@ -17,8 +17,7 @@ _GROUP = f"kubectl -n {NAMESPACE} get sharedmemorygroup cache"
 
 
 def _order(shell: Shell, pod: str, mebibytes: int) -> None:
-    order = f'open("/tmp/mebibytes", "w").write("{mebibytes}")'
-    shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -IS -c '{order}'")
+    shell.run(f"kubectl -n {NAMESPACE} annotate pod {pod} mebibytes={mebibytes} --overwrite")
 
 
 def _says(shell: Shell, pod: str, mebibytes: int, then: str = "") -> None:
@@ -77,7 +76,7 @@ def three_pods_share(shell: Shell) -> None:
     status = _status(shell, writer=32, reader=8, greedy=4)
     if status.get("chargeBytes") != CAPACITY:
         raise ClaimError(f"the object's charge is {status.get('chargeBytes')}, not {CAPACITY}")
-    say(
+    shell.say(
         "  -> the charge is one number, 32 MiB; that the writer wrote all of it changed nothing for the reader"
     )
 
@@ -117,12 +116,12 @@ def the_fair_view(shell: Shell) -> None:
         return any(int(shared) == CAPACITY and int(current) < CAPACITY for current, shared in found)
 
     shell.until(
-        'kubectl get nodepinconfigs -o jsonpath=\'{range .items[*].status.fairView[*]}{.pod}{"\\tmemory.current "}{.current}'
-        '{"\\town anonymous "}{.anonymous}{"\\tborrowed "}{.shared}{"\\n"}{end}\'',
+        'kubectl get nodepinconfigs -o jsonpath=\'{range .items[*]}{range .status.fairView[*]}{.pod}{"\\tmemory.current "}{.current}'
+        '{"\\town anonymous "}{.anonymous}{"\\tborrowed "}{.shared}{"\\n"}{end}{end}\'',
         wanted,
         f"a pod with less than {CAPACITY} bytes current that borrows {CAPACITY}",
     )
-    say("  -> the writer's 32 MiB are in no pod's memory.current: the group's own cgroup pays for them")
+    shell.say("  -> the writer's 32 MiB are in no pod's memory.current: the group's own cgroup pays for them")
 
 
 def orphaned_not_lost(shell: Shell) -> None:

@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 
 from cluster.patience import Patience
 
@@ -27,10 +28,34 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-class Shell:
-    """Runs command lines in the project's root with an environment of its own, such as KUBECONFIG and PATH."""
+class Curtain:
+    """Keeps what is said behind it, until it is opened."""
 
-    def __init__(self, root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: list[str] | None = []
+
+    def say(self, text: str = "") -> None:
+        """Keep a line, or print it once the curtain is open."""
+        with self._lock:
+            if self._kept is None:
+                say(text)
+            else:
+                self._kept.append(text)
+
+    def open(self) -> None:
+        """Print all that was said so far."""
+        with self._lock:
+            for text in self._kept or ():
+                say(text)
+            self._kept = None
+
+
+class Shell:
+    """Runs command lines in the project's root with an environment of its own, such as KUBECONFIG and PATH; ``say`` shows text."""
+
+    def __init__(self, root: Path, environment: Mapping[str, str], say: Callable[[str], None] = say) -> None:
+        self.say = say
         self._root = root
         self._environment = os.environ | environment
 
@@ -100,5 +125,5 @@ class Shell:
 
     def _show(self, command: str, output: str) -> None:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
-        say(f"  {bold}$ {command}{plain}")
-        say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
+        self.say(f"  {bold}$ {command}{plain}")
+        self.say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
