@@ -44,7 +44,7 @@ def _settle(shell: Shell) -> None:
     say("\nApplying what the last seven claims are about, so that its pods start meanwhile\n")
     prepare(shell)
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s")
-    shell.wait(
+    shell.until(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
         _all_wait,
         f"{PODS} pods wait for a limit",

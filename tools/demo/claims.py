@@ -50,8 +50,8 @@ def _holds(shell: Shell, pod: str, amount: int, then: str) -> None:
         found = re.search(r"holds (\d+) bytes; (.*)", log)
         return found is not None and int(found[1]) == amount and then in found[2]
 
-    shell.until(
-        f"kubectl -n {NAMESPACE} logs {pod} --tail=1", wanted, f"{pod} holds {amount} bytes, then: {then}"
+    shell.until_logged(
+        f"kubectl -n {NAMESPACE} logs {pod}", 1, wanted, f"{pod} holds {amount} bytes, then: {then}"
     )
 
 
@@ -59,19 +59,18 @@ def _status(
     shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str, what: str
 ) -> dict[str, Any]:
     """Wait until the status is as wanted, then show those of its `fields` (JSONPath) that tell the story."""
-    base = f"kubectl -n {NAMESPACE} get {resource} -o"
+    get = f"kubectl -n {NAMESPACE} get {resource}"
     found: dict[str, Any] = {}
 
-    def check(text: str) -> bool:
-        whole = json.loads(text)
+    def check(whole: dict[str, Any]) -> bool:
         found.update(whole.get("status", {}))
         current = found.get("observedGeneration") == whole["metadata"]["generation"]
         return current and wanted(found)
 
     try:
-        shell.wait(f"{base} json", check, f"{resource}: {what}")
+        shell.wait(get, check, f"{resource}: {what}")
     finally:
-        shell.run(f"{base} jsonpath='{fields}'")
+        shell.run(f"{get} -o jsonpath='{fields}'")
     return found
 
 
@@ -176,8 +175,9 @@ def _settled(shell: Shell, least: int, pod: str = "race") -> None:
         held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log))
         return len(held) == 4 and sum(map(int, held.values())) >= least
 
-    shell.until(
-        f"kubectl -n {NAMESPACE} logs {pod} --tail=8",
+    shell.until_logged(
+        f"kubectl -n {NAMESPACE} logs {pod}",
+        8,
         wanted,
         f"four processes of {pod} are refused, or have all they want, and hold {least} bytes or more",
     )

@@ -1,6 +1,5 @@
 """The second act: an object of shared memory, whose it is, and what each pod borrows of it (M1 to M11)."""
 
-import json
 import re
 from typing import Any
 
@@ -27,8 +26,9 @@ def _says(shell: Shell, pod: str, mebibytes: int, then: str = "") -> None:
         found = re.search(r"maps (\d+) bytes(.*)", log)
         return found is not None and int(found[1]) == mebibytes * MIB and then in found[2]
 
-    shell.until(
-        f"kubectl -n {NAMESPACE} logs {pod} --tail=1",
+    shell.until_logged(
+        f"kubectl -n {NAMESPACE} logs {pod}",
+        1,
         wanted,
         f"{pod} maps {mebibytes} MiB{then and ', then: '}{then}",
     )
@@ -38,14 +38,14 @@ def _status(shell: Shell, **borrowed: int) -> dict[str, Any]:
     """Wait until exactly these pods borrow so many MiB each, and show the group and the table."""
     found: dict[str, Any] = {}
 
-    def check(text: str) -> bool:
+    def check(group: dict[str, Any]) -> bool:
         found.clear()
-        found.update(json.loads(text).get("status", {}))
+        found.update(group.get("status", {}))
         now = {each["pod"]: each.get("borrowedBytes") for each in found.get("borrowers", [])}
         return now == {pod: amount * MIB for pod, amount in borrowed.items()}
 
     try:
-        shell.wait(f"{_GROUP} -o json", check, f"borrowers and their MiB: {borrowed}")
+        shell.wait(_GROUP, check, f"borrowers and their MiB: {borrowed}")
     finally:
         shell.run(_GROUP)
         shell.run(f"{_GROUP} -o jsonpath='{_TABLE}'")

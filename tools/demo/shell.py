@@ -1,13 +1,18 @@
 """Commands as a user would type them: shown, run by a shell, and shown with their answer."""
 
+import json
 import os
+import re
+import select
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from cluster.patience import Patience
 
@@ -76,14 +81,65 @@ class Shell:
             raise ClaimError(problem)
         return output
 
-    def wait(self, command: str, wanted: Callable[[str], bool], what: str) -> None:
-        """Do the same without showing anything; the error has the last output.
+    def until_logged(self, logs: str, lines: int, wanted: Callable[[str], bool], what: str) -> None:
+        """Follow a log until its last ``lines`` are as wanted, and show them as the answer to ``logs``, a `kubectl logs` command.
 
-        Raises ClaimError when the output is not so in time.
+        Raises ClaimError, after showing the last lines, when they are not so in time.
         """
-        output, problem = self._repeat(command, wanted, what)
+        command = f"{logs} --tail={lines}"
+        output, problem = self._follow(
+            f"{command} --follow", lambda log: "".join(log.splitlines(keepends=True)[-lines:]), wanted, what
+        )
+        self._show(command, output)
+        if problem:
+            raise ClaimError(problem)
+
+    def wait(self, get: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Watch the object that ``get`` prints, a `kubectl get` command, until it is as wanted; show nothing.
+
+        Raises ClaimError with the last object when it is not so in time.
+        """
+        output, problem = self._follow(
+            f"{get} -o json --watch", _last_object, lambda text: bool(text) and wanted(json.loads(text)), what
+        )
         if problem:
             raise ClaimError(f"{problem}; last seen: {output.strip()[-LAST_SEEN:] or 'nothing'}")
+
+    def _follow(
+        self, command: str, last: Callable[[str], str], wanted: Callable[[str], bool], what: str
+    ) -> tuple[str, str]:
+        """Read what a command prints as it goes, and start it again when it ends, until the ``last`` part is as wanted.
+
+        Return that part and what is wrong with it, as `_repeat` does.
+        """
+        began, patience, output = time.monotonic(), Patience(WAIT_SECONDS), ""
+        while True:
+            with self._running(command) as process:
+                printed = b""
+                while chunk := _read(process, patience):
+                    printed += chunk
+                    before, output = output, last(printed.decode(errors="replace"))
+                    if wanted(output):
+                        return output, ""
+                    if output != before and time.monotonic() - began < LONGEST_SECONDS:
+                        patience = Patience(WAIT_SECONDS)
+            if patience.ended:
+                return output, f"still not after {time.monotonic() - began:.0f} s: {what}"
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _running(self, command: str) -> Iterator["subprocess.Popen[bytes]"]:
+        with subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command} 2>&1"],
+            cwd=self._root,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def _repeat(self, command: str, wanted: Callable[[str], bool], what: str) -> tuple[str, str]:
         """Return the last output, or the error in its place, and what is wrong with it: nothing, or that time ran out.
@@ -127,3 +183,17 @@ class Shell:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         self.say(f"  {bold}$ {command}{plain}")
         self.say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
+
+
+def _read(process: "subprocess.Popen[bytes]", patience: Patience) -> bytes:
+    """Return what a process printed next; nothing at its end, or when patience ended."""
+    assert process.stdout is not None
+    while not patience.ended:
+        if select.select([process.stdout], [], [], POLL_SECONDS)[0]:
+            return os.read(process.stdout.fileno(), 1 << 16)
+    return b""
+
+
+def _last_object(text: str) -> str:
+    """Return the last whole object of those that `kubectl get -o json --watch` printed, if there is one."""
+    return next(reversed(re.findall(r"^\{.*?^\}", text, re.DOTALL | re.MULTILINE)), "")
