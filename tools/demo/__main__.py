@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -22,7 +22,7 @@ from cluster.machine import Kind
 from cluster.pieces import build_cluster
 from demo.claims import PINNED, PODS, SHARED, Claim
 from demo.shared import NAMESPACE, prepare
-from demo.shell import ClaimError, Curtain, Shell, say
+from demo.shell import ClaimError, Curtain, EndedError, Shell, say
 
 PARTS = ("daemonset/pinwarden-holder", "daemonset/pinwarden-agent", "deployment/pinwarden-operator")
 NODES = (Kind.UML, Kind.UML)
@@ -83,15 +83,21 @@ def _play(shell: Shell, claims: Sequence[Claim], first: int) -> list[_Shown]:
 def _play_both(shell: Shell, environment: Mapping[str, str]) -> list[_Shown]:
     """Play both acts at the same time; show the first one as it goes, and then what the second one said so far."""
     curtain = Curtain()
+    behind = Shell(ROOT, environment, curtain.say)
     shown: list[_Shown] = []
-    second = Thread(
-        target=lambda: shown.extend(_play(Shell(ROOT, environment, curtain.say), SHARED, 1 + len(PINNED))),
-        daemon=True,
-    )
+
+    def play() -> None:
+        with suppress(EndedError):
+            shown.extend(_play(behind, SHARED, 1 + len(PINNED)))
+
+    second = Thread(target=play)
     second.start()
-    first = _play(shell, PINNED, 1)
-    curtain.open()
-    second.join()
+    try:
+        first = _play(shell, PINNED, 1)
+        curtain.open()
+        second.join()
+    finally:
+        behind.end()
     return first + shown
 
 

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,6 +27,10 @@ LAST_SEEN = 1500
 
 class ClaimError(Exception):
     """A command failed, or its answer never was what is claimed."""
+
+
+class EndedError(Exception):
+    """The shell was ended before this command."""
 
 
 def say(text: str = "") -> None:
@@ -63,6 +68,16 @@ class Shell:
         self.say = say
         self._root = root
         self._environment = os.environ | environment
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Kill the command that runs, and let none begin any more; for another thread."""
+        with self._lock:
+            self._ended = True
+            if self._process:
+                _kill(self._process)
 
     def run(self, command: str) -> str:
         """Show and run a command and return its output. Raises ClaimError when it fails."""
@@ -114,7 +129,7 @@ class Shell:
         """
         began, patience, output = time.monotonic(), Patience(WAIT_SECONDS), ""
         while True:
-            with self._running(command) as process:
+            with self._running(f"{command} 2>&1") as process:
                 printed = b""
                 while chunk := _read(process, patience):
                     printed += chunk
@@ -129,17 +144,24 @@ class Shell:
 
     @contextmanager
     def _running(self, command: str) -> Iterator["subprocess.Popen[bytes]"]:
-        with subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {command} 2>&1"],
-            cwd=self._root,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        ) as process:
+        """A command in a session of its own, which ends with the block. Raises EndedError."""
+        with self._lock:
+            if self._ended:
+                raise EndedError(command)
+            self._process = process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                cwd=self._root,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        with process:
             try:
                 yield process
             finally:
-                process.kill()
+                _kill(process)
 
     def _repeat(self, command: str, wanted: Callable[[str], bool], what: str) -> tuple[str, str]:
         """Return the last output, or the error in its place, and what is wrong with it: nothing, or that time ran out.
@@ -162,27 +184,26 @@ class Shell:
             time.sleep(POLL_SECONDS)
 
     def _output(self, command: str) -> str:
-        try:
-            done = subprocess.run(
-                ["/bin/sh", "-c", command],
-                cwd=self._root,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ClaimError(f"`{command}` did not end within {COMMAND_SECONDS:.0f} s") from error
-        if done.returncode:
-            raise ClaimError(f"`{command}` ended with {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
+        with self._running(command) as process:
+            try:
+                output, errors = process.communicate(timeout=COMMAND_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise ClaimError(f"`{command}` did not end within {COMMAND_SECONDS:.0f} s") from error
+        if process.returncode:
+            raise ClaimError(f"`{command}` ended with {process.returncode}: {errors.decode().strip()}")
+        return output.decode()
 
     def _show(self, command: str, output: str) -> None:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         self.say(f"  {bold}$ {command}{plain}")
         self.say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a command with all that it started, unless it ended."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(process: "subprocess.Popen[bytes]", patience: Patience) -> bytes:
