@@ -32,7 +32,6 @@ from .operators import AGENT_LABELS, PINWARDEN, SYSTEM, Cluster, Operator, _reso
 
 Json = dict[str, Any]
 PINNER = Path(__file__).with_name("pinner.py")
-STATIC = "kubernetes.io/config.hash"
 """The annotation by which a pod's cgroup bears another UID than the object."""
 ACCOUNT = "pinwarden-agent"
 PODS = f"/api/v1/namespaces/{SYSTEM}/pods"
@@ -282,7 +281,8 @@ class Stage:
 
     def gated_pod(self, app: str, *, user: int = NOBODY, profile: bool = True) -> Process:
         """A pod of this machine, with or without the gate's profile, and its object."""
-        pod = self.gated.pod()
+        made = self.cluster.pod(self.namespace, self.gated_name, {"app": app})
+        pod = self.gated.pod(made["metadata"]["uid"])
         self._gated_pods.append(pod)
         process: Process
         if profile:
@@ -290,7 +290,6 @@ class Stage:
             assert process.stdout.readline() == "ready\n"
         else:
             process = self._bare(pod)
-        self.cluster.pod(self.namespace, self.gated_name, {"app": app}, **{STATIC: pod.uid})
         return process
 
     def end_gated_pods(self) -> None:

@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def prepared() -> Iterator["Cluster"]:
+def prepared(*, controller_manager: bool = False) -> Iterator["Cluster"]:
     """An API server of its own, with the CRDs, the operator's roles, and a field `burst` that a newer CRD may have."""
-    with ControlPlane() as server:
+    with ControlPlane(controller_manager=controller_manager) as server:
         access = chart.manifest(only=["agent/access.yaml", "operator/access.yaml"])
         for arguments in (
             ("apply", "--server-side", "-f", str(ROOT / "crds")),
@@ -113,10 +113,44 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def pod(self, namespace: str, node: str, labels: Json | None = None, **annotations: str) -> Json:
-        metadata = {"name": f"pod-{uuid.uuid4().hex[:8]}", "labels": labels or {}, "annotations": annotations}
+    def pod(
+        self,
+        namespace: str,
+        node: str,
+        labels: Json | None = None,
+        owners: list[Json] | None = None,
+        **annotations: str,
+    ) -> Json:
+        metadata = {
+            "name": f"pod-{uuid.uuid4().hex[:8]}",
+            "labels": labels or {},
+            "annotations": annotations,
+            "ownerReferences": owners or [],
+        }
         spec = {"nodeName": node, "containers": [{"name": "main", "image": "main"}]}
         return self.send("POST", f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec})
+
+    def static_pod(self, namespace: str, node: str, hashed: str, labels: Json | None = None) -> Json:
+        """The mirror of a static pod that its kubelet runs; returns the object."""
+        made = self.mirror(namespace, node, hashed, labels)
+        self.set_started(f"/api/v1/namespaces/{namespace}/pods/{made['metadata']['name']}")
+        return made
+
+    def mirror(self, namespace: str, node: str, hashed: str, labels: Json | None = None) -> Json:
+        """A mirror pod as a kubelet creates it, and as any author may create one."""
+        uid = self.find(f"/api/v1/nodes/{node}")["metadata"]["uid"]
+        owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid, "controller": True}
+        annotations = {"kubernetes.io/config.hash": hashed, "kubernetes.io/config.mirror": hashed}
+        return self.pod(namespace, node, labels, [owner], **annotations)
+
+    def set_started(self, path: str) -> None:
+        """As the kubelet reports a pod whose container was created."""
+        container = {"name": "main", "image": "main", "imageID": "", "ready": True, "restartCount": 0}
+        status = {
+            "phase": "Running",
+            "containerStatuses": [container | {"containerID": f"containerd://{'a' * 64}"}],
+        }
+        self.merge(f"{path}/status", {"status": status})
 
     def agent(self, node: str, *, ready: bool = True) -> str:
         """The agent's pod on a node; returns its path."""

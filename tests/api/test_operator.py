@@ -71,8 +71,9 @@ def test_a_node_is_asked_to_hold_what_its_pods_limits_say(cluster: Cluster, case
 
 def test_a_static_pod_is_known_by_the_hash_of_its_configuration(cluster: Cluster, case: Case) -> None:
     hashed = "0123456789abcdef0123456789abcdef"
-    cluster.pod(case.namespace, case.node, None, **{"kubernetes.io/config.hash": hashed})
-    eventually(lambda: cluster.held(case.node), lambda pods: set(pods) == {case.uid, hashed})
+    mirror = cluster.static_pod(case.namespace, case.node, hashed)
+    own = mirror["metadata"]["uid"]
+    eventually(lambda: cluster.held(case.node), lambda pods: set(pods) == {case.uid, own, hashed})
 
 
 @pytest.mark.parametrize(
@@ -261,8 +262,7 @@ def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Cas
 
 def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(cluster: Cluster, case: Case) -> None:
     hashed = f"{uuid.uuid4().hex}"
-    annotations = {"kubernetes.io/config.hash": hashed, "kubernetes.io/config.mirror": hashed}
-    mirror = cluster.pod(case.namespace, case.node, None, **annotations)
+    mirror = cluster.static_pod(case.namespace, case.node, hashed)
     eventually(lambda: cluster.held(case.node), lambda pods: hashed in pods)
     cluster.acknowledge(case.node)
     cluster.acknowledge(case.node, recentDenials=[refusal(case, pod=hashed)])

@@ -413,10 +413,8 @@ def test_top_sorts_by_what_is_pinned_and_tells_what_is_not_known(case: Case) -> 
     other = case.new_pod()["metadata"]
     mute = case.new_pod()["metadata"]
     static = "f00d" * 8
-    mirror = case.cluster.pod(
-        case.namespace, case.node, {"app": "db"}, **{"kubernetes.io/config.hash": static}
-    )["metadata"]
-    eventually(lambda: len(case.cluster.held(case.node)), lambda count: count == 5)
+    mirror = case.cluster.static_pod(case.namespace, case.node, static, {"app": "db"})["metadata"]
+    eventually(lambda: len(case.cluster.held(case.node)), lambda count: count == 6)
     counters = {"vmPin": MIB // 2, "processes": 1, "level": "Deny", "reason": "SeccompGate"}
     uses = [
         {"uid": uid, "vmLck": locked, "peak": locked + MIB // 2, **counters, **more}

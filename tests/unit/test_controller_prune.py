@@ -32,10 +32,39 @@ def test_a_pod_keeps_what_the_rules_read() -> None:
     assert not kept.terminal
 
 
-@pytest.mark.parametrize("annotation", ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"])
-def test_a_static_pod_bears_the_hash_of_its_configuration(annotation: str) -> None:
-    key, kept = prune.pod(pod(metadata={"annotations": {annotation: "f00"}}))
-    assert (key, kept.uid, kept.cgroup_uid) == ("u1", "u1", "f00")
+HASH = "0123456789abcdef" * 2
+MIRROR = "kubernetes.io/config.mirror"
+OWNER = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "node-uid", "controller": True}
+STARTED = {"containerStatuses": [{"name": "main", "containerID": "containerd://abc"}]}
+
+
+def mirror(annotations: Any = None, owner: Any = OWNER, status: Any = STARTED) -> dict[str, Any]:
+    metadata = {"annotations": annotations or {MIRROR: HASH}, "ownerReferences": [owner]}
+    return pod(metadata=metadata, status=status)
+
+
+def test_a_static_pod_bears_the_hash_of_its_configuration() -> None:
+    key, kept = prune.pod(mirror())
+    assert (key, kept.uid, kept.cgroup_uid) == ("u1", "u1", HASH)
+
+
+@pytest.mark.rule("P1")
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param(mirror({"kubernetes.io/config.hash": HASH}), id="an annotation that anybody may set"),
+        pytest.param(mirror(status={}), id="a mirror that no kubelet started"),
+        pytest.param(mirror(owner=OWNER | {"name": "n2"}), id="a mirror of another node"),
+        pytest.param(mirror(owner=OWNER | {"kind": "ReplicaSet"}), id="a mirror that no node owns"),
+        pytest.param(mirror(owner=OWNER | {"controller": False}), id="a mirror that no node controls"),
+        pytest.param(mirror({MIRROR: "11111111-2222-4333-8444-555555555555"}), id="another pod's UID"),
+        pytest.param(mirror({MIRROR: "x" * 65}), id="a long annotation"),
+        pytest.param(mirror({MIRROR: ""}), id="an empty annotation"),
+    ],
+)
+def test_a_pod_that_only_looks_like_a_mirror_pod_bears_its_own_uid(forged: dict[str, Any]) -> None:
+    """https://github.com/vectordotdev/vector/issues/6001, https://github.com/kubernetes/kubernetes/pull/123149"""
+    assert prune.pod(forged)[1].cgroup_uid == "u1"
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])

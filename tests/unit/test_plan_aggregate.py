@@ -642,3 +642,12 @@ def test_a_great_many_findings_take_little_room() -> None:
     assert share.unheld.counts == {"CapIPCLock": 500}
     assert len(share.unheld.named) == 3
     assert condition(status_of(one, pods, node), "Enforced").message.endswith("and 497 more.")
+
+
+@pytest.mark.rule("H1", "P13")
+def test_a_limit_on_a_pod_whose_cgroup_another_pod_claims_says_so() -> None:
+    one = limit()
+    pods = [replace(pod("1"), cgroup_uid="h", contested=True)]
+    status = status_of(one, pods, view(pods, [one], [use("h", MIB)]))
+    assert told(status, "Enforced") == ("False", "CgroupContested")
+    assert "pod a/pod-1" in condition(status, "Enforced").message

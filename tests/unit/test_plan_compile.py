@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.plan.compile import (
     MAX_NODE_LIMITS,
@@ -176,3 +177,71 @@ def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
     assert len(names) == MAX_NODE_LIMITS
     assert {"zz", "b/x0000", "b/x0001", "b/x0002"} < set(names)
     assert {name for entry in spec.pods for name in entry.limits} == set(names)
+
+
+HASH = "0123456789abcdef" * 2
+
+
+def mirror(uid: str, namespace: str = "a", **fields: Any) -> Pod:
+    return Pod(namespace, f"pod-{uid}", uid, HASH, NODE.name, {}, {"main": f"id-{uid}"}, **fields)
+
+
+@pytest.mark.rule("P1")
+def test_a_static_pod_is_held_by_its_hash_and_by_its_own_uid() -> None:
+    """Whatever a kubelet makes of a pod with the annotation, the pod's limits are there."""
+    assert held([pinlimit("x")], mirror("m1")) == {HASH: ["a/x"], "m1": ["a/x"]}
+
+
+@pytest.mark.rule("P13")
+def test_a_cgroup_that_two_pods_claim_is_held_to_the_limits_of_both() -> None:
+    """https://github.com/DataDog/datadog-agent/pull/5916"""
+    limits: list[Limit] = [pinlimit("x"), pinlimit("y", namespace="b"), ceiling("top")]
+    found = held(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
+    assert found[HASH] == ["a/x", "b/y", "top"]
+    assert (found["m1"], found["m2"], found["u1"]) == (["a/x", "top"], ["b/y", "top"], ["a/x", "top"])
+
+
+@pytest.mark.rule("P14")
+def test_a_cgroup_that_two_pods_claim_is_granted_nothing() -> None:
+    limits: list[Limit] = [
+        pinlimit("x"),
+        pinlimit("g", namespace="b", grant=True),
+        ceiling("top", maxGrant="1Gi"),
+    ]
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2", "b")], {}, limits, Settings())
+    grants = {limit.name: limit.grant for limit in spec.limits}
+    named = {entry.uid: entry.limits for entry in spec.pods}
+    assert named[HASH] == ["a/x", "b/g@0", "top"]
+    assert (grants["b/g@0"], named["m2"]) == (0, ["b/g", "top"])
+
+
+@pytest.mark.rule("P13")
+def test_the_limits_of_a_cgroup_that_many_claim_fit_and_ceilings_come_first() -> None:
+    limits: list[Limit] = [
+        *(pinlimit(f"l{number:02}", namespace=ns) for number in range(30) for ns in "ab"),
+        ceiling("z"),
+    ]
+    found = held(limits, mirror("m1"), mirror("m2", "b"))
+    assert len(found[HASH]) == MAX_POD_LIMITS
+    assert "z" in found[HASH]
+
+
+@pytest.mark.rule("H1")
+def test_a_container_of_a_contested_cgroup_has_an_id_only_where_all_agree() -> None:
+    by_container: list[Limit] = [pinlimit("c", scope="Container")]
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2")], {}, by_container, Settings())
+    ids = {entry.uid: [container.id for container in entry.containers] for entry in spec.pods}
+    assert ids == {HASH: [None], "m1": ["id-m1"], "m2": ["id-m2"]}
+
+
+@pytest.mark.rule("P13")
+def test_entries_of_one_cgroup_in_a_spec_add_up_for_every_reader() -> None:
+    """An older operator lists a cgroup twice where two pods claim it."""
+    entries = [
+        {"uid": "u1", "limits": ["a/x"], "containers": [{"name": "main", "id": "1"}, {"name": "b"}]},
+        {"uid": "u2", "limits": []},
+        {"uid": "u1", "limits": ["top", "a/x"], "containers": [{"name": "main", "id": "2"}]},
+    ]
+    spec, _ = NodePinConfigSpec.parse({"pods": entries})
+    assert [(entry.uid, entry.limits) for entry in spec.pods] == [("u1", ["a/x", "top"]), ("u2", [])]
+    assert [(each.name, each.id) for each in spec.pods[0].containers] == [("main", None), ("b", None)]

@@ -86,8 +86,8 @@ def test_a_group_is_attached_to_the_pods_of_its_own_namespace_that_its_members_s
     ]
     (found,) = compiled(group, pods=pods)
     assert [each.pods for each in found.members] == [
-        ["cgroup-1", "cgroup-2"],
-        ["cgroup-1", "cgroup-2", "cgroup-3"],
+        ["1", "2", "cgroup-1", "cgroup-2"],
+        ["1", "2", "3", "cgroup-1", "cgroup-2", "cgroup-3"],
     ]
     assert [(each.borrow_limit, each.borrow_limit_on) for each in found.members] == [
         (1 << 20, "Resident"),
@@ -185,7 +185,7 @@ def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_n
     (found,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
     assert not found.draining
     (found,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
-    assert (found.draining, found.capacity, found.pods()) == (True, 2 << 20, frozenset({"cgroup-1"}))
+    assert (found.draining, found.capacity, found.pods()) == (True, 2 << 20, frozenset({"1", "cgroup-1"}))
     assert compiled(group, pods=pods, allowed="create:1Mi") == []
     for never in (replace(group, held=False), a_group(spec={**created, "deletionPolicy": "Orphan"})):
         assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
@@ -415,3 +415,13 @@ def test_a_status_write_of_its_own_dirties_nothing() -> None:
     assert world.put_group(newer) == CLEAN
     assert world.groups["a/g"] is newer
     assert world.put_group(replace(newer, deleting=True)).groups == {"a/g"}
+
+
+@pytest.mark.rule("M2")
+def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
+    thief = replace(a_pod("1"), cgroup_uid="h")
+    victim = replace(a_pod("2", "b"), cgroup_uid="h")
+    (found,) = compiled(a_group(), pods=[thief, victim])
+    assert found.pods() == {"1"}
+    (found,) = compiled(a_group(), pods=[thief])
+    assert found.pods() == {"1", "h"}

@@ -38,12 +38,13 @@ def a_pod(
     running: bool,
     terminal: bool,
     windows: bool = False,
+    static_hash: str = "",
 ) -> Pod:
     return Pod.of(
         namespace=namespace,
         name=f"pod-{uid}",
         uid=uid,
-        cgroup_uid=uid,
+        cgroup_uid=static_hash or uid,
         node=node,
         labels=labels,
         containers={"main": f"id-{uid}" if running else None},
@@ -79,6 +80,7 @@ PODS = st.builds(
     st.booleans(),
     st.sampled_from([False, False, False, False, True]),
     st.sampled_from([False, False, False, False, True]),
+    st.sampled_from(["", "", "h"]),
 )
 LIMITS: st.SearchStrategy[Limit] = st.one_of(
     st.builds(
@@ -117,6 +119,15 @@ class Mirror:
         on_node = [pod for pod in self.pods.values() if pod.node == node.name]
         return compile_node(node, on_node, self.namespaces, list(self.limits.values()), Settings())
 
+    def contested(self, pod: Pod) -> bool:
+        claimants = [
+            uid
+            for uid, other in self.pods.items()
+            if (other.node, other.cgroup_uid) == (pod.node, pod.cgroup_uid)
+            and not (other.terminal or other.windows)
+        ]
+        return pod.cgroup_uid != pod.uid and len(claimants) > 1
+
     def pods_of(self, limit: Limit) -> list[str]:
         if refusal(limit) is not None:
             return []
@@ -140,7 +151,9 @@ class Mirror:
         for node in self.nodes.values():
             assert self.world.spec_for(node.name) == self.spec(node)
         for name, limit in self.limits.items():
-            assert sorted(pod.uid for pod in self.world.pods_of(name)) == self.pods_of(limit)
+            pods = self.world.pods_of(name)
+            assert sorted(pod.uid for pod in pods) == self.pods_of(limit)
+            assert all(pod.contested == self.contested(pod) for pod in pods)
             assert self.world.refusal(name) == refusal(limit)
         for node_name in NODES:
             governing = {name for name, limit in self.limits.items() if self.held_on(limit, node_name)}
@@ -164,7 +177,10 @@ class Mirror:
         return {
             name: (
                 limit.spec,
-                [replace(self.pods[uid], labels={}) for uid in self.pods_of(limit)],
+                [
+                    replace(self.pods[uid], labels={}, contested=self.contested(self.pods[uid]))
+                    for uid in self.pods_of(limit)
+                ],
                 self.world.overriding(name),
                 sorted(
                     (pod, grant)

@@ -41,9 +41,9 @@ def starter() -> ForkServer:
 class Pod:
     """A pod of one container; `run` starts a process in it."""
 
-    def __init__(self, node: "Node") -> None:
+    def __init__(self, node: "Node", uid: str = "") -> None:
         self._node = node
-        self.uid = str(uuid.uuid4())
+        self.uid = uid or str(uuid.uuid4())
         self.sandbox, self.container = (os.urandom(32).hex() for _ in range(2))
         self.directory = node.pods / f"pod{self.uid}"
         for identity in (self.sandbox, self.container):
@@ -157,9 +157,9 @@ class Node:
         self.gate.wait()
         self.gate = self.start("gate", "--state-dir", str(self.state_dir), capabilities=capabilities)
 
-    def pod(self) -> Pod:
-        """A new one, that no limit holds for."""
-        self._made.append(Pod(self))
+    def pod(self, uid: str = "") -> Pod:
+        """A new one, that no limit holds for; of the given UID, or of a random one."""
+        self._made.append(Pod(self, uid))
         return self._made[-1]
 
     def hold(

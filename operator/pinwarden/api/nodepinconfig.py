@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, field_validator
 
 from pinwarden.api.meta import Model
 from pinwarden.api.pinlimit import (
@@ -107,6 +107,17 @@ class NodePod(Model):
         default_factory=list, description="Listed where a limit of scope Container holds for the pod."
     )
 
+    def with_claim(self, other: "NodePod") -> "NodePod":
+        """Both entries of one cgroup together; the id of a container is not known where they contradict each other."""
+        ids = {each.name: each.id for each in self.containers}
+        for each in other.containers:
+            ids[each.name] = each.id if ids.get(each.name, each.id) == each.id else None
+        return NodePod(
+            uid=self.uid,
+            limits=list(dict.fromkeys([*self.limits, *other.limits])),
+            containers=[PodContainer(name=name, id=identity) for name, identity in ids.items()],
+        )
+
 
 class NodeMember(Model):
     """Pods that are attached to a group, and what each of them may borrow (M8); amounts in bytes."""
@@ -175,6 +186,15 @@ class NodePinConfigSpec(Model):
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
     pods: list[NodePod] = Field(default_factory=list, max_length=4096)
     groups: list[NodeGroup] = Field(default_factory=list, max_length=256)
+
+    @field_validator("pods")
+    @classmethod
+    def _each_once(cls, pods: list[NodePod]) -> list[NodePod]:
+        """The limits of all entries with one UID hold for that cgroup (P13), so that no reader of the list lets the last one win."""
+        found: dict[str, NodePod] = {}
+        for pod in pods:
+            found[pod.uid] = found[pod.uid].with_claim(pod) if pod.uid in found else pod
+        return list(found.values())
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:

@@ -94,7 +94,7 @@ class Inventory(Collector):
             yield from self._of_pods(told=leading)
 
     def _pods_on(self, node: str) -> Mapping[str, Pod]:
-        return {pod.cgroup_uid: pod for pod in self._state.world.pods_on(node)}
+        return {uid: pod for pod in self._state.world.pods_on(node) for uid in pod.cgroup_uids}
 
     def _of_pods(self, *, told: bool) -> Iterator[Metric]:
         pinned = _gauge(

@@ -109,8 +109,11 @@ class State:
         self._mark(self.world.remove_pod(uid))
 
     def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
-        """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended."""
-        there = (pod for pod in self.world.pods_on(node) if pod.cgroup_uid == cgroup_uid)
+        """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended.
+
+        None where several pods name that cgroup.
+        """
+        there = (pod for pod in self.world.pods_on(node) if cgroup_uid in pod.cgroup_uids)
         return next(there, None) or self._ended.get((node, cgroup_uid))
 
     def put_node(self, known: KnownNode) -> None:
@@ -326,7 +329,8 @@ class State:
             self._refused(held.name, config.status.recent_denials if config.status else [])
 
     def _end(self, pod: Pod) -> None:
-        self._ended[pod.node, pod.cgroup_uid] = pod
+        for uid in pod.cgroup_uids:
+            self._ended[pod.node, uid] = pod
         if len(self._ended) > _ENDED_PODS:
             del self._ended[next(iter(self._ended))]
 

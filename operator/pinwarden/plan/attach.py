@@ -101,13 +101,9 @@ class Attached:
         after = self._attachment((self._groups[name] for name in sorted(names)), pod)
         if before != after:
             self._attach(pod, after)
-        elif old is None or (old.cgroup_uid, old.name, old.started) == (
-            pod.cgroup_uid,
-            pod.name,
-            pod.started,
-        ):
+        elif old is None or _as_member(old) == _as_member(pod):
             return UNTOUCHED
-        changed = before != after or (old is not None and old.cgroup_uid != pod.cgroup_uid)
+        changed = before != after or (old is not None and old.cgroup_uids != pod.cgroup_uids)
         return Touched(frozenset([pod.node] if changed else []), frozenset([*before, *after]))
 
     def remove_pod(self, pod: Pod) -> Touched:
@@ -250,6 +246,11 @@ class Attached:
             del counts[name]
         if not counts:
             del self._attached_on[node]
+
+
+def _as_member(pod: Pod) -> tuple[object, ...]:
+    """What of a pod the status of its groups may show."""
+    return pod.cgroup_uid, pod.contested, pod.name, pod.started
 
 
 def _essence(group: Group) -> tuple[object, ...]:

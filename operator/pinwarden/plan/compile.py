@@ -6,13 +6,16 @@ a namespace's grant without such a ceiling gives nothing (P14). An administrator
 
 What a grant may give depends on the pod, so a limit whose pods differ in it stands in the spec once per amount, told apart by a suffix.
 Every pod of the node is listed, the free ones without limits, so that the agent can tell a free pod from one that it does not know yet.
+A pod is listed by its own UID, and a static pod by its hash too. Where several pods name one hash, the limits of all of them hold for that
+cgroup (P13), and no grant of theirs does, as only one of them may be the owner (P14).
 
 An object must fit in the API server, so a pod has at most `MAX_POD_LIMITS` limits and a node `MAX_NODE_LIMITS`. Who makes more than that
 crowds out nobody else: ceilings come first, and of the rest each namespace has its turn. Status names the pods that a limit does not reach.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
@@ -118,9 +121,16 @@ def compile_node(
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
         return Hold.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
 
-    live = [pod for pod in pods if not (pod.terminal or pod.windows)]
+    live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
     there = groups_on(groups, [] if node.windows else live, namespaces, presence)
     return assemble(((pod, hold(pod)) for pod in live), there, settings)
+
+
+def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
+    """The pods of one node, each with whether another one names the same cgroup."""
+    pods = list(pods)
+    counts = Counter(pod.cgroup_uid for pod in pods if pod.cgroup_uid != pod.uid)
+    return [replace(pod, contested=True) if counts[pod.cgroup_uid] > 1 else pod for pod in pods]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +150,69 @@ class Hold:
             any(limit.scope is Scope.CONTAINER for limit in limits),
         )
 
+    @classmethod
+    def together(cls, holds: Iterable["Hold"]) -> "Hold":
+        """What holds for a cgroup that several pods claim: the limits of all of them, none of which raises anything."""
+        holds = list(holds)
+        limits = {limit.name: limit for hold in holds for limit in map(_without_grant, hold.limits.values())}
+        first = sorted(limits, key=lambda name: ("/" in name, name))[:MAX_POD_LIMITS]
+        return cls({name: limits[name] for name in sorted(first)}, any(hold.by_container for hold in holds))
+
+
+def _without_grant(limit: NodeLimit) -> NodeLimit:
+    """The same constraint with a grant of 0, under the name that such a one has."""
+    if limit.grant in (None, 0):
+        return limit
+    return NodeLimit(**dict(limit) | {"name": f"{limit.name.partition('@')[0]}@0", "grant": 0})
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A cgroup in the spec: what holds for it, and the ids of its containers by their names."""
+
+    hold: Hold
+    containers: Mapping[str, str | None]
+
+
+def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
+    """By UID, each cgroup that one of the pods may have."""
+    claims: dict[str, list[tuple[Pod, Hold]]] = {}
+    found: dict[str, _Listed] = {}
+    for pod, hold in held:
+        for uid in pod.cgroup_uids:
+            found[uid] = _Listed(hold, pod.containers)
+        if pod.contested:
+            claims.setdefault(pod.cgroup_uid, []).append((pod, hold))
+    for uid, claimants in claims.items():
+        hold = Hold.together(hold for _, hold in claimants)
+        found[uid] = _Listed(hold, _agreed([pod.containers for pod, _ in claimants]))
+    return found
+
+
+def _agreed(parts: Sequence[Mapping[str, str | None]]) -> Mapping[str, str | None]:
+    """All containers by name; an id only where the parts do not contradict each other."""
+    names = {name for part in parts for name in part}
+    ids = {name: {part[name] for part in parts if name in part} for name in names}
+    return {name: next(iter(found)) if len(found) == 1 else None for name, found in ids.items()}
+
 
 def assemble(
     held: Iterable[tuple[Pod, Hold]], groups: Sequence[tuple[Group, Permission]], settings: Settings
 ) -> NodePinConfigSpec:
     """The spec of a node with these pods, each with what holds for it, and with these groups."""
     held = list(held)
-    found = {name: limit for _, hold in held for name, limit in hold.limits.items()}
+    cgroups = _by_cgroup(held)
+    found = {name: limit for each in cgroups.values() for name, limit in each.hold.limits.items()}
     fitting = in_turn(sorted(found), MAX_NODE_LIMITS)
     limits = {name: found[name] for name in fitting}
     pods = []
-    for pod, hold in held:
-        names = sorted(pod.containers) if hold.by_container else []
+    for uid, each in cgroups.items():
+        names = sorted(each.containers) if each.hold.by_container else []
         pods.append(
             NodePod(
-                uid=pod.cgroup_uid,
-                limits=[name for name in hold.limits if name in limits],
-                containers=[PodContainer(name=name, id=pod.containers[name]) for name in names],
+                uid=uid,
+                limits=[name for name in each.hold.limits if name in limits],
+                containers=[PodContainer(name=name, id=each.containers[name]) for name in names],
             )
         )
     return NodePinConfigSpec(

@@ -136,7 +136,8 @@ def pod_figures(
         limits = {limit.name: limit for limit in config.spec.limits}
         held = {pod.uid: pod.limits for pod in config.spec.pods if pod.limits}
         reports = {pod.uid: pod for pod in config.status.pods} if config.status else {}
-        for uid in held.keys() | reports.keys():
+        mirrors = {pod.uid for pod in names.values() if pod.uid != pod.cgroup_uid}
+        for uid in (held.keys() - mirrors) | reports.keys():
             pod = names.get(uid)
             if wanted.takes(pod):
                 limit = _least(limits[name] for name in held.get(uid, ()) if name in limits)
@@ -207,7 +208,7 @@ def _by_node(pods: Iterable[Pod]) -> Mapping[str, Mapping[str, Pod]]:
     """The pods of each node by the UIDs that their cgroups bear."""
     found: dict[str, dict[str, Pod]] = {}
     for pod in pods:
-        found.setdefault(pod.node, {})[pod.cgroup_uid] = pod
+        found.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
     return found
 
 

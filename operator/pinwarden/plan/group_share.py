@@ -20,7 +20,7 @@ from pinwarden.plan.allowed import NOT_ALLOWED
 from pinwarden.plan.groups import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.selectors import selects
-from pinwarden.plan.summarize import problem_on, unsupported_on
+from pinwarden.plan.summarize import contested, problem_on, unsupported_on
 from pinwarden.plan.verdicts import (
     LEVEL_TOO_LOW,
     NOT_REPORTED,
@@ -175,6 +175,9 @@ def _held(
     minimum = group.resource.spec.minimum_level
     for pod in limited:
         name = f"pod {pod.namespace}/{pod.name}"
+        if pod.contested:
+            yield True, contested(pod)
+            continue
         borrow = borrows.get(pod.cgroup_uid)
         if borrow is None and not pod.started:
             continue
@@ -203,7 +206,7 @@ def _over(
     if capacity is not None and report.charge is not None and report.charge > capacity.bytes:
         excess = report.charge - capacity.bytes
         yield Finding(f"node {view.name}", "OverCapacity", f"{report.charge} bytes held, {excess} over")
-    attached = {pod.cgroup_uid: pod for pod in pods}
+    attached = {uid: pod for pod in pods for uid in pod.cgroup_uids}
     for borrow in report.borrowers:
         pod = attached.get(borrow.pod)
         if pod is None:

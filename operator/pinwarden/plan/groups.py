@@ -166,7 +166,9 @@ def node_group(group: Group, permission: Permission, pods: Iterable[Pod]) -> Nod
         enforcement=spec.enforcement,
         members=[
             NodeMember(
-                pods=sorted({pod.cgroup_uid for pod in own if selects(member.pod_selector, pod.labels)}),
+                pods=sorted(
+                    uid for pod in own if selects(member.pod_selector, pod.labels) for uid in pod.cgroup_uids
+                ),
                 borrow_limit=_bytes(member.borrow_limit),
                 borrow_limit_on=member.borrow_limit_on,
             )

@@ -12,7 +12,9 @@ known it is matched as if they had no labels (a namespace: none but its name), a
 """
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import NamedTuple, TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
@@ -25,6 +27,7 @@ from pinwarden.plan.match import Combination, Matcher
 from pinwarden.plan.verdicts import Refusal
 from pinwarden.plan.world import Namespace, Node, Pod
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -65,6 +68,7 @@ class World:
         self._pods: dict[str, _Entry] = {}
         self._by_node: dict[str, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
+        self._claims: dict[tuple[str, str], set[str]] = {}
         self._groups: dict[Combination, set[str]] = {}
         self._combinations: dict[str, set[Combination]] = {}
         self._attached = Attached()
@@ -72,14 +76,21 @@ class World:
     # -- what the controller feeds ---------------------------------------------------------------------------------
 
     def put_pod(self, pod: Pod) -> Dirty:
-        """Take a pod as it is now: new, changed, or unchanged."""
+        """Take a pod as it is now: new, changed, or unchanged. Whether it is contested is for the world to say."""
         if pod.terminal or pod.windows or not pod.node:
             return self.remove_pod(pod.uid)
         old = self._pods.get(pod.uid)
-        if old is not None and old.pod == pod:
-            return CLEAN
         if old is not None and (old.pod.node, old.pod.namespace) != (pod.node, pod.namespace):
             return self.remove_pod(pod.uid) | self.put_pod(pod)
+        released = self._unclaim(old.pod) if old and old.pod.cgroup_uid != pod.cgroup_uid else CLEAN
+        claimants = self._claims.get(_claim(pod), set()) - {pod.uid}
+        changed = self._put_pod(replace(pod, contested=True) if claimants else pod)
+        return released | changed | self._claim(pod)
+
+    def _put_pod(self, pod: Pod) -> Dirty:
+        old = self._pods.get(pod.uid)
+        if old is not None and old.pod == pod:
+            return CLEAN
         new = _Entry(pod, self._matcher.match(pod))
         self._pods[pod.uid] = new
         if old is None:
@@ -102,7 +113,7 @@ class World:
         _discard(self._by_namespace, entry.pod.namespace, uid)
         self._leave(entry)
         touched = self._touched(self._attached.remove_pod(entry.pod))
-        return self._dirty([entry.pod.node], entry.matching) | touched
+        return self._dirty([entry.pod.node], entry.matching) | touched | self._unclaim(entry.pod)
 
     def put_node(self, node: Node) -> Dirty:
         """Take a node as it is now; only its name and labels matter."""
@@ -281,6 +292,32 @@ class World:
         """What the node told last of groups."""
         return self._attached.presence(node)
 
+    # -- who names which cgroup -------------------------------------------------------------------------------------
+
+    def _claim(self, pod: Pod) -> Dirty:
+        """A pod that is in names the cgroup of a static pod."""
+        if pod.cgroup_uid == pod.uid:
+            return CLEAN
+        claimants = self._claims.setdefault(_claim(pod), set())
+        claimants.add(pod.uid)
+        return self._contest(claimants) if len(claimants) == 2 else CLEAN
+
+    def _unclaim(self, pod: Pod) -> Dirty:
+        """A pod names the cgroup of a static pod no more."""
+        claimants = self._claims.get(_claim(pod), set())
+        if pod.uid not in claimants:
+            return CLEAN
+        _discard(self._claims, _claim(pod), pod.uid)
+        return self._contest(claimants) if len(claimants) == 1 else CLEAN
+
+    def _contest(self, claimants: set[str]) -> Dirty:
+        """Tell each of the pods whether it is the only one that names its cgroup."""
+        contested = len(claimants) > 1
+        changes = [
+            self._put_pod(replace(self._pods[uid].pod, contested=contested)) for uid in sorted(claimants)
+        ]
+        return reduce(or_, changes, CLEAN)
+
     # -- matching and grouping -------------------------------------------------------------------------------------
 
     def _candidates(self, limit: Limit) -> list[str]:
@@ -344,17 +381,18 @@ class World:
     def _contribution(self, entry: _Entry) -> tuple[object, ...]:
         """What of a pod stands in its node's spec."""
         by_container = any(self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching)
-        return entry.pod.cgroup_uid, entry.matching, entry.pod.containers if by_container else None
+        pod = entry.pod
+        return pod.cgroup_uid, pod.contested, entry.matching, pod.containers if by_container else None
 
     @staticmethod
     def _differs(old: _Entry, new: _Entry) -> bool:
         """Whether a limit's status could tell the two apart; labels matter only through what matches."""
-        return (old.matching, old.pod.name, old.pod.cgroup_uid, old.pod.containers) != (
-            new.matching,
-            new.pod.name,
-            new.pod.cgroup_uid,
-            new.pod.containers,
-        )
+
+        def shown(entry: _Entry) -> tuple[object, ...]:
+            pod = entry.pod
+            return entry.matching, pod.name, pod.cgroup_uid, pod.contested, pod.containers
+
+        return shown(old) != shown(new)
 
     def _concerned(self, name: str) -> Dirty:
         """The nodes with a pod that the limit holds for, and the limits that share one with it."""
@@ -371,7 +409,12 @@ class World:
         return self._dirty(touched.nodes, (), touched.groups)
 
 
-def _discard(sets: dict[str, set[_T]], key: str, value: _T) -> None:
+def _claim(pod: Pod) -> tuple[str, str]:
+    """The cgroup that the pod names, on its node."""
+    return pod.node, pod.cgroup_uid
+
+
+def _discard(sets: dict[_K, set[_T]], key: _K, value: _T) -> None:
     """Take `value` out of the set at `key`, and the set away with its last value."""
     members = sets[key]
     members.discard(value)

@@ -1,8 +1,17 @@
 """From objects as the API server writes them to the values that the rules read (`world`).
 
 Nothing here fails on a field that is missing: what is not there is read as empty.
+
+A pod's cgroup bears the pod's UID, which the API server chooses and nobody can change. A static pod's cgroup bears the hash of its
+configuration, which its mirror pod has in an annotation. An author can create a pod with that annotation and with the owner of a mirror
+pod, and can give each pod `kubernetes.io/config.hash` at any time. The author cannot write the status. So a hash counts only with all of:
+
+- `kubernetes.io/config.mirror`, which cannot be added or changed later, with 32 hexadecimal digits: no UID of the API server looks so;
+- the owner that the API server demands of each mirror pod that a kubelet creates: the pod's own Node, as controller;
+- the id of a container in the status, which kubelets report of static pods and of ordinary ones, and of no other pod.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +20,8 @@ from pinwarden.plan.world import WINDOWS, Namespace, Node, Pod
 
 AGENT_SELECTOR = "app.kubernetes.io/name=pinwarden,app.kubernetes.io/component=agent"
 """What selects the pods of the node agent."""
-_STATIC_HASH = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
+_MIRROR = "kubernetes.io/config.mirror"
+_HASH = re.compile(r"[0-9a-f]{32}")
 _AGENT = "agent"
 _TERMINAL = ("Succeeded", "Failed")
 
@@ -19,11 +29,9 @@ Json = Mapping[str, Any]
 
 
 def read_pod(raw: Json) -> Pod:
-    """A pod; static pods bear the hash of their configuration in the name of their cgroup."""
+    """A pod; the cgroup of a static one bears the hash of its configuration."""
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     uid = metadata["uid"]
-    annotations = metadata.get("annotations") or {}
-    static = next((annotations[name] for name in _STATIC_HASH if annotations.get(name)), None)
     containers: dict[str, str | None] = {
         each["name"]: None for part in ("initContainers", "containers") for each in spec.get(part) or ()
     }
@@ -34,13 +42,24 @@ def read_pod(raw: Json) -> Pod:
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=uid,
-        cgroup_uid=static or uid,
+        cgroup_uid=(_static_hash(metadata, spec) if any(containers.values()) else "") or uid,
         node=spec.get("nodeName") or "",
         labels=metadata.get("labels") or {},
         containers=containers,
         terminal=status.get("phase") in _TERMINAL,
         windows=(spec.get("os") or {}).get("name") == WINDOWS,
     )
+
+
+def _static_hash(metadata: Json, spec: Json) -> str:
+    """The hash that a mirror pod names, empty where the pod cannot be one; whether its kubelet runs it is not looked at."""
+    named = str((metadata.get("annotations") or {}).get(_MIRROR) or "")
+    node = ("Node", spec.get("nodeName"), True)
+    owners = (
+        (owner.get("kind"), owner.get("name"), owner.get("controller"))
+        for owner in metadata.get("ownerReferences") or ()
+    )
+    return named if _HASH.fullmatch(named) and node in owners else ""
 
 
 def agent_is_ready(raw: Json) -> bool:

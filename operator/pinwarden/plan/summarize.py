@@ -30,6 +30,7 @@ from pinwarden.plan.world import Pod
 TOP = 10
 NOT_COUNTED = "NotCounted"
 TOO_MANY_LIMITS = "TooManyLimits"
+CONTESTED = "CgroupContested"
 ROOM = f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node"
 
 
@@ -158,6 +159,14 @@ def problem_on(view: NodeView) -> Finding | None:
     return _from_agent(view, view.problem)
 
 
+def contested(pod: Pod) -> Finding:
+    """That nobody can tell whose the cgroup of the pod is."""
+    detail = (
+        f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
+    )
+    return Finding(_name(pod), CONTESTED, detail)
+
+
 def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Finding | None:
     if report is None:
         return None
@@ -201,6 +210,8 @@ def _unheld(
     Nothing of a pod that has not started a container, unless it may turn out to be held less well than asked: `weak` are the sources of the
     node for which it may.
     """
+    if pod.contested:
+        return contested(pod)
     if ask is None and _crowded(view, pod):
         return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
     if use is None and not pod.started:

@@ -5,7 +5,7 @@ nodes. Sharing is by a bounded cache of recently seen values: nothing leaks when
 that were not shared are still equal.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -44,7 +44,8 @@ class Node:
 class Pod:
     """A pod bound to a node.
 
-    `uid` is the API object's; `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod.
+    `uid` is the API object's; `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod. Another
+    pod of the node may name the same hash (`contested`): then nobody knows whose that cgroup is.
     `containers` maps each container's name to its id, None until the kubelet reported one. `node` is empty until the pod is bound.
     `terminal` says that its phase is Succeeded or Failed: all its containers have ended for good, and the rules see it as gone.
     `windows` says that it names Windows as its system, and the rules see it as gone too; of one that names none, the node tells
@@ -61,6 +62,12 @@ class Pod:
     containers: Mapping[str, str | None] = field(default_factory=dict)
     terminal: bool = False
     windows: bool = False
+    contested: bool = False
+
+    @property
+    def cgroup_uids(self) -> Collection[str]:
+        """The UIDs that only a cgroup of this pod can bear: its own always, and its hash while no other pod of the node names that."""
+        return (self.uid,) if self.contested else {self.cgroup_uid: None, self.uid: None}
 
     @property
     def started(self) -> bool:
