@@ -12,12 +12,18 @@ understand and keeps the rest.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from pinwarden.api.meta import Model
 from pinwarden.api.pinlimit import (
@@ -41,6 +47,13 @@ from pinwarden.api.sharedmemorygroup import (
 )
 
 _Part = TypeVar("_Part", bound=Model)
+Count = Annotated[int, Field(ge=0, le=2**62)]
+"""A number that an agent reports: any that a node can reach, and no more, so that an int64 holds it."""
+Word = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z][A-Za-z0-9]*)?$")]
+"""A reason that an agent gives, in CamelCase, or nothing."""
+Text = Annotated[str, StringConstraints(max_length=4096)]
+Uid = Annotated[str, StringConstraints(max_length=1024)]
+"""A UID that an agent reports; on a host without Kubernetes the path of a cgroup."""
 
 
 class Mode(StrEnum):
@@ -235,16 +248,16 @@ def _known(kind: type[_Part], entries: Iterable[object]) -> tuple[list[_Part], l
 class AppliedLimit(Model):
     """An acknowledgement: the limit with this hash is dealt to every process that it governs."""
 
-    uid: str
-    hash: str
+    uid: Uid
+    hash: str = Field(max_length=63)
 
 
 class UnsupportedReport(Model):
     """A limit that the agent could not take, and why."""
 
-    uid: str
-    reason: str
-    message: str
+    uid: Uid
+    reason: Word
+    message: Text
 
 
 class SourceLevel(Model):
@@ -253,23 +266,23 @@ class SourceLevel(Model):
     source: Source
     counted: bool = Field(description="Whether the ledger in place sees what this source pins.")
     level: Level
-    reason: str
-    message: str = ""
+    reason: Word
+    message: Text = ""
 
 
 class ContainerReport(Model):
     """A container of a governed pod; amounts in bytes, sampled (H2)."""
 
     name: str = Field(max_length=63)
-    pinned: int = Field(ge=0, description="What it has locked and pinned together (VmLck + VmPin).")
-    peak: int = Field(ge=0, description="The most that was seen: a lower bound.")
+    pinned: Count = Field(description="What it has locked and pinned together (VmLck + VmPin).")
+    peak: Count = Field(description="The most that was seen: a lower bound.")
 
 
 class LimitDenials(Model):
     """How many calls of a pod were refused for one limit."""
 
     uid: str = Field(max_length=64, description="UID of the resource behind the limit, or unknownPods.")
-    count: int = Field(ge=1, description="Every one that the gate refused since it holds the pod.")
+    count: int = Field(ge=1, le=2**62, description="Every one that the gate refused since it holds the pod.")
 
 
 class PodReport(Model):
@@ -279,16 +292,16 @@ class PodReport(Model):
     UID, because the name of a limit changes with what it grants.
     """
 
-    uid: str
-    vm_lck: int = Field(ge=0, description="Sum of mm->locked_vm over the pod's address spaces (VmLck).")
-    vm_pin: int = Field(ge=0, description="Sum of mm->pinned_vm over the pod's address spaces (VmPin).")
-    peak: int = Field(ge=0, description="The most that was seen together: a lower bound.")
-    processes: int = Field(ge=0)
+    uid: Uid
+    vm_lck: Count = Field(description="Sum of mm->locked_vm over the pod's address spaces (VmLck).")
+    vm_pin: Count = Field(description="Sum of mm->pinned_vm over the pod's address spaces (VmPin).")
+    peak: Count = Field(description="The most that was seen together: a lower bound.")
+    processes: Count
     level: Level = Field(
         description="How the pod is held over everything that it can use or has used, whatever the node reaches for others (H1)."
     )
-    reason: str = ""
-    message: str = ""
+    reason: Word = ""
+    message: Text = ""
     denials: list[LimitDenials] | None = Field(
         None,
         max_length=32,
@@ -305,12 +318,12 @@ class PodReport(Model):
 class OvershootReport(Model):
     """Use seen above a limit; a sampled lower bound (H2)."""
 
-    limit: str = Field(description="UID of the limit.")
-    pod: str | None = Field(None, description="UID of the pod; absent with scope Node.")
-    peak: int = Field(ge=0, description="Most bytes seen above the limit.")
-    seconds: float = Field(ge=0)
-    count: int = Field(ge=0)
-    last_time: datetime
+    limit: Uid = Field(description="UID of the limit.")
+    pod: Uid | None = Field(None, description="UID of the pod; absent with scope Node.")
+    peak: Count = Field(description="Most bytes seen above the limit.")
+    seconds: float = Field(ge=0, le=2**40)
+    count: Count
+    last_time: AwareDatetime
 
 
 class DenialReport(Model):
@@ -318,6 +331,7 @@ class DenialReport(Model):
 
     number: int = Field(
         ge=1,
+        le=2**62,
         description="Counts the refusals on the node, from 1 again when the gate's journal begins anew; told apart by it and the time.",
     )
     time: AwareDatetime
@@ -327,7 +341,9 @@ class DenialReport(Model):
         max_length=16,
         description="The name that the process gave itself (comm): any characters, to be shown with care.",
     )
-    pid: int = Field(ge=1, description="Its process id as the node's initial PID namespace has it.")
+    pid: int = Field(
+        ge=1, le=2**31 - 1, description="Its process id as the node's initial PID namespace has it."
+    )
     source: Source
     asked: int | None = Field(
         None,
@@ -335,12 +351,11 @@ class DenialReport(Model):
         le=2**62,
         description="Bytes that it would have added, told up to 4Ei; absent where that cannot be known.",
     )
-    used: int | None = Field(
-        None, ge=0, description="Bytes that counted towards the limit then; absent without a limit."
+    used: Count | None = Field(
+        None, description="Bytes that counted towards the limit then; absent without a limit."
     )
-    limit: int | None = Field(
+    limit: Count | None = Field(
         None,
-        ge=0,
         description="Bytes of the limit that it did not fit in; absent where the cause is another.",
     )
     name: str = Field("", max_length=384, description="Name of that limit in the spec, or unknownPods.")
@@ -353,19 +368,17 @@ class BorrowReport(Model):
 
     pod: str = Field(max_length=64, description="UID that the pod's cgroup bears.")
     member: bool = Field(description="Whether the group has it as a member here.")
-    borrowed: int | None = Field(
+    borrowed: Count | None = Field(
         None,
-        ge=0,
         description="Resident pages that it has mapped, each once; absent where that is not known.",
     )
-    mapped: int | None = Field(None, ge=0, description="The extent that it has mapped, resident or not.")
+    mapped: Count | None = Field(None, description="The extent that it has mapped, resident or not.")
     level: Level | None = Field(
         None, description="How it is held to its borrow limits; absent where it has none."
     )
-    reason: str = ""
-    denials: int | None = Field(
+    reason: Word = ""
+    denials: Count | None = Field(
         None,
-        ge=0,
         description="Calls that the gate refused for this group; absent where no gate sees them (H2).",
     )
 
@@ -381,34 +394,31 @@ class GroupReport(Model):
         description="Pending while there is no object; Draining while it waits for the last borrower; Released when nothing of it is left "
         "here that pinwarden made, and nobody borrows."
     )
-    reason: str = Field("", max_length=63)
+    reason: Word = ""
     message: str = Field("", max_length=1024)
-    objects: int = Field(0, ge=0)
-    charge: int | None = Field(None, ge=0, description="What the objects hold (M3).")
-    orphaned: int | None = Field(
-        None, ge=0, description="What of the charge no pod has mapped (M9): exact with accounting Borrow."
+    objects: Count = 0
+    charge: Count | None = Field(None, description="What the objects hold (M3).")
+    orphaned: Count | None = Field(
+        None, description="What of the charge no pod has mapped (M9): exact with accounting Borrow."
     )
-    dead: int | None = Field(None, ge=0, description="What is charged to cgroups that are gone (M9).")
-    own: int | None = Field(
-        None, ge=0, description="What is charged to the group's own cgroup (memory.current)."
-    )
+    dead: Count | None = Field(None, description="What is charged to cgroups that are gone (M9).")
+    own: Count | None = Field(None, description="What is charged to the group's own cgroup (memory.current).")
     truncated: bool = Field(
         False,
         description="Whether there are more objects or borrowers than are looked at or listed, or a process could not be read.",
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
-    omitted: int = Field(0, ge=0, description="How many more borrowers there are.")
-    sampled_at: datetime | None = Field(None, description="When the oldest of these figures was taken.")
+    omitted: Count = Field(0, description="How many more borrowers there are.")
+    sampled_at: AwareDatetime | None = Field(None, description="When the oldest of these figures was taken.")
 
 
 class FairReport(Model):
     """The fair view of a pod that is attached to a group (M11); amounts in bytes."""
 
     pod: str = Field(max_length=64, description="UID that the pod's cgroup bears.")
-    current: int = Field(ge=0, description="The kernel's memory.current.")
-    anonymous: int = Field(ge=0, description="Its own anonymous memory (memory.stat, anon).")
-    shared: int = Field(
-        ge=0,
+    current: Count = Field(description="The kernel's memory.current.")
+    anonymous: Count = Field(description="Its own anonymous memory (memory.stat, anon).")
+    shared: Count = Field(
         description="What counts as its own of its groups: what it borrows, or the whole charge, by the policy of each.",
     )
 
@@ -416,9 +426,9 @@ class FairReport(Model):
 class NodePinConfigStatus(Model):
     """What the node's agent reports; written only by the agent, lists are replaced as a whole."""
 
-    observed_generation: int | None = None
-    agent_version: str | None = None
-    kernel_version: str | None = None
+    observed_generation: Count | None = None
+    agent_version: str | None = Field(None, max_length=253)
+    kernel_version: str | None = Field(None, max_length=253)
     cgroup_version: Literal["v2", "v1", "hybrid"] | None = None
     applied_limits: list[AppliedLimit] = Field(default_factory=list, max_length=1024)
     unsupported_limits: list[UnsupportedReport] = Field(default_factory=list, max_length=1024)
@@ -430,9 +440,8 @@ class NodePinConfigStatus(Model):
         max_length=32,
         description="Calls refused lately on the node, newest last; the operator makes Events of them.",
     )
-    denials_dropped: int | None = Field(
+    denials_dropped: Count | None = Field(
         None,
-        ge=0,
         description="Refusals since the gate's journal began that recentDenials does not list: it has newer ones instead, or others "
         "where many were alike. Absent where no gate sees refusals (H2).",
     )
@@ -441,7 +450,7 @@ class NodePinConfigStatus(Model):
         default_factory=list, max_length=1024, description="The pods that are attached to groups (M11)."
     )
     truncated: bool = Field(False, description="Whether a list was cut at its longest length.")
-    sampled_at: datetime | None = None
+    sampled_at: AwareDatetime | None = None
 
 
 class NodePinConfig(Resource):

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
+from pinwarden.plan.amounts import total
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.conditions import judge
 from pinwarden.plan.recommend import recommend
@@ -113,8 +114,8 @@ def conclude(
         conditions=dated(verdicts, _conditions(previous), now, generation),
         matched_pods=sum(share.pods for share in shares),
         nodes=NodeCount(desired=len(shares), applied=sum(share.acknowledged for share in shares)),
-        pinned_bytes=sum(pinned) if pinned else None,
-        denials=sum(denials) if denials else None,
+        pinned_bytes=total(pinned) if pinned else None,
+        denials=total(denials) if denials else None,
         overshoot=_overshoot(shares),
         top_pods=[
             _usage(pod, use, limit.metadata.uid or "", pod.node in silent)
@@ -145,7 +146,7 @@ def _overshoot(shares: Sequence[Share]) -> Overshoot | None:
     if not found:
         return None
     peaks, seconds, counts = zip(*found, strict=True)
-    return Overshoot(peak_bytes=max(peaks), seconds=max(seconds), count=sum(counts))
+    return Overshoot(peak_bytes=max(peaks), seconds=max(seconds), count=total(counts))
 
 
 def _conditions(status: PinLimitStatus | None) -> Sequence[Condition]:

@@ -9,13 +9,15 @@ Every pod of the node is listed, the free ones without limits, so that the agent
 A pod is listed by its own UID, and a static pod by its hash too. Where several pods name one hash, the limits of all of them hold for that
 cgroup (P13), and no grant of theirs does, as only one of them may be the owner (P14).
 
-An object must fit in the API server, so a pod has at most `MAX_POD_LIMITS` limits and a node `MAX_NODE_LIMITS`. Who makes more than that
-crowds out nobody else: ceilings come first, and of the rest each namespace has its turn. Status names the pods that a limit does not reach.
+An object must fit in the API server, so a pod has at most `MAX_POD_LIMITS` limits, and a node `MAX_NODE_LIMITS` and `MAX_NODE_PODS` pods,
+or as many as the bytes for them hold. Who makes more than that crowds out nobody else: ceilings come before other limits, governed pods
+before free ones, and of the rest each namespace has its turn. Status names the pods that a limit does not reach.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
@@ -32,6 +34,11 @@ Limit = PinLimit | ClusterPinLimit
 
 MAX_POD_LIMITS = 32
 MAX_NODE_LIMITS = 1024
+MAX_NODE_LIMIT_BYTES = 384 << 10
+MAX_NODE_PODS = 4096
+MAX_NODE_POD_BYTES = 512 << 10
+_LIMIT_BYTES = 320  # of one as JSON, without its texts and lists
+_ENTRY_BYTES = 48  # the same of a pod or a container
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ def compile_node(
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
     there = groups_on(groups, [] if node.windows else live, namespaces, presence)
-    return assemble(((pod, hold(pod)) for pod in live), there, settings)
+    return assemble(((pod, hold(pod)) for pod in live), there, settings)[0]
 
 
 def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
@@ -166,12 +173,27 @@ def _without_grant(limit: NodeLimit) -> NodeLimit:
     return NodeLimit(**dict(limit) | {"name": f"{limit.name.partition('@')[0]}@0", "grant": 0})
 
 
+class Room(NamedTuple):
+    """What of a node's pods and limits is not in its spec: whether there are limits (`full`), and the UIDs of the `unlisted` cgroups."""
+
+    full: bool = False
+    unlisted: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A cgroup in the spec: what holds for it, and the ids of its containers by their names."""
+    """A cgroup that the spec may have: what holds for it, and the ids of its containers by their names."""
 
+    namespace: str
     hold: Hold
     containers: Mapping[str, str | None]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes as JSON, rather more."""
+        names = self.containers if self.hold.by_container else {}
+        containers = sum(_ENTRY_BYTES + len(name) + len(identity or "") for name, identity in names.items())
+        return 2 * _ENTRY_BYTES + containers + sum(len(name) + 3 for name in self.hold.limits)
 
 
 def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
@@ -180,13 +202,35 @@ def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
     found: dict[str, _Listed] = {}
     for pod, hold in held:
         for uid in pod.cgroup_uids:
-            found[uid] = _Listed(hold, pod.containers)
+            found[uid] = _Listed(pod.namespace, hold, pod.containers)
         if pod.contested:
             claims.setdefault(pod.cgroup_uid, []).append((pod, hold))
     for uid, claimants in claims.items():
         hold = Hold.together(hold for _, hold in claimants)
-        found[uid] = _Listed(hold, _agreed([pod.containers for pod, _ in claimants]))
+        containers = _agreed([pod.containers for pod, _ in claimants])
+        found[uid] = _Listed(claimants[0][0].namespace, hold, containers)
     return found
+
+
+def _fitting(cgroups: Mapping[str, _Listed]) -> Iterator[str]:
+    """The UIDs that there is room for: governed ones first, and each namespace in its turn."""
+    left, left_bytes = MAX_NODE_PODS, MAX_NODE_POD_BYTES
+    for governed in (True, False):
+        sizes = {
+            f"{each.namespace}/{uid}": each.size
+            for uid, each in sorted(cgroups.items())
+            if bool(each.hold.limits) == governed
+        }
+        counted = in_turn(list(sizes), left)
+        names = in_turn([name for name in sizes if name in counted], left_bytes, sizes)
+        left -= len(names)
+        left_bytes -= sum(sizes[name] for name in names)
+        yield from (name.rpartition("/")[2] for name in names)
+
+
+def _limit_size(limit: NodeLimit) -> int:
+    """About how many bytes it takes as JSON, rather more."""
+    return _LIMIT_BYTES + len(limit.name) + len(limit.uid) + sum(len(name) + 3 for name in limit.containers)
 
 
 def _agreed(parts: Sequence[Mapping[str, str | None]]) -> Mapping[str, str | None]:
@@ -198,15 +242,19 @@ def _agreed(parts: Sequence[Mapping[str, str | None]]) -> Mapping[str, str | Non
 
 def assemble(
     held: Iterable[tuple[Pod, Hold]], groups: Sequence[tuple[Group, Permission]], settings: Settings
-) -> NodePinConfigSpec:
-    """The spec of a node with these pods, each with what holds for it, and with these groups."""
+) -> tuple[NodePinConfigSpec, Room]:
+    """The spec of a node with these pods, each with what holds for it, and with these groups; and what found no room in it."""
     held = list(held)
     cgroups = _by_cgroup(held)
     found = {name: limit for each in cgroups.values() for name, limit in each.hold.limits.items()}
-    fitting = in_turn(sorted(found), MAX_NODE_LIMITS)
-    limits = {name: found[name] for name in fitting}
+    counted = in_turn(sorted(found), MAX_NODE_LIMITS)
+    sizes = {name: _limit_size(found[name]) for name in sorted(counted)}
+    limits = {name: found[name] for name in in_turn(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)}
+    listed = frozenset(_fitting(cgroups))
     pods = []
     for uid, each in cgroups.items():
+        if uid not in listed:
+            continue
         names = sorted(each.containers) if each.hold.by_container else []
         pods.append(
             NodePod(
@@ -215,12 +263,13 @@ def assemble(
                 containers=[PodContainer(name=name, id=each.containers[name]) for name in names],
             )
         )
-    return NodePinConfigSpec(
+    spec = NodePinConfigSpec(
         unknown_pods=settings.unknown_pods,
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
         groups=node_groups(groups, [pod for pod, _ in held]) if groups else [],
     )
+    return spec, Room(len(limits) < len(found), frozenset(cgroups.keys() - listed))
 
 
 def reach(limit: Limit, matching: Sequence[Limit]) -> int | None:

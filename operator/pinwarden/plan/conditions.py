@@ -7,6 +7,7 @@ that before success: a limit is called enforced only where nothing speaks agains
 from collections.abc import Iterable, Sequence
 
 from pinwarden.api.pinlimit import Enforcement
+from pinwarden.plan.amounts import MOST
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.summarize import Share
 from pinwarden.plan.verdicts import (
@@ -23,6 +24,9 @@ from pinwarden.plan.verdicts import (
     summary,
     tell,
 )
+
+FIGURES_CUT = "FiguresCut"
+CUT_FIGURES = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."
 
 
 def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> list[Verdict]:
@@ -109,6 +113,8 @@ def complete(shares: Sequence[Share]) -> Verdict:
             "SourcesNotCounted",
             f"Figures are lower bounds: not counted{where}: {', '.join(sources)}.",
         )
+    if is_cut(share.pinned for share in shares):
+        return Verdict("Complete", "False", FIGURES_CUT, CUT_FIGURES)
     unreported = Findings.all(share.unreported for share in shares if not share.silent)
     if unreported:
         reason = TRUNCATED if any(share.truncated for share in shares) else NOT_REPORTED
@@ -164,6 +170,11 @@ def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
         else "no ClusterPinLimit with maxGrant lets it through"
     )
     return Verdict("Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {why}.")
+
+
+def is_cut(figures: Iterable[int | None]) -> bool:
+    """Whether the sum of what nodes report is more than a status can say."""
+    return sum(figure for figure in figures if figure is not None) > MOST
 
 
 def _beside(shares: Iterable[Share]) -> str:

@@ -6,7 +6,7 @@ A definite failure comes before what is not known, and that before success (H1).
 from collections.abc import Sequence
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.conditions import applied, silent_nodes
+from pinwarden.plan.conditions import CUT_FIGURES, FIGURES_CUT, applied, is_cut, silent_nodes
 from pinwarden.plan.group_share import GroupShare, Wait
 from pinwarden.plan.groups import Group
 from pinwarden.plan.verdicts import (
@@ -83,6 +83,8 @@ def complete(shares: Sequence[GroupShare]) -> Verdict:
     """Whether the figures take in every object and borrower; otherwise they are lower bounds (H2)."""
     if not shares:
         return Verdict("Complete", "True", "NoPods", "No pod matches.")
+    if is_cut(share.report.charge for share in shares if share.report):
+        return Verdict("Complete", "False", FIGURES_CUT, CUT_FIGURES)
     if missing := Findings.all(share.missing for share in shares if not share.silent):
         return Verdict(
             "Complete", "False", main_reason(missing), tell("Figures are lower bounds: not known", missing)

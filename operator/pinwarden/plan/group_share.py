@@ -92,7 +92,7 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Fin
     """What `view`'s node says of `group`, to which exactly these pods of the node are attached."""
     report = view.groups.get(group.uid)
     asked = view.asked_groups.get(group.uid)
-    acknowledged = report is not None and report.hash == asked
+    acknowledged = report is not None and report.hash == asked and not view.not_compiled
     borrows = {each.pod: each for each in report.borrowers} if report else {}
     limited = [pod for pod in pods if _limits(group, pod)]
     held = [] if view.silent else list(_held(group, limited, borrows, view, acknowledged))

@@ -17,6 +17,7 @@ from pinwarden.api.sharedmemorygroup import (
     SharedMemoryGroupStatus,
 )
 from pinwarden.plan.aggregate import KeptShares
+from pinwarden.plan.amounts import total
 from pinwarden.plan.group_conditions import drained, judge_group
 from pinwarden.plan.group_share import Find, GroupShare, Wait, summarize_group
 from pinwarden.plan.groups import Group
@@ -97,7 +98,7 @@ def group_status(
         dead_cgroup_bytes=_sum(report.dead for report in reports),
         borrower_count=_sum(counts),
         borrowers=borrowers,
-        omitted=max(0, sum(counts) - len(borrowers)) if counts else None,
+        omitted=max(0, total(counts) - len(borrowers)) if counts else None,
         nodes=nodes[:MOST],
     )
 
@@ -125,7 +126,7 @@ def _timeless(status: SharedMemoryGroupStatus) -> SharedMemoryGroupStatus:
 def _sum(figures: Iterable[int | None]) -> int | None:
     """The sum of the figures that are known, None where none is (H2)."""
     known = [figure for figure in figures if figure is not None]
-    return sum(known) if known else None
+    return total(known) if known else None
 
 
 def _largest(borrower: Borrower) -> tuple[int, int, str, str, str]:

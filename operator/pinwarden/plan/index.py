@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
 from pinwarden.plan.attach import UNTOUCHED, Attached, Touched
-from pinwarden.plan.compile import Hold, Limit, Settings, assemble, limit_name, refusal
+from pinwarden.plan.compile import Hold, Limit, Room, Settings, assemble, limit_name, refusal
 from pinwarden.plan.groups import Group, Presence
 from pinwarden.plan.imply import overriding
 from pinwarden.plan.match import Combination, Matcher
@@ -230,6 +230,10 @@ class World:
         Raises:
             KeyError: the node is not known.
         """
+        return self.compiled(node)[0]
+
+    def compiled(self, node: str) -> tuple[NodePinConfigSpec, Room]:
+        """The same, and what found no room in it."""
         _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
         held = ((entry.pod, self._hold(entry.matching)) for entry in entries)

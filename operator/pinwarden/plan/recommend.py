@@ -1,6 +1,6 @@
 """A limit to start from, out of what was observed."""
 
-from pinwarden.api.quantity import Quantity
+from pinwarden.api.quantity import MAX_BYTES, Quantity
 
 HEADROOM = 0.2
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
@@ -10,13 +10,15 @@ _LEAST = 4096
 def recommend(peak: int | None) -> Quantity | None:
     """`peak` bytes with `HEADROOM`, rounded up to an eighth of its power of two and to whole pages of 4Ki.
 
-    None without an observation, and where nothing was ever seen pinned: that teaches nothing (H2). The peak is sampled, so the
-    result is a lower bound.
+    None without an observation, where nothing was ever seen pinned, and where more was reported than a limit may be: that teaches nothing
+    (H2). The peak is sampled, so the result is a lower bound.
     """
     if not peak:
         return None
     wanted = peak + int(peak * HEADROOM)
     step = max(_LEAST, 2 ** (wanted.bit_length() - 1) // 8)
     amount = -(-wanted // step) * step
+    if amount > MAX_BYTES:
+        return None
     suffix, unit = next((suffix, unit) for suffix, unit in _UNITS if amount % unit == 0)
     return Quantity(f"{amount // unit}{suffix}")

@@ -27,7 +27,8 @@ from pinwarden.api.nodepinconfig import (
 )
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.plan.compile import MAX_NODE_LIMITS
+from pinwarden.plan.amounts import total
+from pinwarden.plan.compile import Room
 from pinwarden.plan.groups import Presence
 
 
@@ -39,6 +40,7 @@ class Asked(NamedTuple):
     grant: int | None
 
 
+_ALL: Final = Room()
 _NONE: Final[Mapping[str, "ContainerUse"]] = MappingProxyType({})
 _NONE_DENIED: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -75,7 +77,8 @@ Asks = Mapping[str, tuple[Asked, ...]]
 class NodeView:
     """One node as the aggregation reads it.
 
-    `full`: it is asked to hold as many limits as fit. `problem`: why the agent took nothing of the newest spec and keeps the last good one.
+    `room`: which of what it should hold found no room. `not_compiled`: why what it shall hold could not be worked out. `problem`: why the
+    agent took nothing of the newest spec and keeps the last good one.
     `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
     SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those that the API
     server's spec has. `fair_view` is of pods that are attached to groups (M11). `denied` counts the calls that the node's gate refused
@@ -84,7 +87,8 @@ class NodeView:
 
     name: str
     asked: Asks = field(default_factory=dict)
-    full: bool = False
+    room: Room = _ALL
+    not_compiled: str = ""
     taken: Asks = field(default_factory=dict)
     applied: frozenset[tuple[str, str]] = frozenset()
     unsupported: Mapping[str, UnsupportedReport] = field(default_factory=dict)
@@ -102,11 +106,12 @@ class NodeView:
     fair_view: tuple[FairReport, ...] = ()
     denied: int | None = None
 
-    def with_desired(self, spec: NodePinConfigSpec) -> "NodeView":
-        """The view after the operator compiled `spec` for the node, written or not."""
+    def with_desired(self, spec: NodePinConfigSpec, room: Room = _ALL) -> "NodeView":
+        """The view after the operator compiled `spec` for the node, written or not; `room` says what did not fit in."""
         groups = {group.uid: group.hash for group in spec.groups}
-        full = len(spec.limits) >= MAX_NODE_LIMITS
-        return replace(self, asked=_asks(spec), full=full, compiled=True, asked_groups=groups)
+        return replace(
+            self, asked=_asks(spec), room=room, not_compiled="", compiled=True, asked_groups=groups
+        )
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
         """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
@@ -144,7 +149,8 @@ class NodeView:
         return NodeView(
             self.name,
             asked=self.asked,
-            full=self.full,
+            room=self.room,
+            not_compiled=self.not_compiled,
             silent=self.silent,
             compiled=self.compiled,
             asked_groups=self.asked_groups,
@@ -184,7 +190,7 @@ def _use(report: PodReport) -> Use:
     if report.denials is not None:
         denials = {each.uid: each.count for each in report.denials} or _NONE_DENIED
     return Use(
-        pinned=report.vm_lck + report.vm_pin,
+        pinned=total((report.vm_lck, report.vm_pin)),
         peak=report.peak,
         level=report.level,
         reason=_text(report.reason),

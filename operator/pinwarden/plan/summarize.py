@@ -13,7 +13,14 @@ from heapq import nsmallest
 
 from pinwarden.api.nodepinconfig import UnsupportedReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimitSpec, Scope, Source
-from pinwarden.plan.compile import MAX_NODE_LIMITS, MAX_POD_LIMITS, Limit
+from pinwarden.plan.compile import (
+    MAX_NODE_LIMIT_BYTES,
+    MAX_NODE_LIMITS,
+    MAX_NODE_POD_BYTES,
+    MAX_NODE_PODS,
+    MAX_POD_LIMITS,
+    Limit,
+)
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.verdicts import (
     LEVEL_TOO_LOW,
@@ -31,7 +38,13 @@ TOP = 10
 NOT_COUNTED = "NotCounted"
 TOO_MANY_LIMITS = "TooManyLimits"
 CONTESTED = "CgroupContested"
-ROOM = f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node"
+TOO_MANY_PODS = "TooManyPods"
+NOT_COMPILED = "NotCompiled"
+ROOM = (
+    f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node, "
+    f"or {MAX_NODE_LIMIT_BYTES >> 10} KiB of them"
+)
+POD_ROOM = f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 10} KiB of them, on a node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +85,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     wanted = {ask for ask in asked.values() if ask is not None}
     uses = {pod.uid: view.pods.get(pod.cgroup_uid) for pod in pods}
     unsupported = unsupported_on(view, uid)
-    crowded = (
-        Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
-        for pod in pods
-        if asked[pod.uid] is None and _crowded(view, pod)
-    )
+    crowded = (found for pod in pods if asked[pod.uid] is None and (found := _crowded(view, pod)))
     uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
     unreported = [Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started]
     known = [(pod, use) for pod in pods if (use := uses[pod.uid]) is not None]
@@ -103,7 +112,8 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         pods=len(pods),
         silent=view.silent,
         reported=view.reported,
-        acknowledged=None not in asked.values()
+        acknowledged=not view.not_compiled
+        and None not in asked.values()
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
         refused=unsupported or next(crowded, None) or problem_on(view),
@@ -137,7 +147,10 @@ def _asked(view: NodeView, pod: Pod, uid: str) -> Asked | None:
 
 def _acknowledges(view: NodeView, pod: Pod, ask: Asked | None) -> bool:
     return (
-        ask is not None and ask in view.taken.get(pod.cgroup_uid, ()) and (ask.uid, ask.hash) in view.applied
+        not view.not_compiled
+        and ask is not None
+        and ask in view.taken.get(pod.cgroup_uid, ())
+        and (ask.uid, ask.hash) in view.applied
     )
 
 
@@ -155,7 +168,9 @@ def unsupported_on(view: NodeView, uid: str) -> Finding | None:
 
 
 def problem_on(view: NodeView) -> Finding | None:
-    """Why the agent did not take the newest spec at all, so that what it has not acknowledged stays so."""
+    """Why the agent did not take the newest spec at all, or there is none, so that what it has not acknowledged stays so."""
+    if view.not_compiled:
+        return Finding(f"node {view.name}", NOT_COMPILED, view.not_compiled)
     return _from_agent(view, view.problem)
 
 
@@ -212,8 +227,8 @@ def _unheld(
     """
     if pod.contested:
         return contested(pod)
-    if ask is None and _crowded(view, pod):
-        return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
+    if ask is None and (crowded := _crowded(view, pod)):
+        return crowded
     if use is None and not pod.started:
         return Finding(_name(pod), PENDING, f"it has not started, and on its node {weak}") if weak else None
     if not _acknowledges(view, pod, ask):
@@ -232,9 +247,13 @@ def _weaker(minimum: Level) -> frozenset[Level]:
     return frozenset(level for level in Level if level.rank > minimum.rank)
 
 
-def _crowded(view: NodeView, pod: Pod) -> bool:
-    """Whether a limit that the node is not asked to hold for the pod found no room there."""
-    return view.full or len(view.asked.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS
+def _crowded(view: NodeView, pod: Pod) -> Finding | None:
+    """That a limit which the node is not asked to hold for the pod found no room there."""
+    if pod.cgroup_uid in view.room.unlisted:
+        return Finding(_name(pod), TOO_MANY_PODS, POD_ROOM)
+    if view.room.full or len(view.asked.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS:
+        return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
+    return None
 
 
 def _compare(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> tuple[list[Finding], list[Finding]]:

@@ -13,6 +13,10 @@ from pinwarden.api.meta import Condition
 
 NAMED = 3
 
+MOST_REASON = 1024
+MOST_MESSAGE = 32768
+_CUT = "...cut"
+
 PENDING = "Pending"
 STARTING = "ProcessStarting"
 """A process began just now, and may be the runtime's own still."""
@@ -138,13 +142,18 @@ def dated(
             Condition(
                 type=verdict.type,
                 status=verdict.status,
-                reason=verdict.reason,
-                message=verdict.message,
+                reason=cut(verdict.reason, MOST_REASON),
+                message=cut(verdict.message, MOST_MESSAGE),
                 last_transition_time=since,
                 observed_generation=generation,
             )
         )
     return conditions
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or as much of it as fits in `most` characters with a word that says that it was cut (H2)."""
+    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
 
 
 def main_reason(findings: Findings) -> str:

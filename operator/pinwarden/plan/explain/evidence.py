@@ -13,8 +13,10 @@ from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinConfigSpec, PodReport
 from pinwarden.plan.compile import (
     MAX_NODE_LIMITS,
+    MAX_NODE_PODS,
     Hold,
     Limit,
+    Room,
     Settings,
     compile_node,
     limit_name,
@@ -111,15 +113,17 @@ class Case:
         desired = compile_node(node, [pod], spaces, evidence.limits, evidence.settings)
         stored = evidence.config.spec if evidence.config else NodePinConfigSpec()
         full = len(stored.limits) >= MAX_NODE_LIMITS
+        missing = {pod.cgroup_uid} if len(stored.pods) >= MAX_NODE_PODS else set[str]()
+        unlisted = missing - {each.uid for each in stored.pods}
         if full:
-            room = {limit.name for limit in stored.limits}
+            names = {limit.name for limit in stored.limits}
             desired = desired.model_copy(
-                update={"limits": [limit for limit in desired.limits if limit.name in room]}
+                update={"limits": [limit for limit in desired.limits if limit.name in names]}
             )
-        view = NodeView(pod.node).with_desired(desired)
+        view = NodeView(pod.node).with_desired(desired, Room(full, frozenset(unlisted)))
         if evidence.config is not None:
             hashes = {group.uid: group.hash for group in stored.groups}
-            view = replace(view.with_object(evidence.config), full=full, asked_groups=hashes)
+            view = replace(view.with_object(evidence.config), asked_groups=hashes)
         return view.with_silent(evidence.agent is None or not evidence.agent.ready or self.stale)
 
     @property
