@@ -77,6 +77,7 @@ UP = 'up{job="pinwarden-operator",instance="a"}'
 WRITES = f'{OPERATOR}_writes_total{{{LEADER},kind="status",result="%s"}}'
 BUCKET = f'{OPERATOR}_apply_seconds_bucket{{{LEADER},le="%s"}}'
 UNREADABLE = f'{OPERATOR}_unreadable_objects{{{LEADER},resource="limits"}}'
+FAILING = f'{OPERATOR}_items_failing{{{LEADER},loop="limits"}}'
 FAILURES = 'pinwarden_agent_failures_total{node="n1",operation="watch"}'
 HEARD = 'pinwarden_agent_heard_timestamp_seconds{node="n1",process="%s"}'
 NOT_TAKEN = f'{OPERATOR}_nodes_with_problem{{{LEADER},problem="SpecNotTaken"}}'
@@ -102,7 +103,11 @@ CASES: Mapping[str, Case] = {
         {BUCKET % "10.0": "0x120", BUCKET % "30.0": "0+1x120", BUCKET % "+Inf": "0+1x120"},
         {BUCKET % "10.0": "0+95x120", BUCKET % "30.0": "0+100x120", BUCKET % "+Inf": "0+100x120"},
     ),
-    "PinwardenObjectsUnreadable": Case({UNREADABLE: "7x120"}, {UNREADABLE: "0x120"}, {"resource": "limits"}),
+    "PinwardenObjectsUnreadable": Case(
+        {UNREADABLE: "7x10 0x110", FAILING: "0x10 1x110"},  # the object is read now, and a loop fails on it
+        {UNREADABLE: "0x120", FAILING: "0x120"},
+        {"resource": "limits"},
+    ),
     "PinwardenAgentSilent": problem("AgentSilent"),
     "PinwardenAgentFailing": Case(
         {FAILURES: "0+6x120"}, {FAILURES: "0+1x120"}, {"node": "n1", "operation": "watch"}

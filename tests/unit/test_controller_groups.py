@@ -465,7 +465,7 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         await operator.until(operator.status)
         path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
         await operator.until(lambda: path in operator.server.objects)
-        inventory = Inventory(operator.state, lambda: True, pods=False)
+        inventory = Inventory(operator.state, lambda: True, operator.items, pods=False)
         accepted = {"condition": "Accepted", "status": "True"}
 
         def counts() -> dict[str, float]:

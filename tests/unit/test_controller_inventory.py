@@ -11,6 +11,7 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import inventory, limits
 from pinwarden.controller.inventory import Inventory
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, Held, KnownNode
 from pinwarden.controller.state import State
@@ -86,7 +87,7 @@ def state() -> State:
 
 
 def collected(state: State, *, leading: bool = True, pods: bool = False) -> Found:
-    return found(Inventory(state, lambda: leading, pods=pods).collect())
+    return found(Inventory(state, lambda: leading, Items(Metrics()), pods=pods).collect())
 
 
 def found(families: Iterable[Metric]) -> Found:
@@ -153,7 +154,9 @@ def test_a_replica_that_may_not_write_tells_nothing_of_the_cluster(state: State)
 
 def test_nodes_pods_and_namespaces_are_summed_up(state: State) -> None:
     fair = {"pod": "p1", "current": 10, "anonymous": 4, "shared": 3}
-    state.put_held(report(pod_report("p1"), pod_report("p2", level="Observe", reason="???"), fairView=[fair]))
+    state.put_held(
+        report(pod_report("p1"), pod_report("p2", level="Observe", reason="Unheard"), fairView=[fair])
+    )
     state.put_node(KnownNode(Node("n2"), "other"))
     told = collected(state)
     assert told["governed_pods"] == {("Deny", "SeccompGate"): 1, ("Observe", "Other"): 1}
@@ -252,7 +255,7 @@ def test_all_that_is_told_is_in_the_catalogue_and_few_series_are_for_a_limit_and
     state.put(group(capacity="1Mi"))
     after = sum(map(len, collected(state).values()))
     assert after - before < 45
-    families = [*Inventory(state, lambda: True, pods=True).collect()]
+    families = [*Inventory(state, lambda: True, Items(Metrics()), pods=True).collect()]
     for sample in (sample for family in families for sample in family.samples):
         known = catalogue.labels_of(sample.name)
         assert tuple(sample.labels) == tuple(known), sample.name

@@ -15,6 +15,7 @@ from pinwarden.controller.client import FIELD_MANAGER, ApiError
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, KnownNode
 from pinwarden.controller.specs import Specs
@@ -74,12 +75,13 @@ class Operator:
     def __init__(self) -> None:
         self.server = server = Server()
         self.metrics = metrics = Metrics()
+        self.items = items = Items(metrics)
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.leading = True
         self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
         self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
-        self.recorder = Recorder(server, metrics)  # type: ignore[arg-type]
-        self.specs = Specs(server, self.state, compile_queue, self.gate, metrics)  # type: ignore[arg-type]
+        self.recorder = Recorder(server, metrics, items)  # type: ignore[arg-type]
+        self.specs = Specs(server, self.state, compile_queue, self.gate, metrics, items)  # type: ignore[arg-type]
         self.now = 0.0
         self.finalizers = Finalizers(
             server,  # type: ignore[arg-type]
@@ -98,6 +100,7 @@ class Operator:
             self.recorder,
             self.finalizers,
             metrics,
+            items,
         )
 
     def node(self, name: str = "n1", uid: str = "node-uid", *, lost: bool = False) -> None:

@@ -17,6 +17,7 @@ from pinwarden.controller import events, limits, prune, refusals
 from pinwarden.controller.client import ApiError
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.refusals import Refusals
 from pinwarden.controller.state import State
@@ -62,6 +63,7 @@ class Replica:
     def __init__(self, server: Server, *, leading: bool = True, known: bool = True) -> None:
         self.leading = leading
         metrics = Metrics()
+        items = Items(metrics)
         self.metrics = metrics
         self.state = State(
             Settings(),
@@ -72,8 +74,8 @@ class Replica:
         )
         self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
         self.gate.synced.set()
-        self.recorder = Recorder(server, metrics)  # type: ignore[arg-type]
-        self.refusals = Refusals(self.state, self.gate, self.recorder, metrics)
+        self.recorder = Recorder(server, metrics, items)  # type: ignore[arg-type]
+        self.refusals = Refusals(self.state, self.gate, self.recorder, metrics, items)
         server.tasks.append(asyncio.create_task(self.refusals.tell()))
         self.pod()
         if known:

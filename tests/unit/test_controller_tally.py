@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import FairReport, GroupReport, SourceLevel, UnsupportedReport
 from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.controller.items import Items
+from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.tally import LEVELS, OTHER, PROBLEMS, REASONS, Tallies, tally
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.world import Pod
 
 ASKED = {"p": (Asked("u", "h", None),)}
 SOURCES = (SourceLevel(source=Source.MLOCK, counted=True, level=Level.CONVERGE, reason="RlimitGate"),)
+
+ITEMS = Items(Metrics())
 
 
 def pods(node: str) -> Mapping[str, Pod]:
@@ -58,7 +62,7 @@ def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(moments: li
     kept = Tallies()
     for moment in moments:
         by_name = {view.name: view for view in moment}
-        fresh, found = Tallies().over(by_name, pods), kept.over(by_name, pods)
+        fresh, found = Tallies().over(by_name, pods, ITEMS), kept.over(by_name, pods, ITEMS)
         for problem in PROBLEMS:
             assert found.problems.get(problem, set()) == fresh.problems.get(problem, set())
         assert (found.pinned, found.silent) == (fresh.pinned, fresh.silent)
@@ -74,8 +78,8 @@ def test_a_node_is_looked_at_once_for_each_view() -> None:
 
     kept = Tallies()
     one, two = NodeView("n1"), NodeView("n2")
-    kept.over({"n1": one, "n2": two}, looked)
-    kept.over({"n1": one, "n2": NodeView("n2", truncated=True)}, looked)
+    kept.over({"n1": one, "n2": two}, looked, ITEMS)
+    kept.over({"n1": one, "n2": NodeView("n2", truncated=True)}, looked, ITEMS)
     assert asked == ["n1", "n2", "n2"]
 
 

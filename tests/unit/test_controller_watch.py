@@ -13,6 +13,7 @@ from pinwarden.controller import watch as watch_module
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.census import Census
 from pinwarden.controller.client import ApiError
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.watch import Source, Watch
 
@@ -68,12 +69,15 @@ def run(script: Script, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def scenario() -> None:
         source: Source[str] = Source(
             "pods",
+            "Pod",
             "/things",
             lambda raw: (raw["metadata"]["name"], raw["metadata"]["name"]),
             lambda name: handed.append(f"+{name}"),
             lambda name: handed.append(f"-{name}"),
+            by_name=True,
         )
-        watch = Watch(script, source, Metrics())  # type: ignore[arg-type]
+        metrics = Metrics()
+        watch = Watch(script, source, metrics, Items(metrics))  # type: ignore[arg-type]
         with pytest.raises(OverError):
             await watch.run()
 
@@ -163,7 +167,8 @@ def census(api: Listing, known: set[str], rounds: Callable[[Census], bool]) -> l
         known.discard(uid)
 
     async def scenario() -> None:
-        counting = Census(api, [], Metrics(), lambda: known, forget)  # type: ignore[arg-type]
+        metrics = Metrics()
+        counting = Census(api, [], metrics, lambda: known, forget, Items(metrics))  # type: ignore[arg-type]
         task = asyncio.create_task(counting.run())
         async with asyncio.timeout(60):
             while not rounds(counting):

@@ -24,6 +24,7 @@ from pinwarden.controller.inventory import (
     STATUSES,
     Inventory,
 )
+from pinwarden.controller.items import Items
 from pinwarden.controller.state import State
 from pinwarden.controller.tally import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
 from pinwarden.controller.work import WorkQueue
@@ -83,6 +84,8 @@ OPERATOR: Final[Mapping[str, Labels]] = {
     "group_phase": {**_GROUP, "phase": tuple(Phase)},
     "group_pods": _GROUP,
     "groups": _GROUP_CONDITION,
+    "item_failures": {"loop": operator.LOOPS},
+    "items_failing": {"loop": operator.LOOPS},
     "kopf_starts": {},
     "leader": {},
     "limit_bytes": _LIMIT,
@@ -204,7 +207,7 @@ def _of_operator(pods: bool) -> Iterator[Metric]:
     metrics.leads(lambda: True, lambda: True)
     metrics.watch_queues(lambda _: 0)
     metrics.watch_missed(lambda: 0)
-    metrics.include(Inventory(state, lambda: True, pods=pods))
+    metrics.include(Inventory(state, lambda: True, Items(metrics), pods=pods))
     yield from metrics.families()
 
 

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.client import Api, ApiError, pages
+from pinwarden.controller.items import Items
 from pinwarden.controller.limits import KINDS
 from pinwarden.controller.metrics import Metrics
 
@@ -39,6 +40,7 @@ class Census:
         metrics: Metrics,
         known: Callable[[], Collection[str]],
         gone: Callable[[str], None],
+        items: Items,
     ) -> None:
         base = f"/apis/{GROUP}/{VERSION}"
         spaces = [f"/namespaces/{name}" for name in namespaces] or [""]
@@ -51,6 +53,7 @@ class Census:
         self._metrics = metrics
         self._known = known
         self._gone = gone
+        self._items = items
         self._unknown: set[str] = set()
         self.missed = 0
         self.synced = asyncio.Event()
@@ -85,7 +88,8 @@ class Census:
             listed |= await self._list(path)
         gone = before - listed
         for uid in gone:
-            self._gone(uid)
+            with self._items.item("census", uid):
+                self._gone(uid)
         self._metrics.census_corrected(len(gone))
         unknown = listed - set(self._known())
         if not self.synced.is_set():

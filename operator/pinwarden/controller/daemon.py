@@ -26,6 +26,7 @@ from pinwarden.controller.events import Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
 from pinwarden.controller.inventory import Inventory
+from pinwarden.controller.items import Items
 from pinwarden.controller.leader import Leader
 from pinwarden.controller.limits import LimitWatch
 from pinwarden.controller.metrics import Metrics
@@ -94,6 +95,7 @@ class _Operator:
     def __init__(self, settings: Settings, api: Api, configuration: Configuration) -> None:
         self._settings = settings
         self._metrics = metrics = Metrics()
+        self._items = items = Items(metrics)
         own = settings.own_namespace
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         exempt = frozenset({"kube-system", own})
@@ -106,21 +108,23 @@ class _Operator:
         )
         self._leader = Leader(api, own, metrics, lambda: self._gate.opened())
         self._gate = gate = Gate(self._leader.leading, Throttle(WRITES_PER_SECOND, WRITES_PER_SECOND))
-        self._recorder = Recorder(api, metrics)
-        self._refusals = Refusals(state, gate, self._recorder, metrics)
-        self._specs = specs = Specs(api, state, compile_queue, gate, metrics)
+        self._recorder = Recorder(api, metrics, items)
+        self._refusals = Refusals(state, gate, self._recorder, metrics, items)
+        self._specs = specs = Specs(api, state, compile_queue, gate, metrics, items)
         finalizers = Finalizers(api, state, gate, self._recorder, metrics)
         self._statuses = Statuses(
-            api, state, aggregate_queue, specs, gate, self._recorder, finalizers, metrics
+            api, state, aggregate_queue, specs, gate, self._recorder, finalizers, metrics, items
         )
-        self._watches = [Watch(api, source, metrics) for source in _sources(settings, state)]
-        self._limits = LimitWatch(configuration, settings.namespaces, metrics, state.put, state.remove)
-        self._census = Census(api, settings.namespaces, metrics, lambda: state.uids, state.forget)
+        self._watches = [
+            Watch(api, source, metrics, items, self._not_understood) for source in _sources(settings, state)
+        ]
+        self._limits = LimitWatch(configuration, settings.namespaces, metrics, state.put, state.remove, items)
+        self._census = Census(api, settings.namespaces, metrics, lambda: state.uids, state.forget, items)
         metrics.leads(self._leader.leading, gate.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
         metrics.watch_missed(lambda: self._census.missed)
-        metrics.include(Inventory(state, self._leader.leading, pods=settings.per_pod_metrics))
+        metrics.include(Inventory(state, self._leader.leading, items, pods=settings.per_pod_metrics))
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Answers probes and scrapes from now on. Raises StartError."""
@@ -156,6 +160,12 @@ class _Operator:
                 task.cancel()
         await self._leader.release()
 
+    def _not_understood(self, regarding: dict[str, Any], problem: str) -> None:
+        if regarding["kind"] == NodePinConfig.__name__:
+            self._state.lose_report(regarding["name"])
+        if self._gate.open:
+            self._recorder.failed(regarding, problem)
+
     async def _lead(self) -> None:
         """A replica that does not know everything yet leaves the Lease to one that does: it could write nothing."""
         await self._gate.synced.wait()
@@ -181,15 +191,44 @@ def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
     spaces = [f"/namespaces/{name}" for name in settings.namespaces] or [""]
     for space in spaces:
         yield Source(
-            "pods", f"/api/v1{space}/pods", prune.pod, state.put_pod, state.remove_pod, field_selector=_BOUND
+            "pods",
+            "Pod",
+            f"/api/v1{space}/pods",
+            prune.pod,
+            state.put_pod,
+            state.remove_pod,
+            field_selector=_BOUND,
         )
     agents = f"/api/v1/namespaces/{own}/pods"
     yield Source(
-        "agents", agents, prune.agent_pod, state.put_agent, state.remove_agent, label_selector=AGENT_SELECTOR
+        "agents",
+        "Pod",
+        agents,
+        prune.agent_pod,
+        state.put_agent,
+        state.remove_agent,
+        label_selector=AGENT_SELECTOR,
     )
-    yield Source("nodes", "/api/v1/nodes", prune.node, state.put_node, state.remove_node)
     yield Source(
-        "namespaces", "/api/v1/namespaces", prune.namespace, state.put_namespace, state.remove_namespace
+        "nodes", "Node", "/api/v1/nodes", prune.node, state.put_node, state.remove_node, by_name=True
+    )
+    yield Source(
+        "namespaces",
+        "Namespace",
+        "/api/v1/namespaces",
+        prune.namespace,
+        state.put_namespace,
+        state.remove_namespace,
+        by_name=True,
     )
     configs = f"/apis/{GROUP}/{VERSION}/{NodePinConfig.plural}"
-    yield Source("nodepinconfigs", configs, prune.node_pin_config, state.put_held, state.remove_held)
+    yield Source(
+        "nodepinconfigs",
+        NodePinConfig.__name__,
+        configs,
+        prune.node_pin_config,
+        state.put_held,
+        state.remove_held,
+        by_name=True,
+        api_version=f"{GROUP}/{VERSION}",
+    )

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from pinwarden.api.meta import GROUP, VERSION, Condition
 from pinwarden.api.pinlimit import Overshoot, PinLimitStatus
 from pinwarden.controller.client import Api, ApiError, Json
+from pinwarden.controller.items import Items
 from pinwarden.controller.limits import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
@@ -30,6 +31,7 @@ _PER_SECOND = 1 / 30
 _QUEUE = 256
 _REMEMBERED = 4096
 _NOTE_BYTES = 1024
+_REASON_LENGTH = 128
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
 _TOLD = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
 # What is only on its way, and what the user asked for, is no news.
@@ -59,9 +61,12 @@ class Happening(NamedTuple):
 class Recorder:
     """Makes Events; `run` sends those of limits and groups."""
 
-    def __init__(self, api: Api, metrics: Metrics, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, api: Api, metrics: Metrics, items: Items, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._api = api
         self._metrics = metrics
+        self._items = items
         self._clock = clock
         self._queue: asyncio.Queue[tuple[str, Json]] = asyncio.Queue(_QUEUE)
         self._leave: dict[str, Bucket] = {}
@@ -78,10 +83,23 @@ class Recorder:
         if not self._allowed(resource.uid, happening):
             self._metrics.event_dropped()
             return
+        self._put(self._of_resource(resource, happening))
+
+    def _put(self, event: tuple[str, Json]) -> None:
         try:
-            self._queue.put_nowait(self._of_resource(resource, happening))
+            self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self._metrics.event_dropped()
+
+    def failed(self, regarding: Json, problem: str) -> None:
+        """The operator goes on without the object that is `regarding`, as it cannot make anything of it."""
+        note = f"pinwarden cannot read this object and goes on without it: {problem}"
+        happening = Happening("Warning", "NotUnderstood", "Read", note)
+        uid, name = regarding.get("uid") or "", regarding.get("name") or ""
+        if not (uid and name and self._allowed(uid, happening)):
+            return
+        space, digits = regarding.get("namespace") or "default", uuid.uuid4().hex[:16]
+        self._put(self._event(space, name, digits, regarding, happening, datetime.now(UTC)))
 
     def leave(self, uid: str) -> Bucket:
         """The allowance of the object with this UID."""
@@ -108,7 +126,9 @@ class Recorder:
     async def run(self) -> None:
         """Sends the Events of limits and groups until cancelled."""
         while True:
-            await self._send(*await self._queue.get())
+            path, body = await self._queue.get()
+            with self._items.item("events", body["regarding"]["name"]):
+                await self._send(path, body)
 
     async def _send(self, path: str, body: Json) -> None:
         try:
@@ -149,7 +169,7 @@ class Recorder:
             "metadata": {"name": name, "namespace": namespace},
             "eventTime": time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "type": happening.type,
-            "reason": happening.reason,
+            "reason": happening.reason[:_REASON_LENGTH],
             "action": happening.action,
             "note": happening.note.encode()[:_NOTE_BYTES].decode(errors="ignore"),
             "regarding": regarding,

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import Management, Phase, SharedMemoryGroup, SharedMemoryGroupStatus
+from pinwarden.controller.items import Items
 from pinwarden.controller.state import Managed, State, conditions_of
 from pinwarden.controller.tally import FAIR_PARTS, LEVELS, PROBLEMS, Tallies, Tally, standing
 from pinwarden.plan.world import Pod
@@ -38,8 +39,9 @@ POD = ("resource_namespace", "resource_pod", "resource_node")
 class Inventory(Collector):
     """`leading`: whether this replica may write. With `pods`, series of each governed pod too."""
 
-    def __init__(self, state: State, leading: Callable[[], bool], *, pods: bool) -> None:
+    def __init__(self, state: State, leading: Callable[[], bool], items: Items, *, pods: bool) -> None:
         self._state = state
+        self._items = items
         self._leading = leading
         self._pods = pods
         self._tallies = Tallies()
@@ -55,14 +57,14 @@ class Inventory(Collector):
         groups: list[Managed] = []
         for entry in state.resources.values() if leading else ():
             (groups if entry.seen.kind is SharedMemoryGroup else limits).append(entry)
-        total = self._tallies.over(state.views, self._pods_on) if leading else None
+        total = self._tallies.over(state.views, self._pods_on, self._items) if leading else None
         spaces = sorted(total.spaces, key=lambda name: (-total.spaces[name].pinned, name)) if total else []
         yield from _of_nodes(state, total)
         yield from _of_namespaces(total, spaces[:MOST_NAMESPACES])
         yield from _by_condition("limits", "PinLimits and ClusterPinLimits", limits, CONDITIONS, told=leading)
         yield from _by_condition("groups", "SharedMemoryGroups", groups, GROUP_CONDITIONS, told=leading)
-        yield from _of_limits(state, _first(limits, MOST_LIMITS))
-        yield from _of_groups(state, _first(groups, MOST_GROUPS))
+        yield from _of_limits(state, _first(limits, MOST_LIMITS), self._items)
+        yield from _of_groups(state, _first(groups, MOST_GROUPS), self._items)
         unreadable = _gauge("unreadable_objects", "Objects that this version cannot read.", "resource")
         for what, count in (
             ("limits", sum(entry.seen.resource is None for entry in limits)),
@@ -115,26 +117,27 @@ class Inventory(Collector):
         mapped = _gauge("pod_mapped_bytes", "The extent of a group that it has mapped.", *POD, "group")
         fair = _gauge("pod_fair_bytes", f"Its fair view (M11): {_FAIR}.", *POD, "part")
         for node, view in self._state.views.items() if told else ():
-            pods = self._pods_on(node)
-            for uid, use in view.pods.items():
-                if pod := pods.get(uid):
-                    labels = [pod.namespace, pod.name, node]
-                    pinned.add_metric(labels, use.pinned)
-                    peak.add_metric(labels, use.peak)
-                    level.add_metric([*labels, *standing(view, use)], 1)
-                    if use.denials is not None:
-                        denials.add_metric(labels, sum(use.denials.values()))
-            for uid, report in view.groups.items():
-                seen = self._state.seen_as(uid)
-                for borrow in report.borrowers if seen else ():
-                    if (pod := pods.get(borrow.pod)) and seen:
-                        labels = [pod.namespace, pod.name, node, seen.full_name]
-                        _known(borrowed, labels, borrow.borrowed)
-                        _known(mapped, labels, borrow.mapped)
-            for each in view.fair_view:
-                if pod := pods.get(each.pod):
-                    for part in FAIR_PARTS:
-                        fair.add_metric([pod.namespace, pod.name, node, part], getattr(each, part))
+            with self._items.item("metrics", f"node {node}"):
+                pods = self._pods_on(node)
+                for uid, use in view.pods.items():
+                    if pod := pods.get(uid):
+                        labels = [pod.namespace, pod.name, node]
+                        pinned.add_metric(labels, use.pinned)
+                        peak.add_metric(labels, use.peak)
+                        level.add_metric([*labels, *standing(view, use)], 1)
+                        if use.denials is not None:
+                            denials.add_metric(labels, sum(use.denials.values()))
+                for uid, report in view.groups.items():
+                    seen = self._state.seen_as(uid)
+                    for borrow in report.borrowers if seen else ():
+                        if (pod := pods.get(borrow.pod)) and seen:
+                            labels = [pod.namespace, pod.name, node, seen.full_name]
+                            _known(borrowed, labels, borrow.borrowed)
+                            _known(mapped, labels, borrow.mapped)
+                for each in view.fair_view:
+                    if pod := pods.get(each.pod):
+                        for part in FAIR_PARTS:
+                            fair.add_metric([pod.namespace, pod.name, node, part], getattr(each, part))
         yield from (pinned, peak, level, denials, borrowed, mapped, fair)
 
 
@@ -227,7 +230,7 @@ def _first(entries: Iterable[Managed], most: int) -> list[Managed]:
     return sorted(entries, key=order)[:most]
 
 
-def _of_limits(state: State, entries: Sequence[Managed]) -> Iterator[Metric]:
+def _of_limits(state: State, entries: Sequence[Managed], items: Items) -> Iterator[Metric]:
     info = _gauge(
         "limit_info",
         "1 for each limit, with what its spec says.",
@@ -257,36 +260,37 @@ def _of_limits(state: State, entries: Sequence[Managed]) -> Iterator[Metric]:
         labels=LIMIT,
     )
     for entry in entries:
-        seen, status = entry.seen, entry.status
-        labels = [seen.kind.__name__, seen.namespace or "", seen.name]
-        _conditions(conditions, labels, entry, CONDITIONS)
-        if isinstance(seen.resource, PinLimit | ClusterPinLimit):
-            spec = seen.resource.spec
-            kind = (
-                spec.scope,
-                spec.enforcement,
-                spec.minimum_level,
-                spec.contention,
-                str(spec.grant).lower(),
-            )
-            info.add_metric([*labels, *kind], 1)
-            amount.add_metric(labels, spec.limit.bytes)
-            denials.add_metric(labels, state.rises.denials(seen.uid))
-            overshoots.add_metric(labels, state.rises.overshoots(seen.uid))
-        if not isinstance(status, PinLimitStatus):
-            continue
-        _known(pods, labels, status.matched_pods)
-        _known(pinned, labels, status.pinned_bytes)
-        _known(advice, labels, None if status.recommendation is None else status.recommendation.bytes)
-        if status.nodes:
-            nodes.add_metric([*labels, "true"], status.nodes.applied)
-            nodes.add_metric([*labels, "false"], status.nodes.desired - status.nodes.applied)
-        if status.pinned_bytes is not None:  # else nobody looked
-            peak.add_metric(labels, status.overshoot.peak_bytes if status.overshoot else 0)
+        with items.item("metrics", entry.seen.key):
+            seen, status = entry.seen, entry.status
+            labels = [seen.kind.__name__, seen.namespace or "", seen.name]
+            _conditions(conditions, labels, entry, CONDITIONS)
+            if isinstance(seen.resource, PinLimit | ClusterPinLimit):
+                spec = seen.resource.spec
+                kind = (
+                    spec.scope,
+                    spec.enforcement,
+                    spec.minimum_level,
+                    spec.contention,
+                    str(spec.grant).lower(),
+                )
+                info.add_metric([*labels, *kind], 1)
+                amount.add_metric(labels, spec.limit.bytes)
+                denials.add_metric(labels, state.rises.denials(seen.uid))
+                overshoots.add_metric(labels, state.rises.overshoots(seen.uid))
+            if not isinstance(status, PinLimitStatus):
+                continue
+            _known(pods, labels, status.matched_pods)
+            _known(pinned, labels, status.pinned_bytes)
+            _known(advice, labels, None if status.recommendation is None else status.recommendation.bytes)
+            if status.nodes:
+                nodes.add_metric([*labels, "true"], status.nodes.applied)
+                nodes.add_metric([*labels, "false"], status.nodes.desired - status.nodes.applied)
+            if status.pinned_bytes is not None:  # else nobody looked
+                peak.add_metric(labels, status.overshoot.peak_bytes if status.overshoot else 0)
     yield from (info, amount, pods, nodes, pinned, advice, peak, overshoots, conditions, denials)
 
 
-def _of_groups(state: State, entries: Sequence[Managed]) -> Iterator[Metric]:
+def _of_groups(state: State, entries: Sequence[Managed], items: Items) -> Iterator[Metric]:
     info = _gauge(
         "group_info",
         "1 for each group, with what its spec says; prefault is true where pinwarden takes all pages at once.",
@@ -316,30 +320,31 @@ def _of_groups(state: State, entries: Sequence[Managed]) -> Iterator[Metric]:
         labels=GROUP,
     )
     for entry in entries:
-        seen, status = entry.seen, entry.status
-        labels = [seen.namespace or "", seen.name]
-        _conditions(conditions, labels, entry, GROUP_CONDITIONS)
-        if isinstance(seen.resource, SharedMemoryGroup):
-            spec = seen.resource.spec
-            filled = spec.management is Management.CREATE and spec.prefault
-            kind = (
-                spec.backing.kind,
-                spec.management,
-                spec.accounting,
-                spec.enforcement,
-                str(filled).lower(),
-            )
-            info.add_metric([*labels, *kind], 1)
-            denials.add_metric(labels, state.rises.denials(seen.uid))
-            _known(capacity, labels, None if spec.capacity is None else spec.capacity.bytes)
-            reports = (share.report for share in entry.kept_group.last)
-            charges = [each.charge for each in reports if each and each.charge is not None]
-            _known(fullest, labels, max(charges, default=None))
-        if isinstance(status, SharedMemoryGroupStatus):
-            for name, family in figures.items():
-                _known(family, labels, getattr(status, name))
-            for each in Phase if status.phase else ():
-                phase.add_metric([*labels, each.value], each is status.phase)
+        with items.item("metrics", entry.seen.key):
+            seen, status = entry.seen, entry.status
+            labels = [seen.namespace or "", seen.name]
+            _conditions(conditions, labels, entry, GROUP_CONDITIONS)
+            if isinstance(seen.resource, SharedMemoryGroup):
+                spec = seen.resource.spec
+                filled = spec.management is Management.CREATE and spec.prefault
+                kind = (
+                    spec.backing.kind,
+                    spec.management,
+                    spec.accounting,
+                    spec.enforcement,
+                    str(filled).lower(),
+                )
+                info.add_metric([*labels, *kind], 1)
+                denials.add_metric(labels, state.rises.denials(seen.uid))
+                _known(capacity, labels, None if spec.capacity is None else spec.capacity.bytes)
+                reports = (share.report for share in entry.kept_group.last)
+                charges = [each.charge for each in reports if each and each.charge is not None]
+                _known(fullest, labels, max(charges, default=None))
+            if isinstance(status, SharedMemoryGroupStatus):
+                for name, family in figures.items():
+                    _known(family, labels, getattr(status, name))
+                for each in Phase if status.phase else ():
+                    phase.add_metric([*labels, each.value], each is status.phase)
     yield from (info, capacity, fullest, phase, *figures.values(), conditions, denials)
 
 

@@ -23,6 +23,7 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.client import CONNECT_SECONDS, WATCH_SILENCE_SECONDS, Json
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 
 Wanted = PinLimit | ClusterPinLimit | SharedMemoryGroup
@@ -147,12 +148,14 @@ class LimitWatch:
         metrics: Metrics,
         put: Callable[[Seen], None],
         remove: Callable[[str, str], None],
+        items: Items,
     ) -> None:
         self._configuration = configuration
         self._namespaces = namespaces
         self._metrics = metrics
         self._put = put
         self._remove = remove
+        self._items = items
         self._loop = asyncio.get_running_loop()
         self._backoff = Backoff()
 
@@ -216,11 +219,15 @@ class LimitWatch:
 
     def _seen(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
         """In kopf's thread: only values cross to the loop."""
-        seen = read(kind, raw)
-        if event == "DELETED":
-            self._post(self._remove, seen.key, seen.uid)
-        else:
-            self._post(self._put, seen)
+        self._post(self._take, kind, event, raw)
+
+    def _take(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
+        with self._items.item("limits", f"{kind.plural} {raw['metadata']['uid']}"):
+            seen = read(kind, raw)
+            if event == "DELETED":
+                self._remove(seen.key, seen.uid)
+            else:
+                self._put(seen)
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
         try:

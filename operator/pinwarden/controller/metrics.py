@@ -27,6 +27,7 @@ ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "re
 WRITES = ("spec", "status", "finalizer", "event", "lease")
 RESULTS = ("written", *ENDS[1:])
 QUEUES = ("compile", "spec", "aggregate")
+LOOPS = ("watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics")
 _PREFIX = "pinwarden_operator"
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 _APPLY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -58,6 +59,11 @@ class Metrics:
             "unreadable",
             "Objects that this version could not read.",
             resource=("limits", "groups", "nodepinconfigs"),
+        )
+        self._item_failures = self._counter(
+            "item_failures",
+            "Objects and names that a loop of the operator failed on, and went on without.",
+            loop=LOOPS,
         )
         self._dropped_events = self._counter("events_dropped", "Events that were too many to be sent.")
         self._duration = Histogram(
@@ -97,6 +103,18 @@ class Metrics:
     def unreadable(self, resource: str) -> None:
         """An object came that this version cannot read."""
         self._unreadable.labels(resource).inc()
+
+    def item_failed(self, loop: str) -> None:
+        """One of `LOOPS` failed on an item."""
+        self._item_failures.labels(loop).inc()
+
+    def watch_failing(self, failing: Callable[[str], int]) -> None:
+        """How to tell how many items of each of `LOOPS` failed when they were last tried."""
+        gauge = self._gauge(
+            "items_failing", "Objects and names that failed when they were last tried.", "loop"
+        )
+        for loop in LOOPS:
+            gauge.labels(loop).set_function(partial(failing, loop))
 
     def event_dropped(self) -> None:
         """An Event was one too many."""

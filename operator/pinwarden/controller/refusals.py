@@ -16,6 +16,7 @@ from time import monotonic
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.state import State
 from pinwarden.controller.work import Throttle, WorkQueue
@@ -51,6 +52,7 @@ class Refusals:
         gate: Gate,
         recorder: Recorder,
         metrics: Metrics,
+        items: Items,
         clock: Callable[[], float] = monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -58,6 +60,7 @@ class Refusals:
         self._gate = gate
         self._recorder = recorder
         self._metrics = metrics
+        self._items = items
         self._clock = clock
         self._now = now
         self._throttle = Throttle(_PER_SECOND, _BURST)
@@ -78,14 +81,14 @@ class Refusals:
 
     async def tell(self) -> None:
         """Tells until cancelled."""
-        while True:
-            key = await self._queue.get()
-            if not self._gate.open:
-                await self._gate.led()
-                self._forget_old()
-            await self._gate.leave()
-            delay = await self._tell(key)
-            self._queue.done(key, delay)
+        await self._items.work_off("refusals", self._queue, self._tell_next)
+
+    async def _tell_next(self, key: str) -> float:
+        if not self._gate.open:
+            await self._gate.led()
+            self._forget_old()
+        await self._gate.leave()
+        return await self._tell(key)
 
     def _take(self, node: str, refusal: DenialReport, missed: bool) -> None:
         key = "|".join((node, refusal.pod, refusal.uid, refusal.source))

@@ -17,6 +17,7 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller import prune
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.items import Items, TryAgainError
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.state import State
 from pinwarden.controller.work import WorkQueue
@@ -35,13 +36,21 @@ class Specs:
     """Compiles dirty nodes and writes what differs."""
 
     def __init__(
-        self, api: Api, state: State, compile_queue: WorkQueue, gate: Gate, metrics: Metrics
+        self,
+        api: Api,
+        state: State,
+        compile_queue: WorkQueue,
+        gate: Gate,
+        metrics: Metrics,
+        items: Items,
     ) -> None:
         self._api = api
         self._state = state
         self._compile_queue = compile_queue
         self._gate = gate
         self._metrics = metrics
+        self._items = items
+        self._slice_ends = 0.0
         self._pending: dict[str, bytes] = {}
         self._desired: dict[str, bytes] = {}
         self._stored_as: dict[str, tuple[bytes, bytes]] = {}
@@ -55,34 +64,37 @@ class Specs:
     async def compile(self) -> None:
         """Compiles dirty nodes until cancelled, and lets others run in between."""
         await self._gate.synced.wait()
-        slice_ends = monotonic() + _SLICE_SECONDS
-        while True:
-            name = await self._compile_queue.get()
-            started = monotonic()
-            self._compile(name)
-            self._compile_queue.done(name)
-            now = monotonic()
-            self._metrics.reconciled("compile", now - started)
-            if now >= slice_ends:
-                await asyncio.sleep(0)
-                slice_ends = monotonic() + _SLICE_SECONDS
+        await self._items.work_off("compile", self._compile_queue, self._compile_next, self._not_compiled)
 
     async def write(self) -> None:
         """One of `WRITERS`: writes what waits until cancelled."""
-        while True:
-            name = await self.write_queue.get()
-            await self._gate.leave()
-            data, owner = self._pending.get(name), self._state.node_uids.get(name)
-            if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
-                self.write_queue.done(name)
-                continue
-            try:
-                await self._apply(name, data, owner)
-            except ApiError as error:
-                self._failed(name, error)
-            else:
-                self._metrics.wrote("spec")
-                self.write_queue.done(name, QUIET_SECONDS)
+        await self._items.work_off("spec", self.write_queue, self._write)
+
+    async def _compile_next(self, name: str) -> float:
+        started = monotonic()
+        if started >= self._slice_ends:
+            await asyncio.sleep(0)
+            started = monotonic()
+            self._slice_ends = started + _SLICE_SECONDS
+        self._compile(name)
+        self._metrics.reconciled("compile", monotonic() - started)
+        return 0.0
+
+    def _not_compiled(self, name: str, problem: str) -> None:
+        """The node keeps what it was told last, and the limits on it say so."""
+        self._state.not_compiled(name, problem)
+
+    async def _write(self, name: str) -> float:
+        await self._gate.leave()
+        data, owner = self._pending.get(name), self._state.node_uids.get(name)
+        if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
+            return 0.0
+        try:
+            await self._apply(name, data, owner)
+        except ApiError as error:
+            raise self._failed(name, error) from error
+        self._metrics.wrote("spec")
+        return QUIET_SECONDS
 
     def _compile(self, name: str) -> None:
         state = self._state
@@ -91,10 +103,11 @@ class Specs:
             for kept in (self._pending, self._desired, self._stored_as):
                 kept.pop(name, None)
             self.write_queue.discard(name)
+            self._items.forget("spec", name)
             state.forget_node(name)
             return
-        spec = state.world.spec_for(name)
-        state.desire(state.view(name).with_desired(spec))
+        spec, room = state.world.compiled(name)
+        state.desire(state.view(name).with_desired(spec, room))
         data = prune.canonical(spec.to_wire())
         self._desired[name] = prune.digest_of(data, owner)
         if self._is_held(name):
@@ -134,11 +147,11 @@ class Specs:
         if name in self._desired and name not in self._pending and not self._is_held(name):
             self._compile_queue.add(name)  # what was written was taken back meanwhile
 
-    def _failed(self, name: str, error: ApiError) -> None:
+    def _failed(self, name: str, error: ApiError) -> TryAgainError:
         self._metrics.wrote("spec", error.kind)
         if error.status == 429:
             self._gate.stop(error.retry_after or 1.0)
         refused = error.kind == "refused"
         if refused:
             _log.warning("NodePinConfig %s cannot be written: %s", name, error)
-        self.write_queue.failed(name, REFUSED_SECONDS if refused else error.retry_after)
+        return TryAgainError(REFUSED_SECONDS if refused else error.retry_after)

@@ -185,6 +185,10 @@ class State:
             self._see(self.view(name).without_object())
             self._compile.add(name)
 
+    def lose_report(self, name: str) -> None:
+        """What the agent of a node reports cannot be taken, so nothing is known of what it holds (H1)."""
+        self._see(self.view(name).without_object())
+
     def view(self, node: str) -> NodeView:
         """What is known of a node's agent."""
         return self._views.get(node) or NodeView(node, silent=self._is_silent(node))
@@ -196,9 +200,16 @@ class State:
 
     def desire(self, view: NodeView) -> None:
         """Take the view with the spec that was compiled; the limits concerned were marked by what made the node dirty."""
-        if self._views.get(view.name) != view:
+        before = self._views.get(view.name)
+        if before is not None and before.not_compiled:
+            self._see(view)
+        elif before != view:
             self._views[view.name] = view
             self._tell_presence(view)
+
+    def not_compiled(self, name: str, problem: str) -> None:
+        """What the node shall hold could not be worked out."""
+        self._see(replace(self.view(name), not_compiled=problem))
 
     def forget_node(self, name: str) -> None:
         """Drop what is kept of a node that is gone."""

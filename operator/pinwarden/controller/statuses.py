@@ -16,9 +16,10 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitSpec, PinL
 from pinwarden.api.quantity import Quantity
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Api, ApiError
-from pinwarden.controller.events import Recorder
+from pinwarden.controller.events import Happening, Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.gate import Gate
+from pinwarden.controller.items import Items, TryAgainError
 from pinwarden.controller.limits import Seen, Status, reference
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.specs import REFUSED_SECONDS, Specs
@@ -59,6 +60,7 @@ class Statuses:
         recorder: Recorder,
         finalizers: Finalizers,
         metrics: Metrics,
+        items: Items,
     ) -> None:
         self._api = api
         self._state = state
@@ -68,27 +70,34 @@ class Statuses:
         self._recorder = recorder
         self._finalizers = finalizers
         self._metrics = metrics
+        self._items = items
 
     async def write(self) -> None:
         """One of `WRITERS`: looks and writes until cancelled."""
-        while True:
-            key = await self._queue.get()
-            await self._gate.led()
-            await self._specs.settled()
-            entry = self._state.resources.get(key)
-            if entry is None:
-                self._queue.done(key)
-                continue
-            started = monotonic()
-            looked = look(self._state, entry)
-            cost = monotonic() - started
-            self._metrics.reconciled("aggregate", cost)
-            try:
-                await self._settle(key, entry, looked)
-            except ApiError as error:
-                self._failed(key, error)
-            else:
-                self._queue.done(key, max(QUIET_SECONDS, cost * _TIMES_ITS_COST))
+        await self._items.work_off("aggregate", self._queue, self._write, self._not_looked_at)
+
+    async def _write(self, key: str) -> float:
+        await self._gate.led()
+        await self._specs.settled()
+        entry = self._state.resources.get(key)
+        if entry is None:
+            self._items.forget("aggregate", key)
+            return 0.0
+        started = monotonic()
+        looked = look(self._state, entry)
+        cost = monotonic() - started
+        self._metrics.reconciled("aggregate", cost)
+        try:
+            await self._settle(key, entry, looked)
+        except ApiError as error:
+            return self._failed(key, error)
+        return max(QUIET_SECONDS, cost * _TIMES_ITS_COST)
+
+    def _not_looked_at(self, key: str, problem: str) -> None:
+        """An Event says it, as the status cannot."""
+        if entry := self._state.resources.get(key):
+            note = f"The status cannot be worked out and stands still: {problem}"
+            self._recorder.happened(entry.seen, Happening("Warning", "StatusFailed", "Aggregate", note))
 
     async def _settle(self, key: str, entry: Managed, looked: Looked) -> None:
         """See to the finalizer; write the status now or later, or not when it is what the API server has."""
@@ -131,16 +140,16 @@ class Statuses:
                 entry.unapplied = None
         self._recorder.changed(seen, before, status)
 
-    def _failed(self, key: str, error: ApiError) -> None:
-        if error.status in (404, 409):  # gone, or another one of its name: its watch will tell
-            self._queue.done(key, _GONE_SECONDS)
-            return
+    def _failed(self, key: str, error: ApiError) -> float:
+        """The seconds to wait where its watch will tell more. Raises TryAgainError."""
+        if error.status in (404, 409):  # gone, or another one of its name
+            return _GONE_SECONDS
         if error.status == 429:
             self._gate.stop(error.retry_after or 1.0)
         refused = error.kind == "refused"
         if refused:
             _log.warning("the status of %s cannot be written: %s", key, error)
-        self._queue.failed(key, REFUSED_SECONDS if refused else error.retry_after)
+        raise TryAgainError(REFUSED_SECONDS if refused else error.retry_after) from error
 
 
 def look(state: State, entry: Managed) -> Looked:

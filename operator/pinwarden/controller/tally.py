@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from pinwarden.api.pinlimit import Level
+from pinwarden.controller.items import Items
 from pinwarden.plan.report import NodeView, Use
 from pinwarden.plan.verdicts import SILENT, STARTING
 from pinwarden.plan.world import Pod
@@ -90,17 +91,19 @@ class Tallies:
         self._total = Tally()
         self._shares: dict[str, tuple[NodeView, Tally]] = {}
 
-    def over(self, views: Mapping[str, NodeView], pods_on: PodsOn) -> Tally:
-        """All of `views` together; only those that are new objects are looked at."""
+    def over(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Tally:
+        """All of `views` together; only those that are new objects are looked at. One that fails is left out."""
         for name in self._shares.keys() - views.keys():
             self._total.add(self._shares.pop(name)[1], -1)
         for name, view in views.items():
             last = self._shares.get(name)
             if last and last[0] is view:
                 continue
+            share = Tally()
+            with items.item("metrics", f"node {name}"):
+                share = tally(view, pods_on(name))
             if last:
                 self._total.add(last[1], -1)
-            share = tally(view, pods_on(name))
             self._total.add(share)
             self._shares[name] = view, share
         return self._total

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from pinwarden.controller.backoff import Backoff
 from pinwarden.controller.client import Api, ApiError, Json, pages
+from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 
 PAGE = 250
@@ -33,16 +34,32 @@ class Source(Generic[T]):
     """What to watch, and where to.
 
     `resource` is its plural name, for people and metrics. `prune` gives the key and what is kept of an object; `put` takes that, `remove`
-    the key alone.
+    the key alone. `by_name` says that the key is the object's name, and else its UID.
     """
 
     resource: str
+    kind: str
     path: str
     prune: Callable[[Json], tuple[str, T]]
     put: Callable[[T], None]
     remove: Callable[[str], None]
     field_selector: str = ""
     label_selector: str = ""
+    by_name: bool = False
+    api_version: str = "v1"
+
+    def key(self, raw: Json) -> str:
+        """The key of an object, also of one that `prune` cannot read."""
+        return str(raw["metadata"]["name" if self.by_name else "uid"])
+
+    def reference(self, raw: Json) -> Json:
+        """The object as an Event refers to it."""
+        named = {name: raw["metadata"].get(name) for name in ("namespace", "name", "uid")}
+        return {
+            "apiVersion": self.api_version,
+            "kind": self.kind,
+            **{key: value for key, value in named.items() if value},
+        }
 
     @property
     def query(self) -> dict[str, str]:
@@ -52,12 +69,26 @@ class Source(Generic[T]):
 
 
 class Watch(Generic[T]):
-    """Follows a `Source` for ever; `synced` is set once it was listed."""
+    """Follows a `Source` for ever; `synced` is set once it was listed.
 
-    def __init__(self, api: Api, source: Source[T], metrics: Metrics) -> None:
+    An object that cannot be taken leaves what was known of it, `failed` is told a reference to it and the problem, and it is tried again
+    when it changes and with the next list, which comes with the end of the watch while there is one.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        source: Source[T],
+        metrics: Metrics,
+        items: Items,
+        failed: Callable[[Json, str], None] = lambda *_: None,
+    ) -> None:
         self._api = api
         self._source = source
         self._metrics = metrics
+        self._items = items
+        self._told = failed
+        self._bad: set[str] = set()
         self._backoff = Backoff()
         self._failing = False
         self._keys: set[str] = set()
@@ -87,11 +118,9 @@ class Watch(Generic[T]):
             async for page in listed:
                 version = version or page["metadata"]["resourceVersion"]
                 for item in page["items"]:
-                    key, kept = source.prune(item)
-                    seen.add(key)
-                    source.put(kept)
+                    seen.add(self._put(item))
         for key in self._keys - seen:
-            source.remove(key)
+            self._remove(key)
         self._keys = seen
         self._version = version
         self._works()
@@ -117,6 +146,26 @@ class Watch(Generic[T]):
                 if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         self._metrics.watch_ended(self._source.resource, "timeout")
+        if self._bad:
+            self._version = ""  # they are tried again
+
+    def _put(self, raw: Json) -> str:
+        """Take an object as it is now; returns its key."""
+        source = self._source
+        key = source.key(raw)
+        with self._items.item("watch", f"{source.resource} {key}") as item:
+            source.put(source.prune(raw)[1])
+        if item.error is None:
+            self._bad.discard(key)
+        else:
+            self._bad.add(key)
+            self._told(source.reference(raw), item.problem)
+        return key
+
+    def _remove(self, key: str) -> None:
+        with self._items.item("watch", f"{self._source.resource} {key}"):
+            self._bad.discard(key)
+            self._source.remove(key)
 
     def _take(self, event: Json) -> None:
         source, item = self._source, event["object"]
@@ -126,13 +175,11 @@ class Watch(Generic[T]):
                     f"the watch of {source.resource} ended: {item.get('message')}", item.get("code")
                 )
             case "ADDED" | "MODIFIED":
-                key, kept = source.prune(item)
-                self._keys.add(key)
-                source.put(kept)
+                self._keys.add(self._put(item))
             case "DELETED":
-                key, _ = source.prune(item)
+                key = source.key(item)
                 self._keys.discard(key)
-                source.remove(key)
+                self._remove(key)
         self._version = item["metadata"]["resourceVersion"]
 
     async def _failed(self, error: ApiError) -> None:

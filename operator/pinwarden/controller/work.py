@@ -30,8 +30,8 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is worked on."""
-        return not (self._due or self._busy)
+        """Whether nothing waits and nothing is worked on, but for names that failed and are tried again."""
+        return not self._busy and all(name in self._backoffs for name in self._due)
 
     def add(self, name: str, delay: float = 0.0) -> None:
         """Work on `name`, not before `delay` seconds from now; the soonest of several calls counts."""

@@ -90,20 +90,24 @@ OPERATOR: Final = Group(
         Alert(
             name="PinwardenObjectsUnreadable",
             severity="warning",
-            expr="sum by (resource) (pinwarden_operator_unreadable_objects) > 0",
+            expr="sum by (resource) (pinwarden_operator_unreadable_objects) > 0 or max by (resource) "
+            '(label_replace(pinwarden_operator_items_failing, "resource", "$1", "loop", "(.+)")) > 0',
             lasting="5m",
             summary="The operator cannot read {{ $value }} {{ $labels.resource }}.",
             description="Pinwarden's operator has not been able to read {{ $value }} {{ $labels.resource }} for 5 minutes: the CRDs are of "
-            "another version than it.",
-            meaning="An object has a field or a value that this version of the operator does not know.",
+            "another version than it, or it has a defect.",
+            meaning="An object has a field or a value that this version of the operator does not know. With the name of a loop (`watch`, "
+            "`compile`, `aggregate` ...) in place of a kind, that loop fails on an object, goes on with all others, and tries it again.",
             impact="A limit or group that cannot be read is Accepted=False/Invalid and holds for nobody. A node whose NodePinConfig "
             "cannot be "
-            "read counts as one that reported nothing.",
+            "read counts as one that reported nothing. A loop that fails on an object leaves as it is what follows from that object alone.",
             diagnosis=f"Limits and groups that are not accepted, and the reason (`Invalid`):\n\n```console\n{UNACCEPTED}\n```\n\n"
             "NodePinConfigs that cannot be read are in the log:\n\n```console\n"
             "$ kubectl -n pinwarden-system logs -l app.kubernetes.io/component=operator --tail=-1 | "
-            "grep 'NodePinConfig .* is not understood'\n```",
-            mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm upgrade`.",
+            "grep 'NodePinConfig .* is not understood'\n```\n\nWhat a loop fails on is there as `failed, others go on`, with the name "
+            "of the object and the cause.",
+            mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm upgrade`. "
+            "A loop that fails is a defect: report it with that line of the log, and change or delete the object.",
         ),
     ),
 )
