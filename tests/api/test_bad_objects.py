@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from .operators import PINWARDEN, Cluster, Operator, config_path, eventually, prepared
+from ..waiting import eventually
+from .operators import PINWARDEN, Cluster, Operator, config_path, prepared
 
 MIB = 1 << 20
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodepinconfigs.pinwarden.io"

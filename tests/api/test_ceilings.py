@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ..waiting import eventually
 from .conftest import ROOT, run_kubectl
-from .operators import Cluster, Operator, eventually, prepared
+from .operators import Cluster, Operator, prepared
 
 MIB = 1 << 20
 MIRROR = "kubernetes.io/config.mirror"
