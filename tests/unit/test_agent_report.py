@@ -13,7 +13,7 @@ from pinwarden.agent.governed import Governed
 from pinwarden.agent.overshoots import LISTED, Overshoots
 from pinwarden.agent.report import Reporter
 from pinwarden.agent.subjects import Held, Plan
-from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus
+from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedReport
 from pinwarden.api.pinlimit import Level
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -120,3 +120,10 @@ def test_a_plan_is_acknowledged_by_the_hash_of_its_limits() -> None:
     found = status(plan=Plan(spec, [], 3))
     assert [(one.uid, one.hash) for one in found.applied_limits] == [("u", spec.limits[0].hash)]
     assert found.observed_generation == 3
+
+
+@pytest.mark.rule("H2")
+def test_text_too_long_for_the_object_is_cut_and_says_so() -> None:
+    report = UnsupportedReport(uid="u", reason="NotSupported", message="x" * 5000)
+    assert len(report.message) == 4096
+    assert report.message.endswith("x ... (cut)")

@@ -18,10 +18,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AwareDatetime,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -51,9 +53,22 @@ Count = Annotated[int, Field(ge=0, le=2**62)]
 """A number that an agent reports: any that a node can reach, and no more, so that an int64 holds it."""
 Word = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z][A-Za-z0-9]*)?$")]
 """A reason that an agent gives, in CamelCase, or nothing."""
-Text = Annotated[str, StringConstraints(max_length=4096)]
-Uid = Annotated[str, StringConstraints(max_length=1024)]
-"""A UID that an agent reports; on a host without Kubernetes the path of a cgroup."""
+_MOST_TEXT = 4096
+_CUT = " ... (cut)"
+
+
+def _fit(text: Any) -> Any:
+    """Cut a text that is too long, and say so in it (H2): a long path must not cost an agent its whole report."""
+    too_long = isinstance(text, str) and len(text) > _MOST_TEXT
+    return text[: _MOST_TEXT - len(_CUT)] + _CUT if too_long else text
+
+
+Text = Annotated[str, BeforeValidator(_fit), StringConstraints(max_length=_MOST_TEXT)]
+Uid = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 1024})]
+"""A UID that an agent reports, bounded by the API server alone.
+
+On a host without Kubernetes it is the path of a cgroup: any bytes, as `os.fsdecode` gives them, of any length.
+"""
 
 
 class Mode(StrEnum):
