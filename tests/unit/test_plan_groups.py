@@ -425,3 +425,13 @@ def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
     assert found.pods() == {"1"}
     (found,) = compiled(a_group(), pods=[thief])
     assert found.pods() == {"1", "h"}
+
+
+def test_a_group_with_more_pods_than_fit_on_a_node_has_those_that_the_node_lists() -> None:
+    """https://github.com/virtual-kubelet/virtual-kubelet/issues/809"""
+    pods = [
+        Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"}) for n in range(4200)
+    ]
+    spec = compile_node(Node("n1"), pods, {}, [], Settings(), [a_group()])
+    assert len(spec.pods) == 4096
+    assert spec.groups[0].pods() == {pod.uid for pod in spec.pods}

@@ -267,7 +267,7 @@ def assemble(
         unknown_pods=settings.unknown_pods,
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
-        groups=node_groups(groups, [pod for pod, _ in held]) if groups else [],
+        groups=node_groups(groups, [pod for pod, _ in held], listed) if groups else [],
     )
     return spec, Room(len(limits) < len(found), frozenset(cgroups.keys() - listed))
 

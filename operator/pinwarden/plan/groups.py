@@ -12,7 +12,7 @@ groups a namespace has.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
@@ -133,12 +133,17 @@ def standings(groups: Iterable[Group], namespace: Namespace) -> dict[str, Standi
     return found | admit(creating, allowed)
 
 
-def node_groups(groups: Iterable[tuple[Group, Permission]], pods: Sequence[Pod]) -> list[NodeGroup]:
-    """What stands in the spec of a node with these pods, of the groups that are on it; oldest first."""
+def node_groups(
+    groups: Iterable[tuple[Group, Permission]], pods: Sequence[Pod], listed: Collection[str]
+) -> list[NodeGroup]:
+    """What stands in the spec of a node with these pods, of the groups that are on it; oldest first.
+
+    `listed` are the UIDs of the cgroups that found room in the spec: no other one is a member.
+    """
     by_name = {group.name: (group, permission) for group, permission in groups}
     ordered = sorted(by_name, key=lambda name: by_name[name][0].age)
     counted = in_turn(ordered, MAX_NODE_GROUPS)
-    found = {name: node_group(*by_name[name], pods) for name in ordered if name in counted}
+    found = {name: node_group(*by_name[name], pods, listed) for name in ordered if name in counted}
     fitting = in_turn(list(found), MAX_NODE_GROUP_BYTES, {name: _size(found[name]) for name in found})
     return [group for name, group in found.items() if name in fitting]
 
@@ -148,7 +153,9 @@ def _size(group: NodeGroup) -> int:
     return len(json.dumps(group.to_wire(), separators=(",", ":"))) + 1
 
 
-def node_group(group: Group, permission: Permission, pods: Iterable[Pod]) -> NodeGroup:
+def node_group(
+    group: Group, permission: Permission, pods: Iterable[Pod], listed: Collection[str]
+) -> NodeGroup:
     """A group as the agent of a node with these pods reads it; those of other namespaces are no members."""
     spec = group.resource.spec
     own = [pod for pod in pods if pod.namespace == group.namespace]
@@ -167,7 +174,11 @@ def node_group(group: Group, permission: Permission, pods: Iterable[Pod]) -> Nod
         members=[
             NodeMember(
                 pods=sorted(
-                    uid for pod in own if selects(member.pod_selector, pod.labels) for uid in pod.cgroup_uids
+                    uid
+                    for pod in own
+                    if selects(member.pod_selector, pod.labels)
+                    for uid in pod.cgroup_uids
+                    if uid in listed
                 ),
                 borrow_limit=_bytes(member.borrow_limit),
                 borrow_limit_on=member.borrow_limit_on,
