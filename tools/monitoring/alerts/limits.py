@@ -43,7 +43,7 @@ LIMITS: Final = Group(
             impact="Pods on these nodes are held to the limit as it was before, or not at all if it is new.",
             diagnosis=READ_LIMIT,
             mitigation="`AgentSilent`: see PinwardenAgentSilent. `Unsupported`: the message says what the node cannot do. "
-            "`TooManyLimits`: "
+            "`NotCompiled`: see PinwardenObjectsUnreadable. `TooManyPods`: spread the pods over more nodes. `TooManyLimits`: "
             "merge limits.",
         ),
         Alert(
