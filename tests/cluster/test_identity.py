@@ -1,0 +1,158 @@
+"""Nobody gets out from under a ceiling by who a pod says it is: real pods of a real kubelet, each of which wants 4 MiB under 1 MiB (P1).
+
+Each pod locks what it can and says how much that is. One that got more than 1 MiB unlocks and tries again, so that a pod which was quicker
+than its limit is held in the end, and one that nobody holds never is. The ways that the API server alone decides on are in
+`tests/api/test_ceilings.py`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.image import NAME
+from cluster.node import Node
+
+from .waiting import eventually
+
+Kubectl = Callable[..., str]
+NAMESPACE = "identity"
+MIB = 2**20
+MIRROR = "kubernetes.io/config.mirror"
+HASH = "kubernetes.io/config.hash"
+MANIFESTS = "/etc/kubernetes/manifests"
+PROGRAM = """
+import ctypes, mmap, time
+libc = ctypes.CDLL(None, use_errno=True)
+area = mmap.mmap(-1, 4 << 20)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+held = 0
+while True:
+    while held < 4 << 20 and not libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(4096)):
+        held += 4096
+    print("holds", held, flush=True)
+    time.sleep(1)
+    if held > 1 << 20:
+        libc.munlock(ctypes.c_void_p(start), ctypes.c_size_t(4 << 20))
+        held = 0
+"""
+
+
+def manifest(name: str, *, static: bool = False, **metadata: object) -> str:
+    """A pod that wants 4 MiB."""
+    container = {
+        "name": "pinner",
+        "image": NAME,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", "-c", PROGRAM],
+        "securityContext": {
+            "runAsUser": 1000,
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    spec = {"terminationGracePeriodSeconds": 0, "containers": [container]}
+    if not static:
+        spec["automountServiceAccountToken"] = False
+    meta = {"name": name, "namespace": NAMESPACE, **metadata}
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+
+
+class Ceiling:
+    """A namespace under a ceiling of 1 MiB."""
+
+    def __init__(self, kubectl: Kubectl, node: Node) -> None:
+        self.kubectl, self.node = kubectl, node
+
+    def apply(self, text: str) -> None:
+        self.kubectl("create", "-f", "-", stdin=text)
+
+    def uid(self, name: str) -> str:
+        return self.kubectl("-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.metadata.uid}")
+
+    def exists(self, name: str) -> bool:
+        return bool(self.kubectl("-n", NAMESPACE, "get", "pod", name, "--ignore-not-found", "-o", "name"))
+
+    def said(self, name: str) -> str:
+        """The last line of the pod's log, empty while it has none."""
+        phase = self.kubectl(
+            "-n", NAMESPACE, "get", "pod", name, "--ignore-not-found", "-o", "jsonpath={.status.phase}"
+        )
+        return self.kubectl("-n", NAMESPACE, "logs", name, "--tail=1").strip() if phase == "Running" else ""
+
+    def held(self, name: str) -> None:
+        """Wait until the pod locked the ceiling and was refused the page after it."""
+        eventually(lambda: self.said(name) == f"holds {MIB}", f"{name} under 1 MiB")
+
+    def locked(self, name: str) -> int:
+        """Bytes that the node's agent reports of the pod, by the UID of its cgroup."""
+        raw = json.loads(self.kubectl("get", "nodepinconfig", self.node.name, "-o", "json"))
+        reports = {each["uid"]: each for each in raw["status"].get("pods", [])}
+        return int(reports[name]["vmLck"]) if name in reports else -1
+
+
+@pytest.fixture(scope="module")
+def ceiling(installed: Cluster, kubectl: Kubectl) -> Iterator[Ceiling]:
+    kubectl("create", "namespace", NAMESPACE)
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+    limit = {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "kind": "ClusterPinLimit",
+        "metadata": {"name": NAMESPACE},
+        "spec": {"limit": "1Mi", "namespaceSelector": selector},
+    }
+    kubectl("apply", "-f", "-", stdin=json.dumps(limit))
+    yield Ceiling(kubectl, installed.nodes[0])
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    kubectl("delete", "clusterpinlimit", NAMESPACE)
+
+
+@pytest.mark.rule("P1")
+def test_a_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
+    ceiling.apply(manifest("forged", annotations={HASH: "0" * 32}))
+    ceiling.held("forged")
+    uid = ceiling.uid("forged")
+    eventually(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod")
+
+
+@pytest.mark.rule("P1", "P13")
+def test_the_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
+    ceiling.apply(manifest("first"))
+    ceiling.held("first")
+    ceiling.apply(manifest("thief", annotations={HASH: ceiling.uid("first")}))
+    ceiling.held("thief")
+    ceiling.kubectl("-n", NAMESPACE, "annotate", "pod", "first", f"{HASH}={'f' * 65}")
+    uid = ceiling.uid("first")
+    eventually(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod that was annotated")
+    ceiling.held("first")
+
+
+@pytest.mark.rule("P1")
+def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(ceiling: Ceiling) -> None:
+    """Its kubelet reports a container of the real mirror pod. It starts no other pod with the annotation, and deletes it."""
+    ceiling.node.exec(["mkdir", "-p", MANIFESTS])
+    path = f"{MANIFESTS}/static.json"
+    try:
+        ceiling.node.exec(["sh", "-c", f"cat >{path} <<'END'\n{manifest('static', static=True)}\nEND"])
+        name = f"static-{ceiling.node.name}"
+        eventually(lambda: ceiling.exists(name), "the mirror pod")
+        ceiling.held(name)
+        mirror = json.loads(ceiling.kubectl("-n", NAMESPACE, "get", "pod", name, "-o", "json"))
+        hashed = mirror["metadata"]["annotations"][MIRROR]
+        eventually(lambda: ceiling.locked(hashed) == MIB, "1 MiB reported of the static pod")
+
+        copy = json.loads(manifest("copy", annotations={HASH: hashed, MIRROR: hashed}))
+        copy["metadata"]["ownerReferences"] = mirror["metadata"]["ownerReferences"]
+        copy["spec"]["nodeName"] = ceiling.node.name
+        del copy["spec"]["automountServiceAccountToken"]
+        copy["spec"]["volumes"] = []
+        ceiling.apply(json.dumps(copy))
+        eventually(
+            lambda: not ceiling.exists("copy"), "the kubelet deletes a mirror pod of no static pod of its"
+        )
+        ceiling.held(name)
+        assert ceiling.locked(hashed) == MIB
+    finally:
+        ceiling.node.exec(["rm", "-f", path])
