@@ -127,3 +127,4 @@ def test_text_too_long_for_the_object_is_cut_and_says_so() -> None:
     report = UnsupportedReport(uid="u", reason="NotSupported", message="x" * 5000)
     assert len(report.message) == 4096
     assert report.message.endswith("x ... (cut)")
+    assert UnsupportedReport(uid="u", reason="NotSupported", message="x/\udcff").message == "x/\udcff"

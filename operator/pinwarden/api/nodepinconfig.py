@@ -63,7 +63,8 @@ def _fit(text: Any) -> Any:
     return text[: _MOST_TEXT - len(_CUT)] + _CUT if too_long else text
 
 
-Text = Annotated[str, BeforeValidator(_fit), StringConstraints(max_length=_MOST_TEXT)]
+Text = Annotated[str, BeforeValidator(_fit), WithJsonSchema({"type": "string", "maxLength": _MOST_TEXT})]
+"""A message, cut to fit. A constraint of pydantic's would refuse a path in it whose bytes are no text."""
 Uid = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 1024})]
 """A UID that an agent reports, bounded by the API server alone.
 
