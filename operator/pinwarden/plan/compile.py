@@ -15,8 +15,9 @@ before free ones, and of the rest each namespace has its turn. Status names the 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from pinwarden import SYSTEM_NAMESPACE
@@ -140,12 +141,17 @@ def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
     return [replace(pod, contested=True) if counts[pod.cgroup_uid] > 1 else pod for pod in pods]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hold:
     """What holds for a pod: the constraints of all limits that match it, by name, and whether one of them is per container."""
 
     limits: Mapping[str, NodeLimit]
     by_container: bool
+
+    @cached_property
+    def size(self) -> int:
+        """About how many bytes the names of the limits take as JSON in the entry of a pod."""
+        return sum(len(name) + 3 for name in self.limits)
 
     @classmethod
     def of(cls, matching: Sequence[Limit]) -> "Hold":
@@ -191,9 +197,11 @@ class _Listed:
     @property
     def size(self) -> int:
         """About how many bytes it takes as JSON, rather more."""
-        names = self.containers if self.hold.by_container else {}
-        containers = sum(_ENTRY_BYTES + len(name) + len(identity or "") for name, identity in names.items())
-        return 2 * _ENTRY_BYTES + containers + sum(len(name) + 3 for name in self.hold.limits)
+        size = 2 * _ENTRY_BYTES + self.hold.size
+        if self.hold.by_container:
+            ids = self.containers.items()
+            size += sum(_ENTRY_BYTES + len(name) + len(identity or "") for name, identity in ids)
+        return size
 
 
 def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
@@ -212,20 +220,22 @@ def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
     return found
 
 
-def _fitting(cgroups: Mapping[str, _Listed]) -> Iterator[str]:
+def _fitting(cgroups: Mapping[str, _Listed]) -> Iterable[str]:
     """The UIDs that there is room for: governed ones first, and each namespace in its turn."""
+    sizes = {uid: each.size for uid, each in cgroups.items()}
     left, left_bytes = MAX_NODE_PODS, MAX_NODE_POD_BYTES
+    if len(sizes) <= left and sum(sizes.values()) <= left_bytes:
+        return cgroups.keys()
+    fitting: list[str] = []
     for governed in (True, False):
-        sizes = {
-            f"{each.namespace}/{uid}": each.size
-            for uid, each in sorted(cgroups.items())
-            if bool(each.hold.limits) == governed
-        }
-        counted = in_turn(list(sizes), left)
-        names = in_turn([name for name in sizes if name in counted], left_bytes, sizes)
+        uids = sorted(uid for uid, each in cgroups.items() if bool(each.hold.limits) == governed)
+        named = {f"{cgroups[uid].namespace}/{uid}": sizes[uid] for uid in uids}
+        counted = in_turn(list(named), left)
+        names = in_turn([name for name in named if name in counted], left_bytes, named)
         left -= len(names)
-        left_bytes -= sum(sizes[name] for name in names)
-        yield from (name.rpartition("/")[2] for name in names)
+        left_bytes -= sum(named[name] for name in names)
+        fitting += (name.rpartition("/")[2] for name in names)
+    return fitting
 
 
 def _limit_size(limit: NodeLimit) -> int:
@@ -246,7 +256,8 @@ def assemble(
     """The spec of a node with these pods, each with what holds for it, and with these groups; and what found no room in it."""
     held = list(held)
     cgroups = _by_cgroup(held)
-    found = {name: limit for each in cgroups.values() for name, limit in each.hold.limits.items()}
+    holds = {id(each.hold): each.hold for each in cgroups.values()}
+    found = {name: limit for hold in holds.values() for name, limit in hold.limits.items()}
     counted = in_turn(sorted(found), MAX_NODE_LIMITS)
     sizes = {name: _limit_size(found[name]) for name in sorted(counted)}
     limits = {name: found[name] for name in in_turn(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)}

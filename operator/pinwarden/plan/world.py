@@ -67,7 +67,9 @@ class Pod:
     @property
     def cgroup_uids(self) -> Collection[str]:
         """The UIDs that only a cgroup of this pod can bear: its own always, and its hash while no other pod of the node names that."""
-        return (self.uid,) if self.contested else {self.cgroup_uid: None, self.uid: None}
+        if self.contested or self.cgroup_uid == self.uid:
+            return (self.uid,)
+        return self.cgroup_uid, self.uid
 
     @property
     def started(self) -> bool:
