@@ -47,6 +47,21 @@ def test_no_other_crd_is_on_disk(folder: Path) -> None:
     assert {path.stem for path in folder.glob("*.yaml")} == {kind.plural for kind in KINDS}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_of_a_list_has_no_default(kind: type[Resource]) -> None:
+    """Clients compare lists as a whole: https://github.com/argoproj/argo-cd/issues/28724."""
+
+    def defaults(schema: object, inside: bool = False) -> int:
+        if isinstance(schema, list):
+            return sum(defaults(part, inside) for part in schema)
+        if not isinstance(schema, dict):
+            return 0
+        own = 1 if inside and "default" in schema and "type" in schema else 0
+        return own + sum(defaults(part, inside or key == "items") for key, part in schema.items())
+
+    assert defaults(crd(kind)["spec"]["versions"][0]["schema"]) == 0
+
+
 def test_a_limit_needs_a_selector_and_an_amount() -> None:
     with pytest.raises(ValidationError) as error:
         PinLimit.model_validate({"metadata": {"name": "a"}, "spec": {}})

@@ -115,7 +115,7 @@ def _structural(schema: Schema) -> Schema:
             case "properties":
                 result[key] = {name: _structural(part) for name, part in value.items()}
             case "items":
-                result[key] = _structural(value)
+                result[key] = _without_defaults(_structural(value))
             case "patternProperties":
                 ((pattern, values),) = value.items()
                 result["additionalProperties"] = _structural(values)
@@ -137,6 +137,22 @@ def _structural(schema: Schema) -> Schema:
     if result.get("type") == "integer":
         result.setdefault("format", "int64")
     return result
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """The schema of a list's item without defaults at any depth: absence means the model's default.
+
+    Clients compare a list as a whole, so a default that the server adds to an item is a difference for ever.
+    """
+    return {
+        key: {name: _without_defaults(part) for name, part in value.items()}
+        if key == "properties"
+        else _without_defaults(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in schema.items()
+        if key != "default"
+    }
 
 
 def _key_rule(pattern: str, max_length: int) -> JsonDict:
