@@ -167,7 +167,7 @@ def _meaning(field: Schema, types: Mapping[str, Schema]) -> str:
 
 def _bounds(field: Schema) -> Iterator[str]:
     if "x-kubernetes-int-or-string" in field:
-        yield "a whole number of bytes from 0 to 4Pi"
+        yield "from 0 to 4Pi bytes; see [amounts](../concepts.md#amounts)"
         return
     for key, words in _BOUNDS.items():
         if key in field:

@@ -338,7 +338,7 @@ QUANTITY = SCHEMA["definitions"]["quantity"]["pattern"]
 
 
 @given(st.from_regex(QUANTITY, fullmatch=True))
-def test_what_the_schema_takes_as_a_quantity_is_whole_bytes(text: str) -> None:
+def test_what_the_schema_takes_as_a_quantity_is_a_number_of_bytes(text: str) -> None:
     assert 0 <= Quantity(text).bytes <= MAX_BYTES
 
 
@@ -349,9 +349,30 @@ def test_the_schema_takes_whole_numbers_with_a_suffix(number: int, suffix: str) 
     assert re.fullmatch(QUANTITY, f"{number}{suffix}")
 
 
+@pytest.mark.parametrize("text", ["0.5Gi", "1.2Gi", "1.25M", "1e6", "1e+06", "4E9"])
+def test_the_schema_takes_fractions_and_exponents(text: str) -> None:
+    assert re.fullmatch(QUANTITY, text)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["1K", "1ki", "0.5", "1e-3", "1.5Gi", "-1", "+1", "1m", "", "1 Gi", "1GiB", "5P", "5Pi", f"{2**52 + 1}"],
+    [
+        "1K",
+        "1ki",
+        "0.5",
+        "1e-3",
+        "0.001Mi",
+        "1e10",
+        "-1",
+        "+1",
+        "1m",
+        "",
+        "1 Gi",
+        "1GiB",
+        "5P",
+        "5Pi",
+        f"{2**52 + 1}",
+    ],
 )
 def test_what_would_end_a_container_at_once_is_no_quantity_of_the_schema(text: str) -> None:
     assert not re.fullmatch(QUANTITY, text)

@@ -13,6 +13,7 @@ import yaml
 
 from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.api.quantity import Quantity
 
 from .conftest import ROOT, Kubectl
 
@@ -127,28 +128,76 @@ def test_a_bad_manifest_is_refused_with_its_field(kubectl: Kubectl, kind: str, s
     assert field in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("amount", "told"),
-    [
-        ("64MB", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
-        ("Mi", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
-        ("1.5", "must be a whole number of bytes: use a suffix such as Ki, Mi or Gi"),
-        ("-1Mi", "must not be negative: give a whole number of bytes, 0 or more"),
-        ("5Pi", "must be at most 4Pi, what a physical address of 52 bits reaches"),
-    ],
-)
-def test_a_bad_amount_is_answered_with_one_sentence(kubectl: Kubectl, amount: str, told: str) -> None:
+SPELLINGS = [
+    *("64MB", "6GiB", "64mb", "64 Mi", " 64Mi", "64gi", "64K", "1.5gb", "64B", "64 bytes", "Mi", "", "lots"),
+    *("64m", "500m", "1500m", "0m", "0.1Ki", "1.5", "1e-3", "1u", "-1", "-1Mi", "unlimited", "-inf"),
+    *("0x4000000", "1_000_000", "64,5Mi", "5e", "1.2.3Mi"),
+]
+
+
+@pytest.mark.parametrize("amount", SPELLINGS)
+def test_a_slip_is_answered_with_the_one_sentence_of_the_program(kubectl: Kubectl, amount: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the sentence is compared below
+        _ = Quantity(amount).bytes
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert done.returncode != 0
-    assert f"spec.limit: Invalid value: {amount!r}: {told}".replace("'", '"') in done.stderr
+    _, found, told = done.stderr.strip().partition(f'spec.limit: Invalid value: "{amount}": ')
+    assert found, done.stderr
+    assert str(raised.value).endswith(told)
     assert (done.stderr.count("Invalid value"), done.stderr.count("\n")) == (1, 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("amount", "told"),
+    [
+        ("64MB", "write 64M (powers of 1000) or 64Mi (powers of 1024)"),
+        ("64m", "m is a thousandth: write 64M (powers of 1000) or 64Mi (powers of 1024)"),
+        ("5Pi", "must be at most 4Pi, what a physical address of 52 bits reaches"),
+    ],
+)
+def test_a_slip_is_named_with_the_spelling_that_works(kubectl: Kubectl, amount: str, told: str) -> None:
+    body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
+    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
+    assert f'spec.limit: Invalid value: "{amount}": {told}\n' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        *(("64M", "64M"), ("1.2Gi", "1.2Gi"), ("0.5Gi", "0.5Gi"), ("1288490188800m", "1288490188800m")),
+        *(('"1e6"', "1e6"), ("1e6", 1000000), ("64.0", 64), ("67108864", 67108864)),
+        *(('"67108864"', "67108864"), ("0x4000000", 67108864), ("0", 0)),
+    ],
+)
+def test_an_amount_is_taken_as_people_write_it_in_yaml(
+    kubectl: Kubectl, written: str, stored: str | int
+) -> None:
+    """kubectl makes JSON of YAML, and whole numbers of its floats and hexadecimal numbers."""
+    head = "{apiVersion: pinwarden.io/v1alpha1, kind: PinLimit, metadata: {name: t, namespace: default}"
+    text = f"{head}, spec: {{podSelector: {{}}, limit: {written}}}}}"
+    got = json.loads(kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=text).stdout)
+    assert got["spec"]["limit"] == stored
+    assert PinLimit.model_validate(got).spec.limit.bytes >= 0
+
+
+def test_a_float_of_another_client_is_refused_with_what_to_write(
+    kubectl: Kubectl, namespace: str, tmp_path: Path
+) -> None:
+    """The server's CEL sees no float where an integer or a text may stand."""
+    body = tmp_path / "float.json"
+    body.write_text(json.dumps(manifest("PinLimit", namespace, pinl(limit=64.0))))
+    path = f"/apis/pinwarden.io/v1alpha1/namespaces/{namespace}/pinlimits"
+    done = kubectl("create", "--raw", path, "-f", str(body), check=False)
+    assert done.returncode != 0
+    assert "expected XIntOrString value to be either a string or integer" in done.stderr
+    assert done.stderr.count("must be a number of bytes with a suffix such as Ki, Mi or Gi, or none") == 1
 
 
 def test_a_bad_max_grant_is_compared_with_nothing(kubectl: Kubectl) -> None:
     body = json.dumps(manifest("ClusterPinLimit", "default", {"limit": "1Mi", "maxGrant": "64MB"}))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
-    assert 'spec.maxGrant: Invalid value: "64MB": must be a number of bytes' in done.stderr
+    assert 'spec.maxGrant: Invalid value: "64MB": write 64M' in done.stderr
     assert done.stderr.count("Invalid value") == 1, done.stderr
 
 

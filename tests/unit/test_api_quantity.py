@@ -1,5 +1,6 @@
 """Quantities parse as `resource.ParseQuantity` does and keep their text."""
 
+import re
 from decimal import Decimal
 from fractions import Fraction
 
@@ -73,13 +74,62 @@ def test_what_is_finer_than_nano_is_rounded_up(number: Decimal) -> None:
     assert (rounded * 10**9).denominator == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("64MB", "write 64M (powers of 1000) or 64Mi (powers of 1024)"),
+        ("6GiB", "write 6Gi"),
+        ("1.5gb", "write 1.5G (powers of 1000) or 1.5Gi (powers of 1024)"),
+        ("64K", "write 64k (powers of 1000) or 64Ki (powers of 1024)"),
+        ("64 Mi", "write 64Mi"),
+        ("64 bytes", "write 64"),
+        ("unlimited", "set no limit"),
+        ("0x10", "decimal"),
+        ("64,5Mi", "without commas"),
+        ("lots", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
+    ],
+)
+def test_the_answer_to_a_slip_is_the_spelling_that_works(text: str, answer: str) -> None:
+    with pytest.raises(ValueError, match="is not a quantity") as error:
+        Quantity(text)
+    assert answer in str(error.value)
+
+
+@given(st.integers(0, 10**6), st.sampled_from("kKmMgGtTpP"), st.sampled_from(["B", "b", "iB", "ib"]))
+def test_what_an_answer_says_to_write_is_a_quantity(number: int, letter: str, unit: str) -> None:
+    with pytest.raises(ValueError, match="write") as error:
+        Quantity(f"{number}{letter}{unit}")
+    said = re.findall(r"\d+[kKMGTP]i?", str(error.value).partition("write ")[2])
+    assert said
+    assert all(Quantity(text).bytes >= number for text in said)
+
+
+@given(
+    st.decimals(min_value=1, max_value=2**20, places=6), st.sampled_from(["Ki", "Mi", "Gi"]), st.integers(0)
+)
+@pytest.mark.rule("P13")
+def test_a_fraction_of_a_byte_changes_no_comparison(number: Decimal, suffix: str, total: int) -> None:
+    """A sum of whole bytes exceeds 1.2Gi exactly where it exceeds its bytes rounded down."""
+    amount = Quantity(f"{number:f}{suffix}")
+    for whole in (total, amount.bytes, amount.bytes + 1):
+        assert (whole > amount.bytes) == (whole > amount.value)
+
+
 @given(st.integers(-(10**20), 10**20))
 def test_text_and_value_survive(number: int) -> None:
     assert str(Quantity(number)) == str(number)
     assert Quantity(number).value == number
 
 
-@pytest.mark.parametrize(("text", "message"), [("-1", "negative"), ("1500m", "whole number of bytes")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("-1", "negative"),
+        ("0.5", "whole number of bytes"),
+        ("64m", r"m is a thousandth: write 64M \(powers of 1000\) or 64Mi \(powers of 1024\)"),
+        ("64000m", "m is a thousandth"),
+    ],
+)
 def test_bytes_refuses_what_is_no_number_of_bytes(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ = Quantity(text).bytes

@@ -33,7 +33,7 @@ def test_what_a_field_may_be_is_told() -> None:
     assert "One of `Deny`, `Kill`, `Converge`, `Observe`." in page
     assert "- `containers`: containers goes with scope: Container only" in page
     assert "| `limit` | quantity | required |" in page
-    assert "a whole number of bytes from 0 to 4Pi" in page
+    assert "from 0 to 4Pi bytes" in page
 
 
 def test_a_type_without_words_is_an_error() -> None:

@@ -19,11 +19,13 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from pinwarden.api import spelling
 from pinwarden.api.schema import cel
 
 MAX_INT64: Final = 2**63 - 1
 MAX_BYTES: Final = 2**52
 _PATTERN: Final = r"^[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+_WHOLE_BELOW: Final = 1024
 _NANO: Final = Fraction(1, 10**9)
 _GRAMMAR: Final = re.compile(
     r"(?P<sign>[+-]?)(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -58,16 +60,16 @@ class Quantity(str):
 
     @property
     def bytes(self) -> int:
-        """The value in bytes.
+        """The value in whole bytes, rounded down: a sum of whole bytes exceeds 1.2Gi exactly where it exceeds its whole bytes.
 
         Raises:
-            ValueError: the value is negative or not a whole number of bytes.
+            ValueError: the value is negative, or it is below 1Ki and written in thousandths or not a whole number of bytes.
         """
         if self.value < 0:
-            raise ValueError(f"{self!s} is negative: give a whole number of bytes, 0 or more")
-        if self.value.denominator != 1:
-            raise ValueError(f"{self!s} is not a whole number of bytes: use a suffix such as Ki, Mi or Gi")
-        return int(self.value)
+            raise ValueError(f"{self!s} {spelling.NEGATIVE}")
+        if self.value < _WHOLE_BELOW and (self.value.denominator != 1 or self.endswith("m")):
+            raise ValueError(f"{self!s}: {spelling.explain_fraction(self)}")
+        return math.floor(self.value)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -78,35 +80,33 @@ class Quantity(str):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The structural schema of a non-negative whole number of bytes.
+        """The structural schema of a number of bytes: what `bytes` takes, up to `MAX_BYTES`.
 
-        The grammar is a rule and no `pattern`, so that who writes 64MB reads one sentence and not what a regular expression lacks. CEL's
-        `isQuantity` alone takes a suffix without a number. CEL's `isInteger` is false of 1.5Gi, which is a whole number of bytes, hence the
-        comparison through a float: exact up to `MAX_BYTES`, above which another rule refuses.
+        The grammar is part of a rule and no `pattern`, so that who writes 64MB reads the spelling that works. CEL's `isQuantity` alone
+        takes a suffix without a number. CEL's `isInteger` is false of 0.5Ki, which is a whole number of bytes, hence the comparison
+        through a float. It is one rule, because the server repeats its answer to a JSON float for each.
         """
-        self = "quantity(string(self))"
-        otherwise = "!isQuantity(string(self)) || "
+        text = "string(self)"
+        value = f"quantity({text})"
+        spelled = f"isQuantity({text}) && {text}.matches(r'{_PATTERN}')"
+        negative, large = (
+            f"{value}.isLessThan(quantity('0'))",
+            f"{value}.isGreaterThan(quantity('{MAX_BYTES}'))",
+        )
+        number = f"{value}.asApproximateFloat()"
+        whole = f"double(int({number})) == {number} && !{text}.endsWith('m')"
+        fits = f"!{value}.isLessThan(quantity('{_WHOLE_BELOW}')) || {whole}"
         return {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": True,
             "maxLength": 32,
             "x-kubernetes-validations": [
                 cel(
-                    f"isQuantity(string(self)) && string(self).matches(r'{_PATTERN}')",
-                    "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none",
-                ),
-                cel(
-                    f"{otherwise}!{self}.isLessThan(quantity('0'))",
-                    "must not be negative: give a whole number of bytes, 0 or more",
-                ),
-                cel(
-                    f"{otherwise}!{self}.isGreaterThan(quantity('{MAX_BYTES}'))",
-                    "must be at most 4Pi, what a physical address of 52 bits reaches",
-                ),
-                cel(
-                    f"{otherwise}{self}.isGreaterThan(quantity('{MAX_BYTES}')) || {self}.isLessThan(quantity('0')) || "
-                    f"double(int({self}.asApproximateFloat())) == {self}.asApproximateFloat()",
-                    "must be a whole number of bytes: use a suffix such as Ki, Mi or Gi",
+                    f"{spelled} && !{negative} && !{large} && ({fits})",
+                    spelling.GENERIC,
+                    expression=f"!({spelled}) ? ({spelling.cel_explain(text)}) : {negative} ? '{spelling.NEGATIVE}' : "
+                    f"{large} ? 'must be at most 4Pi, what a physical address of 52 bits reaches' : "
+                    f"({spelling.cel_explain_fraction(text)})",
                 ),
             ],
         }
@@ -115,6 +115,8 @@ class Quantity(str):
 def _from_json(value: object) -> Quantity:
     if isinstance(value, Quantity):
         return value
+    if isinstance(value, float) and value.is_integer():
+        return Quantity(int(value))
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("a quantity is a string such as 64Mi, or a whole number")
     return Quantity(value)
@@ -123,7 +125,7 @@ def _from_json(value: object) -> Quantity:
 def _parse(text: str) -> Fraction:
     match = _GRAMMAR.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity: write a number with an optional suffix, such as 64Mi")
+        raise ValueError(f"{text!r} is not a quantity: {spelling.explain(text)}")
     exponent = match["exponent"]
     if exponent is None:
         factor = _FACTORS[match["suffix"] or ""]

@@ -3,6 +3,14 @@
 from pydantic.config import JsonDict
 
 
-def cel(rule: str, message: str, field: str | None = None) -> JsonDict:
-    """One entry of `x-kubernetes-validations`; `field` names the field that the server blames (`fieldPath`)."""
-    return {"rule": rule, "message": message, **({"fieldPath": field} if field else {})}
+def cel(rule: str, message: str, field: str | None = None, expression: str = "") -> JsonDict:
+    """Return one entry of `x-kubernetes-validations`.
+
+    `field` names the field that the server blames (`fieldPath`). `expression` computes the message (`messageExpression`).
+    """
+    return {
+        "rule": rule,
+        "message": message,
+        **({"messageExpression": expression} if expression else {}),
+        **({"fieldPath": field} if field else {}),
+    }
