@@ -214,7 +214,14 @@ def test_what_the_nodes_report_is_summed_up(cluster: Cluster) -> None:
     said = case.judged("WithinLimit", "False", "NotMember")
     assert f"{case.namespace}/{stranger['name']}" in said
     header, row = cluster.kubectl("get", "smg", case.name, "-n", case.namespace).splitlines()
-    assert row.split()[header.split().index("PHASE")] == "Active"
+    shown = dict(zip(header.split(), row.split(), strict=False))
+    assert (shown["CAPACITY"], shown["CHARGE"], shown["BORROWED"], shown["ORPHANED"]) == (
+        "2Mi",
+        "12Ki",
+        "8Ki",
+        "8Ki",
+    )
+    assert shown["PHASE"] == "Active"
 
 
 @pytest.mark.rule("M1", "M9")

@@ -141,7 +141,9 @@ def test_applied_follows_the_acknowledgement_of_this_very_spec(cluster: Cluster,
     case.judged("Applied", "True", "Acknowledged")
     case.judged("Enforced", "True", "Enforced")
     status = cluster.find(case.limit)["status"]
-    assert status["pinnedBytes"] == 8192
+    assert (status["pinnedBytes"], status["pinned"]) == (8192, "8Ki")
+    header, row = cluster.kubectl("get", "pinl", case.name, "-n", case.namespace).splitlines()
+    assert row.split()[header.split().index("PINNED")] == "8Ki"
     assert status["nodes"] == {"desired": 1, "applied": 1}
     cluster.merge(case.limit, {"spec": {"limit": "2Mi"}})
     case.judged("Applied", "False", "Pending")
@@ -249,8 +251,8 @@ def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Cas
     assert (event["related"]["kind"], event["related"]["uid"]) == ("PinLimit", limit_uid(case))
     name = case.pod["metadata"]["name"]
     said = (
-        'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: '
-        f"62914560 of 67108864 bytes used, limit PinLimit {case.namespace}/{case.name}"
+        'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+        f"60Mi of 64Mi used, limit PinLimit {case.namespace}/{case.name}"
     )
     assert said in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
     assert said in cluster.kubectl("events", "--for", f"pod/{name}", "-n", case.namespace)

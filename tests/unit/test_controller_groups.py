@@ -210,7 +210,7 @@ def test_a_silent_agent_is_waited_for_two_minutes_and_told_of() -> None:
         await operator.until(case.events)
         (note,) = case.events()
         assert "node n1" in note
-        assert "4096 bytes" in note
+        assert "4Ki of it" in note
         assert "AgentSilent" in note
 
     scenario(work)
@@ -227,7 +227,7 @@ def test_an_agent_that_does_not_understand_it_is_not_waited_for_for_ever() -> No
         await case.look()
         await case.gone()
         await operator.until(case.events)
-        assert "an unknown number of bytes" in case.events()[0]
+        assert "an unknown amount" in case.events()[0]
 
     scenario(work)
 

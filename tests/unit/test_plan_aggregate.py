@@ -438,9 +438,7 @@ def test_the_excess_is_told_per_pod() -> None:
     one, pods = limit(), [pod("1"), pod("2")]
     status = status_of(one, pods, view(pods, [one], [use("1", 8 * MIB), use("2", 8 * MIB + 4096)]))
     assert told(status, "WithinLimit") == ("False", "OverLimit")
-    assert (
-        "pod a/pod-2 (OverLimit: 8392704 bytes pinned, 4096 over)" in condition(status, "WithinLimit").message
-    )
+    assert "pod a/pod-2 (OverLimit: 8196Ki pinned, 4Ki over)" in condition(status, "WithinLimit").message
     assert told(status, "Enforced") == ("True", "Enforced"), "held all the same: nothing new is let in"
 
 

@@ -4,13 +4,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pinwarden.agent.gates.rlimit import GateAbility
 from pinwarden.agent.sources import source_levels
 from pinwarden.api.nodepinconfig import NodePinConfig
-from pinwarden.plan.amounts import short
 from pinwarden.plan.figures import COUNTED_IN, STALE, Wanted, pod_figures, shared_figures, uncounted
 from pinwarden.plan.world import Pod
 
@@ -178,14 +175,3 @@ def test_shared_figures_are_as_old_as_the_accountants_sample(
     assert shared.borrows[0].level == (None if stale else "Converge")
     (other,) = [each for each in shared.fair_view if each.pod == "other"]
     assert other.sampled_at == NOW - timedelta(seconds=agent)
-
-
-@given(st.integers(0, 2**52))
-def test_amounts_are_short_and_never_off_by_more_than_a_twentieth_of_their_unit(amount: int) -> None:
-    text = short(amount)
-    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
-    unit = units.get(text[-2:], 1)
-    number = float(text[:-2] if unit > 1 else text)
-    assert abs(number * unit - amount) <= unit * 0.05 + 1e-6
-    assert "." in text or number * unit == amount
-    assert len(text) <= 8

@@ -18,6 +18,10 @@ from pinwarden.api.schema import cel
 ContainerName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
 
+ReadableAmount = Annotated[str, StringConstraints(max_length=16)]
+"""An amount of bytes as people read it: exact, or with `>` in front where it is cut after one decimal (`>40.0Mi`)."""
+
+
 class Source(StrEnum):
     """What pins memory (P2)."""
 
@@ -254,6 +258,7 @@ class PinLimitStatus(Model):
     pinned_bytes: int | None = Field(
         None, ge=0, description="What the matching pods have pinned and locked together, in bytes."
     )
+    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` for people.")
     denials: int | None = Field(
         None,
         ge=0,
@@ -296,7 +301,7 @@ _COLUMNS = [
     printer_column("Scope", "string", ".spec.scope", "Over what the limit sums"),
     printer_column("Mode", "string", ".spec.enforcement", "Enforce or Audit"),
     printer_column("Pods", "integer", ".status.matchedPods", "Pods that the selectors match"),
-    printer_column("Pinned", "integer", ".status.pinnedBytes", "Bytes pinned by the matching pods"),
+    printer_column("Pinned", "string", ".status.pinned", "Memory pinned by the matching pods"),
     printer_column("Denied", "integer", ".status.denials", "Refused pins, where they can be seen"),
     printer_column(
         "Enforced", "string", ".status.conditions[?(@.type=='Enforced')].status", "Whether every pod is held"

@@ -16,7 +16,15 @@ from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
 
 from pinwarden.api.meta import Condition, LabelSelector, Model
-from pinwarden.api.pinlimit import NAME_RULE, Enforcement, Level, NodeCount, Resource, printer_column
+from pinwarden.api.pinlimit import (
+    NAME_RULE,
+    Enforcement,
+    Level,
+    NodeCount,
+    ReadableAmount,
+    Resource,
+    printer_column,
+)
 from pinwarden.api.quantity import Quantity
 from pinwarden.api.schema import cel
 
@@ -335,15 +343,18 @@ class SharedMemoryGroupStatus(Model):
     charge_bytes: int | None = Field(
         None, ge=0, description="What the objects of all nodes hold, also swapped out."
     )
+    charge: ReadableAmount | None = Field(None, description="`chargeBytes` for people.")
     borrowed_bytes: int | None = Field(
         None,
         ge=0,
         description="What all pods borrow, added up: a page that two pods have mapped counts twice.",
     )
+    borrowed: ReadableAmount | None = Field(None, description="`borrowedBytes` for people.")
     pinned_bytes: int | None = Field(
         None, ge=0, description="What drivers have pinned of it; absent, as nothing counts it yet."
     )
     orphaned_bytes: int | None = Field(None, ge=0, description="What no pod has mapped.")
+    orphaned: ReadableAmount | None = Field(None, description="`orphanedBytes` for people.")
     dead_cgroup_bytes: int | None = Field(
         None,
         ge=0,
@@ -368,9 +379,9 @@ class SharedMemoryGroup(Resource):
     printer_columns: ClassVar[list[dict[str, Any]]] = [
         printer_column("Backing", "string", ".status.backing", "Kind of the object"),
         printer_column("Capacity", "string", ".spec.capacity", "Bytes that the object may hold"),
-        printer_column("Charge", "integer", ".status.chargeBytes", "Bytes that the objects hold"),
-        printer_column("Borrowed", "integer", ".status.borrowedBytes", "Bytes that pods have mapped of it"),
-        printer_column("Orphaned", "integer", ".status.orphanedBytes", "Bytes that no pod has mapped"),
+        printer_column("Charge", "string", ".status.charge", "Memory that the objects hold"),
+        printer_column("Borrowed", "string", ".status.borrowed", "Memory of it that pods have mapped"),
+        printer_column("Orphaned", "string", ".status.orphaned", "Memory that no pod has mapped"),
         printer_column("Borrowers", "integer", ".status.borrowerCount", "Pods that have some of it mapped"),
         printer_column("Phase", "string", ".status.phase", "The worst of the nodes' phases"),
         printer_column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),

@@ -22,6 +22,7 @@ from pinwarden.controller.items import Items
 from pinwarden.controller.limits import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
+from pinwarden.plan.amounts import short
 from pinwarden.plan.verdicts import STARTING
 from pinwarden.plan.world import Pod
 
@@ -204,7 +205,7 @@ def happenings(before: Status | None, after: Status) -> Iterator[Happening]:
             "Warning",
             "Overshoot",
             "Enforce",
-            f"Use was seen above the limit: {worst.peak_bytes} bytes over for {worst.seconds:g} s at worst.",
+            f"Use was seen above the limit: {short(worst.peak_bytes)} over for {worst.seconds:g} s at worst.",
         )
 
 

@@ -19,6 +19,7 @@ from pinwarden.controller.gate import Gate
 from pinwarden.controller.limits import Seen, read, reference
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.state import Managed, State
+from pinwarden.plan.amounts import short
 from pinwarden.plan.group_share import Wait
 from pinwarden.plan.groups import FINALIZER
 
@@ -119,6 +120,6 @@ def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
 
 
 def _left(wait: Wait) -> Happening:
-    amount = "an unknown number of bytes" if wait.charge is None else f"{wait.charge} bytes"
+    amount = "an unknown amount" if wait.charge is None else short(wait.charge)
     note = f"Not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
     return Happening("Warning", "LeftOnNode", "Drain", note)

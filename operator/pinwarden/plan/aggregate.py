@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
-from pinwarden.plan.amounts import total
+from pinwarden.plan.amounts import readable, total
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.conditions import judge
 from pinwarden.plan.recommend import recommend
@@ -109,12 +109,14 @@ def conclude(
     pinned = [share.pinned for share in shares if share.pinned is not None]
     denials = [share.denials for share in shares if share.denials is not None]
     silent = {share.node for share in shares if share.silent}
+    pinned_bytes = total(pinned) if pinned else None
     return PinLimitStatus(
         observed_generation=generation,
         conditions=dated(verdicts, _conditions(previous), now, generation),
         matched_pods=sum(share.pods for share in shares),
         nodes=NodeCount(desired=len(shares), applied=sum(share.acknowledged for share in shares)),
-        pinned_bytes=total(pinned) if pinned else None,
+        pinned_bytes=pinned_bytes,
+        pinned=readable(pinned_bytes),
         denials=total(denials) if denials else None,
         overshoot=_overshoot(shares),
         top_pods=[

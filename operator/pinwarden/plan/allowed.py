@@ -29,6 +29,7 @@ from pinwarden.api.sharedmemorygroup import (
     Path,
     SharedMemoryGroupSpec,
 )
+from pinwarden.plan.amounts import compared, exact, short
 from pinwarden.plan.verdicts import Refusal
 
 ANNOTATION: Final = "pinwarden.io/allow-shared-memory"
@@ -149,9 +150,10 @@ def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Re
         if taken + capacity <= allowed.create:
             taken += capacity
             continue
-        left = f"{taken} of {allowed.create} bytes are taken by older groups" if allowed.create else ""
-        what = f"{capacity} bytes{f' ({left})' if left else ''}"
-        refused[name] = _refused("spec.capacity", what, f"create:{taken + capacity}", allowed)
+        used, most = compared(taken, allowed.create)
+        left = f"{used} of {most} are taken by older groups" if allowed.create else ""
+        what = f"{short(capacity)}{f' ({left})' if left else ''}"
+        refused[name] = _refused("spec.capacity", what, f"create:{exact(taken + capacity)}", allowed)
     return refused
 
 

@@ -1,4 +1,8 @@
-"""Sums of what nodes report, and amounts of bytes for people."""
+"""Sums of what nodes report, and amounts of bytes as people read them: never misleading, not always exact.
+
+An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and never rounded up. So an amount
+below or above a limit never reads like the limit.
+"""
 
 from collections.abc import Iterable
 from typing import Final
@@ -6,7 +10,8 @@ from typing import Final
 MOST: Final = 2**63 - 1
 """What an int64 of the API holds. Only a node that lies reports figures whose sum is larger; `Complete` says so then."""
 
-_UNITS: Final = (("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
+_UNITS: Final = (("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10), ("", 1))
+_DIGITS: Final = 10_000
 
 
 def total(figures: Iterable[int]) -> int:
@@ -15,9 +20,33 @@ def total(figures: Iterable[int]) -> int:
 
 
 def short(amount: int) -> str:
-    """`64Mi`, `12.5Mi`, `100`: a whole number is exact, one with a decimal place is rounded."""
-    for suffix, unit in _UNITS:
-        if amount >= unit:
-            whole, rest = divmod(amount, unit)
-            return f"{amount / unit:.1f}{suffix}" if rest else f"{whole}{suffix}"
-    return str(amount)
+    """Return `40Mi`, `1.5Gi` or `8196Ki` where that is exact, `>40.0Mi` where four digits and one decimal are too few."""
+    largest = next((number for number, (_, unit) in enumerate(_UNITS) if amount >= unit), len(_UNITS) - 1)
+    suffix, unit = _UNITS[largest]
+    tenths, rest = divmod(amount * 10, unit)
+    if not rest:
+        whole, tenth = divmod(tenths, 10)
+        return f"{whole}.{tenth}{suffix}" if tenth else f"{whole}{suffix}"
+    text = exact(amount)
+    return text if amount // _unit(amount) < _DIGITS else f">{tenths // 10}.{tenths % 10}{suffix}"
+
+
+def readable(amount: int | None) -> str | None:
+    """Return `short` of a figure that is known, None for one that is not (H2)."""
+    return None if amount is None else short(amount)
+
+
+def exact(amount: int) -> str:
+    """Return the amount in the largest unit that divides it, as Kubernetes writes it: `40964Ki`."""
+    unit = _unit(amount)
+    return f"{amount // unit}{next(suffix for suffix, size in _UNITS if size == unit)}"
+
+
+def compared(amount: int, other: int) -> tuple[str, str]:
+    """Return both for one sentence: two that differ never read the same."""
+    texts = short(amount), short(other)
+    return (exact(amount), exact(other)) if amount != other and texts[0] == texts[1] else texts
+
+
+def _unit(amount: int) -> int:
+    return next(unit for _, unit in _UNITS if amount >= unit and amount % unit == 0) if amount else 1

@@ -7,7 +7,7 @@ that before success: a limit is called enforced only where nothing speaks agains
 from collections.abc import Iterable, Sequence
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.amounts import MOST
+from pinwarden.plan.amounts import MOST, compared
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.summarize import Share
 from pinwarden.plan.verdicts import (
@@ -164,8 +164,9 @@ def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
         return Verdict(
             "Granted", "True", "Granted", f"Every matching pod may be raised up to {limit.spec.limit}."
         )
+    reached_text, asked = compared(least, amount)
     why = (
-        f"maxGrant lets {least} of {amount} bytes through"
+        f"maxGrant lets {reached_text} of {asked} through"
         if least
         else "no ClusterPinLimit with maxGrant lets it through"
     )

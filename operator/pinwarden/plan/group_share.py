@@ -17,6 +17,7 @@ from pinwarden.api.sharedmemorygroup import (
     Phase,
 )
 from pinwarden.plan.allowed import NOT_ALLOWED
+from pinwarden.plan.amounts import short
 from pinwarden.plan.groups import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.selectors import selects
@@ -205,7 +206,9 @@ def _over(
     capacity = group.resource.spec.capacity
     if capacity is not None and report.charge is not None and report.charge > capacity.bytes:
         excess = report.charge - capacity.bytes
-        yield Finding(f"node {view.name}", "OverCapacity", f"{report.charge} bytes held, {excess} over")
+        yield Finding(
+            f"node {view.name}", "OverCapacity", f"{short(report.charge)} held, {short(excess)} over"
+        )
     attached = {uid: pod for pod in pods for uid in pod.cgroup_uids}
     for borrow in report.borrowers:
         pod = attached.get(borrow.pod)
@@ -216,7 +219,7 @@ def _over(
             continue
         excesses = [_excess(each, borrow) for each in _limits(group, pod)]
         if (worst := max((each or 0 for each in excesses), default=0)) > 0:
-            yield Finding(f"pod {pod.namespace}/{pod.name}", "OverLimit", f"{worst} bytes over")
+            yield Finding(f"pod {pod.namespace}/{pod.name}", "OverLimit", f"{short(worst)} over")
 
 
 def _unjudged(
@@ -287,4 +290,4 @@ def _name(node: str, uid: str, find: Find) -> str:
 
 
 def _amount(count: int | None) -> str:
-    return "an unknown number of bytes" if count is None else f"{count} bytes"
+    return "an unknown amount" if count is None else short(count)

@@ -17,7 +17,7 @@ from pinwarden.api.sharedmemorygroup import (
     SharedMemoryGroupStatus,
 )
 from pinwarden.plan.aggregate import KeptShares
-from pinwarden.plan.amounts import total
+from pinwarden.plan.amounts import readable, total
 from pinwarden.plan.group_conditions import drained, judge_group
 from pinwarden.plan.group_share import Find, GroupShare, Wait, summarize_group
 from pinwarden.plan.groups import Group
@@ -83,6 +83,9 @@ def group_status(
     nodes = sorted(
         (_node(share) for share in shares), key=lambda each: (_PHASES.index(each.phase), each.node)
     )
+    charge = _sum(report.charge for report in reports)
+    borrowed = _sum(share.borrowed for share in shares)
+    orphaned = _sum(report.orphaned for report in reports)
     return SharedMemoryGroupStatus(
         observed_generation=generation,
         conditions=dated(
@@ -92,9 +95,12 @@ def group_status(
         backing=group.resource.spec.backing.kind,
         matched_pods=sum(share.pods for share in shares),
         node_count=NodeCount(desired=len(with_pods), applied=sum(share.acknowledged for share in with_pods)),
-        charge_bytes=_sum(report.charge for report in reports),
-        borrowed_bytes=_sum(share.borrowed for share in shares),
-        orphaned_bytes=_sum(report.orphaned for report in reports),
+        charge_bytes=charge,
+        charge=readable(charge),
+        borrowed_bytes=borrowed,
+        borrowed=readable(borrowed),
+        orphaned_bytes=orphaned,
+        orphaned=readable(orphaned),
         dead_cgroup_bytes=_sum(report.dead for report in reports),
         borrower_count=_sum(counts),
         borrowers=borrowers,

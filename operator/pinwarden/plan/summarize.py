@@ -13,6 +13,7 @@ from heapq import nsmallest
 
 from pinwarden.api.nodepinconfig import UnsupportedReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimitSpec, Scope, Source
+from pinwarden.plan.amounts import short
 from pinwarden.plan.compile import (
     MAX_NODE_LIMIT_BYTES,
     MAX_NODE_LIMITS,
@@ -275,7 +276,7 @@ def _compare(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> tuple[list[Findi
 
 
 def _over(subject: str, pinned: int, amount: int) -> Finding:
-    return Finding(subject, "OverLimit", f"{pinned} bytes pinned, {pinned - amount} over")
+    return Finding(subject, "OverLimit", f"{short(pinned)} pinned, {short(pinned - amount)} over")
 
 
 def _peak(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> int | None:

@@ -39,6 +39,7 @@ from pinwarden.agent.shared.libc import last_error
 from pinwarden.agent.statefile import write_atomically
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import Owner
+from pinwarden.plan.amounts import exact, short
 
 PREFIX = "/run/pinwarden-shared"
 FOLDER, FILE = "shared", "memory"
@@ -113,7 +114,7 @@ class Maker:
         page = _huge_page() if group.backing.hugetlbfs else mmap.PAGESIZE
         if size % page or not size:
             raise NotMadeError(
-                "Invalid", f"capacity: {size} bytes are not a whole number of pages of {page} bytes"
+                "Invalid", f"capacity: {exact(size)} is not a whole number of pages of {short(page)}"
             )
         if not group.backing.hugetlbfs:
             self._take(_name(group), size)
@@ -160,7 +161,8 @@ class Maker:
         if size > max(left, have):
             raise NotMadeError(
                 "NoRoom",
-                f"{size} bytes are wanted, and of the {self._budget} bytes that this node sets aside (--shared-memory) {left} are left",
+                f"{short(size)} is wanted, and {short(left)} is left of the {short(self._budget)} "
+                "that this node sets aside (--shared-memory)",
             )
         self._taken[name] = size
 
