@@ -213,7 +213,7 @@ def test_a_refusal_by_the_gate_is_explained_and_raising_the_limit_ends_it(case: 
     findings = {each["cause"]: each["problem"] for each in case.explain()["findings"]}
     assert findings == {"RefusedByGate": False, "HeldExactly": False}
     told = case.explain()["refused"]
-    assert "mlock of 1048576 bytes" in told[0]["text"]
+    assert "mlock of 1Mi" in told[0]["text"]
 
 
 def test_events_tell_what_the_node_lists_no_more(case: Case) -> None:
@@ -228,7 +228,7 @@ def test_events_tell_what_the_node_lists_no_more(case: Case) -> None:
     )
     case.report(MIB, "Deny", "SeccompGate", denials=[])
     (told,) = case.explain()["refused"]
-    assert "mlock of 1048576 bytes" in told["text"]
+    assert "mlock of 1Mi" in told["text"]
 
 
 def test_a_pod_at_its_limit_under_rlimit(case: Case) -> None:

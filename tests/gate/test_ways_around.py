@@ -263,22 +263,22 @@ def test_thread_numbers_that_come_back_soon_confuse_nothing(pod: Pod) -> None:
 
 @pytest.mark.rule("H1", level="Deny")
 @pytest.mark.parametrize(
-    ("code", "says"),
+    ("code", "says", "called"),
     [
-        ("call('mlockall', 2)", "MCL_FUTURE"),
-        ("call('mlock', stack(), 1)", "stack"),
-        ("call('mmap', 0, 4096, 3, 0x122, -1, 0)", "stack"),
-        ("call('syscall', 447, 0)", "memfd_secret"),
-        ("call('shmctl', call('shmget', 0, 4096, 0o1600)[0], 11, 0)", "SHM_LOCK"),
-        ("call('syscall', 427, -1, 0, area, 1)", "io_uring"),
-        ("call('syscall', 427, -1, 34, area, 1)", "io_uring"),
-        ("call('ioctl', 0, 0x3b71, area)", "Vfio"),
-        ("call('ioctl', 0, 0xc0181b01, area)", "RDMA"),
-        ("call('ioctl', 0, 0x40187542, area)", "udmabuf"),
+        ("call('mlockall', 2)", "MCL_FUTURE", "mlockall(MCL_FUTURE)"),
+        ("call('mlock', stack(), 1)", "stack", "mlock"),
+        ("call('mmap', 0, 4096, 3, 0x122, -1, 0)", "stack", "mmap(MAP_GROWSDOWN)"),
+        ("call('syscall', 447, 0)", "memfd_secret", "memfd_secret"),
+        ("call('shmctl', call('shmget', 0, 4096, 0o1600)[0], 11, 0)", "SHM_LOCK", "shmctl(SHM_LOCK)"),
+        ("call('syscall', 427, -1, 0, area, 1)", "io_uring", "io_uring_register(IORING_REGISTER_BUFFERS)"),
+        ("call('syscall', 427, -1, 34, area, 1)", "io_uring", "io_uring_register(34)"),
+        ("call('ioctl', 0, 0x3b71, area)", "Vfio", "ioctl(VFIO_IOMMU_MAP_DMA)"),
+        ("call('ioctl', 0, 0xc0181b01, area)", "RDMA", "ioctl(0xc0181b01)"),
+        ("call('ioctl', 0, 0x40187542, area)", "udmabuf", "ioctl(0x40187542)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
-    node: Node, pod: Pod, code: str, says: str
+    node: Node, pod: Pod, code: str, says: str, called: str
 ) -> None:
     stack = "stack = lambda: int(open('/proc/self/stat').read().rpartition(')')[2].split()[25])"
     locker = start(pod, "locker.py", LIMIT)
@@ -292,6 +292,7 @@ def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
     assert not loosened(node, strict)
     assert answer.rstrip(")").split(", ")[-1] in map(str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN))
     node.until(lambda: any(says in each.get("message", "") for each in node.told.recent))
+    assert node.told.recent[-1]["call"] == called
 
 
 @pytest.mark.rule("P1", level="Deny")

@@ -113,21 +113,21 @@ def test_status_prints_each_limit_of_each_subject(agent: Path, capsys: pytest.Ca
     assert main(["status", "--socket", str(agent)]) == 0
     text = capsys.readouterr().out
     assert cells(text, "p1") == [
-        ["p1", "ns/a", "Pod", "4096", "Enforce", "0", "4096", "8192", "1", "12", "Observe", "Why"],
-        ["p1", "b", "Pod", "8192", "Audit", "0", "4096", "8192", "1", "0", "Observe", "Why"],
+        ["p1", "ns/a", "Pod", "4Ki", "Enforce", "0", "4Ki", "8Ki", "1", "12", "Observe", "Why"],
+        ["p1", "b", "Pod", "8Ki", "Audit", "0", "4Ki", "8Ki", "1", "0", "Observe", "Why"],
     ]
     assert cells(text, "Generation:") == [["Generation:", "7"]]
     assert cells(text, "u9") == [["u9", "Unsupported", "burst:", "unknown"]]
-    assert cells(text, "u1") == [["u1", "p1", "4096", "0.5", "2", "2026-01-01T00:00:00Z"]]
+    assert cells(text, "u1") == [["u1", "p1", "4Ki", "0.5", "2", "2026-01-01T00:00:00Z"]]
 
 
 @pytest.mark.rule("M3", "H2")
 def test_status_prints_charge_and_borrows(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--socket", str(agent)]) == 0
     assert cells(capsys.readouterr().out, "ns/cache") == [
-        ["ns/cache", "tmpfs", "Active", "1", "16384", "-", "-", "-", "-"],
-        ["ns/cache", "p1", "yes", "4096", "8192", "4096", "3", "Converge", "-"],
-        ["ns/cache", "p7", "no", "4096", "4096", "-", "-", "-", "-"],
+        ["ns/cache", "tmpfs", "Active", "1", "16Ki", "-", "-", "-", "-"],
+        ["ns/cache", "p1", "yes", "4Ki", "8Ki", "4Ki", "3", "Converge", "-"],
+        ["ns/cache", "p7", "no", "4Ki", "4Ki", "-", "-", "-", "-"],
     ]
 
 

@@ -109,26 +109,41 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
     [
         (
             {},
-            'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: '
-            "62914560 of 67108864 bytes used, limit PinLimit team-a/db",
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "60Mi of 64Mi used, limit PinLimit team-a/db",
         ),
         (
             {"asked": None, "container": "", "source": "IoUring"},
-            'io_uring of an unknown number of bytes by process "db" (pid 4242) refused: '
-            "62914560 of 67108864 bytes used, limit PinLimit team-a/db",
+            'io_uring of an unknown amount by process "db" (pid 4242) refused: '
+            "60Mi of 64Mi used, limit PinLimit team-a/db",
         ),
         (
             {"used": None, "limit": None, "message": "the pod was not known yet"},
-            'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: the pod was not known yet',
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the pod was not known yet',
         ),
         (
             {"used": None, "message": "not\nread"},
-            'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: '
-            "unknown of 67108864 bytes used, limit PinLimit team-a/db; not?read",
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "not?read; limit PinLimit team-a/db of 64Mi",
         ),
         (
             {"used": None, "limit": None},
-            'mlock of 4194304 bytes by process "db" (pid 4242) in container main refused: the cause is not known',
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the cause is not known',
+        ),
+        (
+            {"asked": 0, "used": 0, "call": "mlockall(MCL_FUTURE)", "message": "minimumLevel is Deny"},
+            'mlockall(MCL_FUTURE) by process "db" (pid 4242) in container main refused: '
+            "minimumLevel is Deny; limit PinLimit team-a/db of 64Mi",
+        ),
+        (
+            {"call": "mmap(MAP_LOCKED)", "used": 64 * 2**20 - 4096},
+            'mmap(MAP_LOCKED) of 4Mi by process "db" (pid 4242) in container main refused: '
+            ">63.9Mi of 64Mi used, limit PinLimit team-a/db",
+        ),
+        (
+            {"used": None},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "unknown of 64Mi used, limit PinLimit team-a/db",
         ),
     ],
 )

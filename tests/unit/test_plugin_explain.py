@@ -122,7 +122,7 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.REFUSED, True)
     assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
-    assert 'mlock of 4096 bytes by process "db" (pid 42) in container main refused' in message
+    assert 'mlock of 4Ki by process "db" (pid 42) in container main refused' in message
     assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
     assert Cause.HELD_EXACTLY in causes(told)
     assert [each.text for each in told.refused] == [message.partition("the last one: ")[2].rstrip(".")]

@@ -377,6 +377,11 @@ class DenialReport(Model):
     name: str = Field("", max_length=384, description="Name of that limit in the spec, or unknownPods.")
     uid: str = Field("", max_length=64, description="UID of the resource behind it, or unknownPods.")
     message: str = Field("", max_length=256, description="The cause in words where it is not a limit.")
+    call: str = Field(
+        "",
+        max_length=128,
+        description="The system call with the flags that matter, such as mlockall(MCL_FUTURE); empty from a gate that does not say it.",
+    )
 
 
 class BorrowReport(Model):

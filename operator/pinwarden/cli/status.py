@@ -10,12 +10,13 @@ from typing import Any
 
 from pinwarden.cli.agent import SOCKET
 from pinwarden.cli.table import render
+from pinwarden.plan.amounts import readable, short
 
 _HEAD = (
     "SUBJECT",
     "LIMIT",
     "SCOPE",
-    "BYTES",
+    "AMOUNT",
     "MODE",
     "VMLCK",
     "VMPIN",
@@ -37,7 +38,7 @@ _BORROW_HEAD = (
     "LEVEL",
     "REASON",
 )
-_DENIAL_HEAD = ("REFUSED AT", "SUBJECT", "CONTAINER", "PROCESS", "PID", "SOURCE", "ASKED", "USED", "LIMIT")
+_DENIAL_HEAD = ("REFUSED AT", "SUBJECT", "CONTAINER", "PROCESS", "PID", "CALL", "ASKED", "USED", "LIMIT")
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -75,7 +76,7 @@ def ask(path: Path, seconds: float = 5.0) -> dict[str, Any]:
 
 
 def to_text(answer: Mapping[str, Any]) -> str:
-    """The agent's answer for people. Amounts are bytes; pinned amounts are samples, and peaks lower bounds (H2)."""
+    """The agent's answer for people. Pinned amounts are samples, and peaks lower bounds (H2)."""
     report = answer.get("report")
     if report is None:
         return f"Node {answer['node']}: the agent has not looked yet\n"
@@ -83,7 +84,7 @@ def to_text(answer: Mapping[str, Any]) -> str:
     rows = list(_rows(answer, report))
     parts.append(render(_HEAD, rows) if rows else "No governed subject exists on this node.\n")
     if containers := [
-        (pod["uid"], one["name"], one["pinned"], one["peak"])
+        (pod["uid"], one["name"], short(one["pinned"]), short(one["peak"]))
         for pod in report.get("pods", [])
         for one in pod.get("containers", [])
     ]:
@@ -139,11 +140,11 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
                 pod["uid"],
                 name,
                 limit.get("scope"),
-                limit.get("limit"),
+                readable(limit.get("limit")),
                 limit.get("enforcement"),
-                pod["vmLck"],
-                pod["vmPin"],
-                pod["peak"],
+                short(pod["vmLck"]),
+                short(pod["vmPin"]),
+                short(pod["peak"]),
                 pod["processes"],
                 _denied(pod, limit.get("uid")),
                 pod["level"],
@@ -168,9 +169,9 @@ def _groups(answer: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[
             next(iter(asked.get(each["uid"], {}).get("backing", {})), None),
             each["phase"],
             each["objects"],
-            each.get("charge"),
-            each.get("orphaned"),
-            each.get("dead"),
+            readable(each.get("charge")),
+            readable(each.get("orphaned")),
+            readable(each.get("dead")),
             each.get("reason"),
             each.get("message"),
         )
@@ -193,9 +194,9 @@ def _borrows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[t
                 told.get("name", group["uid"]),
                 each["pod"],
                 "yes" if each["member"] else "no",
-                each.get("borrowed"),
-                each.get("mapped"),
-                min(limits, default=None),
+                readable(each.get("borrowed")),
+                readable(each.get("mapped")),
+                readable(min(limits, default=None)),
                 each.get("denials"),
                 each.get("level"),
                 each.get("reason"),
@@ -217,9 +218,9 @@ def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
             one["container"],
             printable(one["process"]),
             one["pid"],
-            one["source"],
-            one.get("asked"),
-            one.get("used"),
+            printable(one.get("call") or one["source"]),
+            readable(one.get("asked")),
+            readable(one.get("used")),
             one.get("name") or one.get("message"),
         )
         for one in reversed(report["recentDenials"])
@@ -228,6 +229,6 @@ def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 def _overshoots(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     return [
-        (one["limit"], one.get("pod"), one["peak"], one["seconds"], one["count"], one["lastTime"])
+        (one["limit"], one.get("pod"), short(one["peak"]), one["seconds"], one["count"], one["lastTime"])
         for one in report["overshoots"]
     ]

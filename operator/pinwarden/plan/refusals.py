@@ -12,6 +12,7 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import Source
+from pinwarden.plan.amounts import compared, short
 
 FRESH: Final = timedelta(minutes=1)
 
@@ -68,18 +69,28 @@ def news(seen: Seen | None, listed: Sequence[DenialReport], now: datetime) -> Ne
 
 def explain(refusal: DenialReport, limit: str) -> str:
     """One sentence: who asked for what, and why it was refused. `limit` names the limit."""
-    asked = "an unknown number of" if refusal.asked is None else refusal.asked
+    asked = " of an unknown amount" if refusal.asked is None else f" of {short(refusal.asked)}"
+    if refusal.asked == 0:
+        asked = ""  # the call pins nothing itself; what it allows later is the cause
     where = f" in container {printable(refusal.container)}" if refusal.container else ""
-    causes = []
-    if refusal.limit is not None:
-        used = "unknown" if refusal.used is None else refusal.used
-        causes.append(f"{used} of {refusal.limit} bytes used, limit {limit}")
-    if refusal.message:
-        causes.append(printable(refusal.message))
+    call = printable(refusal.call) or _WORDS[refusal.source]
     return (
-        f'{_WORDS[refusal.source]} of {asked} bytes by process "{printable(refusal.process)}" (pid {refusal.pid}){where} '
-        f"refused: {'; '.join(causes) or 'the cause is not known'}"
+        f'{call}{asked} by process "{printable(refusal.process)}" (pid {refusal.pid}){where} '
+        f"refused: {_cause(refusal, limit)}"
     )
+
+
+def _cause(refusal: DenialReport, limit: str) -> str:
+    """Why: in words where the use is not the cause, else what is used of the limit."""
+    message = printable(refusal.message)
+    if refusal.limit is None:
+        return message or "the cause is not known"
+    if message:
+        return f"{message}; limit {limit} of {short(refusal.limit)}"
+    used, most = ("unknown", short(refusal.limit))
+    if refusal.used is not None:
+        used, most = compared(refusal.used, refusal.limit)
+    return f"{used} of {most} used, limit {limit}"
 
 
 def repeats(more: int, at_least: bool, span: timedelta) -> str:

@@ -45,10 +45,10 @@ MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
 MREMAP_FIXED, MREMAP_DONTUNMAP = 2, 4
 SHM_LOCK = 11
 AF_XDP = 44
-_USE_REGISTERED_RING = 1 << 31
-_REGISTER_BUFFERS, _REGISTER_BUFFERS2, _BUFFERS_UPDATE = 0, 15, 16
+USE_REGISTERED_RING = 1 << 31
+REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE = 0, 15, 16
 _MOST_BUFFERS = 1 << 14
-_VFIO_IOMMU_MAP_DMA, _IOMMU_IOAS_MAP = 0x3B71, 0x3B85
+VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP = 0x3B71, 0x3B85
 _VFIO_TYPE, _RDMA_TYPE, _UDMABUF_TYPE = 0x3B, 0x1B, 0x75
 _IOVEC = struct.Struct("=QQ")
 _RSRC_REGISTER = struct.Struct("=IIQQQ")
@@ -196,18 +196,18 @@ def _socket(registers: Registers) -> Ask | None:
 
 
 def _io_uring_register(registers: Registers) -> Ask | None:
-    opcode, address, count = registers[1] & _INT & ~_USE_REGISTERED_RING, registers[2], registers[3] & _INT
+    opcode, address, count = registers[1] & _INT & ~USE_REGISTERED_RING, registers[2], registers[3] & _INT
 
     def amount(read: Read) -> int:
-        if opcode == _REGISTER_BUFFERS:
+        if opcode == REGISTER_BUFFERS:
             return _iovecs(read, address, count)
-        if opcode == _REGISTER_BUFFERS2:
+        if opcode == REGISTER_BUFFERS2:
             number, _, _, data, _ = _RSRC_REGISTER.unpack(read(address, _RSRC_REGISTER.size))
         else:
             _, _, data, _, number, _ = _RSRC_UPDATE.unpack(read(address, _RSRC_UPDATE.size))
         return _iovecs(read, data, number) if data else 0
 
-    if opcode not in (_REGISTER_BUFFERS, _REGISTER_BUFFERS2, _BUFFERS_UPDATE):
+    if opcode not in (REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE):
         return Ask(Source.IO_URING, 0, errno.ENOMEM, loosens="io_uring: a ring in memory of its own")
     loosens = "io_uring: the list of its buffers can change after the look"
     return Ask(Source.IO_URING, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
@@ -240,7 +240,7 @@ def _ioctl(registers: Registers) -> Ask | None:
             return None
     source = Source.IOMMUFD if command & 0xFF >= 0x80 else Source.VFIO
     loosens = f"{source}: its structures in memory can change after the look"
-    if command not in (_VFIO_IOMMU_MAP_DMA, _IOMMU_IOAS_MAP):
+    if command not in (VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP):
         return Ask(source, 0, errno.ENOMEM, loosens=loosens)
     return Ask(source, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
 

@@ -19,7 +19,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from pinwarden.agent.gates.seccomp import calls, mappings
+from pinwarden.agent.gates.seccomp import calls, mappings, naming
 from pinwarden.agent.gates.seccomp.accounts import Accounts, Fit, Key, Place
 from pinwarden.agent.gates.seccomp.calls import Adds, Ask
 from pinwarden.agent.gates.seccomp.journal import Journal
@@ -338,6 +338,7 @@ class Decider:
                 used=self._accounts.use(key) if key else None,
                 limit=limit,
                 message=message,
+                call=naming.describe(waiting.call),
             )
         )
 

@@ -31,13 +31,15 @@ BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
 _VERSION = 1
-_NAME, _COMMAND, _MESSAGE, _MOST = 63, 16, 256, 2**62  # what a DenialReport has room for
+_NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 63, 16, 256, 128, 2**62  # what a DenialReport has room for
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
     """A refused call: who asked for how many bytes, what was used, and the limit that said no, or else why, in words.
+
+    `call` is its name with the flags that matter (`naming`).
 
     `tid` is the thread's number on the node. `asked` and `used` are None where that cannot be told.
     """
@@ -50,6 +52,7 @@ class Denial:
     used: int | None
     limit: NodeLimit | None
     message: str = ""
+    call: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ def _wire(denial: Denial, number: int) -> dict[str, Any]:
         content["used"] = denial.used
     if denial.limit is not None:
         content |= {"limit": denial.limit.limit, "name": denial.limit.name, "uid": denial.limit.uid}
+    if denial.call:
+        content["call"] = denial.call[:_CALL]
     if denial.message:
         content["message"] = denial.message[:_MESSAGE]
     return content
