@@ -5,7 +5,9 @@ is an error and not lost in silence.
 """
 
 import json
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.quantity import Quantity
 
+from ..waiting import eventually
 from .conftest import ROOT, Kubectl
 
 pytestmark = pytest.mark.usefixtures("crds")
@@ -130,7 +133,7 @@ def test_a_bad_manifest_is_refused_with_its_field(kubectl: Kubectl, kind: str, s
 
 SPELLINGS = [
     *("64MB", "6GiB", "64mb", "64 Mi", " 64Mi", "64gi", "64K", "1.5gb", "64B", "64 bytes", "Mi", "", "lots"),
-    *("64m", "500m", "1500m", "0m", "0.1Ki", "1.5", "1e-3", "1u", "-1", "-1Mi", "unlimited", "-inf"),
+    *("64m", "500m", "1500m", "0.1Ki", "1.5", "1e-3", "1u", "-1", "-1Mi", "unlimited", "-inf"),
     *("0x4000000", "1_000_000", "64,5Mi", "5e", "1.2.3Mi"),
 ]
 
@@ -166,7 +169,7 @@ def test_a_slip_is_named_with_the_spelling_that_works(kubectl: Kubectl, amount: 
     ("written", "stored"),
     [
         *(("64M", "64M"), ("1.2Gi", "1.2Gi"), ("0.5Gi", "0.5Gi"), ("1288490188800m", "1288490188800m")),
-        *(('"1e6"', "1e6"), ("1e6", 1000000), ("64.0", 64), ("67108864", 67108864)),
+        *(('"1e6"', "1e6"), ("1e6", 1000000), ("65536.0", 65536), ("67108864", 67108864)),
         *(('"67108864"', "67108864"), ("0x4000000", 67108864), ("0", 0)),
     ],
 )
@@ -192,6 +195,120 @@ def test_a_float_of_another_client_is_refused_with_what_to_write(
     assert done.returncode != 0
     assert "expected XIntOrString value to be either a string or integer" in done.stderr
     assert done.stderr.count("must be a number of bytes with a suffix such as Ki, Mi or Gi, or none") == 1
+
+
+@pytest.mark.parametrize("amount", [1, 64, "64", "4095", "1Ki", "0.001Mi"])
+def test_an_amount_below_a_page_is_refused_as_it_acts_as_zero(kubectl: Kubectl, amount: str | int) -> None:
+    body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
+    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
+    assert "must be 0 or at least a page (4Ki): use a suffix such as Ki, Mi or Gi\n" in done.stderr
+
+
+APP = {"matchLabels": {"app": "db"}}
+NONSENSE: list[tuple[str, Any, str]] = [
+    ("PinLimit", pinl(scope="Container", containers=["a", "b", "a"]), "name each container once"),
+    (
+        "PinLimit",
+        pinl(scope="Container", containers=[]),
+        "spec.containers in body should have at least 1 items",
+    ),
+    ("PinLimit", pinl(sources=["Mlock", "Mlock"]), "name each source once"),
+    ("PinLimit", pinl(sources=[]), "spec.sources in body should have at least 1 items"),
+    ("PinLimit", pinl(podSelector=APP | expression("In", ["web"])), "spec.podSelector.matchExpressions"),
+    ("PinLimit", pinl(podSelector=APP | expression("NotIn", ["db"])), "spec.podSelector.matchExpressions"),
+    ("PinLimit", pinl(podSelector=APP | expression("DoesNotExist")), "spec.podSelector.matchExpressions"),
+    (
+        "ClusterPinLimit",
+        {
+            "limit": "1Mi",
+            "nodeSelector": {
+                "matchExpressions": [
+                    {"key": "a", "operator": "Exists"},
+                    {"key": "a", "operator": "DoesNotExist"},
+                ]
+            },
+        },
+        "a key both exists and does not",
+    ),
+    (
+        "SharedMemoryGroup",
+        {"backing": {"memfd": {"name": "r"}}, "members": [{"podSelector": APP}, {"podSelector": APP}]},
+        "give each podSelector once",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec", "told"), NONSENSE, ids=[case[2] for case in NONSENSE])
+def test_nonsense_is_refused_at_the_door(
+    kubectl: Kubectl, namespace: str, kind: str, spec: Any, told: str
+) -> None:
+    body = json.dumps(manifest(kind, namespace, spec))
+    done = kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=body, check=False)
+    assert done.returncode != 0, done.stdout
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        APP | expression("In", ["db", "web"]),
+        APP | expression("NotIn", ["web"]),
+        APP | expression("Exists"),
+        APP | expression("DoesNotExist", key="old"),
+        {
+            "matchExpressions": [
+                {"key": "a", "operator": "DoesNotExist"},
+                {"key": "a", "operator": "NotIn", "values": ["b"]},
+            ]
+        },
+    ],
+)
+def test_a_selector_that_can_match_is_taken(kubectl: Kubectl, selector: Any) -> None:
+    body = json.dumps(manifest("PinLimit", "default", pinl(podSelector=selector)))
+    kubectl("create", "--dry-run=server", "-f", "-", stdin=body)
+
+
+def succeeded(done: CompletedProcess[str]) -> bool:
+    return done.returncode == 0
+
+
+def test_stored_objects_that_are_refused_today_stay_updatable(
+    kubectl: Kubectl, namespace: str, tmp_path: Path
+) -> None:
+    """Validation ratchets: what an update leaves alone is not judged again."""
+    stored = [
+        manifest("PinLimit", namespace, pinl(sources=["Mlock", "Mlock"], limit="64"), "twice"),
+        manifest(
+            "PinLimit", namespace, pinl(sources=[], podSelector=APP | expression("DoesNotExist")), "empty"
+        ),
+    ]
+    crd = yaml.safe_load((ROOT / "crds" / "pinlimits.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    strict = json.dumps(crd)
+    version["schema"]["openAPIV3Schema"]["properties"]["spec"] = {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
+    try:
+        kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(crd))
+        for text in map(json.dumps, stored):
+            eventually(partial(kubectl, "create", "-f", "-", stdin=text, check=False), succeeded)
+    finally:
+        kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=strict)
+    probe = json.dumps(manifest("PinLimit", namespace, pinl(sources=[]), "probe"))
+    create = partial(kubectl, "create", "--dry-run=server", "-f", "-", stdin=probe, check=False)
+    eventually(create, lambda done: not succeeded(done))
+
+    target = ("-n", namespace, "--type=merge", "-p")
+    for name in ("twice", "empty"):
+        kubectl("patch", "pinl", name, *target, '{"spec": {"contention": "Reserve"}}')
+        kubectl("label", "pinl", name, "-n", namespace, "touched=yes")
+        kubectl("patch", "pinl", name, "--subresource=status", *target, '{"status": {"matchedPods": 1}}')
+    raw = json.loads(kubectl("get", "pinl", "empty", "-n", namespace, "-o", "json").stdout)
+    assert PinLimit.model_validate({key: raw[key] for key in ("kind", "metadata", "spec")}).spec.sources == []
+    for change in ({"sources": ["Rdma", "Rdma"]}, {"limit": "65"}):
+        patch = json.dumps({"spec": change})
+        assert kubectl("patch", "pinl", "twice", *target, patch, check=False).returncode != 0
 
 
 def test_a_bad_max_grant_is_compared_with_nothing(kubectl: Kubectl) -> None:

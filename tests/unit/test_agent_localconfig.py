@@ -119,7 +119,7 @@ def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, messa
         (json.dumps({"limits": [limit("a", burst=1)]}), r"a\.json: limits\[0\]\.burst: Extra inputs"),
         (json.dumps({"limits": [1]}), r"a\.json: limits\[0\]: Input should be"),
         (json.dumps({"limits": {}}), r"a\.json: limits: Input should be a valid list"),
-        ('{"unknownPods": "1.5"}', r"a\.json: unknownPods: 1.5: must be a whole number"),
+        ('{"unknownPods": "1.5"}', r"a\.json: unknownPods: 1.5: must be 0 or at least a page"),
         ('{"kind": "NodePinConfig", "spec": {"mode": "x"}}', r"a\.json: spec\.mode: Input should be"),
     ],
 )

@@ -147,6 +147,30 @@ def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec
     assert held([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
 
 
+APART = {
+    "matchExpressions": [
+        {"key": "app", "operator": "In", "values": ["a", "b"]},
+        {"key": "app", "operator": "In", "values": ["c"]},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "field"),
+    [
+        (pinlimit("x", podSelector=APART), "podSelector"),
+        (ceiling("x", namespaceSelector=APART), "namespaceSelector"),
+        (ceiling("x", nodeSelector=APART), "nodeSelector"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: str) -> None:
+    refused = refusal(limit)
+    assert refused is not None
+    assert refused.reason == "SelectsNothing"
+    assert refused.message == f"spec.{field}: no value of the label app meets all requirements"
+
+
 @given(
     st.permutations([pinlimit("x"), pinlimit("y", grant=True), ceiling("t", maxGrant="8Mi")]),
     st.permutations("abc"),

@@ -330,6 +330,13 @@ def test_a_group_without_pods_is_ready_and_has_no_phase() -> None:
     assert {each.status for each in status.conditions} == {"True"}
 
 
+def test_a_borrow_limit_that_capacity_leaves_no_room_for_is_named() -> None:
+    members = [*LIMITED, {"podSelector": {}, "borrowLimit": "2Mi"}]
+    said = Cluster(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
+    assert said.endswith(" Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi.")
+    assert "capacity" not in Cluster(accounting="Borrow", members=members).message("Accepted")
+
+
 def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
     metadata = Cluster().group.resource.metadata
     first = refused_group(metadata, Refusal("NotAllowed", "why"), None, NOW)

@@ -29,6 +29,7 @@ from pinwarden.plan.world import Namespace, Node, Pod
 NODES = ["n1", "n2"]
 ALLOWED = ["", "path:/run/a", "create:1Mi", "create:2Mi path:/run"]
 MEMFD: dict[str, Any] = {"backing": {"memfd": {"name": "ring"}}}
+ABSENT = {"key": "a", "operator": "DoesNotExist"}
 SPECS: list[dict[str, Any]] = [
     MEMFD,
     {"backing": {"tmpfs": {"path": "/run/a/b"}}},
@@ -130,6 +131,12 @@ def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
         ({**MEMFD, "capacity": "5Pi"}, None, "Invalid", "spec.capacity"),
         (MEMFD, [{"podSelector": {}, "borrowLimit": "1m"}], "Invalid", "spec.members[0].borrowLimit"),
         ({"backing": {}}, None, "Invalid", "spec.backing"),
+        (
+            MEMFD,
+            [{"podSelector": {}}, {"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [ABSENT]}}],
+            "SelectsNothing",
+            "spec.members[1].podSelector",
+        ),
         ({"backing": {"tmpfs": {}}, "management": "Create"}, None, "Invalid", "spec.capacity"),
         ({"backing": {"tmpfs": {"path": "/run"}}}, None, "NotAllowed", "spec.backing.tmpfs.path"),
     ],

@@ -1,11 +1,13 @@
 """Selectors select what Kubernetes' own do."""
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement
-from pinwarden.plan.selectors import names_value, selects
+from pinwarden.plan.selectors import contradiction, names_value, selects
 
 keys = st.sampled_from(["app", "tier", "example.com/zone"])
 values = st.sampled_from(["a", "b", ""])
@@ -75,3 +77,17 @@ def test_naming_is_more_than_selecting() -> None:
     assert not names_value(
         LabelSelector(match_expressions=[LabelSelectorRequirement(key="k", operator="Exists")]), "k", "a"
     )
+
+
+KEYS = ("app", "tier", "example.com/zone")
+
+
+@given(selectors)
+def test_a_contradiction_is_told_exactly_where_no_labels_are_selected(selector: LabelSelector) -> None:
+    """Values that no requirement names are all alike: one of them, and the absence of the key, stand for the rest."""
+    some = ("a", "b", "", "other", None)
+    every = (
+        {key: value for key, value in zip(KEYS, chosen, strict=True) if value is not None}
+        for chosen in product(some, repeat=len(KEYS))
+    )
+    assert (contradiction(selector) is None) == any(selects(selector, found) for found in every)

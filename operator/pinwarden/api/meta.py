@@ -72,8 +72,31 @@ class LabelSelectorRequirement(Model):
     )
 
 
+_ONLY_NOTHING = "the requirements contradict each other: no object can have such labels"
+
+
 class LabelSelector(Model):
     """Selects objects by their labels; all requirements hold together, and an empty selector selects every object."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.matchLabels) || !has(self.matchExpressions) || self.matchExpressions.all(one, "
+                    "!(one.key in self.matchLabels) || one.operator == 'Exists' || (one.operator == 'In' && "
+                    "self.matchLabels[one.key] in one.values) || (one.operator == 'NotIn' && !(self.matchLabels[one.key] in one.values)))",
+                    f"{_ONLY_NOTHING}: an expression rejects the value that matchLabels asks for",
+                    ".matchExpressions",
+                ),
+                cel(
+                    "!has(self.matchExpressions) || self.matchExpressions.all(one, one.operator != 'DoesNotExist' || "
+                    "self.matchExpressions.all(other, other.key != one.key || other.operator in ['DoesNotExist', 'NotIn']))",
+                    f"{_ONLY_NOTHING}: a key both exists and does not",
+                    ".matchExpressions",
+                ),
+            ]
+        }
+    )
 
     match_labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict,

@@ -8,12 +8,18 @@ cannot see ends as the condition Accepted=False with a reason.
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 from pydantic.config import JsonDict, JsonValue
 
 from pinwarden.api.meta import Condition, LabelSelector, Model, ObjectMeta
 from pinwarden.api.quantity import Quantity
-from pinwarden.api.schema import cel
+from pinwarden.api.schema import ONCE, cel
 
 ContainerName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
@@ -89,6 +95,9 @@ class OnOvershoot(StrEnum):
     KILL = "Kill"
 
 
+_SUBSET: JsonDict = {"minItems": 1}
+"""Of a list whose absence means all: an empty one says nothing and is refused. Stored objects may have one."""
+_SUBSETS = ("containers", "sources")
 _COMMON_RULES: list[JsonValue] = [
     cel(
         "self.scope == 'Container' || !has(self.containers) || size(self.containers) == 0",
@@ -127,7 +136,8 @@ class PinLimitSpec(Model):
     containers: list[ContainerName] = Field(
         default_factory=list,
         max_length=64,
-        description="With scope Container: the names of the containers; empty means each container of the pod.",
+        json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each container once")]},
+        description="With scope Container: the names of the containers; absent means each container of the pod.",
     )
     counting: Counting = Field(
         Counting.EVERY_PIN,
@@ -135,7 +145,10 @@ class PinLimitSpec(Model):
         "OncePerPod is not supported yet: such a limit is not accepted, and its status says so.",
     )
     sources: list[Source] = Field(
-        default_factory=list, max_length=32, description="What is counted; empty means every source."
+        default_factory=list,
+        max_length=32,
+        json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each source once")]},
+        description="What is counted; absent means every source.",
     )
     enforcement: Enforcement = Field(
         Enforcement.ENFORCE,
@@ -161,6 +174,12 @@ class PinLimitSpec(Model):
         False,
         description="Also raise what the runtime gave the processes up to the limit, as far as a ClusterPinLimit's maxGrant allows.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_subsets(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty list whose absence means all: the API server refuses it."""
+        wire: dict[str, Any] = serialize(self)
+        return {field: value for field, value in wire.items() if value != [] or field not in _SUBSETS}
 
 
 class ClusterPinLimitSpec(PinLimitSpec):

@@ -25,7 +25,7 @@ from pinwarden.api.schema import cel
 MAX_INT64: Final = 2**63 - 1
 MAX_BYTES: Final = 2**52
 _PATTERN: Final = r"^[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
-_WHOLE_BELOW: Final = 1024
+_PAGE: Final = 4096
 _NANO: Final = Fraction(1, 10**9)
 _GRAMMAR: Final = re.compile(
     r"(?P<sign>[+-]?)(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -63,12 +63,12 @@ class Quantity(str):
         """The value in whole bytes, rounded down: a sum of whole bytes exceeds 1.2Gi exactly where it exceeds its whole bytes.
 
         Raises:
-            ValueError: the value is negative, or it is below 1Ki and written in thousandths or not a whole number of bytes.
+            ValueError: the value is negative, or it is below a page and written in thousandths or not a whole number of bytes.
         """
         if self.value < 0:
             raise ValueError(f"{self!s} {spelling.NEGATIVE}")
-        if self.value < _WHOLE_BELOW and (self.value.denominator != 1 or self.endswith("m")):
-            raise ValueError(f"{self!s}: {spelling.explain_fraction(self)}")
+        if 0 < self.value < _PAGE and (self.value.denominator != 1 or self.endswith("m")):
+            raise ValueError(f"{self!s}: {spelling.explain_small(self)}")
         return math.floor(self.value)
 
     @classmethod
@@ -80,11 +80,11 @@ class Quantity(str):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The structural schema of a number of bytes: what `bytes` takes, up to `MAX_BYTES`.
+        """The structural schema of a number of bytes: 0, or from a page up to `MAX_BYTES`.
 
         The grammar is part of a rule and no `pattern`, so that who writes 64MB reads the spelling that works. CEL's `isQuantity` alone
-        takes a suffix without a number. CEL's `isInteger` is false of 0.5Ki, which is a whole number of bytes, hence the comparison
-        through a float. It is one rule, because the server repeats its answer to a JSON float for each.
+        takes a suffix without a number. An amount above 0 and below the smallest page acts as 0 and is a slip. It is one rule, because the
+        server repeats its answer to a JSON float for each.
         """
         text = "string(self)"
         value = f"quantity({text})"
@@ -93,9 +93,7 @@ class Quantity(str):
             f"{value}.isLessThan(quantity('0'))",
             f"{value}.isGreaterThan(quantity('{MAX_BYTES}'))",
         )
-        number = f"{value}.asApproximateFloat()"
-        whole = f"double(int({number})) == {number} && !{text}.endsWith('m')"
-        fits = f"!{value}.isLessThan(quantity('{_WHOLE_BELOW}')) || {whole}"
+        fits = f"!{value}.isLessThan(quantity('{_PAGE}')) || {value}.compareTo(quantity('0')) == 0"
         return {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": True,
@@ -106,7 +104,7 @@ class Quantity(str):
                     spelling.GENERIC,
                     expression=f"!({spelled}) ? ({spelling.cel_explain(text)}) : {negative} ? '{spelling.NEGATIVE}' : "
                     f"{large} ? 'must be at most 4Pi, what a physical address of 52 bits reaches' : "
-                    f"({spelling.cel_explain_fraction(text)})",
+                    f"({spelling.cel_explain_small(text)})",
                 ),
             ],
         }

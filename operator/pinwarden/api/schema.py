@@ -2,6 +2,9 @@
 
 from pydantic.config import JsonDict
 
+ONCE = "self.all(one, self.exists_one(other, other == one))"
+"""CEL: a list names nothing twice. The list stays atomic: as a `set`, it would be merged with what other clients apply."""
+
 
 def cel(rule: str, message: str, field: str | None = None, expression: str = "") -> JsonDict:
     """Return one entry of `x-kubernetes-validations`.

@@ -281,7 +281,17 @@ class SharedMemoryGroupSpec(Model):
         description="What counts as a pod's in the fair view: what it borrows, or the whole charge; absent follows accounting.",
     )
     members: list[Member] = Field(
-        min_length=1, max_length=16, description="The pods that may borrow; no others are attached."
+        min_length=1,
+        max_length=16,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "self.all(one, self.exists_one(other, other.podSelector == one.podSelector))",
+                    "give each podSelector once",
+                )
+            ]
+        },
+        description="The pods that may borrow; no others are attached.",
     )
     enforcement: Enforcement = Field(
         Enforcement.ENFORCE,

@@ -11,7 +11,7 @@ GENERIC: Final = "must be a number of bytes with a suffix such as Ki, Mi or Gi, 
 NEGATIVE: Final = (
     "must not be negative: give a whole number of bytes, 0 or more; to limit nothing, set no limit"
 )
-FRACTION: Final = "must be a whole number of bytes below 1Ki: use a suffix such as Ki, Mi or Gi"
+SMALL: Final = "must be 0 or at least a page (4Ki): use a suffix such as Ki, Mi or Gi"
 _NUMBER: Final = r"[0-9]+[.]?[0-9]*|[.][0-9]+"
 _LETTER: Final = "[A-Za-z]"
 _EITHER: Final = "write {number}{decimal} (powers of 1000) or {number}{letter}i (powers of 1024)"
@@ -47,9 +47,9 @@ def explain(text: str) -> str:
     return next((_fill(slip.answer, text) for slip in SLIPS if re.search(slip.pattern, text)), GENERIC)
 
 
-def explain_fraction(text: str) -> str:
-    """Return the answer to a quantity below 1Ki that is written in thousandths or is no whole number."""
-    return _fill(THOUSANDTH.answer, text) if re.search(THOUSANDTH.pattern, text) else FRACTION
+def explain_small(text: str) -> str:
+    """Return the answer to an amount below a page, which acts as 0: nobody means that."""
+    return _fill(THOUSANDTH.answer, text) if re.search(THOUSANDTH.pattern, text) else SMALL
 
 
 def cel_explain(text: str) -> str:
@@ -60,9 +60,9 @@ def cel_explain(text: str) -> str:
     return answer
 
 
-def cel_explain_fraction(text: str) -> str:
-    """Return `explain_fraction` as a CEL expression over the expression `text`."""
-    return f"{text}.matches(r'{THOUSANDTH.pattern}') ? {_cel(THOUSANDTH.answer, text)} : '{FRACTION}'"
+def cel_explain_small(text: str) -> str:
+    """Return `explain_small` as a CEL expression over the expression `text`."""
+    return f"{text}.matches(r'{THOUSANDTH.pattern}') ? {_cel(THOUSANDTH.answer, text)} : '{SMALL}'"
 
 
 def _fill(answer: str, text: str) -> str:

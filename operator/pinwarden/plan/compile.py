@@ -28,7 +28,7 @@ from pinwarden.plan.allowed import Permission
 from pinwarden.plan.fitting import in_turn
 from pinwarden.plan.groups import NOWHERE, Group, Presence, groups_on, node_groups
 from pinwarden.plan.selectors import names_value, selects
-from pinwarden.plan.verdicts import Refusal
+from pinwarden.plan.verdicts import Refusal, selects_nothing
 from pinwarden.plan.world import NAME_LABEL, Namespace, Node, Pod
 
 Limit = PinLimit | ClusterPinLimit
@@ -65,6 +65,8 @@ def refusal(limit: Limit) -> Refusal | None:
             "NotSupported",
             "spec.sources: RLIMIT_MEMLOCK cannot tell sources apart, so a grant for some would raise all; leave sources out",
         )
+    if problem := _selects_nothing(limit):
+        return problem
     amounts = {"limit": limit.spec.limit}
     if isinstance(limit, ClusterPinLimit) and limit.spec.max_grant is not None:
         amounts["maxGrant"] = limit.spec.max_grant
@@ -75,6 +77,16 @@ def refusal(limit: Limit) -> Refusal | None:
         except ValueError as error:
             return Refusal("Invalid", f"spec.{field}: {error}")
     return None
+
+
+def _selects_nothing(limit: Limit) -> Refusal | None:
+    selectors = {"podSelector": limit.spec.pod_selector}
+    if isinstance(limit, ClusterPinLimit):
+        selectors |= {
+            "namespaceSelector": limit.spec.namespace_selector,
+            "nodeSelector": limit.spec.node_selector,
+        }
+    return next((found for field, one in selectors.items() if (found := selects_nothing(field, one))), None)
 
 
 def limit_name(limit: Limit) -> str:

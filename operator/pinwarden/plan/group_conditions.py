@@ -28,7 +28,7 @@ def judge_group(group: Group, shares: Sequence[GroupShare]) -> list[Verdict]:
     """The conditions of an accepted group: Ready first, then what it sums up; Drained only while its end is waited for."""
     with_pods = [share for share in shares if share.pods]
     parts = [
-        Verdict("Accepted", "True", "Accepted", "The group is accounted for on each node that has it."),
+        accepted(group),
         applied(with_pods),
         available(with_pods),
         enforced(group, with_pods),
@@ -42,6 +42,19 @@ def judge_group(group: Group, shares: Sequence[GroupShare]) -> list[Verdict]:
     if group.draining:
         needed.insert(1, "Drained")
     return [summary(parts, needed, needed[-1]), *parts]
+
+
+def accepted(group: Group) -> Verdict:
+    """Whether pinwarden acts on the group; names a borrowLimit that capacity leaves no room for."""
+    spec = group.resource.spec
+    above = [
+        f"members[{number}].borrowLimit {member.borrow_limit}"
+        for number, member in enumerate(spec.members)
+        if spec.capacity and member.borrow_limit and member.borrow_limit.value > spec.capacity.value
+    ]
+    remark = f" Above capacity {spec.capacity}, which is reached first: {few(above)}." if above else ""
+    said = f"The group is accounted for on each node that has it.{remark}"
+    return Verdict("Accepted", "True", "Accepted", said)
 
 
 def available(shares: Sequence[GroupShare]) -> Verdict:

@@ -21,7 +21,7 @@ from pinwarden.api.sharedmemorygroup import DeletionPolicy, Management, SharedMe
 from pinwarden.plan.allowed import Permission, admit, creates, parse, permission
 from pinwarden.plan.fitting import in_turn
 from pinwarden.plan.selectors import Labels, selects
-from pinwarden.plan.verdicts import Refusal
+from pinwarden.plan.verdicts import Refusal, selects_nothing
 from pinwarden.plan.world import Namespace, Pod
 
 FINALIZER = "pinwarden.io/shared-memory"
@@ -106,6 +106,8 @@ def invalid(group: SharedMemoryGroup) -> Refusal | None:
     amounts: dict[str, Quantity | None] = {"capacity": spec.capacity}
     for number, member in enumerate(spec.members):
         amounts[f"members[{number}].borrowLimit"] = member.borrow_limit
+        if problem := selects_nothing(f"members[{number}].podSelector", member.pod_selector):
+            return problem
         if member.pin_limit is not None:
             return Refusal(
                 "NotSupported",

@@ -27,6 +27,31 @@ def names_value(selector: LabelSelector, key: str, value: str) -> bool:
     )
 
 
+def contradiction(selector: LabelSelector) -> str | None:
+    """Return why no object can have labels that the selector selects; None where an object can."""
+    values: dict[str, set[str]] = {key: {value} for key, value in selector.match_labels.items()}
+    excluded: dict[str, set[str]] = {}
+    present, absent = set(values), set()
+    for requirement in selector.match_expressions:
+        key, named = requirement.key, set(requirement.values)
+        match requirement.operator:
+            case "In":
+                values[key] = values[key] & named if key in values else named
+                present.add(key)
+            case "NotIn":
+                excluded.setdefault(key, set()).update(named)
+            case "Exists":
+                present.add(key)
+            case "DoesNotExist":
+                absent.add(key)
+    for key in sorted(present):
+        if key in absent:
+            return f"the label {key} must exist and must not"
+        if key in values and not values[key] - excluded.get(key, set()):
+            return f"no value of the label {key} meets all requirements"
+    return None
+
+
 def _holds(requirement: LabelSelectorRequirement, labels: Labels) -> bool:
     value = labels.get(requirement.key)
     match requirement.operator:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
-from pinwarden.api.meta import Condition
+from pinwarden.api.meta import Condition, LabelSelector
+from pinwarden.plan.selectors import contradiction
 
 NAMED = 3
 
@@ -40,6 +41,12 @@ class Refusal:
 
     reason: str
     message: str
+
+
+def selects_nothing(field: str, selector: LabelSelector) -> Refusal | None:
+    """Return the refusal of a selector that can match no object; `field` is its place in the spec."""
+    why = contradiction(selector)
+    return Refusal("SelectsNothing", f"spec.{field}: {why}") if why else None
 
 
 class Verdict(NamedTuple):
