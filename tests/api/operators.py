@@ -37,9 +37,12 @@ T = TypeVar("T")
 
 
 @contextmanager
-def prepared(*, controller_manager: bool = False) -> Iterator["Cluster"]:
-    """An API server of its own, with the CRDs, the operator's roles, and a field `burst` that a newer CRD may have."""
-    with ControlPlane(controller_manager=controller_manager) as server:
+def prepared(**options: Any) -> Iterator["Cluster"]:
+    """An API server of its own, with the CRDs, the operator's roles, and a field `burst` that a newer CRD may have.
+
+    `options` are those of the control plane.
+    """
+    with ControlPlane(**options) as server:
         access = chart.manifest(only=["agent/access.yaml", "operator/access.yaml"])
         for arguments in (
             ("apply", "--server-side", "-f", str(ROOT / "crds")),

@@ -253,6 +253,9 @@ def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_memb
         await case.gone()
         await operator.until(case.events)
         assert "process 2" in case.events()[0]
+        (event,) = (each for each in operator.server.events if each["reason"] == "LeftOnNode")
+        assert event["metadata"]["namespace"] == "default", "the namespace takes no Events any more"
+        assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("Node", "n1")
 
     scenario(work)
 

@@ -57,6 +57,7 @@ class ControlPlane:
 
     Attributes, valid inside the block: ``url`` of the API server, ``ca_file`` that its certificate verifies with,
     ``admin_token`` of a member of system:masters, ``kubeconfig`` of the same, ``directory`` with data and logs.
+    ``controllers`` are those of the controller manager, as its flag takes them.
     ``prepared`` is called when all of these are known and nothing runs yet. ``audit_log``, with ``audit``: a line of JSON for each request.
     Entering raises ClusterError with the end of the log when a part is not ready within 60 seconds.
     """
@@ -72,6 +73,7 @@ class ControlPlane:
         self,
         *,
         controller_manager: bool = False,
+        controllers: str = "*,-node-ipam-controller",
         audit: bool = False,
         network: Network | None = None,
         prepared: Callable[[], None] = lambda: None,
@@ -79,6 +81,7 @@ class ControlPlane:
         self._network = network
         self._audit = audit
         self._prepared = prepared
+        self._controllers = controllers
         self._with_controller_manager = controller_manager or network is not None
         self._resources = ExitStack()
         self._children: dict[str, Child] = {}
@@ -269,7 +272,7 @@ class ControlPlane:
             f"--root-ca-file={self.ca_file}",
             "--leader-elect=false",
             "--secure-port=0",
-            "--controllers=*,-node-ipam-controller",
+            f"--controllers={self._controllers}",
             "--node-monitor-grace-period=30s",
         ]
 

@@ -92,6 +92,20 @@ class Recorder:
         except asyncio.QueueFull:
             self._metrics.event_dropped()
 
+    def happened_on(self, node: str, happening: Happening) -> None:
+        """Have it told on the Node, whose Events outlive every namespace."""
+        if not self._allowed(node, happening):
+            self._metrics.event_dropped()
+            return
+        regarding = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "name": node,
+            "uid": node,
+        }  # as the kubelet refers to it
+        digits = uuid.uuid4().hex[:16]
+        self._put(self._event("default", node, digits, regarding, happening, datetime.now(UTC)))
+
     def failed(self, regarding: Json, problem: str) -> None:
         """The operator goes on without the object that is `regarding`, as it cannot make anything of it."""
         note = f"pinwarden cannot read this object and goes on without it: {problem}"
@@ -136,7 +150,7 @@ class Recorder:
             await self._api.create(path, body)
         except ApiError as error:
             self._metrics.wrote("event", error.kind)
-            if error.status != 409:  # one that the server has already
+            if error.status != 409 and not _is_of_ending_namespace(error):  # 409: the server has it already
                 _log.warning("an Event was dropped: %s", error)
         else:
             self._metrics.wrote("event")
@@ -177,6 +191,11 @@ class Recorder:
             "reportingController": f"{GROUP}/operator",
             "reportingInstance": self._instance,
         }
+
+
+def _is_of_ending_namespace(error: ApiError) -> bool:
+    """Whether the server takes no new object in the namespace because it is being deleted; nobody could read the Event for long."""
+    return error.status == 403 and "is being terminated" in str(error)
 
 
 def _reference(limit: Seen) -> Json:

@@ -74,8 +74,15 @@ class Finalizers:
         self._metrics.wrote("finalizer")
         self._state.answered(answer)
         for wait in waits if drains and not wanted else ():
-            self._recorder.happened(seen, _left(wait))
+            self._tell_left(seen, wait)
         return End(gone=answer.deleting and not answer.finalizers)
+
+    def _tell_left(self, seen: Seen, wait: Wait) -> None:
+        """Tell what is left, on the Node where the namespace takes no Events any more."""
+        if self._state.world.namespace(seen.namespace or "").terminating:
+            self._recorder.happened_on(wait.node, _left(seen, wait))
+        else:
+            self._recorder.happened(seen, _left(seen, wait))
 
     async def _apply(self, seen: Seen, *, wanted: bool) -> Json:
         path, body = reference(seen)
@@ -119,7 +126,7 @@ def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
     ]
 
 
-def _left(wait: Wait) -> Happening:
+def _left(seen: Seen, wait: Wait) -> Happening:
     amount = "an unknown amount" if wait.charge is None else short(wait.charge)
-    note = f"Not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
+    note = f"{seen.kind.__name__} {seen.full_name} is not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
     return Happening("Warning", "LeftOnNode", "Drain", note)
