@@ -470,6 +470,22 @@ def test_containers_are_judged_each_by_itself() -> None:
     assert judged(9 * MIB) == ("Unknown", "ContainerNotReported")
 
 
+@pytest.mark.rule("H1")
+def test_a_limit_on_containers_that_no_pod_has_is_not_enforced() -> None:
+    pods = [pod("1"), pod("2")]
+    for names, expected in (
+        (["mian"], ("False", "NoSuchContainer")),
+        (["mian", "main"], ("True", "Enforced")),
+    ):
+        one = limit(scope="Container", containers=names)
+        status = status_of(one, pods, view(pods, [one], [use("1"), use("2")]))
+        assert told(status, "Enforced") == expected
+    assert (
+        "'mian'"
+        in condition(status_of(limit(scope="Container", containers=["mian"]), pods), "Enforced").message
+    )
+
+
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize(
     ("max_grant", "expected"),

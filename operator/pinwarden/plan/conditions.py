@@ -87,6 +87,9 @@ def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
         return Verdict("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
     if not shares:
         return Verdict("Enforced", "True", "NoPods", "No pod matches, so there is none to hold.")
+    if not any(share.reachable for share in shares):
+        named = few([repr(name) for name in limit.spec.containers])
+        return Verdict("Enforced", "False", "NoSuchContainer", f"No matching pod has a container {named}.")
     unheld = Findings.all(share.unheld for share in shares)
     if unheld:
         return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))

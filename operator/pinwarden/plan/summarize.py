@@ -55,7 +55,8 @@ class Share:
     `acknowledged`: the agent took this very spec of the limit; `refused`: why it never will. `unheld`: why a pod, or all of them, is not
     held as asked; a silent node names none. `over`: what is above the limit, with the excess. `unjudged`: subjects whose use is not known.
     `pinned` and `peak` are None where no pod is reported; `peak` is what the limit would have had to be. `denials`: the calls refused for
-    the limit, None where that is seen of no pod. `grant`: the least that a pod is granted here.
+    the limit, None where that is seen of no pod. `grant`: the least that a pod is granted here. `reachable`: whether some pod has a
+    container that the limit is about.
     """
 
     node: str
@@ -76,6 +77,7 @@ class Share:
     top: tuple[tuple[Pod, Use], ...]
     overshoot: tuple[int, float, int] | None
     grant: int | None
+    reachable: bool
 
 
 def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
@@ -129,6 +131,8 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         top=tuple(largest(known)),
         overshoot=_overshoot(view, uid),
         grant=min(grants, default=None),
+        reachable=not spec.containers
+        or any(name in pod.containers for pod in pods for name in spec.containers),
     )
 
 
