@@ -103,7 +103,9 @@ class Case:
         self.uid = self.pod["metadata"]["uid"]
         self.name = self.pod["metadata"]["name"]
 
-    def new_pod(self, app: str = "db", **more: Any) -> dict[str, Any]:
+    def new_pod(
+        self, app: str = "db", labels: Mapping[str, str] | None = None, **more: Any
+    ) -> dict[str, Any]:
         owner = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
@@ -113,7 +115,7 @@ class Case:
         }
         metadata = {
             "name": f"{app}-5d8f-{uuid.uuid4().hex[:5]}",
-            "labels": {"app": app, "pod-template-hash": "5d8f"},
+            "labels": {"app": app, "pod-template-hash": "5d8f", **(labels or {})},
             "ownerReferences": [owner],
         }
         spec = {"nodeName": self.node, "containers": [{"name": "main", "image": "main"}], **more}
@@ -558,6 +560,56 @@ def test_recommend_goes_from_an_audit_limit_to_one_that_the_observed_use_fits_in
     assert "there is no PinLimit" in case.shell.fails(f"kubectl pinwarden recommend {case.namespace}/gone")
 
 
+def deployment(case: Case, labels: Mapping[str, str]) -> None:
+    """A Deployment that selects by these labels; nothing makes its pods, as no controller runs."""
+    spec = {
+        "selector": {"matchLabels": dict(labels)},
+        "template": {
+            "metadata": {"labels": dict(labels)},
+            "spec": {"containers": [{"name": "main", "image": "main"}]},
+        },
+    }
+    path = f"/apis/apps/v1/namespaces/{case.namespace}/deployments"
+    case.cluster.send("POST", path, {"metadata": {"name": "db"}, "spec": spec})
+
+
+def test_a_recommended_limit_selects_the_pods_of_the_next_release(cluster: Cluster, shell: Shell) -> None:
+    """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""
+    case = Case(
+        cluster,
+        shell,
+        labels={"helm.sh/chart": "db-18.1.0", "app.kubernetes.io/version": "7.2.4", "track": "7.2.4"},
+    )
+    recommend = f"kubectl pinwarden recommend -n {case.namespace}"
+    done = shell.run(f"{recommend} -o yaml")
+    told = "left out of the selector, as the next release may change it: track=7.2.4 looks like a version"
+    assert f"# warning: {told}\n" in done.stdout
+    assert told in done.stderr
+    shell(f"{recommend} -o yaml | kubectl apply -f -")
+    limit = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
+    assert case.cluster.find(limit)["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
+    newer = case.new_pod(
+        labels={"helm.sh/chart": "db-18.1.1", "app.kubernetes.io/version": "7.2.5", "track": "7.2.5"}
+    )
+    eventually(lambda: cluster.held(case.node).get(newer["metadata"]["uid"]), bool)
+
+
+def test_the_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell) -> None:
+    case = Case(cluster, shell, labels={"stage": "red"})
+    deployment(case, {"app": "db"})
+    shell(f"kubectl pinwarden recommend -n {case.namespace} -o yaml | kubectl apply -f -")
+    limit = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
+    assert case.cluster.find(limit)["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
+
+
+def test_a_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shell: Shell) -> None:
+    case = Case(cluster, shell, app="6c7f8d9b5")
+    done = shell.run(f"kubectl pinwarden recommend -n {case.namespace} -o yaml")
+    assert "no limit can be written" in done.stdout
+    assert "no limit can be written" in done.stderr
+    assert "kind:" not in done.stdout
+
+
 # -- what can go wrong -----------------------------------------------------------------------------------------------
 
 
@@ -614,6 +666,13 @@ def test_the_role_that_the_chart_brings_suffices(case: Case) -> None:
         f"recommend -n {case.namespace}",
     ):
         viewer(f"kubectl pinwarden {command}")
+    role["rules"] = [rule for rule in role["rules"] if rule["apiGroups"] != ["apps"]]
+    case.cluster.merge(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}", role)
+    done = eventually(
+        lambda: viewer.run(f"kubectl pinwarden recommend -n {case.namespace}"),
+        lambda done: "Your user may not list deployments" in done.stderr,
+    )
+    assert done.returncode == 0
 
 
 def test_no_server_and_no_credentials(case: Case, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pinwarden.api.meta import LabelSelector
 from pinwarden.api.pinlimit import Enforcement, PinLimit
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.workloads import Observed, advise, advise_limit, workload_of, workloads
@@ -31,13 +32,32 @@ def limit(**spec: Any) -> PinLimit:
         ("StatefulSet", "db", {}, "statefulset/db"),
         ("Job", "night-1", {}, "job/night-1"),
         ("Node", "n1", {}, ""),
+        ("ReplicaSet", "db-6c7f8", {"rollouts-pod-template-hash": "6c7f8"}, "rollout/db"),
+        ("Job", "night-29743200", {}, "cronjob/night"),
+        ("Job", "load-20260101", {}, "job/load-20260101"),
+        ("VirtualMachineInstance", "vm1", {}, "virtualmachineinstance/vm1"),
+        ("SparkApplication", "pi", {"spark-role": "driver"}, "sparkapplication/pi"),
+        ("Pod", "pi-driver", {"spark-role": "executor", "spark-app-name": "pi"}, "spark/pi"),
+        ("Pod", "pi-7f3a9d8b1c2e-driver", {"spark-role": "executor"}, "spark/pi"),
     ],
 )
 def test_a_workload_is_what_kubectl_calls_it(
     kind: str, name: str, labels: dict[str, str], expected: str
 ) -> None:
     owners = [{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": True}]
-    assert workload_of({"labels": labels, "ownerReferences": owners}) == expected
+    created = "2026-07-21T00:00:03Z"
+    metadata = {"labels": labels, "ownerReferences": owners, "creationTimestamp": created}
+    assert workload_of(metadata) == expected
+
+
+def test_kinds_of_other_api_groups_are_not_taken_for_built_in_ones() -> None:
+    owner = {
+        "apiVersion": "apps.kruise.io/v1beta1",
+        "kind": "StatefulSet",
+        "name": "db",
+        "controller": True,
+    }
+    assert workload_of({"ownerReferences": [owner]}) == "statefulset.apps.kruise.io/db"
 
 
 def test_a_pod_of_its_own_has_no_workload() -> None:
@@ -129,7 +149,7 @@ def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_no
     bare = pod("bare", **{"pod-template-hash": "1"})
     (workload,) = workloads([Observed(bare, "deployment/bare", MIB, SINCE)], [bare, other])
     assert advise(workload).manifest is None
-    assert "no labels" in advise(workload).basis
+    assert "no limit can be written: its pods have no label" in advise(workload).basis
 
 
 def test_a_limit_is_recommended_what_its_status_says() -> None:
@@ -144,3 +164,91 @@ def test_a_limit_is_recommended_what_its_status_says() -> None:
     assert (told.limit, told.pods) == ("24Mi", 3)
     assert told.manifest is not None
     assert told.manifest["spec"]["containers"] == ["main"]
+
+
+CHART = {"helm.sh/chart": "db-18.1.0", "app.kubernetes.io/version": "7.2.4", "app.kubernetes.io/name": "db"}
+SPARK = {"spark-role": "driver", "spark-app-selector": "spark-0aab"}
+VIRT = {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "labels", "selector"),
+    [
+        ("deployment/db", CHART, {"app.kubernetes.io/name": "db"}),
+        ("rollout/db", {"rollouts-pod-template-hash": "6c7f8", "app": "db"}, {"app": "db"}),
+        (
+            "virtualmachineinstance/vm1",
+            {**VIRT, "kubevirt.io/domain": "vm1", "kubevirt.io/nodeName": "n1"},
+            {"kubevirt.io": "virt-launcher", "kubevirt.io/domain": "vm1"},
+        ),
+        ("spark/pi", {**SPARK, "spark-app-name": "pi"}, {"spark-app-name": "pi", "spark-role": "driver"}),
+        ("spark/driver", SPARK, None),
+        ("virtualmachineinstance/vm1", {**VIRT, "kubevirt.io/nodeName": "n1"}, None),
+        ("statefulset/db", {"app": "db", "member": "db-0"}, {"app": "db"}),
+        ("daemonset/db", {"app": "db", "on": "n1"}, {"app": "db"}),
+        ("pod/db-0", {"app": "db-0"}, {"app": "db-0"}),
+    ],
+)
+def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
+    workload: str, labels: dict[str, str], selector: dict[str, str] | None
+) -> None:
+    """https://github.com/helm/charts/issues/7680, https://github.com/argoproj/argo-rollouts/issues/219."""
+    (one,) = workloads([Observed(pod("db-0", **labels), workload, MIB, SINCE)], [])
+    told = advise(one)
+    if selector is None:
+        assert told.manifest is None
+        assert "no limit can be written" in told.basis
+    else:
+        assert told.manifest is not None
+        assert told.manifest["spec"]["podSelector"] == {"matchLabels": selector}
+
+
+def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
+    labels = {"app": "db", "stage": "red"}
+    owner = LabelSelector.model_validate(
+        {
+            "matchLabels": {"app": "db", "app.kubernetes.io/version": "7"},
+            "matchExpressions": [
+                {"key": "app", "operator": "Exists"},
+                {"key": "helm.sh/chart", "operator": "Exists"},
+            ],
+        }
+    )
+    mine = pod("db-0", **labels, **{"app.kubernetes.io/version": "7", "helm.sh/chart": "x"})
+    (one,) = workloads([Observed(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["spec"]["podSelector"] == {
+        "matchLabels": {"app": "db"},
+        "matchExpressions": [{"key": "app", "operator": "Exists"}],
+    }
+    assert told.warning is not None
+    assert "app.kubernetes.io/version=7" in told.warning
+
+
+def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
+    (one,) = workloads([Observed(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
+    assert told.warning == (
+        "left out of the selector, as the next release may change it: track=7.2.4 looks like a version"
+    )
+
+
+def test_a_limit_whose_selector_has_a_version_is_warned_of() -> None:
+    body = {
+        "metadata": {"name": "mine", "namespace": "team-a"},
+        "spec": {"podSelector": {"matchLabels": CHART}, "limit": "8Mi"},
+        "status": {"recommendation": "24Mi"},
+    }
+    warning = advise_limit(PinLimit.model_validate(body)).warning
+    assert warning is not None
+    assert "helm.sh/chart=db-18.1.0" in warning
+
+
+def test_a_limit_is_named_as_an_object_may_be() -> None:
+    (one,) = workloads([Observed(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["metadata"]["name"] == "my-job"

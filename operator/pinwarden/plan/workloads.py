@@ -1,52 +1,76 @@
 """Limits for workloads, from what their pods were seen to pin.
 
-A workload is what made a pod: the Deployment, StatefulSet, DaemonSet or Job behind its owner references, or the pod itself. Its selector is
-made of the labels that all of its pods have, without those that controllers make up for each pod or each revision.
+A workload is what a person would name of what made a pod: the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind its owner
+references, a Spark application, or the pod itself. Its selector is the owner's own where that is known, else the labels that all of its
+pods have. Labels that the next version of the workload does not keep are left out of either (`lasting`).
 
 Agents report governed pods only. So where nothing was observed, the answer is an Audit limit, which refuses nothing and begins to observe.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from pinwarden.api.meta import Model
+from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement, Model
 from pinwarden.api.pinlimit import Enforcement, PinLimit, Scope
 from pinwarden.api.quantity import Quantity
 from pinwarden.plan.amounts import short
+from pinwarden.plan.lasting import is_changing_key, lasting, looks_like, names_something
 from pinwarden.plan.recommend import HEADROOM, recommend
+from pinwarden.plan.selectors import selects
 from pinwarden.plan.world import Pod
 
 OBSERVING: Final = "8Mi"
 """The limit of an Audit limit that only observes: what runtimes mostly allow a process."""
 
-_MADE_UP: Final = frozenset(
-    {
-        "pod-template-hash",
-        "controller-revision-hash",
-        "pod-template-generation",
-        "statefulset.kubernetes.io/pod-name",
-        "apps.kubernetes.io/pod-index",
-        "controller-uid",
-        "job-name",
-        "batch.kubernetes.io/controller-uid",
-        "batch.kubernetes.io/job-name",
-        "batch.kubernetes.io/job-completion-index",
-    }
-)
+_HASHES: Final = {"pod-template-hash": "deployment", "rollouts-pod-template-hash": "rollout"}
+"""By the label that a ReplicaSet puts on its pods, what made the ReplicaSet, whose name it bears with the label's value."""
+_SPARK_NAMES: Final = {"sparkoperator.k8s.io/app-name": "sparkapplication", "spark-app-name": "spark"}
+_SPARK_ROLE: Final = "spark-role"
+_BUILT_IN: Final = ("deployment", "statefulset", "daemonset", "replicaset", "job", "cronjob")
+_SCHEDULED: Final = re.compile(r"(.+)-(\d{8,})")
+_MOST_MINUTES: Final = 60 * 24 * 31
 _LONGEST_NAME: Final = 63
+_NO_NAME: Final = re.compile(r"[^a-z0-9.-]+")
+_MOST_NAMED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A pod, what made it, and the most that it was seen to pin (None where no agent reports it), since `since` at the earliest."""
+    """A pod, what made it, and the most that it was seen to pin (None where no agent reports it), since `since` at the earliest.
+
+    `selector` is that of what made it; None where it has none, or where it cannot be read.
+    """
 
     pod: Pod
     workload: str
     peak: int | None = None
     since: datetime | None = None
     limits: Sequence[PinLimit] = ()
+    selector: LabelSelector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A selector that the next version of a workload matches too.
+
+    `left_out` has labels that were left out, each with the reason, and that a reader would not expect to be.
+    """
+
+    labels: Mapping[str, str]
+    expressions: Sequence[LabelSelectorRequirement] = ()
+    left_out: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        """Whether it tells the workload from others."""
+        return names_something(self.labels) or any(each.operator == "In" for each in self.expressions)
+
+    @property
+    def selector(self) -> LabelSelector:
+        """As it stands in a limit."""
+        return LabelSelector(match_labels=dict(self.labels), match_expressions=list(self.expressions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +83,28 @@ class Workload:
     others: Sequence[Pod] = field(default=())
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        """The labels that all its pods have in common, without what is made up for each."""
-        sets = [set(each.pod.labels.items()) for each in self.pods]
-        return {key: value for key, value in sorted(set.intersection(*sets)) if key not in _MADE_UP}
+    def selection(self) -> Selection:
+        """What selects its pods, and those of its next version: by its owner's selector, else by the labels that all pods have."""
+        common = dict(sorted(set.intersection(*(set(each.pod.labels.items()) for each in self.pods))))
+        kept = {key: value for key, value in lasting(common).items() if value not in self._of_single_pods}
+        doubtful = [_doubt(key, common[key]) for key in common if not is_changing_key(key)]
+        by_labels = Selection(kept, (), [each for each in doubtful if each])
+        owner = self.pods[0].selector
+        if owner is None:
+            return by_labels
+        chosen = Selection(
+            {key: value for key, value in kept.items() if key in owner.match_labels},
+            [each for each in owner.match_expressions if _lasts(each)],
+            [_doubt(key, common[key]) for key in common if key in owner.match_labels and key not in kept],
+        )
+        return chosen or by_labels
+
+    @property
+    def _of_single_pods(self) -> frozenset[str]:
+        """Values that name one pod or its node, and not the workload."""
+        if self.name.startswith("pod/"):
+            return frozenset()
+        return frozenset(name for each in self.pods for name in (each.pod.name, each.pod.uid, each.pod.node))
 
 
 class Recommendation(Model):
@@ -78,23 +120,73 @@ class Recommendation(Model):
     headroom: float = HEADROOM
     current: str | None = None
     basis: str
+    warning: str | None = None
     manifest: dict[str, Any] | None = None
 
 
 def workload_of(metadata: Mapping[str, Any]) -> str:
-    """What kubectl calls what made the pod with this metadata, such as `deployment/db`; empty where nothing did.
+    """Return how kubectl names what made the pod with this metadata, such as `deployment/db`; empty where nothing did.
 
-    The ReplicaSets of a Deployment bear its name and the pod-template-hash of their pods.
+    Only the pod is read. A ReplicaSet bears the name of its Deployment or Rollout and a hash that its pods have as label, the Job of a
+    CronJob that of the CronJob and the minute. Spark's driver and executors have the name of their application as label.
     """
-    owners = metadata.get("ownerReferences") or ()
-    owner = next((each for each in owners if each.get("controller")), None)
+    labels = metadata.get("labels") or {}
+    if _SPARK_ROLE in labels:
+        return _spark_application(metadata, labels)
+    owner = _controller(metadata)
     if owner is None or owner["kind"] == "Node":
         return ""
     kind, name = owner["kind"].lower(), owner["name"]
-    revision = (metadata.get("labels") or {}).get("pod-template-hash")
-    if kind == "replicaset" and revision and name.endswith(f"-{revision}"):
-        return f"deployment/{name.removesuffix(f'-{revision}')}"
+    group = str(owner.get("apiVersion", "")).rpartition("/")[0]
+    if kind in _BUILT_IN and group not in ("", "apps", "batch"):
+        return f"{kind}.{group}/{name}"
+    if kind == "replicaset":
+        for label, maker in _HASHES.items():
+            revision = labels.get(label)
+            if revision and name.endswith(f"-{revision}"):
+                return f"{maker}/{name.removesuffix(f'-{revision}')}"
+    scheduled = _SCHEDULED.fullmatch(name) if kind == "job" else None
+    if scheduled and _is_minute(int(scheduled[2]), metadata.get("creationTimestamp")):
+        return f"cronjob/{scheduled[1]}"
     return f"{kind}/{name}"
+
+
+def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    owners = metadata.get("ownerReferences") or ()
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def _spark_application(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Without a label that names it, its name is that of the driver's pod: `pi-<hash>-driver`, and the executors' owner is that pod."""
+    for label, kind in _SPARK_NAMES.items():
+        if labels.get(label):
+            return f"{kind}/{labels[label]}"
+    owner = _controller(metadata)
+    if owner and owner["kind"] == "SparkApplication":
+        return f"sparkapplication/{owner['name']}"
+    driver = owner["name"] if owner and owner["kind"] == "Pod" else metadata.get("name", "")
+    name = driver.removesuffix("-driver")
+    start, _, end = name.rpartition("-")
+    return f"spark/{start if start and looks_like(end) else name}"
+
+
+def _is_minute(minute: int, created: str | None) -> bool:
+    """Whether a pod may have been created for the Job of this minute since 1970."""
+    if not created:
+        return False
+    return abs(datetime.fromisoformat(created).timestamp() / 60 - minute) <= _MOST_MINUTES
+
+
+def _doubt(key: str, value: str) -> str:
+    """The label and why it is left out; empty where it is not for its looks."""
+    looks = looks_like(value)
+    if is_changing_key(key):
+        return f"{key}={value} is of one version, instance, run or node"
+    return f"{key}={value} looks like {looks}" if looks else ""
+
+
+def _lasts(requirement: LabelSelectorRequirement) -> bool:
+    return not is_changing_key(requirement.key) and not any(map(looks_like, requirement.values))
 
 
 def workloads(observed: Iterable[Observed], everybody: Iterable[Pod]) -> list[Workload]:
@@ -105,7 +197,7 @@ def workloads(observed: Iterable[Observed], everybody: Iterable[Pod]) -> list[Wo
         found.setdefault((each.pod.namespace, name), []).append(each)
     everybody = list(everybody)
     return [
-        Workload(namespace, name, pods, tuple(_others(pods, everybody)))
+        Workload(namespace, name, pods, tuple(_others(name, pods, everybody)))
         for (namespace, name), pods in sorted(found.items())
     ]
 
@@ -127,23 +219,22 @@ def advise(workload: Workload) -> Recommendation:
         current=_current(governing.values()),
         basis="",
     )
-    labels = workload.labels
-    if not labels:
-        return _with(
-            made, "its pods have no labels that a limit could select them by: add one to their template"
-        )
+    selection = workload.selection
+    if not selection:
+        return _with(made, _unselectable(workload))
+    made = made.model_copy(update={"warning": _warning(selection)})
     if amount is not None:
         also = f"{_held_back(peak or 0, governing.values())}{_also(workload)}"
         basis = f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, {HEADROOM:.0%} headroom{also}"
         return _with(
-            made, basis, _manifest(workload, labels, amount, Enforcement.ENFORCE, governing.values())
+            made, basis, _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values())
         )
     if peak is not None:
         return _with(made, "nothing was seen pinned so far: that teaches nothing")
     if governing:
         return _with(made, f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet")
     basis = f"nothing was observed yet: agents report governed pods only, so this Audit limit comes first{_also(workload)}"
-    return _with(made, basis, _manifest(workload, labels, Quantity(OBSERVING), Enforcement.AUDIT, ()))
+    return _with(made, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ()))
 
 
 def advise_limit(limit: PinLimit) -> Recommendation:
@@ -163,7 +254,34 @@ def advise_limit(limit: PinLimit) -> Recommendation:
         return _with(made, "its status has no recommendation: nothing was seen pinned so far")
     manifest = _of_limit(limit, amount, Enforcement.ENFORCE)
     basis = f"its status recommends it: {HEADROOM:.0%} above the most that a pod was seen to pin, which is not listed there"
+    changing = [
+        each
+        for key, value in sorted(limit.spec.pod_selector.match_labels.items())
+        if (each := _doubt(key, value))
+    ]
+    changing += [each.key for each in limit.spec.pod_selector.match_expressions if not _lasts(each)]
+    if changing:
+        made = made.model_copy(
+            update={
+                "warning": f"its selector may match nothing after the next release: {'; '.join(changing)}"
+            }
+        )
     return _with(made, basis, manifest)
+
+
+def _unselectable(workload: Workload) -> str:
+    has = [f"{key}={value}" for key, value in sorted(workload.pods[0].pod.labels.items())]
+    seen = f" ({', '.join(has[:_MOST_NAMED])}{', ...' if len(has) > _MOST_NAMED else ''})" if has else ""
+    return (
+        "no limit can be written: its pods have no label that tells this workload from others and that its next version "
+        f"keeps{seen}. Add one to the pod template, such as app: {_object_name(workload)}"
+    )
+
+
+def _warning(selection: Selection) -> str | None:
+    if not selection.left_out:
+        return None
+    return f"left out of the selector, as the next release may change it: {'; '.join(selection.left_out)}"
 
 
 def _with(made: Recommendation, basis: str, manifest: dict[str, Any] | None = None) -> Recommendation:
@@ -178,12 +296,12 @@ def _current(limits: Iterable[PinLimit]) -> str | None:
     return ", ".join(told) or None
 
 
-def _others(pods: Sequence[Observed], everybody: Iterable[Pod]) -> Iterator[Pod]:
+def _others(name: str, pods: Sequence[Observed], everybody: Iterable[Pod]) -> Iterator[Pod]:
     own = {each.pod.uid for each in pods}
-    labels = Workload("", "", pods).labels
-    for pod in everybody:
-        same = pod.namespace == pods[0].pod.namespace and labels.items() <= dict(pod.labels).items()
-        if labels and same and pod.uid not in own and not pod.terminal:
+    selection = Workload("", name, pods).selection
+    for pod in everybody if selection else ():
+        same = pod.namespace == pods[0].pod.namespace and selects(selection.selector, pod.labels)
+        if same and pod.uid not in own and not pod.terminal:
             yield pod
 
 
@@ -206,29 +324,26 @@ def _also(workload: Workload) -> str:
 
 def _manifest(
     workload: Workload,
-    labels: Mapping[str, str],
+    selection: Selection,
     amount: Quantity,
     enforcement: Enforcement,
     governing: Iterable[PinLimit],
 ) -> dict[str, Any]:
-    """A PinLimit for exactly these labels: the one there is with a new amount, or a new one."""
+    """A PinLimit with exactly this selector: the one there is with a new amount, or a new one."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
-        if (
-            limit.spec.pod_selector.to_wire()
-            == {
-                "matchLabels": dict(labels),
-                "matchExpressions": [],
-            }
-            and limit.spec.scope is Scope.POD
-        ):
+        if limit.spec.pod_selector == selection.selector and limit.spec.scope is Scope.POD:
             return _of_limit(limit, amount, enforcement)
-    name = workload.name.partition("/")[2][:_LONGEST_NAME].rstrip("-.")
-    spec = {
-        "podSelector": {"matchLabels": dict(labels)},
-        "limit": str(amount),
-        "enforcement": str(enforcement),
-    }
-    return _object(workload.namespace, name, spec)
+    selector = selection.selector.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
+    spec = {"podSelector": selector, "limit": str(amount), "enforcement": str(enforcement)}
+    return _object(workload.namespace, _object_name(workload), spec)
+
+
+def _object_name(workload: Workload) -> str:
+    """The workload's own name, as far as an object may be called so: a label's value may have other letters."""
+    name = _NO_NAME.sub("-", workload.name.partition("/")[2].lower())
+    return name[:_LONGEST_NAME].strip("-.") or "workload"
 
 
 def _of_limit(limit: PinLimit, amount: Quantity, enforcement: Enforcement) -> dict[str, Any]:

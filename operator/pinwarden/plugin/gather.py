@@ -4,10 +4,12 @@ A user may lack some of the rights. Then everything is asked for all the same, a
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from pinwarden.api.meta import LabelSelector
 from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
@@ -44,6 +46,15 @@ class Rights:
         except ApiError as error:
             self._failed(error, "list", resource, namespace)
 
+    def items_if_allowed(self, resource: str, namespace: str | None = None) -> list[Json] | None:
+        """Return the objects of a list; None where the right is missing, which nobody is told of."""
+        try:
+            return list(self._client.items(_path(resource, namespace)))
+        except ApiError as error:
+            if error.status == 403:
+                return None
+            raise
+
     def get(self, resource: str, name: str, namespace: str | None = None) -> Json | None:
         """One object; None where there is none, or the right is missing."""
         try:
@@ -70,9 +81,38 @@ class Rights:
 _OWN = ("pinlimits", "clusterpinlimits", "sharedmemorygroups", "nodepinconfigs")
 
 
+_APPS = ("deployments", "statefulsets", "daemonsets")
+
+
 def _path(resource: str, namespace: str | None) -> str:
     space = f"/namespaces/{namespace}" if namespace else ""
-    return f"{PINWARDEN if resource in _OWN else '/api/v1'}{space}/{resource}"
+    api = PINWARDEN if resource in _OWN else "/apis/apps/v1" if resource in _APPS else "/api/v1"
+    return f"{api}{space}/{resource}"
+
+
+class OwnerSelectors(NamedTuple):
+    """Selectors by namespace and workload, such as `deployment/db`; `lacking` are kinds that the user may not list."""
+
+    by_workload: Mapping[tuple[str, str], LabelSelector]
+    lacking: Sequence[str]
+
+
+def owner_selectors(rights: Rights, namespace: str | None, workloads: Collection[str]) -> OwnerSelectors:
+    """Return the selectors of the Deployments, StatefulSets and DaemonSets among `workloads`; no list is read in vain."""
+    found: dict[tuple[str, str], LabelSelector] = {}
+    lacking = []
+    for resource in _APPS:
+        kind = resource.removesuffix("s")
+        if not any(workload.startswith(f"{kind}/") for workload in workloads):
+            continue
+        raws = rights.items_if_allowed(resource, namespace)
+        if raws is None:
+            lacking.append(resource)
+        for raw in raws or ():
+            with suppress(ValidationError):
+                selector = LabelSelector.model_validate(raw["spec"]["selector"])
+                found[raw["metadata"]["namespace"], f"{kind}/{raw['metadata']['name']}"] = selector
+    return OwnerSelectors(found, lacking)
 
 
 class Read(NamedTuple):

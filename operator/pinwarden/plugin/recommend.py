@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from pinwarden.api.meta import LabelSelector
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import PinLimit
 from pinwarden.plan.compile import Settings, matches, refusal
@@ -82,13 +83,19 @@ def _of_workloads(client: Client, target: _Target, selector: str | None) -> list
         limits = gather.limits(rights, target.namespace, cluster=False).limits
         pods = {uid: read_pod(raw) for uid, raw in everybody.items()}
         peaks = _peaks(gather.configs(rights, {pod.node for pod in pods.values()}))
+        named = {workload_of(raw["metadata"]) for raw in everybody.values()}
+        owners = gather.owner_selectors(rights, target.namespace, named)
     if target.pod:
         chosen = list(_fellows(target, everybody, pods))
     observed = [
-        _observed(pods[uid], everybody[uid], limits, peaks)
+        _observed(pods[uid], everybody[uid], limits, peaks, owners.by_workload)
         for uid in chosen
         if uid in pods and not pods[uid].terminal
     ]
+    if owners.lacking:
+        output.remark(
+            f"Your user may not list {', '.join(owners.lacking)}: selectors are made of the labels of pods alone."
+        )
     return [advise(each) for each in workloads(observed, pods.values())]
 
 
@@ -114,7 +121,11 @@ def _peaks(configs: Iterable[NodePinConfig]) -> Mapping[tuple[str, str], int]:
 
 
 def _observed(
-    pod: Pod, raw: Json, limits: Sequence[object], peaks: Mapping[tuple[str, str], int]
+    pod: Pod,
+    raw: Json,
+    limits: Sequence[object],
+    peaks: Mapping[tuple[str, str], int],
+    selectors: Mapping[tuple[str, str], LabelSelector],
 ) -> Observed:
     space, node, settings = Namespace(pod.namespace), Node(pod.node), Settings()
     governing = [
@@ -130,21 +141,25 @@ def _observed(
         made = [str((limit.metadata.model_extra or {}).get("creationTimestamp", "")) for limit in governing]
         text = max(raw["metadata"]["creationTimestamp"], min(filter(None, made), default=""))
         since = datetime.fromisoformat(text)
-    return Observed(pod, workload_of(raw["metadata"]), peak, since, governing)
+    workload = workload_of(raw["metadata"])
+    return Observed(pod, workload, peak, since, governing, selectors.get((pod.namespace, workload)))
 
 
 def _emit(made: Sequence[Recommendation], form: str) -> None:
-    """Manifests; in YAML each with what it is based on as a comment. What has none is told besides."""
+    """Manifests; in YAML each with what it is based on as a comment. What has none, and each warning, is told on stderr besides."""
     manifests = [each.manifest for each in made if each.manifest]
     if form == "json":
         output.emit({"apiVersion": "v1", "kind": "List", "items": manifests}, form)
     else:
         for each in made:
-            if each.manifest:
-                sys.stdout.write(f"---\n# {each.workload}: {each.basis}\n{output.to_yaml(each.manifest)}")
+            warning = f"# warning: {each.warning}\n" if each.warning else ""
+            manifest = output.to_yaml(each.manifest) if each.manifest else ""
+            sys.stdout.write(f"---\n# {each.workload}: {each.basis}\n{warning}{manifest}")
     for each in made:
         if not each.manifest:
             output.remark(f"{each.namespace} {each.workload}: {each.basis}")
+        if each.warning:
+            output.remark(f"{each.namespace} {each.workload}: warning: {each.warning}")
 
 
 def _print(options: argparse.Namespace, made: Sequence[Recommendation], *, everywhere: bool) -> None:
@@ -176,5 +191,8 @@ def _print(options: argparse.Namespace, made: Sequence[Recommendation], *, every
     if not wide:
         for each in made:
             output.remark(f"{each.workload}: {each.basis}.")
+    for each in made:
+        if each.warning:
+            output.remark(f"{each.workload}: warning: {each.warning}.")
     if any(each.manifest for each in made):
         output.remark("To apply these, add: -o yaml | kubectl apply -f -")
