@@ -51,11 +51,20 @@ def condition(kind: str, name: str, bad: str = "False") -> Case:
 
 
 def wanted(kind: str) -> Case:
-    """Enforced, of one in audit too, which is well."""
+    """Enforced; one in audit is well, and one that no pod matches."""
     labels = {"limit": LIMIT, "group": GROUP}[kind]
     case = condition(kind, "Enforced", "Unknown")
     info = f'{OPERATOR}_{kind}_info{{instance="b",{labels},enforcement="%s"}}'
-    return Case({**case.bad, info % "Enforce": "1x120"}, {**case.bad, info % "Audit": "1x120"}, case.labels)
+    pods = {f"{OPERATOR}_{kind}_pods{{{labels}}}": "2x120"}
+    other = {"limit": LIMIT.replace("db", "idle"), "group": GROUP.replace("cache", "idle")}[kind]
+    idle = {series.replace(labels, other): values for series, values in case.bad.items()}
+    enforce = {f'{OPERATOR}_{kind}_info{{instance="b",{other},enforcement="Enforce"}}': "1x120"}
+    no_pods = {**idle, **enforce, f"{OPERATOR}_{kind}_pods{{{other}}}": "0x120"}
+    return Case(
+        {**case.bad, info % "Enforce": "1x120", **pods},
+        {**case.bad, info % "Audit": "1x120", **pods, **no_pods},
+        case.labels,
+    )
 
 
 def group_figures(figure: str, bad: int, well: int) -> Case:

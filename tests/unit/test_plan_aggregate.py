@@ -125,10 +125,12 @@ def test_a_limit_that_all_hold_is_ready() -> None:
     assert PinLimitStatus.model_validate(status.to_wire()) == status
 
 
-def test_a_limit_without_pods_holds_and_says_that_there_are_none() -> None:
+@pytest.mark.rule("H1")
+def test_a_limit_without_pods_is_ready_and_not_called_enforced() -> None:
     status = status_of(limit(), [])
-    assert {each.status for each in status.conditions} == {"True"}
     assert told(status, "Ready") == ("True", "NoPods")
+    assert told(status, "Enforced") == ("Unknown", "NoPods")
+    assert [each.type for each in status.conditions if each.status != "True"] == ["Enforced"]
     assert (status.matched_pods, status.pinned_bytes, status.recommendation) == (0, None, None)
 
 
@@ -618,7 +620,8 @@ def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) 
     if not held:
         assert condition(status, "Enforced").status == "False"
     else:
-        assert condition(status, "Enforced").status == ("True" if alive == states else "Unknown")
+        known = states and alive == states
+        assert condition(status, "Enforced").status == ("True" if known else "Unknown")
     if any(state["silent"] for state in states):
         assert condition(status, "Applied").status == "Unknown"
     if condition(status, "WithinLimit").status == "True":

@@ -193,13 +193,22 @@ def test_a_pod_that_has_not_started_is_not_missed() -> None:
     [
         ({"enforcement": "Audit"}, LIMITED, ("False", "Audit")),
         ({}, None, ("True", "NoLimits")),
-        ({}, [{"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"}], ("True", "NoPods")),
+        ({}, [{"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"}], ("Unknown", "NoPods")),
+        (
+            {},
+            [
+                {"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"},
+                {"podSelector": {}},
+            ],
+            ("True", "NoLimits"),
+        ),
     ],
 )
 def test_enforced_where_there_is_none_to_hold(spec: Json, members: Any, expected: tuple[str, str]) -> None:
     cluster = Cluster(a_pod("p1"), members=members, **BORROW, **spec)
     cluster.reports(phase="Active")
     assert cluster.condition("Enforced") == expected
+    assert cluster.condition("Ready")[0] == "True"
 
 
 @pytest.mark.rule("M8")

@@ -23,7 +23,7 @@ from pinwarden.controller.limits import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.work import Bucket
 from pinwarden.plan.amounts import short
-from pinwarden.plan.verdicts import STARTING
+from pinwarden.plan.verdicts import NO_PODS, STARTING
 from pinwarden.plan.world import Pod
 
 REPEAT_SECONDS = 600.0
@@ -39,7 +39,7 @@ _TOLD = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted
 _QUIET_REASONS = {
     "Pending",
     "Audit",
-    "NoPods",
+    NO_PODS,
     "NoLimits",
     "Sampled",
     "NotReported",

@@ -29,14 +29,13 @@ from pinwarden.plan.aggregate import aggregate, conclude
 from pinwarden.plan.group_share import Wait, waits_for
 from pinwarden.plan.group_status import group_shares, group_status, refused_group, settled
 from pinwarden.plan.groups import Group
-from pinwarden.plan.verdicts import Refusal
+from pinwarden.plan.verdicts import NO_PODS, Refusal
 
 QUIET_SECONDS = 0.2
 SPARED_BY_FIGURES = STATUS_BURST / 2
 _GONE_SECONDS = 5.0
 WRITERS = 4
 _TIMES_ITS_COST = 10.0
-_NO_PODS = "NoPods"
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +133,7 @@ class Statuses:
             entry.status, entry.version = status, version
         entry.leave.take()
         if unapplied is not None and (reason := applied_to(status, seen.generation)):
-            if reason != _NO_PODS:
+            if reason != NO_PODS:
                 self._metrics.applied(monotonic() - unapplied)
             if entry.seen.generation == seen.generation:
                 entry.unapplied = None

@@ -11,6 +11,7 @@ from pinwarden.plan.amounts import MOST, compared
 from pinwarden.plan.compile import Limit
 from pinwarden.plan.summarize import Share
 from pinwarden.plan.verdicts import (
+    NO_PODS,
     NOT_REPORTED,
     PENDING,
     SILENT,
@@ -69,7 +70,7 @@ def accepted(limit: Limit, overriding: Sequence[str]) -> Verdict:
 def applied(shares: Sequence[Answer]) -> Verdict:
     """Whether every node with a matching pod acknowledged this very spec."""
     if not shares:
-        return Verdict("Applied", "True", "NoPods", "No pod matches.")
+        return Verdict("Applied", "True", NO_PODS, "No pod matches.")
     refused = Findings.of(share.refused for share in shares if share.refused and not share.acknowledged)
     if refused:
         return Verdict("Applied", "False", main_reason(refused), tell("Not taken", refused))
@@ -82,11 +83,13 @@ def applied(shares: Sequence[Answer]) -> Verdict:
 
 
 def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
-    """Whether every matching pod is held at the level asked for, and who is not (H1)."""
+    """Whether every matching pod is held at the level asked for, and who is not; unknown while no pod matches (H1)."""
     if limit.spec.enforcement is Enforcement.AUDIT:
         return Verdict("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
     if not shares:
-        return Verdict("Enforced", "True", "NoPods", "No pod matches, so there is none to hold.")
+        return Verdict(
+            "Enforced", "Unknown", NO_PODS, "No pod matches, so nothing shows that it would be held."
+        )
     if not any(share.reachable for share in shares):
         named = few([repr(name) for name in limit.spec.containers])
         return Verdict("Enforced", "False", "NoSuchContainer", f"No matching pod has a container {named}.")
@@ -103,7 +106,7 @@ def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
 def complete(shares: Sequence[Share]) -> Verdict:
     """Whether the figures take in every selected source and pod; otherwise they are lower bounds (H2)."""
     if not shares:
-        return Verdict("Complete", "True", "NoPods", "No pod matches.")
+        return Verdict("Complete", "True", NO_PODS, "No pod matches.")
     sources: dict[str, list[str]] = {}
     for share in shares:
         for source in sorted(share.uncounted):
@@ -137,7 +140,7 @@ def complete(shares: Sequence[Share]) -> Verdict:
 def within_limit(shares: Sequence[Share]) -> Verdict:
     """Whether what was last sampled stays at or under the limit, each in the limit's scope (P11)."""
     if not shares:
-        return Verdict("WithinLimit", "True", "NoPods", "No pod matches.")
+        return Verdict("WithinLimit", "True", NO_PODS, "No pod matches.")
     over = Findings.all(share.over for share in shares if not share.silent)
     if over:
         return Verdict("WithinLimit", "False", "OverLimit", tell("Over the limit as last sampled", over))
@@ -157,7 +160,7 @@ def within_limit(shares: Sequence[Share]) -> Verdict:
 def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
     """Whether the grant reaches as far as the limit (P14)."""
     if not shares:
-        return Verdict("Granted", "True", "NoPods", "No pod matches.")
+        return Verdict("Granted", "True", NO_PODS, "No pod matches.")
     amount = limit.spec.limit.bytes
     reached = [share.grant for share in shares if share.grant is not None]
     if not reached:

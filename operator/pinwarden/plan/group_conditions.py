@@ -10,6 +10,7 @@ from pinwarden.plan.conditions import CUT_FIGURES, FIGURES_CUT, applied, is_cut,
 from pinwarden.plan.group_share import GroupShare, Wait
 from pinwarden.plan.groups import Group
 from pinwarden.plan.verdicts import (
+    NO_PODS,
     NOT_REPORTED,
     SILENT,
     Findings,
@@ -60,7 +61,7 @@ def accepted(group: Group) -> Verdict:
 def available(shares: Sequence[GroupShare]) -> Verdict:
     """Whether each node with member pods has the object as it is asked for; one that programs make themselves may be there or not (M1)."""
     if not shares:
-        return Verdict("Available", "True", "NoPods", "No pod matches.")
+        return Verdict("Available", "True", NO_PODS, "No pod matches.")
     if absent := Findings.all(share.absent for share in shares if not share.silent):
         return Verdict("Available", "False", main_reason(absent), tell("Not as asked for", absent))
     if awaited := Findings.all(share.awaited for share in shares if not share.silent):
@@ -77,11 +78,13 @@ def enforced(group: Group, shares: Sequence[GroupShare]) -> Verdict:
         return Verdict("Enforced", "False", "Audit", "The borrow limits are evaluated and refuse nothing.")
     if all(member.borrow_limit is None for member in spec.members):
         return Verdict("Enforced", "True", NO_LIMITS, "No borrowLimit is set, so there is none to enforce.")
+    if not shares:
+        return Verdict(
+            "Enforced", "Unknown", NO_PODS, "No pod matches, so nothing shows that it would be held."
+        )
     limited = [share for share in shares if share.limited]
     if not limited:
-        return Verdict(
-            "Enforced", "True", "NoPods", "No pod has a borrowLimit to hold, as no such pod matches."
-        )
+        return Verdict("Enforced", "True", NO_LIMITS, "No matching pod has a borrowLimit to be held to.")
     if unheld := Findings.all(share.unheld for share in limited):
         return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))
     if silent := silent_nodes(limited):
@@ -95,7 +98,7 @@ def enforced(group: Group, shares: Sequence[GroupShare]) -> Verdict:
 def complete(shares: Sequence[GroupShare]) -> Verdict:
     """Whether the figures take in every object and borrower; otherwise they are lower bounds (H2)."""
     if not shares:
-        return Verdict("Complete", "True", "NoPods", "No pod matches.")
+        return Verdict("Complete", "True", NO_PODS, "No pod matches.")
     if is_cut(share.report.charge for share in shares if share.report):
         return Verdict("Complete", "False", FIGURES_CUT, CUT_FIGURES)
     if missing := Findings.all(share.missing for share in shares if not share.silent):
@@ -110,7 +113,7 @@ def complete(shares: Sequence[GroupShare]) -> Verdict:
 def within_limit(group: Group, shares: Sequence[GroupShare]) -> Verdict:
     """Whether what was last sampled stays at or under capacity and borrow limits, and only members borrow (M2, M8)."""
     if not shares:
-        return Verdict("WithinLimit", "True", "NoPods", "No pod matches.")
+        return Verdict("WithinLimit", "True", NO_PODS, "No pod matches.")
     if over := Findings.all(share.over for share in shares if not share.silent):
         return Verdict("WithinLimit", "False", main_reason(over), tell("As last sampled", over))
     spec = group.resource.spec

@@ -26,6 +26,7 @@ UNREAD = "ThreadsUnread"
 SILENT = "AgentSilent"
 UNSUPPORTED = "Unsupported"
 NOT_REPORTED = "NotReported"
+NO_PODS = "NoPods"
 LEVEL_TOO_LOW = "LevelTooLow"
 TRUNCATED = "Truncated"
 
@@ -128,10 +129,18 @@ def not_accepted(refusal: Refusal) -> list[Verdict]:
 
 
 def summary(parts: Sequence[Verdict], needed: Sequence[str], holding: str) -> Verdict:
-    """Ready, as kstatus reads it: the first of the `needed` verdicts that is not true; the one called `holding` when all are."""
+    """Ready, as kstatus reads it: the first of the `needed` verdicts that is not true; the one called `holding` when all are.
+
+    A resource that no pod matches is ready for the first one, so that nobody who applies it waits for a pod.
+    """
     verdicts = {verdict.type: verdict for verdict in parts}
-    lacking = (verdicts[name] for name in needed if verdicts[name].status != "True")
-    return next(lacking, verdicts[holding])._replace(type="Ready")
+    lacking = (
+        verdicts[name]
+        for name in needed
+        if verdicts[name].status != "True" and verdicts[name].reason != NO_PODS
+    )
+    found = next(lacking, None)
+    return found._replace(type="Ready") if found else verdicts[holding]._replace(type="Ready", status="True")
 
 
 def dated(

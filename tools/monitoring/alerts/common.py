@@ -46,7 +46,8 @@ def condition(kind: str, condition: str, status: str, equals: str = "=") -> str:
 
 
 def not_enforced(kind: str) -> str:
-    """That Enforced is not True of a `limit` or `group` with `enforcement: Enforce`."""
+    """That Enforced is not True of a `limit` or `group` with `enforcement: Enforce` that some pod matches."""
     by = LIMIT if kind == "limit" else GROUP
     wanted = f'pinwarden_operator_{kind}_info{{enforcement="Enforce"}}'
-    return f"({condition(kind, 'Enforced', 'True', '!=')}) and on ({by}) {wanted}"
+    pods = f"pinwarden_operator_{kind}_pods > 0"
+    return f"({condition(kind, 'Enforced', 'True', '!=')}) and on ({by}) {wanted} and on ({by}) {pods}"

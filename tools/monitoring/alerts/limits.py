@@ -54,7 +54,8 @@ LIMITS: Final = Group(
             summary=f"{WHICH_LIMIT} is not enforced on every matching pod.",
             description="For 15 minutes a matching pod has not been held, or has not been known to be held, at the minimumLevel "
             "asked for.",
-            meaning="The condition Enforced names pods and reasons (H1). Limits in audit are never in this alert.",
+            meaning="The condition Enforced names pods and reasons (H1). Limits in audit, and limits that no pod matches, are never in "
+            "this alert.",
             impact="These pods can pin more than the limit.",
             diagnosis=READ_LIMIT,
             mitigation="`CapIPCLock`, `CapSysResource`: take the capability from the pod, or give it the seccomp gate's profile. "

@@ -81,7 +81,7 @@ CLUSTER: Final = Dashboard(
                 ),
                 Panel(
                     "Limits by condition that is not True",
-                    "An audit is Enforced=False by intent. Enforced=Unknown is an agent that is silent.",
+                    "An audit is Enforced=False by intent. Enforced=Unknown is an agent that is silent, or that no pod matches.",
                     (
                         Query(
                             'sum by (condition, status) (pinwarden_operator_limits{status!="True"})',

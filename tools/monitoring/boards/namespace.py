@@ -87,7 +87,7 @@ NAMESPACE: Final = Dashboard(
                 ),
                 Panel(
                     "Conditions that are not True",
-                    "Of limits; an audit is Enforced=False by intent.",
+                    "Of limits; an audit is Enforced=False by intent. Enforced=Unknown also where no pod matches.",
                     (
                         Query(
                             f"max by (kind, resource_namespace, limit, condition, status) (pinwarden_operator_limit_condition{NOT_TRUE})"
