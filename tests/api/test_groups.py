@@ -114,6 +114,16 @@ BAD: list[tuple[str, Json, str]] = [
     ("a slash at the end", smg(backing={"hugetlbfs": {"path": "/dev/x/"}}), "spec.backing.hugetlbfs.path"),
     ("a name with a slash", smg(backing={"posixShm": {"name": "../x"}}), "spec.backing.posixShm.name"),
     ("IPC_PRIVATE", smg(backing={"sysvShm": {"key": 0}}), "spec.backing.sysvShm.key"),
+    (
+        "all segments of the node",
+        smg(backing={"sysvShm": {"key": "*", "ipcNamespace": "Host"}}),
+        "spec.backing.sysvShm.key",
+    ),
+    (
+        "a created range of segments",
+        smg(backing={"sysvShm": {"key": "1-2", "ipcNamespace": "Host"}}, management="Create", capacity="1Mi"),
+        "spec.backing",
+    ),
     ("an adopted tmpfs without a path", smg(backing={"tmpfs": {}}), "spec.backing"),
     ("a created memfd", smg(management="Create", capacity="1Mi"), "spec.management"),
     ("a created tmpfs without capacity", smg(backing={"tmpfs": {}}, management="Create"), "spec.management"),
@@ -158,6 +168,66 @@ def test_a_bad_manifest_is_refused_with_its_field(cluster: Cluster, spec: Json, 
         )
     assert raised.value.code == 422
     assert field in raised.value.read().decode()
+
+
+GOOD_KEYS: list[int | str] = [
+    1,
+    0x0052E2C1,
+    2**32 - 1,
+    "0x0052e2c1",
+    "5432001",
+    "0x5000-0x5fff",
+    "1-0XffffFFFF",
+    "*",
+]
+BAD_KEYS: list[Any] = [
+    0,
+    -1,
+    2**32,
+    "",
+    "0",
+    "0x0",
+    "0x00000000",
+    "x",
+    "0x123456789",
+    "1-",
+    "-1",
+    "1-2-3",
+    "**",
+    "1*",
+    1.5,
+    True,
+]
+
+
+@pytest.mark.parametrize("key", GOOD_KEYS)
+def test_a_key_is_a_number_what_ipcs_prints_a_range_or_all(cluster: Cluster, key: int | str) -> None:
+    """https://github.com/sclorg/postgresql-container/issues/97, https://github.com/ManageIQ/manageiq-pods/pull/974."""
+    assert sent(cluster, smg(backing={"sysvShm": {"key": key}}))["backing"]["sysvShm"]["key"] == key
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_what_is_no_key_is_refused_with_what_is_one(cluster: Cluster, key: Any) -> None:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        sent(cluster, smg(backing={"sysvShm": {"key": key}}))
+    message = raised.value.read().decode()
+    assert raised.value.code == 422
+    assert "spec.backing.sysvShm.key" in message
+    if isinstance(key, str):
+        assert "decimal or hexadecimal" in message
+
+
+def sent(cluster: Cluster, spec: Json) -> Json:
+    """The spec as the API server would store it."""
+    body = {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "kind": "SharedMemoryGroup",
+        "metadata": {"name": "keys"},
+        "spec": spec,
+    }
+    path = f"{PINWARDEN}/namespaces/default/sharedmemorygroups?dryRun=All"
+    answer: Json = cluster.send("POST", path, body)["spec"]
+    return answer
 
 
 @pytest.mark.parametrize(

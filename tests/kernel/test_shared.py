@@ -348,6 +348,30 @@ def test_system_v_shared_memory(shares: SharedNode, where: str) -> None:
         a(f"remove({number})")
 
 
+@pytest.mark.rule("M3")
+@pytest.mark.parametrize(
+    ("key", "objects", "pages"),
+    [("0x0052e2c1", 1, 64), ("0x52e000-0x52efff", 2, 96), ("0x52f000-0x52ffff", 0, None), ("*", 4, 108)],
+)
+def test_segments_by_hexadecimal_text_by_range_and_all(
+    shares: SharedNode, key: str, objects: int, pages: int | None
+) -> None:
+    """https://github.com/ManageIQ/manageiq-pods/pull/974: random keys. The node's own segments are never a pod's."""
+    pod, a = shares.pod("apart")
+    outside, b = shares.pod()
+    shares.configure(group({"sysvShm": {"key": key}}, pod, outside))
+    of_node = b(f"segment(0x52e2c2, {MIB})")
+    try:
+        b(f"attach({of_node}, 1)")
+        for each, touched in ((0x0052E2C1, 64), (0x52E000, 32), (0x7FFFFFFF, 8), (0, 4)):
+            a(f"attach(segment({each}, {MIB}), {touched})")
+        report = shares.report()
+        assert (report.objects, report.charge) == (objects, pages and pages * PAGE)
+        assert [each.borrowed for each in report.borrowers] == ([pages * PAGE] if pages else [])
+    finally:
+        b(f"remove({of_node})")
+
+
 @pytest.mark.rule("M1", "M3", "M10")
 def test_a_created_segment(shares: SharedNode) -> None:
     key = 0x50770002

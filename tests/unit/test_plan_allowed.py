@@ -121,9 +121,15 @@ def test_a_name_is_covered_by_a_pattern(entry: str, name: str, covered: bool) ->
         ("1-", 1, False),
         ("-1", 1, False),
         ("1_0", 10, False),
+        ("0x5000-0x5fff", "0x5000", True),
+        ("0x5000-0x5fff", "0x5000-0x5fff", True),
+        ("0x5000-0x5fff", "20480-0x5100", True),
+        ("0x5000-0x5fff", "0x4fff-0x5fff", False),
+        ("0x5000-0x5fff", "0x5fff-0x6000", False),
+        ("1-0xffffffff", "*", False),
     ],
 )
-def test_a_key_is_allowed_in_a_range(entry: str, key: int, allowed: bool) -> None:
+def test_a_key_is_allowed_in_a_range(entry: str, key: int | str, allowed: bool) -> None:
     found = judge({"sysvShm": {"key": key, "ipcNamespace": HOST}}, f"sysvShm:{entry}")
     assert isinstance(found, Permission) is allowed
 
@@ -136,6 +142,8 @@ def test_a_key_is_allowed_in_a_range(entry: str, key: int, allowed: bool) -> Non
         {"dmabuf": {"exporter": "udmabuf"}},
         {"posixShm": {"name": "*"}},
         {"sysvShm": {"key": 7}},
+        {"sysvShm": {"key": "0x5000-0x5fff"}},
+        {"sysvShm": {"key": "*"}},
     ],
     ids=lambda backing: next(iter(backing)),
 )
@@ -152,6 +160,11 @@ def test_what_is_found_in_member_pods_needs_no_entry(backing: dict[str, Any]) ->
         ({"posixShm": {"name": "a ?", "ipcNamespace": HOST}}, "spec.backing.posixShm.name", "posixShm:a*"),
         ({"posixShm": {"name": "a b", "ipcNamespace": HOST}}, "spec.backing.posixShm.name", "posixShm:a?b"),
         ({"sysvShm": {"key": 80, "ipcNamespace": HOST}}, "spec.backing.sysvShm.key", "sysvShm:0x50"),
+        (
+            {"sysvShm": {"key": "80-0x00000060", "ipcNamespace": HOST}},
+            "spec.backing.sysvShm.key",
+            "sysvShm:0x50-0x60",
+        ),
     ],
 )
 def test_a_refusal_names_the_field_and_an_entry_that_allows_it(

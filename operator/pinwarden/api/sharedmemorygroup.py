@@ -8,11 +8,12 @@ What a namespace may name is bounded by its administrator (annotation `pinwarden
 of that is Accepted=False.
 """
 
+import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.config import JsonDict
 
 from pinwarden.api.meta import Condition, LabelSelector, Model
@@ -37,6 +38,44 @@ Path = Annotated[
 ]
 """Absolute, without `.`, `..`, empty parts, a slash at the end, or control characters."""
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=249, pattern=r"^[^/\x00-\x1f\x7f]+$")]
+
+
+MAX_KEY: Final = 2**32 - 1
+EVERY_KEY: Final = "*"
+_KEY: Final = r"(?:0[xX]0*[1-9a-fA-F][0-9a-fA-F]{0,7}|0*[1-9][0-9]{0,9})"
+_KEYS: Final = re.compile(rf"({_KEY})(?:-({_KEY}))?")
+SysvKey = Annotated[
+    int | str,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "x-kubernetes-validations": [
+                cel(
+                    f"type(self) == int ? self >= 1 && self <= {MAX_KEY} : self == '*' || self.matches(r'^{_KEY}(-{_KEY})?$')",
+                    f"must be a key from 1 to {MAX_KEY:#x}, decimal or hexadecimal, two with '-' between them, or '*'",
+                )
+            ],
+        }
+    ),
+]
+
+
+def key_range(text: str) -> tuple[int, int]:
+    """Return the lowest and the highest key of a key or a range, decimal or hexadecimal. Raises ValueError."""
+    found = _KEYS.fullmatch(text)
+    if found is None:
+        raise ValueError("it must be a key or two with '-' between them, decimal or hexadecimal")
+    low = _number(found[1])
+    high = _number(found[2]) if found[2] else low
+    if not 1 <= low <= high <= MAX_KEY:
+        raise ValueError(f"keys go from 1 to {MAX_KEY:#x}, the lower one first")
+    return low, high
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if text[:2].lower() == "0x" else 10)
 
 
 class IpcNamespace(StrEnum):
@@ -67,12 +106,32 @@ class PosixShmBacking(Model):
 
 
 class SysvShmBacking(Model):
-    """A System V shared memory segment, as shmget(2) knows it."""
+    """System V shared memory segments, as shmget(2) knows them."""
 
-    key: int = Field(ge=1, le=2**32 - 1, description="Its key, as a number; IPC_PRIVATE (0) cannot be found.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "self.ipcNamespace == 'Pod' || string(self.key) != '*'",
+                    "key '*' is for ipcNamespace: Pod; of the node's segments give a key or a range",
+                    ".key",
+                )
+            ]
+        }
+    )
+
+    key: SysvKey = Field(
+        description="Their key: a number, or as text what ipcs prints (0x0052e2c1), a range (0x5000-0x5fff), or '*' for all segments of "
+        "the pod, also those with IPC_PRIVATE, which have no key."
+    )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD, description="Pod: the segments of each member pod. Host: those of the node."
     )
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The lowest and the highest key. Raises ValueError where the text is none."""
+        return (0, MAX_KEY) if self.key == EVERY_KEY else key_range(str(self.key))
 
 
 class FileBacking(Model):
@@ -243,6 +302,11 @@ class SharedMemoryGroupSpec(Model):
                 cel(
                     "self.management == 'Adopt' || !has(self.backing.sysvShm) || self.backing.sysvShm.ipcNamespace == 'Host'",
                     "a segment can be created in the node's IPC namespace only: give ipcNamespace: Host",
+                    ".backing",
+                ),
+                cel(
+                    "self.management == 'Adopt' || !has(self.backing.sysvShm) || !string(self.backing.sysvShm.key).matches('[*-]')",
+                    "a segment is created with one key",
                     ".backing",
                 ),
                 cel(

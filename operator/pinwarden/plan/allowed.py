@@ -28,6 +28,7 @@ from pinwarden.api.sharedmemorygroup import (
     Management,
     Path,
     SharedMemoryGroupSpec,
+    key_range,
 )
 from pinwarden.plan.amounts import compared, exact, short
 from pinwarden.plan.verdicts import Refusal
@@ -35,10 +36,8 @@ from pinwarden.plan.verdicts import Refusal
 ANNOTATION: Final = "pinwarden.io/allow-shared-memory"
 NOT_ALLOWED: Final = "NotAllowed"
 _PATH: Final = TypeAdapter[str](Path)
-_KEYS: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10})(?:-(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}))?")
 _SPACE: Final = re.compile(r"\s")
 _SPACE_OR_WILD: Final = re.compile(r"[\s*?]")
-_MOST_KEY: Final = 2**32 - 1
 _MOST_ENTRY: Final = 64
 _KINDS: Final = "it must begin with path:, posixShm:, sysvShm: or create:"
 
@@ -62,9 +61,9 @@ class Allowed:
         """Whether every name that `name` stands for is allowed."""
         return any(covers(entry, name) for entry in self.names)
 
-    def allows_key(self, key: int) -> bool:
-        """Whether the key is in one of the ranges."""
-        return any(low <= key <= high for low, high in self.keys)
+    def allows_keys(self, lowest: int, highest: int) -> bool:
+        """Whether all these keys are in one of the ranges."""
+        return any(low <= lowest and highest <= high for low, high in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def parse(text: str) -> Allowed:
                 case "posixShm":
                     names.append(_name(pattern))
                 case "sysvShm":
-                    keys.append(_key_range(pattern))
+                    keys.append(key_range(pattern))
                 case "create":
                     create = max(create, _amount(pattern))
                 case _:
@@ -133,9 +132,9 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
     if shm and shm.ipc_namespace is IpcNamespace.HOST and not allowed.allows_name(shm.name):
         entry = f"posixShm:{_without_space(shm.name)}"
         return _refused("spec.backing.posixShm.name", f"{shm.name!r}", entry, allowed)
-    if segment and segment.ipc_namespace is IpcNamespace.HOST and not allowed.allows_key(segment.key):
-        key = f"{segment.key:#x}"
-        return _refused("spec.backing.sysvShm.key", key, f"sysvShm:{key}", allowed)
+    if segment and segment.ipc_namespace is IpcNamespace.HOST and not allowed.allows_keys(*segment.keys):
+        keys = "-".join(f"{key:#x}" for key in dict.fromkeys(segment.keys))
+        return _refused("spec.backing.sysvShm.key", keys, f"sysvShm:{keys}", allowed)
     return Permission()
 
 
@@ -196,21 +195,6 @@ def _name(text: str) -> str:
     if not text or "/" in text:
         raise ValueError("it must be a name without a slash")
     return text
-
-
-def _key_range(text: str) -> tuple[int, int]:
-    found = _KEYS.fullmatch(text)
-    if found is None:
-        raise ValueError("it must be a key or two with '-' between them, decimal or hexadecimal")
-    low = _number(found[1])
-    high = _number(found[2]) if found[2] else low
-    if not 1 <= low <= high <= _MOST_KEY:
-        raise ValueError(f"keys go from 1 to {_MOST_KEY:#x}, the lower one first")
-    return low, high
-
-
-def _number(text: str) -> int:
-    return int(text, 16 if text[:2].lower() == "0x" else 10)
 
 
 def _amount(text: str) -> int:

@@ -103,6 +103,11 @@ def invalid(group: SharedMemoryGroup) -> Refusal | None:
         return Refusal("Invalid", "spec.backing: give exactly one kind of object")
     if spec.management is Management.CREATE and spec.capacity is None:
         return Refusal("Invalid", "spec.capacity: management: Create needs one")
+    if spec.backing.sysv_shm:
+        try:
+            _ = spec.backing.sysv_shm.keys
+        except ValueError as error:
+            return Refusal("Invalid", f"spec.backing.sysvShm.key: {error}")
     amounts: dict[str, Quantity | None] = {"capacity": spec.capacity}
     for number, member in enumerate(spec.members):
         amounts[f"members[{number}].borrowLimit"] = member.borrow_limit

@@ -123,7 +123,7 @@ class Maker:
             cgroup = self._cgroup(group)
             if key := group.backing.sysv_shm:
                 making = self._segments.begin(group.uid)
-                work = partial(_segment, key.key, size, owner, group.prefault, making)
+                work = partial(_segment, key.keys[0], size, owner, group.prefault, making)
                 self._segments.made(group.uid, self._in_cgroup(cgroup, NEWIPC, "ipc", work))
             else:
                 order = _Order(place(group), _kind(group), size, owner, group.prefault)
@@ -142,7 +142,7 @@ class Maker:
         if key := group.backing.sysv_shm:
             making = self._segments.known(group.uid)
             if making is not None:
-                order = partial(_remove_segment, key.key, group.capacity or 0, making)
+                order = partial(_remove_segment, key.keys[0], group.capacity or 0, making)
                 inside([(self._first / "ns/ipc", NEWIPC)], order)
                 self._segments.forget(group.uid)
         else:
