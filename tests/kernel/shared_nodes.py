@@ -81,6 +81,16 @@ class SharedNode:
         self._borrowers.append(Borrower(directory, *arguments))
         return uid, self._borrowers[-1]
 
+    def join(self, pod: str, *arguments: str) -> Borrower:
+        """One more process of the pod."""
+        self._borrowers.append(Borrower(KUBEPODS / "burstable" / f"pod{pod}" / ONE, *arguments))
+        return self._borrowers[-1]
+
+    def kill(self, borrower: Borrower) -> None:
+        """One process ends, and the pod stays."""
+        borrower.end()
+        self._borrowers.remove(borrower)
+
     def configure(self, *groups: dict[str, Any]) -> None:
         self._groups = list(groups)
         self.accountant.configure(NodePinConfigSpec.model_validate({"groups": list(groups)}))

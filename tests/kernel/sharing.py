@@ -1,7 +1,7 @@
 """A process that makes, maps and lets go of shared memory when its standard input tells it to; started by test_shared.py.
 
 Each line is a Python expression over the functions below; the answer is its value, or `OSError <number>`. With the argument `apart` it has
-an IPC namespace and a /dev/shm of its own, as a pod has.
+an IPC namespace and a /dev/shm of its own, as a pod has. With `volume=FOLDER` that folder is at its /dev/shm, as a volume would be.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 
-NEWNS, NEWIPC, MS_PRIVATE, MS_REC = 0x20000, 0x8000000, 1 << 18, 1 << 14
+NEWNS, NEWIPC, MS_PRIVATE, MS_REC, MS_BIND = 0x20000, 0x8000000, 1 << 18, 1 << 14, 1 << 12
 UDMABUF_CREATE, F_ADD_SEALS, F_SEAL_SHRINK, MFD_ALLOW_SEALING = 0x40187542, 1033, 2, 2
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 3
@@ -37,10 +37,13 @@ def checked(result: int) -> int:
     return result
 
 
-def apart() -> None:
+def apart(volume: str = "") -> None:
     checked(libc.unshare(NEWNS | NEWIPC))
     checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
-    checked(libc.mount(b"shm", b"/dev/shm", b"tmpfs", 0, b"size=64m"))
+    if volume:
+        checked(libc.mount(volume.encode(), b"/dev/shm", None, MS_BIND, None))
+    else:
+        checked(libc.mount(b"shm", b"/dev/shm", b"tmpfs", 0, b"size=64m"))
 
 
 def opened(path: str, size: int = 0) -> int:
@@ -130,8 +133,16 @@ def punch(file: int, offset: int, size: int) -> int:
     )
 
 
-if "apart" in sys.argv:
-    apart()
+def unlink(path: str) -> int:
+    os.unlink(path)
+    return 0
+
+
+for argument in sys.argv[1:]:
+    if argument == "apart" or argument.startswith("volume="):
+        apart(argument.removeprefix("apart").removeprefix("volume="))
+    if argument.startswith("name="):
+        checked(libc.prctl(15, argument.removeprefix("name=").encode(), 0, 0, 0))  # PR_SET_NAME
 print("ready", flush=True)
 for line in sys.stdin:
     try:

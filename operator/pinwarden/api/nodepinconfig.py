@@ -426,7 +426,8 @@ class GroupReport(Model):
     own: Count | None = Field(None, description="What is charged to the group's own cgroup (memory.current).")
     truncated: bool = Field(
         False,
-        description="Whether there are more objects or borrowers than are looked at or listed, or a process could not be read.",
+        description="Whether there are more objects or borrowers than are looked at or listed, a process could not be read, or a /dev/shm "
+        "holds what no process shows.",
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
     omitted: Count = Field(0, description="How many more borrowers there are.")

@@ -244,7 +244,7 @@ def _unjudged(
 def _missing(group: Group, view: NodeView, report: GroupReport, find: Find) -> Iterator[Finding]:
     """What the sums lack of the node."""
     if report.truncated or report.omitted:
-        yield Finding(f"node {view.name}", TRUNCATED)
+        yield Finding(f"node {view.name}", TRUNCATED, "" if report.reason else report.message)
     if report.objects and report.charge is None:
         yield Finding(f"node {view.name}", FIGURE_MISSING, "the charge is not known")
     for borrow in report.borrowers:

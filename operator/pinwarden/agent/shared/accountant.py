@@ -149,6 +149,7 @@ class Accountant:
             for uid, pod in pods.items()
         }
         self._maker.begin()
+        self._finder.begin(pids)
         rounds = [_Round(group) for group in self._groups]
         taken = Extent()
         for each in rounds:
@@ -271,6 +272,8 @@ class Accountant:
             self._known(each, pods).items(), key=lambda one: (-(one[1].resident or 0), -one[1].mapped, one[0])
         )
         reason, message = each.problem
+        if found and not reason:
+            message = found.why
         oldest = min((borrow.time for borrow in each.borrows.values()), default=self._clock())
         sampled = datetime.now(UTC) - timedelta(seconds=self._clock() - oldest)
         return GroupReport(

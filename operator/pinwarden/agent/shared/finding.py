@@ -5,8 +5,8 @@ replaced under its path (another inode) or has gone is seen as that.
 | --- | --- | --- |
 | tmpfs, hugetlbfs | the mount at a path | statfs(2): blocks in use; none for one that was mounted without a size |
 | file | a path, with a pattern in its last part | pages in the page cache |
-| posixShm | a name in /dev/shm of the node, or of each member pod | blocks (st_blocks) |
-| sysvShm | a key in the IPC namespace of the node, or of each member pod | resident and swapped out, as /proc/sysvipc/shm shows them |
+| posixShm | a name, also one that was unlinked (`posix`), in /dev/shm of the node, or of each member pod | blocks (st_blocks) |
+| sysvShm | keys in the IPC namespace of the node, or of each member pod | resident and swapped out, as /proc/sysvipc/shm shows them |
 | memfd | a name among what processes of member pods have open or mapped | blocks |
 | dmabuf | an exporter among what processes of member pods have open | its size: all of it is there |
 
@@ -19,14 +19,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
 
-from pinwarden.agent.shared import segments, within
+from pinwarden.agent.shared import posix, segments, within
 from pinwarden.agent.shared.cached import cached
 from pinwarden.agent.shared.host import Mount, mounts
 from pinwarden.agent.shared.maps import Process
@@ -35,11 +34,9 @@ from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import IpcNamespace
 
 MOST_OBJECTS = 1024
-MOST_DESCRIPTORS = 1 << 14
-SECONDS = 3.0
-_BLOCK = 512  # bytes of st_blocks, whatever the file system's own
+_BLOCK = posix.BLOCK
 _TMPFS, _HUGETLBFS = "tmpfs", "hugetlbfs"
-_SHM = "/dev/shm"  # noqa: S108 - where shm_open(3) has its objects
+_SHM = posix.SHM
 _OTHERS_PAGES = ("overlay", "btrfs")  # whose pages, or device in /proc/PID/maps, are not those of stat(2)
 _MOUNT_ID = re.compile(r"^mnt_id:\s*(\d+)$", re.MULTILINE)
 _EXPORTER = re.compile(r"^exp_name:\s*(.*)$", re.MULTILINE)
@@ -48,7 +45,7 @@ _MAPPED_MEMFD = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+ \d+) +/memfd:(.*?)(?: \(deleted\))?$"
 )  # start, end, device and inode, name
 _MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
-_GONE = (FileNotFoundError, ProcessLookupError)
+_GONE = posix.GONE
 
 Pids = Mapping[str, Sequence[int]]
 """By the UID of a member pod: its processes."""
@@ -66,7 +63,8 @@ class NotFoundError(Exception):
 class Instance:
     """What a group stands for now: `charge` in bytes, None where it cannot be known. `whole` are devices of dma-bufs.
 
-    `room` is how many objects it may have. `truncated`: there are more than are looked at, so that the charge is a lower bound (H2).
+    `room` is how many objects it may have. `truncated`: there are more than are looked at, so that the charge is a lower bound (H2);
+    `why` says so in words, where that is known.
     `other` is what was found in their place, and is no object.
     """
 
@@ -76,6 +74,7 @@ class Instance:
     sizes: dict[ObjectId, int] = field(default_factory=dict)
     mounted: int | None = None
     truncated: bool = False
+    why: str = ""
     whole: set[int] = field(default_factory=set)
     other: str = ""
 
@@ -113,6 +112,15 @@ class Finder:
     def __init__(self, proc_root: Path, first: int = 1) -> None:
         self._proc_root = proc_root
         self._first = proc_root / str(first)
+        self._volumes = posix.PodVolumes(proc_root, self._first)
+        self._hidden: dict[int, posix.Hidden] = {}
+        self._seconds_left = posix.ROUND_SECONDS
+
+    def begin(self, uids: Iterable[str]) -> None:
+        """Begin a round with these member pods: what is read once for all groups is read anew."""
+        self._volumes.begin(uids)
+        self._hidden = {}
+        self._seconds_left = posix.ROUND_SECONDS
 
     def find(
         self, group: NodeGroup, pids: Pids, *, path: str | None = None, room: int = MOST_OBJECTS
@@ -133,7 +141,7 @@ class Finder:
         elif backing.posix_shm:
             self._posix(found, backing.posix_shm.name, backing.posix_shm.ipc_namespace, pids)
         elif backing.sysv_shm:
-            self._sysv(found, backing.sysv_shm.key, backing.sysv_shm.ipc_namespace, pids)
+            self._sysv(found, backing.sysv_shm.keys, backing.sysv_shm.ipc_namespace, pids)
         elif backing.memfd:
             self._memfds(found, backing.memfd.name, pids)
         elif backing.dmabuf:
@@ -153,7 +161,7 @@ class Finder:
         backing = group.backing
         if backing.tmpfs and (where := path or backing.tmpfs.path):
             with self._at(where, "/" if path else group.allowed) as (at, rest), within.below(at, rest) as top:
-                for count, descriptor in enumerate(_below(top)):
+                for count, descriptor in enumerate(within.files_below(top)):
                     if count == MOST_OBJECTS:
                         raise NotFoundError(
                             "TooMany",
@@ -164,11 +172,11 @@ class Finder:
             above, _, pattern = backing.file.path.rpartition("/")
             with self._at(above or "/", group.allowed) as (at, rest), within.below(at, rest) as folder:
                 for name in within.matching(folder, pattern, MOST_OBJECTS)[0]:
-                    yield from _regular(folder, name)
+                    yield from within.regular(folder, name)
         elif backing.posix_shm and backing.posix_shm.ipc_namespace is IpcNamespace.HOST:
             with self._at(f"{_SHM}/x", _SHM) as (folder, _):
                 for name in within.matching(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
-                    yield from _regular(folder, name)
+                    yield from within.regular(folder, name)
         else:
             raise NotFoundError("NotSupported", "its objects have no name on the node to open them by")
 
@@ -246,23 +254,53 @@ class Finder:
     def _posix(self, found: Instance, name: str, where: IpcNamespace, pids: Pids) -> None:
         if where is IpcNamespace.HOST:
             try:
-                self._shm(found, self._first, name, None)
+                everyone = list(posix.by_pod(pids))
+                self._shm(found, self._first, _SHM, name, everyone)
             except OSError as error:
                 raise _not_found(f"{_SHM}/{name}", error) from error
             return
         node = self._shm_device()
-        for pid in self._one_each("mnt", pids):
-            with suppress(OSError):  # an image without /dev/shm, or a process that ended
-                self._shm(found, self._proc_root / str(pid), name, node)
+        for uid, members in pids.items():
+            shown: dict[int, int] = {}
+            for pid in self._one_each("mnt", {uid: members}):
+                with suppress(OSError):  # an image without /dev/shm, or a process that ended
+                    device = self._shm(found, self._proc_root / str(pid), _SHM, name, members, but=node)
+                    shown |= {pid: device} if device else {}
+            for point in self._volumes.left(uid, members, shown):
+                with suppress(OSError):  # the pod's end
+                    self._shm(found, self._first, point, name, members)
 
-    def _shm(self, found: Instance, process: Path, name: str, but: int | None) -> None:
-        """The objects in a process's /dev/shm, unless that is of the device `but`. Raises OSError."""
-        with (
-            within.root_of(f"{process}/root") as root,
-            within.folder(root, _SHM, links=False) as folder,
-        ):
-            if within.kind(folder) == within.TMPFS and os.fstat(folder).st_dev != but:
-                self._each(found, folder, name, f"{_SHM}/{name}", _blocks)
+    def _shm(
+        self,
+        found: Instance,
+        process: Path,
+        path: str,
+        name: str,
+        pids: Sequence[int],
+        but: int | None = None,
+    ) -> int | None:
+        """Add the objects of a /dev/shm, at a path that a process sees, and return its device. Raises OSError.
+
+        That of the device `but`, and what is on no tmpfs, is left out.
+        """
+        with posix.opened(f"{process}/root", path) as folder:
+            device = posix.device(folder)
+            if device is None or device == but:
+                return None
+            self._each(found, folder, name, f"{_SHM}/{name}", _blocks)
+            if device not in self._hidden:
+                began = time.monotonic()
+                seconds = min(posix.SECONDS, self._seconds_left)
+                self._hidden[device] = posix.hidden(self._proc_root, folder, pids, seconds)
+                self._seconds_left -= time.monotonic() - began
+            hidden = self._hidden[device]
+            for unlinked in hidden.objects:
+                if unlinked.name and within.matches(unlinked.name, name):
+                    found.add(unlinked.object, unlinked.held)
+            if not hidden.complete:
+                found.truncated = True
+                found.why = "a /dev/shm holds bytes that have no name and that no member's process shows"
+            return device
 
     def _shm_device(self) -> int | None:
         try:
@@ -270,7 +308,7 @@ class Finder:
         except FileNotFoundError:
             return None
 
-    def _sysv(self, found: Instance, key: int, where: IpcNamespace, pids: Pids) -> None:
+    def _sysv(self, found: Instance, keys: tuple[int, int], where: IpcNamespace, pids: Pids) -> None:
         node = segments.namespace(self._first)
         spaces = {node: self._first}
         if where is IpcNamespace.POD:
@@ -288,7 +326,7 @@ class Finder:
             except _GONE:
                 continue
             for each in listed:
-                if each.key == key:
+                if keys[0] <= each.key <= keys[1]:
                     one = ObjectId(segments.device(), each.id, space)
                     found.add(one, each.held)
                     found.sizes[one] = each.size
@@ -296,7 +334,7 @@ class Finder:
     def _one_each(self, kind: str, pids: Pids) -> list[int]:
         """One process for each namespace of this kind that member pods have."""
         found: dict[str, int] = {}
-        for pid in (pid for each in pids.values() for pid in each):
+        for pid in posix.by_pod(pids):
             with suppress(OSError):
                 found.setdefault(os.readlink(self._proc_root / str(pid) / "ns" / kind), pid)
         return list(found.values())
@@ -343,48 +381,17 @@ class Finder:
                         found.whole.add(about.st_dev)
 
     def _descriptors(self, pid: int) -> Iterator[tuple[str, str, str]]:
-        """Number, path and target of each open file of a process; none when it is gone."""
-        with suppress(*_GONE), os.scandir(f"{self._proc_root}/{pid}/fd") as listed:
-            for entry in islice(listed, MOST_DESCRIPTORS):
-                with suppress(*_GONE):
-                    yield entry.name, entry.path, os.readlink(entry.path)
+        return posix.descriptors(self._proc_root, pid)
 
     @staticmethod
     def _in_time(found: Instance, pids: Pids) -> Iterator[int]:
         """The processes, until `SECONDS` have passed: a pod may have any number of descriptors."""
-        deadline = time.monotonic() + SECONDS
-        for pid in (pid for each in pids.values() for pid in each):
+        deadline = time.monotonic() + posix.SECONDS
+        for pid in posix.by_pod(pids):
             if time.monotonic() > deadline:
                 found.truncated = True
                 return
             yield pid
-
-
-def _regular(folder: int, name: str) -> Iterator[int]:
-    """The file, opened for reading, if it is a regular one that is there still."""
-    with suppress(OSError), within.below(folder, name) as descriptor:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            with within.contents(descriptor) as opened:
-                yield opened
-
-
-def _below(top: int) -> Iterator[int]:
-    """Each regular file in a folder and below it, opened for reading; of entries of any kind no more than `within.MOST_NAMES`."""
-    pending, left = ["."], within.MOST_NAMES
-    while pending and left > 0:
-        path = pending.pop()
-        try:
-            with within.below(top, path) as folder:
-                with within.contents(folder) as opened, os.scandir(opened) as entries:
-                    names = [entry.name for entry in islice(entries, left)]
-                left -= len(names)
-                for name in names:
-                    with suppress(OSError), within.below(folder, name) as found:
-                        if stat.S_ISDIR(os.fstat(found).st_mode):
-                            pending.append(f"{path}/{name}")
-                    yield from _regular(folder, name)
-        except OSError:  # it went, or its path is too long to open
-            continue
 
 
 def _named(target: str) -> str:

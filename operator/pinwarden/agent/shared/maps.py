@@ -86,7 +86,7 @@ class Wanted:
         self._whole = whole
         self._single = single
         self._segments = {one.device for one in single if one.space} | {_unnamed_device()}
-        self._devices = {_printed(device): device for device in whole | {one.device for one in single}}
+        self._devices = {printed_device(device): device for device in whole | {one.device for one in single}}
 
     def regions(self, process: Process) -> list[Region]:
         """What a process has mapped of them. Raises PermissionError."""
@@ -118,7 +118,8 @@ def _unnamed_device() -> int:
         os.close(descriptor)
 
 
-def _printed(device: int) -> bytes:
+def printed_device(device: int) -> bytes:
+    """Return a device as /proc/PID/maps prints it."""
     return b"%02x:%02x" % (os.major(device), os.minor(device))
 
 

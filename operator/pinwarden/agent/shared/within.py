@@ -11,7 +11,7 @@ import fnmatch
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Final
 
@@ -78,14 +78,17 @@ def matching(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
     found: list[str] = []
     with contents(at) as opened, os.scandir(opened) as entries:
         for entry in islice(entries, MOST_NAMES):
-            if fnmatch.fnmatchcase(entry.name, literal(pattern)) and (
-                entry.name.startswith(".") <= pattern.startswith(".")
-            ):
+            if matches(entry.name, pattern):
                 found.append(entry.name)
             if len(found) > most:
                 break
         more = len(found) > most or next(entries, None) is not None
     return sorted(found)[:most], more
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern matches a name."""
+    return fnmatch.fnmatchcase(name, literal(pattern)) and name.startswith(".") <= pattern.startswith(".")
 
 
 def literal(pattern: str) -> str:
@@ -104,6 +107,33 @@ def contents(descriptor: int) -> Iterator[int]:
         yield opened
     finally:
         os.close(opened)
+
+
+def regular(folder: int, name: str) -> Iterator[int]:
+    """The file, opened for reading, if it is a regular one that is there still."""
+    with suppress(OSError), below(folder, name) as descriptor:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with contents(descriptor) as opened:
+                yield opened
+
+
+def files_below(top: int) -> Iterator[int]:
+    """Each regular file in a folder and below it, opened for reading; of entries of any kind no more than `MOST_NAMES`."""
+    pending, left = ["."], MOST_NAMES
+    while pending and left > 0:
+        path = pending.pop()
+        try:
+            with below(top, path) as folder:
+                with contents(folder) as opened, os.scandir(opened) as entries:
+                    names = [entry.name for entry in islice(entries, left)]
+                left -= len(names)
+                for name in names:
+                    with suppress(OSError), below(folder, name) as found:
+                        if stat.S_ISDIR(os.fstat(found).st_mode):
+                            pending.append(f"{path}/{name}")
+                    yield from regular(folder, name)
+        except OSError:  # it went, or its path is too long to open
+            continue
 
 
 def kind(descriptor: int) -> int:
