@@ -197,6 +197,13 @@ def test_held_by_rlimit_with_room_says_what_the_runtime_may_refuse() -> None:
     assert "A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant" in message
 
 
+@pytest.mark.parametrize("pinned", [0, MIB])
+def test_a_pod_with_pinned_buffers_hears_that_its_uid_shares_them(pinned: int) -> None:
+    """https://github.com/axboe/liburing/issues/93: refused below its own limit, because of another pod."""
+    message = first(explain(evidence(limit(), uses=[{**use(), "vmPin": pinned}])))[2]
+    assert ("pods with the same uid use up each other's" in message) is bool(pinned)
+
+
 def test_a_stricter_ceiling_overrides() -> None:
     told = explain(evidence(limit(), ceiling(amount="32Mi")))
     found = next(each for each in told.findings if each.cause is Cause.OVERRIDDEN)

@@ -253,7 +253,10 @@ def _in_part(case: Case, how: str) -> Finding:
 def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
     level = "; ".join(filter(None, (f"level {use.level}", use.message)))
     by = f"The pod is held by RLIMIT_MEMLOCK, which the agent deals to its processes ({level})"
-    unseen = "The kernel itself refuses what does not fit (ENOMEM, or EAGAIN from mmap), and nobody sees or counts that"
+    unseen = (
+        "The kernel itself refuses what does not fit (ENOMEM, or EAGAIN from mmap), and nobody sees or counts that"
+        f"{_of_its_user(case)}"
+    )
     asking = [limit for limit in _enforced(case) if limit.spec.minimum_level.rank < use.level.rank]
     if asking:
         names = ", ".join(f"{called(limit)} (minimumLevel: {limit.spec.minimum_level})" for limit in asking)
@@ -278,6 +281,16 @@ def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
             message=f"{by}. {unseen}{'' if granted else given}.",
             next=_exactly(case, use),
         )
+
+
+def _of_its_user(case: Case) -> str:
+    """That other pods may use up what io_uring allows, of a pod for which a driver or io_uring has pinned something."""
+    if case.report is None or not case.report.vm_pin:
+        return ""
+    return (
+        ". Of io_uring's buffers it compares the sum of the user id on the node: pods with the same uid use up each other's, and "
+        "hostUsers: false gives the pod a user of its own"
+    )
 
 
 def _at_limit(limit: Limit, use: Use, by: str, unseen: str) -> Finding:
