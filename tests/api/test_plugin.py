@@ -594,6 +594,15 @@ def test_a_recommended_limit_selects_the_pods_of_the_next_release(cluster: Clust
     eventually(lambda: cluster.held(case.node).get(newer["metadata"]["uid"]), bool)
 
 
+def test_a_workload_is_asked_about_by_its_kind_and_name(case: Case) -> None:
+    case.new_pod(app="web")
+    for kind in ("deployment", "deploy", "deployments.apps"):
+        (row,) = rows(case.shell(f"kubectl pinwarden recommend {kind}/db -n {case.namespace}"))
+        assert row["WORKLOAD"] == "deployment/db"
+    message = case.shell.fails(f"kubectl pinwarden recommend sts/db -n {case.namespace}")
+    assert f"there is no pod of statefulset/db in namespace {case.namespace}" in message
+
+
 def test_the_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell) -> None:
     case = Case(cluster, shell, labels={"stage": "red"})
     deployment(case, {"app": "db"})

@@ -134,7 +134,9 @@ COMMANDS: Final = (
         "recommend",
         (_NAMESPACE, _ALL, _SELECTOR, _output("wide", "json", "yaml"), _NO_HEADERS, *_CONNECTION),
         Argument(
-            "POD|NAMESPACE/LIMIT", "the workload of one pod, or one PinLimit", values=Values.PODS_AND_LIMITS
+            "POD|KIND/NAME|NAMESPACE/LIMIT",
+            "the workload of one pod, one workload, or one PinLimit",
+            values=Values.PODS_AND_LIMITS,
         ),
     ),
     Command(

@@ -28,12 +28,32 @@ from pinwarden.plugin.output import UNKNOWN, amount
 _HEAD = ("WORKLOAD", "PODS", "OBSERVED", "PEAK", "SINCE", "CURRENT", "RECOMMENDED")
 
 
+_KINDS = {
+    name: kind
+    for kind, *names in (
+        ("deployment", "deployments", "deploy"),
+        ("rollout", "rollouts", "ro"),
+        ("statefulset", "statefulsets", "sts"),
+        ("daemonset", "daemonsets", "ds"),
+        ("replicaset", "replicasets", "rs"),
+        ("cronjob", "cronjobs", "cj"),
+        ("job", "jobs"),
+        ("virtualmachineinstance", "virtualmachineinstances", "vmi"),
+        ("sparkapplication", "sparkapplications", "sparkapp"),
+        ("spark",),
+    )
+    for name in (kind, *names)
+}
+"""By what a user may call it, the kind of a workload as `workload_of` has it."""
+
+
 class _Target(NamedTuple):
-    """What is asked about: a limit or a pod of a namespace, or all of it (of all, where it is None)."""
+    """What is asked about: a limit, a pod or a workload of a namespace, or all of it (of all, where it is None)."""
 
     namespace: str | None
     limit: str = ""
     pod: str = ""
+    workload: str = ""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,6 +81,8 @@ def _target(argument: str | None, namespace: str | None) -> _Target:
         return _Target(namespace, pod=second)
     if first in ("pinlimit", "pinlimits", "pinl"):
         return _Target(namespace, limit=second)
+    if kind := _KINDS.get(first.partition(".")[0].lower()):
+        return _Target(namespace, workload=f"{kind}/{second}")
     return _Target(first, limit=second)
 
 
@@ -85,6 +107,10 @@ def _of_workloads(client: Client, target: _Target, selector: str | None) -> list
         peaks = _peaks(gather.configs(rights, {pod.node for pod in pods.values()}))
         named = {workload_of(raw["metadata"]) for raw in everybody.values()}
         owners = gather.owner_selectors(rights, target.namespace, named)
+    if target.workload:
+        chosen = [uid for uid in chosen if workload_of(everybody[uid]["metadata"]) == target.workload]
+        if not chosen:
+            raise PluginError(f"there is no pod of {target.workload} in namespace {target.namespace}")
     if target.pod:
         chosen = list(_fellows(target, everybody, pods))
     observed = [
