@@ -12,7 +12,15 @@ from cluster.install import ROOT, environment, install
 from ..ordering import put_first
 
 Kubectl = Callable[..., str]
-LONGEST = ("test_values", "test_shared", "test_install", "test_faults", "test_gate", "test_leftovers")
+LONGEST = (
+    "test_values",
+    "test_shared",
+    "test_reports",
+    "test_install",
+    "test_faults",
+    "test_gate",
+    "test_leftovers",
+)
 """Modules that begin first, so that none of them is left for the end."""
 
 
