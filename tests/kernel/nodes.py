@@ -165,13 +165,18 @@ class Node:
         for worker in self._workers:
             worker.end()
         for directory in sorted(set(self._directories), reverse=True):
-            end = time.monotonic() + DEADLINE_SECONDS
-            while directory.exists():
-                assert time.monotonic() < end, f"{directory} is still in use"
-                for pid in member_pids(directory):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                try:
-                    directory.rmdir()
-                except OSError:
-                    time.sleep(0.05)
+            remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Kill what is in a cgroup, and remove it."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while directory.exists():
+        assert time.monotonic() < end, f"{directory} is still in use"
+        for pid in member_pids(directory):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            directory.rmdir()
+        except OSError:
+            time.sleep(0.05)

@@ -105,6 +105,57 @@ def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
         assert container_id(name) is None
 
 
+@given(ids, st.sampled_from(["docker", "cri-containerd", "crio", "a-runtime.of_its-own"]))
+def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(identity: str, prefix: str) -> None:
+    """cri-dockerd has `docker-<id>.scope`: https://github.com/kinvolk/traceloop/pull/34."""
+    assert container_id(f"{prefix}-{identity}.scope") == identity
+    for name in (
+        f"{prefix}-conmon-{identity}.scope",
+        f"conmon-{identity}.scope",
+        f"{prefix}{identity}.scope",
+    ):
+        assert container_id(name) is None
+
+
+# https://github.com/kubernetes/kubernetes/issues/106514, https://github.com/hubblo-org/scaphandre/pull/143
+@pytest.mark.rule("P1", "H1")
+@given(uids, classes, ids, st.sampled_from(["", "kubelet-"]), st.sampled_from(["cri-containerd", "crio"]))
+def test_a_container_beside_its_pod_is_the_pods(
+    uid: str, qos: str, identity: str, prefix: str, runtime: str
+) -> None:
+    name = f"{systemd_pod(uid, qos, prefix).name}:{runtime}:{identity}"
+    for parent in ("system.slice/containerd.service", "system.slice", "docker/1a"):
+        assert pod_uid(Path(parent) / name) == uid
+    for wrong in (f"{name}0", name[:-1], f"{name}:more", name.replace(f":{runtime}", "")):
+        assert pod_uid(Path(wrong)) is None
+    assert pod_uid(Path(name.replace(f":{runtime}:", ":crio-conmon:"))) is None
+
+
+@pytest.mark.rule("P1", "H1")
+def test_containers_beside_the_empty_cgroup_of_their_pod_are_found(tmp_path: Path) -> None:
+    pod = systemd_pod(UID, "burstable")
+    service = Path("system.slice", "containerd.service")
+    one, two = (service / f"{pod.name}:cri-containerd:{identity}" for identity in (ONE, TWO))
+    build(tmp_path, pod, one / "below", two)
+    (found,) = find_pods(tmp_path)
+    assert set(found.paths) == {tmp_path / each for each in (pod, one, two)}
+    assert [(each.id, each.members) for each in found.containers] == [
+        (ONE, (tmp_path / one, tmp_path / one / "below")),
+        (TWO, (tmp_path / two,)),
+    ]
+    assert set(found.members) == {tmp_path / each for each in (pod, one, one / "below", two)}
+    assert found.strays == (tmp_path / pod,)
+
+
+@pytest.mark.rule("P1")
+def test_what_is_no_container_and_no_monitor_is_a_stray(tmp_path: Path) -> None:
+    pod = cgroupfs_pod(UID, "")
+    build(tmp_path, pod / ONE, pod / "kata_1a" / "vm", pod / f"crio-conmon-{CONMON}")
+    (found,) = find_pods(tmp_path)
+    assert set(found.strays) == {tmp_path / each for each in (pod, pod / "kata_1a", pod / "kata_1a" / "vm")}
+    assert [each.id for each in found.containers] == [ONE]
+
+
 def find_pods(root: Path) -> list[PodCgroup]:
     return [explore(uid, paths) for uid, paths in PodFinder(root).find(0.0).items()]
 

@@ -20,11 +20,12 @@ from pinwarden.agent.gates.rlimit import GateAbility, HeldBackReason, held_back
 from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.record import Record
+from pinwarden.agent.governed import ENDED_SECONDS
 from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
 from pinwarden.api.pinlimit import Level
-from pinwarden.plan.verdicts import STARTING
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, STARTING
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20
@@ -714,7 +715,7 @@ def test_scope_container_holds_each_by_itself_and_leaves_the_sandbox(node: Node)
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_with_an_unnamed_container_is_held_to_the_sum(node: Node) -> None:
+def test_a_container_without_a_name_is_held_to_the_limit_by_itself(node: Node) -> None:
     one, two, pause = node.hire(), node.hire(), node.hire()
     node.put([one.pid], container=ONE)
     node.put([two.pid], container=TWO)
@@ -724,14 +725,90 @@ def test_a_pod_with_an_unnamed_container_is_held_to_the_sum(node: Node) -> None:
     node.configure([limit], [pod])
     one.lock(5 * PAGE)
     node.tick()
-    assert (node.hard(one), node.hard(two)) == (8 * PAGE, 3 * PAGE)
-    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "ContainerUnknown")
+    assert (node.hard(one), node.hard(two)) == (5 * PAGE, 4 * PAGE)
+    assert node.pod().level is Level.CONVERGE
     assert node.pod().containers == []
     named = {**POD, "containers": [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]}
     node.configure([limit], [named], generation=2)
     node.tick()
     assert (node.hard(one), node.hard(two)) == (5 * PAGE, 4 * PAGE)
     assert node.pod().level is Level.CONVERGE
+
+
+@pytest.mark.rule("P1", "H1")
+@pytest.mark.parametrize("ended", [0, 1, 3])
+@pytest.mark.parametrize("sandbox", [True, False], ids=["sandbox", "drop_infra_ctr"])
+def test_ended_init_containers_add_nothing_to_a_container_of_an_unreported_id(
+    node: Node, ended: int, sandbox: bool
+) -> None:
+    """CRI-O has no sandbox process by default: https://github.com/cri-o/cri-o/issues/5860."""
+    worker, proxy = node.hire(), node.hire()
+    node.put([worker.pid], container=ONE)
+    node.put([proxy.pid], container=TWO)
+    if sandbox:
+        node.put([node.hire().pid], container=SANDBOX)
+    names = [{"name": f"init-{number}", "id": f"{number:064x}"} for number in range(ended)]
+    pod = {**POD, "containers": [*names, {"name": "main", "id": "ff" * 32}, {"name": "proxy", "id": TWO}]}
+    node.configure([{"limit": 4 * PAGE, "scope": "Container"}], [pod])
+    node.tick()
+    assert (node.hard(worker), node.hard(proxy)) == (4 * PAGE, 4 * PAGE)
+    assert node.pod().level is Level.CONVERGE
+
+
+@pytest.mark.rule("H1")
+def test_processes_in_no_container_are_held_together_and_said(node: Node) -> None:
+    first, second = node.hire(), node.hire()
+    for name, worker in (("kata_1a", first), ("other", second)):
+        node.put([worker.pid], container=name)
+    pod = {**POD, "containers": [{"name": "main", "id": ONE}]}
+    node.configure([{"limit": 4 * PAGE, "scope": "Container"}], [pod])
+    first.lock(PAGE)
+    node.tick()
+    assert (node.hard(first), node.hard(second)) == (4 * PAGE, 3 * PAGE)
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "ContainerUnknown")
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_without_processes_is_at_observe_and_says_where_to_look(node: Node) -> None:
+    directory = node.put([])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    pod = node.pod()
+    assert (pod.level, pod.reason, pod.processes) == (Level.OBSERVE, NO_PROCESSES, 0)
+    assert str(directory.parent) in pod.message
+    assert "cgroup drivers" in pod.message
+    worker = node.hire()
+    node.put([worker.pid])
+    node.tick()
+    assert node.pod().level is Level.CONVERGE
+    node.put([])
+    node.tick()
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, ENDED), "no alarm at each restart"
+    for _ in range(int(ENDED_SECONDS)):
+        node.tick(2.0)
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, NO_PROCESSES)
+
+
+@pytest.mark.rule("P1", "H1")
+def test_a_container_beside_its_pod_is_held_and_counted(node: Node) -> None:
+    """A runtime class without SystemdCgroup: https://github.com/k3s-io/k3s/pull/8470."""
+    name = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+    worker, other = node.hire(), node.hire()
+    (node.root / "kubepods.slice" / "kubepods-burstable.slice" / name).mkdir(parents=True)
+    for identity, process in ((ONE, worker), (TWO, other)):
+        directory = node.root / "system.slice" / "containerd.service" / f"{name}:cri-containerd:{identity}"
+        directory.mkdir(parents=True)
+        (directory / "cgroup.procs").write_text(f"{process.pid}\n")
+    pod = {**POD, "containers": [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]}
+    node.configure(
+        [{"limit": 4 * PAGE}, {"name": "m", "limit": 3 * PAGE, "scope": "Container"}],
+        [{**pod, "limits": ["l", "m"]}],
+    )
+    worker.lock(2 * PAGE)
+    node.tick()
+    assert (node.hard(worker), node.hard(other)) == (3 * PAGE, 2 * PAGE)
+    assert (node.pod().level, node.pod().processes) == (Level.CONVERGE, 2)
+    assert {each.name: each.pinned for each in node.pod().containers} == {"a": 2 * PAGE, "b": 0}
 
 
 def test_a_pod_that_is_not_listed_is_held_to_unknown_pods(node: Node) -> None:

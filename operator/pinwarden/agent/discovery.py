@@ -1,7 +1,7 @@
 """Which pods and directories are there, found cheaply and often.
 
-Pods lie in few directories (`kubepods` and its QoS classes), so only these are listed each time; a walk over the whole hierarchy, which
-finds new such directories, is made now and then. Pod directories themselves are not entered: that is done for governed ones alone.
+Pods lie in few directories (`kubepods` and its QoS classes; a runtime's service where its driver is another one than the kubelet's), so only
+these are listed each time; a walk over the whole hierarchy, which finds new such directories, is made now and then. Pod directories themselves are not entered: that is done for governed ones alone.
 """
 
 import errno
@@ -26,9 +26,12 @@ class PodFinder:
         self._known: dict[str, tuple[str, Path] | None] = {}
         self._walk_due = float("-inf")
 
-    def find(self, now: float) -> Mapping[str, tuple[Path, ...]]:
-        """The directories of each pod by its uid; `now` in seconds of a monotonic clock. Raises OSError but for what vanished."""
-        if now >= self._walk_due:
+    def find(self, now: float, *, everywhere: bool = False) -> Mapping[str, tuple[Path, ...]]:
+        """The directories of each pod by its uid; `now` in seconds of a monotonic clock. Raises OSError but for what vanished.
+
+        With `everywhere` the walk is made at once.
+        """
+        if everywhere or now >= self._walk_due:
             self._walk()
             self._walk_due = now + BETWEEN_WALKS_SECONDS
         found: dict[str, list[Path]] = {}

@@ -24,9 +24,13 @@ from pinwarden.agent.subjects import Held
 IDLE_SECONDS = 0.5
 QUIET_SECONDS = 1.5
 HOT_SECONDS = 3.0
+ENDED_SECONDS = 10.0
+"""For so long a subject without processes counts as one whose processes ended: the kubelet tells within that time that they did."""
 HOT_INTERVAL_SECONDS = 0.01
 MOST_THREADS = 256
 """So many threads of a subject are read in one look, which takes some 10 ms; the next look goes on."""
+STRAY = ""
+"""Stands for the id of a container that cannot be told: all processes of a pod that are in no directory of a container."""
 _REMEMBERED_DEALS = 1024
 
 
@@ -61,10 +65,10 @@ class Peaks:
 
 
 class Governed:
-    """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id.
+    """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id or `STRAY`.
 
     `parted` are those of them that no constraint covers and that have what they had before. `failure` is why it cannot be read, or empty.
-    `exact`: the seccomp gate holds the sum.
+    `ended`: it has no processes, and had some less than `ENDED_SECONDS` ago. `exact`: the seccomp gate holds the sum.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], held: Held) -> None:
@@ -78,11 +82,12 @@ class Governed:
         self.truncated = False
         self.exact = False
         self.failure = ""
+        self.ended = False
         self.peaks = Peaks()
         self.deals = DealtPairs()
         self.locked = 0
         self.pinned = 0
-        self._hot_until = self._looked = float("-inf")
+        self._hot_until = self._looked = self._peopled = float("-inf")
         self._cpu_times: list[bytes | None] = []
         self._directories: dict[str, tuple[str | None, int]] | None = None
 
@@ -131,6 +136,8 @@ class Governed:
         if changed or left or found.keys() != self.keys:
             self.heat(now)
         self.keys = frozenset(found)
+        self._peopled = now if found else self._peopled
+        self.ended = now < self._peopled + ENDED_SECONDS and not found
         self.by_container = {identity: frozenset(keys) for identity, keys in containers.items()}
         self.locked = sum(process.locked for process in found.values())
         self.pinned = sum(process.pinned for process in found.values())
@@ -148,7 +155,8 @@ class Governed:
     def _walk(self) -> None:
         pod = explore(self.uid, self.paths)
         self.truncated = pod.truncated
-        identities = {path: container.id for container in pod.containers for path in container.members}
+        identities = dict.fromkeys(pod.strays, STRAY)
+        identities |= {path: container.id for container in pod.containers for path in container.members}
         below = dict.fromkeys(pod.members, 0)
         for path in pod.members:
             if path.parent in below:

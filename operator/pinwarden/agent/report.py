@@ -29,7 +29,7 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
-from pinwarden.plan.verdicts import PASSING, STARTING
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, STARTING
 
 _PODS = 4096
 _LIMITS = 1024
@@ -162,11 +162,13 @@ def judge(
 ) -> Verdict:
     """The level of a subject with these processes, and the first reason why it is no better."""
     if subject.failure:
-        return Verdict(Level.OBSERVE, "NotReadable", subject.failure)
+        return Verdict(Level.OBSERVE, NOT_READABLE, subject.failure)
     if standing.lost:
         return Verdict(Level.OBSERVE, LOST, standing.why)
     if standing.exact and subject.held.enforced and not subject.truncated:
         return Verdict(Level.DENY, EXACT, standing.why)
+    if not (subject.keys or subject.by_container):
+        return _deserted(subject)
     if not ability.available:
         return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
     if not subject.held.limits:
@@ -185,9 +187,23 @@ def judge(
         return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
     if has_unknown_container(subject):
         return Verdict(
-            Level.OBSERVE, "ContainerUnknown", "held to the sum: the id of a container is not known yet"
+            Level.OBSERVE,
+            "ContainerUnknown",
+            "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
     return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
+
+
+def _deserted(subject: Governed) -> Verdict:
+    """Of a subject without processes: nobody is held, whatever its containers do elsewhere."""
+    if subject.ended:
+        return Verdict(Level.OBSERVE, ENDED, "its last process ended just now")
+    where = subject.paths[0] if subject.paths else "any cgroup of it"
+    return Verdict(
+        Level.OBSERVE,
+        NO_PROCESSES,
+        f"no process is in {where}. If its containers run: /proc/PID/cgroup of one says where, and the cgroup drivers of kubelet and runtime differ",
+    )
 
 
 def _not_held(process: Followed, own: Collection[int]) -> Verdict | None:

@@ -1,16 +1,16 @@
 """Constraints over processes: each limit of each subject, with the processes in its scope (P1, P13).
 
 - Pod: all processes of the subject, those of its sandbox too.
-- Container: those of each container that the limit selects. While a selected container cannot be told apart, because the kubelet has not
-  reported the id that it runs under, the processes of all containers that nobody named are held to the sum of what such containers may
-  have. A pod's sandbox looks like one of these, so one unnamed container beside a named one is taken for it.
+- Container: those of each container that the limit selects. While a selected container is not known by the id that it runs under, each
+  container that nobody named is held to the limit by itself: it may be the selected one. So no container ever has more than the limit,
+  however many have ended or are not reported yet. The processes of strays (`cgroups`) are held together, as one container.
 - Node: all processes of the subjects together.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pinwarden.agent.governed import Governed
+from pinwarden.agent.governed import STRAY, Governed
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Scope
@@ -18,7 +18,10 @@ from pinwarden.api.pinlimit import Scope
 
 @dataclass(frozen=True, slots=True)
 class Scoped:
-    """A limit over processes, `amount` in bytes. `pod` is None with scope Node; `container` is a name."""
+    """A limit over processes, `amount` in bytes. `pod` is None with scope Node.
+
+    `container` is a name, or `/` and an id while no name is known.
+    """
 
     limit: NodeLimit
     amount: int
@@ -56,39 +59,31 @@ def running_containers(limits: Iterable[NodeLimit], subject: Governed) -> dict[s
 
 
 def has_unknown_container(subject: Governed) -> bool:
-    """Whether processes run in a container that a limit of scope Container may select and that has no name yet."""
-    loose = _loose(subject)
-    if not loose or not any(_unresolved(limit, subject) for limit in subject.held.by_container):
-        return False
-    return len(loose) > 1 or len(subject.by_container) == 1
-
-
-def _by_container(limit: NodeLimit, subject: Governed) -> list[Scoped]:
-    found = [
-        Scoped(limit, limit.limit, keys, subject.uid, name)
-        for name, keys in running_containers([limit], subject).items()
-    ]
-    unresolved = _unresolved(limit, subject)
-    loose = frozenset[ProcessKey]().union(*_loose(subject))
-    if unresolved and loose:
-        found.append(Scoped(limit, limit.limit * unresolved, loose, subject.uid, ""))
-    return found
-
-
-def _unresolved(limit: NodeLimit, subject: Governed) -> int:
-    """How many containers that the limit selects are not known by the id of a running one."""
-    listed = {container.name: container.id for container in subject.held.containers}
-    if not listed:
-        return max(1, len(limit.containers))
-    return sum(
-        identity not in subject.by_container for name, identity in listed.items() if _selects(limit, name)
+    """Whether a limit of scope Container may select a container whose processes cannot be told from another one's."""
+    return STRAY in _loose(subject) and any(
+        _unresolved(limit, subject) for limit in subject.held.by_container
     )
 
 
-def _loose(subject: Governed) -> list[frozenset[ProcessKey]]:
-    """The processes of each container that the configuration gives no name, the sandbox among them."""
+def _by_container(limit: NodeLimit, subject: Governed) -> list[Scoped]:
+    named = running_containers([limit], subject)
+    unnamed = _loose(subject) if _unresolved(limit, subject) else {}
+    containers = {**named, **{f"/{identity}": keys for identity, keys in unnamed.items()}}
+    return [Scoped(limit, limit.limit, keys, subject.uid, name) for name, keys in containers.items()]
+
+
+def _unresolved(limit: NodeLimit, subject: Governed) -> bool:
+    """Whether a container that the limit selects is not known by the id of a running one."""
+    listed = subject.held.containers
+    return not listed or any(
+        container.id not in subject.by_container for container in listed if _selects(limit, container.name)
+    )
+
+
+def _loose(subject: Governed) -> dict[str, frozenset[ProcessKey]]:
+    """The processes of each container that the configuration gives no name, the sandbox among them, by its id."""
     named = {container.id for container in subject.held.containers}
-    return [keys for identity, keys in subject.by_container.items() if identity not in named]
+    return {identity: keys for identity, keys in subject.by_container.items() if identity not in named}
 
 
 def _selects(limit: NodeLimit, name: str) -> bool:

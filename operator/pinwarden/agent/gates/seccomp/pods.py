@@ -59,7 +59,7 @@ class Pods:
         """The containers that calls can come from. Raises OSError."""
         self._identities = tuple(identities)
         self._gated = frozenset(identity.id for identity in self._identities)
-        self._refresh()
+        self._refresh(everywhere=True)
 
     def listed(self, pod: str) -> bool:
         """Whether the configuration names the pod, as one with limits or a free one."""
@@ -197,8 +197,8 @@ class Pods:
     def _held(self, pod: str) -> Held | None:
         return self._plan.of_pod(pod) if self._plan else None
 
-    def _refresh(self) -> None:
-        found = self._finder.find(self._clock())
+    def _refresh(self, *, everywhere: bool = False) -> None:
+        found = self._finder.find(self._clock(), everywhere=everywhere)
         self.there = frozenset(found)
         self._folders.clear()
         before, self._subjects = self._subjects, {}
@@ -207,7 +207,10 @@ class Pods:
             held = self._held(pod)
             if held is None:
                 continue
-            subject = before.get(pod) or Governed(pod, found.get(pod, ()), held)
+            paths = found.get(pod, ())
+            subject = before.get(pod) or Governed(pod, paths, held)
+            if paths and subject.paths != paths:
+                subject.move(paths)
             subject.held = replace(held, containers=self._containers(pod, held))
             self._subjects[pod] = subject
         self._groups = {
