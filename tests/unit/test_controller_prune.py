@@ -67,6 +67,29 @@ def test_a_pod_that_only_looks_like_a_mirror_pod_bears_its_own_uid(forged: dict[
     assert prune.pod(forged)[1].cgroup_uid == "u1"
 
 
+@pytest.mark.parametrize(
+    ("state", "running"),
+    [
+        ({"state": {"running": {"startedAt": "2026-11-29T00:00:00Z"}}}, True),
+        ({}, True),
+        ({"state": {"waiting": {"reason": "CrashLoopBackOff"}}}, False),
+        ({"state": {"terminated": {"exitCode": 1}}}, False),
+        ({"containerID": "", "state": {"waiting": {}}}, False),
+        ({"containerID": ""}, False),
+    ],
+)
+def test_a_pod_runs_while_a_container_does(state: dict[str, Any], running: bool) -> None:
+    status = {"name": "main", "containerID": "containerd://1a"} | state
+    ended = {"name": "init", "containerID": "containerd://2b", "state": {"terminated": {}}}
+    raw = pod(status={"initContainerStatuses": [ended], "containerStatuses": [status]})
+    assert prune.pod(raw)[1].running is running
+
+
+def test_an_ephemeral_container_is_known_before_the_kubelet_starts_it() -> None:
+    raw = pod(spec={"ephemeralContainers": [{"name": "debugger"}]})
+    assert prune.pod(raw)[1].containers["debugger"] is None
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_pod_that_ended_is_terminal(phase: str) -> None:
     assert prune.pod(pod(status={"phase": phase}))[1].terminal

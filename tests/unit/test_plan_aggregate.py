@@ -16,6 +16,7 @@ from pinwarden.plan.aggregate import Kept, aggregate
 from pinwarden.plan.compile import MAX_POD_LIMITS, Limit, Settings, compile_node, refusal
 from pinwarden.plan.report import NodeView
 from pinwarden.plan.summarize import summarize
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES
 from pinwarden.plan.world import Node, Pod
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, UTC)
@@ -294,6 +295,43 @@ def test_a_pod_that_may_start_at_a_lower_level_is_not_called_held_before_it_did(
     assert told(status, "Enforced") == ("True", "Enforced"), (
         "it cannot come up weaker, and has nothing to hold"
     )
+
+
+EMPTY = {"processes": 0, "level": "Observe", "reason": NO_PROCESSES, "message": "no process is in kubepods"}
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("report", [EMPTY, {"processes": 0}], ids=["agent", "older agent"])
+def test_a_running_pod_without_processes_is_not_called_enforced(report: dict[str, Any]) -> None:
+    """Seen with a runtime of another cgroup driver: https://github.com/kubernetes/kubernetes/issues/106514."""
+    one, pods = limit(), [replace(pod("1"), running=True)]
+    status = status_of(one, pods, view(pods, [one], [use("1", **report)]))
+    assert told(status, "Enforced") == ("False", NO_PROCESSES)
+    assert told(status, "WithinLimit") == ("Unknown", NO_PROCESSES)
+    assert told(status, "Complete") == ("False", "NotReported")
+    assert "pod a/pod-1" in condition(status, "Enforced").message
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("running", "report"),
+    [(False, EMPTY), (False, {"processes": 0}), (True, {**EMPTY, "reason": ENDED})],
+    ids=["nothing runs", "nothing runs, older agent", "ended just now"],
+)
+def test_a_pod_of_which_nothing_runs_is_no_alarm(running: bool, report: dict[str, Any]) -> None:
+    one = limit()
+    for started in (True, False):
+        pods = [replace(pod("1", started=started), running=running)]
+        status = status_of(one, pods, view(pods, [one], [use("1", **report)]))
+        assert {each.status for each in status.conditions} == {"True"}
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("running", [True, False])
+def test_a_pod_whose_processes_cannot_be_read_says_that(running: bool) -> None:
+    one, pods = limit(), [replace(pod("1"), running=running)]
+    unread = use("1", processes=0, level="Observe", reason="NotReadable")
+    assert told(status_of(one, pods, view(pods, [one], [unread])), "Enforced") == ("False", "NotReadable")
 
 
 @pytest.mark.rule("H1")

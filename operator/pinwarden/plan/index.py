@@ -394,7 +394,7 @@ class World:
 
         def shown(entry: _Entry) -> tuple[object, ...]:
             pod = entry.pod
-            return entry.matching, pod.name, pod.cgroup_uid, pod.contested, pod.containers
+            return entry.matching, pod.name, pod.cgroup_uid, pod.contested, pod.containers, pod.running
 
         return shown(old) != shown(new)
 

@@ -33,11 +33,15 @@ def read_pod(raw: Json) -> Pod:
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     uid = metadata["uid"]
     containers: dict[str, str | None] = {
-        each["name"]: None for part in ("initContainers", "containers") for each in spec.get(part) or ()
+        each["name"]: None
+        for part in ("initContainers", "containers", "ephemeralContainers")
+        for each in spec.get(part) or ()
     }
+    running = False
     for part in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
         for each in status.get(part) or ():
-            containers[each["name"]] = _container_id(each.get("containerID"))
+            containers[each["name"]] = identity = _container_id(each.get("containerID"))
+            running = running or (identity is not None and not _stopped(each.get("state") or {}))
     return Pod.of(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -48,6 +52,7 @@ def read_pod(raw: Json) -> Pod:
         containers=containers,
         terminal=status.get("phase") in _TERMINAL,
         windows=(spec.get("os") or {}).get("name") == WINDOWS,
+        running=running,
     )
 
 
@@ -113,6 +118,11 @@ def read_namespace(raw: Json) -> Namespace:
 
 def _has_condition(status: Json, kind: str, value: str) -> bool:
     return any((each["type"], each["status"]) == (kind, value) for each in status.get("conditions") or ())
+
+
+def _stopped(state: Json) -> bool:
+    """Whether a container with this state has ended, or waits to be started again."""
+    return "terminated" in state or "waiting" in state
 
 
 def _container_id(text: str | None) -> str | None:

@@ -54,7 +54,7 @@ class ContainerUse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a pod was last seen to pin, the most that was seen (both in bytes), and how it is held."""
+    """What a pod was last seen to pin, the most that was seen (both in bytes), how many processes it had, and how it is held."""
 
     pinned: int
     peak: int
@@ -63,6 +63,7 @@ class Use:
     message: str
     containers: Mapping[str, ContainerUse]
     denials: Mapping[str, int] | None
+    processes: int = 1
 
     def denied(self, uid: str) -> int | None:
         """How many calls were refused for the limit with this UID; None where that cannot be seen."""
@@ -197,6 +198,7 @@ def _use(report: PodReport) -> Use:
         message=_text(report.message),
         containers=containers or _NONE,
         denials=denials,
+        processes=report.processes,
     )
 
 

@@ -24,8 +24,11 @@ from pinwarden.plan.compile import (
 )
 from pinwarden.plan.report import Asked, NodeView, Use
 from pinwarden.plan.verdicts import (
+    ENDED,
     LEVEL_TOO_LOW,
     NAMED,
+    NO_PROCESSES,
+    NOT_READABLE,
     NOT_REPORTED,
     NOTHING,
     PENDING,
@@ -90,7 +93,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     unsupported = unsupported_on(view, uid)
     crowded = (found for pod in pods if asked[pod.uid] is None and (found := _crowded(view, pod)))
     uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
-    unreported = [Finding(_name(pod), NOT_REPORTED) for pod in pods if uses[pod.uid] is None and pod.started]
+    unreported = [finding for pod in pods if (finding := _unseen(pod, uses[pod.uid]))]
     known = [(pod, use) for pod in pods if (use := uses[pod.uid]) is not None]
     over, unjudged = _compare(limit, known)
     denied = [count for _, use in known if (count := use.denied(uid)) is not None]
@@ -101,7 +104,7 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
             yield unsupported
         if view.reported and all(source in uncounted for source in _selected(spec)):
             yield Finding(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")
-        running = (pod for pod in pods if pod.started or uses[pod.uid] is not None)
+        running = (pod for pod in pods if _runs(pod, uses[pod.uid]))
         if weak and not all(_suffices(spec, uses[pod.uid]) for pod in running):
             yield Finding(f"node {view.name}", LEVEL_TOO_LOW, weak)
         for pod in pods:
@@ -227,23 +230,44 @@ def _unheld(
 ) -> Finding | None:
     """Why this pod is not held as asked.
 
-    Nothing of a pod that has not started a container, unless it may turn out to be held less well than asked: `weak` are the sources of the
-    node for which it may.
+    Nothing of a pod of which nothing runs, unless it may turn out to be held less well than asked: `weak` are the sources of the node for
+    which it may.
     """
     if pod.contested:
         return contested(pod)
     if ask is None and (crowded := _crowded(view, pod)):
         return crowded
-    if use is None and not pod.started:
-        return Finding(_name(pod), PENDING, f"it has not started, and on its node {weak}") if weak else None
+    if not _runs(pod, use):
+        what = "nothing of it runs" if pod.started else "it has not started"
+        return Finding(_name(pod), PENDING, f"{what}, and on its node {weak}") if weak else None
     if not _acknowledges(view, pod, ask):
         problem = problem_on(view)
         return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
+    if use is not None and not _suffices(spec, use):
+        return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
+    return _unseen(pod, use)
+
+
+def _runs(pod: Pod, use: Use | None) -> bool:
+    """Whether there is something of the pod to hold, as far as kubelet and agent say.
+
+    Of a pod without processes the kubelet's word counts, unless the agent saw just now how they ended: the kubelet may not have said so yet.
+    """
+    if use is None:
+        return pod.started
+    return use.processes > 0 or use.reason == NOT_READABLE or (pod.running and use.reason != ENDED)
+
+
+def _unseen(pod: Pod, use: Use | None) -> Finding | None:
+    """Of a pod that runs, and whose agent sees nothing of it."""
+    if not _runs(pod, use) or (use is not None and (use.processes or use.reason == NOT_READABLE)):
+        return None
     if use is None:
         return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
-    if not _suffices(spec, use):
-        return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
-    return None
+    where = (
+        use.message if use.reason == NO_PROCESSES else "its containers run, and no process is in its cgroup"
+    )
+    return Finding(_name(pod), NO_PROCESSES, where)
 
 
 @cache

@@ -50,7 +50,8 @@ class Pod:
     `terminal` says that its phase is Succeeded or Failed: all its containers have ended for good, and the rules see it as gone.
     `windows` says that it names Windows as its system, and the rules see it as gone too; of one that names none, the node tells
     (`Node.windows`).
-    Whether any container ever started is what the ids say (`started`). Callers change none of the maps.
+    Whether any container ever started is what the ids say (`started`). `running`: the kubelet last said that a container runs, an init
+    container too. Callers change none of the maps.
     """
 
     namespace: str
@@ -63,6 +64,7 @@ class Pod:
     terminal: bool = False
     windows: bool = False
     contested: bool = False
+    running: bool = False
 
     @property
     def cgroup_uids(self) -> Collection[str]:
@@ -89,6 +91,7 @@ class Pod:
         containers: Mapping[str, str | None],
         terminal: bool,
         windows: bool = False,
+        running: bool = False,
     ) -> "Pod":
         """A pod that shares with its like what they have in common; equal to one made without sharing."""
         return cls(
@@ -101,6 +104,7 @@ class Pod:
             containers={_string(key): value for key, value in containers.items()},
             terminal=terminal,
             windows=windows,
+            running=running,
         )
 
 
