@@ -98,8 +98,9 @@ class Worker:
 class Node:
     """Pods' cgroups, the workers in them, and an engine that runs while something is waited for."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, cgroup_root: Path = CGROUP) -> None:
         self._state = state
+        self._cgroup_root = cgroup_root
         self._directories: list[Path] = []
         self._workers: list[Worker] = []
         self._generation = 0
@@ -109,7 +110,7 @@ class Node:
     def start(self) -> None:
         """A new engine over the same state folder."""
         self.engine = Engine(
-            cgroup_root=CGROUP,
+            cgroup_root=self._cgroup_root,
             proc_root=Path("/proc"),
             store=SavedStore(self._state / "saved.json", "boot"),
             ability=probe(),
@@ -170,9 +171,9 @@ class Node:
 
 def remove(directory: Path) -> None:
     """Kill what is in a cgroup, and remove it."""
-    end = time.monotonic() + DEADLINE_SECONDS
+    patience = Patience(DEADLINE_SECONDS)
     while directory.exists():
-        assert time.monotonic() < end, f"{directory} is still in use"
+        assert not patience.ended, f"{directory} is still in use"
         for pid in member_pids(directory):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

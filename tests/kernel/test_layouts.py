@@ -7,6 +7,7 @@ driver than the kubelet), https://github.com/cri-o/cri-o/issues/5860 (no sandbox
 """
 
 import errno
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,11 +65,12 @@ UNKNOWN = {
 class Pod:
     """A pod in a layout: its cgroup as the kubelet makes it, and the cgroups of two containers as the runtime makes them."""
 
-    def __init__(self, layout: tuple[str, str]) -> None:
+    def __init__(self, hierarchy: Path, layout: tuple[str, str]) -> None:
+        self._hierarchy = hierarchy
         self.uid = str(uuid.uuid4())
         names = {"uid": self.uid, "slice": self.uid.replace("-", "_")}
-        self.directory = CGROUP / layout[0].format(**names)
-        self.containers = {id: CGROUP / layout[1].format(id=id, **names) for id in (ONE, TWO)}
+        self.directory = hierarchy / layout[0].format(**names)
+        self.containers = {id: hierarchy / layout[1].format(id=id, **names) for id in (ONE, TWO)}
         for path in (self.directory, *self.containers.values()):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -76,14 +78,34 @@ class Pod:
         """All its cgroups, and those above them that have nothing else."""
         for path in (*self.containers.values(), self.directory):
             remove(path)
-            for above in path.parents[: len(path.relative_to(CGROUP).parts) - 1]:
+            for above in path.parents[: len(path.relative_to(self._hierarchy).parts) - 1]:
                 with suppress(OSError):
                     above.rmdir()
 
 
+@pytest.fixture(params=["v2", "v1"])
+def hierarchy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The hierarchy of processes: that of v2, or of a node with cgroup v1, where it is one of several."""
+    if request.param == "v2":
+        yield CGROUP
+        return
+    path = tmp_path / "v1" / "systemd"
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "cgroup", "-o", "none,name=layouts", "cgroup", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def node(hierarchy: Path, tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path, hierarchy if hierarchy == CGROUP else hierarchy.parent)
+    yield node
+    node.close()
+
+
 @contextmanager
-def pod_in(layout: tuple[str, str]) -> Iterator[tuple[Pod, Worker, Worker]]:
-    pod = Pod(layout)
+def pod_in(hierarchy: Path, layout: tuple[str, str]) -> Iterator[tuple[Pod, Worker, Worker]]:
+    pod = Pod(hierarchy, layout)
     workers = [Worker(path) for path in pod.containers.values()]
     try:
         yield pod, workers[0], workers[1]
@@ -96,9 +118,9 @@ def pod_in(layout: tuple[str, str]) -> Iterator[tuple[Pod, Worker, Worker]]:
 @pytest.mark.rule("P1", "H1", level="Converge")
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_pod_of_each_layout_is_found_and_held_and_its_containers_too(
-    node: Node, layout: tuple[str, str]
+    node: Node, hierarchy: Path, layout: tuple[str, str]
 ) -> None:
-    with pod_in(layout) as (pod, one, two):
+    with pod_in(hierarchy, layout) as (pod, one, two):
         containers = [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]
         node.configure(
             [
@@ -120,9 +142,9 @@ def test_a_pod_of_each_layout_is_found_and_held_and_its_containers_too(
 @pytest.mark.rule("H1", level="Observe")
 @pytest.mark.parametrize("layout", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_pod_of_an_unknown_layout_is_at_observe_and_says_where_to_look(
-    node: Node, layout: tuple[str, str]
+    node: Node, hierarchy: Path, layout: tuple[str, str]
 ) -> None:
-    with pod_in(layout) as (pod, one, _):
+    with pod_in(hierarchy, layout) as (pod, one, _):
         node.hold(pod.uid, MIB)
         node.settle()
         assert one.lock(2 * MIB) == (2 * MIB, 0), "nobody holds it"
@@ -132,8 +154,10 @@ def test_a_pod_of_an_unknown_layout_is_at_observe_and_says_where_to_look(
 
 
 @pytest.mark.rule("H1", level="Converge")
-def test_a_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_process(node: Node) -> None:
-    with pod_in(LAYOUTS["CRI-O cgroupfs"]) as (pod, one, two):
+def test_a_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_process(
+    node: Node, hierarchy: Path
+) -> None:
+    with pod_in(hierarchy, LAYOUTS["CRI-O cgroupfs"]) as (pod, one, two):
         ended = [{"name": f"init-{number}", "id": f"{number:064x}"} for number in range(3)]
         containers = [*ended, {"name": "main", "id": "ff" * 32}, {"name": "proxy", "id": TWO}]
         node.configure(
@@ -146,8 +170,10 @@ def test_a_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_pro
 
 
 @pytest.mark.rule("H1", level="Observe")
-def test_processes_in_a_cgroup_of_no_container_are_held_together_and_said(node: Node) -> None:
-    with pod_in((SYSTEMD, f"{SYSTEMD}/other-{{id}}")) as (pod, one, two):
+def test_processes_in_a_cgroup_of_no_container_are_held_together_and_said(
+    node: Node, hierarchy: Path
+) -> None:
+    with pod_in(hierarchy, (SYSTEMD, f"{SYSTEMD}/other-{{id}}")) as (pod, one, two):
         node.configure(
             [{"limit": 2 * MIB, "scope": "Container"}],
             [{"uid": pod.uid, "limits": ["l"], "containers": [{"name": "main", "id": ONE}]}],
@@ -162,8 +188,8 @@ def test_processes_in_a_cgroup_of_no_container_are_held_together_and_said(node: 
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_whose_last_process_ended_says_that_first(node: Node) -> None:
-    with pod_in(LAYOUTS["CRI-O systemd, crun"]) as (pod, one, two):
+def test_a_pod_whose_last_process_ended_says_that_first(node: Node, hierarchy: Path) -> None:
+    with pod_in(hierarchy, LAYOUTS["CRI-O systemd, crun"]) as (pod, one, two):
         node.hold(pod.uid, MIB)
         node.until(lambda: node.report(pod.uid).level is Level.CONVERGE)
         one.end()

@@ -1,7 +1,8 @@
 """Which pods and directories are there, found cheaply and often.
 
-Pods lie in few directories (`kubepods` and its QoS classes; a runtime's service where its driver is another one than the kubelet's), so only
-these are listed each time; a walk over the whole hierarchy, which finds new such directories, is made now and then. Pod directories themselves are not entered: that is done for governed ones alone.
+Pods lie in few directories: `kubepods`, its QoS classes, and those where a runtime with another driver than the kubelet's puts containers.
+Only these are listed each time; a walk over the whole hierarchy, which finds new such directories, is made now and then. Pod directories
+themselves are not entered: that is done for governed ones alone.
 """
 
 import errno

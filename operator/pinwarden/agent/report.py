@@ -202,7 +202,8 @@ def _deserted(subject: Governed) -> Verdict:
     return Verdict(
         Level.OBSERVE,
         NO_PROCESSES,
-        f"no process is in {where}. If its containers run: /proc/PID/cgroup of one says where, and the cgroup drivers of kubelet and runtime differ",
+        f"no process is in {where}. If its containers run, the cgroup drivers of kubelet and runtime may differ: "
+        "/proc/PID/cgroup of one of its processes says where it is",
     )
 
 

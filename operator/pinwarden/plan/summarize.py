@@ -251,7 +251,7 @@ def _unheld(
 def _runs(pod: Pod, use: Use | None) -> bool:
     """Whether there is something of the pod to hold, as far as kubelet and agent say.
 
-    Of a pod without processes the kubelet's word counts, unless the agent saw just now how they ended: the kubelet may not have said so yet.
+    Of a pod without processes the kubelet's word counts, unless the agent just saw them end: the kubelet may not have said so yet.
     """
     if use is None:
         return pod.started
