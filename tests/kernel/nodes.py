@@ -13,9 +13,12 @@ from typing import Any
 
 from cluster.patience import Patience
 from pinwarden.agent.cgroups import member_pids
+from pinwarden.agent.configuration import Configuration, LastConfiguration
 from pinwarden.agent.deal import Limits
+from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import prlimit_memlock, probe
+from pinwarden.agent.gone import Retainer
 from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
 
@@ -101,6 +104,7 @@ class Node:
     def __init__(self, state: Path, cgroup_root: Path = CGROUP) -> None:
         self._state = state
         self._cgroup_root = cgroup_root
+        self.memory = LastConfiguration(state / "last.json")
         self._directories: list[Path] = []
         self._workers: list[Worker] = []
         self._generation = 0
@@ -115,6 +119,7 @@ class Node:
             store=SavedStore(self._state / "saved.json", "boot"),
             ability=probe(),
         )
+        self._retainer = Retainer(self.memory.load(), lambda: PodFinder(CGROUP).find(0.0).keys())
 
     def pod(self, *containers: str, uid: str = "") -> str:
         uid = uid or str(uuid.uuid4())
@@ -137,6 +142,16 @@ class Node:
         limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
         spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})
         self.engine.configure(spec, [], self._generation)
+        self.until(lambda: self.engine.report().observed_generation == self._generation)
+
+    def take(self, limits: list[dict[str, Any]], pods: list[dict[str, Any]]) -> None:
+        """What an agent does with a spec of its NodePinConfig, from watching it to having it on disk and in force."""
+        self._generation += 1
+        limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
+        new = Configuration.parse({"limits": limits, "pods": pods}, "uid", self._generation)
+        found = self._retainer.retain(new)
+        self.memory.save(found)
+        self.engine.configure(found.spec, found.unsupported, found.generation, found.gone)
         self.until(lambda: self.engine.report().observed_generation == self._generation)
 
     def hold(self, uid: str, limit: int, **more: Any) -> None:

@@ -126,6 +126,40 @@ def test_limits_stay_over_a_restart_and_the_next_engine_gives_back(node: Node) -
     assert worker.limits == GIVEN
 
 
+@pytest.mark.rule("H3", level="Converge")
+def test_a_limit_stays_on_a_pod_that_vanished_and_goes_when_it_is_deleted(node: Node) -> None:
+    """Deleting a pod by force makes the API server forget it: https://github.com/kubernetes/kubernetes/issues/51835."""
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.take([{"limit": 2 * MIB}], [{"uid": uid, "limits": ["l"]}])
+    assert worker.lock(MIB) == (MIB, 0)
+    node.take([], [])
+    assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
+    node.until(lambda: (node.report(uid).reason, node.report(uid).vm_lck) == ("PodGone", 2 * MIB))
+    assert node.report(uid).level is Level.CONVERGE
+    node.engine.close()
+    node.start()
+    node.take([], [])
+    assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
+    node.until(lambda: node.report(uid).reason == "PodGone")
+    node.take([{"limit": 3 * MIB}], [])
+    assert worker.lock(16 * MIB) == (3 * MIB, errno.ENOMEM), "its limit was raised"
+    node.take([], [{"uid": uid}])
+    assert worker.limits == GIVEN, "no limit selects it any more"
+    node.take([], [])
+    assert worker.limits == GIVEN
+
+
+@pytest.mark.rule("H3", level="Converge")
+def test_a_pod_that_vanished_is_forgotten_with_its_processes(node: Node) -> None:
+    uid = node.pod()
+    worker = node.hire(uid)
+    node.take([{"limit": MIB}], [{"uid": uid, "limits": ["l"]}])
+    node.take([], [])
+    worker.end()
+    node.until(lambda: node.engine.report().pods == [])
+
+
 @pytest.mark.emulated
 @pytest.mark.rule("P1", level="Converge")
 def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:

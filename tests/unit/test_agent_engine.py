@@ -811,6 +811,26 @@ def test_a_container_beside_its_pod_is_held_and_counted(node: Node) -> None:
     assert {each.name: each.pinned for each in node.pod().containers} == {"a": 2 * PAGE, "b": 0}
 
 
+@pytest.mark.rule("H3", "P6")
+def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
+    """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
+    worker = node.hire()
+    worker.lock(2 * PAGE)
+    node.put([worker.pid])
+    spec = NodePinConfigSpec.model_validate(
+        {"limits": [{"name": "l", "uid": "uid-l", "scope": "Pod", "limit": 4 * PAGE}], "pods": [POD]}
+    )
+    node.engine.configure(spec, [], 1, frozenset({UID}))
+    node.tick()
+    assert node.hard(worker) == 4 * PAGE
+    pod = node.pod()
+    assert (pod.level, pod.reason, pod.vm_lck) == (Level.CONVERGE, "PodGone", 2 * PAGE)
+    assert "RlimitGate" in pod.message
+    node.put([])
+    node.tick()
+    assert node.engine.report().pods == []
+
+
 def test_a_pod_that_is_not_listed_is_held_to_unknown_pods(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])

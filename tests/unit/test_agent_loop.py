@@ -19,7 +19,11 @@ class Engine:
         self.ticked = threading.Event()
 
     def configure(
-        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+        self,
+        spec: NodePinConfigSpec,
+        unsupported: Sequence[UnsupportedLimit],
+        generation: int | None,
+        gone: frozenset[str] = frozenset(),
     ) -> None:
         self.calls.append(generation)
 

@@ -23,7 +23,7 @@ from monitoring.rules import Pace
 from pinwarden.agent import report, sources, subjects
 from pinwarden.agent.gates.rlimit import HeldBackReason
 from pinwarden.controller.tally import OTHER, REASONS
-from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, NOT_READABLE, SILENT, STARTING
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, NOT_READABLE, POD_GONE, SILENT, STARTING
 
 METRIC = re.compile(r"pinwarden_(?:operator|agent)_\w+")
 SELECTOR = re.compile(r"(pinwarden_\w+)\{([^}]*)\}")
@@ -77,6 +77,7 @@ def test_every_reason_that_an_agent_may_give_is_in_the_closed_set() -> None:
         ENDED,
         NO_PROCESSES,
         NOT_READABLE,
+        POD_GONE,
     }
     given_by_agent |= {each.value for each in HeldBackReason}
     for module in (report, subjects):

@@ -35,7 +35,8 @@ class Problem:
 class Configuration:
     """A spec that was understood, and what of it was not.
 
-    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec as it came.
+    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec as it came. `gone` are the pods in it
+    that the operator lists no longer (`gone.Retainer`).
     """
 
     spec: NodePinConfigSpec
@@ -43,6 +44,7 @@ class Configuration:
     unsupported: tuple[UnsupportedLimit, ...] = ()
     uid: str | None = None
     generation: int | None = None
+    gone: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, raw: object, uid: str | None, generation: int | None) -> "Configuration":

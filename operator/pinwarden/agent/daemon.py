@@ -10,15 +10,24 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pinwarden.agent.configuration import ConfigurationError, LastConfiguration, kept_in
+from pinwarden.agent.cgroups import process_hierarchy
+from pinwarden.agent.configuration import (
+    Configuration,
+    ConfigurationError,
+    LastConfiguration,
+    kept_in,
+)
+from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
 from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
+from pinwarden.agent.gone import Retainer
 from pinwarden.agent.kube import NodePinConfigClient
 from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.agent.localconfig import LocalWatcher, read_files
@@ -135,6 +144,7 @@ class _Agent:
         if settings.gates == "auto":
             records["gate"] = settings.run_dir / GATE_RECORD
         self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
+        self._kept: Configuration | None = None
         self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
 
     def start(self, resources: ExitStack) -> Loop:
@@ -179,9 +189,10 @@ class _Agent:
             with suppress(ConfigurationError):  # said by the one who follows the files
                 self._inbox.put(read_files(self._settings.config))
                 return
-        if configuration := self._memory.load():
-            _log.info("the last configuration is taken from disk: generation %s", configuration.generation)
-            self._inbox.put(configuration)
+        self._kept = self._memory.load()
+        if self._kept:
+            _log.info("the last configuration is taken from disk: generation %s", self._kept.generation)
+            self._inbox.put(self._kept)
 
     def _serve_status(self) -> None:
         settings = self._settings
@@ -224,6 +235,11 @@ class _Agent:
             post=self._inbox.put,
             announce=reporter.announce,
             failed=metrics.failed,
+            retain=Retainer(self._kept, self._pods_there).retain,
         )
         self._workers.start("reporter", reporter.run)
         self._workers.start("watcher", watcher.run)
+
+    def _pods_there(self) -> Collection[str]:
+        """The pods that have a cgroup. Raises OSError."""
+        return PodFinder(process_hierarchy(self._settings.cgroup_root)).find(time.monotonic()).keys()

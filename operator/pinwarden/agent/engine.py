@@ -78,10 +78,14 @@ class Engine:
         self._sampled: datetime | None = None
 
     def configure(
-        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+        self,
+        spec: NodePinConfigSpec,
+        unsupported: Sequence[UnsupportedLimit],
+        generation: int | None,
+        gone: frozenset[str] = frozenset(),
     ) -> None:
-        """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt."""
-        self._plan = Plan(spec, unsupported, generation)
+        """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt. `gone` are pods without an object."""
+        self._plan = Plan(spec, unsupported, generation, gone)
         self._overshoots.keep({limit.uid for limit in self._plan.limits} | {UNKNOWN_PODS})
         self._find_due = float("-inf")
 

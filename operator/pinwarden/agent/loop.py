@@ -26,9 +26,13 @@ class Engine(Protocol):
     """What the loop drives; `engine.Engine` is the one there is."""
 
     def configure(
-        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+        self,
+        spec: NodePinConfigSpec,
+        unsupported: Sequence[UnsupportedLimit],
+        generation: int | None,
+        gone: frozenset[str] = ...,
     ) -> None:
-        """Take a configuration; it is dealt at the next tick."""
+        """Take a configuration; it is dealt at the next tick. `gone` are pods in it that have no object any more."""
         ...
 
     def tick(self) -> float:
@@ -92,7 +96,7 @@ class Loop:
             else:
                 self._problem = item
         if newest is not None and newest != self._configuration:
-            self._engine.configure(newest.spec, newest.unsupported, newest.generation)
+            self._engine.configure(newest.spec, newest.unsupported, newest.generation, newest.gone)
             self._configuration = newest
             _log.info(
                 "configuration in force: generation %s, %d limits, %d not understood",

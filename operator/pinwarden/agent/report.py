@@ -29,7 +29,7 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
-from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, STARTING
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
 
 _PODS = 4096
 _LIMITS = 1024
@@ -82,6 +82,7 @@ class Reporter:
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
         """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
+        subjects = [subject for subject in subjects if subject.keys or not subject.held.gone]
         listed, cut = overshoots.reports()
         standings = [(subject, self._gate.standing(subject)) for subject in subjects]
         behind = {subject.uid for subject, standing in standings if standing.behind}
@@ -110,6 +111,8 @@ class Reporter:
 
     def _pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
         verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
+        if subject.held.gone:
+            verdict = _of_gone(verdict)
         return PodReport(
             uid=subject.uid,
             vm_lck=subject.locked,
@@ -192,6 +195,16 @@ def judge(
             "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
     return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
+
+
+def _of_gone(verdict: Verdict) -> Verdict:
+    """The same of a pod whose object is gone: that is said first."""
+    how = f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
+    return Verdict(
+        verdict.level,
+        POD_GONE,
+        f"its pod is gone from the API server, and its last limits stay until its processes end ({how})",
+    )
 
 
 def _deserted(subject: Governed) -> Verdict:

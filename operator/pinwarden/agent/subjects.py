@@ -38,6 +38,7 @@ NOT_UNDERSTOOD = "NotUnderstood"
 class Held:
     """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty.
 
+    `gone`: a pod whose object is gone while its cgroup is still there.
     Two with one `fingerprint` are held to the same limits, in every word of them.
     """
 
@@ -45,6 +46,7 @@ class Held:
     containers: tuple[PodContainer, ...] = ()
     unsupported: str = ""
     fingerprint: str = ""
+    gone: bool = False
 
     @property
     def enforced(self) -> bool:
@@ -58,11 +60,16 @@ class Held:
 
 
 class Plan:
-    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none."""
+    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone` are pods without an object."""
 
     def __init__(
-        self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+        self,
+        spec: NodePinConfigSpec,
+        unsupported: Sequence[UnsupportedLimit],
+        generation: int | None,
+        gone: frozenset[str] = frozenset(),
     ) -> None:
+        self._gone = gone
         self.release = spec.mode is Mode.RELEASE
         self.generation = generation
         refused = {limit.name: report for limit in spec.limits if (report := _refusal(limit))}
@@ -110,6 +117,7 @@ class Plan:
             containers=tuple(pod.containers),
             unsupported=self._reasons.get(missing[0], NOT_UNDERSTOOD) if missing else "",
             fingerprint=" ".join(self._fingerprints[name] for name in names),
+            gone=pod.uid in self._gone,
         )
 
 

@@ -35,7 +35,8 @@ class Client(Protocol):
 class Watcher:
     """Posts each configuration of the node's object once.
 
-    `announce` is told the uid of the object, None while there is none; `failed` the operation that failed (list, watch, remember).
+    `announce` is told the uid of the object, None while there is none; `failed` the operation that failed (list, watch, remember). `retain`
+    adds to a configuration what stays of the one before.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Watcher:
         post: Callable[[Configuration | Problem], None],
         announce: Callable[[str | None], None],
         failed: Callable[[str], None],
+        retain: Callable[[Configuration], Configuration] = lambda new: new,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
+        self._retain = retain
         self._memory = memory
         self._post = post
         self._announce = announce
@@ -111,7 +114,7 @@ class Watcher:
 
     def _take(self, found: Object) -> None:
         try:
-            configuration = Configuration.parse(found.spec, found.uid, found.generation)
+            configuration = self._retain(Configuration.parse(found.spec, found.uid, found.generation))
         except ConfigurationError as error:
             _log.error(
                 "generation %d of the NodePinConfig cannot be read, the last good one stays in force: %s",

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from pinwarden.api.pinlimit import Level
 from pinwarden.controller.items import Items
 from pinwarden.plan.report import NodeView, Use
-from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, SILENT, STARTING
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
 from pinwarden.plan.world import Pod
 
 UNKNOWN: Final = "Unknown"
@@ -22,7 +22,7 @@ REASONS: Final = (
     *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
     *("UseUnknown", "CapIPCLock", "CapSysResource", "ThreadsUnread", "TreeTooDeep", "ContainerUnknown"),
     *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood"),
-    *(NO_PROCESSES, ENDED, SILENT, OTHER),
+    *(NO_PROCESSES, ENDED, POD_GONE, SILENT, OTHER),
 )
 """Why a pod is held at its level and at no better one."""
 

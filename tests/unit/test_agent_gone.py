@@ -1,0 +1,139 @@
+"""What holds for a pod stays while its cgroup does, also when the configuration leaves the pod out (H3)."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.agent.configuration import Configuration, LastConfiguration
+from pinwarden.agent.gone import Retainer
+
+LIMIT = {"name": "ns/l", "uid": "uid-l", "scope": "Pod", "limit": 4096}
+OTHER = {**LIMIT, "name": "ns/m", "uid": "uid-m"}
+POD = {"uid": "zombie", "limits": ["ns/l"]}
+GROUP = {
+    "name": "ns/g",
+    "uid": "uid-g",
+    "backing": {"posixShm": {"name": "x"}},
+    "management": "Adopt",
+    "accounting": "Borrow",
+    "fairShare": "Borrow",
+}
+
+
+def configuration(generation: int = 1, **spec: Any) -> Configuration:
+    return Configuration.parse(spec, "uid", generation)
+
+
+def retained(last: Configuration, new: Configuration, there: Collection[str] = ("zombie",)) -> Configuration:
+    return Retainer(last, lambda: there).retain(new)
+
+
+def limits_of(found: Configuration, uid: str = "zombie") -> list[tuple[str, int]] | None:
+    """Name and bytes of each limit that holds for the pod; None for one that is not listed."""
+    amounts = {limit.name: limit.limit for limit in found.spec.limits}
+    pods = {pod.uid: pod for pod in found.spec.pods}
+    return [(name, amounts[name]) for name in pods[uid].limits] if uid in pods else None
+
+
+BEFORE = configuration(limits=[LIMIT], pods=[POD])
+
+
+@pytest.mark.rule("H3")
+def test_a_pod_that_is_left_out_keeps_its_limits_while_its_cgroup_is_there() -> None:
+    new = configuration(2, limits=[OTHER], pods=[{"uid": "b", "limits": ["ns/m"]}])
+    found = retained(BEFORE, new)
+    assert limits_of(found) == [("ns/l", 4096)]
+    assert limits_of(found, "b") == [("ns/m", 4096)]
+    assert (found.gone, found.uid, found.generation) == ({"zombie"}, "uid", 2)
+    assert retained(BEFORE, new, there=()) == new
+
+
+@pytest.mark.rule("P14", "H3")
+@pytest.mark.parametrize(
+    ("spec", "limits"),
+    [
+        ({"pods": [{"uid": "zombie"}]}, []),
+        ({"pods": [{"uid": "zombie", "limits": ["ns/m"]}], "limits": [OTHER]}, [("ns/m", 4096)]),
+        ({"limits": [{**LIMIT, "limit": 8192}]}, [("ns/l", 8192)]),
+    ],
+    ids=["it is free", "another limit holds for it", "its limit was changed"],
+)
+def test_what_a_configuration_says_of_a_pod_or_its_limits_goes_before(
+    spec: Mapping[str, Any], limits: list[tuple[str, int]]
+) -> None:
+    assert limits_of(retained(BEFORE, configuration(2, **spec))) == limits
+
+
+@pytest.mark.rule("H3")
+def test_a_retained_pod_is_retained_again_also_after_a_restart(tmp_path: Path) -> None:
+    memory = LastConfiguration(tmp_path / "last.json")
+    memory.save(retained(BEFORE, configuration(2)))
+    after = memory.load()
+    assert after is not None
+    retainer = Retainer(after, lambda: ["zombie"])
+    for generation in (3, 4):
+        found = retainer.retain(configuration(generation))
+        assert (limits_of(found), found.gone) == ([("ns/l", 4096)], {"zombie"})
+
+
+def test_mode_release_comes_with_it() -> None:
+    assert retained(BEFORE, configuration(2, mode="Release")).spec.mode == "Release"
+
+
+def test_a_free_pod_that_is_left_out_is_not_retained() -> None:
+    assert retained(configuration(pods=[{"uid": "zombie"}]), configuration(2)) == configuration(2)
+
+
+@pytest.mark.rule("M8", "H3")
+def test_a_retained_pod_keeps_what_it_may_borrow() -> None:
+    members = [{"pods": ["b", "zombie"], "borrowLimit": 4096}]
+    pods = [{"uid": "b"}, {"uid": "zombie"}]
+    last = configuration(groups=[{**GROUP, "members": members}], pods=pods)
+    now = {**GROUP, "members": [{"pods": ["b"], "borrowLimit": 8192}]}
+    (group,) = retained(last, configuration(2, groups=[now], pods=pods[:1])).spec.groups
+    assert [(each.pods, each.borrow_limit) for each in group.members] == [(["b"], 8192), (["zombie"], 4096)]
+    assert not retained(last, configuration(2, pods=pods[:1])).spec.groups, "the group was deleted"
+
+
+@pytest.mark.rule("H3")
+def test_where_pods_cannot_be_listed_all_missing_ones_are_retained() -> None:
+    def there() -> Collection[str]:
+        raise PermissionError(13, "Permission denied")
+
+    assert limits_of(Retainer(BEFORE, there).retain(configuration(2))) == [("ns/l", 4096)]
+
+
+def test_a_limit_that_is_not_understood_is_retained_as_it_came() -> None:
+    last = configuration(limits=[{**LIMIT, "newer": True}], pods=[POD])
+    found = retained(last, configuration(2))
+    assert [each.name for each in found.unsupported] == ["ns/l"]
+    assert found.raw["limits"] == [{**LIMIT, "newer": True}]
+
+
+def test_what_does_not_fit_in_is_said_and_takes_nothing_of_the_new(caplog: pytest.LogCaptureFixture) -> None:
+    new = configuration(2, pods=[{"uid": f"{number}"} for number in range(4096)])
+    assert retained(BEFORE, new) == new
+    assert "are released" in caplog.text
+
+
+pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())
+
+
+@given(st.lists(pods, min_size=1, max_size=6), st.sets(st.sampled_from("abcd")))
+def test_a_pod_is_held_until_it_is_free_or_its_cgroup_is_gone(
+    specs: list[dict[str, bool]], there: set[str]
+) -> None:
+    retainer, held = Retainer(None, lambda: there), frozenset[str]()
+    for generation, spec in enumerate(specs):
+        listed = [{"uid": uid, "limits": ["ns/l"] if held_ else []} for uid, held_ in spec.items()]
+        found = retainer.retain(configuration(generation, limits=[LIMIT], pods=listed))
+        limited = {uid for uid, has in spec.items() if has}
+        held = frozenset(limited | ((held & there) - spec.keys()))
+        assert {pod.uid for pod in found.spec.pods if pod.limits} == held
+        assert found.gone == held - spec.keys()
+        assert replace(found, gone=frozenset()) == Configuration.parse(found.raw, "uid", generation)
