@@ -2,8 +2,9 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,8 +130,8 @@ class Operator:
             (each["reason"] for each in self.status().get("conditions", []) if each["type"] == kind), ""
         )
 
-    def report(self, pinned: int = 4096, node: str = "n1") -> None:
-        """The agent took what stands, and its write was seen."""
+    def report(self, pinned: int = 4096, node: str = "n1", *, ended: Sequence[str] = ()) -> None:
+        """The agent took what stands, and its write was seen; the cgroups of `ended` pods are gone."""
         config = copy.deepcopy(self.server.objects[config_path(node)])
         spec, _ = NodePinConfigSpec.parse(config["spec"])
         level = {"level": "Converge", "reason": ""}
@@ -141,7 +142,7 @@ class Operator:
             "pods": [
                 {"uid": each.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **level}
                 for each in spec.pods
-                if each.limits
+                if each.limits and each.uid not in ended
             ],
         }
         self.state.put_held(prune.node_pin_config(config)[1])
@@ -162,6 +163,11 @@ STATUS = "/apis/pinwarden.io/v1alpha1/namespaces/ns/pinlimits/l/status"
 
 def config_path(node: str) -> str:
     return f"/apis/pinwarden.io/v1alpha1/nodepinconfigs/{node}"
+
+
+def held_pods(operator: Operator) -> list[tuple[str, list[str]]]:
+    """The pods of the spec, each with the limits that hold for it."""
+    return [(each["uid"], each["limits"]) for each in operator.spec().get("pods", [])]
 
 
 def limit(version: int, generation: int, status: Json | None = None, **spec: Any) -> Json:
@@ -692,5 +698,92 @@ def test_a_limit_without_pods_and_one_that_was_applied_before_are_not_measured()
         await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
         await operator.rest()
         assert apply_seconds(operator) == 0, "nobody waited for it"
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3", "P6")
+@pytest.mark.parametrize("how", ["deleted", "Failed"])
+def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: str) -> None:
+    """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
+
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        operator.report()
+        if how == "deleted":
+            operator.state.remove_pod("p1")
+        else:
+            pod = operator.state.world.pod("p1")
+            assert pod is not None
+            operator.state.put_pod(replace(pod, terminal=True))
+        await operator.until(lambda: (operator.status().get("topPods") or [{}])[0].get("reason") == "PodGone")
+        assert (operator.status()["matchedPods"], operator.status()["pinnedBytes"]) == (1, 4096)
+        assert operator.condition("Enforced") == "Enforced"
+        assert held_pods(operator) == [("p1", ["ns/l"])]
+        operator.report(ended=["p1"])
+        await operator.until(lambda: held_pods(operator) == [])
+        await operator.until(lambda: operator.status()["matchedPods"] == 0)
+
+    scenario(work)
+
+
+@pytest.mark.rule("P14", "H3")
+def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        operator.report()
+        operator.state.remove_pod("p1")
+        operator.limit(2, 2, podSelector={"matchLabels": {"app": "other"}})
+        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+        operator.limit(3, 3)
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        operator.state.remove(operator.state.seen_as("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
+        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("why", ["never reported", "silent", "another pod has its cgroup"])
+def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        if why != "never reported":
+            operator.report()
+        operator.agent(ready=why != "silent")
+        operator.state.remove_pod("p1")
+        if why == "another pod has its cgroup":  # a mirror pod that was deleted, and made again
+            operator.state.put_pod(Pod("ns", "p2", "p2", "p1", "n1"))
+        await operator.rest()
+        await operator.until(lambda: operator.state.world.pod("p1") is None)
+
+    scenario(work)
+
+
+def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        operator.report()
+        operator.state.remove_pod("p1")
+        assert operator.state.world.pod("p1") is not None
+        operator.state.remove_held("n1")
+        assert operator.state.world.pod("p1") is not None, "an object that is made again takes nothing back"
+        operator.state.remove_node("n1")
+        await operator.until(lambda: operator.state.world.pod("p1") is None)
 
     scenario(work)

@@ -88,6 +88,7 @@ class State:
         self._metrics = metrics
         self._refused = refused
         self._ended: dict[tuple[str, str], Pod] = {}
+        self._going_on: dict[str, set[str]] = {}
         self._views: dict[str, NodeView] = {}
         self._agents: dict[str, AgentPod] = {}
         self._ready_agents: dict[str, int] = {}
@@ -100,13 +101,17 @@ class State:
         """A pod as it is."""
         if pod.terminal:
             self._end(pod)
+            self._leave(pod.uid)
+            return
+        self._going_on.get(pod.node, set()).discard(pod.uid)
         self._mark(self.world.put_pod(pod))
+        self._forget_ended(pod.node)
 
     def remove_pod(self, uid: str) -> None:
         """A pod is gone, has ended, or is not bound to a node."""
         if pod := self.world.pod(uid):
             self._end(pod)
-        self._mark(self.world.remove_pod(uid))
+        self._leave(uid)
 
     def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
         """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended.
@@ -216,6 +221,7 @@ class State:
         if name not in self.held or not self.held[name].uid:
             self.held.pop(name, None)
             self._views.pop(name, None)
+            self._forget_ended(name)
             self._lost.discard(name)
             self.rises.forget_node(name)
             self._mark(self.world.put_presence(name, NOWHERE))
@@ -315,6 +321,7 @@ class State:
             self._tell_presence(view)
             name = view.name
             self._mark(Dirty(limits=self.world.limits_on(name), groups=self.world.groups_on(name)))
+            self._forget_ended(name)
 
     def _tell_presence(self, view: NodeView) -> None:
         before = self.world.presence(view.name)
@@ -338,6 +345,43 @@ class State:
             self.rises.reported(view)
             self._see(view)
             self._refused(held.name, config.status.recent_denials if config.status else [])
+
+    def _leave(self, uid: str) -> None:
+        """A pod is gone or has ended. While processes of it go on, the rules keep it: limits hold until they do not select it any more.
+
+        A node whose agent is silent is not waited for: its agent keeps such limits by itself.
+        """
+        pod = self.world.pod(uid)
+        if pod is None or self.view(pod.node).silent or not self._goes_on(pod):
+            self._mark(self.world.remove_pod(uid))
+            return
+        self._going_on.setdefault(pod.node, set()).add(uid)
+        self._mark(self.world.put_pod(replace(pod, gone=True)))
+
+    def _goes_on(self, pod: Pod) -> bool:
+        """Whether the node's agent last reported processes of the pod, and no other pod has its cgroup.
+
+        A mirror pod that was deleted comes again under another UID, and with the cgroup that it had.
+        """
+        use = self.view(pod.node).pods.get(pod.cgroup_uid)
+        alone = all(
+            other.cgroup_uid != pod.cgroup_uid
+            for other in self.world.pods_on(pod.node)
+            if other.uid != pod.uid and not other.gone
+        )
+        return use is not None and use.processes > 0 and alone
+
+    def _forget_ended(self, node: str) -> None:
+        """Remove the pods that are gone and of which nothing goes on any more, as far as the node reports."""
+        if node in self._views and not self._views[node].reported:
+            return
+        for uid in list(self._going_on.get(node, ())):
+            pod = self.world.pod(uid)
+            if pod is None or not self._goes_on(pod):
+                self._going_on[node].discard(uid)
+                self._mark(self.world.remove_pod(uid))
+        if not self._going_on.get(node, True):
+            del self._going_on[node]
 
     def _end(self, pod: Pod) -> None:
         for uid in pod.cgroup_uids:

@@ -20,7 +20,7 @@ from pinwarden.plan.conditions import judge
 from pinwarden.plan.recommend import recommend
 from pinwarden.plan.report import NodeView, Use
 from pinwarden.plan.summarize import Share, largest, summarize
-from pinwarden.plan.verdicts import SILENT, Refusal, dated, not_accepted
+from pinwarden.plan.verdicts import POD_GONE, SILENT, Refusal, dated, not_accepted
 from pinwarden.plan.world import Pod
 
 _Resource = TypeVar("_Resource")
@@ -137,7 +137,7 @@ def _usage(pod: Pod, use: Use, uid: str, silent: bool) -> PodUsage:
         node=pod.node,
         pinned_bytes=use.pinned,
         level=None if silent else use.level,
-        reason=SILENT if silent else use.reason or None,
+        reason=SILENT if silent else POD_GONE if pod.gone else use.reason or None,
         denials=use.denied(uid),
     )
 

@@ -394,7 +394,8 @@ class World:
 
         def shown(entry: _Entry) -> tuple[object, ...]:
             pod = entry.pod
-            return entry.matching, pod.name, pod.cgroup_uid, pod.contested, pod.containers, pod.running
+            state = pod.contested, pod.running, pod.gone
+            return entry.matching, pod.name, pod.cgroup_uid, pod.containers, state
 
         return shown(old) != shown(new)
 

@@ -51,7 +51,7 @@ class Pod:
     `windows` says that it names Windows as its system, and the rules see it as gone too; of one that names none, the node tells
     (`Node.windows`).
     Whether any container ever started is what the ids say (`started`). `running`: the kubelet last said that a container runs, an init
-    container too. Callers change none of the maps.
+    container too. `gone`: the API server has it no more, or as one that ended, and processes of it go on. Callers change none of the maps.
     """
 
     namespace: str
@@ -65,6 +65,7 @@ class Pod:
     windows: bool = False
     contested: bool = False
     running: bool = False
+    gone: bool = False
 
     @property
     def cgroup_uids(self) -> Collection[str]:
