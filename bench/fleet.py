@@ -13,7 +13,7 @@ import json
 import random
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -236,6 +236,7 @@ class Agents:
     generations: dict[str, int] = field(default_factory=dict)
     acknowledged: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
     _latest: dict[str, Json] = field(default_factory=dict)
     _due: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -260,6 +261,12 @@ class Agents:
         for task in self._tasks:
             if task.done():
                 task.result()
+
+    def end(self, pod: Json) -> None:
+        """The pod's processes have ended, as on a node before its object is deleted."""
+        self._ended.add(pod["metadata"]["uid"])
+        if (node := pod["spec"]["nodeName"]) in self._latest:
+            self._due.put_nowait(node)
 
     async def _watch(self) -> None:
         while True:
@@ -292,7 +299,7 @@ class Agents:
             config = self._latest[await self._due.get()]
             generation = config["metadata"]["generation"]
             name = config["metadata"]["name"]
-            body = {**config, "status": report_of(understood(config["spec"]), generation)}
+            body = {**config, "status": report_of(understood(config["spec"]), generation, self._ended)}
             try:
                 await self.api.send("PUT", f"{CONFIGS}/{name}/status", body)
             except aiohttp.ClientResponseError as error:
@@ -315,8 +322,8 @@ def understood(raw: Json) -> NodePinConfigSpec:
     return spec
 
 
-def report_of(spec: NodePinConfigSpec, generation: int) -> Json:
-    """The status of a node whose agent took `spec` and found every governed pod running."""
+def report_of(spec: NodePinConfigSpec, generation: int, ended: Collection[str] = ()) -> Json:
+    """The status of a node whose agent took `spec` and found every governed pod running but those that ended."""
     counted = ("Mlock", "MemfdSecret", "IoUring", "Rdma", "Vfio", "Iommufd", "Vdpa")
     return {
         "observedGeneration": generation,
@@ -337,6 +344,6 @@ def report_of(spec: NodePinConfigSpec, generation: int) -> Json:
                 "level": "Converge",
             }
             for pod in spec.pods
-            if pod.limits
+            if pod.limits and pod.uid not in ended
         ],
     }

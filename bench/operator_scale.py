@@ -111,7 +111,7 @@ async def observe(api: Api, pid: int, work: Awaitable[object]) -> Window:
     return Window(seconds, after - before, share["operator"], share["server"], share["etcd"])
 
 
-async def churn(api: Api, pods: list[Json], nodes: int, rate: float, seconds: float) -> int:
+async def churn(api: Api, agents: Agents, pods: list[Json], nodes: int, rate: float, seconds: float) -> int:
     """Replace pods at `rate` per second: each time one is created and, once it runs, one deleted. Returns how many were."""
     started = time.monotonic()
     replaced = 0
@@ -120,6 +120,7 @@ async def churn(api: Api, pods: list[Json], nodes: int, rate: float, seconds: fl
     async def replace(place: int) -> None:
         old = pods[place]
         (pods[place],) = await create(api, [pod_object(random.randrange(len(pods)), nodes)], START_SECONDS)
+        agents.end(old)
         await api.send("DELETE", path_of(old, named=True) + "?gracePeriodSeconds=0")
 
     while (elapsed := time.monotonic() - started) < seconds:
@@ -214,7 +215,7 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
 
             async def replace() -> None:
                 nonlocal replaced
-                replaced = await churn(api, pods, options.nodes, options.churn, options.seconds)
+                replaced = await churn(api, agents, pods, options.nodes, options.churn, options.seconds)
 
             busy = await observe(api, process.pid, replace())
             row("pods replaced", f"{replaced / busy.seconds:.1f} /s")
