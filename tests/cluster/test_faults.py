@@ -24,7 +24,7 @@ MIB = 2**20
 LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
-    "metadata": {"name": "held", "namespace": NAMESPACE},
+    "metadata": {"name": "held"},
     "spec": {"podSelector": {"matchLabels": {"app": "held"}}, "limit": "4Mi"},
 }
 Kubectl = Callable[..., str]
@@ -40,16 +40,17 @@ def in_force(node: Node) -> int | None:
 class Held:
     """The limit under test and the pod that it holds."""
 
-    def __init__(self, node: Node, kubectl: Kubectl) -> None:
+    def __init__(self, node: Node, kubectl: Kubectl, namespace: str) -> None:
         self.node = node
+        self.namespace = namespace
         self._kubectl = kubectl
 
     def edit(self, mebibytes: int) -> None:
         patch = json.dumps({"spec": {"limit": f"{mebibytes}Mi"}})
-        self._kubectl("-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", patch)
+        self._kubectl("-n", self.namespace, "patch", "pinlimit", "held", "--type=merge", "-p", patch)
 
     def acknowledged(self) -> bool:
-        limit = json.loads(self._kubectl("-n", NAMESPACE, "get", "pinlimit", "held", "-o", "json"))
+        limit = json.loads(self._kubectl("-n", self.namespace, "get", "pinlimit", "held", "-o", "json"))
         status = limit.get("status", {})
         conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
         return (
@@ -71,23 +72,23 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
     yield from hold(installed, kubectl)
 
 
-def hold(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
+def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> Iterator[Held]:
     """A running pod under a limit of 4 MiB, on a cluster that has pinwarden installed."""
-    kubectl("create", "namespace", NAMESPACE)
+    kubectl("create", "namespace", namespace)
     kubectl(
-        "-n", NAMESPACE, "create", "configmap", "pinner", f"--from-file={ROOT / 'examples/demo/pinner.py'}"
+        "-n", namespace, "create", "configmap", "pinner", f"--from-file={ROOT / 'examples/demo/pinner.py'}"
     )
     pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
     pod = pod.replace("name: one", "name: held").replace("app: one", "app: held")
     # It holds less than every limit here, else a lowered one would stop at what it holds.
     pod = re.sub(r"--mebibytes=\d+", "--mebibytes=1", pod)
-    kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=pod)
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/held", "--timeout=600s")
-    kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
-    ready = Held(installed.nodes[0], kubectl)
+    kubectl("-n", namespace, "apply", "-f", "-", stdin=pod)
+    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/held", "--timeout=600s")
+    kubectl("apply", "-f", "-", "-n", namespace, stdin=json.dumps(LIMIT))
+    ready = Held(installed.nodes[0], kubectl, namespace)
     ready.settles_at(4)
     yield ready
-    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.mark.rule("H3", "P12", level="Converge")

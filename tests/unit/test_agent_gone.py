@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pinwarden.agent.configuration import Configuration, LastConfiguration
 from pinwarden.agent.gone import Retainer
+from pinwarden.api.nodepinconfig import Mode
 
 LIMIT = {"name": "ns/l", "uid": "uid-l", "scope": "Pod", "limit": 4096}
 OTHER = {**LIMIT, "name": "ns/m", "uid": "uid-m"}
@@ -81,8 +82,11 @@ def test_a_retained_pod_is_retained_again_also_after_a_restart(tmp_path: Path) -
         assert (limits_of(found), set(found.gone)) == ([("ns/l", 4096)], {"zombie"})
 
 
-def test_mode_release_comes_with_it() -> None:
-    assert retained(BEFORE, configuration(2, mode="Release")).spec.mode == "Release"
+@pytest.mark.rule("P14", "H3")
+def test_mode_release_comes_with_it_and_ends_it() -> None:
+    released = retained(BEFORE, configuration(2, mode="Release"))
+    assert released.spec.mode is Mode.RELEASE
+    assert retained(released, configuration(3)) == configuration(3)
 
 
 def test_a_free_pod_that_is_left_out_is_not_retained() -> None:

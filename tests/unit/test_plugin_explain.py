@@ -107,6 +107,19 @@ def causes(told: Explanation) -> list[Cause]:
     return [finding.cause for finding in told.findings]
 
 
+@pytest.mark.rule("H1")
+def test_a_pod_without_processes_says_where_to_look_only_while_it_runs() -> None:
+    nothing = use(0, "Observe", "NoProcesses", processes=0, message="no process is in its cgroup")
+    running = replace(POD, running=True)
+    told = explain(evidence(limit(), pod=running, uses=[nothing]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.NOT_ENFORCEABLE, True)
+    assert "no process is in its cgroup" in message
+    assert command == "kubectl get --raw /api/v1/nodes/n1/proxy/configz"
+    for pod, report in ((POD, nothing), (running, {**nothing, "reason": "ProcessesEnded"})):
+        assert first(explain(evidence(limit(), pod=pod, uses=[report])))[:2] == (Cause.NOT_STARTED, False)
+
+
 RESTART = "kubectl label namespace team-a pinwarden.io/gate=runtime-default && kubectl -n team-a rollout restart deployment/db"
 
 

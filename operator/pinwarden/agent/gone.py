@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from pinwarden.agent.configuration import Configuration, ConfigurationError
+from pinwarden.api.nodepinconfig import Mode
 
 _log = logging.getLogger(__name__)
 _Json = Mapping[str, Any]
@@ -90,7 +91,9 @@ def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
 
 
 def _governed(configuration: Configuration) -> frozenset[str]:
-    """The pods that a limit or a group holds for."""
+    """The pods that a limit or a group holds for; none in mode Release, which gave everything back."""
     spec = configuration.spec
+    if spec.mode is Mode.RELEASE:
+        return frozenset()
     listed = (pod.uid for pod in spec.pods if pod.limits)
     return frozenset(listed).union(*(group.pods() for group in spec.groups)) & {pod.uid for pod in spec.pods}

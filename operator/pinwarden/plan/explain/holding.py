@@ -22,7 +22,7 @@ from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import denials, listed, overshoots, strictest, used
 from pinwarden.plan.refusals import explain as told
 from pinwarden.plan.report import Use
-from pinwarden.plan.verdicts import STARTING, UNREAD
+from pinwarden.plan.verdicts import ENDED, NO_PROCESSES, STARTING, UNREAD
 
 GATE_LOST: Final = "GateLost"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
@@ -115,6 +115,8 @@ def level(case: Case) -> Iterator[Finding]:
             message=f"The gate has lost the pod: {use.message or 'its pinning calls end with ENOSYS'}. Only a new pod can be held again.",
             next=replaced(case.evidence, "To have it held again"),
         )
+    elif use.reason in (NO_PROCESSES, ENDED):
+        yield _deserted(case, use)
     elif not enforced:
         return
     elif use.reason == STARTING:
@@ -215,6 +217,21 @@ def _not_started(case: Case, what: str) -> Finding:
         next=NextStep(
             text="See what it waits for, and look again in some seconds.",
             command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+        ),
+    )
+
+
+def _deserted(case: Case, use: Use) -> Finding:
+    """Of a pod in whose cgroup no process is."""
+    if use.reason == ENDED or not case.pod.running:
+        return _not_started(case, f"Nothing of the pod runs: {use.message}.")
+    return Finding(
+        cause=Cause.NOT_ENFORCEABLE,
+        problem=True,
+        message=f"The pod's containers run, and nobody counts or holds what they pin: {use.message}.",
+        next=NextStep(
+            text="Compare the kubelet's cgroupDriver with SystemdCgroup of the runtime, also of the pod's RuntimeClass.",
+            command=kubectl("get", "--raw", f"/api/v1/nodes/{case.pod.node}/proxy/configz"),
         ),
     )
 
