@@ -1,7 +1,7 @@
 """A pod that the API server forgets while its processes go on: its limit stays until they end (H3, P6).
 
-Operators delete pods by force when they hang in Terminating: https://github.com/kubernetes/kubernetes/issues/51835. A kubelet that is
-stopped stands for whatever keeps the container running, such as a process in uninterruptible sleep.
+Operators delete pods by force when they hang in Terminating: https://github.com/kubernetes/kubernetes/issues/51835. The container's
+shim is stopped here, so that nobody ends the process: that stands for one in uninterruptible sleep.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.cluster import Cluster
+from cluster.node import Node
 
 from .test_faults import MIB, Held, hold, in_force
 from .waiting import eventually
@@ -20,15 +21,24 @@ Kubectl = Callable[..., str]
 NUMBERS = itertools.count(1)
 
 
+def signal(node: Node, name: str) -> None:
+    """Send a signal to the shim of the pod's container, which is the parent of its first process."""
+    parents = (
+        "for p in /proc/[0-9]*; do grep -qs [p]inner.py $p/cmdline && sed -n 's/^PPid://p' $p/status; done"
+    )
+    shim = f"for p in $({parents}); do grep -q containerd-shim /proc/$p/comm && kill -{name} $p; done"
+    node.exec(["sh", "-c", shim])
+
+
 @pytest.fixture
 def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
-    """A pod under a limit of 4 MiB on a node whose kubelet runs again afterwards."""
+    """A pod under a limit of 4 MiB, whose container's shim runs again afterwards."""
     made = hold(installed, kubectl, f"gone-{next(NUMBERS)}")
     held = next(made)
     yield held
-    held.node.exec(["sh", "-c", "kill -CONT $(pidof kubelet)"])
+    signal(held.node, "CONT")
     next(made, None)
-    eventually(lambda: in_force(held.node) is None, "the kubelet has ended the processes")
+    eventually(lambda: in_force(held.node) is None, "its processes have ended")
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
@@ -42,7 +52,7 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
         )["status"]
         return found
 
-    held.node.exec(["sh", "-c", "kill -STOP $(pidof kubelet)"])
+    signal(held.node, "STOP")
     if how == "Failed":
         patch = json.dumps({"status": {"phase": "Failed"}})
         kubectl(
@@ -59,7 +69,7 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
     held.edit(2)
     held.settles_at(2)
     assert status()["pinnedBytes"] >= MIB
-    held.node.exec(["sh", "-c", "kill -CONT $(pidof kubelet)"])
+    signal(held.node, "CONT")
     if how == "Failed":
         kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
     eventually(lambda: in_force(held.node) is None, "its processes have ended")
@@ -68,7 +78,37 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
 
 @pytest.mark.rule("H3", "P14", level="Converge")
 def test_deleting_its_limit_releases_a_pod_that_is_gone(held: Held, kubectl: Kubectl) -> None:
-    held.node.exec(["sh", "-c", "kill -STOP $(pidof kubelet)"])
+    signal(held.node, "STOP")
     kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
     kubectl("-n", held.namespace, "delete", "pinlimit", "held")
     eventually(lambda: (in_force(held.node) or 0) > 4 * MIB, "its process has what the runtime gave it")
+
+
+@pytest.mark.rule("H3", "P6", level="Converge")
+def test_a_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: Kubectl) -> None:
+    uid = kubectl("-n", held.namespace, "get", "pod", "held", "-o", "jsonpath={.metadata.uid}")
+    signal(held.node, "STOP")
+    kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
+    system = ("-n", "pinwarden-system")
+    kubectl(*system, "rollout", "restart", "deployment/pinwarden-operator")
+    kubectl(*system, "rollout", "status", "deployment/pinwarden-operator", "--timeout=600s")
+
+    def config() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(kubectl("get", "nodepinconfig", held.node.name, "-o", "json"))
+        return found
+
+    def reported() -> bool:
+        now = config()
+        reasons = {each["uid"]: each["reason"] for each in now["status"]["pods"]}
+        listed = any(each["uid"] == uid for each in now["spec"].get("pods", ()))
+        taken = now["status"].get("observedGeneration") == now["metadata"]["generation"]
+        return not listed and taken and reasons.get(uid) == "PodGone"
+
+    eventually(reported, "the node reports it, and the new operator does not list it")
+    assert in_force(held.node) == 4 * MIB
+    before = config()["status"]["sampledAt"]
+    held.node.kill("pinwarden", match="pinwarden agent")
+    eventually(
+        lambda: config()["status"]["sampledAt"] != before and reported(), "the next agent reports it too"
+    )
+    assert in_force(held.node) == 4 * MIB
