@@ -198,12 +198,12 @@ def judge(
 
 
 def _of_gone(verdict: Verdict) -> Verdict:
-    """The same of a pod whose object is gone: that is said first."""
+    """The same of a pod that is not listed any more: that is said first."""
     how = f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
     return Verdict(
         verdict.level,
         POD_GONE,
-        f"its pod is gone from the API server, and its last limits stay until its processes end ({how})",
+        f"its NodePinConfig does not list it any more, and its last limits stay until its processes end ({how})",
     )
 
 
