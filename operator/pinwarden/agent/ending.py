@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
-class EndError(Exception):
-    """A signal asked for the end."""
+class EndError(BaseException):
+    """A signal asked for the end. No `Exception`, so that nothing which guards an item takes it for a failure."""
 
 
 @dataclass(slots=True)
