@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -244,3 +245,86 @@ def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
         while LastConfiguration(tmp_path / "last").load() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+UNFORESEEN = {
+    "deep.json": b"[" * 100_000,
+    "deep.yaml": b"[" * 5000,
+    "month.yaml": b"unknownPods: 2001-99-99",
+    "digits.json": b'{"unknownPods": ' + b"9" * 5000 + b"}",
+    "digits.yaml": b"unknownPods: " + b"9" * 5000,
+    "timestamp.yaml": b"unknownPods: !!timestamp x",
+    "integer.yaml": b"unknownPods: !!int x",
+    "truth.yaml": b"unknownPods: !!bool x",
+    "surrogate.json": b'{"limits": [{"name": "\\ud800"}]}',
+    "itself.yaml": b"limits: &a [*a]",
+    "keys.yaml": b"1: 2",
+    "binary.yaml": b"\xff\xfe",
+}
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("name", UNFORESEEN)
+def test_a_file_of_any_bytes_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(UNFORESEEN[name])
+    with pytest.raises(ConfigurationError, match=f"^{name}: "):
+        read_files(tmp_path)
+
+
+def test_what_is_no_regular_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigurationError, match=r"pipe\.yaml: it is no regular file"):
+        read_files(tmp_path)
+
+
+def test_a_name_of_any_bytes_makes_a_problem_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"a\n\xff.yaml")).write_text("limits: lots" + "!" * 5000)
+    posted: list[Configuration | Problem] = []
+    watcher = LocalWatcher(
+        tmp_path,
+        LastConfiguration(tmp_path / "state"),
+        post=posted.append,
+        failed=lambda _: None,
+        sleep=pause(2),
+    )
+    with suppress(InterruptedError):
+        watcher.run()
+    (problem,) = posted
+    assert isinstance(problem, Problem)
+    assert problem.message.startswith("a\\n\\udcff.yaml: limits: ")
+    assert problem.message.isprintable()
+    assert len(problem.message) <= 1024
+
+
+@pytest.mark.rule("H3")
+def test_the_kept_file_is_written_again_when_somebody_changed_it(tmp_path: Path) -> None:
+    source = tmp_path / "limits.yaml"
+    source.write_text(QEMU)
+    memory = LastConfiguration(tmp_path / "state" / "local.json")
+    (tmp_path / "state").mkdir()
+
+    def tear() -> None:
+        (tmp_path / "state" / "local.json").write_text("torn")
+
+    watcher = LocalWatcher(
+        source, memory, post=lambda _: None, failed=lambda _: None, sleep=pause(4, after={2: tear})
+    )
+    with suppress(InterruptedError):
+        watcher.run()
+    kept = memory.load()
+    assert kept is not None
+    assert names(kept) == ["qemu"]
+
+
+def pause(times: int, after: dict[int, Callable[[], None]] | None = None) -> Callable[[float], None]:
+    """A sleep that returns so many times and does something in some of them, and then ends who sleeps."""
+    count = 0
+
+    def sleep(_: float) -> None:
+        nonlocal count
+        count += 1
+        if count > times:
+            raise InterruptedError
+        (after or {}).get(count, lambda: None)()
+
+    return sleep

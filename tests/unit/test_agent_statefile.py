@@ -1,6 +1,7 @@
 """Files that the next agent must find whole: the state file, the lock, and the last configuration in them (H3)."""
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 import pinwarden
 from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration
+from pinwarden.agent.gates.seccomp import record as gate_record
+from pinwarden.agent.saved import SavedStore, _digest
+from pinwarden.agent.shared import record as shared_record
 from pinwarden.agent.statefile import Glance, StateFile, exclusive
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
@@ -173,3 +177,111 @@ def test_a_file_that_cannot_be_read_is_read_again_and_said_once(
     assert glance.newer(Path.read_text) is None
     assert glance.newer(full) is None, "it is not read where it is the same"
     assert len(caplog.messages) == 1
+
+
+DEEP = b"[" * 100_000
+BAD = [
+    b"",
+    b"{",
+    DEEP,
+    b'{"version": 1, "digest": "',
+    b"\xff\xfe",
+    b"null",
+    b"9" * 5000,
+    b'{"version": [], "content": {}}',
+]
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("data", BAD)
+def test_a_file_of_any_bytes_is_set_aside(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    assert StateFile(path, 1).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+    assert SavedStore(path, "boot").load() == {}
+    assert gate_record.load(path) is None
+    assert shared_record.load(path) is None
+
+
+def test_what_is_no_regular_file_is_set_aside_and_not_waited_for(path: Path) -> None:
+    for make in (os.mkfifo, os.mkdir, lambda where: os.symlink(where, where)):
+        make(path)
+        assert StateFile(path, 1).load() is None
+        assert not os.path.lexists(path)
+        make(path)
+        assert SavedStore(path, "boot").load() == {}
+        assert not os.path.lexists(path)
+
+
+def test_a_huge_file_is_not_read(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert StateFile(path, 1).load() is None
+
+
+def test_files_set_aside_do_not_fill_the_disk(path: Path) -> None:
+    for number in range(20):
+        path.write_text(f"{number}")
+        assert StateFile(path, 1).load() is None
+    assert len(list(path.parent.iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [None, 1, [1], [[]], [["a", 1, 2, 3, 4, 5]], [[1, 2, 3]], [[-1, 0, 0, 0, 0, 0]], [[1.5] * 6], {"a": 1}],
+)
+def test_processes_of_other_types_are_set_aside(path: Path, rows: object) -> None:
+    path.write_text(
+        json.dumps({"version": 1, "bootId": "boot", "digest": _digest("boot", rows), "processes": rows})
+    )
+    assert SavedStore(path, "boot").load() == {}
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+RECORD: dict[str, Any] = {
+    "version": 1,
+    "containers": {},
+    "lost": [],
+    "loosened": {},
+    "denials": {},
+    "recent": [],
+    "number": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"denials": []},
+        {"denials": {"p": {"l": "x"}}},
+        {"denials": {"p": 1}},
+        {"number": "x"},
+        {"number": -1},
+        {"recent": [1]},
+        {"containers": {"c": ["p"]}},
+        {"held": {"p": 1}},
+        {"groupDenials": {"g": {"p": None}}},
+        {"lost": [[]]},
+        {"version": 2},
+    ],
+)
+def test_a_record_of_other_types_is_nobodys(path: Path, change: dict[str, Any]) -> None:
+    path.write_text(json.dumps(RECORD))
+    assert gate_record.load(path) is not None
+    path.write_text(json.dumps({**RECORD, **change}))
+    assert gate_record.load(path) is None
+
+
+def test_a_newer_gates_record_is_read(path: Path) -> None:
+    path.write_text(json.dumps({**RECORD, "weather": "fine"}))
+    assert gate_record.load(path) is not None
+
+
+@pytest.mark.rule("H3")
+def test_a_configuration_that_somebody_removed_is_noticed(path: Path) -> None:
+    last = LastConfiguration(path)
+    assert last.intact
+    last.save(Configuration.parse(SPEC, "uid", 1))
+    assert last.intact
+    path.write_text("torn")
+    assert not last.intact

@@ -4,7 +4,7 @@ A configuration comes from the node's NodePinConfig, from local files, or from d
 this version does not understand is set aside, and a spec that it cannot read at all is an error, on which the last good one stays.
 """
 
-import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pinwarden.agent.statefile import Glance, StateFile
+from pinwarden.agent.statefile import UNUSABLE, Glance, StateFile
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, UnsupportedLimit
 
 _VERSION = 1
-_log = logging.getLogger(__name__)
+LONGEST_MESSAGE = 1024
+"""Characters of why a configuration or a part of it cannot be taken, as a report has room for."""
 
 
 class ConfigurationError(ValueError):
@@ -57,6 +58,8 @@ class Configuration:
             spec, unsupported = NodePinConfigSpec.parse(raw)
         except ValidationError as error:
             raise ConfigurationError(first_problem(error, "spec")) from error
+        except UNUSABLE as error:
+            raise ConfigurationError(f"spec: {error}") from error
         return cls(spec, raw, tuple(unsupported), uid, generation)
 
 
@@ -76,7 +79,9 @@ class LastConfiguration:
     """The last configuration, on disk."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = StateFile(path, _VERSION)
+        self._written: tuple[int, int, int] | None = None
 
     def save(self, configuration: Configuration) -> None:
         """Keeps it; it is on disk on return. Raises OSError."""
@@ -87,6 +92,19 @@ class LastConfiguration:
                 "spec": dict(configuration.raw),
             }
         )
+        self._written = self._identity()
+
+    @property
+    def intact(self) -> bool:
+        """Whether the file is still the one that was saved last: gate and accountant go by it, also those that start later."""
+        return self._written is None or self._written == self._identity()
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def load(self) -> Configuration | None:
         """What was kept last; None when there is nothing usable, and what is not usable is set aside. Raises OSError."""
@@ -94,8 +112,11 @@ class LastConfiguration:
         if content is None:
             return None
         try:
-            return Configuration.parse(content["spec"], content["uid"], content["generation"])
-        except (ConfigurationError, KeyError, TypeError) as error:
+            uid, generation = content["uid"], content["generation"]
+            if not isinstance(uid, str | None) or not isinstance(generation, int | None):
+                raise ConfigurationError("its uid or generation is none")
+            return Configuration.parse(content["spec"], uid, generation)
+        except UNUSABLE as error:
             self._file.set_aside(str(error))
             return None
 

@@ -219,7 +219,7 @@ def _well_formed(read: Callable[[], _T]) -> _T:
 def _json(data: bytes) -> Mapping[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(f"the answer is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ApiError("the answer is not a JSON object")

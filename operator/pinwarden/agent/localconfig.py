@@ -21,12 +21,15 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from pinwarden.agent.configuration import (
+    LONGEST_MESSAGE,
     Configuration,
     ConfigurationError,
     LastConfiguration,
     Problem,
     first_problem,
 )
+from pinwarden.agent.guard import shown
+from pinwarden.agent.statefile import UNUSABLE, read_whole
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.quantity import Quantity
 
@@ -112,6 +115,8 @@ class LocalWatcher:
                     continue
                 self._take()
                 taken = seen
+            if not self._memory.intact:
+                self._unsaved = self._posted
             self._remember()
             self._sleep(POLL_SECONDS)
 
@@ -120,8 +125,9 @@ class LocalWatcher:
             configuration = read_files(self._path)
         except ConfigurationError as error:
             self._failed("local")
-            _log.error("%s; the last good state stays in force", error)
-            self._post(Problem(str(error)))
+            problem = shown(str(error), LONGEST_MESSAGE)
+            _log.error("%s; the last good state stays in force", problem)
+            self._post(Problem(problem))
             return
         self._post(configuration)
         if configuration == self._posted:
@@ -171,14 +177,16 @@ def _read(file: Path) -> list[NodePinConfigSpec]:
 
 def _documents(file: Path) -> list[Any]:
     try:
-        text = file.read_text()
+        text = read_whole(file).decode()
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file.name}: not UTF-8: {error.reason}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{file.name}: {error}") from error
     if file.suffix != ".json":
         return _yaml_documents(file.name, text)
     try:
         return [json.loads(text)]
-    except ValueError as error:
+    except UNUSABLE as error:
         raise ConfigurationError(f"{file.name}: not JSON: {error}") from error
 
 
@@ -187,7 +195,7 @@ def _yaml_documents(name: str, text: str) -> list[Any]:
 
     try:
         return list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *UNUSABLE) as error:
         raise ConfigurationError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -204,7 +212,7 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
         return NodePinConfigSpec.model_validate(_completed(spec))
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {first_problem(error, 'spec' if whole else '')}") from error
-    except ValueError as error:
+    except UNUSABLE as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
 

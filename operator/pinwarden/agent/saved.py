@@ -11,7 +11,6 @@ is truncated, altered or of another version is set aside as `<name>.corrupt-<n>`
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any
 
 from pinwarden.agent.deal import Limits
 from pinwarden.agent.ledger import ProcessKey
-from pinwarden.agent.statefile import write_atomically
+from pinwarden.agent.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 
 _VERSION = 1
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +59,17 @@ class SavedStore:
     def load(self) -> dict[ProcessKey, Saved]:
         """Every process of the file, also those that ended since. Empty when there is no usable file. Raises OSError."""
         try:
-            data = self._path.read_bytes()
+            boot_id, processes = _decode(read_whole(self._path))
         except FileNotFoundError:
             return {}
-        try:
-            boot_id, processes = _decode(data)
-        except ValueError as error:
-            aside = self._set_aside()
-            _log.warning("%s is not usable (%s), set aside as %s", self._path, error, aside)
+        except UNUSABLE as error:
+            set_aside(self._path, str(error))
             return {}
         return processes if boot_id == self._boot_id else {}
 
     def save(self, processes: Mapping[ProcessKey, Saved]) -> None:
         """Replaces the file; it is on disk on return. Raises OSError, and the earlier file stays then."""
         write_atomically(self._path, _encode(self._boot_id, processes))
-
-    def _set_aside(self) -> Path:
-        number = 1
-        while (aside := self._path.with_name(f"{self._path.name}.corrupt-{number}")).exists():
-            number += 1
-        self._path.rename(aside)
-        return aside
 
 
 def _encode(boot_id: str, processes: Mapping[ProcessKey, Saved]) -> bytes:
@@ -100,6 +88,8 @@ def _decode(data: bytes) -> tuple[str, dict[ProcessKey, Saved]]:
     rows: Any = content.get("processes")
     if not isinstance(boot_id, str) or content.get("digest") != _digest(boot_id, rows):
         raise ValueError("the digest does not fit")
+    if not all(type(number) is int and 0 <= number < 2**64 for row in rows for number in row):
+        raise ValueError("a process of it is not described by numbers")
     return boot_id, {
         ProcessKey(pid, start): Saved(Limits(soft, hard), Limits(dealt_soft, dealt_hard))
         for pid, start, soft, hard, dealt_soft, dealt_hard in rows

@@ -1,24 +1,35 @@
 """A JSON file that is either whole or set aside: what an agent must find again after a crash.
 
 The file holds a version, a digest over the content, and the content. It is replaced as a whole: written beside, synced, renamed, and
-the directory synced, so that a crash leaves the earlier file or the new one. A file that is truncated, altered or of another version is
-set aside as `<name>.corrupt-<n>` with a warning, is never read again, and never ends the agent.
+the directory synced, so that a crash leaves the earlier file or the new one. A file that is truncated, altered, huge or of another version
+is set aside as `<name>.corrupt-<n>` with a warning, is never read again, and never ends the agent. The same holds for what is no regular
+file, or belongs to somebody whose files this process may not read.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pinwarden.agent.guard import shown
+
 _Content = TypeVar("_Content")
 _log = logging.getLogger(__name__)
 _LOCK_POLL_SECONDS = 0.2
+MOST_BYTES = 64 << 20
+"""A longer file is not read: an object of the API server has 1.5 MiB, and 100,000 processes take 8 MiB."""
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What parsers and the code behind them raise for content that nobody foresaw."""
+_MOST_ASIDE = 8
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 
 
 class StateFile:
@@ -31,12 +42,10 @@ class StateFile:
     def load(self) -> Any:
         """The content that was saved last; None when there is no usable file. Raises OSError."""
         try:
-            data = self._path.read_bytes()
+            return self._decode(read_whole(self._path))
         except FileNotFoundError:
             return None
-        try:
-            return self._decode(data)
-        except ValueError as error:
+        except UNUSABLE as error:
             self.set_aside(str(error))
             return None
 
@@ -46,12 +55,8 @@ class StateFile:
         write_atomically(self._path, json.dumps(whole).encode())
 
     def set_aside(self, reason: str) -> None:
-        """Renames a file that cannot be used, with a warning. Raises OSError."""
-        number = 1
-        while (aside := self._path.with_name(f"{self._path.name}.corrupt-{number}")).exists():
-            number += 1
-        self._path.rename(aside)
-        _log.warning("%s is not usable (%s), set aside as %s", self._path, reason, aside)
+        """Rename a file that cannot be used, with a warning. Raises OSError."""
+        set_aside(self._path, reason)
 
     def _decode(self, data: bytes) -> Any:
         whole: Any = json.loads(data)
@@ -74,13 +79,14 @@ class Glance:
     def newer(self, load: Callable[[Path], _Content | None]) -> _Content | None:
         """What `load` makes of the file, where that is another one; None also while there is none.
 
-        Where `load` or the look raises OSError that is logged, once, and tried again at the next look.
+        Where `load` or the look raises OSError, or ValueError for what is no file to read, that is logged, once, and tried again at the
+        next look.
         """
         try:
             if not self._changed() and not self._failure:
                 return None
             content = load(self.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if self._failure != (failure := str(error)):
                 _log.error("%s cannot be read, what it said last stays: %s", self.path, error)
                 self._failure = failure
@@ -100,6 +106,36 @@ class Glance:
     def age(self) -> float:
         """Seconds since its time at the last look; infinite where it was never seen."""
         return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file, without waiting for a FIFO. Raises OSError; ValueError where it is none, or not for this process."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            raise ValueError(f"it cannot be opened: {error.strerror}") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    return data
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a file that cannot be used, with a warning. Of many only the first and the latest are kept. Raises OSError."""
+    for number in range(1, _MOST_ASIDE + 1):
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
+        if not os.path.lexists(aside):
+            break
+    path.rename(aside)
+    _log.warning("%s is not usable (%s), set aside as %s", path, shown(reason), aside)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

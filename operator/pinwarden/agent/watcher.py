@@ -3,7 +3,8 @@
 A missing or deleted object is no news (H3): nothing is posted, and the last configuration stays. Each failure is counted, the first of a
 row is logged, and the next try comes after a backoff of at most a few seconds, so that agents are back soon after the API server is; it
 begins with a list, which for one name is one key. A configuration is posted first and written to disk then: an edit does not wait for
-the disk. A write that failed is tried again with every event, bookmarks included.
+the disk. A write that failed is tried again with every event, bookmarks included, and so is one whose file somebody removed or changed:
+gate and accountant go by it.
 """
 
 import logging
@@ -12,7 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
 from pinwarden.agent.backoff import Backoff
-from pinwarden.agent.configuration import Configuration, ConfigurationError, LastConfiguration, Problem
+from pinwarden.agent.configuration import (
+    LONGEST_MESSAGE,
+    Configuration,
+    ConfigurationError,
+    LastConfiguration,
+    Problem,
+)
+from pinwarden.agent.guard import shown
 from pinwarden.agent.kube import ApiError, Event, Object
 
 _SHORT_WATCH_SECONDS = 1.0
@@ -60,6 +68,7 @@ class Watcher:
         self._backoff = Backoff()
         self._operation = "list"
         self._last: Object | None = None
+        self._taken: Configuration | None = None
         self._unsaved: Configuration | None = None
         self._outage = False
         self._missing = False
@@ -121,12 +130,15 @@ class Watcher:
                 found.generation,
                 error,
             )
-            self._post(Problem(f"generation {found.generation}: {error}", found.uid))
+            problem = shown(f"generation {found.generation}: {error}", LONGEST_MESSAGE)
+            self._post(Problem(problem, found.uid))
             return
         self._post(configuration)
-        self._unsaved = configuration
+        self._taken = self._unsaved = configuration
 
     def _remember(self) -> None:
+        if not self._memory.intact:
+            self._unsaved = self._taken
         if self._unsaved is None:
             return
         try:

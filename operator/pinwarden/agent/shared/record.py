@@ -8,12 +8,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic.alias_generators import to_camel
 
+from pinwarden.agent.guard import shown
 from pinwarden.agent.shared.objects import Extent, ObjectId
-from pinwarden.agent.statefile import write_atomically
+from pinwarden.agent.statefile import UNUSABLE, read_whole, write_atomically
 from pinwarden.api.nodepinconfig import FairReport, GroupReport
 
 NAME = "shared.json"
@@ -24,36 +26,57 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Told:
-    """The file's content: what belongs to each group, by the UID of its resource, and what the agent reports of them."""
+    """The file's content: what belongs to each group, by the UID of its resource, and what the agent reports of them.
+
+    `failures` counts by kind the items whose work failed (`guard`).
+    """
 
     extents: Mapping[str, Extent] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
     fair_view: tuple[FairReport, ...] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Objects(BaseModel):
+    devices: list[NonNegativeInt]
+    objects: list[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]]
+    sizes: list[tuple[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], NonNegativeInt]]
+
+
+class _Content(BaseModel):
+    """The file. A newer accountant may write more."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    version: Literal[1]
+    extents: dict[str, _Objects]
+    groups: list[GroupReport]
+    fair_view: list[FairReport]
+    failures: dict[str, NonNegativeInt] = {}
 
 
 def load(path: Path) -> Told | None:
     """What the file tells; None when there is none, or none that is understood. Raises OSError."""
     try:
-        content: Any = json.loads(path.read_bytes())
-        if content["version"] != _VERSION:
-            return None
-        return Told(
-            extents={
-                uid: Extent(
-                    frozenset(each["devices"]),
-                    frozenset(ObjectId(*one) for one in each["objects"]),
-                    frozenset((ObjectId(*one), size) for one, size in each["sizes"]),
-                )
-                for uid, each in content["extents"].items()
-            },
-            groups=tuple(GroupReport.model_validate(each) for each in content["groups"]),
-            fair_view=tuple(FairReport.model_validate(each) for each in content["fairView"]),
-        )
+        content = _Content.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        _log.warning("%s is not understood: %r", path, error)
+    except UNUSABLE as error:
+        _log.warning("%s is not understood: %s", path, shown(str(error)))
         return None
+    return Told(
+        extents={
+            uid: Extent(
+                frozenset(each.devices),
+                frozenset(ObjectId(*one) for one in each.objects),
+                frozenset((ObjectId(*one), size) for one, size in each.sizes),
+            )
+            for uid, each in content.extents.items()
+        },
+        groups=tuple(content.groups),
+        fair_view=tuple(content.fair_view),
+        failures=content.failures,
+    )
 
 
 def save(path: Path, told: Told) -> None:
@@ -70,5 +93,6 @@ def save(path: Path, told: Told) -> None:
         },
         "groups": [each.to_wire() for each in told.groups],
         "fairView": [each.to_wire() for each in told.fair_view],
+        "failures": dict(told.failures),
     }
     write_atomically(path, json.dumps(content).encode())

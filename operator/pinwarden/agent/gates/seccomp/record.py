@@ -17,11 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict
+from pydantic.alias_generators import to_camel
 
 from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity
-from pinwarden.agent.statefile import write_atomically
+from pinwarden.agent.guard import shown
+from pinwarden.agent.statefile import UNUSABLE, read_whole, write_atomically
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
 
@@ -31,7 +35,7 @@ BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
 _VERSION = 1
-_NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 63, 16, 256, 128, 2**62  # what a DenialReport has room for
+_POD, _NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 1024, 63, 16, 256, 128, 2**62  # what a DenialReport has room for
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +67,7 @@ class Told:
     per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
     `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
     they are in no other count. `mapping` are ids of containers whose profile gates mappings. `held` has for each of their pods that is
-    not free the fingerprint of what the gate holds it to (`subjects.Held`).
+    not free the fingerprint of what the gate holds it to (`subjects.Held`). `failures` counts the items whose work failed, by kind.
     """
 
     containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -75,40 +79,57 @@ class Told:
     group_denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     mapping: frozenset[str] = frozenset()
     held: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Content(BaseModel):
+    """The file. A newer gate may write more."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, strict=True)
+
+    version: Literal[1]
+    containers: dict[str, Annotated[tuple[str, str, str], Strict(False)]]
+    lost: list[str]
+    loosened: dict[str, list[str]]
+    denials: dict[str, dict[str, NonNegativeInt]]
+    recent: list[dict[str, Any]]
+    number: NonNegativeInt
+    group_denials: dict[str, dict[str, NonNegativeInt]] = {}
+    mapping: list[str] = []
+    held: dict[str, str] = {}
+    failures: dict[str, NonNegativeInt] = {}
 
 
 def load(path: Path) -> Told | None:
     """What the file tells; None when there is none, or none that is understood. Raises OSError."""
     try:
-        content: Any = json.loads(path.read_bytes())
-        if content["version"] != _VERSION:
-            return None
-        return Told(
-            containers={
-                key: (pod, name, sandbox) for key, (pod, name, sandbox) in content["containers"].items()
-            },
-            lost=frozenset(content["lost"]),
-            loosened={pod: tuple(reasons) for pod, reasons in content["loosened"].items()},
-            denials=content["denials"],
-            recent=tuple(content["recent"]),
-            number=content["number"],
-            group_denials={uid: dict(counts) for uid, counts in content.get("groupDenials", {}).items()},
-            mapping=frozenset(content.get("mapping", ())),
-            held=dict(content.get("held", {})),
-        )
+        content = _Content.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("%s is not understood: %r", path, error)
+    except UNUSABLE as error:
+        _log.warning("%s is not understood: %s", path, shown(str(error)))
         return None
+    return Told(
+        containers=content.containers,
+        lost=frozenset(content.lost),
+        loosened={pod: tuple(reasons) for pod, reasons in content.loosened.items()},
+        denials=content.denials,
+        recent=tuple(content.recent),
+        number=content.number,
+        group_denials=content.group_denials,
+        mapping=frozenset(content.mapping),
+        held=content.held,
+        failures=content.failures,
+    )
 
 
 class Record:
     """The writing side. `now` is of a monotonic clock, in seconds."""
 
-    def __init__(self, path: Path) -> None:
-        """Goes on from what an earlier gate left. Raises OSError."""
+    def __init__(self, path: Path, failures: Mapping[str, int] | None = None) -> None:
+        """Goes on from what an earlier gate left; `failures` is told as it is at each write. Raises OSError."""
         self._path = path
+        self._failures = failures or {}
         told = load(path) or Told()
         self._earlier = dict(told.containers)
         self._containers: dict[str, tuple[str, str, str]] = {}
@@ -120,6 +141,7 @@ class Record:
         self._group_denials = {uid: dict(counts) for uid, counts in told.group_denials.items()}
         self._mapping: frozenset[str] = frozenset()
         self._held: Mapping[str, str] = {}
+        self._told_failures: Mapping[str, int] = {}
         self._changed = True
         self._due = self._beat = float("-inf")
 
@@ -187,6 +209,7 @@ class Record:
                 _log.error("%s cannot be written: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
+            self._changed = self._told_failures != dict(self._failures)
             with suppress(OSError):
                 os.utime(self._path)
 
@@ -207,8 +230,10 @@ class Record:
             "groupDenials": self._group_denials,
             "mapping": sorted(self._mapping),
             "held": self._held,
+            "failures": self._failures,
         }
         write_atomically(self._path, json.dumps(content).encode())
+        self._told_failures = dict(self._failures)
         self._changed = False
 
 
@@ -216,7 +241,7 @@ def _wire(denial: Denial, number: int) -> dict[str, Any]:
     content: dict[str, Any] = {
         "number": number,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "pod": denial.place.pod,
+        "pod": denial.place.pod[:_POD],
         "container": denial.place.container[:_NAME],
         "process": denial.process[:_COMMAND],
         "pid": denial.tid,
