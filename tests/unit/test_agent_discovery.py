@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from pinwarden.agent.discovery import BETWEEN_WALKS_SECONDS, PodFinder, match_directories
+import pytest
+
+from pinwarden.agent.discovery import BETWEEN_WALKS_SECONDS, PodFinder
 
 UID = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
 OTHER = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123457"
@@ -45,8 +47,8 @@ def test_a_pod_in_two_places_is_one(tmp_path: Path) -> None:
     assert PodFinder(tmp_path).find(0.0) == {UID: tuple(paths)}
 
 
-def test_patterns_match_directories_only(tmp_path: Path) -> None:
-    (tmp_path / "a.slice" / "b").mkdir(parents=True)
-    (tmp_path / "c.slice").touch()
-    found = match_directories(tmp_path, ["*.slice", "a.slice", "**/b", "none/*"])
-    assert found == {tmp_path / "a.slice": ["*.slice", "a.slice"], tmp_path / "a.slice" / "b": ["**/b"]}
+@pytest.mark.parametrize("deep_tree", ["d", "e" * 200], indirect=True)
+def test_what_lies_deeper_than_a_path_can_name_hides_no_pod(deep_tree: Path) -> None:
+    pod = deep_tree / "kubepods" / f"pod{UID}"
+    pod.mkdir(parents=True)
+    assert PodFinder(deep_tree).find(0.0) == {UID: (pod,)}

@@ -8,7 +8,7 @@ themselves are not entered: that is done for governed ones alone.
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pinwarden.agent.cgroups import pod_uid
@@ -30,7 +30,8 @@ class PodFinder:
     def find(self, now: float, *, everywhere: bool = False) -> Mapping[str, tuple[Path, ...]]:
         """The directories of each pod by its uid; `now` in seconds of a monotonic clock. Raises OSError but for what vanished.
 
-        With `everywhere` the walk is made at once.
+        With `everywhere` the walk is made at once. What lies deeper than a path can name is passed over: a user's own tree may be as deep
+        as he likes, and the kubelet's pods are not.
         """
         if everywhere or now >= self._walk_due:
             self._walk()
@@ -65,19 +66,6 @@ class PodFinder:
         self._parents = parents
 
 
-def match_directories(root: Path, patterns: Iterable[str]) -> dict[Path, list[str]]:
-    """The directories below `root` that each shell pattern matches; a directory may match several."""
-    found: dict[Path, list[str]] = {}
-    for pattern in patterns:
-        try:
-            for path in sorted(root.glob(pattern)):
-                if path.is_dir():
-                    found.setdefault(path, []).append(pattern)
-        except FileNotFoundError:  # vanished during the walk: looked for again at the next one
-            continue
-    return found
-
-
 def _pod(name: str) -> tuple[str, Path] | None:
     path = Path(name)
     uid = pod_uid(path)
@@ -94,6 +82,6 @@ def _subdirectories(path: str) -> list[str]:
         with os.scandir(path) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV):
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENAMETOOLONG):
             return []
         raise

@@ -9,14 +9,17 @@ import logging
 import os
 import socket
 import time
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pinwarden.agent import patterns
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 
 CLIENT_SECONDS = 2.0
+PAUSE_SECONDS = 0.1
+KINDS = ("client",)
 UNKNOWN_PODS = "unknownPods"
 _log = logging.getLogger(__name__)
 
@@ -24,10 +27,11 @@ _log = logging.getLogger(__name__)
 class StatusSocket:
     """Listens from the moment it is made; no other thread may make a file meanwhile, since it sets the umask for a moment."""
 
-    def __init__(self, path: Path, node: str, board: Board) -> None:
+    def __init__(self, path: Path, node: str, board: Board, guard: Guard | None = None) -> None:
         """Takes the place of a socket that an earlier agent left. Raises OSError."""
         self._node = node
         self._board = board
+        self._guard = guard or Guard(KINDS)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -41,13 +45,20 @@ class StatusSocket:
     def run(self) -> NoReturn:
         """Never returns; a client that goes away or does not read is left."""
         while True:
-            client, _ = self._listener.accept()
-            with client:
-                client.settimeout(CLIENT_SECONDS)
-                try:
-                    client.sendall(json.dumps(answer(self._node, self._board.latest)).encode())
-                except OSError as error:
-                    _log.debug("a client of the status socket went away: %s", error)
+            with self._guard.item("client"):
+                self._serve()
+            if not self._guard.due("client"):  # as where no descriptor is left
+                time.sleep(PAUSE_SECONDS)
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        with client:
+            client.settimeout(CLIENT_SECONDS)
+            content = json.dumps(answer(self._node, self._board.latest)).encode()
+            try:
+                client.sendall(content)
+            except OSError as error:
+                _log.debug("a client of the status socket went away: %s", error)
 
 
 def answer(node: str, snapshot: Snapshot | None) -> dict[str, Any]:
@@ -78,27 +89,16 @@ def limits_of(snapshot: Snapshot) -> dict[str, list[str]]:
     spec = snapshot.configuration.spec
     listed = {pod.uid: list(pod.limits) for pod in spec.pods}
     return {
-        subject.uid: listed.get(subject.uid) or _unlisted(spec, subject.uid)
+        subject.uid: listed.get(subject.uid) or _unlisted(spec, snapshot.names.get(subject.uid, subject.uid))
         for subject in snapshot.report.pods
     }
 
 
 def _unlisted(spec: NodePinConfigSpec, subject: str) -> list[str]:
     """Of a directory the limits whose pattern matches its path; of a pod that is not listed the one for such pods."""
-    path = subject.split("/")
     names = [
         limit.name
         for limit in spec.limits
-        if limit.cgroup_pattern and _matches(limit.cgroup_pattern.strip("/").split("/"), path)
+        if limit.cgroup_pattern and patterns.matches(limit.cgroup_pattern, subject)
     ]
     return names or ([UNKNOWN_PODS] if spec.unknown_pods is not None else [])
-
-
-def _matches(pattern: list[str], path: list[str]) -> bool:
-    """As `Path.glob` matches below the root: each part by itself, and `**` any number of directories."""
-    if not pattern:
-        return not path
-    head, *rest = pattern
-    if head == "**":
-        return any(_matches(rest, path[start:]) for start in range(len(path) + 1))
-    return bool(path) and fnmatchcase(path[0], head) and _matches(rest, path[1:])

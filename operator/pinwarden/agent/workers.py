@@ -11,7 +11,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pinwarden.agent.configuration import Configuration, Problem
@@ -60,11 +60,17 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the engine reported at a moment: `taken` is of the monotonic clock, in seconds."""
+    """What the engine reported at a moment: `taken` is of the monotonic clock, in seconds.
+
+    `names` has, for each subject whose name the report cannot bear, the real one by the reported one. `failures` counts the items that
+    failed, by the process that worked on them and by kind.
+    """
 
     report: NodePinConfigStatus
     configuration: Configuration | None = None
     problem: Problem | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[tuple[str, str], int] = field(default_factory=dict)
     taken: float = field(default_factory=time.monotonic)
 
 
