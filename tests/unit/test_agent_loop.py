@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +14,9 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, 
 
 
 class Engine:
+    names: ClassVar[dict[str, str]] = {}
+    failures: ClassVar[dict[tuple[str, str], int]] = {}
+
     def __init__(self, wait: float = 60.0) -> None:
         self.wait = wait
         self.calls: list[object] = []
@@ -141,12 +145,50 @@ def test_a_thread_that_ends_ends_the_agent(run: Callable[[], None], caplog: pyte
     assert "ending, because thread watcher ended" in caplog.text
 
 
-def test_an_engine_that_fails_is_not_held_alive() -> None:
+@pytest.mark.rule("H3")
+def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Engine):
         def tick(self) -> float:
-            raise OSError("no /proc")
+            super().tick()
+            if len(self.failed) < 3:
+                self.failed.append(None)
+                raise RecursionError("a tree that somebody made")
+            return self.wait
 
-    wakeup = Wakeup()
-    loop = Loop(Broken(), Inbox(wakeup), wakeup, Board(), ticked=lambda _: None, failed=lambda: None)
-    with pytest.raises(OSError, match="no /proc"):
-        loop.run()
+        def __init__(self) -> None:
+            super().__init__(wait=3600)
+            self.failed: list[None] = []
+
+    engine = Broken()
+    running = Running(engine)
+    deadline = time.monotonic() + 20
+    while not running.ticks:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(engine.failed) == 3
+    assert len(running.ticks) == 1
+    assert caplog.text.count("tick failed, all others go on") == 1
+    running.loop.stop()
+    assert running.ended()
+
+
+@pytest.mark.rule("H3")
+def test_a_configuration_that_the_engine_cannot_take_is_a_problem_and_the_last_stays() -> None:
+    class Picky(Engine):
+        def configure(
+            self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+        ) -> None:
+            if generation == 2:
+                raise KeyError("nobody foresaw this")
+            super().configure(spec, unsupported, generation)
+
+    running = Running(Picky(wait=3600), configuration(1), configuration(2))
+    running.inbox.put(configuration(1))
+    running.published(lambda s: s.configuration is not None)
+    running.inbox.put(configuration(2))
+    snapshot = running.published(lambda s: s.problem is not None)
+    assert snapshot.configuration is not None
+    assert snapshot.configuration.generation == 1
+    assert "nobody foresaw this" in snapshot.report.unsupported_limits[0].message
+    running.loop.stop()
+    assert running.ended()

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitoring import catalogue
 from pinwarden.agent.configuration import Configuration
 from pinwarden.agent.metrics import Metrics
+from pinwarden.agent.subjects import reported_name
 from pinwarden.agent.workers import Board, Snapshot
 from pinwarden.api.nodepinconfig import (
     BorrowReport,
@@ -82,8 +83,12 @@ def test_pods_are_told_when_they_are_asked_for() -> None:
 def test_a_directory_of_any_bytes_is_told() -> None:
     board = Board()
     metrics = Metrics(board, pods=True)
-    board.publish(snapshot(pod(os.fsdecode(b"x/\xff"))))
-    assert rendered(metrics)["pod_processes", r"x/\udcff"] == 2
+    board.publish(snapshot(pod(reported_name(os.fsdecode(b"x/\xff")))))
+    ((uid, count),) = [
+        (key[1], value) for key, value in rendered(metrics).items() if key[0] == "pod_processes"
+    ]
+    assert uid.startswith(r"x/\udcff~")
+    assert count == 2
 
 
 def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ The accountant is a process of its own and may be away. Then its figures stay, w
 which it never told is Pending, so that nothing waits in silence.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pinwarden.agent.shared.record import SILENT_SECONDS, Told, load
@@ -27,6 +27,11 @@ class AccountantRecord:
         """Reads the file if it is another one; what cannot be read leaves what was told last."""
         if self._glance:
             self._told = self._glance.newer(load) or self._told
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """By kind, how often the accountant's work on an item failed."""
+        return self._told.failures
 
     @property
     def silent(self) -> bool:

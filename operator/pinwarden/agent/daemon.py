@@ -24,19 +24,23 @@ from pinwarden.agent.configuration import (
     kept_in,
 )
 from pinwarden.agent.discovery import PodFinder
+from pinwarden.agent.engine import KINDS as ENGINE_KINDS
 from pinwarden.agent.engine import Engine
 from pinwarden.agent.gates.rlimit import GateAbility, probe
 from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.gone import Retainer
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.kube import NodePinConfigClient
 from pinwarden.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.agent.localconfig import LocalWatcher, read_files
+from pinwarden.agent.loop import KINDS as LOOP_KINDS
 from pinwarden.agent.loop import Loop
 from pinwarden.agent.metrics import Metrics
 from pinwarden.agent.reporter import Reporter
 from pinwarden.agent.saved import SavedStore
 from pinwarden.agent.shared.record import NAME as ACCOUNTANT_RECORD
 from pinwarden.agent.statefile import exclusive
+from pinwarden.agent.statussocket import KINDS as SOCKET_KINDS
 from pinwarden.agent.statussocket import StatusSocket
 from pinwarden.agent.watcher import Watcher
 from pinwarden.agent.web import Pulse, WebServer
@@ -103,7 +107,9 @@ def release(settings: Settings) -> None:
             raise StartError(str(error)) from error
 
 
-def _engine(settings: Settings, ability: GateAbility, resources: ExitStack) -> Engine:
+def _engine(
+    settings: Settings, ability: GateAbility, resources: ExitStack, guard: Guard | None = None
+) -> Engine:
     """The engine of this node; the lock is held. Raises ValueError and OSError."""
     boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
     engine = Engine(
@@ -113,6 +119,7 @@ def _engine(settings: Settings, ability: GateAbility, resources: ExitStack) -> E
         ability=ability,
         gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
         accountant=settings.run_dir / ACCOUNTANT_RECORD,
+        guard=guard,
     )
     resources.callback(engine.close)
     return engine
@@ -146,6 +153,7 @@ class _Agent:
         self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
         self._kept: Configuration | None = None
         self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
+        self._guard = Guard({*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, "file"})
 
     def start(self, resources: ExitStack) -> Loop:
         """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""
@@ -153,12 +161,13 @@ class _Agent:
         self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock(resources)
         loop = Loop(
-            _engine(self._settings, self._ability, resources),
+            _engine(self._settings, self._ability, resources, self._guard),
             self._inbox,
             self._wakeup,
             self._board,
             ticked=self._ticked,
             failed=lambda: self._workers.failed,
+            guard=self._guard,
         )
         self._serve_status()
         self._recall()
@@ -189,7 +198,8 @@ class _Agent:
             with suppress(ConfigurationError):  # said by the one who follows the files
                 self._inbox.put(read_files(self._settings.config))
                 return
-        self._kept = self._memory.load()
+        with self._guard.item("file", "the last configuration"):
+            self._kept = self._memory.load()
         if self._kept:
             _log.info("the last configuration is taken from disk: generation %s", self._kept.generation)
             self._inbox.put(self._kept)
@@ -197,7 +207,7 @@ class _Agent:
     def _serve_status(self) -> None:
         settings = self._settings
         try:
-            status = StatusSocket(settings.socket, settings.node, self._board)
+            status = StatusSocket(settings.socket, settings.node, self._board, self._guard)
         except OSError as error:
             raise StartError(f"--socket {settings.socket}: {error.strerror or error}") from error
         self._workers.start("status", status.run)

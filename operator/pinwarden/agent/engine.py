@@ -5,6 +5,9 @@ due, in this order: find pods, sample those that are due, save what their new pr
 are listed and not read. Looking takes at most about a quarter of a core's time, also when many busy pods want to be looked at at once.
 
 Subjects that share a limit of scope Node, or a process, are dealt together as one group.
+
+A subject, a group or a pattern that fails costs itself (`guard`): it is reported as not readable, none of its limits is acknowledged, and
+it is tried again. All others are sampled and dealt as if it were not there.
 """
 
 import logging
@@ -12,38 +15,53 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pinwarden.agent.accounted import AccountantRecord
 from pinwarden.agent.cgroups import detect_layout, process_hierarchy
 from pinwarden.agent.dealing import Dealer
-from pinwarden.agent.discovery import PodFinder, match_directories
+from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.followed import ProcessTable
 from pinwarden.agent.gated import GateRecord
 from pinwarden.agent.gates.rlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.agent.governed import IDLE_SECONDS, DealtPairs, Governed
 from pinwarden.agent.groups import group
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.ledger import ProcessKey
 from pinwarden.agent.overshoots import Overshoots
 from pinwarden.agent.parting import Partings
+from pinwarden.agent.patterns import directories
 from pinwarden.agent.report import Reporter
 from pinwarden.agent.saved import SavedStore
 from pinwarden.agent.scopes import Scoped, running_containers, scoped
-from pinwarden.agent.subjects import UNKNOWN_PODS, Held, Plan
-from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedLimit
+from pinwarden.agent.subjects import UNKNOWN_PODS, Held, Plan, reported_name
+from pinwarden.api.nodepinconfig import (
+    NodeLimit,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    UnsupportedLimit,
+)
 from pinwarden.api.pinlimit import Enforcement
 
 _SHORTEST_SECONDS = 0.01
 _LONGEST_SECONDS = 1.0
 _PAUSE_PER_WORK = 3
+KINDS = ("subject", "group", "pattern", "release", "record", "report")
+"""Kinds of items that the engine guards."""
 _log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 Dealing = tuple[list[Governed], list[Scoped]]
 """A group and the constraints on it."""
 
 
 class Engine:
-    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` and `accountant` are records."""
+    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` and `accountant` are records.
+
+    `guard` knows the `KINDS`.
+    """
 
     def __init__(
         self,
@@ -57,8 +75,10 @@ class Engine:
         page_size: int = os.sysconf("SC_PAGE_SIZE"),
         clock: Callable[[], float] = time.monotonic,
         prlimit: Prlimit = prlimit_memlock,
+        guard: Guard | None = None,
     ) -> None:
         """Raises ValueError when there is no cgroup hierarchy, OSError when the store cannot be read."""
+        self._guard = guard or Guard(KINDS, clock)
         self._root = process_hierarchy(cgroup_root)
         self._finder = PodFinder(self._root)
         self._table = ProcessTable(proc_root)
@@ -66,7 +86,9 @@ class Engine:
         self._partings = Partings(self._table, self._dealer)
         self._gate = GateRecord(gate)
         self._accountant = AccountantRecord(accountant)
-        self._reporter = Reporter(ability, detect_layout(cgroup_root).value, self._gate, self._accountant)
+        self._reporter = Reporter(
+            ability, detect_layout(cgroup_root).value, self._gate, self._accountant, self._guard
+        )
         self._overshoots = Overshoots()
         self._ability = ability
         self._clock = clock
@@ -74,6 +96,7 @@ class Engine:
         self._acknowledged: Plan | None = None
         self._subjects: dict[str, Governed] = {}
         self._groups: list[list[Governed]] = []
+        self._matched: dict[str, list[Path]] = {}
         self._find_due = float("-inf")
         self._sampled: datetime | None = None
 
@@ -99,8 +122,8 @@ class Engine:
                 self._acknowledged = plan
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
-        self._accountant.look()
-        if self._gate.look():
+        self._guarded("record", "accountant", self._accountant.look)
+        if self._guarded("record", "gate", self._gate.look):
             for subject in self._subjects.values():
                 if self._gate.standing(subject).exact != subject.exact:
                     subject.heat(now)
@@ -123,6 +146,25 @@ class Engine:
         return self._reporter.report(
             self._acknowledged, subjects, self._table, self._overshoots, self._sampled
         )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Subjects whose name the report cannot bear: the real name by the reported one."""
+        reported = {reported_name(uid): uid for uid in self._subjects}
+        return {name: uid for name, uid in reported.items() if name != uid}
+
+    @property
+    def failures(self) -> dict[tuple[str, str], int]:
+        """How often the work on items failed, by process and kind, as far as the other processes' records tell."""
+        return {
+            (process, kind): count
+            for process, counts in (
+                ("agent", self._guard.failures),
+                ("gate", self._gate.told.failures if self._gate.told else {}),
+                ("accountant", self._accountant.failures),
+            )
+            for kind, count in counts.items()
+        }
 
     def release(self) -> None:
         """Gives every process back what it had, also those of an earlier agent. Raises PermissionError when the kernel refuses some."""
@@ -166,11 +208,25 @@ class Engine:
             for uid, paths in self._finder.find(now).items()
             if (held := plan.of_pod(uid)) is not None
         }
-        patterns = plan.patterns
-        for path, matching in match_directories(self._root, patterns).items():
-            limits = tuple(limit for pattern in matching for limit in patterns[pattern].limits)
-            found[path.relative_to(self._root).as_posix()] = ((path,), Held(limits))
+        matching: dict[Path, list[NodeLimit]] = {}
+        for pattern, held in plan.patterns.items():
+            paths = self._guarded("pattern", pattern, partial(directories, self._root, pattern))
+            if paths is None:  # what it matched before stays held
+                paths = [path for path in self._matched.get(pattern, ()) if path.is_dir()]
+            self._matched[pattern] = paths
+            for path in paths:
+                matching.setdefault(path, []).extend(held.limits)
+        self._matched = {pattern: self._matched[pattern] for pattern in plan.patterns}
+        for path, limits in matching.items():
+            found[path.relative_to(self._root).as_posix()] = ((path,), Held(tuple(limits)))
         return found
+
+    def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:
+        """What `work` on an item returns; None while it fails, or waits after a failure."""
+        if self._guard.due(kind, name):
+            with self._guard.item(kind, name):
+                return work()
+        return None
 
     def _act(self, now: float, *, thorough: bool, sweep: bool) -> None:
         """Samples what is due, or with `thorough` everything, and deals; with `sweep` forgets what is in no subject any more."""
@@ -181,26 +237,41 @@ class Engine:
                 if subject not in due:
                     self._look(subject, now)
             due, sweep = set(self._subjects.values()), True
-        touched = [(subjects, scoped(subjects)) for subjects in self._groups if not due.isdisjoint(subjects)]
+        touched = [
+            (subjects, constraints)
+            for subjects in self._groups
+            if not due.isdisjoint(subjects)
+            for constraints in self._of_group(subjects, now, partial(scoped, subjects))
+        ]
         if self._ability.available:
             self._deal(touched, now)
-        self._evaluate(touched, now)
+        for subjects, constraints in touched:
+            self._of_group(subjects, now, partial(self._evaluate, subjects, constraints, now))
         if sweep:
-            self._drop_strangers(now)
+            self._guarded("release", "", partial(self._drop_strangers, now))
+
+    def _of_group(
+        self, subjects: Sequence[Governed], now: float, work: Callable[[], _Result]
+    ) -> list[_Result]:
+        """What `work` on a group returns, as the one entry; none where it failed, which is then each subject's failure."""
+        name = subjects[0].uid
+        with self._guard.item("group", name):
+            return [work()]
+        for subject in subjects:
+            subject.failure = self._guard.cause("group", name)
+            subject.due = now + _LONGEST_SECONDS
+        return []
 
     def _look(self, subject: Governed, now: float) -> set[ProcessKey]:
         """The processes that are the subject's no longer."""
-        try:
+        with self._guard.item("subject", subject.uid):
             left = subject.look(self._table, now)
-        except OSError as error:
-            if not subject.failure:
-                _log.warning("%s cannot be read: %s", subject.uid, error)
-            subject.failure = str(error)
-            subject.due = now + _LONGEST_SECONDS
-            return set()
-        subject.failure = ""
-        subject.exact = self._gate.standing(subject).exact
-        return left
+            subject.exact = self._gate.standing(subject).exact
+            subject.failure = ""
+            return left
+        subject.failure = self._guard.cause("subject", subject.uid)
+        subject.due = now + _LONGEST_SECONDS
+        return set()
 
     def _deal(self, touched: Iterable[Dealing], now: float) -> None:
         enforced = [
@@ -208,39 +279,40 @@ class Engine:
             for subjects, constraints in touched
         ]
         for subjects, constraints in enforced:
-            covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
-            for subject in subjects:
-                self._dealer.adopt(subject, subject.keys & covered)
-                if not subject.held.enforced and not subject.hot(now):
-                    subject.deals = DealtPairs()
-                if self._dealer.see(subject.keys):
-                    subject.heat(now)
+            self._of_group(subjects, now, partial(self._adopt, subjects, constraints, now))
         self._dealer.save(now)
         for subjects, constraints in enforced:
-            if not self._dealer.deal(subjects, constraints):
-                for subject in subjects:
+            for settled in self._of_group(subjects, now, partial(self._dealer.deal, subjects, constraints)):
+                for subject in () if settled else subjects:
                     subject.heat(now)
 
-    def _evaluate(self, touched: Iterable[Dealing], now: float) -> None:
+    def _adopt(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
+        covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
+        for subject in subjects:
+            self._dealer.adopt(subject, subject.keys & covered)
+            if not subject.held.enforced and not subject.hot(now):
+                subject.deals = DealtPairs()
+            if self._dealer.see(subject.keys):
+                subject.heat(now)
+
+    def _evaluate(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
         """Compares use with limits, those that are only audited too, and keeps peaks."""
         time = datetime.now(UTC)
-        for subjects, constraints in touched:
-            for one in constraints:
-                excess = self._use(one.members) - one.amount
-                self._overshoots.sample(one.limit.uid, one.pod, one.container, excess, now, time)
-            for subject in subjects:
-                peaks = subject.peaks.containers
-                for name, keys in running_containers(subject.held.by_container, subject).items():
-                    peaks[name] = max(peaks.get(name, 0), self._use(keys))
+        for one in constraints:
+            excess = self._use(one.members) - one.amount
+            self._overshoots.sample(one.limit.uid, one.pod, one.container, excess, now, time)
+        for subject in subjects:
+            peaks = subject.peaks.containers
+            for name, keys in running_containers(subject.held.by_container, subject).items():
+                peaks[name] = max(peaks.get(name, 0), self._use(keys))
 
     def _use(self, keys: Iterable[ProcessKey]) -> int:
         return sum(self._table[key].use for key in keys)
 
     def _drop_strangers(self, now: float) -> None:
         """Gives back to, and forgets, the processes that are in no subject; also those that an earlier agent dealt to."""
-        if self._ability.available and not any(subject.failure for subject in self._subjects.values()):
+        if self._ability.available:
             self._part(now)
-            self._dealer.give_back_left()
         kept = self._partings.keys.union(*(subject.keys for subject in self._subjects.values()))
         for process in self._table:
             if process.key in kept:
@@ -249,11 +321,16 @@ class Engine:
                 self._table.drop(process)
 
     def _part(self, now: float) -> None:
-        try:
-            self._partings.begin_left(self._root)
-        except OSError as error:
-            _log.error("what an earlier agent dealt to cannot be found by its pods: %s", error)
+        """Goes on with what is parted from. What an earlier agent left may be in a subject that cannot be read, and then stays."""
+        readable = not any(subject.failure for subject in self._subjects.values())
+        if readable:
+            try:
+                self._partings.begin_left(self._root)
+            except OSError as error:
+                _log.error("what an earlier agent dealt to cannot be found by its pods: %s", error)
         self._partings.sweep(now)
+        if readable:
+            self._dealer.give_back_left()
 
     def _give_all_back(self) -> bool:
         """Whether everything could be given back; then the store is empty."""

@@ -1,14 +1,18 @@
 """The main thread: gives the engine its configuration and its ticks, and publishes what it reports.
 
 It never waits for the API server or a disk of its own accord: news comes through the inbox and wakes it, reports go to the board.
+
+A configuration that the engine cannot take leaves the last good one in force, and is reported as a problem (H3). A tick that fails is tried
+again after a backoff and beats no pulse: the agent's pod is not ready while none succeeds, and is restarted in the end (`web`).
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pinwarden.agent.configuration import Configuration, Problem
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.workers import Board, Inbox, Snapshot, Wakeup
 from pinwarden.api.nodepinconfig import (
     NodePinConfigSpec,
@@ -19,6 +23,9 @@ from pinwarden.api.nodepinconfig import (
 
 BETWEEN_REPORTS_SECONDS = 0.25
 INVALID_SPEC = "InvalidSpec"
+MOST_UNSUPPORTED = 1024
+KINDS = ("configuration", "tick", "report")
+"""Kinds of items that the loop guards."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +50,16 @@ class Engine(Protocol):
         """What was found at the last tick."""
         ...
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Subjects whose name the report cannot bear: the real name by the reported one."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[tuple[str, str], int]:
+        """How often the work on items failed, by process and kind."""
+        ...
+
 
 class Loop:
     """Runs until `stop` or until `failed` names a thread; `ticked` is told how long each tick took, in seconds."""
@@ -56,7 +73,9 @@ class Loop:
         *,
         ticked: Callable[[float], None],
         failed: Callable[[], str | None],
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Guard(KINDS)
         self._engine = engine
         self._inbox = inbox
         self._wakeup = wakeup
@@ -79,12 +98,22 @@ class Loop:
                 _log.critical("ending, because thread %s ended", name)
                 return False
             news = self._take_news()
-            started = time.monotonic()
-            wait = self._engine.tick()
-            self._ticked(time.monotonic() - started)
-            self._publish(at_once=news)
+            wait = self._tick()
+            with self._guard.item("report"):
+                self._publish(at_once=news)
             self._wakeup.sleep(wait)
         return True
+
+    def _tick(self) -> float:
+        """Seconds until the next one."""
+        started = time.monotonic()
+        try:
+            wait = self._engine.tick()
+        except Exception as error:  # noqa: BLE001 - whatever it is, limits in force stay, and no pulse is beaten
+            return self._guard.failed("tick", "", error)
+        self._guard.succeeded("tick")
+        self._ticked(time.monotonic() - started)
+        return wait
 
     def _take_news(self) -> bool:
         """Whether there was any. Of several configurations only the last is given to the engine."""
@@ -96,6 +125,11 @@ class Loop:
             else:
                 self._problem = item
         if newest is not None and newest != self._configuration:
+            self._configure(newest)
+        return bool(items)
+
+    def _configure(self, newest: Configuration) -> None:
+        with self._guard.item("configuration"):
             self._engine.configure(newest.spec, newest.unsupported, newest.generation, newest.gone)
             self._configuration = newest
             _log.info(
@@ -104,7 +138,8 @@ class Loop:
                 len(newest.spec.limits),
                 len(newest.unsupported),
             )
-        return bool(items)
+            return
+        self._problem = Problem(self._guard.cause("configuration"), newest.uid)
 
     def _publish(self, *, at_once: bool) -> None:
         latest = self._board.latest
@@ -113,10 +148,21 @@ class Loop:
         report = self._engine.report()
         if self._problem is not None:
             report = _with_problem(report, self._problem)
-        self._board.publish(Snapshot(report, self._configuration, self._problem))
+        snapshot = Snapshot(
+            report,
+            self._configuration,
+            self._problem,
+            names=self._engine.names,
+            failures=self._engine.failures,
+        )
+        self._board.publish(snapshot)
 
 
 def _with_problem(report: NodePinConfigStatus, problem: Problem) -> NodePinConfigStatus:
     """The report of the last good configuration, naming the newer one that could not be read."""
     entry = UnsupportedReport(uid=problem.uid or "", reason=INVALID_SPEC, message=problem.message)
-    return report.model_copy(update={"unsupported_limits": [entry, *report.unsupported_limits]})
+    listed = [entry, *report.unsupported_limits]
+    cut = len(listed) > MOST_UNSUPPORTED
+    return report.model_copy(
+        update={"unsupported_limits": listed[:MOST_UNSUPPORTED], "truncated": report.truncated or cut}
+    )

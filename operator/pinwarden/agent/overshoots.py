@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
+from pinwarden.agent.subjects import reported_name
 from pinwarden.api.nodepinconfig import OvershootReport
 
 LISTED = 32
@@ -63,7 +64,7 @@ class Overshoots:
         listed = [
             OvershootReport(
                 limit=limit,
-                pod=pod,
+                pod=None if pod is None else reported_name(pod),
                 peak=record.peak,
                 seconds=round(record.seconds, 3),
                 count=record.count,

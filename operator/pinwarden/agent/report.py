@@ -1,4 +1,8 @@
-"""What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2)."""
+"""What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2).
+
+What is reported is cut and escaped here, so that one name that somebody chose, or one pod whose report cannot be put together, does not
+keep the API server from taking all the others.
+"""
 
 import logging
 import os
@@ -8,18 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ValidationError
-
 from pinwarden import __version__
 from pinwarden.agent.accounted import AccountantRecord
+from pinwarden.agent.configuration import LONGEST_MESSAGE
 from pinwarden.agent.followed import Followed, Knowledge, ProcessTable
 from pinwarden.agent.gated import GateRecord, Standing
 from pinwarden.agent.gates.rlimit import GateAbility, HeldBackReason
 from pinwarden.agent.governed import Governed
+from pinwarden.agent.guard import Guard, shown
 from pinwarden.agent.overshoots import Overshoots
 from pinwarden.agent.scopes import has_unknown_container, running_containers
 from pinwarden.agent.sources import GATE, NO_GATE, source_levels
-from pinwarden.agent.subjects import Plan
+from pinwarden.agent.subjects import Plan, reported_name
 from pinwarden.api.nodepinconfig import (
     AppliedLimit,
     ContainerReport,
@@ -62,8 +66,10 @@ class Reporter:
         cgroup_version: Literal["v2", "v1", "hybrid"],
         gate: GateRecord,
         accountant: AccountantRecord | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._ability = ability
+        self._guard = guard or Guard(("report",))
         self._gate = gate
         self._accountant = accountant or AccountantRecord(None)
         self._sources = {gated: source_levels(ability, gated=gated) for gated in (False, True)}
@@ -95,7 +101,7 @@ class Reporter:
                 "observed_generation": acknowledged.generation if acknowledged else None,
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
-                "pods": [self._pod(subject, standing, table) for subject, standing in standings[:_PODS]],
+                "pods": [self._guarded_pod(*each, table) for each in standings[:_PODS]],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
                 "groups": self._accountant.groups(groups),
@@ -109,19 +115,34 @@ class Reporter:
             }
         )
 
+    def _guarded_pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
+        """The report of one; where it cannot be put together, that at Observe (H1)."""
+        with self._guard.item("report", subject.uid):
+            return self._pod(subject, standing, table)
+        return PodReport(
+            uid=reported_name(subject.uid),
+            vm_lck=0,
+            vm_pin=0,
+            peak=0,
+            processes=0,
+            level=Level.OBSERVE,
+            reason="NotReportable",
+            message=self._guard.cause("report", subject.uid),
+        )
+
     def _pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
         verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
         if subject.held.gone:
             verdict = _of_gone(verdict)
         return PodReport(
-            uid=subject.uid,
+            uid=reported_name(subject.uid),
             vm_lck=subject.locked,
             vm_pin=subject.pinned,
             peak=subject.peaks.pod,
             processes=len(subject.keys),
             level=verdict.level,
             reason=verdict.reason,
-            message=verdict.message,
+            message=shown(verdict.message, LONGEST_MESSAGE),
             denials=self._denials_of(subject) if standing.gated else None,
             containers=_containers(subject, table)[:_CONTAINERS],
         )
@@ -137,12 +158,11 @@ class Reporter:
         told = self._gate.told
         if told is None:
             return {}
-        try:
-            recent = [DenialReport.model_validate(each) for each in told.recent]
-        except ValidationError as error:
-            _log.warning("the gate's refusals are not understood: %s", error)
-            recent = []
-        return {"recent_denials": recent, "denials_dropped": told.number - len(recent)}
+        recent: list[DenialReport] = []
+        for refusal in told.recent:
+            with self._guard.item("report", "refusal"):
+                recent.append(DenialReport.model_validate(refusal))
+        return {"recent_denials": recent, "denials_dropped": max(0, told.number - len(recent))}
 
 
 def acknowledge(

@@ -45,6 +45,7 @@ class SnapshotCollector(Collector):
         yield from _of_groups(report)
         yield from _of_node(report)
         yield from _of_configuration(snapshot)
+        yield _of_failures(snapshot)
         if self._pods:
             yield from _of_each_pod(report)
 
@@ -184,6 +185,17 @@ def _of_configuration(snapshot: Snapshot | None) -> Iterator[Metric]:
     )
 
 
+def _of_failures(snapshot: Snapshot | None) -> Metric:
+    failures = CounterMetricFamily(
+        f"{PREFIX}_item_failures",
+        "Times that the work on one item failed while all others went on, by process and kind of item; the log names the item.",
+        labels=["process", "kind"],
+    )
+    for (process, kind), count in (snapshot.failures if snapshot else {}).items():
+        failures.add_metric([process, kind], count)
+    return failures
+
+
 def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     pinned = _family("pod_pinned_bytes", "What a governed pod has locked and pinned.", "uid", "counter")
     peak = _family("pod_peak_bytes", "The most that was seen of it together: a lower bound.", "uid")
@@ -197,8 +209,7 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         labels=["uid"],
     )
     for pod in report.pods if report else ():
-        # a directory that a pattern matches may have any bytes in its name
-        uid = pod.uid.encode(errors="backslashreplace").decode()
+        uid = pod.uid
         pinned.add_metric([uid, "locked"], pod.vm_lck)
         pinned.add_metric([uid, "pinned"], pod.vm_pin)
         peak.add_metric([uid], pod.peak)

@@ -15,8 +15,10 @@ A pod that names such limits only is still a subject: it is reported, at Observe
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
+from pinwarden.agent.configuration import LONGEST_MESSAGE
+from pinwarden.agent.guard import shown
+from pinwarden.agent.patterns import parts_of
 from pinwarden.api.nodepinconfig import (
     Mode,
     NodeLimit,
@@ -32,6 +34,8 @@ UNKNOWN_PODS = "unknownPods"
 """Name and uid of the constraint on pods that the configuration does not list."""
 
 NOT_UNDERSTOOD = "NotUnderstood"
+_UID = 64
+_NAME, _DIGEST = 1024, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,17 @@ class Held:
         return tuple(limit for limit in self.limits if limit.scope is Scope.CONTAINER)
 
 
+def reported_name(uid: str) -> str:
+    """A subject's name as the report bears it: its own, or where that is too long or cannot be shown, a part of it and a digest.
+
+    A pod's uid is always its own; a directory that a pattern matches may have any bytes in its name.
+    """
+    if len(uid) <= _NAME and uid.isprintable():
+        return uid
+    digest = hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{shown(uid, _NAME - _DIGEST - 1)}~{digest}"
+
+
 class Plan:
     """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone` are pods without an object."""
 
@@ -76,7 +91,11 @@ class Plan:
         self.limits = tuple(limit for limit in spec.limits if limit.name not in refused)
         self.unsupported = (
             *(
-                UnsupportedReport(uid=one.uid, reason=NOT_UNDERSTOOD, message=one.message)
+                UnsupportedReport(
+                    uid=shown(one.uid, _UID),
+                    reason=NOT_UNDERSTOOD,
+                    message=shown(one.message, LONGEST_MESSAGE),
+                )
                 for one in unsupported
             ),
             *refused.values(),
@@ -132,7 +151,9 @@ def _unlisted(amount: int) -> Held:
 
 def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
     def report(reason: str, message: str) -> UnsupportedReport:
-        return UnsupportedReport(uid=limit.uid, reason=reason, message=f"{limit.name}: {message}")
+        return UnsupportedReport(
+            uid=limit.uid, reason=reason, message=shown(f"{limit.name}: {message}", LONGEST_MESSAGE)
+        )
 
     if limit.sources and set(limit.sources) != set(Source):
         return report(
@@ -144,7 +165,7 @@ def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
         return None
     if limit.scope is Scope.CONTAINER:
         return report("NotSupported", "scope: Container does not go with cgroupPattern")
-    parts = PurePosixPath(limit.cgroup_pattern.strip("/")).parts
+    parts = parts_of(limit.cgroup_pattern)
     if not parts or any(part == ".." or "\0" in part or ("**" in part and part != "**") for part in parts):
         return report("InvalidPattern", "cgroupPattern: not a pattern of directories below the root")
     return None
