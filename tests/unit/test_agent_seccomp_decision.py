@@ -1,5 +1,6 @@
 """Answers to calls of reused thread numbers, and the time that each reason to wait has."""
 
+import errno
 import os
 from contextlib import closing
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import cast
 import pytest
 
 from pinwarden.agent.gates.seccomp.accounts import Key, Look, Place
-from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, Decider
+from pinwarden.agent.gates.seccomp.decision import LEAVING_SECONDS, RAISED_SECONDS, Decider
 from pinwarden.agent.gates.seccomp.identity import Identity
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.notify import Call, Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
-from pinwarden.agent.gates.seccomp.record import Record
+from pinwarden.agent.gates.seccomp.record import Record, load
 from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
+from pinwarden.agent.guard import Guard
 
 PAGE = 4096
 ONE, OTHER = Place("one", "main"), Place("other", "main")
@@ -26,12 +28,17 @@ class Caller(Listener):
     def __init__(self, *, waiting: bool) -> None:
         self._waiting = waiting
         self.let_through_ids: list[int] = []
+        self.refused: list[int] = []
 
     def waits(self, identity: int) -> bool:
         return self._waiting
 
     def let_through(self, identity: int) -> bool:
         self.let_through_ids.append(identity)
+        return self._waiting
+
+    def refuse(self, identity: int, error: int) -> bool:
+        self.refused.append(error)
         return self._waiting
 
 
@@ -75,7 +82,9 @@ def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path
     for tid in (5, 6):
         process(tmp_path, tid)
     with closing(Journal(tmp_path / "journal")) as journal:
-        decider = Decider(journal, cast(Pods, TwoPods()), tmp_path, Record(tmp_path / "gate.json"))
+        decider = Decider(
+            journal, cast(Pods, TwoPods()), tmp_path, Record(tmp_path / "gate.json"), Guard(["call"])
+        )
         decider.configure()
 
         def waiting(number: int, place: Place, tid: int, *, alive: bool = True) -> tuple[Caller, Waiting]:
@@ -113,7 +122,9 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
     smaps = tmp_path / "5" / "smaps"
     os.mkfifo(smaps)  # whoever opens it waits
     with closing(Journal(tmp_path / "journal")) as journal:
-        decider = Decider(journal, cast(Pods, Granted()), tmp_path, Record(tmp_path / "gate.json"))
+        decider = Decider(
+            journal, cast(Pods, Granted()), tmp_path, Record(tmp_path / "gate.json"), Guard(["call"])
+        )
         decider.configure()
         call = Call(1, 5, 149, 0xC000003E, (0x10000000, PAGE, 0, 0, 0, 0))
         caller = Caller(waiting=True)
@@ -126,3 +137,36 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
             pass
         assert caller.let_through_ids == [1]
         decider.close()
+
+
+class Unforeseen(TwoPods):
+    """Pods whose state leads to an exception that nobody foresaw."""
+
+    def look(self, place: Place) -> dict[Key, Look]:
+        raise RecursionError("a tree that somebody made")
+
+    def limit(self, key: Key) -> None:
+        return None
+
+
+@pytest.mark.rule("P5")
+def test_a_call_that_nobody_foresaw_is_denied_in_the_end_and_counted(tmp_path: Path) -> None:
+    process(tmp_path, 5)
+    guard = Guard(["call"])
+    with closing(Journal(tmp_path / "journal")) as journal:
+        record = Record(tmp_path / "gate.json", guard.failures)
+        decider = Decider(journal, cast(Pods, Unforeseen()), tmp_path, record, guard)
+        decider.configure()
+        caller = Caller(waiting=True)
+        call = Call(1, 5, 149, 0xC000003E, (0x10000000, 20 * PAGE, 0, 0, 0, 0))
+        asked = decider.received(1, call, Gated(1, caller, Identity("x", ONE, "", b"")), 0.0)
+        assert decider.decide(asked, 1.0) > 0.0
+        assert decider.decide(asked, 1.0 + 2 * LEAVING_SECONDS) == 0.0
+        assert caller.refused == [errno.ENOMEM]
+        assert not caller.let_through_ids
+        record.flush(0.0)
+        decider.close()
+    told = load(tmp_path / "gate.json")
+    assert told is not None
+    assert told.failures == {"call": 2}
+    assert "a tree that somebody made" in told.recent[0]["message"]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pinwarden.agent.gates.seccomp import descriptors, holder
 from pinwarden.agent.gates.seccomp.daemon import Settings, _Process
-from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
+from pinwarden.agent.gates.seccomp.descriptors import MESSAGE_BYTES, Kind, Packet
 from pinwarden.agent.gates.seccomp.gate import Gate
 from pinwarden.agent.gates.seccomp.holder import Holder
+from pinwarden.agent.guard import Guard
 
 ROOM = 32
 
@@ -92,6 +95,57 @@ def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
 def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
-    _Process(settings, cast(Gate, None))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    where = Settings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
+    _Process(where, cast(Gate, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
     assert [each.levelname for each in caplog.records] == ["ERROR"]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def send_as_runtime(path: Path, data: bytes, files: list[int]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
+        runtime.connect(str(path))
+        socket.send_fds(runtime, [data], files)
+
+
+def test_a_descriptor_that_is_no_listener_costs_itself(
+    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, write = os.pipe()
+    with (tmp_path / "file").open("w") as file, ExitStack() as resources:
+        resources.callback(os.close, read)
+        before = open_files()
+        send_as_runtime(tmp_path / "runtime", b"{}", [file.fileno()])
+        send_as_runtime(tmp_path / "runtime", b"{}", [write])
+        os.close(write)
+        for _ in range(6):
+            held.turn(0)
+    assert held.held == 1
+    assert "no listener" in caplog.text
+    assert open_files() == before - 2  # the pipe's writing end is the holder's now
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=100) | st.sampled_from([b"x" * (MESSAGE_BYTES + 1), b"\x03" + bytes(8), b"\x01"]),
+    files=st.integers(0, 8),
+    runtime=st.booleans(),
+)
+def test_whatever_is_sent_ends_no_holder_and_takes_no_descriptors(
+    held: Holder, data: bytes, files: int, runtime: bool
+) -> None:
+    kept, before = held.held, open_files()
+    with Path("/dev/null").open() as null:
+        kind = socket.SOCK_STREAM if runtime else socket.SOCK_SEQPACKET
+        address = (held._runtime if runtime else held._gates).getsockname()
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(address)
+            with suppress(OSError):
+                socket.send_fds(client, [data], [null.fileno()] * files)
+        for _ in range(6):
+            held.turn(0)
+    held._drop_gate()
+    assert open_files() == before
+    assert held.held == kept

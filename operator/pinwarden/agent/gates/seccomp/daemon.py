@@ -21,11 +21,12 @@ from pinwarden.agent.configuration import Configuration, FollowedConfiguration
 from pinwarden.agent.ending import EndError, Ending, ended_by_signals
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
-from pinwarden.agent.gates.seccomp.gate import Gate
+from pinwarden.agent.gates.seccomp.gate import KINDS, Gate
 from pinwarden.agent.gates.seccomp.identity import parse
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import NAME, Record
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared import record as shared
 from pinwarden.agent.statefile import Glance
 from pinwarden.agent.subjects import Plan
@@ -94,9 +95,11 @@ def run(settings: Settings) -> None:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = Pods(settings.cgroup_root, settings.proc_root)
-        gate = Gate(journal, pods, settings.proc_root, Record(settings.record))
+        guard = Guard({*KINDS, "configuration", "file", "packet", "turn"})
+        record = Record(settings.record, guard.failures)
+        gate = Gate(journal, pods, settings.proc_root, record, guard=guard)
         resources.callback(gate.close)
-        process = _Process(settings, gate)
+        process = _Process(settings, gate, guard)
         ending.at_once = False  # the only copy of a listener could be in a packet that is being read
         process.start(ending)
         while not ending.asked:
@@ -108,9 +111,11 @@ def run(settings: Settings) -> None:
 class _Process:
     """A gate with its configuration and its holder."""
 
-    def __init__(self, settings: Settings, gate: Gate) -> None:
+    def __init__(self, settings: Settings, gate: Gate, guard: Guard) -> None:
         self._settings = settings
         self._gate = gate
+        self._guard = guard
+        self._newest: Configuration | None = None
         self._configuration = FollowedConfiguration(settings.configuration)
         self._shared = Glance(settings.shared)
         self._looks = self._connects = float("-inf")
@@ -136,11 +141,10 @@ class _Process:
         if self._holder is None and now >= self._connects:
             self._connects = now + _RETRY_SECONDS
             self._connect()
-        try:
+        with self._guard.item("turn"):
             self._gate.turn()
-        except OSError:
-            _log.exception("calls wait, because what is known of the pods cannot be brought up to date")
-            time.sleep(_RETRY_SECONDS)
+            return
+        time.sleep(_RETRY_SECONDS)  # calls wait: what is known of the pods cannot be brought up to date
 
     def part(self) -> None:
         """Goes on while no holder has its listeners, for a while: with this copy of them the last would be gone."""
@@ -155,10 +159,15 @@ class _Process:
         if now < self._looks:
             return
         self._looks = now + LOOKS_SECONDS
-        if configuration := self._configuration.newer():
-            self._configure(configuration)
-        if told := self._shared.newer(shared.load):
-            self._gate.learn(told.extents)
+        with self._guard.item("file", "the configuration"):
+            self._newest = self._configuration.newer() or self._newest
+        if self._newest is not None and self._guard.due("configuration"):
+            with self._guard.item("configuration"):
+                self._configure(self._newest)
+                self._newest = None
+        with self._guard.item("file", "the accountant's record"):
+            if told := self._shared.newer(shared.load):
+                self._gate.learn(told.extents)
 
     def _configure(self, configuration: Configuration) -> None:
         plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
@@ -202,11 +211,9 @@ class _Process:
         """A new listener, or the holder's end."""
         if self._holder is None:
             return
-        try:
+        packet = None
+        with self._guard.item("packet"):
             packet = descriptors.receive(self._holder)
-        except OSError as error:
-            _log.warning("the holder's connection failed: %s", error)
-            packet = None
         if packet is None:
             self._gate.forget(self._holder.fileno())
             self._holder.close()
@@ -216,19 +223,20 @@ class _Process:
 
     def _take(self, packet: Packet) -> None:
         if packet.kind is not Kind.LISTENER:
+            descriptors.close(packet.descriptors)
             return
         if not packet.descriptors:
             _log.error("the holder told of a listener without its descriptor; its calls wait")
             return
-        (descriptor,) = packet.descriptors
+        descriptor, *others = packet.descriptors
+        descriptors.close(others)
         if packet.number in self._gate.listeners:
             os.close(descriptor)
             return
-        try:
+        with self._guard.item("packet"):
             self._gate.add(packet.number, descriptor, parse(packet.message))
-        except ValueError as error:
-            _log.error("who sent a listener is no container runtime: %s", error)
-            os.close(descriptor)
+            return
+        os.close(descriptor)  # whoever sent it is no container runtime
 
 
 def _journal(path: Path) -> Journal:

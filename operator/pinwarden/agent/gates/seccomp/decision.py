@@ -39,6 +39,7 @@ from pinwarden.agent.gates.seccomp.threads import (
     soft_limit,
 )
 from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared.objects import Extent
 from pinwarden.api.nodepinconfig import NodeGroup
 
@@ -60,7 +61,9 @@ class _NotYetError(OSError):
 class Decider:
     """Decides, answers, and follows what it let through. `record` is told what others must know. Times are monotonic, in seconds."""
 
-    def __init__(self, journal: Journal, pods: Pods, proc_root: Path, record: Record) -> None:
+    def __init__(self, journal: Journal, pods: Pods, proc_root: Path, record: Record, guard: Guard) -> None:
+        """`guard` knows the kind `call`."""
+        self._guard = guard
         self._journal = journal
         self._pods = pods
         self._proc_root = proc_root
@@ -128,6 +131,9 @@ class Decider:
             return self._decide(waiting, now, waited)
         except OSError as error:  # the wait may have begun anew meanwhile
             return self._cannot_tell(waiting, 0.0 if waiting.began is None else now - waiting.began, error)
+        except Exception as error:  # noqa: BLE001 - a program chose what led here, and its call is not let through for it
+            self._guard.failed("call", waiting.gated.place.pod, error)
+            return self._cannot_tell(waiting, waited, error)
 
     def ended(self, tid: int, *, ran: bool = True) -> None:
         """The call that this thread made last is over."""
@@ -311,7 +317,7 @@ class Decider:
         waiting.retry = min(2 * retry, _LOOK_AGAIN_SECONDS)
         return retry
 
-    def _cannot_tell(self, waiting: Waiting, waited: float, error: OSError) -> float:
+    def _cannot_tell(self, waiting: Waiting, waited: float, error: Exception) -> float:
         """What is needed for the decision could not be read."""
         if not waiting.gated.listener.waits(waiting.call.id):
             return self._drop(waiting)

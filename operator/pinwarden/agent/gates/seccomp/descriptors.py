@@ -68,19 +68,21 @@ def receive(connection: socket.socket) -> Packet | None:
         connection, _HEAD.size + MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
     if not data:
+        close(descriptors)
         return None
     try:
         kind, number = _HEAD.unpack_from(data)
         packet = Packet(Kind(kind), number, data[_HEAD.size :], tuple(descriptors))
     except (struct.error, ValueError) as error:
-        _close(descriptors)
+        close(descriptors)
         raise OSError(f"what came is no packet: {error}") from error
     if flags & socket.MSG_CTRUNC:
-        _close(descriptors)
+        close(descriptors)
         raise OSError("a packet came without its descriptors: there is no room for them")
     return packet
 
 
-def _close(descriptors: Iterable[int]) -> None:
+def close(descriptors: Iterable[int]) -> None:
+    """Let go of what came and is not wanted."""
     for descriptor in descriptors:
         os.close(descriptor)

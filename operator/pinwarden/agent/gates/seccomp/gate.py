@@ -6,8 +6,12 @@ share a limit of scope Node) that has calls: pods that make many calls wait for 
 received all the same, up to `WAITING` of them: a thread that makes a call has ended its last one.
 
 A step has the group's oldest call decided (`decision`), or finds that it must wait, and others of the group behind it.
+
+A listener that cannot be received from, or a group whose step fails, costs itself (`guard`): it is tried again after a backoff, and all
+others are answered meanwhile.
 """
 
+import os
 import select
 import time
 from collections import deque
@@ -23,6 +27,7 @@ from pinwarden.agent.gates.seccomp.notify import Listener
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import Record
 from pinwarden.agent.gates.seccomp.waiting import Gated, Waiting
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared.objects import Extent
 from pinwarden.agent.subjects import Plan
 from pinwarden.api.nodepinconfig import NodeGroup
@@ -31,6 +36,9 @@ SHARE = 0.25
 BURST_SECONDS = 0.1
 WAITING = 128
 _IDLE_SECONDS = 0.05
+_LISTENER = "anon_inode:seccomp notify"
+KINDS = ("listener", "call", "slot")
+"""Kinds of items that the gate guards."""
 
 
 @dataclass(slots=True)
@@ -56,7 +64,10 @@ class _Group:
 
 
 class Gate:
-    """Answers calls as long as `turn` is called. `record` is told what others must know. `clock` is monotonic, in seconds."""
+    """Answers calls as long as `turn` is called. `record` is told what others must know. `clock` is monotonic, in seconds.
+
+    `guard` knows the `KINDS`.
+    """
 
     def __init__(
         self,
@@ -65,11 +76,14 @@ class Gate:
         proc_root: Path,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Guard(KINDS, clock)
+        self._failed: set[int] = set()
         self._journal = journal
         self._pods = pods
         self._record = record
-        self._decider = Decider(journal, pods, proc_root, record)
+        self._decider = Decider(journal, pods, proc_root, record, self._guard)
         self._clock = clock
         self._epoll = select.epoll()
         self._gated: dict[int, Gated] = {}
@@ -91,7 +105,12 @@ class Gate:
         del self._others[descriptor]
 
     def add(self, number: int, descriptor: int, identity: Identity) -> None:
-        """Takes over a listener of this container; `number` tells it from others, also in the journal. Raises OSError."""
+        """Takes over a listener of this container; `number` tells it from others, also in the journal.
+
+        Raises OSError, and ValueError for a descriptor that is no listener; then it stays the caller's.
+        """
+        if os.readlink(f"/proc/self/fd/{descriptor}") != _LISTENER:
+            raise ValueError("the descriptor is no seccomp listener")
         self._gated[descriptor] = Gated(number, Listener(descriptor), identity)
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLONESHOT)
         self._placed = False
@@ -124,17 +143,20 @@ class Gate:
         numbers = {gated.number: gated for gated in self._gated.values()}
         for slot, call, number, amount in list(self._journal.left()):
             gated = numbers.get(number)
-            if gated is not None and gated.listener.waits(call.id):
-                self._wait(self._decider.received(slot, call, gated, self._clock()))
-            elif gated is not None and amount is not None:
-                self._decider.follow(slot, call, gated.place, amount)
-            else:
-                self._journal.free(slot)
+            with self._guard.item("slot"):
+                if gated is not None and gated.listener.waits(call.id):
+                    self._wait(self._decider.received(slot, call, gated, self._clock()))
+                    continue
+                if gated is not None and amount is not None:
+                    self._decider.follow(slot, call, gated.place, amount)
+                    continue
+            self._journal.free(slot)
 
     def turn(self) -> None:
         """Receives and answers once; waits a little where there is nothing to do. Raises OSError when pods cannot be listed."""
         self._place()
         self._record.flush(self._clock())
+        self._try_again()
         acted: list[_Group] = []
         for descriptor, event in self._poll():
             gated = self._gated.get(descriptor)
@@ -142,13 +164,29 @@ class Gate:
                 if ready := self._others.get(descriptor):
                     ready()
             elif event & select.EPOLLIN:
-                acted.append(self._receive(descriptor, gated))
+                with self._guard.item("listener", gated.identity.id):
+                    acted.append(self._receive(descriptor, gated))
+                    continue
+                self._failed.add(descriptor)
             else:
                 self._remove(descriptor, gated)
         for group in [group for group in self._busy.values() if group.not_before <= self._clock()]:
-            self._step(group)
+            try:
+                self._step(group)
+            except Exception as error:  # noqa: BLE001 - whatever a program's call causes, others are answered
+                pod = group.waiting[0].gated.place.pod if group.waiting else ""
+                group.not_before = self._clock() + self._guard.failed("call", pod, error)
             acted.append(group)
         self._charge(acted)
+
+    def _try_again(self) -> None:
+        """Arms the listeners that could not be received from, once their time has come."""
+        for descriptor in list(self._failed):
+            gated = self._gated.get(descriptor)
+            if gated is None or self._guard.due("listener", gated.identity.id):
+                self._failed.discard(descriptor)
+                if gated is not None:
+                    self._arm(descriptor)
 
     def end(self) -> None:
         """No other turn will follow; nobody hears of a gate that held no pod. Raises OSError."""

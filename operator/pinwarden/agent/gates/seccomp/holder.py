@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import MESSAGE_BYTES, Kind, Packet
+from pinwarden.agent.guard import Guard
 
 SECONDS = 5.0
 PAUSE_SECONDS = 0.5
@@ -34,6 +35,7 @@ class Holder:
 
     def __init__(self, runtime: Path, gates: Path) -> None:
         """Takes over from a holder that runs, or takes the place of one that is gone. Raises OSError."""
+        self._guard = Guard(("descriptor",))
         self._held: dict[int, tuple[int, bytes]] = {}
         self._gate: socket.socket | None = None
         self._poll = select.epoll()
@@ -56,7 +58,10 @@ class Holder:
         """Does what is to be done; waits for that up to `seconds`."""
         for descriptor, event in self._poll.poll(seconds):
             if ready := self._ready.get(descriptor):
-                ready(event)
+                with self._guard.item("descriptor"):
+                    ready(event)
+                if not self._guard.due("descriptor"):
+                    self._give_up(descriptor)
         now = time.monotonic()
         for descriptor, (_, deadline, _, _) in list(self._arriving.items()):
             if now > deadline:
@@ -71,6 +76,15 @@ class Holder:
             if each is not None:
                 each.close()
         self._poll.close()
+
+    def _give_up(self, descriptor: int) -> None:
+        """Hears no more of what could not be served, unless it is a socket that others are still to connect to."""
+        if descriptor in self._arriving:
+            self._end_arrival(descriptor)
+        elif self._gate is not None and descriptor == self._gate.fileno():
+            self._drop_gate()
+        else:
+            time.sleep(PAUSE_SECONDS)
 
     def _watch(self, source: socket.socket, ready: Callable[[int], None]) -> None:
         source.setblocking(False)
@@ -128,13 +142,20 @@ class Holder:
             os.close(came[0])
             return
         listener = descriptors.new_number()
-        self._keep(listener, came[0], message)
-        self._tell_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
+        if self._keep(listener, came[0], message):
+            self._tell_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
 
-    def _keep(self, number: int, descriptor: int, message: bytes) -> None:
+    def _keep(self, number: int, descriptor: int, message: bytes) -> bool:
+        """Whether it is kept: a descriptor whose end the kernel does not tell, as of a regular file, is no listener and is let go."""
+        try:
+            self._poll.register(descriptor, 0)  # a hang-up is always told
+        except OSError as error:
+            _log.error("a descriptor that is no listener came, and is let go: %s", error)
+            os.close(descriptor)
+            return False
         self._held[number] = (descriptor, message)
         self._ready[descriptor] = lambda event: self._let_go(number) if event & select.EPOLLHUP else None
-        self._poll.register(descriptor, 0)  # a hang-up is always told
+        return True
 
     def _let_go(self, number: int) -> None:
         """No process is left that could make a call."""
@@ -152,6 +173,8 @@ class Holder:
         connection.settimeout(SECONDS)
         try:
             packet = descriptors.receive(connection)
+            if packet is not None:
+                descriptors.close(packet.descriptors)
             if packet is not None and packet.kind is Kind.GATE:
                 self._hear_out()
                 self._send_all(connection)
@@ -189,7 +212,14 @@ class Holder:
             packet = None
         if packet is None:
             self._drop_gate()
-        elif packet.kind is Kind.LISTENER and packet.number not in self._held and packet.descriptors:
+            return
+        self._take(packet)
+
+    def _take(self, packet: Packet) -> None:
+        """Keeps the listener of a packet that this holder lacks, and lets go of whatever else came with it."""
+        wanted = packet.kind is Kind.LISTENER and packet.number not in self._held
+        descriptors.close(packet.descriptors[1:] if wanted else packet.descriptors)
+        if wanted and packet.descriptors:
             self._keep(packet.number, packet.descriptors[0], packet.message)
 
     def _tell_gate(self, packet: Packet) -> None:
@@ -242,9 +272,9 @@ class Holder:
         while packet := descriptors.receive(connection):
             if packet.kind is Kind.SOCKETS:
                 sockets = [socket.socket(fileno=each) for each in packet.descriptors]
-            elif packet.kind is Kind.LISTENER and packet.number not in self._held:
-                self._keep(packet.number, packet.descriptors[0], packet.message)
-            elif packet.kind is Kind.COMPLETE and len(sockets) == 2:
+                continue
+            self._take(packet)
+            if packet.kind is Kind.COMPLETE and len(sockets) == 2:
                 descriptors.send(connection, Packet(Kind.TAKEN))
                 return sockets[0], sockets[1]
         raise OSError("it ended before all was handed over")

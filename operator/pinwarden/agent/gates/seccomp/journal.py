@@ -15,12 +15,14 @@ import ctypes
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from pinwarden.agent.gates.seccomp import notify
 from pinwarden.agent.gates.seccomp.notify import Call
+from pinwarden.agent.statefile import set_aside
 
 SLOTS = 16384
 _MAGIC = b"pinwarden-gate-1"
@@ -38,6 +40,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Creates the file when there is none, or none of this version. Raises OSError; BlockingIOError while another process has it."""
         size = _HEADER + SLOTS * _SLOT
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            set_aside(path, "it is no regular file")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
