@@ -1092,3 +1092,70 @@ def test_without_the_ability_to_deal_an_exact_pod_is_held_and_another_is_not(nod
     node.tick()
     assert node.writes == []
     assert (node.pod().level, node.pod(NEAR).level) == (Level.DENY, Level.OBSERVE)
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("where", ["deal", "look"])
+def test_a_pod_that_nobody_foresaw_costs_itself(node: Node, where: str) -> None:
+    bad, good = node.hire(), node.hire()
+    directory = node.put([bad.pid])
+    node.put([good.pid], uid=NEAR)
+
+    def fail(pid: int) -> None:
+        if pid == bad.pid:
+            raise RecursionError("what a program made")
+
+    if where == "deal":
+        node.before_write = fail
+    else:
+        directory.joinpath("cgroup.procs").write_text("no number")
+    pods = [{"uid": UID, "limits": ["l"]}, {"uid": NEAR, "limits": ["m"]}]
+    node.configure([{"limit": 8 * PAGE}, {"name": "m", "limit": 4 * PAGE}], pods, generation=7)
+    node.tick()
+    assert node.limits[good.pid] == Limits(4 * PAGE, 4 * PAGE)
+    assert node.pod(NEAR).level is Level.CONVERGE
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "NotReadable")
+    assert ("what a program made" if where == "deal" else "invalid literal") in node.pod().message
+    assert node.applied() == ["uid-m"]
+    assert sum(node.engine.failures.values()) == 1
+
+    node.before_write = lambda _: None
+    node.put([bad.pid])
+    for _ in range(5):
+        node.tick()
+    assert node.limits[bad.pid] == Limits(8 * PAGE, 8 * PAGE)
+    assert (node.pod().level, node.applied()) == (Level.CONVERGE, ["uid-l", "uid-m"])
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_that_cannot_be_read_keeps_no_other_from_being_released(node: Node) -> None:
+    bad, good = node.hire(), node.hire()
+    directory = node.put([bad.pid])
+    node.put([good.pid], uid=NEAR)
+    limits = [{"limit": 8 * PAGE}]
+    node.configure(limits, [POD, {"uid": NEAR, "limits": ["l"]}])
+    node.tick()
+    directory.joinpath("cgroup.procs").write_text("no number")
+    node.configure(limits, [POD, {"uid": NEAR}], generation=2)
+    for _ in range(5):
+        node.tick()
+    assert node.limits[good.pid] == GIVEN
+    assert node.limits[bad.pid] == Limits(8 * PAGE, 8 * PAGE)
+
+
+@pytest.mark.rule("H1")
+def test_directories_of_any_name_and_depth_are_held_and_named_apart(node: Node) -> None:
+    worker = node.hire()
+    stem = os.fsencode(node.root / "user.slice")
+    os.mkdir(stem)
+    for name in (b"a\n\xff", b"a\n\xfe", b"x" * 255):
+        os.mkdir(os.path.join(stem, name))
+        Path(os.fsdecode(os.path.join(stem, name, b"cgroup.procs"))).write_text("")
+    Path(os.fsdecode(os.path.join(stem, b"a\n\xff", b"cgroup.procs"))).write_text(f"{worker.pid}\n")
+    node.configure([{"limit": 8 * PAGE, "cgroupPattern": "user.slice/*"}], [])
+    node.tick()
+    assert node.limits[worker.pid] == Limits(8 * PAGE, 8 * PAGE)
+    names = [pod.uid for pod in node.engine.report().pods]
+    assert len(set(names)) == 3
+    assert all(name.isprintable() for name in names)
+    assert set(node.engine.names.values()) == {"user.slice/a\n\udcff", "user.slice/a\n\udcfe"}

@@ -130,3 +130,26 @@ def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
     assert followed.newer() is None
     path.write_text("{")
     assert followed.newer() is None, "what cannot be read takes nothing back"
+
+
+@pytest.mark.rule("H1", "H2")
+def test_a_pod_that_nobody_foresaw_keeps_no_group_from_being_accounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, even = (f"3f2a9c1e-0b7d-4e55-9a10-c0ffee12345{number}" for number in (6, 7))
+    for uid in (odd, even):
+        pod = tmp_path / "kubepods" / f"pod{uid}"
+        pod.mkdir(parents=True)
+        (pod / "cgroup.procs").write_text("no number" if uid == odd else "")
+        (pod / "memory.current").write_text("no number" if uid == odd else "4096")
+        (pod / "memory.stat").write_text("anon 4096\n")
+    monkeypatch.setattr(Finder, "find", lambda *_, **__: Instance(objects={ObjectId(1, 5): 4096}))
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    groups = [group(uid="g", management="Adopt", accounting="Borrow", members=[{"pods": [odd, even]}])]
+    accountant.configure(NodePinConfigSpec(groups=groups))
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.reason, report.charge, report.orphaned, report.truncated) == ("", 4096, None, True)
+    assert [each.pod for each in accountant.told.fair_view] == [even]
+    assert accountant.told.failures["pod"] > 0

@@ -241,20 +241,20 @@ class Engine:
             (subjects, constraints)
             for subjects in self._groups
             if not due.isdisjoint(subjects)
-            for constraints in self._of_group(subjects, now, partial(scoped, subjects))
+            for constraints in self._of_group("scope", subjects, now, partial(scoped, subjects))
         ]
         if self._ability.available:
             self._deal(touched, now)
         for subjects, constraints in touched:
-            self._of_group(subjects, now, partial(self._evaluate, subjects, constraints, now))
+            self._of_group("evaluate", subjects, now, partial(self._evaluate, subjects, constraints, now))
         if sweep:
             self._guarded("release", "", partial(self._drop_strangers, now))
 
     def _of_group(
-        self, subjects: Sequence[Governed], now: float, work: Callable[[], _Result]
+        self, step: str, subjects: Sequence[Governed], now: float, work: Callable[[], _Result]
     ) -> list[_Result]:
         """What `work` on a group returns, as the one entry; none where it failed, which is then each subject's failure."""
-        name = subjects[0].uid
+        name = f"{step} {subjects[0].uid}"
         with self._guard.item("group", name):
             return [work()]
         for subject in subjects:
@@ -279,10 +279,11 @@ class Engine:
             for subjects, constraints in touched
         ]
         for subjects, constraints in enforced:
-            self._of_group(subjects, now, partial(self._adopt, subjects, constraints, now))
+            self._of_group("adopt", subjects, now, partial(self._adopt, subjects, constraints, now))
         self._dealer.save(now)
         for subjects, constraints in enforced:
-            for settled in self._of_group(subjects, now, partial(self._dealer.deal, subjects, constraints)):
+            work = partial(self._dealer.deal, subjects, constraints)
+            for settled in self._of_group("deal", subjects, now, work):
                 for subject in () if settled else subjects:
                     subject.heat(now)
 

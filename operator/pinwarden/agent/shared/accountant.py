@@ -7,11 +7,14 @@ second take a twentieth of a core, longer ones more. Pods that are no members ar
 the same rule. Their walk does not delay the next round.
 
 Where two groups may stand for one object, the first of the spec has it, which is the older one, and the other says so.
+
+A pod or group that fails costs itself (`guard`): the group bears the cause, the pod counts as one that cannot be read, and all others
+are accounted.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +24,7 @@ from pinwarden.agent.discovery import PodFinder
 from pinwarden.agent.gates.seccomp.record import NAME as GATE_RECORD
 from pinwarden.agent.gates.seccomp.record import Told as GateTold
 from pinwarden.agent.gates.seccomp.record import load as load_gate
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared.borrow import Borrow, Borrows
 from pinwarden.agent.shared.charged import Payers
 from pinwarden.agent.shared.fair import own_memory
@@ -51,6 +55,8 @@ MOST_BORROWERS = 100
 MOST_NODE_BORROWERS = 1024
 _NAMED = 3
 _NOT_READABLE = "NotReadable"
+KINDS = ("pod", "group", "budget", "round")
+"""Kinds of items that the accountant guards."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +87,10 @@ class _Round:
 
 
 class Accountant:
-    """Accounts for one node. `budget`: bytes that it may make; `run_dir`: with the gate's record; `clock` is monotonic."""
+    """Accounts for one node. `budget`: bytes that it may make; `run_dir`: with the gate's record; `clock` is monotonic.
+
+    `guard` knows the `KINDS`.
+    """
 
     def __init__(
         self,
@@ -92,15 +101,17 @@ class Accountant:
         budget: int,
         first: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        guard: Guard | None = None,
     ) -> None:
         """Raises ValueError when there is no cgroup hierarchy."""
+        self._guard = guard or Guard(KINDS, clock)
         self._pods = PodFinder(process_hierarchy(cgroup_root))
         self._proc_root = proc_root
         self._gate = run_dir / GATE_RECORD
         self._finder = Finder(proc_root, first)
         self._maker = Maker(proc_root, cgroup_root, budget, run_dir / SEGMENTS, first)
-        self._members = Borrows(proc_root)
-        self._others = Borrows(proc_root)
+        self._members = Borrows(proc_root, self._guard)
+        self._others = Borrows(proc_root, self._guard)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
         self._others_due = float("-inf")
         self._payers = Payers(cgroup_root)
@@ -123,43 +134,57 @@ class Accountant:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
         began, spent = self._clock(), time.process_time()
         if not self._groups:
-            self.told = Told()
+            self.told = Told(failures=dict(self._guard.failures))
             return SHORTEST_SECONDS
         paths = self._pods.find(began)
         attached = frozenset[str]().union(*(group.pods() for group in self._groups))
-        pods = {uid: explore(uid, paths[uid]) for uid in attached if uid in paths}
+        pods = dict(self._explored({uid: paths[uid] for uid in attached if uid in paths}))
         rounds = self._find(pods)
         others_cost = self._sample(rounds, pods, paths, began)
-        told = load_gate(self._gate)
+        told = self._gates_record()
         for each in rounds:
-            self._settle(each)
+            name = f"{each.group.uid}: phase"
+            with self._guard.item("group", name):
+                self._settle(each)
+                continue
+            each.problem = _NOT_READABLE, self._guard.cause("group", name)
         self.told = Told(
             extents={each.group.uid: each.extent for each in rounds},
             groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
+            failures=dict(self._guard.failures),
         )
         cost = time.process_time() - spent - others_cost  # without the children's, who take pages
         return min(max(SHORTEST_SECONDS, cost * TIMES_ITS_COST), LONGEST_SECONDS)
 
+    def _explored(self, paths: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, PodCgroup]]:
+        for uid, where in paths.items():
+            with self._guard.item("pod", uid):
+                yield uid, explore(uid, where)
+
+    def _gates_record(self) -> GateTold | None:
+        with self._guard.item("round", "the gate's record"):
+            return load_gate(self._gate)
+        return None
+
     # -- objects ---------------------------------------------------------------------------------------------------
 
     def _find(self, pods: Mapping[str, PodCgroup]) -> list[_Round]:
-        pids = {
-            uid: [pid for member in pod.members for pid in sorted(member_pids(member))]
-            for uid, pod in pods.items()
-        }
-        self._maker.begin()
-        self._finder.begin(pids)
+        pids = {}
+        for uid, pod in pods.items():
+            with self._guard.item("pod", f"{uid}: processes"):
+                pids[uid] = [pid for member in pod.members for pid in sorted(member_pids(member))]
+        with self._guard.item("budget"):
+            self._maker.begin()
+        with self._guard.item("round", "what a round looks at once"):
+            self._finder.begin(pids)
         rounds = [_Round(group) for group in self._groups]
         taken = Extent()
         for each in rounds:
             group = each.group
-            if group.management is Management.CREATE and not group.draining:
-                try:
-                    self._maker.ensure(group)
-                except NotMadeError as error:
-                    each.problem = error.reason, str(error)
             try:
+                if group.management is Management.CREATE and not group.draining:
+                    self._ensure(each)
                 members = {uid: pids[uid] for uid in sorted(group.pods()) if uid in pids}
                 room = min(MOST_OBJECTS, MOST_NODE_OBJECTS - len(taken.objects))
                 found = self._finder.find(group, members, path=each.path, room=room)
@@ -169,10 +194,11 @@ class Accountant:
             except OSError as error:
                 each.problem = _NOT_READABLE, f"{error.filename or ''} {error.strerror or error}".strip()
                 continue
-            except ValueError as error:  # what one pod shows keeps no other group from being accounted
-                _log.exception("%s cannot be read", group.name)
-                each.problem = _NOT_READABLE, f"{error}"
+            except Exception as error:  # noqa: BLE001 - what one pod shows keeps no other group from being accounted
+                self._guard.failed("group", group.uid, error)
+                each.problem = _NOT_READABLE, self._guard.cause("group", group.uid)
                 continue
+            self._guard.succeeded("group", group.uid)
             if _claimed(found.extent, taken):
                 each.problem = "Claimed", "another group, which is older, stands for this object"
                 each.claimed = found
@@ -180,6 +206,16 @@ class Accountant:
             taken = Extent(taken.devices | found.extent.devices, taken.objects | found.extent.objects)
             each.instance = found
         return rounds
+
+    def _ensure(self, each: _Round) -> None:
+        """Makes a group's object, or says in its `problem` why it cannot."""
+        if not self._guard.due("budget"):
+            each.problem = "NotMade", f"what is there cannot be told: {self._guard.cause('budget')}"
+            return
+        try:
+            self._maker.ensure(each.group)
+        except NotMadeError as error:
+            each.problem = error.reason, str(error)
 
     # -- borrows ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +236,8 @@ class Accountant:
         seen = dict(self._members.sample(now, members, extents, extents.keys(), whole, stamps))
         if counted and now >= self._others_due:
             spent = time.process_time()
-            others = {uid: explore(uid, where).members for uid, where in paths.items() if uid not in pods}
+            strangers = self._explored({uid: where for uid, where in paths.items() if uid not in pods})
+            others = {uid: pod.members for uid, pod in strangers}
             self._seen_others = self._others.sample(now, others, extents, extents.keys(), whole, stamps)
             others_cost = time.process_time() - spent
             self._others_due = now + max(OTHERS_SECONDS, others_cost * TIMES_ITS_COST)
@@ -258,7 +295,9 @@ class Accountant:
         """One for each group; all of them have to fit in one object of the API server."""
         left = MOST_NODE_BORROWERS
         for each in rounds:
-            report = self._report(each, pods, gate, min(MOST_BORROWERS, left))
+            report = GroupReport(uid=each.group.uid, phase=each.phase, reason=_NOT_READABLE)
+            with self._guard.item("group", f"{each.group.uid}: report"):
+                report = self._report(each, pods, gate, min(MOST_BORROWERS, left))
             left -= len(report.borrowers)
             yield report
 
@@ -354,15 +393,16 @@ class Accountant:
         unread = self._members.incomplete()
         for uid, pod in sorted(pods.items()):
             shares = [_share(each, uid) for each in rounds if uid in each.group.pods() and each.concerns]
-            own = own_memory(pod.paths)
-            if own is None or None in shares or uid in unread:
+            if None in shares or uid in unread:
                 continue
-            yield FairReport(
-                pod=uid,
-                current=own.current,
-                anonymous=own.anonymous,
-                shared=sum(each or 0 for each in shares),
-            )
+            with self._guard.item("pod", f"{uid}: memory"):
+                if own := own_memory(pod.paths):
+                    yield FairReport(
+                        pod=uid,
+                        current=own.current,
+                        anonymous=own.anonymous,
+                        shared=sum(each or 0 for each in shares),
+                    )
 
 
 def _claimed(extent: Extent, taken: Extent) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from pinwarden.agent.cgroups import cpu_time, member_pids
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared.intervals import Intervals, union
 from pinwarden.agent.shared.maps import Wanted
 from pinwarden.agent.shared.objects import Extent, ObjectId
@@ -75,7 +76,9 @@ class _Walk:
 class Borrows:
     """Samples some pods, and keeps of each what saves the next walk: 16 bytes for each stretch of pages, mapped or resident."""
 
-    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+    def __init__(self, proc_root: Path = Path("/proc"), guard: Guard | None = None) -> None:
+        """`guard` knows the kind `pod`."""
+        self._guard = guard or Guard(["pod"])
         self._proc_root = proc_root
         self._asked = _Asked({}, frozenset(), frozenset())
         self._wanted = Wanted(())
@@ -109,7 +112,9 @@ class Borrows:
         taken = pressure(self._proc_root)
         before, self._walks = self._walks, {}
         for uid, directories in pods.items():
-            self._walks[uid] = self._look(now, tuple(directories), before.get(uid), taken, stamps or {})
+            self._walks[uid] = self._unread(now, tuple(directories))
+            with self._guard.item("pod", f"{uid}: mappings"):
+                self._walks[uid] = self._look(now, tuple(directories), before.get(uid), taken, stamps or {})
         self.walked = sum(each is not before.get(uid) for uid, each in self._walks.items())
         return {(group, uid): one for uid, each in self._walks.items() for group, one in each.borrows.items()}
 
@@ -174,6 +179,11 @@ class Borrows:
             if group in self._asked.resident:
                 made.stamps[group] = stamps.get(group)
         return made
+
+    @staticmethod
+    def _unread(now: float, directories: tuple[Path, ...]) -> _Walk:
+        """In place of a walk over a pod that cannot be read."""
+        return _Walk(now, _Seen(directories, (), ()), (), None, Found(reason="it cannot be read"))
 
     def _add(self, group: str, walks: Sequence[_Walk]) -> Borrow:
         reasons = [each.found.reason for each in walks if each.found.reason]

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pinwarden.agent.configuration import FollowedConfiguration
 from pinwarden.agent.ending import EndError, ended_by_signals
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared import record
-from pinwarden.agent.shared.accountant import Accountant
+from pinwarden.agent.shared.accountant import KINDS, Accountant
 from pinwarden.agent.statefile import exclusive
 
 LOCK = "shared.lock"
@@ -46,17 +47,19 @@ def run(settings: Settings) -> None:
     with ended_by_signals(), suppress(EndError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(settings.run_dir / LOCK):
+            guard = Guard({*KINDS, "configuration", "file"})
             accountant = Accountant(
+                guard=guard,
                 cgroup_root=settings.cgroup_root,
                 proc_root=settings.proc_root,
                 run_dir=settings.run_dir,
                 budget=settings.budget,
             )
             _log.info("the accountant of shared memory works, process %d", os.getpid())
-            _work(settings, accountant)
+            _work(settings, accountant, guard)
 
 
-def _work(settings: Settings, accountant: Accountant) -> None:
+def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
     followed = FollowedConfiguration(settings.configuration)
     told = settings.run_dir / record.NAME
     due = renewed = 0.0
@@ -67,25 +70,24 @@ def _work(settings: Settings, accountant: Accountant) -> None:
             renewed = time.monotonic() + _RENEW_SECONDS
             with suppress(OSError):
                 os.utime(told)
-        if configuration := followed.newer():
-            accountant.configure(configuration.spec)
-            due = 0.0
+        with guard.item("configuration"):
+            if configuration := followed.newer():
+                accountant.configure(configuration.spec)
+                due = 0.0
         if time.monotonic() >= due:
-            wait = _round(told, accountant)
+            wait = _round(told, accountant, guard)
             accounts = wait is not None
             due = time.monotonic() + (_RETRY_SECONDS if wait is None else wait)
         time.sleep(_LOOKS_SECONDS)
 
 
-def _round(told: Path, accountant: Accountant) -> float | None:
-    """Seconds until the next one; None where it failed."""
-    try:
+def _round(told: Path, accountant: Accountant, guard: Guard) -> float | None:
+    """Seconds until the next one; None where it failed, and then what was told last stays."""
+    with guard.item("round"):
         wait = accountant.tick()
         record.save(told, accountant.told)
-    except (OSError, ValueError):
-        _log.exception("a round failed, what was told last stays")
-        return None
-    return wait
+        return wait
+    return None
 
 
 @contextmanager

@@ -33,10 +33,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from pydantic import TypeAdapter
+
 from pinwarden.agent.shared import segments, within
 from pinwarden.agent.shared.host import NEWCGROUP, NEWIPC, NEWNS, enter, inside, mounts
 from pinwarden.agent.shared.libc import last_error
-from pinwarden.agent.statefile import write_atomically
+from pinwarden.agent.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import Owner
 from pinwarden.plan.amounts import exact, short
@@ -207,6 +209,9 @@ class _Making(NamedTuple):
         return (found.size, found.creator) == (size, 0) and found.changed >= self.begun
 
 
+_KNOWN = TypeAdapter(dict[str, tuple[int, int | None]])
+
+
 class _Segments:
     """What is being made and was made, by group."""
 
@@ -240,9 +245,13 @@ class _Segments:
 
     def _load(self) -> dict[str, _Making]:
         try:
-            return {uid: _Making(*each) for uid, each in json.loads(self._path.read_bytes()).items()}
+            known = _KNOWN.validate_python(json.loads(read_whole(self._path)))
         except FileNotFoundError:
             return {}
+        except UNUSABLE as error:
+            set_aside(self._path, str(error))
+            return {}
+        return {uid: _Making(*each) for uid, each in known.items()}
 
     def _save(self, known: Mapping[str, _Making]) -> None:
         write_atomically(self._path, json.dumps(known).encode())

@@ -233,7 +233,7 @@ class _Process:
         if packet.number in self._gate.listeners:
             os.close(descriptor)
             return
-        with self._guard.item("packet"):
+        with self._guard.item("packet", "listener"):
             self._gate.add(packet.number, descriptor, parse(packet.message))
             return
         os.close(descriptor)  # whoever sent it is no container runtime

@@ -142,6 +142,7 @@ class Record:
         self._mapping: frozenset[str] = frozenset()
         self._held: Mapping[str, str] = {}
         self._told_failures: Mapping[str, int] = {}
+        self._written: tuple[int, int] | None = None
         self._changed = True
         self._due = self._beat = float("-inf")
 
@@ -209,7 +210,7 @@ class Record:
                 _log.error("%s cannot be written: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
-            self._changed = self._told_failures != dict(self._failures)
+            self._changed = self._told_failures != dict(self._failures) or self._written != self._identity()
             with suppress(OSError):
                 os.utime(self._path)
 
@@ -234,7 +235,16 @@ class Record:
         }
         write_atomically(self._path, json.dumps(content).encode())
         self._told_failures = dict(self._failures)
+        self._written = self._identity()
         self._changed = False
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file is there: another one than was written last is somebody else's, and is replaced."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size
 
 
 def _wire(denial: Denial, number: int) -> dict[str, Any]:
