@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gated.forks import Forked, ForkServer
 from pinwarden.agent.cgroups import member_pids, process_hierarchy
@@ -38,10 +38,17 @@ def starter() -> ForkServer:
     return ForkServer("gated.starter", [ROOT / "operator", ROOT / "tools"])
 
 
+class Home(Protocol):
+    """Where pods are: the folder of their cgroups, and that of the holder's sockets."""
+
+    pods: Path
+    run_dir: Path
+
+
 class Pod:
     """A pod of one container; `run` starts a process in it."""
 
-    def __init__(self, node: "Node", uid: str = "") -> None:
+    def __init__(self, node: Home, uid: str = "") -> None:
         self._node = node
         self.uid = uid or str(uuid.uuid4())
         self.sandbox, self.container = (os.urandom(32).hex() for _ in range(2))
