@@ -39,14 +39,14 @@ from pinwarden.agent.shared import record as shared_record
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
 
-SPARE_SECONDS = 10.0
+SPARE_SECONDS = 30.0
 PAGE = 4096
 GIVEN = Limits(8 * MIB, 64 * MIB)
 SLICE = "fuzz.slice"
 AMOUNTS = (MIB, 2 * MIB)
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 32 * MIB, 48
 DEEPEST = 1200
-KINDS = {"configuration": 1, "cgroups": 2, "names": 3, "calls": 1, "packets": 2, "clients": 2, "files": 1}
+KINDS = {"configuration": 1, "cgroups": 1, "names": 6, "calls": 1, "packets": 4, "clients": 3, "files": 1}
 """The kinds of inputs, and how often each comes in a long run."""
 _CALLS = (
     9,
@@ -300,8 +300,12 @@ class Node:
                 self.tally.refused["cgroups"] += 1
                 continue
             made.append(path)
-            if self._rng.random() < 0.1:
-                _nest(path, self._rng.choice([b"d", b"e" * 200, name]), self._rng.randrange(DEEPEST))
+            if self._rng.random() < 0.05:
+                _nest(
+                    path,
+                    self._rng.choice([b"d", b"e" * 200, name]),
+                    self._rng.randrange(DEEPEST),
+                )
         here = [path for path in made if path.startswith(os.fsencode(self.slice))]
         self._holds(lambda: self._in_slice() >= len(here), "a folder below a pattern is not reported")
         self.check("cgroups, while they are there")
@@ -355,7 +359,7 @@ class Node:
         for _ in range(count):
             web = rng.random() < 0.5
             with socket.socket(socket.AF_INET if web else socket.AF_UNIX) as client, suppress(OSError):
-                client.settimeout(0.5)
+                client.settimeout(0.2)
                 client.connect(("127.0.0.1", self._port) if web else str(self._socket))
                 data = rng.choice([b"GET /metrics HTTP/1.1\r\n\r\n", b"GET ", rng.randbytes(200), b"\n" * 9])
                 client.sendall(data)

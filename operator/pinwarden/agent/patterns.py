@@ -1,7 +1,8 @@
 """Shell patterns of cgroup directories, as `Path.glob` matches them: each part by itself, and `**` any number of directories.
 
 Who may make cgroups in a matched tree chooses its depth and names. So nothing here recurses, a pattern costs at most its parts times the
-directories, and a tree deeper than a path can name is followed as far as that.
+directories, and a tree deeper than a path can name is followed as far as that. Each match is sampled with all that lies below it. So of
+matches inside each other only `MOST_NESTED` are told: the limit of the outermost one, over more processes, implies it for those within.
 """
 
 import errno
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+MOST_NESTED = 8
 _ANY_DEPTH = "**"
 _WILDCARDS = frozenset("*?[")
 _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -21,8 +23,18 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 
 
 def directories(root: Path, pattern: str) -> list[Path]:
-    """The directories below `root` that the pattern matches, in order. Raises OSError but for what vanished."""
-    return sorted(Path(path) for path in _find(os.fspath(root), parts_of(pattern)))
+    """The directories below `root` that the pattern matches, in order, not more than `MOST_NESTED` inside each other.
+
+    Raises OSError but for what vanished.
+    """
+    found, around = [], list[str]()
+    for path in sorted(_find(os.fspath(root), parts_of(pattern)), key=lambda path: path.split("/")):
+        while around and not path.startswith(f"{around[-1]}/"):
+            around.pop()
+        if len(around) < MOST_NESTED:
+            found.append(Path(path))
+        around.append(path)
+    return found
 
 
 def matches(pattern: str, path: str) -> bool:

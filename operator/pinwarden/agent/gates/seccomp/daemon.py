@@ -26,7 +26,7 @@ from pinwarden.agent.gates.seccomp.identity import parse
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.pods import Pods
 from pinwarden.agent.gates.seccomp.record import NAME, Record
-from pinwarden.agent.guard import Guard
+from pinwarden.agent.guard import Guard, shown
 from pinwarden.agent.shared import record as shared
 from pinwarden.agent.statefile import Glance
 from pinwarden.agent.subjects import Plan
@@ -234,9 +234,13 @@ class _Process:
             os.close(descriptor)
             return
         with self._guard.item("packet", "listener"):
-            self._gate.add(packet.number, descriptor, parse(packet.message))
-            return
-        os.close(descriptor)  # whoever sent it is no container runtime
+            try:
+                self._gate.add(packet.number, descriptor, parse(packet.message))
+            except ValueError as error:
+                _log.error("who sent a listener is no container runtime: %s", shown(str(error)))
+            else:
+                return
+        os.close(descriptor)
 
 
 def _journal(path: Path) -> Journal:
