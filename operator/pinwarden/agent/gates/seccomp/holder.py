@@ -27,6 +27,7 @@ SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 _DESCRIPTORS = 4
 _BACKLOG = 512
+_ENDED = select.EPOLLHUP | select.EPOLLERR
 _log = logging.getLogger(__name__)
 
 
@@ -148,13 +149,13 @@ class Holder:
     def _keep(self, number: int, descriptor: int, message: bytes) -> bool:
         """Whether it is kept: a descriptor whose end the kernel does not tell, as of a regular file, is no listener and is let go."""
         try:
-            self._poll.register(descriptor, 0)  # a hang-up is always told
+            self._poll.register(descriptor, 0)  # its end is always told
         except OSError as error:
             _log.error("a descriptor that is no listener came, and is let go: %s", error)
             os.close(descriptor)
             return False
         self._held[number] = (descriptor, message)
-        self._ready[descriptor] = lambda event: self._let_go(number) if event & select.EPOLLHUP else None
+        self._ready[descriptor] = lambda event: self._let_go(number) if event & _ENDED else None
         return True
 
     def _let_go(self, number: int) -> None:
