@@ -144,7 +144,7 @@ class Node:
         self._until(lambda: bool(self._status.get("report")), "the agent reports")
         self.check()
 
-    def run(self, inputs: int, batch: int = 100) -> Tally:
+    def run(self, inputs: int, batch: int = 200) -> Tally:
         """Send as many inputs of all kinds, and check after each batch."""
         while self.tally.inputs < inputs:
             (kind,) = self._rng.choices(list(KINDS), list(KINDS.values()))

@@ -42,7 +42,7 @@ class Values:
                 low, high = schema.get("minimum", -_LARGEST), schema.get("maximum", _LARGEST)
                 return rng.choice([low, high, max(low, 0), min(max(low, 4096), high), rng.randint(low, high)])
             case "number":
-                return rng.choice([schema.get("minimum", -1.5), 0.5, 1e300])
+                return rng.choice([schema.get("minimum", -1.5), 0.5, schema.get("maximum", 1e300)])
             case "boolean":
                 return rng.random() < 0.5
             case "string":
