@@ -13,7 +13,7 @@ PARALLEL := -n logical $(MODULES)
 BUILT := programs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench programs controlplane clean
+.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench fuzz programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -127,6 +127,12 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/operator_scale.py
 	$(BIN)/python bench/cluster_nodes.py
+
+SEED := $(shell date +%s)
+
+fuzz: venv ## 10,000 objects to the operator and 10,000 inputs to the node's processes, about an hour; SEED=N makes a run again
+	$(BIN)/python bench/fuzz.py operator --seed $(SEED)
+	$(BIN)/python -m cluster guest --kind uml --timeout 7200 -- $(BIN)/python bench/fuzz.py node --seed $(SEED)
 
 programs: venv ## what clusters and tests are made of, built from source into the cache; minutes, once
 	$(BIN)/python -m cluster build

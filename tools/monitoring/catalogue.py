@@ -9,7 +9,10 @@ from typing import Final
 
 from prometheus_client.core import Metric
 
+from pinwarden.agent import daemon as agent_daemon
 from pinwarden.agent import metrics as agent
+from pinwarden.agent.gates.seccomp import daemon as gate_daemon
+from pinwarden.agent.shared import daemon as accountant_daemon
 from pinwarden.agent.workers import Board
 from pinwarden.api.pinlimit import Contention, Enforcement, Level, Scope, Source
 from pinwarden.api.sharedmemorygroup import Accounting, Backing, Management, Phase
@@ -130,6 +133,7 @@ OPERATOR: Final[Mapping[str, Labels]] = {
     "watch_ends": {"resource": operator.RESOURCES, "reason": operator.ENDS},
     "writes": {"kind": operator.WRITES, "result": operator.RESULTS},
 }
+_GUARDED: Final = tuple(sorted({*agent_daemon.KINDS, *gate_daemon.KINDS, *accountant_daemon.KINDS}))
 AGENT: Final[Mapping[str, Labels]] = {
     "applied_limits": {},
     "build": _VERSION,
@@ -144,6 +148,7 @@ AGENT: Final[Mapping[str, Labels]] = {
     "governed_pods_by_reason": {"reason": REASONS},
     "governed_processes": {},
     "heard_timestamp_seconds": {"process": ("gate", "accountant")},
+    "item_failures": {"process": ("agent", "gate", "accountant"), "kind": _GUARDED},
     "overshoot_peak_bytes": {},
     "overshoots": {},
     "pod_borrowed_bytes": {**_UID, "group_uid": "the UID of the group"},

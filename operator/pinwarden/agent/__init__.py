@@ -14,5 +14,6 @@ In the order to read it, from the bottom up:
 - `overshoots`, `sources`, `report`: what is said of the node; `engine` puts all of the above together.
 - `loop`: the main thread; `workers`: the others; `reporter`: the one that writes the report; `statussocket`: for `pinwarden status`;
   `snapshotted`, `metrics`, `web`: for Prometheus and probes; `daemon`: the process.
-- `statefile`, `backoff`, `ending`: what several of them use.
+- `statefile`, `patterns`, `backoff`, `guard`, `ending`: what several of them use. `guard` is how each process works on an item of a loop,
+  so that what fails is the item.
 """

@@ -48,6 +48,8 @@ from pinwarden.agent.workers import Board, Inbox, Wakeup, Workers
 
 Gates = Literal["auto", "rlimit", "none"]
 LOCK = "agent.lock"
+KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, "file")))
+"""Kinds of items that the agent guards."""
 _LOCK_PATIENCE_SECONDS = 2.0
 _STANDBY_SECONDS = 0.1
 _log = logging.getLogger(__name__)
@@ -153,7 +155,7 @@ class _Agent:
         self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
         self._kept: Configuration | None = None
         self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
-        self._guard = Guard({*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, "file"})
+        self._guard = Guard(KINDS)
 
     def start(self, resources: ExitStack) -> Loop:
         """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""

@@ -126,7 +126,7 @@ class Reporter:
             peak=0,
             processes=0,
             level=Level.OBSERVE,
-            reason="NotReportable",
+            reason="NotReadable",
             message=self._guard.cause("report", subject.uid),
         )
 

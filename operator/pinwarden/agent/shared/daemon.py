@@ -19,10 +19,13 @@ from pinwarden.agent.configuration import FollowedConfiguration
 from pinwarden.agent.ending import EndError, ended_by_signals
 from pinwarden.agent.guard import Guard
 from pinwarden.agent.shared import record
-from pinwarden.agent.shared.accountant import KINDS, Accountant
+from pinwarden.agent.shared.accountant import KINDS as ACCOUNTANT_KINDS
+from pinwarden.agent.shared.accountant import Accountant
 from pinwarden.agent.statefile import exclusive
 
 LOCK = "shared.lock"
+KINDS = (*ACCOUNTANT_KINDS, "configuration")
+"""Kinds of items that the accountant's process guards."""
 STALL_SECONDS = 600
 _LOOKS_SECONDS = 0.1
 _STANDBY_SECONDS = 0.2
@@ -47,7 +50,7 @@ def run(settings: Settings) -> None:
     with ended_by_signals(), suppress(EndError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(settings.run_dir / LOCK):
-            guard = Guard({*KINDS, "configuration", "file"})
+            guard = Guard(KINDS)
             accountant = Accountant(
                 guard=guard,
                 cgroup_root=settings.cgroup_root,

@@ -21,7 +21,8 @@ from pinwarden.agent.configuration import Configuration, FollowedConfiguration
 from pinwarden.agent.ending import EndError, Ending, ended_by_signals
 from pinwarden.agent.gates.seccomp import descriptors
 from pinwarden.agent.gates.seccomp.descriptors import Kind, Packet
-from pinwarden.agent.gates.seccomp.gate import KINDS, Gate
+from pinwarden.agent.gates.seccomp.gate import KINDS as GATE_KINDS
+from pinwarden.agent.gates.seccomp.gate import Gate
 from pinwarden.agent.gates.seccomp.identity import parse
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.pods import Pods
@@ -35,6 +36,8 @@ LOOKS_SECONDS = 0.05
 STALL_SECONDS = 20
 PARTING_SECONDS = 50.0
 HOLDER, JOURNAL = "holder.sock", "gate.journal"
+KINDS = (*GATE_KINDS, "configuration", "file", "packet", "turn")
+"""Kinds of items that the gate's process guards."""
 _STANDBY_SECONDS = 0.02
 _HOLDER_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
@@ -95,7 +98,7 @@ def run(settings: Settings) -> None:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = Pods(settings.cgroup_root, settings.proc_root)
-        guard = Guard({*KINDS, "configuration", "file", "packet", "turn"})
+        guard = Guard(KINDS)
         record = Record(settings.record, guard.failures)
         gate = Gate(journal, pods, settings.proc_root, record, guard=guard)
         resources.callback(gate.close)
