@@ -295,6 +295,13 @@ def test_what_the_nodes_report_is_summed_up(cluster: Cluster) -> None:
 
 
 @pytest.mark.rule("M1", "M9")
+def test_a_name_in_any_script_reaches_the_node_and_the_status(cluster: Cluster) -> None:
+    """An apply patch is read as YAML, which has no pairs of surrogates for a character beyond U+FFFF."""
+    case = Case(cluster, backing={"memfd": {"name": "🧷名\x80"}})
+    assert case.on_node()["backing"] == {"memfd": {"name": "🧷名\x80"}}
+    eventually(lambda: case.status().get("conditions"), bool)
+
+
 def test_a_group_stays_on_a_node_while_something_of_it_is_left(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()

@@ -21,6 +21,7 @@ REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
 # The API server mostly sends a bookmark once a minute, so a watch that is silent for longer is ended: it may be dead.
 WATCH_SILENCE_SECONDS = 90.0
+_APPLY = "application/apply-patch+yaml; charset=utf-8"
 _IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 
 Json = dict[str, Any]
@@ -95,7 +96,7 @@ class Api:
     async def apply(self, path: str, body: Mapping[str, Any], manager: str = FIELD_MANAGER) -> Json:
         """Server-side apply, taking over fields that another manager holds."""
         query = {"fieldManager": manager, "force": "true"}
-        return await self._request("PATCH", path, query, body, content="application/apply-patch+yaml")
+        return await self._request("PATCH", path, query, as_yaml(body), content=_APPLY)
 
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
         """A JSON patch (RFC 6902)."""
@@ -136,7 +137,7 @@ class Api:
         method: str,
         path: str,
         query: Mapping[str, str | int],
-        body: Mapping[str, Any] | Sequence[Json] | None = None,
+        body: Mapping[str, Any] | Sequence[Json] | str | None = None,
         *,
         accept: str = "application/json",
         content: str = "application/json",
@@ -159,7 +160,7 @@ class Api:
         path: str,
         query: Mapping[str, str | int],
         timeout: aiohttp.ClientTimeout,
-        body: Mapping[str, Any] | Sequence[Json] | None = None,
+        body: Mapping[str, Any] | Sequence[Json] | str | None = None,
         accept: str = "application/json",
         content: str = "application/json",
     ) -> aiohttp.ClientResponse:
@@ -180,6 +181,12 @@ class Api:
             raise ApiError(f"{method} {path}: {error or type(error).__name__}") from error
         response: aiohttp.ClientResponse = answer.response
         return response
+
+
+def as_yaml(body: Mapping[str, Any]) -> str:
+    r"""JSON that is YAML too, as the server reads an apply patch: with a character beyond U+FFFF as `\U0001f9f7` and no surrogates."""
+    text = json.dumps(body, ensure_ascii=False)
+    return "".join(each if each.isascii() and each != "\x7f" else f"\\U{ord(each):08x}" for each in text)
 
 
 async def pages(
