@@ -257,6 +257,7 @@ UNFORESEEN = {
     "integer.yaml": b"unknownPods: !!int x",
     "truth.yaml": b"unknownPods: !!bool x",
     "surrogate.json": b'{"limits": [{"name": "\\ud800"}]}',
+    "half.json": b'{"pods": [{"uid": "p", "limits": ["\\ud800"]}]}',
     "itself.yaml": b"limits: &a [*a]",
     "keys.yaml": b"1: 2",
     "binary.yaml": b"\xff\xfe",

@@ -115,10 +115,12 @@ class LastConfiguration:
             uid, generation = content["uid"], content["generation"]
             if not isinstance(uid, str | None) or not isinstance(generation, int | None):
                 raise ConfigurationError("its uid or generation is none")
-            return Configuration.parse(content["spec"], uid, generation)
+            configuration = Configuration.parse(content["spec"], uid, generation)
+            configuration.spec.model_dump_json()  # as for a local file
         except UNUSABLE as error:
             self._file.set_aside(str(error))
             return None
+        return configuration
 
 
 class FollowedConfiguration:

@@ -209,11 +209,13 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
     if not isinstance(spec, Mapping):
         raise ConfigurationError(f"{name}: spec: not an object")
     try:
-        return NodePinConfigSpec.model_validate(_completed(spec))
+        found = NodePinConfigSpec.model_validate(_completed(spec))
+        found.model_dump_json()  # a half of a surrogate pair, as JSON may have it, is no text that could be told or kept
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {first_problem(error, 'spec' if whole else '')}") from error
     except UNUSABLE as error:
         raise ConfigurationError(f"{name}: {error}") from error
+    return found
 
 
 def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
