@@ -35,7 +35,8 @@ BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
 _VERSION = 1
-_POD, _NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 1024, 63, 16, 256, 128, 2**62  # what a DenialReport has room for
+# what a DenialReport has room for
+_POD, _NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 1024, 63, 16, 256, 128, 2**62
 _log = logging.getLogger(__name__)
 
 
