@@ -27,7 +27,7 @@ class Values:
     def value(self, schema: Schema, name: str = "") -> Any:
         """A value of the schema, for the field `name`. What only CEL checks may be wrong in it."""
         rng = self._rng
-        if name in self._hints and rng.random() < 0.8:
+        if name in self._hints and rng.random() < 0.95:
             return self._hints[name](rng)
         if "enum" in schema:
             return rng.choice(schema["enum"])

@@ -245,12 +245,18 @@ class Server:
             "podSelector": lambda rng: rng.choice([{}, {"matchLabels": {"a": "b"}}]),
             "nodeSelector": lambda rng: rng.choice([{}, {"matchLabels": {"a": "b"}}]),
             "limit": lambda rng: rng.choice(["0", "4096", "1Mi", "4Pi", 4096]),
+            "borrowLimit": lambda rng: rng.choice(["0", "4096", "1Mi"]),
+            "pinLimit": lambda rng: rng.choice(["0", "4096", "1Mi"]),
             "capacity": lambda rng: rng.choice(["4096", "1Mi", "1Gi"]),
             "backing": _backing,
         }
         spec: Json = Values(self._rng, hints).value(self._schemas[plural]["spec"])
         if self._rng.random() < 0.9:  # what CEL refuses
             spec.pop("maxGrant", None)
+            if "backing" in spec:
+                spec |= {"backing": _backing(self._rng), "management": "Adopt", "accounting": "Borrow"}
+                spec["members"] = spec.get("members", [])[:1]
+                spec.pop("owner", None)
             for key in ("containers",) if spec.get("scope") != "Container" else ():
                 spec.pop(key, None)
             for key in ("grant", "onOvershoot") if spec.get("enforcement") == "Audit" else ():
