@@ -176,11 +176,15 @@ def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(caplog: pytest.LogC
 def test_a_configuration_that_the_engine_cannot_take_is_a_problem_and_the_last_stays() -> None:
     class Picky(Engine):
         def configure(
-            self, spec: NodePinConfigSpec, unsupported: Sequence[UnsupportedLimit], generation: int | None
+            self,
+            spec: NodePinConfigSpec,
+            unsupported: Sequence[UnsupportedLimit],
+            generation: int | None,
+            gone: frozenset[str] = frozenset(),
         ) -> None:
             if generation == 2:
                 raise KeyError("nobody foresaw this")
-            super().configure(spec, unsupported, generation)
+            super().configure(spec, unsupported, generation, gone)
 
     running = Running(Picky(wait=3600), configuration(1), configuration(2))
     running.inbox.put(configuration(1))

@@ -6,6 +6,7 @@ aside: they cost more memory than the whole cache, and a typed object cannot hol
 
 import json
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -186,7 +187,7 @@ class Api:
 def as_yaml(body: Mapping[str, Any]) -> str:
     r"""JSON that is YAML too, as the server reads an apply patch: with a character beyond U+FFFF as `\U0001f9f7` and no surrogates."""
     text = json.dumps(body, ensure_ascii=False)
-    return "".join(each if each.isascii() and each != "\x7f" else f"\\U{ord(each):08x}" for each in text)
+    return re.sub("[^\x00-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 async def pages(
