@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from cluster.patience import Patience
 
 SECONDS = 30.0
+CLUSTER_SECONDS = 120.0
+"""For what a node does."""
 POLL_SECONDS = 0.05
 T = TypeVar("T")
 
@@ -24,7 +26,7 @@ def eventually(read: Callable[[], T], holds: Callable[[T], Any], seconds: float 
     return last
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = SECONDS) -> float:
+def until(holds: Callable[[], bool], what: str, seconds: float = CLUSTER_SECONDS) -> float:
     """Wait until it holds and return after how many seconds by the clock it did; ``what`` is for the failure."""
     patience = Patience(seconds)
     while not holds():

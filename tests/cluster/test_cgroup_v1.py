@@ -9,9 +9,9 @@ from cluster.cluster import Cluster
 from cluster.install import install
 from cluster.machine import Kind
 
+from ..waiting import until
 from .conftest import kubectl_of
 from .test_faults import MIB, NAMESPACE, Held, hold, in_force
-from .waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -36,4 +36,4 @@ def test_a_limit_on_cgroup_v1_is_enforced_raised_and_released(cluster: Cluster, 
     (report,) = json.loads(kubectl("get", "nodepinconfigs", "-o", "json"))["items"]
     assert report["status"]["cgroupVersion"] == "v1"
     kubectl("-n", NAMESPACE, "delete", "pinlimit", "held")
-    eventually(lambda: in_force(held.node) == 8 * MIB, "the process has what the runtime gave it")
+    until(lambda: in_force(held.node) == 8 * MIB, "the process has what the runtime gave it")

@@ -17,7 +17,7 @@ from cluster.cluster import Cluster
 from cluster.install import ROOT
 from cluster.node import Node
 
-from .waiting import eventually
+from ..waiting import until
 
 NAMESPACE = "faults"
 MIB = 2**20
@@ -61,8 +61,8 @@ class Held:
 
     def settles_at(self, mebibytes: int) -> None:
         """Both the process and the status come to say `mebibytes`."""
-        taken = eventually(lambda: in_force(self.node) == mebibytes * MIB, f"{mebibytes} MiB in force")
-        taken += eventually(self.acknowledged, "the edit is acknowledged")
+        taken = until(lambda: in_force(self.node) == mebibytes * MIB, f"{mebibytes} MiB in force")
+        taken += until(self.acknowledged, "the edit is acknowledged")
         print(f"{mebibytes} MiB in force and acknowledged after {taken:.1f} s")
 
 

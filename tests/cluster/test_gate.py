@@ -16,7 +16,7 @@ from cluster.image import NAME
 from cluster.install import ROOT, install
 from cluster.node import Node
 
-from .waiting import eventually
+from ..waiting import until
 
 NAMESPACE = "gated"
 LIMIT = 2**20
@@ -84,9 +84,9 @@ class Loopers:
 
     def go_on(self) -> None:
         """They make progress, and hold no more than the limit whenever all stand still."""
-        eventually(lambda: self.calls > 0, f"{self._name} tells of its calls")
+        until(lambda: self.calls > 0, f"{self._name} tells of its calls")
         before = self.calls
-        eventually(lambda: self.calls > before + 10, f"{self._name} makes calls")
+        until(lambda: self.calls > before + 10, f"{self._name} makes calls")
         self._node.exec(
             [
                 "sh",
@@ -129,8 +129,8 @@ def loopers(installed: Cluster, kubectl: Kubectl) -> Iterator[Loopers]:
     kubectl("apply", "-f", "-", stdin=json.dumps(limit))
     kubectl("apply", "-f", "-", stdin=pod("loopers"))
     made = Loopers(installed.nodes[0], kubectl, "loopers")
-    eventually(lambda: made.ready, "the gated pod is Ready")
-    eventually(lambda: enforced(kubectl), "the limit is enforced at Deny")
+    until(lambda: made.ready, "the gated pod is Ready")
+    until(lambda: enforced(kubectl), "the limit is enforced at Deny")
     yield made
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
@@ -160,7 +160,7 @@ def test_gated_pods_go_on_through_deaths_and_upgrades(
         kubectl("-n", "pinwarden-system", "rollout", "restart", daemon)
         kubectl("-n", "pinwarden-system", "rollout", "status", daemon, "--timeout=300s")
         loopers.go_on()
-    eventually(lambda: enforced(kubectl), "the limit is enforced at Deny again")
+    until(lambda: enforced(kubectl), "the limit is enforced at Deny again")
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -195,9 +195,9 @@ def test_a_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause
         )
 
     for name in causes:
-        eventually(lambda name=name: told(name), f"an Event of {name} names the cause")  # type: ignore[misc]
+        until(lambda name=name: told(name), f"an Event of {name} names the cause")  # type: ignore[misc]
     loopers.go_on()
     install(installed.kubeconfig, len(installed.nodes))
     early = Loopers(installed.nodes[0], kubectl, "early")
-    eventually(lambda: early.ready, "the early pod starts once the holder is there")
+    until(lambda: early.ready, "the early pod starts once the holder is there")
     kubectl("-n", NAMESPACE, "delete", "pod", "early", "unknown")

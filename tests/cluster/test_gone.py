@@ -14,8 +14,8 @@ import pytest
 from cluster.cluster import Cluster
 from cluster.node import Node
 
+from ..waiting import until
 from .test_faults import MIB, Held, hold, in_force
-from .waiting import eventually
 
 Kubectl = Callable[..., str]
 NUMBERS = itertools.count(1)
@@ -38,7 +38,7 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
     yield held
     signal(held.node, "CONT")
     next(made, None)
-    eventually(lambda: in_force(held.node) is None, "its processes have ended")
+    until(lambda: in_force(held.node) is None, "its processes have ended")
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
@@ -60,7 +60,7 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
         )
     else:
         kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
-    eventually(
+    until(
         lambda: [each["reason"] for each in status().get("topPods", [])] == ["PodGone"], "it is named as gone"
     )
     held.edit(3)
@@ -72,8 +72,8 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
     signal(held.node, "CONT")
     if how == "Failed":
         kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
-    eventually(lambda: in_force(held.node) is None, "its processes have ended")
-    eventually(lambda: status()["matchedPods"] == 0, "nothing of it is left in the status")
+    until(lambda: in_force(held.node) is None, "its processes have ended")
+    until(lambda: status()["matchedPods"] == 0, "nothing of it is left in the status")
 
 
 @pytest.mark.rule("H3", "P14", level="Converge")
@@ -81,7 +81,7 @@ def test_deleting_its_limit_releases_a_pod_that_is_gone(held: Held, kubectl: Kub
     signal(held.node, "STOP")
     kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
     kubectl("-n", held.namespace, "delete", "pinlimit", "held")
-    eventually(lambda: (in_force(held.node) or 0) > 4 * MIB, "its process has what the runtime gave it")
+    until(lambda: (in_force(held.node) or 0) > 4 * MIB, "its process has what the runtime gave it")
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
@@ -104,11 +104,9 @@ def test_a_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: 
         taken = now["status"].get("observedGeneration") == now["metadata"]["generation"]
         return not listed and taken and reasons.get(uid) == "PodGone"
 
-    eventually(reported, "the node reports it, and the new operator does not list it")
+    until(reported, "the node reports it, and the new operator does not list it")
     assert in_force(held.node) == 4 * MIB
     before = config()["status"]["sampledAt"]
     held.node.kill("pinwarden", match="pinwarden agent")
-    eventually(
-        lambda: config()["status"]["sampledAt"] != before and reported(), "the next agent reports it too"
-    )
+    until(lambda: config()["status"]["sampledAt"] != before and reported(), "the next agent reports it too")
     assert in_force(held.node) == 4 * MIB

@@ -14,7 +14,7 @@ from cluster.cluster import Cluster
 from cluster.image import NAME
 from cluster.node import Node
 
-from .waiting import eventually
+from ..waiting import until
 
 Kubectl = Callable[..., str]
 NAMESPACE = "identity"
@@ -84,7 +84,7 @@ class Ceiling:
 
     def held(self, name: str) -> None:
         """Wait until the pod locked the ceiling and was refused the page after it."""
-        eventually(lambda: self.said(name) == f"holds {MIB}", f"{name} under 1 MiB")
+        until(lambda: self.said(name) == f"holds {MIB}", f"{name} under 1 MiB")
 
     def locked(self, name: str) -> int:
         """Bytes that the node's agent reports of the pod, by the UID of its cgroup."""
@@ -114,7 +114,7 @@ def test_a_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
     ceiling.apply(manifest("forged", annotations={HASH: "0" * 32}))
     ceiling.held("forged")
     uid = ceiling.uid("forged")
-    eventually(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod")
+    until(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod")
 
 
 @pytest.mark.rule("P1", "P13")
@@ -125,7 +125,7 @@ def test_the_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling
     ceiling.held("thief")
     ceiling.kubectl("-n", NAMESPACE, "annotate", "pod", "first", f"{HASH}={'f' * 65}")
     uid = ceiling.uid("first")
-    eventually(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod that was annotated")
+    until(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod that was annotated")
     ceiling.held("first")
 
 
@@ -137,11 +137,11 @@ def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(
     try:
         ceiling.node.exec(["sh", "-c", f"cat >{path} <<'END'\n{manifest('static', static=True)}\nEND"])
         name = f"static-{ceiling.node.name}"
-        eventually(lambda: ceiling.exists(name), "the mirror pod")
+        until(lambda: ceiling.exists(name), "the mirror pod")
         ceiling.held(name)
         mirror = json.loads(ceiling.kubectl("-n", NAMESPACE, "get", "pod", name, "-o", "json"))
         hashed = mirror["metadata"]["annotations"][MIRROR]
-        eventually(lambda: ceiling.locked(hashed) == MIB, "1 MiB reported of the static pod")
+        until(lambda: ceiling.locked(hashed) == MIB, "1 MiB reported of the static pod")
 
         copy = json.loads(manifest("copy", annotations={HASH: hashed, MIRROR: hashed}))
         copy["metadata"]["ownerReferences"] = mirror["metadata"]["ownerReferences"]
@@ -149,9 +149,7 @@ def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(
         del copy["spec"]["automountServiceAccountToken"]
         copy["spec"]["volumes"] = []
         ceiling.apply(json.dumps(copy))
-        eventually(
-            lambda: not ceiling.exists("copy"), "the kubelet deletes a mirror pod of no static pod of its"
-        )
+        until(lambda: not ceiling.exists("copy"), "the kubelet deletes a mirror pod of no static pod of its")
         ceiling.held(name)
         assert ceiling.locked(hashed) == MIB
     finally:

@@ -19,7 +19,7 @@ from cluster.install import ROOT, environment
 from cluster.machine import Kind
 from cluster.node import Node
 
-from .waiting import eventually
+from ..waiting import until
 
 SYSTEM = chart.NAMESPACE
 NAMESPACE = "installed"
@@ -150,7 +150,7 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: P
     assert given == [8 * MIB, 8 * MIB]
     two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
     two.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
-    eventually(two.enforced, "the limit is enforced")
+    until(two.enforced, "the limit is enforced")
     two.kubectl(
         *("apply", "--server-side", "--force-conflicts", "--field-manager=helm"),
         *("-f", "charts/pinwarden/crds"),
@@ -163,8 +163,8 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: P
         )
         return set(found.split())
 
-    eventually(lambda: images() == {image.NAME}, "the old pods are gone")
-    eventually(two.enforced, "the limit is enforced by the new version")
+    until(lambda: images() == {image.NAME}, "the old pods are gone")
+    until(two.enforced, "the limit is enforced by the new version")
     assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
 
 
@@ -193,7 +193,7 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Site) -> None:
     two.kubectl(
         "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "4Mi"}}'
     )
-    eventually(two.enforced, "the operator goes on")
+    until(two.enforced, "the operator goes on")
     assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
     two.kubectl("delete", "namespace", "gated", "--timeout=240s")
 
@@ -211,7 +211,7 @@ def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
     said = two.uninstall()
     assert "released: 2 NodePinConfigs" in said
     assert [memlock(each) for each in two.nodes] == [8 * MIB, 8 * MIB]
-    eventually(lambda: two.left() == [], f"nothing is left; {two.left()}")
+    until(lambda: two.left() == [], f"nothing is left; {two.left()}")
     group = json.loads(two.kubectl("-n", NAMESPACE, "get", "smg", "cache", "-o", "json"))
     assert not group["metadata"].get("finalizers")
     for each in two.nodes:
@@ -233,11 +233,11 @@ def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
 
 def test_a_dead_node_is_named_and_holds_nothing_up(two: Site) -> None:
     two.install("--set=uninstall.timeoutSeconds=30")
-    eventually(two.enforced, "the limit is enforced")
+    until(two.enforced, "the limit is enforced")
     dead = two.nodes[1]
     dead.power_cut()
     ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
-    eventually(
+    until(
         lambda: two.kubectl("get", "node", dead.name, "-o", ready) != "True",
         "its death is seen",
     )
@@ -245,4 +245,4 @@ def test_a_dead_node_is_named_and_holds_nothing_up(two: Site) -> None:
     assert re.search(rf"no agent runs on these nodes.*{dead.name}", said)
     assert memlock(two.nodes[0]) == 8 * MIB
     two.kubectl("delete", "node", dead.name)
-    eventually(lambda: two.left() == [], "nothing is left")
+    until(lambda: two.left() == [], "nothing is left")

@@ -17,7 +17,7 @@ import pytest
 from cluster.install import ROOT
 from cluster.scratch import scratch
 
-from .waiting import eventually
+from ..waiting import until
 
 MARK = "PINWARDEN_TEST_RUN"
 CONTROL_PLANE = "Bringing up a real cluster"
@@ -102,7 +102,7 @@ def test_a_killed_run_leaves_folders_alone_and_the_next_one_removes_them(
     run.read_until(moment)
     run.process.kill()
     run.process.communicate()
-    eventually(lambda: run.processes() == [], "the processes of the killed run have ended")
+    until(lambda: run.processes() == [], "the processes of the killed run have ended")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with scratch("cluster"), scratch("control-plane"):
         pass

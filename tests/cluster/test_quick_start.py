@@ -18,7 +18,7 @@ from cluster.cluster import Cluster
 from cluster.install import COMMAND, ROOT, environment
 from cluster.patience import Patience
 
-from .waiting import POLL_SECONDS, SECONDS
+from ..waiting import CLUSTER_SECONDS, POLL_SECONDS
 
 PAGE = ROOT / "docs" / "quick-start.md"
 PLUGIN = f"{sys.executable} -m pinwarden.plugin"
@@ -86,7 +86,7 @@ def test_what_the_page_says_happens(empty: Cluster) -> None:
     assert len(STEPS) >= 9
     started = time.monotonic()
     for step in STEPS:
-        patience = Patience(SECONDS)
+        patience = Patience(CLUSTER_SECONDS)
         while (seen := _answer(step, env)) is not None:
             told = f"{step.command}\nthe page shows:\n{step.answer}\nseen:\n{seen}"
             assert WAITED_FOR.match(step.command), told

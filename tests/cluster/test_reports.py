@@ -14,8 +14,8 @@ from cluster.cluster import Cluster
 from cluster.image import NAME
 from cluster.install import ROOT
 
+from ..waiting import until
 from .conftest import Kubectl
-from .waiting import eventually
 
 MIB = 2**20
 PROGRAMS = Path(__file__).with_name("programs")
@@ -100,7 +100,7 @@ class Place:
                 lines.append(self._kubectl("-n", self.name, "logs", pod))
             return bool(lines and lines[-1])
 
-        eventually(spoke, f"{pod} says what it got")
+        until(spoke, f"{pod} says what it got")
         return lines[-1].strip()
 
 
@@ -125,7 +125,7 @@ def comes(read: Callable[[], Json], wanted: Callable[[Json], bool], what: str) -
         seen.append(read())
         return wanted(seen[-1])
 
-    eventually(holds, what)
+    until(holds, what)
     return seen[-1]
 
 
@@ -140,7 +140,7 @@ def test_what_a_killed_container_left_is_seen_between_its_restarts(place: Place)
         container = next(iter(statuses), {})
         return container.get("restartCount", 0) > 0 and "waiting" in container.get("state", {})
 
-    eventually(waits, "it waits for its next start")
+    until(waits, "it waits for its next start")
     status = comes(
         lambda: place.status("smg", "shm") if waits() else {},
         lambda status: 16 * MIB < status.get("chargeBytes", 0) == status.get("orphanedBytes") and waits(),

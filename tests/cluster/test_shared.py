@@ -14,8 +14,8 @@ from cluster.cluster import Cluster
 from cluster.install import ROOT
 from cluster.node import Node
 
+from ..waiting import until
 from .conftest import Kubectl
-from .waiting import eventually
 
 NAMESPACE = "shares"
 MIB = 2**20
@@ -50,7 +50,7 @@ class Shares:
             borrowed = {each["pod"]: each.get("borrowedBytes") for each in status.get("borrowers", [])}
             return status.get("chargeBytes") == 32 * MIB and borrowed == {"reader": mebibytes * MIB}
 
-        eventually(holds, f"a borrow of {mebibytes} MiB")
+        until(holds, f"a borrow of {mebibytes} MiB")
 
     def status(self) -> dict[str, Any]:
         text = self._kubectl(
@@ -103,7 +103,7 @@ def shares(namespace: Shares) -> Iterator[Shares]:
     namespace.end()
     if not namespace.is_gone():
         namespace.delete()
-        eventually(namespace.is_gone, "the group is gone")
+        until(namespace.is_gone, "the group is gone")
 
 
 @pytest.mark.rule("H3", "M1")
@@ -120,12 +120,12 @@ def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) 
 @pytest.mark.parametrize("part", ["shared", "agent", "operator"])
 def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> None:
     shares.delete()
-    eventually(shares.is_draining, "it drains")
+    until(shares.is_draining, "it drains")
     shares.node.kill("pinwarden", match=f"pinwarden {part}")
     time.sleep(3)
     assert not shares.is_gone(), "the pod has it mapped"
     shares.end()
-    eventually(shares.is_gone, "the group is gone")
+    until(shares.is_gone, "the group is gone")
     assert shares.node.exec(["test", "-e", OBJECT]).returncode, "what was created is removed"
 
 
@@ -135,12 +135,12 @@ def test_a_node_that_is_removed_while_it_drains_holds_nobody_up(
 ) -> None:
     """The operator dies with the only node, and finds another one of its name when it is back."""
     shares.delete()
-    eventually(shares.is_draining, "it drains")
+    until(shares.is_draining, "it drains")
     shares.node.power_cut()
     kubectl("delete", "node", shares.node.name)
     kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--force", "--grace-period=0")
     installed.start(shares.node)
-    eventually(shares.is_gone, "the group is gone")
+    until(shares.is_gone, "the group is gone")
 
 
 @pytest.mark.rule("M1", "H3")
@@ -150,6 +150,6 @@ def test_after_a_power_cut_the_object_is_made_anew(
     restarts = shares.restarts()
     shares.node.power_cut()
     installed.start(shares.node)
-    eventually(lambda: shares.restarts() > restarts, "the pod's container is started again")
+    until(lambda: shares.restarts() > restarts, "the pod's container is started again")
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
     shares.borrow(2)

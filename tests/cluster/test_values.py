@@ -9,8 +9,8 @@ from cluster import chart
 from cluster.cluster import Cluster
 from cluster.machine import Kind
 
+from ..waiting import until
 from .test_install import Site, with_pods
-from .waiting import eventually
 
 # Without the one for large clusters: it wants three operators, and was not tried on two nodes of this kind.
 VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
@@ -37,6 +37,6 @@ def test_it_comes_and_goes_with_other_values(site: Site, values: Path) -> None:
         site.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", MONITORING)
     site.install("--values", str(values), *([HERE[name]] if name in HERE else []))
     if name != "one-team":
-        eventually(site.enforced, "the limit is enforced")
+        until(site.enforced, "the limit is enforced")
     site.uninstall()
-    eventually(lambda: site.left() == [], "nothing is left")
+    until(lambda: site.left() == [], "nothing is left")
