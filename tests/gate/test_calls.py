@@ -392,6 +392,7 @@ def test_a_denial_names_process_source_and_amounts(node: Node) -> None:
         "limit": LIMIT,
         "name": "ns/name@2",
         "uid": "uid-ns/name@2",
+        "call": "mlock",
     }
     again = f"call mlock area {LIMIT + PAGE}"
     assert ask(process, again) == f"-1 {REFUSED}"

@@ -17,7 +17,14 @@ from pinwarden.agent.gates.seccomp.accounts import Place
 from pinwarden.agent.gates.seccomp.identity import Identity, parse
 from pinwarden.agent.gates.seccomp.journal import Journal
 from pinwarden.agent.gates.seccomp.notify import Call
-from pinwarden.agent.gates.seccomp.record import BEAT_SECONDS, Denial, Record, Told, load
+from pinwarden.agent.gates.seccomp.record import (
+    BEAT_SECONDS,
+    BETWEEN_WRITES_SECONDS,
+    Denial,
+    Record,
+    Told,
+    load,
+)
 from pinwarden.api.nodepinconfig import DenialReport, NodeLimit
 from pinwarden.api.pinlimit import Scope, Source
 
@@ -290,6 +297,16 @@ def test_the_latest_refusals_are_listed_and_all_are_counted(tmp_path: Path) -> N
     found = told(tmp_path / "gate.json")
     assert [each["number"] for each in found.recent] == list(range(69, 101))
     assert found.denials["pod-1"]["uid-l"] == found.number == 100
+
+
+def test_a_change_that_waits_for_its_turn_outlasts_a_renewal(tmp_path: Path) -> None:
+    record = Record(tmp_path / "gate.json")
+    record.gated([ONE])
+    record.flush(0)
+    record.denied(denial())
+    record.flush(BETWEEN_WRITES_SECONDS / 2)
+    record.flush(BETWEEN_WRITES_SECONDS)
+    assert told(tmp_path / "gate.json").number == 1
 
 
 @given(

@@ -211,7 +211,8 @@ class Record:
                 _log.error("%s cannot be written: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
-            self._changed = self._told_failures != dict(self._failures) or self._written != self._identity()
+            told = self._told_failures == dict(self._failures) and self._written == self._identity()
+            self._changed = self._changed or not told
             with suppress(OSError):
                 os.utime(self._path)
 
