@@ -104,6 +104,52 @@ def test_a_retained_pod_keeps_what_it_may_borrow() -> None:
     assert not retained(last, configuration(2, pods=pods[:1])).spec.groups, "the group was deleted"
 
 
+@pytest.mark.rule("M8", "H3")
+def test_retained_members_with_one_allowance_share_an_entry() -> None:
+    uids = [f"pod-{number}" for number in range(40)]
+    retainer = Retainer(None, lambda: uids)
+    for generation in range(len(uids)):
+        left = uids[generation:]
+        members = [{"pods": left[1:], "borrowLimit": 8192}, {"pods": left[:1], "borrowLimit": 4096}]
+        found = retainer.retain(
+            configuration(
+                generation, groups=[{**GROUP, "members": members}], pods=[{"uid": uid} for uid in left]
+            )
+        )
+    (group,) = found.spec.groups
+    assert [(len(member.pods), member.borrow_limit) for member in group.members] == [(0, 8192), (40, 4096)]
+
+
+@pytest.mark.rule("M8", "H3")
+def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path: Path) -> None:
+    uids = [f"pod-{number}" for number in range(20)]
+    retainer = Retainer(None, lambda: uids)
+    for generation, uid in enumerate([*uids, "live"]):
+        members = [{"pods": [uid], "borrowLimit": generation}]
+        found = retainer.retain(
+            configuration(generation, groups=[{**GROUP, "members": members}], pods=[{"uid": uid}])
+        )
+    memory = LastConfiguration(tmp_path / "last.json")
+    memory.save(found)
+    loaded = memory.load()
+    assert loaded is not None
+    for configured in (found, loaded):
+        assert not configured.unsupported
+        (group,) = configured.spec.groups
+        allowed = {uid: member.borrow_limit for member in group.members for uid in member.pods}
+        assert allowed == {uid: number for number, uid in enumerate([*uids, "live"])}
+
+
+@pytest.mark.rule("M8", "H3")
+def test_a_member_that_the_new_group_names_takes_the_allowance_of_the_new_group() -> None:
+    last = configuration(
+        groups=[{**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 4096}]}], pods=[POD], limits=[LIMIT]
+    )
+    now = {**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 8192}]}
+    (group,) = retained(last, configuration(2, groups=[now])).spec.groups
+    assert [(member.pods, member.borrow_limit) for member in group.members] == [(["zombie"], 8192)]
+
+
 @pytest.mark.rule("H3")
 def test_where_pods_cannot_be_listed_all_missing_ones_are_retained() -> None:
     def there() -> Collection[str]:

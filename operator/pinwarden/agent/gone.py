@@ -81,13 +81,27 @@ def merge(new: _Json, last: _Json, gone: Collection[str]) -> dict[str, Any]:
 
 
 def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
-    """The group with those members of it before that are gone, each entry by itself: what they may borrow stays."""
-    left = [
-        {**member, "pods": pods}
-        for member in before.get("members", ())
-        if (pods := sorted(set(gone).intersection(member["pods"])))
-    ]
-    return {**group, "members": [*group.get("members", ()), *left]} if left else group
+    """Return the group with the pods of `gone` that it had before, each with its allowance (M8).
+
+    A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its pods. So there are at most as many entries
+    as allowances.
+    """
+    members = [dict(member) for member in group.get("members", ())]
+    missing = set(gone).difference(*(member["pods"] for member in members))
+    for member in before.get("members", ()):
+        if not (pods := sorted(missing.intersection(member["pods"]))):
+            continue
+        missing.difference_update(pods)
+        same = next((entry for entry in members if _allowance(entry) == _allowance(member)), None)
+        if same is None:
+            members.append({**member, "pods": pods})
+        else:
+            same["pods"] = [*same["pods"], *pods]
+    return {**group, "members": members}
+
+
+def _allowance(member: _Json) -> _Json:
+    return {field: value for field, value in member.items() if field != "pods"}
 
 
 def _governed(configuration: Configuration) -> frozenset[str]:

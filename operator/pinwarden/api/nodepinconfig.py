@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     ValidationError,
     WithJsonSchema,
@@ -70,6 +71,11 @@ Uid = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 1024})]
 
 On a host without Kubernetes it is the path of a cgroup: any bytes, as `os.fsdecode` gives them, of any length.
 """
+
+
+def _at_most(items: int) -> dict[str, JsonValue]:
+    """Return the schema of a list that the API server alone bounds: on its node, an agent adds pods that are retained (H3)."""
+    return {"maxItems": items}
 
 
 class Mode(StrEnum):
@@ -151,7 +157,7 @@ class NodePod(Model):
 class NodeMember(Model):
     """Pods that are attached to a group, and what each of them may borrow (M8); amounts in bytes."""
 
-    pods: list[str] = Field(max_length=4096, description="UIDs that their cgroups bear.")
+    pods: list[str] = Field(json_schema_extra=_at_most(4096), description="UIDs that their cgroups bear.")
     borrow_limit: int | None = Field(None, ge=0)
     borrow_limit_on: LimitOn = LimitOn.MAPPED
 
@@ -173,7 +179,7 @@ class NodeGroup(Model):
     accounting: Accounting
     fair_share: Accounting
     enforcement: Enforcement = Enforcement.ENFORCE
-    members: list[NodeMember] = Field(default_factory=list, max_length=16)
+    members: list[NodeMember] = Field(default_factory=list, json_schema_extra=_at_most(16))
     draining: bool = Field(
         False,
         description="Nobody borrows anew; what was created goes with its last borrower, and then the report says Released.",
