@@ -119,7 +119,7 @@ class Node:
             store=SavedStore(self._state / "saved.json", "boot"),
             ability=probe(),
         )
-        self._retainer = Retainer(self.memory.load(), lambda: PodFinder(CGROUP).find(0.0).keys())
+        self._retainer = Retainer(self.memory.load(), lambda: PodFinder(CGROUP).find(0.0))
 
     def pod(self, *containers: str, uid: str = "") -> str:
         uid = uid or str(uuid.uuid4())

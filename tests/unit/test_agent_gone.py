@@ -1,6 +1,6 @@
 """What holds for a pod stays while its cgroup does, also when the configuration leaves the pod out (H3)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.agent.configuration import Configuration, LastConfiguration
-from pinwarden.agent.gone import Retainer
+from pinwarden.agent.gone import MOST_RETAINED, Retainer
 from pinwarden.api.nodepinconfig import Mode
 
 LIMIT = {"name": "ns/l", "uid": "uid-l", "scope": "Pod", "limit": 4096}
@@ -25,13 +25,15 @@ GROUP = {
     "fairShare": "Borrow",
 }
 
+PATHS = (Path("/sys/fs/cgroup/pod"),)
+
 
 def configuration(generation: int = 1, **spec: Any) -> Configuration:
     return Configuration.parse(spec, "uid", generation)
 
 
 def retained(last: Configuration, new: Configuration, there: Collection[str] = ("zombie",)) -> Configuration:
-    return Retainer(last, lambda: there).retain(new)
+    return Retainer(last, lambda: dict.fromkeys(there, ())).retain(new)
 
 
 def limits_of(found: Configuration, uid: str = "zombie") -> list[tuple[str, int]] | None:
@@ -76,7 +78,7 @@ def test_a_retained_pod_is_retained_again_also_after_a_restart(tmp_path: Path) -
     memory.save(retained(BEFORE, configuration(2)))
     after = memory.load()
     assert after is not None
-    retainer = Retainer(after, lambda: ["zombie"])
+    retainer = Retainer(after, lambda: {"zombie": ()})
     for generation in (3, 4):
         found = retainer.retain(configuration(generation))
         assert (limits_of(found), set(found.gone)) == ([("ns/l", 4096)], {"zombie"})
@@ -107,7 +109,7 @@ def test_a_retained_pod_keeps_what_it_may_borrow() -> None:
 @pytest.mark.rule("M8", "H3")
 def test_retained_members_with_one_allowance_share_an_entry() -> None:
     uids = [f"pod-{number}" for number in range(40)]
-    retainer = Retainer(None, lambda: uids)
+    retainer = Retainer(None, lambda: dict.fromkeys(uids, ()))
     for generation in range(len(uids)):
         left = uids[generation:]
         members = [{"pods": left[1:], "borrowLimit": 8192}, {"pods": left[:1], "borrowLimit": 4096}]
@@ -123,7 +125,7 @@ def test_retained_members_with_one_allowance_share_an_entry() -> None:
 @pytest.mark.rule("M8", "H3")
 def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path: Path) -> None:
     uids = [f"pod-{number}" for number in range(20)]
-    retainer = Retainer(None, lambda: uids)
+    retainer = Retainer(None, lambda: dict.fromkeys(uids, ()))
     for generation, uid in enumerate([*uids, "live"]):
         members = [{"pods": [uid], "borrowLimit": generation}]
         found = retainer.retain(
@@ -152,7 +154,7 @@ def test_a_member_that_the_new_group_names_takes_the_allowance_of_the_new_group(
 
 @pytest.mark.rule("H3")
 def test_where_pods_cannot_be_listed_all_missing_ones_are_retained() -> None:
-    def there() -> Collection[str]:
+    def there() -> Mapping[str, Sequence[Path]]:
         raise PermissionError(13, "Permission denied")
 
     assert limits_of(Retainer(BEFORE, there).retain(configuration(2))) == [("ns/l", 4096)]
@@ -165,10 +167,56 @@ def test_a_limit_that_is_not_understood_is_retained_as_it_came() -> None:
     assert found.raw["limits"] == [{**LIMIT, "newer": True}]
 
 
-def test_what_does_not_fit_in_is_said_and_takes_nothing_of_the_new(caplog: pytest.LogCaptureFixture) -> None:
-    new = configuration(2, pods=[{"uid": f"{number}"} for number in range(4096)])
-    assert retained(BEFORE, new) == new
-    assert "are released" in caplog.text
+def crowd(count: int, prefix: str = "pod") -> list[dict[str, Any]]:
+    return [{"uid": f"{prefix}-{number:05}", "limits": ["ns/l"]} for number in range(count)]
+
+
+@pytest.mark.rule("H3")
+def test_a_pod_stays_limited_though_the_new_configuration_lists_as_many_as_an_object_holds(
+    tmp_path: Path,
+) -> None:
+    found = retained(BEFORE, configuration(2, limits=[LIMIT], pods=crowd(4096)))
+    assert limits_of(found) == [("ns/l", 4096)]
+    memory = LastConfiguration(tmp_path / "last.json")
+    memory.save(found)
+    loaded = memory.load()
+    assert loaded is not None
+    assert len(loaded.spec.pods) == 4097
+    assert limits_of(loaded) == [("ns/l", 4096)]
+
+
+@pytest.mark.rule("H3")
+def test_pods_with_processes_are_retained_first_where_not_all_can_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    last = configuration(limits=[LIMIT], pods=[*crowd(MOST_RETAINED, "empty"), *crowd(2, "used")])
+    uids = {pod.uid for pod in last.spec.pods}
+    retainer = Retainer(last, lambda: dict.fromkeys(uids, PATHS), lambda uid, _: uid.startswith("used"))
+    found = retainer.retain(configuration(2, pods=[{"uid": "new"}]))
+    assert len(found.gone) == MOST_RETAINED
+    assert {"used-00000", "used-00001"} < found.gone
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.rule("H3")
+def test_a_pod_with_processes_that_cannot_be_retained_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    last = configuration(limits=[LIMIT], pods=crowd(MOST_RETAINED + 1))
+    uids = {pod.uid for pod in last.spec.pods}
+    found = Retainer(last, lambda: dict.fromkeys(uids, PATHS), lambda *_: True).retain(configuration(2))
+    (released,) = uids - found.gone
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert released in caplog.text
+
+
+def test_a_pod_whose_processes_cannot_be_read_counts_as_one_that_has_some() -> None:
+    def processes(uid: str, paths: Sequence[Path]) -> bool:
+        if uid == "pod-00007":
+            raise PermissionError(13, "Permission denied")
+        return False
+
+    last = configuration(limits=[LIMIT], pods=crowd(MOST_RETAINED + 1))
+    uids = {pod.uid: PATHS for pod in last.spec.pods}
+    assert "pod-00007" in Retainer(last, lambda: uids, processes).retain(configuration(2)).gone
 
 
 pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())
@@ -178,7 +226,7 @@ pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())
 def test_a_pod_is_held_until_it_is_free_or_its_cgroup_is_gone(
     specs: list[dict[str, bool]], there: set[str]
 ) -> None:
-    retainer, held = Retainer(None, lambda: there), frozenset[str]()
+    retainer, held = Retainer(None, lambda: dict.fromkeys(there, ())), frozenset[str]()
     for generation, spec in enumerate(specs):
         listed = [{"uid": uid, "limits": ["ns/l"] if held_ else []} for uid, held_ in spec.items()]
         found = retainer.retain(configuration(generation, limits=[LIMIT], pods=listed))

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,6 +252,6 @@ class _Agent:
         self._workers.start("reporter", reporter.run)
         self._workers.start("watcher", watcher.run)
 
-    def _pods_there(self) -> Collection[str]:
-        """The pods that have a cgroup. Raises OSError."""
-        return PodFinder(process_hierarchy(self._settings.cgroup_root)).find(time.monotonic()).keys()
+    def _pods_there(self) -> Mapping[str, Sequence[Path]]:
+        """Return the cgroup directories of each pod. Raises OSError."""
+        return PodFinder(process_hierarchy(self._settings.cgroup_root)).find(time.monotonic())

@@ -107,7 +107,7 @@ class Engine:
         generation: int | None,
         gone: frozenset[str] = frozenset(),
     ) -> None:
-        """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt. `gone` are pods without an object."""
+        """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt. `gone`: not listed any more."""
         self._plan = Plan(spec, unsupported, generation, gone)
         self._overshoots.keep({limit.uid for limit in self._plan.limits} | {UNKNOWN_PODS})
         self._find_due = float("-inf")

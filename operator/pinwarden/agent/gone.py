@@ -1,39 +1,57 @@
 """Pods that a new configuration leaves out while their cgroups are still there: what held for them stays (H3).
 
 The operator lists every pod of the node, the free ones too. So a pod that is listed without limits is free, because somebody deleted or
-changed a limit. A pod that is left out is only missing: its object was deleted by force, it is Failed or Succeeded, or an operator that was
-just started never knew it. Nothing is released for that. Its limits, and its part in groups of shared memory, are taken over from the last
-configuration until its cgroup is gone, a configuration lists it again, or mode is Release. A limit that the new configuration has too holds
-as it is there.
+changed a limit. A pod that is left out is only missing: its object was deleted by force, it is Failed or Succeeded, an operator that was
+just started never knew it, or the object has no room for one more. Nothing is released for that. Its limits, and its part in groups of
+shared memory, are taken over from the last configuration until its cgroup is gone, a configuration lists it again, or mode is Release. A
+limit that the new configuration has too holds as it is there. The list of both is local, so it may be longer than an object's.
 
 The agent, the gate and the accountant follow one file, which has the retained pods in it, so that all three hold them, also after a
 restart.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from pinwarden.agent.configuration import Configuration, ConfigurationError
+from pinwarden.agent.cgroups import explore, member_pids
+from pinwarden.agent.configuration import Configuration
 from pinwarden.api.nodepinconfig import Mode
 
+MOST_RETAINED = 4096
+"""Pods that are retained beside those that a configuration lists, so that nothing grows without bound."""
+_SHOWN = 8
 _log = logging.getLogger(__name__)
 _Json = Mapping[str, Any]
+_Paths = Sequence[Path]
+
+
+def has_processes(uid: str, paths: _Paths) -> bool:
+    """Return whether a process is in the pod's cgroups. Raises OSError."""
+    return any(member_pids(directory) for directory in explore(uid, paths).members)
 
 
 class Retainer:
     """Adds to each configuration what the one before it held for pods that are left out and still there.
 
-    `last` is the configuration in force; `there` returns the pods that have a cgroup on the node, by uid, and may raise OSError.
+    `last` is the configuration in force. `there` returns the cgroup directories of each pod on the node. `processes` tells whether a
+    pod has any process. Both may raise OSError.
     """
 
-    def __init__(self, last: Configuration | None, there: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self,
+        last: Configuration | None,
+        there: Callable[[], Mapping[str, _Paths]],
+        processes: Callable[[str, _Paths], bool] = has_processes,
+    ) -> None:
         self._last = last
         self._there = there
+        self._processes = processes
 
     def retain(self, new: Configuration) -> Configuration:
-        """Return `new` with the pods that are gone; where they do not fit in, `new` itself and a line in the log."""
+        """Return `new` with the pods that it leaves out and that are still there, at most `MOST_RETAINED`."""
         retained = self._add_gone(new)
         if retained.gone - (self._last.gone if self._last else frozenset()):
             _log.info(
@@ -48,19 +66,43 @@ class Retainer:
         )
         if self._last is None or not missing:
             return new
-        try:
-            gone = missing & frozenset(self._there())
-        except OSError as error:
-            _log.warning("pods cannot be listed, so what held for missing ones stays: %s", error)
-            gone = missing
+        gone = self._fitting(missing)
         if not gone:
             return new
-        try:
-            merged = Configuration.parse(merge(new.raw, self._last.raw, gone), new.uid, new.generation)
-        except ConfigurationError as error:  # more of something than a configuration may have
-            _log.error("limits of pods that are not listed any more are released: %s", error)
-            return new
+        merged = Configuration.parse(merge(new.raw, self._last.raw, gone), new.uid, new.generation)
         return replace(merged, gone=gone)
+
+    def _fitting(self, missing: frozenset[str]) -> frozenset[str]:
+        """Return the pods that are still there. Where they are too many, those with processes go first."""
+        try:
+            there = self._there()
+        except OSError as error:
+            _log.warning("pods cannot be listed, so the limits of missing pods stay: %s", error)
+            there = dict.fromkeys(missing, ())
+        gone = sorted(missing & there.keys())
+        if len(gone) <= MOST_RETAINED:
+            return frozenset(gone)
+        used = {uid for uid in gone if self._used(uid, there[uid])}
+        gone.sort(key=lambda uid: uid not in used)
+        released = gone[MOST_RETAINED:]
+        _log.log(
+            logging.ERROR if used.intersection(released) else logging.WARNING,
+            "limits are released, because %d pods that are not listed any more have theirs: %s",
+            MOST_RETAINED,
+            _named(released),
+        )
+        return frozenset(gone[:MOST_RETAINED])
+
+    def _used(self, uid: str, paths: _Paths) -> bool:
+        try:
+            return not paths or self._processes(uid, paths)
+        except OSError:
+            return True
+
+
+def _named(uids: Collection[str]) -> str:
+    names = ", ".join(sorted(uids)[:_SHOWN])
+    return f"{names} and {len(uids) - _SHOWN} more" if len(uids) > _SHOWN else names
 
 
 def merge(new: _Json, last: _Json, gone: Collection[str]) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def _of_gone(verdict: Verdict) -> Verdict:
     return Verdict(
         verdict.level,
         POD_GONE,
-        f"its NodePinConfig does not list it any more, and its last limits stay until its processes end ({how})",
+        f"not listed by the operator any more: the last limits stay until it lists the pod again or the processes end ({how})",
     )
 
 

@@ -42,7 +42,7 @@ _NAME, _DIGEST = 1024, 12
 class Held:
     """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty.
 
-    `gone`: a pod whose object is gone while its cgroup is still there.
+    `gone`: the operator does not list the pod any more, and its cgroup is still there.
     Two with one `fingerprint` are held to the same limits, in every word of them.
     """
 
@@ -75,7 +75,7 @@ def reported_name(uid: str) -> str:
 
 
 class Plan:
-    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone` are pods without an object."""
+    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone`: not listed any more."""
 
     def __init__(
         self,

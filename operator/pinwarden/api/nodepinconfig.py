@@ -219,7 +219,7 @@ class NodePinConfigSpec(Model):
         None, ge=0, description="Bytes that a pod not listed here may pin; absent leaves such pods alone."
     )
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
-    pods: list[NodePod] = Field(default_factory=list, max_length=4096)
+    pods: list[NodePod] = Field(default_factory=list, json_schema_extra=_at_most(4096))
     groups: list[NodeGroup] = Field(default_factory=list, max_length=256)
 
     @field_validator("pods")
