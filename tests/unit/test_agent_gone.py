@@ -1,5 +1,6 @@
 """What holds for a pod stays while its cgroup does, also when the configuration leaves the pod out (H3)."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,25 @@ def test_a_pod_whose_processes_cannot_be_read_counts_as_one_that_has_some() -> N
     last = configuration(limits=[LIMIT], pods=crowd(MOST_RETAINED + 1))
     uids = {pod.uid: PATHS for pod in last.spec.pods}
     assert "pod-00007" in Retainer(last, lambda: uids, processes).retain(configuration(2)).gone
+
+
+@pytest.mark.rule("P14")
+def test_mode_release_retains_nothing_and_names_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def there() -> Mapping[str, Sequence[Path]]:
+        raise AssertionError("nobody needs to look")
+
+    new = configuration(2, mode="Release")
+    with caplog.at_level(logging.INFO):
+        assert Retainer(BEFORE, there).retain(new) is new
+    assert not caplog.records
+
+
+def test_the_log_names_a_few_of_many_retained_pods_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+    last = configuration(limits=[LIMIT], pods=crowd(100))
+    with caplog.at_level(logging.INFO):
+        retained(last, configuration(2), there=[pod.uid for pod in last.spec.pods])
+    (record,) = caplog.records
+    assert record.getMessage().endswith("pod-00007 and 92 more")
 
 
 pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())

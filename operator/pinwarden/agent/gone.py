@@ -51,12 +51,10 @@ class Retainer:
         self._processes = processes
 
     def retain(self, new: Configuration) -> Configuration:
-        """Return `new` with the pods that it leaves out and that are still there, at most `MOST_RETAINED`."""
-        retained = self._add_gone(new)
+        """Return `new` with the pods that it leaves out and that are still there, at most `MOST_RETAINED`; none in mode Release."""
+        retained = new if new.spec.mode is Mode.RELEASE else self._add_gone(new)
         if retained.gone - (self._last.gone if self._last else frozenset()):
-            _log.info(
-                "limits stay on pods that are not listed any more: %s", ", ".join(sorted(retained.gone))
-            )
+            _log.info("limits stay on pods that are not listed any more: %s", _named(retained.gone))
         self._last = retained
         return retained
 
