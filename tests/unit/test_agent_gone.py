@@ -239,6 +239,36 @@ def test_the_log_names_a_few_of_many_retained_pods_and_counts_them(caplog: pytes
     assert record.getMessage().endswith("pod-00007 and 92 more")
 
 
+PART = {"name": "ns/g", "uid": "uid-g"}
+
+
+@pytest.mark.parametrize("place", ["last", "new"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"groups": [{**PART, "members": [{"selector": {}}]}]},
+        {"groups": [{**PART, "members": [7, None, {"pods": 7}, {"pods": [{}, ["zombie"]]}]}]},
+        {"groups": [{**PART, "members": None}]},
+        {"groups": [{**PART, "members": {"pods": ["zombie"]}}]},
+        {"groups": [7, None, "g", ["uid"], {"uid": ["uid-g"]}]},
+        {"limits": [7, None, "l", {"name": ["ns/l"]}]},
+    ],
+    ids=["no pods", "odd members", "null", "an object", "odd groups", "odd limits"],
+)
+def test_a_part_that_is_not_understood_stays_as_it_came_and_costs_no_other(
+    place: str, spec: dict[str, Any]
+) -> None:
+    whole = {**GROUP, "members": [{"pods": ["zombie"]}]}
+    good: dict[str, Any] = {"limits": [LIMIT], "groups": [whole]}
+    odd = {field: [*spec.get(field, ()), *good[field]] for field in good}
+    if "groups" in spec and place == "last":
+        odd["groups"] = spec["groups"]
+    last, new = (odd, good) if place == "last" else (good, odd)
+    found = retained(configuration(**last, pods=[POD]), configuration(2, **new))
+    assert limits_of(found) == [("ns/l", 4096)]
+    assert found.raw["groups"][: len(new["groups"])] == new["groups"]
+
+
 pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())
 
 

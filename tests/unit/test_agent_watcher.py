@@ -1,15 +1,18 @@
 """Following the NodePinConfig: no news changes nothing (H3), failures are waited out, what came is kept on disk."""
 
+import itertools
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pinwarden.agent.configuration import Configuration, LastConfiguration, Problem
+from pinwarden.agent.guard import Guard
 from pinwarden.agent.kube import ApiError, Event, Object
-from pinwarden.agent.watcher import Watcher
+from pinwarden.agent.watcher import KINDS, Watcher
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 ONE = Object("uid-1", 1, {"limits": [LIMIT]})
@@ -48,7 +51,14 @@ class Script:
 class Run:
     """What one run of a watcher over a script did."""
 
-    def __init__(self, script: Script, folder: Path) -> None:
+    def __init__(
+        self,
+        script: Script,
+        folder: Path,
+        retain: Callable[[Configuration], Configuration] = lambda new: new,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.guard = Guard(KINDS, clock)
         self.posted: list[Configuration | Problem] = []
         self.announced: list[str | None] = []
         self.failed: list[str] = []
@@ -60,6 +70,8 @@ class Run:
             post=self.posted.append,
             announce=self.announced.append,
             failed=self.failed.append,
+            retain=retain,
+            guard=self.guard,
             sleep=self.slept.append,
         )
         with pytest.raises(Over):
@@ -108,6 +120,42 @@ def test_a_spec_that_cannot_be_read_leaves_the_last_good_one(
     kept = run.memory.load()
     assert kept is not None
     assert kept.generation == 1
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("error", [KeyError("pods"), RecursionError(), OSError(5, "I/O error")])
+def test_a_configuration_to_which_nothing_can_be_added_leaves_the_last_good_one(
+    tmp_path: Path, error: Exception
+) -> None:
+    def retain(new: Configuration) -> Configuration:
+        if new.generation == 2:
+            raise error
+        return new
+
+    run = Run(Script([ONE], [[Event("101", TWO)]]), tmp_path, retain)
+    assert run.generations == [1, "problem"]
+    problem = run.posted[1]
+    assert isinstance(problem, Problem)
+    assert problem.uid == "uid-1"
+    assert problem.message.startswith(f"generation 2: {type(error).__name__}: ")
+    assert run.guard.failures["configuration"] == 1
+    kept = run.memory.load()
+    assert kept is not None
+    assert kept.generation == 1
+
+
+def test_a_configuration_that_failed_is_tried_again_when_it_is_due(tmp_path: Path) -> None:
+    tries = itertools.count()
+
+    def retain(new: Configuration) -> Configuration:
+        if next(tries) == 0:
+            raise KeyError("pods")
+        return new
+
+    times = iter([0.0, 0.0, 60.0])
+    watched = [Event("101", ONE), Event("102", ONE), Event("103", ONE)]
+    run = Run(Script([ONE], [watched]), tmp_path, retain, lambda: next(times))
+    assert run.generations == ["problem", 1]
 
 
 @pytest.mark.parametrize("error", [ApiError("too old", 410), ApiError("gone"), ApiError("no", 500)])

@@ -42,13 +42,14 @@ from pinwarden.agent.shared.record import NAME as ACCOUNTANT_RECORD
 from pinwarden.agent.statefile import exclusive
 from pinwarden.agent.statussocket import KINDS as SOCKET_KINDS
 from pinwarden.agent.statussocket import StatusSocket
+from pinwarden.agent.watcher import KINDS as WATCHER_KINDS
 from pinwarden.agent.watcher import Watcher
 from pinwarden.agent.web import Pulse, WebServer
 from pinwarden.agent.workers import Board, Inbox, Wakeup, Workers
 
 Gates = Literal["auto", "rlimit", "none"]
 LOCK = "agent.lock"
-KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, "file")))
+KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
 """Kinds of items that the agent guards."""
 _LOCK_PATIENCE_SECONDS = 2.0
 _STANDBY_SECONDS = 0.1
@@ -248,6 +249,7 @@ class _Agent:
             announce=reporter.announce,
             failed=metrics.failed,
             retain=Retainer(self._kept, self._pods_there).retain,
+            guard=self._guard,
         )
         self._workers.start("reporter", reporter.run)
         self._workers.start("watcher", watcher.run)

@@ -104,18 +104,22 @@ def _named(uids: Collection[str]) -> str:
 
 
 def merge(new: _Json, last: _Json, gone: Collection[str]) -> dict[str, Any]:
-    """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new` has not, and their part in its groups."""
+    """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new` has not, and their part in its groups.
+
+    Limits and groups may be of a later version: one that is not understood stays as it came.
+    """
     pods = [pod for pod in last.get("pods", ()) if pod["uid"] in gone]
-    known = {limit.get("name") for limit in new.get("limits", ())}
+    known = {_text(limit, "name") for limit in new.get("limits", ())}
     names = {name for pod in pods for name in pod.get("limits", ())} - known
-    limits = [limit for limit in last.get("limits", ()) if limit.get("name") in names]
-    before = {group.get("uid"): group for group in last.get("groups", ())}
+    limits = [limit for limit in last.get("limits", ()) if _text(limit, "name") in names]
+    before = {_text(group, "uid"): group for group in last.get("groups", ()) if _text(group, "uid")}
     return {
         **new,
         "limits": [*new.get("limits", ()), *limits],
         "pods": [*new.get("pods", ()), *pods],
         "groups": [
-            _with_members(group, before.get(group.get("uid"), {}), gone) for group in new.get("groups", ())
+            _with_members(group, before[uid], gone) if (uid := _text(group, "uid")) in before else group
+            for group in new.get("groups", ())
         ],
     }
 
@@ -124,11 +128,13 @@ def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
     """Return the group with the pods of `gone` that it had before, each with its allowance (M8).
 
     A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its pods. So there are at most as many entries
-    as allowances.
+    as allowances. A group with a member that is not understood may have the pods in a way of its own, so nothing is added to it.
     """
-    members = [dict(member) for member in group.get("members", ())]
+    members = _members(group)
+    if members != group.get("members", []):
+        return group
     missing = set(gone).difference(*(member["pods"] for member in members))
-    for member in before.get("members", ()):
+    for member in _members(before):
         if not (pods := sorted(missing.intersection(member["pods"]))):
             continue
         missing.difference_update(pods)
@@ -138,6 +144,23 @@ def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
         else:
             same["pods"] = [*same["pods"], *pods]
     return {**group, "members": members}
+
+
+def _members(group: _Json) -> list[dict[str, Any]]:
+    """Return those members that are understood: objects with a list of UIDs."""
+    members = group.get("members")
+    return [
+        dict(member)
+        for member in (members if isinstance(members, list) else ())
+        if isinstance(member, Mapping)
+        and isinstance(member.get("pods"), list)
+        and all(isinstance(uid, str) for uid in member["pods"])
+    ]
+
+
+def _text(entry: object, field: str) -> str | None:
+    value = entry.get(field) if isinstance(entry, Mapping) else None
+    return value if isinstance(value, str) else None
 
 
 def _allowance(member: _Json) -> _Json:

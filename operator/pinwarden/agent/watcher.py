@@ -4,7 +4,8 @@ A missing or deleted object is no news (H3): nothing is posted, and the last con
 row is logged, and the next try comes after a backoff of at most a few seconds, so that agents are back soon after the API server is; it
 begins with a list, which for one name is one key. A configuration is posted first and written to disk then: an edit does not wait for
 the disk. A write that failed is tried again with every event, bookmarks included, and so is one whose file somebody removed or changed:
-gate and accountant go by it.
+gate and accountant go by it. A configuration that cannot be read is a problem, which is posted, and the last good one stays. The same
+holds where `retain` fails, which is tried again with a later event.
 """
 
 import logging
@@ -20,9 +21,12 @@ from pinwarden.agent.configuration import (
     LastConfiguration,
     Problem,
 )
-from pinwarden.agent.guard import shown
+from pinwarden.agent.guard import Guard, shown
 from pinwarden.agent.kube import ApiError, Event, Object
 
+KINDS = ("configuration",)
+"""Kinds of items that the watcher guards."""
+_ITEM = ("configuration", "of the NodePinConfig")
 _SHORT_WATCH_SECONDS = 1.0
 _SETTLED_SECONDS = 10.0
 _log = logging.getLogger(__name__)
@@ -56,10 +60,13 @@ class Watcher:
         announce: Callable[[str | None], None],
         failed: Callable[[str], None],
         retain: Callable[[Configuration], Configuration] = lambda new: new,
+        guard: Guard | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
         self._retain = retain
+        self._guard = guard or Guard(KINDS)
+        self._retry = False
         self._memory = memory
         self._post = post
         self._announce = announce
@@ -115,26 +122,37 @@ class Watcher:
             self._missing = True
             return
         self._missing = False
-        if found != self._last:  # a write of the status alone comes back with the same generation and spec
+        due = self._retry and self._guard.due(*_ITEM)
+        if (
+            found != self._last or due
+        ):  # a write of the status alone comes back with the same generation and spec
             self._last = found
             self._take(found)
         self._announce(found.uid)
         self._remember()
 
     def _take(self, found: Object) -> None:
+        self._retry = False
         try:
-            configuration = self._retain(Configuration.parse(found.spec, found.uid, found.generation))
+            new = Configuration.parse(found.spec, found.uid, found.generation)
         except ConfigurationError as error:
             _log.error(
                 "generation %d of the NodePinConfig cannot be read, the last good one stays in force: %s",
                 found.generation,
                 error,
             )
-            problem = shown(f"generation {found.generation}: {error}", LONGEST_MESSAGE)
-            self._post(Problem(problem, found.uid))
+            self._refuse(found, str(error))
             return
-        self._post(configuration)
-        self._taken = self._unsaved = configuration
+        with self._guard.item(*_ITEM):
+            configuration = self._retain(new)
+            self._post(configuration)
+            self._taken = self._unsaved = configuration
+            return
+        self._retry = True
+        self._refuse(found, self._guard.cause(*_ITEM))
+
+    def _refuse(self, found: Object, cause: str) -> None:
+        self._post(Problem(shown(f"generation {found.generation}: {cause}", LONGEST_MESSAGE), found.uid))
 
     def _remember(self) -> None:
         if not self._memory.intact:
