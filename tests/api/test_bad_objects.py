@@ -201,6 +201,21 @@ def test_what_an_agents_token_may_write_costs_its_own_node(loose: Cluster, canar
     canary.look()
 
 
+@pytest.mark.rule("M10")
+def test_a_group_that_a_stolen_token_names_goes_when_it_is_deleted(loose: Cluster, canary: Canary) -> None:
+    namespace, node = loose.namespace(), loose.node()
+    liar = Under(loose, node)
+    group = loose.group(namespace)
+    metadata = eventually(lambda: loose.find(group)["metadata"], lambda found: found.get("finalizers"))
+    liar.lie({"groups": [{"uid": metadata["uid"], "hash": "h", "phase": "Active"}]})
+    uid = loose.pod(liar.namespace, liar.node)["metadata"]["uid"]
+    eventually(lambda: loose.held(liar.node), lambda held: uid in held)
+    assert not loose.config(liar.node)["spec"].get("groups")
+    loose.send("DELETE", group)
+    eventually(lambda: loose.find(group), lambda found: not found)
+    canary.look()
+
+
 @pytest.mark.rule("H1")
 def test_a_node_with_more_pods_than_fit_is_said_and_no_other_is_touched(
     loose: Cluster, canary: Canary

@@ -1,6 +1,7 @@
 """Groups from events to writes: the finalizer comes first and goes last, and nothing is waited for in vain."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -438,6 +439,70 @@ def test_a_new_operator_knows_from_the_nodes_what_a_draining_group_waits_for() -
     kept: list[Json] = []
     scenario(before)
     scenario(after)
+
+
+@pytest.mark.rule("H3", "M9")
+def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> None:
+    async def before(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        operator.state.remove_pod("p1")
+        await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
+        case.report(charge=4096)
+        kept.append(copy.deepcopy(operator.server.objects[config_path("n1")]))
+
+    async def after(operator: Operator) -> None:
+        operator.server.objects[config_path("n1")] = kept[0]
+        case = Case(operator)
+        case.finalizers = [FINALIZER]
+        operator.leading = False
+        operator.node()
+        operator.agent()
+        await operator.rest()
+        operator.state.put_held(prune.node_pin_config(copy.deepcopy(kept[0]))[1])
+        case.seen()
+        operator.leading = True
+        operator.gate.opened()
+        await operator.rest()
+        assert len(case.asked()) == 1
+        case.delete()
+        await operator.until(lambda: case.asked()[0]["draining"])
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        case.report("Released")
+        await case.gone()
+
+    kept: list[Json] = []
+    scenario(before)
+    scenario(after)
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize("phase", ["Pending", "Active", "Draining"])
+def test_a_node_that_was_never_asked_keeps_no_group_by_its_report(phase: str) -> None:
+    """A stolen token reports a group of another node; the deletion of that group waited for ever."""
+
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        operator.node("liar", "liar-uid")
+        operator.agent(node="liar")
+        operator.pod("other", "liar")
+        pod = operator.state.world.pod("other")
+        assert pod is not None
+        operator.state.put_pod(replace(pod, namespace="elsewhere"))
+        await operator.until(lambda: operator.spec("liar"))
+        config = copy.deepcopy(operator.server.objects[config_path("liar")])
+        config["status"] = {"groups": [{"uid": "group-uid", "hash": "", "phase": phase}]}
+        operator.state.put_held(prune.node_pin_config(config)[1])
+        case.delete()
+        await operator.until(lambda: case.asked()[0]["draining"])
+        case.report("Released")
+        await case.gone()
+        assert operator.spec("liar")["groups"] == []
+        assert case.events() == []
+
+    scenario(work)
 
 
 def test_a_deleted_object_of_a_node_takes_no_group_from_it() -> None:

@@ -158,14 +158,16 @@ class NodeView:
         )
 
     def presence(self, before: Presence) -> Presence:
-        """What the node tells of groups; without a report, as it told `before`: an object that was made anew takes nothing back."""
+        """Return what keeps groups on the node; without a report, they stay `unreleased` as `before`.
+
+        The report counts only for groups that the node was asked to have. Else one agent's token could put any group on its
+        node, and the end of that group would wait for the node.
+        """
+        asked = self.stored_groups | self.asked_groups.keys()
         unreleased = frozenset(
-            uid for uid, report in self.groups.items() if report.phase is not Phase.RELEASED
+            uid for uid in asked & self.groups.keys() if self.groups[uid].phase is not Phase.RELEASED
         )
-        return Presence(
-            unreleased=unreleased if self.reported else before.unreleased,
-            asked=self.stored_groups | self.asked_groups.keys(),
-        )
+        return Presence(unreleased=unreleased if self.reported else before.unreleased, asked=asked)
 
     def with_silent(self, silent: bool) -> "NodeView":
         """The view after the node's agent fell silent, or was heard again."""
