@@ -41,6 +41,12 @@ class Loop:
         self.bad: dict[str, Exception] = {}
         self.done: list[str] = []
         self.told: list[tuple[str, str]] = []
+        self.broken: Exception | None = None
+
+    def tell(self, name: str, problem: str) -> None:
+        self.told.append((name, problem))
+        if self.broken:
+            raise self.broken
 
     async def work(self, name: str) -> float:
         await asyncio.sleep(0)
@@ -51,9 +57,7 @@ class Loop:
 
     def run(self, then: Callable[[], Awaitable[None]]) -> None:
         async def both() -> None:
-            worker = asyncio.create_task(
-                self.items.work_off("compile", self.queue, self.work, lambda *what: self.told.append(what))
-            )
+            worker = asyncio.create_task(self.items.work_off("compile", self.queue, self.work, self.tell))
             async with asyncio.timeout(60):
                 await then()
             assert not worker.done()
@@ -87,6 +91,32 @@ def test_a_name_that_fails_is_named_counted_and_tried_again_while_all_others_go_
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage() for record in said] == [
         "compile: bad failed, others go on: ValueError: this one"
+    ]
+
+
+def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = Loop()
+    loop.bad["bad"] = ValueError("this one")
+    loop.broken = RuntimeError("the handler")
+
+    async def then() -> None:
+        for name in ("bad", "good"):
+            loop.queue.add(name)
+        while len(loop.told) < 2 or not loop.done:
+            await asyncio.sleep(0.01)
+        assert loop.items.failing("compile") == 2
+        del loop.bad["bad"]
+        while "bad" not in loop.done:
+            await asyncio.sleep(0.01)
+        assert loop.items.failing("compile") == 0
+
+    loop.run(then)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        "compile: bad failed, others go on: ValueError: this one",
+        "compile: bad, handling its failure failed, others go on: RuntimeError: the handler",
     ]
 
 

@@ -93,6 +93,34 @@ def test_pages_are_followed_and_the_watch_goes_on_from_the_first_pages_version(
     assert script.asked == ["list", "list more", "watch 5", "watch 6"]
 
 
+def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> None:
+    """What the handler meets ended the watch, and the operator with it."""
+    told: list[str] = []
+    handed: list[str] = []
+
+    def put(name: str) -> None:
+        if name == "bad":
+            raise ValueError(name)
+        handed.append(name)
+
+    def failed(_: Any, problem: str) -> None:
+        told.append(problem)
+        raise RuntimeError("the handler")
+
+    async def scenario() -> None:
+        script = Script([(["bad", "b"], "5", "")], [[event("ADDED", "c", "6")]])
+        prune = lambda raw: (raw["metadata"]["name"], raw["metadata"]["name"])  # noqa: E731
+        source = Source("pods", "Pod", "/things", prune, put, lambda _: None, by_name=True)
+        metrics = Metrics()
+        watch = Watch(script, source, metrics, Items(metrics), failed)  # type: ignore[arg-type]
+        with pytest.raises(OverError):
+            await watch.run()
+
+    asyncio.run(scenario())
+    assert told == ["ValueError: bad"]
+    assert handed == ["b", "c"]
+
+
 def test_a_bookmark_moves_the_version_and_hands_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
     script = Script([([], "5", "")], [[event("ADDED", "a", "6"), event("DELETED", "a", "7"), bookmark]])

@@ -8,6 +8,7 @@ wrong with the loop itself ends the operator, as a defect should.
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, Literal, NoReturn
 
 from pinwarden.controller.metrics import Metrics
@@ -51,8 +52,11 @@ class Items:
         return sum(kind == loop for kind, _ in self._failing)
 
     @contextmanager
-    def item(self, loop: Loop, name: str) -> Iterator[Item]:
-        """The work on one item: an exception in the block is that item's, `TryAgainError` alone is raised on."""
+    def item(self, loop: Loop, name: str, failed: Callable[[str], None] | None = None) -> Iterator[Item]:
+        """The work on one item: an exception in the block is that item's, `TryAgainError` alone is raised on.
+
+        `failed` is told the problem. What goes wrong in `failed` is an item of its own, so it ends here too.
+        """
         item = Item()
         try:
             yield item
@@ -62,12 +66,16 @@ class Items:
             item.error = error
             if self._is_news(loop, name, item.problem):
                 _log.exception("%s: %s failed, others go on: %s", loop, name, item.problem)
+            if failed is not None:
+                with self.item(loop, _handler_of(name)):
+                    failed(item.problem)
         else:
-            self._failing.pop((loop, name), None)
+            self.forget(loop, name)
 
     def forget(self, loop: Loop, name: str) -> None:
-        """The item is gone."""
+        """The item is gone, or has succeeded."""
         self._failing.pop((loop, name), None)
+        self._failing.pop((loop, _handler_of(name)), None)
 
     async def work_off(
         self,
@@ -84,14 +92,13 @@ class Items:
         while True:
             name = await queue.get()
             try:
-                with self.item(loop, name) as item:
+                with self.item(loop, name, partial(failed, name)) as item:
                     queue.done(name, await work(name))
             except TryAgainError as again:
                 queue.failed(name, again.after)
             else:
                 if item.error is not None:
                     queue.failed(name)
-                    failed(name, item.problem)
 
     def _is_news(self, loop: Loop, name: str, problem: str) -> bool:
         """Count and remember a failure; whether the item did not fail in this way before."""
@@ -101,3 +108,8 @@ class Items:
         if len(self._failing) > _REMEMBERED:
             del self._failing[next(iter(self._failing))]
         return news
+
+
+def _handler_of(name: str) -> str:
+    """The name of the item that handles the failures of `name`."""
+    return f"{name}, handling its failure"

@@ -153,13 +153,14 @@ class Watch(Generic[T]):
         """Take an object as it is now; returns its key."""
         source = self._source
         key = source.key(raw)
-        with self._items.item("watch", f"{source.resource} {key}") as item:
-            source.put(source.prune(raw)[1])
-        if item.error is None:
-            self._bad.discard(key)
-        else:
+
+        def failed(problem: str) -> None:
             self._bad.add(key)
-            self._told(source.reference(raw), item.problem)
+            self._told(source.reference(raw), problem)
+
+        with self._items.item("watch", f"{source.resource} {key}", failed):
+            source.put(source.prune(raw)[1])
+            self._bad.discard(key)
         return key
 
     def _remove(self, key: str) -> None:
