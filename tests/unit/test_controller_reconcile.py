@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -756,19 +757,84 @@ def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
-        operator.pod()
+        operator.state.put_pod(Pod("ns", "p1", "p1", "hash", "n1"))
         operator.limit()
-        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        await operator.until(lambda: ("hash", ["ns/l"]) in held_pods(operator))
         if why != "never reported":
             operator.report()
         operator.agent(ready=why != "silent")
         operator.state.remove_pod("p1")
         if why == "another pod has its cgroup":  # a mirror pod that was deleted, and made again
-            operator.state.put_pod(Pod("ns", "p2", "p2", "p1", "n1"))
+            assert operator.state.world.pod("p1") is not None
+            operator.state.put_pod(Pod("ns", "p2", "p2", "hash", "n1"))
         await operator.rest()
         await operator.until(lambda: operator.state.world.pod("p1") is None)
 
     scenario(work)
+
+
+@pytest.mark.rule("H3")
+def test_a_pod_that_is_gone_stays_though_a_new_pod_names_its_uid_as_a_hash() -> None:
+    async def work(operator: Operator) -> None:
+        await gone_pods(operator, 1)
+        operator.state.put_pod(Pod("ns", "thief", "thief", "gone-0", "n1"))
+        assert operator.state.world.pod("gone-0") is not None
+
+    scenario(work)
+
+
+async def gone_pods(operator: Operator, count: int) -> None:
+    """Until this many pods are gone, of which the node reports processes."""
+    operator.node()
+    operator.agent()
+    operator.limit()
+    uids = [f"gone-{number}" for number in range(count)]
+    for uid in uids:
+        operator.pod(uid)
+    await operator.until(lambda: len(held_pods(operator)) == count)
+    operator.report()
+    for uid in uids:
+        operator.state.remove_pod(uid)
+    assert all(operator.state.world.pod(uid) for uid in uids)
+
+
+def calls(act: Callable[[], object]) -> int:
+    """How many Python functions `act` calls, and how many times it resumes a generator."""
+    count = 0
+
+    def counted(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
+    """A node may report up to 4,096 gone pods: each event of a pod then took seconds."""
+    costs: dict[str, list[int]] = {"new": [], "mirror": [], "gone": [], "report": []}
+
+    async def work(operator: Operator, count: int) -> None:
+        await gone_pods(operator, count)
+        state = operator.state
+        costs["new"].append(calls(lambda: operator.pod("new")))
+        costs["mirror"].append(calls(lambda: state.put_pod(Pod("ns", "m", "m", "hash", "n1"))))
+        costs["gone"].append(calls(lambda: state.remove_pod("gone-0")))
+        view = replace(state.view("n1"), denied=1)
+        costs["report"].append(calls(lambda: state._see(view)))
+
+    counts = (10, 30, 90)
+    for count in counts:
+        scenario(lambda operator, count=count: work(operator, count))  # type: ignore[misc]
+    for event in ("new", "mirror", "gone"):
+        assert max(costs[event]) - min(costs[event]) < counts[0], event
+    few, more, most = costs["report"]
+    assert most - more <= 4 * (more - few), "a report costs what it lists"
 
 
 def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:

@@ -6,7 +6,7 @@ digest of each NodePinConfig's spec instead of the spec, and of each node's repo
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
@@ -105,7 +105,7 @@ class State:
             return
         self._going_on.get(pod.node, set()).discard(pod.uid)
         self._mark(self.world.put_pod(pod))
-        self._forget_ended(pod.node)
+        self._forget_ended(pod.node, self.world.claimants(pod.node, pod.cgroup_uid))
 
     def remove_pod(self, uid: str) -> None:
         """A pod is gone, has ended, or is not bound to a node."""
@@ -364,23 +364,26 @@ class State:
         A mirror pod that was deleted comes again under another UID, and with the cgroup that it had.
         """
         use = self.view(pod.node).pods.get(pod.cgroup_uid)
-        alone = all(
-            other.cgroup_uid != pod.cgroup_uid
-            for other in self.world.pods_on(pod.node)
-            if other.uid != pod.uid and not other.gone
-        )
-        return use is not None and use.processes > 0 and alone
+        return use is not None and use.processes > 0 and not self._is_replaced(pod)
 
-    def _forget_ended(self, node: str) -> None:
-        """Remove the pods that are gone and of which nothing goes on any more, as far as the node reports."""
-        if node in self._views and not self._views[node].reported:
+    def _is_replaced(self, pod: Pod) -> bool:
+        """Return whether another pod has the cgroup now. A cgroup that bears the pod's own UID is never another's."""
+        if pod.cgroup_uid == pod.uid:
+            return False
+        others = (self.world.pod(uid) for uid in self.world.claimants(pod.node, pod.cgroup_uid) - {pod.uid})
+        return any(other is not None and not other.gone for other in others)
+
+    def _forget_ended(self, node: str, only: Set[str] | None = None) -> None:
+        """Remove the pods, or `only` these, that are gone and of which nothing goes on any more, as far as the node reports."""
+        going_on = self._going_on.get(node)
+        if going_on is None or (node in self._views and not self._views[node].reported):
             return
-        for uid in list(self._going_on.get(node, ())):
+        for uid in list(going_on if only is None else going_on & only):
             pod = self.world.pod(uid)
             if pod is None or not self._goes_on(pod):
-                self._going_on[node].discard(uid)
+                going_on.discard(uid)
                 self._mark(self.world.remove_pod(uid))
-        if not self._going_on.get(node, True):
+        if not going_on:
             del self._going_on[node]
 
     def _end(self, pod: Pod) -> None:

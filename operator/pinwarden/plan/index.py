@@ -11,7 +11,7 @@ A pod that is terminal, for Windows or not bound to a node is seen as gone. A po
 known it is matched as if they had no labels (a namespace: none but its name), and matched again when they come.
 """
 
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
@@ -247,6 +247,10 @@ class World:
     def pods_on(self, node: str) -> Sequence[Pod]:
         """The pods bound to the node, in no particular order."""
         return [self._pods[uid].pod for uid in self._by_node.get(node, ())]
+
+    def claimants(self, node: str, cgroup_uid: str) -> Set[str]:
+        """The UIDs of the node's pods that name this cgroup, as mirror pods do; a pod with a cgroup of its own UID names none."""
+        return self._claims.get((node, cgroup_uid), frozenset())
 
     def limits_on(self, node: str) -> frozenset[str]:
         """The limits that hold for a pod of this node: whose status may change when the node's agent reports."""
