@@ -323,6 +323,38 @@ def test_pods_that_ended_are_remembered_up_to_a_number(monkeypatch: pytest.Monke
     scenario(work)
 
 
+def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has two UIDs."""
+    monkeypatch.setattr("pinwarden.controller.state._ENDED_PODS", 4)
+
+    async def work(server: Server) -> None:
+        state = Replica(server).state
+        for number in range(20):
+            state.put_pod(Pod("ns", "m", f"m{number}", f"hash-{number}", "n1"))
+            state.remove_pod(f"m{number}")
+        assert len(state._ended) == 4
+
+    scenario(work)
+
+
+@pytest.mark.rule("H1")
+def test_a_cgroup_that_several_pods_name_is_nobodys_also_after_a_pod_that_ended() -> None:
+    async def work(server: Server) -> None:
+        state = Replica(server).state
+        for name in ("m1", "m2", "m3"):
+            if name == "m2":
+                state.remove_pod("m1")
+                assert state.pod_at("n1", "hash") is not None, "it ended lately"
+            state.put_pod(Pod("ns", name, name, "hash", "n1"))
+        assert state.pod_at("n1", "hash") is None
+        state.remove_pod("m3")
+        found = state.pod_at("n1", "hash")
+        assert found is not None
+        assert found.name == "m2"
+
+    scenario(work)
+
+
 def test_one_pod_has_an_allowance_and_what_waits_for_it_is_counted_on() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)

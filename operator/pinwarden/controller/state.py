@@ -118,8 +118,13 @@ class State:
 
         None where several pods name that cgroup.
         """
-        there = (pod for pod in self.world.pods_on(node) if cgroup_uid in pod.cgroup_uids)
-        return next(there, None) or self._ended.get((node, cgroup_uid))
+        own = self.world.pod(cgroup_uid)
+        if own is not None and own.node == node:
+            return own
+        claimants = self.world.claimants(node, cgroup_uid)
+        if len(claimants) > 1:
+            return None
+        return self.world.pod(*claimants) if claimants else self._ended.get((node, cgroup_uid))
 
     def put_node(self, known: KnownNode) -> None:
         """A node as it is."""
@@ -389,7 +394,7 @@ class State:
     def _end(self, pod: Pod) -> None:
         for uid in pod.cgroup_uids:
             self._ended[pod.node, uid] = pod
-        if len(self._ended) > _ENDED_PODS:
+        while len(self._ended) > _ENDED_PODS:
             del self._ended[next(iter(self._ended))]
 
     def _count_agent(self, agent: AgentPod | None, change: int) -> None:
