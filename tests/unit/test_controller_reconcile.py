@@ -25,7 +25,7 @@ from pinwarden.controller.state import STATUS_BURST, STATUSES_PER_SECOND, State
 from pinwarden.controller.statuses import SPARED_BY_FIGURES, Statuses
 from pinwarden.controller.work import Bucket, Throttle, WorkQueue
 from pinwarden.plan.compile import Settings
-from pinwarden.plan.world import Node, Pod
+from pinwarden.plan.world import Namespace, Node, Pod
 
 Json = dict[str, Any]
 
@@ -748,6 +748,38 @@ def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() ->
         await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
         operator.state.remove(operator.state.seen_as("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
         await operator.until(lambda: held_pods(operator) == [("p1", [])])
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("first", ["pod", "namespace"])
+def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: str) -> None:
+    """Two watches tell of the two deletions, in either order."""
+
+    async def work(operator: Operator) -> None:
+        selected = {"matchLabels": {"tier": "guest"}}
+        raw = limit(1, 1, namespaceSelector=selected)
+        del raw["metadata"]["namespace"]
+        operator.state.put(limits.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
+        operator.state.put_namespace(Namespace("ns", {"tier": "guest"}))
+        operator.node()
+        operator.agent()
+        operator.pod()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["l"])])
+        operator.report()
+        if first == "namespace":
+            operator.state.remove_namespace("ns")
+        operator.state.remove_pod("p1")
+        operator.state.remove_namespace("ns")
+        operator.node("n2", "other-uid")
+        await operator.until(lambda: operator.spec("n2"))
+        await operator.rest()
+        assert held_pods(operator) == [("p1", ["l"])]
+        operator.report(ended=["p1"])
+        await operator.until(lambda: held_pods(operator) == [])
+        operator.pod("p2")
+        await operator.until(lambda: held_pods(operator) == [("p2", [])])
 
     scenario(work)
 

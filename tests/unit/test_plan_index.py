@@ -113,7 +113,15 @@ class Mirror:
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Namespace] = {}
+        self.removed_namespaces: set[str] = set()
         self.limits: dict[str, Limit] = {}
+
+    def settle(self) -> None:
+        """A removed namespace goes with its last pod."""
+        pods = [pod for pod in self.pods.values() if pod.node and not (pod.terminal or pod.windows)]
+        for name in self.removed_namespaces - {pod.namespace for pod in pods}:
+            self.removed_namespaces.discard(name)
+            self.namespaces.pop(name, None)
 
     def spec(self, node: Node) -> NodePinConfigSpec:
         on_node = [pod for pod in self.pods.values() if pod.node == node.name]
@@ -197,7 +205,12 @@ Operation = Callable[[Mirror], Dirty]
 
 def put_pod(pod: Pod) -> Operation:
     def run(mirror: Mirror) -> Dirty:
+        old = mirror.pods.get(pod.uid, pod)
+        if (old.node, old.namespace) != (pod.node, pod.namespace):
+            del mirror.pods[pod.uid]
+            mirror.settle()
         mirror.pods[pod.uid] = pod
+        mirror.settle()
         return mirror.world.put_pod(pod)
 
     return run
@@ -206,6 +219,7 @@ def put_pod(pod: Pod) -> Operation:
 def remove_pod(uid: str) -> Operation:
     def run(mirror: Mirror) -> Dirty:
         mirror.pods.pop(uid, None)
+        mirror.settle()
         return mirror.world.remove_pod(uid)
 
     return run
@@ -230,6 +244,7 @@ def remove_node(name: str) -> Operation:
 def put_namespace(name: str, labels: dict[str, str]) -> Operation:
     def run(mirror: Mirror) -> Dirty:
         mirror.namespaces[name] = Namespace(name, labels)
+        mirror.removed_namespaces.discard(name)
         return mirror.world.put_namespace(Namespace(name, labels))
 
     return run
@@ -237,7 +252,8 @@ def put_namespace(name: str, labels: dict[str, str]) -> Operation:
 
 def remove_namespace(name: str) -> Operation:
     def run(mirror: Mirror) -> Dirty:
-        mirror.namespaces.pop(name, None)
+        mirror.removed_namespaces.add(name)
+        mirror.settle()
         return mirror.world.remove_namespace(name)
 
     return run

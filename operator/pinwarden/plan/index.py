@@ -8,7 +8,8 @@ Pods are grouped by the combination of limits that holds for them. A cluster of 
 place in one group however many limits hold for it, and what depends on the combination alone is worked out once for it.
 
 A pod that is terminal, for Windows or not bound to a node is seen as gone. A pod may come before its node or namespace: until these are
-known it is matched as if they had no labels (a namespace: none but its name), and matched again when they come.
+known it is matched as if they had no labels (a namespace: none but its name), and matched again when they come. For limits, a
+namespace that is removed keeps its labels until its last pod is removed.
 """
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
@@ -72,6 +73,7 @@ class World:
         self._groups: dict[Combination, set[str]] = {}
         self._combinations: dict[str, set[Combination]] = {}
         self._attached = Attached()
+        self._removed_namespaces: set[str] = set()
 
     # -- what the controller feeds ---------------------------------------------------------------------------------
 
@@ -111,6 +113,7 @@ class World:
             return CLEAN
         _discard(self._by_node, entry.pod.node, uid)
         _discard(self._by_namespace, entry.pod.namespace, uid)
+        self._drop_namespace_without_pods(entry.pod.namespace)
         self._leave(entry)
         touched = self._touched(self._attached.remove_pod(entry.pod))
         return self._dirty([entry.pod.node], entry.matching) | touched | self._unclaim(entry.pod)
@@ -136,19 +139,26 @@ class World:
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
         """Take a namespace as it is now."""
-        if self._matcher.namespaces.get(namespace.name) == namespace:
+        removed = namespace.name in self._removed_namespaces
+        if not removed and self._matcher.namespaces.get(namespace.name) == namespace:
             return CLEAN
+        self._removed_namespaces.discard(namespace.name)
         self._matcher.put_namespace(namespace)
         touched = self._touched(self._attached.put_namespace(namespace))
         return self._rematch(self._by_namespace.get(namespace.name, ())) | touched
 
     def remove_namespace(self, name: str) -> Dirty:
-        """Forget a namespace."""
-        if name not in self._matcher.namespaces:
+        """Forget a namespace; limits see its labels as long as it has pods: processes of these go on, and are still held (H3)."""
+        if name not in self._matcher.namespaces or name in self._removed_namespaces:
             return CLEAN
-        self._matcher.remove_namespace(name)
-        touched = self._touched(self._attached.put_namespace(Namespace(name)))
-        return self._rematch(self._by_namespace.get(name, ())) | touched
+        self._removed_namespaces.add(name)
+        self._drop_namespace_without_pods(name)
+        return self._touched(self._attached.put_namespace(Namespace(name)))
+
+    def _drop_namespace_without_pods(self, name: str) -> None:
+        if name in self._removed_namespaces and name not in self._by_namespace:
+            self._removed_namespaces.discard(name)
+            self._matcher.remove_namespace(name)
 
     def put_limit(self, limit: Limit) -> Dirty:
         """Take a limit as it is now; an event that changes neither its spec nor its UID dirties nothing.
@@ -272,7 +282,8 @@ class World:
 
     def namespace(self, name: str) -> Namespace:
         """The namespace, without labels and allowances while it is not known."""
-        return self._matcher.namespaces.get(name) or Namespace(name)
+        known = None if name in self._removed_namespaces else self._matcher.namespaces.get(name)
+        return known or Namespace(name)
 
     @property
     def groups(self) -> Mapping[str, Group]:
