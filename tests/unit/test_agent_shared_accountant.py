@@ -8,10 +8,11 @@ from pinwarden.agent.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.agent.configuration import Configuration, FollowedConfiguration, LastConfiguration
 from pinwarden.agent.gates.seccomp.record import Told
 from pinwarden.agent.shared.accountant import Accountant, _claimed, _gated, _level
-from pinwarden.agent.shared.finding import Finder, Instance
+from pinwarden.agent.shared.finding import Finder, Instance, NotFoundError
 from pinwarden.agent.shared.objects import Extent, ObjectId
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
 
 
 def group(*members: dict[str, object], **more: object) -> NodeGroup:
@@ -117,6 +118,46 @@ def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
         ("odd", "NotReadable", None),
         ("even", "", 4096),
     ]
+
+
+@pytest.mark.rule("M10", "H2")
+@pytest.mark.parametrize(
+    ("found", "phase", "reason"),
+    [
+        (NotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
+        (NotFoundError("NotReadable", "no such object is known"), Phase.DRAINING, "NotReadable"),
+        (Instance(objects={ObjectId(1, 5): 4096}), Phase.RELEASED, ""),
+        (Instance(objects={ObjectId(1, 5): 4096}, truncated=True), Phase.RELEASED, ""),
+        (
+            Instance(objects={ObjectId(1, 5): 4096}, truncated=True, why="some may be unknown"),
+            Phase.DRAINING,
+            "NotReadable",
+        ),
+    ],
+)
+def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Instance | NotFoundError,
+    phase: Phase,
+    reason: str,
+) -> None:
+    def find(*_: object, **__: object) -> Instance:
+        if isinstance(found, NotFoundError):
+            raise found
+        return found
+
+    monkeypatch.setattr(Finder, "find", find)
+    monkeypatch.setattr("pinwarden.agent.shared.accountant.users", lambda *_, **__: [])
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    backing = {"posixShm": {"name": "x", "ipcNamespace": "Host"}}
+    accountant.configure(
+        NodePinConfigSpec(groups=[group(management="Adopt", draining=True, backing=backing)])
+    )
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.phase, report.reason) == (phase, reason)
 
 
 def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """What is found among the files and descriptors of processes whose names are as a pod likes them, over folders that look like /proc."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pinwarden.agent.shared.finding import Finder
+from pinwarden.agent.shared import posix
+from pinwarden.agent.shared.finding import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.agent.shared.host import mounts
 from pinwarden.agent.shared.objects import ObjectId
-from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.agent.shared.roundtime import RoundTime
+from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 
 PID = 7
 
@@ -81,3 +84,153 @@ def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
     (files / "7f0000000000-7f0000001000").touch()
     found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
     assert found.count == 1
+
+
+UNLINKED = 40960
+A, B = 11, 12
+
+
+class SharedMemory:
+    """The node's /dev/shm with objects that have no name: which process shows which of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.shown: dict[int, list[str]] = {}
+        self.inodes: dict[str, int] = {}
+        self.hidden = 0
+        """Bytes that no process shows."""
+        self.read: list[int] = []
+        self.finder = Finder(Path("/proc"), os.getpid())
+        self.rooms = {"a": MOST_OBJECTS, "b": MOST_OBJECTS}
+        patch.setattr(posix, "named", lambda _: 0)
+        patch.setattr(posix, "nested", lambda _: 0)
+        patch.setattr(
+            posix,
+            "used",
+            lambda _: self.hidden + UNLINKED * len({name for names in self.shown.values() for name in names}),
+        )
+        patch.setattr(posix, "_unlinked", self.unlinked)
+
+    def unlinked(self, _: Path, pid: int, device: int, deadline: float) -> Iterator[posix.Unlinked]:
+        self.read.append(pid)
+        for name in posix._in_time(self.shown.get(pid, ()), deadline):
+            inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
+            yield posix.Unlinked(ObjectId(device, inode), name, UNLINKED)
+
+    def look(self) -> dict[str, Instance | NotFoundError]:
+        """A round with two groups over /dev/shm, the older one first."""
+        pids = {"a": [A], "b": [B]}
+        backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
+        groups = [
+            group(backing).model_copy(update={"uid": uid, "members": [NodeMember(pods=[uid])]})
+            for uid in pids
+        ]
+        self.finder.begin(groups, pids)
+        found: dict[str, Instance | NotFoundError] = {}
+        for each in groups:
+            try:
+                found[each.uid] = self.finder.find(
+                    each, {each.uid: pids[each.uid]}, room=self.rooms[each.uid]
+                )
+            except NotFoundError as error:
+                found[each.uid] = error
+        return found
+
+
+@pytest.fixture
+def shm(monkeypatch: pytest.MonkeyPatch) -> SharedMemory:
+    return SharedMemory(monkeypatch)
+
+
+def charges(found: dict[str, Instance | NotFoundError]) -> dict[str, object]:
+    return {
+        uid: (one.charge, one.truncated) if isinstance(one, Instance) else one.reason
+        for uid, one in found.items()
+    }
+
+
+@pytest.mark.rule("M3", "H2")
+def test_two_groups_over_one_dev_shm_each_find_what_their_own_members_show(shm: SharedMemory) -> None:
+    shm.shown = {B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": "NotThere", "b": (UNLINKED, False)}
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": (UNLINKED, False)}
+    shm.shown = {A: ["pw-hidden-a", "pw-hidden-b"], B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": (2 * UNLINKED, False), "b": (UNLINKED, False)}
+
+
+def test_each_process_is_read_once_in_a_round_for_all_groups(shm: SharedMemory) -> None:
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    shm.look()
+    assert sorted(shm.read) == [A, B]
+    shm.look()
+    assert sorted(shm.read) == [A, A, B, B]
+
+
+@pytest.mark.rule("H2", "M10")
+def test_no_object_is_not_said_while_bytes_are_unexplained(shm: SharedMemory) -> None:
+    shm.shown, shm.hidden = {B: ["pw-hidden-b"]}, UNLINKED
+    found = shm.look()
+    assert charges(found) == {"a": "NotReadable", "b": (UNLINKED, True)}
+    assert "no member's process shows" in str(found["a"])
+
+
+@pytest.mark.rule("H2", "M10")
+def test_a_wrong_type_is_not_said_while_bytes_are_unexplained(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member could make a folder of a matching name, and have its group released."""
+
+    def folder(_: Finder, found: Instance, *__: object) -> None:
+        found.other = "/dev/shm/pw-hidden-folder"
+
+    monkeypatch.setattr(Finder, "_each", folder)
+    assert charges(shm.look()) == {"a": "WrongType", "b": "WrongType"}
+    shm.hidden = UNLINKED
+    assert charges(shm.look()) == {"a": "NotReadable", "b": "NotReadable"}
+
+
+@pytest.mark.rule("M10")
+def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(shm: SharedMemory) -> None:
+    """Otherwise a stranger could keep a draining group whose last pod has ended."""
+    shm.hidden = UNLINKED
+    backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
+    with pytest.raises(NotFoundError) as raised:
+        shm.finder.find(group(backing), {})
+    assert raised.value.reason == "NotThere"
+
+
+@pytest.mark.rule("H2")
+def test_no_object_is_not_said_while_time_or_room_is_too_short(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    shm.rooms["b"] = 0
+    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": "NotReadable"}
+    monkeypatch.setattr(posix, "SECONDS", 0.0)
+    found = shm.look()
+    assert charges(found) == {"a": "NotReadable", "b": "NotReadable"}
+    assert "the time was too short" in str(found["a"])
+    assert "no member's process" not in str(found["a"])
+
+
+@pytest.mark.rule("H2")
+def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the clock of a process of the older group takes a second, without an end."""
+    clock = [0.0]
+    monkeypatch.setattr("pinwarden.agent.shared.posix.time.monotonic", lambda: clock[0])
+
+    def slow(_: Path, pid: int, device: int, deadline: float) -> Iterator[posix.Unlinked]:
+        if pid == A:
+            while clock[0] < deadline:
+                clock[0] += 1
+            raise TimeoutError
+        yield from shm.unlinked(_, pid, device, deadline)
+
+    monkeypatch.setattr(posix, "_unlinked", slow)
+    monkeypatch.setattr(posix, "SECONDS", posix.ROUND_SECONDS)
+    shm.finder._time = RoundTime(posix.ROUND_SECONDS, lambda: clock[0])
+    shm.shown = {B: ["pw-hidden-b"]}
+    for _ in range(3):
+        assert charges(shm.look()) == {"a": "NotReadable", "b": (UNLINKED, False)}

@@ -177,7 +177,7 @@ class Accountant:
         with self._guard.item("budget"):
             self._maker.begin()
         with self._guard.item("round", "what a round looks at once"):
-            self._finder.begin(pids)
+            self._finder.begin(self._groups, pids)
         rounds = [_Round(group) for group in self._groups]
         taken = Extent()
         for each in rounds:
@@ -278,6 +278,9 @@ class Accountant:
         try:
             if found and (using := users(self._proc_root, found.extent, opened=created)):
                 each.problem = "InUse", f"it waits for {_processes(using)}"
+                return
+            if found and found.why:
+                each.problem = _NOT_READABLE, found.why
                 return
             if created:  # also what was only half made
                 self._maker.release(group, known=found is not None)

@@ -30,6 +30,7 @@ from pinwarden.agent.shared.cached import cached
 from pinwarden.agent.shared.host import Mount, mounts
 from pinwarden.agent.shared.maps import Process
 from pinwarden.agent.shared.objects import Extent, ObjectId
+from pinwarden.agent.shared.roundtime import RoundTime
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import IpcNamespace
 
@@ -46,6 +47,8 @@ _MAPPED_MEMFD = re.compile(
 )  # start, end, device and inode, name
 _MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
 _GONE = posix.GONE
+_UNSEEN = "a /dev/shm holds bytes that have no name and that no member's process shows"
+_LATE = "the time was too short to read all processes that may have an object"
 
 Pids = Mapping[str, Sequence[int]]
 """By the UID of a member pod: its processes."""
@@ -63,8 +66,8 @@ class NotFoundError(Exception):
 class Instance:
     """What a group stands for now: `charge` in bytes, None where it cannot be known. `whole` are devices of dma-bufs.
 
-    `room` is how many objects it may have. `truncated`: there are more than are looked at, so that the charge is a lower bound (H2);
-    `why` says so in words, where that is known.
+    `room` is how many objects it may have. `truncated`: there are more than are looked at, so that the charge is a lower bound (H2).
+    `why` says in words that some of its objects may be unknown, and is empty where only their number is too large.
     `other` is what was found in their place, and is no object.
     """
 
@@ -113,22 +116,28 @@ class Finder:
         self._proc_root = proc_root
         self._first = proc_root / str(first)
         self._volumes = posix.PodVolumes(proc_root, self._first)
-        self._hidden: dict[int, posix.Hidden] = {}
-        self._seconds_left = posix.ROUND_SECONDS
+        self._hidden = posix.HiddenObjects(proc_root)
+        self._time = RoundTime(posix.ROUND_SECONDS)
+        self._on_node: Sequence[int] = ()
 
-    def begin(self, uids: Iterable[str]) -> None:
-        """Begin a round with these member pods: what is read once for all groups is read anew."""
-        self._volumes.begin(uids)
-        self._hidden = {}
-        self._seconds_left = posix.ROUND_SECONDS
+    def begin(self, groups: Iterable[NodeGroup], pids: Pids) -> None:
+        """Begin a round with these groups and the processes of all their pods: what groups have in common is read anew."""
+        self._volumes.begin(pids)
+        self._hidden.begin()
+        shm = {group.uid: group for group in groups if group.backing.posix_shm}
+        self._time.begin(list(shm))
+        pods = sorted(frozenset[str]().union(*(group.pods() for group in shm.values() if _is_on_node(group))))
+        self._on_node = list(posix.by_pod({uid: pids[uid] for uid in pods if uid in pids}))
 
     def find(
         self, group: NodeGroup, pids: Pids, *, path: str | None = None, room: int = MOST_OBJECTS
     ) -> Instance:
         """The instance of a group with these member processes, and at most `room` objects; `path` is where pinwarden mounted it.
 
-        Raises NotFoundError, and OSError where the node cannot be looked at.
+        Raises NotFoundError, and OSError where the node cannot be looked at. The error's reason is `NotThere` only if no object can be
+        there, and `NotReadable` if objects may be there that are not known.
         """
+        self._time.enter(group.uid)
         backing, found = group.backing, Instance(room)
         if mount := backing.tmpfs or backing.hugetlbfs:
             kind = _TMPFS if backing.tmpfs else _HUGETLBFS
@@ -146,6 +155,9 @@ class Finder:
             self._memfds(found, backing.memfd.name, pids)
         elif backing.dmabuf:
             self._dmabufs(found, backing.dmabuf.exporter, pids)
+        if not found.count and found.truncated:
+            why = found.why or "there are more objects than are looked at"
+            raise NotFoundError("NotReadable", f"no such object is known: {why}")
         if found.other and not found.count:
             raise NotFoundError("WrongType", f"{found.other} is not a regular file")
         if not found.count:
@@ -173,7 +185,7 @@ class Finder:
             with self._at(above or "/", group.allowed) as (at, rest), within.below(at, rest) as folder:
                 for name in within.matching(folder, pattern, MOST_OBJECTS)[0]:
                     yield from within.regular(folder, name)
-        elif backing.posix_shm and backing.posix_shm.ipc_namespace is IpcNamespace.HOST:
+        elif backing.posix_shm and _is_on_node(group):
             with self._at(f"{_SHM}/x", _SHM) as (folder, _):
                 for name in within.matching(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
                     yield from within.regular(folder, name)
@@ -255,7 +267,7 @@ class Finder:
         if where is IpcNamespace.HOST:
             try:
                 everyone = list(posix.by_pod(pids))
-                self._shm(found, self._first, _SHM, name, everyone)
+                self._shm(found, self._first, _SHM, name, everyone, self._on_node)
             except OSError as error:
                 raise _not_found(f"{_SHM}/{name}", error) from error
             return
@@ -277,29 +289,29 @@ class Finder:
         path: str,
         name: str,
         pids: Sequence[int],
+        others: Sequence[int] = (),
         but: int | None = None,
     ) -> int | None:
         """Add the objects of a /dev/shm, at a path that a process sees, and return its device. Raises OSError.
 
-        That of the device `but`, and what is on no tmpfs, is left out.
+        That of the device `but`, and what is on no tmpfs, is left out. Objects without a name are the group's if one of its processes
+        `pids` shows them; those that only the processes `others` show are known not to be. Without any `pids` there are none.
         """
         with posix.opened(f"{process}/root", path) as folder:
             device = posix.device(folder)
             if device is None or device == but:
                 return None
             self._each(found, folder, name, f"{_SHM}/{name}", _blocks)
-            if device not in self._hidden:
-                began = time.monotonic()
-                seconds = min(posix.SECONDS, self._seconds_left)
-                self._hidden[device] = posix.hidden(self._proc_root, folder, pids, seconds)
-                self._seconds_left -= time.monotonic() - began
-            hidden = self._hidden[device]
+            if not pids:
+                return device
+            with self._time.spend(posix.SECONDS) as seconds:
+                hidden = self._hidden.find(folder, pids, others, seconds)
             for unlinked in hidden.objects:
                 if unlinked.name and within.matches(unlinked.name, name):
                     found.add(unlinked.object, unlinked.held)
             if not hidden.complete:
                 found.truncated = True
-                found.why = "a /dev/shm holds bytes that have no name and that no member's process shows"
+                found.why = _LATE if hidden.late else _UNSEEN
             return device
 
     def _shm_device(self) -> int | None:
@@ -389,9 +401,14 @@ class Finder:
         deadline = time.monotonic() + posix.SECONDS
         for pid in posix.by_pod(pids):
             if time.monotonic() > deadline:
-                found.truncated = True
+                found.truncated, found.why = True, _LATE
                 return
             yield pid
+
+
+def _is_on_node(group: NodeGroup) -> bool:
+    shm = group.backing.posix_shm
+    return shm is not None and shm.ipc_namespace is IpcNamespace.HOST
 
 
 def _named(target: str) -> str:

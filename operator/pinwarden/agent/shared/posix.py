@@ -15,9 +15,9 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.agent.shared import within
 from pinwarden.agent.shared.host import Mount, mounts
@@ -35,6 +35,7 @@ _DELETED: Final = " (deleted)"
 _VOLUME: Final = re.compile(r"/pods/([^/]+)/volumes/kubernetes\.io~empty-dir/[^/]+")
 _SANDBOX: Final = "pause"
 _RUNTIMES: Final = ("runc", "crun")
+_Item = TypeVar("_Item")
 
 
 class Unlinked(NamedTuple):
@@ -46,10 +47,14 @@ class Unlinked(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """The objects of a tmpfs that have no name any more. `complete`: nothing else of it is held by anybody."""
+    """The objects of a tmpfs that have no name any more.
+
+    `complete`: the processes that were read account for all bytes of the tmpfs. `late`: not all processes could be read in time.
+    """
 
     objects: Sequence[Unlinked]
     complete: bool
+    late: bool = False
 
 
 class PodVolumes:
@@ -132,33 +137,75 @@ def nested(folder: int) -> int:
     return sum(every.values()) * BLOCK - named(folder)
 
 
-def hidden(proc_root: Path, folder: int, pids: Sequence[int], seconds: float) -> Hidden:
-    """Return the objects of a tmpfs that these processes have open or mapped, and that have no name. Raises OSError.
+class HiddenObjects:
+    """Finds the objects of a tmpfs that have no name. In a round each process is read once for each tmpfs, whoever asks."""
 
-    Processes are read only while the tmpfs holds more than what has been found, and for so many seconds at most. A tmpfs without a size
-    does not tell what it holds, so of one nothing is known to be complete.
-    """
-    before, linked = used(folder), named(folder)
-    if before is not None and before <= linked:
-        return Hidden((), complete=True)
-    found: dict[ObjectId, Unlinked] = {}
-    deadline = time.monotonic() + seconds
-    held = 0
-    late = False
-    for pid in pids:
-        if before is not None and before <= linked + held:
-            break
-        if late := time.monotonic() > deadline:
-            break
-        for unlinked in _unlinked(proc_root, pid, os.fstat(folder).st_dev):
-            found.setdefault(unlinked.object, unlinked)
-        held = sum(unlinked.held for unlinked in found.values())
-    after = used(folder)
-    total = None if before is None or after is None else min(before, after)
-    complete = not late and (
-        total is None or total <= linked + held or total <= linked + held + nested(folder)
-    )
-    return Hidden(tuple(found.values()), complete)
+    def __init__(self, proc_root: Path) -> None:
+        self._proc_root = proc_root
+        self._read: dict[tuple[int, int], Sequence[Unlinked]] = {}
+
+    def begin(self) -> None:
+        """Begin a round: all processes are read anew."""
+        self._read = {}
+
+    def find(self, folder: int, pids: Sequence[int], others: Sequence[int], seconds: float) -> Hidden:
+        """Return the objects that the processes `pids` have open or mapped. Raises OSError.
+
+        Bytes that only `others` show belong to somebody else: they explain what the tmpfs holds, and are not returned. Processes are
+        read only while the tmpfs holds more than what has been found, and for so many seconds at most. A tmpfs without a size does not
+        say what it holds, and all `pids` are read.
+        """
+        before, linked = used(folder), named(folder)
+        if before is not None and before <= linked:
+            return Hidden((), complete=True)
+        own: dict[ObjectId, Unlinked] = {}
+        every: dict[ObjectId, Unlinked] = {}
+        deadline = time.monotonic() + seconds
+        held = 0
+        late = False
+        for mine, pid in _mine_first(pids, () if before is None else others):
+            if late or (before is not None and before <= linked + held):
+                break
+            shown, late = self._of(pid, os.fstat(folder).st_dev, deadline)
+            for unlinked in shown:
+                every.setdefault(unlinked.object, unlinked)
+                if mine:
+                    own.setdefault(unlinked.object, unlinked)
+            held = sum(unlinked.held for unlinked in every.values())
+        after = used(folder)
+        total = None if before is None or after is None else min(before, after)
+        complete = not late and (
+            total is None or total <= linked + held or total <= linked + held + nested(folder)
+        )
+        return Hidden(tuple(own.values()), complete, late)
+
+    def _of(self, pid: int, device: int, deadline: float) -> tuple[Sequence[Unlinked], bool]:
+        """Return what a process shows, and whether the time was too short to read all of it."""
+        if (known := self._read.get((device, pid))) is not None:
+            return known, False
+        found: list[Unlinked] = []
+        try:
+            for unlinked in _unlinked(self._proc_root, pid, device, deadline):
+                found.append(unlinked)
+        except TimeoutError:
+            return found, True
+        self._read[device, pid] = found
+        return found, False
+
+
+def _mine_first(pids: Sequence[int], others: Sequence[int]) -> Iterator[tuple[bool, int]]:
+    yield from ((True, pid) for pid in pids)
+    mine = frozenset(pids)
+    yield from ((False, pid) for pid in others if pid not in mine)
+
+
+def _in_time(items: Iterable[_Item], deadline: float) -> Iterator[_Item]:
+    """Yield the items. Raises TimeoutError at the deadline, also before the first item."""
+    for item in chain([None], items):
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        if item is not None:
+            yield item
 
 
 def descriptors(proc_root: Path, pid: int) -> Iterator[tuple[str, str, str]]:
@@ -169,14 +216,14 @@ def descriptors(proc_root: Path, pid: int) -> Iterator[tuple[str, str, str]]:
                 yield entry.name, entry.path, os.readlink(entry.path)
 
 
-def _unlinked(proc_root: Path, pid: int, of: int) -> Iterator[Unlinked]:
-    """What one process has of the device, open or mapped, without a name."""
-    for _, path, target in descriptors(proc_root, pid):
+def _unlinked(proc_root: Path, pid: int, of: int, deadline: float) -> Iterator[Unlinked]:
+    """Yield what one process has of the device, open or mapped, without a name. Raises TimeoutError at the deadline."""
+    for _, path, target in _in_time(descriptors(proc_root, pid), deadline):
         if target.endswith(_DELETED):
             yield from _object(path, target, of)
     process, wanted = Process(proc_root, pid), printed_device(of)
     seen: set[bytes] = set()
-    for line in process.lines():
+    for line in _in_time(process.lines(), deadline):
         fields = line.split(b" ", 5)
         if len(fields) < 6 or fields[3] != wanted or fields[4] in seen:
             continue
