@@ -160,6 +160,22 @@ def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
     assert (report.phase, report.reason) == (phase, reason)
 
 
+@pytest.mark.rule("M10", "H2")
+def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_read(tmp_path: Path) -> None:
+    uid = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
+    processes = tmp_path / "kubepods" / f"pod{uid}" / "cgroup.procs"
+    processes.parent.mkdir(parents=True)
+    processes.write_text("no number")
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    drained = group({"pods": [uid]}, management="Adopt", draining=True, backing={"memfd": {"name": "x"}})
+    accountant.configure(NodePinConfigSpec(groups=[drained]))
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.phase, report.reason) == (Phase.DRAINING, "NotReadable")
+    assert "a member's processes cannot be read" in report.message
+
+
 def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "nodepinconfig.json"
     followed = FollowedConfiguration(path)

@@ -139,7 +139,7 @@ class Accountant:
         paths = self._pods.find(began)
         attached = frozenset[str]().union(*(group.pods() for group in self._groups))
         pods = dict(self._explored({uid: paths[uid] for uid in attached if uid in paths}))
-        rounds = self._find(pods)
+        rounds = self._find(pods, attached & paths.keys())
         others_cost = self._sample(rounds, pods, paths, began)
         told = self._gates_record()
         for each in rounds:
@@ -169,7 +169,8 @@ class Accountant:
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
-    def _find(self, pods: Mapping[str, PodCgroup]) -> list[_Round]:
+    def _find(self, pods: Mapping[str, PodCgroup], here: frozenset[str]) -> list[_Round]:
+        """Find the objects of all groups. `here` are the attached pods of this node, also those that cannot be read."""
         pids = {}
         for uid, pod in pods.items():
             with self._guard.item("pod", f"{uid}: processes"):
@@ -187,7 +188,8 @@ class Accountant:
                     self._ensure(each)
                 members = {uid: pids[uid] for uid in sorted(group.pods()) if uid in pids}
                 room = min(MOST_OBJECTS, MOST_NODE_OBJECTS - len(taken.objects))
-                found = self._finder.find(group, members, path=each.path, room=room)
+                unread = not group.pods() & here <= pids.keys()
+                found = self._finder.find(group, members, path=each.path, room=room, unread=unread)
             except NotFoundError as error:
                 each.problem = each.problem if each.problem[0] else (error.reason, str(error))
                 continue

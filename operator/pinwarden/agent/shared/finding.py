@@ -48,6 +48,7 @@ _MAPPED_MEMFD = re.compile(
 _MEMFD, _DMABUF, _DELETED = "/memfd:", "/dmabuf:", " (deleted)"
 _GONE = posix.GONE
 _UNSEEN = "a /dev/shm holds bytes that have no name and that no member's process shows"
+_UNREAD = "a member's processes cannot be read"
 _LATE = "the time was too short to read all processes that may have an object"
 
 Pids = Mapping[str, Sequence[int]]
@@ -130,15 +131,25 @@ class Finder:
         self._on_node = list(posix.by_pod({uid: pids[uid] for uid in pods if uid in pids}))
 
     def find(
-        self, group: NodeGroup, pids: Pids, *, path: str | None = None, room: int = MOST_OBJECTS
+        self,
+        group: NodeGroup,
+        pids: Pids,
+        *,
+        path: str | None = None,
+        room: int = MOST_OBJECTS,
+        unread: bool = False,
     ) -> Instance:
         """The instance of a group with these member processes, and at most `room` objects; `path` is where pinwarden mounted it.
+
+        `unread`: members have more processes, which cannot be read.
 
         Raises NotFoundError, and OSError where the node cannot be looked at. The error's reason is `NotThere` only if no object can be
         there, and `NotReadable` if objects may be there that are not known.
         """
         self._time.enter(group.uid)
         backing, found = group.backing, Instance(room)
+        if unread and not (backing.tmpfs or backing.hugetlbfs or backing.file):
+            found.truncated, found.why = True, _UNREAD
         if mount := backing.tmpfs or backing.hugetlbfs:
             kind = _TMPFS if backing.tmpfs else _HUGETLBFS
             where = path or mount.path
