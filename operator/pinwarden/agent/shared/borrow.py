@@ -2,7 +2,8 @@
 
 What a pod has in its page tables changes by its own doing, and then it used processor time; by the object's pages being freed or
 replaced, and then the object's charge changes; and by the kernel taking pages out on its own (`pressure`). Where none of it happened,
-the figure of the last walk still holds and keeps its time. What goes unnoticed is rare (pages punched out and filled again at once, a
+the figure of the last walk still holds and keeps its time. The kernel counts some of its work before the page tables change, so a walk is
+not kept if the counters changed since the previous sample. What goes unnoticed is rare (pages punched out and filled again at once, a
 write past the page cache, a page put there by another pod through userfaultfd), and made up for by a walk every `FRESH_SECONDS`.
 
 A System V segment is known by its number in an IPC namespace. A process that attached one and then went to another IPC namespace, which
@@ -85,6 +86,7 @@ class Borrows:
         self._by_device: dict[int, list[str]] = {}
         self._by_object: dict[ObjectId, list[str]] = {}
         self._walks: dict[str, _Walk] = {}
+        self._pressure: Pressure | None = None
         self.walked = 0
         """How many pods the last sample walked."""
 
@@ -110,11 +112,15 @@ class Borrows:
         """
         self._ask(_Asked(dict(extents), frozenset(resident) & extents.keys(), whole))
         taken = pressure(self._proc_root)
+        calm = taken == self._pressure
+        self._pressure = taken
         before, self._walks = self._walks, {}
         for uid, directories in pods.items():
             self._walks[uid] = self._unread(now, tuple(directories))
             with self._guard.item("pod", f"{uid}: mappings"):
-                self._walks[uid] = self._look(now, tuple(directories), before.get(uid), taken, stamps or {})
+                self._walks[uid] = self._look(
+                    now, tuple(directories), before.get(uid), taken, stamps or {}, calm=calm
+                )
         self.walked = sum(each is not before.get(uid) for uid, each in self._walks.items())
         return {(group, uid): one for uid, each in self._walks.items() for group, one in each.borrows.items()}
 
@@ -152,8 +158,13 @@ class Borrows:
         last: _Walk | None,
         taken: Pressure | None,
         stamps: Mapping[str, object],
+        *,
+        calm: bool,
     ) -> _Walk:
-        """The last walk, if nothing can have changed since, or a new one."""
+        """The last walk, if nothing can have changed since, or a new one.
+
+        Unless it is `calm`, the kernel may be taking pages during the new walk, so the next sample walks again.
+        """
         tops = last.tops if last and last.seen.directories == directories else _tops(directories)
         activity = tuple(cpu_time(top) for top in tops)
         pids = []
@@ -168,7 +179,7 @@ class Borrows:
             return last
         found = walk(self._proc_root, sorted(frozenset[int]().union(*pids)), self._wanted, self._is_walked)
         found.reason = found.reason or reason
-        made = _Walk(now, seen, tops, taken, found)
+        made = _Walk(now, seen, tops, taken if calm else None, found)
         for one, extent in found.mapped.items():
             if one.device in self._asked.whole:
                 found.resident[one] = extent
