@@ -387,7 +387,7 @@ def test_a_pod_that_its_gate_has_lost(case: Case) -> None:
 def test_an_exempt_namespace(cluster: Cluster, shell: Shell) -> None:
     label = uuid.uuid4().hex[:8]
     ceiling = cluster.ceiling(podSelector={"matchLabels": {"of": label}})
-    pod = cluster.pod("kube-system", cluster.node(), {"of": label})["metadata"]["name"]
+    pod = cluster.pod("kube-system", cluster.node(), {"of": label, "app": "db"})["metadata"]["name"]
     told = json.loads(shell(f"kubectl pinwarden explain {pod} -n kube-system -o json"))
     finding = told["findings"][0]
     assert finding["cause"] == "ExemptNamespace"
