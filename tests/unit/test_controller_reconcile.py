@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.prune import AgentPod, KnownNode
 from pinwarden.controller.specs import Specs
 from pinwarden.controller.state import STATUS_BURST, STATUSES_PER_SECOND, State
-from pinwarden.controller.statuses import SPARED_BY_FIGURES, Statuses
+from pinwarden.controller.statuses import QUIET_SECONDS, SPARED_BY_FIGURES, Statuses
 from pinwarden.controller.work import Bucket, Throttle, WorkQueue
 from pinwarden.plan.compile import Settings
 from pinwarden.plan.world import Namespace, Node, Pod
@@ -79,6 +80,7 @@ class Operator:
         self.metrics = metrics = Metrics()
         self.items = items = Items(metrics)
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
+        self.queues = (compile_queue, aggregate_queue)
         self.leading = True
         self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
         self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
@@ -154,9 +156,18 @@ class Operator:
                 await asyncio.sleep(0.005)
 
     async def rest(self) -> None:
-        """Wait until nothing is to be done now."""
+        """Wait until nothing is to be done now; where this replica does not lead, a moment."""
         for _ in range(3):
             await asyncio.sleep(0.03)
+        await self.until(lambda: not (self.leading and any(map(_works, self.queues))))
+
+
+def _works(queue: WorkQueue) -> bool:
+    """Whether a name is worked on, or will be as soon as its last piece of work allows; not one that failed."""
+    soon = monotonic() + QUIET_SECONDS
+    return bool(queue._busy) or any(
+        due <= soon and name not in queue._backoffs for name, due in queue._due.items()
+    )
 
 
 STATUS = "/apis/pinwarden.io/v1alpha1/namespaces/ns/pinlimits/l/status"
