@@ -150,6 +150,14 @@ class Operator:
         }
         self.state.put_held(prune.node_pin_config(config)[1])
 
+    async def holds(self) -> None:
+        """A pod under a limit on a node with an agent, and the spec says so."""
+        self.node()
+        self.agent()
+        self.pod()
+        self.limit()
+        await self.until(lambda: held_pods(self) == [("p1", ["ns/l"])])
+
     async def until(self, holds: Callable[[], Any]) -> None:
         async with asyncio.timeout(60):
             while not holds():
@@ -720,11 +728,7 @@ def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: s
     """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
 
     async def work(operator: Operator) -> None:
-        operator.node()
-        operator.agent()
-        operator.pod()
-        operator.limit()
-        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        await operator.holds()
         operator.report()
         if how == "deleted":
             operator.state.remove_pod("p1")
@@ -746,11 +750,7 @@ def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: s
 @pytest.mark.rule("P14", "H3")
 def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() -> None:
     async def work(operator: Operator) -> None:
-        operator.node()
-        operator.agent()
-        operator.pod()
-        operator.limit()
-        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        await operator.holds()
         operator.report()
         operator.state.remove_pod("p1")
         operator.limit(2, 2, podSelector={"matchLabels": {"app": "other"}})
@@ -882,11 +882,7 @@ def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
 
 def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
     async def work(operator: Operator) -> None:
-        operator.node()
-        operator.agent()
-        operator.pod()
-        operator.limit()
-        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        await operator.holds()
         operator.report()
         operator.state.remove_pod("p1")
         assert operator.state.world.pod("p1") is not None
