@@ -10,9 +10,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from typing import Any
 
 from cluster.patience import Patience
@@ -145,23 +145,22 @@ class Shell:
     @contextmanager
     def _running(self, command: str) -> Iterator["subprocess.Popen[bytes]"]:
         """A command in a session of its own, which ends with the block. Raises EndedError."""
-        with self._lock:
-            if self._ended:
-                raise EndedError(command)
-            self._process = process = subprocess.Popen(
-                ["/bin/sh", "-c", command],
-                cwd=self._root,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        with process:
-            try:
-                yield process
-            finally:
-                _kill(process)
+        with ExitStack() as resources:
+            with self._lock, _interrupted_later():
+                if self._ended:
+                    raise EndedError(command)
+                self._process = process = subprocess.Popen(
+                    ["/bin/sh", "-c", command],
+                    cwd=self._root,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+                resources.enter_context(process)
+                resources.callback(_kill, process)
+            yield process
 
     def _repeat(self, command: str, wanted: Callable[[str], bool], what: str) -> tuple[str, str]:
         """Return the last output, or the error in its place, and what is wrong with it: nothing, or that time ran out.
@@ -197,6 +196,22 @@ class Shell:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         self.say(f"  {bold}$ {command}{plain}")
         self.say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Raise the KeyboardInterrupt of a SIGINT that comes within the block at its end, so that nothing is started and not known."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            raise KeyboardInterrupt
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
