@@ -242,6 +242,17 @@ def test_the_log_names_a_few_of_many_retained_pods_and_counts_them(caplog: pytes
 PART = {"name": "ns/g", "uid": "uid-g"}
 
 
+@pytest.mark.rule("H1")
+def test_a_group_with_a_retained_pod_is_acknowledged_as_the_operator_asked_for_it() -> None:
+    asked = configuration(2, groups=[{**GROUP, "members": []}])
+    last = configuration(groups=[{**GROUP, "members": [{"pods": ["zombie"]}]}], pods=[POD])
+    found = retained(last, asked)
+    again = Configuration.parse(found.raw, found.uid, found.generation)
+    for group in (found.spec.groups[0], again.spec.groups[0]):
+        assert group.pods() == {"zombie"}
+        assert group.hash == asked.spec.groups[0].hash != last.spec.groups[0].hash
+
+
 @pytest.mark.parametrize("place", ["last", "new"])
 @pytest.mark.parametrize(
     "spec",

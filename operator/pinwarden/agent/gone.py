@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pinwarden.agent.cgroups import explore, member_pids
@@ -67,7 +68,8 @@ class Retainer:
         gone = self._fitting(missing)
         if not gone:
             return new
-        merged = Configuration.parse(merge(new.raw, self._last.raw, gone), new.uid, new.generation)
+        raw = merge(new.raw, self._last.raw, gone, {group.uid: group.hash for group in new.spec.groups})
+        merged = Configuration.parse(raw, new.uid, new.generation)
         return replace(merged, gone=gone)
 
     def _fitting(self, missing: frozenset[str]) -> frozenset[str]:
@@ -103,9 +105,12 @@ def _named(uids: Collection[str]) -> str:
     return f"{names} and {len(uids) - _SHOWN} more" if len(uids) > _SHOWN else names
 
 
-def merge(new: _Json, last: _Json, gone: Collection[str]) -> dict[str, Any]:
+def merge(
+    new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new` has not, and their part in its groups.
 
+    A group with such pods bears its hash of `hashes`, by UID: what is acknowledged is the group that the operator asked for.
     Limits and groups may be of a later version: one that is not understood stays as it came.
     """
     pods = [pod for pod in last.get("pods", ()) if pod["uid"] in gone]
@@ -118,13 +123,15 @@ def merge(new: _Json, last: _Json, gone: Collection[str]) -> dict[str, Any]:
         "limits": [*new.get("limits", ()), *limits],
         "pods": [*new.get("pods", ()), *pods],
         "groups": [
-            _with_members(group, before[uid], gone) if (uid := _text(group, "uid")) in before else group
+            _with_members(group, before[uid], gone, hashes.get(uid or ""))
+            if (uid := _text(group, "uid")) in before
+            else group
             for group in new.get("groups", ())
         ],
     }
 
 
-def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
+def _with_members(group: _Json, before: _Json, gone: Collection[str], asked: str | None) -> _Json:
     """Return the group with the pods of `gone` that it had before, each with its allowance (M8).
 
     A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its pods. So there are at most as many entries
@@ -143,7 +150,9 @@ def _with_members(group: _Json, before: _Json, gone: Collection[str]) -> _Json:
             members.append({**member, "pods": pods})
         else:
             same["pods"] = [*same["pods"], *pods]
-    return {**group, "members": members}
+    if members == group.get("members", []):
+        return group
+    return {**group, "members": members, **({"askedHash": asked} if asked else {})}
 
 
 def _members(group: _Json) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from pydantic import (
     WithJsonSchema,
     field_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from pinwarden.api.meta import Model
 from pinwarden.api.pinlimit import (
@@ -185,10 +186,13 @@ class NodeGroup(Model):
         description="Nobody borrows anew; what was created goes with its last borrower, and then the report says Released.",
     )
 
+    asked_hash: SkipJsonSchema[str | None] = Field(None, exclude=True)
+    """The hash of the group as the operator asked for it, where the agent added pods that are gone; local to the node."""
+
     @cached_property
     def hash(self) -> str:
         """12 hex digits that change when anything of it does; the agent acknowledges them."""
-        return _hash(self)
+        return self.asked_hash or _hash(self)
 
     def pods(self) -> frozenset[str]:
         """The UIDs of all attached pods."""
