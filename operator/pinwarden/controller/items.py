@@ -9,12 +9,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, Literal, NoReturn
+from typing import Final, NoReturn
 
-from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.metrics import Loop, Metrics
 from pinwarden.controller.work import WorkQueue
 
-Loop = Literal["watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics"]
 _REMEMBERED: Final = 4096
 _MOST_TEXT: Final = 512
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ What the operator itself did is counted here as it happens; what it knows of the
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,7 +27,8 @@ ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "re
 WRITES = ("spec", "status", "finalizer", "event", "lease")
 RESULTS = ("written", *ENDS[1:])
 QUEUES = ("compile", "spec", "aggregate")
-LOOPS = ("watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics")
+Loop = Literal["watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics"]
+LOOPS: tuple[Loop, ...] = get_args(Loop)
 _PREFIX = "pinwarden_operator"
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 _APPLY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -104,7 +105,7 @@ class Metrics:
         """An object came that this version cannot read."""
         self._unreadable.labels(resource).inc()
 
-    def item_failed(self, loop: str) -> None:
+    def item_failed(self, loop: Loop) -> None:
         """One of `LOOPS` failed on an item."""
         self._item_failures.labels(loop).inc()
 

@@ -64,7 +64,9 @@ class Specs:
     async def compile(self) -> None:
         """Compiles dirty nodes until cancelled, and lets others run in between."""
         await self._gate.synced.wait()
-        await self._items.work_off("compile", self._compile_queue, self._compile_next, self._not_compiled)
+        await self._items.work_off(
+            "compile", self._compile_queue, self._compile_next, self._state.not_compiled
+        )
 
     async def write(self) -> None:
         """One of `WRITERS`: writes what waits until cancelled."""
@@ -79,10 +81,6 @@ class Specs:
         self._compile(name)
         self._metrics.reconciled("compile", monotonic() - started)
         return 0.0
-
-    def _not_compiled(self, name: str, problem: str) -> None:
-        """The node keeps what it was told last, and the limits on it say so."""
-        self._state.not_compiled(name, problem)
 
     async def _write(self, name: str) -> float:
         await self._gate.leave()

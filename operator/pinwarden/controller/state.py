@@ -218,7 +218,7 @@ class State:
             self._tell_presence(view)
 
     def not_compiled(self, name: str, problem: str) -> None:
-        """What the node shall hold could not be worked out."""
+        """The spec of the node could not be compiled: the node keeps its last spec, and the limits on it say so."""
         self._see(replace(self.view(name), not_compiled=problem))
 
     def forget_node(self, name: str) -> None:
