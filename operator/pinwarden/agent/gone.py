@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pinwarden.agent.cgroups import explore, member_pids
@@ -105,9 +104,7 @@ def _named(uids: Collection[str]) -> str:
     return f"{names} and {len(uids) - _SHOWN} more" if len(uids) > _SHOWN else names
 
 
-def merge(
-    new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
+def merge(new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str]) -> dict[str, Any]:
     """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new` has not, and their part in its groups.
 
     A group with such pods bears its hash of `hashes`, by UID: what is acknowledged is the group that the operator asked for.
