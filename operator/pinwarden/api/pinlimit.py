@@ -277,7 +277,7 @@ class PinLimitStatus(Model):
     pinned_bytes: int | None = Field(
         None, ge=0, description="What the matching pods have pinned and locked together, in bytes."
     )
-    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` for people.")
+    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` in short, with its unit: `40Mi`.")
     denials: int | None = Field(
         None,
         ge=0,

@@ -417,18 +417,22 @@ class SharedMemoryGroupStatus(Model):
     charge_bytes: int | None = Field(
         None, ge=0, description="What the objects of all nodes hold, also swapped out."
     )
-    charge: ReadableAmount | None = Field(None, description="`chargeBytes` for people.")
+    charge: ReadableAmount | None = Field(None, description="`chargeBytes` in short, with its unit: `40Mi`.")
     borrowed_bytes: int | None = Field(
         None,
         ge=0,
         description="What all pods borrow, added up: a page that two pods have mapped counts twice.",
     )
-    borrowed: ReadableAmount | None = Field(None, description="`borrowedBytes` for people.")
+    borrowed: ReadableAmount | None = Field(
+        None, description="`borrowedBytes` in short, with its unit: `40Mi`."
+    )
     pinned_bytes: int | None = Field(
         None, ge=0, description="What drivers have pinned of it; absent, as nothing counts it yet."
     )
     orphaned_bytes: int | None = Field(None, ge=0, description="What no pod has mapped.")
-    orphaned: ReadableAmount | None = Field(None, description="`orphanedBytes` for people.")
+    orphaned: ReadableAmount | None = Field(
+        None, description="`orphanedBytes` in short, with its unit: `40Mi`."
+    )
     dead_cgroup_bytes: int | None = Field(
         None,
         ge=0,
