@@ -104,8 +104,8 @@ OPERATOR: Final = Group(
             diagnosis=f"Limits and groups that are not accepted, and the reason (`Invalid`):\n\n```console\n{UNACCEPTED}\n```\n\n"
             "NodePinConfigs that cannot be read are in the log:\n\n```console\n"
             "$ kubectl -n pinwarden-system logs -l app.kubernetes.io/component=operator --tail=-1 | "
-            "grep 'NodePinConfig .* is not understood'\n```\n\nWhat a loop fails on is there as `failed, others go on`, with the name "
-            "of the object and the cause.",
+            "grep 'NodePinConfig .* is not understood'\n```\n\nThe log names each object that a loop fails on, "
+            "with the cause: `failed, others go on`.",
             mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm upgrade`. "
             "A loop that fails is a defect: report it with that line of the log, and change or delete the object.",
         ),
