@@ -103,12 +103,20 @@ def test_a_namespace_ends_with_an_agent_gone_and_when_the_operator_comes_back(
         assert operator.terminate() == 0
 
     meanwhile.delete()
-    time.sleep(2)
+    eventually(lambda: _finalizers_remain(cluster, meanwhile.path), bool)
     assert cluster.find(meanwhile.path)["status"]["phase"] == "Terminating"
     with Operator(cluster, tmp_path) as operator:
         operator.ready().leads()
         meanwhile.release()
         meanwhile.gone()
+
+
+def _finalizers_remain(cluster: Cluster, path: str) -> bool:
+    """Whether the namespace controller looked, and only finalizers keep the namespace."""
+    conditions = cluster.find(path)["status"].get("conditions", [])
+    return any(
+        each["type"] == "NamespaceFinalizersRemaining" and each["status"] == "True" for each in conditions
+    )
 
 
 def _told_of(cluster: Cluster, node: str) -> list[Json]:
