@@ -60,10 +60,6 @@ class Api(Protocol):
         """Report as the node's agent would: all of the spec taken."""
         ...
 
-    def condition(self, path: str, kind: str) -> tuple[str, str]:
-        """Status and reason of a limit's condition, empty without it."""
-        ...
-
 
 class Process(Protocol):
     """The operator."""
@@ -128,7 +124,6 @@ class Server:
         self._amount = AMOUNTS[self._amount == AMOUNTS[0]]
         self._api.merge(self._canary.limit, {"spec": {"limit": str(self._amount)}})
         self._holds(self._compiled, f"the canary is not compiled after {after}")
-        self._api.acknowledge(self._canary.node)
         for kind in ("Applied", "Enforced"):
             condition = partial(self._is_true, kind)
             self._holds(condition, f"the canary's limit is not {kind} after {after}")
@@ -144,7 +139,12 @@ class Server:
         return self._api.held(self._canary.node).get(self._canary.uid) == {self._canary.name: self._amount}
 
     def _is_true(self, kind: str) -> bool:
-        return self._api.condition(self._canary.limit, kind)[0] == "True"
+        """Whether this condition of the canary's newest spec is True, once its agent has acknowledged what the node is asked for now."""
+        self._api.acknowledge(self._canary.node)
+        found = self._api.find(self._canary.limit)
+        status = found.get("status", {})
+        current = status.get("observedGeneration") == found["metadata"]["generation"]
+        return current and (kind, "True") in ((each["type"], each["status"]) for each in status["conditions"])
 
     def _judged(self, path: str) -> bool:
         found = self._api.find(path)
