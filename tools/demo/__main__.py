@@ -24,7 +24,6 @@ from demo.claims import PINNED, PODS, SHARED, Claim
 from demo.shared import NAMESPACE, prepare
 from demo.shell import ClaimError, Curtain, EndedError, Shell, say
 
-PARTS = ("daemonset/pinwarden-holder", "daemonset/pinwarden-agent", "deployment/pinwarden-operator")
 NODES = (Kind.UML, Kind.UML)
 INTERRUPTED = 130
 """The exit status of what SIGINT ended, as shells have it."""
@@ -39,16 +38,22 @@ def _install(shell: Shell, command: str) -> None:
 
 def _settle(shell: Shell) -> None:
     shell.run("kubectl get nodes -o wide")
-    for part in PARTS:
-        shell.run(f"kubectl -n pinwarden-system rollout status {part} --timeout=600s")
+    _roll_out(shell, "daemonset/pinwarden-holder")
     say("\nApplying what the last seven claims are about, so that its pods start meanwhile\n")
     prepare(shell)
+    say()
+    _roll_out(shell, "daemonset/pinwarden-agent")
+    _roll_out(shell, "deployment/pinwarden-operator")
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s")
     shell.until(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
         _all_wait,
         f"{PODS} pods wait for a limit",
     )
+
+
+def _roll_out(shell: Shell, workload: str) -> None:
+    shell.run(f"kubectl -n pinwarden-system rollout status {workload} --timeout=600s")
 
 
 def _all_wait(log: str) -> bool:
