@@ -30,7 +30,7 @@ from pinwarden.plan.world import Namespace, Pod
 
 # Reports of many nodes, and what a limit's edit makes of them, are looked at together.
 COALESCE_SECONDS = 0.1
-STATUS_BURST = 10
+STATUS_BURST = 20
 STATUSES_PER_SECOND = 1 / 5
 _ENDED_PODS = 4096
 _log = logging.getLogger(__name__)

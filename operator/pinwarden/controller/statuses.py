@@ -1,7 +1,7 @@
 """The statuses of limits and groups: aggregated from what the nodes report, and written when they change.
 
 A dirty one is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
-before (H1). Each has leave for ten writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
+before (H1). Each has leave for twenty writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
 leave half. Looking at one takes at most a tenth of the time, however many pods it holds for.
 """
 
