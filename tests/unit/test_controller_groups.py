@@ -11,10 +11,11 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import limits, prune
 from pinwarden.controller.finalizers import LEFT_SECONDS
 from pinwarden.controller.inventory import Inventory
+from pinwarden.controller.statuses import SPARED_BY_BORROWERS, SPARED_BY_FIGURES
 from pinwarden.plan.groups import FINALIZER
 from pinwarden.plan.world import Namespace
 
-from .test_controller_reconcile import Operator, _quick, config_path, scenario
+from .test_controller_reconcile import Operator, _quick, config_path, scenario, use_up
 
 __all__ = ["_quick"]
 GROUP = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/g"
@@ -99,9 +100,13 @@ class Case:
             raw["metadata"]["finalizers"] = []
             self.operator.state.put(limits.read(SharedMemoryGroup, raw))
 
+    def status(self) -> Json:
+        found: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
+        return found
+
     def conditions(self) -> dict[str, tuple[str, str]]:
-        status = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
-        return {each["type"]: (each["status"], each["reason"]) for each in status.get("conditions", [])}
+        conditions = self.status().get("conditions", [])
+        return {each["type"]: (each["status"], each["reason"]) for each in conditions}
 
     async def living(self) -> None:
         """Until the node was asked to hold it, and has it."""
@@ -543,5 +548,27 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
 
         await operator.until(lambda: counts() == {"groups": 1, "limits": 1})
         assert operator.server.objects[path]["status"]["backing"] == "memfd"
+
+    scenario(work)
+
+
+def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await operator.until(lambda: case.status().get("chargeBytes") == 4096)
+        (entry,) = operator.state.resources.values()
+        leave = entry.leave
+        use_up(leave, SPARED_BY_FIGURES)
+        case.report(charge=8192)
+        await operator.rest()
+        assert case.status()["chargeBytes"] == 4096
+        case.report(charge=8192, borrowers=[{"pod": "p1", "member": True, "borrowed": 4096, "mapped": 4096}])
+        await operator.until(lambda: case.status().get("borrowers"))
+        assert case.status()["chargeBytes"] == 8192
+        use_up(leave, SPARED_BY_BORROWERS)
+        case.report(charge=8192)
+        await operator.rest()
+        assert case.status()["borrowers"]
 
     scenario(work)

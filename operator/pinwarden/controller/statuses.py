@@ -1,8 +1,8 @@
 """The statuses of limits and groups: aggregated from what the nodes report, and written when they change.
 
 A dirty one is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
-before (H1). Each has leave for twenty writes at once and for one more every five seconds. Conditions may use all of it, mere figures must
-leave half. Looking at one takes at most a tenth of the time, however many pods it holds for.
+before (H1). Each has leave for twenty writes at once and for one more every five seconds. Conditions may use all of it. A group's borrowers
+that come or go must leave a quarter, mere figures half. Looking at one takes at most a tenth of the time, however many pods it holds for.
 """
 
 import logging
@@ -33,6 +33,7 @@ from pinwarden.plan.verdicts import NO_PODS, Refusal
 
 QUIET_SECONDS = 0.2
 SPARED_BY_FIGURES = STATUS_BURST / 2
+SPARED_BY_BORROWERS = STATUS_BURST / 4
 _GONE_SECONDS = 5.0
 WRITERS = 4
 _TIMES_ITS_COST = 10.0
@@ -212,14 +213,25 @@ def _unreadable(entry: Managed) -> PinLimit:
 
 
 def _delay(entry: Managed, status: Status) -> float:
-    """Seconds until this status may be written."""
-    figures = _essence(entry.status) == _essence(status)
-    return entry.leave.wait(SPARED_BY_FIGURES if figures else 0.0)
+    """Return the seconds until this status may be written."""
+    return entry.leave.wait(_spared(entry.status, status))
 
 
-def _essence(status: Status | None) -> object:
-    """What is worth a write at once."""
+def _spared(before: Status | None, status: Status) -> float:
+    """Return how many writes this change must leave for more important ones."""
+    if _conditions(before) != _conditions(status):
+        return 0.0
+    return SPARED_BY_FIGURES if _borrowers(before) == _borrowers(status) else SPARED_BY_BORROWERS
+
+
+def _conditions(status: Status | None) -> object:
     if status is None:
         return None
     conditions = [(each.type, each.status, each.reason) for each in conditions_of(status)]
     return status.observed_generation, conditions
+
+
+def _borrowers(status: Status | None) -> frozenset[tuple[str, str]]:
+    """Return namespace and name of each pod that a group's status lists; none for a limit."""
+    listed = status.borrowers if isinstance(status, SharedMemoryGroupStatus) else None
+    return frozenset((borrower.namespace, borrower.pod) for borrower in listed or ())
