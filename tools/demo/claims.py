@@ -59,7 +59,7 @@ def _status(
     shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str, what: str
 ) -> dict[str, Any]:
     """Wait until the status is as wanted, then show those of its `fields` (JSONPath) that tell the story."""
-    get = f"kubectl -n {NAMESPACE} get {resource}"
+    kind, _, name = resource.partition("/")
     found: dict[str, Any] = {}
 
     def check(whole: dict[str, Any]) -> bool:
@@ -68,9 +68,9 @@ def _status(
         return current and wanted(found)
 
     try:
-        shell.wait(get, check, f"{resource}: {what}")
+        shell.wait(f"kubectl -n {NAMESPACE} get {kind}", name, check, f"{resource}: {what}")
     finally:
-        shell.run(f"{get} -o jsonpath='{fields}'")
+        shell.run(f"kubectl -n {NAMESPACE} get {resource} -o jsonpath='{fields}'")
     return found
 
 

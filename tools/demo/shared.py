@@ -12,7 +12,8 @@ _TABLE = (
     r'{range .status.borrowers[*]}{.pod}{"\tborrowed "}{.borrowedBytes}{"\tmapped "}{.mappedBytes}{"\tlimit "}{.limitBytes}'
     r'{"\tlevel "}{.level}{"\tdenials "}{.denials}{"\n"}{end}'
 )
-_GROUP = f"kubectl -n {NAMESPACE} get sharedmemorygroup cache"
+_GROUPS = f"kubectl -n {NAMESPACE} get sharedmemorygroup"
+_GROUP = f"{_GROUPS} cache"
 
 
 def _order(shell: Shell, pod: str, mebibytes: int) -> None:
@@ -45,7 +46,7 @@ def _status(shell: Shell, **borrowed: int) -> dict[str, Any]:
         return now == {pod: amount * MIB for pod, amount in borrowed.items()}
 
     try:
-        shell.wait(_GROUP, check, f"borrowers and their MiB: {borrowed}")
+        shell.wait(_GROUPS, "cache", check, f"borrowers and their MiB: {borrowed}")
     finally:
         shell.run(_GROUP)
         shell.run(f"{_GROUP} -o jsonpath='{_TABLE}'")

@@ -109,13 +109,17 @@ class Shell:
         if problem:
             raise ClaimError(problem)
 
-    def wait(self, get: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> None:
-        """Watch the object that ``get`` prints, a `kubectl get` command, until it is as wanted; show nothing.
+    def wait(self, get: str, name: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Watch the object of this name of those that ``get`` prints, a `kubectl get` command, until it is as wanted; show nothing.
 
+        It is selected from the list: kubectl drops a change between its first look and its watch when it is given a name.
         Raises ClaimError with the last object when it is not so in time.
         """
         output, problem = self._follow(
-            f"{get} -o json --watch", _last_object, lambda text: bool(text) and wanted(json.loads(text)), what
+            f"{get} --field-selector=metadata.name={name} -o json --watch",
+            _last_object,
+            lambda text: bool(text) and wanted(json.loads(text)),
+            what,
         )
         if problem:
             raise ClaimError(f"{problem}; last seen: {output.strip()[-LAST_SEEN:] or 'nothing'}")
