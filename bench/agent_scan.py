@@ -26,12 +26,12 @@ from typing import Any
 from machine import Machine, Pod, machine, pods, stop_on_signals, until
 from processes import MIB, process_cpu, process_memory
 
-from pinwarden.agent.engine import Engine
-from pinwarden.agent.gates.rlimit import GateAbility, prlimit_memlock
-from pinwarden.agent.governed import QUIET_SECONDS
-from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
+from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
+from pinwarden.node.pods.subject import QUIET_SECONDS
 
 LIMIT = 1 << 20
 GOVERNED_PREFIX = "00000000-"

@@ -30,8 +30,8 @@ from processes import apply_crds, operator
 
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
-from pinwarden.agent.gates.rlimit import prlimit_memlock
 from pinwarden.api.nodepinconfig import NodeLimit
+from pinwarden.node.linux.prlimit import prlimit_memlock
 
 PAGE = 4096
 MOST_BYTES = 4 << 20

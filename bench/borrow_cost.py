@@ -29,9 +29,9 @@ from statistics import median
 
 from machine import Pod, hierarchy, stop_on_signals
 
-from pinwarden.agent.shared.borrow import FRESH_SECONDS, Borrow, Borrows
-from pinwarden.agent.shared.objects import Extent, ObjectId
-from pinwarden.agent.shared.pagemap import PageMap
+from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, Borrows
+from pinwarden.node.linux.pagemap import PageMap
+from pinwarden.node.shm.objects import Extent, ObjectId
 
 MIB = 1 << 20
 FREE_SHARE = 0.5

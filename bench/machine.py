@@ -25,15 +25,15 @@ from functools import partial
 from pathlib import Path
 
 from cluster.process import Child
-from pinwarden.agent.gates.rlimit import probe
+from pinwarden.node.linux.prlimit import probe
 
 ROOT = Path(__file__).parents[1]
 PAUSE_SECONDS = 0.02
 DEADLINE_SECONDS = 300.0
 LOWERING_ONLY = """
 import sys
-from pinwarden.agent import daemon
-from pinwarden.agent.gates.rlimit import GateAbility
+from pinwarden.node.agent import daemon
+from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.cli.main import main
 daemon.probe = lambda: GateAbility(True)
 sys.exit(main(sys.argv[1:]))

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pinwarden.agent.engine import Engine
-from pinwarden.agent.gates.rlimit import probe
-from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import Contention
+from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.linux.prlimit import probe
 
 CGROUP = Path("/sys/fs/cgroup")
 PODS = CGROUP / "kubepods" / "burstable"

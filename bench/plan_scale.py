@@ -1,6 +1,6 @@
 """What the rules cost at the size that pinwarden is designed for, measured and not extrapolated: no API server, one process.
 
-It loads `pinwarden.plan.index.World` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the rest:
+It loads `pinwarden.plan.cluster.World` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the rest:
 the API server, the wire and the writes.
 
     PYTHONPATH=operator:tools python bench/plan_scale.py [--nodes 5000] [--pods 150000] [--limits 200]
@@ -19,11 +19,11 @@ from fleet import APPS, PODS_PER_NAMESPACE, Json, limit_objects, node_name, node
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.aggregate import Kept, aggregate
-from pinwarden.plan.compile import Limit
-from pinwarden.plan.index import World
-from pinwarden.plan.report import NodeView
-from pinwarden.plan.world import Namespace, Node, Pod
+from pinwarden.plan.cluster import World
+from pinwarden.plan.limit_compiler import Limit
+from pinwarden.plan.limit_status import Kept, aggregate
+from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.types import Namespace, Node, Pod
 
 MIB = 2**20
 EVENTS = 2000

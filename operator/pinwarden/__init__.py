@@ -2,10 +2,11 @@
 
 The packages, from the bottom up (a layer imports only from those before it):
 
+- `pinwarden.common`: what every layer may use.
 - `pinwarden.api`: the custom resources as pydantic models, the only source of the CRDs.
 - `pinwarden.plan`: the rules, as pure functions over values.
 - `pinwarden.controller`: the operator, which turns PinLimits into one NodePinConfig per node.
-- `pinwarden.agent`: the node agent, which counts, refuses and reports.
+- `pinwarden.node`: what runs on a node, each process in a room of its own: agent, gate, accountant and holder.
 - `pinwarden.plugin`: the `kubectl pinwarden` command, which explains what the API server has.
 - `pinwarden.cli`: the `pinwarden` command.
 """

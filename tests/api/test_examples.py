@@ -11,7 +11,7 @@ import yaml
 
 from pinwarden import __version__
 from pinwarden.api.crd import KINDS
-from pinwarden.plan.compile import MAX_POD_LIMITS
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS
 
 from .conftest import ROOT, Kubectl
 

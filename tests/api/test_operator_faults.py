@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.controlplane import API_SERVER
-from pinwarden.controller.leader import POLL_SECONDS
+from pinwarden.controller.leader_election import POLL_SECONDS
 
 from ..waiting import eventually
 from .operators import BACK_SECONDS, Cluster, Operator, config_path

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from gated.node import MIB, NOBODY, Node, Pod, Process, kill, locked
-from pinwarden.agent.gates.seccomp.accounts import GOOD_SECONDS
-from pinwarden.agent.gates.seccomp.decision import RAISED_SECONDS, UNLISTED_SECONDS
+from pinwarden.node.gate.budgets import GOOD_SECONDS
+from pinwarden.node.gate.handler import RAISED_SECONDS, UNLISTED_SECONDS
 
 from .processes import HERE, PAGE, ask, hear, start, tell
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from gated.filters import install
-from pinwarden.agent.gates.seccomp import notify
-from pinwarden.agent.gates.seccomp.calls import AUDIT_ARCH_X86_64, NUMBERS
-from pinwarden.agent.gates.seccomp.notify import Call, Listener
-from pinwarden.agent.gates.seccomp.profiles import profiles
+from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS
+from pinwarden.node.gate.profiles import profiles
+from pinwarden.node.linux import seccomp_notify
+from pinwarden.node.linux.seccomp_notify import Call, Listener
 
 from .filters import ALLOW, ERRNO, KILL_THREAD, NOTIFY, Program, program
 
@@ -148,11 +148,11 @@ def let_all_through(listener: Listener, calls: list[Call]) -> None:
     """Until no process is left that could make a call."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    memory = ctypes.create_string_buffer(notify.SIZE)
+    memory = ctypes.create_string_buffer(seccomp_notify.SIZE)
     while not (event := poll.poll(30_000)) or event[0][1] & select.POLLIN:
-        ctypes.memset(memory, 0, notify.SIZE)
+        ctypes.memset(memory, 0, seccomp_notify.SIZE)
         if event and listener.receive(ctypes.addressof(memory)):
-            call = notify.parse(memory.raw)
+            call = seccomp_notify.parse(memory.raw)
             calls.append(call)
             listener.let_through(call.id)
     listener.close()
@@ -310,7 +310,7 @@ def check(
 
 
 def test_the_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
-    folder = resources.files("pinwarden.agent.gates.seccomp")
+    folder = resources.files("pinwarden.node.gate")
     default = program(json.loads(folder.joinpath("runtime_default.json").read_text()))
     assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {ALLOW, ERRNO}
     answers_as_meant(program(PROFILES["runtime-default"]), default.answer)

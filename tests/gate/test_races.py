@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 
 from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
-from pinwarden.agent.cgroups import member_pids, process_hierarchy
-from pinwarden.agent.followed import ProcessTable
-from pinwarden.agent.gated import GateRecord, Standing
-from pinwarden.agent.gates.seccomp import calls
-from pinwarden.agent.gates.seccomp.notify import Call
-from pinwarden.agent.governed import Governed
-from pinwarden.agent.subjects import Held
+from pinwarden.node.agent.gate_reader import GateRecord, Standing
+from pinwarden.node.gate import pin_requests
+from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
+from pinwarden.node.pods.policy import Held
+from pinwarden.node.pods.process import ProcessTable
+from pinwarden.node.pods.subject import Governed
 
 from .processes import HERE, PAGE, ask, compiled, hear, start, tell
 
@@ -448,9 +448,11 @@ def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
 @pytest.mark.rule("P1")
 @pytest.mark.parametrize("name", ["mlock", "mremap"])
 def test_the_tag_of_an_address_is_no_part_of_it_on_arm(name: str) -> None:
-    number = calls.NUMBERS[calls.AUDIT_ARCH_AARCH64][name]
+    number = pin_requests.NUMBERS[pin_requests.AUDIT_ARCH_AARCH64][name]
 
-    def asked(start: int) -> calls.Ask | None:
-        return calls.read(Call(1, 1, number, calls.AUDIT_ARCH_AARCH64, (start, PAGE, 2 * PAGE, 1, 0, 0)))
+    def asked(start: int) -> pin_requests.Ask | None:
+        return pin_requests.read(
+            Call(1, 1, number, pin_requests.AUDIT_ARCH_AARCH64, (start, PAGE, 2 * PAGE, 1, 0, 0))
+        )
 
     assert asked(0xAB << 56 | 0x10000000) == asked(0x10000000)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from gated.node import MIB, Node, Pod, Process
-from pinwarden.agent.gates.seccomp.decision import UNLISTED_SECONDS
-from pinwarden.agent.gates.seccomp.shared import Range, total
-from pinwarden.agent.gates.seccomp.targets import mapped
-from pinwarden.agent.shared import segments
-from pinwarden.agent.shared.maps import Wanted
-from pinwarden.agent.shared.objects import Extent, ObjectId
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
+from pinwarden.node.gate.borrow_rules import Range, total
+from pinwarden.node.gate.handler import UNLISTED_SECONDS
+from pinwarden.node.gate.map_targets import mapped
+from pinwarden.node.linux import sysvshm
+from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.regions import Wanted
 
 from .processes import PAGE, ask, start, tell
 from .test_calls import answers
@@ -97,14 +97,14 @@ def shared() -> Iterator[Shared]:
 
 @contextmanager
 def segment(size: int) -> Iterator[int]:
-    made = segments.make(segments.IPC_PRIVATE, size, segments.IPC_CREAT | 0o666)
+    made = sysvshm.make(sysvshm.IPC_PRIVATE, size, sysvshm.IPC_CREAT | 0o666)
     yield made
-    segments.remove(made)
+    sysvshm.remove(made)
 
 
 def of_segments(sizes: dict[int, int], space: int) -> Extent:
     """What the accountant tells of System V segments in an IPC namespace, by id, with their bytes."""
-    found = {ObjectId(segments.device(), each, space): size for each, size in sizes.items()}
+    found = {ObjectId(sysvshm.device(), each, space): size for each, size in sizes.items()}
     return Extent(objects=frozenset(found), sizes=frozenset(found.items()))
 
 
@@ -411,7 +411,7 @@ def test_a_mapping_of_huge_pages_counts_by_whole_ones(node: Node) -> None:
 @pytest.mark.rule("M8", "M2", level="Converge")
 def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -> None:
     pod, other = node.pod(), node.pod()
-    space = segments.namespace(Path("/proc/self"))
+    space = sysvshm.namespace(Path("/proc/self"))
     assert space is not None
     with segment(HALF) as one, segment(HALF) as second, segment(PAGE) as third, segment(PAGE) as foreign:
         shared = Shared(Path(), Path(), of_segments({one: HALF, second: HALF, third: PAGE}, space))
@@ -438,8 +438,8 @@ def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_fo
     assert do(process, "call('syscall', 272, 0x08000000)") == (0, 0)  # unshare(CLONE_NEWIPC)
     small, _ = do(process, f"call('shmget', 0, {PAGE}, 0o1600)")
     large, _ = do(process, f"call('shmget', 0, {4 * PAGE}, 0o1600)")
-    space = segments.namespace(Path(f"/proc/{process.pid}"))
-    assert space not in (None, segments.namespace(Path("/proc/self")))
+    space = sysvshm.namespace(Path(f"/proc/{process.pid}"))
+    assert space not in (None, sysvshm.namespace(Path("/proc/self")))
     shared = Shared(Path(), Path(), of_segments({small: PAGE, large: 4 * PAGE}, space or 0))
     node.share({GROUP: shared.extent})
     configure(node, group(limit=4 * PAGE, pods=[pod]), listed=[pod])

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.patience import Patience
-from pinwarden.agent.cgroups import member_pids
-from pinwarden.agent.configuration import Configuration, LastConfiguration
-from pinwarden.agent.deal import Limits
-from pinwarden.agent.discovery import PodFinder
-from pinwarden.agent.engine import Engine
-from pinwarden.agent.gates.rlimit import prlimit_memlock, probe
-from pinwarden.agent.gone import Retainer
-from pinwarden.agent.saved import SavedStore
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
+from pinwarden.node.agent.allocator import Limits
+from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.retainer import Retainer
+from pinwarden.node.linux.prlimit import prlimit_memlock, probe
+from pinwarden.node.pods.cgroups import member_pids
+from pinwarden.node.pods.discovery import PodFinder
+from pinwarden.node.state.config import Configuration, LastConfiguration
 
 CGROUP = Path("/sys/fs/cgroup")
 KUBEPODS = CGROUP / "kubepods"

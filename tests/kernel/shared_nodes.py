@@ -7,10 +7,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pinwarden.agent.cgroups import member_pids
-from pinwarden.agent.shared.accountant import Accountant
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.accountant.accountant import Accountant
+from pinwarden.node.pods.cgroups import member_pids
 
 from .nodes import CGROUP, KUBEPODS, MIB, ONE
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.agent.shared.borrow import Borrow, Borrows
-from pinwarden.agent.shared.objects import Extent, ObjectId
-from pinwarden.agent.shared.pagemap import PageMap
-from pinwarden.agent.shared.pressure import pressure
+from pinwarden.node.accountant.sampler import Borrow, Borrows
+from pinwarden.node.linux.pagemap import PageMap
+from pinwarden.node.linux.vmstat import pressure
+from pinwarden.node.shm.objects import Extent, ObjectId
 
 PAGE = mmap.PAGESIZE
 MIB = 2**20

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gated.node import CGROUP, Node, Pod
-from pinwarden.agent.shared.accountant import Accountant
-from pinwarden.agent.shared.record import NAME, save
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import Level
+from pinwarden.node.accountant.accountant import Accountant
+from pinwarden.node.state.accountant_status import NAME, save
 
 from .backings import CASES, SIZE, kinds
 from .shared_nodes import PROGRAM, group

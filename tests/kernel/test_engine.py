@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pinwarden.agent.cgroups import member_pids
-from pinwarden.agent.gates.rlimit import prlimit_memlock
 from pinwarden.api.pinlimit import Level
+from pinwarden.node.linux.prlimit import prlimit_memlock
+from pinwarden.node.pods.cgroups import member_pids
 
 from .nodes import GIVEN, MIB, ONE, SANDBOX, TWO, Node
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pinwarden.agent.ledger.procfs import thread_status
+from pinwarden.node.linux.procfs import thread_status
 
 MIB = 1 << 20
 SETUP, REGISTER, REGISTER_BUFFERS, NEWUSER = 425, 427, 0, 0x10000000

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from pinwarden.agent.shared import making, segments
-from pinwarden.agent.shared.host import mounts
-from pinwarden.agent.shared.making import PREFIX, Maker
 from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.node.accountant import provisioner
+from pinwarden.node.accountant.provisioner import PREFIX, Maker
+from pinwarden.node.linux import sysvshm
+from pinwarden.node.linux.namespaces import mounts
 
 from .nodes import CGROUP
 from .shared_nodes import group
@@ -42,7 +43,7 @@ def dies(line: int, work: Callable[[], None]) -> bool:
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal left
-            if frame.f_code.co_filename != making.__file__:
+            if frame.f_code.co_filename != provisioner.__file__:
                 return None
             left -= event == "line"
             if left < 0:
@@ -62,8 +63,8 @@ def dies(line: int, work: Callable[[], None]) -> bool:
     return status == signal.SIGKILL
 
 
-def segment() -> segments.Segment | None:
-    return next((each for each in segments.table() if each.key == KEY), None)
+def segment() -> sysvshm.Segment | None:
+    return next((each for each in sysvshm.table() if each.key == KEY), None)
 
 
 def mounted() -> int:

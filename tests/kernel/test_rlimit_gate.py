@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.agent.deal import Constraint, Limits, Process, deal
-from pinwarden.agent.gates.rlimit import HeldBackReason, ProcessHandle, held_back, probe
-from pinwarden.agent.ledger.procfs import StatusReader
 from pinwarden.api.pinlimit import Contention
+from pinwarden.node.agent.allocator import Constraint, Limits, Process, deal
+from pinwarden.node.linux.prlimit import HeldBackReason, ProcessHandle, held_back, probe
+from pinwarden.node.linux.procfs import StatusReader
 
 pytestmark = pytest.mark.emulated
 PROC = Path("/proc")

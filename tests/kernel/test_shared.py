@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pinwarden.agent.shared.host import inside
-from pinwarden.agent.shared.making import PREFIX
 from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.accountant.provisioner import PREFIX
+from pinwarden.node.linux.namespaces import inside
 
 from .nodes import CGROUP, MIB
 from .shared_nodes import FOLDER, PAGE, SharedNode, group

@@ -13,7 +13,7 @@ from typing import Any
 from demo import shared
 from demo.shared import MIB, NAMESPACE
 from demo.shell import ClaimError, Shell
-from pinwarden.plan.objects import AGENT_SELECTOR
+from pinwarden.plan.decode import AGENT_SELECTOR
 
 PODS = 3
 UNREPORTED_SHARE = 0.02

@@ -29,15 +29,15 @@ from fuzzing import damage, hostile, text
 from fuzzing.schemas import Values
 from fuzzing.tally import Tally
 from gated.node import CGROUP, MIB, NOBODY, ROOT, Pod, Process
-from pinwarden.agent.configuration import ConfigurationError, LastConfiguration, kept_in
-from pinwarden.agent.deal import Limits
-from pinwarden.agent.gates.rlimit import prlimit_memlock
-from pinwarden.agent.gates.seccomp import record as gate_record
-from pinwarden.agent.guard import shown
-from pinwarden.agent.localconfig import read_files
-from pinwarden.agent.shared import record as shared_record
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
+from pinwarden.common.guard import shown
+from pinwarden.node.agent.allocator import Limits
+from pinwarden.node.agent.config_files import read_files
+from pinwarden.node.gate import publisher as gate_record
+from pinwarden.node.linux.prlimit import prlimit_memlock
+from pinwarden.node.state import accountant_status as shared_record
+from pinwarden.node.state.config import ConfigurationError, LastConfiguration, kept_in
 
 SPARE_SECONDS = 30.0
 PAGE = 4096

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gated.forks import Forked, ForkServer
-from pinwarden.agent.cgroups import member_pids, process_hierarchy
-from pinwarden.agent.configuration import Configuration, LastConfiguration
-from pinwarden.agent.gates.seccomp.profiles import METADATA
-from pinwarden.agent.gates.seccomp.record import Told, load
-from pinwarden.agent.shared import record as shared
-from pinwarden.agent.shared.objects import Extent
+from pinwarden.node.gate.profiles import METADATA
+from pinwarden.node.gate.publisher import Told, load
+from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
+from pinwarden.node.shm.objects import Extent
+from pinwarden.node.state import accountant_status as shared
+from pinwarden.node.state.config import Configuration, LastConfiguration
 
 CGROUP = Path("/sys/fs/cgroup")
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pinwarden.agent.gates.seccomp.daemon
-import pinwarden.agent.gates.seccomp.holder  # noqa: F401 - imported by `main` otherwise
+import pinwarden.node.gate.daemon
+import pinwarden.node.holder.daemon  # noqa: F401 - imported by `main` otherwise
 from gated.filters import install
 from gated.forks import serve
-from pinwarden.agent.gates.seccomp.profiles import profiles
 from pinwarden.cli.main import main
+from pinwarden.node.gate.profiles import profiles
 
 
 def container(settings: dict[str, Any]) -> None:

@@ -9,15 +9,11 @@ from typing import Final
 
 from prometheus_client.core import Metric
 
-from pinwarden.agent import daemon as agent_daemon
-from pinwarden.agent import metrics as agent
-from pinwarden.agent.gates.seccomp import daemon as gate_daemon
-from pinwarden.agent.shared import daemon as accountant_daemon
-from pinwarden.agent.workers import Board
 from pinwarden.api.pinlimit import Contention, Enforcement, Level, Scope, Source
 from pinwarden.api.sharedmemorygroup import Accounting, Backing, Management, Phase
 from pinwarden.controller import metrics as operator
-from pinwarden.controller.inventory import (
+from pinwarden.controller.items import Items
+from pinwarden.controller.metrics_collector import (
     CONDITIONS,
     GROUP_CONDITIONS,
     MOST_GROUPS,
@@ -27,11 +23,15 @@ from pinwarden.controller.inventory import (
     STATUSES,
     Inventory,
 )
-from pinwarden.controller.items import Items
-from pinwarden.controller.state import State
-from pinwarden.controller.tally import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
-from pinwarden.controller.work import WorkQueue
-from pinwarden.plan.compile import Settings
+from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
+from pinwarden.controller.store import State
+from pinwarden.controller.workqueue import WorkQueue
+from pinwarden.node.accountant import daemon as accountant_daemon
+from pinwarden.node.agent import daemon as agent_daemon
+from pinwarden.node.agent import metrics as agent
+from pinwarden.node.agent.threads import Board
+from pinwarden.node.gate import daemon as gate_daemon
+from pinwarden.plan.limit_compiler import Settings
 
 Values = tuple[str, ...] | str
 """All values that a label may have, or in words which they are."""

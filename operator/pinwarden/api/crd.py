@@ -10,10 +10,10 @@ from typing import Any, get_args
 import yaml
 from pydantic.config import JsonDict
 
+from pinwarden.api.cel import cel
 from pinwarden.api.meta import GROUP, VERSION, Model
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, Resource
-from pinwarden.api.schema import cel
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 
 KINDS: tuple[type[Resource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup, NodePinConfig)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
-from pinwarden.api.schema import cel
+from pinwarden.api.cel import cel
 
 GROUP = "pinwarden.io"
 VERSION = "v1alpha1"

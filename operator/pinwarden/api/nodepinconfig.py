@@ -40,15 +40,7 @@ from pinwarden.api.pinlimit import (
     Source,
     printer_column,
 )
-from pinwarden.api.sharedmemorygroup import (
-    Accounting,
-    Backing,
-    LimitOn,
-    Management,
-    Owner,
-    Path,
-    Phase,
-)
+from pinwarden.api.sharedmemorygroup import Accounting, Backing, LimitOn, Management, Owner, Path, Phase
 
 _Part = TypeVar("_Part", bound=Model)
 Count = Annotated[int, Field(ge=0, le=2**62)]

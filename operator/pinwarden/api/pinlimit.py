@@ -17,9 +17,9 @@ from pydantic import (
 )
 from pydantic.config import JsonDict, JsonValue
 
+from pinwarden.api.cel import ONCE, cel
 from pinwarden.api.meta import Condition, LabelSelector, Model, ObjectMeta
 from pinwarden.api.quantity import Quantity
-from pinwarden.api.schema import ONCE, cel
 
 ContainerName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 

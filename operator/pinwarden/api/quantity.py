@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from pinwarden.api import spelling
-from pinwarden.api.schema import cel
+from pinwarden.api.cel import cel
 
 MAX_INT64: Final = 2**63 - 1
 MAX_BYTES: Final = 2**52

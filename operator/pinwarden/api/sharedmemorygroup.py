@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.config import JsonDict
 
+from pinwarden.api.cel import cel
 from pinwarden.api.meta import Condition, LabelSelector, Model
 from pinwarden.api.pinlimit import (
     NAME_RULE,
@@ -27,7 +28,6 @@ from pinwarden.api.pinlimit import (
     printer_column,
 )
 from pinwarden.api.quantity import Quantity
-from pinwarden.api.schema import cel
 
 Path = Annotated[
     str,

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import descriptors, folders, logs, metrics
-from pinwarden.cli.folders import RUN_DIR
+from pinwarden.cli import host_paths, log_format, metrics, rlimits
+from pinwarden.cli.host_paths import RUN_DIR
 
 SOCKET = RUN_DIR / "agent.sock"
 METRICS_PORT = 9464
@@ -29,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--config", type=Path, metavar="PATH", help="a file or directory to follow instead of an API server"
     )
     parser.add_argument("--release", action="store_true", help="give every process back what it had, and end")
-    folders.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
+    host_paths.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
     parser.add_argument(
         "--gates",
         choices=("auto", "rlimit", "none"),
@@ -38,15 +38,15 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
     metrics.add_options(parser, METRICS_PORT)
-    logs.add_option(parser)
+    log_format.add_option(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pinwarden.agent import daemon
+    from pinwarden.node.agent import daemon
 
-    logs.configure(options.log_format)
-    descriptors.allow_all()
+    log_format.configure(options.log_format)
+    rlimits.allow_all()
     settings = daemon.Settings(
         node=options.node or os.environ.get("NODE_NAME") or socket.gethostname().lower(),
         kubeconfig=options.kubeconfig,

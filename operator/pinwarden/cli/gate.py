@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import descriptors, folders, logs
+from pinwarden.cli import host_paths, log_format, rlimits
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -19,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         action="store_true",
         help="the agent follows local files (--config) instead of an API server",
     )
-    folders.add_options(gate, "--cgroup-root", "--proc-root", "--state-dir")
+    host_paths.add_options(gate, "--cgroup-root", "--proc-root", "--state-dir")
     gate.set_defaults(run=_gate)
     holder = commands.add_parser("holder", help="keep the descriptors of the gate, and do nothing else")
     holder.add_argument(
@@ -30,16 +30,16 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     holder.set_defaults(run=_hold)
     for parser in (gate, holder):
-        folders.add_options(parser, "--run-dir")
-        logs.add_option(parser)
+        host_paths.add_options(parser, "--run-dir")
+        log_format.add_option(parser)
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from pinwarden.agent.configuration import kept_in
-    from pinwarden.agent.gates.seccomp import daemon
+    from pinwarden.node.gate import daemon
+    from pinwarden.node.state.config import kept_in
 
-    logs.configure(options.log_format)
-    descriptors.allow_all()
+    log_format.configure(options.log_format)
+    rlimits.allow_all()
     settings = daemon.Settings(
         configuration=kept_in(options.state_dir, local=options.local),
         run_dir=options.run_dir,
@@ -56,19 +56,19 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _hold(options: argparse.Namespace) -> int:
-    from pinwarden.agent.gates.seccomp import holder
+    from pinwarden.node.holder import daemon
 
-    logs.configure(options.log_format)
-    descriptors.allow_all()
+    log_format.configure(options.log_format)
+    rlimits.allow_all()
     try:
         if options.profiles is not None:
-            from pinwarden.agent.gates.seccomp.profiles import install
+            from pinwarden.node.gate.profiles import install
 
             for path in install(options.profiles):
                 logging.getLogger(__name__).error(
                     "%s is not as this version has it, and stays as it is", path
                 )
-        holder.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
+        daemon.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
     except OSError as error:
         sys.stderr.write(f"pinwarden holder: {error}\n")
         return 1

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import logs, metrics
+from pinwarden.cli import log_format, metrics
 
 METRICS_PORT = 8080
 
@@ -35,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="what a pod may pin that its node has not been told of yet (default: no limit)",
     )
     metrics.add_options(parser, METRICS_PORT)
-    logs.add_option(parser)
+    log_format.add_option(parser)
     parser.set_defaults(run=partial(_run, parser))
 
 
@@ -48,7 +48,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
     from pinwarden.controller import daemon
 
-    logs.configure(options.log_format)
+    log_format.configure(options.log_format)
     settings = daemon.Settings(
         kubeconfig=options.kubeconfig,
         namespaces=options.namespace,

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pinwarden.cli import folders
-from pinwarden.cli.table import render
+from pinwarden.cli import host_paths
+from pinwarden.common.table import render
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -17,7 +17,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "probe", help="show what this node can enforce, per source, and why not more"
     )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
-    folders.add_options(parser, "--cgroup-root", "--run-dir")
+    host_paths.add_options(parser, "--cgroup-root", "--run-dir")
     parser.set_defaults(run=_run)
 
 
@@ -29,10 +29,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
     """The answer as JSON; what cannot be found out is absent."""
-    from pinwarden.agent.cgroups import detect_layout
-    from pinwarden.agent.gates.rlimit import probe
-    from pinwarden.agent.gates.seccomp.daemon import ability as seccomp_ability
-    from pinwarden.agent.sources import source_levels
+    from pinwarden.node.agent.source_levels import source_levels
+    from pinwarden.node.gate.daemon import ability as seccomp_ability
+    from pinwarden.node.linux.prlimit import probe
+    from pinwarden.node.pods.cgroups import detect_layout
 
     ability, seccomp = probe(), seccomp_ability(run_dir)
     result: dict[str, Any] = {

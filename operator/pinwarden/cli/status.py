@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pinwarden.cli.agent import SOCKET
-from pinwarden.cli.table import render
-from pinwarden.plan.amounts import readable, short
+from pinwarden.common.table import render
+from pinwarden.common.text import readable, short
 
 _HEAD = (
     "SUBJECT",
@@ -209,7 +209,7 @@ def _asked_groups(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     """What was refused lately, newest first; a process chooses its name, so it is shown with care."""
-    from pinwarden.plan.refusals import printable
+    from pinwarden.plan.denials import printable
 
     return [
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pinwarden import SYSTEM_NAMESPACE
-from pinwarden.cli import logs
+from pinwarden.cli import log_format
 
 TIMEOUT_SECONDS = 120.0
 
@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="NAME",
         help=f"where the operator runs (default: $POD_NAMESPACE, else {SYSTEM_NAMESPACE})",
     )
-    logs.add_option(parser)
+    log_format.add_option(parser)
     parser.set_defaults(run=_run)
 
 
@@ -51,10 +51,10 @@ def _run(options: argparse.Namespace) -> int:
     import asyncio
 
     from pinwarden.controller.client import ApiError, ConnectionSetupError
-    from pinwarden.controller.seizure import UninstallError
-    from pinwarden.controller.uninstall import GatedPods, Settings, run
+    from pinwarden.controller.uninstall.lease import UninstallError
+    from pinwarden.controller.uninstall.uninstall import GatedPods, Settings, run
 
-    logs.configure(options.log_format)
+    log_format.configure(options.log_format)
     settings = Settings(
         namespace=options.namespace,
         timeout=options.timeout,

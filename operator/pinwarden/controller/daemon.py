@@ -19,28 +19,28 @@ from kubernetes.aio.client import Configuration
 from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import NodePinConfig
-from pinwarden.controller import prune
-from pinwarden.controller.census import Census
+from pinwarden.controller import transform
 from pinwarden.controller.client import Api, ConnectionSetupError, configure
+from pinwarden.controller.denial_events import Refusals
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.finalizers import Finalizers
-from pinwarden.controller.gate import Gate
-from pinwarden.controller.inventory import Inventory
+from pinwarden.controller.http_server import Web
 from pinwarden.controller.items import Items
-from pinwarden.controller.leader import Leader
-from pinwarden.controller.limits import LimitWatch
+from pinwarden.controller.kopf_watch import LimitWatch
+from pinwarden.controller.leader_election import Leader
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.refusals import Refusals
-from pinwarden.controller.specs import WRITERS as SPEC_WRITERS
-from pinwarden.controller.specs import Specs
-from pinwarden.controller.state import State
-from pinwarden.controller.statuses import WRITERS as STATUS_WRITERS
-from pinwarden.controller.statuses import Statuses
-from pinwarden.controller.watch import Source, Watch
-from pinwarden.controller.web import Web
-from pinwarden.controller.work import Throttle, WorkQueue
-from pinwarden.plan import compile as rules
-from pinwarden.plan.objects import AGENT_SELECTOR
+from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.reflector import Source, Watch
+from pinwarden.controller.resync import Census
+from pinwarden.controller.spec_reconciler import WRITERS as SPEC_WRITERS
+from pinwarden.controller.spec_reconciler import Specs
+from pinwarden.controller.status_reconciler import WRITERS as STATUS_WRITERS
+from pinwarden.controller.status_reconciler import Statuses
+from pinwarden.controller.store import State
+from pinwarden.controller.workqueue import Throttle, WorkQueue
+from pinwarden.controller.write_guard import Gate
+from pinwarden.plan import limit_compiler as rules
+from pinwarden.plan.decode import AGENT_SELECTOR
 
 WRITES_PER_SECOND = 150.0
 _BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
@@ -194,7 +194,7 @@ def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
             "pods",
             "Pod",
             f"/api/v1{space}/pods",
-            prune.pod,
+            transform.pod,
             state.put_pod,
             state.remove_pod,
             field_selector=_BOUND,
@@ -204,19 +204,19 @@ def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
         "agents",
         "Pod",
         agents,
-        prune.agent_pod,
+        transform.agent_pod,
         state.put_agent,
         state.remove_agent,
         label_selector=AGENT_SELECTOR,
     )
     yield Source(
-        "nodes", "Node", "/api/v1/nodes", prune.node, state.put_node, state.remove_node, by_name=True
+        "nodes", "Node", "/api/v1/nodes", transform.node, state.put_node, state.remove_node, by_name=True
     )
     yield Source(
         "namespaces",
         "Namespace",
         "/api/v1/namespaces",
-        prune.namespace,
+        transform.namespace,
         state.put_namespace,
         state.remove_namespace,
         by_name=True,
@@ -226,7 +226,7 @@ def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
         "nodepinconfigs",
         NodePinConfig.__name__,
         configs,
-        prune.node_pin_config,
+        transform.node_pin_config,
         state.put_held,
         state.remove_held,
         by_name=True,

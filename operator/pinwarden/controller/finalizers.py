@@ -13,15 +13,15 @@ from time import monotonic
 from typing import NamedTuple
 
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.common.text import short
 from pinwarden.controller.client import Api, Json
 from pinwarden.controller.events import Happening, Recorder
-from pinwarden.controller.gate import Gate
-from pinwarden.controller.limits import Seen, read, reference
+from pinwarden.controller.kopf_watch import Seen, read, reference
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.state import Managed, State
-from pinwarden.plan.amounts import short
-from pinwarden.plan.group_share import Wait
-from pinwarden.plan.groups import FINALIZER
+from pinwarden.controller.store import Managed, State
+from pinwarden.controller.write_guard import Gate
+from pinwarden.plan.group_compiler import FINALIZER
+from pinwarden.plan.group_on_node import Wait
 
 FIELD_MANAGER = "pinwarden-operator-finalizer"
 LEFT_SECONDS = 120.0

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from pinwarden.controller.metrics import Loop, Metrics
-from pinwarden.controller.work import WorkQueue
+from pinwarden.controller.workqueue import WorkQueue
 
 _REMEMBERED: Final = 4096
 _MOST_TEXT: Final = 512

@@ -1,195 +1,211 @@
-"""The conditions of a limit, judged from the shares of its nodes.
+"""What conditions are made of: what was found, in little room; the words for it; and the verdicts with their times.
 
-Each function below is one condition, in the order in which they stand in status. A definite failure comes before what is not known, and
-that before success: a limit is called enforced only where nothing speaks against it (H1).
+Messages name at most `NAMED` subjects, so that a resource over 150,000 pods has a status that a person can read.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, NamedTuple, Protocol
 
-from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.amounts import MOST, compared
-from pinwarden.plan.compile import Limit
-from pinwarden.plan.summarize import Share
-from pinwarden.plan.verdicts import (
-    NO_PODS,
-    NOT_REPORTED,
-    PENDING,
-    SILENT,
-    TRUNCATED,
-    Answer,
-    Findings,
-    Verdict,
-    counted,
-    few,
-    main_reason,
-    summary,
-    tell,
-)
+from pinwarden.api.meta import Condition, LabelSelector
+from pinwarden.plan.selectors import contradiction
 
-FIGURES_CUT = "FiguresCut"
-CUT_FIGURES = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."
+NAMED = 3
+
+MOST_REASON = 1024
+MOST_MESSAGE = 32768
+_CUT = "...cut"
+
+PENDING = "Pending"
+STARTING = "ProcessStarting"
+"""A process began just now, and may be the runtime's own still."""
+UNREAD = "ThreadsUnread"
+"""It is not known yet what each thread of a process may do."""
+NO_PROCESSES = "NoProcesses"
+"""No process is in the cgroups of a pod: where its containers run, they run elsewhere, and nobody holds or counts them."""
+ENDED = "ProcessesEnded"
+"""The last process of a pod ended just now: its containers have ended, or the next one starts."""
+POD_GONE = "PodGone"
+"""A pod that the API server has no more, or as one that ended, while processes of it go on."""
+SILENT = "AgentSilent"
+UNSUPPORTED = "Unsupported"
+NOT_REPORTED = "NotReported"
+NO_PODS = "NoPods"
+NOT_READABLE = "NotReadable"
+"""The processes of a pod cannot be read, so that it is not known whether it has any."""
+LEVEL_TOO_LOW = "LevelTooLow"
+TRUNCATED = "Truncated"
+
+PASSING = frozenset({PENDING, STARTING, UNREAD})
+"""Reasons that a moment mends: any other is named first."""
+
+Status = Literal["True", "False", "Unknown"]
 
 
-def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> list[Verdict]:
-    """The conditions of an accepted limit: Ready first, then what it sums up; Granted only of a grant."""
-    parts = [
-        accepted(limit, overriding),
-        applied(shares),
-        enforced(limit, shares),
-        complete(shares),
-        within_limit(shares),
-        *([granted(limit, shares)] if limit.spec.grant else []),
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a resource that the API server stored is not acted on (condition Accepted=False)."""
+
+    reason: str
+    message: str
+
+
+def selects_nothing(field: str, selector: LabelSelector) -> Refusal | None:
+    """Return the refusal of a selector that can match no object; `field` is its place in the spec."""
+    why = contradiction(selector)
+    return Refusal("SelectsNothing", f"spec.{field}: {why}") if why else None
+
+
+class Verdict(NamedTuple):
+    """A condition without its times."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str
+
+
+class Finding(NamedTuple):
+    """Something that a condition names: what it is about (pod, node, source), a reason in one word, and details."""
+
+    subject: str
+    reason: str
+    detail: str = ""
+
+
+class Answer(Protocol):
+    """What a node says to being asked to hold a resource."""
+
+    @property
+    def node(self) -> str:
+        """Its name."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether its agent gives no sign of life."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the agent took this very spec of the resource."""
+
+    @property
+    def refused(self) -> Finding | None:
+        """Why it never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Many findings in little room: how many there are of each reason, and the first `NAMED` of each."""
+
+    counts: Mapping[str, int]
+    named: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Finding]) -> "Findings":
+        """All of `found`, in its order."""
+        counts: dict[str, int] = {}
+        named = []
+        for finding in found:
+            count = counts[finding.reason] = counts.get(finding.reason, 0) + 1
+            if count <= NAMED:
+                named.append(finding)
+        return cls(counts, tuple(named)) if counts else NOTHING
+
+    @classmethod
+    def all(cls, parts: Iterable["Findings"]) -> "Findings":
+        """Several together, in their order."""
+        parts = [part for part in parts if part]
+        counts = sum((Counter(part.counts) for part in parts), Counter())
+        named = Findings.of(finding for part in parts for finding in part.named).named
+        return cls(counts, named)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+
+NOTHING: Final = Findings({}, ())
+
+
+def not_accepted(refusal: Refusal) -> list[Verdict]:
+    """The conditions of a resource that is not acted on."""
+    return [
+        Verdict("Ready", "False", refusal.reason, refusal.message),
+        Verdict("Accepted", "False", refusal.reason, refusal.message),
     ]
-    return [ready(limit, parts), *parts]
 
 
-def ready(limit: Limit, parts: Sequence[Verdict]) -> Verdict:
-    """One summary, as kstatus reads it: the first of Accepted, Applied and Enforced that does not hold; an audit is ready when applied."""
-    needed = ["Accepted", "Applied"]
-    if limit.spec.enforcement is Enforcement.ENFORCE:
-        needed.append("Enforced")
-    if limit.spec.grant:
-        needed.append("Granted")
-    return summary(parts, needed, "Enforced" if "Enforced" in needed else "Applied")
+def summary(parts: Sequence[Verdict], needed: Sequence[str], holding: str) -> Verdict:
+    """Ready, as kstatus reads it: the first of the `needed` verdicts that is not true; the one called `holding` when all are.
 
-
-def accepted(limit: Limit, overriding: Sequence[str]) -> Verdict:
-    """Whether pinwarden acts on the limit; says when it adds nothing to others (P13)."""
-    if not overriding:
-        return Verdict("Accepted", "True", "Accepted", "The limit holds beside all others.")
-    named = few([f"{name!r}" for name in overriding])
-    does = "holds" if limit.spec.enforcement is Enforcement.ENFORCE else "is evaluated"
-    return Verdict(
-        "Accepted",
-        "True",
-        "Overridden",
-        f"The limit {does}, but adds nothing: every matching pod is held to it by {named}.",
+    A resource that no pod matches is ready for the first one, so that nobody who applies it waits for a pod.
+    """
+    verdicts = {verdict.type: verdict for verdict in parts}
+    lacking = (
+        verdicts[name]
+        for name in needed
+        if verdicts[name].status != "True" and verdicts[name].reason != NO_PODS
     )
+    found = next(lacking, None)
+    return found._replace(type="Ready") if found else verdicts[holding]._replace(type="Ready", status="True")
 
 
-def applied(shares: Sequence[Answer]) -> Verdict:
-    """Whether every node with a matching pod acknowledged this very spec."""
-    if not shares:
-        return Verdict("Applied", "True", NO_PODS, "No pod matches.")
-    refused = Findings.of(share.refused for share in shares if share.refused and not share.acknowledged)
-    if refused:
-        return Verdict("Applied", "False", main_reason(refused), tell("Not taken", refused))
-    if silent := silent_nodes(shares):
-        return Verdict("Applied", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    missing = [f"node {share.node}" for share in shares if not share.acknowledged]
-    if missing:
-        return Verdict("Applied", "False", PENDING, f"Not acknowledged yet by {few(missing)}.")
-    return Verdict("Applied", "True", "Acknowledged", f"Acknowledged by {counted(len(shares), 'node')}.")
-
-
-def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
-    """Whether every matching pod is held at the level asked for, and who is not; unknown while no pod matches (H1)."""
-    if limit.spec.enforcement is Enforcement.AUDIT:
-        return Verdict("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
-    if not shares:
-        return Verdict(
-            "Enforced", "Unknown", NO_PODS, "No pod matches, so nothing shows that it would be held."
+def dated(
+    verdicts: Sequence[Verdict], previous: Iterable[Condition], now: datetime, generation: int | None
+) -> list[Condition]:
+    """The conditions in order, each with the time when its status last changed; to whole seconds, as Kubernetes writes times."""
+    before = {condition.type: condition for condition in previous}
+    conditions = []
+    for verdict in verdicts:
+        old = before.get(verdict.type)
+        since = (
+            old.last_transition_time if old and old.status == verdict.status else now.replace(microsecond=0)
         )
-    if not any(share.reachable for share in shares):
-        named = few([repr(name) for name in limit.spec.containers])
-        return Verdict("Enforced", "False", "NoSuchContainer", f"No matching pod has a container {named}.")
-    unheld = Findings.all(share.unheld for share in shares)
-    if unheld:
-        return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))
-    if silent := silent_nodes(shares):
-        return Verdict("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    pods = counted(sum(share.pods for share in shares), "pod")
-    level = f"{limit.spec.minimum_level} or better"
-    return Verdict("Enforced", "True", "Enforced", f"{pods} held at {level}{_beside(shares)}.")
-
-
-def complete(shares: Sequence[Share]) -> Verdict:
-    """Whether the figures take in every selected source and pod; otherwise they are lower bounds (H2)."""
-    if not shares:
-        return Verdict("Complete", "True", NO_PODS, "No pod matches.")
-    sources: dict[str, list[str]] = {}
-    for share in shares:
-        for source in sorted(share.uncounted):
-            sources.setdefault(source, []).append(share.node)
-    if sources:
-        where = "" if all(len(on) == len(shares) for on in sources.values()) else " on some nodes"
-        return Verdict(
-            "Complete",
-            "False",
-            "SourcesNotCounted",
-            f"Figures are lower bounds: not counted{where}: {', '.join(sources)}.",
+        conditions.append(
+            Condition(
+                type=verdict.type,
+                status=verdict.status,
+                reason=cut(verdict.reason, MOST_REASON),
+                message=cut(verdict.message, MOST_MESSAGE),
+                last_transition_time=since,
+                observed_generation=generation,
+            )
         )
-    if is_cut(share.pinned for share in shares):
-        return Verdict("Complete", "False", FIGURES_CUT, CUT_FIGURES)
-    unreported = Findings.all(share.unreported for share in shares if not share.silent)
-    if unreported:
-        reason = TRUNCATED if any(share.truncated for share in shares) else NOT_REPORTED
-        return Verdict(
-            "Complete", "False", reason, tell("Figures are lower bounds: not reported", unreported)
-        )
-    if silent := silent_nodes(shares):
-        return Verdict(
-            "Complete", "Unknown", SILENT, f"Figures may be stale: no answer from the agent of {silent}."
-        )
-    missing = [f"node {share.node}" for share in shares if not share.reported]
-    if missing:
-        return Verdict("Complete", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
-    return Verdict("Complete", "True", "AllCounted", "Every selected source is counted; figures are sampled.")
+    return conditions
 
 
-def within_limit(shares: Sequence[Share]) -> Verdict:
-    """Whether what was last sampled stays at or under the limit, each in the limit's scope (P11)."""
-    if not shares:
-        return Verdict("WithinLimit", "True", NO_PODS, "No pod matches.")
-    over = Findings.all(share.over for share in shares if not share.silent)
-    if over:
-        return Verdict("WithinLimit", "False", "OverLimit", tell("Over the limit as last sampled", over))
-    if silent := silent_nodes(shares):
-        return Verdict("WithinLimit", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    unjudged = Findings.all(share.unjudged for share in shares)
-    if unjudged:
-        return Verdict("WithinLimit", "Unknown", main_reason(unjudged), tell("Use not known", unjudged))
-    missing = [f"node {share.node}" for share in shares if not share.reported]
-    if missing:
-        return Verdict("WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
-    return Verdict(
-        "WithinLimit", "True", "Sampled", f"At or under the limit as last sampled{_beside(shares)}."
-    )
+def cut(text: str, most: int) -> str:
+    """The text, or as much of it as fits in `most` characters with a word that says that it was cut (H2)."""
+    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
 
 
-def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
-    """Whether the grant reaches as far as the limit (P14)."""
-    if not shares:
-        return Verdict("Granted", "True", NO_PODS, "No pod matches.")
-    amount = limit.spec.limit.bytes
-    reached = [share.grant for share in shares if share.grant is not None]
-    if not reached:
-        return Verdict("Granted", "Unknown", PENDING, "Not compiled for any node yet.")
-    least = min(reached)
-    if least >= amount:
-        return Verdict(
-            "Granted", "True", "Granted", f"Every matching pod may be raised up to {limit.spec.limit}."
-        )
-    reached_text, asked = compared(least, amount)
-    why = (
-        f"maxGrant lets {reached_text} of {asked} through"
-        if least
-        else "no ClusterPinLimit with maxGrant lets it through"
-    )
-    return Verdict("Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {why}.")
+def main_reason(findings: Findings) -> str:
+    """The most frequent reason, the first in order among equals; what passes by itself gives way to what does not."""
+    counts = findings.counts
+    lasting = {reason: count for reason, count in counts.items() if reason not in PASSING} or counts
+    return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
-def is_cut(figures: Iterable[int | None]) -> bool:
-    """Whether the sum of what nodes report is more than a status can say."""
-    return sum(figure for figure in figures if figure is not None) > MOST
+def tell(what: str, findings: Findings) -> str:
+    """One sentence that names some of the findings."""
+    lasting = sorted(findings.named, key=lambda finding: finding.reason in PASSING)
+    texts = [
+        f"{each.subject} ({each.reason}{': ' + each.detail if each.detail else ''})"
+        for each in lasting[:NAMED]
+    ]
+    return f"{what}: {'; '.join(texts)}{_more(sum(findings.counts.values()))}."
 
 
-def _beside(shares: Iterable[Share]) -> str:
-    """The sources that what is said does not take in (H2)."""
-    missing = sorted({source for share in shares for source in share.uncounted})
-    return f", not counting {', '.join(missing)}" if missing else ""
+def few(names: Sequence[str]) -> str:
+    """Some of the names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + _more(len(names))
 
 
-def silent_nodes(shares: Iterable[Answer]) -> str:
-    """Some of the nodes whose agents are silent; empty where none is."""
-    return few([f"node {share.node}" for share in shares if share.silent])
+def counted(count: int, noun: str) -> str:
+    """`1 pod`, `2 pods`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _more(count: int) -> str:
+    return f" and {count - NAMED} more" if count > NAMED else ""

@@ -6,10 +6,7 @@ A definite failure comes before what is not known, and that before success (H1).
 from collections.abc import Sequence
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.conditions import CUT_FIGURES, FIGURES_CUT, applied, is_cut, silent_nodes
-from pinwarden.plan.group_share import GroupShare, Wait
-from pinwarden.plan.groups import Group
-from pinwarden.plan.verdicts import (
+from pinwarden.plan.conditions import (
     NO_PODS,
     NOT_REPORTED,
     SILENT,
@@ -21,6 +18,9 @@ from pinwarden.plan.verdicts import (
     summary,
     tell,
 )
+from pinwarden.plan.group_compiler import Group
+from pinwarden.plan.group_on_node import GroupShare, Wait
+from pinwarden.plan.limit_conditions import CUT_FIGURES, FIGURES_CUT, applied, is_cut, silent_nodes
 
 NO_LIMITS = "NoLimits"
 

@@ -10,20 +10,15 @@ from heapq import nsmallest
 
 from pinwarden.api.meta import ObjectMeta
 from pinwarden.api.pinlimit import NodeCount
-from pinwarden.api.sharedmemorygroup import (
-    Borrower,
-    GroupNode,
-    Phase,
-    SharedMemoryGroupStatus,
-)
-from pinwarden.plan.aggregate import KeptShares
-from pinwarden.plan.amounts import readable, total
+from pinwarden.api.sharedmemorygroup import Borrower, GroupNode, Phase, SharedMemoryGroupStatus
+from pinwarden.common.text import readable, total
+from pinwarden.plan.conditions import NOT_REPORTED, SILENT, Refusal, dated, not_accepted
+from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_conditions import drained, judge_group
-from pinwarden.plan.group_share import Find, GroupShare, Wait, summarize_group
-from pinwarden.plan.groups import Group
-from pinwarden.plan.report import NodeView
-from pinwarden.plan.verdicts import NOT_REPORTED, SILENT, Refusal, dated, not_accepted
-from pinwarden.plan.world import Pod
+from pinwarden.plan.group_on_node import Find, GroupShare, Wait, summarize_group
+from pinwarden.plan.limit_status import KeptShares
+from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.types import Pod
 
 MOST = 100
 STALE = timedelta(minutes=10)

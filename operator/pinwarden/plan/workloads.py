@@ -16,11 +16,11 @@ from typing import Any, Final
 from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement, Model
 from pinwarden.api.pinlimit import Enforcement, PinLimit, Scope
 from pinwarden.api.quantity import Quantity
-from pinwarden.plan.amounts import short
+from pinwarden.common.text import short
 from pinwarden.plan.lasting import is_changing_key, lasting, looks_like, names_something
-from pinwarden.plan.recommend import HEADROOM, recommend
+from pinwarden.plan.recommendation import HEADROOM, recommend
 from pinwarden.plan.selectors import selects
-from pinwarden.plan.world import Pod
+from pinwarden.plan.types import Pod
 
 OBSERVING: Final = "8Mi"
 """The limit of an Audit limit that only observes: what runtimes mostly allow a process."""

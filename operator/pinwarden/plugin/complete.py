@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from pinwarden.plugin.commands import COMMANDS, Command, Flag, Values, command_named, flag_named
 from pinwarden.plugin.errors import PluginError
-from pinwarden.plugin.grammar import COMMANDS, Command, Flag, Values, command_named, flag_named
 
 NO_FILES: Final = ":4"
 FILES: Final = ":0"

@@ -6,19 +6,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from pinwarden.api.nodepinconfig import NodePinConfig
-from pinwarden.plan.amounts import short
+from pinwarden.common.text import short
+from pinwarden.plan.decode import AGENT_SELECTOR, agent_is_ready, is_lost, read_namespace, read_node, read_pod
 from pinwarden.plan.explain import Agent, Evidence, Explanation, Finding, Refused, explain
-from pinwarden.plan.objects import (
-    AGENT_SELECTOR,
-    agent_is_ready,
-    is_lost,
-    read_namespace,
-    read_node,
-    read_pod,
-)
+from pinwarden.plan.types import Namespace
 from pinwarden.plan.workloads import workload_of
-from pinwarden.plan.world import Namespace
-from pinwarden.plugin import gather, output
+from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Client, Json
 from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, age, amount, paint
@@ -41,14 +34,14 @@ def run(options: argparse.Namespace) -> None:
 def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidence:
     """Everything about the pod, as far as the user may read it."""
     name = name.removeprefix("pod/")
-    with gather.Rights(client) as rights:
+    with fetch.Rights(client) as rights:
         raw = rights.get("pods", name, namespace)
         space = rights.get("namespaces", namespace)
         bound = raw["spec"].get("nodeName") if raw else None
         node = rights.get("nodes", bound) if bound else None
         config = rights.get(NodePinConfig.plural, bound) if bound else None
-        read = gather.limits(rights, namespace, cluster=True)
-        groups = gather.groups(rights, namespace)
+        read = fetch.limits(rights, namespace, cluster=True)
+        groups = fetch.groups(rights, namespace)
         agent = _agent(rights, system, bound, lost=node is not None and is_lost(node)) if bound else None
         events = list(_events(rights, namespace, name))
     if raw is None:
@@ -58,7 +51,7 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
         now=datetime.now(UTC),
         namespace=read_namespace(space) if space else Namespace(namespace),
         node=read_node(node) if node else None,
-        config=gather.config(config) if config else None,
+        config=fetch.config(config) if config else None,
         agent=agent,
         limits=read.limits,
         unreadable=read.unreadable,
@@ -69,7 +62,7 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
     )
 
 
-def _agent(rights: gather.Rights, system: str, node: str, *, lost: bool) -> Agent | None:
+def _agent(rights: fetch.Rights, system: str, node: str, *, lost: bool) -> Agent | None:
     """The agent's pod on the node, one that is alive before others; none is on a node that is lost."""
     where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
     found = [
@@ -79,7 +72,7 @@ def _agent(rights: gather.Rights, system: str, node: str, *, lost: bool) -> Agen
     return max(found, key=lambda agent: agent.ready, default=None)
 
 
-def _events(rights: gather.Rights, namespace: str, name: str) -> Iterator[Refused]:
+def _events(rights: fetch.Rights, namespace: str, name: str) -> Iterator[Refused]:
     """The refusals that the operator told by Events."""
     where = f"involvedObject.kind=Pod,involvedObject.name={name},reason=PinRefused"
     for raw in rights.items("events", namespace, fieldSelector=where):

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from pinwarden.plugin.commands import ordered, parser
 from pinwarden.plugin.errors import PluginError
-from pinwarden.plugin.grammar import ordered, parser
 
 
 def main() -> NoReturn:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from pinwarden.plan.amounts import short
+from pinwarden.common.text import short
 
 UNKNOWN: Final = "<unknown>"
 _GAP: Final = "   "

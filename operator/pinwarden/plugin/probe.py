@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from pinwarden.api.meta import Model
 from pinwarden.api.nodepinconfig import NodePinConfig, SourceLevel
-from pinwarden.plan.figures import is_stale
-from pinwarden.plugin import gather, output
+from pinwarden.plan.usage import is_stale
+from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Client
 from pinwarden.plugin.errors import PluginError
 
@@ -31,16 +31,16 @@ class _Probed(Model):
 def run(options: argparse.Namespace) -> None:
     """Print the levels, and name the nodes that report none."""
     client = Client(options.kubeconfig, options.context)
-    with gather.Rights(client) as rights:
+    with fetch.Rights(client) as rights:
         if options.argument:
             node = rights.get("nodes", options.argument)
             nodes = [node] if node else []
             raw = rights.get(NodePinConfig.plural, options.argument)
-            configs = [gather.config(raw)] if raw else []
+            configs = [fetch.config(raw)] if raw else []
         else:
             nodes = list(rights.items("nodes"))
-            configs = list(gather.configs(rights))
-        agents = gather.agents(rights, options.pinwarden_namespace, nodes)
+            configs = list(fetch.configs(rights))
+        agents = fetch.agents(rights, options.pinwarden_namespace, nodes)
     now = datetime.now(UTC)
     if options.argument and not nodes:
         raise PluginError(f'there is no node "{options.argument}"')
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output in ("json", "yaml"):
         output.emit(output.items([each.to_wire() for each in probed]), options.output)
     else:
-        _print(options, probed, gather.alive(agents), now)
+        _print(options, probed, fetch.alive(agents), now)
     if options.strict:
         _judge(probed, agents, now)
 

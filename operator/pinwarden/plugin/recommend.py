@@ -9,18 +9,11 @@ from typing import NamedTuple
 from pinwarden.api.meta import LabelSelector
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import PinLimit
-from pinwarden.plan.compile import Settings, matches, refusal
-from pinwarden.plan.objects import read_pod
-from pinwarden.plan.workloads import (
-    Observed,
-    Recommendation,
-    advise,
-    advise_limit,
-    workload_of,
-    workloads,
-)
-from pinwarden.plan.world import Namespace, Node, Pod
-from pinwarden.plugin import gather, output
+from pinwarden.plan.decode import read_pod
+from pinwarden.plan.limit_compiler import Settings, matches, refusal
+from pinwarden.plan.types import Namespace, Node, Pod
+from pinwarden.plan.workloads import Observed, Recommendation, advise, advise_limit, workload_of, workloads
+from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Client, Json
 from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, amount
@@ -87,8 +80,8 @@ def _target(argument: str | None, namespace: str | None) -> _Target:
 
 
 def _of_limit(client: Client, target: _Target) -> list[Recommendation]:
-    with gather.Rights(client) as rights:
-        read = gather.limits(rights, target.namespace, cluster=False)
+    with fetch.Rights(client) as rights:
+        read = fetch.limits(rights, target.namespace, cluster=False)
     for limit in read.limits:
         if isinstance(limit, PinLimit) and limit.metadata.name == target.limit:
             return [advise_limit(limit)]
@@ -96,17 +89,17 @@ def _of_limit(client: Client, target: _Target) -> list[Recommendation]:
 
 
 def _of_workloads(client: Client, target: _Target, selector: str | None) -> list[Recommendation]:
-    with gather.Rights(client) as rights:
+    with fetch.Rights(client) as rights:
         everybody = {raw["metadata"]["uid"]: raw for raw in rights.items("pods", target.namespace)}
         chosen: Iterable[str] = everybody
         if selector:
             found = rights.items("pods", target.namespace, labelSelector=selector)
             chosen = [raw["metadata"]["uid"] for raw in found]
-        limits = gather.limits(rights, target.namespace, cluster=False).limits
+        limits = fetch.limits(rights, target.namespace, cluster=False).limits
         pods = {uid: read_pod(raw) for uid, raw in everybody.items()}
-        peaks = _peaks(gather.configs(rights, {pod.node for pod in pods.values()}))
+        peaks = _peaks(fetch.configs(rights, {pod.node for pod in pods.values()}))
         named = {workload_of(raw["metadata"]) for raw in everybody.values()}
-        owners = gather.owner_selectors(rights, target.namespace, named)
+        owners = fetch.owner_selectors(rights, target.namespace, named)
     if target.workload:
         chosen = [uid for uid in chosen if workload_of(everybody[uid]["metadata"]) == target.workload]
         if not chosen:

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import Enforcement, Scope
-from pinwarden.plan.amounts import short
-from pinwarden.plan.figures import (
+from pinwarden.common.text import short
+from pinwarden.plan.decode import read_pod
+from pinwarden.plan.types import Pod
+from pinwarden.plan.usage import (
     COUNTED_IN,
     PodFigure,
     SharedFigures,
@@ -17,9 +19,7 @@ from pinwarden.plan.figures import (
     shared_figures,
     uncounted,
 )
-from pinwarden.plan.objects import read_pod
-from pinwarden.plan.world import Pod
-from pinwarden.plugin import gather, output
+from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Client
 from pinwarden.plugin.output import UNKNOWN, amount, sampled
 
@@ -29,12 +29,12 @@ def run(options: argparse.Namespace) -> None:
     client = Client(options.kubeconfig, options.context)
     namespace = None if options.all_namespaces else options.namespace or client.namespace
     selector = {"labelSelector": options.selector} if options.selector else {}
-    with gather.Rights(client) as rights:
+    with fetch.Rights(client) as rights:
         pods = [read_pod(raw) for raw in rights.items("pods", namespace, **selector)]
         every = options.shared or (namespace is None and not selector)
-        configs = list(gather.configs(rights, None if every else {pod.node for pod in pods}))
-        agents = gather.agents(rights, options.pinwarden_namespace, rights.items("nodes"))
-    wanted, now = Wanted(gather.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
+        configs = list(fetch.configs(rights, None if every else {pod.node for pod in pods}))
+        agents = fetch.agents(rights, options.pinwarden_namespace, rights.items("nodes"))
+    wanted, now = Wanted(fetch.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
     if options.shared:
         _print_shared(options, shared_figures(pods, configs, wanted, now), now)
     else:

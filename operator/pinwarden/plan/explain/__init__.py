@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from pinwarden.api.nodepinconfig import PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
-from pinwarden.plan.explain import groups, holding, limits, node, selection
+from pinwarden.plan.denials import explain as told
+from pinwarden.plan.explain import enforcement, groups, limits, matching, propagation
 from pinwarden.plan.explain.advice import called, kubectl
 from pinwarden.plan.explain.evidence import Agent, Case, Evidence
 from pinwarden.plan.explain.findings import (
@@ -23,7 +24,6 @@ from pinwarden.plan.explain.findings import (
     Refused,
     Standing,
 )
-from pinwarden.plan.refusals import explain as told
 
 __all__ = [
     "Agent",
@@ -61,21 +61,21 @@ def explain(evidence: Evidence) -> Explanation:
 
 
 def _findings(case: Case) -> Iterator[Finding]:
-    yield from selection.placing(case)
+    yield from matching.placing(case)
     if case.windows:
         return
-    yield from selection.selecting(case)
-    yield from selection.standing(case)
+    yield from matching.selecting(case)
+    yield from matching.standing(case)
     if case.pod.terminal or not case.pod.node:
         return
     concerned = case.matching or any(group.attaches(case.pod.labels) for group in case.evidence.groups)
     if concerned:
-        yield from node.reaching(case)
+        yield from propagation.reaching(case)
     if case.evidence.node is not None:
-        yield from node.taking(case)
-        yield from holding.level(case)
-        yield from holding.refusals(case)
-        yield from holding.amounts(case)
+        yield from propagation.taking(case)
+        yield from enforcement.level(case)
+        yield from enforcement.refusals(case)
+        yield from enforcement.amounts(case)
         yield from groups.findings(case)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.compile import Limit, limit_name
 from pinwarden.plan.explain.evidence import Evidence
 from pinwarden.plan.explain.findings import NextStep
-from pinwarden.plan.recommend import recommend
-from pinwarden.plan.world import NAME_LABEL, Pod
+from pinwarden.plan.limit_compiler import Limit, limit_name
+from pinwarden.plan.recommendation import recommend
+from pinwarden.plan.types import NAME_LABEL, Pod
 
 GATE_LABEL = "pinwarden.io/gate"
 PROFILE = "pinwarden/runtime-default-v2.json"

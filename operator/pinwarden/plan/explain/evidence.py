@@ -11,7 +11,10 @@ from functools import cached_property
 
 from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinConfigSpec, PodReport
-from pinwarden.plan.compile import (
+from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.explain.findings import Refused
+from pinwarden.plan.group_compiler import Group
+from pinwarden.plan.limit_compiler import (
     MAX_NODE_LIMITS,
     MAX_NODE_PODS,
     Hold,
@@ -23,13 +26,10 @@ from pinwarden.plan.compile import (
     matches,
     refusal,
 )
-from pinwarden.plan.explain.findings import Refused
-from pinwarden.plan.figures import is_stale
-from pinwarden.plan.groups import Group
-from pinwarden.plan.report import NodeView, Use
-from pinwarden.plan.summarize import Share, acknowledges, summarize
-from pinwarden.plan.verdicts import Refusal
-from pinwarden.plan.world import Namespace, Node, Pod
+from pinwarden.plan.limit_on_node import Share, acknowledges, summarize
+from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.types import Namespace, Node, Pod
+from pinwarden.plan.usage import is_stale
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from pinwarden.api.nodepinconfig import BorrowReport
 from pinwarden.api.sharedmemorygroup import LimitOn, Member
-from pinwarden.plan.amounts import short
+from pinwarden.common.text import short
+from pinwarden.plan.conditions import Refusal
 from pinwarden.plan.explain.advice import kubectl
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep
-from pinwarden.plan.figures import is_stale
-from pinwarden.plan.groups import Group, standings
+from pinwarden.plan.group_compiler import Group, standings
 from pinwarden.plan.selectors import selects
-from pinwarden.plan.verdicts import Refusal
+from pinwarden.plan.usage import is_stale
 
 
 def uses(case: Case) -> Iterator[GroupUse]:

@@ -5,12 +5,12 @@ from functools import partial
 
 from pinwarden.api.nodepinconfig import DenialReport, OvershootReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, Scope
-from pinwarden.plan.compile import Limit, limit_name, reach
 from pinwarden.plan.explain.advice import called
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import LimitUse, Standing
-from pinwarden.plan.imply import overriding
-from pinwarden.plan.report import Use
+from pinwarden.plan.limit_compiler import Limit, limit_name, reach
+from pinwarden.plan.limit_overrides import overriding
+from pinwarden.plan.node_view import Use
 
 
 def strictest(case: Case) -> Limit | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement
 from pinwarden.api.pinlimit import PinLimit
-from pinwarden.plan.compile import Limit, limit_name, reaches_namespace
 from pinwarden.plan.explain.evidence import Evidence
+from pinwarden.plan.limit_compiler import Limit, limit_name, reaches_namespace
 from pinwarden.plan.selectors import Labels, selects
-from pinwarden.plan.world import NAME_LABEL, Node
+from pinwarden.plan.types import NAME_LABEL, Node
 
 
 @dataclass(frozen=True, slots=True)

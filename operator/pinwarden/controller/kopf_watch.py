@@ -1,0 +1,280 @@
+"""PinLimits, ClusterPinLimits and SharedMemoryGroups, watched by kopf.
+
+kopf is used for what it does without touching the objects: `on.event` handlers, standalone, posting nothing. It runs in a thread with an
+event loop of its own, because it takes over the signals of the loop that it runs in and, when it ends, cancels every task there. A kopf
+that fails is started again, and lists all of them again.
+
+kopf tells neither when a list is complete nor, after a gap in the history, what was deleted meanwhile. `census` finds out both.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+from pydantic import ValidationError
+
+from pinwarden.api.meta import GROUP, VERSION
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
+from pinwarden.common.backoff import Backoff
+from pinwarden.controller.client import CONNECT_SECONDS, WATCH_SILENCE_SECONDS, Json
+from pinwarden.controller.items import Items
+from pinwarden.controller.metrics import Metrics
+
+Wanted = PinLimit | ClusterPinLimit | SharedMemoryGroup
+"""A resource in which people say what they want."""
+Status = PinLimitStatus | SharedMemoryGroupStatus
+KINDS: tuple[type[Wanted], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup)
+_STATUSES: dict[type[Wanted], type[Status]] = {
+    PinLimit: PinLimitStatus,
+    ClusterPinLimit: PinLimitStatus,
+    SharedMemoryGroup: SharedMemoryGroupStatus,
+}
+_METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
+_STOP_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+
+
+class _WithoutAttempts(logging.Filter):
+    """Drops what kopf says of each attempt while the API server is away: the other watches say it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Request attempt")
+
+
+logging.getLogger("kopf").setLevel(logging.WARNING)
+logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+logging.getLogger("kopf._cogs.clients.watching").addFilter(_WithoutAttempts())
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A resource as the API server has it; `resource` is None when it cannot be read, and `problem` says why.
+
+    `version` orders the states of one object. A status that cannot be read is None, as if there were none. `created` is the text of its
+    creationTimestamp, `deleting` says that it has a deletionTimestamp.
+    """
+
+    kind: type[Wanted]
+    name: str
+    namespace: str | None
+    uid: str
+    generation: int
+    version: int
+    resource: Wanted | None
+    problem: str
+    status: Status | None
+    created: str = ""
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """`limit_name` or `Group.name`, also of one that cannot be read."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def key(self) -> str:
+        """Tells all of them apart: the full name of a limit, and that of a group behind its kind."""
+        return group_key(self.full_name) if self.kind is SharedMemoryGroup else self.full_name
+
+
+def group_key(name: str) -> str:
+    """The key of the group with this `namespace/name`; a limit's has at most one slash."""
+    return f"{SharedMemoryGroup.plural}/{name}"
+
+
+def reference(seen: Seen) -> tuple[str, Json]:
+    """The path of a resource, and the body by which this very one is applied to, and no other of its name."""
+    metadata = {"name": seen.name, "uid": seen.uid}
+    space = ""
+    if seen.namespace:
+        metadata["namespace"] = seen.namespace
+        space = f"namespaces/{seen.namespace}/"
+    version = f"{GROUP}/{VERSION}"
+    body = {"apiVersion": version, "kind": seen.kind.__name__, "metadata": metadata}
+    return f"/apis/{version}/{space}{seen.kind.plural}/{seen.name}", body
+
+
+def read(kind: type[Wanted], raw: Json) -> Seen:
+    """Take what is used of a resource; never fails on what stands in its spec or status."""
+    metadata = {key: raw["metadata"].get(key) for key in _METADATA}
+    resource, problem = None, ""
+    try:
+        resource = kind.model_validate({"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")})
+    except ValidationError as error:
+        problem = _first(error)
+    return Seen(
+        kind=kind,
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        generation=metadata["generation"] or 0,
+        version=int(metadata["resourceVersion"]),
+        resource=resource,
+        problem=problem,
+        status=_status(kind, raw.get("status")),
+        created=raw["metadata"].get("creationTimestamp") or "",
+        deleting=bool(raw["metadata"].get("deletionTimestamp")),
+        finalizers=tuple(raw["metadata"].get("finalizers") or ()),
+    )
+
+
+def _status(kind: type[Wanted], raw: object) -> Status | None:
+    try:
+        return _STATUSES[kind].model_validate(raw) if raw else None
+    except ValidationError:
+        return None
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, by field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+class LimitWatch:
+    """Runs kopf, and hands what it sees to `put` and `remove` (key, UID) in the event loop of the caller."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        namespaces: Sequence[str],
+        metrics: Metrics,
+        put: Callable[[Seen], None],
+        remove: Callable[[str, str], None],
+        items: Items,
+    ) -> None:
+        self._configuration = configuration
+        self._namespaces = namespaces
+        self._metrics = metrics
+        self._put = put
+        self._remove = remove
+        self._items = items
+        self._loop = asyncio.get_running_loop()
+        self._backoff = Backoff()
+
+    async def run(self) -> None:
+        """Follows them until cancelled."""
+        while True:
+            self._metrics.kopf_started()
+            started = self._loop.time()
+            stop = threading.Event()
+            ended = asyncio.Event()
+            thread = threading.Thread(target=self._thread, args=(stop, ended), name="kopf", daemon=True)
+            thread.start()
+            try:
+                await ended.wait()
+            finally:
+                stop.set()
+            if self._loop.time() - started > _STOP_SECONDS * 10:
+                self._backoff.succeeded()
+            await asyncio.sleep(self._backoff.failed())
+
+    def _thread(self, stop: threading.Event, ended: asyncio.Event) -> None:
+        try:
+            asyncio.run(self._kopf(stop))
+        except Exception:  # kopf raises whatever its tasks did
+            logging.getLogger(__name__).exception("kopf failed and is started again")
+        finally:
+            self._post(ended.set)
+
+    async def _kopf(self, stop: threading.Event) -> None:
+        flag = asyncio.Event()
+        waiting = asyncio.create_task(_wait_for(stop, flag))
+        scope: dict[str, Any] = (
+            {"namespaces": list(self._namespaces)} if self._namespaces else {"clusterwide": True}
+        )
+        try:
+            await kopf.operator(
+                registry=self._registry(),
+                settings=settings(),
+                standalone=True,
+                identity="pinwarden",  # type: ignore[arg-type]  # of use to peers only; left out, kopf asks for a user's name
+                stop_flag=flag,
+                **scope,
+            )
+        finally:
+            waiting.cancel()
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: object) -> kopf.ConnectionInfo:
+            return await connection(self._configuration)
+
+        for kind in KINDS:
+
+            @kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)
+            async def seen(event: kopf.RawEvent, kind: type[Wanted] = kind, **_: object) -> None:
+                self._seen(kind, event["type"], dict(event["object"]))
+
+        return registry
+
+    def _seen(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
+        """In kopf's thread: only values cross to the loop."""
+        self._post(self._take, kind, event, raw)
+
+    def _take(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
+        with self._items.item("limits", f"{kind.plural} {raw['metadata']['uid']}"):
+            seen = read(kind, raw)
+            if event == "DELETED":
+                self._remove(seen.key, seen.uid)
+            else:
+                self._put(seen)
+
+    def _post(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            _log.debug("the loop ended before kopf")
+
+
+async def _wait_for(stop: threading.Event, flag: asyncio.Event) -> None:
+    while not stop.is_set():
+        await asyncio.sleep(0.1)
+    flag.set()
+
+
+async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
+    """kopf's way to the API server: the same as that of everything else here."""
+    token = await configuration.get_api_key_with_prefix("BearerToken")
+    scheme, _, value = (token or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=(scheme or "Bearer") if value else None,
+        token=value or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
+    )
+
+
+class _Forever:
+    """Pauses in seconds between kopf's attempts, without an end: each iteration starts small again."""
+
+    def __iter__(self) -> Iterator[float]:
+        backoff = Backoff()
+        while True:
+            yield backoff.failed()
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf as it shall be: it posts no Events, patches nothing, and is soon back after an API server was away."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.posting.loggers = False
+    chosen.process.ultimate_exiting_timeout = None
+    chosen.queueing.exit_timeout = 0.1
+    chosen.networking.connect_timeout = CONNECT_SECONDS
+    chosen.networking.error_backoffs = _Forever()
+    chosen.watching.inactivity_timeout = WATCH_SILENCE_SECONDS
+    return chosen

@@ -1,0 +1,165 @@
+"""What the nodes report, added up for metrics: over the cluster, over each namespace, and the nodes that something is wrong with.
+
+A node's share is made once for each view of it and added to the total, so that a scrape costs what changed since the last one. Amounts are
+in bytes, as last reported: of a node whose agent is silent too, whose pods are at no known level then (H1, H2). What nodes send as text
+becomes one of a closed set here: an agent's token that was stolen makes no series.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from pinwarden.api.pinlimit import Level
+from pinwarden.controller.items import Items
+from pinwarden.plan.conditions import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
+from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.types import Pod
+
+UNKNOWN: Final = "Unknown"
+OTHER: Final = "Other"
+LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
+REASONS: Final = (
+    *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
+    *("UseUnknown", "CapIPCLock", "CapSysResource", "ThreadsUnread", "TreeTooDeep", "ContainerUnknown"),
+    *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood"),
+    *(NO_PROCESSES, ENDED, POD_GONE, SILENT, OTHER),
+)
+"""Why a pod is held at its level and at no better one."""
+
+PROBLEMS: Final = {
+    SILENT: "something shall be held there, and no agent is ready, or the node is lost",
+    "SpecNotTaken": "its agent does not understand the newest spec and keeps the last good one",
+    "Truncated": "a list of its report was cut, so that figures are lower bounds",
+    "GateLost": "a pod's gate is lost: its pinning calls end with ENOSYS",
+    "ObserveOnly": "nothing is refused to a pod without the seccomp gate's profile: the agent may not set limits",
+    "AccountantSilent": "nobody accounts shared memory there, and figures of groups are old",
+}
+FAIR_PARTS: Final = ("current", "anonymous", "shared")
+
+_Key = TypeVar("_Key")
+PodsOn = Callable[[str], Mapping[str, Pod]]
+"""The pods of a node, by the UIDs that their cgroups bear."""
+
+
+@dataclass(slots=True)
+class Space:
+    """A namespace, on one node or on all of them: its governed pods by level, and the fair view of its `attached` ones (M11)."""
+
+    pinned: int = 0
+    attached: int = 0
+    levels: dict[str, int] = field(default_factory=dict)
+    fair: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "Space", times: int = 1) -> None:
+        """The other one comes to it, or with -1 goes from it."""
+        self.pinned += other.pinned * times
+        self.attached += other.attached * times
+        _add(self.levels, other.levels, times)
+        _add(self.fair, other.fair, times)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums, on one node or on all of them: pods by level and reason, nodes by source, level and whether that is counted."""
+
+    silent: int = 0
+    pinned: int = 0
+    pods: dict[tuple[str, str], int] = field(default_factory=dict)
+    sources: dict[tuple[str, str, bool], int] = field(default_factory=dict)
+    spaces: dict[str, Space] = field(default_factory=dict)
+    problems: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, other: "Tally", times: int = 1) -> None:
+        """The other one comes to it, or with -1 goes from it."""
+        self.silent += other.silent * times
+        self.pinned += other.pinned * times
+        _add(self.pods, other.pods, times)
+        _add(self.sources, other.sources, times)
+        for name, space in other.spaces.items():
+            total = self.spaces.get(name) or self.spaces.setdefault(name, Space())
+            total.add(space, times)
+            if not (total.levels or total.attached):
+                del self.spaces[name]
+        for problem, nodes in other.problems.items():
+            known = self.problems.setdefault(problem, set())
+            (known.update if times > 0 else known.difference_update)(nodes)
+
+
+class Tallies:
+    """The sums over all nodes."""
+
+    def __init__(self) -> None:
+        self._total = Tally()
+        self._shares: dict[str, tuple[NodeView, Tally]] = {}
+
+    def over(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Tally:
+        """All of `views` together; only those that are new objects are looked at. One that fails is left out."""
+        for name in self._shares.keys() - views.keys():
+            self._total.add(self._shares.pop(name)[1], -1)
+        for name, view in views.items():
+            last = self._shares.get(name)
+            if last and last[0] is view:
+                continue
+            share = Tally()
+            with items.item("metrics", f"node {name}"):
+                share = tally(view, pods_on(name))
+            if last:
+                self._total.add(last[1], -1)
+            self._total.add(share)
+            self._shares[name] = view, share
+        return self._total
+
+
+def tally(view: NodeView, pods: Mapping[str, Pod]) -> Tally:
+    """The share of one node, whose pods are these."""
+    problems = {problem: {view.name} for problem in _problems(view)}
+    share = Tally(silent=int(view.silent), problems=problems)
+    for each in view.sources:
+        share.sources[each.source.value, each.level.value, each.counted] = 1
+    for uid, use in view.pods.items():
+        held = level, _ = standing(view, use)
+        share.pinned += use.pinned
+        share.pods[held] = share.pods.get(held, 0) + 1
+        if pod := pods.get(uid):
+            space = share.spaces.get(pod.namespace) or share.spaces.setdefault(pod.namespace, Space())
+            space.pinned += use.pinned
+            space.levels[level] = space.levels.get(level, 0) + 1
+    for fair in view.fair_view:
+        if pod := pods.get(fair.pod):
+            parts: dict[str, int] = {part: getattr(fair, part) for part in FAIR_PARTS}
+            share.spaces.setdefault(pod.namespace, Space()).add(Space(attached=1, fair=parts))
+    return share
+
+
+def _add(into: dict[_Key, int], more: Mapping[_Key, int], times: int) -> None:
+    """What is zero then is not in it."""
+    for key, count in more.items():
+        if now := into.get(key, 0) + count * times:
+            into[key] = now
+        else:
+            into.pop(key, None)
+
+
+def standing(view: NodeView, use: Use) -> tuple[str, str]:
+    """The level of a pod and the reason, both of the closed sets."""
+    if view.silent:
+        return UNKNOWN, SILENT
+    return use.level.value, use.reason if use.reason in REASONS else OTHER
+
+
+def _problems(view: NodeView) -> Iterator[str]:
+    if view.silent:
+        if view.asked or view.asked_groups:
+            yield SILENT
+        return
+    if view.problem:
+        yield "SpecNotTaken"
+    if view.truncated:
+        yield "Truncated"
+    if any(use.reason == "GateLost" for use in view.pods.values()):
+        yield "GateLost"
+    counted = [each for each in view.sources if each.counted]
+    if counted and all(each.level is Level.OBSERVE for each in counted):
+        yield "ObserveOnly"
+    if any(report.reason == "AccountantSilent" for report in view.groups.values()):
+        yield "AccountantSilent"

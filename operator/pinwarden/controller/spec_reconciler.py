@@ -1,0 +1,155 @@
+"""The specs of the NodePinConfigs: from a dirty node to what the API server has, in two stages.
+
+*compile*: what the node shall hold, in memory and at once, also on a replica that does not lead. What differs from what the API server has
+waits as JSON, a few kilobytes each: as models, 5,000 of them would take 300 MB.
+
+*write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so that it replaces every hand edit. The
+object is owned by its Node, and the garbage collector removes it with the Node.
+"""
+
+import asyncio
+import json
+import logging
+from time import monotonic
+
+from pinwarden.api.meta import GROUP, VERSION
+from pinwarden.api.nodepinconfig import NodePinConfig
+from pinwarden.controller import transform
+from pinwarden.controller.client import Api, ApiError, Json
+from pinwarden.controller.items import Items, TryAgainError
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.store import State
+from pinwarden.controller.workqueue import WorkQueue
+from pinwarden.controller.write_guard import Gate
+
+QUIET_SECONDS = 0.2
+WRITERS = 16
+REFUSED_SECONDS = 10.0
+_SLICE_SECONDS = 0.02
+_SETTLING_SECONDS = 0.02
+_API_VERSION = f"{GROUP}/{VERSION}"
+_CONFIGS = f"/apis/{_API_VERSION}/{NodePinConfig.plural}"
+_log = logging.getLogger(__name__)
+
+
+class Specs:
+    """Compiles dirty nodes and writes what differs."""
+
+    def __init__(
+        self,
+        api: Api,
+        state: State,
+        compile_queue: WorkQueue,
+        gate: Gate,
+        metrics: Metrics,
+        items: Items,
+    ) -> None:
+        self._api = api
+        self._state = state
+        self._compile_queue = compile_queue
+        self._gate = gate
+        self._metrics = metrics
+        self._items = items
+        self._slice_ends = 0.0
+        self._pending: dict[str, bytes] = {}
+        self._desired: dict[str, bytes] = {}
+        self._stored_as: dict[str, tuple[bytes, bytes]] = {}
+        self.write_queue = WorkQueue()
+
+    async def settled(self) -> None:
+        """Wait until no node waits to be compiled."""
+        while not self._compile_queue.idle:
+            await asyncio.sleep(_SETTLING_SECONDS)
+
+    async def compile(self) -> None:
+        """Compiles dirty nodes until cancelled, and lets others run in between."""
+        await self._gate.synced.wait()
+        await self._items.work_off(
+            "compile", self._compile_queue, self._compile_next, self._state.not_compiled
+        )
+
+    async def write(self) -> None:
+        """One of `WRITERS`: writes what waits until cancelled."""
+        await self._items.work_off("spec", self.write_queue, self._write)
+
+    async def _compile_next(self, name: str) -> float:
+        started = monotonic()
+        if started >= self._slice_ends:
+            await asyncio.sleep(0)
+            started = monotonic()
+            self._slice_ends = started + _SLICE_SECONDS
+        self._compile(name)
+        self._metrics.reconciled("compile", monotonic() - started)
+        return 0.0
+
+    async def _write(self, name: str) -> float:
+        await self._gate.leave()
+        data, owner = self._pending.get(name), self._state.node_uids.get(name)
+        if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
+            return 0.0
+        try:
+            await self._apply(name, data, owner)
+        except ApiError as error:
+            raise self._failed(name, error) from error
+        self._metrics.wrote("spec")
+        return QUIET_SECONDS
+
+    def _compile(self, name: str) -> None:
+        state = self._state
+        owner = state.node_uids.get(name)
+        if owner is None:
+            for kept in (self._pending, self._desired, self._stored_as):
+                kept.pop(name, None)
+            self.write_queue.discard(name)
+            self._items.forget("spec", name)
+            state.forget_node(name)
+            return
+        spec, room = state.world.compiled(name)
+        state.desire(state.view(name).with_desired(spec, room))
+        data = transform.canonical(spec.to_wire())
+        self._desired[name] = transform.digest_of(data, owner)
+        if self._is_held(name):
+            self._pending.pop(name, None)
+        else:
+            self._pending[name] = data
+            self.write_queue.add(name)
+
+    def _is_held(self, name: str) -> bool:
+        """Whether the API server has what is desired, or what it makes of it."""
+        held, desired = self._state.held.get(name), self._desired[name]
+        if held is None:
+            return False
+        return held.digest == desired or self._stored_as.get(name) == (desired, held.digest)
+
+    async def _apply(self, name: str, data: bytes, owner: str) -> None:
+        body: Json = {
+            "apiVersion": _API_VERSION,
+            "kind": NodePinConfig.__name__,
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}],
+            },
+            "spec": json.loads(data),
+        }
+        before = self._state.held.get(name)
+        _, held = transform.node_pin_config(await self._api.apply(f"{_CONFIGS}/{name}", body))
+        sent = transform.digest_of(data, owner)
+        if held.digest != sent:
+            self._stored_as[name] = (sent, held.digest)
+            _log.warning(
+                "NodePinConfig %s was stored other than it was written: are the CRDs of this version?", name
+            )
+        if self._pending.get(name) is data:
+            del self._pending[name]
+        self._state.wrote_held(held, before)
+        if name in self._desired and name not in self._pending and not self._is_held(name):
+            self._compile_queue.add(name)  # what was written was taken back meanwhile
+
+    def _failed(self, name: str, error: ApiError) -> TryAgainError:
+        self._metrics.wrote("spec", error.kind)
+        if error.status == 429:
+            self._gate.stop(error.retry_after or 1.0)
+        refused = error.kind == "refused"
+        if refused:
+            _log.warning("NodePinConfig %s cannot be written: %s", name, error)
+        return TryAgainError(REFUSED_SECONDS if refused else error.retry_after)

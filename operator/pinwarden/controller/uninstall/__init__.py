@@ -1,0 +1,1 @@
+"""`pinwarden uninstall`; `lease`: the operator's Lease in its hands; `blockers`: what is in its way."""

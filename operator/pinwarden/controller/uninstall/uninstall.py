@@ -1,0 +1,326 @@
+"""`pinwarden uninstall`: undoes on every node what pinwarden did, before the programs that could are taken away.
+
+It has the operator's Lease (`seizure`), so that no replica writes meanwhile, and gives it back when it fails: then the operator puts
+everything back in force. Else the Lease stays taken and goes with the operator's Deployment, which owns it from then on.
+
+Every node gives each process back what it had (mode Release). Then those that pinwarden made shared memory on take it away, as far as
+nobody uses it. A node is asked again as long as what it holds is not what it was asked for, and none is waited for in vain: one whose agent
+does not run by the end of the time is named and given up, one whose agent runs and does not answer fails the whole. Nothing is changed
+while gated pods run, whose calls nobody would answer.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from pinwarden.api.meta import GROUP, VERSION
+from pinwarden.api.nodepinconfig import Mode, NodePinConfig
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.controller import leader_election
+from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, configure, pages
+from pinwarden.controller.finalizers import without
+from pinwarden.controller.uninstall.blockers import Wait, draining, full_name, is_gated, made, undrained
+from pinwarden.controller.uninstall.lease import Seizure, UninstallError, patiently
+from pinwarden.plan.conditions import counted
+from pinwarden.plan.decode import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
+from pinwarden.plan.group_compiler import FINALIZER
+
+POLL_SECONDS = 1.0
+LONGEST_POLL_SECONDS = 5.0
+QUIET_SECONDS = leader_election.RENEW_SECONDS + REQUEST_SECONDS
+"""So long after the Lease was taken a write of the operator may still arrive."""
+_CHANGED_MEANWHILE = 5
+_AT_ONCE = 32
+_BATCH = 512
+_PAGE = 500
+_NAMED = 20
+_API = f"/apis/{GROUP}/{VERSION}"
+_CONFIGS = f"{_API}/{NodePinConfig.plural}"
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class GatedPods(StrEnum):
+    """What to do while pods with the gate's profile run."""
+
+    REFUSE = "Refuse"
+    BREAK = "Break"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`namespace` is the operator's. `timeout` in seconds, for what all nodes are waited for together."""
+
+    namespace: str
+    timeout: float
+    gated_pods: GatedPods
+
+
+async def run(kubeconfig: Path | None, settings: Settings, say: Callable[[str], None]) -> None:
+    """All of it. Raises UninstallError, ConnectionSetupError, and ApiError when the API server does not do its part."""
+    async with Api(await configure(kubeconfig)) as api:
+        work = asyncio.create_task(Uninstall(api, settings, say).run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        try:
+            await work
+        except asyncio.CancelledError as error:
+            raise UninstallError("it was ended before it was done") from error
+
+
+class Uninstall:
+    """One run; `say` takes what people shall read."""
+
+    def __init__(self, api: Api, settings: Settings, say: Callable[[str], None]) -> None:
+        self._api = api
+        self._settings = settings
+        self._say = say
+        self._lease = Seizure(api, settings.namespace)
+
+    async def run(self) -> None:
+        """All of it. Raises UninstallError, and ApiError when the API server does not do its part."""
+        await self._look_at_gated_pods()
+        if not await self._lease.seize():
+            await self._without_lease()
+        try:
+            started = monotonic()
+            await asyncio.sleep(leader_election.RENEW_SECONDS)  # by then no replica begins a write
+            await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
+            # not before: until then a write that was under way may give a group its finalizer
+            groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
+            await self._look_at_gated_pods()
+            half = 0.5 * self._settings.timeout
+            await self._drain(made(groups), max(started + 3 * half, monotonic() + half))
+            await self._each([partial(self._let_go, group) for group in groups])
+            names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
+            await self._each([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
+            left = await self._lease.leave()
+        except BaseException:
+            await self._lease.give_back()
+            raise
+        self._say(
+            f"released: {counted(len(names), 'NodePinConfig')} deleted, {counted(len(groups), 'SharedMemoryGroup')} freed of "
+            "pinwarden's finalizer"
+        )
+        if not left:
+            self._say(
+                f"there is no Deployment {leader_election.NAME} in the namespace {self._settings.namespace}: an operator that runs anyway "
+                "puts limits in force again; end it, and run this again"
+            )
+
+    async def _without_lease(self) -> None:
+        """Raises UninstallError unless no operator ever wrote anything."""
+        if await self._list(_CONFIGS, lambda raw: raw["metadata"]["name"]):
+            raise UninstallError(
+                f"there are NodePinConfigs and no Lease {leader_election.NAME} in the namespace {self._settings.namespace}: "
+                "name the operator's namespace (--namespace)"
+            )
+
+    async def _look_at_gated_pods(self) -> None:
+        names = await self._list("/api/v1/pods", lambda pod: full_name(pod) if is_gated(pod) else None)
+        gated = [name for name in names if name]
+        if not gated:
+            return
+        if self._settings.gated_pods is GatedPods.BREAK:
+            self._say(f"pinning calls of these pods fail with ENOSYS from now on: {_few(gated)}")
+            return
+        raise UninstallError(
+            f"{len(gated)} pods have the gate's seccomp profile, and their pinning calls would fail with ENOSYS without the gate:"
+            f" {_few(gated)}."
+            " Remove the label pinwarden.io/gate from their namespaces, or the profile from their manifests, and make these pods anew;"
+            " or have it go on (uninstall.gatedPods=Break, --gated-pods=Break): docs/uninstall.md"
+        )
+
+    async def _release(self, quiet: float, deadline: float) -> None:
+        """Has nodes give every process back what it had. Raises UninstallError when one could and did not."""
+
+        def wanted(raw: Json) -> Json:
+            return {"mode": Mode.RELEASE.value, "groups": (raw.get("spec") or {}).get("groups") or []}
+
+        missing = await self._reach(wanted, lambda _: (), deadline, quiet)
+        if silent := [name for name, alive in missing.items() if alive]:
+            raise UninstallError(
+                f"these nodes did not do what they were asked to within {self._settings.timeout:.0f} s, though their agents run: "
+                f"{_few(silent)}. What an agent says: kubectl -n {self._settings.namespace} logs ds/pinwarden-agent"
+            )
+        if missing:
+            self._say(
+                f"no agent runs on these nodes, so what they hold stays until they are rebooted: {', '.join(missing)}"
+            )
+
+    async def _drain(self, made: frozenset[str], deadline: float) -> None:
+        """Has nodes take away the shared memory that pinwarden made; what is in use stays, and is told."""
+        left: dict[str, Sequence[Wait]] = {}
+
+        def waits(config: NodePinConfig) -> Sequence[Wait]:
+            left[config.metadata.name] = found = undrained(config)
+            return [wait for wait in found if not wait.stays]
+
+        await self._reach(lambda raw: draining(raw, made), waits, deadline)
+        for node, waited in sorted(left.items()):
+            for wait in waited:
+                self._say(f"shared memory stays on node {node}: {wait.group}: {wait.why}")
+
+    async def _reach(
+        self,
+        wanted: Callable[[Json], Json | None],
+        waits: Callable[[NodePinConfig], Collection[object]],
+        deadline: float,
+        quiet: float = 0.0,
+    ) -> dict[str, bool]:
+        """Has every node hold the spec that it is `wanted` to, if any, until it says so and there are no more `waits`.
+
+        Not before the time `quiet`. Returns the nodes that did not by the `deadline`, and whether an agent runs there.
+        """
+        asked: dict[str, int] = {}
+        poll = POLL_SECONDS
+        while True:
+            await self._lease.renew()
+            late = monotonic() >= max(deadline, quiet)
+            agents = await self._agents()
+            found = await self._list(_CONFIGS, lambda raw: _read(raw, wanted, waits))
+            concerned = [
+                each for each in found if each.spec is not None and (each.reported or each.name in agents)
+            ]
+            missing = {
+                each.name: agents.get(each.name, False)
+                for each in concerned
+                if each.waits or not each.answered or each.generation != asked.get(each.name)
+            }
+            if (not missing and monotonic() >= quiet) or late:
+                return missing
+            await self._each(
+                [
+                    partial(self._write, each, asked)
+                    for each in concerned
+                    if each.generation != asked.get(each.name)
+                ]
+            )
+            await asyncio.sleep(poll)
+            poll = min(poll * 1.5, LONGEST_POLL_SECONDS)
+
+    async def _write(self, config: "_Read", asked: dict[str, int]) -> None:
+        """A node that is gone since, or came back as another, is seen at the next look."""
+        patch: list[Json] = [
+            {"op": "test", "path": "/metadata/uid", "value": config.uid},
+            {"op": "replace", "path": "/spec", "value": config.spec},
+        ]
+        try:
+            stored = await self._api.patch(f"{_CONFIGS}/{config.name}", patch)
+        except ApiError as error:
+            if error.status not in (404, 422):
+                raise
+        else:
+            asked[config.name] = stored["metadata"]["generation"]
+
+    async def _agents(self) -> Mapping[str, bool]:
+        """Whether an agent is alive, by node."""
+        nodes = await self._list("/api/v1/nodes", lambda raw: raw["metadata"]["name"] if is_lost(raw) else "")
+        path = f"/api/v1/namespaces/{self._settings.namespace}/pods"
+        return agents_by_node(
+            await self._list(path, read_agent, labelSelector=AGENT_SELECTOR), frozenset(nodes)
+        )
+
+    async def _let_go(self, group: Json) -> None:
+        """Takes the finalizer away, whoever set it: nobody is left who would. Raises ApiError."""
+        metadata = group["metadata"]
+        path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
+        for left in range(_CHANGED_MEANWHILE, -1, -1):
+            if FINALIZER not in (metadata.get("finalizers") or ()):
+                return
+            try:
+                await self._api.patch(path, without(FINALIZER, metadata["uid"], metadata["finalizers"]))
+            except ApiError as error:
+                if error.status != 422 or not left:
+                    raise
+                metadata = (await self._api.get(path))["metadata"]
+            else:
+                return
+
+    async def _each(self, works: Sequence[Callable[[], Awaitable[Any]]]) -> None:
+        """All, some at once. What is gone already is well; the first other failure is raised when all are through."""
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(work: Callable[[], Awaitable[Any]]) -> None:
+            async with at_once:
+                try:
+                    await patiently(work)
+                except ApiError as error:
+                    if error.status != 404:
+                        raise
+
+        for start in range(0, len(works), _BATCH):
+            await self._lease.renew()
+            done = await asyncio.gather(
+                *(one(work) for work in works[start : start + _BATCH]), return_exceptions=True
+            )
+            for result in done:
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def _list(self, path: str, read: Callable[[Json], _T], **query: str) -> list[_T]:
+        """What is read of each object; nothing of a kind that is not there any more."""
+
+        async def whole() -> list[_T]:
+            found: list[_T] = []
+            async for page in pages(self._api.get, path, _PAGE, **query):
+                found += map(read, page["items"])
+            return found
+
+        try:
+            return await patiently(whole)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return []
+
+
+class _Read(NamedTuple):
+    """A NodePinConfig: whether an agent ever `reported` and has `answered` what is stored, and the spec that it shall have, if any."""
+
+    name: str
+    uid: str
+    generation: int
+    reported: bool
+    answered: bool
+    spec: Json | None
+    waits: Collection[object]
+
+
+def _read(
+    raw: Json,
+    wanted: Callable[[Json], Json | None],
+    waits: Callable[[NodePinConfig], Collection[object]],
+) -> _Read:
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    spec = wanted(raw)
+    left: Collection[object] = ()
+    if spec is not None:
+        try:
+            left = waits(NodePinConfig.model_validate(raw))
+        except ValidationError as error:
+            _log.warning("NodePinConfig %s cannot be read: %s", metadata["name"], error)
+            left = ["it cannot be read"]
+    return _Read(
+        metadata["name"],
+        metadata["uid"],
+        metadata["generation"],
+        bool(status),
+        status.get("observedGeneration") == metadata["generation"],
+        spec,
+        left,
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,42 @@
+"""When writing is allowed: once everything has been listed, and while this replica holds the Lease."""
+
+import asyncio
+from collections.abc import Callable
+
+from pinwarden.controller.workqueue import Throttle
+
+
+class Gate:
+    """What every write passes last; `opened` wakes those who wait."""
+
+    def __init__(self, leading: Callable[[], bool], throttle: Throttle) -> None:
+        self._leading = leading
+        self._throttle = throttle
+        self._changed = asyncio.Event()
+        self.synced = asyncio.Event()
+
+    def opened(self) -> None:
+        """This replica holds the Lease, now or again."""
+        self._changed.set()
+
+    @property
+    def open(self) -> bool:
+        """Whether writing is allowed now."""
+        return self.synced.is_set() and self._leading()
+
+    async def led(self) -> None:
+        """Wait until writing is allowed, which it may not be any more after the next wait for something else."""
+        await self.synced.wait()
+        while not self._leading():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def leave(self) -> None:
+        """Wait for leave to write now, at the pace of all writers."""
+        await self.led()
+        await self._throttle.leave()
+        await self.led()
+
+    def stop(self, seconds: float) -> None:
+        """The API server asked for a pause."""
+        self._throttle.stop(seconds)

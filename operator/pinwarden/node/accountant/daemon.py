@@ -1,0 +1,108 @@
+"""The accountant as a process: `pinwarden shared`.
+
+One accountant at a time works on a node: another one waits for the lock, so that an upgrade starts the new one before it ends the old one.
+The configuration is the file that the agent keeps of what is in force, so the accountant needs no API server and no token. A round that
+stalls ends the process by an alarm of its own, so that its container is started again. Its end changes nothing: objects and borrows stay
+(H3).
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinwarden.common.guard import Guard
+from pinwarden.node.accountant.accountant import KINDS as ACCOUNTANT_KINDS
+from pinwarden.node.accountant.accountant import Accountant
+from pinwarden.node.state import accountant_status
+from pinwarden.node.state.config import FollowedConfiguration
+from pinwarden.node.state.shutdown import EndError, ended_by_signals
+from pinwarden.node.state.statefile import exclusive
+
+LOCK = "shared.lock"
+KINDS = (*ACCOUNTANT_KINDS, "configuration")
+"""Kinds of items that the accountant's process guards."""
+STALL_SECONDS = 600
+_LOOKS_SECONDS = 0.1
+_STANDBY_SECONDS = 0.2
+_RENEW_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs; `budget` in bytes."""
+
+    configuration: Path
+    run_dir: Path
+    cgroup_root: Path
+    proc_root: Path
+    budget: int
+
+
+def run(settings: Settings) -> None:
+    """Accounts until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
+    with ended_by_signals(), suppress(EndError):
+        settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(settings.run_dir / LOCK):
+            guard = Guard(KINDS)
+            accountant = Accountant(
+                guard=guard,
+                cgroup_root=settings.cgroup_root,
+                proc_root=settings.proc_root,
+                run_dir=settings.run_dir,
+                budget=settings.budget,
+            )
+            _log.info("the accountant of shared memory works, process %d", os.getpid())
+            _work(settings, accountant, guard)
+
+
+def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
+    followed = FollowedConfiguration(settings.configuration)
+    told = settings.run_dir / accountant_status.NAME
+    due = renewed = 0.0
+    accounts = False
+    while True:
+        signal.alarm(STALL_SECONDS)
+        if accounts and time.monotonic() >= renewed:
+            renewed = time.monotonic() + _RENEW_SECONDS
+            with suppress(OSError):
+                os.utime(told)
+        with guard.item("configuration"):
+            if configuration := followed.newer():
+                accountant.configure(configuration.spec)
+                due = 0.0
+        if time.monotonic() >= due:
+            wait = _round(told, accountant, guard)
+            accounts = wait is not None
+            due = time.monotonic() + (_RETRY_SECONDS if wait is None else wait)
+        time.sleep(_LOOKS_SECONDS)
+
+
+def _round(told: Path, accountant: Accountant, guard: Guard) -> float | None:
+    """Seconds until the next one; None where it failed, and then what was told last stays."""
+    with guard.item("round"):
+        wait = accountant.tick()
+        accountant_status.save(told, accountant.told)
+        return wait
+    return None
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    waiting = False
+    while True:
+        try:
+            with exclusive(lock, 0):
+                yield
+                return
+        except TimeoutError:
+            if not waiting:
+                _log.info("another accountant works on this node; this one stands by")
+            waiting = True
+            time.sleep(_STANDBY_SECONDS)

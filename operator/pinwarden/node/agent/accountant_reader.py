@@ -1,0 +1,56 @@
+"""What the accountant of shared memory told, as the agent reports it: read again when its file is another one or was renewed.
+
+The accountant is a process of its own and may be away. Then its figures stay, with the time of their sample and the reason (H2); a group of
+which it never told is Pending, so that nothing waits in silence.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pinwarden.api.nodepinconfig import FairReport, GroupReport, NodeGroup
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.state.accountant_status import SILENT_SECONDS, Told, load
+from pinwarden.node.state.statefile import Glance
+
+_SILENT = "AccountantSilent"
+_AWAY = "the accountant of shared memory (pinwarden shared) does not answer"
+
+
+class AccountantRecord:
+    """The record at `path`; with None there is no accountant."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._glance = Glance(path) if path else None
+        self._told = Told()
+
+    def look(self) -> None:
+        """Reads the file if it is another one; what cannot be read leaves what was told last."""
+        if self._glance:
+            self._told = self._glance.newer(load) or self._told
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """By kind, how often the accountant's work on an item failed."""
+        return self._told.failures
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody renewed the record lately."""
+        return self._glance is None or self._glance.age > SILENT_SECONDS
+
+    def groups(self, asked: Iterable[NodeGroup]) -> list[GroupReport]:
+        """A report of each group that is asked for."""
+        told = {each.uid: each for each in self._told.groups}
+        return [self._of(group, told.get(group.uid)) for group in asked]
+
+    def fair_view(self, asked: Sequence[NodeGroup]) -> list[FairReport]:
+        """The fair view of attached pods (M11); none where there are no groups."""
+        return list(self._told.fair_view) if asked else []
+
+    def _of(self, group: NodeGroup, told: GroupReport | None) -> GroupReport:
+        if told is None:
+            reason, message = (_SILENT, _AWAY) if self.silent else ("NotLookedAt", "")
+            return GroupReport(uid=group.uid, phase=Phase.PENDING, reason=reason, message=message)
+        if self.silent:
+            return told.model_copy(update={"reason": _SILENT, "message": f"{_AWAY}; these figures are old"})
+        return told

@@ -1,0 +1,126 @@
+"""The rlimit gate's decision: which RLIMIT_MEMLOCK each process gets so that every constraint on it holds (P13).
+
+A pod has many processes and the kernel has one number per process. So what a constraint has left is dealt among its processes, and
+dealt again as use changes. For a process i, with all amounts in bytes:
+
+- use_i = VmLck + VmPin, what it adds to a constraint's sum (P2),
+- own_i = max(VmLck, VmPin), because the kernel compares `mm->locked_vm` and `mm->pinned_vm` each alone with the rlimit,
+- left_c = max(0, limit_c - sum of use over the members of constraint c),
+- share_c = left_c with Share; left_c / number of members, in whole pages, with Reserve,
+- allowance_i = own_i + the smallest share_c over the constraints that cover it, in whole pages (the kernel shifts the rlimit right
+  by PAGE_SHIFT, so part of a page allows nothing),
+- cap_i = the saved hard limit, or the largest grant that covers it when that is more (P14),
+- hard_i = min(allowance_i, cap_i),
+- soft_i = min(the saved soft limit or the grant, whichever is more, hard_i).
+
+Where the seccomp gate holds the sum exactly, each process may have all of it: allowance_i = max(own_i, the smallest limit_c), so that the
+kernel refuses nothing that the gate lets through, and `ulimit -l` tells what the pod may have.
+
+What follows:
+
+- A limit below today's use leaves own_i: nothing is evicted and nothing more is let in (P11).
+- A raised limit reaches running processes with the next deal (P12); where no constraint is left, the saved limits return unchanged.
+- The result depends on use and saved limits, never on what was dealt before: dealing twice changes nothing.
+- With Share a pin that fits is never refused for another process's sake (P5); with Reserve the hard limits of a constraint's
+  members, which use one kind each, never sum past a limit that their use fits in.
+
+What it cannot hold, and must therefore be reported and not called enforced (H1):
+
+- With Share, processes that take at once can overshoot until the next deal; with Reserve, a process that was forked since the last one.
+- A process that uses both kinds has its own_i free in the smaller one: it can grow that kind past its allowance.
+- CAP_IPC_LOCK in the initial user namespace ignores the rlimit; CAP_SYS_RESOURCE raises it.
+- io_uring is in VmPin, but compared by the uid's counter (`user->locked_vm`), which pods that share a uid share.
+- Processes that share an address space each show its whole use: sums come out too high, so that too little is dealt, never too much.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pinwarden.api.pinlimit import Contention
+from pinwarden.node.linux.procfs import ProcessKey
+
+UNLIMITED = 2**64 - 1
+"""RLIM_INFINITY as the kernel has it (rlim64): larger than every other limit, so that min and max need no special case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What one process has locked and pinned, and the limits it had before the first deal. All in bytes. `exact`: a gate holds its sums."""
+
+    key: ProcessKey
+    locked: int
+    pinned: int
+    saved_soft: int
+    saved_hard: int
+    exact: bool = False
+
+    @property
+    def use(self) -> int:
+        """What it adds to the sum of a constraint (P2)."""
+        return self.locked + self.pinned
+
+    @property
+    def own(self) -> int:
+        """The lowest limit that takes nothing away: the larger of the two amounts that the kernel compares each alone."""
+        return max(self.locked, self.pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """One limit that is enforced, with the processes in its scope. `limit` and `grant` are in bytes; without a grant it is None."""
+
+    limit: int
+    members: frozenset[ProcessKey]
+    contention: Contention
+    grant: int | None = None
+
+
+class Limits(NamedTuple):
+    """A pair for prlimit(RLIMIT_MEMLOCK), in bytes."""
+
+    soft: int
+    hard: int
+
+
+def deal(
+    processes: Iterable[Process], constraints: Iterable[Constraint], *, page_size: int
+) -> dict[ProcessKey, Limits]:
+    """The limits of every process by the formula above; `page_size` is in bytes.
+
+    Raises KeyError when a constraint has a member that is not among the processes: its use is unknown, and taken as zero it would
+    let the others pass the limit.
+    """
+    table = {process.key: process for process in processes}
+    smallest_share = dict.fromkeys(table, UNLIMITED)
+    grants: dict[ProcessKey, int] = {}
+    for constraint in constraints:
+        share = _share(constraint, table, page_size)
+        for key in constraint.members:
+            own = table[key].own
+            room = max(0, constraint.limit - own) if table[key].exact else share
+            smallest_share[key] = min(smallest_share[key], room)
+            if constraint.grant is not None:
+                grants[key] = max(grants.get(key, 0), constraint.grant)
+    return {
+        key: _limits(process, smallest_share[key], grants.get(key), page_size)
+        for key, process in table.items()
+    }
+
+
+def _share(constraint: Constraint, table: dict[ProcessKey, Process], page_size: int) -> int:
+    left = max(0, constraint.limit - sum(table[key].use for key in constraint.members))
+    if constraint.contention is Contention.SHARE or not constraint.members:
+        return left
+    return _whole_pages(left // len(constraint.members), page_size)
+
+
+def _limits(process: Process, share: int, grant: int | None, page_size: int) -> Limits:
+    allowance = UNLIMITED if share == UNLIMITED else _whole_pages(process.own + share, page_size)
+    cap = process.saved_hard if grant is None else max(process.saved_hard, grant)
+    hard = min(allowance, cap)
+    return Limits(min(max(process.saved_soft, grant or 0), hard), hard)
+
+
+def _whole_pages(amount: int, page_size: int) -> int:
+    return amount - amount % page_size

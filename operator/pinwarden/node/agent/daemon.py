@@ -1,0 +1,254 @@
+"""The agent as a process: puts its parts together, runs them, and ends them.
+
+The order of the start matters. The gate is probed by a fork, so before any thread. One agent at a time deals on a node: another one stands
+by, healthy and ready, until the lock is free, so that an upgrade starts the new agent before it ends the old one. The last configuration is
+taken from disk before the API server is asked, so that limits hold on a node that cannot reach it (H3). The end gives nothing back: only
+`release`, or `mode: Release` in the configuration, does.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pinwarden.common.guard import Guard
+from pinwarden.node.agent.api_client import NodePinConfigClient
+from pinwarden.node.agent.config_files import LocalWatcher, read_files
+from pinwarden.node.agent.config_watcher import KINDS as WATCHER_KINDS
+from pinwarden.node.agent.config_watcher import Watcher
+from pinwarden.node.agent.http_server import Pulse, WebServer
+from pinwarden.node.agent.kubeconfig import from_kubeconfig, in_cluster
+from pinwarden.node.agent.loop import KINDS as LOOP_KINDS
+from pinwarden.node.agent.loop import Loop
+from pinwarden.node.agent.metrics import Metrics
+from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.reconciler import KINDS as ENGINE_KINDS
+from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.retainer import Retainer
+from pinwarden.node.agent.status_socket import KINDS as SOCKET_KINDS
+from pinwarden.node.agent.status_socket import StatusSocket
+from pinwarden.node.agent.status_writer import Reporter
+from pinwarden.node.agent.threads import Board, Inbox, Wakeup, Workers
+from pinwarden.node.gate.publisher import NAME as GATE_RECORD
+from pinwarden.node.linux.prlimit import GateAbility, probe
+from pinwarden.node.pods.cgroups import process_hierarchy
+from pinwarden.node.pods.discovery import PodFinder
+from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_RECORD
+from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration, kept_in
+from pinwarden.node.state.statefile import exclusive
+
+Gates = Literal["auto", "rlimit", "none"]
+LOCK = "agent.lock"
+KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
+"""Kinds of items that the agent guards."""
+_LOCK_PATIENCE_SECONDS = 2.0
+_STANDBY_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The agent cannot run as it was asked to; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says.
+
+    `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API server at all. `metrics_port` 0 takes
+    a free one, and None serves nothing; `per_pod_metrics` adds series of each governed pod.
+    """
+
+    node: str
+    kubeconfig: Path | None
+    config: Path | None
+    cgroup_root: Path
+    proc_root: Path
+    gates: Gates
+    state_dir: Path
+    run_dir: Path
+    socket: Path
+    metrics_address: str
+    metrics_port: int | None
+    per_pod_metrics: bool
+
+
+def run(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end. Raises StartError."""
+    with ExitStack() as resources:
+        try:
+            loop = _Agent(settings, _ability(settings.gates)).start(resources)
+        except (OSError, ValueError) as error:  # also KubeconfigError, and no cgroup hierarchy
+            raise StartError(str(error)) from error
+        _log.info("agent of node %s runs, process %d", settings.node, os.getpid())
+        ended_well = loop.run()
+        _log.info("the agent ends; limits stay in force")
+        return ended_well
+
+
+def release(settings: Settings) -> None:
+    """Gives every process back what it had. Raises StartError, also when the gate cannot give back here."""
+    with ExitStack() as resources:
+        try:
+            ability = _ability(settings.gates)
+            settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            resources.enter_context(exclusive(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
+            engine = _engine(settings, ability, resources)
+            if not ability.available:
+                raise StartError(f"nothing can be given back: {ability.reason}")
+            engine.release()
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from error
+
+
+def _engine(
+    settings: Settings, ability: GateAbility, resources: ExitStack, guard: Guard | None = None
+) -> Engine:
+    """The engine of this node; the lock is held. Raises ValueError and OSError."""
+    boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
+    engine = Engine(
+        cgroup_root=settings.cgroup_root,
+        proc_root=settings.proc_root,
+        store=SavedStore(settings.state_dir / "saved.json", boot_id),
+        ability=ability,
+        gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
+        accountant=settings.run_dir / ACCOUNTANT_RECORD,
+        guard=guard,
+    )
+    resources.callback(engine.close)
+    return engine
+
+
+def _ability(gates: Gates) -> GateAbility:
+    if gates == "none":
+        return GateAbility(False, "the rlimit gate is turned off (--gates none)")
+    ability = probe()
+    if gates == "rlimit" and not ability.available:
+        raise StartError(f"--gates rlimit: {ability.reason}")
+    if not ability.available:
+        _log.warning("the rlimit gate is not available, limits are only observed: %s", ability.reason)
+    return ability
+
+
+class _Agent:
+    """The parts around one engine."""
+
+    def __init__(self, settings: Settings, ability: GateAbility) -> None:
+        self._settings = settings
+        self._ability = ability
+        self._wakeup = Wakeup()
+        self._workers = Workers(self._wakeup)
+        self._inbox = Inbox(self._wakeup)
+        self._board = Board()
+        self._pulse = Pulse()
+        records = {"accountant": settings.run_dir / ACCOUNTANT_RECORD}
+        if settings.gates == "auto":
+            records["gate"] = settings.run_dir / GATE_RECORD
+        self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
+        self._kept: Configuration | None = None
+        self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
+        self._guard = Guard(KINDS)
+
+    def start(self, resources: ExitStack) -> Loop:
+        """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""
+        self._serve_web()
+        self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock(resources)
+        loop = Loop(
+            _engine(self._settings, self._ability, resources, self._guard),
+            self._inbox,
+            self._wakeup,
+            self._board,
+            ticked=self._ticked,
+            failed=lambda: self._workers.failed,
+            guard=self._guard,
+        )
+        self._serve_status()
+        self._recall()
+        self._start_following()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.stop())
+        return loop
+
+    def _take_lock(self, resources: ExitStack) -> None:
+        waiting = False
+        while True:
+            with suppress(TimeoutError):
+                resources.enter_context(exclusive(self._settings.state_dir / LOCK, 0))
+                return
+            if not waiting:
+                _log.info("another agent has the node; this one stands by")
+            waiting = True
+            self._pulse.beat()
+            time.sleep(_STANDBY_SECONDS)
+
+    def _ticked(self, seconds: float) -> None:
+        self._pulse.beat()
+        self._metrics.ticked(seconds)
+
+    def _recall(self) -> None:
+        """Local files when they can be read, which is not known of the API server; else what was in force last."""
+        if self._settings.config is not None:
+            with suppress(ConfigurationError):  # said by the one who follows the files
+                self._inbox.put(read_files(self._settings.config))
+                return
+        with self._guard.item("file", "the last configuration"):
+            self._kept = self._memory.load()
+        if self._kept:
+            _log.info("the last configuration is taken from disk: generation %s", self._kept.generation)
+            self._inbox.put(self._kept)
+
+    def _serve_status(self) -> None:
+        settings = self._settings
+        try:
+            status = StatusSocket(settings.socket, settings.node, self._board, self._guard)
+        except OSError as error:
+            raise StartError(f"--socket {settings.socket}: {error.strerror or error}") from error
+        self._workers.start("status", status.run)
+
+    def _serve_web(self) -> None:
+        settings = self._settings
+        if settings.metrics_port is None:
+            return
+        try:
+            web = WebServer(
+                settings.metrics_address, settings.metrics_port, self._pulse, self._metrics.render
+            )
+        except OSError as error:
+            raise StartError(f"--metrics-port {settings.metrics_port}: {error.strerror or error}") from error
+        _log.info("metrics are at %s/metrics", web.url)
+        self._workers.start("web", web.serve_forever)
+
+    def _start_following(self) -> None:
+        settings, metrics = self._settings, self._metrics
+        if settings.config is not None:
+            local = LocalWatcher(settings.config, self._memory, post=self._inbox.put, failed=metrics.failed)
+            self._workers.start("local", local.run)
+            return
+        server = from_kubeconfig(settings.kubeconfig) if settings.kubeconfig else in_cluster()
+        client = NodePinConfigClient(server, settings.node)
+        reporter = Reporter(
+            client,
+            self._board,
+            failed=lambda: metrics.failed("status"),
+            succeeded=metrics.status_written,
+        )
+        watcher = Watcher(
+            client,
+            self._memory,
+            post=self._inbox.put,
+            announce=reporter.announce,
+            failed=metrics.failed,
+            retain=Retainer(self._kept, self._pods_there).retain,
+            guard=self._guard,
+        )
+        self._workers.start("reporter", reporter.run)
+        self._workers.start("watcher", watcher.run)
+
+    def _pods_there(self) -> Mapping[str, Sequence[Path]]:
+        """Return the cgroup directories of each pod. Raises OSError."""
+        return PodFinder(process_hierarchy(self._settings.cgroup_root)).find(time.monotonic())

@@ -1,0 +1,249 @@
+"""What the agent knows of its node, as metrics: read from the last snapshot when someone asks. What cannot be known is absent (H2).
+
+All of a snapshot's numbers are samples, taken at `pinwarden_agent_sampled_timestamp_seconds`. By default they are sums, under 100 series
+whatever runs on the node; series of each governed pod are opt-in. Pods go by the UID that their cgroup bears, as the agent knows no names.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pinwarden import __version__
+from pinwarden.api.nodepinconfig import NodePinConfigStatus
+from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.agent.threads import Board, Snapshot
+
+PREFIX = "pinwarden_agent"
+FAIR_PARTS = ("current", "anonymous", "shared")
+_FAIR = "current is what the kernel charges, anonymous its own anonymous memory, shared what counts as its own of its groups"
+
+
+class SnapshotCollector(Collector):
+    """`records` are the files by which other processes of the node, by name, give signs of life. With `pods`, series of each pod too."""
+
+    def __init__(self, board: Board, records: Mapping[str, Path], *, pods: bool) -> None:
+        self._board = board
+        self._records = records
+        self._pods = pods
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: this is asked at registration, before there is a snapshot."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; those of the snapshot without a series before there is one."""
+        yield InfoMetricFamily(f"{PREFIX}_build", "Version of the agent.", {"version": __version__})
+        yield self._heard()
+        snapshot = self._board.latest
+        report = snapshot.report if snapshot else None
+        yield from _of_pods(report)
+        yield from _of_limits(report)
+        yield from _of_groups(report)
+        yield from _of_node(report)
+        yield from _of_configuration(snapshot)
+        yield _of_failures(snapshot)
+        if self._pods:
+            yield from _of_each_pod(report)
+
+    def _heard(self) -> Metric:
+        heard = _family(
+            "heard_timestamp_seconds",
+            "When another process of the node last gave a sign of life: the gate every 2 s, the accountant every round.",
+            "process",
+        )
+        for process, path in self._records.items():
+            try:
+                heard.add_metric([process], path.stat().st_mtime)
+            except OSError:  # it was never heard, which is not known to be a fault
+                continue
+        return heard
+
+
+def _of_pods(report: NodePinConfigStatus | None) -> Iterator[Metric]:
+    pods = report.pods if report else ()
+    pinned = _family(
+        "governed_pinned_bytes",
+        "Sum over governed pods of what their address spaces have locked (VmLck) and pinned (VmPin).",
+        "counter",
+    )
+    levels = _family(
+        "governed_pods", "Governed pods whose cgroup exists, by the level they are held at.", "level"
+    )
+    reasons = _family(
+        "governed_pods_by_reason",
+        "The same pods by the reason why they are held at no better level.",
+        "reason",
+    )
+    if report:
+        pinned.add_metric(["locked"], sum(pod.vm_lck for pod in pods))
+        pinned.add_metric(["pinned"], sum(pod.vm_pin for pod in pods))
+        for level in Level:
+            levels.add_metric([level.value], sum(pod.level is level for pod in pods))
+        for reason, count in sorted(Counter(pod.reason for pod in pods if pod.reason).items()):
+            reasons.add_metric([reason], count)
+    yield from (pinned, levels, reasons)
+    processes = sum(pod.processes for pod in pods) if report else None
+    yield _single("governed_processes", "Processes in governed pods.", processes)
+
+
+def _of_limits(report: NodePinConfigStatus | None) -> Iterator[Metric]:
+    overshoots = report.overshoots if report else ()
+    yield _single(
+        "applied_limits",
+        "Limits dealt to every process that they govern.",
+        len(report.applied_limits) if report else None,
+    )
+    yield _single(
+        "unsupported_limits",
+        "Limits that this agent could not take.",
+        len(report.unsupported_limits) if report else None,
+    )
+    yield _single(
+        "overshoots",
+        "Times that use was seen above a limit, over the overshoots that are still listed in the status.",
+        sum(each.count for each in overshoots) if report else None,
+    )
+    yield _single(
+        "overshoot_peak_bytes",
+        "The most that was seen above a limit, over the overshoots still listed: a lower bound.",
+        max((each.peak for each in overshoots), default=0) if report else None,
+    )
+    denials = CounterMetricFamily(
+        f"{PREFIX}_denials",
+        "Calls that the seccomp gate refused, since its journal began; absent without a gate.",
+    )
+    if report and report.denials_dropped is not None:
+        denials.add_metric([], report.denials_dropped + len(report.recent_denials))
+    yield denials
+
+
+def _of_groups(report: NodePinConfigStatus | None) -> Iterator[Metric]:
+    """Sums over all groups of shared memory; what is not known of a group is not in them."""
+    groups = report.groups if report else ()
+    phases = _family("shared_groups", "Groups of shared memory on this node, by phase.", "phase")
+    for phase in Phase if report else ():
+        phases.add_metric([phase.value], sum(each.phase is phase for each in groups))
+    yield phases
+    borrows = [borrow for each in groups for borrow in each.borrowers]
+    sums = {
+        "charge": ("What the objects of all groups hold.", [each.charge for each in groups]),
+        "orphaned": ("What no pod has mapped of it.", [each.orphaned for each in groups]),
+        "dead_cgroup": ("What of it is charged to cgroups that are gone.", [each.dead for each in groups]),
+        "borrowed": ("What pods borrow, added up over pods.", [borrow.borrowed for borrow in borrows]),
+    }
+    for name, (text, amounts) in sums.items():
+        known = [amount for amount in amounts if amount is not None]
+        there = report and (known or not groups)
+        yield _single(f"shared_{name}_bytes", text, sum(known) if there else None)
+    fair = _family("fair_bytes", f"Fair view of all pods that are attached to groups (M11): {_FAIR}.", "part")
+    if report and report.fair_view:
+        for part in FAIR_PARTS:
+            fair.add_metric([part], sum(getattr(each, part) for each in report.fair_view))
+    yield fair
+
+
+def _of_node(report: NodePinConfigStatus | None) -> Iterator[Metric]:
+    yield _single(
+        "truncated",
+        "1 when a list of the status was cut at its longest length.",
+        report.truncated if report else None,
+    )
+    sources = _family(
+        "source_level",
+        "1 for the level that the node reaches for a source; counted says whether the ledger sees it.",
+        *("source", "level", "counted"),
+    )
+    for each in report.sources if report else ():
+        sources.add_metric([each.source.value, each.level.value, str(each.counted).lower()], 1)
+    yield sources
+    sampled = report.sampled_at if report else None
+    yield _single(
+        "sampled_timestamp_seconds",
+        "When these numbers were sampled.",
+        sampled.timestamp() if sampled else None,
+    )
+
+
+def _of_configuration(snapshot: Snapshot | None) -> Iterator[Metric]:
+    configuration = snapshot.configuration if snapshot else None
+    yield _single(
+        "configuration_problem",
+        "1 while a newer configuration cannot be read and the last good one stays in force.",
+        snapshot.problem is not None if snapshot else None,
+    )
+    yield _single(
+        "configured_limits", "Limits in force.", len(configuration.spec.limits) if configuration else None
+    )
+    yield _single(
+        "configuration_generation",
+        "Generation of the NodePinConfig in force.",
+        configuration.generation if configuration else None,
+    )
+
+
+def _of_failures(snapshot: Snapshot | None) -> Metric:
+    failures = CounterMetricFamily(
+        f"{PREFIX}_item_failures",
+        "Times that the work on one item failed while all others went on, by process and kind of item; the log names the item.",
+        labels=["process", "kind"],
+    )
+    for (process, kind), count in (snapshot.failures if snapshot else {}).items():
+        failures.add_metric([process, kind], count)
+    return failures
+
+
+def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
+    pinned = _family("pod_pinned_bytes", "What a governed pod has locked and pinned.", "uid", "counter")
+    peak = _family("pod_peak_bytes", "The most that was seen of it together: a lower bound.", "uid")
+    processes = _family("pod_processes", "Its processes.", "uid")
+    level = _family(
+        "pod_level", "1 for the level that it is held at, and the reason.", "uid", "level", "reason"
+    )
+    denials = CounterMetricFamily(
+        f"{PREFIX}_pod_denials",
+        "Calls of it that the gate refused for limits that hold for it; absent where no gate holds it.",
+        labels=["uid"],
+    )
+    for pod in report.pods if report else ():
+        uid = pod.uid
+        pinned.add_metric([uid, "locked"], pod.vm_lck)
+        pinned.add_metric([uid, "pinned"], pod.vm_pin)
+        peak.add_metric([uid], pod.peak)
+        processes.add_metric([uid], pod.processes)
+        level.add_metric([uid, pod.level.value, pod.reason], 1)
+        if pod.denials is not None:
+            denials.add_metric([uid], sum(each.count for each in pod.denials))
+    yield from (pinned, peak, processes, level, denials)
+    borrowed = _family(
+        "pod_borrowed_bytes", "Pages of a group, by its UID, that it has mapped.", "uid", "group_uid"
+    )
+    mapped = _family(
+        "pod_mapped_bytes", "The extent of a group, by its UID, that it has mapped.", "uid", "group_uid"
+    )
+    for group in report.groups if report else ():
+        for borrow in group.borrowers:
+            if borrow.borrowed is not None:
+                borrowed.add_metric([borrow.pod, group.uid], borrow.borrowed)
+            if borrow.mapped is not None:
+                mapped.add_metric([borrow.pod, group.uid], borrow.mapped)
+    fair = _family("pod_fair_bytes", f"Its fair view (M11): {_FAIR}.", "uid", "part")
+    for each in report.fair_view if report else ():
+        for part in FAIR_PARTS:
+            fair.add_metric([each.pod, part], getattr(each, part))
+    yield from (borrowed, mapped, fair)
+
+
+def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+
+
+def _single(name: str, text: str, value: float | None) -> Metric:
+    """A family of one series, or of none where the value is not known."""
+    family = _family(name, text)
+    if value is not None:
+        family.add_metric([], value)
+    return family

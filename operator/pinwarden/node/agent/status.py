@@ -1,0 +1,278 @@
+"""What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2).
+
+What is reported is cut and escaped here, so that one name that somebody chose, or one pod whose report cannot be put together, does not
+keep the API server from taking all the others.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pinwarden import __version__
+from pinwarden.api.nodepinconfig import (
+    AppliedLimit,
+    ContainerReport,
+    DenialReport,
+    LimitDenials,
+    NodePinConfigStatus,
+    PodReport,
+)
+from pinwarden.api.pinlimit import Level
+from pinwarden.common.guard import Guard, shown
+from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.gate_reader import GateRecord, Standing
+from pinwarden.node.agent.overshoots import Overshoots
+from pinwarden.node.agent.source_levels import GATE, NO_GATE, source_levels
+from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason
+from pinwarden.node.pods.constraints import has_unknown_container, running_containers
+from pinwarden.node.pods.policy import Plan, reported_name
+from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
+from pinwarden.node.pods.subject import Governed
+from pinwarden.node.state.config import LONGEST_MESSAGE
+from pinwarden.plan.conditions import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
+
+_PODS = 4096
+_LIMITS = 1024
+_CONTAINERS = 64
+_DENIALS = 32
+_FAIR = 1024
+EXACT = "SeccompGate"
+LOST = "GateLost"
+STARTING_SECONDS = 5.0
+"""For so long a process that the runtime started may still be its own, with all capabilities, before it runs what it was started for."""
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The level that a pod is held at, why, and details for people."""
+
+    level: Level
+    reason: str
+    message: str = ""
+
+
+class Reporter:
+    """Puts statuses together; what does not change is asked for once."""
+
+    def __init__(
+        self,
+        ability: GateAbility,
+        cgroup_version: Literal["v2", "v1", "hybrid"],
+        gate: GateRecord,
+        accountant: AccountantRecord | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self._ability = ability
+        self._guard = guard or Guard(("report",))
+        self._gate = gate
+        self._accountant = accountant or AccountantRecord(None)
+        self._sources = {gated: source_levels(ability, gated=gated) for gated in (False, True)}
+        self._empty = NodePinConfigStatus(
+            agent_version=__version__,
+            kernel_version=os.uname().release,
+            cgroup_version=cgroup_version,
+        )
+
+    def report(
+        self,
+        acknowledged: Plan | None,
+        subjects: Sequence[Governed],
+        table: ProcessTable,
+        overshoots: Overshoots,
+        sampled: datetime | None,
+    ) -> NodePinConfigStatus:
+        """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
+        subjects = [subject for subject in subjects if subject.keys or not subject.held.gone]
+        listed, cut = overshoots.reports()
+        standings = [(subject, self._gate.standing(subject)) for subject in subjects]
+        behind = {subject.uid for subject, standing in standings if standing.behind}
+        applied = acknowledge(acknowledged, subjects, table, behind) if acknowledged else []
+        unsupported = list(acknowledged.unsupported) if acknowledged else []
+        groups = acknowledged.groups if acknowledged else ()
+        fair_view = self._accountant.fair_view(groups)
+        return self._empty.model_copy(
+            update={
+                "observed_generation": acknowledged.generation if acknowledged else None,
+                "applied_limits": applied[:_LIMITS],
+                "unsupported_limits": unsupported[:_LIMITS],
+                "pods": [self._guarded_pod(*each, table) for each in standings[:_PODS]],
+                "overshoots": listed,
+                "sources": self._sources[self._gate.told is not None],
+                "groups": self._accountant.groups(groups),
+                "fair_view": fair_view[:_FAIR],
+                "truncated": cut
+                or len(subjects) > _PODS
+                or max(len(applied), len(unsupported)) > _LIMITS
+                or len(fair_view) > _FAIR,
+                "sampled_at": sampled,
+                **self._denials(),
+            }
+        )
+
+    def _guarded_pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
+        """The report of one; where it cannot be put together, that at Observe (H1)."""
+        with self._guard.item("report", subject.uid):
+            return self._pod(subject, standing, table)
+        return PodReport(
+            uid=reported_name(subject.uid),
+            vm_lck=0,
+            vm_pin=0,
+            peak=0,
+            processes=0,
+            level=Level.OBSERVE,
+            reason="NotReadable",
+            message=self._guard.cause("report", subject.uid),
+        )
+
+    def _pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
+        verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
+        if subject.held.gone:
+            verdict = _of_gone(verdict)
+        return PodReport(
+            uid=reported_name(subject.uid),
+            vm_lck=subject.locked,
+            vm_pin=subject.pinned,
+            peak=subject.peaks.pod,
+            processes=len(subject.keys),
+            level=verdict.level,
+            reason=verdict.reason,
+            message=shown(verdict.message, LONGEST_MESSAGE),
+            denials=self._denials_of(subject) if standing.gated else None,
+            containers=_containers(subject, table)[:_CONTAINERS],
+        )
+
+    def _denials_of(self, subject: Governed) -> list[LimitDenials]:
+        counts = self._gate.told.denials.get(subject.uid, {}) if self._gate.told else {}
+        held = {limit.uid for limit in subject.held.limits}
+        found = [LimitDenials(uid=uid, count=count) for uid, count in counts.items() if uid in held]
+        return found[:_DENIALS]
+
+    def _denials(self) -> dict[str, object]:
+        """What was refused lately; nothing where no gate is."""
+        told = self._gate.told
+        if told is None:
+            return {}
+        recent: list[DenialReport] = []
+        for refusal in told.recent:
+            with self._guard.item("report", "refusal"):
+                recent.append(DenialReport.model_validate(refusal))
+        return {"recent_denials": recent, "denials_dropped": max(0, told.number - len(recent))}
+
+
+def acknowledge(
+    plan: Plan, subjects: Iterable[Governed], table: ProcessTable, behind: Collection[str] = ()
+) -> list[AppliedLimit]:
+    """The limits that are dealt to every process that they govern; none in mode Release, and none of subjects whose gate is `behind`."""
+    if plan.release:
+        return []
+    failed = {
+        limit.name
+        for subject in subjects
+        if subject.failure or subject.uid in behind or any(table[key].failure for key in subject.keys)
+        for limit in subject.held.limits
+    }
+    return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]
+
+
+def judge(
+    subject: Governed, processes: Sequence[Followed], ability: GateAbility, standing: Standing
+) -> Verdict:
+    """The level of a subject with these processes, and the first reason why it is no better."""
+    if subject.failure:
+        return Verdict(Level.OBSERVE, NOT_READABLE, subject.failure)
+    if standing.lost:
+        return Verdict(Level.OBSERVE, LOST, standing.why)
+    if standing.exact and subject.held.enforced and not subject.truncated:
+        return Verdict(Level.DENY, EXACT, standing.why)
+    if not (subject.keys or subject.by_container):
+        return _deserted(subject)
+    if not ability.available:
+        return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
+    if not subject.held.limits:
+        return Verdict(Level.OBSERVE, subject.held.unsupported, "none of its limits can be held here")
+    if not subject.held.enforced:
+        return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
+    own, passing = {process.key.pid for process in processes}, None
+    for process in processes:
+        if (process.saved or process.failure) and (verdict := _not_held(process, own)):
+            if verdict.reason not in PASSING:
+                return verdict
+            passing = passing or verdict
+    if passing:
+        return passing
+    if subject.truncated:
+        return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
+    if has_unknown_container(subject):
+        return Verdict(
+            Level.OBSERVE,
+            "ContainerUnknown",
+            "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
+        )
+    return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
+
+
+def _of_gone(verdict: Verdict) -> Verdict:
+    """The same of a pod that is not listed any more: that is said first."""
+    how = f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
+    return Verdict(
+        verdict.level,
+        POD_GONE,
+        f"not listed by the operator any more: the last limits stay until it lists the pod again or the processes end ({how})",
+    )
+
+
+def _deserted(subject: Governed) -> Verdict:
+    """Of a subject without processes: nobody is held, whatever its containers do elsewhere."""
+    if subject.ended:
+        return Verdict(Level.OBSERVE, ENDED, "its last process ended just now")
+    where = subject.paths[0] if subject.paths else "any cgroup of it"
+    return Verdict(
+        Level.OBSERVE,
+        NO_PROCESSES,
+        f"no process is in {where}. If its containers run, the cgroup drivers of kubelet and runtime may differ: "
+        "/proc/PID/cgroup of one of its processes says where it is",
+    )
+
+
+def _not_held(process: Followed, own: Collection[int]) -> Verdict | None:
+    pid = process.key.pid
+    if process.failure:
+        return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {process.failure}")
+    if process.knowledge is Knowledge.UNKNOWN:
+        return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
+    if process.held is None:
+        return None
+    if process.held is HeldBackReason.THREADS_UNREAD:
+        return Verdict(
+            Level.OBSERVE, process.held.value, f"process {pid}: not all of its threads are read yet"
+        )
+    if _is_starting(process, own):
+        why = f"process {pid} has {process.held} or can gain it, and may be the runtime's own before its program begins"
+        return Verdict(Level.OBSERVE, STARTING, why)
+    return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
+
+
+def _is_starting(process: Followed, own: Collection[int]) -> bool:
+    """Whether the process is young and none of the subject's `own` started it: a container's first one, or that of an exec into it.
+
+    What a pod forks has a parent in the pod, and where that has ended, the first process of its PID namespace.
+    """
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
+    return age < STARTING_SECONDS and process.status.parent not in own
+
+
+def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:
+    return [
+        ContainerReport(
+            name=name,
+            pinned=sum(table[key].use for key in keys),
+            peak=subject.peaks.containers.get(name, 0),
+        )
+        for name, keys in running_containers(subject.held.by_container, subject).items()
+    ]

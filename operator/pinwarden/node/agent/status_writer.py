@@ -1,0 +1,221 @@
+"""When the agent's report is worth a write to the API server, and the thread that writes it.
+
+`WritePolicy` is pure: with thousands of nodes each write counts. An acknowledgement, a change of level, a pod that came or went, an
+overshoot, a refusal, or a value that moved by more than 2 % of the pod's smallest limit makes a write due at once; between two writes lies
+at least a second, in which later changes join. Without a change there is one every five minutes at least, a little earlier at random, so
+that agents that were once in step are not for long. A failed write stays due.
+"""
+
+import logging
+import mmap
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from pinwarden.api.nodepinconfig import GroupReport, NodePinConfigSpec, NodePinConfigStatus, PodReport
+from pinwarden.common.backoff import Backoff
+from pinwarden.node.agent.api_client import ApiError
+from pinwarden.node.agent.threads import Board, Snapshot
+
+PAGE_BYTES = mmap.PAGESIZE
+SHARE_OF_LIMIT = 0.02
+BETWEEN_WRITES_SECONDS = 1.0
+HEARTBEAT_SECONDS = (270.0, 300.0)
+_log = logging.getLogger(__name__)
+
+
+def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
+    """Per uid of a governed pod, the least of its limits in bytes; per uid of a group with a capacity, that."""
+    capacities = {group.uid: group.capacity for group in spec.groups if group.capacity is not None}
+    amounts = {limit.name: limit.limit for limit in spec.limits}
+    known = {pod.uid: [amounts[name] for name in pod.limits if name in amounts] for pod in spec.pods}
+    return {uid: min(limits) for uid, limits in known.items() if limits} | capacities
+
+
+def worth_writing(
+    written: NodePinConfigStatus, report: NodePinConfigStatus, limits: Mapping[str, int]
+) -> bool:
+    """Whether `report` says something that `written` did not; `limits` as `smallest_limits` gives them."""
+    if _statement(written) != _statement(report):
+        return True
+    before = {pod.uid: pod for pod in written.pods}
+    if any(_moved(before[pod.uid], pod, limits.get(pod.uid, 0)) for pod in report.pods):
+        return True
+    pairs = zip(written.groups, report.groups, strict=True)
+    return any(_group_moved(old, new, limits.get(new.uid, new.charge or 0)) for old, new in pairs)
+
+
+def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
+    """All of a report but its amounts and times."""
+    return (
+        report.observed_generation,
+        report.agent_version,
+        report.kernel_version,
+        report.cgroup_version,
+        report.truncated,
+        {(limit.uid, limit.hash) for limit in report.applied_limits},
+        report.unsupported_limits,
+        report.sources,
+        {(pod.uid, pod.level, pod.reason, *(one.name for one in pod.containers)) for pod in report.pods},
+        {pod.uid: pod.denials for pod in report.pods},
+        {(denial.number, denial.time) for denial in report.recent_denials},
+        report.denials_dropped,
+        {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
+        [_of_group(group) for group in report.groups],
+    )
+
+
+def _of_group(group: GroupReport) -> tuple[object, ...]:
+    """All of a group's report but its amounts and times."""
+    borrowers = {(each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers}
+    return (
+        group.uid,
+        group.hash,
+        group.phase,
+        group.reason,
+        group.message,
+        group.objects,
+        group.truncated,
+        group.omitted,
+        frozenset(borrowers),
+        frozenset(name for name, amount in _group_amounts(group).items() if amount is None),
+    )
+
+
+def _group_amounts(group: GroupReport) -> dict[str, int | None]:
+    """The amounts of a group and its borrowers, in bytes."""
+    own = {"charge": group.charge, "orphaned": group.orphaned, "dead": group.dead, "own": group.own}
+    borrowed = {f"{each.pod} borrowed": each.borrowed for each in group.borrowers}
+    mapped = {f"{each.pod} mapped": each.mapped for each in group.borrowers}
+    return {**own, **borrowed, **mapped}
+
+
+def _group_moved(before: GroupReport, now: GroupReport, capacity: int) -> bool:
+    threshold = max(PAGE_BYTES, capacity * SHARE_OF_LIMIT)
+    old, new = _group_amounts(before), _group_amounts(now)
+    return any(abs((new[name] or 0) - (old.get(name) or 0)) > threshold for name in new)
+
+
+def _moved(before: PodReport, now: PodReport, limit: int) -> bool:
+    threshold = max(PAGE_BYTES, limit * SHARE_OF_LIMIT)
+    return any(abs(new - old) > threshold for old, new in zip(_amounts(before), _amounts(now), strict=True))
+
+
+def _amounts(pod: PodReport) -> list[int]:
+    containers = [amount for one in pod.containers for amount in (one.pinned, one.peak)]
+    return [pod.vm_lck, pod.vm_pin, pod.peak, *containers]
+
+
+class WritePolicy:
+    """Says how long a write can wait, from what was written last and when. Times are seconds of one clock."""
+
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._uniform = uniform
+        self._written: tuple[str, NodePinConfigStatus] | None = None
+        self._not_before = 0.0
+        self._heartbeat = 0.0
+
+    def wait(self, now: float, uid: str, report: NodePinConfigStatus, limits: Mapping[str, int]) -> float:
+        """Seconds until `report` on the object `uid` is to be written, 0 for now."""
+        if (
+            self._written is None
+            or self._written[0] != uid
+            or worth_writing(self._written[1], report, limits)
+        ):
+            return max(0.0, self._not_before - now)
+        return max(0.0, max(self._heartbeat, self._not_before) - now)
+
+    def written(self, now: float, uid: str, report: NodePinConfigStatus) -> None:
+        """The object `uid` has this report now."""
+        self._written = (uid, report)
+        self._not_before = now + BETWEEN_WRITES_SECONDS
+        self._heartbeat = now + self._uniform(*HEARTBEAT_SECONDS)
+
+    def failed(self, now: float, delay: float) -> None:
+        """Nothing was written; the next try is at least `delay` seconds away."""
+        self._not_before = now + delay
+
+
+class Client(Protocol):
+    """The writing half of `kube.NodePinConfigClient`."""
+
+    def replace_status(self, uid: str, status: Mapping[str, Any]) -> None:
+        """See there."""
+        ...
+
+
+class Reporter:
+    """Writes snapshots of the board to the node's object while there is one. `failed` and `succeeded` count."""
+
+    def __init__(
+        self,
+        client: Client,
+        board: Board,
+        *,
+        failed: Callable[[], None],
+        succeeded: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._board = board
+        self._failed = failed
+        self._succeeded = succeeded
+        self._policy = WritePolicy()
+        self._backoff = Backoff(first=0.2, cap=5.0, asked_cap=5.0)
+        self._outage = False
+        self._target: str | None = None
+        self._announced = threading.Event()
+
+    def announce(self, uid: str | None) -> None:
+        """The node's object is the one with this uid, or there is none. Called from the watcher's thread."""
+        self._target = uid
+        if uid is None:
+            self._announced.clear()
+        else:
+            self._announced.set()
+
+    def run(self) -> NoReturn:
+        """Never returns; a failure of the API server is no exception."""
+        snapshot: Snapshot | None = None
+        wait: float | None = None
+        while True:
+            self._announced.wait()
+            snapshot = self._board.wait_for_newer(snapshot, wait)
+            wait = self._step(snapshot) if snapshot else None
+
+    def _step(self, snapshot: Snapshot) -> float:
+        """Writes the snapshot when that is due; seconds until it is to be looked at again, should no newer one come."""
+        uid = self._target
+        nothing_known = snapshot.configuration is None and snapshot.problem is None
+        if uid is None or nothing_known:
+            return BETWEEN_WRITES_SECONDS
+        report = report_on(snapshot, uid)
+        limits = smallest_limits(snapshot.configuration.spec) if snapshot.configuration else {}
+        wait = self._policy.wait(time.monotonic(), uid, report, limits)
+        if wait == 0:
+            self._write(uid, report)
+        return max(wait, 0.05)
+
+    def _write(self, uid: str, report: NodePinConfigStatus) -> None:
+        try:
+            self._client.replace_status(uid, report.to_wire())
+        except ApiError as error:
+            self._failed()
+            if not self._outage:
+                _log.warning("the status was not written, trying again: %s", error)
+            self._outage = True
+            self._policy.failed(time.monotonic(), self._backoff.failed(error.retry_after))
+            return
+        self._succeeded()
+        self._outage = False
+        self._backoff.succeeded()
+        self._policy.written(time.monotonic(), uid, report)
+
+
+def report_on(snapshot: Snapshot, uid: str) -> NodePinConfigStatus:
+    """The report as the object `uid` may bear it: a generation that another object had was not observed of this one."""
+    report = snapshot.report
+    if snapshot.configuration is None or snapshot.configuration.uid != uid:
+        report = report.model_copy(update={"observed_generation": None})
+    return report

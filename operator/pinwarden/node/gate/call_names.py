@@ -1,0 +1,74 @@
+"""The name of a gated system call as its manual page writes it, with the flags that made it a gated one: `mlockall(MCL_FUTURE)`."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pinwarden.node.gate import pin_requests
+from pinwarden.node.linux.seccomp_notify import Call
+
+_INT: Final = 2**32 - 1
+_FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
+    "mlock2": (2, {pin_requests.MLOCK_ONFAULT: "MLOCK_ONFAULT"}),
+    "mlockall": (
+        0,
+        {
+            pin_requests.MCL_CURRENT: "MCL_CURRENT",
+            pin_requests.MCL_FUTURE: "MCL_FUTURE",
+            pin_requests.MCL_ONFAULT: "MCL_ONFAULT",
+        },
+    ),
+    "mmap": (3, {pin_requests.MAP_LOCKED: "MAP_LOCKED", pin_requests.MAP_GROWSDOWN: "MAP_GROWSDOWN"}),
+    "mremap": (
+        3,
+        {pin_requests.MREMAP_FIXED: "MREMAP_FIXED", pin_requests.MREMAP_DONTUNMAP: "MREMAP_DONTUNMAP"},
+    ),
+}
+"""By call: the register that holds its flags, and those that are told; others say nothing about pinning."""
+_COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
+    "shmctl": (1, {pin_requests.SHM_LOCK: "SHM_LOCK"}),
+    "socket": (0, {pin_requests.AF_XDP: "AF_XDP"}),
+    "io_uring_register": (
+        1,
+        {
+            pin_requests.REGISTER_BUFFERS: "IORING_REGISTER_BUFFERS",
+            pin_requests.REGISTER_BUFFERS2: "IORING_REGISTER_BUFFERS2",
+            pin_requests.BUFFERS_UPDATE: "IORING_REGISTER_BUFFERS_UPDATE",
+        },
+    ),
+    "ioctl": (
+        1,
+        {
+            pin_requests.VFIO_IOMMU_MAP_DMA: "VFIO_IOMMU_MAP_DMA",
+            pin_requests.IOMMU_IOAS_MAP: "IOMMU_IOAS_MAP",
+        },
+    ),
+}
+"""By call: the register that says what is asked for, and the names; one without a name is told as a number."""
+_NAMES: Final = {
+    (arch, number): name for arch, numbers in pin_requests.NUMBERS.items() for name, number in numbers.items()
+}
+
+
+def describe(call: Call) -> str:
+    """Return the call's name, and its telling flags or command in brackets; `system call N` for a call that no profile gates."""
+    name = _NAMES.get((call.arch, call.number))
+    if name is None:
+        return f"system call {call.number}"
+    argument = _flags(name, call) if name in _FLAGS else _command(name, call)
+    return f"{name}({argument})" if argument else name
+
+
+def _flags(name: str, call: Call) -> str:
+    register, known = _FLAGS[name]
+    return "|".join(text for flag, text in known.items() if call.arguments[register] & flag)
+
+
+def _command(name: str, call: Call) -> str:
+    if name not in _COMMANDS:
+        return ""
+    register, known = _COMMANDS[name]
+    command = call.arguments[register] & _INT
+    if name == "io_uring_register":
+        command &= ~pin_requests.USE_REGISTERED_RING
+    as_number: Callable[[int], str] = hex if name == "ioctl" else str
+    return known.get(command) or as_number(command)

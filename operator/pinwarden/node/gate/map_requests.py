@@ -1,0 +1,90 @@
+"""What a gated system call maps of something that other processes can have mapped too, from its registers. Pure.
+
+- mmap with MAP_SHARED (or MAP_SHARED_VALIDATE) of a descriptor: `PAGE_ALIGN(len)` from its offset on; a descriptor of hugetlbfs by whole
+  huge pages (ksys_mmap_pgoff), which only who looks at it can tell.
+- shmat: all of a segment. Its registers do not tell how much that is.
+- mremap: what lies in the mapping at the address, and with what it grows by; an old length of 0 maps it a second time (mm/mremap.c).
+- remap_file_pages: another part of what the mapping at the address is of, in its place (mm/mmap.c).
+
+MAP_ANONYMOUS has no descriptor. A call that the kernel ends with another error maps nothing, and is let through to get that error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from pinwarden.node.gate.pin_requests import NUMBERS, PAGE, Registers, aligned, untagged
+from pinwarden.node.linux.seccomp_notify import Call
+
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
+_MREMAP_FLAGS = 7  # MAYMOVE, FIXED, DONTUNMAP
+_INT, _SIGN = 2**32 - 1, 2**31
+_MOST = 2**63
+
+
+class By(Enum):
+    """How a call names what it maps."""
+
+    DESCRIPTOR = "a number in the caller's table"
+    SEGMENT = "a System V id in the caller's IPC namespace"
+    ADDRESS = "an address in a mapping that is there already"
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """What a call maps: `size` bytes from `offset` on, both in bytes, of the object named by `name`.
+
+    `size` is 0 where the object has the only word in that. With `relative` the offset counts from what lies at the address.
+    """
+
+    by: By
+    name: int
+    offset: int = 0
+    size: int = 0
+    relative: bool = False
+
+
+def read(call: Call) -> Maps | None:
+    """What the call maps; None for one that maps nothing of this kind."""
+    reader = _BY_NUMBER.get((call.arch, call.number))
+    return reader(call.arch, call.arguments) if reader else None
+
+
+def _mmap(_: int, registers: Registers) -> Maps | None:
+    size, offset = aligned(registers[1]), registers[5]
+    if registers[3] & (MAP_SHARED | MAP_ANONYMOUS) != MAP_SHARED or not size or offset % PAGE:
+        return None
+    if offset + size > _MOST:
+        return None  # EOVERFLOW
+    return Maps(By.DESCRIPTOR, registers[4] & _INT, offset, size)
+
+
+def _shmat(_: int, registers: Registers) -> Maps | None:
+    identity = registers[0] & _INT
+    return None if identity & _SIGN else Maps(By.SEGMENT, identity)
+
+
+def _mremap(arch: int, registers: Registers) -> Maps | None:
+    start, old, new = untagged(arch, registers[0]), aligned(registers[1]), aligned(registers[2])
+    if start % PAGE or new <= old or new > _MOST or registers[3] & ~_MREMAP_FLAGS:
+        return None
+    return Maps(By.ADDRESS, start, 0, new, relative=True)
+
+
+def _remap_file_pages(_: int, registers: Registers) -> Maps | None:
+    start, size, offset = registers[0] // PAGE * PAGE, registers[1] // PAGE * PAGE, registers[3] * PAGE
+    if not size or registers[2] or offset + size > _MOST:
+        return None
+    return Maps(By.ADDRESS, start, offset, size)
+
+
+_READERS: Final[Mapping[str, Callable[[int, Registers], Maps | None]]] = {
+    "mmap": _mmap,
+    "shmat": _shmat,
+    "mremap": _mremap,
+    "remap_file_pages": _remap_file_pages,
+}
+_BY_NUMBER = {
+    (arch, numbers[name]): reader for arch, numbers in NUMBERS.items() for name, reader in _READERS.items()
+}

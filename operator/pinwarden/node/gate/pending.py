@@ -1,0 +1,45 @@
+"""A listener, and a call of it that waits for its answer."""
+
+from dataclasses import dataclass
+
+from pinwarden.node.gate.borrow_gate import Borrowing
+from pinwarden.node.gate.budgets import Place
+from pinwarden.node.gate.caller import Aside
+from pinwarden.node.gate.container import Identity
+from pinwarden.node.linux.seccomp_notify import Call, Listener
+
+_FIRST_RETRY_SECONDS = 50e-6
+
+
+@dataclass(slots=True)
+class Gated:
+    """A listener: a container's, or that of a process that was started into it. `raised`: its first process has the rlimit it may have."""
+
+    number: int
+    listener: Listener
+    identity: Identity
+    raised: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where its calls are made."""
+        return self.identity.place
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A call in a slot of the journal that waits for its answer since it was `received`.
+
+    `began` is when it began to wait for what it waits for now, None before: not when it was received, because it waited for others then.
+    `retry` is how long to wait next, in seconds. `aside` is what is being read of its memory. `borrowing` is what groups may have against
+    it, None when it was not looked at yet or maps nothing.
+    """
+
+    slot: int
+    call: Call
+    gated: Gated
+    received: float
+    aside: Aside[int]
+    borrowing: Borrowing | None = None
+    began: float | None = None
+    retry: float = _FIRST_RETRY_SECONDS

@@ -1,0 +1,332 @@
+"""The holder: keeps the descriptors of listeners, and does nothing else, so that there is no reason for it to end.
+
+While a copy of a listener's descriptor is open anywhere, calls wait for an answer; once the last one is closed they end with ENOSYS for as
+long as the container runs. So the container runtime sends each descriptor here, the gate gets a copy, and whichever of the two dies gets
+its copies back from the other. A new holder takes over from the one that runs, sockets and all, which then only keeps what it has.
+
+It answers whoever connects in one thread, trusts nobody to be quick, and starts fast: it imports nothing outside the standard library.
+
+The kernel lets go a descriptor that is received by a process with no room for it. So who sends one waits until there is room.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pinwarden.common.guard import Guard
+from pinwarden.node.holder import protocol
+from pinwarden.node.holder.protocol import MESSAGE_BYTES, Kind, Packet
+
+SECONDS = 5.0
+PAUSE_SECONDS = 0.5
+_DESCRIPTORS = 4
+_BACKLOG = 512
+_ENDED = select.EPOLLHUP | select.EPOLLERR
+_log = logging.getLogger(__name__)
+
+
+class Holder:
+    """Listens from the moment it is made: `runtime` is the path in the profiles, `gates` that for gates and successors."""
+
+    def __init__(self, runtime: Path, gates: Path) -> None:
+        """Takes over from a holder that runs, or takes the place of one that is gone. Raises OSError."""
+        self._guard = Guard(("descriptor",))
+        self._held: dict[int, tuple[int, bytes]] = {}
+        self._gate: socket.socket | None = None
+        self._poll = select.epoll()
+        self._ready: dict[int, Callable[[int], None]] = {}
+        self._arriving: dict[int, tuple[socket.socket, float, bytes, list[int]]] = {}
+        taken = self._take_over(gates)
+        self._runtime, self._gates = taken or (
+            _listen(runtime, socket.SOCK_STREAM),
+            _listen(gates, socket.SOCK_SEQPACKET),
+        )
+        self._watch(self._runtime, self._accept_runtime)
+        self._watch(self._gates, self._accept_gate)
+
+    @property
+    def held(self) -> int:
+        """How many listeners it has."""
+        return len(self._held)
+
+    def turn(self, seconds: float) -> None:
+        """Does what is to be done; waits for that up to `seconds`."""
+        for descriptor, event in self._poll.poll(seconds):
+            if ready := self._ready.get(descriptor):
+                with self._guard.item("descriptor"):
+                    ready(event)
+                if not self._guard.due("descriptor"):
+                    self._give_up(descriptor)
+        now = time.monotonic()
+        for descriptor, (_, deadline, _, _) in list(self._arriving.items()):
+            if now > deadline:
+                _log.warning("a container runtime connected and did not finish within %.0f s", SECONDS)
+                self._end_arrival(descriptor)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        for descriptor, _ in self._held.values():
+            os.close(descriptor)
+        for each in (self._runtime, self._gates, self._gate):
+            if each is not None:
+                each.close()
+        self._poll.close()
+
+    def _give_up(self, descriptor: int) -> None:
+        """Hears no more of what could not be served, unless it is a socket that others are still to connect to."""
+        if descriptor in self._arriving:
+            self._end_arrival(descriptor)
+        elif self._gate is not None and descriptor == self._gate.fileno():
+            self._drop_gate()
+        else:
+            time.sleep(PAUSE_SECONDS)
+
+    def _watch(self, source: socket.socket, ready: Callable[[int], None]) -> None:
+        source.setblocking(False)
+        self._ready[source.fileno()] = ready
+        self._poll.register(source, select.EPOLLIN)
+
+    def _unwatch(self, source: socket.socket) -> None:
+        self._poll.unregister(source)
+        del self._ready[source.fileno()]
+
+    # -- listeners ---------------------------------------------------------------------------------------------------
+
+    def _accept_runtime(self, _: int) -> None:
+        if connection := _accept(self._runtime):
+            number = connection.fileno()
+            self._arriving[number] = (connection, time.monotonic() + SECONDS, b"", [])
+            self._watch(connection, lambda _: self._read_runtime(number))
+
+    def _read_runtime(self, number: int) -> None:
+        connection, deadline, before, kept = self._arriving[number]
+        try:
+            _need_room()
+        except OSError as error:
+            _log.error("a container runtime has to wait with its listener: %s", error)
+            time.sleep(PAUSE_SECONDS)
+            self._arriving[number] = (connection, time.monotonic() + SECONDS, before, kept)
+            return
+        try:
+            data, came, flags, _ = socket.recv_fds(
+                connection, MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("a container runtime went away: %s", error)
+            self._end_arrival(number)
+            return
+        if flags & socket.MSG_CTRUNC:
+            _log.error("a listener is lost: its descriptor could not be received")
+        kept += came
+        self._arriving[number] = (connection, deadline, before + data, kept)
+        if not data or len(before) + len(data) > MESSAGE_BYTES:
+            self._end_arrival(number)
+
+    def _end_arrival(self, number: int) -> None:
+        connection, _, message, came = self._arriving.pop(number)
+        self._unwatch(connection)
+        connection.close()
+        for extra in came[1:]:
+            os.close(extra)
+        if not came:
+            return
+        if not message or len(message) > MESSAGE_BYTES:
+            _log.error("a descriptor came without a message that says of which container; it is let go")
+            os.close(came[0])
+            return
+        listener = protocol.new_number()
+        if self._keep(listener, came[0], message):
+            self._tell_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
+
+    def _keep(self, number: int, descriptor: int, message: bytes) -> bool:
+        """Whether it is kept: a descriptor whose end the kernel does not tell, as of a regular file, is no listener and is let go."""
+        try:
+            self._poll.register(descriptor, 0)  # its end is always told
+        except OSError as error:
+            _log.error("a descriptor that is no listener came, and is let go: %s", error)
+            os.close(descriptor)
+            return False
+        self._held[number] = (descriptor, message)
+        self._ready[descriptor] = lambda event: self._let_go(number) if event & _ENDED else None
+        return True
+
+    def _let_go(self, number: int) -> None:
+        """No process is left that could make a call."""
+        descriptor, _ = self._held.pop(number)
+        self._poll.unregister(descriptor)
+        del self._ready[descriptor]
+        os.close(descriptor)
+
+    # -- gates and successors ----------------------------------------------------------------------------------------
+
+    def _accept_gate(self, _: int) -> None:
+        connection = _accept(self._gates)
+        if connection is None:
+            return
+        connection.settimeout(SECONDS)
+        try:
+            packet = protocol.receive(connection)
+            if packet is not None:
+                protocol.close(packet.descriptors)
+            if packet is not None and packet.kind is Kind.GATE:
+                self._hear_out()
+                self._send_all(connection)
+                self._drop_gate()
+                self._gate = connection
+                self._watch(connection, lambda _: self._read_gate(connection))
+                connection.settimeout(SECONDS)
+                return
+            if packet is not None and packet.kind is Kind.SUCCESSOR:
+                self._hand_over(connection)
+        except OSError as error:
+            _log.warning("who connected was not served: %s", error)
+        connection.close()
+
+    def _hear_out(self) -> None:
+        """Takes what an earlier gate sent before it ended: it may have been the last to have it."""
+        while self._gate is not None:
+            sent = select.poll()
+            sent.register(self._gate, select.POLLIN)
+            if not sent.poll(0):
+                return
+            self._read_gate(self._gate)
+
+    def _send_all(self, connection: socket.socket) -> None:
+        for number, (descriptor, message) in self._held.items():
+            protocol.send(connection, Packet(Kind.LISTENER, number, message, (descriptor,)))
+        protocol.send(connection, Packet(Kind.COMPLETE))
+
+    def _read_gate(self, connection: socket.socket) -> None:
+        """What a gate has that this holder lacks, or its end."""
+        try:
+            packet = protocol.receive(connection)
+        except OSError as error:
+            _log.warning("the gate's connection failed: %s", error)
+            packet = None
+        if packet is None:
+            self._drop_gate()
+            return
+        self._take(packet)
+
+    def _take(self, packet: Packet) -> None:
+        """Keeps the listener of a packet that this holder lacks, and lets go of whatever else came with it."""
+        wanted = packet.kind is Kind.LISTENER and packet.number not in self._held
+        protocol.close(packet.descriptors[1:] if wanted else packet.descriptors)
+        if wanted and packet.descriptors:
+            self._keep(packet.number, packet.descriptors[0], packet.message)
+
+    def _tell_gate(self, packet: Packet) -> None:
+        if self._gate is None:
+            return
+        try:
+            protocol.send(self._gate, packet)
+        except OSError as error:
+            _log.warning(
+                "the gate does not take a listener, it will get all when it connects again: %s", error
+            )
+            self._drop_gate()
+
+    def _drop_gate(self) -> None:
+        if self._gate is not None:
+            self._unwatch(self._gate)
+            self._gate.close()
+            self._gate = None
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        """Everything goes to the successor; what it holds stays held here too. Raises OSError when that did not take all."""
+        while self._arriving:
+            self.turn(0.1)
+        sockets = (self._runtime.fileno(), self._gates.fileno())
+        protocol.send(connection, Packet(Kind.SOCKETS, descriptors=sockets))
+        self._send_all(connection)
+        packet = protocol.receive(connection)
+        if packet is None or packet.kind is not Kind.TAKEN:
+            raise OSError("the successor did not take all")
+        for each in (self._runtime, self._gates):
+            self._unwatch(each)
+            each.close()
+        self._drop_gate()
+        _log.info("another holder has taken over; this one keeps what it has, %d listeners", len(self._held))
+
+    def _take_over(self, gates: Path) -> tuple[socket.socket, socket.socket] | None:
+        """The sockets of the holder that runs, with all it has; None when there is none that answers."""
+        try:
+            with protocol.connect(gates, 3 * SECONDS) as connection:
+                protocol.send(connection, Packet(Kind.SUCCESSOR))
+                return self._take_all(connection)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            _log.error("the holder that runs does not hand over, its sockets are replaced: %s", error)
+            return None
+
+    def _take_all(self, connection: socket.socket) -> tuple[socket.socket, socket.socket]:
+        sockets: list[socket.socket] = []
+        while packet := protocol.receive(connection):
+            if packet.kind is Kind.SOCKETS:
+                sockets = [socket.socket(fileno=each) for each in packet.descriptors]
+                continue
+            self._take(packet)
+            if packet.kind is Kind.COMPLETE and len(sockets) == 2:
+                protocol.send(connection, Packet(Kind.TAKEN))
+                return sockets[0], sockets[1]
+        raise OSError("it ended before all was handed over")
+
+
+def run(runtime: Path, gates: Path) -> None:
+    """Holds until SIGTERM or SIGINT. Raises OSError."""
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    holder = Holder(runtime, gates)
+    _log.info("the holder listens on %s, with %d listeners taken over", runtime, holder.held)
+    while not ended:
+        holder.turn(1.0)
+    _log.info("the holder ends; %d listeners live as long as a gate has them", holder.held)
+
+
+def _accept(source: socket.socket) -> socket.socket | None:
+    """Who waits to be let in; None when there is nobody, or no room."""
+    try:
+        connection, _ = source.accept()
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        _log.error("who connects has to wait: %s", error)
+        time.sleep(PAUSE_SECONDS)
+        return None
+    return connection
+
+
+def _need_room() -> None:
+    """Raises OSError when no message's descriptors could be received now."""
+    with ExitStack() as tried:
+        for _ in range(_DESCRIPTORS):
+            tried.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+
+def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """A socket that root alone may connect to; it takes the place of one that is there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, kind)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(umask)
+    listener.listen(_BACKLOG)
+    return listener

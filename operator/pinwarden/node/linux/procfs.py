@@ -1,0 +1,163 @@
+"""What one process has locked and pinned, read from /proc/PID/status through a descriptor that stays open.
+
+VmLck is `mm->locked_vm` and VmPin is `mm->pinned_vm`, in kB. They are samples: true when they are read, not longer (H2). A process
+without an address space (kernel thread, zombie, and a process whose first thread has ended while others run on) shows neither line,
+which is unknown and not zero (H2).
+
+The descriptor is bound to the process it was opened for (the inode in /proc holds its `struct pid`): once that process is reaped,
+a read fails with ESRCH, also when its id belongs to another one by then. So a reader never tells of the wrong process, and reading
+costs one system call. Open readers cost descriptors: one for each process that is followed.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_FIRST_READ = 4096
+_START_TIME = 22  # its number in proc_pid_stat(5), counted from 1; the name in field 2 may hold anything
+_AFTER_NAME = 3
+
+
+class ProcessKey(NamedTuple):
+    """A process for as long as the node runs: ids come again, an id with its start time (clock ticks since boot) does not."""
+
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One sample. Amounts are in bytes; `locked` and `pinned` are None where the kernel shows none, `stack` (VmStk) is 0 there.
+
+    Capabilities are bit masks.
+    """
+
+    parent: int
+    locked: int | None
+    pinned: int | None
+    stack: int
+    threads: int
+    cap_permitted: int
+    cap_inheritable: int
+    cap_bounding: int
+    no_new_privs: bool
+
+
+def parse_status(text: bytes) -> Status:
+    """Reads the text of /proc/PID/status. Raises ValueError when a line that every process has is missing.
+
+    A process chooses its name, but cannot forge a line with it: the kernel writes a newline in it as `\\n`.
+    """
+    return Status(
+        parent=int(_required(text, b"PPid")),
+        locked=_kilobytes(text, b"VmLck"),
+        pinned=_kilobytes(text, b"VmPin"),
+        stack=_kilobytes(text, b"VmStk") or 0,
+        threads=int(_required(text, b"Threads")),
+        cap_permitted=int(_required(text, b"CapPrm"), 16),
+        cap_inheritable=int(_required(text, b"CapInh"), 16),
+        cap_bounding=int(_required(text, b"CapBnd"), 16),
+        no_new_privs=_required(text, b"NoNewPrivs") == b"1",
+    )
+
+
+def parse_start_ticks(text: bytes) -> int:
+    """The start time in the text of /proc/PID/stat, in clock ticks since boot."""
+    return int(text[text.rindex(b")") + 1 :].split()[_START_TIME - _AFTER_NAME])
+
+
+def thread_status(directory: str) -> Status | None:
+    """A sample of one thread, /proc/PID/task/TID; None when it has ended."""
+    try:
+        descriptor = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_status(_read_whole(descriptor))
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+class StatusReader:
+    """Follows one process. `key` says which; close it, or use it as a context manager.
+
+    Raises ProcessLookupError, on opening and on every read, when the process is gone.
+    """
+
+    __slots__ = ("_fd", "_last", "key")
+
+    def __init__(self, proc_root: Path, pid: int) -> None:
+        self._last: tuple[bytes, Status] | None = None
+        try:
+            directory = os.open(proc_root / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+        try:
+            self.key = ProcessKey(pid, parse_start_ticks(_read_file_at(directory, "stat")))
+            self._fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+        finally:
+            os.close(directory)
+
+    def read(self) -> Status:
+        """A sample of now: the very same object as before while nothing changed, which is cheap for idle processes.
+
+        Raises ProcessLookupError when the process has been reaped.
+        """
+        text = _read_whole(self._fd)
+        if self._last is None or self._last[0] != text:
+            self._last = (text, parse_status(text))
+        return self._last[1]
+
+    def close(self) -> None:
+        """Gives the descriptor back; may be called again."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_whole(descriptor: int) -> bytes:
+    """One read of the whole file, so that all lines are of one moment; a long list of groups needs a larger buffer."""
+    size = _FIRST_READ
+    while len(text := os.pread(descriptor, size, 0)) == size:
+        size *= 2
+    return text
+
+
+def _read_file_at(directory: int, name: str) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return _read_whole(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _value(text: bytes, name: bytes) -> bytes | None:
+    start = text.find(b"\n" + name + b":")
+    if start < 0:
+        return None
+    start += len(name) + 2
+    return text[start : text.index(b"\n", start)].strip()
+
+
+def _required(text: bytes, name: bytes) -> bytes:
+    value = _value(text, name)
+    if value is None:
+        raise ValueError(f"status has no line {name.decode()}")
+    return value
+
+
+def _kilobytes(text: bytes, name: bytes) -> int | None:
+    value = _value(text, name)
+    return None if value is None else int(value.removesuffix(b" kB")) * 1024

@@ -1,0 +1,181 @@
+"""A JSON file that is either whole or set aside: what an agent must find again after a crash.
+
+The file holds a version, a digest over the content, and the content. It is replaced as a whole: written beside, synced, renamed, and
+the directory synced, so that a crash leaves the earlier file or the new one. A file that is truncated, altered, huge or of another version
+is set aside as `<name>.corrupt-<n>` with a warning, is never read again, and never ends the agent. The same holds for what is no regular
+file, or belongs to somebody whose files this process may not read.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pinwarden.common.guard import shown
+
+_Content = TypeVar("_Content")
+_log = logging.getLogger(__name__)
+_LOCK_POLL_SECONDS = 0.2
+MOST_BYTES = 64 << 20
+"""A longer file is not read: an object of the API server has 1.5 MiB, and 100,000 processes take 8 MiB."""
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What parsers and the code behind them raise for content that nobody foresaw."""
+_MOST_ASIDE = 8
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
+
+
+class StateFile:
+    """One file and its format's version; one writer at a time."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        self._path = path
+        self._version = version
+
+    def load(self) -> Any:
+        """The content that was saved last; None when there is no usable file. Raises OSError."""
+        try:
+            return self._decode(read_whole(self._path))
+        except FileNotFoundError:
+            return None
+        except UNUSABLE as error:
+            self.set_aside(str(error))
+            return None
+
+    def save(self, content: Any) -> None:
+        """Replaces the file by JSON `content`; it is on disk on return. Raises OSError, and the earlier file stays then."""
+        whole = {"version": self._version, "digest": _digest(content), "content": content}
+        write_atomically(self._path, json.dumps(whole).encode())
+
+    def set_aside(self, reason: str) -> None:
+        """Rename a file that cannot be used, with a warning. Raises OSError."""
+        set_aside(self._path, reason)
+
+    def _decode(self, data: bytes) -> Any:
+        whole: Any = json.loads(data)
+        if not isinstance(whole, dict) or whole.get("version") != self._version:
+            raise ValueError(f"not a file of version {self._version}")
+        content: Any = whole.get("content")
+        if whole.get("digest") != _digest(content):
+            raise ValueError("the digest does not fit")
+        return content
+
+
+class Glance:
+    """Looks whether a file that others replace is another one than at the last look, or had its time renewed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+        self._failure = ""
+
+    def newer(self, load: Callable[[Path], _Content | None]) -> _Content | None:
+        """What `load` makes of the file, where that is another one; None also while there is none.
+
+        Where `load` or the look raises OSError, or ValueError for what is no file to read, that is logged, once, and tried again at the
+        next look.
+        """
+        try:
+            if not self._changed() and not self._failure:
+                return None
+            content = load(self.path)
+        except (OSError, ValueError) as error:
+            if self._failure != (failure := str(error)):
+                _log.error("%s cannot be read, what it said last stays: %s", self.path, error)
+                self._failure = failure
+            return None
+        self._failure = ""
+        return content
+
+    def _changed(self) -> bool:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns)
+        return before != self._seen
+
+    @property
+    def age(self) -> float:
+        """Seconds since its time at the last look; infinite where it was never seen."""
+        return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file, without waiting for a FIFO. Raises OSError; ValueError where it is none, or not for this process."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            raise ValueError(f"it cannot be opened: {error.strerror}") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    return data
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a file that cannot be used, with a warning. Of many only the first and the latest are kept. Raises OSError."""
+    for number in range(1, _MOST_ASIDE + 1):
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
+        if not os.path.lexists(aside):
+            break
+    path.rename(aside)
+    _log.warning("%s is not usable (%s), set aside as %s", path, shown(reason), aside)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path`, readable by its owner alone; it is on disk on return. Raises OSError."""
+    beside = path.with_name(f"{path.name}.new")
+    with open(beside, "wb", opener=_owner_only) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def exclusive(path: Path, patience: float) -> Iterator[None]:
+    """Holds the lock on `path`, waiting up to `patience` seconds for its holder to end.
+
+    The kernel gives the lock back when its holder dies, however it dies. Raises TimeoutError when it is held for longer, OSError when
+    the file cannot be opened.
+    """
+    with open(path, "wb", opener=_owner_only) as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"another agent holds {path}") from error
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

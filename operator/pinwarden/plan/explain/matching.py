@@ -1,0 +1,198 @@
+"""Before any limit is held: whether the pod is on a node, and which limits its labels choose."""
+
+from collections.abc import Iterator
+
+from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, PinLimit
+from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.explain.advice import called, first_limit, kubectl, patch
+from pinwarden.plan.explain.evidence import Case
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.explain.limits import overridden, strictest
+from pinwarden.plan.explain.nearest import Near, nearest
+from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches
+from pinwarden.plan.types import Node
+
+_MENDED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
+
+
+def placing(case: Case) -> Iterator[Finding]:
+    """Of a pod that runs nowhere, or where no agent can."""
+    pod = case.pod
+    if pod.terminal:
+        yield Finding(
+            cause=Cause.POD_ENDED,
+            problem=False,
+            message="All containers of the pod have ended for good: no limit holds for it any more.",
+            next=NextStep(
+                text="Remove the pod when nobody needs its log any more.",
+                command=kubectl("delete", "pod", pod.name, namespace=pod.namespace),
+            ),
+        )
+    elif not pod.node:
+        yield Finding(
+            cause=Cause.NOT_SCHEDULED,
+            problem=True,
+            message="The pod is not bound to a node yet; its limits hold once it is, and limits that choose nodes are not judged yet.",
+            next=NextStep(
+                text="See why the scheduler has not placed it.",
+                command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+            ),
+        )
+    elif case.windows:
+        yield Finding(
+            cause=Cause.ON_WINDOWS,
+            problem=False,
+            message="The pod is for Windows, where no agent runs: no limit and no group reaches it, whatever they select.",
+            next=NextStep(
+                text="See what its node runs.",
+                command=kubectl("get", "node", pod.node, "-o", "wide"),
+            ),
+        )
+
+
+def selecting(case: Case) -> Iterator[Finding]:
+    """Of limits that should hold and do not, and of a pod that none selects."""
+    for limit in case.selecting:
+        if refusal := case.refused.get(limit_name(limit)):
+            yield _refused(limit, refusal)
+    for name, problem in sorted(case.evidence.unreadable.items()):
+        yield Finding(
+            cause=Cause.LIMIT_NOT_UNDERSTOOD,
+            problem=False,
+            message=f"{name} is of another version of pinwarden, so it is not known whether it holds for the pod: {problem}.",
+            next=NextStep(
+                text="Use a kubectl-pinwarden of the operator's version.",
+                command=kubectl(
+                    "get",
+                    "deployment",
+                    "pinwarden-operator",
+                    "-o",
+                    "jsonpath={.spec.template.spec.containers[0].image}",
+                    namespace=case.evidence.system,
+                ),
+            ),
+        )
+    if exempt := _exempt(case):
+        yield exempt
+    elif not case.matching:
+        yield _none(case)
+
+
+def standing(case: Case) -> Iterator[Finding]:
+    """Of the limits beside each other: none refuses anything, or one adds nothing."""
+    if case.matching and all(limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching):
+        limit = case.matching[0]
+        yield Finding(
+            cause=Cause.AUDIT,
+            problem=False,
+            message=f"Only Audit limits match ({', '.join(map(called, case.matching))}): they evaluate and refuse nothing.",
+            next=NextStep(
+                text="Have it refused when the figures are as you expect.",
+                command=patch(limit, {"enforcement": "Enforce"}),
+            ),
+        )
+    yield from _overridden(case)
+
+
+def _overridden(case: Case) -> Iterator[Finding]:
+    """Of limits that add nothing, where their authors may not expect it: a ceiling above a limit is what ceilings are for.
+
+    Nothing of Audit limits: that one does not hold anything back is no reason to raise another.
+    """
+    first = strictest(case)
+    by_name = {limit_name(limit): limit for limit in case.matching}
+    for name, others in sorted(overridden(case).items()):
+        limit, other = by_name[name], first if first in others else others[0]
+        if (
+            other is None
+            or limit.spec.enforcement is Enforcement.AUDIT
+            or (isinstance(limit, ClusterPinLimit) and isinstance(other, PinLimit))
+        ):
+            continue
+        yield Finding(
+            cause=Cause.OVERRIDDEN,
+            problem=False,
+            message=f"{called(limit)} ({limit.spec.limit}) adds nothing: {called(other)} ({other.spec.limit}) is reached first.",
+            next=NextStep(
+                text=f"For more than {other.spec.limit}, {_who(other)} must raise {called(other)}.",
+                command=patch(other, {"limit": str(limit.spec.limit)}),
+            ),
+        )
+
+
+def _who(limit: Limit) -> str:
+    return "somebody with rights on the namespace" if isinstance(limit, PinLimit) else "an administrator"
+
+
+def _refused(limit: Limit, refusal: Refusal) -> Finding:
+    field = refusal.message.removeprefix("spec.").partition(":")[0]
+    if field in _MENDED:
+        step = NextStep(text=f"Change spec.{field}.", command=patch(limit, {field: _MENDED[field]}))
+    else:
+        kind = "pinlimit" if isinstance(limit, PinLimit) else "clusterpinlimit"
+        command = kubectl("edit", kind, limit.metadata.name, namespace=limit.metadata.namespace)
+        step = NextStep(text=f"Correct spec.{field}.", command=command)
+    return Finding(
+        cause=Cause.LIMIT_REFUSED,
+        problem=True,
+        message=f"{called(limit)} matches, but pinwarden does not act on it ({refusal.reason}): {refusal.message}.",
+        next=step,
+    )
+
+
+def _exempt(case: Case) -> Finding | None:
+    evidence = case.evidence
+    if evidence.pod.namespace not in evidence.settings.exempt:
+        return None
+    node, everywhere = evidence.node or Node(case.pod.node), Settings(exempt=frozenset())
+    reached = [
+        limit
+        for limit in evidence.limits
+        if matches(limit, case.pod, evidence.namespace, node, everywhere) and limit not in case.selecting
+    ]
+    if not reached and case.matching:
+        return None
+    names = ", ".join(map(called, reached))
+    besides = f"; {names} would match otherwise" if names else ""
+    return Finding(
+        cause=Cause.EXEMPT_NAMESPACE,
+        problem=False,
+        message=f"Namespace {case.pod.namespace} is exempt from a ClusterPinLimit that does not name it{besides}.",
+        next=first_limit(case.pod),
+    )
+
+
+def _none(case: Case) -> Finding:
+    """No limit: what the nearest one lacks, and the least that makes it hold, or a limit of the pod's own."""
+    near = nearest(case.evidence)
+    message, step = "There is no limit that could match the pod.", first_limit(case.pod)
+    if near is not None:
+        message = (
+            f"No limit matches the pod. The nearest is {called(near.limit)}: {'; '.join(near.differences)}."
+        )
+        step = _to_match(case, near) or step
+    return Finding(cause=Cause.NO_LIMIT, problem=not case.refused, message=message, next=step)
+
+
+def _to_match(case: Case, near: Near) -> NextStep | None:
+    """What makes the nearest limit hold; None where that would take another meaning from the pod's labels, or is not for labels to do."""
+    pod, limit = case.pod, near.limit
+    if not near.labels:
+        return None
+    if not near.labels.keys() & pod.labels.keys():
+        labels = [f"{key}={value}" for key, value in sorted(near.labels.items())]
+        return NextStep(
+            text=f"To have {called(limit)} hold, label the pod, and the template that it is made from.",
+            command=kubectl("label", "pod", pod.name, *labels, namespace=pod.namespace),
+        )
+    if (
+        limit.status is not None
+        and limit.status.matched_pods == 0
+        and near.labels.keys() <= pod.labels.keys()
+    ):
+        own = {key: pod.labels[key] for key in sorted(near.labels)}
+        return NextStep(
+            text=f"{called(limit)} matches no pod at all. If it is meant for this one, correct its podSelector.",
+            command=patch(limit, {"podSelector": {"matchLabels": own}}),
+        )
+    return None

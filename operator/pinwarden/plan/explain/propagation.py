@@ -1,0 +1,170 @@
+"""Between a limit and its being held: the operator writes it for the node, the node's agent takes it. Where that stops, and why."""
+
+from collections.abc import Iterator
+
+from pinwarden.plan.decode import AGENT_SELECTOR
+from pinwarden.plan.explain.advice import agent_log, called, kubectl, patch
+from pinwarden.plan.explain.evidence import Case
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.limit_compiler import Limit, limit_name
+from pinwarden.plan.limit_on_node import TOO_MANY_LIMITS
+
+
+def reaching(case: Case) -> Iterator[Finding]:
+    """Of a node that cannot be asked, or does not answer."""
+    evidence, node = case.evidence, case.pod.node
+    if evidence.node is None:
+        yield Finding(
+            cause=Cause.NODE_UNKNOWN,
+            problem=True,
+            message=f"The pod is bound to node {node}, and there is no such Node: nobody holds it.",
+            next=NextStep(text="See which nodes there are.", command=kubectl("get", "nodes")),
+        )
+        return
+    if evidence.config is None:
+        yield Finding(
+            cause=Cause.NO_CONFIG,
+            problem=True,
+            message=f"Node {node} has no NodePinConfig: the operator has not told it anything yet.",
+            next=NextStep(
+                text="See whether the operator runs.",
+                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+            ),
+        )
+    elif case.released:
+        yield Finding(
+            cause=Cause.RELEASED,
+            problem=True,
+            message=f"Node {node} is in mode Release: every process there has the limits that it had before.",
+            next=NextStep(
+                text="See who released it; the operator sets Active by itself while it runs.",
+                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+            ),
+        )
+    if evidence.agent is None:
+        where = ("-l", AGENT_SELECTOR, "--field-selector", f"spec.nodeName={node}", "-o", "wide")
+        yield Finding(
+            cause=Cause.AGENT_MISSING,
+            problem=True,
+            message=f"No agent runs on node {node}, so how the pod is held is not known. Limits that were in force stay so.",
+            next=NextStep(
+                text="See why the DaemonSet has no pod there (taints, node selector, quota).",
+                command=kubectl("get", "pods", *where, namespace=evidence.system),
+            ),
+        )
+    elif not evidence.agent.ready:
+        yield Finding(
+            cause=Cause.AGENT_SILENT,
+            problem=True,
+            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is lost: how the pod is held, and what it "
+            "uses, is not known. Limits that were in force stay so.",
+            next=NextStep(
+                text="See what its agent says.",
+                command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
+            ),
+        )
+    elif case.stale:
+        yield _stale(case, evidence.agent.pod)
+
+
+def _stale(case: Case, agent: str) -> Finding:
+    status = case.evidence.config.status if case.evidence.config else None
+    sampled = status.sampled_at if status else None
+    last = f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when it reported"
+    return Finding(
+        cause=Cause.AGENT_SILENT,
+        problem=True,
+        message=f"The agent of node {case.pod.node} ({agent}) {last}, and one that is well reports every five minutes: how the pod is "
+        "held, and what it uses now, is not known. Limits that were in force stay so.",
+        next=NextStep(text="See what the agent says.", command=agent_log(case.evidence)),
+    )
+
+
+def taking(case: Case) -> Iterator[Finding]:
+    """Of limits that the node was not told to hold the pod to, has not taken, or cannot take.
+
+    Nothing of a node that does not answer, or is told to hold nothing.
+    """
+    if case.view.silent or case.evidence.config is None or case.released:
+        return
+    late, room = [], ""
+    for limit in case.matching:
+        share = case.shares[limit_name(limit)]
+        if case.acknowledges(limit):
+            continue
+        if share.refused is None:
+            late.append(limit)
+        elif share.refused.reason == TOO_MANY_LIMITS:
+            room = share.refused.detail
+        else:
+            yield _unsupported(case, limit, share.refused.detail)
+    if room:
+        yield _no_room(case, room)
+    stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
+    written = {limit.uid for limit in case.hold.limits.values() if (limit.uid, limit.hash) in stored}
+    if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
+        yield _unwritten(case, unwritten)
+    if untaken := [limit for limit in late if limit.metadata.uid in written]:
+        yield _untaken(case, untaken)
+
+
+def _no_room(case: Case, room: str) -> Finding:
+    return Finding(
+        cause=Cause.NO_ROOM,
+        problem=True,
+        message=f"Not every limit of the pod found room on its node: {room}.",
+        next=NextStep(
+            text="Remove limits that add nothing to others; their status says Overridden.",
+            command=kubectl("get", "pinlimits", "-o", "wide", namespace=case.pod.namespace),
+        ),
+    )
+
+
+def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
+    node = case.pod.node
+    step = NextStep(
+        text="See what the node can hold, and why not more.",
+        command=kubectl("pinwarden", "probe", node, "-o", "wide"),
+    )
+    if detail.startswith("SourceNotSeparable"):
+        step = NextStep(
+            text="Leave out spec.sources, so that the limit is on all sources together.",
+            command=patch(limit, {"sources": None}),
+        )
+    return Finding(
+        cause=Cause.UNSUPPORTED,
+        problem=True,
+        message=f"Node {node} cannot hold {called(limit)}: {detail}.",
+        next=step,
+    )
+
+
+def _unwritten(case: Case, limits: list[Limit]) -> Finding:
+    return Finding(
+        cause=Cause.NOT_WRITTEN,
+        problem=True,
+        message=f"{', '.join(map(called, limits))}: the operator has not written it for the pod into the NodePinConfig of node "
+        f"{case.pod.node} yet.",
+        next=NextStep(
+            text="It takes a moment. If it stays so, see what the operator says.",
+            command=kubectl(
+                "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
+            ),
+        ),
+    )
+
+
+def _untaken(case: Case, limits: list[Limit]) -> Finding:
+    names, config = ", ".join(map(called, limits)), case.evidence.config
+    status = config.status if config else None
+    took = "none yet" if status is None else status.observed_generation
+    is_at = config.metadata.generation if config else None
+    return Finding(
+        cause=Cause.NOT_ACKNOWLEDGED,
+        problem=True,
+        message=f"{names}: the agent of node {case.pod.node} has not acknowledged it yet (generation {is_at} is written, it took {took}).",
+        next=NextStep(
+            text="It takes a moment. If it stays so, see what the agent says.",
+            command=agent_log(case.evidence),
+        ),
+    )

@@ -1,0 +1,328 @@
+"""What all nodes report, by pod and by group, for people to look at.
+
+NodePinConfigs know pods by the UIDs of their cgroups; here these are joined with the Pods. A pod that a node reports and the API server
+does not have (it ended a moment ago, or left something behind, P6) keeps its UID for a name. What is not known is None, never 0 (H2); a
+report that is older than an agent leaves it is *stale*: its figures are shown with their age. Of a node whose report is stale, or whose
+agent is not alive, the levels are not known any more (H1). Figures of groups are as old as the accountant's sample that the node reports.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from pinwarden.api.meta import Model
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfig, NodePinConfigStatus, PodReport
+from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.plan.conditions import SILENT
+from pinwarden.plan.types import Pod
+
+STALE: Final = timedelta(minutes=6)
+"""An agent writes every five minutes at least."""
+
+COUNTED_IN: Final[Mapping[str, tuple[Source, ...]]] = {
+    "VmLck": (Source.MLOCK, Source.MEMFD_SECRET, Source.VFIO),
+    "VmPin": (Source.IO_URING, Source.RDMA, Source.IOMMUFD, Source.VDPA),
+}
+"""The kernel's counters per process, and the sources that it sums up in each: they cannot be told apart further."""
+
+
+class PodFigure(Model):
+    """What a pod was last seen to pin, in bytes, and how it is held. `limit` is the least that holds for it, in its `scope`."""
+
+    namespace: str | None = None
+    pod: str
+    uid: str
+    node: str
+    total: int | None = None
+    locked: int | None = None
+    pinned: int | None = None
+    peak: int | None = None
+    processes: int | None = None
+    limit: int | None = None
+    limit_name: str | None = None
+    scope: Scope | None = None
+    enforcement: Enforcement | None = None
+    level: Level | None = None
+    reason: str = ""
+    message: str = ""
+    denials: int | None = None
+    sampled_at: datetime | None = None
+    stale: bool = False
+
+
+class GroupFigure(Model):
+    """An instance of a SharedMemoryGroup on a node, in bytes."""
+
+    group: str
+    node: str
+    phase: Phase
+    reason: str = ""
+    charge: int | None = None
+    orphaned: int | None = None
+    dead: int | None = None
+    truncated: bool = False
+    sampled_at: datetime | None = None
+    stale: bool = False
+
+
+class BorrowFigure(Model):
+    """What a pod borrows of a group, in bytes."""
+
+    group: str
+    namespace: str | None = None
+    pod: str
+    node: str
+    member: bool
+    borrowed: int | None = None
+    mapped: int | None = None
+    limit: int | None = None
+    level: Level | None = None
+    denials: int | None = None
+    sampled_at: datetime | None = None
+    stale: bool = False
+
+
+class FairFigure(Model):
+    """The fair view of a pod (M11), in bytes: `fair` is its anonymous memory and what counts as its own of its groups."""
+
+    namespace: str | None = None
+    pod: str
+    node: str
+    current: int
+    anonymous: int
+    shared: int
+    fair: int
+    sampled_at: datetime | None = None
+    stale: bool = False
+
+
+class SharedFigures(Model):
+    """All of shared memory."""
+
+    groups: list[GroupFigure]
+    borrows: list[BorrowFigure]
+    fair_view: list[FairFigure]
+
+
+class Wanted(NamedTuple):
+    """Of which pods and groups figures are wanted: of one namespace, or of all (None); `selected`: of the given pods only.
+
+    `alive` are the nodes whose agents are.
+    """
+
+    alive: Collection[str]
+    namespace: str | None = None
+    selected: bool = False
+
+    def takes(self, pod: Pod | None) -> bool:
+        """Whether figures of the pod are wanted; it is None where only its UID is known."""
+        return pod is not None or (self.namespace is None and not self.selected)
+
+    def knows(self, config: NodePinConfig, now: datetime) -> bool:
+        """Whether the levels that the node's agent reported are known to hold still."""
+        sampled = config.status.sampled_at if config.status else None
+        return config.metadata.name in self.alive and not is_stale(sampled, now)
+
+
+def pod_figures(
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: Wanted, now: datetime
+) -> list[PodFigure]:
+    """The pods that are governed or reported, those that pin most first. `pods` are those that figures are wanted of."""
+    found = []
+    by_node = _by_node(pods)
+    for config in configs:
+        names = by_node.get(config.metadata.name, {})
+        limits = {limit.name: limit for limit in config.spec.limits}
+        held = {pod.uid: pod.limits for pod in config.spec.pods if pod.limits}
+        reports = {pod.uid: pod for pod in config.status.pods} if config.status else {}
+        mirrors = {pod.uid for pod in names.values() if pod.uid != pod.cgroup_uid}
+        for uid in (held.keys() - mirrors) | reports.keys():
+            pod = names.get(uid)
+            if wanted.takes(pod):
+                limit = _least(limits[name] for name in held.get(uid, ()) if name in limits)
+                found.append(_figure(config, uid, pod, limit, reports.get(uid), wanted, now))
+    return sorted(found, key=lambda each: (*_largest(each.total), each.namespace or "", each.pod))
+
+
+def shared_figures(
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: Wanted, now: datetime
+) -> SharedFigures:
+    """The groups that nodes report, and the pods of them."""
+    groups: list[GroupFigure] = []
+    borrows: list[BorrowFigure] = []
+    fair: list[FairFigure] = []
+    by_node = _by_node(pods)
+    for config in configs:
+        names = by_node.get(config.metadata.name, {})
+        status = config.status or NodePinConfigStatus()
+        groups += [] if wanted.selected else _groups(config, status, wanted.namespace, now)
+        borrows += _borrows(config, status, names, wanted, now)
+        for each in status.fair_view:
+            pod = names.get(each.pod)
+            if wanted.takes(pod):
+                sampled = _sampled(config, status, each.pod)
+                fair.append(
+                    FairFigure(
+                        namespace=pod.namespace if pod else None,
+                        pod=pod.name if pod else each.pod,
+                        node=config.metadata.name,
+                        current=each.current,
+                        anonymous=each.anonymous,
+                        shared=each.shared,
+                        fair=each.anonymous + each.shared,
+                        sampled_at=sampled,
+                        stale=is_stale(sampled, now),
+                    )
+                )
+    return SharedFigures(
+        groups=sorted(groups, key=lambda each: (each.group, *_largest(each.charge), each.node)),
+        borrows=sorted(borrows, key=lambda each: (each.group, *_largest(each.borrowed), each.pod)),
+        fair_view=sorted(fair, key=lambda each: (-each.fair, each.namespace or "", each.pod)),
+    )
+
+
+def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], list[str]]:
+    """The sources that no ledger of a node counts, with the nodes that say so: figures there are lower bounds (H2)."""
+    found: dict[tuple[Source, ...], list[str]] = {}
+    for config in configs:
+        sources = tuple(
+            each.source for each in (config.status.sources if config.status else ()) if not each.counted
+        )
+        if sources:
+            found.setdefault(sources, []).append(config.metadata.name)
+    return found
+
+
+def is_stale(sampled: datetime | None, now: datetime) -> bool:
+    """Whether a report is older than an agent that is alive leaves it."""
+    return sampled is None or now - sampled > STALE
+
+
+def _largest(amount: int | None) -> tuple[bool, int]:
+    """Sorts the largest first, and what is not known last."""
+    return amount is None, -(amount or 0)
+
+
+def _by_node(pods: Iterable[Pod]) -> Mapping[str, Mapping[str, Pod]]:
+    """The pods of each node by the UIDs that their cgroups bear."""
+    found: dict[str, dict[str, Pod]] = {}
+    for pod in pods:
+        found.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
+    return found
+
+
+def _least(limits: Iterable[NodeLimit]) -> NodeLimit | None:
+    """The limit to show: an enforced one of the whole pod before others, the least of these."""
+    return min(
+        limits,
+        key=lambda limit: (
+            limit.enforcement is Enforcement.AUDIT,
+            list(Scope).index(limit.scope),
+            limit.limit,
+            limit.name,
+        ),
+        default=None,
+    )
+
+
+def _figure(
+    config: NodePinConfig,
+    uid: str,
+    pod: Pod | None,
+    limit: NodeLimit | None,
+    report: PodReport | None,
+    wanted: Wanted,
+    now: datetime,
+) -> PodFigure:
+    figure = PodFigure(
+        namespace=pod.namespace if pod else None,
+        pod=pod.name if pod else uid,
+        uid=uid,
+        node=config.metadata.name,
+        limit=limit.limit if limit else None,
+        limit_name=limit.name.partition("@")[0] if limit else None,
+        scope=limit.scope if limit else None,
+        enforcement=limit.enforcement if limit else None,
+    )
+    if report is None or config.status is None:
+        return figure
+    sampled = config.status.sampled_at
+    known = wanted.knows(config, now)
+    return figure.model_copy(
+        update={
+            "total": report.vm_lck + report.vm_pin,
+            "locked": report.vm_lck,
+            "pinned": report.vm_pin,
+            "peak": report.peak,
+            "processes": report.processes,
+            "level": report.level if known else None,
+            "reason": report.reason if known else SILENT,
+            "message": report.message if known else "",
+            "denials": None if report.denials is None else sum(each.count for each in report.denials),
+            "sampled_at": sampled,
+            "stale": is_stale(sampled, now),
+        }
+    )
+
+
+def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
+    """When the oldest figure of the pod's fair view was taken: that of its groups is the accountant's."""
+    attached = {group.uid for group in config.spec.groups if uid in group.pods()}
+    times = [status.sampled_at, *(each.sampled_at for each in status.groups if each.uid in attached)]
+    return min((time for time in times if time is not None), default=None)
+
+
+def _groups(
+    config: NodePinConfig, status: NodePinConfigStatus, namespace: str | None, now: datetime
+) -> Iterator[GroupFigure]:
+    named = {group.uid: group.name for group in config.spec.groups}
+    for report in status.groups:
+        name = named.get(report.uid, report.uid)
+        if namespace is None or name.startswith(f"{namespace}/"):
+            yield GroupFigure(
+                group=name,
+                node=config.metadata.name,
+                phase=report.phase,
+                reason=report.reason,
+                charge=report.charge,
+                orphaned=report.orphaned,
+                dead=report.dead,
+                truncated=report.truncated,
+                sampled_at=report.sampled_at,
+                stale=is_stale(report.sampled_at, now),
+            )
+
+
+def _borrows(
+    config: NodePinConfig,
+    status: NodePinConfigStatus,
+    names: Mapping[str, Pod],
+    wanted: Wanted,
+    now: datetime,
+) -> Iterator[BorrowFigure]:
+    asked = {group.uid: group for group in config.spec.groups}
+    for report in status.groups:
+        group = asked.get(report.uid)
+        stale = is_stale(report.sampled_at, now)
+        known = wanted.knows(config, now) and not stale
+        for each in report.borrowers:
+            pod = names.get(each.pod)
+            if not wanted.takes(pod):
+                continue
+            members = group.members if group else []
+            limits = [member.borrow_limit for member in members if each.pod in member.pods]
+            yield BorrowFigure(
+                group=group.name if group else report.uid,
+                namespace=pod.namespace if pod else None,
+                pod=pod.name if pod else each.pod,
+                node=config.metadata.name,
+                member=each.member,
+                borrowed=each.borrowed,
+                mapped=each.mapped,
+                limit=min((limit for limit in limits if limit is not None), default=None),
+                level=each.level if known else None,
+                denials=each.denials,
+                sampled_at=report.sampled_at,
+                stale=stale,
+            )

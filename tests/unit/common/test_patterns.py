@@ -1,0 +1,50 @@
+"""Patterns of directories against trees that somebody else makes: as pathlib matches them, at any depth and with any name."""
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.common.patterns import MOST_NESTED, directories, matches
+
+parts = st.sampled_from(["a", "b", "*", "?", "**", "[ab]", "a*"])
+patterns = st.lists(parts, min_size=1, max_size=5).map("/".join)
+paths = st.lists(st.sampled_from(["a", "b", "ab", "c\n"]), min_size=1, max_size=4).map("/".join)
+
+
+@given(pattern=patterns, trees=st.lists(paths, max_size=6))
+def test_directories_are_those_that_pathlib_finds(
+    pattern: str, trees: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    for tree in trees:
+        (root / tree).mkdir(parents=True, exist_ok=True)
+    found = directories(root, pattern)
+    assert found == sorted({path for path in root.glob(pattern) if path.is_dir()})
+    inside = [path for path in found if path != root]
+    assert all(matches(pattern, path.relative_to(root).as_posix()) for path in inside)
+    others = set(root.rglob("*")) - set(found)
+    assert not any(matches(pattern, path.relative_to(root).as_posix()) for path in others)
+
+
+def test_files_match_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.slice" / "b").mkdir(parents=True)
+    (tmp_path / "c.slice").touch()
+    assert directories(tmp_path, "*.slice") == directories(tmp_path, "a.slice") == [tmp_path / "a.slice"]
+    assert directories(tmp_path, "**/b") == [tmp_path / "a.slice" / "b"]
+    assert directories(tmp_path, "none/*") == directories(tmp_path, "c.slice/*") == []
+
+
+@pytest.mark.parametrize("deep_tree", ["d", "e" * 200], indirect=True)
+def test_a_tree_deeper_than_any_stack_or_path_hides_no_other_directory(deep_tree: Path) -> None:
+    (deep_tree / "vm").mkdir()
+    assert directories(deep_tree, "**/vm") == [deep_tree / "vm"]
+    assert len(directories(deep_tree, "**")) == MOST_NESTED + 1
+
+
+def test_a_pattern_of_many_wildcards_is_matched_at_once() -> None:
+    began = time.monotonic()
+    assert not matches("/".join(["**", "a"] * 400 + ["z"]), "/".join(["a"] * 2000))
+    assert time.monotonic() - began < 10

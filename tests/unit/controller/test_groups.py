@@ -1,0 +1,574 @@
+"""Groups from events to writes: the finalizer comes first and goes last, and nothing is waited for in vain."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.controller import kopf_watch, transform
+from pinwarden.controller.finalizers import LEFT_SECONDS
+from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.status_reconciler import SPARED_BY_BORROWERS, SPARED_BY_FIGURES
+from pinwarden.plan.group_compiler import FINALIZER
+from pinwarden.plan.types import Namespace
+
+from .test_reconcile import Operator, _quick, config_path, scenario, use_up
+
+__all__ = ["_quick"]
+GROUP = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/g"
+Json = dict[str, Any]
+
+
+class Case:
+    """A group of namespace ns as the API server has it, beside an operator."""
+
+    def __init__(self, operator: Operator, **spec: Any) -> None:
+        self.operator = operator
+        self.finalizers: list[str] = []
+        self.deleting = False
+        self.generation = 1
+        self.spec = {"backing": {"memfd": {"name": "ring"}}, "members": [{"podSelector": {}}], **spec}
+        original = operator.server.apply
+
+        async def apply(path: str, body: Json, manager: str = "") -> Json:
+            answer = await original(path, body, manager)
+            if path != GROUP:
+                return answer
+            self.finalizers = body["metadata"].get("finalizers", [])
+            return self.raw(operator.server.version)
+
+        async def patch(path: str, operations: list[Json]) -> Json:
+            await original(path, {"metadata": {}})
+            found, kept = (each["value"] for each in operations if each["path"] == "/metadata/finalizers")
+            assert found == self.finalizers
+            self.finalizers = kept
+            return self.raw(operator.server.version)
+
+        operator.server.apply = apply  # type: ignore[method-assign]
+        operator.server.patch = patch  # type: ignore[method-assign]
+
+    def raw(self, version: int) -> Json:
+        metadata: Json = {
+            "name": "g",
+            "namespace": "ns",
+            "uid": "group-uid",
+            "generation": self.generation + self.deleting,
+            "resourceVersion": str(version),
+            "finalizers": self.finalizers,
+        }
+        if self.deleting:
+            metadata["deletionTimestamp"] = "2024-05-01T12:00:00Z"
+        return {"kind": "SharedMemoryGroup", "metadata": metadata, "spec": self.spec}
+
+    def seen(self) -> None:
+        """The watch tells of it as it is now."""
+        self.operator.server.version += 1
+        raw = self.raw(self.operator.server.version)
+        self.operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+
+    def delete(self) -> None:
+        self.deleting = True
+        self.seen()
+
+    def asked(self) -> list[Json]:
+        found: list[Json] = self.operator.spec().get("groups", [])
+        return found
+
+    def report(self, phase: str = "Active", **fields: Any) -> None:
+        spec, _ = NodePinConfigSpec.parse(self.operator.spec())
+        groups = [{"uid": one.uid, "hash": one.hash, "phase": phase, **fields} for one in spec.groups]
+        self.tell({"groups": groups})
+
+    def tell(self, status: Json) -> None:
+        """The agent writes this status."""
+        config = self.operator.server.objects[config_path("n1")]
+        config["status"] = status
+        self.operator.state.put_held(transform.node_pin_config(copy.deepcopy(config))[1])
+
+    def edit(self, **changes: Any) -> None:
+        self.spec |= changes
+        self.generation += 1
+        self.seen()
+
+    def seen_without_finalizer(self, path: str) -> None:
+        """The watch is ahead of the answer to the write that takes it away."""
+        if path == GROUP:
+            raw = self.raw(self.operator.server.version)
+            raw["metadata"]["finalizers"] = []
+            self.operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+
+    def status(self) -> Json:
+        found: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
+        return found
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        conditions = self.status().get("conditions", [])
+        return {each["type"]: (each["status"], each["reason"]) for each in conditions}
+
+    async def living(self) -> None:
+        """Until the node was asked to hold it, and has it."""
+        self.operator.node()
+        self.operator.agent()
+        self.operator.pod()
+        self.seen()
+        await self.operator.until(self.asked)
+        self.report(charge=4096)
+
+    async def refused(self) -> None:
+        """Until the node is asked to drain it, as it was edited so that it is refused."""
+        self.edit(**PIN_LIMIT)
+        await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
+
+    async def draining(self) -> None:
+        """Until the node was asked to hold it, has it, and is asked to drain it."""
+        await self.living()
+        self.delete()
+        await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
+
+    async def look(self) -> None:
+        """Let the operator look again, as any news of the node does."""
+        self.operator.pod(f"p{self.operator.server.version}")
+        await self.operator.rest()
+
+    async def gone(self) -> None:
+        await self.operator.until(lambda: not self.finalizers)
+
+    def events(self) -> list[str]:
+        return [event["note"] for event in self.operator.server.events if event["reason"] == "LeftOnNode"]
+
+
+@pytest.mark.rule("M10")
+def test_the_finalizer_is_written_before_any_node_is_asked() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        operator.node()
+        operator.pod()
+        case.seen()
+        await operator.until(case.asked)
+        applied = operator.server.applied
+        body = operator.server.objects[GROUP]
+        assert body["metadata"]["finalizers"] == [FINALIZER]
+        assert "spec" not in body
+        last = len(applied) - 1 - applied[::-1].index(config_path("n1"))
+        assert applied.index(GROUP) < last
+        assert applied.count(GROUP) == 1
+
+    scenario(work)
+
+
+def test_nothing_is_written_without_the_lease() -> None:
+    async def work(operator: Operator) -> None:
+        operator.leading = False
+        case = Case(operator)
+        case.seen()
+        await operator.rest()
+        assert operator.server.applied == []
+        operator.leading = True
+        operator.gate.opened()
+        await operator.until(lambda: case.finalizers)
+
+    scenario(work)
+
+
+@pytest.mark.rule("M10")
+def test_a_released_group_goes_and_no_status_is_written_to_what_is_gone() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096)
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        writes = operator.server.applied.count(f"{GROUP}/status")
+        case.report("Released")
+        await case.gone()
+        await operator.rest()
+        assert operator.server.applied.count(f"{GROUP}/status") == writes
+        assert case.events() == []
+        operator.state.remove("sharedmemorygroups/ns/g", "group-uid")
+        await operator.until(lambda: not case.asked())
+        assert operator.state.uids == []
+
+    scenario(work)
+
+
+def test_a_silent_agent_is_waited_for_two_minutes_and_told_of() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096)
+        operator.agent(ready=False)
+        await operator.rest()
+        operator.now = LEFT_SECONDS - 1
+        await case.look()
+        assert case.finalizers == [FINALIZER]
+        operator.agent(ready=True)
+        await operator.rest()
+        operator.now = LEFT_SECONDS + 1
+        operator.agent(ready=False)
+        await operator.rest()
+        assert case.finalizers == [FINALIZER], "it was heard in between"
+        operator.now += LEFT_SECONDS
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        (note,) = case.events()
+        assert "node n1" in note
+        assert "4Ki of it" in note
+        assert "AgentSilent" in note
+
+    scenario(work)
+
+
+def test_an_agent_that_does_not_understand_it_is_not_waited_for_for_ever() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        reason = {"uid": "group-uid", "reason": "Unknown", "message": "of a newer version"}
+        case.tell({"unsupportedLimits": [reason]})
+        await operator.rest()
+        operator.now = LEFT_SECONDS
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        assert "an unknown amount" in case.events()[0]
+
+    scenario(work)
+
+
+def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_member() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096)
+        operator.state.put_namespace(Namespace("ns", terminating=True))
+        await operator.rest()
+        operator.now = LEFT_SECONDS
+        await case.look()
+        assert case.finalizers == [FINALIZER], "it still has pods there"
+        for pod in list(operator.state.world.pods_on("n1")):
+            operator.state.remove_pod(pod.uid)
+        await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
+        case.report("Draining", charge=4096, message="it waits for process 1")
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        operator.now += LEFT_SECONDS
+        case.report("Draining", charge=4096, message="it waits for process 2")
+        await case.gone()
+        await operator.until(case.events)
+        assert "process 2" in case.events()[0]
+        (event,) = (each for each in operator.server.events if each["reason"] == "LeftOnNode")
+        assert event["metadata"]["namespace"] == "default", "the namespace takes no Events any more"
+        assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("Node", "n1")
+
+    scenario(work)
+
+
+@pytest.mark.rule("M10")
+def test_a_node_that_cannot_remove_it_is_waited_for_two_minutes_and_a_user_for_ever() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
+        await operator.rest()
+        operator.now = LEFT_SECONDS * 10
+        await case.look()
+        case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
+        await operator.rest()
+        operator.now += LEFT_SECONDS - 1
+        await case.look()
+        case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        operator.now += 1
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        assert "node n1" in case.events()[0]
+        assert "NotRemoved: it is busy" in case.events()[0]
+
+    scenario(work)
+
+
+PIN_LIMIT: Json = {"members": [{"podSelector": {}, "pinLimit": "1Mi"}]}
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize("watch_first", [False, True])
+def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes(watch_first: bool) -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        operator.node("n2", "other")
+        operator.pod("p2", "n2")
+        case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
+        await operator.rest()
+        operator.now = LEFT_SECONDS * 10
+        await case.look()
+        assert case.finalizers == [FINALIZER]
+        assert operator.spec("n2")["pods"]
+        assert operator.spec("n2")["groups"] == [], "it comes to no node on which it was not"
+        conditions = case.conditions()
+        assert conditions["Accepted"] == ("False", "NotSupported")
+        assert conditions["Drained"] == ("False", "Draining")
+        if watch_first:
+            operator.server.meanwhile = lambda path: case.seen_without_finalizer(path)
+        case.report("Released")
+        await case.gone()
+        await operator.until(lambda: not case.asked())
+        await operator.until(lambda: "Drained" not in case.conditions())
+        await operator.rest()
+        assert operator.server.applied.count(GROUP) == 2
+        assert case.events() == []
+
+    scenario(work)
+
+
+@pytest.mark.rule("M10")
+def test_a_refused_group_that_is_deleted_is_waited_for_as_any_other() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        case.delete()
+        case.report("Draining", charge=4096, reason="InUse")
+        await operator.rest()
+        assert case.conditions()["Drained"] == ("False", "Draining")
+        operator.agent(ready=False)
+        await operator.rest()
+        operator.now = LEFT_SECONDS
+        assert case.finalizers == [FINALIZER]
+        await case.look()
+        await case.gone()
+        await operator.until(case.events)
+        assert "node n1" in case.events()[0]
+
+    scenario(work)
+
+
+def test_a_group_that_is_accepted_again_drains_no_longer() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await case.refused()
+        case.report("Draining", charge=4096, reason="InUse")
+        case.edit(members=[{"podSelector": {}}])
+        await operator.until(lambda: case.asked() and not case.asked()[0]["draining"])
+        await operator.until(lambda: case.conditions()["Accepted"] == ("True", "Accepted"))
+        assert case.finalizers == [FINALIZER]
+        assert "Drained" not in case.conditions()
+
+    scenario(work)
+
+
+def test_a_group_whose_path_is_allowed_no_more_is_not_looked_for() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator, backing={"tmpfs": {"path": "/run/a"}})
+        operator.state.put_namespace(Namespace("ns", allowed="path:/run/a"))
+        await case.living()
+        operator.state.put_namespace(Namespace("ns"))
+        await operator.until(lambda: case.asked() and case.asked()[0]["draining"])
+        assert "allowed" not in case.asked()[0]
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        case.report("Draining", reason="NotAllowed")
+        await case.gone()
+        await operator.until(lambda: not case.asked())
+        assert case.events() == []
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("end", ["node", "policy", "unreadable"])
+def test_what_ends_the_waiting_at_once(end: str) -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        case.report("Draining", charge=4096)
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        if end == "node":
+            operator.state.remove_node("n1")
+        else:
+            changes: dict[str, Json] = {
+                "policy": {"deletionPolicy": "Orphan"},
+                "unreadable": {"novelty": True},
+            }
+            case.edit(**changes[end])
+        await case.gone()
+        assert case.events() == []
+
+    scenario(work)
+
+
+def test_a_finalizer_that_a_hand_removed_is_put_back_and_the_node_keeps_the_group() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        operator.node()
+        operator.pod()
+        case.seen()
+        await operator.until(case.asked)
+        writes = operator.server.applied.count(config_path("n1"))
+        case.finalizers = []
+        case.seen()
+        await operator.until(lambda: case.finalizers)
+        assert operator.server.applied.count(config_path("n1")) == writes
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3")
+def test_a_new_operator_knows_from_the_nodes_what_a_draining_group_waits_for() -> None:
+    async def before(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        kept.append(copy.deepcopy(operator.server.objects[config_path("n1")]))
+
+    async def after(operator: Operator) -> None:
+        operator.server.objects[config_path("n1")] = kept[0]
+        case = Case(operator)
+        case.finalizers = [FINALIZER]
+        operator.node()
+        operator.agent()
+        operator.state.put_held(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
+        case.delete()
+        await operator.until(lambda: case.asked() and not case.asked()[0]["members"][0]["pods"])
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        case.report("Released")
+        await case.gone()
+
+    kept: list[Json] = []
+    scenario(before)
+    scenario(after)
+
+
+@pytest.mark.rule("H3", "M9")
+def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> None:
+    async def before(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        operator.state.remove_pod("p1")
+        await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
+        case.report(charge=4096)
+        kept.append(copy.deepcopy(operator.server.objects[config_path("n1")]))
+
+    async def after(operator: Operator) -> None:
+        operator.server.objects[config_path("n1")] = kept[0]
+        case = Case(operator)
+        case.finalizers = [FINALIZER]
+        operator.leading = False
+        operator.node()
+        operator.agent()
+        await operator.rest()
+        operator.state.put_held(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
+        case.seen()
+        operator.leading = True
+        operator.gate.opened()
+        await operator.rest()
+        assert len(case.asked()) == 1
+        case.delete()
+        await operator.until(lambda: case.asked()[0]["draining"])
+        await operator.rest()
+        assert case.finalizers == [FINALIZER]
+        case.report("Released")
+        await case.gone()
+
+    kept: list[Json] = []
+    scenario(before)
+    scenario(after)
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize("phase", ["Pending", "Active", "Draining"])
+def test_a_node_that_was_never_asked_keeps_no_group_by_its_report(phase: str) -> None:
+    """A stolen token reports a group of another node; the deletion of that group waited for ever."""
+
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        operator.node("liar", "liar-uid")
+        operator.agent(node="liar")
+        operator.pod("other", "liar")
+        pod = operator.state.world.pod("other")
+        assert pod is not None
+        operator.state.put_pod(replace(pod, namespace="elsewhere"))
+        await operator.until(lambda: operator.spec("liar"))
+        config = copy.deepcopy(operator.server.objects[config_path("liar")])
+        config["status"] = {"groups": [{"uid": "group-uid", "hash": "", "phase": phase}]}
+        operator.state.put_held(transform.node_pin_config(config)[1])
+        case.delete()
+        await operator.until(lambda: case.asked()[0]["draining"])
+        case.report("Released")
+        await case.gone()
+        assert operator.spec("liar")["groups"] == []
+        assert case.events() == []
+
+    scenario(work)
+
+
+def test_a_deleted_object_of_a_node_takes_no_group_from_it() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.draining()
+        for pod in list(operator.state.world.pods_on("n1")):
+            operator.state.remove_pod(pod.uid)
+        await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
+        del operator.server.objects[config_path("n1")]
+        operator.state.remove_held("n1")
+        await operator.until(case.asked)
+        assert case.finalizers == [FINALIZER]
+
+    scenario(work)
+
+
+def test_a_group_and_a_limit_of_one_name_are_two() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        operator.node()
+        operator.pod()
+        operator.limit()
+        case.spec["backing"] = {"memfd": {"name": "l"}}
+        raw = case.raw(1)
+        raw["metadata"]["name"] = "l"
+        operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+        await operator.until(operator.status)
+        path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
+        await operator.until(lambda: path in operator.server.objects)
+        inventory = Inventory(operator.state, lambda: True, operator.items, pods=False)
+        accepted = {"condition": "Accepted", "status": "True"}
+
+        def counts() -> dict[str, float]:
+            families = [each for each in inventory.collect() if each.name.endswith(("_groups", "_limits"))]
+            samples = (sample for each in families for sample in each.samples if sample.labels == accepted)
+            return {sample.name.rpartition("_")[2]: sample.value for sample in samples}
+
+        await operator.until(lambda: counts() == {"groups": 1, "limits": 1})
+        assert operator.server.objects[path]["status"]["backing"] == "memfd"
+
+    scenario(work)
+
+
+def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
+    async def work(operator: Operator) -> None:
+        case = Case(operator)
+        await case.living()
+        await operator.until(lambda: case.status().get("chargeBytes") == 4096)
+        (entry,) = operator.state.resources.values()
+        leave = entry.leave
+        use_up(leave, SPARED_BY_FIGURES)
+        case.report(charge=8192)
+        await operator.rest()
+        assert case.status()["chargeBytes"] == 4096
+        case.report(charge=8192, borrowers=[{"pod": "p1", "member": True, "borrowed": 4096, "mapped": 4096}])
+        await operator.until(lambda: case.status().get("borrowers"))
+        assert case.status()["chargeBytes"] == 8192
+        use_up(leave, SPARED_BY_BORROWERS)
+        case.report(charge=8192)
+        await operator.rest()
+        assert case.status()["borrowers"]
+
+    scenario(work)

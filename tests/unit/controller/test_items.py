@@ -1,0 +1,355 @@
+"""One bad object costs itself: each loop of the operator goes on, the failure is named, counted and tried again."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pinwarden.api.pinlimit import PinLimit
+from pinwarden.controller import kopf_watch, spec_reconciler, status_reconciler, store, transform
+from pinwarden.controller.items import Items, TryAgainError
+from pinwarden.controller.metrics import LOOPS, Metrics
+from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.workqueue import WorkQueue
+from pinwarden.plan import cluster, limit_compiler, limit_status
+from pinwarden.plan.conditions import Verdict, dated
+from pinwarden.plan.limit_compiler import Hold, assemble
+from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.types import Pod
+
+from ..plan.test_limit_compiler import pinlimit
+from ..plan.test_limit_status import condition, limit, pod, status_of, told, use, view
+from . import test_reconcile as reconcile
+from .test_reconcile import Operator, config_path, scenario
+
+
+def sample(metrics: Metrics, name: str) -> float:
+    lines = metrics.render().decode().splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
+
+class Loop:
+    """A queue whose names fail as long as they are among `bad`."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.items = Items(self.metrics)
+        self.queue = WorkQueue()
+        self.bad: dict[str, Exception] = {}
+        self.done: list[str] = []
+        self.told: list[tuple[str, str]] = []
+        self.broken: Exception | None = None
+
+    def tell(self, name: str, problem: str) -> None:
+        self.told.append((name, problem))
+        if self.broken:
+            raise self.broken
+
+    async def work(self, name: str) -> float:
+        await asyncio.sleep(0)
+        if name in self.bad:
+            raise self.bad[name]
+        self.done.append(name)
+        return 0.0
+
+    def run(self, then: Callable[[], Awaitable[None]]) -> None:
+        async def both() -> None:
+            worker = asyncio.create_task(self.items.work_off("compile", self.queue, self.work, self.tell))
+            async with asyncio.timeout(60):
+                await then()
+            assert not worker.done()
+            worker.cancel()
+
+        asyncio.run(both())
+
+
+def test_a_name_that_fails_is_named_counted_and_tried_again_while_all_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = Loop()
+    loop.bad["bad"] = ValueError("this one")
+
+    async def then() -> None:
+        for name in ("bad", "good"):
+            loop.queue.add(name)
+        while len(loop.told) < 2:
+            await asyncio.sleep(0.01)
+        assert loop.done == ["good"]
+        assert set(loop.told) == {("bad", "ValueError: this one")}
+        assert loop.items.failing("compile") == 1
+        del loop.bad["bad"]
+        while "bad" not in loop.done:
+            await asyncio.sleep(0.01)
+        assert loop.items.failing("compile") == 0
+
+    loop.run(then)
+    assert sample(loop.metrics, 'pinwarden_operator_item_failures_total{loop="compile"}') >= 2
+    assert sample(loop.metrics, 'pinwarden_operator_items_failing{loop="compile"}') == 0
+    said = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.getMessage() for record in said] == [
+        "compile: bad failed, others go on: ValueError: this one"
+    ]
+
+
+def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = Loop()
+    loop.bad["bad"] = ValueError("this one")
+    loop.broken = RuntimeError("the handler")
+
+    async def then() -> None:
+        for name in ("bad", "good"):
+            loop.queue.add(name)
+        while len(loop.told) < 2 or not loop.done:
+            await asyncio.sleep(0.01)
+        assert loop.items.failing("compile") == 2
+        del loop.bad["bad"]
+        while "bad" not in loop.done:
+            await asyncio.sleep(0.01)
+        assert loop.items.failing("compile") == 0
+
+    loop.run(then)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        "compile: bad failed, others go on: ValueError: this one",
+        "compile: bad, handling its failure failed, others go on: RuntimeError: the handler",
+    ]
+
+
+def test_what_is_to_be_tried_again_is_no_failure() -> None:
+    loop = Loop()
+    loop.bad["later"] = TryAgainError(0.0)
+
+    async def then() -> None:
+        loop.queue.add("later")
+        await asyncio.sleep(0.05)
+        loop.bad.clear()
+        while not loop.done:
+            await asyncio.sleep(0.01)
+
+    loop.run(then)
+    assert not loop.told
+    assert loop.items.failing("compile") == 0
+
+
+def test_a_name_that_fails_keeps_nobody_waiting_for_the_queue_to_be_idle() -> None:
+    """Statuses wait until no node waits to be compiled."""
+    queue = WorkQueue()
+    queue.add("bad")
+    assert not queue.idle
+    assert asyncio.run(queue.get()) == "bad"
+    queue.failed("bad")
+    assert queue.idle
+    queue.add("good")
+    assert not queue.idle
+
+
+def test_what_fails_is_remembered_within_bounds() -> None:
+    items = Items(Metrics())
+    for number in range(5000):
+        with items.item("watch", f"pods {number}"):
+            raise KeyError(number)
+    assert items.failing("watch") == 4096
+    assert items.failing("spec") == 0
+
+
+def test_cancelling_is_no_failure_of_an_item() -> None:
+    items = Items(Metrics())
+    with pytest.raises(asyncio.CancelledError), items.item("events", "e"):
+        raise asyncio.CancelledError
+    assert items.failing("events") == 0
+
+
+def test_every_loop_has_its_series() -> None:
+    metrics = Metrics()
+    Items(metrics)
+    for loop in LOOPS:
+        assert sample(metrics, f'pinwarden_operator_item_failures_total{{loop="{loop}"}}') == 0
+        assert sample(metrics, f'pinwarden_operator_items_failing{{loop="{loop}"}}') == 0
+
+
+# -- the operator's own loops ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_reconciler, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(status_reconciler, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(store, "COALESCE_SECONDS", 0.005)
+
+
+@pytest.mark.rule("H1")
+def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = cluster.World.compiled
+    broken = {"n1"}
+
+    def compiled(world: cluster.World, node: str) -> Any:
+        if node in broken:
+            raise RuntimeError("a defect")
+        return whole(world, node)
+
+    monkeypatch.setattr(cluster.World, "compiled", compiled)
+
+    async def work(operator: Operator) -> None:
+        for number in (1, 2):
+            operator.node(f"n{number}", f"uid-{number}")
+            operator.pod(f"p{number}", f"n{number}")
+            operator.agent(node=f"n{number}")
+        operator.limit()
+        await operator.until(lambda: operator.spec("n2").get("limits"))
+        operator.report(node="n2")
+        await operator.until(lambda: operator.condition("Applied") == "NotCompiled")
+        applied = next(each for each in operator.status()["conditions"] if each["type"] == "Applied")
+        assert "node n1 (NotCompiled: RuntimeError: a defect)" in applied["message"]
+        broken.clear()
+        await operator.until(lambda: operator.spec("n1").get("limits"))
+        operator.report(node="n1")
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+
+    scenario(work)
+
+
+def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(limit: PinLimit, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"a defect with {limit.metadata.name}")
+
+    whole = limit_status.aggregate
+    monkeypatch.setattr(
+        status_reconciler,
+        "aggregate",
+        lambda limit, *rest, **more: (fails if limit.metadata.name == "bad" else whole)(limit, *rest, **more),
+    )
+
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        bad = reconcile.limit(1, 1)
+        bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
+        operator.state.put(kopf_watch.read(PinLimit, bad))
+        operator.limit()
+        await operator.until(operator.status)
+
+        def failures() -> list[dict[str, Any]]:
+            return [each for each in operator.server.events if each["reason"] == "StatusFailed"]
+
+        await operator.until(failures)
+        (event,) = failures()
+        assert event["regarding"]["name"] == "bad"
+        assert "a defect with bad" in event["note"]
+
+    scenario(work)
+
+
+@pytest.mark.rule("H2")
+def test_a_report_with_texts_beyond_all_bounds_costs_its_own_node() -> None:
+    """A CRD without bounds stored it: https://github.com/elastic/cloud-on-k8s/issues/2034"""
+
+    async def work(operator: Operator) -> None:
+        for number in (1, 2):
+            operator.node(f"n{number}", f"uid-{number}")
+            operator.pod(f"p{number}", f"n{number}")
+            operator.agent(node=f"n{number}")
+        operator.limit()
+        await operator.until(lambda: operator.spec("n1").get("limits") and operator.spec("n2").get("limits"))
+        hostile = operator.server.objects[config_path("n1")]
+        bad = {"uid": "p1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Observe"}
+        raw = {**hostile, "status": {"observedGeneration": 1, "pods": [bad | {"reason": "x" * 1025}]}}
+        operator.state.put_held(transform.node_pin_config(raw)[1])
+        operator.report(node="n2")
+        await operator.until(lambda: operator.status().get("pinnedBytes") == 4096)
+        assert operator.state.unreadable == {"n1"}
+
+    scenario(work)
+
+
+def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(operator: Operator) -> None:
+        bad = reconcile.limit(1, 1)
+        bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
+        operator.state.put(kopf_watch.read(PinLimit, bad))
+        operator.limit()
+        monkeypatch.setattr(
+            operator.state.rises, "denials", lambda uid: {"limit-uid": 7}[uid]
+        )  # fails for the other
+        operator.metrics.include(Inventory(operator.state, lambda: True, operator.items, pods=True))
+        text = operator.metrics.render().decode()
+        assert [line for line in text.splitlines() if 'limit="l"' in line and line.endswith(" 7.0")]
+        assert operator.items.failing("metrics") == 1
+
+    scenario(work)
+
+
+# -- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
+    one = limit()
+    pods = [pod(str(number), f"n{number}") for number in range(3)]
+    most = {"vmLck": 2**62, "vmPin": 2**62, "peak": 2**62}
+    views = [view([each], [one], [use(each.uid) | most]) for each in pods]
+    status = status_of(one, pods, *views)
+    assert status.pinned_bytes == 2**63 - 1
+    assert status.top_pods[0].pinned_bytes == 2**63 - 1
+    assert status.recommendation is None, "no limit may be so large"
+    assert told(status, "Complete") == ("False", "FiguresCut")
+
+
+@pytest.mark.rule("H2")
+def test_a_condition_is_cut_to_what_the_api_takes_and_says_so() -> None:
+    (found,) = dated([Verdict("Enforced", "False", "R" * 2000, "m" * 40000)], (), datetime.now(UTC), 1)
+    assert (len(found.reason), len(found.message)) == (1024, 32768)
+    assert found.message.endswith("...cut")
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("count", [4096, 4097, 10_000])
+def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(count: int) -> None:
+    """https://github.com/liqotech/liqo/issues/1101"""
+    free = Hold({}, by_container=False)
+    held = Hold.of([limit()])
+    pods = [Pod("b", f"free-{n}", f"free-{n:032}", f"free-{n:032}", "n1") for n in range(count)]
+    ours = [Pod("a", f"p-{n}", f"ours-{n}", f"ours-{n}", "n1", containers={"main": "id"}) for n in range(100)]
+    both = [*((pod, free) for pod in pods), *((pod, held) for pod in ours)]
+    spec, room = assemble(both, [], limit_compiler.Settings())
+    assert len(spec.pods) == 4096
+    assert {pod.uid for pod in ours} <= {entry.uid for entry in spec.pods}
+    assert len(room.unlisted) == count + 100 - 4096
+
+    crowd = [
+        Pod("a", f"p-{n}", f"u-{n:05}", f"u-{n:05}", "n1", containers={"main": "id"}) for n in range(5000)
+    ]
+    spec, room = assemble(((pod, held) for pod in crowd), [], limit_compiler.Settings())
+    status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, room))
+    assert told(status, "Applied") == ("False", "TooManyPods")
+    assert told(status, "Enforced")[0] == "False"
+    assert "there is room for 4096 pods" in condition(status, "Applied").message
+    assert limit_status.aggregate(limit(), crowd, {}, None, status.conditions[0].last_transition_time)
+
+
+def test_one_namespace_with_many_names_crowds_out_no_other_and_the_spec_fits() -> None:
+    def named(number: int) -> PinLimit:
+        metadata = {"name": "l" * 60 + f"{number:03}", "namespace": "n" * 63, "uid": f"uid-{number}"}
+        spec = {"podSelector": {}, "limit": "1Mi", "scope": "Container"}
+        return PinLimit.model_validate({"metadata": metadata, "spec": spec})
+
+    many = [named(number) for number in range(32)]
+    wide = Hold.of(many)
+    containers = {f"{'c' * 50}-{n:03}": "i" * 64 for n in range(100)}
+    greedy = [Pod("n" * 63, f"p{n}", f"g-{n:030}", f"g-{n:030}", "n1", {}, containers) for n in range(500)]
+    small = Pod("a", "p", "u1", "u1", "n1", {}, {"main": "id"})
+    spec, room = assemble(
+        [*((pod, wide) for pod in greedy), (small, Hold.of([pinlimit("x")]))], [], limit_compiler.Settings()
+    )
+    assert len(transform.canonical(spec.to_wire())) < 1 << 20
+    assert "u1" in {entry.uid for entry in spec.pods}
+    assert room.unlisted

@@ -1,0 +1,204 @@
+"""The Lease: one holder at a time by everybody's own clock, and no write without it."""
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+
+from pinwarden.controller import leader_election as leader_module
+from pinwarden.controller.client import ApiError
+from pinwarden.controller.leader_election import DURATION_SECONDS, RENEW_SECONDS, Leader
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.workqueue import Throttle
+from pinwarden.controller.write_guard import Gate
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Leases:
+    """An API server with one Lease, which may be away, slow, or lose the answer of a write."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+        self.away = False
+        self.slowness = 0.0
+        self._clock = clock
+
+    async def get(self, path: str, *_: Any) -> dict[str, Any]:
+        self._answer()
+        if self.lease is None:
+            raise ApiError("not found", 404)
+        return copy.deepcopy(self.lease)
+
+    async def create(self, path: str, body: dict[str, Any], *_: Any) -> dict[str, Any]:
+        self._answer()
+        if self.lease is not None:
+            raise ApiError("exists", 409)
+        return self._store(body)
+
+    async def replace(self, path: str, body: dict[str, Any], *_: Any) -> dict[str, Any]:
+        self._answer()
+        if body["metadata"]["resourceVersion"] != self.version:
+            raise ApiError("changed", 409)
+        return self._store(body)
+
+    def _answer(self) -> None:
+        self._clock.now += self.slowness
+        if self.away:
+            raise ApiError("no answer")
+
+    def _store(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.version += 1
+        self.lease = copy.deepcopy(body)
+        self.lease["metadata"]["resourceVersion"] = self.version
+        return self.lease
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(leader_module, "monotonic", made)
+    return made
+
+
+@pytest.fixture
+def leases(clock: Clock) -> Leases:
+    return Leases(clock)
+
+
+def candidate(leases: Leases) -> Leader:
+    return Leader(leases, "ns", Metrics(), lambda: None)  # type: ignore[arg-type]
+
+
+def turn(leader: Leader) -> None:
+    """One round, whatever comes of it."""
+
+    async def scenario() -> None:
+        try:
+            await leader._round()
+        except ApiError:
+            return
+
+    asyncio.run(scenario())
+
+
+def test_the_first_takes_it_and_the_second_waits(leases: Leases) -> None:
+    first, second = candidate(leases), candidate(leases)
+    turn(first)
+    turn(second)
+    assert first.leading()
+    assert not second.leading()
+
+
+def test_a_holder_stops_before_its_lease_expires_for_others(leases: Leases, clock: Clock) -> None:
+    first, second = candidate(leases), candidate(leases)
+    turn(first)
+    turn(second)
+    leases.away = True
+    clock.now += RENEW_SECONDS - 0.01
+    assert first.leading()
+    clock.now += 0.02
+    assert not first.leading()
+    leases.away = False
+    turn(second)
+    assert not second.leading()
+    clock.now += DURATION_SECONDS - RENEW_SECONDS
+    turn(second)
+    assert second.leading()
+    turn(first)
+    assert not first.leading()
+
+
+def test_a_renewal_counts_from_when_it_was_sent(leases: Leases, clock: Clock) -> None:
+    leases.slowness = RENEW_SECONDS
+    first = candidate(leases)
+    turn(first)
+    assert leases.lease
+    assert not first.leading()
+
+
+def test_a_lease_that_changes_is_not_taken_however_long_it_is_watched(leases: Leases, clock: Clock) -> None:
+    first, second = candidate(leases), candidate(leases)
+    for _ in range(20):
+        turn(first)
+        turn(second)
+        clock.now += 2.0
+        assert first.leading()
+        assert not second.leading()
+
+
+def test_two_that_find_it_free_do_not_both_get_it(leases: Leases, clock: Clock) -> None:
+    dead = candidate(leases)
+    turn(dead)
+    rivals = [candidate(leases), candidate(leases)]
+    for rival in rivals:
+        turn(rival)
+    clock.now += DURATION_SECONDS + 1
+
+    async def together() -> None:
+        await asyncio.gather(*(rival._round() for rival in rivals))
+
+    asyncio.run(together())
+    assert sum(rival.leading() for rival in rivals) == 1
+
+
+def test_a_released_lease_is_taken_at_once(leases: Leases) -> None:
+    first, second = candidate(leases), candidate(leases)
+    turn(first)
+    turn(second)
+    asyncio.run(first.release())
+    assert not first.leading()
+    turn(second)
+    assert second.leading()
+    assert leases.lease
+    assert leases.lease["spec"]["leaseTransitions"] == 2
+
+
+def test_nobody_releases_what_another_holds(leases: Leases, clock: Clock) -> None:
+    first, second = candidate(leases), candidate(leases)
+    turn(first)
+    assert leases.lease
+    leases.lease["spec"]["holderIdentity"] = second.identity
+    asyncio.run(first.release())
+    assert leases.lease["spec"]["holderIdentity"] == second.identity
+
+
+def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, clock: Clock) -> None:
+    """A holder that was suspended past its deadline, with nobody else there, takes up its own Lease again."""
+
+    async def scenario() -> None:
+        leader = Leader(leases, "ns", Metrics(), lambda: gate.opened())  # type: ignore[arg-type]
+        gate = Gate(leader.leading, Throttle(1000.0, 10.0))
+        gate.synced.set()
+        await leader._round()
+        await gate.leave()
+        clock.now += RENEW_SECONDS + 1
+        waiting = asyncio.create_task(gate.leave())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await leader._round()
+        async with asyncio.timeout(60):
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_nothing_passes_the_gate_before_everything_is_listed() -> None:
+    async def scenario() -> None:
+        gate = Gate(lambda: True, Throttle(1000.0, 10.0))
+        waiting = asyncio.create_task(gate.leave())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gate.synced.set()
+        async with asyncio.timeout(60):
+            await waiting
+
+    asyncio.run(scenario())

@@ -1,0 +1,101 @@
+"""What the reports of nodes add: refused calls and overshoots, counted so that they never fall."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, OvershootReport
+from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.controller.metrics_counters import Rises
+from pinwarden.plan.node_view import NodeView, Use
+
+LIMIT, GROUP = "limit-uid", "group-uid"
+
+
+def use(count: int) -> Use:
+    return Use(0, 0, Level.DENY, "", "", {}, {LIMIT: count})
+
+
+def view(count: int, denied: int | None = None, node: str = "n1") -> NodeView:
+    denied = count if denied is None else denied
+    return NodeView(node, pods={"p": use(count)}, denied=denied, reported=True)
+
+
+def overshot(count: int, *, truncated: bool = False, listed: bool = True) -> NodeView:
+    entry = OvershootReport(
+        limit=LIMIT, pod="p", peak=1, seconds=0, count=count, last_time="2026-01-01T00:00:00Z"
+    )
+    return NodeView("n1", pods={"p": use(0)}, overshoots=(entry,) if listed else (), truncated=truncated)
+
+
+def rises() -> Rises:
+    return Rises(lambda uid: uid in (LIMIT, GROUP))
+
+
+def test_the_first_look_at_a_node_is_where_counting_begins() -> None:
+    counted = rises()
+    counted.reported(view(7))
+    assert (counted.denials(LIMIT), counted.denied) == (0, 0)
+    counted.reported(view(9))
+    assert (counted.denials(LIMIT), counted.denied) == (2, 2)
+    counted.reported(view(5, node="n2"))
+    assert counted.denials(LIMIT) == 2
+
+
+def test_a_pod_that_came_since_counts_from_its_first_refusal() -> None:
+    counted = rises()
+    counted.reported(NodeView("n1", denied=0))
+    counted.reported(view(3))
+    assert counted.denials(LIMIT) == 3
+
+
+@given(st.lists(st.integers(0, 50)))
+def test_it_never_falls_and_a_count_that_fell_began_anew(counts: list[int]) -> None:
+    counted, before, last = rises(), 0, None
+    for count in counts:
+        counted.reported(view(count))
+        added = 0 if last is None else count - last if count >= last else count
+        assert counted.denials(LIMIT) == counted.denied == before + added
+        before, last = before + added, count
+
+
+def test_only_limits_and_groups_that_exist_are_counted() -> None:
+    counted = Rises(lambda _: False)
+    counted.reported(view(0))
+    counted.reported(view(4))
+    assert counted.denials(LIMIT) == 0
+    assert counted.denied == 4
+
+
+def test_refused_mappings_are_a_groups() -> None:
+    counted = rises()
+    for denials in (1, 4):
+        borrow = BorrowReport(pod="p", member=False, denials=denials)
+        report = GroupReport(uid=GROUP, phase=Phase.ACTIVE, borrowers=[borrow])
+        counted.reported(NodeView("n1", groups={GROUP: report}))
+    assert counted.denials(GROUP) == 3
+    assert counted.denied == 0, "they are in no node's count of refused pins"
+
+
+def test_an_overshoot_that_is_not_listed_for_a_moment_is_not_counted_twice() -> None:
+    counted = rises()
+    counted.reported(NodeView("n1"))
+    for report in (
+        overshot(1),
+        overshot(1, truncated=True, listed=False),
+        overshot(1, truncated=True),
+        overshot(2),
+    ):
+        counted.reported(report)
+    assert counted.overshoots(LIMIT) == 2
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    counted = rises()
+    counted.reported(view(0))
+    counted.reported(view(4))
+    counted.forget(LIMIT)
+    assert counted.denials(LIMIT) == 0
+    counted.forget_node("n1")
+    counted.reported(view(9))
+    assert counted.denials(LIMIT) == 0, "its first look again"

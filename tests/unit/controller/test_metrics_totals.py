@@ -1,0 +1,117 @@
+"""Sums over what the nodes report: kept up to date by what changed, and equal to what would come out from scratch."""
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import FairReport, GroupReport, SourceLevel, UnsupportedReport
+from pinwarden.api.pinlimit import Level, Source
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.controller.items import Items
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.metrics_totals import LEVELS, OTHER, PROBLEMS, REASONS, Tallies, tally
+from pinwarden.plan.node_view import Asked, NodeView, Use
+from pinwarden.plan.types import Pod
+
+ASKED = {"p": (Asked("u", "h", None),)}
+SOURCES = (SourceLevel(source=Source.MLOCK, counted=True, level=Level.CONVERGE, reason="RlimitGate"),)
+
+ITEMS = Items(Metrics())
+
+
+def pods(node: str) -> Mapping[str, Pod]:
+    return {
+        f"p{number}": Pod(f"ns{number % 2}", f"pod{number}", f"p{number}", f"p{number}", node)
+        for number in range(4)
+    }
+
+
+def use(pinned: int, level: Level = Level.DENY, reason: str = "SeccompGate") -> Use:
+    return Use(pinned, pinned, level, reason, "", {}, None)
+
+
+views = st.builds(
+    NodeView,
+    name=st.sampled_from(["n1", "n2", "n3"]),
+    silent=st.booleans(),
+    truncated=st.booleans(),
+    asked=st.sampled_from([{}, ASKED]),
+    sources=st.sampled_from([(), SOURCES]),
+    pods=st.dictionaries(
+        st.sampled_from(["p0", "p1", "p2", "p3", "stranger"]),
+        st.builds(
+            use, st.integers(0, 9), st.sampled_from(Level), st.sampled_from(["Audit", "GateLost", "new"])
+        ),
+    ),
+    fair_view=st.lists(
+        st.builds(
+            FairReport,
+            pod=st.sampled_from(["p0", "p1"]),
+            current=st.just(0),
+            anonymous=st.just(0),
+            shared=st.integers(0, 3),
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+
+
+@given(st.lists(st.lists(views, unique_by=lambda view: view.name), min_size=1, max_size=6))
+def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(moments: list[list[NodeView]]) -> None:
+    kept = Tallies()
+    for moment in moments:
+        by_name = {view.name: view for view in moment}
+        fresh, found = Tallies().over(by_name, pods, ITEMS), kept.over(by_name, pods, ITEMS)
+        for problem in PROBLEMS:
+            assert found.problems.get(problem, set()) == fresh.problems.get(problem, set())
+        assert (found.pinned, found.silent) == (fresh.pinned, fresh.silent)
+        assert (found.pods, found.sources, found.spaces) == (fresh.pods, fresh.sources, fresh.spaces)
+
+
+def test_a_node_is_looked_at_once_for_each_view() -> None:
+    asked: list[str] = []
+
+    def looked(node: str) -> Mapping[str, Pod]:
+        asked.append(node)
+        return pods(node)
+
+    kept = Tallies()
+    one, two = NodeView("n1"), NodeView("n2")
+    kept.over({"n1": one, "n2": two}, looked, ITEMS)
+    kept.over({"n1": one, "n2": NodeView("n2", truncated=True)}, looked, ITEMS)
+    assert asked == ["n1", "n2", "n2"]
+
+
+def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -> None:
+    share = tally(NodeView("n1", pods={"p0": use(5)}, silent=True, asked=ASKED), pods("n1"))
+    assert share.pods == {("Unknown", "AgentSilent"): 1}
+    assert share.pinned == share.spaces["ns0"].pinned == 5
+    assert share.problems == {"AgentSilent": {"n1"}}
+
+
+def test_a_node_without_an_agent_is_no_problem_while_nothing_shall_be_held_there() -> None:
+    share = tally(NodeView("n1", silent=True), {})
+    assert (share.silent, share.problems) == (1, {})
+
+
+def test_a_word_that_is_not_known_is_another_reason() -> None:
+    share = tally(NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1"))
+    assert share.pods == {("Deny", OTHER): 1}
+    assert all(level in LEVELS and reason in REASONS for level, reason in share.pods)
+
+
+def test_each_problem_is_found() -> None:
+    observed = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, reason="GateUnavailable")
+    group = GroupReport(uid="g", phase=Phase.PENDING, reason="AccountantSilent")
+    view = NodeView(
+        "n1",
+        silent=False,
+        truncated=True,
+        problem=UnsupportedReport(uid="", reason="InvalidSpec", message=""),
+        sources=(observed,),
+        pods={"p0": use(1, Level.OBSERVE, "GateLost")},
+        groups={"g": group},
+    )
+    assert tally(view, {}).problems.keys() == PROBLEMS.keys() - {"AgentSilent"}
+    assert not tally(NodeView("n1", silent=False, sources=SOURCES), {}).problems

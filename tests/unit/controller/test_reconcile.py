@@ -1,0 +1,894 @@
+"""From events to writes, with an API server that only takes writes: what is written, when, and what is not."""
+
+import asyncio
+import copy
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
+from pinwarden.controller import kopf_watch, spec_reconciler, status_reconciler, store, transform
+from pinwarden.controller.client import FIELD_MANAGER, ApiError
+from pinwarden.controller.events import Recorder
+from pinwarden.controller.finalizers import Finalizers
+from pinwarden.controller.items import Items
+from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.spec_reconciler import Specs
+from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, Statuses
+from pinwarden.controller.store import STATUS_BURST, STATUSES_PER_SECOND, State
+from pinwarden.controller.transform import AgentPod, KnownNode
+from pinwarden.controller.workqueue import Bucket, Throttle, WorkQueue
+from pinwarden.controller.write_guard import Gate
+from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.types import Namespace, Node, Pod
+
+Json = dict[str, Any]
+
+
+class Server:
+    """Takes what is applied and answers as the API server does; `spoil` changes what it stores, `meanwhile` comes before an answer."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Json] = {}
+        self.applied: list[str] = []
+        self.events: list[Json] = []
+        self.errors: list[ApiError] = []
+        self.version = 100
+        self.spoil: Callable[[Json], None] = lambda _: None
+        self.meanwhile: Callable[[str], None] = lambda _: None
+
+    async def apply(self, path: str, body: Json, manager: str = FIELD_MANAGER) -> Json:
+        await asyncio.sleep(0)
+        self.applied.append(path)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.version += 1
+        stored = copy.deepcopy(body)
+        self.spoil(stored)
+        old = self.objects.get(path)
+        changed = old is None or old.get("spec") != stored.get("spec")
+        generation = (old["metadata"]["generation"] if old else 0) + changed
+        stored["metadata"] |= {"generation": generation, "resourceVersion": str(self.version)}
+        stored["metadata"].setdefault("uid", f"uid-{path}")
+        if old is not None and "status" in old:
+            stored.setdefault("status", old["status"])
+        self.objects[path] = stored
+        answer = copy.deepcopy(stored)
+        self.meanwhile(path)
+        await asyncio.sleep(0.002)
+        return answer
+
+    async def patch(self, path: str, operations: list[Json]) -> Json:
+        raise AssertionError(f"nothing has a finalizer here: {path}")
+
+    async def create(self, path: str, body: Json) -> Json:
+        self.events.append(body)
+        return body
+
+
+class Operator:
+    """State, specs and statuses around a `Server`."""
+
+    def __init__(self) -> None:
+        self.server = server = Server()
+        self.metrics = metrics = Metrics()
+        self.items = items = Items(metrics)
+        compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
+        self.queues = (compile_queue, aggregate_queue)
+        self.leading = True
+        self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
+        self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
+        self.recorder = Recorder(server, metrics, items)  # type: ignore[arg-type]
+        self.specs = Specs(server, self.state, compile_queue, self.gate, metrics, items)  # type: ignore[arg-type]
+        self.now = 0.0
+        self.finalizers = Finalizers(
+            server,  # type: ignore[arg-type]
+            self.state,
+            self.gate,
+            self.recorder,
+            metrics,
+            lambda: self.now,
+        )
+        self.statuses = Statuses(
+            server,  # type: ignore[arg-type]
+            self.state,
+            aggregate_queue,
+            self.specs,
+            self.gate,
+            self.recorder,
+            self.finalizers,
+            metrics,
+            items,
+        )
+
+    def node(self, name: str = "n1", uid: str = "node-uid", *, lost: bool = False) -> None:
+        self.state.put_node(KnownNode(Node(name), uid, lost))
+
+    def pod(self, uid: str = "p1", node: str = "n1") -> None:
+        pod = Pod(namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"})
+        self.state.put_pod(pod)
+
+    def agent(self, ready: bool = True, node: str = "n1") -> None:
+        self.state.put_agent(AgentPod(f"agent-{node}", node, ready))
+
+    def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
+        self.state.put(kopf_watch.read(PinLimit, limit(version, generation, status, **spec)))
+
+    def spec(self, node: str = "n1") -> Json:
+        found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
+        return found
+
+    def status(self) -> Json:
+        found: Json = self.server.objects.get(STATUS, {}).get("status", {})
+        return found
+
+    def condition(self, kind: str) -> str:
+        return next(
+            (each["reason"] for each in self.status().get("conditions", []) if each["type"] == kind), ""
+        )
+
+    def report(self, pinned: int = 4096, node: str = "n1", *, ended: Sequence[str] = ()) -> None:
+        """The agent took what stands, and its write was seen; the cgroups of `ended` pods are gone."""
+        config = copy.deepcopy(self.server.objects[config_path(node)])
+        spec, _ = NodePinConfigSpec.parse(config["spec"])
+        level = {"level": "Converge", "reason": ""}
+        config["status"] = {
+            "observedGeneration": config["metadata"]["generation"],
+            "appliedLimits": [{"uid": each.uid, "hash": each.hash} for each in spec.limits],
+            "sources": [{"source": source, "counted": True, **level} for source in Source],
+            "pods": [
+                {"uid": each.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **level}
+                for each in spec.pods
+                if each.limits and each.uid not in ended
+            ],
+        }
+        self.state.put_held(transform.node_pin_config(config)[1])
+
+    async def holds(self) -> None:
+        """A pod under a limit on a node with an agent, and the spec says so."""
+        self.node()
+        self.agent()
+        self.pod()
+        self.limit()
+        await self.until(lambda: held_pods(self) == [("p1", ["ns/l"])])
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(60):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def rest(self) -> None:
+        """Wait until nothing is to be done now; where this replica does not lead, a moment."""
+        for _ in range(3):
+            await asyncio.sleep(0.03)
+        await self.until(lambda: not (self.leading and any(map(_works, self.queues))))
+
+
+def _works(queue: WorkQueue) -> bool:
+    """Whether a name is worked on, or will be as soon as its last piece of work allows; not one that failed."""
+    soon = monotonic() + QUIET_SECONDS
+    return bool(queue._busy) or any(
+        due <= soon and name not in queue._backoffs for name, due in queue._due.items()
+    )
+
+
+STATUS = "/apis/pinwarden.io/v1alpha1/namespaces/ns/pinlimits/l/status"
+
+
+def config_path(node: str) -> str:
+    return f"/apis/pinwarden.io/v1alpha1/nodepinconfigs/{node}"
+
+
+def held_pods(operator: Operator) -> list[tuple[str, list[str]]]:
+    """The pods of the spec, each with the limits that hold for it."""
+    return [(each["uid"], each["limits"]) for each in operator.spec().get("pods", [])]
+
+
+def limit(version: int, generation: int, status: Json | None = None, **spec: Any) -> Json:
+    metadata = {
+        "name": "l",
+        "namespace": "ns",
+        "uid": "limit-uid",
+        "generation": generation,
+        "resourceVersion": str(version),
+    }
+    body = {"limit": "1Mi", "podSelector": {}, **spec}
+    return {"kind": "PinLimit", "metadata": metadata, "spec": body, "status": status}
+
+
+def scenario(work: Callable[[Operator], Awaitable[None]]) -> Server:
+    """Runs `work` beside everything that reconciles."""
+
+    async def run() -> Server:
+        async with running() as operator:
+            operator.gate.synced.set()
+            await work(operator)
+        return operator.server
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Operator]:
+    operator = Operator()
+    parts = (
+        operator.specs.compile(),
+        *(operator.specs.write() for _ in range(2)),
+        *(operator.statuses.write() for _ in range(2)),
+        operator.recorder.run(),
+    )
+    tasks = [asyncio.create_task(part) for part in parts]
+    yield operator
+    failed = [task.exception() for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    assert not failed
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_reconciler, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(status_reconciler, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(store, "COALESCE_SECONDS", 0.005)
+
+
+def test_a_spec_is_written_once_and_owned_by_its_node() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        await operator.rest()
+
+    server = scenario(work)
+    stored = server.objects[config_path("n1")]
+    assert [owner["uid"] for owner in stored["metadata"]["ownerReferences"]] == ["node-uid"]
+    assert server.applied.count(config_path("n1")) == 1
+
+
+def test_what_is_held_already_is_not_written() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        before = list(operator.server.applied)
+        held = transform.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[1]
+        operator.state.put_held(held)
+        await operator.rest()
+        assert operator.server.applied == before
+
+    scenario(work)
+
+
+def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
+    async def work(operator: Operator) -> None:
+        operator.leading = False
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.rest()
+        assert operator.server.applied == []
+        operator.leading = True
+        operator.gate.opened()
+        await operator.until(lambda: operator.spec() and operator.status())
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("change", ["edit", "delete", "owner"])
+def test_what_a_hand_changed_is_put_back(change: str) -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(lambda: "n1" in operator.state.held)  # the answer to its write has come
+        path = config_path("n1")
+        good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
+        count = operator.server.applied.count(path)
+        if change == "delete":
+            del operator.server.objects[path]
+            operator.state.remove_held("n1")
+        else:
+            if change == "edit":
+                stored["spec"]["unknownPods"] = 7
+                stored["metadata"]["generation"] += 1
+            else:
+                stored["metadata"]["ownerReferences"] = []
+            operator.server.objects[path] = stored
+            operator.state.put_held(transform.node_pin_config(copy.deepcopy(stored))[1])
+        await operator.until(lambda: operator.server.applied.count(path) > count)
+        await operator.until(lambda: operator.spec() == good)
+
+    scenario(work)
+
+
+def test_an_answer_that_comes_after_the_agents_acknowledgement_does_not_undo_it() -> None:
+    """H1 the other way round: what is in force is said to be."""
+
+    async def work(operator: Operator) -> None:
+        def acknowledged(path: str) -> None:
+            if path == config_path("n1"):
+                operator.report()
+
+        operator.server.meanwhile = acknowledged
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+
+    scenario(work)
+
+
+def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
+    async def work(operator: Operator) -> None:
+        path = config_path("n1")
+
+        def deleted(at: str) -> None:
+            if at == path and operator.server.applied.count(path) == 1:
+                operator.state.put_held(transform.node_pin_config(operator.server.objects.pop(path))[1])
+                operator.state.remove_held("n1")
+
+        operator.server.meanwhile = deleted
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+
+    scenario(work)
+
+
+def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() -> None:
+    async def work(operator: Operator) -> None:
+        path = config_path("n1")
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        good = operator.spec()
+
+        def taken_back(at: str) -> None:
+            if at == path:
+                operator.state.remove_pod("p2")
+
+        operator.server.meanwhile = taken_back
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec()["pods"]) == 2)
+        await operator.until(lambda: operator.spec() == good)
+
+    scenario(work)
+
+
+def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> None:
+    """As with CRDs of an older version, which prune a field."""
+
+    async def work(operator: Operator) -> None:
+        operator.server.spoil = lambda body: body.get("spec", {}).pop("mode", None)
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        await operator.rest()
+        stored = copy.deepcopy(operator.server.objects[config_path("n1")])
+        operator.state.put_held(transform.node_pin_config(stored)[1])
+        await operator.rest()
+        assert operator.server.applied.count(config_path("n1")) == 1
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec()["pods"]) == 2)
+
+    scenario(work)
+
+
+def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
+    async def work(operator: Operator) -> None:
+        operator.server.errors = [ApiError("no answer"), ApiError("busy", 429, 0.01), ApiError("broken", 500)]
+        operator.node()
+        operator.pod()
+        await operator.until(lambda: operator.server.applied)
+        operator.pod("p2")
+        await operator.until(lambda: len(operator.spec().get("pods", [])) == 2)
+
+    scenario(work)
+
+
+def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spec_reconciler, "_SLICE_SECONDS", 0.0)
+
+    async def work(operator: Operator) -> None:
+        operator.leading = False
+        operator.node()
+        await operator.rest()
+        operator.leading = True
+        operator.gate.opened()
+        for number in range(100):
+            operator.node(f"other-{number}")
+        operator.state.remove_node("n1")
+        await operator.until(lambda: len(operator.server.objects) == 100)
+        assert not operator.spec()
+
+    scenario(work)
+
+
+def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        await operator.until(operator.spec)
+        operator.state.remove_node("n1")
+        operator.state.remove_pod("p1")
+        operator.state.remove_held("n1")
+        before = len(operator.server.applied)
+        await operator.rest()
+        assert len(operator.server.applied) == before
+        operator.node(uid="another")
+        await operator.until(lambda: len(operator.server.applied) > before)
+
+    scenario(work)
+
+
+def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        await operator.until(operator.spec)
+        operator.state.remove_node("n1")
+        operator.state.remove_held("n1")
+        await operator.until(lambda: not operator.state.views)
+        operator.state.remove_agent("agent-n1")
+        await operator.until(lambda: not operator.state.views)
+
+    scenario(work)
+
+
+def test_an_agent_that_is_told_of_before_its_node_is_heard() -> None:
+    async def work(operator: Operator) -> None:
+        operator.agent()
+        await operator.until(lambda: not operator.state.views)
+        operator.node()
+        await operator.until(lambda: operator.state.views)
+        assert not operator.state.view("n1").silent
+
+    scenario(work)
+
+
+@pytest.mark.rule("H1")
+def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before() -> None:
+    async def work(operator: Operator) -> None:
+        seen: list[tuple[int, str]] = []
+        original = operator.server.apply
+
+        async def spy(path: str, body: Json, manager: str = FIELD_MANAGER) -> Json:
+            if path == STATUS:
+                status = body["status"]
+                applied = next(each for each in status["conditions"] if each["type"] == "Applied")
+                seen.append((status["observedGeneration"], applied["status"]))
+            return await original(path, body, manager)
+
+        operator.server.apply = spy  # type: ignore[method-assign]
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: (1, "True") in seen)
+        operator.limit(version=1000, generation=2, limit="2Mi")
+        await operator.until(lambda: seen[-1][0] == 2)
+        assert seen[-1] == (2, "False")
+        operator.report()
+        await operator.until(lambda: seen[-1] == (2, "True"))
+        assert (2, "True") not in seen[:-1]
+
+    scenario(work)
+
+
+@pytest.mark.rule("H1")
+def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.agent(ready=False)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=True)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.node(lost=True)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=False)
+        operator.agent(ready=True)
+        assert operator.state.view("n1").silent
+        operator.node(lost=False)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.state.remove_agent("agent-n1")
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+
+    scenario(work)
+
+
+def test_mere_figures_wait_and_conditions_do_not() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report(pinned=4096)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        use_up(operator.state.resources["ns/l"].leave, SPARED_BY_FIGURES)
+        count = operator.server.applied.count(STATUS)
+        operator.report(pinned=8192)
+        await operator.rest()
+        assert operator.server.applied.count(STATUS) == count
+        operator.report(pinned=2 << 20)
+        await operator.until(lambda: operator.condition("WithinLimit") == "OverLimit")
+        assert operator.status()["pinnedBytes"] == 2 << 20
+
+    scenario(work)
+
+
+def test_conditions_that_flap_wait_for_leave() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report(pinned=4096)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        use_up(operator.state.resources["ns/l"].leave, 0.0)
+        operator.agent(ready=False)
+        await operator.rest()
+        assert operator.condition("Enforced") == "Enforced"
+        operator.state.resources["ns/l"].leave = Bucket(STATUSES_PER_SECOND, STATUS_BURST)
+        operator.report(pinned=8192)
+        await operator.until(lambda: operator.condition("Enforced") != "Enforced")
+
+    scenario(work)
+
+
+def use_up(leave: Bucket, spare: float) -> None:
+    """Takes until there is leave for none that leaves so many others."""
+    while leave.wait(spare) == 0.0:
+        leave.take()
+
+
+def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
+    async def work(operator: Operator) -> None:
+        operator.limit()
+        await operator.until(operator.status)
+        entry = operator.state.resources["ns/l"]
+        assert entry.seen.resource is not None
+        before = entry.seen.resource
+        operator.limit(version=operator.server.version, status=operator.status())
+        assert entry.seen.resource is before
+        await operator.rest()
+        assert operator.server.applied.count(STATUS) == 1
+
+    scenario(work)
+
+
+def test_events_older_than_what_is_known_tell_nothing() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit(version=50, generation=2, limit="2Mi")
+        operator.limit(version=49, generation=1, limit="1Mi")
+        await operator.until(lambda: operator.spec().get("limits"))
+        assert operator.spec()["limits"][0]["limit"] == 2 << 20
+        old = copy.deepcopy(operator.server.objects[config_path("n1")])
+        operator.limit(version=51, generation=3, limit="3Mi")
+        await operator.until(lambda: operator.spec()["limits"][0]["limit"] == 3 << 20)
+        await operator.rest()
+        count = len(operator.server.applied)
+        operator.state.put_held(transform.node_pin_config(old)[1])
+        await operator.rest()
+        assert operator.server.applied[count:].count(config_path("n1")) == 0
+
+    scenario(work)
+
+
+def test_a_limit_that_cannot_be_read_says_where_and_holds_nothing() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit(burst=3)
+        await operator.until(lambda: operator.condition("Accepted") == "Invalid")
+        assert "spec.burst" in operator.status()["conditions"][0]["message"]
+        assert operator.spec()["limits"] == []
+        operator.limit(version=1000, generation=2)
+        await operator.until(lambda: operator.condition("Accepted") == "Accepted")
+        await operator.until(lambda: operator.spec()["limits"])
+
+    scenario(work)
+
+
+def test_a_report_that_cannot_be_read_is_as_none() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        config = copy.deepcopy(operator.server.objects[config_path("n1")])
+        config["status"] = {"observedGeneration": 1, "novelty": True}
+        operator.state.put_held(transform.node_pin_config(config)[1])
+        await operator.until(lambda: operator.condition("Applied") == "Pending")
+
+    scenario(work)
+
+
+def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.state.remove("ns/l", "another-uid")
+        assert operator.state.uids == ["limit-uid"]
+        operator.state.forget("limit-uid")
+        await operator.until(lambda: operator.spec()["limits"] == [])
+        assert operator.state.uids == []
+
+    scenario(work)
+
+
+def test_events_tell_each_reason_once() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        operator.agent(ready=False)
+        await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        operator.agent(ready=True)
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        await operator.rest()
+
+    server = scenario(work)
+    reasons = [event["reason"] for event in server.events]
+    assert sorted(reasons) == ["Accepted", "AgentSilent", "Applied", "Enforced"]
+    assert {event["regarding"]["uid"] for event in server.events} == {"limit-uid"}
+
+
+def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
+    good = kopf_watch.read(PinLimit, limit(7, 2))
+    assert (good.key, good.version, good.generation, good.problem) == ("ns/l", 7, 2, "")
+    assert good.resource is not None
+    assert kopf_watch.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
+    assert kopf_watch.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
+    assert kopf_watch.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(
+        matched_pods=3
+    )
+    raw = limit(7, 2)
+    raw["kind"] = "ClusterPinLimit"
+    del raw["metadata"]["namespace"]
+    assert kopf_watch.read(ClusterPinLimit, raw).key == "l"
+
+
+def apply_seconds(operator: Operator) -> float:
+    """How often a generation was told to have reached its nodes."""
+    families = operator.metrics.families()
+    samples = (sample for family in families for sample in family.samples)
+    return next(each.value for each in samples if each.name == "pinwarden_operator_apply_seconds_count")
+
+
+def test_the_time_from_an_edit_to_its_acknowledgement_is_measured_once() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.pod()
+        operator.agent()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "Pending")
+        assert apply_seconds(operator) == 0
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        await operator.rest()
+        assert apply_seconds(operator) == 1
+        operator.pod("p2")
+        operator.report()
+        await operator.until(lambda: operator.status()["matchedPods"] == 2)
+        await operator.rest()
+        assert apply_seconds(operator) == 1, "the pod is new, the limit is not"
+
+    scenario(work)
+
+
+def test_a_limit_without_pods_and_one_that_was_applied_before_are_not_measured() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.limit()
+        await operator.until(lambda: operator.condition("Applied") == "NoPods")
+        operator.agent()
+        operator.pod()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
+        await operator.rest()
+        assert apply_seconds(operator) == 0, "nobody waited for it"
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3", "P6")
+@pytest.mark.parametrize("how", ["deleted", "Failed"])
+def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: str) -> None:
+    """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
+
+    async def work(operator: Operator) -> None:
+        await operator.holds()
+        operator.report()
+        if how == "deleted":
+            operator.state.remove_pod("p1")
+        else:
+            pod = operator.state.world.pod("p1")
+            assert pod is not None
+            operator.state.put_pod(replace(pod, terminal=True))
+        await operator.until(lambda: (operator.status().get("topPods") or [{}])[0].get("reason") == "PodGone")
+        assert (operator.status()["matchedPods"], operator.status()["pinnedBytes"]) == (1, 4096)
+        assert operator.condition("Enforced") == "Enforced"
+        assert held_pods(operator) == [("p1", ["ns/l"])]
+        operator.report(ended=["p1"])
+        await operator.until(lambda: held_pods(operator) == [])
+        await operator.until(lambda: operator.status()["matchedPods"] == 0)
+
+    scenario(work)
+
+
+@pytest.mark.rule("P14", "H3")
+def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() -> None:
+    async def work(operator: Operator) -> None:
+        await operator.holds()
+        operator.report()
+        operator.state.remove_pod("p1")
+        operator.limit(2, 2, podSelector={"matchLabels": {"app": "other"}})
+        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+        operator.limit(3, 3)
+        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
+        operator.state.remove(operator.state.seen_as("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
+        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("first", ["pod", "namespace"])
+def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: str) -> None:
+    """Two watches tell of the two deletions, in either order."""
+
+    async def work(operator: Operator) -> None:
+        selected = {"matchLabels": {"tier": "guest"}}
+        raw = limit(1, 1, namespaceSelector=selected)
+        del raw["metadata"]["namespace"]
+        operator.state.put(kopf_watch.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
+        operator.state.put_namespace(Namespace("ns", {"tier": "guest"}))
+        operator.node()
+        operator.agent()
+        operator.pod()
+        await operator.until(lambda: held_pods(operator) == [("p1", ["l"])])
+        operator.report()
+        if first == "namespace":
+            operator.state.remove_namespace("ns")
+        operator.state.remove_pod("p1")
+        operator.state.remove_namespace("ns")
+        operator.node("n2", "other-uid")
+        await operator.until(lambda: operator.spec("n2"))
+        await operator.rest()
+        assert held_pods(operator) == [("p1", ["l"])]
+        operator.report(ended=["p1"])
+        await operator.until(lambda: held_pods(operator) == [])
+        operator.pod("p2")
+        await operator.until(lambda: held_pods(operator) == [("p2", [])])
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("why", ["never reported", "silent", "another pod has its cgroup"])
+def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.state.put_pod(Pod("ns", "p1", "p1", "hash", "n1"))
+        operator.limit()
+        await operator.until(lambda: ("hash", ["ns/l"]) in held_pods(operator))
+        if why != "never reported":
+            operator.report()
+        operator.agent(ready=why != "silent")
+        operator.state.remove_pod("p1")
+        if why == "another pod has its cgroup":  # a mirror pod that was deleted, and made again
+            assert operator.state.world.pod("p1") is not None
+            operator.state.put_pod(Pod("ns", "p2", "p2", "hash", "n1"))
+        await operator.rest()
+        await operator.until(lambda: operator.state.world.pod("p1") is None)
+
+    scenario(work)
+
+
+@pytest.mark.rule("H3")
+def test_a_pod_that_is_gone_stays_though_a_new_pod_names_its_uid_as_a_hash() -> None:
+    async def work(operator: Operator) -> None:
+        await gone_pods(operator, 1)
+        operator.state.put_pod(Pod("ns", "thief", "thief", "gone-0", "n1"))
+        assert operator.state.world.pod("gone-0") is not None
+
+    scenario(work)
+
+
+async def gone_pods(operator: Operator, count: int) -> None:
+    """Until this many pods are gone, of which the node reports processes."""
+    operator.node()
+    operator.agent()
+    operator.limit()
+    uids = [f"gone-{number}" for number in range(count)]
+    for uid in uids:
+        operator.pod(uid)
+    await operator.until(lambda: len(held_pods(operator)) == count)
+    operator.report()
+    for uid in uids:
+        operator.state.remove_pod(uid)
+    assert all(operator.state.world.pod(uid) for uid in uids)
+
+
+def calls(act: Callable[[], object]) -> int:
+    """How many Python functions `act` calls, and how many times it resumes a generator."""
+    count = 0
+
+    def counted(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
+    """A node may report up to 4,096 gone pods: each event of a pod then took seconds."""
+    costs: dict[str, list[int]] = {"new": [], "mirror": [], "gone": [], "report": []}
+
+    async def work(operator: Operator, count: int) -> None:
+        await gone_pods(operator, count)
+        store = operator.state
+        costs["new"].append(calls(lambda: operator.pod("new")))
+        costs["mirror"].append(calls(lambda: store.put_pod(Pod("ns", "m", "m", "hash", "n1"))))
+        costs["gone"].append(calls(lambda: store.remove_pod("gone-0")))
+        view = replace(store.view("n1"), denied=1)
+        costs["report"].append(calls(lambda: store._see(view)))
+
+    counts = (10, 30, 90)
+    for count in counts:
+        scenario(lambda operator, count=count: work(operator, count))  # type: ignore[misc]
+    for event in ("new", "mirror", "gone"):
+        assert max(costs[event]) - min(costs[event]) < counts[0], event
+    few, more, most = costs["report"]
+    assert most - more <= 4 * (more - few), "a report costs what it lists"
+
+
+def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
+    async def work(operator: Operator) -> None:
+        await operator.holds()
+        operator.report()
+        operator.state.remove_pod("p1")
+        assert operator.state.world.pod("p1") is not None
+        operator.state.remove_held("n1")
+        assert operator.state.world.pod("p1") is not None, "an object that is made again takes nothing back"
+        operator.state.remove_node("n1")
+        await operator.until(lambda: operator.state.world.pod("p1") is None)
+
+    scenario(work)

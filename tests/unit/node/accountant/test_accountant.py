@@ -1,0 +1,212 @@
+"""How a member is held to its borrow limits, which object two groups may both mean, and what the accountant follows (H1)."""
+
+from pathlib import Path
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
+from pinwarden.api.pinlimit import Level
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.accountant.accountant import Accountant, _claimed, _gated, _level
+from pinwarden.node.accountant.finder import Finder, Instance, NotFoundError
+from pinwarden.node.gate.publisher import Told
+from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
+from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.state.config import Configuration, FollowedConfiguration, LastConfiguration
+
+
+def group(*members: dict[str, object], **more: object) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": "ns/g",
+            "uid": "g",
+            "backing": {"tmpfs": {}},
+            "management": "Create",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": list(members),
+            **more,
+        }
+    )
+
+
+LIMIT = {"pods": ["p"], "borrowLimit": 1}
+RESIDENT = {"pods": ["p"], "borrowLimit": 1, "borrowLimitOn": "Resident"}
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("asked", "gated", "expected"),
+    [
+        (group({"pods": ["p"]}), True, (None, "")),
+        (group({"pods": ["q"], "borrowLimit": 1}), True, (None, "")),
+        (group(LIMIT), True, (Level.CONVERGE, "SeccompGate")),
+        (group(LIMIT), False, (Level.OBSERVE, "NotGated")),
+        (group(LIMIT, RESIDENT), True, (Level.OBSERVE, "ResidentSeenOnly")),
+        (group(LIMIT, enforcement="Audit"), True, (Level.OBSERVE, "Audit")),
+    ],
+)
+def test_a_limit_is_never_said_to_be_held_better_than_it_is(
+    asked: NodeGroup, gated: bool, expected: tuple[Level | None, str]
+) -> None:
+    assert _level(asked, "p", gated) == expected
+
+
+def test_a_pod_is_gated_when_each_of_its_running_containers_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"one", "two", "sandbox"}
+    monkeypatch.setattr(
+        "pinwarden.node.accountant.accountant.member_pids",
+        lambda path: frozenset({1}) if path.name in running else frozenset(),
+    )
+    pod = PodCgroup(
+        "p",
+        (tmp_path,),
+        tuple(
+            ContainerCgroup(name, tmp_path / name, (tmp_path / name,))
+            for name in ("one", "two", "sandbox", "ended")
+        ),
+        (tmp_path,),
+        False,
+    )
+    both = {name: ("p", name, "sandbox") for name in ("one", "two")}
+    assert _gated(pod, Told(containers=both, mapping=frozenset(both)))
+    assert not _gated(pod, Told(containers={"one": both["one"]}, mapping=frozenset({"one"})))
+    assert not _gated(pod, Told(containers=both, mapping=frozenset({"one"}))), (
+        "the other has an older profile"
+    )
+    assert not _gated(pod, Told())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [
+        (Extent(frozenset({1})), Extent(frozenset({1})), True),
+        (Extent(frozenset({1})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(frozenset({1})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
+        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 6)})), False),
+        (
+            Extent(objects=frozenset({ObjectId(1, 5, 7)})),
+            Extent(objects=frozenset({ObjectId(1, 5, 8)})),
+            False,
+        ),
+        (Extent(), Extent(frozenset({1})), False),
+    ],
+)
+def test_an_object_is_one_groups_alone(first: Extent, second: Extent, clash: bool) -> None:
+    assert _claimed(second, first) is clash
+
+
+@pytest.mark.rule("H1")
+def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> Instance:
+        if asked.uid == "odd":
+            raise ValueError("not a number")
+        return Instance(objects={ObjectId(1, 5): 4096})
+
+    monkeypatch.setattr(Finder, "find", find)
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    groups = [group(uid=uid, management="Adopt") for uid in ("odd", "even")]
+    accountant.configure(NodePinConfigSpec(groups=groups))
+    accountant.tick()
+    assert [(each.uid, each.reason, each.charge) for each in accountant.told.groups] == [
+        ("odd", "NotReadable", None),
+        ("even", "", 4096),
+    ]
+
+
+@pytest.mark.rule("M10", "H2")
+@pytest.mark.parametrize(
+    ("found", "phase", "reason"),
+    [
+        (NotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
+        (NotFoundError("NotReadable", "no such object is known"), Phase.DRAINING, "NotReadable"),
+        (Instance(objects={ObjectId(1, 5): 4096}), Phase.RELEASED, ""),
+        (Instance(objects={ObjectId(1, 5): 4096}, truncated=True), Phase.RELEASED, ""),
+        (
+            Instance(objects={ObjectId(1, 5): 4096}, truncated=True, why="some may be unknown"),
+            Phase.DRAINING,
+            "NotReadable",
+        ),
+    ],
+)
+def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Instance | NotFoundError,
+    phase: Phase,
+    reason: str,
+) -> None:
+    def find(*_: object, **__: object) -> Instance:
+        if isinstance(found, NotFoundError):
+            raise found
+        return found
+
+    monkeypatch.setattr(Finder, "find", find)
+    monkeypatch.setattr("pinwarden.node.accountant.accountant.users", lambda *_, **__: [])
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    backing = {"posixShm": {"name": "x", "ipcNamespace": "Host"}}
+    accountant.configure(
+        NodePinConfigSpec(groups=[group(management="Adopt", draining=True, backing=backing)])
+    )
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.phase, report.reason) == (phase, reason)
+
+
+@pytest.mark.rule("M10", "H2")
+def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_read(tmp_path: Path) -> None:
+    uid = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
+    processes = tmp_path / "kubepods" / f"pod{uid}" / "cgroup.procs"
+    processes.parent.mkdir(parents=True)
+    processes.write_text("no number")
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    drained = group({"pods": [uid]}, management="Adopt", draining=True, backing={"memfd": {"name": "x"}})
+    accountant.configure(NodePinConfigSpec(groups=[drained]))
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.phase, report.reason) == (Phase.DRAINING, "NotReadable")
+    assert "a member's processes cannot be read" in report.message
+
+
+def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "nodepinconfig.json"
+    followed = FollowedConfiguration(path)
+    assert followed.newer() is None
+    LastConfiguration(path).save(Configuration.parse({"unknownPods": 5}, "u", 1))
+    found = followed.newer()
+    assert found is not None
+    assert found.spec.unknown_pods == 5
+    assert followed.newer() is None
+    path.write_text("{")
+    assert followed.newer() is None, "what cannot be read takes nothing back"
+
+
+@pytest.mark.rule("H1", "H2")
+def test_a_pod_that_nobody_foresaw_keeps_no_group_from_being_accounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, even = (f"3f2a9c1e-0b7d-4e55-9a10-c0ffee12345{number}" for number in (6, 7))
+    for uid in (odd, even):
+        pod = tmp_path / "kubepods" / f"pod{uid}"
+        pod.mkdir(parents=True)
+        (pod / "cgroup.procs").write_text("no number" if uid == odd else "")
+        (pod / "memory.current").write_text("no number" if uid == odd else "4096")
+        (pod / "memory.stat").write_text("anon 4096\n")
+    monkeypatch.setattr(Finder, "find", lambda *_, **__: Instance(objects={ObjectId(1, 5): 4096}))
+    (tmp_path / "cgroup.controllers").touch()
+    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    groups = [group(uid="g", management="Adopt", accounting="Borrow", members=[{"pods": [odd, even]}])]
+    accountant.configure(NodePinConfigSpec(groups=groups))
+    accountant.tick()
+    (report,) = accountant.told.groups
+    assert (report.reason, report.charge, report.orphaned, report.truncated) == ("", 4096, None, True)
+    assert [each.pod for each in accountant.told.fair_view] == [even]
+    assert accountant.told.failures["pod"] > 0

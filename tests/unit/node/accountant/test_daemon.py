@@ -1,0 +1,91 @@
+"""The accountant's process: its record tells that it accounts, and only that."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.node.accountant import daemon
+from pinwarden.node.accountant.daemon import Settings
+from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.state import accountant_status
+from pinwarden.node.state.accountant_status import Told
+from pinwarden.node.state.shutdown import EndError
+
+LONG_AGO = time.time() - 3600
+
+
+class Accountant:
+    """One whose rounds end as told."""
+
+    told = Told()
+
+    def __init__(self, *rounds: float | Exception) -> None:
+        self._rounds = list(rounds)
+
+    def __call__(self, **_: Any) -> "Accountant":
+        return self
+
+    def tick(self) -> float:
+        if not self._rounds:
+            raise EndError
+        match self._rounds.pop(0):
+            case Exception() as error:
+                raise error
+            case wait:
+                return wait
+
+
+def left_behind(folder: Path) -> AccountantRecord:
+    """What an accountant told that is long gone."""
+    accountant_status.save(folder / accountant_status.NAME, Told())
+    os.utime(folder / accountant_status.NAME, (LONG_AGO, LONG_AGO))
+    return AccountantRecord(folder / accountant_status.NAME)
+
+
+def settings(folder: Path) -> Settings:
+    return Settings(folder / "none.json", folder, Path("/sys/fs/cgroup"), Path("/proc"), 0)
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize("error", [OSError("no"), ValueError("no")])
+def test_an_accountant_whose_rounds_fail_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    seen = left_behind(tmp_path)
+    monkeypatch.setattr(daemon, "_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(daemon, "Accountant", Accountant(error, error))
+    daemon.run(settings(tmp_path))
+    seen.look()
+    assert seen.silent
+
+
+@pytest.mark.rule("H2")
+def test_an_accountant_is_not_silent_until_its_next_round_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = left_behind(tmp_path)
+    told = tmp_path / accountant_status.NAME
+    monkeypatch.setattr(daemon, "_RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(daemon, "Accountant", Accountant(3600.0))
+    first: list[int] = []
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while told.stat().st_mtime <= LONG_AGO + 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.append(told.stat().st_mtime_ns)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    daemon.run(settings(tmp_path))
+    watching.join()
+    seen.look()
+    assert not seen.silent
+    assert told.stat().st_mtime_ns > first[0]

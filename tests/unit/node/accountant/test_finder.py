@@ -1,0 +1,236 @@
+"""What is found among the files and descriptors of processes whose names are as a pod likes them, over folders that look like /proc."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
+from pinwarden.node.accountant import posix_shm
+from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
+from pinwarden.node.accountant.round_time import RoundTime
+from pinwarden.node.linux.namespaces import mounts
+from pinwarden.node.shm.objects import ObjectId
+
+PID = 7
+
+
+def group(backing: dict[str, Any]) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": "ns/g",
+            "uid": "g",
+            "backing": backing,
+            "management": "Adopt",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": [{"pods": ["p"]}],
+        }
+    )
+
+
+@pytest.mark.rule("M3")
+def test_a_dma_buf_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DMA_BUF_SET_NAME takes any bytes, and fdinfo shows them."""
+    buffer, folder = tmp_path / "buffer", tmp_path / str(PID) / "fdinfo"
+    buffer.touch()
+    folder.mkdir(parents=True)
+    (folder / "3").write_bytes(b"size:\t8192\ncount:\t1\nexp_name:\tudmabuf\nname:\t\xff\n")
+    monkeypatch.setattr(Finder, "_descriptors", lambda *_: [("3", str(buffer), "/dmabuf:\udcff")])
+    found = Finder(tmp_path).find(group({"dmabuf": {"exporter": "udmabuf"}}), {"p": [PID]})
+    about = buffer.stat()
+    assert found.objects == {ObjectId(about.st_dev, about.st_ino): 8192}
+
+
+def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
+    """A name can have a character that ends a line in Unicode, and bytes that are no text."""
+    point = "/a\r\x0b\x1c\x85\u2028b".encode() + b"\xff"
+    (tmp_path / "mountinfo").write_bytes(b"30 1 0:25 / %b rw - tmpfs tmpfs rw\n" % point)
+    assert [(each.device, os.fsencode(each.point), each.type) for each in mounts(tmp_path)] == [
+        (os.makedev(0, 25), point, "tmpfs")
+    ]
+
+
+@pytest.mark.rule("M3")
+def test_a_mapping_that_goes_or_lies_low_hides_no_memfd(tmp_path: Path) -> None:
+    process = tmp_path / str(PID)
+    (process / "map_files").mkdir(parents=True)
+    mappings = {
+        "05000000-05001000": 8,
+        "06000000-06001000": 8,
+        "00010000-00011000": 9,
+        "7f0000000000-7f0000001000": 10,
+    }
+    lines = [
+        f"{where} rw-s 00000000 00:01 {inode}    /memfd:pw (deleted)\n" for where, inode in mappings.items()
+    ]
+    (process / "maps").write_text("".join(lines))
+    for name in ("6000000-6001000", "10000-11000", "7f0000000000-7f0000001000"):
+        (process / "map_files" / name).touch()
+    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert found.count == 3
+
+
+@pytest.mark.rule("M3")
+def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
+    """Its process has no mappings to show then; another thread has, also in a folder of its own."""
+    thread = tmp_path / str(PID) / "task" / str(PID + 1)
+    files = tmp_path / str(PID + 1) / "map_files"
+    thread.mkdir(parents=True)
+    files.mkdir(parents=True)
+    (thread / "maps").write_text("7f0000000000-7f0000001000 rw-s 00000000 00:01 8    /memfd:pw (deleted)\n")
+    (files / "7f0000000000-7f0000001000").touch()
+    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert found.count == 1
+
+
+UNLINKED = 40960
+A, B = 11, 12
+
+
+class SharedMemory:
+    """The node's /dev/shm with objects that have no name: which process shows which of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.shown: dict[int, list[str]] = {}
+        self.inodes: dict[str, int] = {}
+        self.hidden = 0
+        """Bytes that no process shows."""
+        self.read: list[int] = []
+        self.finder = Finder(Path("/proc"), os.getpid())
+        self.rooms = {"a": MOST_OBJECTS, "b": MOST_OBJECTS}
+        patch.setattr(posix_shm, "named", lambda _: 0)
+        patch.setattr(posix_shm, "nested", lambda _: 0)
+        patch.setattr(
+            posix_shm,
+            "used",
+            lambda _: self.hidden + UNLINKED * len({name for names in self.shown.values() for name in names}),
+        )
+        patch.setattr(posix_shm, "_unlinked", self.unlinked)
+
+    def unlinked(self, _: Path, pid: int, device: int, deadline: float) -> Iterator[posix_shm.Unlinked]:
+        self.read.append(pid)
+        for name in posix_shm._in_time(self.shown.get(pid, ()), deadline):
+            inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
+            yield posix_shm.Unlinked(ObjectId(device, inode), name, UNLINKED)
+
+    def look(self) -> dict[str, Instance | NotFoundError]:
+        """A round with two groups over /dev/shm, the older one first."""
+        pids = {"a": [A], "b": [B]}
+        backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
+        groups = [
+            group(backing).model_copy(update={"uid": uid, "members": [NodeMember(pods=[uid])]})
+            for uid in pids
+        ]
+        self.finder.begin(groups, pids)
+        found: dict[str, Instance | NotFoundError] = {}
+        for each in groups:
+            try:
+                found[each.uid] = self.finder.find(
+                    each, {each.uid: pids[each.uid]}, room=self.rooms[each.uid]
+                )
+            except NotFoundError as error:
+                found[each.uid] = error
+        return found
+
+
+@pytest.fixture
+def shm(monkeypatch: pytest.MonkeyPatch) -> SharedMemory:
+    return SharedMemory(monkeypatch)
+
+
+def charges(found: dict[str, Instance | NotFoundError]) -> dict[str, object]:
+    return {
+        uid: (one.charge, one.truncated) if isinstance(one, Instance) else one.reason
+        for uid, one in found.items()
+    }
+
+
+@pytest.mark.rule("M3", "H2")
+def test_two_groups_over_one_dev_shm_each_find_what_their_own_members_show(shm: SharedMemory) -> None:
+    shm.shown = {B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": "NotThere", "b": (UNLINKED, False)}
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": (UNLINKED, False)}
+    shm.shown = {A: ["pw-hidden-a", "pw-hidden-b"], B: ["pw-hidden-b"]}
+    assert charges(shm.look()) == {"a": (2 * UNLINKED, False), "b": (UNLINKED, False)}
+
+
+def test_each_process_is_read_once_in_a_round_for_all_groups(shm: SharedMemory) -> None:
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    shm.look()
+    assert sorted(shm.read) == [A, B]
+    shm.look()
+    assert sorted(shm.read) == [A, A, B, B]
+
+
+@pytest.mark.rule("H2", "M10")
+def test_no_object_is_not_said_while_bytes_are_unexplained(shm: SharedMemory) -> None:
+    shm.shown, shm.hidden = {B: ["pw-hidden-b"]}, UNLINKED
+    found = shm.look()
+    assert charges(found) == {"a": "NotReadable", "b": (UNLINKED, True)}
+    assert "no member's process shows" in str(found["a"])
+
+
+@pytest.mark.rule("H2", "M10")
+def test_a_wrong_type_is_not_said_while_bytes_are_unexplained(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member could make a folder of a matching name, and have its group released."""
+
+    def folder(_: Finder, found: Instance, *__: object) -> None:
+        found.other = "/dev/shm/pw-hidden-folder"
+
+    monkeypatch.setattr(Finder, "_each", folder)
+    assert charges(shm.look()) == {"a": "WrongType", "b": "WrongType"}
+    shm.hidden = UNLINKED
+    assert charges(shm.look()) == {"a": "NotReadable", "b": "NotReadable"}
+
+
+@pytest.mark.rule("M10")
+def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(shm: SharedMemory) -> None:
+    """Otherwise a stranger could keep a draining group whose last pod has ended."""
+    shm.hidden = UNLINKED
+    backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
+    with pytest.raises(NotFoundError) as raised:
+        shm.finder.find(group(backing), {})
+    assert raised.value.reason == "NotThere"
+
+
+@pytest.mark.rule("H2")
+def test_no_object_is_not_said_while_time_or_room_is_too_short(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
+    shm.rooms["b"] = 0
+    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": "NotReadable"}
+    monkeypatch.setattr(posix_shm, "SECONDS", 0.0)
+    found = shm.look()
+    assert charges(found) == {"a": "NotReadable", "b": "NotReadable"}
+    assert "the time was too short" in str(found["a"])
+    assert "no member's process" not in str(found["a"])
+
+
+@pytest.mark.rule("H2")
+def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
+    shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the clock of a process of the older group takes a second, without an end."""
+    clock = [0.0]
+    monkeypatch.setattr("pinwarden.node.accountant.posix_shm.time.monotonic", lambda: clock[0])
+
+    def slow(_: Path, pid: int, device: int, deadline: float) -> Iterator[posix_shm.Unlinked]:
+        if pid == A:
+            while clock[0] < deadline:
+                clock[0] += 1
+            raise TimeoutError
+        yield from shm.unlinked(_, pid, device, deadline)
+
+    monkeypatch.setattr(posix_shm, "_unlinked", slow)
+    monkeypatch.setattr(posix_shm, "SECONDS", posix_shm.ROUND_SECONDS)
+    shm.finder._time = RoundTime(posix_shm.ROUND_SECONDS, lambda: clock[0])
+    shm.shown = {B: ["pw-hidden-b"]}
+    for _ in range(3):
+        assert charges(shm.look()) == {"a": "NotReadable", "b": (UNLINKED, False)}

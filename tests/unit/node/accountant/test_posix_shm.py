@@ -1,0 +1,95 @@
+"""Which volume of a pod is its /dev/shm while no process of it shows one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from pinwarden.node.accountant.posix_shm import PodVolumes
+
+UID, OTHER = "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab", "7d0c2a3e-8e4b-4d0f-9a53-0123456789ac"
+SANDBOX, CONTAINER, STARTING = 5, 7, 8
+SHM, CACHE, RUNTIMES = 40, 41, 42
+
+
+def at(uid: str, name: str) -> str:
+    return f"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/{name}"
+
+
+class Node:
+    """A folder that looks like /proc: one pod's processes, and what the node has mounted, by device."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for pid, name in ((SANDBOX, "pause"), (CONTAINER, "python3"), (STARTING, "runc:[2:INIT]")):
+            (root / str(pid)).mkdir()
+            (root / str(pid) / "comm").write_text(f"{name}\n")
+        (root / "1").mkdir()
+        self.mounts({SHM: at(UID, "shm")})
+        self.volumes = PodVolumes(root, root / "1")
+
+    def mounts(self, points: Mapping[int, str], kind: str = "tmpfs", folder: str = "/") -> None:
+        lines = [
+            f"{device} 1 0:{device} {folder} {point} rw - {kind} tmpfs rw\n"
+            for device, point in points.items()
+        ]
+        (self.root / "1" / "mountinfo").write_text("".join(lines))
+
+    def left(self, pids: Sequence[int], shown: Mapping[int, int]) -> list[str]:
+        self.volumes.begin([UID])
+        return self.volumes.left(UID, pids, shown)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.mark.rule("M9")
+def test_a_device_that_was_seen_is_found_again(node: Node) -> None:
+    node.mounts({SHM: at(UID, "shm"), CACHE: at(UID, "cache")})
+    assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES, CONTAINER: SHM}) == []
+    assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == [at(UID, "shm")]
+    assert node.left([SANDBOX, STARTING], {SANDBOX: RUNTIMES}) == [at(UID, "shm")]
+    node.mounts({CACHE: at(UID, "cache")})
+    assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == [], "the volume is gone"
+
+
+@pytest.mark.rule("M9")
+@pytest.mark.parametrize("pids", [[SANDBOX], [], [SANDBOX, STARTING], [99]])
+def test_the_only_volume_is_taken_while_no_container_was_seen(node: Node, pids: list[int]) -> None:
+    assert node.left(pids, {}) == [at(UID, "shm")]
+
+
+def test_a_container_with_another_one_ends_the_guess(node: Node) -> None:
+    assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES, CONTAINER: RUNTIMES}) == []
+    assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == []
+
+
+def test_a_container_without_one_is_not_guessed_for(node: Node) -> None:
+    assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES}) == []
+
+
+@pytest.mark.parametrize(
+    ("points", "more"),
+    [
+        ({SHM: at(UID, "shm"), CACHE: at(UID, "cache")}, {}),
+        ({SHM: at(OTHER, "shm")}, {}),
+        ({SHM: f"{at(UID, 'shm')}/below"}, {}),
+        ({SHM: at(UID, "shm").replace("empty-dir", "projected")}, {}),
+        ({SHM: at(UID, "shm")}, {"kind": "ext4"}),
+        ({SHM: at(UID, "shm")}, {"folder": "/part"}),
+    ],
+)
+def test_none_is_guessed_of_several_or_of_what_is_no_such_volume(
+    node: Node, points: dict[int, str], more: dict[str, str]
+) -> None:
+    node.mounts(points, **more)
+    assert node.left([SANDBOX], {}) == []
+
+
+def test_a_pod_that_is_no_member_any_more_is_forgotten(node: Node) -> None:
+    node.mounts({SHM: at(UID, "shm"), CACHE: at(UID, "cache")})
+    node.left([CONTAINER], {CONTAINER: SHM})
+    node.volumes.begin([OTHER])
+    assert node.left([SANDBOX], {}) == []

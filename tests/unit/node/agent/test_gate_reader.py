@@ -1,0 +1,249 @@
+"""Who is held exactly, as the agent judges it from the gate's record, and what status says of it (H1)."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinConfigStatus, NodePod, PodReport
+from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
+from pinwarden.node.agent.gate_reader import (
+    BEHIND,
+    BEHIND_SECONDS,
+    SILENT_SECONDS,
+    UNGATED,
+    GateRecord,
+    Standing,
+)
+from pinwarden.node.agent.overshoots import Overshoots
+from pinwarden.node.agent.status import Reporter
+from pinwarden.node.gate.budgets import Place
+from pinwarden.node.gate.container import Identity
+from pinwarden.node.gate.publisher import Denial, Record
+from pinwarden.node.linux.prlimit import GateAbility
+from pinwarden.node.linux.procfs import ProcessKey
+from pinwarden.node.pods.policy import Held, Plan
+from pinwarden.node.pods.process import ProcessTable
+from pinwarden.node.pods.subject import Governed
+
+POD, MAIN, SIDE, SANDBOX = "pod", "a1" * 32, "b2" * 32, "c3" * 32
+LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
+AUDIT = LIMIT.model_copy(update={"enforcement": Enforcement.AUDIT})
+
+
+def key(pid: int) -> frozenset[ProcessKey]:
+    return frozenset({ProcessKey(pid, pid)})
+
+
+def subject(containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit, more: int = 0) -> Governed:
+    made = Governed(POD, (), Held(limits or (LIMIT,)))
+    made.by_container = containers
+    made.keys = frozenset[ProcessKey]().union(*containers.values()) | (key(more) if more else frozenset())
+    return made
+
+
+def recorded(folder: Path, *gated: str) -> Record:
+    record = Record(folder / "gate.json")
+    record.gated([Identity(each, Place(POD, "main"), SANDBOX, b"") for each in gated or (MAIN,)])
+    record.complete()
+    record.flush(time.monotonic())
+    return record
+
+
+def reading(folder: Path) -> GateRecord:
+    gate = GateRecord(folder / "gate.json")
+    gate.look()
+    return gate
+
+
+def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
+    for gate in (GateRecord(None), reading(tmp_path)):
+        standing = gate.standing(subject({MAIN: key(1)}))
+        assert standing == Standing()
+        assert not gate.silent
+
+
+@pytest.mark.rule("H2")
+def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    gate = reading(tmp_path)
+    (tmp_path / "gate.json").write_text('{"version": 2}')
+    assert gate.look()
+    one = subject({MAIN: key(1)})
+    assert gate.standing(one) == Standing()
+    assert whole(gate, one).denials_dropped is None
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    standing = reading(tmp_path).standing(subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
+    assert standing.exact
+    assert not standing.why
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("containers", "more", "why"),
+    [
+        ({SIDE: key(1)}, 0, UNGATED),
+        ({MAIN: key(1), SIDE: key(2)}, 0, "has not the gate's profile"),
+        ({MAIN: key(1)}, 9, "has not the gate's profile"),
+    ],
+)
+def test_a_process_beside_the_gate_is_told(tmp_path: Path, containers: Any, more: int, why: str) -> None:
+    recorded(tmp_path)
+    standing = reading(tmp_path).standing(subject(containers, more=more))
+    assert not standing.exact
+    assert why in standing.why
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_that_is_loosened_or_pins_by_a_driver_is_not_exact(tmp_path: Path) -> None:
+    record = recorded(tmp_path)
+    pinning = subject({MAIN: key(1)})
+    pinning.pinned = 4096
+    assert "driver" in reading(tmp_path).standing(pinning).why
+    record.loosened(POD, "it grows")
+    record.loosened(POD, "and more")
+    standing = reading(tmp_path).standing(pinning)
+    assert (standing.exact, standing.why) == (False, "it grows; and more")
+
+
+def report(gate: GateRecord, one: Governed, ability: GateAbility | None = None) -> PodReport:
+    return whole(gate, one, ability).pods[0]
+
+
+def whole(gate: GateRecord, one: Governed, ability: GateAbility | None = None) -> NodePinConfigStatus:
+    one.keys = frozenset()  # what its processes are is judged elsewhere
+    reporter = Reporter(ability or GateAbility(True), "v2", gate)
+    return reporter.report(None, [one], ProcessTable(Path("/proc")), Overshoots(), None)
+
+
+@pytest.mark.rule("H1")
+def test_exact_and_enforced_is_deny_also_where_rlimits_cannot_be_set(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    gate = reading(tmp_path)
+    for ability in (GateAbility(True), GateAbility(False, "no capability")):
+        found = report(gate, subject({MAIN: key(1)}), ability)
+        assert (found.level, found.reason, found.message) == (Level.DENY, "SeccompGate", "")
+
+
+@pytest.mark.rule("H1")
+def test_what_is_only_audited_is_never_deny(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    found = report(reading(tmp_path), subject({MAIN: key(1)}, AUDIT))
+    assert (found.level, found.reason) == (Level.OBSERVE, "Audit")
+
+
+@pytest.mark.rule("H1")
+def test_what_is_not_exact_is_what_it_is_without_a_gate_and_says_why(tmp_path: Path) -> None:
+    recorded(tmp_path).loosened(POD, "it grows")
+    found = report(reading(tmp_path), subject({MAIN: key(1)}))
+    assert (found.level, found.message) == (Level.CONVERGE, "not exactly: it grows")
+
+
+@pytest.mark.rule("H1")
+def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    after = Record(tmp_path / "gate.json")
+    after.gated([])
+    after.complete()
+    after.flush(0)
+    found = report(reading(tmp_path), subject({MAIN: key(1)}))
+    assert (found.level, found.reason) == (Level.OBSERVE, "GateLost")
+    assert "ENOSYS" in found.message
+
+
+@pytest.mark.rule("H1")
+def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    directory = subject({MAIN: key(1)})
+    directory.uid = "docker"
+    assert reading(tmp_path).standing(directory) == Standing(why=UNGATED)
+
+
+@pytest.mark.rule("H1")
+def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(tmp_path: Path) -> None:
+    record = recorded(tmp_path)
+    now = 0.0
+    gate = GateRecord(tmp_path / "gate.json", lambda: now)
+    gate.look()
+    plan = Plan(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=POD, limits=[LIMIT.name])]), (), 1)
+    held = plan.of_pod(POD)
+    assert held is not None
+    one = subject({MAIN: key(1)})
+    one.held = held
+
+    def applied() -> list[str]:
+        reporter = Reporter(GateAbility(True), "v2", gate)
+        one.keys = frozenset()
+        found = reporter.report(plan, [one], ProcessTable(Path("/proc")), Overshoots(), None)
+        return [each.uid for each in found.applied_limits]
+
+    assert applied() == []
+    assert gate.standing(one) == Standing(True, exact=True, behind=True)
+    now = BEHIND_SECONDS + 1
+    assert gate.standing(one) == Standing(True, why=BEHIND)
+    record.holds({POD: held.fingerprint})
+    record.flush(0)
+    gate.look()
+    assert gate.standing(one) == Standing(True, exact=True)
+    assert applied() == [LIMIT.uid]
+
+
+@pytest.mark.rule("H1")
+def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    long_ago = time.time() - 2 * SILENT_SECONDS
+    os.utime(tmp_path / "gate.json", (long_ago, long_ago))
+    now = 0.0
+    gate = GateRecord(tmp_path / "gate.json", lambda: now)
+    gate.look()
+    one = subject({MAIN: key(1)})
+    one.held = Held((LIMIT,), fingerprint="newer")
+    first = gate.standing(one)
+    now = 1000.0
+    for found in (first, gate.standing(one)):
+        assert (found.exact, found.behind) == (True, True), "no call is answered before it has"
+
+
+@pytest.mark.rule("H1", "H2")
+def test_a_gate_that_does_not_answer_is_said_and_still_holds(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    long_ago = time.time() - 2 * SILENT_SECONDS
+    os.utime(tmp_path / "gate.json", (long_ago, long_ago))
+    found = report(reading(tmp_path), subject({MAIN: key(1)}))
+    assert found.level is Level.DENY
+    assert "does not answer" in found.message
+
+
+@pytest.mark.rule("H2")
+def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_path: Path) -> None:
+    record = recorded(tmp_path)
+    assert report(reading(tmp_path), subject({MAIN: key(1)})).denials == []
+    assert report(reading(tmp_path), subject({SIDE: key(1)})).denials is None
+    other = LIMIT.model_copy(update={"uid": "another"})
+    for limit in (LIMIT, LIMIT, other):
+        record.denied(Denial(Place(POD, "main"), 7, "db", Source.MLOCK, 4096, 0, limit))
+    record.flush(float("inf"))
+    found = whole(reading(tmp_path), subject({MAIN: key(1)}))
+    (pod,) = found.pods
+    assert pod.denials is not None
+    assert [(each.uid, each.count) for each in pod.denials] == [("uid-l", 2)]
+    assert [each.number for each in found.recent_denials] == [1, 2, 3]
+    assert found.denials_dropped == 0
+    assert whole(GateRecord(None), subject({MAIN: key(1)})).denials_dropped is None
+
+
+def test_the_table_of_sources_says_where_deny_is_to_be_had(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    for gate, said in ((reading(tmp_path), True), (GateRecord(None), False)):
+        (mlock,) = (
+            each for each in whole(gate, subject({MAIN: key(1)})).sources if each.source is Source.MLOCK
+        )
+        assert ("Deny" in mlock.message) == said
+        assert mlock.level is Level.CONVERGE

@@ -1,0 +1,121 @@
+"""What processes had before the first deal: kept over restarts, and never taken from a damaged file."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.node.agent.allocator import UNLIMITED, Limits
+from pinwarden.node.agent.original_limits import Saved, SavedStore
+from pinwarden.node.linux.procfs import ProcessKey
+
+KEY = ProcessKey(12, 3456)
+SAVED = Saved(before=Limits(4096, UNLIMITED), dealt=Limits(0, 8192))
+
+amounts = st.integers(0, UNLIMITED)
+pairs = st.tuples(amounts, amounts).map(lambda pair: Limits(min(pair), max(pair)))
+saved_values = st.builds(Saved, before=pairs, dealt=pairs)
+keys = st.builds(ProcessKey, st.integers(1, 2**22), st.integers(0, 2**63))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "saved.json"
+
+
+@given(processes=st.dictionaries(keys, saved_values))
+def test_what_is_saved_is_loaded_by_the_next_agent(processes: dict[ProcessKey, Saved]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        SavedStore(Path(folder) / "saved.json", "boot-1").save(processes)
+        assert SavedStore(Path(folder) / "saved.json", "boot-1").load() == processes
+
+
+def test_without_a_file_there_is_nothing(path: Path) -> None:
+    assert SavedStore(path, "boot-1").load() == {}
+
+
+def test_a_reboot_makes_it_void(path: Path) -> None:
+    SavedStore(path, "boot-1").save({KEY: SAVED})
+    assert SavedStore(path, "boot-2").load() == {}
+    assert path.exists()
+
+
+@given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
+def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "saved.json"
+        store = SavedStore(path, "boot-1")
+        store.save({KEY: SAVED})
+        data = bytearray(path.read_bytes())
+        position %= len(data)
+        if cut:
+            del data[position:]
+        else:
+            data[position] ^= flip
+        path.write_bytes(data)
+        assert store.load() in ({}, {KEY: SAVED})  # a changed space between two fields changes nothing
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff\xfe"])
+def test_a_corrupt_file_is_set_aside_with_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    store = SavedStore(path, "boot-1")
+    for number in (1, 2):
+        path.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert store.load() == {}
+        assert not path.exists()
+        aside = path.with_name(f"saved.json.corrupt-{number}")
+        assert aside.read_bytes() == content
+        assert str(aside) in caplog.text
+    store.save({KEY: SAVED})
+    assert store.load() == {KEY: SAVED}
+
+
+def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
+    store = SavedStore(path, "boot-1")
+    store.save({KEY: SAVED})
+    path.with_name("saved.json.new").mkdir()
+    with pytest.raises(IsADirectoryError):
+        store.save({})
+    assert store.load() == {KEY: SAVED}
+
+
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    SavedStore(path, "boot-1").save({KEY: SAVED})
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@given(saved=saved_values)
+def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: Saved) -> None:
+    assert saved.seen(saved.dealt) == saved
+
+
+@pytest.mark.parametrize(
+    ("current", "before"),
+    [
+        (Limits(100, 8192), Limits(100, UNLIMITED)),  # its own soft limit
+        (Limits(0, 2048), Limits(2048, 2048)),  # lowered for good, which takes the soft one along
+        (Limits(50, 2048), Limits(50, 2048)),
+        (Limits(0, 1 << 30), Limits(4096, 1 << 30)),  # raised with CAP_SYS_RESOURCE
+    ],
+)
+def test_a_limit_that_the_program_set_is_kept(current: Limits, before: Limits) -> None:
+    assert SAVED.seen(current).before == before
+
+
+@given(saved=saved_values, current=pairs)
+def test_what_is_given_back_is_always_a_pair_that_the_kernel_takes(saved: Saved, current: Limits) -> None:
+    before = saved.seen(current).before
+    assert before.soft <= before.hard
+
+
+@given(saved=saved_values, current=pairs)
+def test_a_child_gets_back_what_its_parent_had(saved: Saved, current: Limits) -> None:
+    child = saved.inherited(current)
+    assert child.before == saved.before
+    assert child.seen(current).before == saved.before

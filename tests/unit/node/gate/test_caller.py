@@ -1,0 +1,51 @@
+"""Reads aside: what one pod's reads hang in holds up no other pod (P5)."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pinwarden.node.gate.caller import Aside, Readers
+
+THREADS, OF_A_POD = 4, 2
+
+
+@pytest.fixture
+def readers() -> Iterator[Readers]:
+    readers = Readers(THREADS, OF_A_POD, "reader")
+    yield readers
+    readers.close()
+
+
+def read(aside: Aside[int], says: Callable[[], int]) -> int:
+    while (found := aside.get(says)) is None:
+        time.sleep(0.001)
+    return found
+
+
+@pytest.mark.rule("P5")
+def test_a_pod_whose_reads_hang_keeps_only_its_own_threads_busy(readers: Readers) -> None:
+    ends = threading.Event()
+
+    def hangs() -> int:
+        return int(ends.wait(60))
+
+    for _ in range(3 * THREADS):
+        assert Aside[int](readers, "hanging").get(hangs) is None
+    assert read(Aside(readers, "quiet"), lambda: 5) == 5
+    readers.forget("hanging")
+    late = Aside[int](readers, "hanging")
+    assert late.get(lambda: 6) is None, "what hangs stays counted"
+    ends.set()
+    assert read(late, lambda: 6) == 6
+
+
+def test_what_a_read_raises_is_raised(readers: Readers) -> None:
+    def fails() -> int:
+        raise OSError("no")
+
+    aside = Aside[int](readers, "pod")
+    with pytest.raises(OSError, match="no"):
+        read(aside, fails)
+    assert read(aside, lambda: 7) == 7

@@ -1,0 +1,219 @@
+"""Whatever the order in which calls of several pods are asked for, take effect and end, every limit holds.
+
+Here the gate's accounts stand beside a model of the kernel: a thread's call adds something, in parts and at any time until it ends, what
+is locked goes at any time, and nobody tells the gate of either. Limits come, go and change meanwhile. `renew` may see a sum that no moment
+had.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pinwarden.node.gate.budgets import GOOD_SECONDS, Accounts, Fit, Key, Look, Place
+
+MAIN, SIDE, NEAR = Place("a", "main"), Place("a", "side"), Place("b", "main")
+THREADS: Mapping[int, Place] = dict(enumerate((MAIN, MAIN, SIDE, SIDE, NEAR, NEAR), 1))
+OF_POD, OF_CONTAINER, OF_NODE = Key("pod", "a"), Key("each", "a", "main"), Key("node")
+MEMBERS = {OF_POD: {MAIN, SIDE}, OF_CONTAINER: {MAIN}, OF_NODE: {MAIN, SIDE, NEAR}}
+RANGE = 8
+
+threads = st.sampled_from(sorted(THREADS))
+amounts = st.integers(0, 2 * RANGE)
+limits = st.integers(RANGE, 4 * RANGE)
+
+
+@dataclass
+class Thread:
+    """What it has locked in a range of its own and elsewhere, and its call: one that locks the range up to `reach`, or adds `left` more."""
+
+    place: Place
+    inside: int = 0
+    elsewhere: int = 0
+    reach: int = 0
+    left: int = 0
+    most: int | None = None
+
+    @property
+    def locked(self) -> int:
+        return self.inside + self.elsewhere
+
+    @property
+    def pending(self) -> int:
+        """What its call may still add."""
+        return max(0, self.reach - self.inside) + self.left
+
+    def over(self) -> None:
+        """The call has ended, also where the gate does not know yet."""
+        self.reach = self.left = 0
+
+
+class Node(RuleBasedStateMachine):
+    """Three places of two pods under up to three limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accounts = Accounts()
+        self.now = 0.0
+        self.asked = 0
+        self.threads = {tid: Thread(place) for tid, place in THREADS.items()}
+        self.limits: dict[Key, int] = {}
+        self.ceilings: dict[Key, int] = {}
+
+    def of(self, key: Key) -> Iterable[Thread]:
+        return (each for each in self.threads.values() if each.place in MEMBERS[key])
+
+    def locked(self, key: Key) -> int:
+        return sum(each.locked for each in self.of(key))
+
+    def may_become(self, key: Key) -> int:
+        return sum(each.locked + each.pending for each in self.of(key))
+
+    def covering(self, place: Place) -> tuple[Key, ...]:
+        return tuple(key for key in self.limits if place in MEMBERS[key])
+
+    @initialize(limits=st.dictionaries(st.sampled_from(list(MEMBERS)), limits, min_size=1))
+    def begin(self, limits: dict[Key, int]) -> None:
+        self.configure(limits)
+
+    def configure(self, limits: dict[Key, int]) -> None:
+        self.limits, self.asked = limits, 0
+        self.ceilings = {key: max(limit, self.may_become(key)) for key, limit in limits.items()}
+        self.accounts.configure({place: self.covering(place) for place in (MAIN, SIDE, NEAR)})
+
+    @invariant()
+    def nothing_rises_above_a_limit(self) -> None:
+        for key, limit in self.limits.items():
+            most = self.may_become(key)
+            assert most <= self.ceilings[key], key
+            self.ceilings[key] = max(limit, most)
+
+    # -- what the gate does -------------------------------------------------------------------------------------------
+
+    @rule(
+        tid=threads,
+        amount=amounts,
+        in_range=st.booleans(),
+        told=st.booleans(),
+        seconds=st.sampled_from((0.001, 0.001, GOOD_SECONDS)),
+    )
+    def ask(self, tid: int, amount: int, in_range: bool, told: bool, seconds: float) -> None:
+        """Who asks has ended its last call, whether the gate was told of that before or not."""
+        self.threads[tid].over()
+        if told:
+            self.end(tid)
+        self.now += seconds
+        self.asked += 1
+        thread = self.threads[tid]
+        most = adds = min(amount, RANGE) if in_range else amount
+        fit, _ = self.accounts.fit(thread.place, most, self.now)
+        if fit is not Fit.FITS:
+            self.look(thread.place)
+            adds = max(0, most - thread.inside) if in_range else most
+            fit, where = self.accounts.fit(thread.place, adds, self.now)
+            self.judge(fit, where, thread.place, adds)
+        if fit is Fit.FITS:
+            self.accounts.let_through(tid, thread.place, most)
+            thread.reach, thread.left, thread.most = (most, 0, most) if in_range else (0, most, most)
+
+    def judge(self, fit: Fit, where: Key | None, place: Place, adds: int) -> None:
+        """Right after a look: who is refused did not fit, and who did fit beside all that is under way is not kept waiting."""
+        keys = self.covering(place)
+        if fit is Fit.EXCEEDS:
+            assert where is not None
+            assert where in keys
+            assert self.locked(where) + adds > self.limits[where]
+        elif fit is Fit.MAYBE:
+            assert where in keys
+            assert any(each.most for each in self.threads.values())
+        if adds == 0 or all(self.bound(key) + adds <= self.limits[key] for key in keys):
+            assert fit is Fit.FITS
+
+    def bound(self, key: Key) -> int:
+        return self.locked(key) + sum(each.most or 0 for each in self.of(key))
+
+    def end(self, tid: int) -> None:
+        self.threads[tid].over()
+        self.threads[tid].most = None
+        self.accounts.end(tid)
+
+    def look(self, place: Place) -> None:
+        self.accounts.renew(
+            {key: Look(self.limits[key], self.locked(key)) for key in self.covering(place)}, self.now
+        )
+
+    @rule(tid=threads)
+    def tell_of_an_end(self, tid: int) -> None:
+        self.end(tid)
+
+    @rule(place=st.sampled_from((MAIN, SIDE, NEAR)))
+    def look_at_once(self, place: Place) -> None:
+        self.look(place)
+
+    @rule(
+        place=st.sampled_from((MAIN, SIDE, NEAR)),
+        order=st.permutations(sorted(THREADS)),
+        meanwhile=st.lists(st.tuples(threads, amounts, st.booleans()), min_size=6, max_size=6),
+    )
+    def look_while_things_happen(
+        self, place: Place, order: list[int], meanwhile: list[tuple[int, int, bool]]
+    ) -> None:
+        """One thread after another is read, and between two something takes effect or goes."""
+        seen: dict[int, int] = {}
+        for tid, (other, amount, adds) in zip(order, meanwhile, strict=True):
+            seen[tid] = self.threads[tid].locked
+            (self.take_effect if adds else self.unlock)(other, amount)
+        sums = {
+            key: sum(amount for tid, amount in seen.items() if THREADS[tid] in MEMBERS[key])
+            for key in self.covering(place)
+        }
+        self.accounts.renew({key: Look(self.limits[key], use) for key, use in sums.items()}, self.now)
+
+    @precondition(lambda self: self.asked > 6)
+    @rule(limits=st.dictionaries(st.sampled_from(list(MEMBERS)), st.integers(0, 4 * RANGE)))
+    def change_limits(self, limits: dict[Key, int]) -> None:
+        self.configure(limits)
+
+    # -- what nobody tells the gate of --------------------------------------------------------------------------------
+
+    @rule(tid=threads, amount=amounts)
+    def take_effect(self, tid: int, amount: int) -> None:
+        thread = self.threads[tid]
+        if thread.reach > thread.inside:
+            thread.inside = min(thread.reach, thread.inside + amount)
+        else:
+            part = min(thread.left, amount)
+            thread.elsewhere += part
+            thread.left -= part
+
+    @rule(tid=threads, amount=amounts)
+    def unlock(self, tid: int, amount: int) -> None:
+        thread = self.threads[tid]
+        part = min(thread.inside, amount)
+        thread.inside -= part
+        thread.elsewhere -= min(thread.elsewhere, amount - part)
+
+    @precondition(lambda self: any(each.most for each in self.threads.values()))
+    @rule(tid=threads)
+    def end_untold(self, tid: int) -> None:
+        self.threads[tid].over()
+
+    @rule(tid=threads)
+    def die_untold(self, tid: int) -> None:
+        self.threads[tid].over()
+        self.threads[tid].inside = self.threads[tid].elsewhere = 0
+
+
+@pytest.mark.rule("P1", "P5", "P8", "P11", "P12", "P13")
+def test_no_order_of_events_takes_a_limit_past_what_it_allows_or_refuses_what_fits() -> None:
+    run_state_machine_as_test(Node, settings=settings(max_examples=100, stateful_step_count=60))

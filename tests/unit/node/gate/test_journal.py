@@ -1,0 +1,401 @@
+"""What the gate keeps in files: calls that it received, and what it tells the agent; and what the runtime tells it."""
+
+import json
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import DenialReport, NodeLimit
+from pinwarden.api.pinlimit import Scope, Source
+from pinwarden.node.gate import journal as journals
+from pinwarden.node.gate.budgets import Place
+from pinwarden.node.gate.container import Identity, parse
+from pinwarden.node.gate.journal import Journal
+from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, Record, Told, load
+from pinwarden.node.linux import seccomp_notify
+from pinwarden.node.linux.seccomp_notify import Call
+
+ID = "a1" * 32
+ONE = Identity(ID, Place("pod-1", "main"), "b2" * 32, b"")
+TWO = Identity("c3" * 32, Place("pod-2", "main"), "", b"")
+LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
+
+
+class Queue(seccomp_notify.Listener):
+    """Calls that wait, in place of the kernel."""
+
+    def __init__(self, *calls: Call) -> None:
+        self._calls = list(calls)
+
+    def receive(self, address: int) -> bool:
+        import ctypes
+
+        if not self._calls:
+            return False
+        call = self._calls.pop(0)
+        data = seccomp_notify._NOTIFICATION.pack(
+            call.id, call.tid, 0, call.number, call.arch, 0, *call.arguments
+        )
+        ctypes.memmove(address, data, len(data))
+        return True
+
+
+def call(identity: int) -> Call:
+    return Call(identity, 100 + identity, 149, 0xC000003E, (1, 2, 3, 4, 5, 2**64 - 1))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.mark.rule("H3")
+def test_a_call_that_was_received_is_there_for_the_next_gate(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        first = journal.receive(Queue(call(1)), 7)
+        second = journal.receive(Queue(call(2)), 8)
+        third = journal.receive(Queue(call(3)), 9)
+        assert first is not None
+        assert second is not None
+        assert third is not None
+        fourth = journal.receive(Queue(call(4)), 9)
+        assert fourth is not None
+        journal.let_through(second[0], 4096)
+        journal.let_through(fourth[0], 0)
+        journal.free(third[0])
+    with closing(Journal(path)) as journal:
+        assert sorted(journal.left()) == [
+            (first[0], call(1), 7, None),
+            (second[0], call(2), 8, 4096),
+            (fourth[0], call(4), 9, 0),
+        ]
+
+
+def test_nothing_is_received_when_the_call_is_gone(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        assert journal.receive(Queue(), 7) is None
+        assert list(journal.left()) == []
+
+
+def test_one_gate_at_a_time_has_it(path: Path) -> None:
+    with closing(Journal(path)), pytest.raises(BlockingIOError):
+        Journal(path)
+    Journal(path).close()
+
+
+@pytest.mark.parametrize("content", [b"", b"other", b"pinwarden-gate-1" + bytes(10)])
+def test_a_file_of_another_kind_begins_anew(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with closing(Journal(path)) as journal:
+        assert list(journal.left()) == []
+
+
+def test_slots_are_used_again_and_can_all_be_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "SLOTS", 2)
+    with closing(Journal(path)) as journal:
+        for number in range(1, 6):
+            received = journal.receive(Queue(call(number)), 1)
+            assert received is not None
+            journal.free(received[0])
+        for number in range(2):
+            journal.receive(Queue(call(number + 1)), 1)
+        assert journal.full
+        assert journal.receive(Queue(call(9)), 1) is None
+
+
+def denial(
+    process: str = "db", asked: int | None = 4096, limit: NodeLimit | None = LIMIT, message: str = ""
+) -> Denial:
+    return Denial(ONE.place, 4242, process, Source.MLOCK, asked, 0, limit, message)
+
+
+def told(path: Path) -> Told:
+    found = load(path)
+    assert found is not None
+    return found
+
+
+@pytest.mark.rule("H1", "H3")
+def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    before = Record(path)
+    before.gated([ONE, TWO])
+    before.complete()
+    before.loosened("pod-1", "why")
+    before.denied(denial())
+    before.flush(0)
+    after = Record(path)
+    after.gated([ONE])
+    after.complete()
+    after.denied(denial())
+    after.flush(0)
+    found = told(path)
+    assert found.containers == {ID: ("pod-1", "main", "b2" * 32)}
+    assert found.lost == {TWO.id}
+    assert found.loosened == {"pod-1": ("why",)}
+    assert found.denials == {"pod-1": {"uid-l": 2}}
+    assert [each["number"] for each in found.recent] == [1, 2]
+
+
+@pytest.mark.rule("H1")
+def test_only_a_gate_that_held_and_lost_nothing_takes_its_file_away(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    holds = Record(path)
+    holds.gated([ONE])
+    holds.complete()
+    holds.flush(0)
+    holds.end()
+    assert told(path).containers.keys() == {ID}
+    loses = Record(path)
+    loses.gated([])
+    loses.complete()
+    loses.flush(0)
+    loses.end()
+    assert told(path).lost == {ID}
+    path.unlink()
+    idle = Record(path)
+    idle.gated([])
+    idle.complete()
+    idle.flush(0)
+    idle.end()
+    assert not path.exists()
+    idle.end()
+
+
+@pytest.mark.rule("H1")
+def test_what_loosens_a_pod_is_news_until_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    (tmp_path / "gate.json.new").mkdir()
+    for _ in range(2):
+        with pytest.raises(OSError, match="directory"):
+            record.loosened("pod-1", "why")
+    (tmp_path / "gate.json.new").rmdir()
+    record.loosened("pod-1", "why")
+    assert told(path).loosened == {"pod-1": ("why",)}
+
+
+@pytest.mark.rule("H1")
+def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containers(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.gated([ONE])
+    record.loosened("pod-1", "why")
+    for there, known in ((["pod-1"], {"pod-1": ("why",)}), ([], {})):
+        record.gated([], there)
+        record.flush(float("inf"))
+        assert told(path).loosened == known
+
+
+@pytest.mark.rule("H1")
+def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_another(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    before = Record(path)
+    before.gated([ONE])
+    before.complete()
+    before.flush(0)
+    after = Record(path)
+    after.complete()
+    after.gated([ONE])
+    after.flush(0)
+    assert told(path).lost == {ID}
+    last = Record(path)
+    last.gated([ONE])
+    last.complete()
+    last.flush(0)
+    assert told(path).lost == {ID}
+
+
+@pytest.mark.rule("H1")
+def test_by_what_the_gate_holds_a_pod_is_told_without_delay(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.flush(0)
+    record.holds({"pod-1": "print"})
+    record.flush(0)
+    assert told(path).held == {"pod-1": "print"}
+
+
+@pytest.mark.rule("M8", "H2")
+def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    before = Record(path)
+    before.gated([replace(ONE, version=2), TWO])
+    for group, pod in (("g", "pod-1"), ("g", "pod-1"), ("g", "pod-2"), ("h", "pod-2")):
+        before.group_denied(group, pod)
+    before.flush(0)
+    assert told(path).group_denials == {"g": {"pod-1": 2, "pod-2": 1}, "h": {"pod-2": 1}}
+    assert told(path).mapping == {ONE.id}
+    assert (told(path).denials, told(path).recent, told(path).number) == ({}, (), 0)
+    after = Record(path)
+    after.gated([ONE])
+    after.group_denied("g", "pod-1")
+    after.flush(0)
+    assert told(path).group_denials == {"g": {"pod-1": 3}}
+    assert told(path).mapping == frozenset()
+
+
+def test_a_record_of_a_gate_that_knew_no_groups_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    Record(path).flush(0)
+    content = json.loads(path.read_bytes())
+    del content["groupDenials"], content["mapping"]
+    path.write_text(json.dumps(content))
+    assert (told(path).group_denials, told(path).mapping) == ({}, frozenset())
+
+
+@pytest.mark.rule("H1")
+def test_what_was_lost_last_is_told_whatever_was_lost_before(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    for gated in ([f"{number:064x}" for number in range(1024)], ["f" * 64], []):
+        record = Record(path)
+        record.gated([Identity(each, ONE.place, "", b"") for each in gated])
+        record.complete()
+        record.flush(0)
+    assert "f" * 64 in told(path).lost
+
+
+@pytest.mark.rule("H1")
+def test_what_loosens_a_pod_is_told_at_once_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.loosened("pod-1", "why")
+    assert told(path).loosened == {"pod-1": ("why",)}
+    written = path.stat().st_mtime_ns
+    record.loosened("pod-1", "why")
+    assert path.stat().st_mtime_ns == written
+
+
+def test_the_file_is_renewed_while_the_gate_answers(tmp_path: Path) -> None:
+    path = tmp_path / "gate.json"
+    record = Record(path)
+    record.flush(0)
+    written = path.stat().st_mtime_ns
+    time.sleep(0.01)
+    record.flush(1)
+    record.flush(1 + BEAT_SECONDS)
+    assert path.stat().st_mtime_ns > written
+
+
+def test_the_latest_refusals_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    record = Record(tmp_path / "gate.json")
+    record.gated([ONE])
+    for _ in range(100):
+        record.denied(denial())
+    record.flush(0)
+    found = told(tmp_path / "gate.json")
+    assert [each["number"] for each in found.recent] == list(range(69, 101))
+    assert found.denials["pod-1"]["uid-l"] == found.number == 100
+
+
+def test_a_change_that_waits_for_its_turn_outlasts_a_renewal(tmp_path: Path) -> None:
+    record = Record(tmp_path / "gate.json")
+    record.gated([ONE])
+    record.flush(0)
+    record.denied(denial())
+    record.flush(BETWEEN_WRITES_SECONDS / 2)
+    record.flush(BETWEEN_WRITES_SECONDS)
+    assert told(tmp_path / "gate.json").number == 1
+
+
+@given(
+    process=st.text(max_size=40),
+    asked=st.none() | st.integers(0, 2**70),
+    limit=st.sampled_from([None, LIMIT]),
+    message=st.text(max_size=400),
+)
+def test_every_refusal_fits_into_its_report(
+    tmp_path_factory: pytest.TempPathFactory,
+    process: str,
+    asked: int | None,
+    limit: NodeLimit | None,
+    message: str,
+) -> None:
+    path = tmp_path_factory.mktemp("r") / "gate.json"
+    record = Record(path)
+    record.denied(denial(process, asked, limit, message))
+    record.flush(0)
+    (one,) = told(path).recent
+    report = DenialReport.model_validate(one)
+    assert report.pid == 4242
+    assert report.limit == (limit.limit if limit else None)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "containers": 5}']
+)
+def test_a_file_that_is_not_understood_tells_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "gate.json").write_text(content)
+    assert load(tmp_path / "gate.json") is None
+    Record(tmp_path / "gate.json").flush(0)
+    assert load(tmp_path / "gate.json") is not None
+
+
+def state(**annotations: str) -> bytes:
+    return json.dumps({"pid": 1, "state": {"id": ID, "annotations": annotations}}).encode()
+
+
+def test_both_runtimes_say_which_container_it_is() -> None:
+    containerd = {
+        "io.kubernetes.cri.sandbox-uid": "u",
+        "io.kubernetes.cri.container-name": "main",
+        "io.kubernetes.cri.sandbox-id": "s",
+    }
+    crio = {
+        "io.kubernetes.pod.uid": "u",
+        "io.kubernetes.container.name": "main",
+        "io.kubernetes.cri-o.SandboxID": "s",
+    }
+    for annotations in (containerd, crio):
+        found = parse(state(**annotations))
+        assert (found.id, found.place, found.sandbox) == (ID, Place("u", "main"), "s")
+
+
+def test_a_container_of_no_pod_is_of_none() -> None:
+    assert parse(state()).place == Place("", "")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "version"),
+    [
+        (None, 1),
+        ("", 1),
+        ("pinwarden-v2", 2),
+        ("pinwarden-v10", 10),
+        ("other", 1),
+        (5, 1),
+        ("pinwarden-v2x", 1),
+    ],
+)
+def test_a_profile_tells_its_version(metadata: object, version: int) -> None:
+    message = json.dumps({"metadata": metadata, "state": {"id": ID}}).encode()
+    assert (parse(message).version, parse(message).maps) == (version, version > 1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"{}",
+        b'{"state": 5}',
+        b'{"state": {"id": 5}}',
+        b'{"state": {"id": "a", "annotations": 7}}',
+    ],
+)
+def test_what_no_runtime_sends_is_refused(message: bytes) -> None:
+    with pytest.raises(ValueError, match="not an OCI container process state"):
+        parse(message)
+
+
+def test_an_annotation_that_is_no_text_is_refused() -> None:
+    content: dict[str, Any] = {"state": {"id": ID, "annotations": {"io.kubernetes.pod.uid": 5}}}
+    with pytest.raises(ValueError, match="no text"):
+        parse(json.dumps(content).encode())

@@ -1,0 +1,174 @@
+"""What a call asks for, from its registers."""
+
+import errno
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.pinlimit import Source
+from pinwarden.node.gate import pin_requests
+from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS, PAGE, STACK_REGION, Adds, Ask
+from pinwarden.node.gate.profiles import GATED
+from pinwarden.node.linux.seccomp_notify import Call
+
+HERE = 0x10000000
+GARBAGE = 0xDEADBEEF << 32
+WORDS = st.integers(0, 2**64 - 1)
+
+
+def ask(name: str, *registers: int) -> Ask | None:
+    six = (*registers, *[0] * (6 - len(registers)))
+    return pin_requests.read(Call(1, 1, NUMBERS[AUDIT_ARCH_X86_64][name], AUDIT_ARCH_X86_64, six))  # type: ignore[arg-type]
+
+
+def most(name: str, *registers: int) -> int | None:
+    found = ask(name, *registers)
+    return found.most if found else -1
+
+
+def reading(memory: bytes, at: int = HERE) -> Callable[[int, int], bytes]:
+    def read(address: int, size: int) -> bytes:
+        if address < at or address + size > at + len(memory):
+            raise OSError(errno.EFAULT, "unreadable")
+        return memory[address - at :][:size]
+
+    return read
+
+
+def in_memory(found: Ask | None, memory: bytes) -> int:
+    assert found is not None
+    assert found.in_memory is not None
+    assert found.adds is Adds.IN_MEMORY
+    return found.in_memory(reading(memory))
+
+
+def test_every_gated_call_has_a_number_and_a_reader_on_each_architecture() -> None:
+    for numbers in NUMBERS.values():
+        assert numbers.keys() == GATED.keys()
+        assert len(set(numbers.values())) == len(numbers)
+
+
+def test_a_call_that_no_profile_sends_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        pin_requests.read(Call(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0)))
+    with pytest.raises(KeyError):
+        pin_requests.read(Call(1, 1, 149, 0x40000003, (0, 0, 0, 0, 0, 0)))
+
+
+@pytest.mark.rule("P8")
+@pytest.mark.parametrize(
+    ("start", "length", "pages"),
+    [(HERE, PAGE, 1), (HERE, 1, 1), (HERE + 1, PAGE, 2), (HERE + PAGE - 1, 2, 2), (HERE, 3 * PAGE, 3)],
+)
+def test_a_range_is_locked_by_whole_pages(start: int, length: int, pages: int) -> None:
+    for name in ("mlock", "mlock2"):
+        found = ask(name, start, length)
+        assert found is not None
+        assert (found.most, found.start, found.adds) == (pages * PAGE, HERE, Adds.NOT_LOCKED)
+        assert (found.refusal, found.loosens) == (errno.ENOMEM, "")
+
+
+@pytest.mark.parametrize(("start", "length"), [(HERE, 0), (HERE, 2**64 - 1), (HERE, 2**64 - HERE)])
+def test_a_range_that_is_none_asks_for_nothing(start: int, length: int) -> None:
+    assert ask("mlock", start, length) is None
+
+
+def test_flags_that_the_kernel_does_not_know_ask_for_nothing() -> None:
+    assert ask("mlock2", HERE, PAGE, 2) is None
+    assert most("mlock2", HERE, PAGE, 1 | GARBAGE) == PAGE
+    for flags in (0, 4, 8, 1 | 8):
+        assert ask("mlockall", flags) is None
+
+
+@pytest.mark.rule("P8")
+def test_mlockall_locks_what_is_there_or_what_comes() -> None:
+    now, later = ask("mlockall", 1 | GARBAGE), ask("mlockall", 2)
+    assert now is not None
+    assert later is not None
+    assert (now.most, now.adds) == (None, Adds.ADDRESS_SPACE)
+    assert later.most == 0
+    assert "MCL_FUTURE" in later.loosens
+
+
+@pytest.mark.rule("P8", "H1")
+def test_a_stack_grows_when_it_is_locked() -> None:
+    for found in (ask("mlock", STACK_REGION, 1), ask("mlockall", 1), ask("mmap", 0, PAGE, 3, 0x122)):
+        assert found is not None
+        assert "stack" in found.loosens
+    assert most("mmap", 0, PAGE, 3, 0x122) == 0
+    assert most("mmap", 0, PAGE, 3, 0x2122) == PAGE
+
+
+def test_the_stack_region_reaches_from_where_stacks_lie_to_the_end() -> None:
+    assert pin_requests.stack_region(0x7FFD18AAF670, "x86_64") == 0x800000000000 - (16 << 30) - (128 << 20)
+    assert pin_requests.stack_region(0xFFFFC0000000, "aarch64") == 0x1000000000000 - (1 << 30) - (128 << 20)
+
+
+def test_mappings_count_when_they_are_locked() -> None:
+    assert most("mmap", 0, 3 * PAGE + 1, 3, 0x2022) == 4 * PAGE
+    assert ask("mmap", 0, 0, 3, 0x2022) is None
+    assert ask("mmap", 0, PAGE, 3, 0x22) is None
+    found = ask("mmap", 0, PAGE, 3, 0x2022)
+    assert found is not None
+    assert (found.adds, found.refusal) == (Adds.ALL, errno.EAGAIN)
+
+
+@given(old=st.integers(0, 10 * PAGE), new=st.integers(0, 10 * PAGE))
+def test_a_mapping_that_is_moved_adds_what_it_grows_by(old: int, new: int) -> None:
+    pages = -(-new // PAGE) - -(-old // PAGE)
+    assert most("mremap", HERE, old, new) == (pages * PAGE if pages > 0 else -1)
+
+
+@pytest.mark.rule("P2", "H1")
+@pytest.mark.parametrize(
+    ("name", "registers", "source"),
+    [
+        ("memfd_secret", (0,), Source.MEMFD_SECRET),
+        ("shmctl", (5, 11 | GARBAGE), Source.SHM_LOCK),
+        ("io_uring_register", (3, 22), Source.IO_URING),
+        ("io_uring_setup", (4, HERE), Source.IO_URING),
+        ("socket", (44 | GARBAGE, 3), Source.XDP),
+        ("ioctl", (3, 0xC0181B01 | GARBAGE), Source.RDMA),
+        ("ioctl", (3, 0x40187542), Source.UDMABUF),
+        ("ioctl", (3, 0x3B64), Source.VFIO),
+        ("ioctl", (3, 0x3B81), Source.IOMMUFD),
+    ],
+)
+def test_what_cannot_be_held_exactly_loosens(name: str, registers: tuple[int, ...], source: Source) -> None:
+    found = ask(name, *registers)
+    assert found is not None
+    assert found.source is source
+    assert found.loosens
+
+
+def test_buffers_of_io_uring_count_by_the_pages_that_they_touch() -> None:
+    vectors = struct.pack("=6Q", HERE, PAGE, HERE + 1, PAGE, 0, 99 * PAGE)
+    assert in_memory(ask("io_uring_register", 3, GARBAGE, HERE, 3), vectors) == 3 * PAGE
+    assert in_memory(ask("io_uring_register", 3, 1 << 31, HERE, 3), vectors) == 3 * PAGE
+    register = struct.pack("=IIQQQ", 3, 0, 0, HERE + 32, 0)
+    assert in_memory(ask("io_uring_register", 3, 15, HERE, 32), register + vectors) == 3 * PAGE
+    update = struct.pack("=IIQQII", 0, 0, HERE + 32, 0, 3, 0)
+    assert in_memory(ask("io_uring_register", 3, 16, HERE, 32), update + vectors) == 3 * PAGE
+    sparse = struct.pack("=IIQQQ", 3, 1, 0, 0, 0)
+    assert in_memory(ask("io_uring_register", 3, 15, HERE, 32), sparse) == 0
+    assert in_memory(ask("io_uring_register", 3, 0, HERE, 1 << 20), b"") == 0
+
+
+def test_maps_of_devices_count_by_the_size_in_their_structure() -> None:
+    for command in (0x3B71, 0x3B85):
+        structure = struct.pack("=24xQ8x", 3 * PAGE - 1)
+        assert in_memory(ask("ioctl", 3, command, HERE), structure) == 3 * PAGE
+
+
+def test_memory_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(OSError, match="unreadable"):
+        in_memory(ask("io_uring_register", 3, 0, 0x40, 1), b"")
+
+
+@given(name=st.sampled_from(sorted(GATED)), registers=st.tuples(*[WORDS] * 6))
+def test_no_registers_are_too_strange(name: str, registers: tuple[int, ...]) -> None:
+    found = ask(name, *registers)
+    assert found is None or found.most is None or 0 <= found.most < 2**64

@@ -1,0 +1,154 @@
+"""A holder, and a gate's end of it, in a process that has no descriptor left."""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pinwarden.common.guard import Guard
+from pinwarden.node.gate.daemon import Settings, _Process
+from pinwarden.node.gate.dispatcher import Gate
+from pinwarden.node.holder import daemon, protocol
+from pinwarden.node.holder.daemon import Holder
+from pinwarden.node.holder.protocol import MESSAGE_BYTES, Kind, Packet
+
+ROOM = 32
+
+
+@contextmanager
+def full() -> Iterator[list[int]]:
+    """No descriptor is left; those in the list are to be closed for room."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + ROOM, before[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield taken
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in taken:
+            os.close(each)
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
+    monkeypatch.setattr(daemon, "PAUSE_SECONDS", 0.0)
+    held = Holder(tmp_path / "runtime", tmp_path / "gates")
+    yield held
+    held.close()
+
+
+def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_room(
+    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as resources:
+        read, write = os.pipe()
+        resources.callback(os.close, read)
+        with full() as taken:
+            os.close(taken.pop())
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
+                runtime.connect(str(tmp_path / "runtime"))
+                socket.send_fds(runtime, [b"{}"], [write])
+                held.turn(0)
+                assert "has to wait" in caplog.text
+            os.close(write)  # the only copy is on its way
+            for _ in range(3):
+                held.turn(0)
+            assert "with its listener" in caplog.text
+            assert held.held == 0
+        for _ in range(3):
+            held.turn(0)
+    assert held.held == 1
+    assert "lost" not in caplog.text
+
+
+def test_a_gate_waits_until_there_is_room(held: Holder, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
+        with full():
+            gate.connect(str(tmp_path / "gates"))
+            held.turn(0)
+        protocol.send(gate, Packet(Kind.GATE))
+        held.turn(0)
+        packet = protocol.receive(gate)
+    assert packet is not None
+    assert packet.kind is Kind.COMPLETE
+
+
+def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        protocol.send(here, Packet(Kind.LISTENER, 1, b"{}", (0,)))
+        with full(), pytest.raises(OSError, match="no room"):
+            protocol.receive(there)
+
+
+def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = Settings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
+    _Process(where, cast(Gate, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    assert [each.levelname for each in caplog.records] == ["ERROR"]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def send_as_runtime(path: Path, data: bytes, files: list[int]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
+        runtime.connect(str(path))
+        socket.send_fds(runtime, [data], files)
+
+
+def test_a_descriptor_that_is_no_listener_costs_itself(
+    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, write = os.pipe()
+    with (tmp_path / "file").open("w") as file, ExitStack() as resources:
+        resources.callback(os.close, read)
+        before = open_files()
+        send_as_runtime(tmp_path / "runtime", b"{}", [file.fileno()])
+        send_as_runtime(tmp_path / "runtime", b"{}", [write])
+        os.close(write)
+        for _ in range(6):
+            held.turn(0)
+        assert held.held == 1
+    assert "no listener" in caplog.text
+    for _ in range(3):
+        held.turn(0)
+    assert held.held == 0, "nobody reads the pipe any more, which is told as an error"
+    assert open_files() == before - 3
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=100) | st.sampled_from([b"x" * (MESSAGE_BYTES + 1), b"\x03" + bytes(8), b"\x01"]),
+    files=st.integers(0, 8),
+    runtime=st.booleans(),
+)
+def test_whatever_is_sent_ends_no_holder_and_takes_no_descriptors(
+    held: Holder, data: bytes, files: int, runtime: bool
+) -> None:
+    kept, before = held.held, open_files()
+    with Path("/dev/null").open() as null:
+        kind = socket.SOCK_STREAM if runtime else socket.SOCK_SEQPACKET
+        address = (held._runtime if runtime else held._gates).getsockname()
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(address)
+            with suppress(OSError):
+                socket.send_fds(client, [data], [null.fileno()] * files)
+        for _ in range(6):
+            held.turn(0)
+    held._drop_gate()
+    assert open_files() == before
+    assert held.held == kept

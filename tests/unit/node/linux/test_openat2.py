@@ -1,0 +1,118 @@
+"""Paths of tenants name what is below the allowed folder, and nothing else."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.node.accountant.finder import Finder, NotFoundError
+from pinwarden.node.linux import openat2
+
+
+def _inode(root: Path, allowed: str, rest: str) -> int:
+    with (
+        openat2.root_of(str(root)) as at,
+        openat2.folder(at, allowed, links=True) as folder,
+        openat2.below(folder, rest) as found,
+    ):
+        return os.fstat(found).st_ino
+
+
+def test_a_path_below_the_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "allowed/deep").mkdir(parents=True)
+    (tmp_path / "allowed/deep/f").write_text("")
+    (tmp_path / "moved").symlink_to("/allowed")
+    assert _inode(tmp_path, "/allowed", "deep/f") == (tmp_path / "allowed/deep/f").stat().st_ino
+    assert _inode(tmp_path, "/moved", "deep/f") == (tmp_path / "allowed/deep/f").stat().st_ino, (
+        "the administrator's own links are followed, within the node's root"
+    )
+    assert _inode(tmp_path, "/allowed", "") == (tmp_path / "allowed").stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ("link", errno.ELOOP),
+        ("link/f", errno.ELOOP),
+        ("inner", errno.ELOOP),
+        ("../outside", errno.EXDEV),
+        ("deep/../../outside", errno.EXDEV),
+        ("/outside", errno.EXDEV),
+        ("none", errno.ENOENT),
+        ("deep/f/x", errno.ENOTDIR),
+    ],
+)
+def test_what_leads_elsewhere_is_an_error(tmp_path: Path, rest: str, expected: int) -> None:
+    (tmp_path / "allowed/deep").mkdir(parents=True)
+    (tmp_path / "allowed/deep/f").write_text("")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "allowed/link").symlink_to("../outside")
+    (tmp_path / "allowed/inner").symlink_to("deep")
+    with pytest.raises(OSError, match=r".") as refused:
+        _inode(tmp_path, "/allowed", rest)
+    assert refused.value.errno == expected
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b", "..", ".", "link", "up", "f"]), min_size=1, max_size=6))
+def test_no_path_ever_names_something_outside(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "allowed/a/b").mkdir(parents=True)
+    (root / "allowed/a/f").write_text("")
+    (root / "allowed/link").symlink_to("/")
+    (root / "allowed/a/up").symlink_to("../../..")
+    inside = {
+        path.stat().st_ino
+        for path in [root / "allowed", *(root / "allowed").rglob("*")]
+        if not path.is_symlink()
+    }
+    try:
+        found = _inode(root, "/allowed", "/".join(parts))
+    except OSError:
+        return
+    assert found in inside
+
+
+def test_wildcards_are_two_and_brackets_stand_for_themselves(tmp_path: Path) -> None:
+    for name in ("[a]1", "a1", "[a]2", ".hidden"):
+        (tmp_path / name).write_text("")
+    with openat2.root_of(str(tmp_path)) as at:
+        assert openat2.matching(at, "[a]?", 9) == (["[a]1", "[a]2"], False)
+        assert openat2.matching(at, "*", 9) == (["[a]1", "[a]2", "a1"], False)
+        assert openat2.matching(at, ".*", 9) == ([".hidden"], False)
+        assert openat2.matching(at, "*", 2) == (["[a]1", "[a]2"], True)
+
+
+def test_a_fifo_and_a_device_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        openat2.root_of(str(tmp_path)) as at,
+        openat2.below(at, "pipe") as found,
+        pytest.raises(OSError, match="neither"),
+        openat2.contents(found),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("path", ["/other/f", "/allowedx/f", "/allow", "/"])
+def test_a_path_beside_the_allowed_folder_is_not_looked_at(path: str) -> None:
+    """Also where the spec says otherwise: the operator has refused it before."""
+    group = NodeGroup.model_validate(
+        {
+            "name": "ns/g",
+            "uid": "g",
+            "backing": {"file": {"path": f"{path.rstrip('/')}/x"}},
+            "allowed": "/allowed",
+            "management": "Adopt",
+            "accounting": "Charge",
+            "fairShare": "Charge",
+        }
+    )
+    with pytest.raises(NotFoundError) as refused:
+        Finder(Path("/proc"), os.getpid()).find(group, {})
+    assert refused.value.reason == "NotAllowed"

@@ -1,0 +1,304 @@
+"""The rlimit gate's edge, on child processes of the test's own and the running kernel."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pinwarden.node.agent.allocator import UNLIMITED, Limits
+from pinwarden.node.linux.prlimit import (
+    GateAbility,
+    HeldBackReason,
+    ProcessHandle,
+    held_back,
+    prlimit_memlock,
+    probe,
+)
+from pinwarden.node.linux.procfs import Status, StatusReader, parse_status
+
+PROC = Path("/proc")
+IDENTITY = "         0          0 4294967295\n"
+MAPPED = "         0     100000      65536\n"
+IPC_LOCK = 1 << 14
+SYS_RESOURCE = 1 << 24
+PAGE = resource.getpagesize()
+
+
+def start_child() -> subprocess.Popen[bytes]:
+    """Waits until its standard input ends."""
+    return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = start_child()
+    yield process
+    end(process)
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    process = start_child()
+    yield process
+    end(process)
+
+
+def kernel_view(pid: int) -> list[str]:
+    text = (PROC / str(pid) / "limits").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("Max locked memory"))
+    return line.split()[3:5]
+
+
+def children() -> set[str]:
+    return set((PROC / "self/task" / str(os.getpid()) / "children").read_text().split())
+
+
+def lower_soft(limits: Limits) -> Limits:
+    assert limits.hard >= 2 * PAGE, "the test needs a hard limit of two pages"
+    return Limits(PAGE, limits.hard)
+
+
+def test_set_changes_the_process_and_returns_what_was(child: subprocess.Popen[bytes]) -> None:
+    with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader) as handle:
+        assert handle.key == reader.key
+        before = handle.get()
+        wanted = lower_soft(before)
+        assert handle.set(wanted) == before
+        assert handle.get() == wanted
+        hard = "unlimited" if before.hard == UNLIMITED else str(before.hard)
+        assert kernel_view(child.pid) == [str(PAGE), hard]
+        assert handle.set(before) == wanted
+        assert handle.get() == before
+
+
+def test_unlimited_goes_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def record(pid: int, which: int, limits: tuple[int, int]) -> tuple[int, int]:
+        seen.append(limits)
+        return (4096, resource.RLIM_INFINITY)
+
+    monkeypatch.setattr(resource, "prlimit", record)
+    assert prlimit_memlock(1, Limits(8192, UNLIMITED)) == Limits(4096, UNLIMITED)
+    assert seen == [(8192, resource.RLIM_INFINITY)]
+
+
+def test_a_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
+    with StatusReader(PROC, child.pid) as reader:
+        end(child)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ProcessLookupError):
+            ProcessHandle(reader)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_number_that_is_another_process_by_now_is_not_opened(
+    child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
+) -> None:
+    with StatusReader(PROC, child.pid) as reader:
+        end(child)
+        reader.key = reader.key._replace(pid=bystander.pid)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ProcessLookupError):
+            ProcessHandle(reader)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_gone_process_is_not_touched(child: subprocess.Popen[bytes]) -> None:
+    calls: list[int] = []
+
+    def count(pid: int, limits: Limits | None) -> Limits:
+        calls.append(pid)
+        return Limits(0, 0)
+
+    with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader, count) as handle:
+        end(child)
+        with pytest.raises(ProcessLookupError):
+            handle.get()
+        with pytest.raises(ProcessLookupError):
+            handle.set(Limits(0, 0))
+    assert calls == []
+
+
+@pytest.mark.rule("P14")
+def test_another_process_gets_back_what_a_reused_number_took(
+    child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
+) -> None:
+    """The process exits in the middle of the call, and its number is the bystander's from then on."""
+    before = prlimit_memlock(bystander.pid)
+    wanted = lower_soft(before)
+    calls: list[Limits | None] = []
+
+    def reused(pid: int, limits: Limits | None) -> Limits:
+        assert pid == child.pid
+        if not calls:
+            end(child)
+        calls.append(limits)
+        return prlimit_memlock(bystander.pid, limits)
+
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, reused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.set(wanted)
+    assert calls == [wanted, None, before]
+    assert prlimit_memlock(bystander.pid) == before
+
+
+@pytest.mark.rule("P14")
+def test_a_new_holder_that_was_not_changed_keeps_its_limits(
+    child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
+) -> None:
+    """The call reaches the right process, which exits just after it; the bystander has its number when it comes to putting back."""
+    start = prlimit_memlock(bystander.pid)
+    own = Limits(0, start.hard)
+    prlimit_memlock(bystander.pid, own)
+
+    def reused(pid: int, limits: Limits | None) -> Limits:
+        if child.returncode is None:
+            previous = prlimit_memlock(pid, limits)
+            end(child)
+            return previous
+        return prlimit_memlock(bystander.pid, limits)
+
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, reused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.set(lower_soft(start))
+    assert prlimit_memlock(bystander.pid) == own
+
+
+def test_a_refusal_that_was_for_another_process_is_told_as_gone(child: subprocess.Popen[bytes]) -> None:
+    def refused(pid: int, limits: Limits | None) -> Limits:
+        end(child)
+        raise PermissionError
+
+    with (
+        StatusReader(PROC, child.pid) as reader,
+        ProcessHandle(reader, refused) as handle,
+        pytest.raises(ProcessLookupError),
+    ):
+        handle.get()
+
+
+@pytest.mark.rule("H1")
+def test_the_probe_says_what_the_capabilities_say() -> None:
+    before = children()
+    status = (PROC / "self/status").read_text()
+    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    initial = (PROC / "self/uid_map").read_text().split() == IDENTITY.split()
+    ability = probe()
+    assert ability.available == (bool(effective & SYS_RESOURCE) and initial)
+    assert ("CAP_SYS_RESOURCE" in ability.reason) == (not ability.available)
+    assert children() == before
+
+
+@pytest.mark.rule("H1")
+def test_the_probe_finds_a_raise_that_works() -> None:
+    limits = Limits(PAGE, UNLIMITED)
+
+    def permitted(pid: int, wanted: Limits | None) -> Limits:
+        nonlocal limits
+        previous, limits = limits, wanted or limits
+        return previous
+
+    assert probe(permitted) == GateAbility(True)
+
+
+@pytest.mark.rule("H1")
+def test_the_probe_believes_no_success_without_effect() -> None:
+    before = children()
+    ability = probe(lambda pid, wanted: Limits(PAGE, PAGE))
+    assert not ability.available
+    assert "do not change" in ability.reason
+    assert children() == before
+
+
+def test_the_probe_leaves_no_child_when_it_fails() -> None:
+    before = children()
+
+    def broken(pid: int, wanted: Limits | None) -> Limits:
+        raise OSError("no such call")
+
+    with pytest.raises(OSError, match="no such call"):
+        probe(broken)
+    assert children() == before
+
+
+RECLAIM = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+ipc_lock = 1 << 14
+assert libc.capget(header, data) == 0
+data[2] |= ipc_lock
+assert libc.capset(header, data) == 0
+assert libc.prctl(24, 14, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+data[0] &= ~ipc_lock
+data[1] &= ~ipc_lock
+assert libc.capset(header, data) == 0
+print(open("/proc/self/status").read(), flush=True)
+os.execvp("cat", ["cat", "/proc/self/status"])
+"""
+
+
+@pytest.mark.rule("H1")
+def test_an_exec_brings_back_what_is_inheritable_and_that_is_foreseen() -> None:
+    own = parse_status(Path("/proc/self/status").read_bytes())
+    if os.geteuid() or not own.cap_permitted & IPC_LOCK or own.no_new_privs:
+        pytest.skip("needs root with CAP_IPC_LOCK, to drop it and get it back")
+    text = subprocess.run([sys.executable, "-c", RECLAIM], capture_output=True, check=True).stdout
+    before, after = (parse_status(b"Name:" + part) for part in text.split(b"Name:")[1:])
+    assert not (before.cap_permitted | before.cap_bounding) & IPC_LOCK
+    assert after.cap_permitted & IPC_LOCK
+    assert held_back(before, IDENTITY) is HeldBackReason.CAP_IPC_LOCK
+
+
+def sample(permitted: int = 0, bounding: int = 0, no_new_privs: bool = False, inheritable: int = 0) -> Status:
+    return Status(
+        parent=1,
+        locked=0,
+        pinned=0,
+        stack=0,
+        threads=1,
+        cap_permitted=permitted,
+        cap_inheritable=inheritable,
+        cap_bounding=bounding,
+        no_new_privs=no_new_privs,
+    )
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("status", "uid_map", "reason"),
+    [
+        (sample(), IDENTITY, None),
+        (sample(~(IPC_LOCK | SYS_RESOURCE) & (1 << 41) - 1), IDENTITY, None),
+        (sample(permitted=IPC_LOCK, no_new_privs=True), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
+        (sample(permitted=SYS_RESOURCE, no_new_privs=True), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
+        (sample(bounding=IPC_LOCK), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
+        (sample(bounding=SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
+        (sample(bounding=IPC_LOCK | SYS_RESOURCE, no_new_privs=True), IDENTITY, None),
+        (sample(inheritable=IPC_LOCK), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
+        (sample(inheritable=SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
+        (sample(inheritable=IPC_LOCK | SYS_RESOURCE, no_new_privs=True), IDENTITY, None),
+        (sample(permitted=IPC_LOCK | SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
+        (sample(permitted=IPC_LOCK | SYS_RESOURCE), MAPPED, None),
+    ],
+)
+def test_which_processes_the_gate_cannot_hold(
+    status: Status, uid_map: str, reason: HeldBackReason | None
+) -> None:
+    assert held_back(status, uid_map) == reason

@@ -1,0 +1,104 @@
+"""What the accountant of shared memory tells, and how the agent reports it."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, NodeGroup, NodePinConfigStatus
+from pinwarden.api.sharedmemorygroup import Phase
+from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.status_writer import worth_writing
+from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.state.accountant_status import SILENT_SECONDS, Told, load, save
+
+GROUP = NodeGroup.model_validate(
+    {
+        "name": "ns/g",
+        "uid": "g",
+        "backing": {"tmpfs": {"path": "/x"}},
+        "management": "Adopt",
+        "accounting": "Borrow",
+        "fairShare": "Borrow",
+    }
+)
+NUMBER = st.integers(0, 2**63)
+EXTENTS = st.builds(
+    Extent,
+    st.frozensets(NUMBER, max_size=3),
+    st.frozensets(st.builds(ObjectId, NUMBER, NUMBER, NUMBER), max_size=3),
+)
+
+
+def report(**fields: object) -> GroupReport:
+    return GroupReport.model_validate(
+        {"uid": "g", "hash": GROUP.hash, "phase": "Active", "charge": 1 << 30, **fields}
+    )
+
+
+@given(extents=st.dictionaries(st.text(max_size=8), EXTENTS, max_size=3))
+def test_what_is_saved_is_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory, extents: dict[str, Extent]
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "shared.json"
+    told = Told(extents, (report(),), (FairReport(pod="p", current=3, anonymous=2, shared=1),))
+    save(path, told)
+    assert load(path) == told
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b'{"version": 1, "extents": {"g": 1}}']
+)
+def test_a_file_of_another_form_tells_nothing_and_ends_nobody(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "shared.json").write_bytes(text)
+    assert load(tmp_path / "shared.json") is None
+    record = AccountantRecord(tmp_path / "shared.json")
+    record.look()
+    assert record.groups([GROUP])[0].phase is Phase.PENDING
+
+
+@pytest.mark.rule("H2")
+def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
+    (found,) = AccountantRecord(None).groups([GROUP])
+    assert (found.phase, found.reason, found.hash, found.charge) == (
+        Phase.PENDING,
+        "AccountantSilent",
+        "",
+        None,
+    )
+
+
+@pytest.mark.rule("H2")
+def test_figures_of_a_silent_accountant_are_called_old(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+    save(path, Told(groups=(report(),)))
+    record = AccountantRecord(path)
+    record.look()
+    assert record.groups([GROUP]) == [report()]
+    past = time.time() - SILENT_SECONDS - 1
+    os.utime(path, (past, past))
+    record.look()
+    (found,) = record.groups([GROUP])
+    assert (found.reason, found.charge) == ("AccountantSilent", 1 << 30)
+    assert record.groups([]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "worth"),
+    [
+        ({}, False),
+        ({"charge": (1 << 30) + (1 << 20)}, False),
+        ({"charge": (1 << 30) + (1 << 26)}, True),
+        ({"charge": None}, True),
+        ({"phase": "Draining"}, True),
+        ({"reason": "InUse"}, True),
+        ({"borrowers": [BorrowReport(pod="p", member=True, borrowed=0, mapped=0)]}, True),
+        ({"orphaned": 5}, True),
+    ],
+)
+def test_what_of_a_group_is_worth_a_write(change: dict[str, object], worth: bool) -> None:
+    before = NodePinConfigStatus(groups=[report()])
+    assert worth_writing(before, NodePinConfigStatus(groups=[report(**change)]), {}) is worth

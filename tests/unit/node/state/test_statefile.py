@@ -1,0 +1,287 @@
+"""Files that the next agent must find whole: the state file, the lock, and the last configuration in them (H3)."""
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pinwarden
+from pinwarden.node.agent.original_limits import SavedStore, _digest
+from pinwarden.node.gate import publisher as gate_record
+from pinwarden.node.state import accountant_status as shared_record
+from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration
+from pinwarden.node.state.statefile import Glance, StateFile, exclusive
+
+LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
+SPEC = {"limits": [LIMIT], "pods": [{"uid": "p1", "limits": ["ns/a"]}]}
+
+contents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.json"
+
+
+@given(content=contents)
+def test_what_is_saved_is_loaded(content: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = StateFile(Path(folder) / "state.json", 1)
+        file.save(content)
+        assert file.load() == content
+
+
+@given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
+def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.json"
+        file = StateFile(path, 1)
+        file.save(SPEC)
+        data = bytearray(path.read_bytes())
+        position %= len(data)
+        if cut:
+            del data[position:]
+        else:
+            data[position] ^= flip
+        path.write_bytes(data)
+        assert file.load() in (None, SPEC)  # a changed space between two fields changes nothing
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff"])
+def test_a_corrupt_file_is_set_aside_with_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    file = StateFile(path, 1)
+    for number in (1, 2):
+        path.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert file.load() is None
+        assert path.with_name(f"state.json.corrupt-{number}").read_bytes() == content
+        assert f"state.json.corrupt-{number}" in caplog.text
+    assert not path.exists()
+
+
+def test_a_file_of_another_version_is_set_aside(path: Path) -> None:
+    StateFile(path, 2).save(SPEC)
+    assert StateFile(path, 1).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
+    file = StateFile(path, 1)
+    file.save(SPEC)
+    path.with_name("state.json.new").mkdir()
+    with pytest.raises(IsADirectoryError):
+        file.save({})
+    assert file.load() == SPEC
+
+
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    StateFile(path, 1).save(SPEC)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pinwarden.node.state.statefile import exclusive
+with exclusive(Path(sys.argv[1]), 0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "agent.lock"
+    source = Path(pinwarden.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)],
+        env=os.environ | {"PYTHONPATH": str(source)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(TimeoutError, match="another agent holds"), exclusive(lock, 0):
+            pass
+        other.kill()
+    with exclusive(lock, 0):
+        pass
+
+
+@pytest.mark.rule("H3")
+def test_the_last_configuration_comes_back_whole(path: Path) -> None:
+    newer = {**SPEC, "limits": [LIMIT, {**LIMIT, "name": "ns/b", "burst": 1}]}
+    configuration = Configuration.parse(newer, "uid-1", 7)
+    LastConfiguration(path).save(configuration)
+    loaded = LastConfiguration(path).load()
+    assert loaded == configuration
+    assert loaded is not None
+    assert [limit.name for limit in loaded.unsupported] == ["ns/b"]
+
+
+def test_without_a_file_there_is_no_last_configuration(path: Path) -> None:
+    assert LastConfiguration(path).load() is None
+
+
+@pytest.mark.parametrize("content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}])
+def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, content: Any) -> None:
+    StateFile(path, 1).save(content)
+    assert LastConfiguration(path).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (None, "spec: not an object"),
+        ({"limits": {}}, "spec.limits: not a list"),
+        ({"mode": "Sideways"}, "spec.mode: Input should be"),
+        ({"pods": [{"uid": 1}]}, r"spec.pods\[0\].uid: Input should be a valid string"),
+        ({"surprise": 1}, "spec.surprise: Extra inputs are not permitted"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_says_where(raw: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Configuration.parse(raw, "uid-1", 7)
+
+
+def test_a_file_that_cannot_be_read_is_read_again_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "told"
+    glance = Glance(path)
+
+    def full(_: Path) -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    assert glance.newer(Path.read_text) is None, "there is none"
+    path.write_text("news")
+    for _ in range(3):
+        assert glance.newer(full) is None
+    assert len(caplog.messages) == 1
+    assert glance.newer(Path.read_text) == "news"
+    assert glance.newer(Path.read_text) is None
+    assert glance.newer(full) is None, "it is not read where it is the same"
+    assert len(caplog.messages) == 1
+
+
+DEEP = b"[" * 100_000
+BAD = [
+    b"",
+    b"{",
+    DEEP,
+    b'{"version": 1, "digest": "',
+    b"\xff\xfe",
+    b"null",
+    b"9" * 5000,
+    b'{"version": [], "content": {}}',
+]
+
+
+@pytest.mark.rule("H3")
+@pytest.mark.parametrize("data", BAD)
+def test_a_file_of_any_bytes_is_set_aside(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    assert StateFile(path, 1).load() is None
+    assert path.with_name("state.json.corrupt-1").exists()
+    assert SavedStore(path, "boot").load() == {}
+    assert gate_record.load(path) is None
+    assert shared_record.load(path) is None
+
+
+def test_what_is_no_regular_file_is_set_aside_and_not_waited_for(path: Path) -> None:
+    for make in (os.mkfifo, os.mkdir, lambda where: os.symlink(where, where)):
+        make(path)
+        assert StateFile(path, 1).load() is None
+        assert not os.path.lexists(path)
+        make(path)
+        assert SavedStore(path, "boot").load() == {}
+        assert not os.path.lexists(path)
+
+
+def test_a_huge_file_is_not_read(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert StateFile(path, 1).load() is None
+
+
+def test_files_set_aside_do_not_fill_the_disk(path: Path) -> None:
+    for number in range(20):
+        path.write_text(f"{number}")
+        assert StateFile(path, 1).load() is None
+    assert len(list(path.parent.iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [None, 1, [1], [[]], [["a", 1, 2, 3, 4, 5]], [[1, 2, 3]], [[-1, 0, 0, 0, 0, 0]], [[1.5] * 6], {"a": 1}],
+)
+def test_processes_of_other_types_are_set_aside(path: Path, rows: object) -> None:
+    path.write_text(
+        json.dumps({"version": 1, "bootId": "boot", "digest": _digest("boot", rows), "processes": rows})
+    )
+    assert SavedStore(path, "boot").load() == {}
+    assert path.with_name("state.json.corrupt-1").exists()
+
+
+RECORD: dict[str, Any] = {
+    "version": 1,
+    "containers": {},
+    "lost": [],
+    "loosened": {},
+    "denials": {},
+    "recent": [],
+    "number": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"denials": []},
+        {"denials": {"p": {"l": "x"}}},
+        {"denials": {"p": 1}},
+        {"number": "x"},
+        {"number": -1},
+        {"recent": [1]},
+        {"containers": {"c": ["p"]}},
+        {"held": {"p": 1}},
+        {"groupDenials": {"g": {"p": None}}},
+        {"lost": [[]]},
+        {"version": 2},
+    ],
+)
+def test_a_record_of_other_types_is_nobodys(path: Path, change: dict[str, Any]) -> None:
+    path.write_text(json.dumps(RECORD))
+    assert gate_record.load(path) is not None
+    path.write_text(json.dumps({**RECORD, **change}))
+    assert gate_record.load(path) is None
+
+
+def test_a_newer_gates_record_is_read(path: Path) -> None:
+    path.write_text(json.dumps({**RECORD, "weather": "fine"}))
+    assert gate_record.load(path) is not None
+
+
+@pytest.mark.rule("H3")
+def test_a_configuration_that_somebody_removed_is_noticed(path: Path) -> None:
+    last = LastConfiguration(path)
+    assert last.intact
+    last.save(Configuration.parse(SPEC, "uid", 1))
+    assert last.intact
+    path.write_text("torn")
+    assert not last.intact

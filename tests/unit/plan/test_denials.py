@@ -1,0 +1,173 @@
+"""Every refusal that a node lists is news once, and reads as one sentence that no process can forge."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import DenialReport
+from pinwarden.api.pinlimit import Source
+from pinwarden.plan.denials import FRESH, Seen, explain, news, printable, repeats
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LISTED = 32
+
+
+def refusal(number: int = 1, time: datetime = NOON, **changes: Any) -> DenialReport:
+    fields = {
+        "number": number,
+        "time": time,
+        "pod": "p1",
+        "container": "main",
+        "process": "db",
+        "pid": 4242,
+        "source": Source.MLOCK,
+        "asked": 4194304,
+        "used": 62914560,
+        "limit": 67108864,
+        "name": "team-a/db",
+        "uid": "limit-uid",
+    }
+    return DenialReport.model_validate({**fields, **changes})
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["refuse", "refuse", "report", "restart", "empty"]),
+        st.integers(1, LISTED + 8),
+        st.integers(-3600, 3600),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_restarts_do(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    """A clock steps by whole seconds here, and each refusal takes a little time, so that no two of them are one."""
+    journal: list[DenialReport] = []
+    seen = Seen()
+    listed: list[DenialReport] = []
+    told: list[DenialReport] = []
+    clock, ticks = NOON, 0
+    for step, count, jump in steps:
+        if step == "refuse":
+            clock += timedelta(seconds=jump)
+            for _ in range(count):
+                ticks += 1
+                journal.append(refusal(len(journal) + 1, clock + timedelta(microseconds=ticks)))
+        elif step == "restart":
+            journal = []
+        found = news(seen, [] if step == "empty" else journal[-LISTED:], NOON)
+        seen = found.seen
+        told += found.refusals
+        listed += journal[-LISTED:] if step != "empty" else []
+    assert [each.time for each in told] == list(dict.fromkeys(each.time for each in listed))
+
+
+@given(st.integers(0, 100), st.integers(1, 100), st.booleans())
+def test_what_no_list_had_is_noticed(before: int, more: int, restarted: bool) -> None:
+    def window(first: int, last: int, hour: int) -> list[DenialReport]:
+        return [refusal(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][-LISTED:]
+
+    seen = news(Seen(), window(1, before, 12), NOON).seen
+    listed = window(1, more, 13) if restarted else window(1, before + more, 12)
+    # a new journal that has passed the old one looks like one that went on
+    assume(not restarted or listed[0].number <= before)
+    assert news(seen, listed, NOON).missed == (more > LISTED)
+
+
+def test_at_first_sight_only_the_last_minute_is_news() -> None:
+    times = [NOON - timedelta(hours=1), NOON - FRESH - timedelta(seconds=1), NOON - FRESH, NOON]
+    listed = [refusal(number, time) for number, time in enumerate(times, start=7)]
+    found = news(None, listed, NOON)
+    assert [each.number for each in found.refusals] == [9, 10]
+    assert not found.missed
+    assert not news(found.seen, listed, NOON).refusals
+
+
+def test_what_a_known_node_lists_late_is_news_however_old() -> None:
+    late = [refusal(1, NOON - timedelta(hours=1))]
+    assert news(news(None, [], NOON).seen, late, NOON).refusals == late
+
+
+def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
+    one, two = refusal(1), refusal(2)
+    seen = news(Seen(), [one, two], NOON).seen
+    for older in ([], [one]):
+        found = news(seen, older, NOON)
+        assert not found.refusals
+        assert not news(found.seen, [one, two], NOON).refusals
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "60Mi of 64Mi used, limit PinLimit team-a/db",
+        ),
+        (
+            {"asked": None, "container": "", "source": "IoUring"},
+            'io_uring of an unknown amount by process "db" (pid 4242) refused: '
+            "60Mi of 64Mi used, limit PinLimit team-a/db",
+        ),
+        (
+            {"used": None, "limit": None, "message": "the pod was not known yet"},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the pod was not known yet',
+        ),
+        (
+            {"used": None, "message": "not\nread"},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "not?read; limit PinLimit team-a/db of 64Mi",
+        ),
+        (
+            {"used": None, "limit": None},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the cause is not known',
+        ),
+        (
+            {"asked": 0, "used": 0, "call": "mlockall(MCL_FUTURE)", "message": "minimumLevel is Deny"},
+            'mlockall(MCL_FUTURE) by process "db" (pid 4242) in container main refused: '
+            "minimumLevel is Deny; limit PinLimit team-a/db of 64Mi",
+        ),
+        (
+            {"call": "mmap(MAP_LOCKED)", "used": 64 * 2**20 - 4096},
+            'mmap(MAP_LOCKED) of 4Mi by process "db" (pid 4242) in container main refused: '
+            ">63.9Mi of 64Mi used, limit PinLimit team-a/db",
+        ),
+        (
+            {"used": None},
+            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            "unknown of 64Mi used, limit PinLimit team-a/db",
+        ),
+    ],
+)
+def test_a_refusal_says_who_asked_for_what_and_why_not(changes: dict[str, Any], said: str) -> None:
+    assert explain(refusal(**changes), "PinLimit team-a/db") == said
+
+
+@pytest.mark.parametrize("source", Source)
+def test_every_source_has_a_word(source: Source) -> None:
+    assert explain(refusal(source=source), "l")
+
+
+@given(st.text(max_size=16))
+def test_no_name_of_a_process_ends_the_sentence(name: str) -> None:
+    said = explain(refusal(process=name), "PinLimit team-a/db")
+    assert said.isprintable()
+    assert said.count('"') == 2
+    assert len(printable(name)) == len(name)
+
+
+def test_repeats_are_said_with_the_time_they_took_and_whether_there_were_others() -> None:
+    minute = timedelta(minutes=1)
+    assert repeats(0, at_least=True, span=minute) == ""
+    assert repeats(41, at_least=False, span=timedelta(seconds=2)) == "; and 41 more in the last minute"
+    assert repeats(41, at_least=True, span=minute) == "; and at least 41 more in the last minute"
+    assert repeats(1, at_least=False, span=3 * minute) == "; and 1 more in the last 3 minutes"
+    assert repeats(1, at_least=False, span=-minute) == "; and 1 more in the last minute"

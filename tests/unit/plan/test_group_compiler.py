@@ -1,0 +1,444 @@
+"""Groups and pods in, what a node holds of them out; and the index answers the same after any events."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.plan.cluster import CLEAN, Dirty, World
+from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.fairness import in_turn
+from pinwarden.plan.group_compiler import (
+    MAX_NODE_GROUP_BYTES,
+    MAX_NODE_GROUPS,
+    NOWHERE,
+    Group,
+    Presence,
+    standings,
+)
+from pinwarden.plan.limit_compiler import Settings, compile_node
+from pinwarden.plan.types import Namespace, Node, Pod
+
+NODES = ["n1", "n2"]
+ALLOWED = ["", "path:/run/a", "create:1Mi", "create:2Mi path:/run"]
+MEMFD: dict[str, Any] = {"backing": {"memfd": {"name": "ring"}}}
+ABSENT = {"key": "a", "operator": "DoesNotExist"}
+SPECS: list[dict[str, Any]] = [
+    MEMFD,
+    {"backing": {"tmpfs": {"path": "/run/a/b"}}},
+    {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"},
+    {**MEMFD, "deletionPolicy": "Orphan"},
+]
+SELECTORS = [{}, {"matchLabels": {"tier": "x"}}, {"matchLabels": {"tier": "y"}}]
+
+
+def a_group(
+    name: str = "g",
+    namespace: str = "a",
+    *,
+    spec: dict[str, Any] = MEMFD,
+    members: Any = None,
+    version: str = "1",
+    **of: Any,
+) -> Group:
+    members = [{"podSelector": {}}] if members is None else members
+    metadata = {
+        "name": name,
+        "namespace": namespace,
+        "uid": f"uid-{namespace}-{name}",
+        "resourceVersion": version,
+    }
+    resource = SharedMemoryGroup.model_validate({"metadata": metadata, "spec": {"members": members, **spec}})
+    return Group(resource, **of)
+
+
+def a_pod(uid: str, namespace: str = "a", node: str = "n1", tier: str = "x", **fields: Any) -> Pod:
+    return Pod(namespace, f"pod-{uid}", uid, f"cgroup-{uid}", node, {"tier": tier}, {"main": "id"}, **fields)
+
+
+def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) -> list[NodeGroup]:
+    namespaces = {"a": Namespace("a", allowed=allowed)}
+    return compile_node(Node("n1"), pods, namespaces, [], Settings(), groups, **more).groups
+
+
+# -- the rules -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("M2")
+def test_a_group_is_attached_to_the_pods_of_its_own_namespace_that_its_members_select() -> None:
+    members = [
+        {"podSelector": {"matchLabels": {"tier": "x"}}, "borrowLimit": "1Mi", "borrowLimitOn": "Resident"},
+        {"podSelector": {}, "borrowLimit": "4Mi"},
+    ]
+    group = a_group(spec={**MEMFD, "accounting": "Borrow"}, members=members)
+    pods = [
+        a_pod("2"),
+        a_pod("1"),
+        a_pod("3", tier="y"),
+        a_pod("4", namespace="b"),
+        a_pod("5", terminal=True),
+    ]
+    (found,) = compiled(group, pods=pods)
+    assert [each.pods for each in found.members] == [
+        ["1", "2", "cgroup-1", "cgroup-2"],
+        ["1", "2", "3", "cgroup-1", "cgroup-2", "cgroup-3"],
+    ]
+    assert [(each.borrow_limit, each.borrow_limit_on) for each in found.members] == [
+        (1 << 20, "Resident"),
+        (4 << 20, "Mapped"),
+    ]
+    assert found.fair_share == "Borrow"
+    assert compiled(group, pods=pods[3:]) == []
+
+
+@pytest.mark.rule("M1", "M9")
+def test_what_a_node_reports_unreleased_stays_without_a_member() -> None:
+    group = a_group()
+    assert compiled(group, pods=[], presence=NOWHERE) == []
+    assert compiled(group, pods=[], presence=Presence(asked=frozenset({group.uid}))) == []
+    (found,) = compiled(group, pods=[], presence=Presence(unreleased=frozenset({group.uid})))
+    assert not found.pods()
+
+
+@pytest.mark.rule("M10")
+def test_a_group_that_drains_stays_where_it_was_asked_for() -> None:
+    group = a_group(deleting=True)
+    asked = Presence(asked=frozenset({group.uid}))
+    (found,) = compiled(group, pods=[], presence=asked)
+    assert found.draining
+    orphaned = a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, deleting=True)
+    assert compiled(orphaned, pods=[], presence=asked) == []
+
+
+@pytest.mark.rule("M10")
+def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
+    assert compiled(a_group(held=False), pods=[a_pod("1")]) == []
+    assert compiled(a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, held=False), pods=[a_pod("1")])
+
+
+@pytest.mark.parametrize(
+    ("spec", "members", "reason", "field"),
+    [
+        (MEMFD, [{"podSelector": {}, "pinLimit": "1Mi"}], "NotSupported", "spec.members[0].pinLimit"),
+        ({**MEMFD, "capacity": "-1"}, None, "Invalid", "spec.capacity"),
+        ({**MEMFD, "capacity": "5Pi"}, None, "Invalid", "spec.capacity"),
+        (MEMFD, [{"podSelector": {}, "borrowLimit": "1m"}], "Invalid", "spec.members[0].borrowLimit"),
+        ({"backing": {}}, None, "Invalid", "spec.backing"),
+        (
+            MEMFD,
+            [{"podSelector": {}}, {"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [ABSENT]}}],
+            "SelectsNothing",
+            "spec.members[1].podSelector",
+        ),
+        ({"backing": {"tmpfs": {}}, "management": "Create"}, None, "Invalid", "spec.capacity"),
+        ({"backing": {"tmpfs": {"path": "/run"}}}, None, "NotAllowed", "spec.backing.tmpfs.path"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(spec: Any, members: Any, reason: str, field: str) -> None:
+    group = a_group(spec=spec, members=members)
+    found = standings([group], Namespace("a"))["a/g"]
+    assert isinstance(found, Refusal)
+    assert found.reason == reason
+    assert found.message.startswith(field)
+    assert compiled(group, pods=[a_pod("1")]) == []
+
+
+def test_no_namespace_crowds_out_another_and_the_oldest_come_first() -> None:
+    many = [a_group(f"g{number}", created=f"2024-{number:04}") for number in range(MAX_NODE_GROUPS + 5)]
+    late = a_group("late", "b", created="2025")
+    found = compiled(*many, late, pods=[a_pod("1"), a_pod("2", namespace="b")])
+    assert len(found) == MAX_NODE_GROUPS
+    assert [group.name for group in found] == [f"a/g{number}" for number in range(MAX_NODE_GROUPS - 1)] + [
+        "b/late"
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_the_groups_of_a_node_fit_in_its_object_whatever_one_namespace_has() -> None:
+    many = [
+        a_group(f"g{number}", members=[{"podSelector": {}}] * 16, created=f"2024-{number:04}")
+        for number in range(60)
+    ]
+    others = [a_group(f"late{number}", "b", created=f"2025-{number}") for number in range(5)]
+    pods = [a_pod(f"{number:040}") for number in range(30)]
+    found = compiled(*many, *others, pods=[*pods, a_pod("1", namespace="b")])
+    wire = json.dumps([group.to_wire() for group in found], separators=(",", ":"))
+    assert MAX_NODE_GROUP_BYTES * 0.8 < len(wire) <= MAX_NODE_GROUP_BYTES
+    assert [group.name for group in found[-5:]] == [group.name for group in others]
+    assert [group.name for group in found[:-5]] == [group.name for group in many[: len(found) - 5]]
+
+
+def test_room_is_given_to_the_namespace_that_has_the_least_and_not_to_what_is_too_large() -> None:
+    sizes = {"a/1": 50, "a/2": 30, "a/3": 10, "b/1": 40, "b/2": 5, "c/1": 200, "d/1": 10}
+    assert in_turn(list(sizes), 1000, sizes) == set(sizes)
+    assert in_turn(list(sizes), 105, sizes) == {"d/1", "b/1", "b/2", "a/1"}
+    assert in_turn(list(sizes), 100, sizes) == {"d/1", "b/1", "b/2", "a/2", "a/3"}
+    assert in_turn(["a/1", "a/2", "a/3", "b/1", "cluster"], 3) == {"cluster", "a/1", "b/1"}
+
+
+@pytest.mark.rule("M10")
+def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_node() -> None:
+    created = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
+    group = a_group(spec=created)
+    asked = Presence(asked=frozenset({group.uid}))
+    pods = [a_pod("1")]
+    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
+    assert not found.draining
+    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
+    assert (found.draining, found.capacity, found.pods()) == (True, 2 << 20, frozenset({"1", "cgroup-1"}))
+    assert compiled(group, pods=pods, allowed="create:1Mi") == []
+    for never in (replace(group, held=False), a_group(spec={**created, "deletionPolicy": "Orphan"})):
+        assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
+
+
+@pytest.mark.parametrize("amount", ["-1", "5Pi", "1500m"])
+def test_what_a_group_is_refused_for_is_not_given_to_the_nodes_that_it_drains_from(amount: str) -> None:
+    members = [{"podSelector": {}, "borrowLimit": amount}]
+    group = a_group(spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members)
+    asked = Presence(asked=frozenset({group.uid}))
+    (found,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
+    assert (found.draining, found.allowed, found.capacity) == (True, None, None)
+    assert found.members[0].borrow_limit is None
+
+
+# -- in any order --------------------------------------------------------------------------------------------------
+
+PODS = st.builds(
+    a_pod,
+    st.sampled_from("1234"),
+    st.sampled_from("aab"),
+    st.sampled_from(["", *NODES, *NODES]),
+    st.sampled_from("xy"),
+    terminal=st.sampled_from([False, False, False, True]),
+    windows=st.sampled_from([False, False, False, True]),
+)
+GROUPS = st.builds(
+    a_group,
+    st.sampled_from("gh"),
+    st.sampled_from("aab"),
+    spec=st.sampled_from(SPECS),
+    members=st.lists(
+        st.sampled_from(SELECTORS).map(lambda one: {"podSelector": one}), min_size=1, max_size=2
+    ),
+    created=st.sampled_from("12"),
+    deleting=st.booleans(),
+    held=st.sampled_from([True, True, False]),
+)
+UIDS = st.frozensets(st.sampled_from(["uid-a-g", "uid-a-h", "uid-b-g"]))
+
+
+@given(st.lists(GROUPS, max_size=4), st.lists(PODS, max_size=4), st.sampled_from(ALLOWED), st.randoms())
+def test_a_spec_is_the_same_for_its_input_in_any_order(
+    groups: list[Group], pods: list[Pod], allowed: str, random: Random
+) -> None:
+    groups = list({group.name: group for group in groups}.values())
+    pods = list({pod.uid: pod for pod in pods if pod.node == "n1"}.values())
+    once = compiled(*groups, pods=pods, allowed=allowed)
+    random.shuffle(groups)
+    random.shuffle(pods)
+    assert compiled(*groups, pods=pods, allowed=allowed) == once
+
+
+class Mirror:
+    """The same objects in plain dictionaries, and every answer worked out from scratch."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.pods: dict[str, Pod] = {}
+        self.nodes: dict[str, Node] = {}
+        self.namespaces: dict[str, Namespace] = {}
+        self.groups: dict[str, Group] = {}
+        self.presences: dict[str, Presence] = {}
+
+    def specs(self) -> dict[str, NodePinConfigSpec]:
+        return {
+            name: compile_node(
+                node,
+                [pod for pod in self.pods.values() if pod.node == name],
+                self.namespaces,
+                [],
+                Settings(),
+                self.groups.values(),
+                self.presences.get(name, NOWHERE),
+            )
+            for name, node in self.nodes.items()
+        }
+
+    def members(self, group: Group) -> list[Pod]:
+        return [
+            pod
+            for pod in self.pods.values()
+            if pod.node
+            and not pod.terminal
+            and not pod.windows
+            and not (self.nodes.get(pod.node) or Node(pod.node)).windows
+            and pod.namespace == group.namespace
+            and group.attaches(pod.labels)
+        ]
+
+    def refusals(self) -> dict[str, Refusal | None]:
+        found: dict[str, Refusal | None] = {}
+        for name in "ab":
+            own = [group for group in self.groups.values() if group.namespace == name]
+            namespace = self.namespaces.get(name) or Namespace(name)
+            for group, standing in standings(own, namespace).items():
+                found[group] = standing if isinstance(standing, Refusal) else None
+        return found
+
+    def check(self) -> None:
+        specs = self.specs()
+        assert {name: self.world.spec_for(name) for name in self.nodes} == specs
+        assert self.world.groups == self.groups
+        refusals = self.refusals()
+        for name, group in self.groups.items():
+            found = [pod for pods in self.world.members_of(name).values() for pod in pods]
+            assert sorted(pod.uid for pod in found) == sorted(pod.uid for pod in self.members(group))
+            on = {node for node, spec in specs.items() if any(each.name == name for each in spec.groups)}
+            assert self.world.nodes_of_group(name) == on
+            assert self.world.group_refusal(name) == refusals[name]
+            assert all(name in self.world.groups_on(node) for node in on)
+
+    def facts(self) -> dict[str, object]:
+        """All that a group's status can depend on, but for what agents report."""
+        refusals = self.refusals()
+        return {
+            name: (
+                group.resource.spec,
+                group.deleting,
+                sorted((pod.uid, pod.name, pod.cgroup_uid, pod.node) for pod in self.members(group)),
+                refusals[name],
+                [node for node, spec in self.specs().items() if any(g.name == name for g in spec.groups)],
+            )
+            for name, group in self.groups.items()
+        }
+
+
+Operation = Callable[[Mirror], Dirty]
+
+
+def put(kind: str, key: str, value: Any) -> Operation:
+    """Put a pod, a group, a node or a namespace."""
+
+    def run(mirror: Mirror) -> Dirty:
+        getattr(mirror, f"{kind}s")[key] = value
+        dirty: Dirty = getattr(mirror.world, f"put_{kind}")(value)
+        return dirty
+
+    return run
+
+
+def remove(kind: str, key: str) -> Operation:
+    def run(mirror: Mirror) -> Dirty:
+        getattr(mirror, f"{kind}s").pop(key, None)
+        dirty: Dirty = getattr(mirror.world, f"remove_{kind}")(key)
+        return dirty
+
+    return run
+
+
+def put_presence(node: str, unreleased: frozenset[str], asked: frozenset[str]) -> Operation:
+    def run(mirror: Mirror) -> Dirty:
+        mirror.presences[node] = Presence(unreleased, asked)
+        return mirror.world.put_presence(node, mirror.presences[node])
+
+    return run
+
+
+def put_node(name: str, os: str = "linux") -> Operation:
+    return put("node", name, Node(name, {"kubernetes.io/os": os}))
+
+
+def put_namespace(name: str, allowed: str) -> Operation:
+    return put("namespace", name, Namespace(name, allowed=allowed))
+
+
+OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    PODS.map(lambda pod: put("pod", pod.uid, pod)),
+    GROUPS.map(lambda group: put("group", group.name, group)),
+    st.builds(put_namespace, st.sampled_from("ab"), st.sampled_from(ALLOWED)),
+    st.builds(put_presence, st.sampled_from(NODES), UIDS, UIDS),
+    st.builds(remove, st.just("pod"), st.sampled_from("1234")),
+    st.builds(remove, st.just("group"), st.sampled_from(["a/g", "a/h", "b/g"])),
+    st.builds(remove, st.just("namespace"), st.sampled_from("ab")),
+    st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["linux", "windows"])),
+    st.builds(remove, st.just("node"), st.sampled_from(NODES)),
+)
+
+
+@given(st.lists(OPERATIONS, min_size=1, max_size=14))
+def test_after_any_events_the_index_says_what_a_compilation_from_scratch_says(
+    operations: list[Operation],
+) -> None:
+    mirror = Mirror()
+    for operation in [*(put_node(name) for name in NODES), *operations]:
+        operation(mirror)
+        mirror.check()
+
+
+@given(st.lists(OPERATIONS, min_size=1, max_size=14))
+def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(operations: list[Operation]) -> None:
+    mirror = Mirror()
+    for operation in [*(put_node(name) for name in NODES), *operations]:
+        specs, facts = mirror.specs(), mirror.facts()
+        dirty = operation(mirror)
+        now = mirror.specs()
+        assert {name for name in now if now[name] != specs.get(name)} <= dirty.nodes
+        assert dirty.nodes <= set(now)
+        changed = {name for name, fact in mirror.facts().items() if facts.get(name) != fact}
+        assert changed | (set(facts) - set(mirror.groups)) <= dirty.groups
+        assert operation(mirror) == CLEAN
+
+
+def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
+    world = World()
+    world.put_node(Node("n1"))
+    world.put_group(a_group(namespace="b"))
+    assert world.put_pod(a_pod("1")).groups == frozenset()
+    assert world.put_pod(a_pod("2", namespace="b")).groups == {"b/g"}
+
+
+def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
+    world = World()
+    world.put_group(a_group())
+    world.put_pod(a_pod("1"))
+    assert world.members_of("a/g").keys() == {"n1"}
+    assert world.put_node(Node("n1", {"kubernetes.io/os": "windows"})).groups == {"a/g"}
+    assert not world.members_of("a/g")
+    assert not world.nodes_of_group("a/g")
+
+
+def test_a_status_write_of_its_own_dirties_nothing() -> None:
+    world = World()
+    world.put_node(Node("n1"))
+    world.put_group(a_group())
+    newer = a_group(version="2")
+    assert world.put_group(newer) == CLEAN
+    assert world.groups["a/g"] is newer
+    assert world.put_group(replace(newer, deleting=True)).groups == {"a/g"}
+
+
+@pytest.mark.rule("M2")
+def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
+    thief = replace(a_pod("1"), cgroup_uid="h")
+    victim = replace(a_pod("2", "b"), cgroup_uid="h")
+    (found,) = compiled(a_group(), pods=[thief, victim])
+    assert found.pods() == {"1"}
+    (found,) = compiled(a_group(), pods=[thief])
+    assert found.pods() == {"1", "h"}
+
+
+def test_a_group_with_more_pods_than_fit_on_a_node_has_those_that_the_node_lists() -> None:
+    """https://github.com/virtual-kubelet/virtual-kubelet/issues/809"""
+    pods = [
+        Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"}) for n in range(4200)
+    ]
+    spec = compile_node(Node("n1"), pods, {}, [], Settings(), [a_group()])
+    assert len(spec.pods) == 4096
+    assert spec.groups[0].pods() == {pod.uid for pod in spec.pods}

@@ -1,0 +1,404 @@
+"""The status of a SharedMemoryGroup, out of what the nodes report."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec
+from pinwarden.api.sharedmemorygroup import Borrower, SharedMemoryGroup, SharedMemoryGroupStatus
+from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.group_compiler import NOWHERE, Group, Presence
+from pinwarden.plan.group_on_node import Wait, waits_for
+from pinwarden.plan.group_status import KeptGroupShares, group_shares, group_status, refused_group, settled
+from pinwarden.plan.limit_compiler import Settings, compile_node
+from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.types import Namespace, Node, Pod
+
+NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
+SAMPLED = "2024-05-01T11:59:00Z"
+BORROW: dict[str, Any] = {"accounting": "Borrow", "capacity": "1Mi"}
+LIMITED: list[dict[str, Any]] = [{"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "8Ki"}]
+Json = dict[str, Any]
+ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
+
+
+class Cluster:
+    """A group, pods, and a view of each node as it follows from a report."""
+
+    def __init__(self, *pods: Pod, deleting: bool = False, members: Any = None, **spec: Any) -> None:
+        spec = {"backing": {"memfd": {"name": "ring"}}, "members": members or [{"podSelector": {}}], **spec}
+        metadata = {"name": "g", "namespace": "a", "uid": "uid", "generation": 3}
+        resource = SharedMemoryGroup.model_validate({"metadata": metadata, "spec": spec})
+        self.group = Group(resource, deleting=deleting)
+        self.pods = list(pods)
+        self.views: dict[str, NodeView] = {}
+        self.kept = KeptGroupShares()
+
+    def reports(
+        self, node: str = "n1", *, acknowledge: bool = True, silent: bool = False, **fields: Any
+    ) -> None:
+        """The node's agent reports this of the group; nothing of it without a phase."""
+        pods = [pod for pod in self.pods if pod.node == node]
+        presence = Presence(asked=frozenset({"uid"})) if self.group.deleting else NOWHERE
+        spec = compile_node(Node(node), pods, ALLOWED, [], Settings(), [self.group], presence)
+        hashed = spec.groups[0].hash if spec.groups else ""
+        report = {"uid": "uid", "hash": hashed if acknowledge else "older", "sampledAt": SAMPLED, **fields}
+        report.setdefault("objects", 1)
+        status = {"observedGeneration": 1, "groups": [report] if "phase" in fields else []}
+        raw = {"metadata": {"name": node, "uid": "u", "generation": 1}, "spec": spec, "status": status}
+        view = NodeView(node).with_desired(spec).with_object(NodePinConfig.model_validate(raw))
+        self.views[node] = view.with_silent(silent)
+
+    def status(self, previous: SharedMemoryGroupStatus | None = None) -> SharedMemoryGroupStatus:
+        members: dict[str, list[Pod]] = {}
+        for pod in self.pods:
+            if pod.namespace == "a" and self.group.attaches(pod.labels):
+                members.setdefault(pod.node, []).append(pod)
+
+        def find(node: str, uid: str) -> Pod | None:
+            return next((pod for pod in self.pods if (pod.node, pod.cgroup_uid) == (node, uid)), None)
+
+        shares = group_shares(self.group, members, self.views, self.views, find, self.kept)
+        return group_status(self.group, shares, previous, NOW)
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        return next((each.status, each.reason) for each in self.status().conditions if each.type == kind)
+
+    def message(self, kind: str) -> str:
+        return next(each.message for each in self.status().conditions if each.type == kind)
+
+
+def a_pod(name: str, node: str = "n1", app: str = "db", namespace: str = "a", started: bool = True) -> Pod:
+    containers = {"main": "id" if started else None}
+    return Pod(namespace, name, f"api-{name}", name, node, {"app": app}, containers)
+
+
+def borrow(pod: str, borrowed: int | None = 4096, mapped: int | None = 4096, **fields: Any) -> Json:
+    return {"pod": pod, "member": True, "borrowed": borrowed, "mapped": mapped, **fields}
+
+
+def held(pod: str, level: str = "Converge", **fields: Any) -> Json:
+    return borrow(pod, **{"level": level, "reason": "SeccompGate", **fields})
+
+
+# -- sums ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("M3", "M9")
+def test_figures_of_all_nodes_are_added_up_and_unknown_ones_are_absent() -> None:
+    cluster = Cluster(a_pod("p1"), a_pod("p2", "n2"), **BORROW)
+    cluster.reports("n1", phase="Active", charge=100, orphaned=10, borrowers=[borrow("p1", 60, 80)])
+    cluster.reports("n2", phase="Active", charge=50, dead=7, borrowers=[borrow("p2", 50, 50)])
+    status = cluster.status()
+    assert (status.charge_bytes, status.orphaned_bytes, status.dead_cgroup_bytes) == (150, 10, 7)
+    assert (status.borrowed_bytes, status.borrower_count, status.omitted) == (110, 2, 0)
+    assert [each.pod for each in status.borrowers] == ["p1", "p2"]
+    assert (status.matched_pods, status.backing, status.phase) == (2, "memfd", "Active")
+    assert status.node_count is not None
+    assert status.node_count.applied == 2
+    assert status.pinned_bytes is None
+
+
+@pytest.mark.rule("H2", "M4")
+def test_what_nobody_counts_is_absent_and_not_zero() -> None:
+    cluster = Cluster(a_pod("p1"))
+    cluster.reports(phase="Active", charge=100)
+    status = cluster.status()
+    assert (status.charge_bytes, status.borrowed_bytes, status.orphaned_bytes) == (100, None, None)
+    assert (status.borrower_count, status.dead_cgroup_bytes, status.omitted) == (None, None, None)
+    counting = Cluster(a_pod("p1"), **BORROW)
+    counting.reports(phase="Active", acknowledge=False)
+    assert counting.status().borrowed_bytes is None, "the report may be from before borrows were counted"
+    counting.reports(phase="Active", charge=0)
+    status = counting.status()
+    assert (status.borrowed_bytes, status.borrower_count, status.charge_bytes) == (0, 0, 0)
+    unknown = Cluster(a_pod("p1"), **BORROW)
+    unknown.reports(phase="Active", borrowers=[borrow("p1", None, None)])
+    status = unknown.status()
+    assert (status.borrowed_bytes, status.borrower_count) == (None, 1)
+
+
+def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_first() -> None:
+    pods = [a_pod(f"p{number:03}", f"n{number:03}") for number in range(120)]
+    cluster = Cluster(*pods, **BORROW)
+    for number, pod in enumerate(pods):
+        phase = "Pending" if number == 110 else "Active"
+        more: Json = {"omitted": 2} if number == 5 else {}
+        cluster.reports(pod.node, phase=phase, borrowers=[borrow(pod.cgroup_uid, number + 1)], **more)
+    status = cluster.status()
+    assert [each.pod for each in status.borrowers[:2]] == ["p119", "p118"]
+    assert (len(status.borrowers), status.borrower_count, status.omitted) == (100, 122, 22)
+    assert (len(status.nodes), status.nodes[0].node, status.phase) == (100, "n110", "Pending")
+
+
+def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
+    members = [*LIMITED, {"podSelector": {}, "borrowLimit": "4Ki"}]
+    cluster = Cluster(a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW)
+    gone = borrow("gone", member=False)
+    cluster.reports(
+        phase="Active", borrowers=[held("p1", denials=2), borrow("web", 1, 1, member=False), gone]
+    )
+    first, second, third = cluster.status().borrowers
+    assert first == Borrower(
+        pod="gone", namespace="", node="n1", member=False, borrowed_bytes=4096, mapped_bytes=4096
+    )
+    assert (second.pod, second.limit_bytes, second.level, second.denials) == ("p1", 4096, "Converge", 2)
+    assert (third.namespace, third.member, third.limit_bytes) == ("b", False, None)
+
+
+# -- conditions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("H1")
+def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_member() -> None:
+    cluster = Cluster(a_pod("p1"), a_pod("p2", "n2"))
+    cluster.reports("n1", phase="Active")
+    assert cluster.condition("Applied") == ("Unknown", "AgentSilent")
+    cluster.reports("n2", phase="Active", acknowledge=False)
+    assert cluster.condition("Applied") == ("False", "Pending")
+    assert "n2" in cluster.message("Applied")
+    assert cluster.condition("Ready") == ("False", "Pending")
+    cluster.reports("n2", phase="Pending", objects=0)
+    assert cluster.condition("Applied") == ("True", "Acknowledged")
+    assert cluster.condition("Ready") == ("True", "NoLimits")
+
+
+@pytest.mark.rule("H1", "M8")
+def test_enforced_names_who_is_not_held() -> None:
+    cluster = Cluster(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
+    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")])
+    assert cluster.condition("Enforced") == ("False", "NotGated")
+    assert "pod a/p2 (NotGated: held at Observe only)" in cluster.message("Enforced")
+    cluster.reports(phase="Active", borrowers=[held("p1")])
+    assert cluster.condition("Enforced") == ("Unknown", "NotReported"), "nobody says how p2 would be held"
+    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", borrowed=0, mapped=0)])
+    assert cluster.condition("Enforced") == ("True", "Enforced")
+    assert cluster.status().borrower_count == 1, "one that has nothing mapped is no borrower"
+    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2")], acknowledge=False)
+    assert cluster.condition("Enforced") == ("False", "Pending")
+    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2")], silent=True)
+    assert cluster.condition("Enforced") == ("Unknown", "AgentSilent")
+
+
+def test_a_pod_that_has_not_started_is_not_missed() -> None:
+    cluster = Cluster(a_pod("p1"), a_pod("p2", started=False), members=LIMITED, **BORROW)
+    cluster.reports(phase="Active", borrowers=[held("p1")])
+    assert cluster.condition("Enforced") == ("True", "Enforced")
+
+
+@pytest.mark.parametrize(
+    ("spec", "members", "expected"),
+    [
+        ({"enforcement": "Audit"}, LIMITED, ("False", "Audit")),
+        ({}, None, ("True", "NoLimits")),
+        ({}, [{"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"}], ("Unknown", "NoPods")),
+        (
+            {},
+            [
+                {"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"},
+                {"podSelector": {}},
+            ],
+            ("True", "NoLimits"),
+        ),
+    ],
+)
+def test_enforced_where_there_is_none_to_hold(spec: Json, members: Any, expected: tuple[str, str]) -> None:
+    cluster = Cluster(a_pod("p1"), members=members, **BORROW, **spec)
+    cluster.reports(phase="Active")
+    assert cluster.condition("Enforced") == expected
+    assert cluster.condition("Ready")[0] == "True"
+
+
+@pytest.mark.rule("M8")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"charge": 1 << 20, "borrowers": [held("p1", mapped=8192)]}, ("True", "Sampled")),
+        ({"charge": (1 << 20) + 1}, ("False", "OverCapacity")),
+        ({"charge": 1, "borrowers": [held("p1", mapped=8193)]}, ("False", "OverLimit")),
+        ({"charge": 1, "borrowers": [borrow("web", member=False)]}, ("False", "NotMember")),
+        ({"charge": 1, "borrowers": [borrow("web", 0, 0, member=False)]}, ("True", "Sampled")),
+        ({"charge": 1, "borrowers": [held("p1", mapped=None)]}, ("Unknown", "FigureMissing")),
+        ({"charge": 1, "truncated": True}, ("Unknown", "Truncated")),
+        ({}, ("Unknown", "FigureMissing")),
+        ({"charge": 1, "silent": True}, ("Unknown", "AgentSilent")),
+    ],
+)
+def test_within_limit_is_judged_by_capacity_borrow_limits_and_who_borrows(
+    fields: Json, expected: tuple[str, str]
+) -> None:
+    cluster = Cluster(a_pod("p1"), a_pod("web", app="web"), members=LIMITED, **BORROW)
+    cluster.reports(phase="Active", **fields)
+    assert cluster.condition("WithinLimit") == expected
+
+
+def test_a_limit_on_resident_pages_compares_these() -> None:
+    members = [{**LIMITED[0], "borrowLimitOn": "Resident"}]
+    cluster = Cluster(a_pod("p1"), members=members, **BORROW)
+    cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=4096, mapped=1 << 20)])
+    assert cluster.condition("WithinLimit") == ("True", "Sampled")
+    cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=8193, mapped=1 << 20)])
+    assert cluster.condition("WithinLimit") == ("False", "OverLimit")
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"phase": "Active", "charge": 1, "borrowers": [borrow("p1")]}, ("True", "AllCounted")),
+        ({"phase": "Active", "charge": 1, "truncated": True}, ("False", "Truncated")),
+        ({"phase": "Active", "charge": 1, "omitted": 3}, ("False", "Truncated")),
+        ({"phase": "Active", "charge": 1, "borrowers": [borrow("p1", None)]}, ("False", "FigureMissing")),
+        ({"phase": "Active"}, ("False", "FigureMissing")),
+        ({"phase": "Active", "charge": 1, "silent": True}, ("Unknown", "AgentSilent")),
+        ({}, ("Unknown", "NotReported")),
+    ],
+)
+def test_figures_that_lack_something_are_said_to(fields: Json, expected: tuple[str, str]) -> None:
+    cluster = Cluster(a_pod("p1"), **BORROW)
+    cluster.reports(**fields)
+    assert cluster.condition("Complete") == expected
+
+
+@pytest.mark.rule("M10")
+def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_this_very_spec() -> None:
+    nodes = [f"n{number}" for number in range(5)]
+    cluster = Cluster(*(a_pod(f"p{node}", node) for node in nodes), deleting=True)
+    for node in nodes:
+        cluster.reports(node, phase="Draining", reason="InUse", borrowers=[borrow(f"p{node}")])
+    assert cluster.condition("Drained") == ("False", "Draining")
+    said = cluster.message("Drained")
+    assert "node n0 (pod a/pn0: InUse)" in said
+    assert said.endswith("and 2 more.")
+    assert cluster.condition("Ready") == ("False", "Draining")
+    for node in nodes:
+        cluster.reports(node, phase="Released", acknowledge=node != "n3", objects=0)
+    assert cluster.condition("Drained") == ("False", "Draining"), "n3 released what it was asked before"
+    assert "n3" in cluster.message("Drained")
+    cluster.reports("n3", phase="Released", objects=0)
+    assert cluster.condition("Drained") == ("True", "Released")
+    assert cluster.status().phase == "Released"
+
+
+@pytest.mark.rule("H1")
+def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
+    cluster = Cluster(a_pod("p1"))
+    full = NodeView("n1").with_desired(NodePinConfigSpec())
+    cluster.views["n1"] = full.with_silent(False)
+    assert cluster.condition("Applied") == ("False", "TooManyGroups")
+    assert "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them" in cluster.message(
+        "Applied"
+    )
+    cluster.group = replace(cluster.group, held=False)
+    assert cluster.condition("Applied") == ("False", "Pending"), "no node is asked before it is held"
+
+
+@pytest.mark.rule("M10")
+@pytest.mark.parametrize(
+    ("fields", "stuck", "why"),
+    [
+        ({"reason": "InUse", "message": "it waits for process 1"}, "", "it waits for process 1"),
+        ({"reason": "NotRemoved", "message": "it is busy"}, "NotRemoved", "NotRemoved: it is busy"),
+        ({"reason": "NotReadable"}, "NotReadable", "NotReadable"),
+        ({"reason": "NotMade"}, "NotMade", "NotMade"),
+        ({"reason": "NotAllowed"}, "NotAllowed", "NotAllowed"),
+        ({"reason": "AccountantSilent"}, "AccountantSilent", "AccountantSilent"),
+        ({"reason": "NotRemoved", "silent": True}, "AgentSilent", "AgentSilent"),
+        ({}, "", ""),
+    ],
+)
+def test_a_node_that_can_do_nothing_about_what_is_left_is_stuck_and_one_in_use_is_not(
+    fields: Json, stuck: str, why: str
+) -> None:
+    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster.reports(phase="Draining", charge=4096, **fields)
+    expected = Wait("n1", (), why, 4096, stuck)
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None) == expected
+
+
+def test_a_refused_group_does_not_wait_where_the_agent_may_not_look() -> None:
+    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster.reports(phase="Draining", reason="NotAllowed", acknowledge=False)
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True)
+    cluster.reports(phase="Draining", reason="NotAllowed")
+    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True) is None
+
+
+def test_a_living_group_has_no_drained_condition() -> None:
+    cluster = Cluster(a_pod("p1"))
+    cluster.reports(phase="Active")
+    assert "Drained" not in {each.type for each in cluster.status().conditions}
+    assert {each.observed_generation for each in cluster.status().conditions} == {3}
+
+
+def test_a_group_without_pods_is_ready_and_has_no_phase() -> None:
+    status = Cluster().status()
+    assert (status.phase, status.charge_bytes, status.matched_pods) == (None, None, 0)
+    assert {each.status for each in status.conditions} == {"True"}
+
+
+def test_a_borrow_limit_that_capacity_leaves_no_room_for_is_named() -> None:
+    members = [*LIMITED, {"podSelector": {}, "borrowLimit": "2Mi"}]
+    said = Cluster(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
+    assert said.endswith(" Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi.")
+    assert "capacity" not in Cluster(accounting="Borrow", members=members).message("Accepted")
+
+
+def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
+    metadata = Cluster().group.resource.metadata
+    first = refused_group(metadata, Refusal("NotAllowed", "why"), None, NOW)
+    assert [(each.type, each.status, each.reason) for each in first.conditions] == [
+        ("Ready", "False", "NotAllowed"),
+        ("Accepted", "False", "NotAllowed"),
+    ]
+    assert refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW + timedelta(hours=1)) == first
+    waits = [Wait("n1", ("a/p1",), "InUse", None, "")]
+    waiting = refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW, waits)
+    assert waiting.conditions[:2] == first.conditions
+    assert waiting.conditions[2].message == "Waits for node n1 (pod a/p1: InUse)."
+
+
+@pytest.mark.rule("H2")
+def test_a_sample_that_says_the_same_is_no_news_until_the_last_one_is_old() -> None:
+    cluster = Cluster(a_pod("p1"))
+    cluster.reports(phase="Active", charge=1)
+    first = cluster.status()
+    cluster.reports(phase="Active", charge=1, sampledAt="2024-05-01T12:08:59Z")
+    assert settled(first, cluster.status(first)) is first
+    cluster.reports(phase="Active", charge=1, sampledAt="2024-05-01T12:09:00Z")
+    assert settled(first, cluster.status(first)) is not first
+    cluster.reports(phase="Active", charge=2)
+    assert settled(first, cluster.status(first)).charge_bytes == 2
+
+
+# -- the object itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("H1", "M1")
+@pytest.mark.parametrize(
+    ("reason", "adopted", "expected"),
+    [
+        ("", True, ("True", "Available")),
+        ("NotThere", True, ("True", "Available")),
+        ("NotThere", False, ("Unknown", "NotThere")),
+        ("AccountantSilent", True, ("Unknown", "AccountantSilent")),
+        ("Claimed", True, ("False", "Claimed")),
+        ("SymbolicLink", True, ("False", "SymbolicLink")),
+        ("NoRoom", False, ("False", "NoRoom")),
+        ("NotMade", False, ("False", "NotMade")),
+    ],
+)
+def test_a_group_without_its_object_is_not_ready(
+    reason: str, adopted: bool, expected: tuple[str, str]
+) -> None:
+    made: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}
+    cluster = Cluster(a_pod("p1"), **({} if adopted else made))
+    cluster.reports(phase="Pending" if reason else "Active", reason=reason, message="why")
+    assert cluster.condition("Available") == expected
+    ready = cluster.condition("Ready")
+    assert ready[0] == expected[0]
+    if expected[0] == "False":
+        assert ready[1] == reason
+        assert "why" in cluster.message("Available")

@@ -1,0 +1,271 @@
+"""What a node shall hold follows from the limits and its pods alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import NodePinConfigSpec
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.plan.limit_compiler import (
+    MAX_NODE_LIMITS,
+    MAX_POD_LIMITS,
+    Limit,
+    Settings,
+    compile_node,
+    refusal,
+)
+from pinwarden.plan.types import Namespace, Node, Pod
+
+NODE = Node("n1", {"pool": "gpu"})
+MIB = 2**20
+
+
+def pinlimit(name: str, amount: str = "64Mi", namespace: str = "a", **spec: Any) -> PinLimit:
+    return PinLimit.model_validate(
+        {
+            "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}"},
+            "spec": {"podSelector": {}, "limit": amount, **spec},
+        }
+    )
+
+
+def ceiling(name: str, limit: str = "1Gi", **spec: Any) -> ClusterPinLimit:
+    return ClusterPinLimit.model_validate(
+        {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": {"limit": limit, **spec}}
+    )
+
+
+def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
+    return Pod(namespace, f"pod-{uid}", uid, uid, NODE.name, labels, {"main": "id-" + uid, "side": None})
+
+
+def held(
+    limits: list[Limit], *pods: Pod, node: Node = NODE, settings: Settings | None = None
+) -> dict[str, list[str]]:
+    namespaces = {"a": Namespace("a", {"team": "red"}), "kube-system": Namespace("kube-system")}
+    spec = compile_node(node, pods, namespaces, limits, settings or Settings())
+    assert {name for entry in spec.pods for name in entry.limits} == {limit.name for limit in spec.limits}
+    return {entry.uid: entry.limits for entry in spec.pods}
+
+
+def test_every_pod_is_listed_also_the_free_ones() -> None:
+    limits: list[Limit] = [pinlimit("db", podSelector={"matchLabels": {"app": "db"}})]
+    assert held(limits, pod("u1", app="db"), pod("u2", app="web"), pod("u3", "b", app="db")) == {
+        "u1": ["a/db"],
+        "u2": [],
+        "u3": [],
+    }
+
+
+@pytest.mark.rule("P13")
+def test_several_limits_on_a_pod_all_hold_audit_beside_them() -> None:
+    limits: list[Limit] = [pinlimit("x", "64Mi"), pinlimit("y", "32Mi", enforcement="Audit"), ceiling("top")]
+    assert held(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
+
+
+def test_the_ceiling_follows_namespace_and_node() -> None:
+    red = ceiling("red", namespaceSelector={"matchLabels": {"team": "red"}})
+    gpu = ceiling(
+        "gpu", nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]}
+    )
+    assert held([red, gpu], pod("u1"), pod("u2", "b")) == {"u1": ["gpu", "red"], "u2": ["gpu"]}
+    assert held([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
+
+
+def test_system_namespaces_are_exempt_unless_named() -> None:
+    named = ceiling(
+        "named", namespaceSelector={"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    )
+    broad = ceiling(
+        "broad", namespaceSelector={"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}
+    )
+    assert held([named, broad, ceiling("all")], pod("u1", "kube-system")) == {"u1": ["named"]}
+
+
+@pytest.mark.rule("P14")
+@pytest.mark.parametrize(
+    ("ceilings", "granted"), [([], 0), (["16Mi"], 16), (["16Mi", "48Mi"], 48), (["1Gi"], 64)], ids=str
+)
+def test_a_namespaces_grant_reaches_as_far_as_the_administrator_allows(
+    ceilings: list[str], granted: int
+) -> None:
+    tops: list[Limit] = [ceiling(f"top{i}", maxGrant=amount) for i, amount in enumerate(ceilings)]
+    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], Settings())
+    (grant,) = [limit for limit in spec.limits if limit.uid == "uid-a-g"]
+    assert grant.grant == granted * MIB
+    assert grant.limit == 64 * MIB, "a clipped grant is still a limit"
+
+
+@pytest.mark.rule("P14")
+def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_needs_no_leave() -> None:
+    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings())
+    assert {limit.name: limit.grant for limit in spec.limits} == {"a/x": None, "top": 1024 * MIB}
+
+
+@pytest.mark.rule("P14")
+def test_pods_that_differ_in_the_grant_get_their_own_amounts() -> None:
+    some = ceiling("some", maxGrant="16Mi", podSelector={"matchLabels": {"tier": "one"}})
+    spec = compile_node(
+        NODE, [pod("u1", tier="one"), pod("u2")], {}, [pinlimit("g", grant=True), some], Settings()
+    )
+    grants = {limit.name: limit.grant for limit in spec.limits}
+    assert [[grants[name] for name in entry.limits if name.startswith("a/")] for entry in spec.pods] == [
+        [16 * MIB],
+        [0],
+    ]
+
+
+def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
+    scoped = pinlimit("c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}})
+    spec = compile_node(NODE, [pod("u1", app="db"), pod("u2")], {}, [scoped], Settings())
+    assert [[(c.name, c.id) for c in entry.containers] for entry in spec.pods] == [
+        [("main", "id-u1"), ("side", None)],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"counting": "OncePerPod"},
+        {"onOvershoot": "Kill"},
+        {"limit": "-1"},
+        {"limit": "1m"},
+        {"limit": "100E"},
+        {"grant": True, "sources": ["Rdma"]},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, Any]) -> None:
+    broken = pinlimit("broken", **spec)
+    refused = refusal(broken)
+    assert refused is not None
+    assert refused.reason in {"NotSupported", "Invalid"}
+    assert refused.message.startswith(f"spec.{list(spec)[-1]}: ")
+    assert held([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
+
+
+APART = {
+    "matchExpressions": [
+        {"key": "app", "operator": "In", "values": ["a", "b"]},
+        {"key": "app", "operator": "In", "values": ["c"]},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "field"),
+    [
+        (pinlimit("x", podSelector=APART), "podSelector"),
+        (ceiling("x", namespaceSelector=APART), "namespaceSelector"),
+        (ceiling("x", nodeSelector=APART), "nodeSelector"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: str) -> None:
+    refused = refusal(limit)
+    assert refused is not None
+    assert refused.reason == "SelectsNothing"
+    assert refused.message == f"spec.{field}: no value of the label app meets all requirements"
+
+
+@given(
+    st.permutations([pinlimit("x"), pinlimit("y", grant=True), ceiling("t", maxGrant="8Mi")]),
+    st.permutations("abc"),
+)
+def test_the_order_of_the_input_does_not_matter(limits: list[Limit], uids: list[str]) -> None:
+    spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
+    assert spec == compile_node(NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings())
+
+
+def test_many_limits_on_a_pod_crowd_out_no_ceiling_and_no_other_pod() -> None:
+    many: list[Limit] = [pinlimit(f"x{i:03}") for i in range(2 * MAX_POD_LIMITS)]
+    found = held([*many, ceiling("zz"), pinlimit("y", namespace="b")], pod("u1"), pod("u2", "b"))
+    assert found["u1"] == [*(f"a/x{i:03}" for i in range(MAX_POD_LIMITS - 1)), "zz"]
+    assert found["u2"] == ["b/y", "zz"]
+
+
+def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
+    def own(namespace: str, count: int) -> list[Limit]:
+        return [
+            pinlimit(f"x{i:04}", namespace=namespace, podSelector={"matchLabels": {"n": str(i // 30)}})
+            for i in range(count)
+        ]
+
+    pods = [pod(f"{namespace}{i}", namespace, n=str(i)) for namespace in "ab" for i in range(50)]
+    limits = [*own("a", 1500), *own("b", 3), ceiling("zz")]
+    spec = compile_node(NODE, pods, {}, limits, Settings())
+    names = [limit.name for limit in spec.limits]
+    assert len(names) == MAX_NODE_LIMITS
+    assert {"zz", "b/x0000", "b/x0001", "b/x0002"} < set(names)
+    assert {name for entry in spec.pods for name in entry.limits} == set(names)
+
+
+HASH = "0123456789abcdef" * 2
+
+
+def mirror(uid: str, namespace: str = "a", **fields: Any) -> Pod:
+    return Pod(namespace, f"pod-{uid}", uid, HASH, NODE.name, {}, {"main": f"id-{uid}"}, **fields)
+
+
+@pytest.mark.rule("P1")
+def test_a_static_pod_is_held_by_its_hash_and_by_its_own_uid() -> None:
+    """Whatever a kubelet makes of a pod with the annotation, the pod's limits are there."""
+    assert held([pinlimit("x")], mirror("m1")) == {HASH: ["a/x"], "m1": ["a/x"]}
+
+
+@pytest.mark.rule("P13")
+def test_a_cgroup_that_two_pods_claim_is_held_to_the_limits_of_both() -> None:
+    """https://github.com/DataDog/datadog-agent/pull/5916"""
+    limits: list[Limit] = [pinlimit("x"), pinlimit("y", namespace="b"), ceiling("top")]
+    found = held(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
+    assert found[HASH] == ["a/x", "b/y", "top"]
+    assert (found["m1"], found["m2"], found["u1"]) == (["a/x", "top"], ["b/y", "top"], ["a/x", "top"])
+
+
+@pytest.mark.rule("P14")
+def test_a_cgroup_that_two_pods_claim_is_granted_nothing() -> None:
+    limits: list[Limit] = [
+        pinlimit("x"),
+        pinlimit("g", namespace="b", grant=True),
+        ceiling("top", maxGrant="1Gi"),
+    ]
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2", "b")], {}, limits, Settings())
+    grants = {limit.name: limit.grant for limit in spec.limits}
+    named = {entry.uid: entry.limits for entry in spec.pods}
+    assert named[HASH] == ["a/x", "b/g@0", "top"]
+    assert (grants["b/g@0"], named["m2"]) == (0, ["b/g", "top"])
+
+
+@pytest.mark.rule("P13")
+def test_the_limits_of_a_cgroup_that_many_claim_fit_and_ceilings_come_first() -> None:
+    limits: list[Limit] = [
+        *(pinlimit(f"l{number:02}", namespace=ns) for number in range(30) for ns in "ab"),
+        ceiling("z"),
+    ]
+    found = held(limits, mirror("m1"), mirror("m2", "b"))
+    assert len(found[HASH]) == MAX_POD_LIMITS
+    assert "z" in found[HASH]
+
+
+@pytest.mark.rule("H1")
+def test_a_container_of_a_contested_cgroup_has_an_id_only_where_all_agree() -> None:
+    by_container: list[Limit] = [pinlimit("c", scope="Container")]
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2")], {}, by_container, Settings())
+    ids = {entry.uid: [container.id for container in entry.containers] for entry in spec.pods}
+    assert ids == {HASH: [None], "m1": ["id-m1"], "m2": ["id-m2"]}
+
+
+@pytest.mark.rule("P13")
+def test_entries_of_one_cgroup_in_a_spec_add_up_for_every_reader() -> None:
+    """An older operator lists a cgroup twice where two pods claim it."""
+    entries = [
+        {"uid": "u1", "limits": ["a/x"], "containers": [{"name": "main", "id": "1"}, {"name": "b"}]},
+        {"uid": "u2", "limits": []},
+        {"uid": "u1", "limits": ["top", "a/x"], "containers": [{"name": "main", "id": "2"}]},
+    ]
+    spec, _ = NodePinConfigSpec.parse({"pods": entries})
+    assert [(entry.uid, entry.limits) for entry in spec.pods] == [("u1", ["a/x", "top"]), ("u2", [])]
+    assert [(each.name, each.id) for each in spec.pods[0].containers] == [("main", None), ("b", None)]

@@ -1,0 +1,127 @@
+"""A limit is overridden only where another one implies it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.plan.limit_compiler import Limit
+from pinwarden.plan.limit_overrides import implies, overriding
+
+
+def limit(name: str, amount: str = "8Mi", **spec: Any) -> PinLimit:
+    return PinLimit.model_validate(
+        {
+            "metadata": {"name": name, "namespace": "a", "uid": name},
+            "spec": {"podSelector": {}, "limit": amount, **spec},
+        }
+    )
+
+
+def ceiling(name: str, amount: str = "8Mi", **spec: Any) -> ClusterPinLimit:
+    return ClusterPinLimit.model_validate(
+        {"metadata": {"name": name, "uid": name}, "spec": {"limit": amount, **spec}}
+    )
+
+
+def implied(strong: Limit, weak: Limit, *others: Limit) -> bool:
+    return implies(strong, weak, [strong, weak, *others])
+
+
+SPECS = st.fixed_dictionaries(
+    {
+        "amount": st.sampled_from(["1Mi", "2Mi"]),
+        "scope": st.sampled_from(["Pod", "Container"]),
+        "sources": st.sampled_from([[], ["Mlock"], ["Mlock", "Rdma"]]),
+        "enforcement": st.sampled_from(["Enforce", "Audit"]),
+        "minimumLevel": st.sampled_from(["Deny", "Converge"]),
+        "contention": st.sampled_from(["Share", "Reserve"]),
+    }
+)
+
+
+@pytest.mark.rule("P13")
+@given(SPECS, SPECS)
+def test_what_implies_asks_for_at_least_as_much_in_everything(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    strong, weak = limit("s", **one), limit("w", **other)
+    expected = (
+        one["enforcement"] == "Enforce"
+        and one["amount"] <= other["amount"]
+        and one["scope"] == other["scope"]
+        and (not one["sources"] or (other["sources"] and set(other["sources"]) <= set(one["sources"])))
+        and (one["minimumLevel"] == "Deny" or other["minimumLevel"] == "Converge")
+        and (one["contention"] == "Reserve" or other["contention"] == "Share")
+    )
+    assert implied(strong, weak) == bool(expected)
+
+
+@pytest.mark.rule("P13")
+@given(SPECS, SPECS, SPECS)
+def test_implying_is_transitive(one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]) -> None:
+    a, b, c = limit("a", **one), limit("b", **two), limit("c", **three)
+    if implied(a, b, c) and implied(b, c, a):
+        assert implied(a, c, b)
+
+
+@pytest.mark.rule("P13")
+@pytest.mark.parametrize(
+    ("strong", "weak", "expected"),
+    [
+        (["web"], ["web"], True),
+        ([], ["web"], True),
+        (["web", "log"], ["web"], True),
+        (["web"], [], False),
+        (["web"], ["log"], False),
+    ],
+)
+def test_containers_count_as_sources_do(strong: list[str], weak: list[str], expected: bool) -> None:
+    one = limit("s", scope="Container", containers=strong)
+    assert implied(one, limit("w", scope="Container", containers=weak)) is expected
+
+
+@pytest.mark.rule("P14")
+def test_a_limit_that_gives_is_not_implied_by_one_that_gives_less() -> None:
+    leave = ceiling("leave", "1Gi", maxGrant="4Mi")
+    grant, plain = limit("g", "8Mi", grant=True), limit("x", "8Mi")
+    assert not implied(plain, grant, leave)
+    assert implied(grant, plain, leave)
+    assert implied(plain, grant), "no administrator's leave: the grant gives nothing"
+    assert implied(limit("h", "8Mi", grant=True), grant, leave)
+    assert implied(limit("t", "2Mi", grant=True), grant, leave), "nobody is raised past 2Mi in either case"
+
+
+@pytest.mark.rule("P14")
+def test_a_ceiling_that_lets_grants_through_is_not_implied_by_one_that_lets_less_through() -> None:
+    assert not implied(ceiling("t", "1Mi"), ceiling("u", "8Mi", maxGrant="8Mi"))
+    assert implied(ceiling("t", "8Mi", maxGrant="8Mi"), ceiling("u", "8Mi", maxGrant="4Mi"))
+
+
+@pytest.mark.rule("P13")
+def test_of_equal_limits_exactly_one_stands() -> None:
+    first, second = limit("first"), limit("second")
+    both = [first, second]
+    assert overriding(first, [both]) == frozenset()
+    assert overriding(second, [both]) == {"a/first"}
+
+
+@pytest.mark.rule("P13")
+def test_overridden_means_for_every_pod() -> None:
+    weak, tight, tighter = limit("weak", "8Mi"), limit("tight", "4Mi"), limit("tighter", "2Mi")
+    assert overriding(weak, [[weak, tight], [weak]]) == frozenset()
+    assert overriding(weak, [[weak, tight], [weak, tighter]]) == {"a/tight", "a/tighter"}
+    assert overriding(weak, [[weak, tight], [weak, tight, tighter]]) == {"a/tight"}
+    assert overriding(weak, []) == frozenset(), "no pod, nothing to be held to"
+
+
+@pytest.mark.rule("P13")
+def test_a_sum_over_a_node_is_implied_only_by_one_sum_over_all_of_its_pods() -> None:
+    weak, red, blue = (
+        ceiling(name, amount, scope="Node")
+        for name, amount in (("weak", "8Mi"), ("red", "1Mi"), ("blue", "1Mi"))
+    )
+    assert overriding(weak, [[weak, red], [weak, blue]]) == frozenset()
+    assert overriding(weak, [[weak, red], [weak, red, blue]]) == {"red"}

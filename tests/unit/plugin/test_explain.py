@@ -1,0 +1,871 @@
+"""`explain`: each situation has its cause and its next step. The specs are compiled by the operator's own code."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import Mode, NodePinConfig
+from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
+from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
+from pinwarden.plan.explain import Agent, Cause, Evidence, Explanation, Refused, explain
+from pinwarden.plan.group_compiler import Group
+from pinwarden.plan.limit_compiler import MAX_NODE_LIMITS, Limit, Settings, compile_node
+from pinwarden.plan.types import Namespace, Node, Pod
+from pinwarden.plan.usage import STALE
+
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+MIB = 1 << 20
+NODE = "n1"
+POD = Pod("team-a", "db-0", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"})
+SOURCES = [
+    {"source": "Mlock", "counted": True, "level": "Converge", "reason": "RlimitGate"},
+    {"source": "Xdp", "counted": False, "level": "Observe", "reason": "NotCounted"},
+]
+
+
+def limit(name: str = "db", amount: str = "64Mi", **spec: Any) -> PinLimit:
+    return PinLimit.model_validate(
+        {
+            "metadata": {"name": name, "namespace": "team-a", "uid": f"uid-{name}", "generation": 1},
+            "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "limit": amount, **spec},
+        }
+    )
+
+
+def ceiling(name: str = "top", amount: str = "1Gi", **spec: Any) -> ClusterPinLimit:
+    return ClusterPinLimit.model_validate(
+        {
+            "metadata": {"name": name, "uid": f"uid-{name}", "generation": 1},
+            "spec": {"limit": amount, **spec},
+        }
+    )
+
+
+def use(
+    pinned: int = MIB, level: str = "Converge", reason: str = "RlimitGate", **more: Any
+) -> dict[str, Any]:
+    counters = {"vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 2}
+    return {"uid": "u1", **counters, "level": level, "reason": reason, **more}
+
+
+def refusal(limit: Limit, used: int, asked: int, **more: Any) -> dict[str, Any]:
+    who = {"pod": "u1", "container": "main", "process": "db", "pid": 42, "source": "Mlock"}
+    why = {"used": used, "asked": asked, "limit": limit.spec.limit.bytes}
+    named = {"name": f"team-a/{limit.metadata.name}", "uid": limit.metadata.uid}
+    return {"number": 1, "time": "2026-11-24T11:59:00Z", **who, **why, **named, **more}
+
+
+def config(limits: Sequence[Limit], pod: Pod, *, taken: bool = True, **status: Any) -> NodePinConfig:
+    """A NodePinConfig as the operator writes it, whose agent took all of it, or nothing."""
+    spec = compile_node(Node(NODE), [pod], {}, limits, Settings())
+    applied = [{"uid": each.uid, "hash": each.hash} for each in spec.limits] if taken else []
+    reported = {"observedGeneration": 7 if taken else 6, "appliedLimits": applied, "sources": SOURCES}
+    return NodePinConfig.model_validate(
+        {
+            "metadata": {"name": NODE, "uid": "uid-n1", "generation": 7},
+            "spec": spec.to_wire(),
+            "status": {"sampledAt": "2026-11-24T11:59:58Z", **reported, **status},
+        }
+    )
+
+
+def evidence(
+    *limits: Limit,
+    pod: Pod = POD,
+    uses: Sequence[Mapping[str, Any]] | None = None,
+    taken: bool = True,
+    **more: Any,
+) -> Evidence:
+    status = more.pop("status", {})
+    made = config(limits, pod, taken=taken, pods=[use()] if uses is None else uses, **status)
+    parts: dict[str, Any] = {
+        "pod": pod,
+        "now": NOW,
+        "namespace": Namespace(pod.namespace),
+        "node": Node(NODE),
+        "config": made,
+        "agent": Agent("pinwarden-agent-x", ready=True),
+        "limits": limits,
+        "workload": "deployment/db",
+    }
+    return Evidence(**(parts | more))
+
+
+def first(told: Explanation) -> tuple[Cause, bool, str, str]:
+    finding = told.findings[0]
+    return finding.cause, finding.problem, finding.message, finding.next.command
+
+
+def causes(told: Explanation) -> list[Cause]:
+    return [finding.cause for finding in told.findings]
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_without_processes_says_where_to_look_only_while_it_runs() -> None:
+    nothing = use(0, "Observe", "NoProcesses", processes=0, message="no process is in its cgroup")
+    running = replace(POD, running=True)
+    told = explain(evidence(limit(), pod=running, uses=[nothing]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.NOT_ENFORCEABLE, True)
+    assert "no process is in its cgroup" in message
+    assert command == "kubectl get --raw /api/v1/nodes/n1/proxy/configz"
+    for pod, report in ((POD, nothing), (running, {**nothing, "reason": "ProcessesEnded"})):
+        assert first(explain(evidence(limit(), pod=pod, uses=[report])))[:2] == (Cause.NOT_STARTED, False)
+
+
+RESTART = "kubectl label namespace team-a pinwarden.io/gate=runtime-default && kubectl -n team-a rollout restart deployment/db"
+
+
+def test_refused_at_the_limit_by_the_gate() -> None:
+    one = limit()
+    told = explain(
+        evidence(
+            one,
+            uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 3}])],
+            status={"recentDenials": [refusal(one, 64 * MIB, 4096)]},
+        )
+    )
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.REFUSED, True)
+    assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
+    assert 'mlock of 4Ki by process "db" (pid 42) in container main refused' in message
+    assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    assert Cause.HELD_EXACTLY in causes(told)
+    assert [each.text for each in told.refused] == [message.partition("the last one: ")[2].rstrip(".")]
+    assert told.limits[0].denials == 3
+
+
+def test_a_refusal_that_would_fit_now_is_no_problem_any_more() -> None:
+    old = limit(amount="64Mi")
+    told = explain(
+        evidence(
+            limit(amount="128Mi"),
+            uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
+            status={"recentDenials": [refusal(old, 64 * MIB, 4096)]},
+        )
+    )
+    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    assert not found.problem
+    assert "would fit now" in found.message
+
+
+def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to() -> None:
+    old = limit(amount="4Mi")
+    told = explain(
+        evidence(
+            limit(amount="8Mi"),
+            uses=[use(7 * MIB + 4096, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
+            status={"recentDenials": [refusal(old, 4 * MIB, MIB)]},
+        )
+    )
+    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    assert not found.problem
+    assert found.message.endswith("The limit was raised since, above what was needed then.")
+
+
+@pytest.mark.rule("P11")
+def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitting() -> None:
+    refused = refusal(limit(amount="4Mi"), 4 * MIB, MIB)
+    counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    told = explain(evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]}))
+    assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.REFUSED]
+    assert "since" not in told.findings[1].message
+    assert told.findings[1].problem
+
+
+def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
+    one = limit(minimumLevel="Deny")
+    unnamed = {"used", "asked", "limit", "name", "uid"}
+    denied = {key: value for key, value in refusal(one, 0, 0).items() if key not in unnamed}
+    denied["message"] = "it would loosen the pod"
+    told = explain(
+        evidence(one, uses=[use(0, "Deny", "SeccompGate", denials=[])], status={"recentDenials": [denied]})
+    )
+    cause, _, message, command = first(told)
+    assert cause is Cause.REFUSED
+    assert "it would loosen the pod" in message
+    assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Converge"}}\'')
+
+
+def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
+    told = explain(evidence(limit(), uses=[use(62 * MIB)]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.AT_LIMIT, True)
+    assert "came up to 62Mi of 64Mi (PinLimit team-a/db); 2Mi are left now" in message
+    assert "nobody sees or counts that" in message
+    assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    assert told.limits[0].denials is None
+
+
+def test_held_by_rlimit_with_room_says_what_the_runtime_may_refuse() -> None:
+    cause, problem, message, command = first(explain(evidence(limit())))
+    assert (cause, problem, command) == (Cause.HELD_BY_RLIMIT, False, RESTART)
+    assert "A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant" in message
+
+
+@pytest.mark.parametrize("pinned", [0, MIB])
+def test_a_pod_with_pinned_buffers_hears_that_its_uid_shares_them(pinned: int) -> None:
+    """https://github.com/axboe/liburing/issues/93: refused below its own limit, because of another pod."""
+    message = first(explain(evidence(limit(), uses=[{**use(), "vmPin": pinned}])))[2]
+    assert ("pods with the same uid use up each other's" in message) is bool(pinned)
+
+
+def test_a_stricter_ceiling_overrides() -> None:
+    told = explain(evidence(limit(), ceiling(amount="32Mi")))
+    found = next(each for each in told.findings if each.cause is Cause.OVERRIDDEN)
+    assert (
+        found.message
+        == "PinLimit team-a/db (64Mi) adds nothing: ClusterPinLimit top (32Mi) is reached first."
+    )
+    assert (
+        found.next.command
+        == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"limit":"64Mi"}}\''
+    )
+    assert [(each.name, each.standing) for each in told.limits] == [
+        ("top", "Strictest"),
+        ("team-a/db", "Overridden"),
+    ]
+    assert first(explain(evidence(limit(), ceiling(amount="32Mi"), uses=[use(31 * MIB)])))[3].startswith(
+        "kubectl patch clusterpinlimit top"
+    )
+
+
+def test_a_ceiling_above_a_limit_is_nothing_to_tell() -> None:
+    told = explain(evidence(limit(), ceiling()))
+    assert causes(told) == [Cause.HELD_BY_RLIMIT]
+    assert told.limits[1].standing == "Overridden"
+
+
+def test_a_grant_that_a_ceiling_lets_through_lifts() -> None:
+    told = explain(evidence(limit(grant=True), ceiling(maxGrant="64Mi")))
+    found = next(each for each in told.findings if each.cause is Cause.GRANTED)
+    assert "raised up to 64Mi" in found.message
+    assert found.next.command == "kubectl -n team-a exec db-0 -- sh -c 'ulimit -l'"
+    assert {each.name: each.grant for each in told.limits} == {"team-a/db": 64 * MIB, "top": None}
+
+
+def test_a_grant_that_no_ceiling_lets_through() -> None:
+    cause, problem, message, command = first(explain(evidence(limit(grant=True))))
+    assert (cause, problem) == (Cause.GRANT_LIMITED, True)
+    assert "lets none of it through" in message
+    manifest = json.loads(command.partition("'")[2].rpartition("'")[0])
+    made = ClusterPinLimit.model_validate(manifest)
+    assert (made.spec.limit, made.spec.max_grant) == ("64Mi", "64Mi")
+    again = explain(evidence(limit(grant=True), made.model_copy(update={"metadata": ceiling().metadata})))
+    assert Cause.GRANTED in causes(again)
+    assert Cause.GRANT_LIMITED not in causes(again)
+
+
+def test_a_grant_that_a_ceiling_cuts_names_the_ceiling() -> None:
+    cause, _, message, command = first(explain(evidence(limit(grant=True), ceiling(maxGrant="16Mi"))))
+    assert cause is Cause.GRANT_LIMITED
+    assert "lets 16Mi of it through" in message
+    assert command == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"maxGrant":"64Mi"}}\''
+
+
+def test_audit_only() -> None:
+    told = explain(evidence(limit(enforcement="Audit"), uses=[use(level="Observe", reason="Audit")]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.AUDIT, False)
+    assert "Only Audit limits match (PinLimit team-a/db)" in message
+    assert (
+        command
+        == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"enforcement":"Enforce"}}\''
+    )
+    assert told.limits[0].standing == "Audit"
+
+
+def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
+    held = use(level="Observe", reason="CapIPCLock", message="process 7 has it or can gain it")
+    cause, problem, message, command = first(explain(evidence(limit(), uses=[held])))
+    assert (cause, problem, command) == (Cause.NOT_ENFORCEABLE, True, RESTART)
+    assert "CapIPCLock: process 7" in message
+    assert "The kernel does not hold a process that can have CAP_IPC_LOCK" in message
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("reason", ["ProcessStarting", "ThreadsUnread"])
+def test_what_passes_by_itself_is_neither_called_held_nor_a_problem(reason: str) -> None:
+    held = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
+    told = explain(evidence(limit(), uses=[held]))
+    assert causes(told) == [Cause.NOT_STARTED]
+    assert "is not known to be held: process 7 has CapIPCLock" in told.findings[0].message
+    assert not told.findings[0].problem
+
+
+@pytest.mark.rule("P13")
+def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
+    told = explain(evidence(limit(), limit("watch", "128Mi", enforcement="Audit")))
+    assert Cause.OVERRIDDEN not in causes(told)
+
+
+@pytest.mark.rule("P11")
+@pytest.mark.parametrize(
+    ("level", "rest"), [("Deny", [Cause.HELD_EXACTLY]), ("Converge", [Cause.AT_LIMIT, Cause.OVERSHOT])]
+)
+def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
+    level: str, rest: list[Cause]
+) -> None:
+    before, lowered = limit(amount="4Mi"), limit(amount="2Mi")
+    counts = use(6 * MIB, level, "", denials=[{"uid": "uid-db", "count": 12}])
+    shot = {
+        "limit": "uid-db",
+        "pod": "u1",
+        "peak": 4 * MIB,
+        "seconds": 1,
+        "count": 1,
+        "lastTime": "2026-11-24T11:59:00Z",
+    }
+    status = {"recentDenials": [refusal(before, 4 * MIB, MIB)], "overshoots": [shot]}
+    told = explain(evidence(lowered, uses=[counts], status=status))
+    assert causes(told) == [Cause.OVER_LIMIT, Cause.REFUSED, *rest]
+    assert len({each.next.command for each in told.findings[:2]}) == 1
+    assert "(2Mi now)" in told.findings[1].message
+
+
+def test_a_call_that_was_refused_is_told_before_a_limit_that_is_not_acted_on() -> None:
+    counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    told = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
+    assert causes(told)[:2] == [Cause.REFUSED, Cause.LIMIT_REFUSED]
+
+
+def test_a_namespace_that_has_the_gate_needs_a_new_pod_only() -> None:
+    held = use(level="Observe", reason="CapIPCLock")
+    labelled = Namespace("team-a", {"pinwarden.io/gate": "runtime-default"})
+    told = explain(evidence(limit(), uses=[held], namespace=labelled))
+    assert first(told)[3] == "kubectl -n team-a rollout restart deployment/db"
+
+
+@pytest.mark.parametrize(
+    ("workload", "command"),
+    [
+        ("", "kubectl -n team-a get pod db-0 -o yaml | kubectl replace --force -f -"),
+        ("job/db", "kubectl -n team-a delete pod db-0"),
+        ("statefulset/db", "kubectl -n team-a rollout restart statefulset/db"),
+    ],
+)
+def test_a_pod_is_made_anew_by_what_made_it(workload: str, command: str) -> None:
+    lost = use(level="Observe", reason="GateLost")
+    assert first(explain(evidence(limit(), uses=[lost], workload=workload)))[3] == command
+
+
+def test_a_static_pod_gets_its_profile_in_its_file() -> None:
+    pod = Pod("team-a", "db-0", "api", "u1", NODE, {"app": "db"}, {"main": "c1"})
+    held = use(level="Observe", reason="CapIPCLock")
+    finding = explain(evidence(limit(), pod=pod, uses=[held], workload="")).findings[0]
+    assert "static pod" in finding.next.text
+    assert finding.next.command == "kubectl -n team-a get pod db-0 -o 'jsonpath={.spec.securityContext}'"
+
+
+def test_a_gated_pod_that_a_call_loosened() -> None:
+    loosened = use(message="not exactly: mlockall(MCL_FUTURE)", denials=[])
+    cause, _, _, command = first(explain(evidence(limit(), uses=[loosened])))
+    assert cause is Cause.HELD_BY_RLIMIT
+    assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Deny"}}\'')
+    cause, _, _, command = first(explain(evidence(limit(minimumLevel="Deny"), uses=[loosened])))
+    assert (cause, command) == (Cause.LEVEL_TOO_LOW, "kubectl -n team-a rollout restart deployment/db")
+
+
+def test_a_node_without_a_gate_is_told_by_probe() -> None:
+    held = use(level="Observe", reason="GateUnavailable", message="no CAP_SYS_RESOURCE")
+    cause, _, message, command = first(explain(evidence(limit(), uses=[held])))
+    assert (cause, command) == (Cause.NOT_ENFORCEABLE, "kubectl pinwarden probe n1 -o wide")
+    assert "no CAP_SYS_RESOURCE" in message
+
+
+def test_sources_that_cannot_be_told_apart() -> None:
+    report = {"uid": "uid-db", "reason": "SourceNotSeparable", "message": "sources: the counters do not tell"}
+    told = explain(
+        evidence(
+            limit(sources=["Mlock"]),
+            uses=[use(level="Observe", reason="SourceNotSeparable")],
+            status={"unsupportedLimits": [report], "appliedLimits": []},
+        )
+    )
+    cause, _, message, command = first(told)
+    assert cause is Cause.UNSUPPORTED
+    assert "Node n1 cannot hold PinLimit team-a/db: SourceNotSeparable" in message
+    assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"sources":null}}\'')
+
+
+def test_deny_that_the_rlimit_gate_does_not_reach() -> None:
+    held = use(message="not exactly: created without the gate's profile")
+    cause, problem, message, command = first(explain(evidence(limit(minimumLevel="Deny"), uses=[held])))
+    assert (cause, problem, command) == (Cause.LEVEL_TOO_LOW, True, RESTART)
+    assert "created without the gate's profile" in message
+
+
+@pytest.mark.parametrize("uses", [[], [use()]])
+def test_no_node_pin_config(uses: list[dict[str, Any]]) -> None:
+    cause, _, message, command = first(explain(evidence(limit(), uses=uses, config=None)))
+    assert cause is Cause.NO_CONFIG
+    assert "Node n1 has no NodePinConfig" in message
+    assert command == "kubectl -n pinwarden-system get deployment pinwarden-operator"
+
+
+def test_a_node_that_is_not_known() -> None:
+    cause, _, message, command = first(explain(evidence(limit(), node=None, config=None)))
+    assert (cause, command) == (Cause.NODE_UNKNOWN, "kubectl get nodes")
+    assert "bound to node n1, and there is no such Node" in message
+
+
+def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
+    told = explain(evidence(limit(), uses=[use(70 * MIB)], agent=Agent("pinwarden-agent-x", ready=False)))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.AGENT_SILENT, True)
+    assert "agent of node n1 (pinwarden-agent-x) is not ready" in message
+    assert command == "kubectl -n pinwarden-system describe pod pinwarden-agent-x"
+    assert causes(told) == [Cause.AGENT_SILENT]
+    assert told.use is not None
+    assert (told.use.level, told.use.reason) == (None, "AgentSilent")
+    assert told.sources == []
+
+
+def test_a_node_without_an_agent() -> None:
+    cause, _, _, command = first(explain(evidence(limit(), agent=None)))
+    assert cause is Cause.AGENT_MISSING
+    assert "--field-selector spec.nodeName=n1" in command
+
+
+def test_a_limit_that_the_agent_has_not_taken() -> None:
+    told = explain(evidence(limit(), uses=[], taken=False))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.NOT_ACKNOWLEDGED, True)
+    assert "generation 7 is written, it took 6" in message
+    assert command == "kubectl -n pinwarden-system logs pinwarden-agent-x -c agent --tail=20"
+    assert told.limits[0].acknowledged is False
+
+
+def test_a_limit_that_the_operator_has_not_written() -> None:
+    changed = evidence(limit(amount="32Mi"), config=config([limit()], POD, pods=[use()]))
+    cause, _, message, command = first(explain(changed))
+    assert cause is Cause.NOT_WRITTEN
+    assert "the operator has not written it" in message
+    assert command == "kubectl -n pinwarden-system logs deployment/pinwarden-operator --tail=20"
+
+
+HELD = {Cause.HELD_EXACTLY, Cause.HELD_BY_RLIMIT}
+EXACT = use(MIB, "Deny", "SeccompGate", denials=[])
+
+
+def relabelled(first_limit: Limit, new: Limit, pinned: dict[str, Any], **more: Any) -> Evidence:
+    """`new` matches the pod by a label that it has since a moment ago; the node holds another pod to it."""
+    pod = replace(POD, labels={"app": "db", "tier": "gold"})
+    other = Pod("team-a", "x", "u2", "u2", NODE, {"tier": "gold"}, {"main": "c2"})
+    spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], Settings())
+    assert {each.uid: each.limits for each in spec.pods} == {"u1": ["team-a/db"], "u2": ["team-a/new"]}
+    made = config([first_limit, new], pod, pods=[pinned])
+    assert {each.uid for each in made.status.applied_limits} == {"uid-db", "uid-new"}  # type: ignore[union-attr]
+    made = made.model_copy(update={"spec": spec})
+    return evidence(first_limit, new, pod=pod, config=made, **more)
+
+
+def new_limit(**spec: Any) -> PinLimit:
+    return limit("new", "1Mi", **{"podSelector": {"matchLabels": {"tier": "gold"}}, **spec})
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("level", ["Deny", "Converge"])
+def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_one(level: str) -> None:
+    told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
+    missing, over, part = told.findings
+    assert "PinLimit team-a/new: the operator has not written it for the pod" in missing.message
+    assert "team-a/db" not in missing.message
+    assert "nothing is known to refuse new pins for it" in over.message
+    assert part.message.endswith(
+        "but to PinLimit team-a/db only: not, as far as is known, to PinLimit team-a/new."
+    )
+    assert [(each.name, each.standing, each.acknowledged) for each in told.limits] == [
+        ("team-a/db", "Strictest", True),
+        ("team-a/new", "Pending", False),
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_what_comes_near_the_limit_that_holds_is_told_though_another_is_pending() -> None:
+    found = causes(explain(relabelled(limit(), new_limit(), use(63 * MIB))))
+    assert Cause.AT_LIMIT in found
+    assert Cause.HELD_IN_PART in found
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("level", ["Deny", "Converge"])
+def test_a_limit_that_is_not_written_holds_nothing(level: str) -> None:
+    old = [limit()]
+    told = explain(
+        evidence(limit(), new_limit(podSelector={}), config=config(old, POD, pods=[use(0, level)]))
+    )
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.HELD_IN_PART]
+    changed = explain(evidence(limit(amount="32Mi"), config=config(old, POD, pods=[use(0, level)])))
+    assert causes(changed) == [Cause.NOT_WRITTEN]
+    assert (changed.limits[0].standing, changed.limits[0].acknowledged) == ("Pending", False)
+
+
+@pytest.mark.rule("H1", "P13")
+def test_limits_that_found_no_room_on_a_full_node_are_told_once() -> None:
+    """The operator never writes them; those that found room hold."""
+    others = [f"a-{number:04}" for number in range(MAX_NODE_LIMITS - 1)]
+    made = config([limit()], POD, pods=[EXACT])
+    rest = [made.spec.limits[0].model_copy(update={"name": name, "uid": name}) for name in others]
+    spec = made.spec.model_copy(update={"limits": [*rest, *made.spec.limits]})
+    full = made.model_copy(update={"spec": spec})
+    late = [limit(name, amount, podSelector={}) for name, amount in (("x", "32Mi"), ("y", "16Mi"))]
+    told = explain(evidence(limit(), *late, config=full))
+    assert causes(told) == [Cause.NO_ROOM, Cause.HELD_IN_PART]
+    assert [(each.name, each.acknowledged) for each in told.limits] == [
+        ("team-a/db", True),
+        ("team-a/x", False),
+        ("team-a/y", False),
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_of_two_limits_that_wait_for_something_else_each_is_told_with_its_own() -> None:
+    made = config([limit()], POD, taken=False, pods=[EXACT])
+    told = explain(evidence(limit(), new_limit(podSelector={}), config=made))
+    assert causes(told) == [Cause.NOT_WRITTEN, Cause.NOT_ACKNOWLEDGED]
+    assert [each.message.partition(":")[0] for each in told.findings] == [
+        "PinLimit team-a/new",
+        "PinLimit team-a/db",
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_only_a_limit_that_holds_overrides() -> None:
+    strict = ceiling(amount="32Mi")
+    told = explain(evidence(limit(), strict, config=config([limit()], POD, pods=[EXACT])))
+    assert Cause.OVERRIDDEN not in causes(told)
+    assert [(each.name, each.standing) for each in told.limits] == [
+        ("team-a/db", "Strictest"),
+        ("top", "Pending"),
+    ]
+
+
+@pytest.mark.rule("H1")
+def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
+    old, raised = limit(), limit(amount="128Mi")
+    counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+    made = config([old], POD, pods=[counts], recentDenials=[refusal(old, 64 * MIB, 4096)])
+    told = explain(evidence(raised, config=made))
+    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    assert found.problem
+    assert "will fit once the node's agent has taken that" in found.message
+    assert "patch" not in found.next.command
+
+
+@pytest.mark.rule("H1")
+def test_a_grant_that_the_node_has_not_taken_raises_nothing_yet() -> None:
+    limits = limit(grant=True), ceiling(maxGrant="64Mi")
+    assert Cause.GRANTED not in causes(explain(evidence(*limits, taken=False)))
+
+
+@pytest.mark.rule("H1")
+def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> None:
+    told = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
+    found = next(each for each in told.findings if each.cause is Cause.OVER_LIMIT)
+    assert "nothing is known to refuse new pins" in found.message
+
+
+@pytest.mark.rule("H1", "H2")
+@pytest.mark.parametrize("sampled", [NOW - timedelta(days=1), NOW - STALE - timedelta(seconds=1), None])
+def test_a_report_that_is_stale_is_like_an_agent_that_is_silent(sampled: datetime | None) -> None:
+    status = {"sampledAt": sampled and sampled.isoformat()}
+    told = explain(evidence(limit(), uses=[EXACT], status=status))
+    assert causes(told) == [Cause.AGENT_SILENT]
+    _, problem, message, command = first(told)
+    assert problem
+    assert (f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when") in message
+    assert command.endswith("logs pinwarden-agent-x -c agent --tail=20")
+    assert told.use is not None
+    assert (told.use.level, told.use.reason, told.use.stale) == (None, "AgentSilent", True)
+    assert (told.sources, told.limits[0].acknowledged) == ([], None)
+
+
+def test_a_report_that_is_as_old_as_one_may_be_is_believed() -> None:
+    told = explain(evidence(limit(), uses=[EXACT], status={"sampledAt": (NOW - STALE).isoformat()}))
+    assert causes(told) == [Cause.HELD_EXACTLY]
+
+
+@pytest.mark.rule("H1")
+def test_a_node_that_is_told_to_hold_nothing_holds_nothing() -> None:
+    made = config([limit()], POD, pods=[EXACT])
+    spec = made.spec.model_copy(update={"mode": Mode.RELEASE})
+    told = explain(evidence(limit(), config=made.model_copy(update={"spec": spec})))
+    assert causes(told) == [Cause.RELEASED]
+    assert (told.limits[0].standing, told.limits[0].acknowledged) == ("Pending", False)
+
+
+def test_a_pod_that_is_not_scheduled() -> None:
+    pod = Pod("team-a", "db-0", "u1", "u1", "", {"app": "db"})
+    told = explain(evidence(limit(), pod=pod, node=None, config=None, agent=None))
+    cause, _, _, command = first(told)
+    assert (cause, command) == (Cause.NOT_SCHEDULED, "kubectl -n team-a describe pod db-0")
+    assert [each.name for each in told.limits] == ["team-a/db"]
+    assert told.node is None
+
+
+def test_a_pod_that_has_ended() -> None:
+    pod = Pod("team-a", "db-0", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"}, terminal=True)
+    assert causes(explain(evidence(limit(), pod=pod, uses=[]))) == [Cause.POD_ENDED]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pod": replace(POD, windows=True)},
+        {"node": Node(NODE, {"kubernetes.io/os": "windows"})},
+    ],
+    ids=["by the pod", "by its node"],
+)
+def test_a_pod_for_windows(said: dict[str, Any]) -> None:
+    told = explain(evidence(limit(), uses=[], agent=None, **said))
+    assert causes(told) == [Cause.ON_WINDOWS]
+    assert told.limits == []
+
+
+def test_over_the_limit_after_it_was_lowered() -> None:
+    told = explain(evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.OVER_LIMIT, True)
+    assert (
+        "48Mi is above PinLimit team-a/db (32Mi): the limit was lowered below its use, or came later"
+        in message
+    )
+    assert "Nothing is evicted" in message
+    assert command.endswith('{"spec":{"limit":"60Mi"}}\'')
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "mend"),
+    [
+        ({"counting": "OncePerPod"}, "NotSupported", '"counting":"EveryPin"'),
+        ({"onOvershoot": "Kill"}, "NotSupported", '"onOvershoot":"Report"'),
+        ({"grant": True, "sources": ["Mlock"]}, "NotSupported", '"sources":null'),
+        ({"limit": "-1"}, "Invalid", "edit pinlimit db"),
+    ],
+)
+def test_a_limit_that_is_refused(spec: dict[str, Any], reason: str, mend: str) -> None:
+    told = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.LIMIT_REFUSED, True)
+    assert f"does not act on it ({reason})" in message
+    assert mend in command
+    assert (told.limits[0].standing, told.limits[0].limit) == ("Refused", None)
+
+
+def test_no_limit_matches_and_the_nearest_says_which_label_differs() -> None:
+    other = limit("web", podSelector={"matchLabels": {"app": "web", "tier": "front"}})
+    told = explain(evidence(limit(podSelector={"matchLabels": {"app": "cache"}}), other, uses=[]))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.NO_LIMIT, True)
+    assert message == (
+        "No limit matches the pod. The nearest is PinLimit team-a/db: the pod's label app is 'db', and the limit wants 'cache'."
+    )
+    assert command == "kubectl pinwarden recommend db-0 -n team-a -o yaml | kubectl apply -f -"
+    assert causes(told) == [Cause.NO_LIMIT]
+
+
+def test_a_label_that_the_pod_lacks_can_be_given() -> None:
+    told = explain(evidence(limit(podSelector={"matchLabels": {"app": "db", "tier": "x"}}), uses=[]))
+    assert first(told)[3] == "kubectl -n team-a label pod db-0 tier=x"
+
+
+def test_a_limit_that_matches_no_pod_at_all_may_be_mistaken() -> None:
+    mistaken = limit(podSelector={"matchLabels": {"app": "bd"}})
+    mistaken = mistaken.model_copy(update={"status": PinLimitStatus(matched_pods=0)})
+    _, _, message, command = first(explain(evidence(mistaken, uses=[])))
+    assert "app is 'db', and the limit wants 'bd'" in message
+    assert command.endswith('{"spec":{"podSelector":{"matchLabels":{"app":"db"}}}}\'')
+
+
+def test_expressions_namespaces_and_nodes_that_differ_are_named() -> None:
+    top = ceiling(
+        podSelector={"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
+        namespaceSelector={"matchLabels": {"team": "a"}},
+        nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["rdma"]}]},
+    )
+    _, _, message, command = first(explain(evidence(top, uses=[])))
+    assert "the pod's label tier is absent, and the limit wants any value" in message
+    assert "the namespace's label team is absent, and the limit wants 'a'" in message
+    assert "the label of node n1 pool is absent, and the limit wants one of 'rdma'" in message
+    assert command == "kubectl pinwarden recommend db-0 -n team-a -o yaml | kubectl apply -f -"
+
+
+def test_no_limit_at_all() -> None:
+    cause, _, message, command = first(explain(evidence(uses=[])))
+    assert (cause, message) == (Cause.NO_LIMIT, "There is no limit that could match the pod.")
+    assert command.startswith("kubectl pinwarden recommend db-0")
+
+
+def test_a_pod_that_its_gate_has_lost() -> None:
+    lost = use(level="Observe", reason="GateLost", message="the descriptors of its gate are lost")
+    cause, problem, message, command = first(explain(evidence(limit(), uses=[lost])))
+    assert (cause, problem) == (Cause.GATE_LOST, True)
+    assert "descriptors of its gate are lost" in message
+    assert command == "kubectl -n team-a rollout restart deployment/db"
+
+
+@pytest.mark.parametrize("system", ["kube-system", "elsewhere"])
+def test_an_exempt_namespace(system: str) -> None:
+    pod = Pod(system, "dns", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"})
+    told = explain(evidence(ceiling(), pod=pod, uses=[], system="elsewhere"))
+    cause, problem, message, command = first(told)
+    assert (cause, problem) == (Cause.EXEMPT_NAMESPACE, False)
+    assert "ClusterPinLimit top would match otherwise" in message
+    assert f"recommend dns -n {system}" in command
+    named = ceiling(namespaceSelector={"matchLabels": {"kubernetes.io/metadata.name": system}})
+    assert Cause.EXEMPT_NAMESPACE not in causes(
+        explain(evidence(named, pod=pod, uses=[], system="elsewhere"))
+    )
+
+
+def test_overshoots_are_told_with_what_prevents_them() -> None:
+    shot = {
+        "limit": "uid-db",
+        "pod": "u1",
+        "peak": MIB,
+        "seconds": 0.02,
+        "count": 2,
+        "lastTime": "2026-11-24T11:00:00Z",
+    }
+    strange = {**shot, "pod": "other"}
+    told = explain(evidence(limit(), status={"overshoots": [shot, strange]}))
+    (found,) = [each for each in told.findings if each.cause is Cause.OVERSHOT]
+    assert (
+        "2 time(s), last at 2026-11-24T11:00:00Z: 1Mi over for 0.02 s at worst (a lower bound)"
+        in found.message
+    )
+    assert found.next.command.endswith('{"spec":{"contention":"Reserve"}}\'')
+    assert len(told.overshoots) == 1
+
+
+def test_a_pod_that_has_not_started_and_one_that_is_not_reported() -> None:
+    waiting = Pod("team-a", "db-0", "u1", "u1", NODE, {"app": "db"}, {"main": None})
+    assert first(explain(evidence(limit(), pod=waiting, uses=[])))[0] is Cause.NOT_STARTED
+    assert first(explain(evidence(limit(), uses=[])))[0] is Cause.NOT_REPORTED
+
+
+def test_a_limit_of_another_version_is_named() -> None:
+    told = explain(evidence(limit(), unreadable={"PinLimit team-a/new": "spec.burst: Extra inputs"}))
+    (found,) = [each for each in told.findings if each.cause is Cause.LIMIT_NOT_UNDERSTOOD]
+    assert "PinLimit team-a/new is of another version" in found.message
+
+
+def group(**spec: Any) -> Group:
+    member = {"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "4Mi"}
+    body = {"backing": {"memfd": {"name": "ring"}}, "accounting": "Borrow", "members": [member], **spec}
+    metadata = {"name": "cache", "namespace": "team-a", "uid": "uid-cache"}
+    return Group(SharedMemoryGroup.model_validate({"metadata": metadata, "spec": body}))
+
+
+def shared(**borrow: Any) -> dict[str, Any]:
+    pair = {"pod": "u1", "member": True, "level": "Converge", **borrow}
+    return {"groups": [{"uid": "uid-cache", "phase": "Active", "objects": 1, "borrowers": [pair]}]}
+
+
+def test_borrowing_that_is_refused_or_above_its_limit() -> None:
+    told = explain(
+        evidence(limit(), groups=[group()], status=shared(borrowed=MIB, mapped=8 * MIB, denials=2))
+    )
+    assert causes(told)[:2] == [Cause.BORROW_REFUSED, Cause.BORROW_OVER]
+    assert told.findings[0].next.command == "kubectl -n team-a edit sharedmemorygroup cache"
+    assert "8Mi Mapped, its borrowLimit 4Mi" in told.findings[1].message
+    assert [(each.name, each.borrowed, each.mapped, each.limit) for each in told.groups] == [
+        ("team-a/cache", MIB, 8 * MIB, 4 * MIB)
+    ]
+
+
+def test_a_group_that_is_refused_and_one_whose_member_the_pod_is_not() -> None:
+    host = group(backing={"posixShm": {"name": "x", "ipcNamespace": "Host"}})
+    told = explain(evidence(limit(), groups=[host]))
+    assert told.findings[0].cause is Cause.GROUP_REFUSED
+    assert "pinwarden.io/allow-shared-memory" in told.findings[0].message
+    assert told.groups[0].borrowed is None
+    others = group(members=[{"podSelector": {"matchLabels": {"app": "web"}}}])
+    told = explain(evidence(limit(), groups=[others], status=shared(member=False, mapped=MIB)))
+    assert told.findings[0].cause is Cause.NOT_MEMBER
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(("age", "level"), [(timedelta(0), "Converge"), (timedelta(hours=1), None)])
+def test_how_a_borrow_is_held_is_not_known_once_the_accountant_is_away(
+    age: timedelta, level: str | None
+) -> None:
+    status = shared(borrowed=MIB, mapped=MIB)
+    status["groups"][0]["sampledAt"] = (NOW - age).isoformat()
+    told = explain(evidence(limit(), groups=[group()], status=status))
+    assert told.groups[0].level == level
+
+
+def test_earlier_refusals_are_taken_from_events() -> None:
+    one = limit()
+    earlier = Refused(time=NOW - timedelta(hours=1), text="earlier")
+    known = Refused(time=NOW, text="the same as listed")
+    told = explain(evidence(one, status={"recentDenials": [refusal(one, 0, 1)]}, events=[earlier, known]))
+    assert [each.text for each in told.refused][1:] == ["earlier"]
+    assert len(told.refused) == 2
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("level", "reason", "expected"),
+    [
+        ("Deny", "SeccompGate", {"Mlock": "Deny", "IoUring": "Converge", "Xdp": "Observe"}),
+        ("Converge", "RlimitGate", {"Mlock": "Converge", "IoUring": "Converge", "Xdp": "Observe"}),
+        ("Observe", "CapIPCLock", {"Mlock": "Observe", "IoUring": "Observe", "Xdp": "Observe"}),
+    ],
+)
+def test_a_source_is_held_no_better_than_node_and_pod(
+    level: str, reason: str, expected: dict[str, str]
+) -> None:
+    ring = {"source": "IoUring", "counted": True, "level": "Converge", "reason": "RlimitGate", "message": "m"}
+    told = explain(evidence(limit(), uses=[use(0, level, reason)], status={"sources": [*SOURCES, ring]}))
+    assert {str(each.source): str(each.level) for each in told.sources} == expected
+    mlock = next(each for each in told.sources if each.source == "Mlock")
+    assert mlock.reason == reason
+
+
+def test_every_cause_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "kubectl-plugin.md").read_text()
+    assert [cause for cause in Cause if f"`{cause}`" not in text] == []
+
+
+@given(
+    pinned=st.integers(0, 200 * MIB),
+    level=st.sampled_from(["Deny", "Kill", "Converge", "Observe"]),
+    reason=st.sampled_from(["", "RlimitGate", "SeccompGate", "CapIPCLock", "GateLost", "Audit"]),
+    ready=st.booleans(),
+    taken=st.booleans(),
+    spec=st.sampled_from(
+        [{}, {"grant": True}, {"enforcement": "Audit"}, {"scope": "Container"}, {"amount": "0"}]
+    ),
+)
+@pytest.mark.rule("H1")
+def test_every_pod_gets_an_answer_and_no_level_that_is_not_known(
+    pinned: int, level: str, reason: str, ready: bool, taken: bool, spec: dict[str, Any]
+) -> None:
+    told = explain(
+        evidence(
+            limit(**spec), ceiling(), uses=[use(pinned, level, reason)], taken=taken, agent=Agent("x", ready)
+        )
+    )
+    assert told.findings
+    assert all(each.next.command.startswith(("kubectl ", "echo ")) for each in told.findings)
+    if not ready:
+        assert told.use is not None
+        assert told.use.level is None
+        assert not HELD & set(causes(told))
+    if not taken:
+        assert not HELD & set(causes(told))
+        assert not any(each.acknowledged for each in told.limits)
+    if level != "Deny":
+        assert Cause.HELD_EXACTLY not in causes(told)
+    assert Explanation.model_validate(told.to_wire()) == told

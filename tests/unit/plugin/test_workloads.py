@@ -1,0 +1,254 @@
+"""Limits for workloads: whose they are, what they are based on, and that they select what was observed."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pinwarden.api.meta import LabelSelector
+from pinwarden.api.pinlimit import Enforcement, PinLimit
+from pinwarden.plan.selectors import selects
+from pinwarden.plan.types import Pod
+from pinwarden.plan.workloads import Observed, advise, advise_limit, workload_of, workloads
+
+MIB = 1 << 20
+SINCE = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def pod(name: str, **labels: str) -> Pod:
+    return Pod("team-a", name, f"u-{name}", f"u-{name}", "n1", labels)
+
+
+def limit(**spec: Any) -> PinLimit:
+    body = {"podSelector": {"matchLabels": {"app": "db"}}, "limit": "8Mi", "enforcement": "Audit", **spec}
+    return PinLimit.model_validate({"metadata": {"name": "mine", "namespace": "team-a"}, "spec": body})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "labels", "expected"),
+    [
+        ("ReplicaSet", "db-5d8f", {"pod-template-hash": "5d8f"}, "deployment/db"),
+        ("ReplicaSet", "db-5d8f", {}, "replicaset/db-5d8f"),
+        ("StatefulSet", "db", {}, "statefulset/db"),
+        ("Job", "night-1", {}, "job/night-1"),
+        ("Node", "n1", {}, ""),
+        ("ReplicaSet", "db-6c7f8", {"rollouts-pod-template-hash": "6c7f8"}, "rollout/db"),
+        ("Job", "night-29743200", {}, "cronjob/night"),
+        ("Job", "load-20260101", {}, "job/load-20260101"),
+        ("VirtualMachineInstance", "vm1", {}, "virtualmachineinstance/vm1"),
+        ("SparkApplication", "pi", {"spark-role": "driver"}, "sparkapplication/pi"),
+        ("Pod", "pi-driver", {"spark-role": "executor", "spark-app-name": "pi"}, "spark/pi"),
+        ("Pod", "pi-7f3a9d8b1c2e-driver", {"spark-role": "executor"}, "spark/pi"),
+    ],
+)
+def test_a_workload_is_what_kubectl_calls_it(
+    kind: str, name: str, labels: dict[str, str], expected: str
+) -> None:
+    owners = [{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": True}]
+    created = "2026-07-21T00:00:03Z"
+    metadata = {"labels": labels, "ownerReferences": owners, "creationTimestamp": created}
+    assert workload_of(metadata) == expected
+
+
+def test_kinds_of_other_api_groups_are_not_taken_for_built_in_ones() -> None:
+    owner = {
+        "apiVersion": "apps.kruise.io/v1beta1",
+        "kind": "StatefulSet",
+        "name": "db",
+        "controller": True,
+    }
+    assert workload_of({"ownerReferences": [owner]}) == "statefulset.apps.kruise.io/db"
+
+
+def test_a_pod_of_its_own_has_no_workload() -> None:
+    assert workload_of({}) == ""
+
+
+def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_workload() -> None:
+    pods = [
+        pod("db-0", app="db", tier="x", **{"apps.kubernetes.io/pod-index": "0"}),
+        pod("db-1", app="db", tier="x"),
+    ]
+    observed = [
+        Observed(pods[0], "statefulset/db", 10 * MIB, SINCE),
+        Observed(pods[1], "statefulset/db", 20 * MIB, None),
+    ]
+    web = pod("web-0", app="web")
+    (other, workload) = workloads([*observed, Observed(web, "")], [*pods, web])
+    told = advise(workload)
+    assert (told.workload, told.pods, told.observed, told.peak, told.since) == (
+        "statefulset/db",
+        2,
+        2,
+        20 * MIB,
+        SINCE,
+    )
+    assert told.manifest is not None
+    made = PinLimit.model_validate(told.manifest)
+    assert (made.metadata.name, made.spec.limit, made.spec.enforcement) == ("db", "24Mi", Enforcement.ENFORCE)
+    assert [selects(made.spec.pod_selector, each.labels) for each in [*pods, web]] == [True, True, False]
+    assert advise(other).workload == "pod/web-0"
+
+
+@pytest.mark.rule("H2")
+def test_without_an_observation_an_audit_limit_comes_first() -> None:
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db")], [])
+    told = advise(workload)
+    assert told.limit is None
+    assert told.manifest is not None
+    made = PinLimit.model_validate(told.manifest)
+    assert (made.spec.enforcement, made.spec.limit) == (Enforcement.AUDIT, "8Mi")
+    assert "agents report governed pods only" in told.basis
+
+
+def test_what_was_seen_to_pin_nothing_teaches_nothing() -> None:
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 0, SINCE)], [])
+    assert (advise(workload).limit, advise(workload).manifest) == (None, None)
+
+
+def test_what_a_limit_observes_already_gets_no_second_one() -> None:
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", limits=[limit()])], [])
+    assert advise(workload).manifest is None
+    assert "mine matches" in advise(workload).basis
+
+
+def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
+    there = limit(minimumLevel="Deny")
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], [])
+    told = advise(workload)
+    assert told.current == "mine 8Mi (Audit)"
+    assert told.manifest is not None
+    assert told.manifest["metadata"] == {"name": "mine", "namespace": "team-a"}
+    assert told.manifest["spec"] == {
+        "podSelector": {"matchLabels": {"app": "db"}},
+        "limit": "60Mi",
+        "minimumLevel": "Deny",
+        "enforcement": "Enforce",
+    }
+    wider = limit(podSelector={})
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [wider])], [])
+    told = advise(workload)
+    assert told.manifest is not None
+    assert told.manifest["metadata"]["name"] == "db"
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize(
+    ("amount", "held_back"), [("50Mi", True), ("52Mi", True), ("64Mi", False), ("48Mi", True)]
+)
+def test_a_peak_that_a_limit_held_says_so(amount: str, held_back: bool) -> None:
+    there = limit(limit=amount, enforcement="Enforce")
+    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], [])
+    assert ("so it may want more" in advise(workload).basis) is held_back
+
+
+def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_not_made() -> None:
+    mine, other = pod("db-0", app="db"), pod("copy-0", app="db", tier="x")
+    (workload,) = workloads([Observed(mine, "deployment/db", MIB, SINCE)], [mine, other])
+    assert "takes in 1 other pod, such as copy-0" in advise(workload).basis
+    bare = pod("bare", **{"pod-template-hash": "1"})
+    (workload,) = workloads([Observed(bare, "deployment/bare", MIB, SINCE)], [bare, other])
+    assert advise(workload).manifest is None
+    assert "no limit can be written: its pods have no label" in advise(workload).basis
+
+
+def test_a_limit_is_recommended_what_its_status_says() -> None:
+    told = advise_limit(limit().model_copy(update={"status": None}))
+    assert (told.limit, told.manifest) == (None, None)
+    body = {
+        "metadata": {"name": "mine", "namespace": "team-a"},
+        "spec": {"podSelector": {}, "limit": "8Mi", "scope": "Container", "containers": ["main"]},
+        "status": {"recommendation": "24Mi", "matchedPods": 3},
+    }
+    told = advise_limit(PinLimit.model_validate(body))
+    assert (told.limit, told.pods) == ("24Mi", 3)
+    assert told.manifest is not None
+    assert told.manifest["spec"]["containers"] == ["main"]
+
+
+CHART = {"helm.sh/chart": "db-18.1.0", "app.kubernetes.io/version": "7.2.4", "app.kubernetes.io/name": "db"}
+SPARK = {"spark-role": "driver", "spark-app-selector": "spark-0aab"}
+VIRT = {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "labels", "selector"),
+    [
+        ("deployment/db", CHART, {"app.kubernetes.io/name": "db"}),
+        ("rollout/db", {"rollouts-pod-template-hash": "6c7f8", "app": "db"}, {"app": "db"}),
+        (
+            "virtualmachineinstance/vm1",
+            {**VIRT, "kubevirt.io/domain": "vm1", "kubevirt.io/nodeName": "n1"},
+            {"kubevirt.io": "virt-launcher", "kubevirt.io/domain": "vm1"},
+        ),
+        ("spark/pi", {**SPARK, "spark-app-name": "pi"}, {"spark-app-name": "pi", "spark-role": "driver"}),
+        ("spark/driver", SPARK, None),
+        ("virtualmachineinstance/vm1", {**VIRT, "kubevirt.io/nodeName": "n1"}, None),
+        ("statefulset/db", {"app": "db", "member": "db-0"}, {"app": "db"}),
+        ("daemonset/db", {"app": "db", "on": "n1"}, {"app": "db"}),
+        ("pod/db-0", {"app": "db-0"}, {"app": "db-0"}),
+    ],
+)
+def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
+    workload: str, labels: dict[str, str], selector: dict[str, str] | None
+) -> None:
+    """https://github.com/helm/charts/issues/7680, https://github.com/argoproj/argo-rollouts/issues/219."""
+    (one,) = workloads([Observed(pod("db-0", **labels), workload, MIB, SINCE)], [])
+    told = advise(one)
+    if selector is None:
+        assert told.manifest is None
+        assert "no limit can be written" in told.basis
+    else:
+        assert told.manifest is not None
+        assert told.manifest["spec"]["podSelector"] == {"matchLabels": selector}
+
+
+def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
+    labels = {"app": "db", "stage": "red"}
+    owner = LabelSelector.model_validate(
+        {
+            "matchLabels": {"app": "db", "app.kubernetes.io/version": "7"},
+            "matchExpressions": [
+                {"key": "app", "operator": "Exists"},
+                {"key": "helm.sh/chart", "operator": "Exists"},
+            ],
+        }
+    )
+    mine = pod("db-0", **labels, **{"app.kubernetes.io/version": "7", "helm.sh/chart": "x"})
+    (one,) = workloads([Observed(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["spec"]["podSelector"] == {
+        "matchLabels": {"app": "db"},
+        "matchExpressions": [{"key": "app", "operator": "Exists"}],
+    }
+    assert told.warning is not None
+    assert "app.kubernetes.io/version=7" in told.warning
+
+
+def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
+    (one,) = workloads([Observed(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
+    assert told.warning == (
+        "left out of the selector, as the next release may change it: track=7.2.4 looks like a version"
+    )
+
+
+def test_a_limit_whose_selector_has_a_version_is_warned_of() -> None:
+    body = {
+        "metadata": {"name": "mine", "namespace": "team-a"},
+        "spec": {"podSelector": {"matchLabels": CHART}, "limit": "8Mi"},
+        "status": {"recommendation": "24Mi"},
+    }
+    warning = advise_limit(PinLimit.model_validate(body)).warning
+    assert warning is not None
+    assert "helm.sh/chart=db-18.1.0" in warning
+
+
+def test_a_limit_is_named_as_an_object_may_be() -> None:
+    (one,) = workloads([Observed(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
+    told = advise(one)
+    assert told.manifest is not None
+    assert told.manifest["metadata"]["name"] == "my-job"
