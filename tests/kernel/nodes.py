@@ -13,11 +13,10 @@ from typing import Any
 
 from cluster.patience import Patience
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
-from pinwarden.node.agent.allocator import Limits
 from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.agent.retainer import Retainer
-from pinwarden.node.linux.prlimit import prlimit_memlock, probe
+from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
 from pinwarden.node.pods.cgroups import member_pids
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.state.config import Configuration, LastConfiguration

@@ -12,10 +12,9 @@ from cluster.patience import Patience
 from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport
 from pinwarden.api.pinlimit import Level
-from pinwarden.node.agent.allocator import Limits
 from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.reconciler import Engine
-from pinwarden.node.linux.prlimit import prlimit_memlock, probe
+from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
 
 from ..gate.processes import PAGE, ask, start
 

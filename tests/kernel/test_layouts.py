@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pinwarden.api.pinlimit import Level
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES
+from pinwarden.api.reasons import ENDED, NO_PROCESSES
 
 from .nodes import CGROUP, MIB, ONE, TWO, Node, Worker, remove
 

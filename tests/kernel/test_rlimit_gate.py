@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pinwarden.api.pinlimit import Contention
-from pinwarden.node.agent.allocator import Constraint, Limits, Process, deal
-from pinwarden.node.linux.prlimit import HeldBackReason, ProcessHandle, held_back, probe
+from pinwarden.node.agent.allocator import Constraint, Process, deal
+from pinwarden.node.linux.prlimit import HeldBackReason, Limits, ProcessHandle, held_back, probe
 from pinwarden.node.linux.procfs import StatusReader
 
 pytestmark = pytest.mark.emulated

@@ -32,11 +32,10 @@ from gated.node import CGROUP, MIB, NOBODY, ROOT, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
 from pinwarden.common.guard import shown
-from pinwarden.node.agent.allocator import Limits
 from pinwarden.node.agent.config_files import read_files
-from pinwarden.node.gate import publisher as gate_record
-from pinwarden.node.linux.prlimit import prlimit_memlock
+from pinwarden.node.linux.prlimit import Limits, prlimit_memlock
 from pinwarden.node.state import accountant_status as shared_record
+from pinwarden.node.state import gate_status
 from pinwarden.node.state.config import ConfigurationError, LastConfiguration, kept_in
 
 SPARE_SECONDS = 30.0
@@ -213,7 +212,7 @@ class Node:
         )
 
     def _files_whole(self) -> bool:
-        gate = gate_record.load(self.run_dir / gate_record.NAME)
+        gate = gate_status.load(self.run_dir / gate_status.NAME)
         whole = gate is not None and {self.gated.container, self.hostile.container} <= gate.containers.keys()
         kept = kept_in(self._state, local=True)
         return whole and kept.exists() and LastConfiguration(kept).load() is not None
@@ -370,7 +369,7 @@ class Node:
     def _send_files(self, count: int) -> None:
         """State files that somebody damaged, while processes run and, a few, before they start."""
         rng = self._rng
-        gate, shared = self.run_dir / gate_record.NAME, self.run_dir / shared_record.NAME
+        gate, shared = self.run_dir / gate_status.NAME, self.run_dir / shared_record.NAME
         local, saved = kept_in(self._state, local=True), self._state / "saved.json"
         for number in range(count):
             self.tally.sent["files"] += 1

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 from gated.forks import Forked, ForkServer
 from pinwarden.node.gate.profiles import METADATA
-from pinwarden.node.gate.publisher import Told, load
 from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
 from pinwarden.node.shm.objects import Extent
 from pinwarden.node.state import accountant_status as shared
 from pinwarden.node.state.config import Configuration, LastConfiguration
+from pinwarden.node.state.gate_status import GateStatus, load
 
 CGROUP = Path("/sys/fs/cgroup")
 ROOT = Path(__file__).parents[2]
@@ -203,9 +203,9 @@ class Node:
         shared.save(self.run_dir / shared.NAME, shared.Told(extents=extents))
 
     @property
-    def told(self) -> Told:
+    def told(self) -> GateStatus:
         """What the gate tells the agent."""
-        return load(self.run_dir / "gate.json") or Told()
+        return load(self.run_dir / "gate.json") or GateStatus()
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Waits until it holds. Raises AssertionError after a minute."""

@@ -209,7 +209,7 @@ def _asked_groups(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     """What was refused lately, newest first; a process chooses its name, so it is shown with care."""
-    from pinwarden.plan.denials import printable
+    from pinwarden.common.text import printable
 
     return [
         (

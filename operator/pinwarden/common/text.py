@@ -1,4 +1,4 @@
-"""Sums of what nodes report, and amounts of bytes as people read them: never misleading, not always exact.
+"""Text for people: amounts of bytes, never misleading and not always exact, and names that somebody else chose.
 
 An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and never rounded up. So an amount
 below or above a limit never reads like the limit.
@@ -46,6 +46,14 @@ def compared(amount: int, other: int) -> tuple[str, str]:
     """Return both for one sentence: two that differ never read the same."""
     texts = short(amount), short(other)
     return (exact(amount), exact(other)) if amount != other and texts[0] == texts[1] else texts
+
+
+def printable(text: str) -> str:
+    """Return the text without what would end a line or a quotation, or turn the direction of writing.
+
+    Any process may name itself as it likes.
+    """
+    return "".join(each if each.isprintable() and each != '"' else "?" for each in text)
 
 
 def _unit(amount: int) -> int:

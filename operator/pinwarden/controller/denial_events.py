@@ -14,13 +14,14 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 from pinwarden.api.nodepinconfig import DenialReport
+from pinwarden.common.text import printable
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.store import State
 from pinwarden.controller.workqueue import Throttle, WorkQueue
 from pinwarden.controller.write_guard import Gate
-from pinwarden.plan.denials import FRESH, Seen, explain, news, printable, repeats
+from pinwarden.plan.denials import FRESH, Seen, explain, news, repeats
 from pinwarden.plan.types import Pod
 
 QUIET_SECONDS = 60.0

@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 
 from pinwarden.api.meta import GROUP, VERSION, Condition
 from pinwarden.api.pinlimit import Overshoot, PinLimitStatus
+from pinwarden.api.reasons import NO_PODS, STARTING
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.items import Items
 from pinwarden.controller.kopf_watch import Seen, Status
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.workqueue import Bucket
-from pinwarden.plan.conditions import NO_PODS, STARTING
 from pinwarden.plan.types import Pod
 
 REPEAT_SECONDS = 600.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
 from pinwarden.controller.items import Items
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
 from pinwarden.plan.node_view import NodeView, Use
 from pinwarden.plan.types import Pod
 

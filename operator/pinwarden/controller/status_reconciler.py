@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pinwarden.api.meta import LabelSelector, ObjectMeta
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitSpec, PinLimitStatus
 from pinwarden.api.quantity import Quantity
+from pinwarden.api.reasons import NO_PODS
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.events import Happening, Recorder
@@ -25,7 +26,7 @@ from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, Specs
 from pinwarden.controller.store import STATUS_BURST, Managed, State, applied_to, conditions_of
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
-from pinwarden.plan.conditions import NO_PODS, Refusal
+from pinwarden.plan.conditions import Refusal
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_on_node import Wait, waits_for
 from pinwarden.plan.group_status import group_shares, group_status, refused_group, settled

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
 from pinwarden.api.meta import Condition, LabelSelector
+from pinwarden.api.reasons import NO_PODS, PASSING
 from pinwarden.plan.selectors import contradiction
 
 NAMED = 3
@@ -17,29 +18,6 @@ NAMED = 3
 MOST_REASON = 1024
 MOST_MESSAGE = 32768
 _CUT = "...cut"
-
-PENDING = "Pending"
-STARTING = "ProcessStarting"
-"""A process began just now, and may be the runtime's own still."""
-UNREAD = "ThreadsUnread"
-"""It is not known yet what each thread of a process may do."""
-NO_PROCESSES = "NoProcesses"
-"""No process is in the cgroups of a pod: where its containers run, they run elsewhere, and nobody holds or counts them."""
-ENDED = "ProcessesEnded"
-"""The last process of a pod ended just now: its containers have ended, or the next one starts."""
-POD_GONE = "PodGone"
-"""A pod that the API server has no more, or as one that ended, while processes of it go on."""
-SILENT = "AgentSilent"
-UNSUPPORTED = "Unsupported"
-NOT_REPORTED = "NotReported"
-NO_PODS = "NoPods"
-NOT_READABLE = "NotReadable"
-"""The processes of a pod cannot be read, so that it is not known whether it has any."""
-LEVEL_TOO_LOW = "LevelTooLow"
-TRUNCATED = "Truncated"
-
-PASSING = frozenset({PENDING, STARTING, UNREAD})
-"""Reasons that a moment mends: any other is named first."""
 
 Status = Literal["True", "False", "Unknown"]
 

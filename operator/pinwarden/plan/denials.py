@@ -12,7 +12,7 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import Source
-from pinwarden.common.text import compared, short
+from pinwarden.common.text import compared, printable, short
 
 FRESH: Final = timedelta(minutes=1)
 
@@ -100,11 +100,6 @@ def repeats(more: int, at_least: bool, span: timedelta) -> str:
     minutes = max(1, round(span / timedelta(minutes=1)))
     within = "minute" if minutes == 1 else f"{minutes} minutes"
     return f"; and {'at least ' if at_least else ''}{more} more in the last {within}"
-
-
-def printable(text: str) -> str:
-    """The text without what would end a line, a quotation, or turn the direction of writing: any process may name itself as it likes."""
-    return "".join(each if each.isprintable() and each != '"' else "?" for each in text)
 
 
 def _identity(refusal: DenialReport) -> tuple[int, datetime]:

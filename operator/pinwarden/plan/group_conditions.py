@@ -6,18 +6,8 @@ A definite failure comes before what is not known, and that before success (H1).
 from collections.abc import Sequence
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.plan.conditions import (
-    NO_PODS,
-    NOT_REPORTED,
-    SILENT,
-    Findings,
-    Verdict,
-    counted,
-    few,
-    main_reason,
-    summary,
-    tell,
-)
+from pinwarden.api.reasons import NO_PODS, NOT_REPORTED, SILENT
+from pinwarden.plan.conditions import Findings, Verdict, counted, few, main_reason, summary, tell
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_on_node import GroupShare, Wait
 from pinwarden.plan.limit_conditions import CUT_FIGURES, FIGURES_CUT, applied, is_cut, silent_nodes

@@ -8,18 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport
+from pinwarden.api.reasons import LEVEL_TOO_LOW, NOT_REPORTED, PENDING, SILENT, TRUNCATED
 from pinwarden.api.sharedmemorygroup import Accounting, Borrower, LimitOn, Management, Member, Phase
 from pinwarden.common.text import short
-from pinwarden.plan.conditions import (
-    LEVEL_TOO_LOW,
-    NOT_REPORTED,
-    NOTHING,
-    PENDING,
-    SILENT,
-    TRUNCATED,
-    Finding,
-    Findings,
-)
+from pinwarden.plan.conditions import NOTHING, Finding, Findings
 from pinwarden.plan.group_allowlist import NOT_ALLOWED
 from pinwarden.plan.group_compiler import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
 from pinwarden.plan.limit_on_node import contested, problem_on, unsupported_on

@@ -10,9 +10,10 @@ from heapq import nsmallest
 
 from pinwarden.api.meta import ObjectMeta
 from pinwarden.api.pinlimit import NodeCount
+from pinwarden.api.reasons import NOT_REPORTED, SILENT
 from pinwarden.api.sharedmemorygroup import Borrower, GroupNode, Phase, SharedMemoryGroupStatus
 from pinwarden.common.text import readable, total
-from pinwarden.plan.conditions import NOT_REPORTED, SILENT, Refusal, dated, not_accepted
+from pinwarden.plan.conditions import Refusal, dated, not_accepted
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_conditions import drained, judge_group
 from pinwarden.plan.group_on_node import Find, GroupShare, Wait, summarize_group

@@ -7,22 +7,9 @@ that before success: a limit is called enforced only where nothing speaks agains
 from collections.abc import Iterable, Sequence
 
 from pinwarden.api.pinlimit import Enforcement
+from pinwarden.api.reasons import NO_PODS, NOT_REPORTED, PENDING, SILENT, TRUNCATED
 from pinwarden.common.text import MOST, compared
-from pinwarden.plan.conditions import (
-    NO_PODS,
-    NOT_REPORTED,
-    PENDING,
-    SILENT,
-    TRUNCATED,
-    Answer,
-    Findings,
-    Verdict,
-    counted,
-    few,
-    main_reason,
-    summary,
-    tell,
-)
+from pinwarden.plan.conditions import Answer, Findings, Verdict, counted, few, main_reason, summary, tell
 from pinwarden.plan.limit_compiler import Limit
 from pinwarden.plan.limit_on_node import Share
 

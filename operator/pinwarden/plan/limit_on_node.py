@@ -13,20 +13,17 @@ from heapq import nsmallest
 
 from pinwarden.api.nodepinconfig import UnsupportedReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Level, PinLimitSpec, Scope, Source
-from pinwarden.common.text import short
-from pinwarden.plan.conditions import (
+from pinwarden.api.reasons import (
     ENDED,
     LEVEL_TOO_LOW,
-    NAMED,
     NO_PROCESSES,
     NOT_READABLE,
     NOT_REPORTED,
-    NOTHING,
     PENDING,
     UNSUPPORTED,
-    Finding,
-    Findings,
 )
+from pinwarden.common.text import short
+from pinwarden.plan.conditions import NAMED, NOTHING, Finding, Findings
 from pinwarden.plan.limit_compiler import (
     MAX_NODE_LIMIT_BYTES,
     MAX_NODE_LIMITS,

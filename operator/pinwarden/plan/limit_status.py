@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 
 from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
+from pinwarden.api.reasons import POD_GONE, SILENT
 from pinwarden.common.text import readable, total
-from pinwarden.plan.conditions import POD_GONE, SILENT, Refusal, dated, not_accepted
+from pinwarden.plan.conditions import Refusal, dated, not_accepted
 from pinwarden.plan.limit_compiler import Limit
 from pinwarden.plan.limit_conditions import judge
 from pinwarden.plan.limit_on_node import Share, largest, summarize

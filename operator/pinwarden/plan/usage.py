@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from pinwarden.api.meta import Model
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfig, NodePinConfigStatus, PodReport
 from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
+from pinwarden.api.reasons import SILENT
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.plan.conditions import SILENT
 from pinwarden.plan.types import Pod
 
 STALE: Final = timedelta(minutes=6)

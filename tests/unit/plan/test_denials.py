@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import Source
-from pinwarden.plan.denials import FRESH, Seen, explain, news, printable, repeats
+from pinwarden.common.text import printable
+from pinwarden.plan.denials import FRESH, Seen, explain, news, repeats
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LISTED = 32

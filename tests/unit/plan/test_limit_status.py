@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES
+from pinwarden.api.reasons import ENDED, NO_PROCESSES
 from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, compile_node, refusal
 from pinwarden.plan.limit_on_node import summarize
 from pinwarden.plan.limit_status import Kept, aggregate

@@ -20,11 +20,11 @@ from monitoring.grafana import COLUMNS, Dashboard, Panel, Place, Query, Row, lay
 from monitoring.pictures import draw, legend, number
 from monitoring.prometheus import Series
 from monitoring.rules import Pace
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, POD_GONE, SILENT, STARTING
 from pinwarden.controller.metrics_totals import OTHER, REASONS
 from pinwarden.node.agent import source_levels, status
 from pinwarden.node.linux.prlimit import HeldBackReason
 from pinwarden.node.pods import policy
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES, NOT_READABLE, POD_GONE, SILENT, STARTING
 
 METRIC = re.compile(r"pinwarden_(?:operator|agent)_\w+")
 SELECTOR = re.compile(r"(pinwarden_\w+)\{([^}]*)\}")

@@ -30,20 +30,20 @@ from pinwarden.api.nodepinconfig import (
 from pinwarden.api.pinlimit import Enforcement, Level
 from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Phase
 from pinwarden.common.guard import Guard
+from pinwarden.common.text import printable
 from pinwarden.node.accountant.dead_cgroups import Payers
 from pinwarden.node.accountant.fair_view import own_memory
 from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.node.accountant.provisioner import Maker, NotMadeError, place
 from pinwarden.node.accountant.sampler import Borrow, Borrows
 from pinwarden.node.accountant.users import users
-from pinwarden.node.gate.publisher import NAME as GATE_RECORD
-from pinwarden.node.gate.publisher import Told as GateTold
-from pinwarden.node.gate.publisher import load as load_gate
 from pinwarden.node.pods.cgroups import PodCgroup, explore, member_pids, process_hierarchy
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.shm.objects import Extent
 from pinwarden.node.state.accountant_status import Told
-from pinwarden.plan.denials import printable
+from pinwarden.node.state.gate_status import NAME as GATE_RECORD
+from pinwarden.node.state.gate_status import GateStatus
+from pinwarden.node.state.gate_status import load as load_gate
 
 SHORTEST_SECONDS = 1.0
 OTHERS_SECONDS = 10.0
@@ -162,7 +162,7 @@ class Accountant:
             with self._guard.item("pod", uid):
                 yield uid, explore(uid, where)
 
-    def _gates_record(self) -> GateTold | None:
+    def _gates_record(self) -> GateStatus | None:
         with self._guard.item("round", "the gate's record"):
             return load_gate(self._gate)
         return None
@@ -295,7 +295,7 @@ class Accountant:
     # -- what is told ----------------------------------------------------------------------------------------------
 
     def _reports(
-        self, rounds: Iterable[_Round], pods: Mapping[str, PodCgroup], gate: GateTold | None
+        self, rounds: Iterable[_Round], pods: Mapping[str, PodCgroup], gate: GateStatus | None
     ) -> Iterable[GroupReport]:
         """One for each group; all of them have to fit in one object of the API server."""
         left = MOST_NODE_BORROWERS
@@ -307,7 +307,7 @@ class Accountant:
             yield report
 
     def _report(
-        self, each: _Round, pods: Mapping[str, PodCgroup], gate: GateTold | None, most: int
+        self, each: _Round, pods: Mapping[str, PodCgroup], gate: GateStatus | None, most: int
     ) -> GroupReport:
         group, found = each.group, each.instance
         counted = group.accounting is Accounting.BORROW
@@ -377,7 +377,7 @@ class Accountant:
             return None
 
     def _borrower(
-        self, group: NodeGroup, uid: str, borrow: Borrow, pod: PodCgroup | None, gate: GateTold | None
+        self, group: NodeGroup, uid: str, borrow: Borrow, pod: PodCgroup | None, gate: GateStatus | None
     ) -> BorrowReport:
         member = uid in group.pods()
         gated = member and pod is not None and gate is not None and _gated(pod, gate)
@@ -439,7 +439,7 @@ def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:
     return (Level.CONVERGE, "SeccompGate") if gated else (Level.OBSERVE, "NotGated")
 
 
-def _gated(pod: PodCgroup, gate: GateTold) -> bool:
+def _gated(pod: PodCgroup, gate: GateStatus) -> bool:
     """Whether each container of the pod that runs has a profile of the gate's that sends mappings."""
     running = {
         container.id

@@ -35,13 +35,10 @@ What it cannot hold, and must therefore be reported and not called enforced (H1)
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pinwarden.api.pinlimit import Contention
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
-
-UNLIMITED = 2**64 - 1
-"""RLIM_INFINITY as the kernel has it (rlim64): larger than every other limit, so that min and max need no special case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +71,6 @@ class Constraint:
     members: frozenset[ProcessKey]
     contention: Contention
     grant: int | None = None
-
-
-class Limits(NamedTuple):
-    """A pair for prlimit(RLIMIT_MEMLOCK), in bytes."""
-
-    soft: int
-    hard: int
 
 
 def deal(

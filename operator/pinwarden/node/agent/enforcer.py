@@ -24,9 +24,9 @@ import logging
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
-from pinwarden.node.agent.allocator import UNLIMITED, Constraint, Limits, Process, deal
+from pinwarden.node.agent.allocator import Constraint, Process, deal
 from pinwarden.node.agent.original_limits import Saved, SavedStore
-from pinwarden.node.linux.prlimit import HeldBackReason, Prlimit
+from pinwarden.node.linux.prlimit import UNLIMITED, HeldBackReason, Limits, Prlimit
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.constraints import Scoped
 from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinwarden.node.gate.publisher import Told, load
 from pinwarden.node.pods.subject import Governed
+from pinwarden.node.state.gate_status import GateStatus, load
 from pinwarden.node.state.statefile import Glance
 
 SILENT_SECONDS = 10.0
@@ -45,7 +45,7 @@ class GateRecord:
         self._glance = Glance(path) if path else None
         self._clock = clock
         self._behind: dict[str, float] = {}
-        self.told: Told | None = None
+        self.told: GateStatus | None = None
 
     @property
     def silent(self) -> bool:
@@ -91,7 +91,7 @@ class GateRecord:
             return Standing(True, exact=True, behind=behind, why=SILENT if self.silent else "")
         return Standing(True, why=why)
 
-    def _is_behind(self, subject: Governed, told: Told) -> bool:
+    def _is_behind(self, subject: Governed, told: GateStatus) -> bool:
         """Whether the gate holds it to other limits than the agent; notes since when."""
         if told.held.get(subject.uid, "") == subject.held.fingerprint:
             self._behind.pop(subject.uid, None)

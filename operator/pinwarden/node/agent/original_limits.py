@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pinwarden.node.agent.allocator import Limits
+from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 

@@ -22,6 +22,7 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.agent.accountant_reader import AccountantRecord
 from pinwarden.node.agent.gate_reader import GateRecord, Standing
@@ -33,7 +34,6 @@ from pinwarden.node.pods.policy import Plan, reported_name
 from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
 from pinwarden.node.pods.subject import Governed
 from pinwarden.node.state.config import LONGEST_MESSAGE
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
 
 _PODS = 4096
 _LIMITS = 1024

@@ -23,12 +23,13 @@ from pinwarden.node.gate.dispatcher import KINDS as GATE_KINDS
 from pinwarden.node.gate.dispatcher import Gate
 from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.gate.publisher import NAME, Record
+from pinwarden.node.gate.publisher import Record
 from pinwarden.node.holder import protocol
 from pinwarden.node.holder.protocol import Kind, Packet
 from pinwarden.node.pods.policy import Plan
 from pinwarden.node.state import accountant_status as shared
 from pinwarden.node.state.config import Configuration, FollowedConfiguration
+from pinwarden.node.state.gate_status import NAME
 from pinwarden.node.state.shutdown import EndError, Ending, ended_by_signals
 from pinwarden.node.state.statefile import Glance
 

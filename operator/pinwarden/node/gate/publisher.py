@@ -1,4 +1,4 @@
-"""What the gate tells the rest of the agent: whom it holds, whom not exactly, and what it refused. A file, so that both may die alone.
+"""The writer of `gate.json` (`state.gate_status`): whom the gate holds, whom not exactly, and what it refused.
 
 The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
 that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs, also
@@ -14,22 +14,18 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict
-from pydantic.alias_generators import to_camel
+from typing import Any
 
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
-from pinwarden.common.guard import shown
 from pinwarden.node.gate.budgets import Place
 from pinwarden.node.gate.container import Identity
-from pinwarden.node.state.statefile import UNUSABLE, read_whole, write_atomically
+from pinwarden.node.state.gate_status import GateStatus, load
+from pinwarden.node.state.statefile import write_atomically
 
-NAME = "gate.json"
 BETWEEN_WRITES_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 LISTED = 32
@@ -60,70 +56,6 @@ class Denial:
     call: str = ""
 
 
-@dataclass(frozen=True)
-class Told:
-    """The file's content.
-
-    `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `loosened` has
-    per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
-    `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
-    they are in no other count. `mapping` are ids of containers whose profile gates mappings. `held` has for each of their pods that is
-    not free the fingerprint of what the gate holds it to (`subjects.Held`). `failures` counts the items whose work failed, by kind.
-    """
-
-    containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
-    lost: frozenset[str] = frozenset()
-    loosened: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    recent: tuple[Mapping[str, Any], ...] = ()
-    number: int = 0
-    group_denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    mapping: frozenset[str] = frozenset()
-    held: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, int] = field(default_factory=dict)
-
-
-class _Content(BaseModel):
-    """The file. A newer gate may write more."""
-
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, strict=True)
-
-    version: Literal[1]
-    containers: dict[str, Annotated[tuple[str, str, str], Strict(False)]]
-    lost: list[str]
-    loosened: dict[str, list[str]]
-    denials: dict[str, dict[str, NonNegativeInt]]
-    recent: list[dict[str, Any]]
-    number: NonNegativeInt
-    group_denials: dict[str, dict[str, NonNegativeInt]] = {}
-    mapping: list[str] = []
-    held: dict[str, str] = {}
-    failures: dict[str, NonNegativeInt] = {}
-
-
-def load(path: Path) -> Told | None:
-    """What the file tells; None when there is none, or none that is understood. Raises OSError."""
-    try:
-        content = _Content.model_validate(json.loads(read_whole(path)))
-    except FileNotFoundError:
-        return None
-    except UNUSABLE as error:
-        _log.warning("%s is not understood: %s", path, shown(str(error)))
-        return None
-    return Told(
-        containers=content.containers,
-        lost=frozenset(content.lost),
-        loosened={pod: tuple(reasons) for pod, reasons in content.loosened.items()},
-        denials=content.denials,
-        recent=tuple(content.recent),
-        number=content.number,
-        group_denials=content.group_denials,
-        mapping=frozenset(content.mapping),
-        held=content.held,
-        failures=content.failures,
-    )
-
-
 class Record:
     """The writing side. `now` is of a monotonic clock, in seconds."""
 
@@ -131,7 +63,7 @@ class Record:
         """Goes on from what an earlier gate left; `failures` is told as it is at each write. Raises OSError."""
         self._path = path
         self._failures = failures or {}
-        told = load(path) or Told()
+        told = load(path) or GateStatus()
         self._earlier = dict(told.containers)
         self._containers: dict[str, tuple[str, str, str]] = {}
         self._lost = set(told.lost)

@@ -31,10 +31,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from pinwarden.node.agent.allocator import Limits
 from pinwarden.node.linux.procfs import Status, StatusReader
+
+UNLIMITED = 2**64 - 1
+"""RLIM_INFINITY as the kernel has it (rlim64): larger than every other limit, so that min and max need no special case."""
+
+
+class Limits(NamedTuple):
+    """A pair for prlimit(RLIMIT_MEMLOCK), in bytes."""
+
+    soft: int
+    hard: int
+
 
 Prlimit = Callable[[int, Limits | None], Limits]
 """`prlimit_memlock` or what stands for it."""
@@ -48,7 +58,7 @@ _FULL_IDENTITY = ["0", "0", "4294967295"]
 def prlimit_memlock(pid: int, limits: Limits | None = None) -> Limits:
     """prlimit(2) for RLIMIT_MEMLOCK: the limits until now, in bytes; with `limits`, sets those.
 
-    RLIM_INFINITY is `deal.UNLIMITED`. Raises ProcessLookupError when no process has the number, PermissionError when the kernel
+    RLIM_INFINITY is `UNLIMITED`. Raises ProcessLookupError when no process has the number, PermissionError when the kernel
     refuses, ValueError when soft is above hard.
     """
     if limits is None:

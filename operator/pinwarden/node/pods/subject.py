@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pinwarden.node.agent.allocator import Limits
+from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import cpu_time, explore, member_pids
 from pinwarden.node.pods.policy import Held

@@ -5,8 +5,8 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, Level, PinLimit
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING, UNREAD
 from pinwarden.common.text import short
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES, STARTING, UNREAD
 from pinwarden.plan.denials import explain as told
 from pinwarden.plan.explain.advice import (
     agent_log,

@@ -9,10 +9,10 @@ from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.accountant.accountant import Accountant, _claimed, _gated, _level
 from pinwarden.node.accountant.finder import Finder, Instance, NotFoundError
-from pinwarden.node.gate.publisher import Told
 from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.node.shm.objects import Extent, ObjectId
 from pinwarden.node.state.config import Configuration, FollowedConfiguration, LastConfiguration
+from pinwarden.node.state.gate_status import GateStatus
 
 
 def group(*members: dict[str, object], **more: object) -> NodeGroup:
@@ -71,12 +71,12 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
         False,
     )
     both = {name: ("p", name, "sandbox") for name in ("one", "two")}
-    assert _gated(pod, Told(containers=both, mapping=frozenset(both)))
-    assert not _gated(pod, Told(containers={"one": both["one"]}, mapping=frozenset({"one"})))
-    assert not _gated(pod, Told(containers=both, mapping=frozenset({"one"}))), (
+    assert _gated(pod, GateStatus(containers=both, mapping=frozenset(both)))
+    assert not _gated(pod, GateStatus(containers={"one": both["one"]}, mapping=frozenset({"one"})))
+    assert not _gated(pod, GateStatus(containers=both, mapping=frozenset({"one"}))), (
         "the other has an older profile"
     )
-    assert not _gated(pod, Told())
+    assert not _gated(pod, GateStatus())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.pinlimit import Contention
-from pinwarden.node.agent.allocator import UNLIMITED, Constraint, Limits, Process, deal
+from pinwarden.node.agent.allocator import Constraint, Process, deal
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
 
 PAGE = 4096

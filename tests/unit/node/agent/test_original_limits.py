@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.agent.allocator import UNLIMITED, Limits
 from pinwarden.node.agent.original_limits import Saved, SavedStore
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
 
 KEY = ProcessKey(12, 3456)

@@ -15,18 +15,17 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
 from pinwarden.node.agent import status
-from pinwarden.node.agent.allocator import Limits
 from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.gate.budgets import Place
 from pinwarden.node.gate.container import Identity
 from pinwarden.node.gate.publisher import Record
-from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason, held_back
+from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason, Limits, held_back
 from pinwarden.node.linux.procfs import StatusReader
 from pinwarden.node.pods import process
 from pinwarden.node.pods.subject import ENDED_SECONDS
-from pinwarden.plan.conditions import ENDED, NO_PROCESSES, STARTING
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20

@@ -15,8 +15,9 @@ from pinwarden.node.gate.handler import LEAVING_SECONDS, RAISED_SECONDS, Decider
 from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.pending import Gated, Waiting
 from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.gate.publisher import Record, load
+from pinwarden.node.gate.publisher import Record
 from pinwarden.node.linux.seccomp_notify import Call, Listener
+from pinwarden.node.state.gate_status import load
 
 PAGE = 4096
 ONE, OTHER = Place("one", "main"), Place("other", "main")

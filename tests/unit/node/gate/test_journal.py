@@ -17,9 +17,10 @@ from pinwarden.node.gate import journal as journals
 from pinwarden.node.gate.budgets import Place
 from pinwarden.node.gate.container import Identity, parse
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, Record, Told, load
+from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, Record
 from pinwarden.node.linux import seccomp_notify
 from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.state.gate_status import GateStatus, load
 
 ID = "a1" * 32
 ONE = Identity(ID, Place("pod-1", "main"), "b2" * 32, b"")
@@ -115,7 +116,7 @@ def denial(
     return Denial(ONE.place, 4242, process, Source.MLOCK, asked, 0, limit, message)
 
 
-def told(path: Path) -> Told:
+def told(path: Path) -> GateStatus:
     found = load(path)
     assert found is not None
     return found

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.agent.allocator import UNLIMITED, Limits
 from pinwarden.node.linux.prlimit import (
+    UNLIMITED,
     GateAbility,
     HeldBackReason,
+    Limits,
     ProcessHandle,
     held_back,
     prlimit_memlock,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import pinwarden
 from pinwarden.node.agent.original_limits import SavedStore, _digest
-from pinwarden.node.gate import publisher as gate_record
 from pinwarden.node.state import accountant_status as shared_record
+from pinwarden.node.state import gate_status
 from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration
 from pinwarden.node.state.statefile import Glance, StateFile, exclusive
 
@@ -199,7 +199,7 @@ def test_a_file_of_any_bytes_is_set_aside(path: Path, data: bytes) -> None:
     assert StateFile(path, 1).load() is None
     assert path.with_name("state.json.corrupt-1").exists()
     assert SavedStore(path, "boot").load() == {}
-    assert gate_record.load(path) is None
+    assert gate_status.load(path) is None
     assert shared_record.load(path) is None
 
 
@@ -267,14 +267,14 @@ RECORD: dict[str, Any] = {
 )
 def test_a_record_of_other_types_is_nobodys(path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(RECORD))
-    assert gate_record.load(path) is not None
+    assert gate_status.load(path) is not None
     path.write_text(json.dumps({**RECORD, **change}))
-    assert gate_record.load(path) is None
+    assert gate_status.load(path) is None
 
 
 def test_a_newer_gates_record_is_read(path: Path) -> None:
     path.write_text(json.dumps({**RECORD, "weather": "fine"}))
-    assert gate_record.load(path) is not None
+    assert gate_status.load(path) is not None
 
 
 @pytest.mark.rule("H3")
