@@ -270,7 +270,7 @@ class Stage:
     def account(self, state: Path, run: Path, cgroups: Path) -> None:
         """An accountant of shared memory, with room for 16 MiB of created objects."""
         command = [
-            *(sys.executable, "-m", "pinwarden", "shared", f"--state-dir={state}", f"--run-dir={run}"),
+            *(sys.executable, "-m", "pinwarden", "accountant", f"--state-dir={state}", f"--run-dir={run}"),
             *(f"--cgroup-root={cgroups}", "--shared-memory=16Mi"),
         ]
         with (self._folder / f"shared-{uuid.uuid4().hex[:4]}.log").open("wb") as log:

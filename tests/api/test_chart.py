@@ -325,10 +325,10 @@ def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> Non
 
 def test_a_quantity_may_be_a_number() -> None:
     objects = chart.render(given={"shared": {"memory": 268435456}, "operator": {"unknownPods": 0}})
-    assert "--shared-memory=268435456" in container(objects, "pinwarden-agent", "shared")["args"]
+    assert "--shared-memory=268435456" in container(objects, "pinwarden-agent", "accountant")["args"]
     assert "--unknown-pods=0" in container(objects, "pinwarden-operator", "operator")["args"]
     objects = chart.render(given={"shared": {"memory": 0}, "operator": {"unknownPods": "0"}})
-    assert "--shared-memory=0" in container(objects, "pinwarden-agent", "shared")["args"]
+    assert "--shared-memory=0" in container(objects, "pinwarden-agent", "accountant")["args"]
     assert "--unknown-pods=0" in container(objects, "pinwarden-operator", "operator")["args"]
     arguments = container(chart.render(), "pinwarden-operator", "operator")["args"]
     assert not any("--unknown-pods" in each for each in arguments)

@@ -107,7 +107,7 @@ def shares(namespace: Shares) -> Iterator[Shares]:
 
 
 @pytest.mark.rule("H3", "M1")
-@pytest.mark.parametrize("part", ["shared", "agent", "gate", "operator"])
+@pytest.mark.parametrize("part", ["accountant", "agent", "gate", "operator"])
 def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) -> None:
     before = shares.inode
     shares.node.kill("pinwarden", match=f"pinwarden {part}")
@@ -117,7 +117,7 @@ def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) 
 
 
 @pytest.mark.rule("M10", "H3")
-@pytest.mark.parametrize("part", ["shared", "agent", "operator"])
+@pytest.mark.parametrize("part", ["accountant", "agent", "operator"])
 def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> None:
     shares.delete()
     until(shares.is_draining, "it drains")

@@ -171,7 +171,7 @@ def test_every_module_has_byte_code_that_is_not_compared_with_its_source(built: 
 
 def test_the_command_and_every_module_of_it_start(root: Path, built: Image) -> None:
     assert run(root, built, "pinwarden", "--version").split() == ["pinwarden", PROJECT["version"]]
-    for part in ("operator", "agent", "gate", "holder", "shared"):
+    for part in ("operator", "agent", "gate", "holder", "accountant"):
         assert f"usage: pinwarden {part} " in run(root, built, "pinwarden", part, "--help")
     there = {path.stem for path in (ROOT / "operator/pinwarden").rglob("*.py")} - {"__init__", "__main__"}
     names = run(root, built, "python3", "-c", IMPORT_ALL).split()

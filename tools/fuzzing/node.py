@@ -123,7 +123,7 @@ class Node:
         holder = Watched(folder, "holder", *folders)
         self._until(lambda: (self.run_dir / "holder.sock").exists(), "the holder listens")
         gate = Watched(folder, "gate", *folders, *states)
-        shared = Watched(folder, "shared", *folders, *states)
+        accountant = Watched(folder, "accountant", *folders, *states)
         agent = Watched(
             folder,
             "agent",
@@ -135,7 +135,7 @@ class Node:
             "--metrics-port=0",
             "--per-pod-metrics",
         )
-        self.processes = {each.name: each for each in (holder, gate, shared, agent)}
+        self.processes = {each.name: each for each in (holder, gate, accountant, agent)}
         self._workers: list[subprocess.Popen[bytes]] = []
         self._locker = self._program(self.gated, NOBODY)
         self._program_of_hostile = self._program(self.hostile, NOBODY)
@@ -376,7 +376,7 @@ class Node:
             path = rng.choice([gate, shared, local])
             if number % 50 == 25:
                 name, path = rng.choice(
-                    [("agent", saved), ("agent", local), ("gate", gate), ("shared", shared)]
+                    [("agent", saved), ("agent", local), ("gate", gate), ("accountant", shared)]
                 )
                 self.processes[name].restart(partial(self._damage, path))
                 self.check(f"a start of {name} over a damaged file")

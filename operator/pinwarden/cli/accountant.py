@@ -1,4 +1,4 @@
-"""`pinwarden shared`: the accountant of shared memory on a node."""
+"""`pinwarden accountant`: the accountant of shared memory on a node."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ from pinwarden.cli import host_paths, log_format, rlimits
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
     parser = commands.add_parser(
-        "shared", help="account the shared memory of pods, and make the objects of groups"
+        "accountant", help="account the shared memory of pods, and make the objects of groups"
     )
     parser.add_argument(
         "--local",
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         budget = Quantity(options.shared_memory).bytes
     except ValueError as error:
-        sys.stderr.write(f"pinwarden shared: --shared-memory: {error}\n")
+        sys.stderr.write(f"pinwarden accountant: --shared-memory: {error}\n")
         return 2
     settings = daemon.Settings(
         configuration=kept_in(options.state_dir, local=options.local),
@@ -55,6 +55,6 @@ def _run(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).critical(
             "the accountant failed; objects and what is borrowed stay", exc_info=True
         )
-        sys.stderr.write(f"pinwarden shared: {error}\n")
+        sys.stderr.write(f"pinwarden accountant: {error}\n")
         return 1
     return 0

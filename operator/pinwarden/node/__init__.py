@@ -4,7 +4,7 @@
 | --- | --- | --- | --- | --- | --- |
 | `agent` | `pinwarden agent` | `agent` | CAP_SYS_RESOURCE | API server, metrics | the kept configuration, `saved.json` |
 | `gate` | `pinwarden gate` | `gate` | CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH | none | `gate.json`, the journal |
-| `accountant` | `pinwarden accountant` | `shared` | CAP_SYS_ADMIN, CAP_SYS_PTRACE and more | none | `shared.json` |
+| `accountant` | `pinwarden accountant` | `accountant` | CAP_SYS_ADMIN, CAP_SYS_PTRACE and more | none | `shared.json` |
 | `holder` | `pinwarden holder` | `holder` | none | none | its sockets |
 
 The rooms import nothing of each other, and talk through files and sockets only. Shared, from the bottom up: `linux` (the kernel's

@@ -212,7 +212,7 @@ def test_a_log_line_as_text() -> None:
         ("agent", "pinwarden.node.agent.daemon.run"),
         ("gate", "pinwarden.node.gate.daemon.run"),
         ("holder", "pinwarden.node.holder.daemon.run"),
-        ("shared", "pinwarden.node.accountant.daemon.run"),
+        ("accountant", "pinwarden.node.accountant.daemon.run"),
     ],
 )
 def test_a_program_on_a_node_may_have_all_the_descriptors_that_it_could(

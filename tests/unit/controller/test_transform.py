@@ -115,8 +115,8 @@ def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(status: str, leaving
 
 @pytest.mark.rule("H1")
 def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
-    def status(agent: bool, shared: bool) -> dict[str, Any]:
-        containers = [{"name": "agent", "ready": agent}, {"name": "shared", "ready": shared}]
+    def status(agent: bool, accountant: bool) -> dict[str, Any]:
+        containers = [{"name": "agent", "ready": agent}, {"name": "accountant", "ready": accountant}]
         return {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": containers}
 
     assert transform.agent_pod(pod(status=status(True, False)))[1].ready

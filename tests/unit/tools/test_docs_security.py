@@ -57,7 +57,7 @@ ACCOUNTS = {each["metadata"]["name"] for each in OBJECTS if each["kind"] in ("Cl
 
 
 def test_the_chart_is_read() -> None:
-    assert {"agent", "gate", "shared", "holder", "operator", "uninstall"} <= {
+    assert {"agent", "gate", "accountant", "holder", "operator", "uninstall"} <= {
         one["name"] for one, _ in CONTAINERS
     }
     assert {"pinwarden-agent", "pinwarden-operator", "pinwarden-uninstall"} <= ACCOUNTS

@@ -115,11 +115,11 @@ NODES: Final = Group(
             lasting="5m",
             summary="Nobody accounts shared memory on {{ $value }} nodes.",
             description="On {{ $value }} nodes with groups of shared memory the accountant does not answer; figures are old.",
-            meaning="The container `shared` of the agent's pod has told nothing for 30 s, or never.",
+            meaning="The container `accountant` of the agent's pod has told nothing for 30 s, or never.",
             impact="Charge and borrow stand still, groups with `management: Create` are not made, and what drains goes on draining. "
             "The gate "
             "goes on refusing by the accountant's last findings.",
-            diagnosis="```console\n$ kubectl -n pinwarden-system logs POD -c shared --tail=50\n```",
+            diagnosis="```console\n$ kubectl -n pinwarden-system logs POD -c accountant --tail=50\n```",
             mitigation="`shared.enabled` must be true where groups are used. Else the log says what the kernel refused it.",
         ),
     ),

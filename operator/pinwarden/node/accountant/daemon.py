@@ -1,4 +1,4 @@
-"""The accountant as a process: `pinwarden shared`.
+"""The accountant as a process: `pinwarden accountant`.
 
 One accountant at a time works on a node: another one waits for the lock, so that an upgrade starts the new one before it ends the old one.
 The configuration is the file that the agent keeps of what is in force, so the accountant needs no API server and no token. A round that

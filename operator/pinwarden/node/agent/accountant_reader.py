@@ -13,7 +13,7 @@ from pinwarden.node.state.accountant_status import SILENT_SECONDS, Told, load
 from pinwarden.node.state.statefile import Glance
 
 _SILENT = "AccountantSilent"
-_AWAY = "the accountant of shared memory (pinwarden shared) does not answer"
+_AWAY = "the accountant of shared memory (pinwarden accountant) does not answer"
 
 
 class AccountantRecord:
