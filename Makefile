@@ -50,7 +50,7 @@ crds: venv ## write crds/ anew from the models
 	$(BIN)/python -m pinwarden crds --output-dir charts/pinwarden/crds
 
 manifests: venv ## write manifests/ anew from the chart, for those without Helm
-	$(BIN)/python tools/chartdocs.py manifests manifests
+	$(BIN)/python tools/docs/chart.py manifests manifests
 
 profiles: venv ## write the runtime's default seccomp rules anew from containerd's source
 	cd $(RUNTIME) && CGO_ENABLED=0 GOFLAGS= GOWORK=off GOARCH=amd64 \
@@ -61,10 +61,10 @@ RUNTIME := tools/cluster/go/cluster
 RULES := operator/pinwarden/node/gate/runtime_default.json
 
 docs: venv ## write anew what is generated: docs/ semantics, reference, metrics, alerts, dashboards, and the chart's README and files
-	$(BIN)/python tools/semantics.py
-	$(BIN)/python tools/reference.py
+	$(BIN)/python tools/docs/semantics.py
+	$(BIN)/python tools/docs/reference.py
 	$(BIN)/python -m monitoring
-	$(BIN)/python tools/chartdocs.py readme
+	$(BIN)/python tools/docs/chart.py readme
 
 pictures: programs ## draw the dashboards of docs/images anew, from a run of the test that makes every alert fire
 	PINWARDEN_PICTURES=docs/images $(BIN)/pytest tests/api/test_monitoring.py

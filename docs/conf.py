@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make site`. What is special about it is in tools/docsite.py."""
+"""How Sphinx builds the site: `make site`. What is special about it is in tools/docs/site.py."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from pinwarden import __version__  # noqa: E402 - found by the path above
 
 project = "pinwarden"
 version = release = __version__
-extensions = ["myst_parser", "docsite"]
+extensions = ["myst_parser", "docs.site"]
 html_theme = "furo"
 html_title = f"pinwarden {__version__}"
 html_copy_source = False

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import chartdocs
+import docs.chart
 from cluster import chart
 from cluster.build import binary
 from cluster.controlplane import ControlPlane
@@ -599,12 +599,12 @@ def test_without_gate_and_accountant_nothing_of_them_is_left() -> None:
 
 
 def test_the_readme_is_that_of_the_values() -> None:
-    assert (chart.CHART / "README.md").read_text() == chartdocs.readme(), "run `make docs`"
+    assert (chart.CHART / "README.md").read_text() == docs.chart.readme(), "run `make docs`"
 
 
 def test_the_plain_manifests_are_those_of_the_chart() -> None:
     kept = {path.name: path.read_text() for path in (ROOT / "manifests").iterdir()}
-    assert kept == chartdocs.manifests(), "run `make manifests`"
+    assert kept == docs.chart.manifests(), "run `make manifests`"
 
 
 def test_the_plain_manifests_are_taken_by_the_server(server: ControlPlane) -> None:

@@ -1,7 +1,8 @@
-"""Each rule of shared memory for each kind of object that it means something for (M1 to M11), on a real kernel.
+"""Each rule of shared memory (M1 to M11) for each kind of object, on a real kernel.
 
-Runs inside the guest (`make test-kernel`), as root with every capability. `tools/semantics.py` makes the table of backings and rules of the
-marks here; what is particular to one kind is in test_shared.py.
+Runs inside the guest (`make test-kernel`), as root with every capability. `tools/docs/semantics.py`
+reads the marks of these tests and writes the table of kinds and rules. Tests of one kind alone are
+in test_shared.py.
 """
 
 import pytest

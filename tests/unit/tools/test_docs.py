@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import semantics
+from docs import semantics
 
 
 def test_the_rules_document_is_that_of_the_tests() -> None:

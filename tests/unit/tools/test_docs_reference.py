@@ -2,7 +2,7 @@
 
 import pytest
 
-import reference
+from docs import reference
 from pinwarden.api.crd import KINDS
 from pinwarden.api.pinlimit import Resource
 

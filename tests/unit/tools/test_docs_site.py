@@ -10,7 +10,7 @@ from subprocess import CompletedProcess, run
 
 import pytest
 
-import docsite
+from docs import site as extension
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -118,4 +118,4 @@ def test_a_link_to_nothing_ends_the_build(tmp_path: Path) -> None:
 
 def test_headings_with_pages_are_the_contents() -> None:
     index = "# A\n\n## One\n\n- [b](b.md): c\n- [d](how-to/d.md#e) [f](../f.md)\n\n## None\n\ntext\n"
-    assert docsite.contents(index) == ("\n```{toctree}\n:hidden:\n:caption: One\n\nb\n```")
+    assert extension.contents(index) == ("\n```{toctree}\n:hidden:\n:caption: One\n\nb\n```")

@@ -13,7 +13,7 @@ from pinwarden.api.crd import KINDS
 from pinwarden.api.meta import GROUP, VERSION, Model
 from pinwarden.api.pinlimit import Resource
 
-FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
+FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
 EXAMPLES: Final = {
     "PinLimit": "../../examples/pinlimit.yaml",
     "ClusterPinLimit": "../../examples/clusterpinlimit.yaml",

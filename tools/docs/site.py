@@ -21,7 +21,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 _log = logging.getLogger(__name__)
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 _PAGE = re.compile(r"\]\(([^)#:]+)\.md\)")
@@ -75,7 +75,7 @@ class Outward(SphinxTransform):
         if target.is_relative_to(self.env.srcdir):
             return
         if not target.is_relative_to(ROOT) or not target.exists():
-            _log.warning("%s is not in the repository", path, location=node, type="docsite")
+            _log.warning("%s is not in the repository", path, location=node, type="docs")
             return
         base = self.config.pinwarden_repository.rstrip("/") or self._checkout()
         address = f"{base}/{target.relative_to(ROOT).as_posix()}" + (f"#{anchor}" if anchor else "")

@@ -1,6 +1,6 @@
 """Writes what is generated of the chart: its README, by helm-docs, and with a folder the plain manifests for those without Helm.
 
-``python tools/chartdocs.py readme`` or ``python tools/chartdocs.py manifests FOLDER``.
+``python tools/docs/chart.py readme`` or ``python tools/docs/chart.py manifests FOLDER``.
 """
 
 import shutil

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from pinwarden.api.sharedmemorygroup import Backing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "semantics.md"
 
 
