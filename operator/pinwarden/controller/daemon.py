@@ -30,6 +30,7 @@ from pinwarden.controller.kopf_watch import LimitWatch
 from pinwarden.controller.leader_election import Leader
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.ratelimit import Throttle
 from pinwarden.controller.reflector import Source, Watch
 from pinwarden.controller.resync import Census
 from pinwarden.controller.spec_reconciler import WRITERS as SPEC_WRITERS
@@ -37,7 +38,7 @@ from pinwarden.controller.spec_reconciler import Specs
 from pinwarden.controller.status_reconciler import WRITERS as STATUS_WRITERS
 from pinwarden.controller.status_reconciler import Statuses
 from pinwarden.controller.store import State
-from pinwarden.controller.workqueue import Throttle, WorkQueue
+from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan import limit_compiler as rules
 from pinwarden.plan.decode import AGENT_SELECTOR

@@ -18,8 +18,9 @@ from pinwarden.common.text import printable
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.ratelimit import Throttle
 from pinwarden.controller.store import State
-from pinwarden.controller.workqueue import Throttle, WorkQueue
+from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.denials import FRESH, Seen, explain, news, repeats
 from pinwarden.plan.types import Pod

@@ -21,9 +21,9 @@ from pinwarden.api.reasons import NO_PODS, STARTING
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.items import Items
-from pinwarden.controller.kopf_watch import Seen, Status
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.workqueue import Bucket
+from pinwarden.controller.ratelimit import Bucket
+from pinwarden.controller.resources import Seen, Status
 from pinwarden.plan.types import Pod
 
 REPEAT_SECONDS = 600.0

@@ -16,8 +16,8 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, Json
 from pinwarden.controller.events import Happening, Recorder
-from pinwarden.controller.kopf_watch import Seen, read, reference
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.resources import Seen, read, reference
 from pinwarden.controller.store import Managed, State
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.group_compiler import FINALIZER

@@ -20,7 +20,8 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import Management, Phase, SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, Tallies, Tally, standing
-from pinwarden.controller.store import Managed, State, conditions_of
+from pinwarden.controller.resources import conditions_of
+from pinwarden.controller.store import Managed, State
 from pinwarden.plan.types import Pod
 
 PREFIX: Final = "pinwarden_operator"

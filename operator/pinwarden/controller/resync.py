@@ -17,8 +17,8 @@ from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.common.backoff import Backoff
 from pinwarden.controller.client import Api, ApiError, pages
 from pinwarden.controller.items import Items
-from pinwarden.controller.kopf_watch import KINDS
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.resources import KINDS
 
 PERIOD_SECONDS = 5.0
 _SYNC_SECONDS = 0.2

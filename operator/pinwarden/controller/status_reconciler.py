@@ -20,10 +20,10 @@ from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.events import Happening, Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items, TryAgainError
-from pinwarden.controller.kopf_watch import Seen, Status, reference
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.resources import Seen, Status, applied_to, conditions_of, reference
 from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, Specs
-from pinwarden.controller.store import STATUS_BURST, Managed, State, applied_to, conditions_of
+from pinwarden.controller.store import STATUS_BURST, Managed, State
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.conditions import Refusal

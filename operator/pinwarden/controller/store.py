@@ -12,14 +12,15 @@ from time import monotonic
 
 from pydantic import ValidationError
 
-from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.controller.kopf_watch import Seen, Status, group_key
+from pinwarden.controller.agent_liveness import AgentLiveness
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_counters import Rises
-from pinwarden.controller.transform import AgentPod, Held, KnownNode
-from pinwarden.controller.workqueue import Bucket, WorkQueue
+from pinwarden.controller.ratelimit import Bucket
+from pinwarden.controller.resources import Seen, Status, applied_to, essence, group_key
+from pinwarden.controller.transform import AgentPod, Held, HeldSpec, KnownNode
+from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan.cluster import Dirty, World
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
 from pinwarden.plan.group_status import KeptGroupShares
@@ -34,15 +35,6 @@ STATUS_BURST = 20
 STATUSES_PER_SECOND = 1 / 5
 _ENDED_PODS = 4096
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HeldSpec:
-    """The spec of a NodePinConfig on the API server; of one that is gone the UID is empty."""
-
-    uid: str
-    generation: int
-    digest: bytes
 
 
 @dataclass(slots=True)
@@ -90,9 +82,7 @@ class State:
         self._ended: dict[tuple[str, str], Pod] = {}
         self._going_on: dict[str, set[str]] = {}
         self._views: dict[str, NodeView] = {}
-        self._agents: dict[str, AgentPod] = {}
-        self._ready_agents: dict[str, int] = {}
-        self._lost: set[str] = set()
+        self._agents = AgentLiveness()
         self._keys: dict[str, str] = {}
 
     # -- pods, nodes, namespaces -----------------------------------------------------------------------------------
@@ -132,8 +122,7 @@ class State:
         if self.node_uids.get(name) != known.uid:
             self.node_uids[name] = known.uid
             self._compile.add(name)
-        if known.lost != (name in self._lost):
-            (self._lost.add if known.lost else self._lost.discard)(name)
+        if self._agents.put_node(name, lost=known.lost):
             self._hear(name)
         self._mark(self.world.put_node(known.node))
 
@@ -155,15 +144,13 @@ class State:
 
     def put_agent(self, agent: AgentPod) -> None:
         """An agent's pod as it is."""
-        old = self._agents.get(agent.uid)
-        if old != agent:
-            self._agents[agent.uid] = agent
-            self._count_agent(old, -1)
-            self._count_agent(agent, 1)
+        for node in self._agents.put_pod(agent):
+            self._hear(node)
 
     def remove_agent(self, uid: str) -> None:
         """An agent's pod is gone."""
-        self._count_agent(self._agents.pop(uid, None), -1)
+        for node in self._agents.remove_pod(uid):
+            self._hear(node)
 
     def put_held(self, held: Held) -> None:
         """A NodePinConfig as the API server has it; one that is older than what is known tells nothing."""
@@ -201,7 +188,7 @@ class State:
 
     def view(self, node: str) -> NodeView:
         """What is known of a node's agent."""
-        return self._views.get(node) or NodeView(node, silent=self._is_silent(node))
+        return self._views.get(node) or NodeView(node, silent=self._agents.silent(node))
 
     @property
     def views(self) -> Mapping[str, NodeView]:
@@ -227,7 +214,7 @@ class State:
             self.held.pop(name, None)
             self._views.pop(name, None)
             self._forget_ended(name)
-            self._lost.discard(name)
+            self._agents.forget_node(name)
             self.rises.forget_node(name)
             self._mark(self.world.put_presence(name, NOWHERE))
 
@@ -244,7 +231,7 @@ class State:
                 seen = replace(
                     seen, resource=old.seen.resource
                 )  # what is kept of it is good for this very object
-            echo = seen.version <= old.version and _essence(seen) == _essence(old.seen)
+            echo = seen.version <= old.version and essence(seen) == essence(old.seen)
             if seen.version > old.version:
                 old.status, old.version = seen.status, seen.version
             if seen.generation != old.seen.generation:
@@ -397,35 +384,7 @@ class State:
         while len(self._ended) > _ENDED_PODS:
             del self._ended[next(iter(self._ended))]
 
-    def _count_agent(self, agent: AgentPod | None, change: int) -> None:
-        if agent is None or not agent.ready or not agent.node:
-            return
-        count = self._ready_agents.get(agent.node, 0) + change
-        self._ready_agents[agent.node] = count
-        if not count:
-            del self._ready_agents[agent.node]
-        self._hear(agent.node)
-
     def _hear(self, node: str) -> None:
-        self._see(self.view(node).with_silent(self._is_silent(node)))
+        self._see(self.view(node).with_silent(self._agents.silent(node)))
         if node not in self.node_uids and node not in self.held:
             self._compile.add(node)  # to be forgotten, unless the node is only told of after its agent
-
-    def _is_silent(self, node: str) -> bool:
-        return node in self._lost or not self._ready_agents.get(node)
-
-
-def conditions_of(status: Status | None) -> list[Condition]:
-    """The conditions of a status, none where there is no status."""
-    return status.conditions if status else []
-
-
-def applied_to(status: Status | None, generation: int) -> str:
-    """The reason of Applied=True for this generation; empty where that is not so."""
-    conditions = (each for each in conditions_of(status) if (each.type, each.status) == ("Applied", "True"))
-    return next((each.reason for each in conditions if each.observed_generation == generation), "")
-
-
-def _essence(seen: Seen) -> tuple[object, ...]:
-    """What of a resource is news beside its status."""
-    return seen.generation, seen.deleting, seen.finalizers

@@ -40,6 +40,15 @@ class Held:
     config: Json
 
 
+@dataclass(frozen=True, slots=True)
+class HeldSpec:
+    """The spec of a NodePinConfig on the API server; of one that is gone the UID is empty."""
+
+    uid: str
+    generation: int
+    digest: bytes
+
+
 def pod(raw: Json) -> tuple[str, Pod]:
     """A pod by its UID."""
     value = read_pod(raw)

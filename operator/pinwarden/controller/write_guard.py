@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from pinwarden.controller.workqueue import Throttle
+from pinwarden.controller.ratelimit import Throttle
 
 
 class Gate:

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.controller import denial_events, events, kopf_watch, transform
+from pinwarden.controller import denial_events, events, resources, transform
 from pinwarden.controller.client import ApiError
 from pinwarden.controller.denial_events import Refusals
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.ratelimit import Throttle
 from pinwarden.controller.store import State
-from pinwarden.controller.workqueue import Throttle, WorkQueue
+from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.limit_compiler import Settings
 from pinwarden.plan.types import Pod
@@ -95,7 +96,7 @@ class Replica:
             "metadata": {**metadata, **({"namespace": namespace} if namespace else {})},
             "spec": {"limit": "64Mi", "podSelector": {}},
         }
-        self.state.put(kopf_watch.read(kind, raw))
+        self.state.put(resources.read(kind, raw))
 
     def report(self, *listed: Json, node: str = "n1") -> None:
         """The node's agent lists these refusals, and the watch tells of it."""

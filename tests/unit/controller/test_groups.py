@@ -8,7 +8,7 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.controller import kopf_watch, transform
+from pinwarden.controller import resources, transform
 from pinwarden.controller.finalizers import LEFT_SECONDS
 from pinwarden.controller.metrics_collector import Inventory
 from pinwarden.controller.status_reconciler import SPARED_BY_BORROWERS, SPARED_BY_FIGURES
@@ -67,7 +67,7 @@ class Case:
         """The watch tells of it as it is now."""
         self.operator.server.version += 1
         raw = self.raw(self.operator.server.version)
-        self.operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+        self.operator.state.put(resources.read(SharedMemoryGroup, raw))
 
     def delete(self) -> None:
         self.deleting = True
@@ -98,7 +98,7 @@ class Case:
         if path == GROUP:
             raw = self.raw(self.operator.server.version)
             raw["metadata"]["finalizers"] = []
-            self.operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+            self.operator.state.put(resources.read(SharedMemoryGroup, raw))
 
     def status(self) -> Json:
         found: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
@@ -534,7 +534,7 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         case.spec["backing"] = {"memfd": {"name": "l"}}
         raw = case.raw(1)
         raw["metadata"]["name"] = "l"
-        operator.state.put(kopf_watch.read(SharedMemoryGroup, raw))
+        operator.state.put(resources.read(SharedMemoryGroup, raw))
         await operator.until(operator.status)
         path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
         await operator.until(lambda: path in operator.server.objects)

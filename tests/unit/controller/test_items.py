@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pinwarden.api.pinlimit import PinLimit
-from pinwarden.controller import kopf_watch, spec_reconciler, status_reconciler, store, transform
+from pinwarden.controller import resources, spec_reconciler, status_reconciler, store, transform
 from pinwarden.controller.items import Items, TryAgainError
 from pinwarden.controller.metrics import LOOPS, Metrics
 from pinwarden.controller.metrics_collector import Inventory
@@ -233,7 +233,7 @@ def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_a
         operator.pod()
         bad = reconcile.limit(1, 1)
         bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
-        operator.state.put(kopf_watch.read(PinLimit, bad))
+        operator.state.put(resources.read(PinLimit, bad))
         operator.limit()
         await operator.until(operator.status)
 
@@ -276,7 +276,7 @@ def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
     async def work(operator: Operator) -> None:
         bad = reconcile.limit(1, 1)
         bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
-        operator.state.put(kopf_watch.read(PinLimit, bad))
+        operator.state.put(resources.read(PinLimit, bad))
         operator.limit()
         monkeypatch.setattr(
             operator.state.rises, "denials", lambda uid: {"limit-uid": 7}[uid]

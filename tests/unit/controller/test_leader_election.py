@@ -10,7 +10,7 @@ from pinwarden.controller import leader_election as leader_module
 from pinwarden.controller.client import ApiError
 from pinwarden.controller.leader_election import DURATION_SECONDS, RENEW_SECONDS, Leader
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.workqueue import Throttle
+from pinwarden.controller.ratelimit import Throttle
 from pinwarden.controller.write_guard import Gate
 
 

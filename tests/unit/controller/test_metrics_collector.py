@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from monitoring import catalogue
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.controller import kopf_watch, metrics_collector
+from pinwarden.controller import metrics_collector, resources
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_collector import Inventory
@@ -36,16 +36,16 @@ def condition(kind: str, status: str, reason: str = "X") -> Json:
     return {"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": when}
 
 
-def limit(name: str = "db", *, ready: str = "True", kind: str = "PinLimit", **status: Any) -> kopf_watch.Seen:
+def limit(name: str = "db", *, ready: str = "True", kind: str = "PinLimit", **status: Any) -> resources.Seen:
     metadata: Json = {"name": name, "uid": f"uid-{kind}-{name}", "generation": 1, "resourceVersion": "1"}
     if kind == "PinLimit":
         metadata["namespace"] = "ns"
     raw = {"kind": kind, "metadata": metadata, "spec": {"limit": "1Mi", "podSelector": {}}}
     raw["status"] = {**LIMIT_STATUS, "conditions": [condition("Ready", ready)], **status}
-    return kopf_watch.read(PinLimit if kind == "PinLimit" else ClusterPinLimit, raw)
+    return resources.read(PinLimit if kind == "PinLimit" else ClusterPinLimit, raw)
 
 
-def group(name: str = "cache", **spec: Any) -> kopf_watch.Seen:
+def group(name: str = "cache", **spec: Any) -> resources.Seen:
     metadata = {
         "name": name,
         "namespace": "ns",
@@ -60,7 +60,7 @@ def group(name: str = "cache", **spec: Any) -> kopf_watch.Seen:
         **spec,
     }
     status: Json = {"conditions": [condition("Drained", "False")], "phase": "Draining", "chargeBytes": 8192}
-    return kopf_watch.read(
+    return resources.read(
         SharedMemoryGroup, {"kind": "SharedMemoryGroup", "metadata": metadata, "spec": full, "status": status}
     )
 
@@ -226,7 +226,7 @@ def test_a_limit_that_cannot_be_read_has_its_conditions_alone(state: State) -> N
         "metadata": {"name": "new", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"},
     }
     state.put(
-        kopf_watch.read(
+        resources.read(
             PinLimit,
             {**raw, "spec": {"later": 1}, "status": {"conditions": [condition("Accepted", "False")]}},
         )

@@ -13,17 +13,18 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
-from pinwarden.controller import kopf_watch, spec_reconciler, status_reconciler, store, transform
+from pinwarden.controller import resources, spec_reconciler, status_reconciler, store, transform
 from pinwarden.controller.client import FIELD_MANAGER, ApiError
 from pinwarden.controller.events import Recorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
+from pinwarden.controller.ratelimit import Bucket, Throttle
 from pinwarden.controller.spec_reconciler import Specs
 from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, Statuses
 from pinwarden.controller.store import STATUS_BURST, STATUSES_PER_SECOND, State
 from pinwarden.controller.transform import AgentPod, KnownNode
-from pinwarden.controller.workqueue import Bucket, Throttle, WorkQueue
+from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.limit_compiler import Settings
 from pinwarden.plan.types import Namespace, Node, Pod
@@ -118,7 +119,7 @@ class Operator:
         self.state.put_agent(AgentPod(f"agent-{node}", node, ready))
 
     def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
-        self.state.put(kopf_watch.read(PinLimit, limit(version, generation, status, **spec)))
+        self.state.put(resources.read(PinLimit, limit(version, generation, status, **spec)))
 
     def spec(self, node: str = "n1") -> Json:
         found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
@@ -664,18 +665,18 @@ def test_events_tell_each_reason_once() -> None:
 
 
 def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
-    good = kopf_watch.read(PinLimit, limit(7, 2))
+    good = resources.read(PinLimit, limit(7, 2))
     assert (good.key, good.version, good.generation, good.problem) == ("ns/l", 7, 2, "")
     assert good.resource is not None
-    assert kopf_watch.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
-    assert kopf_watch.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
-    assert kopf_watch.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(
+    assert resources.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
+    assert resources.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
+    assert resources.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(
         matched_pods=3
     )
     raw = limit(7, 2)
     raw["kind"] = "ClusterPinLimit"
     del raw["metadata"]["namespace"]
-    assert kopf_watch.read(ClusterPinLimit, raw).key == "l"
+    assert resources.read(ClusterPinLimit, raw).key == "l"
 
 
 def apply_seconds(operator: Operator) -> float:
@@ -772,7 +773,7 @@ def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: 
         selected = {"matchLabels": {"tier": "guest"}}
         raw = limit(1, 1, namespaceSelector=selected)
         del raw["metadata"]["namespace"]
-        operator.state.put(kopf_watch.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
+        operator.state.put(resources.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
         operator.state.put_namespace(Namespace("ns", {"tier": "guest"}))
         operator.node()
         operator.agent()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.common.backoff import RETRY_AFTER_CAP_SECONDS, Backoff
-from pinwarden.controller.workqueue import Bucket, Throttle, WorkQueue
+from pinwarden.controller.ratelimit import Bucket, Throttle
+from pinwarden.controller.workqueue import WorkQueue
 
 
 class Clock:
