@@ -6,4 +6,5 @@ Each module is a command: `python tools/docs/NAME.py`.
 - `reference`: `docs/reference/`, from the models of the custom resources.
 - `chart`: the chart's README, and the plain manifests.
 - `site`: the Sphinx extension of `make site`.
+- `words`: how often docstrings use hard words, and sentences that are too long.
 """
