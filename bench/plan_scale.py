@@ -19,7 +19,7 @@ from fleet import APPS, PODS_PER_NAMESPACE, Json, limit_objects, node_name, node
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.cluster import World
+from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.limit_compiler import Limit
 from pinwarden.plan.limit_status import Kept, aggregate
 from pinwarden.plan.node_view import NodeView
@@ -64,7 +64,7 @@ def limit(item: Json) -> Limit:
     return kind.model_validate({**item, "metadata": metadata})
 
 
-def reported(world: World, name: str) -> NodeView:
+def reported(world: Cluster, name: str) -> NodeView:
     """A node whose agent acknowledged and reported all that it is asked."""
     spec = world.spec_for(name)
     config = NodePinConfig.model_validate(
@@ -79,7 +79,7 @@ def reported(world: World, name: str) -> NodeView:
 
 def measure(nodes: int, pods: int, limits: int) -> None:
     """Run it all and print the table."""
-    world = World()
+    world = Cluster()
     namespaces = -(-pods // PODS_PER_NAMESPACE)
     for number in range(namespaces):
         world.put_namespace(Namespace(f"team-{number}"))

@@ -22,7 +22,7 @@ from pinwarden.controller.ratelimit import Throttle
 from pinwarden.controller.store import State
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
-from pinwarden.plan.denials import FRESH, Seen, explain, news, repeats
+from pinwarden.plan.denials import FRESH, SeenDenials, describe_denial, describe_repeats, find_new_denials
 from pinwarden.plan.types import Pod
 
 QUIET_SECONDS = 60.0
@@ -67,18 +67,18 @@ class Refusals:
         self._now = now
         self._throttle = Throttle(_PER_SECOND, _BURST)
         self._queue = WorkQueue(clock)
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, SeenDenials] = {}
         self._waiting: dict[str, _Waiting] = {}
 
     def reported(self, node: str, listed: Sequence[DenialReport]) -> None:
         """A node's agent lists these refusals."""
-        found = news(self._seen.get(node), listed, self._now())
+        found = find_new_denials(self._seen.get(node), listed, self._now())
         self._seen[node] = found.seen
         if len(self._seen) > 2 * len(self._state.held) + _SPARE_NODES:
             self._seen = {name: seen for name, seen in self._seen.items() if name in self._state.held}
         if not self._gate.open:
             self._forget_old()
-        for refusal in found.refusals:
+        for refusal in found.denials:
             self._take(node, refusal, found.missed)
 
     async def tell(self) -> None:
@@ -141,7 +141,9 @@ class Refusals:
         if limit is not None and limit.namespace not in (None, pod.namespace):
             limit = None  # it cannot hold for the pod, whoever wrote that it did
         name = f"{limit.kind.__name__} {limit.full_name}" if limit else printable(refusal.name) or "unknown"
-        note = explain(refusal, name) + repeats(waiting.more, waiting.at_least, refusal.time - waiting.began)
+        note = describe_denial(refusal, name) + describe_repeats(
+            waiting.more, waiting.at_least, refusal.time - waiting.began
+        )
         now = self._now()
         time = refusal.time if abs(now - refusal.time) < _CREDIBLE else now
         identity = f"{waiting.node} {refusal.number} {refusal.time.isoformat()}"

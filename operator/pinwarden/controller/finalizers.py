@@ -21,7 +21,7 @@ from pinwarden.controller.resources import Seen, read, reference
 from pinwarden.controller.store import Managed, State
 from pinwarden.controller.write_guard import Gate
 from pinwarden.plan.group_compiler import FINALIZER
-from pinwarden.plan.group_on_node import Wait
+from pinwarden.plan.group_on_node import DrainWait
 
 FIELD_MANAGER = "pinwarden-operator-finalizer"
 LEFT_SECONDS = 120.0
@@ -54,7 +54,7 @@ class Finalizers:
         self._clock = clock
         self._stuck: dict[str, dict[str, float]] = {}
 
-    async def settle(self, entry: Managed, waits: Sequence[Wait]) -> End:
+    async def settle(self, entry: Managed, waits: Sequence[DrainWait]) -> End:
         """Give a resource the finalizer that it needs, or take it away; `waits` is what its end waits for. Raises ApiError."""
         seen = entry.seen
         if seen.kind is not SharedMemoryGroup:
@@ -65,7 +65,7 @@ class Finalizers:
         drains = group is not None and group.drains
         if drains and seen.deleting and (delay := self._delay(seen, waits)) is not None:
             return End(look_after=delay)
-        accepted = self._state.world.group_refusal(seen.full_name) is None
+        accepted = self._state.world.group_rejection(seen.full_name) is None
         wanted = drains and not seen.deleting and (accepted or bool(waits))
         if wanted == (FINALIZER in seen.finalizers):
             return End()
@@ -77,7 +77,7 @@ class Finalizers:
             self._tell_left(seen, wait)
         return End(gone=answer.deleting and not answer.finalizers)
 
-    def _tell_left(self, seen: Seen, wait: Wait) -> None:
+    def _tell_left(self, seen: Seen, wait: DrainWait) -> None:
         """Tell what is left, on the Node where the namespace takes no Events any more."""
         if self._state.world.namespace(seen.namespace or "").terminating:
             self._recorder.happened_on(wait.node, _left(seen, wait))
@@ -91,7 +91,7 @@ class Finalizers:
         body["metadata"]["finalizers"] = [FINALIZER]
         return await self._api.apply(path, body, FIELD_MANAGER)
 
-    def _delay(self, seen: Seen, waits: Sequence[Wait]) -> float | None:
+    def _delay(self, seen: Seen, waits: Sequence[DrainWait]) -> float | None:
         """None once nothing is waited for but in vain; else the seconds until that may be so, 0 where something may still come."""
         now = self._clock()
         before = self._stuck.get(seen.uid, {})
@@ -104,7 +104,7 @@ class Finalizers:
         self._stuck[seen.uid] = since
         return left if len(since) == len(waits) else 0.0
 
-    def _in_vain(self, seen: Seen, wait: Wait) -> bool:
+    def _in_vain(self, seen: Seen, wait: DrainWait) -> bool:
         world = self._state.world
         abandoned = world.namespace(seen.namespace or "").terminating
         return bool(wait.stuck) or (abandoned and not world.members_of(seen.full_name).get(wait.node))
@@ -126,7 +126,7 @@ def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
     ]
 
 
-def _left(seen: Seen, wait: Wait) -> Happening:
+def _left(seen: Seen, wait: DrainWait) -> Happening:
     amount = "an unknown amount" if wait.charge is None else short(wait.charge)
     note = f"{seen.kind.__name__} {seen.full_name} is not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
     return Happening("Warning", "LeftOnNode", "Drain", note)

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
 from pinwarden.controller.items import Items
-from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.node_view import NodeView, PodSample
 from pinwarden.plan.types import Pod
 
 UNKNOWN: Final = "Unknown"
@@ -140,7 +140,7 @@ def _add(into: dict[_Key, int], more: Mapping[_Key, int], times: int) -> None:
             into.pop(key, None)
 
 
-def standing(view: NodeView, use: Use) -> tuple[str, str]:
+def standing(view: NodeView, use: PodSample) -> tuple[str, str]:
     """The level of a pod and the reason, both of the closed sets."""
     if view.silent:
         return UNKNOWN, SILENT
@@ -149,7 +149,7 @@ def standing(view: NodeView, use: Use) -> tuple[str, str]:
 
 def _problems(view: NodeView) -> Iterator[str]:
     if view.silent:
-        if view.asked or view.asked_groups:
+        if view.requested or view.requested_groups:
             yield SILENT
         return
     if view.problem:

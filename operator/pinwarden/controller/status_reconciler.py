@@ -26,10 +26,10 @@ from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, Specs
 from pinwarden.controller.store import STATUS_BURST, Managed, State
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import Gate
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.group_on_node import Wait, waits_for
-from pinwarden.plan.group_status import group_shares, group_status, refused_group, settled
+from pinwarden.plan.group_on_node import DrainWait, drain_wait
+from pinwarden.plan.group_status import group_shares, group_status, rejected_group_status, settled
 from pinwarden.plan.limit_status import aggregate, conclude
 
 QUIET_SECONDS = 0.2
@@ -45,7 +45,7 @@ class Looked(NamedTuple):
     """The status that a limit or group should have now, and the nodes that the end of a group waits for."""
 
     status: Status
-    waits: Sequence[Wait] = ()
+    waits: Sequence[DrainWait] = ()
 
 
 class Statuses:
@@ -165,15 +165,15 @@ def _limit_status(state: State, entry: Managed, now: datetime) -> PinLimitStatus
     seen = entry.seen
     previous = entry.status if isinstance(entry.status, PinLimitStatus) else None
     if not isinstance(seen.resource, PinLimit | ClusterPinLimit):
-        refusal = Refusal("Invalid", seen.problem)
-        return conclude(_unreadable(entry), [], previous, now, refusal=refusal)
+        refusal = Rejection("Invalid", seen.problem)
+        return conclude(_unreadable(entry), [], previous, now, rejection=refusal)
     return aggregate(
         seen.resource,
         state.world.pods_of(seen.key),
         state.views,
         previous,
         now,
-        refusal=state.world.refusal(seen.key),
+        rejection=state.world.rejection(seen.key),
         overriding=state.world.overriding(seen.key),
         kept=entry.kept,
     )
@@ -184,11 +184,11 @@ def _look_at_group(state: State, entry: Managed, now: datetime) -> Looked:
     name = seen.full_name
     group = world.groups.get(name)
     previous = entry.status if isinstance(entry.status, SharedMemoryGroupStatus) else None
-    refusal = world.group_refusal(name) if group else Refusal("Invalid", seen.problem)
+    refusal = world.group_rejection(name) if group else Rejection("Invalid", seen.problem)
     if group is None or refusal is not None:
-        refusal = refusal or Refusal("Invalid", seen.problem)
+        refusal = refusal or Rejection("Invalid", seen.problem)
         waits = _waits(state, group) if group else []
-        return Looked(refused_group(_metadata(seen), refusal, previous, now, waits), waits)
+        return Looked(rejected_group_status(_metadata(seen), refusal, previous, now, waits), waits)
     members, on = world.members_of(name), world.nodes_of_group(name)
     views = {node: state.view(node) for node in {*members, *on} if node in world.nodes}
     shares = group_shares(group, members, on, views, state.pod_at, entry.kept_group)
@@ -196,10 +196,10 @@ def _look_at_group(state: State, entry: Managed, now: datetime) -> Looked:
     return Looked(status, [share.waits for share in shares if share.waits])
 
 
-def _waits(state: State, group: Group) -> list[Wait]:
+def _waits(state: State, group: Group) -> list[DrainWait]:
     """What the end of a group that is refused waits for."""
     nodes = sorted(state.world.nodes_of_group(group.name))
-    waits = (waits_for(group, state.view(node), state.pod_at, refused=True) for node in nodes)
+    waits = (drain_wait(group, state.view(node), state.pod_at, rejected=True) for node in nodes)
     return [wait for wait in waits if wait]
 
 

@@ -21,7 +21,7 @@ from pinwarden.controller.ratelimit import Bucket
 from pinwarden.controller.resources import Seen, Status, applied_to, essence, group_key
 from pinwarden.controller.transform import AgentPod, Held, HeldSpec, KnownNode
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.plan.cluster import Dirty, World
+from pinwarden.plan.cluster import Cluster, Dirty
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
 from pinwarden.plan.group_status import KeptGroupShares
 from pinwarden.plan.limit_compiler import Settings
@@ -69,7 +69,7 @@ class State:
         metrics: Metrics,
         refused: Callable[[str, Sequence[DenialReport]], None],
     ) -> None:
-        self.world = World(settings)
+        self.world = Cluster(settings)
         self.node_uids: dict[str, str] = {}
         self.held: dict[str, HeldSpec] = {}
         self.resources: dict[str, Managed] = {}
@@ -282,7 +282,7 @@ class State:
     def _take(self, entry: Managed) -> None:
         """Into the world, unless it cannot be read."""
         seen = entry.seen
-        refused = self.world.group_refusal(seen.full_name) is not None
+        refused = self.world.group_rejection(seen.full_name) is not None
         entry.held = FINALIZER in seen.finalizers or (entry.held and not seen.deleting and not refused)
         if seen.resource is None:
             self._metrics.unreadable("groups" if seen.kind is SharedMemoryGroup else "limits")

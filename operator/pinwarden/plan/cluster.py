@@ -1,6 +1,6 @@
 """The cluster as the controller knows it, indexed so that an event costs what it touches and not what there is.
 
-The controller feeds every object that it sees into a `World` and gets back what could differ now: names of nodes whose compiled spec, and
+The controller feeds every object that it sees into a `Cluster` and gets back what could differ now: names of nodes whose compiled spec, and
 names of limits whose status, must be looked at again. Every answer follows from the objects that are in, not from the order in which they
 came: `spec_for` gives what `compile_node` would give from scratch.
 
@@ -20,11 +20,11 @@ from typing import NamedTuple, TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import Group, Presence
-from pinwarden.plan.group_index import UNTOUCHED, Attached, Touched
-from pinwarden.plan.limit_compiler import Hold, Limit, Room, Settings, assemble, limit_name, refusal
-from pinwarden.plan.limit_matcher import Combination, Matcher
+from pinwarden.plan.group_index import UNTOUCHED, GroupIndex, Touched
+from pinwarden.plan.limit_compiler import Limit, LimitSet, Overflow, Settings, assemble, limit_name, rejection
+from pinwarden.plan.limit_matcher import Combination, LimitMatcher
 from pinwarden.plan.limit_overrides import overriding
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -53,7 +53,7 @@ class _Entry:
     matching: Combination
 
 
-class World:
+class Cluster:
     """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` tells what it made dirty.
 
     Putting an object that changes nothing, and removing one that is not there, dirties nothing. Nothing here does I/O or blocks; it is
@@ -62,17 +62,17 @@ class World:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
-        self._matcher = Matcher(self._settings)
+        self._matcher = LimitMatcher(self._settings)
         self._limits: dict[str, Limit] = {}
-        self._refused: dict[str, Refusal] = {}
-        self._holds: dict[Combination, Hold] = {}
+        self._refused: dict[str, Rejection] = {}
+        self._holds: dict[Combination, LimitSet] = {}
         self._pods: dict[str, _Entry] = {}
         self._by_node: dict[str, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
         self._claims: dict[tuple[str, str], set[str]] = {}
         self._groups: dict[Combination, set[str]] = {}
         self._combinations: dict[str, set[Combination]] = {}
-        self._attached = Attached()
+        self._attached = GroupIndex()
         self._removed_namespaces: set[str] = set()
 
     # -- what the controller feeds ---------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class World:
     def put_limit(self, limit: Limit) -> Dirty:
         """Take a limit as it is now; an event that changes neither its spec nor its UID dirties nothing.
 
-        A limit that is refused (`refusal`) holds for no pod, whatever it held for before.
+        A limit that is refused (`rejection`) holds for no pod, whatever it held for before.
         """
         name = limit_name(limit)
         old = self._limits.get(name)
@@ -171,7 +171,7 @@ class World:
         if old is not None and (old.spec, old.metadata.uid) == (limit.spec, limit.metadata.uid):
             return CLEAN
         before = self._concerned(name)
-        refused = refusal(limit)
+        refused = rejection(limit)
         self._holds.clear()
         if refused is None:
             self._refused.pop(name, None)
@@ -228,7 +228,7 @@ class World:
         """
         return self._limits[name]
 
-    def refusal(self, name: str) -> Refusal | None:
+    def rejection(self, name: str) -> Rejection | None:
         """Why the limit is not acted on, None when it is; worked out once when the limit came."""
         return self._refused.get(name)
 
@@ -242,7 +242,7 @@ class World:
         """
         return self.compiled(node)[0]
 
-    def compiled(self, node: str) -> tuple[NodePinConfigSpec, Room]:
+    def compiled(self, node: str) -> tuple[NodePinConfigSpec, Overflow]:
         """The same, and what found no room in it."""
         _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
@@ -290,9 +290,9 @@ class World:
         """The SharedMemoryGroups by name, refused ones too."""
         return self._attached.groups
 
-    def group_refusal(self, name: str) -> Refusal | None:
+    def group_rejection(self, name: str) -> Rejection | None:
         """Why the group is not acted on, None when it is."""
-        return self._attached.refusal(name)
+        return self._attached.rejection(name)
 
     def groups_on(self, node: str) -> frozenset[str]:
         """The groups whose status may change when the node's agent reports."""
@@ -386,10 +386,10 @@ class World:
     def _groups_with(self, name: str) -> Iterator[set[str]]:
         return (self._groups[combination] for combination in self._combinations.get(name, ()))
 
-    def _hold(self, combination: Combination) -> Hold:
+    def _hold(self, combination: Combination) -> LimitSet:
         hold = self._holds.get(combination)
         if hold is None:
-            hold = self._holds[combination] = Hold.of(self._limits_of(combination))
+            hold = self._holds[combination] = LimitSet.of(self._limits_of(combination))
         return hold
 
     def _limits_of(self, combination: Combination) -> list[Limit]:

@@ -23,20 +23,20 @@ Status = Literal["True", "False", "Unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     """Why a resource that the API server stored is not acted on (condition Accepted=False)."""
 
     reason: str
     message: str
 
 
-def selects_nothing(field: str, selector: LabelSelector) -> Refusal | None:
+def selects_nothing(field: str, selector: LabelSelector) -> Rejection | None:
     """Return the refusal of a selector that can match no object; `field` is its place in the spec."""
     why = contradiction(selector)
-    return Refusal("SelectsNothing", f"spec.{field}: {why}") if why else None
+    return Rejection("SelectsNothing", f"spec.{field}: {why}") if why else None
 
 
-class Verdict(NamedTuple):
+class UntimedCondition(NamedTuple):
     """A condition without its times."""
 
     type: str
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     message: str
 
 
-class Finding(NamedTuple):
+class Observation(NamedTuple):
     """Something that a condition names: what it is about (pod, node, source), a reason in one word, and details."""
 
     subject: str
@@ -69,19 +69,19 @@ class Answer(Protocol):
         """Whether the agent took this very spec of the resource."""
 
     @property
-    def refused(self) -> Finding | None:
+    def rejected(self) -> Observation | None:
         """Why it never will."""
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Observations:
     """Many findings in little room: how many there are of each reason, and the first `NAMED` of each."""
 
     counts: Mapping[str, int]
-    named: tuple[Finding, ...]
+    named: tuple[Observation, ...]
 
     @classmethod
-    def of(cls, found: Iterable[Finding]) -> "Findings":
+    def of(cls, found: Iterable[Observation]) -> "Observations":
         """All of `found`, in its order."""
         counts: dict[str, int] = {}
         named = []
@@ -89,32 +89,32 @@ class Findings:
             count = counts[finding.reason] = counts.get(finding.reason, 0) + 1
             if count <= NAMED:
                 named.append(finding)
-        return cls(counts, tuple(named)) if counts else NOTHING
+        return cls(counts, tuple(named)) if counts else NO_OBSERVATIONS
 
     @classmethod
-    def all(cls, parts: Iterable["Findings"]) -> "Findings":
+    def all(cls, parts: Iterable["Observations"]) -> "Observations":
         """Several together, in their order."""
         parts = [part for part in parts if part]
         counts = sum((Counter(part.counts) for part in parts), Counter())
-        named = Findings.of(finding for part in parts for finding in part.named).named
+        named = Observations.of(finding for part in parts for finding in part.named).named
         return cls(counts, named)
 
     def __bool__(self) -> bool:
         return bool(self.counts)
 
 
-NOTHING: Final = Findings({}, ())
+NO_OBSERVATIONS: Final = Observations({}, ())
 
 
-def not_accepted(refusal: Refusal) -> list[Verdict]:
+def not_accepted(rejection: Rejection) -> list[UntimedCondition]:
     """The conditions of a resource that is not acted on."""
     return [
-        Verdict("Ready", "False", refusal.reason, refusal.message),
-        Verdict("Accepted", "False", refusal.reason, refusal.message),
+        UntimedCondition("Ready", "False", rejection.reason, rejection.message),
+        UntimedCondition("Accepted", "False", rejection.reason, rejection.message),
     ]
 
 
-def summary(parts: Sequence[Verdict], needed: Sequence[str], holding: str) -> Verdict:
+def summary(parts: Sequence[UntimedCondition], needed: Sequence[str], holding: str) -> UntimedCondition:
     """Ready, as kstatus reads it: the first of the `needed` verdicts that is not true; the one called `holding` when all are.
 
     A resource that no pod matches is ready for the first one, so that nobody who applies it waits for a pod.
@@ -130,7 +130,7 @@ def summary(parts: Sequence[Verdict], needed: Sequence[str], holding: str) -> Ve
 
 
 def dated(
-    verdicts: Sequence[Verdict], previous: Iterable[Condition], now: datetime, generation: int | None
+    verdicts: Sequence[UntimedCondition], previous: Iterable[Condition], now: datetime, generation: int | None
 ) -> list[Condition]:
     """The conditions in order, each with the time when its status last changed; to whole seconds, as Kubernetes writes times."""
     before = {condition.type: condition for condition in previous}
@@ -158,14 +158,14 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
 
 
-def main_reason(findings: Findings) -> str:
+def main_reason(findings: Observations) -> str:
     """The most frequent reason, the first in order among equals; what passes by itself gives way to what does not."""
     counts = findings.counts
     lasting = {reason: count for reason, count in counts.items() if reason not in PASSING} or counts
     return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
-def tell(what: str, findings: Findings) -> str:
+def sentence(what: str, findings: Observations) -> str:
     """One sentence that names some of the findings."""
     lasting = sorted(findings.named, key=lambda finding: finding.reason in PASSING)
     texts = [
@@ -175,12 +175,12 @@ def tell(what: str, findings: Findings) -> str:
     return f"{what}: {'; '.join(texts)}{_more(sum(findings.counts.values()))}."
 
 
-def few(names: Sequence[str]) -> str:
+def name_some(names: Sequence[str]) -> str:
     """Some of the names, and how many more there are."""
     return ", ".join(names[:NAMED]) + _more(len(names))
 
 
-def counted(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 pod`, `2 pods`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

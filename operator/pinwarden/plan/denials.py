@@ -33,7 +33,7 @@ _WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenDenials:
     """What a node listed last, as number and time of each refusal, and the highest number of it."""
 
     listed: frozenset[tuple[int, datetime]] = frozenset()
@@ -41,59 +41,59 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class NewDenials:
     """Refusals that were not seen before, newest last, and what is seen with them. `missed`: there were others that no list had."""
 
-    refusals: Sequence[DenialReport]
+    denials: Sequence[DenialReport]
     missed: bool
-    seen: Seen
+    seen: SeenDenials
 
 
-def news(seen: Seen | None, listed: Sequence[DenialReport], now: datetime) -> News:
+def find_new_denials(seen: SeenDenials | None, listed: Sequence[DenialReport], now: datetime) -> NewDenials:
     """What of the list is news to who has `seen` so much.
 
     At first sight (None) nobody knows which of them were told before: those that are older than `FRESH` count as told.
     """
     first = seen is None
-    seen = seen or Seen()
+    seen = seen or SeenDenials()
     new = [each for each in listed if _identity(each) not in seen.listed]
     if not new:  # an emptier list, as of an object that was made anew, takes nothing back
-        return News([], False, seen)
+        return NewDenials([], False, seen)
     before = 0 if new[0].number <= seen.number else seen.number
     numbers = [new[0].number - 1 if first else before, *(each.number for each in new)]
     missed = any(later > sooner + 1 for sooner, later in pairwise(numbers))
     if first:
         new = [each for each in new if now - each.time <= FRESH]
-    return News(new, missed, Seen(frozenset(map(_identity, listed)), numbers[-1]))
+    return NewDenials(new, missed, SeenDenials(frozenset(map(_identity, listed)), numbers[-1]))
 
 
-def explain(refusal: DenialReport, limit: str) -> str:
+def describe_denial(denial: DenialReport, limit: str) -> str:
     """One sentence: who asked for what, and why it was refused. `limit` names the limit."""
-    asked = " of an unknown amount" if refusal.asked is None else f" of {short(refusal.asked)}"
-    if refusal.asked == 0:
+    asked = " of an unknown amount" if denial.asked is None else f" of {short(denial.asked)}"
+    if denial.asked == 0:
         asked = ""  # the call pins nothing itself; what it allows later is the cause
-    where = f" in container {printable(refusal.container)}" if refusal.container else ""
-    call = printable(refusal.call) or _WORDS[refusal.source]
+    where = f" in container {printable(denial.container)}" if denial.container else ""
+    call = printable(denial.call) or _WORDS[denial.source]
     return (
-        f'{call}{asked} by process "{printable(refusal.process)}" (pid {refusal.pid}){where} '
-        f"refused: {_cause(refusal, limit)}"
+        f'{call}{asked} by process "{printable(denial.process)}" (pid {denial.pid}){where} '
+        f"refused: {_cause(denial, limit)}"
     )
 
 
-def _cause(refusal: DenialReport, limit: str) -> str:
+def _cause(denial: DenialReport, limit: str) -> str:
     """Why: in words where the use is not the cause, else what is used of the limit."""
-    message = printable(refusal.message)
-    if refusal.limit is None:
+    message = printable(denial.message)
+    if denial.limit is None:
         return message or "the cause is not known"
     if message:
-        return f"{message}; limit {limit} of {short(refusal.limit)}"
-    used, most = ("unknown", short(refusal.limit))
-    if refusal.used is not None:
-        used, most = compared(refusal.used, refusal.limit)
+        return f"{message}; limit {limit} of {short(denial.limit)}"
+    used, most = ("unknown", short(denial.limit))
+    if denial.used is not None:
+        used, most = compared(denial.used, denial.limit)
     return f"{used} of {most} used, limit {limit}"
 
 
-def repeats(more: int, at_least: bool, span: timedelta) -> str:
+def describe_repeats(more: int, at_least: bool, span: timedelta) -> str:
     """How often the like was refused besides within the time, to stand behind a sentence; empty for never."""
     if not more:
         return ""
@@ -102,5 +102,5 @@ def repeats(more: int, at_least: bool, span: timedelta) -> str:
     return f"; and {'at least ' if at_least else ''}{more} more in the last {within}"
 
 
-def _identity(refusal: DenialReport) -> tuple[int, datetime]:
-    return refusal.number, refusal.time
+def _identity(denial: DenialReport) -> tuple[int, datetime]:
+    return denial.number, denial.time

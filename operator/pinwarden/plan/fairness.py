@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 
-def in_turn(names: Sequence[str], most: int, sizes: Mapping[str, int] | None = None) -> set[str]:
+def select_fairly(names: Sequence[str], most: int, sizes: Mapping[str, int] | None = None) -> set[str]:
     """Those of the names that find room in `most`, where each takes its size, or 1.
 
     Those of no namespace come first, then always the next one of the namespace that has the least with it: the first of each, the second of

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from pinwarden.api.quantity import MAX_BYTES, Quantity
 from pinwarden.api.sharedmemorygroup import IpcNamespace, Management, Path, SharedMemoryGroupSpec, key_range
 from pinwarden.common.text import compared, exact, short
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 
 ANNOTATION: Final = "pinwarden.io/allow-shared-memory"
 NOT_ALLOWED: Final = "NotAllowed"
@@ -108,7 +108,7 @@ def covers(entry: str, name: str) -> bool:
     return prefix != entry and not _is_pattern(prefix) and name.startswith(prefix)
 
 
-def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Refusal:
+def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Rejection:
     """Whether a group may name its object; the capacities of created ones are for `admit`."""
     backing = spec.backing
     if mount := backing.tmpfs or backing.hugetlbfs:
@@ -132,7 +132,7 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
     return Permission()
 
 
-def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Refusal]:
+def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Rejection]:
     """Why some of the groups with management: Create get no room; these come by name with their capacity, the oldest first.
 
     One that does not fit takes no room from those after it.
@@ -162,18 +162,20 @@ def _without_space(name: str) -> str:
     return f"{_SPACE_OR_WILD.split(name)[0]}*" if _is_pattern(name) else _SPACE.sub("?", name)
 
 
-def _path_refused(kind: str, path: str, wanted: str, allowed: Allowed) -> Refusal:
+def _path_refused(kind: str, path: str, wanted: str, allowed: Allowed) -> Rejection:
     parts = wanted.split("/")[1:]
     bad = (number for number, part in enumerate(parts) if _is_pattern(part) or part.split() != [part])
     wanted = "".join(f"/{part}" for part in parts[: next(bad, None)])
     return _refused(f"spec.backing.{kind}.path", path, f"path:{wanted}" if wanted else "", allowed)
 
 
-def _refused(field: str, what: str, entry: str, allowed: Allowed) -> Refusal:
+def _refused(field: str, what: str, entry: str, allowed: Allowed) -> Rejection:
     advice = f": an administrator may add {entry!r} to the annotation {ANNOTATION} of the Namespace"
     if not entry:
         advice = ": no folder above it can be allowed"
-    return Refusal(NOT_ALLOWED, "; ".join([f"{field}: {what} is not allowed{advice}", *allowed.problems[:1]]))
+    return Rejection(
+        NOT_ALLOWED, "; ".join([f"{field}: {what} is not allowed{advice}", *allowed.problems[:1]])
+    )
 
 
 def _folder(text: str) -> str:

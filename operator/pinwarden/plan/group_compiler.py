@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.api.quantity import MAX_BYTES, Quantity
 from pinwarden.api.sharedmemorygroup import DeletionPolicy, Management, SharedMemoryGroup
-from pinwarden.plan.conditions import Refusal, selects_nothing
-from pinwarden.plan.fairness import in_turn
+from pinwarden.plan.conditions import Rejection, selects_nothing
+from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_allowlist import Permission, admit, creates, parse, permission
 from pinwarden.plan.selectors import Labels, selects
 from pinwarden.plan.types import Namespace, Pod
@@ -28,7 +28,7 @@ FINALIZER = "pinwarden.io/shared-memory"
 MAX_NODE_GROUPS = 256
 MAX_NODE_GROUP_BYTES = 256 << 10
 
-Standing = Permission | Refusal
+Admission = Permission | Rejection
 """Whether pinwarden acts on a group, and in which folder; or why not."""
 
 
@@ -96,41 +96,41 @@ NOWHERE = Presence()
 _ENDING = Permission(ending=True)
 
 
-def invalid(group: SharedMemoryGroup) -> Refusal | None:
+def invalid(group: SharedMemoryGroup) -> Rejection | None:
     """What no annotation would make good; None where there is nothing."""
     spec = group.spec
     if len(spec.backing.to_wire()) != 1:
-        return Refusal("Invalid", "spec.backing: give exactly one kind of object")
+        return Rejection("Invalid", "spec.backing: give exactly one kind of object")
     if spec.management is Management.CREATE and spec.capacity is None:
-        return Refusal("Invalid", "spec.capacity: management: Create needs one")
+        return Rejection("Invalid", "spec.capacity: management: Create needs one")
     if spec.backing.sysv_shm:
         try:
             _ = spec.backing.sysv_shm.keys
         except ValueError as error:
-            return Refusal("Invalid", f"spec.backing.sysvShm.key: {error}")
+            return Rejection("Invalid", f"spec.backing.sysvShm.key: {error}")
     amounts: dict[str, Quantity | None] = {"capacity": spec.capacity}
     for number, member in enumerate(spec.members):
         amounts[f"members[{number}].borrowLimit"] = member.borrow_limit
         if problem := selects_nothing(f"members[{number}].podSelector", member.pod_selector):
             return problem
         if member.pin_limit is not None:
-            return Refusal(
+            return Rejection(
                 "NotSupported",
                 f"spec.members[{number}].pinLimit needs a gate in the kernel that sees each pin; leave it out",
             )
     for field, amount in amounts.items():
         try:
             if amount is not None and amount.bytes > MAX_BYTES:
-                return Refusal("Invalid", f"spec.{field}: {amount} is above 4Pi")
+                return Rejection("Invalid", f"spec.{field}: {amount} is above 4Pi")
         except ValueError as error:
-            return Refusal("Invalid", f"spec.{field}: {error}")
+            return Rejection("Invalid", f"spec.{field}: {error}")
     return None
 
 
-def standings(groups: Iterable[Group], namespace: Namespace) -> dict[str, Standing]:
+def admissions(groups: Iterable[Group], namespace: Namespace) -> dict[str, Admission]:
     """How each of the namespace's groups stands, by name: all of them at once, because those that are created share an allowance."""
     allowed = parse(namespace.allowed)
-    found: dict[str, Standing] = {}
+    found: dict[str, Admission] = {}
     creating = []
     for group in sorted(groups, key=lambda group: group.age):
         standing = found[group.name] = invalid(group.resource) or permission(group.resource.spec, allowed)
@@ -149,9 +149,9 @@ def node_groups(
     """
     by_name = {group.name: (group, permission) for group, permission in groups}
     ordered = sorted(by_name, key=lambda name: by_name[name][0].age)
-    counted = in_turn(ordered, MAX_NODE_GROUPS)
+    counted = select_fairly(ordered, MAX_NODE_GROUPS)
     found = {name: node_group(*by_name[name], pods, listed) for name in ordered if name in counted}
-    fitting = in_turn(list(found), MAX_NODE_GROUP_BYTES, {name: _size(found[name]) for name in found})
+    fitting = select_fairly(list(found), MAX_NODE_GROUP_BYTES, {name: _size(found[name]) for name in found})
     return [group for name, group in found.items() if name in fitting]
 
 
@@ -213,7 +213,7 @@ def groups_on(
         by_namespace.setdefault(group.namespace, []).append(group)
     found = []
     for name, own in by_namespace.items():
-        standing = standings(own, namespaces.get(name) or Namespace(name))
+        standing = admissions(own, namespaces.get(name) or Namespace(name))
         there = [pod for pod in pods if pod.namespace == name]
         for group in own:
             attached = any(group.attaches(pod.labels) for pod in there)
@@ -223,7 +223,7 @@ def groups_on(
     return found
 
 
-def usable(group: Group, standing: Standing) -> Permission | None:
+def usable(group: Group, standing: Admission) -> Permission | None:
     """The permission of a group that nodes may be asked to hold; one that is refused may end where it is."""
     if group.drains and not group.held:
         return None
@@ -233,7 +233,7 @@ def usable(group: Group, standing: Standing) -> Permission | None:
 
 
 def permission_on(
-    group: Group, standing: Standing, presence: Presence, *, attached: bool
+    group: Group, standing: Admission, presence: Presence, *, attached: bool
 ) -> Permission | None:
     """The permission of a group that is on a node; `attached`: a member pod runs there."""
     found = usable(group, standing)

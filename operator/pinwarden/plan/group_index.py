@@ -7,9 +7,9 @@ that are in: `found_on` gives what `groups.groups_on` would give from scratch.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_allowlist import Permission
-from pinwarden.plan.group_compiler import NOWHERE, Group, Presence, Standing, permission_on, standings
+from pinwarden.plan.group_compiler import NOWHERE, Admission, Group, Presence, admissions, permission_on
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -29,14 +29,14 @@ class Touched(NamedTuple):
 UNTOUCHED = Touched()
 
 
-class Attached:
+class GroupIndex:
     """Groups and the pods that are attached to them; each change tells what it touched."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Group] = {}
         self._names: dict[str, str] = {}
         self._in_namespace: dict[str, set[str]] = {}
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, Admission] = {}
         self._attachments: dict[str, Attachment] = {}
         self._members: dict[str, dict[str, set[str]]] = {}
         self._attached_on: dict[str, dict[str, int]] = {}
@@ -150,10 +150,10 @@ class Attached:
         """All of them by name."""
         return self._groups
 
-    def refusal(self, name: str) -> Refusal | None:
+    def rejection(self, name: str) -> Rejection | None:
         """Why the group is not acted on, None when it is."""
         standing = self._standings.get(name)
-        return standing if isinstance(standing, Refusal) else None
+        return standing if isinstance(standing, Rejection) else None
 
     def presence(self, node: str) -> Presence:
         """What the node told last."""
@@ -185,7 +185,7 @@ class Attached:
         names = self._in_namespace.get(namespace.name)
         if not names:
             return UNTOUCHED
-        found = standings((self._groups[name] for name in names), namespace)
+        found = admissions((self._groups[name] for name in names), namespace)
         changed = [name for name in found if self._standings.get(name) != found[name]]
         self._standings.update(found)
         nodes = (self._nodes_with(self._groups[name]) for name in changed)

@@ -13,11 +13,11 @@ from pinwarden.api.pinlimit import NodeCount
 from pinwarden.api.reasons import NOT_REPORTED, SILENT
 from pinwarden.api.sharedmemorygroup import Borrower, GroupNode, Phase, SharedMemoryGroupStatus
 from pinwarden.common.text import readable, total
-from pinwarden.plan.conditions import Refusal, dated, not_accepted
+from pinwarden.plan.conditions import Rejection, dated, not_accepted
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.group_conditions import drained, judge_group
-from pinwarden.plan.group_on_node import Find, GroupShare, Wait, summarize_group
-from pinwarden.plan.limit_status import KeptShares
+from pinwarden.plan.group_conditions import drained, evaluate_group
+from pinwarden.plan.group_on_node import DrainWait, GroupOnNode, PodLookup, summarize_group
+from pinwarden.plan.limit_status import ShareCache
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
 
@@ -26,7 +26,7 @@ STALE = timedelta(minutes=10)
 _PHASES = list(Phase)
 
 
-class KeptGroupShares(KeptShares[GroupShare]):
+class KeptGroupShares(ShareCache[GroupOnNode]):
     """The shares of a group."""
 
 
@@ -35,9 +35,9 @@ def group_shares(
     members: Mapping[str, Sequence[Pod]],
     on: Iterable[str],
     nodes: Mapping[str, NodeView],
-    find: Find,
+    find: PodLookup,
     kept: KeptGroupShares | None = None,
-) -> list[GroupShare]:
+) -> list[GroupOnNode]:
     """The share of each node that has a member pod (`members`) or the group for another reason (`on`), in order.
 
     A node without a view counts as silent; `kept` as in `aggregate`.
@@ -48,17 +48,17 @@ def group_shares(
     return kept.shares(group, pods, views, partial(summarize_group, find=find))
 
 
-def refused_group(
+def rejected_group_status(
     metadata: ObjectMeta,
-    refusal: Refusal,
+    rejection: Rejection,
     previous: SharedMemoryGroupStatus | None,
     now: datetime,
-    waits: Sequence[Wait] = (),
+    waits: Sequence[DrainWait] = (),
 ) -> SharedMemoryGroupStatus:
     """The status of a group that is not acted on, and the end of what it has from before `waits` for this."""
     before = previous.conditions if previous else ()
     generation = metadata.generation
-    verdicts = [*not_accepted(refusal), *([drained(waits)] if waits else [])]
+    verdicts = [*not_accepted(rejection), *([drained(waits)] if waits else [])]
     return SharedMemoryGroupStatus(
         observed_generation=generation, conditions=dated(verdicts, before, now, generation)
     )
@@ -66,7 +66,7 @@ def refused_group(
 
 def group_status(
     group: Group,
-    shares: Sequence[GroupShare],
+    shares: Sequence[GroupOnNode],
     previous: SharedMemoryGroupStatus | None,
     now: datetime,
 ) -> SharedMemoryGroupStatus:
@@ -85,7 +85,7 @@ def group_status(
     return SharedMemoryGroupStatus(
         observed_generation=generation,
         conditions=dated(
-            judge_group(group, shares), previous.conditions if previous else (), now, generation
+            evaluate_group(group, shares), previous.conditions if previous else (), now, generation
         ),
         phase=nodes[0].phase if nodes else None,
         backing=group.resource.spec.backing.kind,
@@ -136,7 +136,7 @@ def _largest(borrower: Borrower) -> tuple[int, int, str, str, str]:
     return -borrowed, -mapped, borrower.namespace, borrower.pod, borrower.node
 
 
-def _node(share: GroupShare) -> GroupNode:
+def _node(share: GroupOnNode) -> GroupNode:
     report = share.report
     if report is None:
         return GroupNode(

@@ -24,8 +24,8 @@ from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, PodContainer
 from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope, Source
 from pinwarden.api.quantity import MAX_BYTES
-from pinwarden.plan.conditions import Refusal, selects_nothing
-from pinwarden.plan.fairness import in_turn
+from pinwarden.plan.conditions import Rejection, selects_nothing
+from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_allowlist import Permission
 from pinwarden.plan.group_compiler import NOWHERE, Group, Presence, groups_on, node_groups
 from pinwarden.plan.selectors import names_value, selects
@@ -54,14 +54,14 @@ class Settings:
     unknown_pods: int | None = None
 
 
-def refusal(limit: Limit) -> Refusal | None:
+def rejection(limit: Limit) -> Rejection | None:
     """What this release cannot do for `limit`, None when it can do all of it."""
     if limit.spec.counting is Counting.ONCE_PER_POD:
-        return Refusal("NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin")
+        return Rejection("NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin")
     if limit.spec.on_overshoot is OnOvershoot.KILL:
-        return Refusal("NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report")
+        return Rejection("NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report")
     if limit.spec.grant and limit.spec.sources and set(limit.spec.sources) != set(Source):
-        return Refusal(
+        return Rejection(
             "NotSupported",
             "spec.sources: RLIMIT_MEMLOCK cannot tell sources apart, so a grant for some would raise all; leave sources out",
         )
@@ -73,13 +73,13 @@ def refusal(limit: Limit) -> Refusal | None:
     for field, amount in amounts.items():
         try:
             if amount.bytes > MAX_BYTES:
-                return Refusal("Invalid", f"spec.{field}: {amount} is above 4Pi")
+                return Rejection("Invalid", f"spec.{field}: {amount} is above 4Pi")
         except ValueError as error:
-            return Refusal("Invalid", f"spec.{field}: {error}")
+            return Rejection("Invalid", f"spec.{field}: {error}")
     return None
 
 
-def _selects_nothing(limit: Limit) -> Refusal | None:
+def _selects_nothing(limit: Limit) -> Rejection | None:
     selectors = {"podSelector": limit.spec.pod_selector}
     if isinstance(limit, ClusterPinLimit):
         selectors |= {
@@ -135,11 +135,11 @@ def compile_node(
     A pod whose namespace is not known is matched as if the namespace had no labels but its name. A terminal pod, and one for Windows, is
     left out.
     """
-    usable = [limit for limit in limits if refusal(limit) is None]
+    usable = [limit for limit in limits if rejection(limit) is None]
 
-    def hold(pod: Pod) -> Hold:
+    def hold(pod: Pod) -> LimitSet:
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
-        return Hold.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
+        return LimitSet.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
     there = groups_on(groups, [] if node.windows else live, namespaces, presence)
@@ -154,7 +154,7 @@ def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
 
 
 @dataclass(frozen=True)
-class Hold:
+class LimitSet:
     """What holds for a pod: the constraints of all limits that match it, by name, and whether one of them is per container."""
 
     limits: Mapping[str, NodeLimit]
@@ -166,17 +166,17 @@ class Hold:
         return sum(len(name) + 3 for name in self.limits)
 
     @classmethod
-    def of(cls, matching: Sequence[Limit]) -> "Hold":
+    def of(cls, matching: Sequence[Limit]) -> "LimitSet":
         """What the `matching` limits make together: what a grant gives depends on all of them (P14)."""
         first = sorted(matching, key=lambda limit: (isinstance(limit, PinLimit), limit_name(limit)))
-        limits = [node_limit(limit, reach(limit, matching)) for limit in first[:MAX_POD_LIMITS]]
+        limits = [node_limit(limit, effective_grant(limit, matching)) for limit in first[:MAX_POD_LIMITS]]
         return cls(
             {limit.name: limit for limit in sorted(limits, key=lambda limit: limit.name)},
             any(limit.scope is Scope.CONTAINER for limit in limits),
         )
 
     @classmethod
-    def together(cls, holds: Iterable["Hold"]) -> "Hold":
+    def together(cls, holds: Iterable["LimitSet"]) -> "LimitSet":
         """What holds for a cgroup that several pods claim: the limits of all of them, none of which raises anything."""
         holds = list(holds)
         limits = {limit.name: limit for hold in holds for limit in map(_without_grant, hold.limits.values())}
@@ -191,7 +191,7 @@ def _without_grant(limit: NodeLimit) -> NodeLimit:
     return NodeLimit(**dict(limit) | {"name": f"{limit.name.partition('@')[0]}@0", "grant": 0})
 
 
-class Room(NamedTuple):
+class Overflow(NamedTuple):
     """What of a node's pods and limits is not in its spec: whether there are limits (`full`), and the UIDs of the `unlisted` cgroups."""
 
     full: bool = False
@@ -203,7 +203,7 @@ class _Listed:
     """A cgroup that the spec may have: what holds for it, and the ids of its containers by their names."""
 
     namespace: str
-    hold: Hold
+    hold: LimitSet
     containers: Mapping[str, str | None]
 
     @property
@@ -216,9 +216,9 @@ class _Listed:
         return size
 
 
-def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
+def _by_cgroup(held: Iterable[tuple[Pod, LimitSet]]) -> dict[str, _Listed]:
     """By UID, each cgroup that one of the pods may have."""
-    claims: dict[str, list[tuple[Pod, Hold]]] = {}
+    claims: dict[str, list[tuple[Pod, LimitSet]]] = {}
     found: dict[str, _Listed] = {}
     for pod, hold in held:
         for uid in pod.cgroup_uids:
@@ -226,7 +226,7 @@ def _by_cgroup(held: Iterable[tuple[Pod, Hold]]) -> dict[str, _Listed]:
         if pod.contested:
             claims.setdefault(pod.cgroup_uid, []).append((pod, hold))
     for uid, claimants in claims.items():
-        hold = Hold.together(hold for _, hold in claimants)
+        hold = LimitSet.together(hold for _, hold in claimants)
         containers = _agreed([pod.containers for pod, _ in claimants])
         found[uid] = _Listed(claimants[0][0].namespace, hold, containers)
     return found
@@ -242,8 +242,8 @@ def _fitting(cgroups: Mapping[str, _Listed]) -> Iterable[str]:
     for governed in (True, False):
         uids = sorted(uid for uid, each in cgroups.items() if bool(each.hold.limits) == governed)
         named = {f"{cgroups[uid].namespace}/{uid}": sizes[uid] for uid in uids}
-        counted = in_turn(list(named), left)
-        names = in_turn([name for name in named if name in counted], left_bytes, named)
+        counted = select_fairly(list(named), left)
+        names = select_fairly([name for name in named if name in counted], left_bytes, named)
         left -= len(names)
         left_bytes -= sum(named[name] for name in names)
         fitting += (name.rpartition("/")[2] for name in names)
@@ -263,16 +263,16 @@ def _agreed(parts: Sequence[Mapping[str, str | None]]) -> Mapping[str, str | Non
 
 
 def assemble(
-    held: Iterable[tuple[Pod, Hold]], groups: Sequence[tuple[Group, Permission]], settings: Settings
-) -> tuple[NodePinConfigSpec, Room]:
+    held: Iterable[tuple[Pod, LimitSet]], groups: Sequence[tuple[Group, Permission]], settings: Settings
+) -> tuple[NodePinConfigSpec, Overflow]:
     """The spec of a node with these pods, each with what holds for it, and with these groups; and what found no room in it."""
     held = list(held)
     cgroups = _by_cgroup(held)
     holds = {id(each.hold): each.hold for each in cgroups.values()}
     found = {name: limit for hold in holds.values() for name, limit in hold.limits.items()}
-    counted = in_turn(sorted(found), MAX_NODE_LIMITS)
+    counted = select_fairly(sorted(found), MAX_NODE_LIMITS)
     sizes = {name: _limit_size(found[name]) for name in sorted(counted)}
-    limits = {name: found[name] for name in in_turn(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)}
+    limits = {name: found[name] for name in select_fairly(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)}
     listed = frozenset(_fitting(cgroups))
     pods = []
     for uid, each in cgroups.items():
@@ -292,10 +292,10 @@ def assemble(
         pods=sorted(pods, key=lambda pod: pod.uid),
         groups=node_groups(groups, [pod for pod, _ in held], listed) if groups else [],
     )
-    return spec, Room(len(limits) < len(found), frozenset(cgroups.keys() - listed))
+    return spec, Overflow(len(limits) < len(found), frozenset(cgroups.keys() - listed))
 
 
-def reach(limit: Limit, matching: Sequence[Limit]) -> int | None:
+def effective_grant(limit: Limit, matching: Sequence[Limit]) -> int | None:
     """How far `limit` may raise a pod under the `matching` limits, in bytes; None when it is no grant (P14)."""
     if not limit.spec.grant:
         return None

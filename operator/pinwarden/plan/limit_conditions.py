@@ -9,15 +9,26 @@ from collections.abc import Iterable, Sequence
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.api.reasons import NO_PODS, NOT_REPORTED, PENDING, SILENT, TRUNCATED
 from pinwarden.common.text import MOST, compared
-from pinwarden.plan.conditions import Answer, Findings, Verdict, counted, few, main_reason, summary, tell
+from pinwarden.plan.conditions import (
+    Answer,
+    Observations,
+    UntimedCondition,
+    main_reason,
+    name_some,
+    plural,
+    sentence,
+    summary,
+)
 from pinwarden.plan.limit_compiler import Limit
-from pinwarden.plan.limit_on_node import Share
+from pinwarden.plan.limit_on_node import LimitOnNode
 
 FIGURES_CUT = "FiguresCut"
 CUT_FIGURES = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."
 
 
-def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> list[Verdict]:
+def evaluate_limit(
+    limit: Limit, shares: Sequence[LimitOnNode], overriding: Sequence[str]
+) -> list[UntimedCondition]:
     """The conditions of an accepted limit: Ready first, then what it sums up; Granted only of a grant."""
     parts = [
         accepted(limit, overriding),
@@ -30,7 +41,7 @@ def judge(limit: Limit, shares: Sequence[Share], overriding: Sequence[str]) -> l
     return [ready(limit, parts), *parts]
 
 
-def ready(limit: Limit, parts: Sequence[Verdict]) -> Verdict:
+def ready(limit: Limit, parts: Sequence[UntimedCondition]) -> UntimedCondition:
     """One summary, as kstatus reads it: the first of Accepted, Applied and Enforced that does not hold; an audit is ready when applied."""
     needed = ["Accepted", "Applied"]
     if limit.spec.enforcement is Enforcement.ENFORCE:
@@ -40,13 +51,13 @@ def ready(limit: Limit, parts: Sequence[Verdict]) -> Verdict:
     return summary(parts, needed, "Enforced" if "Enforced" in needed else "Applied")
 
 
-def accepted(limit: Limit, overriding: Sequence[str]) -> Verdict:
+def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
     """Whether pinwarden acts on the limit; says when it adds nothing to others (P13)."""
     if not overriding:
-        return Verdict("Accepted", "True", "Accepted", "The limit holds beside all others.")
-    named = few([f"{name!r}" for name in overriding])
+        return UntimedCondition("Accepted", "True", "Accepted", "The limit holds beside all others.")
+    named = name_some([f"{name!r}" for name in overriding])
     does = "holds" if limit.spec.enforcement is Enforcement.ENFORCE else "is evaluated"
-    return Verdict(
+    return UntimedCondition(
         "Accepted",
         "True",
         "Overridden",
@@ -54,107 +65,123 @@ def accepted(limit: Limit, overriding: Sequence[str]) -> Verdict:
     )
 
 
-def applied(shares: Sequence[Answer]) -> Verdict:
+def applied(shares: Sequence[Answer]) -> UntimedCondition:
     """Whether every node with a matching pod acknowledged this very spec."""
     if not shares:
-        return Verdict("Applied", "True", NO_PODS, "No pod matches.")
-    refused = Findings.of(share.refused for share in shares if share.refused and not share.acknowledged)
-    if refused:
-        return Verdict("Applied", "False", main_reason(refused), tell("Not taken", refused))
+        return UntimedCondition("Applied", "True", NO_PODS, "No pod matches.")
+    rejected = Observations.of(
+        share.rejected for share in shares if share.rejected and not share.acknowledged
+    )
+    if rejected:
+        return UntimedCondition("Applied", "False", main_reason(rejected), sentence("Not taken", rejected))
     if silent := silent_nodes(shares):
-        return Verdict("Applied", "Unknown", SILENT, f"No answer from the agent of {silent}.")
+        return UntimedCondition("Applied", "Unknown", SILENT, f"No answer from the agent of {silent}.")
     missing = [f"node {share.node}" for share in shares if not share.acknowledged]
     if missing:
-        return Verdict("Applied", "False", PENDING, f"Not acknowledged yet by {few(missing)}.")
-    return Verdict("Applied", "True", "Acknowledged", f"Acknowledged by {counted(len(shares), 'node')}.")
+        return UntimedCondition("Applied", "False", PENDING, f"Not acknowledged yet by {name_some(missing)}.")
+    return UntimedCondition(
+        "Applied", "True", "Acknowledged", f"Acknowledged by {plural(len(shares), 'node')}."
+    )
 
 
-def enforced(limit: Limit, shares: Sequence[Share]) -> Verdict:
+def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Whether every matching pod is held at the level asked for, and who is not; unknown while no pod matches (H1)."""
     if limit.spec.enforcement is Enforcement.AUDIT:
-        return Verdict("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
+        return UntimedCondition("Enforced", "False", "Audit", "The limit is evaluated and refuses nothing.")
     if not shares:
-        return Verdict(
+        return UntimedCondition(
             "Enforced", "Unknown", NO_PODS, "No pod matches, so nothing shows that it would be held."
         )
     if not any(share.reachable for share in shares):
-        named = few([repr(name) for name in limit.spec.containers])
-        return Verdict("Enforced", "False", "NoSuchContainer", f"No matching pod has a container {named}.")
-    unheld = Findings.all(share.unheld for share in shares)
+        named = name_some([repr(name) for name in limit.spec.containers])
+        return UntimedCondition(
+            "Enforced", "False", "NoSuchContainer", f"No matching pod has a container {named}."
+        )
+    unheld = Observations.all(share.unheld for share in shares)
     if unheld:
-        return Verdict("Enforced", "False", main_reason(unheld), tell("Not held", unheld))
+        return UntimedCondition("Enforced", "False", main_reason(unheld), sentence("Not held", unheld))
     if silent := silent_nodes(shares):
-        return Verdict("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    pods = counted(sum(share.pods for share in shares), "pod")
+        return UntimedCondition("Enforced", "Unknown", SILENT, f"No answer from the agent of {silent}.")
+    pods = plural(sum(share.pods for share in shares), "pod")
     level = f"{limit.spec.minimum_level} or better"
-    return Verdict("Enforced", "True", "Enforced", f"{pods} held at {level}{_beside(shares)}.")
+    return UntimedCondition("Enforced", "True", "Enforced", f"{pods} held at {level}{_beside(shares)}.")
 
 
-def complete(shares: Sequence[Share]) -> Verdict:
+def complete(shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Whether the figures take in every selected source and pod; otherwise they are lower bounds (H2)."""
     if not shares:
-        return Verdict("Complete", "True", NO_PODS, "No pod matches.")
+        return UntimedCondition("Complete", "True", NO_PODS, "No pod matches.")
     sources: dict[str, list[str]] = {}
     for share in shares:
         for source in sorted(share.uncounted):
             sources.setdefault(source, []).append(share.node)
     if sources:
         where = "" if all(len(on) == len(shares) for on in sources.values()) else " on some nodes"
-        return Verdict(
+        return UntimedCondition(
             "Complete",
             "False",
             "SourcesNotCounted",
             f"Figures are lower bounds: not counted{where}: {', '.join(sources)}.",
         )
     if is_cut(share.pinned for share in shares):
-        return Verdict("Complete", "False", FIGURES_CUT, CUT_FIGURES)
-    unreported = Findings.all(share.unreported for share in shares if not share.silent)
+        return UntimedCondition("Complete", "False", FIGURES_CUT, CUT_FIGURES)
+    unreported = Observations.all(share.unreported for share in shares if not share.silent)
     if unreported:
         reason = TRUNCATED if any(share.truncated for share in shares) else NOT_REPORTED
-        return Verdict(
-            "Complete", "False", reason, tell("Figures are lower bounds: not reported", unreported)
+        return UntimedCondition(
+            "Complete", "False", reason, sentence("Figures are lower bounds: not reported", unreported)
         )
     if silent := silent_nodes(shares):
-        return Verdict(
+        return UntimedCondition(
             "Complete", "Unknown", SILENT, f"Figures may be stale: no answer from the agent of {silent}."
         )
     missing = [f"node {share.node}" for share in shares if not share.reported]
     if missing:
-        return Verdict("Complete", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
-    return Verdict("Complete", "True", "AllCounted", "Every selected source is counted; figures are sampled.")
+        return UntimedCondition(
+            "Complete", "Unknown", NOT_REPORTED, f"Nothing reported yet by {name_some(missing)}."
+        )
+    return UntimedCondition(
+        "Complete", "True", "AllCounted", "Every selected source is counted; figures are sampled."
+    )
 
 
-def within_limit(shares: Sequence[Share]) -> Verdict:
+def within_limit(shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Whether what was last sampled stays at or under the limit, each in the limit's scope (P11)."""
     if not shares:
-        return Verdict("WithinLimit", "True", NO_PODS, "No pod matches.")
-    over = Findings.all(share.over for share in shares if not share.silent)
+        return UntimedCondition("WithinLimit", "True", NO_PODS, "No pod matches.")
+    over = Observations.all(share.over for share in shares if not share.silent)
     if over:
-        return Verdict("WithinLimit", "False", "OverLimit", tell("Over the limit as last sampled", over))
+        return UntimedCondition(
+            "WithinLimit", "False", "OverLimit", sentence("Over the limit as last sampled", over)
+        )
     if silent := silent_nodes(shares):
-        return Verdict("WithinLimit", "Unknown", SILENT, f"No answer from the agent of {silent}.")
-    unjudged = Findings.all(share.unjudged for share in shares)
+        return UntimedCondition("WithinLimit", "Unknown", SILENT, f"No answer from the agent of {silent}.")
+    unjudged = Observations.all(share.unjudged for share in shares)
     if unjudged:
-        return Verdict("WithinLimit", "Unknown", main_reason(unjudged), tell("Use not known", unjudged))
+        return UntimedCondition(
+            "WithinLimit", "Unknown", main_reason(unjudged), sentence("Use not known", unjudged)
+        )
     missing = [f"node {share.node}" for share in shares if not share.reported]
     if missing:
-        return Verdict("WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {few(missing)}.")
-    return Verdict(
+        return UntimedCondition(
+            "WithinLimit", "Unknown", NOT_REPORTED, f"Nothing reported yet by {name_some(missing)}."
+        )
+    return UntimedCondition(
         "WithinLimit", "True", "Sampled", f"At or under the limit as last sampled{_beside(shares)}."
     )
 
 
-def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
+def granted(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Whether the grant reaches as far as the limit (P14)."""
     if not shares:
-        return Verdict("Granted", "True", NO_PODS, "No pod matches.")
+        return UntimedCondition("Granted", "True", NO_PODS, "No pod matches.")
     amount = limit.spec.limit.bytes
     reached = [share.grant for share in shares if share.grant is not None]
     if not reached:
-        return Verdict("Granted", "Unknown", PENDING, "Not compiled for any node yet.")
+        return UntimedCondition("Granted", "Unknown", PENDING, "Not compiled for any node yet.")
     least = min(reached)
     if least >= amount:
-        return Verdict(
+        return UntimedCondition(
             "Granted", "True", "Granted", f"Every matching pod may be raised up to {limit.spec.limit}."
         )
     reached_text, asked = compared(least, amount)
@@ -163,7 +190,7 @@ def granted(limit: Limit, shares: Sequence[Share]) -> Verdict:
         if least
         else "no ClusterPinLimit with maxGrant lets it through"
     )
-    return Verdict("Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {why}.")
+    return UntimedCondition("Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {why}.")
 
 
 def is_cut(figures: Iterable[int | None]) -> bool:
@@ -171,7 +198,7 @@ def is_cut(figures: Iterable[int | None]) -> bool:
     return sum(figure for figure in figures if figure is not None) > MOST
 
 
-def _beside(shares: Iterable[Share]) -> str:
+def _beside(shares: Iterable[LimitOnNode]) -> str:
     """The sources that what is said does not take in (H2)."""
     missing = sorted({source for share in shares for source in share.uncounted})
     return f", not counting {', '.join(missing)}" if missing else ""
@@ -179,4 +206,4 @@ def _beside(shares: Iterable[Share]) -> str:
 
 def silent_nodes(shares: Iterable[Answer]) -> str:
     """Some of the nodes whose agents are silent; empty where none is."""
-    return few([f"node {share.node}" for share in shares if share.silent])
+    return name_some([f"node {share.node}" for share in shares if share.silent])

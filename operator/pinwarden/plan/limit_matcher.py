@@ -18,7 +18,7 @@ Combination = tuple[str, ...]
 _REMEMBERED = 65536
 
 
-class Matcher:
+class LimitMatcher:
     """The limits in use, namespaces and nodes; whoever changes one asks again for the pods concerned."""
 
     def __init__(self, settings: Settings) -> None:

@@ -23,7 +23,7 @@ from pinwarden.api.reasons import (
     UNSUPPORTED,
 )
 from pinwarden.common.text import short
-from pinwarden.plan.conditions import NAMED, NOTHING, Finding, Findings
+from pinwarden.plan.conditions import NAMED, NO_OBSERVATIONS, Observation, Observations
 from pinwarden.plan.limit_compiler import (
     MAX_NODE_LIMIT_BYTES,
     MAX_NODE_LIMITS,
@@ -32,7 +32,7 @@ from pinwarden.plan.limit_compiler import (
     MAX_POD_LIMITS,
     Limit,
 )
-from pinwarden.plan.node_view import Asked, NodeView, Use
+from pinwarden.plan.node_view import NodeView, PodSample, RequestedLimit
 from pinwarden.plan.types import Pod
 
 TOP = 10
@@ -49,7 +49,7 @@ POD_ROOM = f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 1
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class LimitOnNode:
     """What one node contributes to a limit's status.
 
     `acknowledged`: the agent took this very spec of the limit; `refused`: why it never will. `unheld`: why a pod, or all of them, is not
@@ -65,22 +65,22 @@ class Share:
     reported: bool
     acknowledged: bool
     truncated: bool
-    refused: Finding | None
-    unheld: Findings
+    rejected: Observation | None
+    unheld: Observations
     uncounted: frozenset[Source]
-    unreported: Findings
-    over: Findings
-    unjudged: Findings
+    unreported: Observations
+    over: Observations
+    unjudged: Observations
     pinned: int | None
     peak: int | None
     denials: int | None
-    top: tuple[tuple[Pod, Use], ...]
+    top: tuple[tuple[Pod, PodSample], ...]
     overshoot: tuple[int, float, int] | None
     grant: int | None
     reachable: bool
 
 
-def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
+def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitOnNode:
     """What `view`'s node says of `limit`, which holds for exactly these pods of the node (at least one)."""
     spec: PinLimitSpec = limit.spec
     uid = limit.metadata.uid or ""
@@ -96,21 +96,21 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
     denied = [count for _, use in known if (count := use.denied(uid)) is not None]
     weak = _weak_sources(spec, view)
 
-    def unheld() -> Iterator[Finding]:
+    def unheld() -> Iterator[Observation]:
         if unsupported:
             yield unsupported
         if view.reported and all(source in uncounted for source in _selected(spec)):
-            yield Finding(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")
+            yield Observation(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")
         running = (pod for pod in pods if _runs(pod, uses[pod.uid]))
         if weak and not all(_suffices(spec, uses[pod.uid]) for pod in running):
-            yield Finding(f"node {view.name}", LEVEL_TOO_LOW, weak)
+            yield Observation(f"node {view.name}", LEVEL_TOO_LOW, weak)
         for pod in pods:
             finding = _unheld(spec, pod, asked[pod.uid], uses[pod.uid], view, weak)
             if finding:
                 yield finding
 
     grants = [ask.grant for ask in wanted if ask.grant is not None]
-    return Share(
+    return LimitOnNode(
         node=view.name,
         pods=len(pods),
         silent=view.silent,
@@ -119,12 +119,12 @@ def summarize(limit: Limit, pods: Sequence[Pod], view: NodeView) -> Share:
         and None not in asked.values()
         and all((ask.uid, ask.hash) in view.applied for ask in wanted),
         truncated=view.truncated,
-        refused=unsupported or next(crowded, None) or problem_on(view),
-        unheld=NOTHING if view.silent else Findings.of(unheld()),
+        rejected=unsupported or next(crowded, None) or problem_on(view),
+        unheld=NO_OBSERVATIONS if view.silent else Observations.of(unheld()),
         uncounted=uncounted if view.reported else frozenset(),
-        unreported=Findings.of(unreported),
-        over=Findings.of(over),
-        unjudged=Findings.of([*unjudged, *unreported]),
+        unreported=Observations.of(unreported),
+        over=Observations.of(over),
+        unjudged=Observations.of([*unjudged, *unreported]),
         pinned=sum(use.pinned for _, use in known) if known else None,
         peak=_peak(limit, known),
         denials=sum(denied) if denied else None,
@@ -141,20 +141,20 @@ def acknowledges(view: NodeView, pod: Pod, uid: str) -> bool:
     return _acknowledges(view, pod, _asked(view, pod, uid))
 
 
-def largest(known: Iterable[tuple[Pod, Use]]) -> list[tuple[Pod, Use]]:
+def largest(known: Iterable[tuple[Pod, PodSample]]) -> list[tuple[Pod, PodSample]]:
     """The pods that pin most, largest first."""
     return nsmallest(TOP, known, key=lambda each: (-each[1].pinned, each[0].namespace, each[0].name))
 
 
-def _asked(view: NodeView, pod: Pod, uid: str) -> Asked | None:
-    return next((ask for ask in view.asked.get(pod.cgroup_uid, ()) if ask.uid == uid), None)
+def _asked(view: NodeView, pod: Pod, uid: str) -> RequestedLimit | None:
+    return next((ask for ask in view.requested.get(pod.cgroup_uid, ()) if ask.uid == uid), None)
 
 
-def _acknowledges(view: NodeView, pod: Pod, ask: Asked | None) -> bool:
+def _acknowledges(view: NodeView, pod: Pod, ask: RequestedLimit | None) -> bool:
     return (
         not view.not_compiled
         and ask is not None
-        and ask in view.taken.get(pod.cgroup_uid, ())
+        and ask in view.acknowledged.get(pod.cgroup_uid, ())
         and (ask.uid, ask.hash) in view.applied
     )
 
@@ -167,30 +167,30 @@ def _name(pod: Pod) -> str:
     return f"pod {pod.namespace}/{pod.name}"
 
 
-def unsupported_on(view: NodeView, uid: str) -> Finding | None:
+def unsupported_on(view: NodeView, uid: str) -> Observation | None:
     """What the agent said of this very limit or group."""
     return _from_agent(view, view.unsupported.get(uid))
 
 
-def problem_on(view: NodeView) -> Finding | None:
+def problem_on(view: NodeView) -> Observation | None:
     """Why the agent did not take the newest spec at all, or there is none, so that what it has not acknowledged stays so."""
     if view.not_compiled:
-        return Finding(f"node {view.name}", NOT_COMPILED, view.not_compiled)
+        return Observation(f"node {view.name}", NOT_COMPILED, view.not_compiled)
     return _from_agent(view, view.problem)
 
 
-def contested(pod: Pod) -> Finding:
+def contested(pod: Pod) -> Observation:
     """That nobody can tell whose the cgroup of the pod is."""
     detail = (
         f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
     )
-    return Finding(_name(pod), CONTESTED, detail)
+    return Observation(_name(pod), CONTESTED, detail)
 
 
-def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Finding | None:
+def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Observation | None:
     if report is None:
         return None
-    return Finding(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}")
+    return Observation(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}")
 
 
 def _overshoot(view: NodeView, uid: str) -> tuple[int, float, int] | None:
@@ -217,14 +217,14 @@ def _weak_sources(spec: PinLimitSpec, view: NodeView) -> str:
     return ", ".join(weak[:NAMED]) + more
 
 
-def _suffices(spec: PinLimitSpec, use: Use | None) -> bool:
+def _suffices(spec: PinLimitSpec, use: PodSample | None) -> bool:
     """Whether the pod is known to be held at the minimum level or better."""
     return use is not None and use.level not in _weaker(spec.minimum_level)
 
 
 def _unheld(
-    spec: PinLimitSpec, pod: Pod, ask: Asked | None, use: Use | None, view: NodeView, weak: str
-) -> Finding | None:
+    spec: PinLimitSpec, pod: Pod, ask: RequestedLimit | None, use: PodSample | None, view: NodeView, weak: str
+) -> Observation | None:
     """Why this pod is not held as asked.
 
     Nothing of a pod of which nothing runs, unless it may turn out to be held less well than asked: `weak` are the sources of the node for
@@ -236,16 +236,18 @@ def _unheld(
         return crowded
     if not _runs(pod, use):
         what = "nothing of it runs" if pod.started else "it has not started"
-        return Finding(_name(pod), PENDING, f"{what}, and on its node {weak}") if weak else None
+        return Observation(_name(pod), PENDING, f"{what}, and on its node {weak}") if weak else None
     if not _acknowledges(view, pod, ask):
         problem = problem_on(view)
-        return problem or Finding(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
+        return problem or Observation(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
     if use is not None and not _suffices(spec, use):
-        return Finding(_name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only")
+        return Observation(
+            _name(pod), use.reason or LEVEL_TOO_LOW, use.message or f"held at {use.level} only"
+        )
     return _unseen(pod, use)
 
 
-def _runs(pod: Pod, use: Use | None) -> bool:
+def _runs(pod: Pod, use: PodSample | None) -> bool:
     """Whether there is something of the pod to hold, as far as kubelet and agent say.
 
     Of a pod without processes the kubelet's word counts, unless the agent just saw them end: the kubelet may not have said so yet.
@@ -255,16 +257,18 @@ def _runs(pod: Pod, use: Use | None) -> bool:
     return use.processes > 0 or use.reason == NOT_READABLE or (pod.running and use.reason != ENDED)
 
 
-def _unseen(pod: Pod, use: Use | None) -> Finding | None:
+def _unseen(pod: Pod, use: PodSample | None) -> Observation | None:
     """Of a pod that runs, and whose agent sees nothing of it."""
     if not _runs(pod, use) or (use is not None and (use.processes or use.reason == NOT_READABLE)):
         return None
     if use is None:
-        return Finding(_name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it")
+        return Observation(
+            _name(pod), NOT_REPORTED, "its containers started, but its agent has not reported it"
+        )
     where = (
         use.message if use.reason == NO_PROCESSES else "its containers run, and no process is in its cgroup"
     )
-    return Finding(_name(pod), NO_PROCESSES, where)
+    return Observation(_name(pod), NO_PROCESSES, where)
 
 
 @cache
@@ -273,16 +277,18 @@ def _weaker(minimum: Level) -> frozenset[Level]:
     return frozenset(level for level in Level if level.rank > minimum.rank)
 
 
-def _crowded(view: NodeView, pod: Pod) -> Finding | None:
+def _crowded(view: NodeView, pod: Pod) -> Observation | None:
     """That a limit which the node is not asked to hold for the pod found no room there."""
-    if pod.cgroup_uid in view.room.unlisted:
-        return Finding(_name(pod), TOO_MANY_PODS, POD_ROOM)
-    if view.room.full or len(view.asked.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS:
-        return Finding(_name(pod), TOO_MANY_LIMITS, ROOM)
+    if pod.cgroup_uid in view.overflow.unlisted:
+        return Observation(_name(pod), TOO_MANY_PODS, POD_ROOM)
+    if view.overflow.full or len(view.requested.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS:
+        return Observation(_name(pod), TOO_MANY_LIMITS, ROOM)
     return None
 
 
-def _compare(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> tuple[list[Finding], list[Finding]]:
+def _compare(
+    limit: Limit, known: Sequence[tuple[Pod, PodSample]]
+) -> tuple[list[Observation], list[Observation]]:
     """What was above the limit, and what cannot be judged because the use of a container is not known by itself."""
     amount = limit.spec.limit.bytes
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
@@ -297,14 +303,14 @@ def _compare(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> tuple[list[Findi
         if each.pinned > amount and (not limit.spec.containers or name in limit.spec.containers)
     ]
     blind = [pod for pod, use in known if not use.containers and use.pinned > amount]
-    return over, [Finding(_name(pod), "ContainerNotReported") for pod in blind]
+    return over, [Observation(_name(pod), "ContainerNotReported") for pod in blind]
 
 
-def _over(subject: str, pinned: int, amount: int) -> Finding:
-    return Finding(subject, "OverLimit", f"{short(pinned)} pinned, {short(pinned - amount)} over")
+def _over(subject: str, pinned: int, amount: int) -> Observation:
+    return Observation(subject, "OverLimit", f"{short(pinned)} pinned, {short(pinned - amount)} over")
 
 
-def _peak(limit: Limit, known: Sequence[tuple[Pod, Use]]) -> int | None:
+def _peak(limit: Limit, known: Sequence[tuple[Pod, PodSample]]) -> int | None:
     """The least limit that what was seen would have fitted in; with scope Node the peaks are added as if they came together."""
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         return sum(use.peak for _, use in known) if known else None

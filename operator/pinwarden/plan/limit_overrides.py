@@ -11,7 +11,7 @@ This is told in status only. Every limit is compiled and held, overridden or not
 from collections.abc import Collection, Sequence
 
 from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, OnOvershoot, PinLimitSpec, Scope
-from pinwarden.plan.limit_compiler import Limit, limit_name, reach
+from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 
 
 def implies(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
@@ -66,8 +66,8 @@ def _covers(wide: Sequence[str], narrow: Sequence[str]) -> bool:
 
 def _gives_as_much(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
     """Whether `weak` raises nothing that `strong` does not: no grant passes `strong`'s own limit."""
-    raised = min(reach(weak, matching) or 0, strong.spec.limit.bytes)
-    if raised > (reach(strong, matching) or 0):
+    raised = min(effective_grant(weak, matching) or 0, strong.spec.limit.bytes)
+    if raised > (effective_grant(strong, matching) or 0):
         return False
     return _max_grant(weak) <= _max_grant(strong)
 

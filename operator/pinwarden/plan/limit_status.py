@@ -4,8 +4,8 @@
 the status that should stand, out. A result equal to `previous` needs no write: a condition keeps its transition time while its status
 stays.
 
-It goes in two steps: `summarize` each node, then `conclude` over all. A ceiling over 150,000 pods is asked for every few seconds while
-few nodes have changed, so the caller may keep the shares of the nodes from one call to the next (`Kept`).
+It goes in two steps: `summarize_limit` each node, then `conclude` over all. A ceiling over 150,000 pods is asked for every few seconds
+while few nodes have changed, so the caller may keep the shares of the nodes from one call to the next (`Kept`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from pinwarden.api.meta import Condition
 from pinwarden.api.pinlimit import NodeCount, Overshoot, PinLimitStatus, PodUsage
 from pinwarden.api.reasons import POD_GONE, SILENT
 from pinwarden.common.text import readable, total
-from pinwarden.plan.conditions import Refusal, dated, not_accepted
+from pinwarden.plan.conditions import Rejection, dated, not_accepted
 from pinwarden.plan.limit_compiler import Limit
-from pinwarden.plan.limit_conditions import judge
-from pinwarden.plan.limit_on_node import Share, largest, summarize
-from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.limit_conditions import evaluate_limit
+from pinwarden.plan.limit_on_node import LimitOnNode, largest, summarize_limit
+from pinwarden.plan.node_view import NodeView, PodSample
 from pinwarden.plan.recommendation import recommend
 from pinwarden.plan.types import Pod
 
@@ -28,7 +28,7 @@ _Resource = TypeVar("_Resource")
 _Share = TypeVar("_Share")
 
 
-class KeptShares(Generic[_Share]):
+class ShareCache(Generic[_Share]):
     """The shares of one resource's nodes, each good while resource and view are the same objects and the pods are equal."""
 
     def __init__(self) -> None:
@@ -39,16 +39,16 @@ class KeptShares(Generic[_Share]):
         resource: _Resource,
         pods: Mapping[str, list[Pod]],
         views: Mapping[str, NodeView],
-        summarize: Callable[[_Resource, list[Pod], NodeView], _Share],
+        summarize_limit: Callable[[_Resource, list[Pod], NodeView], _Share],
     ) -> list[_Share]:
-        """The share of each node, as `summarize` makes it; those of other nodes are forgotten."""
+        """The share of each node, as `summarize_limit` makes it; those of other nodes are forgotten."""
         now: dict[str, tuple[object, NodeView, list[Pod], _Share]] = {}
         for name, on_node in pods.items():
             view = views[name]
             last = self._last.get(name)
             same = last is not None and last[0] is resource and last[1] is view and last[2] == on_node
             now[name] = (
-                last if last and same else (resource, view, on_node, summarize(resource, on_node, view))
+                last if last and same else (resource, view, on_node, summarize_limit(resource, on_node, view))
             )
         self._last = now
         return self.last
@@ -59,7 +59,7 @@ class KeptShares(Generic[_Share]):
         return [share for *_, share in self._last.values()]
 
 
-class Kept(KeptShares[Share]):
+class Kept(ShareCache[LimitOnNode]):
     """The shares of a limit."""
 
 
@@ -70,43 +70,43 @@ def aggregate(
     previous: PinLimitStatus | None,
     now: datetime,
     *,
-    refusal: Refusal | None = None,
+    rejection: Rejection | None = None,
     overriding: Iterable[str] = (),
     kept: Kept | None = None,
 ) -> PinLimitStatus:
     """The status of `limit`.
 
-    `pods` are those it holds for (`World.pods_of`), `refusal` and `overriding` what `World` says of it. `nodes` has a view by node name; a
-    node without one counts as silent. `previous` is the status that the API server has; `now` is aware of its time zone. With `kept`, an
-    empty `Kept` at first and the same one for this limit ever after, only nodes that changed since are looked at; the result is the same.
+    `pods`, `rejection` and `overriding` come from the `Cluster`. `nodes` has the views by node name; a node without one counts as silent.
+    `previous` is the status that the API server has. `now` is aware of its time zone. A caller that passes the same `kept` each time has
+    only changed nodes summarized again; the result is the same.
     """
     by_node: dict[str, list[Pod]] = {}
     for pod in pods:
         by_node.setdefault(pod.node, []).append(pod)
     views = {name: nodes.get(name) or NodeView(name) for name in by_node}
     kept = Kept() if kept is None else kept
-    shares = kept.shares(limit, by_node, views, summarize)
-    return conclude(limit, shares, previous, now, refusal=refusal, overriding=overriding)
+    shares = kept.shares(limit, by_node, views, summarize_limit)
+    return conclude(limit, shares, previous, now, rejection=rejection, overriding=overriding)
 
 
 def conclude(
     limit: Limit,
-    shares: Sequence[Share],
+    shares: Sequence[LimitOnNode],
     previous: PinLimitStatus | None,
     now: datetime,
     *,
-    refusal: Refusal | None = None,
+    rejection: Rejection | None = None,
     overriding: Iterable[str] = (),
 ) -> PinLimitStatus:
     """The status of `limit` from the share of each node that has a pod which it holds for; see `aggregate`."""
     generation = limit.metadata.generation
-    if refusal is not None:
-        verdicts = not_accepted(refusal)
+    if rejection is not None:
+        verdicts = not_accepted(rejection)
         return PinLimitStatus(
             observed_generation=generation, conditions=dated(verdicts, _conditions(previous), now, generation)
         )
     shares = sorted(shares, key=lambda share: share.node)
-    verdicts = judge(limit, shares, sorted(overriding))
+    verdicts = evaluate_limit(limit, shares, sorted(overriding))
     pinned = [share.pinned for share in shares if share.pinned is not None]
     denials = [share.denials for share in shares if share.denials is not None]
     silent = {share.node for share in shares if share.silent}
@@ -130,7 +130,7 @@ def conclude(
     )
 
 
-def _usage(pod: Pod, use: Use, uid: str, silent: bool) -> PodUsage:
+def _usage(pod: Pod, use: PodSample, uid: str, silent: bool) -> PodUsage:
     """One of `topPods` of the limit with this UID; where the agent is silent, the level is not known any more (H1)."""
     return PodUsage(
         namespace=pod.namespace,
@@ -143,7 +143,7 @@ def _usage(pod: Pod, use: Use, uid: str, silent: bool) -> PodUsage:
     )
 
 
-def _overshoot(shares: Sequence[Share]) -> Overshoot | None:
+def _overshoot(shares: Sequence[LimitOnNode]) -> Overshoot | None:
     """The worst of the nodes: the highest peak, the longest time, and how often it happened on all of them."""
     found = [share.overshoot for share in shares if share.overshoot is not None]
     if not found:

@@ -29,10 +29,10 @@ from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.common.text import total
 from pinwarden.plan.group_compiler import Presence
-from pinwarden.plan.limit_compiler import Room
+from pinwarden.plan.limit_compiler import Overflow
 
 
-class Asked(NamedTuple):
+class RequestedLimit(NamedTuple):
     """A limit as a node is asked to hold it: UID of the resource, hash of the constraint, and bytes granted (P14)."""
 
     uid: str
@@ -40,12 +40,12 @@ class Asked(NamedTuple):
     grant: int | None
 
 
-_ALL: Final = Room()
-_NONE: Final[Mapping[str, "ContainerUse"]] = MappingProxyType({})
+_ALL: Final = Overflow()
+_NONE: Final[Mapping[str, "ContainerSample"]] = MappingProxyType({})
 _NONE_DENIED: Final[Mapping[str, int]] = MappingProxyType({})
 
 
-class ContainerUse(NamedTuple):
+class ContainerSample(NamedTuple):
     """What a container was last seen to pin, and the most that was seen, in bytes."""
 
     pinned: int
@@ -53,7 +53,7 @@ class ContainerUse(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class PodSample:
     """What a pod was last seen to pin, the most that was seen (both in bytes), how many processes it had, and how it is held."""
 
     pinned: int
@@ -61,7 +61,7 @@ class Use:
     level: Level
     reason: str
     message: str
-    containers: Mapping[str, ContainerUse]
+    containers: Mapping[str, ContainerSample]
     denials: Mapping[str, int] | None
     processes: int = 1
 
@@ -70,7 +70,7 @@ class Use:
         return None if self.denials is None else self.denials.get(uid, 0)
 
 
-Asks = Mapping[str, tuple[Asked, ...]]
+RequestedLimits = Mapping[str, tuple[RequestedLimit, ...]]
 """By the UID that a pod's cgroup bears: the limits that hold for it."""
 
 
@@ -81,54 +81,59 @@ class NodeView:
     `room`: which of what it should hold found no room. `not_compiled`: why what it shall hold could not be worked out. `problem`: why the
     agent took nothing of the newest spec and keeps the last good one.
     `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
-    SharedMemoryGroups, `asked_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those that the API
-    server's spec has. `fair_view` is of pods that are attached to groups (M11). `denied` counts the calls that the node's gate refused
+    SharedMemoryGroups, `requested_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those of the API
+    server's spec. `fair_view` is of pods that are attached to groups (M11). `denied` counts the calls that the node's gate refused
     since its journal began, None where no gate sees them (H2).
     """
 
     name: str
-    asked: Asks = field(default_factory=dict)
-    room: Room = _ALL
+    requested: RequestedLimits = field(default_factory=dict)
+    overflow: Overflow = _ALL
     not_compiled: str = ""
-    taken: Asks = field(default_factory=dict)
+    acknowledged: RequestedLimits = field(default_factory=dict)
     applied: frozenset[tuple[str, str]] = frozenset()
     unsupported: Mapping[str, UnsupportedReport] = field(default_factory=dict)
     problem: UnsupportedReport | None = None
     sources: tuple[SourceLevel, ...] = ()
-    pods: Mapping[str, Use] = field(default_factory=dict)
+    pods: Mapping[str, PodSample] = field(default_factory=dict)
     overshoots: tuple[OvershootReport, ...] = ()
     truncated: bool = False
     reported: bool = False
     silent: bool = True
     groups: Mapping[str, GroupReport] = field(default_factory=dict)
     compiled: bool = False
-    asked_groups: Mapping[str, str] = field(default_factory=dict)
+    requested_groups: Mapping[str, str] = field(default_factory=dict)
     stored_groups: frozenset[str] = frozenset()
     fair_view: tuple[FairReport, ...] = ()
     denied: int | None = None
 
-    def with_desired(self, spec: NodePinConfigSpec, room: Room = _ALL) -> "NodeView":
+    def with_desired(self, spec: NodePinConfigSpec, overflow: Overflow = _ALL) -> "NodeView":
         """The view after the operator compiled `spec` for the node, written or not; `room` says what did not fit in."""
         groups = {group.uid: group.hash for group in spec.groups}
         return replace(
-            self, asked=_asks(spec), room=room, not_compiled="", compiled=True, asked_groups=groups
+            self,
+            requested=_asks(spec),
+            overflow=overflow,
+            not_compiled="",
+            compiled=True,
+            requested_groups=groups,
         )
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
         """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
         status = config.status or NodePinConfigStatus()
-        taken = self.taken
+        acknowledged = self.acknowledged
         if (
             status.observed_generation is not None
             and status.observed_generation == config.metadata.generation
         ):
-            taken = _asks(config.spec)
-            taken = self.asked if taken == self.asked else taken
-        uids = {uid: uid for uid in self.asked}
+            acknowledged = _asks(config.spec)
+            acknowledged = self.requested if acknowledged == self.requested else acknowledged
+        uids = {uid: uid for uid in self.requested}
         whole = {"", config.metadata.uid}
         return replace(
             self,
-            taken=taken,
+            acknowledged=acknowledged,
             applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
             unsupported={limit.uid: limit for limit in status.unsupported_limits},
             problem=next((each for each in status.unsupported_limits if each.uid in whole), None),
@@ -149,12 +154,12 @@ class NodeView:
         """The view after the NodePinConfig was deleted: nothing is known of what the agent took or holds."""
         return NodeView(
             self.name,
-            asked=self.asked,
-            room=self.room,
+            requested=self.requested,
+            overflow=self.overflow,
             not_compiled=self.not_compiled,
             silent=self.silent,
             compiled=self.compiled,
-            asked_groups=self.asked_groups,
+            requested_groups=self.requested_groups,
         )
 
     def presence(self, before: Presence) -> Presence:
@@ -163,7 +168,7 @@ class NodeView:
         The report counts only for groups that the node was asked to have. Else one agent's token could put any group on its
         node, and the end of that group would wait for the node.
         """
-        asked = self.stored_groups | self.asked_groups.keys()
+        asked = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(
             uid for uid in asked & self.groups.keys() if self.groups[uid].phase is not Phase.RELEASED
         )
@@ -174,10 +179,10 @@ class NodeView:
         return replace(self, silent=silent)
 
 
-def _asks(spec: NodePinConfigSpec) -> Asks:
-    limits = {limit.name: Asked(limit.uid, limit.hash, limit.grant) for limit in spec.limits}
-    shared: dict[tuple[str, ...], tuple[Asked, ...]] = {}
-    asks: dict[str, tuple[Asked, ...]] = {}
+def _asks(spec: NodePinConfigSpec) -> RequestedLimits:
+    limits = {limit.name: RequestedLimit(limit.uid, limit.hash, limit.grant) for limit in spec.limits}
+    shared: dict[tuple[str, ...], tuple[RequestedLimit, ...]] = {}
+    asks: dict[str, tuple[RequestedLimit, ...]] = {}
     for pod in spec.pods:
         names = tuple(pod.limits)
         if names not in shared:
@@ -187,12 +192,12 @@ def _asks(spec: NodePinConfigSpec) -> Asks:
     return asks
 
 
-def _use(report: PodReport) -> Use:
-    containers = {each.name: ContainerUse(each.pinned, each.peak) for each in report.containers}
+def _use(report: PodReport) -> PodSample:
+    containers = {each.name: ContainerSample(each.pinned, each.peak) for each in report.containers}
     denials = None
     if report.denials is not None:
         denials = {each.uid: each.count for each in report.denials} or _NONE_DENIED
-    return Use(
+    return PodSample(
         pinned=total((report.vm_lck, report.vm_pin)),
         peak=report.peak,
         level=report.level,

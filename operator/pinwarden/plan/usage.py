@@ -105,7 +105,7 @@ class SharedFigures(Model):
     fair_view: list[FairFigure]
 
 
-class Wanted(NamedTuple):
+class FigureFilter(NamedTuple):
     """Of which pods and groups figures are wanted: of one namespace, or of all (None); `selected`: of the given pods only.
 
     `alive` are the nodes whose agents are.
@@ -126,7 +126,7 @@ class Wanted(NamedTuple):
 
 
 def pod_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: Wanted, now: datetime
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: FigureFilter, now: datetime
 ) -> list[PodFigure]:
     """The pods that are governed or reported, those that pin most first. `pods` are those that figures are wanted of."""
     found = []
@@ -146,7 +146,7 @@ def pod_figures(
 
 
 def shared_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: Wanted, now: datetime
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: FigureFilter, now: datetime
 ) -> SharedFigures:
     """The groups that nodes report, and the pods of them."""
     groups: list[GroupFigure] = []
@@ -232,7 +232,7 @@ def _figure(
     pod: Pod | None,
     limit: NodeLimit | None,
     report: PodReport | None,
-    wanted: Wanted,
+    wanted: FigureFilter,
     now: datetime,
 ) -> PodFigure:
     figure = PodFigure(
@@ -298,7 +298,7 @@ def _borrows(
     config: NodePinConfig,
     status: NodePinConfigStatus,
     names: Mapping[str, Pod],
-    wanted: Wanted,
+    wanted: FigureFilter,
     now: datetime,
 ) -> Iterator[BorrowFigure]:
     asked = {group.uid: group for group in config.spec.groups}

@@ -38,7 +38,7 @@ _MOST_NAMED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedPod:
     """A pod, what made it, and the most that it was seen to pin (None where no agent reports it), since `since` at the earliest.
 
     `selector` is that of what made it; None where it has none, or where it cannot be read.
@@ -79,7 +79,7 @@ class Workload:
 
     namespace: str
     name: str
-    pods: Sequence[Observed]
+    pods: Sequence[ObservedPod]
     others: Sequence[Pod] = field(default=())
 
     @property
@@ -189,9 +189,9 @@ def _lasts(requirement: LabelSelectorRequirement) -> bool:
     return not is_changing_key(requirement.key) and not any(map(looks_like, requirement.values))
 
 
-def workloads(observed: Iterable[Observed], everybody: Iterable[Pod]) -> list[Workload]:
+def workloads(observed: Iterable[ObservedPod], everybody: Iterable[Pod]) -> list[Workload]:
     """The workloads of these pods by name; `everybody` are all pods of their namespaces, for limits that would select others too."""
-    found: dict[tuple[str, str], list[Observed]] = {}
+    found: dict[tuple[str, str], list[ObservedPod]] = {}
     for each in observed:
         name = each.workload or f"pod/{each.pod.name}"
         found.setdefault((each.pod.namespace, name), []).append(each)
@@ -296,7 +296,7 @@ def _current(limits: Iterable[PinLimit]) -> str | None:
     return ", ".join(told) or None
 
 
-def _others(name: str, pods: Sequence[Observed], everybody: Iterable[Pod]) -> Iterator[Pod]:
+def _others(name: str, pods: Sequence[ObservedPod], everybody: Iterable[Pod]) -> Iterator[Pod]:
     own = {each.pod.uid for each in pods}
     selection = Workload("", name, pods).selection
     for pod in everybody if selection else ():

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.common.text import short
 from pinwarden.plan.decode import AGENT_SELECTOR, agent_is_ready, is_lost, read_namespace, read_node, read_pod
-from pinwarden.plan.explain import Agent, Evidence, Explanation, Finding, Refused, explain
+from pinwarden.plan.explain import DeniedCall, Evidence, Explanation, Finding, NodeAgent, explain
 from pinwarden.plan.types import Namespace
 from pinwarden.plan.workloads import workload_of
 from pinwarden.plugin import fetch, output
@@ -62,22 +62,22 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
     )
 
 
-def _agent(rights: fetch.Rights, system: str, node: str, *, lost: bool) -> Agent | None:
+def _agent(rights: fetch.Rights, system: str, node: str, *, lost: bool) -> NodeAgent | None:
     """The agent's pod on the node, one that is alive before others; none is on a node that is lost."""
     where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
     found = [
-        Agent(raw["metadata"]["name"], agent_is_ready(raw) and not lost)
+        NodeAgent(raw["metadata"]["name"], agent_is_ready(raw) and not lost)
         for raw in rights.items("pods", system, **where)
     ]
     return max(found, key=lambda agent: agent.ready, default=None)
 
 
-def _events(rights: fetch.Rights, namespace: str, name: str) -> Iterator[Refused]:
+def _events(rights: fetch.Rights, namespace: str, name: str) -> Iterator[DeniedCall]:
     """The refusals that the operator told by Events."""
     where = f"involvedObject.kind=Pod,involvedObject.name={name},reason=PinRefused"
     for raw in rights.items("events", namespace, fieldSelector=where):
         if time := _time(raw):
-            yield Refused(time=time, text=raw.get("message") or "")
+            yield DeniedCall(time=time, text=raw.get("message") or "")
 
 
 def _time(event: Json) -> datetime | None:

@@ -10,9 +10,9 @@ from pinwarden.api.meta import LabelSelector
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import PinLimit
 from pinwarden.plan.decode import read_pod
-from pinwarden.plan.limit_compiler import Settings, matches, refusal
+from pinwarden.plan.limit_compiler import Settings, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
-from pinwarden.plan.workloads import Observed, Recommendation, advise, advise_limit, workload_of, workloads
+from pinwarden.plan.workloads import ObservedPod, Recommendation, advise, advise_limit, workload_of, workloads
 from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Client, Json
 from pinwarden.plugin.errors import PluginError
@@ -145,13 +145,13 @@ def _observed(
     limits: Sequence[object],
     peaks: Mapping[tuple[str, str], int],
     selectors: Mapping[tuple[str, str], LabelSelector],
-) -> Observed:
+) -> ObservedPod:
     space, node, settings = Namespace(pod.namespace), Node(pod.node), Settings()
     governing = [
         limit
         for limit in limits
         if isinstance(limit, PinLimit)
-        and refusal(limit) is None
+        and rejection(limit) is None
         and matches(limit, pod, space, node, settings)
     ]
     peak = peaks.get((pod.node, pod.cgroup_uid))
@@ -161,7 +161,7 @@ def _observed(
         text = max(raw["metadata"]["creationTimestamp"], min(filter(None, made), default=""))
         since = datetime.fromisoformat(text)
     workload = workload_of(raw["metadata"])
-    return Observed(pod, workload, peak, since, governing, selectors.get((pod.namespace, workload)))
+    return ObservedPod(pod, workload, peak, since, governing, selectors.get((pod.namespace, workload)))
 
 
 def _emit(made: Sequence[Recommendation], form: str) -> None:

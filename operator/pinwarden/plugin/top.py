@@ -12,9 +12,9 @@ from pinwarden.plan.decode import read_pod
 from pinwarden.plan.types import Pod
 from pinwarden.plan.usage import (
     COUNTED_IN,
+    FigureFilter,
     PodFigure,
     SharedFigures,
-    Wanted,
     pod_figures,
     shared_figures,
     uncounted,
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         every = options.shared or (namespace is None and not selector)
         configs = list(fetch.configs(rights, None if every else {pod.node for pod in pods}))
         agents = fetch.agents(rights, options.pinwarden_namespace, rights.items("nodes"))
-    wanted, now = Wanted(fetch.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
+    wanted, now = FigureFilter(fetch.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
     if options.shared:
         _print_shared(options, shared_figures(pods, configs, wanted, now), now)
     else:
@@ -45,7 +45,7 @@ def _print_pods(
     options: argparse.Namespace,
     pods: Sequence[Pod],
     configs: Sequence[NodePinConfig],
-    wanted: Wanted,
+    wanted: FigureFilter,
     now: datetime,
 ) -> None:
     figures = pod_figures(pods, configs, wanted, now)
@@ -121,7 +121,7 @@ def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]
         output.remark(f"Figures are lower bounds: {where} cannot count {', '.join(sources)}.")
 
 
-def _nothing(configs: Sequence[NodePinConfig], wanted: Wanted) -> None:
+def _nothing(configs: Sequence[NodePinConfig], wanted: FigureFilter) -> None:
     if not configs and wanted.namespace is None and not wanted.selected:
         output.remark("No node has a NodePinConfig: does the operator run?")
         return

@@ -15,8 +15,8 @@ from pinwarden.controller.metrics import LOOPS, Metrics
 from pinwarden.controller.metrics_collector import Inventory
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan import cluster, limit_compiler, limit_status
-from pinwarden.plan.conditions import Verdict, dated
-from pinwarden.plan.limit_compiler import Hold, assemble
+from pinwarden.plan.conditions import UntimedCondition, dated
+from pinwarden.plan.limit_compiler import LimitSet, assemble
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
 
@@ -186,15 +186,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = cluster.World.compiled
+    whole = cluster.Cluster.compiled
     broken = {"n1"}
 
-    def compiled(world: cluster.World, node: str) -> Any:
+    def compiled(world: cluster.Cluster, node: str) -> Any:
         if node in broken:
             raise RuntimeError("a defect")
         return whole(world, node)
 
-    monkeypatch.setattr(cluster.World, "compiled", compiled)
+    monkeypatch.setattr(cluster.Cluster, "compiled", compiled)
 
     async def work(operator: Operator) -> None:
         for number in (1, 2):
@@ -306,7 +306,9 @@ def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
 
 @pytest.mark.rule("H2")
 def test_a_condition_is_cut_to_what_the_api_takes_and_says_so() -> None:
-    (found,) = dated([Verdict("Enforced", "False", "R" * 2000, "m" * 40000)], (), datetime.now(UTC), 1)
+    (found,) = dated(
+        [UntimedCondition("Enforced", "False", "R" * 2000, "m" * 40000)], (), datetime.now(UTC), 1
+    )
     assert (len(found.reason), len(found.message)) == (1024, 32768)
     assert found.message.endswith("...cut")
 
@@ -315,21 +317,21 @@ def test_a_condition_is_cut_to_what_the_api_takes_and_says_so() -> None:
 @pytest.mark.parametrize("count", [4096, 4097, 10_000])
 def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(count: int) -> None:
     """https://github.com/liqotech/liqo/issues/1101"""
-    free = Hold({}, by_container=False)
-    held = Hold.of([limit()])
+    free = LimitSet({}, by_container=False)
+    held = LimitSet.of([limit()])
     pods = [Pod("b", f"free-{n}", f"free-{n:032}", f"free-{n:032}", "n1") for n in range(count)]
     ours = [Pod("a", f"p-{n}", f"ours-{n}", f"ours-{n}", "n1", containers={"main": "id"}) for n in range(100)]
     both = [*((pod, free) for pod in pods), *((pod, held) for pod in ours)]
-    spec, room = assemble(both, [], limit_compiler.Settings())
+    spec, overflow = assemble(both, [], limit_compiler.Settings())
     assert len(spec.pods) == 4096
     assert {pod.uid for pod in ours} <= {entry.uid for entry in spec.pods}
-    assert len(room.unlisted) == count + 100 - 4096
+    assert len(overflow.unlisted) == count + 100 - 4096
 
     crowd = [
         Pod("a", f"p-{n}", f"u-{n:05}", f"u-{n:05}", "n1", containers={"main": "id"}) for n in range(5000)
     ]
-    spec, room = assemble(((pod, held) for pod in crowd), [], limit_compiler.Settings())
-    status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, room))
+    spec, overflow = assemble(((pod, held) for pod in crowd), [], limit_compiler.Settings())
+    status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, overflow))
     assert told(status, "Applied") == ("False", "TooManyPods")
     assert told(status, "Enforced")[0] == "False"
     assert "there is room for 4096 pods" in condition(status, "Applied").message
@@ -343,13 +345,15 @@ def test_one_namespace_with_many_names_crowds_out_no_other_and_the_spec_fits() -
         return PinLimit.model_validate({"metadata": metadata, "spec": spec})
 
     many = [named(number) for number in range(32)]
-    wide = Hold.of(many)
+    wide = LimitSet.of(many)
     containers = {f"{'c' * 50}-{n:03}": "i" * 64 for n in range(100)}
     greedy = [Pod("n" * 63, f"p{n}", f"g-{n:030}", f"g-{n:030}", "n1", {}, containers) for n in range(500)]
     small = Pod("a", "p", "u1", "u1", "n1", {}, {"main": "id"})
-    spec, room = assemble(
-        [*((pod, wide) for pod in greedy), (small, Hold.of([pinlimit("x")]))], [], limit_compiler.Settings()
+    spec, overflow = assemble(
+        [*((pod, wide) for pod in greedy), (small, LimitSet.of([pinlimit("x")]))],
+        [],
+        limit_compiler.Settings(),
     )
     assert len(transform.canonical(spec.to_wire())) < 1 << 20
     assert "u1" in {entry.uid for entry in spec.pods}
-    assert room.unlisted
+    assert overflow.unlisted

@@ -7,13 +7,13 @@ from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, OvershootRepo
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.controller.metrics_counters import Rises
-from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.node_view import NodeView, PodSample
 
 LIMIT, GROUP = "limit-uid", "group-uid"
 
 
-def use(count: int) -> Use:
-    return Use(0, 0, Level.DENY, "", "", {}, {LIMIT: count})
+def use(count: int) -> PodSample:
+    return PodSample(0, 0, Level.DENY, "", "", {}, {LIMIT: count})
 
 
 def view(count: int, denied: int | None = None, node: str = "n1") -> NodeView:

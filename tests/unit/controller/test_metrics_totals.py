@@ -11,10 +11,10 @@ from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_totals import LEVELS, OTHER, PROBLEMS, REASONS, Tallies, tally
-from pinwarden.plan.node_view import Asked, NodeView, Use
+from pinwarden.plan.node_view import NodeView, PodSample, RequestedLimit
 from pinwarden.plan.types import Pod
 
-ASKED = {"p": (Asked("u", "h", None),)}
+ASKED = {"p": (RequestedLimit("u", "h", None),)}
 SOURCES = (SourceLevel(source=Source.MLOCK, counted=True, level=Level.CONVERGE, reason="RlimitGate"),)
 
 ITEMS = Items(Metrics())
@@ -27,8 +27,8 @@ def pods(node: str) -> Mapping[str, Pod]:
     }
 
 
-def use(pinned: int, level: Level = Level.DENY, reason: str = "SeccompGate") -> Use:
-    return Use(pinned, pinned, level, reason, "", {}, None)
+def use(pinned: int, level: Level = Level.DENY, reason: str = "SeccompGate") -> PodSample:
+    return PodSample(pinned, pinned, level, reason, "", {}, None)
 
 
 views = st.builds(
@@ -36,7 +36,7 @@ views = st.builds(
     name=st.sampled_from(["n1", "n2", "n3"]),
     silent=st.booleans(),
     truncated=st.booleans(),
-    asked=st.sampled_from([{}, ASKED]),
+    requested=st.sampled_from([{}, ASKED]),
     sources=st.sampled_from([(), SOURCES]),
     pods=st.dictionaries(
         st.sampled_from(["p0", "p1", "p2", "p3", "stranger"]),
@@ -84,7 +84,7 @@ def test_a_node_is_looked_at_once_for_each_view() -> None:
 
 
 def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -> None:
-    share = tally(NodeView("n1", pods={"p0": use(5)}, silent=True, asked=ASKED), pods("n1"))
+    share = tally(NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1"))
     assert share.pods == {("Unknown", "AgentSilent"): 1}
     assert share.pinned == share.spaces["ns0"].pinned == 5
     assert share.problems == {"AgentSilent": {"n1"}}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.cluster import CLEAN, Dirty, World
-from pinwarden.plan.limit_compiler import Limit, Settings, compile_node, limit_name, matches, refusal
+from pinwarden.plan.cluster import CLEAN, Cluster, Dirty
+from pinwarden.plan.limit_compiler import Limit, Settings, compile_node, limit_name, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
 
 NODES = ["n1", "n2"]
@@ -109,7 +109,7 @@ class Mirror:
     """The same objects in plain dictionaries, and every answer worked out from scratch."""
 
     def __init__(self) -> None:
-        self.world = World()
+        self.world = Cluster()
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Namespace] = {}
@@ -137,7 +137,7 @@ class Mirror:
         return pod.cgroup_uid != pod.uid and len(claimants) > 1
 
     def pods_of(self, limit: Limit) -> list[str]:
-        if refusal(limit) is not None:
+        if rejection(limit) is not None:
             return []
         return sorted(
             pod.uid
@@ -162,7 +162,7 @@ class Mirror:
             pods = self.world.pods_of(name)
             assert sorted(pod.uid for pod in pods) == self.pods_of(limit)
             assert all(pod.contested == self.contested(pod) for pod in pods)
-            assert self.world.refusal(name) == refusal(limit)
+            assert self.world.rejection(name) == rejection(limit)
         for node_name in NODES:
             governing = {name for name, limit in self.limits.items() if self.held_on(limit, node_name)}
             assert self.world.limits_on(node_name) == governing
@@ -320,8 +320,8 @@ def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
         assert operation(mirror) == CLEAN
 
 
-def loaded(*limits: Limit) -> World:
-    world = World()
+def loaded(*limits: Limit) -> Cluster:
+    world = Cluster()
     for node in NODES:
         world.put_node(Node(node))
     for limit in limits:
@@ -390,7 +390,7 @@ def test_a_status_write_of_its_own_dirties_nothing_but_a_recreated_limit_does() 
 
 def test_an_unknown_node_has_no_spec() -> None:
     with pytest.raises(KeyError):
-        World().spec_for("n1")
+        Cluster().spec_for("n1")
 
 
 def test_pods_that_are_alike_share_their_labels() -> None:

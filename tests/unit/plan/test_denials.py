@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import Source
 from pinwarden.common.text import printable
-from pinwarden.plan.denials import FRESH, Seen, explain, news, repeats
+from pinwarden.plan.denials import FRESH, SeenDenials, describe_denial, describe_repeats, find_new_denials
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LISTED = 32
 
 
-def refusal(number: int = 1, time: datetime = NOON, **changes: Any) -> DenialReport:
+def denial(number: int = 1, time: datetime = NOON, **changes: Any) -> DenialReport:
     fields = {
         "number": number,
         "time": time,
@@ -50,7 +50,7 @@ def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_resta
 ) -> None:
     """A clock steps by whole seconds here, and each refusal takes a little time, so that no two of them are one."""
     journal: list[DenialReport] = []
-    seen = Seen()
+    seen = SeenDenials()
     listed: list[DenialReport] = []
     told: list[DenialReport] = []
     clock, ticks = NOON, 0
@@ -59,12 +59,12 @@ def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_resta
             clock += timedelta(seconds=jump)
             for _ in range(count):
                 ticks += 1
-                journal.append(refusal(len(journal) + 1, clock + timedelta(microseconds=ticks)))
+                journal.append(denial(len(journal) + 1, clock + timedelta(microseconds=ticks)))
         elif step == "restart":
             journal = []
-        found = news(seen, [] if step == "empty" else journal[-LISTED:], NOON)
+        found = find_new_denials(seen, [] if step == "empty" else journal[-LISTED:], NOON)
         seen = found.seen
-        told += found.refusals
+        told += found.denials
         listed += journal[-LISTED:] if step != "empty" else []
     assert [each.time for each in told] == list(dict.fromkeys(each.time for each in listed))
 
@@ -72,36 +72,36 @@ def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_resta
 @given(st.integers(0, 100), st.integers(1, 100), st.booleans())
 def test_what_no_list_had_is_noticed(before: int, more: int, restarted: bool) -> None:
     def window(first: int, last: int, hour: int) -> list[DenialReport]:
-        return [refusal(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][-LISTED:]
+        return [denial(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][-LISTED:]
 
-    seen = news(Seen(), window(1, before, 12), NOON).seen
+    seen = find_new_denials(SeenDenials(), window(1, before, 12), NOON).seen
     listed = window(1, more, 13) if restarted else window(1, before + more, 12)
     # a new journal that has passed the old one looks like one that went on
     assume(not restarted or listed[0].number <= before)
-    assert news(seen, listed, NOON).missed == (more > LISTED)
+    assert find_new_denials(seen, listed, NOON).missed == (more > LISTED)
 
 
 def test_at_first_sight_only_the_last_minute_is_news() -> None:
     times = [NOON - timedelta(hours=1), NOON - FRESH - timedelta(seconds=1), NOON - FRESH, NOON]
-    listed = [refusal(number, time) for number, time in enumerate(times, start=7)]
-    found = news(None, listed, NOON)
-    assert [each.number for each in found.refusals] == [9, 10]
+    listed = [denial(number, time) for number, time in enumerate(times, start=7)]
+    found = find_new_denials(None, listed, NOON)
+    assert [each.number for each in found.denials] == [9, 10]
     assert not found.missed
-    assert not news(found.seen, listed, NOON).refusals
+    assert not find_new_denials(found.seen, listed, NOON).denials
 
 
 def test_what_a_known_node_lists_late_is_news_however_old() -> None:
-    late = [refusal(1, NOON - timedelta(hours=1))]
-    assert news(news(None, [], NOON).seen, late, NOON).refusals == late
+    late = [denial(1, NOON - timedelta(hours=1))]
+    assert find_new_denials(find_new_denials(None, [], NOON).seen, late, NOON).denials == late
 
 
 def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
-    one, two = refusal(1), refusal(2)
-    seen = news(Seen(), [one, two], NOON).seen
+    one, two = denial(1), denial(2)
+    seen = find_new_denials(SeenDenials(), [one, two], NOON).seen
     for older in ([], [one]):
-        found = news(seen, older, NOON)
-        assert not found.refusals
-        assert not news(found.seen, [one, two], NOON).refusals
+        found = find_new_denials(seen, older, NOON)
+        assert not found.denials
+        assert not find_new_denials(found.seen, [one, two], NOON).denials
 
 
 @pytest.mark.rule("H2")
@@ -149,17 +149,17 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
     ],
 )
 def test_a_refusal_says_who_asked_for_what_and_why_not(changes: dict[str, Any], said: str) -> None:
-    assert explain(refusal(**changes), "PinLimit team-a/db") == said
+    assert describe_denial(denial(**changes), "PinLimit team-a/db") == said
 
 
 @pytest.mark.parametrize("source", Source)
 def test_every_source_has_a_word(source: Source) -> None:
-    assert explain(refusal(source=source), "l")
+    assert describe_denial(denial(source=source), "l")
 
 
 @given(st.text(max_size=16))
 def test_no_name_of_a_process_ends_the_sentence(name: str) -> None:
-    said = explain(refusal(process=name), "PinLimit team-a/db")
+    said = describe_denial(denial(process=name), "PinLimit team-a/db")
     assert said.isprintable()
     assert said.count('"') == 2
     assert len(printable(name)) == len(name)
@@ -167,8 +167,10 @@ def test_no_name_of_a_process_ends_the_sentence(name: str) -> None:
 
 def test_repeats_are_said_with_the_time_they_took_and_whether_there_were_others() -> None:
     minute = timedelta(minutes=1)
-    assert repeats(0, at_least=True, span=minute) == ""
-    assert repeats(41, at_least=False, span=timedelta(seconds=2)) == "; and 41 more in the last minute"
-    assert repeats(41, at_least=True, span=minute) == "; and at least 41 more in the last minute"
-    assert repeats(1, at_least=False, span=3 * minute) == "; and 1 more in the last 3 minutes"
-    assert repeats(1, at_least=False, span=-minute) == "; and 1 more in the last minute"
+    assert describe_repeats(0, at_least=True, span=minute) == ""
+    assert (
+        describe_repeats(41, at_least=False, span=timedelta(seconds=2)) == "; and 41 more in the last minute"
+    )
+    assert describe_repeats(41, at_least=True, span=minute) == "; and at least 41 more in the last minute"
+    assert describe_repeats(1, at_least=False, span=3 * minute) == "; and 1 more in the last 3 minutes"
+    assert describe_repeats(1, at_least=False, span=-minute) == "; and 1 more in the last minute"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroupSpec
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_allowlist import Permission, admit, covers, parse, permission
 
 HOST = "Host"
@@ -20,7 +20,7 @@ def spec(backing: dict[str, Any], **fields: Any) -> SharedMemoryGroupSpec:
     )
 
 
-def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | Refusal:
+def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | Rejection:
     return permission(spec(backing, **fields), parse(allowed))
 
 
@@ -47,14 +47,14 @@ def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | 
 def test_a_path_is_allowed_at_and_below_a_folder(allowed: str, path: str, folder: str | None) -> None:
     found = judge({"tmpfs": {"path": path}}, allowed)
     assert (found.folder if isinstance(found, Permission) else None) == folder
-    assert judge({"hugetlbfs": {"path": path}}, allowed) == found or isinstance(found, Refusal)
+    assert judge({"hugetlbfs": {"path": path}}, allowed) == found or isinstance(found, Rejection)
 
 
 def test_a_file_that_is_named_itself_is_looked_up_in_its_folder() -> None:
     assert judge({"file": {"path": "/srv/a/ring"}}, "path:/srv/a/ring") == Permission("/srv/a")
     assert judge({"file": {"path": "/srv/a/r*"}}, "path:/srv") == Permission("/srv")
-    assert isinstance(judge({"file": {"path": "/srv/a/r*"}}, "path:/srv/a/ring"), Refusal)
-    assert isinstance(judge({"file": {"path": "/ring"}}, "path:/ring"), Refusal)
+    assert isinstance(judge({"file": {"path": "/srv/a/r*"}}, "path:/srv/a/ring"), Rejection)
+    assert isinstance(judge({"file": {"path": "/ring"}}, "path:/ring"), Rejection)
 
 
 PARTS = st.sampled_from(["a", "ab", "b", "..", ".", "", "*", "a b"])
@@ -171,7 +171,7 @@ def test_a_refusal_names_the_field_and_an_entry_that_allows_it(
     backing: dict[str, Any], field: str, entry: str
 ) -> None:
     found = judge(backing, "")
-    assert isinstance(found, Refusal)
+    assert isinstance(found, Rejection)
     assert found.reason == "NotAllowed"
     assert field in found.message
     assert repr(entry) in found.message
@@ -187,7 +187,7 @@ def test_an_entry_that_cannot_be_read_allows_nothing_and_is_named(entry: str) ->
     assert allowed.folders == ("/srv",)
     assert (allowed.create, allowed.keys) == (0, ())
     found = judge({"tmpfs": {"path": "/run"}}, f"{entry} path:/srv")
-    assert isinstance(found, Refusal)
+    assert isinstance(found, Rejection)
     assert f"{entry!r} cannot be read" in found.message
 
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.plan.cluster import CLEAN, Dirty, World
-from pinwarden.plan.conditions import Refusal
-from pinwarden.plan.fairness import in_turn
+from pinwarden.plan.cluster import CLEAN, Cluster, Dirty
+from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_compiler import (
     MAX_NODE_GROUP_BYTES,
     MAX_NODE_GROUPS,
     NOWHERE,
     Group,
     Presence,
-    standings,
+    admissions,
 )
 from pinwarden.plan.limit_compiler import Settings, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
@@ -143,8 +143,8 @@ def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
 )
 def test_what_cannot_be_done_is_refused(spec: Any, members: Any, reason: str, field: str) -> None:
     group = a_group(spec=spec, members=members)
-    found = standings([group], Namespace("a"))["a/g"]
-    assert isinstance(found, Refusal)
+    found = admissions([group], Namespace("a"))["a/g"]
+    assert isinstance(found, Rejection)
     assert found.reason == reason
     assert found.message.startswith(field)
     assert compiled(group, pods=[a_pod("1")]) == []
@@ -177,10 +177,10 @@ def test_the_groups_of_a_node_fit_in_its_object_whatever_one_namespace_has() -> 
 
 def test_room_is_given_to_the_namespace_that_has_the_least_and_not_to_what_is_too_large() -> None:
     sizes = {"a/1": 50, "a/2": 30, "a/3": 10, "b/1": 40, "b/2": 5, "c/1": 200, "d/1": 10}
-    assert in_turn(list(sizes), 1000, sizes) == set(sizes)
-    assert in_turn(list(sizes), 105, sizes) == {"d/1", "b/1", "b/2", "a/1"}
-    assert in_turn(list(sizes), 100, sizes) == {"d/1", "b/1", "b/2", "a/2", "a/3"}
-    assert in_turn(["a/1", "a/2", "a/3", "b/1", "cluster"], 3) == {"cluster", "a/1", "b/1"}
+    assert select_fairly(list(sizes), 1000, sizes) == set(sizes)
+    assert select_fairly(list(sizes), 105, sizes) == {"d/1", "b/1", "b/2", "a/1"}
+    assert select_fairly(list(sizes), 100, sizes) == {"d/1", "b/1", "b/2", "a/2", "a/3"}
+    assert select_fairly(["a/1", "a/2", "a/3", "b/1", "cluster"], 3) == {"cluster", "a/1", "b/1"}
 
 
 @pytest.mark.rule("M10")
@@ -250,7 +250,7 @@ class Mirror:
     """The same objects in plain dictionaries, and every answer worked out from scratch."""
 
     def __init__(self) -> None:
-        self.world = World()
+        self.world = Cluster()
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Namespace] = {}
@@ -283,13 +283,13 @@ class Mirror:
             and group.attaches(pod.labels)
         ]
 
-    def refusals(self) -> dict[str, Refusal | None]:
-        found: dict[str, Refusal | None] = {}
+    def refusals(self) -> dict[str, Rejection | None]:
+        found: dict[str, Rejection | None] = {}
         for name in "ab":
             own = [group for group in self.groups.values() if group.namespace == name]
             namespace = self.namespaces.get(name) or Namespace(name)
-            for group, standing in standings(own, namespace).items():
-                found[group] = standing if isinstance(standing, Refusal) else None
+            for group, standing in admissions(own, namespace).items():
+                found[group] = standing if isinstance(standing, Rejection) else None
         return found
 
     def check(self) -> None:
@@ -302,7 +302,7 @@ class Mirror:
             assert sorted(pod.uid for pod in found) == sorted(pod.uid for pod in self.members(group))
             on = {node for node, spec in specs.items() if any(each.name == name for each in spec.groups)}
             assert self.world.nodes_of_group(name) == on
-            assert self.world.group_refusal(name) == refusals[name]
+            assert self.world.group_rejection(name) == refusals[name]
             assert all(name in self.world.groups_on(node) for node in on)
 
     def facts(self) -> dict[str, object]:
@@ -397,7 +397,7 @@ def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(operations: li
 
 
 def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
-    world = World()
+    world = Cluster()
     world.put_node(Node("n1"))
     world.put_group(a_group(namespace="b"))
     assert world.put_pod(a_pod("1")).groups == frozenset()
@@ -405,7 +405,7 @@ def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
 
 
 def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
-    world = World()
+    world = Cluster()
     world.put_group(a_group())
     world.put_pod(a_pod("1"))
     assert world.members_of("a/g").keys() == {"n1"}
@@ -415,7 +415,7 @@ def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
 
 
 def test_a_status_write_of_its_own_dirties_nothing() -> None:
-    world = World()
+    world = Cluster()
     world.put_node(Node("n1"))
     world.put_group(a_group())
     newer = a_group(version="2")

@@ -8,10 +8,16 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import Borrower, SharedMemoryGroup, SharedMemoryGroupStatus
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import NOWHERE, Group, Presence
-from pinwarden.plan.group_on_node import Wait, waits_for
-from pinwarden.plan.group_status import KeptGroupShares, group_shares, group_status, refused_group, settled
+from pinwarden.plan.group_on_node import DrainWait, drain_wait
+from pinwarden.plan.group_status import (
+    KeptGroupShares,
+    group_shares,
+    group_status,
+    rejected_group_status,
+    settled,
+)
 from pinwarden.plan.limit_compiler import Settings, compile_node
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Namespace, Node, Pod
@@ -24,7 +30,7 @@ Json = dict[str, Any]
 ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
 
 
-class Cluster:
+class Scenario:
     """A group, pods, and a view of each node as it follows from a report."""
 
     def __init__(self, *pods: Pod, deleting: bool = False, members: Any = None, **spec: Any) -> None:
@@ -88,7 +94,7 @@ def held(pod: str, level: str = "Converge", **fields: Any) -> Json:
 
 @pytest.mark.rule("M3", "M9")
 def test_figures_of_all_nodes_are_added_up_and_unknown_ones_are_absent() -> None:
-    cluster = Cluster(a_pod("p1"), a_pod("p2", "n2"), **BORROW)
+    cluster = Scenario(a_pod("p1"), a_pod("p2", "n2"), **BORROW)
     cluster.reports("n1", phase="Active", charge=100, orphaned=10, borrowers=[borrow("p1", 60, 80)])
     cluster.reports("n2", phase="Active", charge=50, dead=7, borrowers=[borrow("p2", 50, 50)])
     status = cluster.status()
@@ -103,18 +109,18 @@ def test_figures_of_all_nodes_are_added_up_and_unknown_ones_are_absent() -> None
 
 @pytest.mark.rule("H2", "M4")
 def test_what_nobody_counts_is_absent_and_not_zero() -> None:
-    cluster = Cluster(a_pod("p1"))
+    cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active", charge=100)
     status = cluster.status()
     assert (status.charge_bytes, status.borrowed_bytes, status.orphaned_bytes) == (100, None, None)
     assert (status.borrower_count, status.dead_cgroup_bytes, status.omitted) == (None, None, None)
-    counting = Cluster(a_pod("p1"), **BORROW)
+    counting = Scenario(a_pod("p1"), **BORROW)
     counting.reports(phase="Active", acknowledge=False)
     assert counting.status().borrowed_bytes is None, "the report may be from before borrows were counted"
     counting.reports(phase="Active", charge=0)
     status = counting.status()
     assert (status.borrowed_bytes, status.borrower_count, status.charge_bytes) == (0, 0, 0)
-    unknown = Cluster(a_pod("p1"), **BORROW)
+    unknown = Scenario(a_pod("p1"), **BORROW)
     unknown.reports(phase="Active", borrowers=[borrow("p1", None, None)])
     status = unknown.status()
     assert (status.borrowed_bytes, status.borrower_count) == (None, 1)
@@ -122,7 +128,7 @@ def test_what_nobody_counts_is_absent_and_not_zero() -> None:
 
 def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_first() -> None:
     pods = [a_pod(f"p{number:03}", f"n{number:03}") for number in range(120)]
-    cluster = Cluster(*pods, **BORROW)
+    cluster = Scenario(*pods, **BORROW)
     for number, pod in enumerate(pods):
         phase = "Pending" if number == 110 else "Active"
         more: Json = {"omitted": 2} if number == 5 else {}
@@ -135,7 +141,7 @@ def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_
 
 def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "4Ki"}]
-    cluster = Cluster(a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW)
+    cluster = Scenario(a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW)
     gone = borrow("gone", member=False)
     cluster.reports(
         phase="Active", borrowers=[held("p1", denials=2), borrow("web", 1, 1, member=False), gone]
@@ -153,7 +159,7 @@ def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
 
 @pytest.mark.rule("H1")
 def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_member() -> None:
-    cluster = Cluster(a_pod("p1"), a_pod("p2", "n2"))
+    cluster = Scenario(a_pod("p1"), a_pod("p2", "n2"))
     cluster.reports("n1", phase="Active")
     assert cluster.condition("Applied") == ("Unknown", "AgentSilent")
     cluster.reports("n2", phase="Active", acknowledge=False)
@@ -167,7 +173,7 @@ def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_mem
 
 @pytest.mark.rule("H1", "M8")
 def test_enforced_names_who_is_not_held() -> None:
-    cluster = Cluster(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
+    cluster = Scenario(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
     cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")])
     assert cluster.condition("Enforced") == ("False", "NotGated")
     assert "pod a/p2 (NotGated: held at Observe only)" in cluster.message("Enforced")
@@ -183,7 +189,7 @@ def test_enforced_names_who_is_not_held() -> None:
 
 
 def test_a_pod_that_has_not_started_is_not_missed() -> None:
-    cluster = Cluster(a_pod("p1"), a_pod("p2", started=False), members=LIMITED, **BORROW)
+    cluster = Scenario(a_pod("p1"), a_pod("p2", started=False), members=LIMITED, **BORROW)
     cluster.reports(phase="Active", borrowers=[held("p1")])
     assert cluster.condition("Enforced") == ("True", "Enforced")
 
@@ -205,7 +211,7 @@ def test_a_pod_that_has_not_started_is_not_missed() -> None:
     ],
 )
 def test_enforced_where_there_is_none_to_hold(spec: Json, members: Any, expected: tuple[str, str]) -> None:
-    cluster = Cluster(a_pod("p1"), members=members, **BORROW, **spec)
+    cluster = Scenario(a_pod("p1"), members=members, **BORROW, **spec)
     cluster.reports(phase="Active")
     assert cluster.condition("Enforced") == expected
     assert cluster.condition("Ready")[0] == "True"
@@ -229,14 +235,14 @@ def test_enforced_where_there_is_none_to_hold(spec: Json, members: Any, expected
 def test_within_limit_is_judged_by_capacity_borrow_limits_and_who_borrows(
     fields: Json, expected: tuple[str, str]
 ) -> None:
-    cluster = Cluster(a_pod("p1"), a_pod("web", app="web"), members=LIMITED, **BORROW)
+    cluster = Scenario(a_pod("p1"), a_pod("web", app="web"), members=LIMITED, **BORROW)
     cluster.reports(phase="Active", **fields)
     assert cluster.condition("WithinLimit") == expected
 
 
 def test_a_limit_on_resident_pages_compares_these() -> None:
     members = [{**LIMITED[0], "borrowLimitOn": "Resident"}]
-    cluster = Cluster(a_pod("p1"), members=members, **BORROW)
+    cluster = Scenario(a_pod("p1"), members=members, **BORROW)
     cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=4096, mapped=1 << 20)])
     assert cluster.condition("WithinLimit") == ("True", "Sampled")
     cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=8193, mapped=1 << 20)])
@@ -257,7 +263,7 @@ def test_a_limit_on_resident_pages_compares_these() -> None:
     ],
 )
 def test_figures_that_lack_something_are_said_to(fields: Json, expected: tuple[str, str]) -> None:
-    cluster = Cluster(a_pod("p1"), **BORROW)
+    cluster = Scenario(a_pod("p1"), **BORROW)
     cluster.reports(**fields)
     assert cluster.condition("Complete") == expected
 
@@ -265,7 +271,7 @@ def test_figures_that_lack_something_are_said_to(fields: Json, expected: tuple[s
 @pytest.mark.rule("M10")
 def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_this_very_spec() -> None:
     nodes = [f"n{number}" for number in range(5)]
-    cluster = Cluster(*(a_pod(f"p{node}", node) for node in nodes), deleting=True)
+    cluster = Scenario(*(a_pod(f"p{node}", node) for node in nodes), deleting=True)
     for node in nodes:
         cluster.reports(node, phase="Draining", reason="InUse", borrowers=[borrow(f"p{node}")])
     assert cluster.condition("Drained") == ("False", "Draining")
@@ -284,7 +290,7 @@ def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_thi
 
 @pytest.mark.rule("H1")
 def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
-    cluster = Cluster(a_pod("p1"))
+    cluster = Scenario(a_pod("p1"))
     full = NodeView("n1").with_desired(NodePinConfigSpec())
     cluster.views["n1"] = full.with_silent(False)
     assert cluster.condition("Applied") == ("False", "TooManyGroups")
@@ -312,57 +318,60 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
 def test_a_node_that_can_do_nothing_about_what_is_left_is_stuck_and_one_in_use_is_not(
     fields: Json, stuck: str, why: str
 ) -> None:
-    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster = Scenario(a_pod("p1"), deleting=True)
     cluster.reports(phase="Draining", charge=4096, **fields)
-    expected = Wait("n1", (), why, 4096, stuck)
-    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None) == expected
+    expected = DrainWait("n1", (), why, 4096, stuck)
+    assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None) == expected
 
 
 def test_a_refused_group_does_not_wait_where_the_agent_may_not_look() -> None:
-    cluster = Cluster(a_pod("p1"), deleting=True)
+    cluster = Scenario(a_pod("p1"), deleting=True)
     cluster.reports(phase="Draining", reason="NotAllowed", acknowledge=False)
-    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True)
+    assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None, rejected=True)
     cluster.reports(phase="Draining", reason="NotAllowed")
-    assert waits_for(cluster.group, cluster.views["n1"], lambda *_: None, refused=True) is None
+    assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None, rejected=True) is None
 
 
 def test_a_living_group_has_no_drained_condition() -> None:
-    cluster = Cluster(a_pod("p1"))
+    cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active")
     assert "Drained" not in {each.type for each in cluster.status().conditions}
     assert {each.observed_generation for each in cluster.status().conditions} == {3}
 
 
 def test_a_group_without_pods_is_ready_and_has_no_phase() -> None:
-    status = Cluster().status()
+    status = Scenario().status()
     assert (status.phase, status.charge_bytes, status.matched_pods) == (None, None, 0)
     assert {each.status for each in status.conditions} == {"True"}
 
 
 def test_a_borrow_limit_that_capacity_leaves_no_room_for_is_named() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "2Mi"}]
-    said = Cluster(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
+    said = Scenario(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
     assert said.endswith(" Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi.")
-    assert "capacity" not in Cluster(accounting="Borrow", members=members).message("Accepted")
+    assert "capacity" not in Scenario(accounting="Borrow", members=members).message("Accepted")
 
 
 def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
-    metadata = Cluster().group.resource.metadata
-    first = refused_group(metadata, Refusal("NotAllowed", "why"), None, NOW)
+    metadata = Scenario().group.resource.metadata
+    first = rejected_group_status(metadata, Rejection("NotAllowed", "why"), None, NOW)
     assert [(each.type, each.status, each.reason) for each in first.conditions] == [
         ("Ready", "False", "NotAllowed"),
         ("Accepted", "False", "NotAllowed"),
     ]
-    assert refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW + timedelta(hours=1)) == first
-    waits = [Wait("n1", ("a/p1",), "InUse", None, "")]
-    waiting = refused_group(metadata, Refusal("NotAllowed", "why"), first, NOW, waits)
+    assert (
+        rejected_group_status(metadata, Rejection("NotAllowed", "why"), first, NOW + timedelta(hours=1))
+        == first
+    )
+    waits = [DrainWait("n1", ("a/p1",), "InUse", None, "")]
+    waiting = rejected_group_status(metadata, Rejection("NotAllowed", "why"), first, NOW, waits)
     assert waiting.conditions[:2] == first.conditions
     assert waiting.conditions[2].message == "Waits for node n1 (pod a/p1: InUse)."
 
 
 @pytest.mark.rule("H2")
 def test_a_sample_that_says_the_same_is_no_news_until_the_last_one_is_old() -> None:
-    cluster = Cluster(a_pod("p1"))
+    cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active", charge=1)
     first = cluster.status()
     cluster.reports(phase="Active", charge=1, sampledAt="2024-05-01T12:08:59Z")
@@ -394,7 +403,7 @@ def test_a_group_without_its_object_is_not_ready(
     reason: str, adopted: bool, expected: tuple[str, str]
 ) -> None:
     made: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}
-    cluster = Cluster(a_pod("p1"), **({} if adopted else made))
+    cluster = Scenario(a_pod("p1"), **({} if adopted else made))
     cluster.reports(phase="Pending" if reason else "Active", reason=reason, message="why")
     assert cluster.condition("Available") == expected
     ready = cluster.condition("Ready")

@@ -14,7 +14,7 @@ from pinwarden.plan.limit_compiler import (
     Limit,
     Settings,
     compile_node,
-    refusal,
+    rejection,
 )
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -140,7 +140,7 @@ def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
 )
 def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, Any]) -> None:
     broken = pinlimit("broken", **spec)
-    refused = refusal(broken)
+    refused = rejection(broken)
     assert refused is not None
     assert refused.reason in {"NotSupported", "Invalid"}
     assert refused.message.startswith(f"spec.{list(spec)[-1]}: ")
@@ -165,7 +165,7 @@ APART = {
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: str) -> None:
-    refused = refusal(limit)
+    refused = rejection(limit)
     assert refused is not None
     assert refused.reason == "SelectsNothing"
     assert refused.message == f"spec.{field}: no value of the label app meets all requirements"

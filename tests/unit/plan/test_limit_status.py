@@ -13,8 +13,8 @@ from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.reasons import ENDED, NO_PROCESSES
-from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, compile_node, refusal
-from pinwarden.plan.limit_on_node import summarize
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, compile_node, rejection
+from pinwarden.plan.limit_on_node import summarize_limit
 from pinwarden.plan.limit_status import Kept, aggregate
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Node, Pod
@@ -138,7 +138,7 @@ def test_a_limit_without_pods_is_ready_and_not_called_enforced() -> None:
 @pytest.mark.rule("H1")
 def test_a_refused_limit_says_why_and_nothing_else() -> None:
     broken = limit(counting="OncePerPod")
-    status = status_of(broken, [], refusal=refusal(broken))
+    status = status_of(broken, [], rejection=rejection(broken))
     assert [(each.type, each.status, each.reason) for each in status.conditions] == [
         ("Ready", "False", "NotSupported"),
         ("Accepted", "False", "NotSupported"),
@@ -693,7 +693,7 @@ def test_what_is_kept_from_the_last_time_changes_no_answer(
 def test_a_great_many_findings_take_little_room() -> None:
     one, pods = limit(), [pod(f"{i:03}") for i in range(500)]
     node = view(pods, [one], [use(each.uid, level="Observe", reason="CapIPCLock") for each in pods])
-    share = summarize(one, pods, node)
+    share = summarize_limit(one, pods, node)
     assert share.unheld.counts == {"CapIPCLock": 500}
     assert len(share.unheld.named) == 3
     assert condition(status_of(one, pods, node), "Enforced").message.endswith("and 497 more.")

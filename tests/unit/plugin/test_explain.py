@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import Mode, NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.plan.explain import Agent, Cause, Evidence, Explanation, Refused, explain
+from pinwarden.plan.explain import Cause, DeniedCall, Evidence, Explanation, NodeAgent, explain
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.limit_compiler import MAX_NODE_LIMITS, Limit, Settings, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
@@ -55,7 +55,7 @@ def use(
     return {"uid": "u1", **counters, "level": level, "reason": reason, **more}
 
 
-def refusal(limit: Limit, used: int, asked: int, **more: Any) -> dict[str, Any]:
+def denial(limit: Limit, used: int, asked: int, **more: Any) -> dict[str, Any]:
     who = {"pod": "u1", "container": "main", "process": "db", "pid": 42, "source": "Mlock"}
     why = {"used": used, "asked": asked, "limit": limit.spec.limit.bytes}
     named = {"name": f"team-a/{limit.metadata.name}", "uid": limit.metadata.uid}
@@ -91,7 +91,7 @@ def evidence(
         "namespace": Namespace(pod.namespace),
         "node": Node(NODE),
         "config": made,
-        "agent": Agent("pinwarden-agent-x", ready=True),
+        "agent": NodeAgent("pinwarden-agent-x", ready=True),
         "limits": limits,
         "workload": "deployment/db",
     }
@@ -129,11 +129,11 @@ def test_refused_at_the_limit_by_the_gate() -> None:
         evidence(
             one,
             uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 3}])],
-            status={"recentDenials": [refusal(one, 64 * MIB, 4096)]},
+            status={"recentDenials": [denial(one, 64 * MIB, 4096)]},
         )
     )
     cause, problem, message, command = first(told)
-    assert (cause, problem) == (Cause.REFUSED, True)
+    assert (cause, problem) == (Cause.DENIED_BY_GATE, True)
     assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
     assert 'mlock of 4Ki by process "db" (pid 42) in container main refused' in message
     assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
@@ -148,10 +148,10 @@ def test_a_refusal_that_would_fit_now_is_no_problem_any_more() -> None:
         evidence(
             limit(amount="128Mi"),
             uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
-            status={"recentDenials": [refusal(old, 64 * MIB, 4096)]},
+            status={"recentDenials": [denial(old, 64 * MIB, 4096)]},
         )
     )
-    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
     assert not found.problem
     assert "would fit now" in found.message
 
@@ -162,20 +162,20 @@ def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to()
         evidence(
             limit(amount="8Mi"),
             uses=[use(7 * MIB + 4096, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
-            status={"recentDenials": [refusal(old, 4 * MIB, MIB)]},
+            status={"recentDenials": [denial(old, 4 * MIB, MIB)]},
         )
     )
-    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
     assert not found.problem
     assert found.message.endswith("The limit was raised since, above what was needed then.")
 
 
 @pytest.mark.rule("P11")
 def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitting() -> None:
-    refused = refusal(limit(amount="4Mi"), 4 * MIB, MIB)
+    refused = denial(limit(amount="4Mi"), 4 * MIB, MIB)
     counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
     told = explain(evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]}))
-    assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.REFUSED]
+    assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE]
     assert "since" not in told.findings[1].message
     assert told.findings[1].problem
 
@@ -183,13 +183,13 @@ def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitt
 def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
     one = limit(minimumLevel="Deny")
     unnamed = {"used", "asked", "limit", "name", "uid"}
-    denied = {key: value for key, value in refusal(one, 0, 0).items() if key not in unnamed}
+    denied = {key: value for key, value in denial(one, 0, 0).items() if key not in unnamed}
     denied["message"] = "it would loosen the pod"
     told = explain(
         evidence(one, uses=[use(0, "Deny", "SeccompGate", denials=[])], status={"recentDenials": [denied]})
     )
     cause, _, message, command = first(told)
-    assert cause is Cause.REFUSED
+    assert cause is Cause.DENIED_BY_GATE
     assert "it would loosen the pod" in message
     assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Converge"}}\'')
 
@@ -323,9 +323,9 @@ def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
         "count": 1,
         "lastTime": "2026-11-24T11:59:00Z",
     }
-    status = {"recentDenials": [refusal(before, 4 * MIB, MIB)], "overshoots": [shot]}
+    status = {"recentDenials": [denial(before, 4 * MIB, MIB)], "overshoots": [shot]}
     told = explain(evidence(lowered, uses=[counts], status=status))
-    assert causes(told) == [Cause.OVER_LIMIT, Cause.REFUSED, *rest]
+    assert causes(told) == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE, *rest]
     assert len({each.next.command for each in told.findings[:2]}) == 1
     assert "(2Mi now)" in told.findings[1].message
 
@@ -333,7 +333,7 @@ def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
 def test_a_call_that_was_refused_is_told_before_a_limit_that_is_not_acted_on() -> None:
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
     told = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
-    assert causes(told)[:2] == [Cause.REFUSED, Cause.LIMIT_REFUSED]
+    assert causes(told)[:2] == [Cause.DENIED_BY_GATE, Cause.LIMIT_REJECTED]
 
 
 def test_a_namespace_that_has_the_gate_needs_a_new_pod_only() -> None:
@@ -417,7 +417,7 @@ def test_a_node_that_is_not_known() -> None:
 
 
 def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
-    told = explain(evidence(limit(), uses=[use(70 * MIB)], agent=Agent("pinwarden-agent-x", ready=False)))
+    told = explain(evidence(limit(), uses=[use(70 * MIB)], agent=NodeAgent("pinwarden-agent-x", ready=False)))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.AGENT_SILENT, True)
     assert "agent of node n1 (pinwarden-agent-x) is not ready" in message
@@ -553,9 +553,9 @@ def test_only_a_limit_that_holds_overrides() -> None:
 def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
     old, raised = limit(), limit(amount="128Mi")
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
-    made = config([old], POD, pods=[counts], recentDenials=[refusal(old, 64 * MIB, 4096)])
+    made = config([old], POD, pods=[counts], recentDenials=[denial(old, 64 * MIB, 4096)])
     told = explain(evidence(raised, config=made))
-    found = next(each for each in told.findings if each.cause is Cause.REFUSED)
+    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
     assert found.problem
     assert "will fit once the node's agent has taken that" in found.message
     assert "patch" not in found.next.command
@@ -655,7 +655,7 @@ def test_over_the_limit_after_it_was_lowered() -> None:
 def test_a_limit_that_is_refused(spec: dict[str, Any], reason: str, mend: str) -> None:
     told = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
     cause, problem, message, command = first(told)
-    assert (cause, problem) == (Cause.LIMIT_REFUSED, True)
+    assert (cause, problem) == (Cause.LIMIT_REJECTED, True)
     assert f"does not act on it ({reason})" in message
     assert mend in command
     assert (told.limits[0].standing, told.limits[0].limit) == ("Refused", None)
@@ -775,7 +775,7 @@ def test_borrowing_that_is_refused_or_above_its_limit() -> None:
     told = explain(
         evidence(limit(), groups=[group()], status=shared(borrowed=MIB, mapped=8 * MIB, denials=2))
     )
-    assert causes(told)[:2] == [Cause.BORROW_REFUSED, Cause.BORROW_OVER]
+    assert causes(told)[:2] == [Cause.BORROW_DENIED, Cause.BORROW_OVER]
     assert told.findings[0].next.command == "kubectl -n team-a edit sharedmemorygroup cache"
     assert "8Mi Mapped, its borrowLimit 4Mi" in told.findings[1].message
     assert [(each.name, each.borrowed, each.mapped, each.limit) for each in told.groups] == [
@@ -786,7 +786,7 @@ def test_borrowing_that_is_refused_or_above_its_limit() -> None:
 def test_a_group_that_is_refused_and_one_whose_member_the_pod_is_not() -> None:
     host = group(backing={"posixShm": {"name": "x", "ipcNamespace": "Host"}})
     told = explain(evidence(limit(), groups=[host]))
-    assert told.findings[0].cause is Cause.GROUP_REFUSED
+    assert told.findings[0].cause is Cause.GROUP_REJECTED
     assert "pinwarden.io/allow-shared-memory" in told.findings[0].message
     assert told.groups[0].borrowed is None
     others = group(members=[{"podSelector": {"matchLabels": {"app": "web"}}}])
@@ -807,9 +807,9 @@ def test_how_a_borrow_is_held_is_not_known_once_the_accountant_is_away(
 
 def test_earlier_refusals_are_taken_from_events() -> None:
     one = limit()
-    earlier = Refused(time=NOW - timedelta(hours=1), text="earlier")
-    known = Refused(time=NOW, text="the same as listed")
-    told = explain(evidence(one, status={"recentDenials": [refusal(one, 0, 1)]}, events=[earlier, known]))
+    earlier = DeniedCall(time=NOW - timedelta(hours=1), text="earlier")
+    known = DeniedCall(time=NOW, text="the same as listed")
+    told = explain(evidence(one, status={"recentDenials": [denial(one, 0, 1)]}, events=[earlier, known]))
     assert [each.text for each in told.refused][1:] == ["earlier"]
     assert len(told.refused) == 2
 
@@ -854,7 +854,11 @@ def test_every_pod_gets_an_answer_and_no_level_that_is_not_known(
 ) -> None:
     told = explain(
         evidence(
-            limit(**spec), ceiling(), uses=[use(pinned, level, reason)], taken=taken, agent=Agent("x", ready)
+            limit(**spec),
+            ceiling(),
+            uses=[use(pinned, level, reason)],
+            taken=taken,
+            agent=NodeAgent("x", ready),
         )
     )
     assert told.findings

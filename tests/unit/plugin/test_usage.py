@@ -9,7 +9,7 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.node.agent.source_levels import source_levels
 from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.plan.types import Pod
-from pinwarden.plan.usage import COUNTED_IN, STALE, Wanted, pod_figures, shared_figures, uncounted
+from pinwarden.plan.usage import COUNTED_IN, STALE, FigureFilter, pod_figures, shared_figures, uncounted
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 MIB = 1 << 20
@@ -42,7 +42,7 @@ def use(uid: str, locked: int = MIB, **more: Any) -> dict[str, Any]:
 
 
 NODES = {"n1", "n2", "n3", "n9"}
-ALL = Wanted(NODES)
+ALL = FigureFilter(NODES)
 
 
 def test_a_static_pod_is_found_by_its_hash_and_shows_the_limit_that_it_reaches_first() -> None:
@@ -73,8 +73,8 @@ def test_a_pod_that_is_gone_keeps_its_uid_and_shows_where_all_are_asked_for() ->
     configs = [config(uses=[use("gone")])]
     (figure,) = pod_figures([POD], configs, ALL, NOW)
     assert (figure.namespace, figure.pod) == (None, "gone")
-    assert not pod_figures([POD], configs, Wanted(NODES, "team-a"), NOW)
-    assert not pod_figures([POD], configs, Wanted(NODES, selected=True), NOW)
+    assert not pod_figures([POD], configs, FigureFilter(NODES, "team-a"), NOW)
+    assert not pod_figures([POD], configs, FigureFilter(NODES, selected=True), NOW)
 
 
 @pytest.mark.rule("H1")
@@ -90,12 +90,12 @@ def test_a_report_that_is_too_old_tells_no_level(age: float, level: str | None) 
 
 @pytest.mark.rule("H1")
 def test_a_silent_agent_makes_the_level_unknown() -> None:
-    (figure,) = pod_figures([OTHER], [config("n2", [use("u2")])], Wanted({"n1"}), NOW)
+    (figure,) = pod_figures([OTHER], [config("n2", [use("u2")])], FigureFilter({"n1"}), NOW)
     assert (figure.level, figure.reason, figure.stale, figure.total) == (None, "AgentSilent", False, 2 * MIB)
 
 
 def test_a_uid_of_another_node_is_not_taken_for_the_pod() -> None:
-    assert pod_figures([POD], [config("n9", [use("static-hash")])], Wanted(NODES, "team-a"), NOW) == []
+    assert pod_figures([POD], [config("n9", [use("static-hash")])], FigureFilter(NODES, "team-a"), NOW) == []
 
 
 def test_the_counters_are_those_of_the_agent() -> None:
@@ -130,13 +130,13 @@ def test_shared_figures_have_groups_of_the_namespace_and_borrows_of_its_pods() -
     report = {"uid": "g1", "phase": "Active", "objects": 1, "charge": 4 * MIB, "borrowers": borrowers}
     fair = {"pod": "static-hash", "current": 9, "anonymous": 4, "shared": 3}
     made = config(spec={"groups": [group]}, groups=[report], fairView=[fair])
-    shared = shared_figures([POD], [made], Wanted(NODES, "team-a"), NOW)
+    shared = shared_figures([POD], [made], FigureFilter(NODES, "team-a"), NOW)
     assert [(each.group, each.charge, each.orphaned) for each in shared.groups] == [
         ("team-a/cache", 4 * MIB, None)
     ]
     assert [(each.pod, each.borrowed, each.limit) for each in shared.borrows] == [("db-0", MIB, 8 * MIB)]
     assert [(each.pod, each.fair) for each in shared.fair_view] == [("db-0", 7)]
-    assert not shared_figures([], [made], Wanted(NODES, "team-b"), NOW).groups
+    assert not shared_figures([], [made], FigureFilter(NODES, "team-b"), NOW).groups
     assert [each.pod for each in shared_figures([POD], [made], ALL, NOW).borrows] == ["db-0", "stranger"]
 
 

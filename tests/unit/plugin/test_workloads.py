@@ -9,7 +9,7 @@ from pinwarden.api.meta import LabelSelector
 from pinwarden.api.pinlimit import Enforcement, PinLimit
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Pod
-from pinwarden.plan.workloads import Observed, advise, advise_limit, workload_of, workloads
+from pinwarden.plan.workloads import ObservedPod, advise, advise_limit, workload_of, workloads
 
 MIB = 1 << 20
 SINCE = datetime(2026, 11, 20, tzinfo=UTC)
@@ -70,11 +70,11 @@ def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_
         pod("db-1", app="db", tier="x"),
     ]
     observed = [
-        Observed(pods[0], "statefulset/db", 10 * MIB, SINCE),
-        Observed(pods[1], "statefulset/db", 20 * MIB, None),
+        ObservedPod(pods[0], "statefulset/db", 10 * MIB, SINCE),
+        ObservedPod(pods[1], "statefulset/db", 20 * MIB, None),
     ]
     web = pod("web-0", app="web")
-    (other, workload) = workloads([*observed, Observed(web, "")], [*pods, web])
+    (other, workload) = workloads([*observed, ObservedPod(web, "")], [*pods, web])
     told = advise(workload)
     assert (told.workload, told.pods, told.observed, told.peak, told.since) == (
         "statefulset/db",
@@ -92,7 +92,7 @@ def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_
 
 @pytest.mark.rule("H2")
 def test_without_an_observation_an_audit_limit_comes_first() -> None:
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db")], [])
+    (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db")], [])
     told = advise(workload)
     assert told.limit is None
     assert told.manifest is not None
@@ -102,19 +102,21 @@ def test_without_an_observation_an_audit_limit_comes_first() -> None:
 
 
 def test_what_was_seen_to_pin_nothing_teaches_nothing() -> None:
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 0, SINCE)], [])
+    (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db", 0, SINCE)], [])
     assert (advise(workload).limit, advise(workload).manifest) == (None, None)
 
 
 def test_what_a_limit_observes_already_gets_no_second_one() -> None:
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", limits=[limit()])], [])
+    (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db", limits=[limit()])], [])
     assert advise(workload).manifest is None
     assert "mine matches" in advise(workload).basis
 
 
 def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
     there = limit(minimumLevel="Deny")
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], [])
+    (workload,) = workloads(
+        [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
+    )
     told = advise(workload)
     assert told.current == "mine 8Mi (Audit)"
     assert told.manifest is not None
@@ -126,7 +128,9 @@ def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
         "enforcement": "Enforce",
     }
     wider = limit(podSelector={})
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [wider])], [])
+    (workload,) = workloads(
+        [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [wider])], []
+    )
     told = advise(workload)
     assert told.manifest is not None
     assert told.manifest["metadata"]["name"] == "db"
@@ -138,16 +142,18 @@ def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
 )
 def test_a_peak_that_a_limit_held_says_so(amount: str, held_back: bool) -> None:
     there = limit(limit=amount, enforcement="Enforce")
-    (workload,) = workloads([Observed(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], [])
+    (workload,) = workloads(
+        [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
+    )
     assert ("so it may want more" in advise(workload).basis) is held_back
 
 
 def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_not_made() -> None:
     mine, other = pod("db-0", app="db"), pod("copy-0", app="db", tier="x")
-    (workload,) = workloads([Observed(mine, "deployment/db", MIB, SINCE)], [mine, other])
+    (workload,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE)], [mine, other])
     assert "takes in 1 other pod, such as copy-0" in advise(workload).basis
     bare = pod("bare", **{"pod-template-hash": "1"})
-    (workload,) = workloads([Observed(bare, "deployment/bare", MIB, SINCE)], [bare, other])
+    (workload,) = workloads([ObservedPod(bare, "deployment/bare", MIB, SINCE)], [bare, other])
     assert advise(workload).manifest is None
     assert "no limit can be written: its pods have no label" in advise(workload).basis
 
@@ -193,7 +199,7 @@ def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
     workload: str, labels: dict[str, str], selector: dict[str, str] | None
 ) -> None:
     """https://github.com/helm/charts/issues/7680, https://github.com/argoproj/argo-rollouts/issues/219."""
-    (one,) = workloads([Observed(pod("db-0", **labels), workload, MIB, SINCE)], [])
+    (one,) = workloads([ObservedPod(pod("db-0", **labels), workload, MIB, SINCE)], [])
     told = advise(one)
     if selector is None:
         assert told.manifest is None
@@ -215,7 +221,7 @@ def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
         }
     )
     mine = pod("db-0", **labels, **{"app.kubernetes.io/version": "7", "helm.sh/chart": "x"})
-    (one,) = workloads([Observed(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
+    (one,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
     told = advise(one)
     assert told.manifest is not None
     assert told.manifest["spec"]["podSelector"] == {
@@ -227,7 +233,7 @@ def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
 
 
 def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
-    (one,) = workloads([Observed(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], [])
+    (one,) = workloads([ObservedPod(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], [])
     told = advise(one)
     assert told.manifest is not None
     assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
@@ -248,7 +254,7 @@ def test_a_limit_whose_selector_has_a_version_is_warned_of() -> None:
 
 
 def test_a_limit_is_named_as_an_object_may_be() -> None:
-    (one,) = workloads([Observed(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
+    (one,) = workloads([ObservedPod(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
     told = advise(one)
     assert told.manifest is not None
     assert told.manifest["metadata"]["name"] == "my-job"

@@ -30,7 +30,7 @@ from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, co
 from pinwarden.controller.finalizers import without
 from pinwarden.controller.uninstall.blockers import Wait, draining, full_name, is_gated, made, undrained
 from pinwarden.controller.uninstall.lease import Seizure, UninstallError, patiently
-from pinwarden.plan.conditions import counted
+from pinwarden.plan.conditions import plural
 from pinwarden.plan.decode import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
 from pinwarden.plan.group_compiler import FINALIZER
 
@@ -108,7 +108,7 @@ class Uninstall:
             await self._lease.give_back()
             raise
         self._say(
-            f"released: {counted(len(names), 'NodePinConfig')} deleted, {counted(len(groups), 'SharedMemoryGroup')} freed of "
+            f"released: {plural(len(names), 'NodePinConfig')} deleted, {plural(len(groups), 'SharedMemoryGroup')} freed of "
             "pinwarden's finalizer"
         )
         if not left:

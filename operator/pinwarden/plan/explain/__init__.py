@@ -9,33 +9,33 @@ from collections.abc import Iterator
 
 from pinwarden.api.nodepinconfig import PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
-from pinwarden.plan.denials import explain as told
+from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain import enforcement, groups, limits, matching, propagation
-from pinwarden.plan.explain.advice import called, kubectl
-from pinwarden.plan.explain.evidence import Agent, Case, Evidence
+from pinwarden.plan.explain.advice import display_name, kubectl
+from pinwarden.plan.explain.evidence import Case, Evidence, NodeAgent
 from pinwarden.plan.explain.findings import (
     Cause,
+    DeniedCall,
     Explanation,
     Finding,
     GroupUse,
     LimitUse,
     NextStep,
     PodUse,
-    Refused,
     Standing,
 )
 
 __all__ = [
-    "Agent",
     "Cause",
+    "DeniedCall",
     "Evidence",
     "Explanation",
     "Finding",
     "GroupUse",
     "LimitUse",
     "NextStep",
+    "NodeAgent",
     "PodUse",
-    "Refused",
     "Standing",
     "explain",
 ]
@@ -54,7 +54,7 @@ def explain(evidence: Evidence) -> Explanation:
         use=_use(case),
         limits=list(limits.uses(case)),
         sources=_sources(case),
-        refused=_refused(case),
+        refused=_denied_calls(case),
         overshoots=list(limits.overshoots(case)),
         groups=list(groups.uses(case)),
     )
@@ -74,7 +74,7 @@ def _findings(case: Case) -> Iterator[Finding]:
     if case.evidence.node is not None:
         yield from propagation.taking(case)
         yield from enforcement.level(case)
-        yield from enforcement.refusals(case)
+        yield from enforcement.denied_calls(case)
         yield from enforcement.amounts(case)
         yield from groups.findings(case)
 
@@ -133,11 +133,11 @@ def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
     return node
 
 
-def _refused(case: Case) -> list[Refused]:
+def _denied_calls(case: Case) -> list[DeniedCall]:
     """The refusals that are known, newest first: those that the node lists, and older ones that Events tell."""
-    names = {limit.metadata.uid: called(limit) for limit in case.selecting}
+    names = {limit.metadata.uid: display_name(limit) for limit in case.selecting}
     known = [
-        Refused(time=each.time, text=told(each, names.get(each.uid, each.name or "of none")))
+        DeniedCall(time=each.time, text=describe_denial(each, names.get(each.uid, each.name or "of none")))
         for each in limits.listed(case)
     ]
     first = min((each.time for each in known), default=None)

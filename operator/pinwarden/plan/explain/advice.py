@@ -16,7 +16,7 @@ GATE_LABEL = "pinwarden.io/gate"
 PROFILE = "pinwarden/runtime-default-v2.json"
 
 
-def called(limit: Limit) -> str:
+def display_name(limit: Limit) -> str:
     """`PinLimit team-a/db`."""
     return f"{type(limit).__name__} {limit_name(limit)}"
 
@@ -42,7 +42,7 @@ def raise_to(limit: Limit, needed: int) -> NextStep:
     if amount is None or amount.bytes < least:
         amount = recommend(least)
     who = "an administrator raises" if isinstance(limit, ClusterPinLimit) else "raise"
-    text = f"If the pod needs it, {who} {called(limit)} to {amount}; running processes get it at once."
+    text = f"If the pod needs it, {who} {display_name(limit)} to {amount}; running processes get it at once."
     return NextStep(text=text, command=patch(limit, {"limit": str(amount)}))
 
 

@@ -7,10 +7,10 @@ from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, Level, PinLimit
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING, UNREAD
 from pinwarden.common.text import short
-from pinwarden.plan.denials import explain as told
+from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain.advice import (
     agent_log,
-    called,
+    display_name,
     gated,
     grant_ceiling,
     kubectl,
@@ -21,8 +21,8 @@ from pinwarden.plan.explain.advice import (
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import denials, listed, overshoots, strictest, used
-from pinwarden.plan.limit_compiler import Limit, limit_name, reach
-from pinwarden.plan.node_view import Use
+from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
+from pinwarden.plan.node_view import PodSample
 
 GATE_LOST: Final = "GateLost"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
@@ -31,7 +31,7 @@ _UNKNOWN_PODS: Final = "unknownPods"
 _LEAST_MARGIN: Final = 64 << 10
 
 
-def refusals(case: Case) -> Iterator[Finding]:
+def denied_calls(case: Case) -> Iterator[Finding]:
     """Of calls that the gate refused: each limit once, with the last of them."""
     use = case.use
     seen: set[str] = set()
@@ -47,10 +47,10 @@ def refusals(case: Case) -> Iterator[Finding]:
         fits = raised and case.acknowledges(limit)
         was_other = bool(known) and known[-1].limit not in (None, amount)
         words = (
-            f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {called(limit)} "
+            f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {display_name(limit)} "
             f"({limit.spec.limit}{' now' if was_other else ''})"
         )
-        last = f"; the last one: {told(known[-1], called(limit))}" if known else ""
+        last = f"; the last one: {describe_denial(known[-1], display_name(limit))}" if known else ""
         now = ""
         if raised and not fits:
             now = ". The limit was raised since: the call will fit once the node's agent has taken that"
@@ -58,10 +58,10 @@ def refusals(case: Case) -> Iterator[Finding]:
             again = now_used + (known[-1].asked or 0) <= amount
             now = f". The limit was raised since{': the call would fit now' if again else ', above what was needed then'}"
         step = _watch(case) if raised else raise_to(limit, max(_needed(case, limit), amount))
-        yield Finding(cause=Cause.REFUSED, problem=not fits, message=f"{words}{last}{now}.", next=step)
+        yield Finding(cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{words}{last}{now}.", next=step)
     others = [each for each in listed(case) if each.uid not in seen]
     if others:
-        yield _other_refusal(case, others[-1].uid, told(others[-1], others[-1].name or "of none"))
+        yield _other_denial(case, others[-1].uid, describe_denial(others[-1], others[-1].name or "of none"))
 
 
 def _needed_then(known: Iterable[DenialReport]) -> int:
@@ -75,7 +75,7 @@ def _needed(case: Case, limit: Limit) -> int:
     return max(_needed_then(denials(case, limit)), now or 0)
 
 
-def _other_refusal(case: Case, uid: str, text: str) -> Finding:
+def _other_denial(case: Case, uid: str, text: str) -> Finding:
     """Of a call that was refused for something else than a limit that holds now."""
     exact = [limit for limit in case.matching if limit.spec.minimum_level is Level.DENY]
     if uid == _UNKNOWN_PODS:
@@ -93,7 +93,9 @@ def _other_refusal(case: Case, uid: str, text: str) -> Finding:
             text="The limit behind it does not hold for the pod now, or is gone; see its Events.",
             command=kubectl("events", "--for", f"pod/{case.pod.name}", namespace=case.pod.namespace),
         )
-    return Finding(cause=Cause.REFUSED, problem=True, message=f"The gate refused a call: {text}.", next=step)
+    return Finding(
+        cause=Cause.DENIED_BY_GATE, problem=True, message=f"The gate refused a call: {text}.", next=step
+    )
 
 
 def level(case: Case) -> Iterator[Finding]:
@@ -169,7 +171,7 @@ def amounts(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.OVERSHOT,
             problem=False,
-            message=f"Use was seen above {called(limit)} {shot.count} time(s), last at {shot.last_time:%Y-%m-%dT%H:%M:%SZ}: "
+            message=f"Use was seen above {display_name(limit)} {shot.count} time(s), last at {shot.last_time:%Y-%m-%dT%H:%M:%SZ}: "
             f"{short(shot.peak)} over for {shot.seconds:g} s at worst (a lower bound). "
             "A race passed it, or it was lowered below its use for a while.",
             next=step,
@@ -187,7 +189,7 @@ def _watch(case: Case) -> NextStep:
     )
 
 
-def _remark(use: Use) -> str:
+def _remark(use: PodSample) -> str:
     return f" ({use.message})" if use.message else ""
 
 
@@ -221,7 +223,7 @@ def _not_started(case: Case, what: str) -> Finding:
     )
 
 
-def _deserted(case: Case, use: Use) -> Finding:
+def _deserted(case: Case, use: PodSample) -> Finding:
     """Of a pod in whose cgroup no process is."""
     if use.reason == ENDED or not case.pod.running:
         return _not_started(case, f"Nothing of the pod runs: {use.message}.")
@@ -236,7 +238,7 @@ def _deserted(case: Case, use: Use) -> Finding:
     )
 
 
-def _not_enforceable(case: Case, use: Use) -> Finding:
+def _not_enforceable(case: Case, use: PodSample) -> Finding:
     why = f"{use.reason or 'no reason is given'}{': ' + use.message if use.message else ''}"
     message = f"The pod's use is counted, and nothing refuses what would pass its limit ({why})"
     if capability := _BY_CAPABILITY.get(use.reason):
@@ -254,8 +256,8 @@ def _not_enforceable(case: Case, use: Use) -> Finding:
 
 def _in_part(case: Case, how: str) -> Finding:
     enforced = _enforced(case)
-    held = ", ".join(called(limit) for limit in enforced if case.acknowledges(limit))
-    others = ", ".join(called(limit) for limit in enforced if not case.acknowledges(limit))
+    held = ", ".join(display_name(limit) for limit in enforced if case.acknowledges(limit))
+    others = ", ".join(display_name(limit) for limit in enforced if not case.acknowledges(limit))
     return Finding(
         cause=Cause.HELD_IN_PART,
         problem=True,
@@ -267,7 +269,7 @@ def _in_part(case: Case, how: str) -> Finding:
     )
 
 
-def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
+def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     level = "; ".join(filter(None, (f"level {use.level}", use.message)))
     by = f"The pod is held by RLIMIT_MEMLOCK, which the agent deals to its processes ({level})"
     unseen = (
@@ -276,7 +278,9 @@ def _by_rlimit(case: Case, use: Use) -> Iterator[Finding]:
     )
     asking = [limit for limit in _enforced(case) if limit.spec.minimum_level.rank < use.level.rank]
     if asking:
-        names = ", ".join(f"{called(limit)} (minimumLevel: {limit.spec.minimum_level})" for limit in asking)
+        names = ", ".join(
+            f"{display_name(limit)} (minimumLevel: {limit.spec.minimum_level})" for limit in asking
+        )
         yield Finding(
             cause=Cause.LEVEL_TOO_LOW,
             problem=True,
@@ -310,18 +314,18 @@ def _of_its_user(case: Case) -> str:
     )
 
 
-def _at_limit(limit: Limit, use: Use, by: str, unseen: str) -> Finding:
+def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
     amount = limit.spec.limit.bytes
     left = "nothing is left" if use.pinned >= amount else f"{short(amount - use.pinned)} are left now"
     return Finding(
         cause=Cause.AT_LIMIT,
         problem=True,
-        message=f"{by}, and its use came up to {short(use.peak)} of {limit.spec.limit} ({called(limit)}); {left}. {unseen}.",
+        message=f"{by}, and its use came up to {short(use.peak)} of {limit.spec.limit} ({display_name(limit)}); {left}. {unseen}.",
         next=raise_to(limit, max(use.peak, amount)),
     )
 
 
-def _exactly(case: Case, use: Use) -> NextStep:
+def _exactly(case: Case, use: PodSample) -> NextStep:
     """What has a pod held exactly that is not: the gate's profile, or, where it has that, no calls that loosen it."""
     if use.denials is None:
         return gated(case.evidence, "To have it held exactly, and refusals explained")
@@ -359,20 +363,20 @@ def _over(case: Case, limit: Limit) -> Finding:
     return Finding(
         cause=Cause.OVER_LIMIT,
         problem=True,
-        message=f"{'The node' if now is None else short(now)} is above {called(limit)} ({limit.spec.limit}): {whence}. {what}.",
+        message=f"{'The node' if now is None else short(now)} is above {display_name(limit)} ({limit.spec.limit}): {whence}. {what}.",
         next=raise_to(limit, max(_needed(case, limit), limit.spec.limit.bytes)),
     )
 
 
 def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
-    reached = reach(limit, case.matching) or 0
+    reached = effective_grant(limit, case.matching) or 0
     if isinstance(limit, PinLimit) and reached < limit.spec.limit.bytes:
         yield _grant_limited(case, limit, reached)
     elif case.acknowledges(limit):
         yield Finding(
             cause=Cause.GRANTED,
             problem=False,
-            message=f"{called(limit)} is a grant: what the runtime gave the processes is raised up to {limit.spec.limit}.",
+            message=f"{display_name(limit)} is a grant: what the runtime gave the processes is raised up to {limit.spec.limit}.",
             next=NextStep(
                 text="See what a process may lock now, in KiB.",
                 command=kubectl(
@@ -400,13 +404,13 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
         if giving.spec.limit.bytes < limit.spec.limit.bytes:
             change["limit"] = wanted
         step = NextStep(
-            text=f"An administrator lets it through by {called(giving)}.", command=patch(giving, change)
+            text=f"An administrator lets it through by {display_name(giving)}.", command=patch(giving, change)
         )
     lets = f"lets {short(reached)} of it through" if reached else "lets none of it through"
     return Finding(
         cause=Cause.GRANT_LIMITED,
         problem=True,
-        message=f"{called(limit)} is a grant of {wanted}, and the maxGrant of the matching ClusterPinLimits {lets}; "
+        message=f"{display_name(limit)} is a grant of {wanted}, and the maxGrant of the matching ClusterPinLimits {lets}; "
         "above that, the limit that the runtime gave stays.",
         next=step,
     )

@@ -1,7 +1,7 @@
 """What is known of a pod, and what the operator's own rules make of it.
 
 An explanation must not be a second reading of the rules. So `Case` asks the functions that the operator asks: `compile` says which limits
-hold and what the node shall be told, `report` what the agent took of it, `summarize` whether the pod is held as asked and if not why.
+hold and what the node shall be told, `report` what the agent took of it, `summarize_limit` whether the pod is held as asked and if not why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from functools import cached_property
 
 from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinConfigSpec, PodReport
-from pinwarden.plan.conditions import Refusal
-from pinwarden.plan.explain.findings import Refused
+from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.explain.findings import DeniedCall
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.limit_compiler import (
     MAX_NODE_LIMITS,
     MAX_NODE_PODS,
-    Hold,
     Limit,
-    Room,
+    LimitSet,
+    Overflow,
     Settings,
     compile_node,
     limit_name,
     matches,
-    refusal,
+    rejection,
 )
-from pinwarden.plan.limit_on_node import Share, acknowledges, summarize
-from pinwarden.plan.node_view import NodeView, Use
+from pinwarden.plan.limit_on_node import LimitOnNode, acknowledges, summarize_limit
+from pinwarden.plan.node_view import NodeView, PodSample
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.usage import is_stale
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class NodeAgent:
     """The agent's pod on the pod's node: its name, and whether it is alive."""
 
     pod: str
@@ -55,11 +55,11 @@ class Evidence:
     namespace: Namespace
     node: Node | None
     config: NodePinConfig | None
-    agent: Agent | None
+    agent: NodeAgent | None
     limits: Sequence[Limit] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
     groups: Sequence[Group] = ()
-    events: Sequence[Refused] = ()
+    events: Sequence[DeniedCall] = ()
     workload: str = ""
     system: str = SYSTEM_NAMESPACE
 
@@ -94,15 +94,15 @@ class Case:
         return sorted(found, key=limit_name)
 
     @cached_property
-    def refused(self) -> Mapping[str, Refusal]:
+    def rejected(self) -> Mapping[str, Rejection]:
         """Of those, the ones that pinwarden does not act on."""
-        refusals = ((limit_name(limit), refusal(limit)) for limit in self.selecting)
-        return {name: why for name, why in refusals if why is not None}
+        rejections = ((limit_name(limit), rejection(limit)) for limit in self.selecting)
+        return {name: why for name, why in rejections if why is not None}
 
     @cached_property
     def matching(self) -> Sequence[Limit]:
         """The limits that hold for the pod, in any mode."""
-        return [limit for limit in self.selecting if limit_name(limit) not in self.refused]
+        return [limit for limit in self.selecting if limit_name(limit) not in self.rejected]
 
     @cached_property
     def view(self) -> NodeView:
@@ -120,10 +120,10 @@ class Case:
             desired = desired.model_copy(
                 update={"limits": [limit for limit in desired.limits if limit.name in names]}
             )
-        view = NodeView(pod.node).with_desired(desired, Room(full, frozenset(unlisted)))
+        view = NodeView(pod.node).with_desired(desired, Overflow(full, frozenset(unlisted)))
         if evidence.config is not None:
             hashes = {group.uid: group.hash for group in stored.groups}
-            view = replace(view.with_object(evidence.config), asked_groups=hashes)
+            view = replace(view.with_object(evidence.config), requested_groups=hashes)
         return view.with_silent(evidence.agent is None or not evidence.agent.ready or self.stale)
 
     @property
@@ -154,14 +154,14 @@ class Case:
         return limit_name(limit) in self.acknowledged
 
     @cached_property
-    def shares(self) -> Mapping[str, Share]:
+    def shares(self) -> Mapping[str, LimitOnNode]:
         """What the node says of each limit that holds, by name, for this pod alone."""
-        return {limit_name(limit): summarize(limit, [self.pod], self.view) for limit in self.matching}
+        return {limit_name(limit): summarize_limit(limit, [self.pod], self.view) for limit in self.matching}
 
     @cached_property
-    def hold(self) -> Hold:
+    def hold(self) -> LimitSet:
         """The constraints that the node shall hold for the pod."""
-        return Hold.of(self.matching)
+        return LimitSet.of(self.matching)
 
     @cached_property
     def stored(self) -> Mapping[str, NodeLimit]:
@@ -173,7 +173,7 @@ class Case:
         return {limit.name: limit for limit in config.spec.limits if limit.name in names}
 
     @property
-    def use(self) -> Use | None:
+    def use(self) -> PodSample | None:
         """What the agent reported of the pod."""
         return self.view.pods.get(self.pod.cgroup_uid)
 

@@ -33,8 +33,8 @@ class Cause(StrEnum):
     NOT_ACKNOWLEDGED = "NotAcknowledged"
     NOT_STARTED = "NotStarted"
     OVER_LIMIT = "OverLimit"
-    REFUSED = "RefusedByGate"
-    LIMIT_REFUSED = "LimitRefused"
+    DENIED_BY_GATE = "RefusedByGate"
+    LIMIT_REJECTED = "LimitRefused"
     NOT_ENFORCEABLE = "NotEnforceable"
     NOT_REPORTED = "NotReported"
     AT_LIMIT = "LikelyRefusedByKernel"
@@ -42,9 +42,9 @@ class Cause(StrEnum):
     HELD_IN_PART = "HeldInPart"
     GRANT_LIMITED = "GrantBeyondMaxGrant"
     OVERSHOT = "Overshot"
-    BORROW_REFUSED = "BorrowRefused"
+    BORROW_DENIED = "BorrowRefused"
     BORROW_OVER = "BorrowOverLimit"
-    GROUP_REFUSED = "GroupRefused"
+    GROUP_REJECTED = "GroupRefused"
     NOT_MEMBER = "NotMember"
     AUDIT = "Audit"
     OVERRIDDEN = "Overridden"
@@ -83,7 +83,7 @@ class Standing(StrEnum):
     OVERRIDDEN = "Overridden"
     AUDIT = "Audit"
     PENDING = "Pending"
-    REFUSED = "Refused"
+    REJECTED = "Refused"
 
 
 class LimitUse(Model):
@@ -124,7 +124,7 @@ class PodUse(Model):
     stale: bool = False
 
 
-class Refused(Model):
+class DeniedCall(Model):
     """A refusal as the node lists it, or an Event told it."""
 
     time: datetime
@@ -154,6 +154,6 @@ class Explanation(Model):
     use: PodUse | None = None
     limits: list[LimitUse]
     sources: list[SourceLevel]
-    refused: list[Refused]
+    refused: list[DeniedCall]
     overshoots: list[OvershootReport]
     groups: list[GroupUse]

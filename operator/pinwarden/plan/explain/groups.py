@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pinwarden.api.nodepinconfig import BorrowReport
 from pinwarden.api.sharedmemorygroup import LimitOn, Member
 from pinwarden.common.text import short
-from pinwarden.plan.conditions import Refusal
+from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.explain.advice import kubectl
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep
-from pinwarden.plan.group_compiler import Group, standings
+from pinwarden.plan.group_compiler import Group, admissions
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.usage import is_stale
 
@@ -35,15 +35,15 @@ def uses(case: Case) -> Iterator[GroupUse]:
 
 def findings(case: Case) -> Iterator[Finding]:
     """Of groups that are refused, and of borrowing that is."""
-    standing = standings(
+    standing = admissions(
         [group for group in case.evidence.groups if group.namespace == case.pod.namespace],
         case.evidence.namespace,
     )
     for group, borrow in _concerned(case):
         how = standing.get(group.name)
-        if isinstance(how, Refusal) and _is_member(case, group):
+        if isinstance(how, Rejection) and _is_member(case, group):
             yield Finding(
-                cause=Cause.GROUP_REFUSED,
+                cause=Cause.GROUP_REJECTED,
                 problem=True,
                 message=f"SharedMemoryGroup {group.name} has the pod as a member, but pinwarden does not act on it ({how.reason}): "
                 f"{how.message}.",
@@ -75,7 +75,7 @@ def _of_borrow(case: Case, group: Group, borrow: BorrowReport) -> Iterator[Findi
             )
     if borrow.denials:
         yield Finding(
-            cause=Cause.BORROW_REFUSED,
+            cause=Cause.BORROW_DENIED,
             problem=True,
             message=f"The gate refused {borrow.denials} mapping(s) of SharedMemoryGroup {group.name}.",
             next=_edit(group),

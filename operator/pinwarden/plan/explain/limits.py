@@ -5,12 +5,12 @@ from functools import partial
 
 from pinwarden.api.nodepinconfig import DenialReport, OvershootReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, Scope
-from pinwarden.plan.explain.advice import called
+from pinwarden.plan.explain.advice import display_name
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import LimitUse, Standing
-from pinwarden.plan.limit_compiler import Limit, limit_name, reach
+from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 from pinwarden.plan.limit_overrides import overriding
-from pinwarden.plan.node_view import Use
+from pinwarden.plan.node_view import PodSample
 
 
 def strictest(case: Case) -> Limit | None:
@@ -39,7 +39,7 @@ def uses(case: Case) -> Iterator[LimitUse]:
 
     def order(limit: Limit) -> tuple[bool, bool, str]:
         name = limit_name(limit)
-        return name != name_of_first, name in case.refused or name in implied, name
+        return name != name_of_first, name in case.rejected or name in implied, name
 
     for limit in sorted(case.selecting, key=order):
         yield _use(case, limit, first, implied.get(limit_name(limit), ()))
@@ -66,7 +66,7 @@ def overshoots(case: Case) -> Sequence[OvershootReport]:
     ]
 
 
-def used(limit: Limit, use: Use) -> tuple[int | None, int | None]:
+def used(limit: Limit, use: PodSample) -> tuple[int | None, int | None]:
     """What counts towards the limit, and the most that did, in bytes; None where the pod alone does not tell."""
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         return None, None
@@ -87,14 +87,14 @@ def _use(case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Lim
         enforcement=spec.enforcement,
         minimum_level=spec.minimum_level,
     )
-    if refusal := case.refused.get(name):
-        return row(limit=None, standing=Standing.REFUSED, because=refusal.message)
+    if rejection := case.rejected.get(name):
+        return row(limit=None, standing=Standing.REJECTED, because=rejection.message)
     standing, because = _standing(case, limit, first, implied_by)
     share, use = case.shares[name], case.use
     now, peak = used(limit, use) if use else (None, None)
     return row(
         limit=spec.limit.bytes,
-        grant=reach(limit, case.matching),
+        grant=effective_grant(limit, case.matching),
         standing=standing,
         because=because,
         used=now,
@@ -110,12 +110,12 @@ def _standing(
     if limit.spec.enforcement is Enforcement.AUDIT:
         return Standing.AUDIT, "it is evaluated and refuses nothing"
     if implied_by:
-        return Standing.OVERRIDDEN, f"it adds nothing to {', '.join(map(called, implied_by))}"
+        return Standing.OVERRIDDEN, f"it adds nothing to {', '.join(map(display_name, implied_by))}"
     if not case.acknowledges(limit):
         return Standing.PENDING, "no agent has said that it holds the pod to it"
     if limit is first:
         return Standing.STRICTEST, "the pod as a whole reaches it first"
     if limit.spec.scope is Scope.POD and first is not None:
         same = first.spec.limit.bytes == limit.spec.limit.bytes
-        return Standing.HOLDS, f"{called(first)} is reached {'at the same amount' if same else 'first'}"
+        return Standing.HOLDS, f"{display_name(first)} is reached {'at the same amount' if same else 'first'}"
     return Standing.HOLDS, "it sums in another scope"

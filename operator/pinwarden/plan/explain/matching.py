@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, PinLimit
-from pinwarden.plan.conditions import Refusal
-from pinwarden.plan.explain.advice import called, first_limit, kubectl, patch
+from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.explain.advice import display_name, first_limit, kubectl, patch
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import overridden, strictest
-from pinwarden.plan.explain.nearest import Near, nearest
+from pinwarden.plan.explain.nearest import NearMiss, nearest
 from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches
 from pinwarden.plan.types import Node
 
@@ -53,8 +53,8 @@ def placing(case: Case) -> Iterator[Finding]:
 def selecting(case: Case) -> Iterator[Finding]:
     """Of limits that should hold and do not, and of a pod that none selects."""
     for limit in case.selecting:
-        if refusal := case.refused.get(limit_name(limit)):
-            yield _refused(limit, refusal)
+        if rejection := case.rejected.get(limit_name(limit)):
+            yield _refused(limit, rejection)
     for name, problem in sorted(case.evidence.unreadable.items()):
         yield Finding(
             cause=Cause.LIMIT_NOT_UNDERSTOOD,
@@ -85,7 +85,7 @@ def standing(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.AUDIT,
             problem=False,
-            message=f"Only Audit limits match ({', '.join(map(called, case.matching))}): they evaluate and refuse nothing.",
+            message=f"Only Audit limits match ({', '.join(map(display_name, case.matching))}): they evaluate and refuse nothing.",
             next=NextStep(
                 text="Have it refused when the figures are as you expect.",
                 command=patch(limit, {"enforcement": "Enforce"}),
@@ -112,9 +112,10 @@ def _overridden(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.OVERRIDDEN,
             problem=False,
-            message=f"{called(limit)} ({limit.spec.limit}) adds nothing: {called(other)} ({other.spec.limit}) is reached first.",
+            message=f"{display_name(limit)} ({limit.spec.limit}) adds nothing: "
+            f"{display_name(other)} ({other.spec.limit}) is reached first.",
             next=NextStep(
-                text=f"For more than {other.spec.limit}, {_who(other)} must raise {called(other)}.",
+                text=f"For more than {other.spec.limit}, {_who(other)} must raise {display_name(other)}.",
                 command=patch(other, {"limit": str(limit.spec.limit)}),
             ),
         )
@@ -124,8 +125,8 @@ def _who(limit: Limit) -> str:
     return "somebody with rights on the namespace" if isinstance(limit, PinLimit) else "an administrator"
 
 
-def _refused(limit: Limit, refusal: Refusal) -> Finding:
-    field = refusal.message.removeprefix("spec.").partition(":")[0]
+def _refused(limit: Limit, rejection: Rejection) -> Finding:
+    field = rejection.message.removeprefix("spec.").partition(":")[0]
     if field in _MENDED:
         step = NextStep(text=f"Change spec.{field}.", command=patch(limit, {field: _MENDED[field]}))
     else:
@@ -133,9 +134,9 @@ def _refused(limit: Limit, refusal: Refusal) -> Finding:
         command = kubectl("edit", kind, limit.metadata.name, namespace=limit.metadata.namespace)
         step = NextStep(text=f"Correct spec.{field}.", command=command)
     return Finding(
-        cause=Cause.LIMIT_REFUSED,
+        cause=Cause.LIMIT_REJECTED,
         problem=True,
-        message=f"{called(limit)} matches, but pinwarden does not act on it ({refusal.reason}): {refusal.message}.",
+        message=f"{display_name(limit)} matches, but pinwarden does not act on it ({rejection.reason}): {rejection.message}.",
         next=step,
     )
 
@@ -152,7 +153,7 @@ def _exempt(case: Case) -> Finding | None:
     ]
     if not reached and case.matching:
         return None
-    names = ", ".join(map(called, reached))
+    names = ", ".join(map(display_name, reached))
     besides = f"; {names} would match otherwise" if names else ""
     return Finding(
         cause=Cause.EXEMPT_NAMESPACE,
@@ -167,14 +168,12 @@ def _none(case: Case) -> Finding:
     near = nearest(case.evidence)
     message, step = "There is no limit that could match the pod.", first_limit(case.pod)
     if near is not None:
-        message = (
-            f"No limit matches the pod. The nearest is {called(near.limit)}: {'; '.join(near.differences)}."
-        )
+        message = f"No limit matches the pod. The nearest is {display_name(near.limit)}: {'; '.join(near.differences)}."
         step = _to_match(case, near) or step
-    return Finding(cause=Cause.NO_LIMIT, problem=not case.refused, message=message, next=step)
+    return Finding(cause=Cause.NO_LIMIT, problem=not case.rejected, message=message, next=step)
 
 
-def _to_match(case: Case, near: Near) -> NextStep | None:
+def _to_match(case: Case, near: NearMiss) -> NextStep | None:
     """What makes the nearest limit hold; None where that would take another meaning from the pod's labels, or is not for labels to do."""
     pod, limit = case.pod, near.limit
     if not near.labels:
@@ -182,7 +181,7 @@ def _to_match(case: Case, near: Near) -> NextStep | None:
     if not near.labels.keys() & pod.labels.keys():
         labels = [f"{key}={value}" for key, value in sorted(near.labels.items())]
         return NextStep(
-            text=f"To have {called(limit)} hold, label the pod, and the template that it is made from.",
+            text=f"To have {display_name(limit)} hold, label the pod, and the template that it is made from.",
             command=kubectl("label", "pod", pod.name, *labels, namespace=pod.namespace),
         )
     if (
@@ -192,7 +191,7 @@ def _to_match(case: Case, near: Near) -> NextStep | None:
     ):
         own = {key: pod.labels[key] for key in sorted(near.labels)}
         return NextStep(
-            text=f"{called(limit)} matches no pod at all. If it is meant for this one, correct its podSelector.",
+            text=f"{display_name(limit)} matches no pod at all. If it is meant for this one, correct its podSelector.",
             command=patch(limit, {"podSelector": {"matchLabels": own}}),
         )
     return None

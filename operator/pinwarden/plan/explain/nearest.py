@@ -15,7 +15,7 @@ from pinwarden.plan.types import NAME_LABEL, Node
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
+class NearMiss:
     """A limit that does not hold, and why, in words; `labels` are what the pod lacks, where labels of its own alone are missing."""
 
     limit: Limit
@@ -23,7 +23,7 @@ class Near:
     labels: dict[str, str]
 
 
-def nearest(evidence: Evidence) -> Near | None:
+def nearest(evidence: Evidence) -> NearMiss | None:
     """The limit of which the pod lacks the least; of equals one of its own namespace, then the first by name."""
     found = [near(limit, evidence) for limit in evidence.limits]
     return min(
@@ -37,7 +37,7 @@ def nearest(evidence: Evidence) -> Near | None:
     )
 
 
-def near(limit: Limit, evidence: Evidence) -> Near:
+def near(limit: Limit, evidence: Evidence) -> NearMiss:
     """What the pod lacks of one limit; without differences where it holds."""
     pod, namespace = evidence.pod, evidence.namespace
     differences = list(_unmet(limit.spec.pod_selector, pod.labels, "the pod's label"))
@@ -58,7 +58,7 @@ def near(limit: Limit, evidence: Evidence) -> Near:
         differences += unmet
         reached = not unmet
     by_labels_alone = reached and len(labels) == len(differences)
-    return Near(limit, tuple(differences), labels if by_labels_alone else {})
+    return NearMiss(limit, tuple(differences), labels if by_labels_alone else {})
 
 
 def _unmet(selector: LabelSelector, labels: Labels, whose: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pinwarden.plan.decode import AGENT_SELECTOR
-from pinwarden.plan.explain.advice import agent_log, called, kubectl, patch
+from pinwarden.plan.explain.advice import agent_log, display_name, kubectl, patch
 from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.limit_compiler import Limit, limit_name
@@ -92,12 +92,12 @@ def taking(case: Case) -> Iterator[Finding]:
         share = case.shares[limit_name(limit)]
         if case.acknowledges(limit):
             continue
-        if share.refused is None:
+        if share.rejected is None:
             late.append(limit)
-        elif share.refused.reason == TOO_MANY_LIMITS:
-            room = share.refused.detail
+        elif share.rejected.reason == TOO_MANY_LIMITS:
+            room = share.rejected.detail
         else:
-            yield _unsupported(case, limit, share.refused.detail)
+            yield _unsupported(case, limit, share.rejected.detail)
     if room:
         yield _no_room(case, room)
     stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
@@ -134,7 +134,7 @@ def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
     return Finding(
         cause=Cause.UNSUPPORTED,
         problem=True,
-        message=f"Node {node} cannot hold {called(limit)}: {detail}.",
+        message=f"Node {node} cannot hold {display_name(limit)}: {detail}.",
         next=step,
     )
 
@@ -143,7 +143,7 @@ def _unwritten(case: Case, limits: list[Limit]) -> Finding:
     return Finding(
         cause=Cause.NOT_WRITTEN,
         problem=True,
-        message=f"{', '.join(map(called, limits))}: the operator has not written it for the pod into the NodePinConfig of node "
+        message=f"{', '.join(map(display_name, limits))}: the operator has not written it for the pod into the NodePinConfig of node "
         f"{case.pod.node} yet.",
         next=NextStep(
             text="It takes a moment. If it stays so, see what the operator says.",
@@ -155,7 +155,7 @@ def _unwritten(case: Case, limits: list[Limit]) -> Finding:
 
 
 def _untaken(case: Case, limits: list[Limit]) -> Finding:
-    names, config = ", ".join(map(called, limits)), case.evidence.config
+    names, config = ", ".join(map(display_name, limits)), case.evidence.config
     status = config.status if config else None
     took = "none yet" if status is None else status.observed_generation
     is_at = config.metadata.generation if config else None
