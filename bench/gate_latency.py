@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gated.node import MIB, Node, Pod, Process
+from gate_node.node import MIB, Node, Pod, Process
 
 PAIR = str(Path(__file__).with_name("pair.py"))
 PODS = 50

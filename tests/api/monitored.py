@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import chart
-from gated.node import NOBODY, Process
-from gated.node import Node as GatedNode
-from gated.node import Pod as GatedPod
+from gate_node.node import NOBODY, Process
+from gate_node.node import Node as GatedNode
+from gate_node.node import Pod as GatedPod
 from monitoring.prometheus import HOST, Prometheus, Target
 
 from .conftest import ROOT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import Node
+from gate_node.node import Node
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gated.filters import export
+from gate_node.filters import export
 from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64
 
 KILL_THREAD, ERRNO, NOTIFY, ALLOW = 0, 0x00050000, 0x7FC00000, 0x7FFF0000

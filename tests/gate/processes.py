@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gated.node import NOBODY, Pod, Process
+from gate_node.node import NOBODY, Pod, Process
 
 HERE = Path(__file__).parent
 PAGE = 4096

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod, Process, kill, locked
+from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 from pinwarden.node.gate.budgets import GOOD_SECONDS
 from pinwarden.node.gate.handler import RAISED_SECONDS, UNLISTED_SECONDS
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod
+from gate_node.node import MIB, NOBODY, Node, Pod
 
 from .processes import PAGE, ask, start
 

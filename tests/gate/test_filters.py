@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gated.filters import install
+from gate_node.filters import install
 from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.gate.profiles import profiles
 from pinwarden.node.linux import seccomp_notify

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import DEADLINE_SECONDS, ROOT, starter
+from gate_node.node import DEADLINE_SECONDS, ROOT, starter
 
 CLIENT = """
 import sys
 sys.path[:0] = sys.argv[1:3]
-from gated.node import starter
+from gate_node.node import starter
 print(starter().start("pinwarden", ["holder", "--run-dir", sys.argv[3]]).pid, flush=True)
 sys.stdin.read()
 """

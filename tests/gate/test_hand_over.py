@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import MIB, Node
+from gate_node.node import MIB, Node
 
 from .processes import PAGE, ask, listeners, start, takes_sigterm
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
+from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.node.agent.gate_reader import GateRecord, Standing
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.seccomp_notify import Call

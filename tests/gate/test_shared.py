@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gated.node import MIB, Node, Pod, Process
+from gate_node.node import MIB, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.node.gate.borrow_rules import Range, total
 from pinwarden.node.gate.handler import UNLISTED_SECONDS

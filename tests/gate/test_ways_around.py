@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gated.node import MIB, NOBODY, Node, Pod, Process, kill, locked
+from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 
 from .processes import PAGE, ask, compiled, hear, start, tell
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gated.node import CGROUP, Node, Pod
+from gate_node.node import CGROUP, Node, Pod
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import Level
 from pinwarden.node.accountant.accountant import Accountant

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.patience import Patience
-from gated.node import CGROUP, MIB, NOBODY, Node, Pod, Process
+from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport
 from pinwarden.api.pinlimit import Level
 from pinwarden.node.agent.original_limits import SavedStore

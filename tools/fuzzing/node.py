@@ -28,7 +28,7 @@ from cluster.patience import Patience
 from fuzzing import damage, hostile, text
 from fuzzing.schemas import Values
 from fuzzing.tally import Tally
-from gated.node import CGROUP, MIB, NOBODY, ROOT, Pod, Process
+from gate_node.node import CGROUP, MIB, NOBODY, ROOT, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
 from pinwarden.common.guard import shown

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from gated.forks import Forked, ForkServer
+from gate_node.forks import Forked, ForkServer
 from pinwarden.node.gate.profiles import METADATA
 from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
 from pinwarden.node.shm.objects import Extent
@@ -35,7 +35,7 @@ Process = Forked | subprocess.Popen[str]
 @cache
 def starter() -> ForkServer:
     """The fork server of this process."""
-    return ForkServer("gated.starter", [ROOT / "operator", ROOT / "tools"])
+    return ForkServer("gate_node.starter", [ROOT / "operator", ROOT / "tools"])
 
 
 class Home(Protocol):

@@ -21,8 +21,8 @@ from typing import Any
 
 import pinwarden.node.gate.daemon
 import pinwarden.node.holder.daemon  # noqa: F401 - imported by `main` otherwise
-from gated.filters import install
-from gated.forks import serve
+from gate_node.filters import install
+from gate_node.forks import serve
 from pinwarden.cli.main import main
 from pinwarden.node.gate.profiles import profiles
 
