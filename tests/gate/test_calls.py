@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
-from pinwarden.node.gate.budgets import GOOD_SECONDS
+from pinwarden.node.gate.budgets import VALID_SECONDS
 from pinwarden.node.gate.handler import RAISED_SECONDS, UNLISTED_SECONDS
 
 from .processes import HERE, PAGE, ask, hear, start, tell
@@ -207,7 +207,7 @@ def test_what_a_pod_without_the_profile_has_counts_also_when_its_cgroup_came_aft
     folder.mkdir(parents=True)
     with ungated(folder) as beside:
         assert ask(beside, f"lock {HALF}") == f"{HALF} 0"
-        time.sleep(GOOD_SECONDS)
+        time.sleep(VALID_SECONDS)
         assert ask(process, f"until {LIMIT}") == f"{HALF} {REFUSED}"
         assert pod.locked + other.locked == LIMIT
 

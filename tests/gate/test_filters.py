@@ -21,7 +21,7 @@ from gate_node.filters import install
 from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.gate.profiles import profiles
 from pinwarden.node.linux import seccomp_notify
-from pinwarden.node.linux.seccomp_notify import Call, Listener
+from pinwarden.node.linux.seccomp_notify import Listener, Notification
 
 from .filters import ALLOW, ERRNO, KILL_THREAD, NOTIFY, Program, program
 
@@ -104,7 +104,7 @@ def unsigned(arguments: Sequence[int]) -> tuple[int, ...]:
 class Outcome:
     """What came of a filtered process: its wait status, what its work returned, and the calls that its listener got."""
 
-    def __init__(self, status: int, result: Any, calls: Sequence[Call]) -> None:
+    def __init__(self, status: int, result: Any, calls: Sequence[Notification]) -> None:
         self.status, self.result, self.calls = status, result, calls
 
     def notified(self, name: str, arguments: Sequence[int]) -> int:
@@ -131,7 +131,7 @@ def filtered(profile: Mapping[str, Any], work: Callable[[], Any]) -> Outcome:
         finally:
             os._exit(status)
     theirs.close()
-    calls: list[Call] = []
+    calls: list[Notification] = []
     with ours:
         ours.settimeout(30)
         _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
@@ -144,7 +144,7 @@ def filtered(profile: Mapping[str, Any], work: Callable[[], Any]) -> Outcome:
     return Outcome(status, json.loads(text) if text else None, calls)
 
 
-def let_all_through(listener: Listener, calls: list[Call]) -> None:
+def let_all_through(listener: Listener, calls: list[Notification]) -> None:
     """Until no process is left that could make a call."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
@@ -154,7 +154,7 @@ def let_all_through(listener: Listener, calls: list[Call]) -> None:
         if event and listener.receive(ctypes.addressof(memory)):
             call = seccomp_notify.parse(memory.raw)
             calls.append(call)
-            listener.let_through(call.id)
+            listener.continue_(call.id)
     listener.close()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from gate_node.node import MIB, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
-from pinwarden.node.gate.borrow_rules import Range, total
+from pinwarden.node.gate.borrow_rules import ObjectRange, total
 from pinwarden.node.gate.handler import UNLISTED_SECONDS
 from pinwarden.node.gate.map_targets import mapped
 from pinwarden.node.linux import sysvshm
@@ -67,7 +67,7 @@ class Shared:
 
     def has(self, *pods: Pod) -> int:
         """Bytes that pods have mapped of it, each once, as an outside reader sees it."""
-        found: list[Range] = []
+        found: list[ObjectRange] = []
         for pod in pods:
             found += mapped(Path("/proc"), [pod.directory / pod.container], Wanted([self.extent]))
         return total(found)

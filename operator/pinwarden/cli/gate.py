@@ -40,7 +40,7 @@ def _gate(options: argparse.Namespace) -> int:
 
     log_format.configure(options.log_format)
     rlimits.allow_all()
-    settings = daemon.Settings(
+    settings = daemon.GateSettings(
         configuration=kept_in(options.state_dir, local=options.local),
         run_dir=options.run_dir,
         cgroup_root=options.cgroup_root,

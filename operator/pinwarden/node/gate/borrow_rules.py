@@ -5,7 +5,7 @@
 - A member under a limit on what it has mapped stays at or under it: ENOMEM. Each byte of an object counts once, however many processes of
   the pod have it mapped. What adds nothing is never refused, also above the limit.
 
-A limit on what is resident is not compared here: a mapping makes nothing resident. Groups that are only audited refuse nothing.
+A limit on what is resident is not compared here: a mapping makes nothing resident. BorrowRules that are only audited refuse nothing.
 """
 
 import errno
@@ -20,10 +20,10 @@ from pinwarden.node.linux.intervals import Intervals
 from pinwarden.node.shm.objects import Extent, ObjectId
 from pinwarden.node.shm.regions import Wanted
 
-CALLS_UNDER_WAY = "calls that are under way do not end"
+CALLS_IN_FLIGHT = "calls that are under way do not end"
 
 
-class Range(NamedTuple):
+class ObjectRange(NamedTuple):
     """Bytes [start, end) of an object."""
 
     object: ObjectId
@@ -32,7 +32,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class BorrowDenial:
     """Why a call is not let through, as things are: `group` is the one that has something against it, None where that is not known.
 
     A refusal that is not `final` depends on what changes by itself, and is looked at again for a while. `stranger`: the pod is no member.
@@ -41,15 +41,15 @@ class Refusal:
 
     group: NodeGroup | None
     error: int
-    why: str
+    reason: str
     final: bool = True
-    stranger: bool = False
+    not_member: bool = False
     asked: int | None = None
     mapped: int | None = None
     limit: int | None = None
 
 
-class Groups:
+class BorrowRules:
     """The groups that refuse, and what is known to belong to each on this node. It is never changed once it is made."""
 
     def __init__(self, groups: Iterable[NodeGroup] = (), extents: Mapping[str, Extent] | None = None) -> None:
@@ -74,7 +74,7 @@ class Groups:
         """Whether anything can be refused."""
         return bool(self._groups)
 
-    def having(self, one: ObjectId) -> tuple[NodeGroup, ...]:
+    def groups_of(self, one: ObjectId) -> tuple[NodeGroup, ...]:
         """The groups that an object belongs to; each has its say."""
         return tuple(group for group in self._groups if self._extents[group.uid].has(one))
 
@@ -86,38 +86,38 @@ class Groups:
         """Bytes of a System V segment of a group: a page at least, where nobody told."""
         return self._sizes.get(segment, 1)
 
-    def stranger(self, group: NodeGroup, pod: str) -> Refusal | None:
+    def check_member(self, group: NodeGroup, pod: str) -> BorrowDenial | None:
         """What a group has against a pod that is no member."""
         if pod in self._terms[group.uid]:
             return None
-        return Refusal(group, errno.EACCES, "the pod is no member", stranger=True)
+        return BorrowDenial(group, errno.EACCES, "the pod is no member", not_member=True)
 
     def limit(self, group: NodeGroup, pod: str) -> int | None:
         """Bytes that a member may have mapped."""
         return self._terms[group.uid].get(pod)
 
-    def asks(self, group: NodeGroup, pod: str) -> bool:
+    def depends_on_mapped(self, group: NodeGroup, pod: str) -> bool:
         """Whether it matters what a member has mapped already."""
         return group.draining or self.limit(group, pod) is not None
 
-    def judge(
+    def check(
         self,
         group: NodeGroup,
         pod: str,
-        wanted: Range,
-        mapped: Iterable[Range],
-        under_way: Sequence[Range] | None,
-    ) -> Refusal | None:
+        wanted: ObjectRange,
+        mapped: Iterable[ObjectRange],
+        in_flight: Sequence[ObjectRange] | None,
+    ) -> BorrowDenial | None:
         """What a group has against a member that maps this range beside what it has `mapped`.
 
         Calls that are `under_way` may have mapped these ranges or may not yet; None stands for anything.
         """
         extent = self._extents[group.uid]
         mine = [one for one in mapped if extent.has(one.object)]
-        coming = None if under_way is None else [one for one in under_way if extent.has(one.object)]
+        coming = None if in_flight is None else [one for one in in_flight if extent.has(one.object)]
         now = total(mine)
         if group.draining and not now and not coming and coming is not None:
-            return Refusal(
+            return BorrowDenial(
                 group, errno.EACCES, "it is being drained, and the pod has nothing of it", mapped=0
             )
         limit = self.limit(group, pod)
@@ -127,7 +127,7 @@ class Groups:
         if then == now:
             return None
         if then > limit:
-            return Refusal(
+            return BorrowDenial(
                 group,
                 errno.ENOMEM,
                 "it does not fit in the borrow limit",
@@ -136,10 +136,10 @@ class Groups:
                 limit=limit,
             )
         if coming is None or total([*mine, wanted, *coming]) > limit:
-            return Refusal(
+            return BorrowDenial(
                 group,
                 errno.ENOMEM,
-                CALLS_UNDER_WAY,
+                CALLS_IN_FLIGHT,
                 final=False,
                 asked=then - now,
                 mapped=now,
@@ -148,7 +148,7 @@ class Groups:
         return None
 
 
-def total(ranges: Iterable[Range]) -> int:
+def total(ranges: Iterable[ObjectRange]) -> int:
     """Bytes in any of them, each once."""
     by_object: dict[ObjectId, list[tuple[int, int]]] = {}
     for one in ranges:

@@ -2,7 +2,7 @@
 
 For each limit the gate keeps an upper bound of its use:
 
-    bound = the sum at the last look + the most that every call let through since may have added
+    bound = the sum at the last look + the most that every call let through ended_since may have added
 
 A call that fits below the bound is let through without a look. Otherwise the sum is looked at again, which takes into account what was
 unlocked, unmapped or ended meanwhile: these need no call that the gate sees. The sum of what many processes have is not read in one
@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-GOOD_SECONDS = 1.0
+VALID_SECONDS = 1.0
 
 
-class Place(NamedTuple):
+class ContainerRef(NamedTuple):
     """Where a call is made: the pod's uid and the container's name."""
 
     pod: str
     container: str
 
 
-class Key(NamedTuple):
+class BudgetKey(NamedTuple):
     """A limit where it holds: its name in the configuration, the pod's uid (None with scope Node), and with scope Container its name."""
 
     limit: str
@@ -50,114 +50,118 @@ class Fit(Enum):
     EXCEEDS = "exceeds"
 
 
-class Look(NamedTuple):
+class LimitUsage(NamedTuple):
     """What a look found of a limit: its bytes and those used; `closed` when every process under it is gated."""
 
     limit: int
     use: int
-    closed: bool = True
+    all_gated: bool = True
 
 
 @dataclass(slots=True)
-class Account:
-    """One limit in bytes, its `use` at the last look, and what calls may have added: those that ended `since`, and those `under_way`.
+class Budget:
+    """One limit in bytes, its `use` at the last look, and what calls may have added: those that ended `ended_since`, and those `under_way`.
 
     It is good `until` a moment, in seconds.
     """
 
     limit: int
     use: int
-    until: float
-    since: int = 0
-    under_way: int = 0
+    valid_until: float
+    ended_since: int = 0
+    in_flight: int = 0
 
     def fit(self, amount: int) -> Fit:
         """Whether `amount` more bytes fit. What adds nothing always does, also above the limit (P8, P11)."""
-        if amount == 0 or self.use + self.since + self.under_way + amount <= self.limit:
+        if amount == 0 or self.use + self.ended_since + self.in_flight + amount <= self.limit:
             return Fit.FITS
-        return Fit.MAYBE if self.use + self.since + amount <= self.limit else Fit.EXCEEDS
+        return Fit.MAYBE if self.use + self.ended_since + amount <= self.limit else Fit.EXCEEDS
 
 
-class Accounts:
+class Budgets:
     """The accounts of a node, and the calls under way by thread, which makes one at a time."""
 
     def __init__(self) -> None:
-        self._covering: Mapping[Place, tuple[Key, ...]] = {}
-        self._by_key: dict[Key, Account] = {}
-        self._under_way: dict[Place, dict[int, int]] = {}
-        self._places: dict[int, Place] = {}
+        self._keys_by_ref: Mapping[ContainerRef, tuple[BudgetKey, ...]] = {}
+        self._budgets_by_key: dict[BudgetKey, Budget] = {}
+        self._in_flight: dict[ContainerRef, dict[int, int]] = {}
+        self._refs: dict[int, ContainerRef] = {}
 
-    def configure(self, covering: Mapping[Place, tuple[Key, ...]]) -> None:
+    def configure(self, keys_by_ref: Mapping[ContainerRef, tuple[BudgetKey, ...]]) -> None:
         """From now on these limits cover the calls of each place; each is looked at again before it is decided by."""
-        self._covering = covering
-        self._by_key.clear()
+        self._keys_by_ref = keys_by_ref
+        self._budgets_by_key.clear()
 
-    def fit(self, place: Place, amount: int, now: float) -> tuple[Fit, Key | None]:
+    def fit(self, ref: ContainerRef, amount: int, now: float) -> tuple[Fit, BudgetKey | None]:
         """Whether `amount` bytes fit into every account that covers the place, and the one that says no. `now` is in seconds.
 
         An account that is not good any more, or that was never looked at, says MAYBE.
         """
         worst, where = Fit.FITS, None
-        for key in self._covering.get(place, ()):
-            account = self._by_key.get(key)
-            fit = account.fit(amount) if account is not None and now <= account.until else Fit.MAYBE
+        for key in self._keys_by_ref.get(ref, ()):
+            budget = self._budgets_by_key.get(key)
+            fit = budget.fit(amount) if budget is not None and now <= budget.valid_until else Fit.MAYBE
             if fit is Fit.EXCEEDS:
                 return fit, key
             if fit is Fit.MAYBE:
                 worst, where = fit, key
         return worst, where
 
-    def covers(self, place: Place) -> bool:
+    def is_limited(self, ref: ContainerRef) -> bool:
         """Whether any limit holds for calls of the place."""
-        return bool(self._covering.get(place))
+        return bool(self._keys_by_ref.get(ref))
 
-    def under_way_in(self, place: Place) -> int:
+    def count_in_flight(self, ref: ContainerRef) -> int:
         """How many calls of this very place are under way."""
-        return len(self._under_way.get(place, ()))
+        return len(self._in_flight.get(ref, ()))
 
-    def use(self, key: Key) -> int:
+    def use(self, key: BudgetKey) -> int:
         """Bytes used at the last look; 0 before the first."""
-        account = self._by_key.get(key)
-        return account.use if account else 0
+        budget = self._budgets_by_key.get(key)
+        return budget.use if budget else 0
 
-    def let_through(self, tid: int, place: Place, amount: int) -> None:
+    def track(self, tid: int, ref: ContainerRef, amount: int) -> None:
         """The call of this thread, at most `amount` bytes, is let through."""
         self.end(tid)
-        self._places[tid] = place
-        self._under_way.setdefault(place, {})[tid] = amount
-        for account in self._accounts(place):
-            account.under_way += amount
+        self._refs[tid] = ref
+        self._in_flight.setdefault(ref, {})[tid] = amount
+        for budget in self._covering(ref):
+            budget.in_flight += amount
 
     def end(self, tid: int, *, ran: bool = True) -> None:
         """The call of this thread that was let through is over, if there is one. With `ran` false it certainly added nothing."""
-        place = self._places.pop(tid, None)
-        if place is None:
+        ref = self._refs.pop(tid, None)
+        if ref is None:
             return
-        amount = self._under_way[place].pop(tid)
-        if not self._under_way[place]:
-            del self._under_way[place]
-        for account in self._accounts(place):
-            account.under_way -= amount
-            account.since += amount if ran else 0
+        amount = self._in_flight[ref].pop(tid)
+        if not self._in_flight[ref]:
+            del self._in_flight[ref]
+        for budget in self._covering(ref):
+            budget.in_flight -= amount
+            budget.ended_since += amount if ran else 0
 
-    def under_way(self, place: Place) -> list[int]:
+    def in_flight(self, ref: ContainerRef) -> list[int]:
         """The threads whose calls are under way in places that share a limit with this one, or in this one itself."""
-        keys = set(self._covering.get(place, ()))
+        keys = set(self._keys_by_ref.get(ref, ()))
         return [
             tid
-            for other, calls in self._under_way.items()
-            if other == place or not keys.isdisjoint(self._covering.get(other, ()))
+            for other, calls in self._in_flight.items()
+            if other == ref or not keys.isdisjoint(self._keys_by_ref.get(other, ()))
             for tid in calls
         ]
 
-    def renew(self, seen: Mapping[Key, Look], now: float) -> None:
+    def update(self, seen: Mapping[BudgetKey, LimitUsage], now: float) -> None:
         """What a look at `now` found, before which every call that had ended was told of."""
         for key, look in seen.items():
-            self._by_key[key] = Account(look.limit, look.use, now + (GOOD_SECONDS if look.closed else 0))
-        for place, calls in self._under_way.items():
-            for key in self._covering.get(place, ()):
+            self._budgets_by_key[key] = Budget(
+                look.limit, look.use, now + (VALID_SECONDS if look.all_gated else 0)
+            )
+        for ref, calls in self._in_flight.items():
+            for key in self._keys_by_ref.get(ref, ()):
                 if key in seen:
-                    self._by_key[key].under_way += sum(calls.values())
+                    self._budgets_by_key[key].in_flight += sum(calls.values())
 
-    def _accounts(self, place: Place) -> list[Account]:
-        return [self._by_key[key] for key in self._covering.get(place, ()) if key in self._by_key]
+    def _covering(self, ref: ContainerRef) -> list[Budget]:
+        return [
+            self._budgets_by_key[key] for key in self._keys_by_ref.get(ref, ()) if key in self._budgets_by_key
+        ]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pinwarden.node.gate import pin_requests
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 
 _INT: Final = 2**32 - 1
 _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
@@ -49,7 +49,7 @@ _NAMES: Final = {
 }
 
 
-def describe(call: Call) -> str:
+def describe(call: Notification) -> str:
     """Return the call's name, and its telling flags or command in brackets; `system call N` for a call that no profile gates."""
     name = _NAMES.get((call.arch, call.number))
     if name is None:
@@ -58,12 +58,12 @@ def describe(call: Call) -> str:
     return f"{name}({argument})" if argument else name
 
 
-def _flags(name: str, call: Call) -> str:
+def _flags(name: str, call: Notification) -> str:
     register, known = _FLAGS[name]
     return "|".join(text for flag, text in known.items() if call.arguments[register] & flag)
 
 
-def _command(name: str, call: Call) -> str:
+def _command(name: str, call: Notification) -> str:
     if name not in _COMMANDS:
         return ""
     register, known = _COMMANDS[name]

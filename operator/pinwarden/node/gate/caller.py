@@ -4,7 +4,7 @@ Needs CAP_SYS_PTRACE. A thread may end at any time, and its number may then be a
 checked by asking the listener afterwards whether it still waits.
 
 Reads of smaps and of memory wait for the address space's lock, which its own threads can hold for long (a fork of much memory, a page on a
-file system that hangs). They are made `Aside`, so that a pod can hold up nobody but itself.
+file system that hangs). They are made `AsyncRead`, so that a pod can hold up nobody but itself.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 
 _MOMENT_SECONDS = 0.0005
 _CHUNK = 65536
@@ -33,8 +33,8 @@ _GONE = (FileNotFoundError, ProcessLookupError)
 _Read = TypeVar("_Read")
 
 
-class Readers:
-    """Threads that read `Aside`. Each pod may keep `of_a_pod` of them busy: a read may hang for as long as a program wants."""
+class ReadPool:
+    """Threads that read `AsyncRead`. Each pod may keep `of_a_pod` of them busy: a read may hang for as long as a program wants."""
 
     def __init__(self, threads: int, of_a_pod: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
@@ -60,12 +60,12 @@ class Readers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Aside(Generic[_Read]):
+class AsyncRead(Generic[_Read]):
     """One read at a time of a pod's memory."""
 
     __slots__ = ("_pod", "_readers", "_reading")
 
-    def __init__(self, readers: Readers, pod: str) -> None:
+    def __init__(self, readers: ReadPool, pod: str) -> None:
         self._readers = readers
         self._pod = pod
         self._reading: Future[_Read] | None = None
@@ -80,7 +80,7 @@ class Aside(Generic[_Read]):
         return reading.result()
 
 
-class Leaving:
+class SyscallExit:
     """Whether a call that was let through is over, so that what it added is counted.
 
     A thread that sleeps shows the call that it is in (`task_current_syscall`). One that runs shows nothing: it may be on its way into the
@@ -93,12 +93,12 @@ class Leaving:
 
     __slots__ = ("_call", "_path", "_user")
 
-    def __init__(self, proc_root: Path, call: Call) -> None:
+    def __init__(self, proc_root: Path, call: Notification) -> None:
         self._path = proc_root / str(call.tid)
         self._call = call
         self._user: int | None = None
 
-    def counted(self) -> bool:
+    def returned(self) -> bool:
         """Looks."""
         try:
             shown = self._shown()

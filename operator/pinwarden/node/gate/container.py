@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pinwarden.node.gate.budgets import Place
+from pinwarden.node.gate.budgets import ContainerRef
 
 _NAMES = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _UIDS = ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
@@ -19,14 +19,14 @@ _SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class GatedContainer:
     """A container: its id, where its calls are made, and the id of its pod's sandbox, or empty.
 
     `message` is what the runtime said, and `version` that of its profile (`profiles`).
     """
 
     id: str
-    place: Place
+    ref: ContainerRef
     sandbox: str
     message: bytes
     version: int = 1
@@ -37,7 +37,7 @@ class Identity:
         return self.version >= 2
 
 
-def parse(message: bytes) -> Identity:
+def parse(message: bytes) -> GatedContainer:
     """Reads the runtime's message. Raises ValueError, for people, when it does not say which container it is about."""
     try:
         whole: Any = json.loads(message)
@@ -55,4 +55,6 @@ def parse(message: bytes) -> Identity:
             "not an OCI container process state: no container's id, or annotations that are no text"
         )
     pod, name, sandbox = found
-    return Identity(identity, Place(pod, name), sandbox, message, int(version[1]) if version else 1)
+    return GatedContainer(
+        identity, ContainerRef(pod, name), sandbox, message, int(version[1]) if version else 1
+    )

@@ -20,10 +20,10 @@ from pathlib import Path
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.gate.container import parse
 from pinwarden.node.gate.dispatcher import KINDS as GATE_KINDS
-from pinwarden.node.gate.dispatcher import Gate
+from pinwarden.node.gate.dispatcher import Dispatcher
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.gate.publisher import Record
+from pinwarden.node.gate.pod_limits import PodLimits
+from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.holder import protocol
 from pinwarden.node.holder.protocol import Kind, Packet
 from pinwarden.node.pods.policy import Plan
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class GateSettings:
     """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs that outlives the gate's container."""
 
     configuration: Path
@@ -93,15 +93,15 @@ def ability(run_dir: Path) -> str:
     return "a holder answers, but no gate: gated calls wait"
 
 
-def run(settings: Settings) -> None:
+def run(settings: GateSettings) -> None:
     """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
     with ended_by_signals() as ending, suppress(EndError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
-        pods = Pods(settings.cgroup_root, settings.proc_root)
+        pods = PodLimits(settings.cgroup_root, settings.proc_root)
         guard = Guard(KINDS)
-        record = Record(settings.record, guard.failures)
-        gate = Gate(journal, pods, settings.proc_root, record, guard=guard)
+        record = GatePublisher(settings.record, guard.failures)
+        gate = Dispatcher(journal, pods, settings.proc_root, record, guard=guard)
         resources.callback(gate.close)
         process = _Process(settings, gate, guard)
         ending.at_once = False  # the only copy of a listener could be in a packet that is being read
@@ -115,7 +115,7 @@ def run(settings: Settings) -> None:
 class _Process:
     """A gate with its configuration and its holder."""
 
-    def __init__(self, settings: Settings, gate: Gate, guard: Guard) -> None:
+    def __init__(self, settings: GateSettings, gate: Dispatcher, guard: Guard) -> None:
         self._settings = settings
         self._gate = gate
         self._guard = guard
@@ -171,7 +171,7 @@ class _Process:
                 self._newest = None
         with self._guard.item("file", "the accountant's record"):
             if told := self._shared.newer(shared.load):
-                self._gate.learn(told.extents)
+                self._gate.set_objects(told.extents)
 
     def _configure(self, configuration: Configuration) -> None:
         plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)

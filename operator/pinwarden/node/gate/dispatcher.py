@@ -21,20 +21,20 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.gate.handler import Decider
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.handler import NotificationHandler
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pending import Gated, Waiting
-from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.gate.publisher import Record
+from pinwarden.node.gate.pending import ContainerListener, PendingNotification
+from pinwarden.node.gate.pod_limits import PodLimits
+from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener
 from pinwarden.node.pods.policy import Plan
 from pinwarden.node.shm.objects import Extent
 
 SHARE = 0.25
 BURST_SECONDS = 0.1
-WAITING = 128
+MAX_PENDING = 128
 _IDLE_SECONDS = 0.05
 _LISTENER = "anon_inode:seccomp notify"
 KINDS = ("listener", "call", "slot")
@@ -49,7 +49,7 @@ class _Group:
     `counted`.
     """
 
-    waiting: deque[Waiting] = field(default_factory=deque)
+    pending: deque[PendingNotification] = field(default_factory=deque)
     disarmed: list[int] = field(default_factory=list)
     not_before: float = 0.0
     budget: float = BURST_SECONDS
@@ -63,7 +63,7 @@ class _Group:
             self.not_before = max(self.not_before, now - self.budget / SHARE)
 
 
-class Gate:
+class Dispatcher:
     """Answers calls as long as `turn` is called. `record` is told what others must know. `clock` is monotonic, in seconds.
 
     `guard` knows the `KINDS`.
@@ -72,9 +72,9 @@ class Gate:
     def __init__(
         self,
         journal: Journal,
-        pods: Pods,
+        pods: PodLimits,
         proc_root: Path,
-        record: Record,
+        publisher: GatePublisher,
         clock: Callable[[], float] = time.monotonic,
         guard: Guard | None = None,
     ) -> None:
@@ -82,17 +82,17 @@ class Gate:
         self._failed: set[int] = set()
         self._journal = journal
         self._pods = pods
-        self._record = record
-        self._decider = Decider(journal, pods, proc_root, record, self._guard)
+        self._publisher = publisher
+        self._handler = NotificationHandler(journal, pods, proc_root, publisher, self._guard)
         self._clock = clock
         self._epoll = select.epoll()
-        self._gated: dict[int, Gated] = {}
+        self._origins: dict[int, ContainerListener] = {}
         self._groups: dict[str, _Group] = {}
         self._busy: dict[int, _Group] = {}
-        self._asking: dict[int, Waiting] = {}
+        self._pending_by_tid: dict[int, PendingNotification] = {}
         self._used = time.process_time()
         self._others: dict[int, Callable[[], None]] = {}
-        self._placed = True
+        self._current = True
 
     def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
         """Has `ready` called when the descriptor is readable, until `forget`."""
@@ -104,77 +104,77 @@ class Gate:
         self._epoll.unregister(descriptor)
         del self._others[descriptor]
 
-    def add(self, number: int, descriptor: int, identity: Identity) -> None:
+    def add(self, number: int, descriptor: int, container: GatedContainer) -> None:
         """Takes over a listener of this container; `number` tells it from others, also in the journal.
 
         Raises OSError, and ValueError for a descriptor that is no listener; then it stays the caller's.
         """
         if os.readlink(f"/proc/self/fd/{descriptor}") != _LISTENER:
             raise ValueError("the descriptor is no seccomp listener")
-        self._gated[descriptor] = Gated(number, Listener(descriptor), identity)
+        self._origins[descriptor] = ContainerListener(number, Listener(descriptor), container)
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLONESHOT)
-        self._placed = False
+        self._current = False
 
     @property
-    def listeners(self) -> dict[int, tuple[int, Identity]]:
+    def listeners(self) -> dict[int, tuple[int, GatedContainer]]:
         """Descriptor and container of every listener, by its number."""
-        return {gated.number: (descriptor, gated.identity) for descriptor, gated in self._gated.items()}
+        return {origin.number: (descriptor, origin.container) for descriptor, origin in self._origins.items()}
 
     def configure(self, plan: Plan | None, groups: Iterable[NodeGroup] = ()) -> None:
         """Takes a configuration; it holds for the next call, and for those that wait (P12). Raises OSError."""
         self._pods.configure(plan)
-        self._record.holds(self._pods.fingerprints())
-        self._decider.configure(() if plan is None or plan.release else groups)
+        self._publisher.set_fingerprints(self._pods.fingerprints())
+        self._handler.configure(() if plan is None or plan.release else groups)
         before, self._groups, self._busy = self._groups, {}, {}
         for group in before.values():
             self._arm_again(group)
-        waiting = [each for group in before.values() for each in group.waiting]
-        for each in sorted(waiting, key=lambda each: each.received):
+        pending = [each for group in before.values() for each in group.pending]
+        for each in sorted(pending, key=lambda each: each.received):
             self._wait(each)
 
-    def learn(self, extents: Mapping[str, Extent]) -> None:
+    def set_objects(self, extents: Mapping[str, Extent]) -> None:
         """Takes what belongs to each group of shared memory, by its uid."""
-        self._decider.learn(extents)
+        self._handler.set_objects(extents)
 
     def recover(self) -> None:
         """Takes up what an earlier gate left in the journal; all listeners must have been added. Raises OSError."""
-        self._place()
-        self._record.complete()
-        numbers = {gated.number: gated for gated in self._gated.values()}
+        self._refresh_containers()
+        self._publisher.finish_recovery()
+        numbers = {origin.number: origin for origin in self._origins.values()}
         for slot, call, number, amount in list(self._journal.left()):
-            gated = numbers.get(number)
+            origin = numbers.get(number)
             with self._guard.item("slot"):
-                if gated is not None and gated.listener.waits(call.id):
-                    self._wait(self._decider.received(slot, call, gated, self._clock()))
+                if origin is not None and origin.listener.is_valid(call.id):
+                    self._wait(self._handler.receive(slot, call, origin, self._clock()))
                     continue
-                if gated is not None and amount is not None:
-                    self._decider.follow(slot, call, gated.place, amount)
+                if origin is not None and amount is not None:
+                    self._handler.track(slot, call, origin.ref, amount)
                     continue
             self._journal.free(slot)
 
     def turn(self) -> None:
         """Receives and answers once; waits a little where there is nothing to do. Raises OSError when pods cannot be listed."""
-        self._place()
-        self._record.flush(self._clock())
+        self._refresh_containers()
+        self._publisher.flush(self._clock())
         self._try_again()
         acted: list[_Group] = []
         for descriptor, event in self._poll():
-            gated = self._gated.get(descriptor)
-            if gated is None:
+            origin = self._origins.get(descriptor)
+            if origin is None:
                 if ready := self._others.get(descriptor):
                     ready()
             elif event & select.EPOLLIN:
-                with self._guard.item("listener", gated.identity.id):
-                    acted.append(self._receive(descriptor, gated))
+                with self._guard.item("listener", origin.container.id):
+                    acted.append(self._receive(descriptor, origin))
                     continue
                 self._failed.add(descriptor)
             else:
-                self._remove(descriptor, gated)
+                self._remove(descriptor, origin)
         for group in [group for group in self._busy.values() if group.not_before <= self._clock()]:
             try:
                 self._step(group)
             except Exception as error:  # noqa: BLE001 - whatever a program's call causes, others are answered
-                pod = group.waiting[0].gated.place.pod if group.waiting else ""
+                pod = group.pending[0].origin.ref.pod if group.pending else ""
                 group.not_before = self._clock() + self._guard.failed("call", pod, error)
             acted.append(group)
         self._charge(acted)
@@ -182,23 +182,23 @@ class Gate:
     def _try_again(self) -> None:
         """Arms the listeners that could not be received from, once their time has come."""
         for descriptor in list(self._failed):
-            gated = self._gated.get(descriptor)
-            if gated is None or self._guard.due("listener", gated.identity.id):
+            origin = self._origins.get(descriptor)
+            if origin is None or self._guard.due("listener", origin.container.id):
                 self._failed.discard(descriptor)
-                if gated is not None:
+                if origin is not None:
                     self._arm(descriptor)
 
     def end(self) -> None:
         """No other turn will follow; nobody hears of a gate that held no pod. Raises OSError."""
-        if not self._gated:
-            self._record.end()
+        if not self._origins:
+            self._publisher.remove_if_unused()
 
     def close(self) -> None:
         """Gives its copies of the listeners back."""
-        for gated in self._gated.values():
-            gated.listener.close()
+        for origin in self._origins.values():
+            origin.listener.close()
         self._epoll.close()
-        self._decider.close()
+        self._handler.close()
 
     def _poll(self) -> list[tuple[int, int]]:
         now = self._clock()
@@ -210,32 +210,34 @@ class Gate:
             select.select([self._epoll], [], [], pause)
         return self._epoll.poll(0)
 
-    def _place(self) -> None:
+    def _refresh_containers(self) -> None:
         """Nothing is decided before it is known which limits cover the calls of every listener."""
-        if self._placed:
+        if self._current:
             return
-        self._pods.place(gated.identity for gated in self._gated.values())
-        self._decider.configure()
-        self._record.gated((gated.identity for gated in self._gated.values()), self._pods.there)
-        self._record.holds(self._pods.fingerprints())
-        kept = {self._pods.group_of(gated.place.pod) for gated in self._gated.values()}
-        self._groups = {key: group for key, group in self._groups.items() if key in kept or group.waiting}
-        self._placed = True
+        self._pods.set_containers(origin.container for origin in self._origins.values())
+        self._handler.configure()
+        self._publisher.set_containers(
+            (origin.container for origin in self._origins.values()), self._pods.existing_pods
+        )
+        self._publisher.set_fingerprints(self._pods.fingerprints())
+        kept = {self._pods.queue_key(origin.ref.pod) for origin in self._origins.values()}
+        self._groups = {key: group for key, group in self._groups.items() if key in kept or group.pending}
+        self._current = True
 
-    def _group(self, place: Place) -> _Group:
-        return self._groups.setdefault(self._pods.group_of(place.pod), _Group())
+    def _group(self, ref: ContainerRef) -> _Group:
+        return self._groups.setdefault(self._pods.queue_key(ref.pod), _Group())
 
-    def _wait(self, waiting: Waiting) -> None:
+    def _wait(self, pending: PendingNotification) -> None:
         """Puts a call into its group, behind those that came before."""
-        group = self._group(waiting.gated.place)
-        group.waiting.append(waiting)
-        self._asking[waiting.call.tid] = waiting
+        group = self._group(pending.origin.ref)
+        group.pending.append(pending)
+        self._pending_by_tid[pending.call.tid] = pending
         self._busy[id(group)] = group
 
-    def _forget(self, waiting: Waiting) -> None:
+    def _forget(self, pending: PendingNotification) -> None:
         """It waits no longer."""
-        if self._asking.get(waiting.call.tid) is waiting:
-            del self._asking[waiting.call.tid]
+        if self._pending_by_tid.get(pending.call.tid) is pending:
+            del self._pending_by_tid[pending.call.tid]
 
     def _charge(self, acted: list[_Group]) -> None:
         """Shares what was used of the processor since the last turn among those that it was used for."""
@@ -243,21 +245,21 @@ class Gate:
         for group in acted:
             group.spend((self._used - used) / len(acted), self._clock())
 
-    def _receive(self, descriptor: int, gated: Gated) -> _Group:
-        group = self._group(gated.place)
+    def _receive(self, descriptor: int, origin: ContainerListener) -> _Group:
+        group = self._group(origin.ref)
         if self._journal.full:
-            self._decider.end_those_counted()
-        received = self._journal.receive(gated.listener, gated.number)
+            self._handler.end_returned()
+        received = self._journal.receive(origin.listener, origin.number)
         if received is None:
             self._arm(descriptor)
             return group
         slot, call = received
-        before = self._asking.get(call.tid)
-        if before is not None and before.gated is gated:
-            self._decider.received_again(before, slot, call)
+        before = self._pending_by_tid.get(call.tid)
+        if before is not None and before.origin is origin:
+            self._handler.receive_again(before, slot, call)
         else:
-            self._wait(self._decider.received(slot, call, gated, self._clock()))
-        if len(group.waiting) < WAITING:
+            self._wait(self._handler.receive(slot, call, origin, self._clock()))
+        if len(group.pending) < MAX_PENDING:
             self._arm(descriptor)
         else:
             group.disarmed.append(descriptor)
@@ -268,37 +270,37 @@ class Gate:
 
     def _arm_again(self, group: _Group) -> None:
         for descriptor in group.disarmed:
-            if descriptor in self._gated:
+            if descriptor in self._origins:
                 self._arm(descriptor)
         group.disarmed.clear()
 
-    def _remove(self, descriptor: int, gated: Gated) -> None:
+    def _remove(self, descriptor: int, origin: ContainerListener) -> None:
         """Nobody is left who could make a call."""
         self._epoll.unregister(descriptor)
-        gated.listener.close()
-        del self._gated[descriptor]
+        origin.listener.close()
+        del self._origins[descriptor]
         for group in self._groups.values():
-            for each in [each for each in group.waiting if each.gated is gated]:
-                group.waiting.remove(each)
+            for each in [each for each in group.pending if each.origin is origin]:
+                group.pending.remove(each)
                 self._forget(each)
                 self._journal.free(each.slot)
-            if not group.waiting:
+            if not group.pending:
                 self._busy.pop(id(group), None)
-        if all(each.place.pod != gated.place.pod for each in self._gated.values()):
-            self._decider.forget(gated.place.pod)
-        self._placed = False
+        if all(each.ref.pod != origin.ref.pod for each in self._origins.values()):
+            self._handler.forget(origin.ref.pod)
+        self._current = False
 
     def _step(self, group: _Group) -> None:
         """Answers the first call of a group, or has all of them wait."""
         began = self._clock()
-        waiting = group.waiting[0]
-        wait = self._decider.decide(waiting, began)
+        pending = group.pending[0]
+        wait = self._handler.handle(pending, began)
         if wait:
             group.not_before = began + wait
         else:
-            group.waiting.popleft()
-            self._forget(waiting)
-            if len(group.waiting) < WAITING:
+            group.pending.popleft()
+            self._forget(pending)
+            if len(group.pending) < MAX_PENDING:
                 self._arm_again(group)
-        if not group.waiting:
+        if not group.pending:
             del self._busy[id(group)]

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pinwarden.node.linux import seccomp_notify
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.state.statefile import set_aside
 
 SLOTS = 16384
@@ -56,7 +56,7 @@ class Journal:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._free = [slot for slot in range(SLOTS - 1, -1, -1) if self._is_free(slot)]
 
-    def receive(self, listener: seccomp_notify.Listener, number: int) -> tuple[int, Call] | None:
+    def receive(self, listener: seccomp_notify.Listener, number: int) -> tuple[int, Notification] | None:
         """Receives a call of the listener with this number into a slot; None when the call is gone, or when no slot is free.
 
         Raises OSError.
@@ -78,7 +78,7 @@ class Journal:
         """Whether nothing can be received."""
         return not self._free
 
-    def let_through(self, slot: int, amount: int) -> None:
+    def track(self, slot: int, amount: int) -> None:
         """The call in the slot is about to be let through, to add at most `amount` bytes."""
         at = _HEADER + slot * _SLOT + _TAIL_AT
         number, _ = _TAIL.unpack_from(self._memory, at)
@@ -90,7 +90,7 @@ class Journal:
         self._memory[at : at + 8] = _FREE
         self._free.append(slot)
 
-    def left(self) -> Iterator[tuple[int, Call, int, int | None]]:
+    def left(self) -> Iterator[tuple[int, Notification, int, int | None]]:
         """What is in the slots that are not free: the slot, the call, its listener's number, and the amount if it was let through."""
         for slot in range(SLOTS):
             if not self._is_free(slot):

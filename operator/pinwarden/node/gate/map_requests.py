@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from pinwarden.node.gate.pin_requests import NUMBERS, PAGE, Registers, aligned, untagged
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 _MREMAP_FLAGS = 7  # MAYMOVE, FIXED, DONTUNMAP
@@ -23,7 +23,7 @@ _INT, _SIGN = 2**32 - 1, 2**31
 _MOST = 2**63
 
 
-class By(Enum):
+class NamedBy(Enum):
     """How a call names what it maps."""
 
     DESCRIPTOR = "a number in the caller's table"
@@ -32,54 +32,54 @@ class By(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
+class MapRequest:
     """What a call maps: `size` bytes from `offset` on, both in bytes, of the object named by `name`.
 
     `size` is 0 where the object has the only word in that. With `relative` the offset counts from what lies at the address.
     """
 
-    by: By
+    by: NamedBy
     name: int
     offset: int = 0
     size: int = 0
     relative: bool = False
 
 
-def read(call: Call) -> Maps | None:
+def read(call: Notification) -> MapRequest | None:
     """What the call maps; None for one that maps nothing of this kind."""
     reader = _BY_NUMBER.get((call.arch, call.number))
     return reader(call.arch, call.arguments) if reader else None
 
 
-def _mmap(_: int, registers: Registers) -> Maps | None:
+def _mmap(_: int, registers: Registers) -> MapRequest | None:
     size, offset = aligned(registers[1]), registers[5]
     if registers[3] & (MAP_SHARED | MAP_ANONYMOUS) != MAP_SHARED or not size or offset % PAGE:
         return None
     if offset + size > _MOST:
         return None  # EOVERFLOW
-    return Maps(By.DESCRIPTOR, registers[4] & _INT, offset, size)
+    return MapRequest(NamedBy.DESCRIPTOR, registers[4] & _INT, offset, size)
 
 
-def _shmat(_: int, registers: Registers) -> Maps | None:
+def _shmat(_: int, registers: Registers) -> MapRequest | None:
     identity = registers[0] & _INT
-    return None if identity & _SIGN else Maps(By.SEGMENT, identity)
+    return None if identity & _SIGN else MapRequest(NamedBy.SEGMENT, identity)
 
 
-def _mremap(arch: int, registers: Registers) -> Maps | None:
+def _mremap(arch: int, registers: Registers) -> MapRequest | None:
     start, old, new = untagged(arch, registers[0]), aligned(registers[1]), aligned(registers[2])
     if start % PAGE or new <= old or new > _MOST or registers[3] & ~_MREMAP_FLAGS:
         return None
-    return Maps(By.ADDRESS, start, 0, new, relative=True)
+    return MapRequest(NamedBy.ADDRESS, start, 0, new, relative=True)
 
 
-def _remap_file_pages(_: int, registers: Registers) -> Maps | None:
+def _remap_file_pages(_: int, registers: Registers) -> MapRequest | None:
     start, size, offset = registers[0] // PAGE * PAGE, registers[1] // PAGE * PAGE, registers[3] * PAGE
     if not size or registers[2] or offset + size > _MOST:
         return None
-    return Maps(By.ADDRESS, start, offset, size)
+    return MapRequest(NamedBy.ADDRESS, start, offset, size)
 
 
-_READERS: Final[Mapping[str, Callable[[int, Registers], Maps | None]]] = {
+_READERS: Final[Mapping[str, Callable[[int, Registers], MapRequest | None]]] = {
     "mmap": _mmap,
     "shmat": _shmat,
     "mremap": _mremap,

@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pinwarden.node.gate.borrow_rules import Groups, Range
-from pinwarden.node.gate.map_requests import By, Maps
+from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
+from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.linux.openat2 import HUGETLBFS
 from pinwarden.node.linux.sysvshm import namespace
 from pinwarden.node.pods.cgroups import member_pids
@@ -39,37 +39,37 @@ _NONE = (FileNotFoundError, ProcessLookupError)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Target(NamedTuple):
+class MapTarget(NamedTuple):
     """What a call is for: `range` is None for an object of no group, and for none at all."""
 
-    range: Range | None
+    range: ObjectRange | None
 
 
-NOTHING = Target(None)
+NOTHING = MapTarget(None)
 
 
-def target(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Target:
+def target(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
     """What a thread's call is for. Raises OSError where that cannot be told."""
     try:
-        match maps.by:
-            case By.DESCRIPTOR:
-                return _of_descriptor(proc_root, tid, maps, groups)
-            case By.SEGMENT:
-                return _of_segment(proc_root / str(tid), maps.name, groups)
-            case By.ADDRESS:
-                return _at_address(proc_root, tid, maps, groups)
+        match request.by:
+            case NamedBy.DESCRIPTOR:
+                return _of_descriptor(proc_root, tid, request, groups)
+            case NamedBy.SEGMENT:
+                return _of_segment(proc_root / str(tid), request.name, groups)
+            case NamedBy.ADDRESS:
+                return _at_address(proc_root, tid, request, groups)
     except _NONE:
         return NOTHING
 
 
-def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[Range]:
+def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[ObjectRange]:
     """What the processes in these cgroup folders have mapped of the wanted objects.
 
     They are listed again afterwards, and those that are new are read too: a child has what its parent may have given up meanwhile.
     Raises OSError.
     """
     folders = tuple(folders)
-    found: list[Range] = []
+    found: list[ObjectRange] = []
     seen: set[int] = set()
     for _ in range(_ROUNDS):
         new = frozenset[int]().union(*map(member_pids, folders)) - seen
@@ -77,20 +77,20 @@ def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[Ran
             break
         for pid in new:
             found += (
-                Range(one.object, one.offset, one.offset + one.end - one.start)
+                ObjectRange(one.object, one.offset, one.offset + one.end - one.start)
                 for one in wanted.regions(Process(proc_root, pid))
             )
         seen |= new
     return found
 
 
-def _of_descriptor(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Target:
+def _of_descriptor(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
     process = proc_root / str(tid)
-    one = identify(process, maps.name)
-    if one is None or not groups.having(one):
+    one = identify(process, request.name)
+    if one is None or not groups.groups_of(one):
         return NOTHING
-    unit = _huge_page(process / "fd" / str(maps.name)) or PAGE
-    return Target(Range(one, maps.offset, maps.offset + -(-maps.size // unit) * unit))
+    unit = _huge_page(process / "fd" / str(request.name)) or PAGE
+    return MapTarget(ObjectRange(one, request.offset, request.offset + -(-request.size // unit) * unit))
 
 
 def identify(process: Path, number: int) -> ObjectId | None:
@@ -138,13 +138,13 @@ def by_copy(process: Path, number: int) -> ObjectId | None:
     return ObjectId(about.st_dev, about.st_ino)
 
 
-def _may_be_shared(maps: Path, address: int) -> bool:
+def _may_be_shared(request: Path, address: int) -> bool:
     """Whether a mapping at an address may be a shared one: PROCMAP_QUERY tells since Linux 6.11, without a list of all mappings.
 
     The C library grows its own memory by mremap, which is the same question each time.
     """
     query = bytearray(_QUERY.pack(_QUERY.size, _QUERY_SHARED, address))
-    descriptor = os.open(maps, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(request, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(descriptor, _PROCMAP_QUERY, query)
     except FileNotFoundError:
@@ -164,19 +164,19 @@ def _huge_page(path: Path) -> int:
     return buffer[1]
 
 
-def _of_segment(process: Path, identity: int, groups: Groups) -> Target:
+def _of_segment(process: Path, identity: int, groups: BorrowRules) -> MapTarget:
     space = namespace(process)
     one = groups.segment(identity, space) if space else None
     if one is None:
         return NOTHING
-    return Target(Range(one, 0, -(-groups.size(one) // PAGE) * PAGE))
+    return MapTarget(ObjectRange(one, 0, -(-groups.size(one) // PAGE) * PAGE))
 
 
-def _at_address(proc_root: Path, tid: int, maps: Maps, groups: Groups) -> Target:
-    if not _may_be_shared(proc_root / str(tid) / "maps", maps.name):
+def _at_address(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
+    if not _may_be_shared(proc_root / str(tid) / "maps", request.name):
         return NOTHING
     for region in groups.wanted.regions(Process(proc_root, tid)):
-        if region.shared and region.start <= maps.name < region.end:
-            offset = maps.offset + (region.offset + maps.name - region.start if maps.relative else 0)
-            return Target(Range(region.object, offset, offset + maps.size))
+        if region.shared and region.start <= request.name < region.end:
+            offset = request.offset + (region.offset + request.name - region.start if request.relative else 0)
+            return MapTarget(ObjectRange(region.object, offset, offset + request.size))
     return NOTHING

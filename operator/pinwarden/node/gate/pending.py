@@ -2,32 +2,32 @@
 
 from dataclasses import dataclass
 
-from pinwarden.node.gate.borrow_gate import Borrowing
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.caller import Aside
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.linux.seccomp_notify import Call, Listener
+from pinwarden.node.gate.borrow_gate import BorrowCheck
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.caller import AsyncRead
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.linux.seccomp_notify import Listener, Notification
 
 _FIRST_RETRY_SECONDS = 50e-6
 
 
 @dataclass(slots=True)
-class Gated:
+class ContainerListener:
     """A listener: a container's, or that of a process that was started into it. `raised`: its first process has the rlimit it may have."""
 
     number: int
     listener: Listener
-    identity: Identity
+    container: GatedContainer
     raised: bool = False
 
     @property
-    def place(self) -> Place:
+    def ref(self) -> ContainerRef:
         """Where its calls are made."""
-        return self.identity.place
+        return self.container.ref
 
 
 @dataclass(slots=True)
-class Waiting:
+class PendingNotification:
     """A call in a slot of the journal that waits for its answer since it was `received`.
 
     `began` is when it began to wait for what it waits for now, None before: not when it was received, because it waited for others then.
@@ -36,10 +36,10 @@ class Waiting:
     """
 
     slot: int
-    call: Call
-    gated: Gated
+    call: Notification
+    origin: ContainerListener
     received: float
-    aside: Aside[int]
-    borrowing: Borrowing | None = None
+    async_read: AsyncRead[int]
+    borrow_check: BorrowCheck | None = None
     began: float | None = None
     retry: float = _FIRST_RETRY_SECONDS

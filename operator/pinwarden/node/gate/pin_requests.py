@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from pinwarden.api.pinlimit import Source
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 
 PAGE = mmap.PAGESIZE
 _WRAP = 2**64
@@ -56,7 +56,7 @@ _RSRC_UPDATE = struct.Struct("=IIQQII")
 _MAP = struct.Struct("=24xQ")  # vfio_iommu_type1_dma_map.size and iommu_ioas_map.length
 
 
-class Adds(Enum):
+class Growth(Enum):
     """How what a call really adds is found."""
 
     ALL = "all of it"
@@ -71,19 +71,19 @@ Read = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PinRequest:
     """What a call asks for. `most` is in bytes: it adds no more than that, None where the registers do not tell.
 
     `start` is the first byte of its range. `loosens` says why the pod is not held exactly from then on, or is empty. `refusal` is the error
-    that the kernel gives when the limit does not allow it. `in_memory` finds the amount, with `Adds.IN_MEMORY`.
+    that the kernel gives when the limit does not allow it. `in_memory` finds the amount, with `Growth.IN_MEMORY`.
     """
 
     source: Source
     most: int | None
     refusal: int
-    adds: Adds = Adds.ALL
+    adds: Growth = Growth.ALL
     start: int = 0
-    loosens: str = ""
+    inexact: str = ""
     in_memory: Callable[[Read], int] | None = None
 
 
@@ -126,76 +126,80 @@ def aligned(length: int) -> int:
     return (length + PAGE - 1) % _WRAP // PAGE * PAGE
 
 
-def _range(start: int, length: int) -> Ask | None:
+def _range(start: int, length: int) -> PinRequest | None:
     offset = start % PAGE
     size = aligned((length + offset) % _WRAP)
     first = start - offset
     if size == 0 or first + size >= _WRAP:
         return None
-    loosens = _STACK if _in_stack(first, size) else ""
-    return Ask(Source.MLOCK, size, errno.ENOMEM, Adds.NOT_LOCKED, first, loosens)
+    inexact = _STACK if _in_stack(first, size) else ""
+    return PinRequest(Source.MLOCK, size, errno.ENOMEM, Growth.NOT_LOCKED, first, inexact)
 
 
-def _mlock(registers: Registers) -> Ask | None:
+def _mlock(registers: Registers) -> PinRequest | None:
     return _range(registers[0], registers[1])
 
 
-def _mlock2(registers: Registers) -> Ask | None:
+def _mlock2(registers: Registers) -> PinRequest | None:
     return None if registers[2] & _INT & ~MLOCK_ONFAULT else _range(registers[0], registers[1])
 
 
-def _mlockall(registers: Registers) -> Ask | None:
+def _mlockall(registers: Registers) -> PinRequest | None:
     flags = registers[0] & _INT
     if flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags in (0, MCL_ONFAULT):
         return None
-    loosens = "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
+    inexact = "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
     if not flags & MCL_CURRENT:
-        return Ask(Source.MLOCK, 0, errno.ENOMEM, loosens=loosens)
-    return Ask(Source.MLOCK, None, errno.ENOMEM, Adds.ADDRESS_SPACE, loosens=loosens)
+        return PinRequest(Source.MLOCK, 0, errno.ENOMEM, inexact=inexact)
+    return PinRequest(Source.MLOCK, None, errno.ENOMEM, Growth.ADDRESS_SPACE, inexact=inexact)
 
 
-def _mmap(registers: Registers) -> Ask | None:
+def _mmap(registers: Registers) -> PinRequest | None:
     size = aligned(registers[1])
     if size == 0 or not registers[3] & (MAP_LOCKED | MAP_GROWSDOWN):
         return None
-    loosens = _STACK if registers[3] & MAP_GROWSDOWN else ""
-    return Ask(Source.MLOCK, size if registers[3] & MAP_LOCKED else 0, errno.EAGAIN, loosens=loosens)
+    inexact = _STACK if registers[3] & MAP_GROWSDOWN else ""
+    return PinRequest(Source.MLOCK, size if registers[3] & MAP_LOCKED else 0, errno.EAGAIN, inexact=inexact)
 
 
-def _mremap(registers: Registers) -> Ask | None:
+def _mremap(registers: Registers) -> PinRequest | None:
     start, old, new = registers[0], aligned(registers[1]), aligned(registers[2])
-    loosens = ""
+    inexact = ""
     if _in_stack(start, max(old, PAGE)):
-        loosens = _STACK  # moved, it grows where no stack is looked for
+        inexact = _STACK  # moved, it grows where no stack is looked for
     elif registers[3] & MREMAP_FIXED:
-        loosens = "mremap to a fixed place: what is locked can be moved away under another call"
+        inexact = "mremap to a fixed place: what is locked can be moved away under another call"
     most = new if registers[3] & MREMAP_DONTUNMAP else max(0, new - old)
-    if start % PAGE or new == 0 or not (most or loosens):
+    if start % PAGE or new == 0 or not (most or inexact):
         return None
-    return Ask(Source.MLOCK, most, errno.EAGAIN, Adds.IF_LOCKED, start, loosens)
+    return PinRequest(Source.MLOCK, most, errno.EAGAIN, Growth.IF_LOCKED, start, inexact)
 
 
-def _memfd_secret(_: Registers) -> Ask:
-    return Ask(Source.MEMFD_SECRET, 0, errno.ENOSYS, loosens="memfd_secret: its mappings are locked unseen")
+def _memfd_secret(_: Registers) -> PinRequest:
+    return PinRequest(
+        Source.MEMFD_SECRET, 0, errno.ENOSYS, inexact="memfd_secret: its mappings are locked unseen"
+    )
 
 
-def _shmctl(registers: Registers) -> Ask | None:
+def _shmctl(registers: Registers) -> PinRequest | None:
     if registers[1] & _INT != SHM_LOCK:
         return None
-    return Ask(Source.SHM_LOCK, 0, errno.ENOMEM, loosens="SHM_LOCK: in no per-process counter")
+    return PinRequest(Source.SHM_LOCK, 0, errno.ENOMEM, inexact="SHM_LOCK: in no per-process counter")
 
 
-def _io_uring_setup(_: Registers) -> Ask:
-    return Ask(Source.IO_URING, 0, errno.ENOMEM, loosens="io_uring: a ring can be in memory of its own")
+def _io_uring_setup(_: Registers) -> PinRequest:
+    return PinRequest(
+        Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring can be in memory of its own"
+    )
 
 
-def _socket(registers: Registers) -> Ask | None:
+def _socket(registers: Registers) -> PinRequest | None:
     if registers[0] & _INT != AF_XDP:
         return None
-    return Ask(Source.XDP, 0, errno.EPERM, loosens="AF_XDP: its frames are in no per-process counter")
+    return PinRequest(Source.XDP, 0, errno.EPERM, inexact="AF_XDP: its frames are in no per-process counter")
 
 
-def _io_uring_register(registers: Registers) -> Ask | None:
+def _io_uring_register(registers: Registers) -> PinRequest | None:
     opcode, address, count = registers[1] & _INT & ~USE_REGISTERED_RING, registers[2], registers[3] & _INT
 
     def amount(read: Read) -> int:
@@ -208,9 +212,11 @@ def _io_uring_register(registers: Registers) -> Ask | None:
         return _iovecs(read, data, number) if data else 0
 
     if opcode not in (REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE):
-        return Ask(Source.IO_URING, 0, errno.ENOMEM, loosens="io_uring: a ring in memory of its own")
-    loosens = "io_uring: the list of its buffers can change after the look"
-    return Ask(Source.IO_URING, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
+        return PinRequest(Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring in memory of its own")
+    inexact = "io_uring: the list of its buffers can change after the look"
+    return PinRequest(
+        Source.IO_URING, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount
+    )
 
 
 def _iovecs(read: Read, address: int, count: int) -> int:
@@ -224,7 +230,7 @@ def _iovecs(read: Read, address: int, count: int) -> int:
     return total * PAGE
 
 
-def _ioctl(registers: Registers) -> Ask | None:
+def _ioctl(registers: Registers) -> PinRequest | None:
     command, address = registers[1] & _INT, registers[2]
 
     def amount(read: Read) -> int:
@@ -233,16 +239,18 @@ def _ioctl(registers: Registers) -> Ask | None:
 
     match command >> 8 & 0xFF:
         case kind if kind == _RDMA_TYPE:
-            return Ask(Source.RDMA, 0, errno.ENOMEM, loosens="RDMA: drivers pin by more calls than are seen")
+            return PinRequest(
+                Source.RDMA, 0, errno.ENOMEM, inexact="RDMA: drivers pin by more calls than are seen"
+            )
         case kind if kind == _UDMABUF_TYPE:
-            return Ask(Source.UDMABUF, 0, errno.ENOMEM, loosens="udmabuf: in no per-process counter")
+            return PinRequest(Source.UDMABUF, 0, errno.ENOMEM, inexact="udmabuf: in no per-process counter")
         case kind if kind != _VFIO_TYPE:
             return None
     source = Source.IOMMUFD if command & 0xFF >= 0x80 else Source.VFIO
-    loosens = f"{source}: its structures in memory can change after the look"
+    inexact = f"{source}: its structures in memory can change after the look"
     if command not in (VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP):
-        return Ask(source, 0, errno.ENOMEM, loosens=loosens)
-    return Ask(source, None, errno.ENOMEM, Adds.IN_MEMORY, loosens=loosens, in_memory=amount)
+        return PinRequest(source, 0, errno.ENOMEM, inexact=inexact)
+    return PinRequest(source, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount)
 
 
 def _pins_nothing(_: Registers) -> None:
@@ -253,7 +261,7 @@ AUDIT_ARCH_X86_64: Final = 0xC000003E
 AUDIT_ARCH_AARCH64: Final = 0xC00000B7
 _TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
 """Bits of an address that the kernel ignores, or may be told to (linear address masking on x86)."""
-_READERS: Final[Mapping[str, Callable[[Registers], Ask | None]]] = {
+_READERS: Final[Mapping[str, Callable[[Registers], PinRequest | None]]] = {
     "mlock": _mlock,
     "mlock2": _mlock2,
     "mlockall": _mlockall,
@@ -307,7 +315,7 @@ _BY_NUMBER = {
 }
 
 
-def read(call: Call) -> Ask | None:
+def read(call: Notification) -> PinRequest | None:
     """What the call asks for; None when it asks for nothing, or the kernel refuses it for another reason. Raises KeyError for a call
     that no profile of pinwarden sends.
     """

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeLimit, PodContainer
 from pinwarden.api.pinlimit import Enforcement, Level, Scope
-from pinwarden.node.gate.budgets import Key, Look, Place
+from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
 from pinwarden.node.gate.caller import compare_address_spaces, use_of_threads
-from pinwarden.node.gate.container import Identity
+from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.pin_requests import STACK_GAP
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.batches import group
@@ -28,7 +28,7 @@ from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
 from pinwarden.node.pods.subject import Governed
 
 
-class Pods:
+class PodLimits:
     """The pods that a configuration holds limits for, and those that calls come from. `clock` is monotonic, in seconds.
 
     `there` are the pods whose cgroups were there when configuration or containers changed last.
@@ -43,75 +43,73 @@ class Pods:
         self._table = ProcessTable(proc_root)
         self._clock = clock
         self._plan: Plan | None = None
-        self._identities: tuple[Identity, ...] = ()
+        self._gated_containers: tuple[GatedContainer, ...] = ()
         self._gated: frozenset[str] = frozenset()
         self._subjects: dict[str, Governed] = {}
         self._groups: dict[str, list[Governed]] = {}
         self._folders: dict[str, tuple[Path, ...]] = {}
-        self.there: frozenset[str] = frozenset()
+        self.existing_pods: frozenset[str] = frozenset()
 
     def configure(self, plan: Plan | None) -> None:
         """Takes a configuration, or None where there is none yet. Raises OSError."""
         self._plan = plan
         self._refresh()
 
-    def place(self, identities: Iterable[Identity]) -> None:
+    def set_containers(self, containers: Iterable[GatedContainer]) -> None:
         """The containers that calls can come from. Raises OSError."""
-        self._identities = tuple(identities)
-        self._gated = frozenset(identity.id for identity in self._identities)
+        self._gated_containers = tuple(containers)
+        self._gated = frozenset(identity.id for identity in self._gated_containers)
         self._refresh(everywhere=True)
 
-    def listed(self, pod: str) -> bool:
+    def is_listed(self, pod: str) -> bool:
         """Whether the configuration names the pod, as one with limits or a free one."""
         return self._plan is not None and pod in self._plan.listed
 
-    def covering(self) -> dict[Place, tuple[Key, ...]]:
+    def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
         """The limits that hold for the calls of each place, those that are only audited left out."""
         return {
-            place: tuple(
-                key for limit in self._enforced(place.pod) if (key := _key(limit, place)) is not None
-            )
-            for place in {identity.place for identity in self._identities}
+            ref: tuple(key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None)
+            for ref in {identity.ref for identity in self._gated_containers}
         }
 
     def fingerprints(self) -> dict[str, str]:
         """By what each pod that calls can come from is held, as `Held.fingerprint`; a free one is not in it."""
-        pods = {identity.place.pod for identity in self._identities}
+        pods = {identity.ref.pod for identity in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
-    def limit(self, key: Key) -> NodeLimit | None:
+    def limit(self, key: BudgetKey) -> NodeLimit | None:
         """The limit behind a key."""
         return next((limit for limit in self._enforced(key.pod) if limit.name == key.limit), None)
 
-    def strict(self, place: Place) -> Key | None:
+    def deny_limit(self, ref: ContainerRef) -> BudgetKey | None:
         """A limit on calls of this place that asks for Deny; None where none does."""
-        for limit in self._enforced(place.pod):
-            key = _key(limit, place)
+        for limit in self._enforced(ref.pod):
+            key = _key(limit, ref)
             if key is not None and limit.minimum_level is Level.DENY:
                 return key
         return None
 
-    def granted(self, pod: str) -> int:
+    def rlimit_grant(self, pod: str) -> int:
         """Bytes up to which the agent raises the rlimits of the pod's processes: the largest grant, held to every limit; 0 without one."""
         limits = self._enforced(pod)
         grant = max((limit.grant for limit in limits if limit.grant is not None), default=0)
         return min([grant, *(limit.limit for limit in limits)])
 
-    def group_of(self, pod: str) -> str:
+    def queue_key(self, pod: str) -> str:
         """Names the pods whose calls are decided in one order: those that share a limit of scope Node."""
         return self._groups[pod][0].uid if pod in self._groups else pod
 
-    def deep_stack(self, pod: str) -> bool:
+    def has_deep_stack(self, pod: str) -> bool:
         """Whether a process of the pod had a stack, at the last look, that reaches below where stacks are looked for."""
         subject = self._subjects.get(pod)
         return subject is not None and any(self._table[key].status.stack > STACK_GAP for key in subject.keys)
 
-    def has(self, pod: str, pid: int) -> bool:
+    def contains(self, pod: str, pid: int) -> bool:
         """Whether a process was in the pod's cgroup at the last look."""
         subject = self._subjects.get(pod)
         return subject is not None and any(key.pid == pid for key in subject.keys)
 
-    def folders(self, pod: str) -> tuple[Path, ...]:
+    def cgroup_paths(self, pod: str) -> tuple[Path, ...]:
         """All cgroup folders of a pod, also of one that no limit holds for. Raises OSError, also when none is found."""
         paths = self._folders.get(pod) or self._finder.find(self._clock()).get(pod, ())
         self._folders[pod] = paths
@@ -121,43 +119,45 @@ class Pods:
             raise FileNotFoundError(f"no cgroup of pod {pod} is found")
         return found
 
-    def look(self, place: Place) -> dict[Key, Look]:
+    def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
         """What every limit that covers this place, or one that shares a limit with it, has and uses.
 
         Raises OSError, also when the pod has no processes in any cgroup that is known: the one that called must be there.
         """
-        subjects = self._groups.get(place.pod, [])
+        subjects = self._groups.get(ref.pod, [])
         now = self._clock()
         for subject in subjects:
             if not subject.paths:
                 subject.move(self._finder.find(now).get(subject.uid, ()))
             if subject.look(self._table, now):
                 self._drop_strangers()
-            if subject.uid == place.pod and not subject.keys:
-                raise FileNotFoundError(f"no cgroup of pod {place.pod} is found that has processes")
-        return self.sums(place)
+            if subject.uid == ref.pod and not subject.keys:
+                raise FileNotFoundError(f"no cgroup of pod {ref.pod} is found that has processes")
+        return self.totals(ref)
 
-    def sums(self, place: Place, *, distinct: bool = False) -> dict[Key, Look]:
+    def totals(self, ref: ContainerRef, *, distinct: bool = False) -> dict[BudgetKey, LimitUsage]:
         """The same as of the last look; with `distinct` an address space that processes share counts once, which takes longer to tell."""
-        subjects = self._groups.get(place.pod, [])
+        subjects = self._groups.get(ref.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
-        seen: dict[Key, Look] = {}
+        seen: dict[BudgetKey, LimitUsage] = {}
         for one in scoped(subjects):
             if one.limit.enforcement is Enforcement.ENFORCE:
-                key = Key(one.limit.name, one.pod, one.container)
-                seen[key] = Look(one.amount, self._use(one.members, distinct=distinct), one.members <= gated)
+                key = BudgetKey(one.limit.name, one.pod, one.container)
+                seen[key] = LimitUsage(
+                    one.amount, self._use(one.members, distinct=distinct), one.members <= gated
+                )
         for subject in subjects:
             for limit in self._enforced(subject.uid):
-                missing = _key(limit, Place(subject.uid, place.container))
+                missing = _key(limit, ContainerRef(subject.uid, ref.container))
                 if missing is not None and missing not in seen:
-                    seen[missing] = Look(
-                        limit.limit, self._use(subject.keys, distinct=distinct), closed=False
+                    seen[missing] = LimitUsage(
+                        limit.limit, self._use(subject.keys, distinct=distinct), all_gated=False
                     )
         return seen
 
     def _gated_keys(self, subject: Governed) -> frozenset[ProcessKey]:
         """The processes in containers that have a listener, and the sandbox."""
-        sandboxes = {each.sandbox for each in self._identities if each.place.pod == subject.uid}
+        sandboxes = {each.sandbox for each in self._gated_containers if each.ref.pod == subject.uid}
         return frozenset[ProcessKey]().union(
             *(
                 keys
@@ -199,11 +199,11 @@ class Pods:
 
     def _refresh(self, *, everywhere: bool = False) -> None:
         found = self._finder.find(self._clock(), everywhere=everywhere)
-        self.there = frozenset(found)
+        self.existing_pods = frozenset(found)
         self._folders.clear()
         before, self._subjects = self._subjects, {}
         listed = self._plan.listed if self._plan else ()
-        for pod in {each.place.pod for each in self._identities}.union(found, listed):
+        for pod in {each.ref.pod for each in self._gated_containers}.union(found, listed):
             held = self._held(pod)
             if held is None:
                 continue
@@ -211,17 +211,17 @@ class Pods:
             subject = before.get(pod) or Governed(pod, paths, held)
             if paths and subject.paths != paths:
                 subject.move(paths)
-            subject.held = replace(held, containers=self._containers(pod, held))
+            subject.held = replace(held, containers=self._known_containers(pod, held))
             self._subjects[pod] = subject
         self._groups = {
             subject.uid: subjects for subjects in group(self._subjects.values()) for subject in subjects
         }
         self._drop_strangers()
 
-    def _containers(self, pod: str, held: Held) -> tuple[PodContainer, ...]:
+    def _known_containers(self, pod: str, held: Held) -> tuple[PodContainer, ...]:
         """All that are known, by name; what the runtime said goes before what the kubelet reported, which may be of an earlier start."""
         known = {each.name: each.id for each in held.containers}
-        known |= {each.place.container: each.id for each in self._identities if each.place.pod == pod}
+        known |= {each.ref.container: each.id for each in self._gated_containers if each.ref.pod == pod}
         return tuple(PodContainer(name=name, id=identity) for name, identity in known.items())
 
 
@@ -229,12 +229,12 @@ def _by_address_space(one: tuple[int, int], other: tuple[int, int]) -> int:
     return compare_address_spaces(one[0], other[0])
 
 
-def _key(limit: NodeLimit, place: Place) -> Key | None:
+def _key(limit: NodeLimit, ref: ContainerRef) -> BudgetKey | None:
     """The account of a limit for calls of this place; None when the limit does not hold there."""
     if limit.scope is Scope.NODE:
-        return Key(limit.name)
+        return BudgetKey(limit.name)
     if limit.scope is Scope.POD:
-        return Key(limit.name, place.pod)
-    if limit.containers and place.container not in limit.containers:
+        return BudgetKey(limit.name, ref.pod)
+    if limit.containers and ref.container not in limit.containers:
         return None
-    return Key(limit.name, place.pod, place.container)
+    return BudgetKey(limit.name, ref.pod, ref.container)

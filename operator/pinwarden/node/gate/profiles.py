@@ -36,45 +36,47 @@ _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Bits:
+class BitPattern:
     """All numbers whose bits under `mask` are those of `value`."""
 
     mask: int
     value: int
 
-    def meets(self, other: "Bits") -> bool:
+    def meets(self, other: "BitPattern") -> bool:
         """Whether they have a number in common."""
         return not (self.value ^ other.value) & self.mask & other.mask
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class ArgumentCondition:
     """The values of one argument for which a call is gated; only the lower `width` bits count."""
 
     argument: int
     width: int
-    patterns: tuple[Bits, ...]
+    patterns: tuple[BitPattern, ...]
 
 
-def _number(argument: int, *values: int, ignoring: int = 0) -> Condition:
+def _number(argument: int, *values: int, ignoring: int = 0) -> ArgumentCondition:
     """An argument that is an `int` of C."""
     mask = (1 << 32) - 1 & ~ignoring
-    return Condition(argument, 32, tuple(Bits(mask, value) for value in values))
+    return ArgumentCondition(argument, 32, tuple(BitPattern(mask, value) for value in values))
 
 
-def _type_byte(*values: int) -> Condition:
+def _type_byte(*values: int) -> ArgumentCondition:
     """The type byte of an ioctl's command (_IOC_TYPE)."""
-    return Condition(1, 32, tuple(Bits(0xFF00, value << 8) for value in values))
+    return ArgumentCondition(1, 32, tuple(BitPattern(0xFF00, value << 8) for value in values))
 
 
-GATED: Final[Mapping[str, Condition | None]] = {
+GATED: Final[Mapping[str, ArgumentCondition | None]] = {
     "mlock": None,
     "mlock2": None,
     "mlockall": None,
     "mremap": None,
     "memfd_secret": None,
     # MAP_LOCKED, MAP_GROWSDOWN, and MAP_SHARED or MAP_SHARED_VALIDATE without MAP_ANONYMOUS
-    "mmap": Condition(3, 32, (Bits(0x2000, 0x2000), Bits(0x100, 0x100), Bits(0x21, 0x01))),
+    "mmap": ArgumentCondition(
+        3, 32, (BitPattern(0x2000, 0x2000), BitPattern(0x100, 0x100), BitPattern(0x21, 0x01))
+    ),
     "shmat": None,
     "remap_file_pages": None,
     "shmctl": _number(1, 11),  # SHM_LOCK
@@ -88,15 +90,15 @@ GATED: Final[Mapping[str, Condition | None]] = {
 """The gated calls, each with the condition on its arguments, or None for always."""
 
 
-def complement(patterns: Iterable[Bits], width: int) -> list[Bits]:
+def complement(patterns: Iterable[BitPattern], width: int) -> list[BitPattern]:
     """Patterns that together are all numbers of `width` bits but those of `patterns`; no number is in two."""
-    rest = [Bits(0, 0)]
+    rest = [BitPattern(0, 0)]
     for taken in patterns:
         rest = [part for each in rest for part in _without(each, taken, width)]
     return sorted(rest)
 
 
-def _without(whole: Bits, taken: Bits, width: int) -> list[Bits]:
+def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPattern]:
     """`whole` without `taken`: for each bit that `taken` fixes and `whole` does not, what differs in it first."""
     if not whole.meets(taken):
         return [whole]
@@ -104,7 +106,7 @@ def _without(whole: Bits, taken: Bits, width: int) -> list[Bits]:
     mask, value = whole.mask, whole.value
     for bit in (1 << position for position in range(width - 1, -1, -1)):
         if taken.mask & bit and not whole.mask & bit:
-            parts.append(Bits(mask | bit, value | (~taken.value & bit)))
+            parts.append(BitPattern(mask | bit, value | (~taken.value & bit)))
             mask, value = mask | bit, value | (taken.value & bit)
     return parts
 
@@ -196,14 +198,14 @@ def _is_gated(name: str, arguments: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def _notify(name: str, condition: Condition | None) -> dict[str, Any]:
+def _notify(name: str, condition: ArgumentCondition | None) -> dict[str, Any]:
     rule: dict[str, Any] = {"names": [name], "action": _NOTIFY}
     if condition is not None:
         rule["args"] = _arguments(condition, condition.patterns)
     return rule
 
 
-def _arguments(condition: Condition, patterns: Iterable[Bits]) -> list[dict[str, Any]]:
+def _arguments(condition: ArgumentCondition, patterns: Iterable[BitPattern]) -> list[dict[str, Any]]:
     """Conditions that runc joins by "or"; a single one stands for itself. `value` is the mask and `valueTwo` what is under it."""
     return [
         {

@@ -21,8 +21,8 @@ from typing import Any
 
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.container import Identity
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.state.gate_status import GateStatus, load
 from pinwarden.node.state.statefile import write_atomically
 
@@ -45,7 +45,7 @@ class Denial:
     `tid` is the thread's number on the node. `asked` and `used` are None where that cannot be told.
     """
 
-    place: Place
+    ref: ContainerRef
     tid: int
     process: str
     source: Source
@@ -56,7 +56,7 @@ class Denial:
     call: str = ""
 
 
-class Record:
+class GatePublisher:
     """The writing side. `now` is of a monotonic clock, in seconds."""
 
     def __init__(self, path: Path, failures: Mapping[str, int] | None = None) -> None:
@@ -67,7 +67,7 @@ class Record:
         self._earlier = dict(told.containers)
         self._containers: dict[str, tuple[str, str, str]] = {}
         self._lost = set(told.lost)
-        self._loosened = {pod: list(reasons) for pod, reasons in told.loosened.items()}
+        self._inexact = {pod: list(reasons) for pod, reasons in told.loosened.items()}
         self._denials = {pod: dict(counts) for pod, counts in told.denials.items()}
         self._recent = deque(told.recent, LISTED)
         self._number = told.number
@@ -79,36 +79,38 @@ class Record:
         self._changed = True
         self._due = self._beat = float("-inf")
 
-    def gated(self, identities: Iterable[Identity], there: Collection[str] = ()) -> None:
+    def set_containers(
+        self, containers: Iterable[GatedContainer], existing_pods: Collection[str] = ()
+    ) -> None:
         """These containers have a listener, and no others; what is known of pods is kept for them, and for those that are `there`."""
-        identities = tuple(identities)
-        self._containers = {each.id: (*each.place, each.sandbox) for each in identities}
-        pods = {*there, *(pod for pod, _, _ in self._containers.values())}
-        self._loosened = {pod: reasons for pod, reasons in self._loosened.items() if pod in pods}
+        containers = tuple(containers)
+        self._containers = {each.id: (*each.ref, each.sandbox) for each in containers}
+        pods = {*existing_pods, *(pod for pod, _, _ in self._containers.values())}
+        self._inexact = {pod: reasons for pod, reasons in self._inexact.items() if pod in pods}
         self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
         kept = {
             uid: {pod: count for pod, count in counts.items() if pod in pods}
             for uid, counts in self._group_denials.items()
         }
         self._group_denials = {uid: counts for uid, counts in kept.items() if counts}
-        self._mapping = frozenset(each.id for each in identities if each.maps)
+        self._mapping = frozenset(each.id for each in containers if each.maps)
         self._changed = True
 
-    def holds(self, held: Mapping[str, str]) -> None:
+    def set_fingerprints(self, held: Mapping[str, str]) -> None:
         """By this the pods with a listener are held from now on; told without delay, since the agent waits for it."""
         if held != self._held:
             self._held, self._changed, self._due = held, True, float("-inf")
 
-    def complete(self) -> None:
+    def finish_recovery(self) -> None:
         """All listeners that there are were told of: what an earlier gate held besides is lost."""
         newly = self._earlier.keys() - self._containers.keys()
         self._lost = set([*sorted(newly), *sorted(self._lost - newly)][:_LOST])
         self._earlier.clear()
         self._changed = True
 
-    def loosened(self, pod: str, reason: str) -> None:
+    def mark_inexact(self, pod: str, reason: str) -> None:
         """The pod is not held exactly from now on; written at once, where it is news. Raises OSError, and then it is news still."""
-        reasons = self._loosened.setdefault(pod, [])
+        reasons = self._inexact.setdefault(pod, [])
         if reason in reasons:
             return
         reasons.append(reason)
@@ -118,16 +120,16 @@ class Record:
             reasons.remove(reason)
             raise
 
-    def denied(self, denial: Denial) -> None:
+    def record_denial(self, denial: Denial) -> None:
         """A call is refused."""
         uid = denial.limit.uid if denial.limit else ""
-        counts = self._denials.setdefault(denial.place.pod, {})
+        counts = self._denials.setdefault(denial.ref.pod, {})
         counts[uid] = counts.get(uid, 0) + 1
         self._number += 1
         self._recent.append(_wire(denial, self._number))
         self._changed = True
 
-    def group_denied(self, group: str, pod: str) -> None:
+    def record_group_denial(self, group: str, pod: str) -> None:
         """A mapping of an object of this group (its uid) is refused to the pod."""
         counts = self._group_denials.setdefault(group, {})
         counts[pod] = counts.get(pod, 0) + 1
@@ -143,12 +145,12 @@ class Record:
                 _log.error("%s cannot be written: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
-            told = self._told_failures == dict(self._failures) and self._written == self._identity()
+            told = self._told_failures == dict(self._failures) and self._written == self._file_identity()
             self._changed = self._changed or not told
             with suppress(OSError):
                 os.utime(self._path)
 
-    def end(self) -> None:
+    def remove_if_unused(self) -> None:
         """The gate goes: where it holds and lost nothing, no file says any longer that there is one. Raises OSError."""
         if not self._containers and not self._lost:
             self._path.unlink(missing_ok=True)
@@ -158,7 +160,7 @@ class Record:
             "version": _VERSION,
             "containers": self._containers,
             "lost": sorted(self._lost),
-            "loosened": self._loosened,
+            "loosened": self._inexact,
             "denials": self._denials,
             "recent": list(self._recent),
             "number": self._number,
@@ -169,11 +171,11 @@ class Record:
         }
         write_atomically(self._path, json.dumps(content).encode())
         self._told_failures = dict(self._failures)
-        self._written = self._identity()
+        self._written = self._file_identity()
         self._changed = False
 
-    def _identity(self) -> tuple[int, int] | None:
-        """Which file is there: another one than was written last is somebody else's, and is replaced."""
+    def _file_identity(self) -> tuple[int, int] | None:
+        """Which file is existing_pods: another one than was written last is somebody else's, and is replaced."""
         try:
             found = os.stat(self._path)
         except OSError:
@@ -185,8 +187,8 @@ def _wire(denial: Denial, number: int) -> dict[str, Any]:
     content: dict[str, Any] = {
         "number": number,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "pod": denial.place.pod[:_POD],
-        "container": denial.place.container[:_NAME],
+        "pod": denial.ref.pod[:_POD],
+        "container": denial.ref.container[:_NAME],
         "process": denial.process[:_COMMAND],
         "pid": denial.tid,
         "source": denial.source.value,

@@ -31,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
-class Call(NamedTuple):
+class Notification(NamedTuple):
     """A system call that waits for an answer. `tid` is the thread's id in the receiver's PID namespace, 0 where it has none there.
 
     `arch` is an AUDIT_ARCH value, `arguments` are the six registers, unsigned.
@@ -44,10 +44,10 @@ class Call(NamedTuple):
     arguments: tuple[int, int, int, int, int, int]
 
 
-def parse(data: bytes) -> Call:
+def parse(data: bytes) -> Notification:
     """Reads a `struct seccomp_notif`."""
-    identity, tid, _, number, arch, _, *arguments = _NOTIFICATION.unpack(data)
-    return Call(identity, tid, number, arch, tuple(arguments))
+    notification_id, tid, _, number, arch, _, *arguments = _NOTIFICATION.unpack(data)
+    return Notification(notification_id, tid, number, arch, tuple(arguments))
 
 
 class Listener:
@@ -77,17 +77,17 @@ class Listener:
                 raise OSError(number, os.strerror(number))
         return True
 
-    def let_through(self, identity: int) -> bool:
+    def continue_(self, notification_id: int) -> bool:
         """Has the kernel make the call. False when nobody waits for the answer any more. Raises OSError."""
-        return self._answer(_RESPONSE.pack(identity, 0, 0, _CONTINUE))
+        return self._answer(_RESPONSE.pack(notification_id, 0, 0, _CONTINUE))
 
-    def refuse(self, identity: int, error: int) -> bool:
+    def fail(self, notification_id: int, error: int) -> bool:
         """Has the call fail with `error` of errno. False when nobody waits for the answer any more. Raises OSError."""
-        return self._answer(_RESPONSE.pack(identity, 0, -error, 0))
+        return self._answer(_RESPONSE.pack(notification_id, 0, -error, 0))
 
-    def waits(self, identity: int) -> bool:
+    def is_valid(self, notification_id: int) -> bool:
         """Whether the call was received and still waits for its answer; what was read of its thread before is then of that thread."""
-        return not _libc.ioctl(self._fd, _ID_VALID, _ID.pack(identity))
+        return not _libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
 
     def close(self) -> None:
         """Gives the descriptor back; may be called again. With its last copy gone, gated calls end with ENOSYS."""

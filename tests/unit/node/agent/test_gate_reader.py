@@ -20,9 +20,9 @@ from pinwarden.node.agent.gate_reader import (
 )
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.status import Reporter
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.gate.publisher import Denial, Record
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.publisher import Denial, GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.policy import Held, Plan
@@ -45,10 +45,12 @@ def subject(containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit,
     return made
 
 
-def recorded(folder: Path, *gated: str) -> Record:
-    record = Record(folder / "gate.json")
-    record.gated([Identity(each, Place(POD, "main"), SANDBOX, b"") for each in gated or (MAIN,)])
-    record.complete()
+def recorded(folder: Path, *gated: str) -> GatePublisher:
+    record = GatePublisher(folder / "gate.json")
+    record.set_containers(
+        [GatedContainer(each, ContainerRef(POD, "main"), SANDBOX, b"") for each in gated or (MAIN,)]
+    )
+    record.finish_recovery()
     record.flush(time.monotonic())
     return record
 
@@ -107,8 +109,8 @@ def test_a_pod_that_is_loosened_or_pins_by_a_driver_is_not_exact(tmp_path: Path)
     pinning = subject({MAIN: key(1)})
     pinning.pinned = 4096
     assert "driver" in reading(tmp_path).standing(pinning).why
-    record.loosened(POD, "it grows")
-    record.loosened(POD, "and more")
+    record.mark_inexact(POD, "it grows")
+    record.mark_inexact(POD, "and more")
     standing = reading(tmp_path).standing(pinning)
     assert (standing.exact, standing.why) == (False, "it grows; and more")
 
@@ -141,7 +143,7 @@ def test_what_is_only_audited_is_never_deny(tmp_path: Path) -> None:
 
 @pytest.mark.rule("H1")
 def test_what_is_not_exact_is_what_it_is_without_a_gate_and_says_why(tmp_path: Path) -> None:
-    recorded(tmp_path).loosened(POD, "it grows")
+    recorded(tmp_path).mark_inexact(POD, "it grows")
     found = report(reading(tmp_path), subject({MAIN: key(1)}))
     assert (found.level, found.message) == (Level.CONVERGE, "not exactly: it grows")
 
@@ -149,9 +151,9 @@ def test_what_is_not_exact_is_what_it_is_without_a_gate_and_says_why(tmp_path: P
 @pytest.mark.rule("H1")
 def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
     recorded(tmp_path)
-    after = Record(tmp_path / "gate.json")
-    after.gated([])
-    after.complete()
+    after = GatePublisher(tmp_path / "gate.json")
+    after.set_containers([])
+    after.finish_recovery()
     after.flush(0)
     found = report(reading(tmp_path), subject({MAIN: key(1)}))
     assert (found.level, found.reason) == (Level.OBSERVE, "GateLost")
@@ -188,7 +190,7 @@ def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_e
     assert gate.standing(one) == Standing(True, exact=True, behind=True)
     now = BEHIND_SECONDS + 1
     assert gate.standing(one) == Standing(True, why=BEHIND)
-    record.holds({POD: held.fingerprint})
+    record.set_fingerprints({POD: held.fingerprint})
     record.flush(0)
     gate.look()
     assert gate.standing(one) == Standing(True, exact=True)
@@ -228,7 +230,7 @@ def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_pa
     assert report(reading(tmp_path), subject({SIDE: key(1)})).denials is None
     other = LIMIT.model_copy(update={"uid": "another"})
     for limit in (LIMIT, LIMIT, other):
-        record.denied(Denial(Place(POD, "main"), 7, "db", Source.MLOCK, 4096, 0, limit))
+        record.record_denial(Denial(ContainerRef(POD, "main"), 7, "db", Source.MLOCK, 4096, 0, limit))
     record.flush(float("inf"))
     found = whole(reading(tmp_path), subject({MAIN: key(1)}))
     (pod,) = found.pods

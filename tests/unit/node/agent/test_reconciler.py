@@ -19,9 +19,9 @@ from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
 from pinwarden.node.agent import status
 from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.reconciler import Engine
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.gate.publisher import Record
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason, Limits, held_back
 from pinwarden.node.linux.procfs import StatusReader
 from pinwarden.node.pods import process
@@ -159,10 +159,10 @@ class Node:
 
     def tell(self, *gated: str, loosened: str = "") -> None:
         """What a seccomp gate writes that has the listeners of these containers."""
-        record = Record(self.gate)
-        record.gated(Identity(each, Place(UID, each), SANDBOX, b"") for each in gated)
+        record = GatePublisher(self.gate)
+        record.set_containers(GatedContainer(each, ContainerRef(UID, each), SANDBOX, b"") for each in gated)
         if loosened:
-            record.loosened(UID, loosened)
+            record.mark_inexact(UID, loosened)
         record.flush(0.0)
 
     def configure(

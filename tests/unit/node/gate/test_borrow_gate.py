@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate import borrow_gate, map_requests, map_targets
-from pinwarden.node.gate.borrow_gate import Borrowing, Lending
-from pinwarden.node.gate.borrow_rules import Groups, Range, Refusal, total
-from pinwarden.node.gate.map_requests import By, Maps
-from pinwarden.node.gate.map_targets import Target
+from pinwarden.node.gate.borrow_gate import BorrowCheck, BorrowGate
+from pinwarden.node.gate.borrow_rules import BorrowDenial, BorrowRules, ObjectRange, total
+from pinwarden.node.gate.map_requests import MapRequest, NamedBy
+from pinwarden.node.gate.map_targets import MapTarget
 from pinwarden.node.gate.pin_requests import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS, PAGE
-from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.gate.pod_limits import PodLimits
+from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import Extent, ObjectId
 
 GARBAGE = 0xABCD << 32
@@ -32,9 +32,9 @@ EXTENT = Extent(devices=frozenset({7}), objects=frozenset({SEGMENT}))
 LIMIT = 10 * PAGE
 
 
-def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Call:
+def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
     six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
-    return Call(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
+    return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
 
 
 def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
@@ -52,8 +52,8 @@ def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
     )
 
 
-def pages(one: ObjectId, start: int, end: int) -> Range:
-    return Range(one, start * PAGE, end * PAGE)
+def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
+    return ObjectRange(one, start * PAGE, end * PAGE)
 
 
 # -- registers ------------------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def pages(one: ObjectId, start: int, end: int) -> Range:
 @pytest.mark.parametrize("flags", [1, 3, 1 | 0x2000, 1 | 0x8000, 1 | GARBAGE])
 def test_a_shared_mapping_is_of_its_descriptor(arch: int, flags: int) -> None:
     found = map_requests.read(call("mmap", 0, 2 * PAGE - 1, 3, flags, 5 | GARBAGE, PAGE, arch=arch))
-    assert found == Maps(By.DESCRIPTOR, 5, PAGE, 2 * PAGE)
+    assert found == MapRequest(NamedBy.DESCRIPTOR, 5, PAGE, 2 * PAGE)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +93,17 @@ def test_what_maps_nothing_that_others_have_is_not_asked_about(name: str, regist
 
 
 def test_other_calls_name_a_segment_or_what_is_mapped_already() -> None:
-    assert map_requests.read(call("shmat", 5 | GARBAGE, 0, 0)) == Maps(By.SEGMENT, 5)
-    assert map_requests.read(call("mremap", PAGE, PAGE + 1, 3 * PAGE, 1)) == Maps(
-        By.ADDRESS, PAGE, 0, 3 * PAGE, relative=True
+    assert map_requests.read(call("shmat", 5 | GARBAGE, 0, 0)) == MapRequest(NamedBy.SEGMENT, 5)
+    assert map_requests.read(call("mremap", PAGE, PAGE + 1, 3 * PAGE, 1)) == MapRequest(
+        NamedBy.ADDRESS, PAGE, 0, 3 * PAGE, relative=True
     )
-    assert map_requests.read(call("mremap", PAGE, 0, PAGE, 1)) == Maps(
-        By.ADDRESS, PAGE, 0, PAGE, relative=True
+    assert map_requests.read(call("mremap", PAGE, 0, PAGE, 1)) == MapRequest(
+        NamedBy.ADDRESS, PAGE, 0, PAGE, relative=True
     )
     tagged = call("mremap", 0xAB << 56 | PAGE, 0, PAGE, 1, arch=AUDIT_ARCH_AARCH64)
-    assert map_requests.read(tagged) == Maps(By.ADDRESS, PAGE, 0, PAGE, relative=True)
-    assert map_requests.read(call("remap_file_pages", PAGE + 1, 2 * PAGE + 1, 0, 7, 0)) == Maps(
-        By.ADDRESS, PAGE, 7 * PAGE, 2 * PAGE
+    assert map_requests.read(tagged) == MapRequest(NamedBy.ADDRESS, PAGE, 0, PAGE, relative=True)
+    assert map_requests.read(call("remap_file_pages", PAGE + 1, 2 * PAGE + 1, 0, 7, 0)) == MapRequest(
+        NamedBy.ADDRESS, PAGE, 7 * PAGE, 2 * PAGE
     )
 
 
@@ -120,35 +120,40 @@ def test_no_registers_are_too_strange(name: str, registers: tuple[int, ...]) -> 
 
 
 def judged(
-    wanted: Range, has: Iterable[Range] = (), coming: Sequence[Range] | None = (), **more: Any
-) -> Refusal | None:
+    wanted: ObjectRange,
+    has: Iterable[ObjectRange] = (),
+    coming: Sequence[ObjectRange] | None = (),
+    **more: Any,
+) -> BorrowDenial | None:
     one = group(**more)
-    groups = Groups([one], {"g": EXTENT})
-    return groups.judge(one, "pod", wanted, has, coming)
+    groups = BorrowRules([one], {"g": EXTENT})
+    return groups.check(one, "pod", wanted, has, coming)
 
 
 def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
-    assert not Groups([group(enforcement="Audit")], {"g": EXTENT})
-    assert not Groups([group()], {})
-    assert not Groups([group()], {"g": Extent()})
-    assert not Groups([], {"g": EXTENT})
-    assert Groups([group()], {"g": EXTENT})
+    assert not BorrowRules([group(enforcement="Audit")], {"g": EXTENT})
+    assert not BorrowRules([group()], {})
+    assert not BorrowRules([group()], {"g": Extent()})
+    assert not BorrowRules([], {"g": EXTENT})
+    assert BorrowRules([group()], {"g": EXTENT})
 
 
 @pytest.mark.rule("M2")
 def test_each_group_that_has_an_object_has_its_say() -> None:
     both = [group(), group("h", members=[]), group("i")]
-    groups = Groups(both, {"g": EXTENT, "h": Extent(objects=frozenset({ONE})), "i": Extent(frozenset({9}))})
-    assert [each.uid for each in groups.having(ONE)] == ["g", "h"]
-    assert [each.uid for each in groups.having(SECOND)] == ["g"]
-    assert groups.having(FOREIGN) == ()
+    groups = BorrowRules(
+        both, {"g": EXTENT, "h": Extent(objects=frozenset({ONE})), "i": Extent(frozenset({9}))}
+    )
+    assert [each.uid for each in groups.groups_of(ONE)] == ["g", "h"]
+    assert [each.uid for each in groups.groups_of(SECOND)] == ["g"]
+    assert groups.groups_of(FOREIGN) == ()
     assert groups.segment(5, SEGMENT.space) == SEGMENT
     assert groups.segment(5, 1) is None
     assert groups.segment(1, 0) is None
-    assert groups.stranger(both[0], "pod") is None
-    refusal = groups.stranger(both[1], "pod")
+    assert groups.check_member(both[0], "pod") is None
+    refusal = groups.check_member(both[1], "pod")
     assert refusal is not None
-    assert (refusal.error, refusal.stranger, refusal.final) == (errno.EACCES, True, True)
+    assert (refusal.error, refusal.not_member, refusal.final) == (errno.EACCES, True, True)
 
 
 @pytest.mark.rule("M8")
@@ -157,7 +162,7 @@ def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
         one = group(
             members=[{"pods": ["pod"], "borrowLimit": amount, "borrowLimitOn": on} for amount, on in members]
         )
-        return Groups([one], {"g": EXTENT}).limit(one, "pod")
+        return BorrowRules([one], {"g": EXTENT}).limit(one, "pod")
 
     assert limit((None, "Mapped")) is None
     assert limit((5, "Mapped"), (None, "Mapped"), (3, "Mapped"), (1, "Resident")) == 3
@@ -196,7 +201,7 @@ def test_calls_under_way_are_waited_for_where_it_depends_on_them() -> None:
 def test_a_group_that_drains_takes_no_new_borrower() -> None:
     refusal = judged(pages(ONE, 0, 1), draining=True, limit=None)
     assert refusal is not None
-    assert (refusal.error, refusal.final, refusal.stranger) == (errno.EACCES, True, False)
+    assert (refusal.error, refusal.final, refusal.not_member) == (errno.EACCES, True, False)
     assert judged(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
     assert judged(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
     assert judged(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
@@ -207,7 +212,7 @@ PAIRS = st.lists(st.tuples(st.sampled_from([ONE, SECOND, FOREIGN]), st.integers(
 
 @given(pairs=PAIRS)
 def test_each_byte_of_each_object_counts_once(pairs: list[tuple[ObjectId, int, int]]) -> None:
-    ranges = [Range(one, min(a, b), max(a, b)) for one, a, b in pairs]
+    ranges = [ObjectRange(one, min(a, b), max(a, b)) for one, a, b in pairs]
     assert total(ranges) == len(
         {(each.object, byte) for each in ranges for byte in range(each.start, each.end)}
     )
@@ -242,26 +247,31 @@ def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
     os.ftruncate(descriptor, 8 * PAGE)
     about = os.fstat(descriptor)
     one = ObjectId(about.st_dev, about.st_ino)
-    groups = Groups([group()], {"g": Extent(objects=frozenset({one}))})
+    groups = BorrowRules([group()], {"g": Extent(objects=frozenset({one}))})
     pid = os.getpid()
 
-    def target(maps: Maps) -> Target:
-        return map_targets.target(PROC, pid, maps, groups)
+    def target(request: MapRequest) -> MapTarget:
+        return map_targets.target(PROC, pid, request, groups)
 
-    assert target(Maps(By.DESCRIPTOR, descriptor, PAGE, PAGE)) == Target(Range(one, PAGE, 2 * PAGE))
+    assert target(MapRequest(NamedBy.DESCRIPTOR, descriptor, PAGE, PAGE)) == MapTarget(
+        ObjectRange(one, PAGE, 2 * PAGE)
+    )
     for missing in (other, 999999):
-        assert target(Maps(By.DESCRIPTOR, missing, 0, PAGE)) == map_targets.NOTHING
-    assert target(Maps(By.SEGMENT, 1)) == map_targets.NOTHING
+        assert target(MapRequest(NamedBy.DESCRIPTOR, missing, 0, PAGE)) == map_targets.NOTHING
+    assert target(MapRequest(NamedBy.SEGMENT, 1)) == map_targets.NOTHING
     with mmap.mmap(descriptor, 4 * PAGE, offset=2 * PAGE) as area:
         anchor = ctypes.c_char.from_buffer(area)
         address = ctypes.addressof(anchor)
-        assert target(Maps(By.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)) == Target(
-            Range(one, 3 * PAGE, 8 * PAGE)
+        assert target(MapRequest(NamedBy.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)) == MapTarget(
+            ObjectRange(one, 3 * PAGE, 8 * PAGE)
         )
-        assert target(Maps(By.ADDRESS, address, 0, PAGE)) == Target(Range(one, 0, PAGE))
-        assert target(Maps(By.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING
+        assert target(MapRequest(NamedBy.ADDRESS, address, 0, PAGE)) == MapTarget(ObjectRange(one, 0, PAGE))
+        assert target(MapRequest(NamedBy.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING
         del anchor
-    assert map_targets.target(PROC, 2**22 + 1, Maps(By.DESCRIPTOR, 0, 0, PAGE), groups) == map_targets.NOTHING
+    assert (
+        map_targets.target(PROC, 2**22 + 1, MapRequest(NamedBy.DESCRIPTOR, 0, 0, PAGE), groups)
+        == map_targets.NOTHING
+    )
     os.close(descriptor)
     os.close(other)
 
@@ -274,7 +284,7 @@ class OnePod:
 
     readable = True
 
-    def folders(self, pod: str) -> tuple[Path, ...]:
+    def cgroup_paths(self, pod: str) -> tuple[Path, ...]:
         if not self.readable:
             raise PermissionError(errno.EACCES, "not to be read")
         return ()
@@ -286,40 +296,43 @@ def pods() -> OnePod:
 
 
 @pytest.fixture
-def gate(pods: OnePod, monkeypatch: pytest.MonkeyPatch) -> Lending:
+def gate(pods: OnePod, monkeypatch: pytest.MonkeyPatch) -> BorrowGate:
     """With a group that has ONE, which every call is for."""
-    made = Lending(PROC, cast(Pods, pods))
+    made = BorrowGate(PROC, cast(PodLimits, pods))
     made.configure([group()])
-    made.learn({"g": EXTENT})
-    found(monkeypatch, lambda maps: Target(Range(ONE, maps.offset, maps.offset + maps.size)))
+    made.set_objects({"g": EXTENT})
+    found(
+        monkeypatch,
+        lambda request: MapTarget(ObjectRange(ONE, request.offset, request.offset + request.size)),
+    )
     return made
 
 
-def found(monkeypatch: pytest.MonkeyPatch, target: Callable[[Maps], Target]) -> None:
-    monkeypatch.setattr(borrow_gate, "target", lambda root, tid, maps, groups: target(maps))
+def found(monkeypatch: pytest.MonkeyPatch, target: Callable[[MapRequest], MapTarget]) -> None:
+    monkeypatch.setattr(borrow_gate, "target", lambda root, tid, request, groups: target(request))
 
 
-def asked(gate: Lending, first: int, last: int, tid: int = 1) -> Borrowing:
+def asked(gate: BorrowGate, first: int, last: int, tid: int = 1) -> BorrowCheck:
     one = gate.begin(call("mmap", 0, (last - first) * PAGE, 3, 1, 5, first * PAGE, tid=tid), "pod")
     assert one is not None
     return one
 
 
-def decided(gate: Lending, one: Borrowing, pod: str = "pod") -> Refusal | None:
+def decided(gate: BorrowGate, one: BorrowCheck, pod: str = "pod") -> BorrowDenial | None:
     """As the gate asks again and again."""
     for _ in range(1000):
         refusal = gate.decide(one, pod, lambda tids: None)
-        if refusal is None or "still being read" not in refusal.why:
+        if refusal is None or "still being read" not in refusal.reason:
             return refusal
     raise AssertionError("it is never read")
 
 
 def test_a_node_without_groups_has_nothing_to_decide() -> None:
-    gate = Lending(PROC, cast(Pods, OnePod()))
+    gate = BorrowGate(PROC, cast(PodLimits, OnePod()))
     assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
     gate.configure([group()])
     assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
-    gate.learn({"g": EXTENT})
+    gate.set_objects({"g": EXTENT})
     assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is not None
     assert gate.begin(call("mlock", 0, PAGE), "pod") is None
     gate.configure([])
@@ -327,10 +340,10 @@ def test_a_node_without_groups_has_nothing_to_decide() -> None:
 
 
 @pytest.mark.rule("M8")
-def test_a_call_that_was_let_through_counts_until_it_is_over(gate: Lending) -> None:
+def test_a_call_that_was_let_through_counts_until_it_is_over(gate: BorrowGate) -> None:
     first, second = asked(gate, 0, 6), asked(gate, 6, 11, tid=2)
     assert decided(gate, first) is None
-    gate.let_through(1, "pod", first.ranges)
+    gate.track(1, "pod", first.ranges)
     refusal = decided(gate, second)
     assert refusal is not None
     assert not refusal.final
@@ -342,8 +355,8 @@ def test_a_call_that_was_let_through_counts_until_it_is_over(gate: Lending) -> N
 
 
 @pytest.mark.rule("M8")
-def test_what_an_earlier_gate_let_through_stands_for_anything(gate: Lending) -> None:
-    gate.let_through(1, "pod", None)
+def test_what_an_earlier_gate_let_through_stands_for_anything(gate: BorrowGate) -> None:
+    gate.track(1, "pod", None)
     refusal = decided(gate, asked(gate, 0, 1))
     assert refusal is not None
     assert not refusal.final
@@ -351,9 +364,9 @@ def test_what_an_earlier_gate_let_through_stands_for_anything(gate: Lending) -> 
     assert decided(gate, asked(gate, 0, 1)) is None
 
 
-def test_a_pod_has_no_more_than_so_many_calls_under_way(gate: Lending) -> None:
-    for tid in range(borrow_gate.UNDER_WAY):
-        gate.let_through(100 + tid, "pod", (pages(ONE, 0, 1),))
+def test_a_pod_has_no_more_than_so_many_calls_under_way(gate: BorrowGate) -> None:
+    for tid in range(borrow_gate.MAX_IN_FLIGHT):
+        gate.track(100 + tid, "pod", (pages(ONE, 0, 1),))
     refusal = decided(gate, asked(gate, 0, 1))
     assert refusal is not None
     assert not refusal.final
@@ -361,19 +374,19 @@ def test_a_pod_has_no_more_than_so_many_calls_under_way(gate: Lending) -> None:
     assert decided(gate, asked(gate, 0, 1)) is None
 
 
-def test_what_was_settled_is_decided_anew_when_the_groups_change(gate: Lending) -> None:
+def test_what_was_settled_is_decided_anew_when_the_groups_change(gate: BorrowGate) -> None:
     one = asked(gate, 0, 6)
     assert decided(gate, one) is None
-    assert gate.settled(one)
-    gate.learn({"g": EXTENT})
-    assert gate.settled(one)
+    assert gate.is_settled(one)
+    gate.set_objects({"g": EXTENT})
+    assert gate.is_settled(one)
     gate.configure([group(limit=PAGE)])
-    assert not gate.settled(one)
+    assert not gate.is_settled(one)
     assert decided(gate, one) is not None
 
 
 def test_what_cannot_be_read_refuses_what_is_known_to_be_a_group_s(
-    gate: Lending, pods: OnePod, monkeypatch: pytest.MonkeyPatch
+    gate: BorrowGate, pods: OnePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods.readable = False
     refusal = decided(gate, asked(gate, 0, 1))
@@ -381,7 +394,7 @@ def test_what_cannot_be_read_refuses_what_is_known_to_be_a_group_s(
     assert refusal.group is not None
     assert (refusal.error, refusal.final) == (errno.ENOMEM, False)
 
-    def unreadable(maps: Maps) -> Target:
+    def unreadable(request: MapRequest) -> MapTarget:
         raise PermissionError(errno.EACCES, "not to be read")
 
     found(monkeypatch, unreadable)
@@ -392,11 +405,11 @@ def test_what_cannot_be_read_refuses_what_is_known_to_be_a_group_s(
 
 
 def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
-    gate: Lending, monkeypatch: pytest.MonkeyPatch
+    gate: BorrowGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = threading.Event()
 
-    def hangs(maps: Maps) -> Target:
+    def hangs(request: MapRequest) -> MapTarget:
         answers.wait(10)
         return map_targets.NOTHING
 
@@ -410,13 +423,13 @@ def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
 
 
 def test_refusals_are_logged_once_a_second_and_counted(
-    gate: Lending, caplog: pytest.LogCaptureFixture
+    gate: BorrowGate, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = asked(gate, 0, 11, tid=os.getpid())
     refusal = decided(gate, one)
     assert refusal is not None
     for now in (0.0, 0.1, 0.2, 2.0):
-        gate.tell(refusal, one.call, "pod", now)
+        gate.log(refusal, one.call, "pod", now)
     assert len(caplog.records) == 2
     first, second = (record.getMessage() for record in caplog.records)
     assert all(
@@ -424,5 +437,5 @@ def test_refusals_are_logged_once_a_second_and_counted(
     )
     assert "2 more" in second
     gate.forget("pod")
-    gate.tell(refusal, one.call, "pod", 2.1)
+    gate.log(refusal, one.call, "pod", 2.1)
     assert len(caplog.records) == 3

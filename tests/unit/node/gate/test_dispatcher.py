@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pinwarden.node.gate.budgets import GOOD_SECONDS, Accounts, Fit, Key, Look, Place
+from pinwarden.node.gate.budgets import VALID_SECONDS, BudgetKey, Budgets, ContainerRef, Fit, LimitUsage
 
-MAIN, SIDE, NEAR = Place("a", "main"), Place("a", "side"), Place("b", "main")
-THREADS: Mapping[int, Place] = dict(enumerate((MAIN, MAIN, SIDE, SIDE, NEAR, NEAR), 1))
-OF_POD, OF_CONTAINER, OF_NODE = Key("pod", "a"), Key("each", "a", "main"), Key("node")
+MAIN, SIDE, NEAR = ContainerRef("a", "main"), ContainerRef("a", "side"), ContainerRef("b", "main")
+THREADS: Mapping[int, ContainerRef] = dict(enumerate((MAIN, MAIN, SIDE, SIDE, NEAR, NEAR), 1))
+OF_POD, OF_CONTAINER, OF_NODE = BudgetKey("pod", "a"), BudgetKey("each", "a", "main"), BudgetKey("node")
 MEMBERS = {OF_POD: {MAIN, SIDE}, OF_CONTAINER: {MAIN}, OF_NODE: {MAIN, SIDE, NEAR}}
 RANGE = 8
 
@@ -37,7 +37,7 @@ limits = st.integers(RANGE, 4 * RANGE)
 class Thread:
     """What it has locked in a range of its own and elsewhere, and its call: one that locks the range up to `reach`, or adds `left` more."""
 
-    place: Place
+    ref: ContainerRef
     inside: int = 0
     elsewhere: int = 0
     reach: int = 0
@@ -63,33 +63,33 @@ class Node(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.accounts = Accounts()
+        self.budgets = Budgets()
         self.now = 0.0
         self.asked = 0
-        self.threads = {tid: Thread(place) for tid, place in THREADS.items()}
-        self.limits: dict[Key, int] = {}
-        self.ceilings: dict[Key, int] = {}
+        self.threads = {tid: Thread(ref) for tid, ref in THREADS.items()}
+        self.limits: dict[BudgetKey, int] = {}
+        self.ceilings: dict[BudgetKey, int] = {}
 
-    def of(self, key: Key) -> Iterable[Thread]:
-        return (each for each in self.threads.values() if each.place in MEMBERS[key])
+    def of(self, key: BudgetKey) -> Iterable[Thread]:
+        return (each for each in self.threads.values() if each.ref in MEMBERS[key])
 
-    def locked(self, key: Key) -> int:
+    def locked(self, key: BudgetKey) -> int:
         return sum(each.locked for each in self.of(key))
 
-    def may_become(self, key: Key) -> int:
+    def may_become(self, key: BudgetKey) -> int:
         return sum(each.locked + each.pending for each in self.of(key))
 
-    def covering(self, place: Place) -> tuple[Key, ...]:
-        return tuple(key for key in self.limits if place in MEMBERS[key])
+    def covering(self, ref: ContainerRef) -> tuple[BudgetKey, ...]:
+        return tuple(key for key in self.limits if ref in MEMBERS[key])
 
     @initialize(limits=st.dictionaries(st.sampled_from(list(MEMBERS)), limits, min_size=1))
-    def begin(self, limits: dict[Key, int]) -> None:
+    def begin(self, limits: dict[BudgetKey, int]) -> None:
         self.configure(limits)
 
-    def configure(self, limits: dict[Key, int]) -> None:
+    def configure(self, limits: dict[BudgetKey, int]) -> None:
         self.limits, self.asked = limits, 0
         self.ceilings = {key: max(limit, self.may_become(key)) for key, limit in limits.items()}
-        self.accounts.configure({place: self.covering(place) for place in (MAIN, SIDE, NEAR)})
+        self.budgets.configure({ref: self.covering(ref) for ref in (MAIN, SIDE, NEAR)})
 
     @invariant()
     def nothing_rises_above_a_limit(self) -> None:
@@ -105,7 +105,7 @@ class Node(RuleBasedStateMachine):
         amount=amounts,
         in_range=st.booleans(),
         told=st.booleans(),
-        seconds=st.sampled_from((0.001, 0.001, GOOD_SECONDS)),
+        seconds=st.sampled_from((0.001, 0.001, VALID_SECONDS)),
     )
     def ask(self, tid: int, amount: int, in_range: bool, told: bool, seconds: float) -> None:
         """Who asks has ended its last call, whether the gate was told of that before or not."""
@@ -116,19 +116,19 @@ class Node(RuleBasedStateMachine):
         self.asked += 1
         thread = self.threads[tid]
         most = adds = min(amount, RANGE) if in_range else amount
-        fit, _ = self.accounts.fit(thread.place, most, self.now)
+        fit, _ = self.budgets.fit(thread.ref, most, self.now)
         if fit is not Fit.FITS:
-            self.look(thread.place)
+            self.look(thread.ref)
             adds = max(0, most - thread.inside) if in_range else most
-            fit, where = self.accounts.fit(thread.place, adds, self.now)
-            self.judge(fit, where, thread.place, adds)
+            fit, where = self.budgets.fit(thread.ref, adds, self.now)
+            self.judge(fit, where, thread.ref, adds)
         if fit is Fit.FITS:
-            self.accounts.let_through(tid, thread.place, most)
+            self.budgets.track(tid, thread.ref, most)
             thread.reach, thread.left, thread.most = (most, 0, most) if in_range else (0, most, most)
 
-    def judge(self, fit: Fit, where: Key | None, place: Place, adds: int) -> None:
+    def judge(self, fit: Fit, where: BudgetKey | None, ref: ContainerRef, adds: int) -> None:
         """Right after a look: who is refused did not fit, and who did fit beside all that is under way is not kept waiting."""
-        keys = self.covering(place)
+        keys = self.covering(ref)
         if fit is Fit.EXCEEDS:
             assert where is not None
             assert where in keys
@@ -139,34 +139,34 @@ class Node(RuleBasedStateMachine):
         if adds == 0 or all(self.bound(key) + adds <= self.limits[key] for key in keys):
             assert fit is Fit.FITS
 
-    def bound(self, key: Key) -> int:
+    def bound(self, key: BudgetKey) -> int:
         return self.locked(key) + sum(each.most or 0 for each in self.of(key))
 
     def end(self, tid: int) -> None:
         self.threads[tid].over()
         self.threads[tid].most = None
-        self.accounts.end(tid)
+        self.budgets.end(tid)
 
-    def look(self, place: Place) -> None:
-        self.accounts.renew(
-            {key: Look(self.limits[key], self.locked(key)) for key in self.covering(place)}, self.now
+    def look(self, ref: ContainerRef) -> None:
+        self.budgets.update(
+            {key: LimitUsage(self.limits[key], self.locked(key)) for key in self.covering(ref)}, self.now
         )
 
     @rule(tid=threads)
     def tell_of_an_end(self, tid: int) -> None:
         self.end(tid)
 
-    @rule(place=st.sampled_from((MAIN, SIDE, NEAR)))
-    def look_at_once(self, place: Place) -> None:
-        self.look(place)
+    @rule(ref=st.sampled_from((MAIN, SIDE, NEAR)))
+    def look_at_once(self, ref: ContainerRef) -> None:
+        self.look(ref)
 
     @rule(
-        place=st.sampled_from((MAIN, SIDE, NEAR)),
+        ref=st.sampled_from((MAIN, SIDE, NEAR)),
         order=st.permutations(sorted(THREADS)),
         meanwhile=st.lists(st.tuples(threads, amounts, st.booleans()), min_size=6, max_size=6),
     )
     def look_while_things_happen(
-        self, place: Place, order: list[int], meanwhile: list[tuple[int, int, bool]]
+        self, ref: ContainerRef, order: list[int], meanwhile: list[tuple[int, int, bool]]
     ) -> None:
         """One thread after another is read, and between two something takes effect or goes."""
         seen: dict[int, int] = {}
@@ -175,13 +175,13 @@ class Node(RuleBasedStateMachine):
             (self.take_effect if adds else self.unlock)(other, amount)
         sums = {
             key: sum(amount for tid, amount in seen.items() if THREADS[tid] in MEMBERS[key])
-            for key in self.covering(place)
+            for key in self.covering(ref)
         }
-        self.accounts.renew({key: Look(self.limits[key], use) for key, use in sums.items()}, self.now)
+        self.budgets.update({key: LimitUsage(self.limits[key], use) for key, use in sums.items()}, self.now)
 
     @precondition(lambda self: self.asked > 6)
     @rule(limits=st.dictionaries(st.sampled_from(list(MEMBERS)), st.integers(0, 4 * RANGE)))
-    def change_limits(self, limits: dict[Key, int]) -> None:
+    def change_limits(self, limits: dict[BudgetKey, int]) -> None:
         self.configure(limits)
 
     # -- what nobody tells the gate of --------------------------------------------------------------------------------

@@ -9,62 +9,62 @@ from typing import cast
 import pytest
 
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.budgets import Key, Look, Place
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.gate.handler import LEAVING_SECONDS, RAISED_SECONDS, Decider
+from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.handler import RAISED_SECONDS, RETURN_SECONDS, NotificationHandler
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pending import Gated, Waiting
-from pinwarden.node.gate.pod_limits import Pods
-from pinwarden.node.gate.publisher import Record
-from pinwarden.node.linux.seccomp_notify import Call, Listener
+from pinwarden.node.gate.pending import ContainerListener, PendingNotification
+from pinwarden.node.gate.pod_limits import PodLimits
+from pinwarden.node.gate.publisher import GatePublisher
+from pinwarden.node.linux.seccomp_notify import Listener, Notification
 from pinwarden.node.state.gate_status import load
 
 PAGE = 4096
-ONE, OTHER = Place("one", "main"), Place("other", "main")
+ONE, OTHER = ContainerRef("one", "main"), ContainerRef("other", "main")
 
 
 class Caller(Listener):
     """In place of the kernel: whether the thread still waits, and what it was answered."""
 
-    def __init__(self, *, waiting: bool) -> None:
-        self._waiting = waiting
-        self.let_through_ids: list[int] = []
-        self.refused: list[int] = []
+    def __init__(self, *, valid: bool) -> None:
+        self._valid = valid
+        self.continued: list[int] = []
+        self.failed: list[int] = []
 
-    def waits(self, identity: int) -> bool:
-        return self._waiting
+    def is_valid(self, notification_id: int) -> bool:
+        return self._valid
 
-    def let_through(self, identity: int) -> bool:
-        self.let_through_ids.append(identity)
-        return self._waiting
+    def continue_(self, notification_id: int) -> bool:
+        self.continued.append(notification_id)
+        return self._valid
 
-    def refuse(self, identity: int, error: int) -> bool:
-        self.refused.append(error)
-        return self._waiting
+    def fail(self, notification_id: int, error: int) -> bool:
+        self.failed.append(error)
+        return self._valid
 
 
 class TwoPods:
     """Each under a limit of ten pages, of which the kernel counts none yet."""
 
-    def covering(self) -> dict[Place, tuple[Key, ...]]:
-        return {place: (Key("l", place.pod),) for place in (ONE, OTHER)}
+    def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
+        return {ref: (BudgetKey("l", ref.pod),) for ref in (ONE, OTHER)}
 
-    def look(self, place: Place) -> dict[Key, Look]:
-        return {Key("l", place.pod): Look(10 * PAGE, 0)}
+    def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
+        return {BudgetKey("l", ref.pod): LimitUsage(10 * PAGE, 0)}
 
-    def sums(self, place: Place, *, distinct: bool = False) -> dict[Key, Look]:
-        return self.look(place)
+    def totals(self, ref: ContainerRef, *, distinct: bool = False) -> dict[BudgetKey, LimitUsage]:
+        return self.sample(ref)
 
-    def listed(self, pod: str) -> bool:
+    def is_listed(self, pod: str) -> bool:
         return True
 
-    def granted(self, pod: str) -> int:
+    def rlimit_grant(self, pod: str) -> int:
         return 0
 
-    def deep_stack(self, pod: str) -> bool:
+    def has_deep_stack(self, pod: str) -> bool:
         return False
 
-    def has(self, pod: str, pid: int) -> bool:
+    def contains(self, pod: str, pid: int) -> bool:
         return True
 
 
@@ -83,32 +83,38 @@ def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path
     for tid in (5, 6):
         process(tmp_path, tid)
     with closing(Journal(tmp_path / "journal")) as journal:
-        decider = Decider(
-            journal, cast(Pods, TwoPods()), tmp_path, Record(tmp_path / "gate.json"), Guard(["call"])
+        handler = NotificationHandler(
+            journal,
+            cast(PodLimits, TwoPods()),
+            tmp_path,
+            GatePublisher(tmp_path / "gate.json"),
+            Guard(["call"]),
         )
-        decider.configure()
+        handler.configure()
 
-        def waiting(number: int, place: Place, tid: int, *, alive: bool = True) -> tuple[Caller, Waiting]:
-            caller = Caller(waiting=alive)
-            call = Call(number, tid, 149, 0xC000003E, (0x10000000 * number, 8 * PAGE, 0, 0, 0, 0))
-            gated = Gated(number, caller, Identity("x", place, "", b""))
-            return caller, decider.received(number, call, gated, 0.0)
+        def pending(
+            number: int, ref: ContainerRef, tid: int, *, alive: bool = True
+        ) -> tuple[Caller, PendingNotification]:
+            caller = Caller(valid=alive)
+            call = Notification(number, tid, 149, 0xC000003E, (0x10000000 * number, 8 * PAGE, 0, 0, 0, 0))
+            origin = ContainerListener(number, caller, GatedContainer("x", ref, "", b""))
+            return caller, handler.receive(number, call, origin, 0.0)
 
-        dead, stale = waiting(1, ONE, 5, alive=False)
-        first, asked = waiting(2, OTHER, 5)
-        assert decider.decide(asked, 1.0) == 0.0
-        assert first.let_through_ids == [2]
-        assert decider.decide(stale, 1.1) == 0.0
-        second, asked = waiting(3, OTHER, 6)
-        assert decider.decide(asked, 1.2) > 0.0
-        assert not dead.let_through_ids + second.let_through_ids
-        decider.close()
+        dead, stale = pending(1, ONE, 5, alive=False)
+        first, request = pending(2, OTHER, 5)
+        assert handler.handle(request, 1.0) == 0.0
+        assert first.continued == [2]
+        assert handler.handle(stale, 1.1) == 0.0
+        second, request = pending(3, OTHER, 6)
+        assert handler.handle(request, 1.2) > 0.0
+        assert not dead.continued + second.continued
+        handler.close()
 
 
 class Granted(TwoPods):
     """The same with a grant that the threads' soft rlimit is below."""
 
-    def granted(self, pod: str) -> int:
+    def rlimit_grant(self, pod: str) -> int:
         return 20 * PAGE
 
 
@@ -123,30 +129,36 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
     smaps = tmp_path / "5" / "smaps"
     os.mkfifo(smaps)  # whoever opens it waits
     with closing(Journal(tmp_path / "journal")) as journal:
-        decider = Decider(
-            journal, cast(Pods, Granted()), tmp_path, Record(tmp_path / "gate.json"), Guard(["call"])
+        handler = NotificationHandler(
+            journal,
+            cast(PodLimits, Granted()),
+            tmp_path,
+            GatePublisher(tmp_path / "gate.json"),
+            Guard(["call"]),
         )
-        decider.configure()
-        call = Call(1, 5, 149, 0xC000003E, (0x10000000, PAGE, 0, 0, 0, 0))
-        caller = Caller(waiting=True)
-        asked = decider.received(1, call, Gated(1, caller, Identity("x", ONE, "", b"")), 0.0)
-        assert decider.decide(asked, 1.0) > 0.0, "the agent may still raise the rlimit"
+        handler.configure()
+        call = Notification(1, 5, 149, 0xC000003E, (0x10000000, PAGE, 0, 0, 0, 0))
+        caller = Caller(valid=True)
+        request = handler.receive(
+            1, call, ContainerListener(1, caller, GatedContainer("x", ONE, "", b"")), 0.0
+        )
+        assert handler.handle(request, 1.0) > 0.0, "the agent may still raise the rlimit"
         late = 1.0 + 1.1 * RAISED_SECONDS
-        assert decider.decide(asked, late) > 0.0, "what is locked is being read"
+        assert handler.handle(request, late) > 0.0, "what is locked is being read"
         smaps.write_text("")
-        while decider.decide(asked, late) > 0.0:
+        while handler.handle(request, late) > 0.0:
             pass
-        assert caller.let_through_ids == [1]
-        decider.close()
+        assert caller.continued == [1]
+        handler.close()
 
 
 class Unforeseen(TwoPods):
     """Pods whose state leads to an exception that nobody foresaw."""
 
-    def look(self, place: Place) -> dict[Key, Look]:
+    def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
         raise RecursionError("a tree that somebody made")
 
-    def limit(self, key: Key) -> None:
+    def limit(self, key: BudgetKey) -> None:
         return None
 
 
@@ -155,18 +167,20 @@ def test_a_call_that_nobody_foresaw_is_denied_in_the_end_and_counted(tmp_path: P
     process(tmp_path, 5)
     guard = Guard(["call"])
     with closing(Journal(tmp_path / "journal")) as journal:
-        record = Record(tmp_path / "gate.json", guard.failures)
-        decider = Decider(journal, cast(Pods, Unforeseen()), tmp_path, record, guard)
-        decider.configure()
-        caller = Caller(waiting=True)
-        call = Call(1, 5, 149, 0xC000003E, (0x10000000, 20 * PAGE, 0, 0, 0, 0))
-        asked = decider.received(1, call, Gated(1, caller, Identity("x", ONE, "", b"")), 0.0)
-        assert decider.decide(asked, 1.0) > 0.0
-        assert decider.decide(asked, 1.0 + 2 * LEAVING_SECONDS) == 0.0
-        assert caller.refused == [errno.ENOMEM]
-        assert not caller.let_through_ids
+        record = GatePublisher(tmp_path / "gate.json", guard.failures)
+        handler = NotificationHandler(journal, cast(PodLimits, Unforeseen()), tmp_path, record, guard)
+        handler.configure()
+        caller = Caller(valid=True)
+        call = Notification(1, 5, 149, 0xC000003E, (0x10000000, 20 * PAGE, 0, 0, 0, 0))
+        request = handler.receive(
+            1, call, ContainerListener(1, caller, GatedContainer("x", ONE, "", b"")), 0.0
+        )
+        assert handler.handle(request, 1.0) > 0.0
+        assert handler.handle(request, 1.0 + 2 * RETURN_SECONDS) == 0.0
+        assert caller.failed == [errno.ENOMEM]
+        assert not caller.continued
         record.flush(0.0)
-        decider.close()
+        handler.close()
     told = load(tmp_path / "gate.json")
     assert told is not None
     assert told.failures == {"call": 2}

@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import DenialReport, NodeLimit
 from pinwarden.api.pinlimit import Scope, Source
 from pinwarden.node.gate import journal as journals
-from pinwarden.node.gate.budgets import Place
-from pinwarden.node.gate.container import Identity, parse
+from pinwarden.node.gate.budgets import ContainerRef
+from pinwarden.node.gate.container import GatedContainer, parse
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, Record
+from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, GatePublisher
 from pinwarden.node.linux import seccomp_notify
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.state.gate_status import GateStatus, load
 
 ID = "a1" * 32
-ONE = Identity(ID, Place("pod-1", "main"), "b2" * 32, b"")
-TWO = Identity("c3" * 32, Place("pod-2", "main"), "", b"")
+ONE = GatedContainer(ID, ContainerRef("pod-1", "main"), "b2" * 32, b"")
+TWO = GatedContainer("c3" * 32, ContainerRef("pod-2", "main"), "", b"")
 LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
 
 
 class Queue(seccomp_notify.Listener):
     """Calls that wait, in place of the kernel."""
 
-    def __init__(self, *calls: Call) -> None:
+    def __init__(self, *calls: Notification) -> None:
         self._calls = list(calls)
 
     def receive(self, address: int) -> bool:
@@ -47,8 +47,8 @@ class Queue(seccomp_notify.Listener):
         return True
 
 
-def call(identity: int) -> Call:
-    return Call(identity, 100 + identity, 149, 0xC000003E, (1, 2, 3, 4, 5, 2**64 - 1))
+def call(identity: int) -> Notification:
+    return Notification(identity, 100 + identity, 149, 0xC000003E, (1, 2, 3, 4, 5, 2**64 - 1))
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_a_call_that_was_received_is_there_for_the_next_gate(path: Path) -> None
         assert third is not None
         fourth = journal.receive(Queue(call(4)), 9)
         assert fourth is not None
-        journal.let_through(second[0], 4096)
-        journal.let_through(fourth[0], 0)
+        journal.track(second[0], 4096)
+        journal.track(fourth[0], 0)
         journal.free(third[0])
     with closing(Journal(path)) as journal:
         assert sorted(journal.left()) == [
@@ -113,7 +113,7 @@ def test_slots_are_used_again_and_can_all_be_taken(path: Path, monkeypatch: pyte
 def denial(
     process: str = "db", asked: int | None = 4096, limit: NodeLimit | None = LIMIT, message: str = ""
 ) -> Denial:
-    return Denial(ONE.place, 4242, process, Source.MLOCK, asked, 0, limit, message)
+    return Denial(ONE.ref, 4242, process, Source.MLOCK, asked, 0, limit, message)
 
 
 def told(path: Path) -> GateStatus:
@@ -125,16 +125,16 @@ def told(path: Path) -> GateStatus:
 @pytest.mark.rule("H1", "H3")
 def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    before = Record(path)
-    before.gated([ONE, TWO])
-    before.complete()
-    before.loosened("pod-1", "why")
-    before.denied(denial())
+    before = GatePublisher(path)
+    before.set_containers([ONE, TWO])
+    before.finish_recovery()
+    before.mark_inexact("pod-1", "why")
+    before.record_denial(denial())
     before.flush(0)
-    after = Record(path)
-    after.gated([ONE])
-    after.complete()
-    after.denied(denial())
+    after = GatePublisher(path)
+    after.set_containers([ONE])
+    after.finish_recovery()
+    after.record_denial(denial())
     after.flush(0)
     found = told(path)
     assert found.containers == {ID: ("pod-1", "main", "b2" * 32)}
@@ -147,49 +147,49 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
 @pytest.mark.rule("H1")
 def test_only_a_gate_that_held_and_lost_nothing_takes_its_file_away(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    holds = Record(path)
-    holds.gated([ONE])
-    holds.complete()
-    holds.flush(0)
-    holds.end()
+    set_fingerprints = GatePublisher(path)
+    set_fingerprints.set_containers([ONE])
+    set_fingerprints.finish_recovery()
+    set_fingerprints.flush(0)
+    set_fingerprints.remove_if_unused()
     assert told(path).containers.keys() == {ID}
-    loses = Record(path)
-    loses.gated([])
-    loses.complete()
+    loses = GatePublisher(path)
+    loses.set_containers([])
+    loses.finish_recovery()
     loses.flush(0)
-    loses.end()
+    loses.remove_if_unused()
     assert told(path).lost == {ID}
     path.unlink()
-    idle = Record(path)
-    idle.gated([])
-    idle.complete()
+    idle = GatePublisher(path)
+    idle.set_containers([])
+    idle.finish_recovery()
     idle.flush(0)
-    idle.end()
+    idle.remove_if_unused()
     assert not path.exists()
-    idle.end()
+    idle.remove_if_unused()
 
 
 @pytest.mark.rule("H1")
 def test_what_loosens_a_pod_is_news_until_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    record = Record(path)
+    record = GatePublisher(path)
     (tmp_path / "gate.json.new").mkdir()
     for _ in range(2):
         with pytest.raises(OSError, match="directory"):
-            record.loosened("pod-1", "why")
+            record.mark_inexact("pod-1", "why")
     (tmp_path / "gate.json.new").rmdir()
-    record.loosened("pod-1", "why")
+    record.mark_inexact("pod-1", "why")
     assert told(path).loosened == {"pod-1": ("why",)}
 
 
 @pytest.mark.rule("H1")
 def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containers(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    record = Record(path)
-    record.gated([ONE])
-    record.loosened("pod-1", "why")
+    record = GatePublisher(path)
+    record.set_containers([ONE])
+    record.mark_inexact("pod-1", "why")
     for there, known in ((["pod-1"], {"pod-1": ("why",)}), ([], {})):
-        record.gated([], there)
+        record.set_containers([], there)
         record.flush(float("inf"))
         assert told(path).loosened == known
 
@@ -197,18 +197,18 @@ def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containe
 @pytest.mark.rule("H1")
 def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_another(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    before = Record(path)
-    before.gated([ONE])
-    before.complete()
+    before = GatePublisher(path)
+    before.set_containers([ONE])
+    before.finish_recovery()
     before.flush(0)
-    after = Record(path)
-    after.complete()
-    after.gated([ONE])
+    after = GatePublisher(path)
+    after.finish_recovery()
+    after.set_containers([ONE])
     after.flush(0)
     assert told(path).lost == {ID}
-    last = Record(path)
-    last.gated([ONE])
-    last.complete()
+    last = GatePublisher(path)
+    last.set_containers([ONE])
+    last.finish_recovery()
     last.flush(0)
     assert told(path).lost == {ID}
 
@@ -216,9 +216,9 @@ def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_ano
 @pytest.mark.rule("H1")
 def test_by_what_the_gate_holds_a_pod_is_told_without_delay(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    record = Record(path)
+    record = GatePublisher(path)
     record.flush(0)
-    record.holds({"pod-1": "print"})
+    record.set_fingerprints({"pod-1": "print"})
     record.flush(0)
     assert told(path).held == {"pod-1": "print"}
 
@@ -226,17 +226,17 @@ def test_by_what_the_gate_holds_a_pod_is_told_without_delay(tmp_path: Path) -> N
 @pytest.mark.rule("M8", "H2")
 def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    before = Record(path)
-    before.gated([replace(ONE, version=2), TWO])
+    before = GatePublisher(path)
+    before.set_containers([replace(ONE, version=2), TWO])
     for group, pod in (("g", "pod-1"), ("g", "pod-1"), ("g", "pod-2"), ("h", "pod-2")):
-        before.group_denied(group, pod)
+        before.record_group_denial(group, pod)
     before.flush(0)
     assert told(path).group_denials == {"g": {"pod-1": 2, "pod-2": 1}, "h": {"pod-2": 1}}
     assert told(path).mapping == {ONE.id}
     assert (told(path).denials, told(path).recent, told(path).number) == ({}, (), 0)
-    after = Record(path)
-    after.gated([ONE])
-    after.group_denied("g", "pod-1")
+    after = GatePublisher(path)
+    after.set_containers([ONE])
+    after.record_group_denial("g", "pod-1")
     after.flush(0)
     assert told(path).group_denials == {"g": {"pod-1": 3}}
     assert told(path).mapping == frozenset()
@@ -244,7 +244,7 @@ def test_refused_mappings_are_counted_by_group_and_pod_and_beside_all_else(tmp_p
 
 def test_a_record_of_a_gate_that_knew_no_groups_is_understood(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    Record(path).flush(0)
+    GatePublisher(path).flush(0)
     content = json.loads(path.read_bytes())
     del content["groupDenials"], content["mapping"]
     path.write_text(json.dumps(content))
@@ -255,9 +255,9 @@ def test_a_record_of_a_gate_that_knew_no_groups_is_understood(tmp_path: Path) ->
 def test_what_was_lost_last_is_told_whatever_was_lost_before(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
     for gated in ([f"{number:064x}" for number in range(1024)], ["f" * 64], []):
-        record = Record(path)
-        record.gated([Identity(each, ONE.place, "", b"") for each in gated])
-        record.complete()
+        record = GatePublisher(path)
+        record.set_containers([GatedContainer(each, ONE.ref, "", b"") for each in gated])
+        record.finish_recovery()
         record.flush(0)
     assert "f" * 64 in told(path).lost
 
@@ -265,17 +265,17 @@ def test_what_was_lost_last_is_told_whatever_was_lost_before(tmp_path: Path) -> 
 @pytest.mark.rule("H1")
 def test_what_loosens_a_pod_is_told_at_once_and_once(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    record = Record(path)
-    record.loosened("pod-1", "why")
+    record = GatePublisher(path)
+    record.mark_inexact("pod-1", "why")
     assert told(path).loosened == {"pod-1": ("why",)}
     written = path.stat().st_mtime_ns
-    record.loosened("pod-1", "why")
+    record.mark_inexact("pod-1", "why")
     assert path.stat().st_mtime_ns == written
 
 
 def test_the_file_is_renewed_while_the_gate_answers(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    record = Record(path)
+    record = GatePublisher(path)
     record.flush(0)
     written = path.stat().st_mtime_ns
     time.sleep(0.01)
@@ -285,10 +285,10 @@ def test_the_file_is_renewed_while_the_gate_answers(tmp_path: Path) -> None:
 
 
 def test_the_latest_refusals_are_listed_and_all_are_counted(tmp_path: Path) -> None:
-    record = Record(tmp_path / "gate.json")
-    record.gated([ONE])
+    record = GatePublisher(tmp_path / "gate.json")
+    record.set_containers([ONE])
     for _ in range(100):
-        record.denied(denial())
+        record.record_denial(denial())
     record.flush(0)
     found = told(tmp_path / "gate.json")
     assert [each["number"] for each in found.recent] == list(range(69, 101))
@@ -296,10 +296,10 @@ def test_the_latest_refusals_are_listed_and_all_are_counted(tmp_path: Path) -> N
 
 
 def test_a_change_that_waits_for_its_turn_outlasts_a_renewal(tmp_path: Path) -> None:
-    record = Record(tmp_path / "gate.json")
-    record.gated([ONE])
+    record = GatePublisher(tmp_path / "gate.json")
+    record.set_containers([ONE])
     record.flush(0)
-    record.denied(denial())
+    record.record_denial(denial())
     record.flush(BETWEEN_WRITES_SECONDS / 2)
     record.flush(BETWEEN_WRITES_SECONDS)
     assert told(tmp_path / "gate.json").number == 1
@@ -319,8 +319,8 @@ def test_every_refusal_fits_into_its_report(
     message: str,
 ) -> None:
     path = tmp_path_factory.mktemp("r") / "gate.json"
-    record = Record(path)
-    record.denied(denial(process, asked, limit, message))
+    record = GatePublisher(path)
+    record.record_denial(denial(process, asked, limit, message))
     record.flush(0)
     (one,) = told(path).recent
     report = DenialReport.model_validate(one)
@@ -334,7 +334,7 @@ def test_every_refusal_fits_into_its_report(
 def test_a_file_that_is_not_understood_tells_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "gate.json").write_text(content)
     assert load(tmp_path / "gate.json") is None
-    Record(tmp_path / "gate.json").flush(0)
+    GatePublisher(tmp_path / "gate.json").flush(0)
     assert load(tmp_path / "gate.json") is not None
 
 
@@ -355,11 +355,11 @@ def test_both_runtimes_say_which_container_it_is() -> None:
     }
     for annotations in (containerd, crio):
         found = parse(state(**annotations))
-        assert (found.id, found.place, found.sandbox) == (ID, Place("u", "main"), "s")
+        assert (found.id, found.ref, found.sandbox) == (ID, ContainerRef("u", "main"), "s")
 
 
 def test_a_container_of_no_pod_is_of_none() -> None:
-    assert parse(state()).place == Place("", "")
+    assert parse(state()).ref == ContainerRef("", "")
 
 
 @pytest.mark.parametrize(

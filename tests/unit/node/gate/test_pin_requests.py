@@ -10,18 +10,25 @@ from hypothesis import strategies as st
 
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.gate import pin_requests
-from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS, PAGE, STACK_REGION, Adds, Ask
+from pinwarden.node.gate.pin_requests import (
+    AUDIT_ARCH_X86_64,
+    NUMBERS,
+    PAGE,
+    STACK_REGION,
+    Growth,
+    PinRequest,
+)
 from pinwarden.node.gate.profiles import GATED
-from pinwarden.node.linux.seccomp_notify import Call
+from pinwarden.node.linux.seccomp_notify import Notification
 
 HERE = 0x10000000
 GARBAGE = 0xDEADBEEF << 32
 WORDS = st.integers(0, 2**64 - 1)
 
 
-def ask(name: str, *registers: int) -> Ask | None:
+def ask(name: str, *registers: int) -> PinRequest | None:
     six = (*registers, *[0] * (6 - len(registers)))
-    return pin_requests.read(Call(1, 1, NUMBERS[AUDIT_ARCH_X86_64][name], AUDIT_ARCH_X86_64, six))  # type: ignore[arg-type]
+    return pin_requests.read(Notification(1, 1, NUMBERS[AUDIT_ARCH_X86_64][name], AUDIT_ARCH_X86_64, six))  # type: ignore[arg-type]
 
 
 def most(name: str, *registers: int) -> int | None:
@@ -38,10 +45,10 @@ def reading(memory: bytes, at: int = HERE) -> Callable[[int, int], bytes]:
     return read
 
 
-def in_memory(found: Ask | None, memory: bytes) -> int:
+def in_memory(found: PinRequest | None, memory: bytes) -> int:
     assert found is not None
     assert found.in_memory is not None
-    assert found.adds is Adds.IN_MEMORY
+    assert found.adds is Growth.IN_MEMORY
     return found.in_memory(reading(memory))
 
 
@@ -53,9 +60,9 @@ def test_every_gated_call_has_a_number_and_a_reader_on_each_architecture() -> No
 
 def test_a_call_that_no_profile_sends_is_an_error() -> None:
     with pytest.raises(KeyError):
-        pin_requests.read(Call(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0)))
+        pin_requests.read(Notification(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0)))
     with pytest.raises(KeyError):
-        pin_requests.read(Call(1, 1, 149, 0x40000003, (0, 0, 0, 0, 0, 0)))
+        pin_requests.read(Notification(1, 1, 149, 0x40000003, (0, 0, 0, 0, 0, 0)))
 
 
 @pytest.mark.rule("P8")
@@ -67,8 +74,8 @@ def test_a_range_is_locked_by_whole_pages(start: int, length: int, pages: int) -
     for name in ("mlock", "mlock2"):
         found = ask(name, start, length)
         assert found is not None
-        assert (found.most, found.start, found.adds) == (pages * PAGE, HERE, Adds.NOT_LOCKED)
-        assert (found.refusal, found.loosens) == (errno.ENOMEM, "")
+        assert (found.most, found.start, found.adds) == (pages * PAGE, HERE, Growth.NOT_LOCKED)
+        assert (found.refusal, found.inexact) == (errno.ENOMEM, "")
 
 
 @pytest.mark.parametrize(("start", "length"), [(HERE, 0), (HERE, 2**64 - 1), (HERE, 2**64 - HERE)])
@@ -88,16 +95,16 @@ def test_mlockall_locks_what_is_there_or_what_comes() -> None:
     now, later = ask("mlockall", 1 | GARBAGE), ask("mlockall", 2)
     assert now is not None
     assert later is not None
-    assert (now.most, now.adds) == (None, Adds.ADDRESS_SPACE)
+    assert (now.most, now.adds) == (None, Growth.ADDRESS_SPACE)
     assert later.most == 0
-    assert "MCL_FUTURE" in later.loosens
+    assert "MCL_FUTURE" in later.inexact
 
 
 @pytest.mark.rule("P8", "H1")
 def test_a_stack_grows_when_it_is_locked() -> None:
     for found in (ask("mlock", STACK_REGION, 1), ask("mlockall", 1), ask("mmap", 0, PAGE, 3, 0x122)):
         assert found is not None
-        assert "stack" in found.loosens
+        assert "stack" in found.inexact
     assert most("mmap", 0, PAGE, 3, 0x122) == 0
     assert most("mmap", 0, PAGE, 3, 0x2122) == PAGE
 
@@ -113,7 +120,7 @@ def test_mappings_count_when_they_are_locked() -> None:
     assert ask("mmap", 0, PAGE, 3, 0x22) is None
     found = ask("mmap", 0, PAGE, 3, 0x2022)
     assert found is not None
-    assert (found.adds, found.refusal) == (Adds.ALL, errno.EAGAIN)
+    assert (found.adds, found.refusal) == (Growth.ALL, errno.EAGAIN)
 
 
 @given(old=st.integers(0, 10 * PAGE), new=st.integers(0, 10 * PAGE))
@@ -141,7 +148,7 @@ def test_what_cannot_be_held_exactly_loosens(name: str, registers: tuple[int, ..
     found = ask(name, *registers)
     assert found is not None
     assert found.source is source
-    assert found.loosens
+    assert found.inexact
 
 
 def test_buffers_of_io_uring_count_by_the_pages_that_they_touch() -> None:

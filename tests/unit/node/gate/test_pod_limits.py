@@ -7,9 +7,9 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod
 from pinwarden.api.pinlimit import Scope
-from pinwarden.node.gate.budgets import Key, Place
-from pinwarden.node.gate.container import Identity
-from pinwarden.node.gate.pod_limits import Pods
+from pinwarden.node.gate.budgets import BudgetKey, ContainerRef
+from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import Plan
@@ -27,27 +27,27 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(root: Path, container: str, pid: int, service: str) -> Identity:
+def start(root: Path, container: str, pid: int, service: str) -> GatedContainer:
     """A container as a runtime of another driver than the kubelet's starts it."""
     directory = root / "system.slice" / service / f"{SLICE}:cri-containerd:{container}"
     directory.mkdir(parents=True)
     (directory / "cgroup.procs").write_text(f"{pid}\n")
-    return Identity(container, Place(UID, container[:2]), "", b"")
+    return GatedContainer(container, ContainerRef(UID, container[:2]), "", b"")
 
 
 @pytest.mark.rule("P1", "H1")
 def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_from_them(root: Path) -> None:
-    pods = Pods(root, Path("/proc"), lambda: 0.0)
+    pods = PodLimits(root, Path("/proc"), lambda: 0.0)
     pods.configure(Plan(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=UID, limits=["l"])]), (), 1))
     one = start(root, ONE, os.getpid(), "containerd.service")
     with pytest.raises(FileNotFoundError):
-        pods.look(one.place)
-    pods.place([one])
-    assert pods.look(one.place)[Key("l", UID)].closed
+        pods.sample(one.ref)
+    pods.set_containers([one])
+    assert pods.sample(one.ref)[BudgetKey("l", UID)].all_gated
     two = start(root, TWO, os.getppid(), "other.service")
-    pods.place([one, two])
-    assert pods.look(two.place)[Key("l", UID)].closed
-    assert pods.has(UID, os.getpid())
-    assert pods.has(UID, os.getppid())
+    pods.set_containers([one, two])
+    assert pods.sample(two.ref)[BudgetKey("l", UID)].all_gated
+    assert pods.contains(UID, os.getpid())
+    assert pods.contains(UID, os.getppid())
     (paths,) = PodFinder(root).find(0.0).values()
-    assert set(pods.folders(UID)) == set(explore(UID, paths).members)
+    assert set(pods.cgroup_paths(UID)) == set(explore(UID, paths).members)

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.node.gate.pin_requests import NUMBERS
-from pinwarden.node.gate.profiles import GATED, LISTENER_PATH, Bits, complement, encode, install, profiles
+from pinwarden.node.gate.profiles import (
+    GATED,
+    LISTENER_PATH,
+    BitPattern,
+    complement,
+    encode,
+    install,
+    profiles,
+)
 
 RELEASED = {
     "runtime-default-v2.json": "f29eace600b7c6a18e9304cecc4c13252f10da3b6e7428befaa76143bc5887a4",
@@ -26,18 +34,18 @@ RUNTIME, UNCONFINED = (profiles()[name] for name in RELEASED)
 
 
 @st.composite
-def patterns(draw: st.DrawFn, width: int) -> list[Bits]:
+def patterns(draw: st.DrawFn, width: int) -> list[BitPattern]:
     numbers = st.integers(0, 2**width - 1)
     masks = draw(st.lists(numbers, max_size=4))
-    return [Bits(mask, draw(numbers) & mask) for mask in masks]
+    return [BitPattern(mask, draw(numbers) & mask) for mask in masks]
 
 
-def matches(bits: Bits, number: int) -> bool:
+def matches(bits: BitPattern, number: int) -> bool:
     return number & bits.mask == bits.value
 
 
 @given(taken=patterns(8))
-def test_the_complement_has_every_other_number_once_and_none_of_the_taken(taken: list[Bits]) -> None:
+def test_the_complement_has_every_other_number_once_and_none_of_the_taken(taken: list[BitPattern]) -> None:
     rest = complement(taken, 8)
     for number in range(2**8):
         is_taken = any(matches(each, number) for each in taken)
@@ -46,16 +54,16 @@ def test_the_complement_has_every_other_number_once_and_none_of_the_taken(taken:
 
 
 @given(taken=patterns(32), number=st.integers(0, 2**64 - 1))
-def test_the_complement_leaves_what_is_above_its_width_alone(taken: list[Bits], number: int) -> None:
+def test_the_complement_leaves_what_is_above_its_width_alone(taken: list[BitPattern], number: int) -> None:
     rest = complement(taken, 32)
     is_taken = any(matches(each, number) for each in taken)
     assert sum(matches(each, number) for each in rest) == (0 if is_taken else 1)
 
 
 def test_the_complement_of_one_number_is_a_pattern_for_each_bit() -> None:
-    assert len(complement([Bits(2**32 - 1, 11)], 32)) == 32
-    assert complement([Bits(0x2000, 0x2000)], 32) == [Bits(0x2000, 0)]
-    assert complement([], 32) == [Bits(0, 0)]
+    assert len(complement([BitPattern(2**32 - 1, 11)], 32)) == 32
+    assert complement([BitPattern(0x2000, 0x2000)], 32) == [BitPattern(0x2000, 0)]
+    assert complement([], 32) == [BitPattern(0, 0)]
 
 
 def by_name(rules: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:

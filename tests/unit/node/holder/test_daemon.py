@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.daemon import Settings, _Process
-from pinwarden.node.gate.dispatcher import Gate
+from pinwarden.node.gate.daemon import GateSettings, _Process
+from pinwarden.node.gate.dispatcher import Dispatcher
 from pinwarden.node.holder import daemon, protocol
 from pinwarden.node.holder.daemon import Holder
 from pinwarden.node.holder.protocol import MESSAGE_BYTES, Kind, Packet
@@ -95,8 +95,8 @@ def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
 def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = Settings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
-    _Process(where, cast(Gate, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    where = GateSettings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
+    _Process(where, cast(Dispatcher, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
     assert [each.levelname for each in caplog.records] == ["ERROR"]
 
 
