@@ -29,9 +29,9 @@ from statistics import median
 
 from machine import Pod, hierarchy, stop_on_signals
 
-from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, Borrows
+from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, BorrowSampler
 from pinwarden.node.linux.pagemap import PageMap
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 MIB = 1 << 20
 FREE_SHARE = 0.5
@@ -100,8 +100,8 @@ def size_of_object(wanted: int, processes: int) -> int:
 def compare(made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, rounds: int) -> None:
     """Take turns, and print medians and ratios. Raises ValueError when a figure is not what every process touched."""
     pods = {pod.uid: [pod.path, pod.container] for pod in made}
-    extents = {GROUP: Extent(objects=frozenset([one]))}
-    borrows = Borrows()
+    extents = {GROUP: ObjectSet(objects=frozenset([one]))}
+    borrows = BorrowSampler()
     full: list[float] = []
     usual: list[float] = []
     idle: list[float] = []

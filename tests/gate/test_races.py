@@ -22,8 +22,8 @@ import pytest
 from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.node.agent.gate_reader import GateRecord, Standing
 from pinwarden.node.gate import pin_requests
+from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
 from pinwarden.node.pods.policy import Held
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import Governed

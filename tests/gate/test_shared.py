@@ -20,8 +20,8 @@ from pinwarden.node.gate.borrow_rules import ObjectRange, total
 from pinwarden.node.gate.handler import UNLISTED_SECONDS
 from pinwarden.node.gate.map_targets import mapped
 from pinwarden.node.linux import sysvshm
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Wanted
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import RegionFilter
 
 from .processes import PAGE, ask, start, tell
 from .test_calls import answers
@@ -63,13 +63,13 @@ class Shared:
 
     folder: Path
     file: Path
-    extent: Extent
+    extent: ObjectSet
 
     def has(self, *pods: Pod) -> int:
         """Bytes that pods have mapped of it, each once, as an outside reader sees it."""
         found: list[ObjectRange] = []
         for pod in pods:
-            found += mapped(Path("/proc"), [pod.directory / pod.container], Wanted([self.extent]))
+            found += mapped(Path("/proc"), [pod.directory / pod.container], RegionFilter([self.extent]))
         return total(found)
 
 
@@ -83,7 +83,7 @@ def mounted(kind: str) -> Iterator[Shared]:
         with open(file, "wb") as made:
             os.truncate(made.fileno(), SIZE)
         file.chmod(0o666)
-        yield Shared(folder, file, Extent(devices=frozenset({file.stat().st_dev})))
+        yield Shared(folder, file, ObjectSet(devices=frozenset({file.stat().st_dev})))
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
         folder.rmdir()
@@ -102,10 +102,10 @@ def segment(size: int) -> Iterator[int]:
     sysvshm.remove(made)
 
 
-def of_segments(sizes: dict[int, int], space: int) -> Extent:
+def of_segments(sizes: dict[int, int], space: int) -> ObjectSet:
     """What the accountant tells of System V segments in an IPC namespace, by id, with their bytes."""
     found = {ObjectId(sysvshm.device(), each, space): size for each, size in sizes.items()}
-    return Extent(objects=frozenset(found), sizes=frozenset(found.items()))
+    return ObjectSet(objects=frozenset(found), sizes=frozenset(found.items()))
 
 
 def sharer(pod: Pod, children: int = 0, *, user: int = 65534) -> Process:
@@ -153,7 +153,7 @@ def test_what_belongs_to_no_group_is_let_through(node: Node, shared: Shared, tmp
     private.write_bytes(bytes(PAGE))
     private.chmod(0o666)
     about = shared.file.stat()
-    node.share({GROUP: Extent(objects=frozenset({ObjectId(about.st_dev, about.st_ino)}))})
+    node.share({GROUP: ObjectSet(objects=frozenset({ObjectId(about.st_dev, about.st_ino)}))})
     configure(node, group(), listed=[pod])
     assert maps(process, private, 0, PAGE) == NONE
     assert maps(process, shared.file, 0, PAGE) == NO
@@ -228,7 +228,7 @@ def test_the_capabilities_of_its_container_are_enough(node: Node, shared: Shared
     memfd = "call('mmap', 0, 4096, 3, 1, globals().setdefault('m', os.memfd_create('m')), 0)"
     assert do(process, memfd)[1] == do(stranger, memfd)[1] == NONE
     about = os.stat(f"/proc/{process.pid}/fd/{ask(process, '0 m')}")
-    extent = Extent(shared.extent.devices, frozenset({ObjectId(about.st_dev, about.st_ino)}))
+    extent = ObjectSet(shared.extent.devices, frozenset({ObjectId(about.st_dev, about.st_ino)}))
     node.share({GROUP: extent})
     configure(node, group(limit=LIMIT, pods=[member]), listed=[member, other])
     assert maps(stranger, shared.file, 0, PAGE) == NO
@@ -345,7 +345,7 @@ def test_each_group_has_its_own_limit(node: Node, shared: Shared) -> None:
     extents = {}
     for uid, file in (("uid-1", shared.file), ("uid-2", second)):
         about = file.stat()
-        extents[uid] = Extent(objects=frozenset({ObjectId(about.st_dev, about.st_ino)}))
+        extents[uid] = ObjectSet(objects=frozenset({ObjectId(about.st_dev, about.st_ino)}))
     node.share(extents)
     configure(
         node, group("uid-1", limit=LIMIT, pods=[pod]), group("uid-2", limit=PAGE, pods=[pod]), listed=[pod]

@@ -16,8 +16,8 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodR
 from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.agent.retainer import Retainer
+from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
-from pinwarden.node.pods.cgroups import member_pids
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.state.config import Configuration, LastConfiguration
 

@@ -10,7 +10,7 @@ from typing import Any
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.accountant.accountant import Accountant
-from pinwarden.node.pods.cgroups import member_pids
+from pinwarden.node.linux.cgroupfs import member_pids
 
 from .nodes import CGROUP, KUBEPODS, MIB, ONE
 

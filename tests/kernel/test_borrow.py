@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.accountant.sampler import Borrow, Borrows
+from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
 from pinwarden.node.linux.pagemap import PageMap
 from pinwarden.node.linux.vmstat import pressure
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 PAGE = mmap.PAGESIZE
 MIB = 2**20
@@ -118,8 +118,8 @@ class Place:
         return container
 
     @property
-    def extents(self) -> dict[str, Extent]:
-        return {name: Extent(objects=frozenset([each.id])) for name, each in self.objects.items()}
+    def extents(self) -> dict[str, ObjectSet]:
+        return {name: ObjectSet(objects=frozenset([each.id])) for name, each in self.objects.items()}
 
     def file(self, name: str, path: Path, size: int) -> Shared:
         path.write_bytes(bytes(size))
@@ -298,12 +298,12 @@ def kernel_moves() -> tuple[object, ...]:
 
 
 def sampled(
-    place: Place, borrows: Borrows, stamps: Mapping[str, object] | None = None, now: float = 0
+    place: Place, borrows: BorrowSampler, stamps: Mapping[str, object] | None = None, now: float = 0
 ) -> dict[tuple[str, str], Borrow]:
     return borrows.sample(now, place.pods, place.extents, place.objects.keys(), stamps=stamps)
 
 
-def check(place: Place, what: str, borrows: Borrows) -> int:
+def check(place: Place, what: str, borrows: BorrowSampler) -> int:
     """Both ways of reading page tables, and `borrows` as it goes on, against the truth; again if the kernel interfered.
 
     How many pods that one did not walk again, because nothing ran in them and no page of an object was freed.
@@ -313,10 +313,10 @@ def check(place: Place, what: str, borrows: Borrows) -> int:
         expected = truths(place)
         went_on = amounts(sampled(place, borrows, dict.fromkeys(place.objects, "none is freed")))
         skipped = len(place.pods) - borrows.walked
-        fresh = amounts(sampled(place, Borrows()))
+        fresh = amounts(sampled(place, BorrowSampler()))
         scans, PageMap.scans = PageMap.scans, False
         try:
-            by_entries = amounts(sampled(place, Borrows()))
+            by_entries = amounts(sampled(place, BorrowSampler()))
         finally:
             PageMap.scans = scans
         if (went_on, fresh, by_entries) == (expected,) * 3 or kernel_moves() == before:
@@ -377,7 +377,7 @@ def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool)
         for _ in range(count):
             place.hire(pod, list(place.objects.values()))
     first = random.randrange(1 << 30)
-    going_on = Borrows()
+    going_on = BorrowSampler()
     resident = skipped = 0
     for number in range(ROUNDS):
         seed = first + number
@@ -387,7 +387,7 @@ def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool)
         for borrower in told:
             borrower.wait()
         skipped += check(place, f"seed {seed}, the {number + 1}th round since {first}", going_on)
-        resident += sum(each.resident or 0 for each in sampled(place, Borrows()).values())
+        resident += sum(each.resident or 0 for each in sampled(place, BorrowSampler()).values())
     assert resident
     assert skipped, "what cannot have changed is not walked again"
 
@@ -412,11 +412,11 @@ def test_what_fifty_processes_of_a_pod_have_mapped_counts_once(place: Place) -> 
         for number in range(50):
             place.child(pod, some(number)).step()
     os.close(file)
-    check(place, "fifty", Borrows())
-    borrows = Borrows()
+    check(place, "fifty", BorrowSampler())
+    borrows = BorrowSampler()
     expected = (MIB, MIB // 2 + 50 * PAGE)
     assert amounts(sampled(place, borrows)) == {("memfd", "one"): expected, ("memfd", "two"): expected}
-    union = Borrows.together("memfd", [borrows])
+    union = BorrowSampler.together("memfd", [borrows])
     assert union is not None
     assert (union.mapped, union.resident) == expected
 
@@ -450,7 +450,7 @@ def test_a_borrow_changes_by_what_the_pod_itself_does(place: Place) -> None:
     place.pod("writes")
     reader, other = place.child("borrows", borrower), place.child("writes", writer)
     os.close(file)
-    borrows = Borrows()
+    borrows = BorrowSampler()
 
     def borrowed() -> tuple[int, int | None] | None:
         charge = os.stat(f"/proc/self/fd/{str(one.path).rsplit('/', 1)[1]}").st_blocks
@@ -500,7 +500,7 @@ def test_a_process_does_not_hide_what_it_has_by_ending_its_first_thread(place: P
             print(file=process.stdin, flush=True)
             until(lambda: "State:\tZ" in (PROC / str(process.pid) / "status").read_text())
             assert (PROC / str(process.pid) / "task").exists()
-            assert amounts(sampled(place, Borrows())) == {("memfd", "pod"): (MIB, PAGE)}
+            assert amounts(sampled(place, BorrowSampler())) == {("memfd", "pod"): (MIB, PAGE)}
         finally:
             process.kill()
 
@@ -524,7 +524,7 @@ def test_an_idle_pod_is_not_walked_again_and_its_figure_keeps_its_time(place: Pl
     os.close(file)
     idle.step()
     runs.step()
-    borrows = Borrows()
+    borrows = BorrowSampler()
     time.sleep(0.1)  # both are asleep again
     stamps = {"memfd": 2}
     sampled(place, borrows, stamps, now=1)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pinwarden.api.pinlimit import Level
+from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.prlimit import prlimit_memlock
-from pinwarden.node.pods.cgroups import member_pids
 
 from .nodes import GIVEN, MIB, ONE, SANDBOX, TWO, Node
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pinwarden.node.linux.procfs import thread_status
+from pinwarden.node.linux.procfs import read_thread_status
 
 MIB = 1 << 20
 SETUP, REGISTER, REGISTER_BUFFERS, NEWUSER = 425, 427, 0, 0x10000000
@@ -84,7 +84,7 @@ def test_buffers_are_compared_with_the_sum_of_the_user_and_shown_for_each_proces
     assert count == 4
     second, more = start(UID, 5, MIB)
     assert more < 3, "6 MiB are the user's, not each process's"
-    shown = [thread_status(f"/proc/{pid}") for pid in (first, second)]
+    shown = [read_thread_status(f"/proc/{pid}") for pid in (first, second)]
     assert [each and each.pinned for each in shown] == [4 * MIB, more * MIB]
 
 
@@ -97,7 +97,7 @@ def test_rings_themselves_are_in_no_counter_of_a_process(start: Start) -> None:
     """Linux 7.2 compares them with the user's sum all the same, which 6.12 does not."""
     pid, count = start(UID, 100, 0)
     assert count == 100
-    shown = thread_status(f"/proc/{pid}")
+    shown = read_thread_status(f"/proc/{pid}")
     assert shown is not None
     assert shown.pinned == 0
     assert start(UID, 6, MIB)[1] == 5, "of 6 MiB the rings took some"

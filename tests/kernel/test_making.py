@@ -17,9 +17,9 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.accountant import provisioner
-from pinwarden.node.accountant.provisioner import PREFIX, Maker
+from pinwarden.node.accountant.provisioner import PREFIX, Provisioner
 from pinwarden.node.linux import sysvshm
-from pinwarden.node.linux.namespaces import mounts
+from pinwarden.node.linux.namespaces import read_mountinfo
 
 from .nodes import CGROUP
 from .shared_nodes import group
@@ -68,7 +68,7 @@ def segment() -> sysvshm.Segment | None:
 
 
 def mounted() -> int:
-    return sum(mount.point == MOUNT for mount in mounts(Path("/proc/1")))
+    return sum(mount.point == MOUNT for mount in read_mountinfo(Path("/proc/1")))
 
 
 def charged() -> int:
@@ -83,7 +83,7 @@ def asked(request: pytest.FixtureRequest) -> NodeGroup:
     return NodeGroup.model_validate({**content, "name": "cut/g"})
 
 
-def released(maker: Maker, asked: NodeGroup) -> bool:
+def released(maker: Provisioner, asked: NodeGroup) -> bool:
     """Take everything of a group away, as a round of the accountant does; False while some of it is busy."""
     try:
         maker.release(asked, known=True)
@@ -98,8 +98,8 @@ def released(maker: Maker, asked: NodeGroup) -> bool:
 def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of_it_away(
     asked: NodeGroup, tmp_path: Path
 ) -> None:
-    def maker() -> Maker:
-        made = Maker(Path("/proc"), CGROUP, 4 * MIB, tmp_path / "segments.json")
+    def maker() -> Provisioner:
+        made = Provisioner(Path("/proc"), CGROUP, 4 * MIB, tmp_path / "segments.json")
         made.begin()
         return made
 

@@ -16,8 +16,9 @@ import pytest
 
 from pinwarden.api.pinlimit import Contention
 from pinwarden.node.agent.allocator import Constraint, Process, deal
-from pinwarden.node.linux.prlimit import HeldBackReason, Limits, ProcessHandle, held_back, probe
+from pinwarden.node.linux.prlimit import Limits, ProcessHandle, probe
 from pinwarden.node.linux.procfs import StatusReader
+from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
 pytestmark = pytest.mark.emulated
 PROC = Path("/proc")

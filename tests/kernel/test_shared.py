@@ -16,7 +16,7 @@ import pytest
 
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.accountant.provisioner import PREFIX
-from pinwarden.node.linux.namespaces import inside
+from pinwarden.node.linux.namespaces import run_in_namespaces
 
 from .nodes import CGROUP, MIB
 from .shared_nodes import FOLDER, PAGE, SharedNode, group
@@ -296,9 +296,9 @@ def test_names_that_are_no_text_stop_nobody(shares: SharedNode) -> None:
 
 def test_a_child_that_dies_is_an_error_and_no_more(shares: SharedNode) -> None:
     with pytest.raises(OSError, match="the child for it ended"):
-        inside([], lambda: os.kill(os.getpid(), signal.SIGBUS))
+        run_in_namespaces([], lambda: os.kill(os.getpid(), signal.SIGBUS))
     with pytest.raises(OSError, match="the child for it ended"):
-        inside([], lambda: int("x"))
+        run_in_namespaces([], lambda: int("x"))
 
 
 @pytest.mark.rule("M3")

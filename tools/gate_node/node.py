@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from gate_node.forks import Forked, ForkServer
 from pinwarden.node.gate.profiles import METADATA
-from pinwarden.node.pods.cgroups import member_pids, process_hierarchy
-from pinwarden.node.shm.objects import Extent
+from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
+from pinwarden.node.shm.objects import ObjectSet
 from pinwarden.node.state import accountant_status as shared
 from pinwarden.node.state.config import Configuration, LastConfiguration
 from pinwarden.node.state.gate_status import GateStatus, load
@@ -198,9 +198,9 @@ class Node:
         in_force = f"configuration in force: generation {self._generation},"
         self.until(lambda: in_force in self._log.read_text())
 
-    def share(self, extents: Mapping[str, Extent]) -> None:
+    def share(self, extents: Mapping[str, ObjectSet]) -> None:
         """Tell what belongs to each group of shared memory, by its uid, as the accountant would: in force with the next `configure`."""
-        shared.save(self.run_dir / shared.NAME, shared.Told(extents=extents))
+        shared.save(self.run_dir / shared.NAME, shared.AccountantStatus(extents=extents))
 
     @property
     def told(self) -> GateStatus:

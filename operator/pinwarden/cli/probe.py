@@ -31,8 +31,8 @@ def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
     """The answer as JSON; what cannot be found out is absent."""
     from pinwarden.node.agent.source_levels import source_levels
     from pinwarden.node.gate.daemon import ability as seccomp_ability
+    from pinwarden.node.linux.cgroupfs import detect_layout
     from pinwarden.node.linux.prlimit import probe
-    from pinwarden.node.pods.cgroups import detect_layout
 
     ability, seccomp = probe(), seccomp_ability(run_dir)
     result: dict[str, Any] = {

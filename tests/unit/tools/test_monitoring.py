@@ -23,8 +23,8 @@ from monitoring.rules import Pace
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, POD_GONE, SILENT, STARTING
 from pinwarden.controller.metrics_totals import OTHER, REASONS
 from pinwarden.node.agent import source_levels, status
-from pinwarden.node.linux.prlimit import HeldBackReason
 from pinwarden.node.pods import policy
+from pinwarden.node.pods.privileges import HeldBackReason
 
 METRIC = re.compile(r"pinwarden_(?:operator|agent)_\w+")
 SELECTOR = re.compile(r"(pinwarden_\w+)\{([^}]*)\}")

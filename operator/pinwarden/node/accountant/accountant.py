@@ -31,16 +31,17 @@ from pinwarden.api.pinlimit import Enforcement, Level
 from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Phase
 from pinwarden.common.guard import Guard
 from pinwarden.common.text import printable
-from pinwarden.node.accountant.dead_cgroups import Payers
+from pinwarden.node.accountant.dead_cgroups import DeadCgroups
 from pinwarden.node.accountant.fair_view import own_memory
 from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
-from pinwarden.node.accountant.provisioner import Maker, NotMadeError, place
-from pinwarden.node.accountant.sampler import Borrow, Borrows
+from pinwarden.node.accountant.provisioner import NotMadeError, Provisioner, place
+from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
 from pinwarden.node.accountant.users import users
-from pinwarden.node.pods.cgroups import PodCgroup, explore, member_pids, process_hierarchy
+from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
+from pinwarden.node.pods.cgroups import PodCgroup, explore
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.shm.objects import Extent
-from pinwarden.node.state.accountant_status import Told
+from pinwarden.node.shm.objects import ObjectSet
+from pinwarden.node.state.accountant_status import AccountantStatus
 from pinwarden.node.state.gate_status import NAME as GATE_RECORD
 from pinwarden.node.state.gate_status import GateStatus
 from pinwarden.node.state.gate_status import load as load_gate
@@ -72,8 +73,8 @@ class _Round:
     phase: Phase = Phase.PENDING
 
     @property
-    def extent(self) -> Extent:
-        return self.instance.extent if self.instance else Extent()
+    def extent(self) -> ObjectSet:
+        return self.instance.extent if self.instance else ObjectSet()
 
     @property
     def concerns(self) -> bool:
@@ -109,15 +110,15 @@ class Accountant:
         self._proc_root = proc_root
         self._gate = run_dir / GATE_RECORD
         self._finder = Finder(proc_root, first)
-        self._maker = Maker(proc_root, cgroup_root, budget, run_dir / SEGMENTS, first)
-        self._members = Borrows(proc_root, self._guard)
-        self._others = Borrows(proc_root, self._guard)
+        self._maker = Provisioner(proc_root, cgroup_root, budget, run_dir / SEGMENTS, first)
+        self._members = BorrowSampler(proc_root, self._guard)
+        self._others = BorrowSampler(proc_root, self._guard)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
         self._others_due = float("-inf")
-        self._payers = Payers(cgroup_root)
+        self._payers = DeadCgroups(cgroup_root)
         self._clock = clock
         self._groups: Sequence[NodeGroup] = ()
-        self.told = Told()
+        self.told = AccountantStatus()
 
     @property
     def pods_walked(self) -> int:
@@ -134,7 +135,7 @@ class Accountant:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
         began, spent = self._clock(), time.process_time()
         if not self._groups:
-            self.told = Told(failures=dict(self._guard.failures))
+            self.told = AccountantStatus(failures=dict(self._guard.failures))
             return SHORTEST_SECONDS
         paths = self._pods.find(began)
         attached = frozenset[str]().union(*(group.pods() for group in self._groups))
@@ -148,7 +149,7 @@ class Accountant:
                 self._settle(each)
                 continue
             each.problem = _NOT_READABLE, self._guard.cause("group", name)
-        self.told = Told(
+        self.told = AccountantStatus(
             extents={each.group.uid: each.extent for each in rounds},
             groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
@@ -180,7 +181,7 @@ class Accountant:
         with self._guard.item("round", "what a round looks at once"):
             self._finder.begin(self._groups, pids)
         rounds = [_Round(group) for group in self._groups]
-        taken = Extent()
+        taken = ObjectSet()
         for each in rounds:
             group = each.group
             try:
@@ -205,7 +206,7 @@ class Accountant:
                 each.problem = "Claimed", "another group, which is older, stands for this object"
                 each.claimed = found
                 continue
-            taken = Extent(taken.devices | found.extent.devices, taken.objects | found.extent.objects)
+            taken = ObjectSet(taken.devices | found.extent.devices, taken.objects | found.extent.objects)
             each.instance = found
         return rounds
 
@@ -360,7 +361,7 @@ class Accountant:
         """What of the charge no pod has mapped; None where the charge or a figure is not known (H2)."""
         if charge is None or self._incomplete:
             return None
-        have = Borrows.together(each.group.uid, [self._members, self._others])
+        have = BorrowSampler.together(each.group.uid, [self._members, self._others])
         if have is None or have.resident is None:
             return charge
         # A shared mapping of hugetlbfs reserves all that it maps (hugetlb_reserve_pages), and that is in the charge.
@@ -410,7 +411,7 @@ class Accountant:
                     )
 
 
-def _claimed(extent: Extent, taken: Extent) -> bool:
+def _claimed(extent: ObjectSet, taken: ObjectSet) -> bool:
     """Whether something of the extent is taken already: by itself, or with all of its device."""
     return not extent.devices.isdisjoint(taken.devices | {one.device for one in taken.objects}) or any(
         taken.has(one) for one in extent.objects

@@ -5,7 +5,7 @@ where that cgroup is gone, of the closest one above it that is there (page_cgrou
 memory controller on to others below it, so what is charged to such a one is left from one that is gone.
 
 A frame number needs the page mapped: the file is mapped here, and of it only the pages that are resident (mincore) are touched, so nothing
-is read or allocated. It takes about a second for 4 GiB, so it is asked for rarely (`Payers`), and a child does it: a file that is cut
+is read or allocated. It takes about a second for 4 GiB, so it is asked for rarely (`DeadCgroups`), and a child does it: a file that is cut
 short meanwhile ends who touches it (SIGBUS). On v1 such a cgroup may have processes, and nothing is told.
 """
 
@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pinwarden.node.linux.cgroupfs import Layout, detect_layout
 from pinwarden.node.linux.libc import last_error
-from pinwarden.node.linux.namespaces import inside
-from pinwarden.node.pods.cgroups import Layout, detect_layout
+from pinwarden.node.linux.namespaces import run_in_namespaces
 
 FRESH_SECONDS = 30.0
 PAGE: Final = mmap.PAGESIZE
@@ -54,7 +54,7 @@ def by_cgroup(descriptor: int) -> Counter[int]:
     return Counter({payer: pages * PAGE for payer, pages in found.items()})
 
 
-class Payers:
+class DeadCgroups:
     """Asks for each group at most every `FRESH_SECONDS`, and no more than a hundredth of the time."""
 
     def __init__(self, cgroup_root: Path) -> None:
@@ -78,7 +78,7 @@ class Payers:
         try:
             charges: Counter[int] = Counter()
             for descriptor in files():
-                charges.update(inside([], partial(by_cgroup, descriptor)))
+                charges.update(run_in_namespaces([], partial(by_cgroup, descriptor)))
             amount = dead(charges, self._root)
         finally:
             cost = time.monotonic() - began

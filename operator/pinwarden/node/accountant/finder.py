@@ -30,10 +30,10 @@ from pinwarden.api.sharedmemorygroup import IpcNamespace
 from pinwarden.node.accountant import posix_shm
 from pinwarden.node.accountant.round_time import RoundTime
 from pinwarden.node.linux import openat2, sysvshm
-from pinwarden.node.linux.namespaces import Mount, mounts
+from pinwarden.node.linux.namespaces import Mount, read_mountinfo
 from pinwarden.node.linux.pagecache import cached
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Process
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import ProcessMaps
 
 MOST_OBJECTS = 1024
 _BLOCK = posix_shm.BLOCK
@@ -84,9 +84,9 @@ class Instance:
     other: str = ""
 
     @property
-    def extent(self) -> Extent:
+    def extent(self) -> ObjectSet:
         """What it is in /proc/PID/maps."""
-        return Extent(frozenset(self.devices), frozenset(self.objects), frozenset(self.sizes.items()))
+        return ObjectSet(frozenset(self.devices), frozenset(self.objects), frozenset(self.sizes.items()))
 
     @property
     def count(self) -> int:
@@ -239,7 +239,7 @@ class Finder:
         """The mount that a file is on, among those of the node itself."""
         shown = _MOUNT_ID.search(Path(f"/proc/self/fdinfo/{descriptor}").read_text())
         number = int(shown[1]) if shown else -1
-        return next((one for one in mounts(self._first) if one.id == number), None)
+        return next((one for one in read_mountinfo(self._first) if one.id == number), None)
 
     def _files(self, found: Instance, path: str, allowed: str | None) -> None:
         above, _, pattern = path.rpartition("/")
@@ -380,7 +380,7 @@ class Finder:
 
     def _mapped_memfds(self, found: Instance, pid: int, pattern: str) -> None:
         """A list of mappings fills addresses up with zeros, and the names in map_files have none."""
-        process = Process(self._proc_root, pid)
+        process = ProcessMaps(self._proc_root, pid)
         seen: set[bytes] = set()
         for line in process.lines():
             mapped = _MAPPED_MEMFD.match(line)

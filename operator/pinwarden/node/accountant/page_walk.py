@@ -14,7 +14,7 @@ from pathlib import Path
 from pinwarden.node.linux.intervals import EMPTY, Intervals, union
 from pinwarden.node.linux.pagemap import PageMap
 from pinwarden.node.shm.objects import ObjectId
-from pinwarden.node.shm.regions import Process, Region, Wanted
+from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 
 _ATTEMPTS = 5
 MOST_MAPPINGS = 1 << 17
@@ -33,7 +33,7 @@ class Found:
 
 
 def walk(
-    proc_root: Path, pids: Iterable[int], wanted: Wanted, is_walked: Callable[[ObjectId], bool]
+    proc_root: Path, pids: Iterable[int], wanted: RegionFilter, is_walked: Callable[[ObjectId], bool]
 ) -> Found:
     """Reads these processes; page tables only of objects that `is_walked` says. One that ends meanwhile is left out, or partly so."""
     found = Found()
@@ -45,7 +45,7 @@ def walk(
                 f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
             )
             break
-        process = Process(proc_root, pid)
+        process = ProcessMaps(proc_root, pid)
         try:
             regions = wanted.regions(process)
             for _ in range(_ATTEMPTS):

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.node.linux import openat2
-from pinwarden.node.linux.namespaces import Mount, mounts
+from pinwarden.node.linux.namespaces import Mount, read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
-from pinwarden.node.shm.regions import Process, printed_device
+from pinwarden.node.shm.regions import ProcessMaps, printed_device
 
 SHM: Final = "/dev/shm"  # noqa: S108 - where shm_open(3) has its objects
 MOST_DESCRIPTORS: Final = 1 << 14
@@ -92,7 +92,7 @@ class PodVolumes:
     def _of_pod(self, uid: str) -> Sequence[Mount]:
         if self._volumes is None:
             self._volumes = {}
-            for mount in mounts(self._first):
+            for mount in read_mountinfo(self._first):
                 found = _VOLUME.search(mount.point)
                 if mount.type == _TMPFS and mount.root == "/" and found and found.end() == len(mount.point):
                     self._volumes.setdefault(found[1], []).append(mount)
@@ -221,7 +221,7 @@ def _unlinked(proc_root: Path, pid: int, of: int, deadline: float) -> Iterator[U
     for _, path, target in _in_time(descriptors(proc_root, pid), deadline):
         if target.endswith(_DELETED):
             yield from _object(path, target, of)
-    process, wanted = Process(proc_root, pid), printed_device(of)
+    process, wanted = ProcessMaps(proc_root, pid), printed_device(of)
     seen: set[bytes] = set()
     for line in _in_time(process.lines(), deadline):
         fields = line.split(b" ", 5)

@@ -40,7 +40,14 @@ from pinwarden.api.sharedmemorygroup import Owner
 from pinwarden.common.text import exact, short
 from pinwarden.node.linux import openat2, sysvshm
 from pinwarden.node.linux.libc import last_error
-from pinwarden.node.linux.namespaces import NEWCGROUP, NEWIPC, NEWNS, enter, inside, mounts
+from pinwarden.node.linux.namespaces import (
+    NEWCGROUP,
+    NEWIPC,
+    NEWNS,
+    enter_namespace,
+    read_mountinfo,
+    run_in_namespaces,
+)
 from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 
 PREFIX = "/run/pinwarden-shared"
@@ -83,7 +90,7 @@ class _Order:
     prefault: bool
 
 
-class Maker:
+class Provisioner:
     """Makes objects on the node whose first process is `first`, within a budget in bytes.
 
     Needs CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE.
@@ -104,7 +111,7 @@ class Maker:
         self._taken = {}
         for directory in (self._memory / _PARENT).glob("*/"):
             self._taken[directory.name] = _charged(directory) or 0
-        for mount in mounts(self._first):
+        for mount in read_mountinfo(self._first):
             if mount.type == "tmpfs" and mount.point.startswith(f"{PREFIX}/"):
                 space = os.statvfs(f"{self._first}/root{mount.point}")
                 name = mount.point.removeprefix(f"{PREFIX}/").replace("/", "_")
@@ -145,11 +152,11 @@ class Maker:
             making = self._segments.known(group.uid)
             if making is not None:
                 order = partial(_remove_segment, key.keys[0], group.capacity or 0, making)
-                inside([(self._first / "ns/ipc", NEWIPC)], order)
+                run_in_namespaces([(self._first / "ns/ipc", NEWIPC)], order)
                 self._segments.forget(group.uid)
         else:
             unmount = partial(_unmount, place(group), _kind(group), known)
-            if not inside([(self._first / "ns/mnt", NEWNS)], unmount):
+            if not run_in_namespaces([(self._first / "ns/mnt", NEWNS)], unmount):
                 return
         with suppress(FileNotFoundError):
             self._directory(group).rmdir()
@@ -190,10 +197,10 @@ class Maker:
     def _in_cgroup(self, cgroup: Path, flag: int, kind: str, work: Callable[[], _Result]) -> _Result:
         def join() -> None:
             # from its own cgroup namespace a process cannot be moved out of it (CGRP_ROOT_NS_DELEGATE)
-            enter(self._first / "ns/cgroup", NEWCGROUP)
+            enter_namespace(self._first / "ns/cgroup", NEWCGROUP)
             (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
-        return inside([(self._first / "ns" / kind, flag)], work, before=join)
+        return run_in_namespaces([(self._first / "ns" / kind, flag)], work, before=join)
 
 
 class _Making(NamedTuple):

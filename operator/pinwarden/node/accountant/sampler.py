@@ -17,11 +17,11 @@ from typing import Final
 
 from pinwarden.common.guard import Guard
 from pinwarden.node.accountant.page_walk import Found, walk
+from pinwarden.node.linux.cgroupfs import cpu_time, member_pids
 from pinwarden.node.linux.intervals import Intervals, union
 from pinwarden.node.linux.vmstat import Pressure, pressure
-from pinwarden.node.pods.cgroups import cpu_time, member_pids
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Wanted
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import RegionFilter
 
 FRESH_SECONDS: Final = 60.0
 """A figure is never older than this after a sample."""
@@ -46,7 +46,7 @@ class Borrow:
 class _Asked:
     """What is asked for; equal while it is the same."""
 
-    extents: Mapping[str, Extent]
+    extents: Mapping[str, ObjectSet]
     resident: frozenset[str]
     whole: frozenset[int]
 
@@ -74,7 +74,7 @@ class _Walk:
     borrows: dict[str, Borrow] = field(default_factory=dict)
 
 
-class Borrows:
+class BorrowSampler:
     """Samples some pods, and keeps of each what saves the next walk: 16 bytes for each stretch of pages, mapped or resident."""
 
     def __init__(self, proc_root: Path = Path("/proc"), guard: Guard | None = None) -> None:
@@ -82,7 +82,7 @@ class Borrows:
         self._guard = guard or Guard(["pod"])
         self._proc_root = proc_root
         self._asked = _Asked({}, frozenset(), frozenset())
-        self._wanted = Wanted(())
+        self._wanted = RegionFilter(())
         self._by_device: dict[int, list[str]] = {}
         self._by_object: dict[ObjectId, list[str]] = {}
         self._walks: dict[str, _Walk] = {}
@@ -94,7 +94,7 @@ class Borrows:
         self,
         now: float,
         pods: Mapping[str, Sequence[Path]],
-        extents: Mapping[str, Extent],
+        extents: Mapping[str, ObjectSet],
         resident: Collection[str],
         whole: frozenset[int] = frozenset(),
         stamps: Mapping[str, object] | None = None,
@@ -136,7 +136,7 @@ class Borrows:
         if asked == self._asked:
             return
         self._asked = asked
-        self._wanted = Wanted(asked.extents.values())
+        self._wanted = RegionFilter(asked.extents.values())
         self._by_device, self._by_object, self._walks = {}, {}, {}
         for uid, extent in asked.extents.items():
             for device in extent.devices:
@@ -209,7 +209,7 @@ class Borrows:
         )
 
     @staticmethod
-    def together(group: str, samples: Iterable["Borrows"]) -> Borrow | None:
+    def together(group: str, samples: Iterable["BorrowSampler"]) -> Borrow | None:
         """What all pods of these samples have of a group, each page once; None without any pod.
 
         What the group is charged beyond `resident` nobody borrows (M9).

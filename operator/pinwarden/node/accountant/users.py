@@ -10,22 +10,22 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from pinwarden.node.linux.namespaces import processes
-from pinwarden.node.shm.objects import Extent, object_at
-from pinwarden.node.shm.regions import Process, Wanted
+from pinwarden.node.linux.namespaces import list_pids
+from pinwarden.node.shm.objects import ObjectSet, object_at
+from pinwarden.node.shm.regions import ProcessMaps, RegionFilter
 
 MOST_DESCRIPTORS = 4096
 SECONDS = 10.0
 
 
-def users(proc_root: Path, extent: Extent, *, opened: bool) -> list[int]:
+def users(proc_root: Path, extent: ObjectSet, *, opened: bool) -> list[int]:
     """The processes that have some of it mapped; with `opened` also those that have a file of it open.
 
     Raises PermissionError: who cannot be looked at may be one.
     """
-    wanted = Wanted([extent])
-    everyone = processes(proc_root)
-    found = {pid for pid in everyone if wanted.regions(Process(proc_root, pid))}
+    wanted = RegionFilter([extent])
+    everyone = list_pids(proc_root)
+    found = {pid for pid in everyone if wanted.regions(ProcessMaps(proc_root, pid))}
     deadline = time.monotonic() + SECONDS
     for pid in everyone if opened else ():
         if time.monotonic() > deadline:
@@ -35,7 +35,7 @@ def users(proc_root: Path, extent: Extent, *, opened: bool) -> list[int]:
     return sorted(found)
 
 
-def _has_open(proc_root: Path, pid: int, extent: Extent) -> bool:
+def _has_open(proc_root: Path, pid: int, extent: ObjectSet) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"{proc_root}/{pid}/fd") as listed:
         for entry in islice(listed, MOST_DESCRIPTORS):
             with suppress(FileNotFoundError, ProcessLookupError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import FairReport, GroupReport, NodeGroup
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.node.state.accountant_status import SILENT_SECONDS, Told, load
+from pinwarden.node.state.accountant_status import SILENT_SECONDS, AccountantStatus, load
 from pinwarden.node.state.statefile import Glance
 
 _SILENT = "AccountantSilent"
@@ -21,7 +21,7 @@ class AccountantRecord:
 
     def __init__(self, path: Path | None) -> None:
         self._glance = Glance(path) if path else None
-        self._told = Told()
+        self._told = AccountantStatus()
 
     def look(self) -> None:
         """Reads the file if it is another one; what cannot be read leaves what was told last."""

@@ -34,8 +34,8 @@ from pinwarden.node.agent.status_socket import KINDS as SOCKET_KINDS
 from pinwarden.node.agent.status_socket import StatusSocket
 from pinwarden.node.agent.status_writer import Reporter
 from pinwarden.node.agent.threads import Board, Inbox, Wakeup, Workers
+from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, probe
-from pinwarden.node.pods.cgroups import process_hierarchy
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_RECORD
 from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration, kept_in

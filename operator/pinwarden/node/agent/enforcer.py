@@ -26,9 +26,10 @@ from typing import NamedTuple
 
 from pinwarden.node.agent.allocator import Constraint, Process, deal
 from pinwarden.node.agent.original_limits import Saved, SavedStore
-from pinwarden.node.linux.prlimit import UNLIMITED, HeldBackReason, Limits, Prlimit
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.constraints import Scoped
+from pinwarden.node.pods.privileges import HeldBackReason
 from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
 from pinwarden.node.pods.subject import Governed
 

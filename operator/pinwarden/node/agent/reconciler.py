@@ -30,10 +30,10 @@ from pinwarden.node.agent.original_limits import SavedStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.releaser import Partings
 from pinwarden.node.agent.status import Reporter
+from pinwarden.node.linux.cgroupfs import detect_layout, process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.batches import group
-from pinwarden.node.pods.cgroups import detect_layout, process_hierarchy
 from pinwarden.node.pods.constraints import Scoped, running_containers, scoped
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import UNKNOWN_PODS, Held, Plan, reported_name

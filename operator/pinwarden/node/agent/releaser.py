@@ -10,8 +10,9 @@ After a restart the same holds for what an earlier agent dealt to: the subjects 
 from pathlib import Path
 
 from pinwarden.node.agent.enforcer import Dealer
+from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.cgroups import explore, member_pids, pod_uid
+from pinwarden.node.pods.cgroups import explore, pod_uid
 from pinwarden.node.pods.policy import Held
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import DealtPairs, Governed

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pinwarden.api.nodepinconfig import Mode
-from pinwarden.node.pods.cgroups import explore, member_pids
+from pinwarden.node.linux.cgroupfs import member_pids
+from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.state.config import Configuration
 
 MOST_RETAINED = 4096

@@ -28,9 +28,10 @@ from pinwarden.node.agent.accountant_reader import AccountantRecord
 from pinwarden.node.agent.gate_reader import GateRecord, Standing
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.source_levels import GATE, NO_GATE, source_levels
-from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason
+from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.node.pods.constraints import has_unknown_container, running_containers
 from pinwarden.node.pods.policy import Plan, reported_name
+from pinwarden.node.pods.privileges import HeldBackReason
 from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
 from pinwarden.node.pods.subject import Governed
 from pinwarden.node.state.config import LONGEST_MESSAGE

@@ -23,7 +23,7 @@ from pinwarden.node.gate.map_requests import MapRequest
 from pinwarden.node.gate.map_targets import MapTarget, mapped, target
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.shm.objects import Extent
+from pinwarden.node.shm.objects import ObjectSet
 
 MAX_IN_FLIGHT = 64
 READERS, READERS_OF_A_POD = 32, 8
@@ -67,7 +67,7 @@ class BorrowGate:
         self._pods = pods
         self._readers = ReadPool(READERS, READERS_OF_A_POD, "lending")
         self._configured: tuple[NodeGroup, ...] = ()
-        self._extents: Mapping[str, Extent] = {}
+        self._extents: Mapping[str, ObjectSet] = {}
         self._groups = BorrowRules()
         self._in_flight: dict[str, dict[int, Ranges]] = {}
         self._pod_of: dict[int, str] = {}
@@ -78,7 +78,7 @@ class BorrowGate:
         self._configured = tuple(groups)
         self._groups = BorrowRules(self._configured, self._extents)
 
-    def set_objects(self, extents: Mapping[str, Extent]) -> None:
+    def set_objects(self, extents: Mapping[str, ObjectSet]) -> None:
         """Takes what belongs to each group, by its uid."""
         if extents != self._extents:
             self._extents = extents

@@ -17,8 +17,8 @@ from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.api.sharedmemorygroup import LimitOn
 from pinwarden.node.linux.intervals import Intervals
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Wanted
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import RegionFilter
 
 CALLS_IN_FLIGHT = "calls that are under way do not end"
 
@@ -52,7 +52,9 @@ class BorrowDenial:
 class BorrowRules:
     """The groups that refuse, and what is known to belong to each on this node. It is never changed once it is made."""
 
-    def __init__(self, groups: Iterable[NodeGroup] = (), extents: Mapping[str, Extent] | None = None) -> None:
+    def __init__(
+        self, groups: Iterable[NodeGroup] = (), extents: Mapping[str, ObjectSet] | None = None
+    ) -> None:
         self._extents = dict(extents or {})
         self._groups = tuple(
             group
@@ -60,7 +62,7 @@ class BorrowRules:
             if group.enforcement is Enforcement.ENFORCE and self._extents.get(group.uid)
         )
         self._terms = {group.uid: _terms(group) for group in self._groups}
-        self.wanted = Wanted([self._extents[group.uid] for group in self._groups])
+        self.wanted = RegionFilter([self._extents[group.uid] for group in self._groups])
         self._segments = {
             (one.inode, one.space): one
             for group in self._groups

@@ -30,7 +30,7 @@ from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener
 from pinwarden.node.pods.policy import Plan
-from pinwarden.node.shm.objects import Extent
+from pinwarden.node.shm.objects import ObjectSet
 
 SHARE = 0.25
 BURST_SECONDS = 0.1
@@ -132,7 +132,7 @@ class Dispatcher:
         for each in sorted(pending, key=lambda each: each.received):
             self._wait(each)
 
-    def set_objects(self, extents: Mapping[str, Extent]) -> None:
+    def set_objects(self, extents: Mapping[str, ObjectSet]) -> None:
         """Takes what belongs to each group of shared memory, by its uid."""
         self._handler.set_objects(extents)
 

@@ -41,7 +41,7 @@ from pinwarden.node.gate.pin_requests import Growth, PinRequest
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import Denial, GatePublisher
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.shm.objects import Extent
+from pinwarden.node.shm.objects import ObjectSet
 
 UNLISTED_SECONDS = 5.0
 RAISED_SECONDS = 5.0
@@ -82,7 +82,7 @@ class NotificationHandler:
         if groups is not None:
             self._borrow_gate.configure(groups)
 
-    def set_objects(self, extents: Mapping[str, Extent]) -> None:
+    def set_objects(self, extents: Mapping[str, ObjectSet]) -> None:
         """What belongs to each group of shared memory, by its uid, is now this."""
         self._borrow_gate.set_objects(extents)
 

@@ -24,11 +24,11 @@ from typing import Final, NamedTuple
 
 from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
+from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.openat2 import HUGETLBFS
 from pinwarden.node.linux.sysvshm import namespace
-from pinwarden.node.pods.cgroups import member_pids
 from pinwarden.node.shm.objects import ObjectId, object_at
-from pinwarden.node.shm.regions import Process, Wanted
+from pinwarden.node.shm.regions import ProcessMaps, RegionFilter
 
 PAGE = mmap.PAGESIZE
 _ROUNDS = 4
@@ -62,7 +62,7 @@ def target(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) 
         return NOTHING
 
 
-def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[ObjectRange]:
+def mapped(proc_root: Path, folders: Iterable[Path], wanted: RegionFilter) -> list[ObjectRange]:
     """What the processes in these cgroup folders have mapped of the wanted objects.
 
     They are listed again afterwards, and those that are new are read too: a child has what its parent may have given up meanwhile.
@@ -78,7 +78,7 @@ def mapped(proc_root: Path, folders: Iterable[Path], wanted: Wanted) -> list[Obj
         for pid in new:
             found += (
                 ObjectRange(one.object, one.offset, one.offset + one.end - one.start)
-                for one in wanted.regions(Process(proc_root, pid))
+                for one in wanted.regions(ProcessMaps(proc_root, pid))
             )
         seen |= new
     return found
@@ -175,7 +175,7 @@ def _of_segment(process: Path, identity: int, groups: BorrowRules) -> MapTarget:
 def _at_address(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
     if not _may_be_shared(proc_root / str(tid) / "maps", request.name):
         return NOTHING
-    for region in groups.wanted.regions(Process(proc_root, tid)):
+    for region in groups.wanted.regions(ProcessMaps(proc_root, tid)):
         if region.shared and region.start <= request.name < region.end:
             offset = request.offset + (region.offset + request.name - region.start if request.relative else 0)
             return MapTarget(ObjectRange(region.object, offset, offset + request.size))

@@ -18,9 +18,10 @@ from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
 from pinwarden.node.gate.caller import compare_address_spaces, use_of_threads
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.pin_requests import STACK_GAP
+from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.batches import group
-from pinwarden.node.pods.cgroups import explore, process_hierarchy
+from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.constraints import scoped
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import Held, Plan

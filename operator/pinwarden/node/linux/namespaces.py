@@ -37,7 +37,7 @@ class Mount:
     type: str
 
 
-def mounts(process: Path) -> list[Mount]:
+def read_mountinfo(process: Path) -> list[Mount]:
     """The mounts that a process sees, in its order; none when it is gone. Raises OSError."""
     try:
         text = os.fsdecode((process / "mountinfo").read_bytes())
@@ -60,7 +60,7 @@ def mounts(process: Path) -> list[Mount]:
     ]
 
 
-def processes(proc_root: Path) -> list[int]:
+def list_pids(proc_root: Path) -> list[int]:
     """All process ids."""
     return sorted(int(name) for name in os.listdir(proc_root) if name.isdecimal())
 
@@ -69,7 +69,7 @@ def _unescape(text: str) -> str:
     return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)
 
 
-def inside(
+def run_in_namespaces(
     namespaces: Iterable[tuple[Path, int]],
     work: Callable[[], _Result],
     *,
@@ -98,7 +98,7 @@ def inside(
     return result  # type: ignore[no-any-return]
 
 
-def enter(namespace: Path, kind: int) -> None:
+def enter_namespace(namespace: Path, kind: int) -> None:
     """Has this process enter a namespace for good: for a child of `inside`. Raises OSError."""
     descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -29,11 +29,10 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from pinwarden.node.linux.procfs import Status, StatusReader
+from pinwarden.node.linux.procfs import StatusReader
 
 UNLIMITED = 2**64 - 1
 """RLIM_INFINITY as the kernel has it (rlim64): larger than every other limit, so that min and max need no special case."""
@@ -50,9 +49,6 @@ Prlimit = Callable[[int, Limits | None], Limits]
 """`prlimit_memlock` or what stands for it."""
 
 _MODULUS = 2**64
-_CAP_IPC_LOCK = 14
-_CAP_SYS_RESOURCE = 24
-_FULL_IDENTITY = ["0", "0", "4294967295"]
 
 
 def prlimit_memlock(pid: int, limits: Limits | None = None) -> Limits:
@@ -199,34 +195,3 @@ class ProcessHandle:
 
     def _gone(self) -> ProcessLookupError:
         return ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
-
-
-class HeldBackReason(StrEnum):
-    """Why a process does not obey the limit it is given."""
-
-    CAP_IPC_LOCK = "CapIPCLock"
-    CAP_SYS_RESOURCE = "CapSysResource"
-    THREADS_UNREAD = "ThreadsUnread"
-    """It may obey: it is not known yet what each of its threads may do."""
-
-
-def held_back(status: Status, uid_map: str) -> HeldBackReason | None:
-    """Why the gate cannot hold the thread of this status, or None when it can; its process must not be called enforced (H1).
-
-    CAP_IPC_LOCK ignores the rlimit and CAP_SYS_RESOURCE raises it, in the initial user namespace alone (the kernel asks `capable`).
-    A capability counts when it is permitted, or when execve can bring it (cap_bprm_creds_from_file): NoNewPrivs is not set, and it is in
-    the bounding set or inheritable. What is inheritable comes back at an exec of uid 0, or of a file that names it, whatever the
-    bounding set.
-
-    `uid_map` is the text of /proc/PID/uid_map as read from the initial user namespace. The initial one shows the full identity; so
-    may another one, and is then taken for it, which errs on the side of not claiming enforcement.
-    """
-    if uid_map.split() != _FULL_IDENTITY:
-        return None
-    by_exec = status.cap_bounding | status.cap_inheritable
-    within_reach = status.cap_permitted | (0 if status.no_new_privs else by_exec)
-    if within_reach >> _CAP_IPC_LOCK & 1:
-        return HeldBackReason.CAP_IPC_LOCK
-    if within_reach >> _CAP_SYS_RESOURCE & 1:
-        return HeldBackReason.CAP_SYS_RESOURCE
-    return None

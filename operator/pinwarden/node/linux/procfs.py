@@ -28,7 +28,7 @@ class ProcessKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class ProcessStatus:
     """One sample. Amounts are in bytes; `locked` and `pinned` are None where the kernel shows none, `stack` (VmStk) is 0 there.
 
     Capabilities are bit masks.
@@ -45,12 +45,12 @@ class Status:
     no_new_privs: bool
 
 
-def parse_status(text: bytes) -> Status:
+def parse_status(text: bytes) -> ProcessStatus:
     """Reads the text of /proc/PID/status. Raises ValueError when a line that every process has is missing.
 
     A process chooses its name, but cannot forge a line with it: the kernel writes a newline in it as `\\n`.
     """
-    return Status(
+    return ProcessStatus(
         parent=int(_required(text, b"PPid")),
         locked=_kilobytes(text, b"VmLck"),
         pinned=_kilobytes(text, b"VmPin"),
@@ -68,7 +68,7 @@ def parse_start_ticks(text: bytes) -> int:
     return int(text[text.rindex(b")") + 1 :].split()[_START_TIME - _AFTER_NAME])
 
 
-def thread_status(directory: str) -> Status | None:
+def read_thread_status(directory: str) -> ProcessStatus | None:
     """A sample of one thread, /proc/PID/task/TID; None when it has ended."""
     try:
         descriptor = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -89,7 +89,7 @@ class StatusReader:
     __slots__ = ("_fd", "_last", "key")
 
     def __init__(self, proc_root: Path, pid: int) -> None:
-        self._last: tuple[bytes, Status] | None = None
+        self._last: tuple[bytes, ProcessStatus] | None = None
         try:
             directory = os.open(proc_root / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -102,7 +102,7 @@ class StatusReader:
         finally:
             os.close(directory)
 
-    def read(self) -> Status:
+    def read(self) -> ProcessStatus:
         """A sample of now: the very same object as before while nothing changed, which is cheap for idle processes.
 
         Raises ProcessLookupError when the process has been reaped.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pinwarden.node.linux.libc import last_error
-from pinwarden.node.linux.namespaces import NEWIPC, inside
+from pinwarden.node.linux.namespaces import NEWIPC, run_in_namespaces
 
 IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
@@ -52,7 +52,7 @@ def segments(process: Path) -> list[Segment]:
     """All segments of a process's IPC namespace. Raises OSError, also when it is gone."""
     if namespace(process) == namespace(Path("/proc/self")):
         return table()
-    return inside([(process / "ns/ipc", NEWIPC)], table)
+    return run_in_namespaces([(process / "ns/ipc", NEWIPC)], table)
 
 
 def table() -> list[Segment]:

@@ -21,15 +21,13 @@ A cgroup below a container belongs to that container, and a cgroup below a pod t
 inside a pod makes no pods of this node. Directories come and go during a walk; one that has vanished has no members.
 """
 
-import errno
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from functools import cache
 from pathlib import Path
+
+from pinwarden.node.linux.cgroupfs import PROCS, subdirectories
 
 _HEX = "[0-9a-f]"
 _UUID = rf"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}"
@@ -45,21 +43,7 @@ _CONTAINER = re.compile(rf"(?:crio-)?{_ID}|{_NO_MONITOR}.+-{_ID}\.scope")
 _MONITOR = re.compile(rf"(?:.+-)?conmon-{_ID}(?:\.scope)?")
 _BESIDE = re.compile(rf"{_SYSTEMD_POD.pattern}:{_NO_MONITOR}[^:]+:{_ID}")
 _QOS = ("burstable", "besteffort")
-_V1_CHOICE = ("memory", "pids", "systemd")
-_PROCS = "cgroup.procs"
-_CHUNK = 4096
 _PATH_MAX = 4096  # linux/limits.h: bytes of a path with the zero byte that ends it
-_TICK_NANOSECONDS = 900_000  # HZ is 1000 at most
-_STEPS = 3  # an interrupt may lengthen one
-_VANISHED = (errno.ENOENT, errno.ENODEV)
-
-
-class Layout(StrEnum):
-    """How a node mounts its cgroups."""
-
-    V2 = "v2"
-    V1 = "v1"
-    HYBRID = "hybrid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +90,6 @@ def container_id(name: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-def detect_layout(root: Path) -> Layout:
-    """How cgroups are mounted at `root` (on a node, /sys/fs/cgroup). Raises ValueError when nothing there is a cgroup hierarchy."""
-    if (root / "cgroup.controllers").exists():
-        return Layout.V2
-    v1 = any((child / _PROCS).exists() for child in _subdirectories(root) if not _is_v2(child))
-    if v1 and _is_v2(root / "unified"):
-        return Layout.HYBRID
-    if v1:
-        return Layout.V1
-    raise ValueError(f"{root}: no cgroup hierarchy is mounted there")
-
-
-def process_hierarchy(root: Path) -> Path:
-    """The hierarchy that says which pod a process is in: on v1 and hybrid nodes a v1 one, because runtimes place processes there.
-
-    Raises ValueError when `root` has none.
-    """
-    if detect_layout(root) is Layout.V2:
-        return root
-    for name in _V1_CHOICE:
-        if (root / name / _PROCS).exists():
-            return root / name
-    raise ValueError(f"{root}: none of the hierarchies {', '.join(_V1_CHOICE)} is mounted there")
-
-
 def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
     """The pod with these directories, and all below them. A directory that does not exist has nothing below it."""
     containers: list[ContainerCgroup] = []
@@ -154,72 +113,9 @@ def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
             continue
         members.append(path)
         strays.append(path)
-        for child in _subdirectories(path):
+        for child in subdirectories(path):
             add(child, container_id(child.name))
     return PodCgroup(uid, tuple(paths), tuple(containers), tuple(members), truncated, tuple(strays))
-
-
-def member_pids(cgroup: Path | str) -> frozenset[int]:
-    """The processes in this one directory, as process ids of the reader's namespace.
-
-    Empty for a directory that vanished, and for a threaded cgroup (the kernel answers EOPNOTSUPP): its processes are listed by its
-    domain, which is a directory above it. A process that the reader's PID namespace cannot name (listed as 0) is left out.
-    """
-    try:
-        text = _read(f"{cgroup}/{_PROCS}")
-    except OSError as error:
-        if error.errno in (*_VANISHED, errno.EOPNOTSUPP):
-            return frozenset()
-        raise
-    return frozenset(int(line) for line in text.split()) - {0}
-
-
-def cpu_time(cgroup: Path | str) -> bytes | None:
-    """What the kernel says of the processor time that was used in this directory and below it: other bytes once anything ran there.
-
-    It is `usage_usec` of cpu.stat, which every directory of cgroup v2 has, also without the cpu controller (cgroup_base_stat_cputime_show).
-    None for a directory of v1, for one that cannot be read, and where the kernel counts processor time in ticks.
-    """
-    if _counts_ticks():
-        return None
-    try:
-        usage, _, _ = _read(f"{cgroup}/cpu.stat").partition(b"\n")
-    except OSError:
-        return None
-    return usage if usage.startswith(b"usage_usec") else None
-
-
-@cache
-def _counts_ticks() -> bool:
-    """Return whether this kernel counts processor time in timer ticks: what runs for less than a tick may not show in it.
-
-    That is so without a scheduler clock finer than jiffies (sched_clock), as in user-mode Linux. Takes a few ticks there.
-    """
-    return min(_step() for _ in range(_STEPS)) >= _TICK_NANOSECONDS
-
-
-def _step() -> int:
-    """Return by how many nanoseconds this thread's processor time grows when it grows."""
-    began = time.thread_time_ns()
-    while (grown := time.thread_time_ns() - began) == 0:
-        pass
-    return grown
-
-
-def _read(path: str) -> bytes:
-    """The file in as few calls as it takes: this is read often. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = [os.read(descriptor, _CHUNK)]
-        while parts[-1]:
-            parts.append(os.read(descriptor, _CHUNK))
-    finally:
-        os.close(descriptor)
-    return b"".join(parts)
-
-
-def _is_v2(path: Path) -> bool:
-    return (path / "cgroup.controllers").exists()
 
 
 def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
@@ -229,19 +125,9 @@ def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
     pending = [path]
     while pending:
         directory = pending.pop()
-        if len(os.fsencode(directory / _PROCS)) >= _PATH_MAX:
+        if len(os.fsencode(directory / PROCS)) >= _PATH_MAX:
             truncated = True
             continue
         found.append(directory)
-        pending += reversed(_subdirectories(directory))
+        pending += reversed(subdirectories(directory))
     return tuple(found), truncated
-
-
-def _subdirectories(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError as error:
-        if error.errno in _VANISHED:
-            return []
-        raise

@@ -15,8 +15,9 @@ from enum import Enum
 from pathlib import Path
 
 from pinwarden.node.agent.original_limits import Saved
-from pinwarden.node.linux.prlimit import HeldBackReason, Prlimit, ProcessHandle, held_back
-from pinwarden.node.linux.procfs import ProcessKey, Status, StatusReader, thread_status
+from pinwarden.node.linux.prlimit import Prlimit, ProcessHandle
+from pinwarden.node.linux.procfs import ProcessKey, ProcessStatus, StatusReader, read_thread_status
+from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
 JUDGE_SECONDS, JUDGE_AGAIN_SECONDS = 5.0, 60.0
 
@@ -143,7 +144,7 @@ class Followed:
         self.knowledge = Knowledge.ENDED
         self.reader.close()
 
-    def _take(self, status: Status) -> None:
+    def _take(self, status: ProcessStatus) -> None:
         privileges = (
             status.cap_permitted,
             status.cap_inheritable,
@@ -185,7 +186,7 @@ class _ThreadScan:
             for thread in unread:
                 if len(self.obey) == enough:
                     return HeldBackReason.THREADS_UNREAD
-                status = thread_status(f"{self._threads}/{thread}")
+                status = read_thread_status(f"{self._threads}/{thread}")
                 if status and (reason := held_back(status, uid_map)):
                     return reason
                 self.obey.add(thread)

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pinwarden.node.linux.cgroupfs import cpu_time, member_pids
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.cgroups import cpu_time, explore, member_pids
+from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.policy import Held
 from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
 

@@ -27,7 +27,7 @@ class ObjectId(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class ObjectSet:
     """What belongs to a group on this node: every inode of some devices (mounted file systems), and single objects.
 
     `sizes` has the bytes of System V segments, which shmat(2) maps as a whole and nobody outside of their IPC namespace is told.

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 _CHUNK = 1 << 16
 _SYSTEM_V = b"/SYSV"
@@ -29,7 +29,7 @@ class Region(NamedTuple):
     shared: bool
 
 
-class Process:
+class ProcessMaps:
     """A process as it is read once. One that has gone, is a zombie or a kernel thread has nothing mapped.
 
     Raises PermissionError, from all that reads, where the reader may not ptrace it.
@@ -77,10 +77,10 @@ class Process:
         return self._space
 
 
-class Wanted:
+class RegionFilter:
     """Picks the mappings of some extents' objects."""
 
-    def __init__(self, extents: Collection[Extent]) -> None:
+    def __init__(self, extents: Collection[ObjectSet]) -> None:
         whole = frozenset[int]().union(*(extent.devices for extent in extents))
         single = frozenset[ObjectId]().union(*(extent.objects for extent in extents))
         self._whole = whole
@@ -88,11 +88,11 @@ class Wanted:
         self._segments = {one.device for one in single if one.space} | {_unnamed_device()}
         self._devices = {printed_device(device): device for device in whole | {one.device for one in single}}
 
-    def regions(self, process: Process) -> list[Region]:
+    def regions(self, process: ProcessMaps) -> list[Region]:
         """What a process has mapped of them. Raises PermissionError."""
         return list(self._find(process)) if self._devices else []
 
-    def _find(self, process: Process) -> Iterator[Region]:
+    def _find(self, process: ProcessMaps) -> Iterator[Region]:
         """A line is `start-end perms offset major:minor inode path`, numbers but the inode in hexadecimal (show_map_vma)."""
         devices = self._devices
         for line in process.lines():

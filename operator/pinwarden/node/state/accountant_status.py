@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from pinwarden.api.nodepinconfig import FairReport, GroupReport
 from pinwarden.common.guard import shown
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.state.statefile import UNUSABLE, read_whole, write_atomically
 
 NAME = "shared.json"
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Told:
+class AccountantStatus:
     """The file's content: what belongs to each group, by the UID of its resource, and what the agent reports of them.
 
     `failures` counts by kind the items whose work failed (`guard`).
     """
 
-    extents: Mapping[str, Extent] = field(default_factory=dict)
+    extents: Mapping[str, ObjectSet] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
     fair_view: tuple[FairReport, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class _Content(BaseModel):
     failures: dict[str, NonNegativeInt] = {}
 
 
-def load(path: Path) -> Told | None:
+def load(path: Path) -> AccountantStatus | None:
     """What the file tells; None when there is none, or none that is understood. Raises OSError."""
     try:
         content = _Content.model_validate(json.loads(read_whole(path)))
@@ -64,9 +64,9 @@ def load(path: Path) -> Told | None:
     except UNUSABLE as error:
         _log.warning("%s is not understood: %s", path, shown(str(error)))
         return None
-    return Told(
+    return AccountantStatus(
         extents={
-            uid: Extent(
+            uid: ObjectSet(
                 frozenset(each.devices),
                 frozenset(ObjectId(*one) for one in each.objects),
                 frozenset((ObjectId(*one), size) for one, size in each.sizes),
@@ -79,7 +79,7 @@ def load(path: Path) -> Told | None:
     )
 
 
-def save(path: Path, told: Told) -> None:
+def save(path: Path, told: AccountantStatus) -> None:
     """Replaces the file. Raises OSError."""
     content = {
         "version": _VERSION,

@@ -10,7 +10,7 @@ from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.accountant.accountant import Accountant, _claimed, _gated, _level
 from pinwarden.node.accountant.finder import Finder, Instance, NotFoundError
 from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.state.config import Configuration, FollowedConfiguration, LastConfiguration
 from pinwarden.node.state.gate_status import GateStatus
 
@@ -82,20 +82,28 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
 @pytest.mark.parametrize(
     ("first", "second", "clash"),
     [
-        (Extent(frozenset({1})), Extent(frozenset({1})), True),
-        (Extent(frozenset({1})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
-        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(frozenset({1})), True),
-        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 5)})), True),
-        (Extent(objects=frozenset({ObjectId(1, 5)})), Extent(objects=frozenset({ObjectId(1, 6)})), False),
+        (ObjectSet(frozenset({1})), ObjectSet(frozenset({1})), True),
+        (ObjectSet(frozenset({1})), ObjectSet(objects=frozenset({ObjectId(1, 5)})), True),
+        (ObjectSet(objects=frozenset({ObjectId(1, 5)})), ObjectSet(frozenset({1})), True),
         (
-            Extent(objects=frozenset({ObjectId(1, 5, 7)})),
-            Extent(objects=frozenset({ObjectId(1, 5, 8)})),
+            ObjectSet(objects=frozenset({ObjectId(1, 5)})),
+            ObjectSet(objects=frozenset({ObjectId(1, 5)})),
+            True,
+        ),
+        (
+            ObjectSet(objects=frozenset({ObjectId(1, 5)})),
+            ObjectSet(objects=frozenset({ObjectId(1, 6)})),
             False,
         ),
-        (Extent(), Extent(frozenset({1})), False),
+        (
+            ObjectSet(objects=frozenset({ObjectId(1, 5, 7)})),
+            ObjectSet(objects=frozenset({ObjectId(1, 5, 8)})),
+            False,
+        ),
+        (ObjectSet(), ObjectSet(frozenset({1})), False),
     ],
 )
-def test_an_object_is_one_groups_alone(first: Extent, second: Extent, clash: bool) -> None:
+def test_an_object_is_one_groups_alone(first: ObjectSet, second: ObjectSet, clash: bool) -> None:
     assert _claimed(second, first) is clash
 
 

@@ -13,7 +13,7 @@ from pinwarden.node.accountant import daemon
 from pinwarden.node.accountant.daemon import Settings
 from pinwarden.node.agent.accountant_reader import AccountantRecord
 from pinwarden.node.state import accountant_status
-from pinwarden.node.state.accountant_status import Told
+from pinwarden.node.state.accountant_status import AccountantStatus
 from pinwarden.node.state.shutdown import EndError
 
 LONG_AGO = time.time() - 3600
@@ -22,7 +22,7 @@ LONG_AGO = time.time() - 3600
 class Accountant:
     """One whose rounds end as told."""
 
-    told = Told()
+    told = AccountantStatus()
 
     def __init__(self, *rounds: float | Exception) -> None:
         self._rounds = list(rounds)
@@ -42,7 +42,7 @@ class Accountant:
 
 def left_behind(folder: Path) -> AccountantRecord:
     """What an accountant told that is long gone."""
-    accountant_status.save(folder / accountant_status.NAME, Told())
+    accountant_status.save(folder / accountant_status.NAME, AccountantStatus())
     os.utime(folder / accountant_status.NAME, (LONG_AGO, LONG_AGO))
     return AccountantRecord(folder / accountant_status.NAME)
 

@@ -11,7 +11,7 @@ from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.node.accountant import posix_shm
 from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.node.accountant.round_time import RoundTime
-from pinwarden.node.linux.namespaces import mounts
+from pinwarden.node.linux.namespaces import read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
 
 PID = 7
@@ -48,7 +48,7 @@ def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
     """A name can have a character that ends a line in Unicode, and bytes that are no text."""
     point = "/a\r\x0b\x1c\x85\u2028b".encode() + b"\xff"
     (tmp_path / "mountinfo").write_bytes(b"30 1 0:25 / %b rw - tmpfs tmpfs rw\n" % point)
-    assert [(each.device, os.fsencode(each.point), each.type) for each in mounts(tmp_path)] == [
+    assert [(each.device, os.fsencode(each.point), each.type) for each in read_mountinfo(tmp_path)] == [
         (os.makedev(0, 25), point, "tmpfs")
     ]
 

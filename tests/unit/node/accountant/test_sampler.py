@@ -10,12 +10,12 @@ import pytest
 
 from pinwarden.node.accountant import page_walk as walking
 from pinwarden.node.accountant import sampler as module
-from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, Borrows
+from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, BorrowSampler
 from pinwarden.node.linux.intervals import EMPTY
 from pinwarden.node.linux.pagemap import PAGE, PageMap
 from pinwarden.node.linux.vmstat import pressure
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Process, Region, Wanted
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 
 PAGES = 16
 SIZE = PAGES * PAGE
@@ -29,12 +29,12 @@ class Place:
         os.ftruncate(self.file, SIZE)
         about = os.fstat(self.file)
         self.object = ObjectId(about.st_dev, about.st_ino)
-        self.extents = {"group": Extent(objects=frozenset([self.object]))}
+        self.extents = {"group": ObjectSet(objects=frozenset([self.object]))}
         self.folder = folder
         self.pods: dict[str, list[Path]] = {}
         self.children: list[int] = []
         self.taken: tuple[bytes, ...] | None = (b"0",)
-        self.borrows = Borrows()
+        self.borrows = BorrowSampler()
 
     def pod(self, uid: str, *pids: int) -> None:
         container = self.folder / uid / "c"
@@ -95,7 +95,7 @@ def test_each_page_counts_once_in_each_pod_that_has_it_mapped(place: Place) -> N
         ("group", "a"): Borrow(SIZE, 4 * PAGE, 5),
         ("group", "b"): Borrow(8 * PAGE, PAGE, 5),
     }
-    assert Borrows.together("group", [place.borrows]) == Borrow(SIZE, 4 * PAGE, 5)
+    assert BorrowSampler.together("group", [place.borrows]) == Borrow(SIZE, 4 * PAGE, 5)
 
 
 @pytest.mark.rule("M4")
@@ -105,14 +105,14 @@ def test_resident_pages_are_looked_for_only_where_they_are_wanted(
     monkeypatch.setattr(walking, "PageMap", None)
     place.pod("a", place.child(0))
     assert place.sample(resident=()) == {("group", "a"): Borrow(SIZE, None, 0)}
-    together = Borrows.together("group", [place.borrows])
+    together = BorrowSampler.together("group", [place.borrows])
     assert together is not None
     assert together.resident is None
 
 
 @pytest.mark.rule("M3")
 def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
-    place.extents |= {"device": Extent(devices=frozenset([place.object.device])), "none": Extent()}
+    place.extents |= {"device": ObjectSet(devices=frozenset([place.object.device])), "none": ObjectSet()}
     place.pod("a", place.child(0))
     assert place.sample(resident=("device",)) == {
         ("group", "a"): Borrow(SIZE, None, 0),
@@ -177,7 +177,7 @@ def test_what_cannot_have_changed_is_not_walked_again(place: Place) -> None:
     place.sample(5, stamp=2)
     assert place.borrows.walked == 2, "it may have been taking them while they were walked"
 
-    place.extents = {**place.extents, "more": Extent(devices=frozenset([place.object.device]))}
+    place.extents = {**place.extents, "more": ObjectSet(devices=frozenset([place.object.device]))}
     assert ("more", "a") in place.sample(6, stamp=2)
     place.sample(7, stamp=2)
     assert place.borrows.walked == 0
@@ -202,7 +202,7 @@ def test_a_walk_while_the_kernel_takes_pages_is_not_kept(
 
 def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(place: Place) -> None:
     place.pod("a", os.getpid())
-    place.extents = {"group": Extent(objects=frozenset([ObjectId(place.object.device, 0)]))}
+    place.extents = {"group": ObjectSet(objects=frozenset([ObjectId(place.object.device, 0)]))}
     place.sample(0)
     place.taken = None
     place.sample(1, stamp=2)
@@ -228,7 +228,7 @@ def test_a_pod_that_ends_borrows_nothing(place: Place) -> None:
     assert place.sample()
     del place.pods["a"]
     assert place.sample() == {}
-    assert Borrows.together("group", [place.borrows]) is None
+    assert BorrowSampler.together("group", [place.borrows]) is None
     place.pods["gone"] = [place.folder / "gone"]
     assert place.sample() == {}
 
@@ -241,21 +241,21 @@ def test_a_process_that_cannot_be_read_makes_a_lower_bound(
     place.pod("a", readable, hidden)
     place.pod("b", hidden)
     place.pod("c", readable)
-    truly = Process.lines
+    truly = ProcessMaps.lines
 
-    def guarded(process: Process) -> Iterator[bytes]:
+    def guarded(process: ProcessMaps) -> Iterator[bytes]:
         if process.folder.endswith(f"/{hidden}"):
             raise PermissionError(13, "Permission denied")
         return truly(process)
 
-    monkeypatch.setattr(Process, "lines", guarded)
+    monkeypatch.setattr(ProcessMaps, "lines", guarded)
     reason = f"process {hidden} cannot be read: Permission denied"
     assert place.sample(0) == {
         ("group", "a"): Borrow(SIZE, PAGE, 0, False, reason),
         ("group", "c"): Borrow(SIZE, PAGE, 0),
     }
     assert place.borrows.incomplete() == {"a": reason, "b": reason}
-    together = Borrows.together("group", [place.borrows])
+    together = BorrowSampler.together("group", [place.borrows])
     assert together is not None
     assert (together.complete, together.reason) == (False, reason)
     monkeypatch.undo()
@@ -278,17 +278,17 @@ def test_a_process_that_maps_meanwhile_is_read_again(
     place: Place, monkeypatch: pytest.MonkeyPatch, settles: bool
 ) -> None:
     place.pod("a", place.child(0, 1))
-    truly = Wanted.regions
+    truly = RegionFilter.regions
     calls: list[int] = []
 
-    def moving(wanted: Wanted, process: Process) -> list[Region]:
+    def moving(wanted: RegionFilter, process: ProcessMaps) -> list[Region]:
         calls.append(1)
         (found,) = truly(wanted, process)
         if settles and len(calls) > 2:
             return [found]
         return [found._replace(end=found.start + (1 + len(calls) % 2) * PAGE)]
 
-    monkeypatch.setattr(Wanted, "regions", moving)
+    monkeypatch.setattr(RegionFilter, "regions", moving)
     found = place.sample()["group", "a"]
     assert found.complete is settles
     if settles:
@@ -311,11 +311,11 @@ def test_a_process_that_ends_meanwhile_is_left_out(place: Place, monkeypatch: py
 def test_pods_of_two_samplers_are_taken_together(place: Place) -> None:
     place.pod("a", place.child(0, 1))
     place.sample(1)
-    other = Borrows()
+    other = BorrowSampler()
     place.pods = {}
     place.pod("b", place.child(1, 2))
     other.sample(2, place.pods, place.extents, ["group"])
-    assert Borrows.together("group", [place.borrows, other]) == Borrow(SIZE, 3 * PAGE, 1)
+    assert BorrowSampler.together("group", [place.borrows, other]) == Borrow(SIZE, 3 * PAGE, 1)
 
 
 def test_pressure_is_what_takes_pages_out_of_page_tables(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.gate.budgets import ContainerRef
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.publisher import GatePublisher
-from pinwarden.node.linux.prlimit import GateAbility, HeldBackReason, Limits, held_back
+from pinwarden.node.linux.prlimit import GateAbility, Limits
 from pinwarden.node.linux.procfs import StatusReader
 from pinwarden.node.pods import process
+from pinwarden.node.pods.privileges import HeldBackReason, held_back
 from pinwarden.node.pods.subject import ENDED_SECONDS
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -22,13 +22,13 @@ from pinwarden.node.gate.map_targets import MapTarget
 from pinwarden.node.gate.pin_requests import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS, PAGE
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.shm.objects import Extent, ObjectId
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 GARBAGE = 0xABCD << 32
 PROC, OWN = Path("/proc"), Path("/proc/self")
 ONE, SECOND, FOREIGN = ObjectId(7, 1), ObjectId(7, 2), ObjectId(8, 1)
 SEGMENT = ObjectId(1, 5, 4026531839)
-EXTENT = Extent(devices=frozenset({7}), objects=frozenset({SEGMENT}))
+EXTENT = ObjectSet(devices=frozenset({7}), objects=frozenset({SEGMENT}))
 LIMIT = 10 * PAGE
 
 
@@ -133,7 +133,7 @@ def judged(
 def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
     assert not BorrowRules([group(enforcement="Audit")], {"g": EXTENT})
     assert not BorrowRules([group()], {})
-    assert not BorrowRules([group()], {"g": Extent()})
+    assert not BorrowRules([group()], {"g": ObjectSet()})
     assert not BorrowRules([], {"g": EXTENT})
     assert BorrowRules([group()], {"g": EXTENT})
 
@@ -142,7 +142,7 @@ def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
 def test_each_group_that_has_an_object_has_its_say() -> None:
     both = [group(), group("h", members=[]), group("i")]
     groups = BorrowRules(
-        both, {"g": EXTENT, "h": Extent(objects=frozenset({ONE})), "i": Extent(frozenset({9}))}
+        both, {"g": EXTENT, "h": ObjectSet(objects=frozenset({ONE})), "i": ObjectSet(frozenset({9}))}
     )
     assert [each.uid for each in groups.groups_of(ONE)] == ["g", "h"]
     assert [each.uid for each in groups.groups_of(SECOND)] == ["g"]
@@ -247,7 +247,7 @@ def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
     os.ftruncate(descriptor, 8 * PAGE)
     about = os.fstat(descriptor)
     one = ObjectId(about.st_dev, about.st_ino)
-    groups = BorrowRules([group()], {"g": Extent(objects=frozenset({one}))})
+    groups = BorrowRules([group()], {"g": ObjectSet(objects=frozenset({one}))})
     pid = os.getpid()
 
     def target(request: MapRequest) -> MapTarget:

@@ -1,6 +1,5 @@
 """Cgroup names of two drivers and two runtimes, and walks over real directories."""
 
-import errno
 import os
 import re
 from pathlib import Path
@@ -9,18 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pinwarden.node.pods import cgroups
-from pinwarden.node.pods.cgroups import (
-    Layout,
-    PodCgroup,
-    container_id,
-    cpu_time,
-    detect_layout,
-    explore,
-    member_pids,
-    pod_uid,
-    process_hierarchy,
-)
+from pinwarden.node.linux.cgroupfs import member_pids
+from pinwarden.node.pods.cgroups import PodCgroup, container_id, explore, pod_uid
 from pinwarden.node.pods.discovery import PodFinder
 
 UID = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
@@ -297,76 +286,3 @@ def test_a_deep_tree_is_walked_as_far_as_paths_reach(
             inner = step(inner, "..")
             os.rmdir(name, dir_fd=inner)
         os.close(inner)
-
-
-def test_pids_of_one_directory(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.procs").write_text("12\n0\n7\n12\n")
-    assert member_pids(tmp_path) == {7, 12}
-    assert member_pids(tmp_path / "absent") == frozenset()
-
-
-@pytest.mark.parametrize(("number", "tolerated"), [("ENODEV", True), ("EOPNOTSUPP", True), ("EACCES", False)])
-def test_what_the_kernel_answers_for_removed_and_threaded_cgroups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, tolerated: bool
-) -> None:
-    def read(descriptor: int, size: int) -> bytes:
-        raise OSError(getattr(errno, number), number)
-
-    (tmp_path / "cgroup.procs").touch()
-    monkeypatch.setattr(os, "read", read)
-    if tolerated:
-        assert member_pids(tmp_path) == frozenset()
-    else:
-        with pytest.raises(PermissionError):
-            member_pids(tmp_path)
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-V1_FILES = ("memory/cgroup.procs", "pids/cgroup.procs", "systemd/cgroup.procs")
-
-
-@pytest.mark.parametrize(
-    ("files", "layout", "hierarchy"),
-    [
-        (("cgroup.controllers", "cgroup.procs", "system.slice/cgroup.procs"), Layout.V2, "."),
-        (V1_FILES, Layout.V1, "memory"),
-        (V1_FILES[1:], Layout.V1, "pids"),
-        ((*V1_FILES, "unified/cgroup.controllers", "unified/cgroup.procs"), Layout.HYBRID, "memory"),
-    ],
-)
-def test_layouts(tmp_path: Path, files: tuple[str, ...], layout: Layout, hierarchy: str) -> None:
-    touch(tmp_path, *files)
-    assert detect_layout(tmp_path) is layout
-    assert process_hierarchy(tmp_path) == tmp_path / hierarchy
-
-
-def test_no_hierarchy_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no cgroup hierarchy"):
-        detect_layout(tmp_path)
-    touch(tmp_path, "cpu/cgroup.procs")
-    with pytest.raises(ValueError, match="memory, pids, systemd"):
-        process_hierarchy(tmp_path)
-    touch(tmp_path, "unified/cgroup.controllers")
-    assert detect_layout(tmp_path) is Layout.HYBRID
-
-
-@pytest.mark.rule("H2")
-@pytest.mark.parametrize(("step", "seen"), [(200, b"usage_usec 7"), (1_000_000, None), (10_000_000, None)])
-def test_cpu_time_on_a_kernel_that_counts_ticks_is_unknown(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int, seen: bytes | None
-) -> None:
-    """A cgroup that ran for less than a tick shows no other value: nobody may conclude that nothing ran there."""
-    (tmp_path / "cpu.stat").write_text("usage_usec 7\nuser_usec 7\n")
-    calls = iter(range(10**9))
-    monkeypatch.setattr("time.thread_time_ns", lambda: next(calls) // 3 * step)
-    cgroups._counts_ticks.cache_clear()
-    try:
-        assert cpu_time(tmp_path) == seen
-    finally:
-        cgroups._counts_ticks.cache_clear()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.linux.prlimit import HeldBackReason
-from pinwarden.node.linux.procfs import Status, thread_status
+from pinwarden.node.linux.procfs import ProcessStatus, read_thread_status
 from pinwarden.node.pods import process as process_module
+from pinwarden.node.pods.privileges import HeldBackReason
 from pinwarden.node.pods.process import JUDGE_AGAIN_SECONDS, JUDGE_SECONDS, Followed
 
 PID = 100
@@ -101,11 +101,11 @@ def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
 ) -> None:
     read: list[str] = []
 
-    def reading(directory: str) -> Status | None:
+    def reading(directory: str) -> ProcessStatus | None:
         read.append(directory)
-        return thread_status(directory)
+        return read_thread_status(directory)
 
-    monkeypatch.setattr(process_module, "thread_status", reading)
+    monkeypatch.setattr(process_module, "read_thread_status", reading)
     process = Process(tmp_path, *[0] * 10)
     found = [process.judged(0, 4) for _ in range(4)]
     assert found == [HeldBackReason.THREADS_UNREAD, HeldBackReason.THREADS_UNREAD, None, None]

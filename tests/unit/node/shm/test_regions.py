@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.shm.regions import Process, Region, Wanted
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 
 SHM, DISK = os.makedev(0, 0x2F), os.makedev(0x103, 0x1A)
 MAPS = b"""\
@@ -24,17 +24,17 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 """
 
 
-def made(root: Path, text: bytes, pid: int = 1, space: int = 77) -> Process:
+def made(root: Path, text: bytes, pid: int = 1, space: int = 77) -> ProcessMaps:
     folder = root / str(pid)
     (folder / "ns").mkdir(parents=True)
     (folder / "ns" / "ipc").symlink_to(f"ipc:[{space}]")
     (folder / "maps").write_bytes(text)
-    return Process(root, pid)
+    return ProcessMaps(root, pid)
 
 
 def test_every_mapping_of_a_wanted_device_is_found_and_nothing_else(tmp_path: Path) -> None:
     one = ObjectId(SHM, 7)
-    assert Wanted([Extent(devices=frozenset([SHM]))]).regions(made(tmp_path, MAPS)) == [
+    assert RegionFilter([ObjectSet(devices=frozenset([SHM]))]).regions(made(tmp_path, MAPS)) == [
         Region(0x7F0000000000, 0x7F0000002000, 0x3000, one, True),
         Region(0x7F0000002000, 0x7F0000003000, 0, one, False),
     ]
@@ -42,9 +42,9 @@ def test_every_mapping_of_a_wanted_device_is_found_and_nothing_else(tmp_path: Pa
 
 def test_a_single_object_is_told_from_others_of_its_device(tmp_path: Path) -> None:
     process = made(tmp_path, MAPS)
-    assert len(Wanted([Extent(objects=frozenset([ObjectId(SHM, 7)]))]).regions(process)) == 2
-    assert Wanted([Extent(objects=frozenset([ObjectId(SHM, 8)]))]).regions(process) == []
-    (found,) = Wanted([Extent(objects=frozenset([ObjectId(DISK, 99)]))]).regions(process)
+    assert len(RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 7)]))]).regions(process)) == 2
+    assert RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 8)]))]).regions(process) == []
+    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(DISK, 99)]))]).regions(process)
     assert not found.shared
 
 
@@ -55,8 +55,8 @@ def test_a_segment_is_told_from_a_memfd_of_the_same_number_and_from_one_of_anoth
     device = os.makedev(0, 1)
     segment, memfd, other = ObjectId(device, 5, 77), ObjectId(device, 5), ObjectId(device, 5, 78)
     for wanted, start in ((segment, 0x7F0000004000), (memfd, 0x7F0000005000)):
-        extents = [Extent(objects=frozenset([wanted, other]))]
-        (found,) = Wanted(extents).regions(process)
+        extents = [ObjectSet(objects=frozenset([wanted, other]))]
+        (found,) = RegionFilter(extents).regions(process)
         assert (found.object, found.start) == (wanted, start)
 
 
@@ -66,7 +66,7 @@ def test_a_segment_does_not_pass_for_a_memfd_where_no_segment_is_wanted(tmp_path
     os.close(file)
     device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}".encode()
     process = made(tmp_path, MAPS.replace(b" 00:01 5 ", b" %s 5 " % device))
-    (found,) = Wanted([Extent(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(process)
+    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(process)
     assert found.start == 0x7F0000005000
 
 
@@ -74,26 +74,26 @@ def test_a_file_that_is_called_like_a_segment_does_not_pass_for_one(tmp_path: Pa
     """A pod can have such a file at the root that its processes see."""
     process = made(tmp_path, MAPS.replace(b"/dev/shm/a\n", b"/SYSV00000000\n"))
     segment, file = ObjectId(os.makedev(0, 1), 5, 77), ObjectId(SHM, 7)
-    found = Wanted([Extent(objects=frozenset([segment, file]))]).regions(process)
+    found = RegionFilter([ObjectSet(objects=frozenset([segment, file]))]).regions(process)
     assert [region.object for region in found] == [file, file, segment]
 
 
 def test_nothing_is_read_where_nothing_is_wanted(tmp_path: Path) -> None:
-    assert Wanted([Extent()]).regions(Process(tmp_path, 1)) == []
+    assert RegionFilter([ObjectSet()]).regions(ProcessMaps(tmp_path, 1)) == []
 
 
 def test_a_process_that_is_gone_or_a_kernel_thread_has_nothing_mapped(tmp_path: Path) -> None:
-    wanted = Wanted([Extent(devices=frozenset([SHM]))])
-    assert wanted.regions(Process(tmp_path, 1)) == []
+    wanted = RegionFilter([ObjectSet(devices=frozenset([SHM]))])
+    assert wanted.regions(ProcessMaps(tmp_path, 1)) == []
     assert wanted.regions(made(tmp_path, b"")) == []
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert [*Process("/proc", child).lines()] == [], "a zombie"
+    assert [*ProcessMaps("/proc", child).lines()] == [], "a zombie"
     os.waitpid(child, 0)
-    assert [*Process("/proc", child).lines()] == []
-    assert Process("/proc", child).space == 0
+    assert [*ProcessMaps("/proc", child).lines()] == []
+    assert ProcessMaps("/proc", child).space == 0
 
 
 def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> Non
     for thread, text in (("1", b""), ("2", MAPS)):
         (tmp_path / "1" / "task" / thread).mkdir(parents=True)
         (tmp_path / "1" / "task" / thread / "maps").write_bytes(text)
-    assert len(Wanted([Extent(devices=frozenset([SHM]))]).regions(process)) == 2
+    assert len(RegionFilter([ObjectSet(devices=frozenset([SHM]))]).regions(process)) == 2
     assert process.folder.endswith("/1/task/2")
 
 
@@ -123,8 +123,8 @@ def test_what_this_process_maps_is_found() -> None:
     about = os.fstat(file)
     one = ObjectId(about.st_dev, about.st_ino)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    process = Process("/proc", os.getpid())
-    assert Wanted([Extent(objects=frozenset([one]))]).regions(process) == [
+    process = ProcessMaps("/proc", os.getpid())
+    assert RegionFilter([ObjectSet(objects=frozenset([one]))]).regions(process) == [
         Region(start, start + mmap.PAGESIZE, mmap.PAGESIZE, one, True)
     ]
     assert process.space == os.stat("/proc/self/ns/ipc").st_ino

@@ -12,8 +12,8 @@ from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, N
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.agent.accountant_reader import AccountantRecord
 from pinwarden.node.agent.status_writer import worth_writing
-from pinwarden.node.shm.objects import Extent, ObjectId
-from pinwarden.node.state.accountant_status import SILENT_SECONDS, Told, load, save
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.state.accountant_status import SILENT_SECONDS, AccountantStatus, load, save
 
 GROUP = NodeGroup.model_validate(
     {
@@ -27,7 +27,7 @@ GROUP = NodeGroup.model_validate(
 )
 NUMBER = st.integers(0, 2**63)
 EXTENTS = st.builds(
-    Extent,
+    ObjectSet,
     st.frozensets(NUMBER, max_size=3),
     st.frozensets(st.builds(ObjectId, NUMBER, NUMBER, NUMBER), max_size=3),
 )
@@ -41,10 +41,10 @@ def report(**fields: object) -> GroupReport:
 
 @given(extents=st.dictionaries(st.text(max_size=8), EXTENTS, max_size=3))
 def test_what_is_saved_is_what_is_read(
-    tmp_path_factory: pytest.TempPathFactory, extents: dict[str, Extent]
+    tmp_path_factory: pytest.TempPathFactory, extents: dict[str, ObjectSet]
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "shared.json"
-    told = Told(extents, (report(),), (FairReport(pod="p", current=3, anonymous=2, shared=1),))
+    told = AccountantStatus(extents, (report(),), (FairReport(pod="p", current=3, anonymous=2, shared=1),))
     save(path, told)
     assert load(path) == told
 
@@ -74,7 +74,7 @@ def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
 @pytest.mark.rule("H2")
 def test_figures_of_a_silent_accountant_are_called_old(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
-    save(path, Told(groups=(report(),)))
+    save(path, AccountantStatus(groups=(report(),)))
     record = AccountantRecord(path)
     record.look()
     assert record.groups([GROUP]) == [report()]

@@ -1,0 +1,46 @@
+"""Privileges with which a process does not obey its RLIMIT_MEMLOCK."""
+
+from enum import StrEnum
+from typing import Final
+
+from pinwarden.node.linux.procfs import ProcessStatus
+
+_CAP_IPC_LOCK: Final = 14
+_CAP_SYS_RESOURCE: Final = 24
+_FULL_IDENTITY: Final = ["0", "0", "4294967295"]
+
+
+class HeldBackReason(StrEnum):
+    """Why a process does not obey its RLIMIT_MEMLOCK."""
+
+    CAP_IPC_LOCK = "CapIPCLock"
+    CAP_SYS_RESOURCE = "CapSysResource"
+    THREADS_UNREAD = "ThreadsUnread"
+    """The process may obey: the capabilities of some threads are not known yet."""
+
+
+def held_back(status: ProcessStatus, uid_map: str) -> HeldBackReason | None:
+    """Return why the thread of this status does not obey the rlimit; None if it obeys.
+
+    A process with a reason must not be called enforced (H1). CAP_IPC_LOCK ignores the rlimit, and
+    CAP_SYS_RESOURCE raises it. Both count in the initial user namespace only, because the kernel
+    asks `capable`.
+
+    A capability counts if it is permitted, or if execve can bring it (cap_bprm_creds_from_file).
+    Execve can bring it if NoNewPrivs is not set, and if the capability is in the bounding set or
+    inheritable. An inheritable capability comes back at an exec of uid 0, or of a file that names
+    the capability, whatever the bounding set says.
+
+    `uid_map` is the text of /proc/PID/uid_map, read from the initial user namespace. The initial
+    user namespace shows the full identity. Another one with the full identity counts as the
+    initial one, so the error is on the side of not claiming enforcement.
+    """
+    if uid_map.split() != _FULL_IDENTITY:
+        return None
+    by_exec = status.cap_bounding | status.cap_inheritable
+    within_reach = status.cap_permitted | (0 if status.no_new_privs else by_exec)
+    if within_reach >> _CAP_IPC_LOCK & 1:
+        return HeldBackReason.CAP_IPC_LOCK
+    if within_reach >> _CAP_SYS_RESOURCE & 1:
+        return HeldBackReason.CAP_SYS_RESOURCE
+    return None
