@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gate_node.filters import export
-from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64
 
 KILL_THREAD, ERRNO, NOTIFY, ALLOW = 0, 0x00050000, 0x7FC00000, 0x7FFF0000
 _ACTION_BITS: Final = 0xFFFF0000

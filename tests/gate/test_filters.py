@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from gate_node.filters import install
-from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.gate.profiles import profiles
 from pinwarden.node.linux import seccomp_notify
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
 
 from .filters import ALLOW, ERRNO, KILL_THREAD, NOTIFY, Program, program
 

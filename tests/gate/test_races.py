@@ -24,6 +24,7 @@ from pinwarden.node.agent.gate_reader import GateRecord, Standing
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, NUMBERS
 from pinwarden.node.pods.policy import Held
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import Governed
@@ -448,11 +449,11 @@ def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
 @pytest.mark.rule("P1")
 @pytest.mark.parametrize("name", ["mlock", "mremap"])
 def test_the_tag_of_an_address_is_no_part_of_it_on_arm(name: str) -> None:
-    number = pin_requests.NUMBERS[pin_requests.AUDIT_ARCH_AARCH64][name]
+    number = NUMBERS[AUDIT_ARCH_AARCH64][name]
 
     def asked(start: int) -> pin_requests.PinRequest | None:
         return pin_requests.read(
-            Notification(1, 1, number, pin_requests.AUDIT_ARCH_AARCH64, (start, PAGE, 2 * PAGE, 1, 0, 0))
+            Notification(1, 1, number, AUDIT_ARCH_AARCH64, (start, PAGE, 2 * PAGE, 1, 0, 0))
         )
 
     assert asked(0xAB << 56 | 0x10000000) == asked(0x10000000)

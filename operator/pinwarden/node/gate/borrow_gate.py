@@ -17,11 +17,12 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate import map_requests
+from pinwarden.node.gate.async_reads import AsyncRead, ReadPool
 from pinwarden.node.gate.borrow_rules import CALLS_IN_FLIGHT, BorrowDenial, BorrowRules, ObjectRange
-from pinwarden.node.gate.caller import AsyncRead, ReadPool, command
 from pinwarden.node.gate.map_requests import MapRequest
 from pinwarden.node.gate.map_targets import MapTarget, mapped, target
 from pinwarden.node.gate.pod_limits import PodLimits
+from pinwarden.node.linux.procfs import command
 from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import ObjectSet
 

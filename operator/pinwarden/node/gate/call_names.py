@@ -5,6 +5,7 @@ from typing import Final
 
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import NUMBERS
 
 _INT: Final = 2**32 - 1
 _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
@@ -45,7 +46,7 @@ _COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
 }
 """By call: the register that says what is asked for, and the names; one without a name is told as a number."""
 _NAMES: Final = {
-    (arch, number): name for arch, numbers in pin_requests.NUMBERS.items() for name, number in numbers.items()
+    (arch, number): name for arch, numbers in NUMBERS.items() for name, number in numbers.items()
 }
 
 

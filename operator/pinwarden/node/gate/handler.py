@@ -22,24 +22,23 @@ from pathlib import Path
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.common.guard import Guard
 from pinwarden.node.gate import call_names, map_requests, pin_requests
+from pinwarden.node.gate.async_reads import AsyncRead, ReadPool
 from pinwarden.node.gate.borrow_gate import BorrowCheck, BorrowGate, Ranges
 from pinwarden.node.gate.budgets import BudgetKey, Budgets, ContainerRef, Fit
-from pinwarden.node.gate.caller import (
-    AddressSpace,
-    AsyncRead,
-    ReadPool,
-    SyscallExit,
-    address_space,
-    command,
-    locked_within,
-    read_memory,
-    soft_limit,
-)
+from pinwarden.node.gate.caller import SyscallExit
 from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.pending import ContainerListener, PendingNotification
 from pinwarden.node.gate.pin_requests import Growth, PinRequest
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import Denial, GatePublisher
+from pinwarden.node.linux.procfs import (
+    AddressSpace,
+    address_space,
+    command,
+    locked_within,
+    read_memory,
+    soft_memlock,
+)
 from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import ObjectSet
 
@@ -277,7 +276,7 @@ class NotificationHandler:
     def _unraised(self, pending: PendingNotification, most: int, waited: float) -> float:
         """Seconds to wait for the agent to raise a soft rlimit that would refuse this call, 0 for no longer."""
         granted = self._pods.rlimit_grant(pending.origin.ref.pod)
-        soft = soft_limit(self._proc_root, pending.call.tid)
+        soft = soft_memlock(self._proc_root, pending.call.tid)
         if soft is None or soft >= granted or waited > RAISED_SECONDS:
             pending.origin.raised = True
             return 0.0

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from pinwarden.node.gate.pin_requests import NUMBERS, PAGE, Registers, aligned, untagged
+from pinwarden.node.gate.pin_requests import PAGE, Registers, aligned
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import NUMBERS, untagged
 
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 _MREMAP_FLAGS = 7  # MAYMOVE, FIXED, DONTUNMAP

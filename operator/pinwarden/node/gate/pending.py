@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from pinwarden.node.gate.async_reads import AsyncRead
 from pinwarden.node.gate.borrow_gate import BorrowCheck
 from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.caller import AsyncRead
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
 

@@ -34,6 +34,7 @@ from typing import Final
 
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import NUMBERS, untagged
 
 PAGE = mmap.PAGESIZE
 _WRAP = 2**64
@@ -257,10 +258,6 @@ def _pins_nothing(_: Registers) -> None:
     return None
 
 
-AUDIT_ARCH_X86_64: Final = 0xC000003E
-AUDIT_ARCH_AARCH64: Final = 0xC00000B7
-_TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
-"""Bits of an address that the kernel ignores, or may be told to (linear address masking on x86)."""
 _READERS: Final[Mapping[str, Callable[[Registers], PinRequest | None]]] = {
     "mlock": _mlock,
     "mlock2": _mlock2,
@@ -276,40 +273,6 @@ _READERS: Final[Mapping[str, Callable[[Registers], PinRequest | None]]] = {
     "socket": _socket,
     "ioctl": _ioctl,
 }
-NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
-    AUDIT_ARCH_X86_64: {
-        "mlock": 149,
-        "mlock2": 325,
-        "mlockall": 151,
-        "mmap": 9,
-        "mremap": 25,
-        "shmat": 30,
-        "remap_file_pages": 216,
-        "memfd_secret": 447,
-        "shmctl": 31,
-        "io_uring_setup": 425,
-        "io_uring_register": 427,
-        "socket": 41,
-        "ioctl": 16,
-    },
-    AUDIT_ARCH_AARCH64: {
-        "mlock": 228,
-        "mlock2": 284,
-        "mlockall": 230,
-        "mmap": 222,
-        "mremap": 216,
-        "shmat": 196,
-        "remap_file_pages": 234,
-        "memfd_secret": 447,
-        "shmctl": 195,
-        "io_uring_setup": 425,
-        "io_uring_register": 427,
-        "socket": 198,
-        "ioctl": 29,
-    },
-}
-"""The gated calls by AUDIT_ARCH and name (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h)."""
-
 _BY_NUMBER = {
     (arch, number): _READERS[name] for arch, numbers in NUMBERS.items() for name, number in numbers.items()
 }
@@ -324,8 +287,3 @@ def read(call: Notification) -> PinRequest | None:
     if reader in (_mlock, _mlock2, _mremap):
         first = untagged(call.arch, first)
     return reader((first, *rest))  # type: ignore[arg-type]
-
-
-def untagged(arch: int, address: int) -> int:
-    """The address without what the kernel ignores of it (untagged_addr)."""
-    return address & ~_TAGS[arch]

@@ -15,11 +15,11 @@ from pathlib import Path
 from pinwarden.api.nodepinconfig import NodeLimit, PodContainer
 from pinwarden.api.pinlimit import Enforcement, Level, Scope
 from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
-from pinwarden.node.gate.caller import compare_address_spaces, use_of_threads
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.pin_requests import STACK_GAP
 from pinwarden.node.linux.cgroupfs import process_hierarchy
-from pinwarden.node.linux.procfs import ProcessKey
+from pinwarden.node.linux.procfs import ProcessKey, use_of_threads
+from pinwarden.node.linux.syscalls import compare_address_spaces
 from pinwarden.node.pods.batches import group
 from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.constraints import scoped

@@ -10,6 +10,9 @@ costs one system call. Open readers cost descriptors: one for each process that 
 """
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +21,12 @@ from typing import NamedTuple, Self
 _FIRST_READ = 4096
 _START_TIME = 22  # its number in proc_pid_stat(5), counted from 1; the name in field 2 may hold anything
 _AFTER_NAME = 3
+_CHUNK = 65536
+_MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
+_FLAGS = b"VmFlags:"
+_LOCKED = b" lo"
+GONE = (FileNotFoundError, ProcessLookupError)
+"""The errors of a read in `/proc/PID` once the process has ended."""
 
 
 class ProcessKey(NamedTuple):
@@ -161,3 +170,114 @@ def _required(text: bytes, name: bytes) -> bytes:
 def _kilobytes(text: bytes, name: bytes) -> int | None:
     value = _value(text, name)
     return None if value is None else int(value.removesuffix(b" kB")) * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """The address space of process `pid`: its size, and the locked and pinned bytes in it."""
+
+    size: int
+    locked: int
+    pinned: int
+    pid: int
+
+
+def address_space(proc_root: Path, tid: int) -> AddressSpace | None:
+    """Return the address space of a thread's process, or None if there is none any more.
+
+    The size is VmSize (`mm->total_vm`).
+    """
+    try:
+        text = (proc_root / str(tid) / "status").read_bytes()
+    except GONE:
+        return None
+    fields = dict(re.findall(rb"^(VmSize|VmLck|VmPin|Tgid):\s*(\d+)", text, re.MULTILINE))
+    if b"VmSize" not in fields:
+        return None
+    size, locked, pinned = (int(fields[name]) * 1024 for name in (b"VmSize", b"VmLck", b"VmPin"))
+    return AddressSpace(size, locked, pinned, int(fields[b"Tgid"]))
+
+
+def locked_within(proc_root: Path, tid: int, start: int, size: int) -> int:
+    """Return the locked bytes of a range (VM_LOCKED, `count_mm_mlocked_page_nr`).
+
+    Return 0 if the thread is gone. Reads all mappings up to the end of the range, and waits for
+    the lock of the address space. Raises PermissionError.
+    """
+    end, locked, rest = start + size, 0, b""
+    first = last = 0
+    try:
+        with _opened(proc_root / str(tid) / "smaps") as descriptor:
+            while data := os.read(descriptor, _CHUNK):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if line.startswith(_FLAGS):
+                        if _LOCKED in line:
+                            locked += max(0, min(last, end) - max(first, start))
+                    elif mapping := _MAPPING.match(line):
+                        first, last = (int(bound, 16) for bound in mapping.groups())
+                        if first >= end:
+                            return locked
+    except GONE:
+        return 0
+    return locked
+
+
+def read_memory(proc_root: Path, tid: int, address: int, size: int) -> bytes:
+    """Return bytes from the memory of a thread's process.
+
+    Waits for the lock of the address space. Raises OSError unless every byte can be read.
+    """
+    with _opened(proc_root / str(tid) / "mem") as descriptor:
+        data = os.pread(descriptor, size, address) if address < 2**63 else b""
+    if len(data) < size:
+        raise OSError(f"{size} bytes at {address:#x} are not readable")
+    return data
+
+
+def soft_memlock(proc_root: Path, tid: int) -> int | None:
+    """Return the soft RLIMIT_MEMLOCK of a thread's process in bytes.
+
+    Return None if it is unlimited or the thread is gone.
+    """
+    try:
+        text = (proc_root / str(tid) / "limits").read_bytes()
+    except GONE:
+        return None
+    limit = re.search(rb"^Max locked memory\s+(\d+)", text, re.MULTILINE)
+    return int(limit[1]) if limit else None
+
+
+def command(proc_root: Path, tid: int) -> str:
+    """Return the name of a thread, which may contain any character but a newline.
+
+    Return "" if the thread is gone.
+    """
+    try:
+        return (proc_root / str(tid) / "comm").read_bytes().decode(errors="replace").rstrip("\n")
+    except GONE:
+        return ""
+
+
+def use_of_threads(proc_root: Path, pid: int) -> int:
+    """Return VmLck + VmPin in bytes of a process whose first thread has ended.
+
+    Another thread of the process shows both values. Return 0 if all threads have ended.
+    """
+    try:
+        tids = os.listdir(proc_root / str(pid) / "task")
+    except GONE:
+        return 0
+    for tid in tids:
+        if space := address_space(proc_root / str(pid) / "task", int(tid)):
+            return space.locked + space.pinned
+    return 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -19,9 +19,10 @@ from pinwarden.node.gate.borrow_gate import BorrowCheck, BorrowGate
 from pinwarden.node.gate.borrow_rules import BorrowDenial, BorrowRules, ObjectRange, total
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.gate.map_targets import MapTarget
-from pinwarden.node.gate.pin_requests import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS, PAGE
+from pinwarden.node.gate.pin_requests import PAGE
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 GARBAGE = 0xABCD << 32

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.node.gate.call_names import describe
-from pinwarden.node.gate.pin_requests import AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
 
 GARBAGE = 1 << 40
 X86 = NUMBERS[AUDIT_ARCH_X86_64]

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.gate.pin_requests import (
-    AUDIT_ARCH_X86_64,
-    NUMBERS,
     PAGE,
     STACK_REGION,
     Growth,
@@ -20,6 +18,7 @@ from pinwarden.node.gate.pin_requests import (
 )
 from pinwarden.node.gate.profiles import GATED
 from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
 
 HERE = 0x10000000
 GARBAGE = 0xDEADBEEF << 32

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.gate.pin_requests import NUMBERS
 from pinwarden.node.gate.profiles import (
     GATED,
     LISTENER_PATH,
@@ -22,6 +21,7 @@ from pinwarden.node.gate.profiles import (
     install,
     profiles,
 )
+from pinwarden.node.linux.syscalls import NUMBERS
 
 RELEASED = {
     "runtime-default-v2.json": "f29eace600b7c6a18e9304cecc4c13252f10da3b6e7428befaa76143bc5887a4",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pinwarden.node.gate.caller import AsyncRead, ReadPool
+from pinwarden.node.gate.async_reads import AsyncRead, ReadPool
 
 THREADS, OF_A_POD = 4, 2
 
