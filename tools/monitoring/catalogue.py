@@ -21,10 +21,10 @@ from pinwarden.controller.metrics_collector import (
     MOST_NAMESPACES,
     MOST_NODES,
     STATUSES,
-    Inventory,
+    ClusterCollector,
 )
 from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
-from pinwarden.controller.store import State
+from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.node.accountant import daemon as accountant_daemon
 from pinwarden.node.agent import daemon as agent_daemon
@@ -208,11 +208,11 @@ def families(program: str, *, pods: bool) -> dict[str, Metric]:
 
 def _of_operator(pods: bool) -> Iterator[Metric]:
     metrics = operator.Metrics()
-    state = State(Settings(), WorkQueue(), WorkQueue(), metrics, lambda *_: None)
+    store = Store(Settings(), WorkQueue(), WorkQueue(), metrics, lambda *_: None)
     metrics.leads(lambda: True, lambda: True)
     metrics.watch_queues(lambda _: 0)
     metrics.watch_missed(lambda: 0)
-    metrics.include(Inventory(state, lambda: True, Items(metrics), pods=pods))
+    metrics.include(ClusterCollector(store, lambda: True, Items(metrics), pods=pods))
     yield from metrics.families()
 
 

@@ -49,7 +49,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from pinwarden.controller import daemon
 
     log_format.configure(options.log_format)
-    settings = daemon.Settings(
+    settings = daemon.OperatorOptions(
         kubeconfig=options.kubeconfig,
         namespaces=options.namespace,
         unknown_pods=options.unknown_pods,

@@ -52,10 +52,10 @@ def _run(options: argparse.Namespace) -> int:
 
     from pinwarden.controller.client import ApiError, ConnectionSetupError
     from pinwarden.controller.uninstall.lease import UninstallError
-    from pinwarden.controller.uninstall.uninstall import GatedPods, Settings, run
+    from pinwarden.controller.uninstall.uninstall import GatedPods, UninstallOptions, run
 
     log_format.configure(options.log_format)
-    settings = Settings(
+    settings = UninstallOptions(
         namespace=options.namespace,
         timeout=options.timeout,
         gated_pods=GatedPods(options.gated_pods),

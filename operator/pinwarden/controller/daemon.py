@@ -21,25 +21,25 @@ from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller import transform
 from pinwarden.controller.client import Api, ConnectionSetupError, configure
-from pinwarden.controller.denial_events import Refusals
-from pinwarden.controller.events import Recorder
+from pinwarden.controller.denial_events import DenialEvents
+from pinwarden.controller.events import EventRecorder
 from pinwarden.controller.finalizers import Finalizers
-from pinwarden.controller.http_server import Web
+from pinwarden.controller.http_server import HttpServer
 from pinwarden.controller.items import Items
-from pinwarden.controller.kopf_watch import LimitWatch
-from pinwarden.controller.leader_election import Leader
+from pinwarden.controller.kopf_watch import KopfWatch
+from pinwarden.controller.leader_election import LeaderElector
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.metrics_collector import Inventory
-from pinwarden.controller.ratelimit import Throttle
-from pinwarden.controller.reflector import Source, Watch
-from pinwarden.controller.resync import Census
+from pinwarden.controller.metrics_collector import ClusterCollector
+from pinwarden.controller.ratelimit import RateLimiter
+from pinwarden.controller.reflector import Reflector, ReflectorConfig
+from pinwarden.controller.resync import Resync
 from pinwarden.controller.spec_reconciler import WRITERS as SPEC_WRITERS
-from pinwarden.controller.spec_reconciler import Specs
+from pinwarden.controller.spec_reconciler import SpecReconciler
 from pinwarden.controller.status_reconciler import WRITERS as STATUS_WRITERS
-from pinwarden.controller.status_reconciler import Statuses
-from pinwarden.controller.store import State
+from pinwarden.controller.status_reconciler import StatusReconciler
+from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan import limit_compiler as rules
 from pinwarden.plan.decode import AGENT_SELECTOR
 
@@ -53,7 +53,7 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
+class OperatorOptions:
     """What the command line says.
 
     `namespaces` empty means all of them. `unknown_pods` is in bytes. `metrics_port` 0 takes a free one, and None serves nothing;
@@ -73,7 +73,7 @@ class Settings:
         return os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -93,39 +93,44 @@ async def run(settings: Settings) -> None:
 class _Operator:
     """The parts."""
 
-    def __init__(self, settings: Settings, api: Api, configuration: Configuration) -> None:
+    def __init__(self, settings: OperatorOptions, api: Api, configuration: Configuration) -> None:
         self._settings = settings
         self._metrics = metrics = Metrics()
         self._items = items = Items(metrics)
         own = settings.own_namespace
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         exempt = frozenset({"kube-system", own})
-        self._state = state = State(
+        self._store = store = Store(
             rules.Settings(exempt, settings.unknown_pods),
             compile_queue,
             aggregate_queue,
             metrics,
-            lambda node, listed: self._refusals.reported(node, listed),
+            lambda node, listed: self._denial_events.observe(node, listed),
         )
-        self._leader = Leader(api, own, metrics, lambda: self._gate.opened())
-        self._gate = gate = Gate(self._leader.leading, Throttle(WRITES_PER_SECOND, WRITES_PER_SECOND))
-        self._recorder = Recorder(api, metrics, items)
-        self._refusals = Refusals(state, gate, self._recorder, metrics, items)
-        self._specs = specs = Specs(api, state, compile_queue, gate, metrics, items)
-        finalizers = Finalizers(api, state, gate, self._recorder, metrics)
-        self._statuses = Statuses(
-            api, state, aggregate_queue, specs, gate, self._recorder, finalizers, metrics, items
+        self._leader = LeaderElector(api, own, metrics, lambda: self._guard.notify_leading())
+        self._guard = guard = WriteGuard(
+            self._leader.leading, RateLimiter(WRITES_PER_SECOND, WRITES_PER_SECOND)
         )
-        self._watches = [
-            Watch(api, source, metrics, items, self._not_understood) for source in _sources(settings, state)
+        self._recorder = EventRecorder(api, metrics, items)
+        self._denial_events = DenialEvents(store, guard, self._recorder, metrics, items)
+        self._specs = specs = SpecReconciler(api, store, compile_queue, guard, metrics, items)
+        finalizers = Finalizers(api, store, guard, self._recorder, metrics)
+        self._statuses = StatusReconciler(
+            api, store, aggregate_queue, specs, guard, self._recorder, finalizers, metrics, items
+        )
+        self._reflectors = [
+            Reflector(api, source, metrics, items, self._record_unreadable)
+            for source in _sources(settings, store)
         ]
-        self._limits = LimitWatch(configuration, settings.namespaces, metrics, state.put, state.remove, items)
-        self._census = Census(api, settings.namespaces, metrics, lambda: state.uids, state.forget, items)
-        metrics.leads(self._leader.leading, gate.synced.is_set)
+        self._kopf = KopfWatch(
+            configuration, settings.namespaces, metrics, store.put_resource, store.remove_resource, items
+        )
+        self._resync = Resync(api, settings.namespaces, metrics, lambda: store.uids, store.remove_uid, items)
+        metrics.leads(self._leader.leading, guard.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
-        metrics.watch_missed(lambda: self._census.missed)
-        metrics.include(Inventory(state, self._leader.leading, items, pods=settings.per_pod_metrics))
+        metrics.watch_missed(lambda: self._resync.missed)
+        metrics.include(ClusterCollector(store, self._leader.leading, items, pods=settings.per_pod_metrics))
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Answers probes and scrapes from now on. Raises StartError."""
@@ -133,7 +138,7 @@ class _Operator:
         if port is None:
             return
         try:
-            web = Web(self._settings.metrics_address, port, self._metrics, self._unready)
+            web = HttpServer(self._settings.metrics_address, port, self._metrics, self._unready)
             url = await resources.enter_async_context(web)
         except OSError as error:
             raise StartError(f"--metrics-port {port}: {error.strerror or error}") from error
@@ -142,14 +147,14 @@ class _Operator:
     async def run(self, stop: asyncio.Event) -> None:
         """All parts, until `stop` or the first that fails, which is a defect."""
         parts = [
-            *(watch.run() for watch in self._watches),
-            *(self._specs.write() for _ in range(SPEC_WRITERS)),
-            *(self._statuses.write() for _ in range(STATUS_WRITERS)),
-            self._specs.compile(),
-            self._limits.run(),
-            self._census.run(),
+            *(reflector.run() for reflector in self._reflectors),
+            *(self._specs.run_writer() for _ in range(SPEC_WRITERS)),
+            *(self._statuses.run_writer() for _ in range(STATUS_WRITERS)),
+            self._specs.run_compiler(),
+            self._kopf.run(),
+            self._resync.run(),
             self._recorder.run(),
-            self._refusals.tell(),
+            self._denial_events.run(),
             self._lead(),
             self._sync(),
         ]
@@ -161,75 +166,75 @@ class _Operator:
                 task.cancel()
         await self._leader.release()
 
-    def _not_understood(self, regarding: dict[str, Any], problem: str) -> None:
+    def _record_unreadable(self, regarding: dict[str, Any], problem: str) -> None:
         if regarding["kind"] == NodePinConfig.__name__:
-            self._state.lose_report(regarding["name"])
-        if self._gate.open:
-            self._recorder.failed(regarding, problem)
+            self._store.forget_report(regarding["name"])
+        if self._guard.may_write:
+            self._recorder.record_unreadable(regarding, problem)
 
     async def _lead(self) -> None:
         """A replica that does not know everything yet leaves the Lease to one that does: it could write nothing."""
-        await self._gate.synced.wait()
+        await self._guard.synced.wait()
         await self._leader.run()
 
     async def _sync(self) -> None:
         """Lets the writing begin once everything has been listed."""
-        for watch in self._watches:
-            await watch.synced.wait()
-        await self._census.synced.wait()
+        for reflector in self._reflectors:
+            await reflector.synced.wait()
+        await self._resync.synced.wait()
         _log.info("everything is listed")
-        self._gate.synced.set()
+        self._guard.synced.set()
 
     def _unready(self) -> list[str]:
-        missing = [watch.resource for watch in self._watches if not watch.synced.is_set()]
-        complete = self._census.synced.is_set() and not self._census.missed
+        missing = [reflector.resource for reflector in self._reflectors if not reflector.synced.is_set()]
+        complete = self._resync.synced.is_set() and not self._resync.missed
         return [*missing, *([] if complete else ["limits"])]
 
 
-def _sources(settings: Settings, state: State) -> Iterable[Source[Any]]:
+def _sources(settings: OperatorOptions, store: Store) -> Iterable[ReflectorConfig[Any]]:
     """Everything that is watched besides limits and groups."""
     own = settings.own_namespace
     spaces = [f"/namespaces/{name}" for name in settings.namespaces] or [""]
     for space in spaces:
-        yield Source(
+        yield ReflectorConfig(
             "pods",
             "Pod",
             f"/api/v1{space}/pods",
             transform.pod,
-            state.put_pod,
-            state.remove_pod,
+            store.put_pod,
+            store.remove_pod,
             field_selector=_BOUND,
         )
     agents = f"/api/v1/namespaces/{own}/pods"
-    yield Source(
+    yield ReflectorConfig(
         "agents",
         "Pod",
         agents,
         transform.agent_pod,
-        state.put_agent,
-        state.remove_agent,
+        store.put_agent,
+        store.remove_agent,
         label_selector=AGENT_SELECTOR,
     )
-    yield Source(
-        "nodes", "Node", "/api/v1/nodes", transform.node, state.put_node, state.remove_node, by_name=True
+    yield ReflectorConfig(
+        "nodes", "Node", "/api/v1/nodes", transform.node, store.put_node, store.remove_node, by_name=True
     )
-    yield Source(
+    yield ReflectorConfig(
         "namespaces",
         "Namespace",
         "/api/v1/namespaces",
         transform.namespace,
-        state.put_namespace,
-        state.remove_namespace,
+        store.put_namespace,
+        store.remove_namespace,
         by_name=True,
     )
     configs = f"/apis/{GROUP}/{VERSION}/{NodePinConfig.plural}"
-    yield Source(
+    yield ReflectorConfig(
         "nodepinconfigs",
         NodePinConfig.__name__,
         configs,
         transform.node_pin_config,
-        state.put_held,
-        state.remove_held,
+        store.put_config,
+        store.remove_config,
         by_name=True,
         api_version=f"{GROUP}/{VERSION}",
     )

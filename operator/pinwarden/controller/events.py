@@ -22,8 +22,8 @@ from pinwarden.common.text import short
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.ratelimit import Bucket
-from pinwarden.controller.resources import Seen, Status
+from pinwarden.controller.ratelimit import TokenBucket
+from pinwarden.controller.resources import ObservedResource, Status
 from pinwarden.plan.types import Pod
 
 REPEAT_SECONDS = 600.0
@@ -34,7 +34,7 @@ _REMEMBERED = 4096
 _NOTE_BYTES = 1024
 _REASON_LENGTH = 128
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
-_TOLD = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
+_REPORTED_CONDITIONS = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
 # What is only on its way, and what the user asked for, is no news.
 _QUIET_REASONS = {
     "Pending",
@@ -50,7 +50,7 @@ _QUIET_REASONS = {
 _log = logging.getLogger(__name__)
 
 
-class Happening(NamedTuple):
+class EventDraft(NamedTuple):
     """One Event to be."""
 
     type: Literal["Normal", "Warning"]
@@ -59,7 +59,7 @@ class Happening(NamedTuple):
     note: str
 
 
-class Recorder:
+class EventRecorder:
     """Makes Events; `run` sends those of limits and groups."""
 
     def __init__(
@@ -70,21 +70,21 @@ class Recorder:
         self._items = items
         self._clock = clock
         self._queue: asyncio.Queue[tuple[str, Json]] = asyncio.Queue(_QUEUE)
-        self._leave: dict[str, Bucket] = {}
-        self._told: dict[tuple[str, Happening], float] = {}
+        self._buckets: dict[str, TokenBucket] = {}
+        self._sent_at: dict[tuple[str, EventDraft], float] = {}
         self._instance = socket.gethostname()
 
-    def changed(self, resource: Seen, before: Status | None, after: Status) -> None:
+    def record_change(self, resource: ObservedResource, before: Status | None, after: Status) -> None:
         """The status of `resource` was written."""
-        for happening in happenings(before, after):
-            self.happened(resource, happening)
+        for draft in drafts_of_change(before, after):
+            self.record(resource, draft)
 
-    def happened(self, resource: Seen, happening: Happening) -> None:
+    def record(self, resource: ObservedResource, draft: EventDraft) -> None:
         """Have it told, unless it was lately or is one too many."""
-        if not self._allowed(resource.uid, happening):
+        if not self._allowed(resource.uid, draft):
             self._metrics.event_dropped()
             return
-        self._put(self._of_resource(resource, happening))
+        self._put(self._event_of_resource(resource, draft))
 
     def _put(self, event: tuple[str, Json]) -> None:
         try:
@@ -92,9 +92,9 @@ class Recorder:
         except asyncio.QueueFull:
             self._metrics.event_dropped()
 
-    def happened_on(self, node: str, happening: Happening) -> None:
+    def record_on_node(self, node: str, draft: EventDraft) -> None:
         """Have it told on the Node, whose Events outlive every namespace."""
-        if not self._allowed(node, happening):
+        if not self._allowed(node, draft):
             self._metrics.event_dropped()
             return
         regarding = {
@@ -104,25 +104,27 @@ class Recorder:
             "uid": node,
         }  # as the kubelet refers to it
         digits = uuid.uuid4().hex[:16]
-        self._put(self._event("default", node, digits, regarding, happening, datetime.now(UTC)))
+        self._put(self._event("default", node, digits, regarding, draft, datetime.now(UTC)))
 
-    def failed(self, regarding: Json, problem: str) -> None:
+    def record_unreadable(self, regarding: Json, problem: str) -> None:
         """The operator goes on without the object that is `regarding`, as it cannot make anything of it."""
         note = f"pinwarden cannot read this object and goes on without it: {problem}"
-        happening = Happening("Warning", "NotUnderstood", "Read", note)
+        draft = EventDraft("Warning", "NotUnderstood", "Read", note)
         uid, name = regarding.get("uid") or "", regarding.get("name") or ""
-        if not (uid and name and self._allowed(uid, happening)):
+        if not (uid and name and self._allowed(uid, draft)):
             return
         space, digits = regarding.get("namespace") or "default", uuid.uuid4().hex[:16]
-        self._put(self._event(space, name, digits, regarding, happening, datetime.now(UTC)))
+        self._put(self._event(space, name, digits, regarding, draft, datetime.now(UTC)))
 
-    def leave(self, uid: str) -> Bucket:
+    def bucket_of(self, uid: str) -> TokenBucket:
         """The allowance of the object with this UID."""
-        if len(self._leave) > _REMEMBERED:
-            self._leave = {uid: leave for uid, leave in self._leave.items() if leave.wait() > 0}
-        return self._leave.setdefault(uid, Bucket(_PER_SECOND, _BURST, self._clock))
+        if len(self._buckets) > _REMEMBERED:
+            self._buckets = {uid: bucket for uid, bucket in self._buckets.items() if bucket.delay() > 0}
+        return self._buckets.setdefault(uid, TokenBucket(_PER_SECOND, _BURST, self._clock))
 
-    async def refused(self, pod: Pod, limit: Seen | None, note: str, time: datetime, identity: str) -> None:
+    async def send_denial(
+        self, pod: Pod, limit: ObservedResource | None, note: str, time: datetime, identity: str
+    ) -> None:
         """Sends that a call of the pod was refused, for the limit if there is one; two of one identity are one Event."""
         regarding = {
             "apiVersion": "v1",
@@ -132,8 +134,8 @@ class Recorder:
             "uid": pod.cgroup_uid,  # also of a static pod: kubectl and the kubelet go by its hash, not by its mirror's UID
         }
         digits = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-        happening = Happening("Warning", "PinRefused", "Refuse", note)
-        path, body = self._event(pod.namespace, pod.name, digits, regarding, happening, time)
+        draft = EventDraft("Warning", "PinRefused", "Refuse", note)
+        path, body = self._event(pod.namespace, pod.name, digits, regarding, draft, time)
         if limit is not None:
             body["related"] = _reference(limit)
         await self._send(path, body)
@@ -150,31 +152,31 @@ class Recorder:
             await self._api.create(path, body)
         except ApiError as error:
             self._metrics.wrote("event", error.kind)
-            if error.status != 409 and not _is_of_ending_namespace(error):  # 409: the server has it already
+            if error.status != 409 and not _is_namespace_terminating(error):  # 409: the server has it already
                 _log.warning("an Event was dropped: %s", error)
         else:
             self._metrics.wrote("event")
 
-    def _allowed(self, uid: str, happening: Happening) -> bool:
+    def _allowed(self, uid: str, draft: EventDraft) -> bool:
         now = self._clock()
-        if now - self._told.get((uid, happening), -REPEAT_SECONDS) < REPEAT_SECONDS:
+        if now - self._sent_at.get((uid, draft), -REPEAT_SECONDS) < REPEAT_SECONDS:
             return False
-        leave = self.leave(uid)
-        if leave.wait() > 0:
+        bucket = self.bucket_of(uid)
+        if bucket.delay() > 0:
             return False
-        leave.take()
-        self._told[uid, happening] = now
-        if len(self._told) > _REMEMBERED:
-            self._told = {key: at for key, at in self._told.items() if now - at < REPEAT_SECONDS}
+        bucket.take()
+        self._sent_at[uid, draft] = now
+        if len(self._sent_at) > _REMEMBERED:
+            self._sent_at = {key: at for key, at in self._sent_at.items() if now - at < REPEAT_SECONDS}
         return True
 
-    def _of_resource(self, resource: Seen, happening: Happening) -> tuple[str, Json]:
+    def _event_of_resource(self, resource: ObservedResource, draft: EventDraft) -> tuple[str, Json]:
         namespace, digits = resource.namespace or "default", uuid.uuid4().hex[:16]
         reference = _reference(resource)
-        return self._event(namespace, resource.name, digits, reference, happening, datetime.now(UTC))
+        return self._event(namespace, resource.name, digits, reference, draft, datetime.now(UTC))
 
     def _event(
-        self, namespace: str, stem: str, digits: str, regarding: Json, happening: Happening, time: datetime
+        self, namespace: str, stem: str, digits: str, regarding: Json, draft: EventDraft, time: datetime
     ) -> tuple[str, Json]:
         """The path and the body of an Event whose name is made of a stem and 16 digits."""
         name = f"{stem[:_STEM_LENGTH].rstrip('-.')}.{digits}"
@@ -183,22 +185,22 @@ class Recorder:
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
             "eventTime": time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "type": happening.type,
-            "reason": happening.reason[:_REASON_LENGTH],
-            "action": happening.action,
-            "note": happening.note.encode()[:_NOTE_BYTES].decode(errors="ignore"),
+            "type": draft.type,
+            "reason": draft.reason[:_REASON_LENGTH],
+            "action": draft.action,
+            "note": draft.note.encode()[:_NOTE_BYTES].decode(errors="ignore"),
             "regarding": regarding,
             "reportingController": f"{GROUP}/operator",
             "reportingInstance": self._instance,
         }
 
 
-def _is_of_ending_namespace(error: ApiError) -> bool:
+def _is_namespace_terminating(error: ApiError) -> bool:
     """Whether the server takes no new object in the namespace because it is being deleted; nobody could read the Event for long."""
     return error.status == 403 and "is being terminated" in str(error)
 
 
-def _reference(limit: Seen) -> Json:
+def _reference(limit: ObservedResource) -> Json:
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": limit.kind.__name__,
@@ -208,19 +210,19 @@ def _reference(limit: Seen) -> Json:
     }
 
 
-def happenings(before: Status | None, after: Status) -> Iterator[Happening]:
+def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraft]:
     """What a change of status is worth telling, each reason once."""
     old = {each.type: each for each in (before.conditions if before else [])}
-    told: set[str] = set()
+    reasons: set[str] = set()
     for condition in after.conditions:
-        if condition.type not in _TOLD or not _is_news(old.get(condition.type), condition):
+        if condition.type not in _REPORTED_CONDITIONS or not _is_news(old.get(condition.type), condition):
             continue
-        if condition.reason not in told:
-            told.add(condition.reason)
-            yield _of_condition(condition)
+        if condition.reason not in reasons:
+            reasons.add(condition.reason)
+            yield _draft_of_condition(condition)
     worst, known = _overshoot(after), _overshoot(before)
     if worst and worst.count > (known.count if known else 0):
-        yield Happening(
+        yield EventDraft(
             "Warning",
             "Overshoot",
             "Enforce",
@@ -238,10 +240,10 @@ def _is_news(old: Condition | None, new: Condition) -> bool:
     return old is None or (old.status, old.reason) != (new.status, new.reason)
 
 
-def _of_condition(condition: Condition) -> Happening:
+def _draft_of_condition(condition: Condition) -> EventDraft:
     good = condition.status == "True"
     reason = "Applied" if condition.reason == "Acknowledged" else condition.reason
-    return Happening("Normal" if good else "Warning", reason, _ACTIONS[condition.type], condition.message)
+    return EventDraft("Normal" if good else "Warning", reason, _ACTIONS[condition.type], condition.message)
 
 
 _ACTIONS = {

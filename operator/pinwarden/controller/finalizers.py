@@ -15,11 +15,11 @@ from typing import NamedTuple
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, Json
-from pinwarden.controller.events import Happening, Recorder
+from pinwarden.controller.events import EventDraft, EventRecorder
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.resources import Seen, read, reference
-from pinwarden.controller.store import Managed, State
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.resources import ObservedResource, read, reference
+from pinwarden.controller.store import ManagedResource, Store
+from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.group_compiler import FINALIZER
 from pinwarden.plan.group_on_node import DrainWait
 
@@ -27,11 +27,11 @@ FIELD_MANAGER = "pinwarden-operator-finalizer"
 LEFT_SECONDS = 120.0
 
 
-class End(NamedTuple):
+class FinalizerResult(NamedTuple):
     """Whether the group is gone by now, and in how many seconds its end must be looked at again; 0 for when something changes."""
 
     gone: bool = False
-    look_after: float = 0.0
+    requeue_after: float = 0.0
 
 
 class Finalizers:
@@ -40,74 +40,74 @@ class Finalizers:
     def __init__(
         self,
         api: Api,
-        state: State,
-        gate: Gate,
-        recorder: Recorder,
+        store: Store,
+        guard: WriteGuard,
+        recorder: EventRecorder,
         metrics: Metrics,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._api = api
-        self._state = state
-        self._gate = gate
+        self._store = store
+        self._guard = guard
         self._recorder = recorder
         self._metrics = metrics
         self._clock = clock
         self._stuck: dict[str, dict[str, float]] = {}
 
-    async def settle(self, entry: Managed, waits: Sequence[DrainWait]) -> End:
+    async def reconcile(self, entry: ManagedResource, waits: Sequence[DrainWait]) -> FinalizerResult:
         """Give a resource the finalizer that it needs, or take it away; `waits` is what its end waits for. Raises ApiError."""
-        seen = entry.seen
-        if seen.kind is not SharedMemoryGroup:
-            return End()
-        if seen.deleting and not seen.finalizers:
-            return End(gone=True)
-        group = self._state.world.groups.get(seen.full_name)
+        observed = entry.observed
+        if observed.kind is not SharedMemoryGroup:
+            return FinalizerResult()
+        if observed.deleting and not observed.finalizers:
+            return FinalizerResult(gone=True)
+        group = self._store.cluster.groups.get(observed.full_name)
         drains = group is not None and group.drains
-        if drains and seen.deleting and (delay := self._delay(seen, waits)) is not None:
-            return End(look_after=delay)
-        accepted = self._state.world.group_rejection(seen.full_name) is None
-        wanted = drains and not seen.deleting and (accepted or bool(waits))
-        if wanted == (FINALIZER in seen.finalizers):
-            return End()
-        await self._gate.leave()
-        answer = read(SharedMemoryGroup, await self._apply(seen, wanted=wanted))
+        if drains and observed.deleting and (delay := self._delay(observed, waits)) is not None:
+            return FinalizerResult(requeue_after=delay)
+        accepted = self._store.cluster.group_rejection(observed.full_name) is None
+        wanted = drains and not observed.deleting and (accepted or bool(waits))
+        if wanted == (FINALIZER in observed.finalizers):
+            return FinalizerResult()
+        await self._guard.acquire()
+        answer = read(SharedMemoryGroup, await self._apply(observed, wanted=wanted))
         self._metrics.wrote("finalizer")
-        self._state.answered(answer)
+        self._store.resource_written(answer)
         for wait in waits if drains and not wanted else ():
-            self._tell_left(seen, wait)
-        return End(gone=answer.deleting and not answer.finalizers)
+            self._record_leftover(observed, wait)
+        return FinalizerResult(gone=answer.deleting and not answer.finalizers)
 
-    def _tell_left(self, seen: Seen, wait: DrainWait) -> None:
+    def _record_leftover(self, observed: ObservedResource, wait: DrainWait) -> None:
         """Tell what is left, on the Node where the namespace takes no Events any more."""
-        if self._state.world.namespace(seen.namespace or "").terminating:
-            self._recorder.happened_on(wait.node, _left(seen, wait))
+        if self._store.cluster.namespace(observed.namespace or "").terminating:
+            self._recorder.record_on_node(wait.node, _leftover_event(observed, wait))
         else:
-            self._recorder.happened(seen, _left(seen, wait))
+            self._recorder.record(observed, _leftover_event(observed, wait))
 
-    async def _apply(self, seen: Seen, *, wanted: bool) -> Json:
-        path, body = reference(seen)
+    async def _apply(self, observed: ObservedResource, *, wanted: bool) -> Json:
+        path, body = reference(observed)
         if not wanted:
-            return await self._api.patch(path, without(FINALIZER, seen.uid, list(seen.finalizers)))
+            return await self._api.patch(path, without(FINALIZER, observed.uid, list(observed.finalizers)))
         body["metadata"]["finalizers"] = [FINALIZER]
         return await self._api.apply(path, body, FIELD_MANAGER)
 
-    def _delay(self, seen: Seen, waits: Sequence[DrainWait]) -> float | None:
+    def _delay(self, observed: ObservedResource, waits: Sequence[DrainWait]) -> float | None:
         """None once nothing is waited for but in vain; else the seconds until that may be so, 0 where something may still come."""
         now = self._clock()
-        before = self._stuck.get(seen.uid, {})
-        since = {wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(seen, wait)}
+        before = self._stuck.get(observed.uid, {})
+        since = {wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(observed, wait)}
         left = max((at + LEFT_SECONDS - now for at in since.values()), default=0.0)
         if len(since) == len(waits) and left <= 0:
-            self._stuck.pop(seen.uid, None)
+            self._stuck.pop(observed.uid, None)
             return None
-        self._stuck = {uid: kept for uid, kept in self._stuck.items() if self._state.seen_as(uid)}
-        self._stuck[seen.uid] = since
+        self._stuck = {uid: kept for uid, kept in self._stuck.items() if self._store.resource_of(uid)}
+        self._stuck[observed.uid] = since
         return left if len(since) == len(waits) else 0.0
 
-    def _in_vain(self, seen: Seen, wait: DrainWait) -> bool:
-        world = self._state.world
-        abandoned = world.namespace(seen.namespace or "").terminating
-        return bool(wait.stuck) or (abandoned and not world.members_of(seen.full_name).get(wait.node))
+    def _in_vain(self, observed: ObservedResource, wait: DrainWait) -> bool:
+        cluster = self._store.cluster
+        abandoned = cluster.namespace(observed.namespace or "").terminating
+        return bool(wait.stuck) or (abandoned and not cluster.members_of(observed.full_name).get(wait.node))
 
 
 def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
@@ -126,7 +126,10 @@ def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
     ]
 
 
-def _left(seen: Seen, wait: DrainWait) -> Happening:
+def _leftover_event(observed: ObservedResource, wait: DrainWait) -> EventDraft:
     amount = "an unknown amount" if wait.charge is None else short(wait.charge)
-    note = f"{seen.kind.__name__} {seen.full_name} is not released on node {wait.node}, where {amount} of it may be left: {wait.why}."
-    return Happening("Warning", "LeftOnNode", "Drain", note)
+    note = (
+        f"{observed.kind.__name__} {observed.full_name} is not released on node {wait.node}, "
+        f"where {amount} of it may be left: {wait.why}."
+    )
+    return EventDraft("Warning", "LeftOnNode", "Drain", note)

@@ -11,7 +11,7 @@ from aiohttp import web
 from pinwarden.controller.metrics import CONTENT_TYPE, Metrics
 
 
-class Web:
+class HttpServer:
     """A server for the length of an ``async with`` block; `port` 0 takes a free one. Raises OSError when there is none."""
 
     def __init__(self, address: str, port: int, metrics: Metrics, unready: Callable[[], list[str]]) -> None:

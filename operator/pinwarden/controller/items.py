@@ -19,7 +19,7 @@ _MOST_TEXT: Final = 512
 _log = logging.getLogger(__name__)
 
 
-class TryAgainError(Exception):
+class RetryError(Exception):
     """The work on a name did not succeed and is to be tried again; `after` are the seconds that it takes at least."""
 
     def __init__(self, after: float | None = None) -> None:
@@ -59,7 +59,7 @@ class Items:
         item = Item()
         try:
             yield item
-        except TryAgainError:
+        except RetryError:
             raise
         except Exception as error:  # noqa: BLE001 - here alone the failure of an item ends
             item.error = error
@@ -76,7 +76,7 @@ class Items:
         self._failing.pop((loop, name), None)
         self._failing.pop((loop, _handler_of(name)), None)
 
-    async def work_off(
+    async def process_queue(
         self,
         loop: Loop,
         queue: WorkQueue,
@@ -93,7 +93,7 @@ class Items:
             try:
                 with self.item(loop, name, partial(failed, name)) as item:
                     queue.done(name, await work(name))
-            except TryAgainError as again:
+            except RetryError as again:
                 queue.failed(name, again.after)
             else:
                 if item.error is not None:

@@ -21,7 +21,7 @@ from pinwarden.common.backoff import Backoff
 from pinwarden.controller.client import CONNECT_SECONDS, WATCH_SILENCE_SECONDS
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.resources import KINDS, Seen, Wanted, read
+from pinwarden.controller.resources import KINDS, ObservedResource, UserResource, read
 
 _STOP_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 logging.getLogger("kopf._cogs.clients.watching").addFilter(_WithoutAttempts())
 
 
-class LimitWatch:
+class KopfWatch:
     """Runs kopf, and hands what it sees to `put` and `remove` (key, UID) in the event loop of the caller."""
 
     def __init__(
@@ -47,7 +47,7 @@ class LimitWatch:
         configuration: Configuration,
         namespaces: Sequence[str],
         metrics: Metrics,
-        put: Callable[[Seen], None],
+        put: Callable[[ObservedResource], None],
         remove: Callable[[str, str], None],
         items: Items,
     ) -> None:
@@ -113,22 +113,22 @@ class LimitWatch:
         for kind in KINDS:
 
             @kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)
-            async def seen(event: kopf.RawEvent, kind: type[Wanted] = kind, **_: object) -> None:
-                self._seen(kind, event["type"], dict(event["object"]))
+            async def observed(event: kopf.RawEvent, kind: type[UserResource] = kind, **_: object) -> None:
+                self._on_event(kind, event["type"], dict(event["object"]))
 
         return registry
 
-    def _seen(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
+    def _on_event(self, kind: type[UserResource], event: str | None, raw: dict[str, Any]) -> None:
         """In kopf's thread: only values cross to the loop."""
-        self._post(self._take, kind, event, raw)
+        self._post(self._handle_event, kind, event, raw)
 
-    def _take(self, kind: type[Wanted], event: str | None, raw: dict[str, Any]) -> None:
+    def _handle_event(self, kind: type[UserResource], event: str | None, raw: dict[str, Any]) -> None:
         with self._items.item("limits", f"{kind.plural} {raw['metadata']['uid']}"):
-            seen = read(kind, raw)
+            observed = read(kind, raw)
             if event == "DELETED":
-                self._remove(seen.key, seen.uid)
+                self._remove(observed.key, observed.uid)
             else:
-                self._put(seen)
+                self._put(observed)
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
         try:

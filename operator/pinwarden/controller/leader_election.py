@@ -32,20 +32,20 @@ UNINSTALL = "pinwarden-uninstall"
 _log = logging.getLogger(__name__)
 
 
-class Leader:
+class LeaderElector:
     """A candidate for the Lease in `namespace`; `renewed` is called whenever it took or renewed it."""
 
-    def __init__(self, api: Api, namespace: str, metrics: Metrics, renewed: Callable[[], None]) -> None:
+    def __init__(self, api: Api, namespace: str, metrics: Metrics, on_renewal: Callable[[], None]) -> None:
         self._api = api
         self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._leases}/{NAME}"
         self._metrics = metrics
-        self._renewed = renewed
+        self._on_renewal = on_renewal
         self.identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
         self._deadline = 0.0
         self._seen: tuple[object, ...] = ()
         self._seen_at = 0.0
-        self._led = False
+        self._was_leading = False
 
     def leading(self) -> bool:
         """Whether this replica may send a write now."""
@@ -56,16 +56,16 @@ class Leader:
         failing = False
         while True:
             try:
-                await self._round()
+                await self._try_once()
                 failing = False
             except ApiError as error:
                 if not failing:
                     _log.warning("the Lease cannot be had, trying again: %s", error)
                 failing = True
-            if self._led and not self.leading():
-                self._led = False
+            if self._was_leading and not self.leading():
+                self._was_leading = False
                 _log.warning("this replica does not hold the Lease any more and writes nothing")
-            await asyncio.sleep(PERIOD_SECONDS if self._led and not failing else POLL_SECONDS)
+            await asyncio.sleep(PERIOD_SECONDS if self._was_leading and not failing else POLL_SECONDS)
 
     async def release(self) -> None:
         """Ends the writing and gives the Lease away, so that another replica takes it at once."""
@@ -85,7 +85,7 @@ class Leader:
         except (ApiError, TimeoutError) as error:
             _log.warning("the Lease could not be released and has to expire: %s", error)
 
-    async def _round(self) -> None:
+    async def _try_once(self) -> None:
         """Takes the Lease when it is free or already this replica's."""
         sent = monotonic()
         try:
@@ -98,7 +98,7 @@ class Leader:
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NAME}}
             await self._write(self._api.create, self._leases, {**body, "spec": self._spec({})}, sent)
             return
-        if not self._free(lease.get("spec") or {}):
+        if not self._is_available(lease.get("spec") or {}):
             self._deadline = 0.0
             return
         sent = monotonic()
@@ -115,12 +115,12 @@ class Leader:
             raise
         self._metrics.wrote("lease")
         self._deadline = sent + RENEW_SECONDS
-        if not self._led:
-            self._led = True
+        if not self._was_leading:
+            self._was_leading = True
             _log.info("this replica holds the Lease, as %s", self.identity)
-        self._renewed()
+        self._on_renewal()
 
-    def _free(self, spec: Json) -> bool:
+    def _is_available(self, spec: Json) -> bool:
         """Whether the Lease is this replica's, nobody's, or has not changed for its duration as seen from here."""
         holder = spec.get("holderIdentity")
         if not holder or holder == self.identity:

@@ -19,9 +19,16 @@ from prometheus_client.registry import Collector
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import Management, Phase, SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.items import Items
-from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, Tallies, Tally, standing
+from pinwarden.controller.metrics_totals import (
+    FAIR_PARTS,
+    LEVELS,
+    PROBLEMS,
+    Totals,
+    TotalsCache,
+    level_and_reason,
+)
 from pinwarden.controller.resources import conditions_of
-from pinwarden.controller.store import Managed, State
+from pinwarden.controller.store import ManagedResource, Store
 from pinwarden.plan.types import Pod
 
 PREFIX: Final = "pinwarden_operator"
@@ -37,15 +44,15 @@ GROUP = ("resource_namespace", "group")
 POD = ("resource_namespace", "resource_pod", "resource_node")
 
 
-class Inventory(Collector):
+class ClusterCollector(Collector):
     """`leading`: whether this replica may write. With `pods`, series of each governed pod too."""
 
-    def __init__(self, state: State, leading: Callable[[], bool], items: Items, *, pods: bool) -> None:
-        self._state = state
+    def __init__(self, store: Store, leading: Callable[[], bool], items: Items, *, pods: bool) -> None:
+        self._store = store
         self._items = items
         self._leading = leading
         self._pods = pods
-        self._tallies = Tallies()
+        self._totals = TotalsCache()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is follows from what is known."""
@@ -53,24 +60,26 @@ class Inventory(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families; without a series on a replica that may not write."""
-        state, leading = self._state, self._leading()
-        limits: list[Managed] = []
-        groups: list[Managed] = []
-        for entry in state.resources.values() if leading else ():
-            (groups if entry.seen.kind is SharedMemoryGroup else limits).append(entry)
-        total = self._tallies.over(state.views, self._pods_on, self._items) if leading else None
-        spaces = sorted(total.spaces, key=lambda name: (-total.spaces[name].pinned, name)) if total else []
-        yield from _of_nodes(state, total)
-        yield from _of_namespaces(total, spaces[:MOST_NAMESPACES])
+        store, leading = self._store, self._leading()
+        limits: list[ManagedResource] = []
+        groups: list[ManagedResource] = []
+        for entry in store.resources.values() if leading else ():
+            (groups if entry.observed.kind is SharedMemoryGroup else limits).append(entry)
+        total = self._totals.update(store.views, self._pods_on, self._items) if leading else None
+        namespaces = (
+            sorted(total.namespaces, key=lambda name: (-total.namespaces[name].pinned, name)) if total else []
+        )
+        yield from _of_nodes(store, total)
+        yield from _of_namespaces(total, namespaces[:MOST_NAMESPACES])
         yield from _by_condition("limits", "PinLimits and ClusterPinLimits", limits, CONDITIONS, told=leading)
         yield from _by_condition("groups", "SharedMemoryGroups", groups, GROUP_CONDITIONS, told=leading)
-        yield from _of_limits(state, _first(limits, MOST_LIMITS), self._items)
-        yield from _of_groups(state, _first(groups, MOST_GROUPS), self._items)
+        yield from _of_limits(store, _first(limits, MOST_LIMITS), self._items)
+        yield from _of_groups(store, _first(groups, MOST_GROUPS), self._items)
         unreadable = _gauge("unreadable_objects", "Objects that this version cannot read.", "resource")
         for what, count in (
-            ("limits", sum(entry.seen.resource is None for entry in limits)),
-            ("groups", sum(entry.seen.resource is None for entry in groups)),
-            ("nodepinconfigs", len(state.unreadable)),
+            ("limits", sum(entry.observed.resource is None for entry in limits)),
+            ("groups", sum(entry.observed.resource is None for entry in groups)),
+            ("nodepinconfigs", len(store.unreadable)),
         ):
             if leading:
                 unreadable.add_metric([what], count)
@@ -81,7 +90,7 @@ class Inventory(Collector):
         for what, all_of, most in (
             ("limits", limits, MOST_LIMITS),
             ("groups", groups, MOST_GROUPS),
-            ("namespaces", spaces, MOST_NAMESPACES),
+            ("namespaces", namespaces, MOST_NAMESPACES),
         ):
             if leading:
                 omitted.add_metric([what], max(0, len(all_of) - most))
@@ -91,13 +100,13 @@ class Inventory(Collector):
             "Calls that the seccomp gates of all nodes refused, as reported since this replica's first look at each.",
         )
         if leading:
-            denials.add_metric([], state.rises.denied)
+            denials.add_metric([], store.counters.denied)
         yield denials
         if self._pods:
             yield from self._of_pods(told=leading)
 
     def _pods_on(self, node: str) -> Mapping[str, Pod]:
-        return {uid: pod for pod in self._state.world.pods_on(node) for uid in pod.cgroup_uids}
+        return {uid: pod for pod in self._store.cluster.pods_on(node) for uid in pod.cgroup_uids}
 
     def _of_pods(self, *, told: bool) -> Iterator[Metric]:
         pinned = _gauge(
@@ -117,7 +126,7 @@ class Inventory(Collector):
         )
         mapped = _gauge("pod_mapped_bytes", "The extent of a group that it has mapped.", *POD, "group")
         fair = _gauge("pod_fair_bytes", f"Its fair view (M11): {_FAIR}.", *POD, "part")
-        for node, view in self._state.views.items() if told else ():
+        for node, view in self._store.views.items() if told else ():
             with self._items.item("metrics", f"node {node}"):
                 pods = self._pods_on(node)
                 for uid, use in view.pods.items():
@@ -125,14 +134,14 @@ class Inventory(Collector):
                         labels = [pod.namespace, pod.name, node]
                         pinned.add_metric(labels, use.pinned)
                         peak.add_metric(labels, use.peak)
-                        level.add_metric([*labels, *standing(view, use)], 1)
+                        level.add_metric([*labels, *level_and_reason(view, use)], 1)
                         if use.denials is not None:
                             denials.add_metric(labels, sum(use.denials.values()))
                 for uid, report in view.groups.items():
-                    seen = self._state.seen_as(uid)
-                    for borrow in report.borrowers if seen else ():
-                        if (pod := pods.get(borrow.pod)) and seen:
-                            labels = [pod.namespace, pod.name, node, seen.full_name]
+                    observed = self._store.resource_of(uid)
+                    for borrow in report.borrowers if observed else ():
+                        if (pod := pods.get(borrow.pod)) and observed:
+                            labels = [pod.namespace, pod.name, node, observed.full_name]
                             _known(borrowed, labels, borrow.borrowed)
                             _known(mapped, labels, borrow.mapped)
                 for each in view.fair_view:
@@ -142,7 +151,7 @@ class Inventory(Collector):
         yield from (pinned, peak, level, denials, borrowed, mapped, fair)
 
 
-def _of_nodes(state: State, total: Tally | None) -> Iterator[Metric]:
+def _of_nodes(store: Store, total: Totals | None) -> Iterator[Metric]:
     nodes = _gauge(
         "nodes",
         "Known nodes, by whether their agent answers: it is ready, and the node is not lost.",
@@ -167,7 +176,7 @@ def _of_nodes(state: State, total: Tally | None) -> Iterator[Metric]:
         "What all governed pods have locked and pinned, as last reported, also by agents that are silent now.",
     )
     if total:
-        nodes.add_metric(["answering"], len(state.views) - total.silent)
+        nodes.add_metric(["answering"], len(store.views) - total.silent)
         nodes.add_metric(["silent"], total.silent)
         for problem in PROBLEMS:
             found = sorted(total.problems.get(problem, ()))
@@ -186,17 +195,20 @@ _HELD = ("level", "reason")
 _FAIR = "current is what the kernel charges, anonymous its own anonymous memory, shared what counts as its own of its groups"
 
 
-def _of_namespaces(total: Tally | None, names: Sequence[str]) -> Iterator[Metric]:
-    space = "resource_namespace"
-    pinned = _gauge("namespace_pinned_bytes", "What the governed pods of a namespace have pinned.", space)
+def _of_namespaces(total: Totals | None, names: Sequence[str]) -> Iterator[Metric]:
+    namespace = "resource_namespace"
+    pinned = _gauge("namespace_pinned_bytes", "What the governed pods of a namespace have pinned.", namespace)
     pods = _gauge(
-        "namespace_pods", "Governed pods of a namespace by the level that they are held at.", space, "level"
+        "namespace_pods",
+        "Governed pods of a namespace by the level that they are held at.",
+        namespace,
+        "level",
     )
     fair = _gauge(
-        "namespace_fair_bytes", f"Fair view of pods that are attached to groups: {_FAIR}.", space, "part"
+        "namespace_fair_bytes", f"Fair view of pods that are attached to groups: {_FAIR}.", namespace, "part"
     )
     for name in names if total else ():
-        found = total.spaces[name] if total else None
+        found = total.namespaces[name] if total else None
         if found and found.levels:
             pinned.add_metric([name], found.pinned)
             for level in LEVELS:
@@ -208,7 +220,7 @@ def _of_namespaces(total: Tally | None, names: Sequence[str]) -> Iterator[Metric
 
 
 def _by_condition(
-    name: str, what: str, entries: Iterable[Managed], conditions: Sequence[str], *, told: bool
+    name: str, what: str, entries: Iterable[ManagedResource], conditions: Sequence[str], *, told: bool
 ) -> Iterator[Metric]:
     """How many there are with each condition at each status."""
     family = _gauge(name, f"{what} by condition.", "condition", "status")
@@ -221,17 +233,17 @@ def _by_condition(
     yield family
 
 
-def _first(entries: Iterable[Managed], most: int) -> list[Managed]:
+def _first(entries: Iterable[ManagedResource], most: int) -> list[ManagedResource]:
     """At most so many of them, those first that are not Ready; always the same ones while nothing changes."""
 
-    def order(entry: Managed) -> tuple[bool, str]:
+    def order(entry: ManagedResource) -> tuple[bool, str]:
         ready = any((each.type, each.status) == ("Ready", "True") for each in conditions_of(entry.status))
-        return ready, entry.seen.key
+        return ready, entry.observed.key
 
     return sorted(entries, key=order)[:most]
 
 
-def _of_limits(state: State, entries: Sequence[Managed], items: Items) -> Iterator[Metric]:
+def _of_limits(store: Store, entries: Sequence[ManagedResource], items: Items) -> Iterator[Metric]:
     info = _gauge(
         "limit_info",
         "1 for each limit, with what its spec says.",
@@ -261,12 +273,12 @@ def _of_limits(state: State, entries: Sequence[Managed], items: Items) -> Iterat
         labels=LIMIT,
     )
     for entry in entries:
-        with items.item("metrics", entry.seen.key):
-            seen, status = entry.seen, entry.status
-            labels = [seen.kind.__name__, seen.namespace or "", seen.name]
+        with items.item("metrics", entry.observed.key):
+            observed, status = entry.observed, entry.status
+            labels = [observed.kind.__name__, observed.namespace or "", observed.name]
             _conditions(conditions, labels, entry, CONDITIONS)
-            if isinstance(seen.resource, PinLimit | ClusterPinLimit):
-                spec = seen.resource.spec
+            if isinstance(observed.resource, PinLimit | ClusterPinLimit):
+                spec = observed.resource.spec
                 kind = (
                     spec.scope,
                     spec.enforcement,
@@ -276,8 +288,8 @@ def _of_limits(state: State, entries: Sequence[Managed], items: Items) -> Iterat
                 )
                 info.add_metric([*labels, *kind], 1)
                 amount.add_metric(labels, spec.limit.bytes)
-                denials.add_metric(labels, state.rises.denials(seen.uid))
-                overshoots.add_metric(labels, state.rises.overshoots(seen.uid))
+                denials.add_metric(labels, store.counters.denials(observed.uid))
+                overshoots.add_metric(labels, store.counters.overshoots(observed.uid))
             if not isinstance(status, PinLimitStatus):
                 continue
             _known(pods, labels, status.matched_pods)
@@ -291,7 +303,7 @@ def _of_limits(state: State, entries: Sequence[Managed], items: Items) -> Iterat
     yield from (info, amount, pods, nodes, pinned, advice, peak, overshoots, conditions, denials)
 
 
-def _of_groups(state: State, entries: Sequence[Managed], items: Items) -> Iterator[Metric]:
+def _of_groups(store: Store, entries: Sequence[ManagedResource], items: Items) -> Iterator[Metric]:
     info = _gauge(
         "group_info",
         "1 for each group, with what its spec says; prefault is true where pinwarden takes all pages at once.",
@@ -321,12 +333,12 @@ def _of_groups(state: State, entries: Sequence[Managed], items: Items) -> Iterat
         labels=GROUP,
     )
     for entry in entries:
-        with items.item("metrics", entry.seen.key):
-            seen, status = entry.seen, entry.status
-            labels = [seen.namespace or "", seen.name]
+        with items.item("metrics", entry.observed.key):
+            observed, status = entry.observed, entry.status
+            labels = [observed.namespace or "", observed.name]
             _conditions(conditions, labels, entry, GROUP_CONDITIONS)
-            if isinstance(seen.resource, SharedMemoryGroup):
-                spec = seen.resource.spec
+            if isinstance(observed.resource, SharedMemoryGroup):
+                spec = observed.resource.spec
                 filled = spec.management is Management.CREATE and spec.prefault
                 kind = (
                     spec.backing.kind,
@@ -336,9 +348,9 @@ def _of_groups(state: State, entries: Sequence[Managed], items: Items) -> Iterat
                     str(filled).lower(),
                 )
                 info.add_metric([*labels, *kind], 1)
-                denials.add_metric(labels, state.rises.denials(seen.uid))
+                denials.add_metric(labels, store.counters.denials(observed.uid))
                 _known(capacity, labels, None if spec.capacity is None else spec.capacity.bytes)
-                reports = (share.report for share in entry.kept_group.last)
+                reports = (share.report for share in entry.group_shares_cache.last)
                 charges = [each.charge for each in reports if each and each.charge is not None]
                 _known(fullest, labels, max(charges, default=None))
             if isinstance(status, SharedMemoryGroupStatus):
@@ -350,7 +362,7 @@ def _of_groups(state: State, entries: Sequence[Managed], items: Items) -> Iterat
 
 
 def _conditions(
-    family: GaugeMetricFamily, labels: Sequence[str], entry: Managed, known: Sequence[str]
+    family: GaugeMetricFamily, labels: Sequence[str], entry: ManagedResource, known: Sequence[str]
 ) -> None:
     for each in conditions_of(entry.status):
         if each.type in known:

@@ -29,7 +29,7 @@ class _Counts:
 _NONE: Final = _Counts()
 
 
-class Rises:
+class ReportCounters:
     """Since the operator's first look at each node: refusals on all of them, and by the UID of a limit or group that `exists`."""
 
     def __init__(self, exists: Callable[[str], bool]) -> None:
@@ -47,7 +47,7 @@ class Rises:
         """How often use was seen to pass this limit."""
         return self._overshoots.get(uid, 0)
 
-    def reported(self, view: NodeView) -> None:
+    def observe(self, view: NodeView) -> None:
         """A node's report came."""
         before = self._last.get(view.name)
         last = before or _NONE

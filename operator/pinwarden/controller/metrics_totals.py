@@ -7,7 +7,7 @@ becomes one of a closed set here: an agent's token that was stolen makes no seri
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
@@ -42,7 +42,7 @@ PodsOn = Callable[[str], Mapping[str, Pod]]
 
 
 @dataclass(slots=True)
-class Space:
+class NamespaceTotals:
     """A namespace, on one node or on all of them: its governed pods by level, and the fair view of its `attached` ones (M11)."""
 
     pinned: int = 0
@@ -50,7 +50,7 @@ class Space:
     levels: dict[str, int] = field(default_factory=dict)
     fair: dict[str, int] = field(default_factory=dict)
 
-    def add(self, other: "Space", times: int = 1) -> None:
+    def add(self, other: Self, times: int = 1) -> None:
         """The other one comes to it, or with -1 goes from it."""
         self.pinned += other.pinned * times
         self.attached += other.attached * times
@@ -59,40 +59,40 @@ class Space:
 
 
 @dataclass(slots=True)
-class Tally:
+class Totals:
     """Sums, on one node or on all of them: pods by level and reason, nodes by source, level and whether that is counted."""
 
     silent: int = 0
     pinned: int = 0
     pods: dict[tuple[str, str], int] = field(default_factory=dict)
     sources: dict[tuple[str, str, bool], int] = field(default_factory=dict)
-    spaces: dict[str, Space] = field(default_factory=dict)
+    namespaces: dict[str, NamespaceTotals] = field(default_factory=dict)
     problems: dict[str, set[str]] = field(default_factory=dict)
 
-    def add(self, other: "Tally", times: int = 1) -> None:
+    def add(self, other: Self, times: int = 1) -> None:
         """The other one comes to it, or with -1 goes from it."""
         self.silent += other.silent * times
         self.pinned += other.pinned * times
         _add(self.pods, other.pods, times)
         _add(self.sources, other.sources, times)
-        for name, space in other.spaces.items():
-            total = self.spaces.get(name) or self.spaces.setdefault(name, Space())
-            total.add(space, times)
+        for name, namespace in other.namespaces.items():
+            total = self.namespaces.get(name) or self.namespaces.setdefault(name, NamespaceTotals())
+            total.add(namespace, times)
             if not (total.levels or total.attached):
-                del self.spaces[name]
+                del self.namespaces[name]
         for problem, nodes in other.problems.items():
             known = self.problems.setdefault(problem, set())
             (known.update if times > 0 else known.difference_update)(nodes)
 
 
-class Tallies:
+class TotalsCache:
     """The sums over all nodes."""
 
     def __init__(self) -> None:
-        self._total = Tally()
-        self._shares: dict[str, tuple[NodeView, Tally]] = {}
+        self._total = Totals()
+        self._shares: dict[str, tuple[NodeView, Totals]] = {}
 
-    def over(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Tally:
+    def update(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Totals:
         """All of `views` together; only those that are new objects are looked at. One that fails is left out."""
         for name in self._shares.keys() - views.keys():
             self._total.add(self._shares.pop(name)[1], -1)
@@ -100,9 +100,9 @@ class Tallies:
             last = self._shares.get(name)
             if last and last[0] is view:
                 continue
-            share = Tally()
+            share = Totals()
             with items.item("metrics", f"node {name}"):
-                share = tally(view, pods_on(name))
+                share = node_totals(view, pods_on(name))
             if last:
                 self._total.add(last[1], -1)
             self._total.add(share)
@@ -110,24 +110,28 @@ class Tallies:
         return self._total
 
 
-def tally(view: NodeView, pods: Mapping[str, Pod]) -> Tally:
+def node_totals(view: NodeView, pods: Mapping[str, Pod]) -> Totals:
     """The share of one node, whose pods are these."""
     problems = {problem: {view.name} for problem in _problems(view)}
-    share = Tally(silent=int(view.silent), problems=problems)
+    share = Totals(silent=int(view.silent), problems=problems)
     for each in view.sources:
         share.sources[each.source.value, each.level.value, each.counted] = 1
     for uid, use in view.pods.items():
-        held = level, _ = standing(view, use)
+        held = level, _ = level_and_reason(view, use)
         share.pinned += use.pinned
         share.pods[held] = share.pods.get(held, 0) + 1
         if pod := pods.get(uid):
-            space = share.spaces.get(pod.namespace) or share.spaces.setdefault(pod.namespace, Space())
-            space.pinned += use.pinned
-            space.levels[level] = space.levels.get(level, 0) + 1
+            namespace = share.namespaces.get(pod.namespace) or share.namespaces.setdefault(
+                pod.namespace, NamespaceTotals()
+            )
+            namespace.pinned += use.pinned
+            namespace.levels[level] = namespace.levels.get(level, 0) + 1
     for fair in view.fair_view:
         if pod := pods.get(fair.pod):
             parts: dict[str, int] = {part: getattr(fair, part) for part in FAIR_PARTS}
-            share.spaces.setdefault(pod.namespace, Space()).add(Space(attached=1, fair=parts))
+            share.namespaces.setdefault(pod.namespace, NamespaceTotals()).add(
+                NamespaceTotals(attached=1, fair=parts)
+            )
     return share
 
 
@@ -140,7 +144,7 @@ def _add(into: dict[_Key, int], more: Mapping[_Key, int], times: int) -> None:
             into.pop(key, None)
 
 
-def standing(view: NodeView, use: PodSample) -> tuple[str, str]:
+def level_and_reason(view: NodeView, use: PodSample) -> tuple[str, str]:
     """The level of a pod and the reason, both of the closed sets."""
     if view.silent:
         return UNKNOWN, SILENT

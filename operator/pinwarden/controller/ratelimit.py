@@ -5,47 +5,47 @@ from collections.abc import Callable
 from time import monotonic
 
 
-class Bucket:
+class TokenBucket:
     """Leave for `burst` actions at once and for `rate` a second on average."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = monotonic) -> None:
         self._rate = rate
         self._burst = burst
         self._clock = clock
-        self._level = burst
+        self._tokens = burst
         self._at = clock()
 
-    def wait(self, spare: float = 0.0) -> float:
+    def delay(self, spare: float = 0.0) -> float:
         """Seconds until there is leave for one action that leaves `spare` others; 0 when there is."""
         self._fill()
-        return max(0.0, (1.0 + spare - self._level) / self._rate)
+        return max(0.0, (1.0 + spare - self._tokens) / self._rate)
 
     def take(self) -> None:
         """One action; leave may have been overdrawn by it, which delays those after it."""
         self._fill()
-        self._level -= 1.0
+        self._tokens -= 1.0
 
     def _fill(self) -> None:
         now = self._clock()
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
 
 
-class Throttle:
+class RateLimiter:
     """One pace for all writers, and a stop for all of them when the API server asks for one."""
 
     def __init__(self, rate: float, burst: float) -> None:
-        self._bucket = Bucket(rate, burst)
-        self._stopped_until = 0.0
+        self._bucket = TokenBucket(rate, burst)
+        self._paused_until = 0.0
 
-    async def leave(self) -> None:
+    async def acquire(self) -> None:
         """Wait for leave to write once."""
-        delay = self._bucket.wait()
+        delay = self._bucket.delay()
         self._bucket.take()
         await asyncio.sleep(delay)
-        while (stopped := self._stopped_until - monotonic()) > 0:
-            await asyncio.sleep(stopped)
+        while (paused := self._paused_until - monotonic()) > 0:
+            await asyncio.sleep(paused)
 
-    def stop(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """The API server had enough: nobody writes for so long."""
-        self._stopped_until = max(self._stopped_until, monotonic() + seconds)
+        self._paused_until = max(self._paused_until, monotonic() + seconds)

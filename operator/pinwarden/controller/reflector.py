@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source(Generic[T]):
+class ReflectorConfig(Generic[T]):
     """What to watch, and where to.
 
     `resource` is its plural name, for people and metrics. `prune` gives the key and what is kept of an object; `put` takes that, `remove`
@@ -40,7 +40,7 @@ class Source(Generic[T]):
     resource: str
     kind: str
     path: str
-    prune: Callable[[Json], tuple[str, T]]
+    transform: Callable[[Json], tuple[str, T]]
     put: Callable[[T], None]
     remove: Callable[[str], None]
     field_selector: str = ""
@@ -68,7 +68,7 @@ class Source(Generic[T]):
         return {name: selector for name, selector in selectors.items() if selector}
 
 
-class Watch(Generic[T]):
+class Reflector(Generic[T]):
     """Follows a `Source` for ever; `synced` is set once it was listed.
 
     An object that cannot be taken leaves what was known of it, `failed` is told a reference to it and the problem, and it is tried again
@@ -78,17 +78,17 @@ class Watch(Generic[T]):
     def __init__(
         self,
         api: Api,
-        source: Source[T],
+        source: ReflectorConfig[T],
         metrics: Metrics,
         items: Items,
-        failed: Callable[[Json, str], None] = lambda *_: None,
+        on_failure: Callable[[Json, str], None] = lambda *_: None,
     ) -> None:
         self._api = api
         self._source = source
         self._metrics = metrics
         self._items = items
-        self._told = failed
-        self._bad: set[str] = set()
+        self._on_failure = on_failure
+        self._unreadable: set[str] = set()
         self._backoff = Backoff()
         self._failing = False
         self._keys: set[str] = set()
@@ -108,7 +108,7 @@ class Watch(Generic[T]):
                     await self._list()
                 await self._watch()
             except ApiError as error:
-                await self._failed(error)
+                await self._handle_error(error)
 
     async def _list(self) -> None:
         source = self._source
@@ -123,7 +123,7 @@ class Watch(Generic[T]):
             self._remove(key)
         self._keys = seen
         self._version = version
-        self._works()
+        self._recovered()
         if not self.synced.is_set():
             _log.info("%d %s are listed", len(seen), source.resource)
             self.synced.set()
@@ -140,13 +140,13 @@ class Watch(Generic[T]):
         count = 0
         async with aclosing(lines) as events:
             async for line in events:
-                self._take(_decoded(line))
-                self._works()
+                self._handle_event(_decoded(line))
+                self._recovered()
                 count += 1
                 if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         self._metrics.watch_ended(self._source.resource, "timeout")
-        if self._bad:
+        if self._unreadable:
             self._version = ""  # they are tried again
 
     def _put(self, raw: Json) -> str:
@@ -155,20 +155,20 @@ class Watch(Generic[T]):
         key = source.key(raw)
 
         def failed(problem: str) -> None:
-            self._bad.add(key)
-            self._told(source.reference(raw), problem)
+            self._unreadable.add(key)
+            self._on_failure(source.reference(raw), problem)
 
         with self._items.item("watch", f"{source.resource} {key}", failed):
-            source.put(source.prune(raw)[1])
-            self._bad.discard(key)
+            source.put(source.transform(raw)[1])
+            self._unreadable.discard(key)
         return key
 
     def _remove(self, key: str) -> None:
         with self._items.item("watch", f"{self._source.resource} {key}"):
-            self._bad.discard(key)
+            self._unreadable.discard(key)
             self._source.remove(key)
 
-    def _take(self, event: Json) -> None:
+    def _handle_event(self, event: Json) -> None:
         source, item = self._source, event["object"]
         match event["type"]:
             case "ERROR":
@@ -183,7 +183,7 @@ class Watch(Generic[T]):
                 self._remove(key)
         self._version = item["metadata"]["resourceVersion"]
 
-    async def _failed(self, error: ApiError) -> None:
+    async def _handle_error(self, error: ApiError) -> None:
         self._metrics.watch_ended(self._source.resource, error.kind)
         if error.status in _LOST:
             _log.info("%s are listed again: %s", self._source.resource, error)
@@ -193,7 +193,7 @@ class Watch(Generic[T]):
             _log.warning("%s cannot be watched, trying again: %s", self._source.resource, error)
         await asyncio.sleep(self._backoff.failed(error.retry_after))
 
-    def _works(self) -> None:
+    def _recovered(self) -> None:
         self._backoff.succeeded()
         if self._failing:
             self._failing = False

@@ -9,11 +9,11 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Json
 
-Wanted = PinLimit | ClusterPinLimit | SharedMemoryGroup
+UserResource = PinLimit | ClusterPinLimit | SharedMemoryGroup
 """A resource in which people say what they want."""
 Status = PinLimitStatus | SharedMemoryGroupStatus
-KINDS: tuple[type[Wanted], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup)
-_STATUSES: dict[type[Wanted], type[Status]] = {
+KINDS: tuple[type[UserResource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup)
+_STATUSES: dict[type[UserResource], type[Status]] = {
     PinLimit: PinLimitStatus,
     ClusterPinLimit: PinLimitStatus,
     SharedMemoryGroup: SharedMemoryGroupStatus,
@@ -22,20 +22,20 @@ _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedResource:
     """A resource as the API server has it; `resource` is None when it cannot be read, and `problem` says why.
 
     `version` orders the states of one object. A status that cannot be read is None, as if there were none. `created` is the text of its
     creationTimestamp, `deleting` says that it has a deletionTimestamp.
     """
 
-    kind: type[Wanted]
+    kind: type[UserResource]
     name: str
     namespace: str | None
     uid: str
     generation: int
     version: int
-    resource: Wanted | None
+    resource: UserResource | None
     problem: str
     status: Status | None
     created: str = ""
@@ -58,19 +58,19 @@ def group_key(name: str) -> str:
     return f"{SharedMemoryGroup.plural}/{name}"
 
 
-def reference(seen: Seen) -> tuple[str, Json]:
+def reference(observed: ObservedResource) -> tuple[str, Json]:
     """The path of a resource, and the body by which this very one is applied to, and no other of its name."""
-    metadata = {"name": seen.name, "uid": seen.uid}
+    metadata = {"name": observed.name, "uid": observed.uid}
     space = ""
-    if seen.namespace:
-        metadata["namespace"] = seen.namespace
-        space = f"namespaces/{seen.namespace}/"
+    if observed.namespace:
+        metadata["namespace"] = observed.namespace
+        space = f"namespaces/{observed.namespace}/"
     version = f"{GROUP}/{VERSION}"
-    body = {"apiVersion": version, "kind": seen.kind.__name__, "metadata": metadata}
-    return f"/apis/{version}/{space}{seen.kind.plural}/{seen.name}", body
+    body = {"apiVersion": version, "kind": observed.kind.__name__, "metadata": metadata}
+    return f"/apis/{version}/{space}{observed.kind.plural}/{observed.name}", body
 
 
-def read(kind: type[Wanted], raw: Json) -> Seen:
+def read(kind: type[UserResource], raw: Json) -> ObservedResource:
     """Take what is used of a resource; never fails on what stands in its spec or status."""
     metadata = {key: raw["metadata"].get(key) for key in _METADATA}
     resource, problem = None, ""
@@ -78,7 +78,7 @@ def read(kind: type[Wanted], raw: Json) -> Seen:
         resource = kind.model_validate({"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")})
     except ValidationError as error:
         problem = _first(error)
-    return Seen(
+    return ObservedResource(
         kind=kind,
         name=metadata["name"],
         namespace=metadata["namespace"],
@@ -94,7 +94,7 @@ def read(kind: type[Wanted], raw: Json) -> Seen:
     )
 
 
-def _status(kind: type[Wanted], raw: object) -> Status | None:
+def _status(kind: type[UserResource], raw: object) -> Status | None:
     try:
         return _STATUSES[kind].model_validate(raw) if raw else None
     except ValidationError:
@@ -118,6 +118,6 @@ def applied_to(status: Status | None, generation: int) -> str:
     return next((each.reason for each in conditions if each.observed_generation == generation), "")
 
 
-def essence(seen: Seen) -> tuple[object, ...]:
+def essence(observed: ObservedResource) -> tuple[object, ...]:
     """What of a resource is news beside its status."""
-    return seen.generation, seen.deleting, seen.finalizers
+    return observed.generation, observed.deleting, observed.finalizers

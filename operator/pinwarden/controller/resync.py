@@ -27,7 +27,7 @@ _SHARE_OF_TIME = 0.01
 _log = logging.getLogger(__name__)
 
 
-class Census:
+class Resync:
     """Compares for ever; `synced` is set once every limit that was there is known, `missed` is how many stay unknown.
 
     `known` gives the UIDs that are known now, `gone` is told a UID.

@@ -16,38 +16,38 @@ from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller import transform
 from pinwarden.controller.client import Api, ApiError, Json
-from pinwarden.controller.items import Items, TryAgainError
+from pinwarden.controller.items import Items, RetryError
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.store import State
+from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.write_guard import WriteGuard
 
 QUIET_SECONDS = 0.2
 WRITERS = 16
 REFUSED_SECONDS = 10.0
 _SLICE_SECONDS = 0.02
-_SETTLING_SECONDS = 0.02
+_COMPILED_POLL_SECONDS = 0.02
 _API_VERSION = f"{GROUP}/{VERSION}"
 _CONFIGS = f"/apis/{_API_VERSION}/{NodePinConfig.plural}"
 _log = logging.getLogger(__name__)
 
 
-class Specs:
+class SpecReconciler:
     """Compiles dirty nodes and writes what differs."""
 
     def __init__(
         self,
         api: Api,
-        state: State,
+        store: Store,
         compile_queue: WorkQueue,
-        gate: Gate,
+        guard: WriteGuard,
         metrics: Metrics,
         items: Items,
     ) -> None:
         self._api = api
-        self._state = state
+        self._store = store
         self._compile_queue = compile_queue
-        self._gate = gate
+        self._guard = guard
         self._metrics = metrics
         self._items = items
         self._slice_ends = 0.0
@@ -56,21 +56,21 @@ class Specs:
         self._stored_as: dict[str, tuple[bytes, bytes]] = {}
         self.write_queue = WorkQueue()
 
-    async def settled(self) -> None:
+    async def wait_compiled(self) -> None:
         """Wait until no node waits to be compiled."""
         while not self._compile_queue.idle:
-            await asyncio.sleep(_SETTLING_SECONDS)
+            await asyncio.sleep(_COMPILED_POLL_SECONDS)
 
-    async def compile(self) -> None:
+    async def run_compiler(self) -> None:
         """Compiles dirty nodes until cancelled, and lets others run in between."""
-        await self._gate.synced.wait()
-        await self._items.work_off(
-            "compile", self._compile_queue, self._compile_next, self._state.not_compiled
+        await self._guard.synced.wait()
+        await self._items.process_queue(
+            "compile", self._compile_queue, self._compile_next, self._store.compile_failed
         )
 
-    async def write(self) -> None:
+    async def run_writer(self) -> None:
         """One of `WRITERS`: writes what waits until cancelled."""
-        await self._items.work_off("spec", self.write_queue, self._write)
+        await self._items.process_queue("spec", self.write_queue, self._write)
 
     async def _compile_next(self, name: str) -> float:
         started = monotonic()
@@ -83,8 +83,8 @@ class Specs:
         return 0.0
 
     async def _write(self, name: str) -> float:
-        await self._gate.leave()
-        data, owner = self._pending.get(name), self._state.node_uids.get(name)
+        await self._guard.acquire()
+        data, owner = self._pending.get(name), self._store.node_uids.get(name)
         if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
             return 0.0
         try:
@@ -95,31 +95,31 @@ class Specs:
         return QUIET_SECONDS
 
     def _compile(self, name: str) -> None:
-        state = self._state
-        owner = state.node_uids.get(name)
+        store = self._store
+        owner = store.node_uids.get(name)
         if owner is None:
             for kept in (self._pending, self._desired, self._stored_as):
                 kept.pop(name, None)
             self.write_queue.discard(name)
             self._items.forget("spec", name)
-            state.forget_node(name)
+            store.forget_node(name)
             return
-        spec, room = state.world.compiled(name)
-        state.desire(state.view(name).with_desired(spec, room))
+        spec, room = store.cluster.compiled(name)
+        store.set_desired(store.view(name).with_desired(spec, room))
         data = transform.canonical(spec.to_wire())
         self._desired[name] = transform.digest_of(data, owner)
-        if self._is_held(name):
+        if self._is_stored(name):
             self._pending.pop(name, None)
         else:
             self._pending[name] = data
             self.write_queue.add(name)
 
-    def _is_held(self, name: str) -> bool:
+    def _is_stored(self, name: str) -> bool:
         """Whether the API server has what is desired, or what it makes of it."""
-        held, desired = self._state.held.get(name), self._desired[name]
-        if held is None:
+        stored, desired = self._store.stored.get(name), self._desired[name]
+        if stored is None:
             return False
-        return held.digest == desired or self._stored_as.get(name) == (desired, held.digest)
+        return stored.digest == desired or self._stored_as.get(name) == (desired, stored.digest)
 
     async def _apply(self, name: str, data: bytes, owner: str) -> None:
         body: Json = {
@@ -131,25 +131,25 @@ class Specs:
             },
             "spec": json.loads(data),
         }
-        before = self._state.held.get(name)
-        _, held = transform.node_pin_config(await self._api.apply(f"{_CONFIGS}/{name}", body))
+        before = self._store.stored.get(name)
+        _, stored = transform.node_pin_config(await self._api.apply(f"{_CONFIGS}/{name}", body))
         sent = transform.digest_of(data, owner)
-        if held.digest != sent:
-            self._stored_as[name] = (sent, held.digest)
+        if stored.digest != sent:
+            self._stored_as[name] = (sent, stored.digest)
             _log.warning(
                 "NodePinConfig %s was stored other than it was written: are the CRDs of this version?", name
             )
         if self._pending.get(name) is data:
             del self._pending[name]
-        self._state.wrote_held(held, before)
-        if name in self._desired and name not in self._pending and not self._is_held(name):
+        self._store.config_written(stored, before)
+        if name in self._desired and name not in self._pending and not self._is_stored(name):
             self._compile_queue.add(name)  # what was written was taken back meanwhile
 
-    def _failed(self, name: str, error: ApiError) -> TryAgainError:
+    def _failed(self, name: str, error: ApiError) -> RetryError:
         self._metrics.wrote("spec", error.kind)
         if error.status == 429:
-            self._gate.stop(error.retry_after or 1.0)
+            self._guard.pause(error.retry_after or 1.0)
         refused = error.kind == "refused"
         if refused:
             _log.warning("NodePinConfig %s cannot be written: %s", name, error)
-        return TryAgainError(REFUSED_SECONDS if refused else error.retry_after)
+        return RetryError(REFUSED_SECONDS if refused else error.retry_after)

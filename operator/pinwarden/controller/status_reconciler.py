@@ -17,15 +17,15 @@ from pinwarden.api.quantity import Quantity
 from pinwarden.api.reasons import NO_PODS
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Api, ApiError
-from pinwarden.controller.events import Happening, Recorder
+from pinwarden.controller.events import EventDraft, EventRecorder
 from pinwarden.controller.finalizers import Finalizers
-from pinwarden.controller.items import Items, TryAgainError
+from pinwarden.controller.items import Items, RetryError
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.resources import Seen, Status, applied_to, conditions_of, reference
-from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, Specs
-from pinwarden.controller.store import STATUS_BURST, Managed, State
+from pinwarden.controller.resources import ObservedResource, Status, applied_to, conditions_of, reference
+from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, SpecReconciler
+from pinwarden.controller.store import STATUS_BURST, ManagedResource, Store
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_on_node import DrainWait, drain_wait
@@ -41,181 +41,185 @@ _TIMES_ITS_COST = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Looked(NamedTuple):
+class ComputedStatus(NamedTuple):
     """The status that a limit or group should have now, and the nodes that the end of a group waits for."""
 
     status: Status
     waits: Sequence[DrainWait] = ()
 
 
-class Statuses:
+class StatusReconciler:
     """Looks at dirty limits and groups and writes what changed."""
 
     def __init__(
         self,
         api: Api,
-        state: State,
+        store: Store,
         queue: WorkQueue,
-        specs: Specs,
-        gate: Gate,
-        recorder: Recorder,
+        specs: SpecReconciler,
+        guard: WriteGuard,
+        recorder: EventRecorder,
         finalizers: Finalizers,
         metrics: Metrics,
         items: Items,
     ) -> None:
         self._api = api
-        self._state = state
+        self._store = store
         self._queue = queue
         self._specs = specs
-        self._gate = gate
+        self._guard = guard
         self._recorder = recorder
         self._finalizers = finalizers
         self._metrics = metrics
         self._items = items
 
-    async def write(self) -> None:
+    async def run_writer(self) -> None:
         """One of `WRITERS`: looks and writes until cancelled."""
-        await self._items.work_off("aggregate", self._queue, self._write, self._not_looked_at)
+        await self._items.process_queue("aggregate", self._queue, self._write, self._report_failure)
 
     async def _write(self, key: str) -> float:
-        await self._gate.led()
-        await self._specs.settled()
-        entry = self._state.resources.get(key)
+        await self._guard.wait_leading()
+        await self._specs.wait_compiled()
+        entry = self._store.resources.get(key)
         if entry is None:
             self._items.forget("aggregate", key)
             return 0.0
         started = monotonic()
-        looked = look(self._state, entry)
+        computed = compute_status(self._store, entry)
         cost = monotonic() - started
         self._metrics.reconciled("aggregate", cost)
         try:
-            await self._settle(key, entry, looked)
+            await self._reconcile(key, entry, computed)
         except ApiError as error:
             return self._failed(key, error)
         return max(QUIET_SECONDS, cost * _TIMES_ITS_COST)
 
-    def _not_looked_at(self, key: str, problem: str) -> None:
+    def _report_failure(self, key: str, problem: str) -> None:
         """An Event says it, as the status cannot."""
-        if entry := self._state.resources.get(key):
+        if entry := self._store.resources.get(key):
             note = f"The status cannot be worked out and stands still: {problem}"
-            self._recorder.happened(entry.seen, Happening("Warning", "StatusFailed", "Aggregate", note))
+            self._recorder.record(entry.observed, EventDraft("Warning", "StatusFailed", "Aggregate", note))
 
-    async def _settle(self, key: str, entry: Managed, looked: Looked) -> None:
+    async def _reconcile(self, key: str, entry: ManagedResource, computed: ComputedStatus) -> None:
         """See to the finalizer; write the status now or later, or not when it is what the API server has."""
         try:
-            end = await self._finalizers.settle(entry, looked.waits)
+            result = await self._finalizers.reconcile(entry, computed.waits)
         except ApiError as error:
             self._metrics.wrote("finalizer", error.kind)
             raise
-        if end.look_after > 0:
-            self._queue.add(key, end.look_after)
-        if end.gone or looked.status == entry.status:
+        if result.requeue_after > 0:
+            self._queue.add(key, result.requeue_after)
+        if result.gone or computed.status == entry.status:
             return
-        if (delay := _delay(entry, looked.status)) > 0:
+        if (delay := _delay(entry, computed.status)) > 0:
             self._queue.add(key, delay)
             return
-        await self._gate.leave()
+        await self._guard.acquire()
         try:
-            await self._apply(entry, looked.status)
+            await self._apply(entry, computed.status)
         except ApiError as error:
             self._metrics.wrote("status", error.kind)
             raise
         self._metrics.wrote("status")
 
-    async def _apply(self, entry: Managed, status: Status) -> None:
-        seen = entry.seen
-        path, body = reference(seen)
-        before, unapplied = (
+    async def _apply(self, entry: ManagedResource, status: Status) -> None:
+        observed = entry.observed
+        path, body = reference(observed)
+        before, unapplied_since = (
             entry.status,
-            entry.unapplied,
+            entry.unapplied_since,
         )  # the watch may tell of the write before it is answered
         answer = await self._api.apply(f"{path}/status", {**body, "status": status.to_wire()})
         version = int(answer["metadata"]["resourceVersion"])
         if version > entry.version:
             entry.status, entry.version = status, version
-        entry.leave.take()
-        if unapplied is not None and (reason := applied_to(status, seen.generation)):
+        entry.write_bucket.take()
+        if unapplied_since is not None and (reason := applied_to(status, observed.generation)):
             if reason != NO_PODS:
-                self._metrics.applied(monotonic() - unapplied)
-            if entry.seen.generation == seen.generation:
-                entry.unapplied = None
-        self._recorder.changed(seen, before, status)
+                self._metrics.applied(monotonic() - unapplied_since)
+            if entry.observed.generation == observed.generation:
+                entry.unapplied_since = None
+        self._recorder.record_change(observed, before, status)
 
     def _failed(self, key: str, error: ApiError) -> float:
         """The seconds to wait where its watch will tell more. Raises TryAgainError."""
         if error.status in (404, 409):  # gone, or another one of its name
             return _GONE_SECONDS
         if error.status == 429:
-            self._gate.stop(error.retry_after or 1.0)
+            self._guard.pause(error.retry_after or 1.0)
         refused = error.kind == "refused"
         if refused:
             _log.warning("the status of %s cannot be written: %s", key, error)
-        raise TryAgainError(REFUSED_SECONDS if refused else error.retry_after) from error
+        raise RetryError(REFUSED_SECONDS if refused else error.retry_after) from error
 
 
-def look(state: State, entry: Managed) -> Looked:
+def compute_status(store: Store, entry: ManagedResource) -> ComputedStatus:
     """What the limit or group should have as its status now, and what its end waits for."""
     now = datetime.now(UTC)
-    if entry.seen.kind is SharedMemoryGroup:
-        return _look_at_group(state, entry, now)
-    return Looked(_limit_status(state, entry, now))
+    if entry.observed.kind is SharedMemoryGroup:
+        return _compute_group(store, entry, now)
+    return ComputedStatus(_limit_status(store, entry, now))
 
 
-def _limit_status(state: State, entry: Managed, now: datetime) -> PinLimitStatus:
-    seen = entry.seen
+def _limit_status(store: Store, entry: ManagedResource, now: datetime) -> PinLimitStatus:
+    observed = entry.observed
     previous = entry.status if isinstance(entry.status, PinLimitStatus) else None
-    if not isinstance(seen.resource, PinLimit | ClusterPinLimit):
-        refusal = Rejection("Invalid", seen.problem)
+    if not isinstance(observed.resource, PinLimit | ClusterPinLimit):
+        refusal = Rejection("Invalid", observed.problem)
         return conclude(_unreadable(entry), [], previous, now, rejection=refusal)
     return aggregate(
-        seen.resource,
-        state.world.pods_of(seen.key),
-        state.views,
+        observed.resource,
+        store.cluster.pods_of(observed.key),
+        store.views,
         previous,
         now,
-        rejection=state.world.rejection(seen.key),
-        overriding=state.world.overriding(seen.key),
-        kept=entry.kept,
+        rejection=store.cluster.rejection(observed.key),
+        overriding=store.cluster.overriding(observed.key),
+        kept=entry.shares_cache,
     )
 
 
-def _look_at_group(state: State, entry: Managed, now: datetime) -> Looked:
-    seen, world = entry.seen, state.world
-    name = seen.full_name
-    group = world.groups.get(name)
+def _compute_group(store: Store, entry: ManagedResource, now: datetime) -> ComputedStatus:
+    observed, cluster = entry.observed, store.cluster
+    name = observed.full_name
+    group = cluster.groups.get(name)
     previous = entry.status if isinstance(entry.status, SharedMemoryGroupStatus) else None
-    refusal = world.group_rejection(name) if group else Rejection("Invalid", seen.problem)
+    refusal = cluster.group_rejection(name) if group else Rejection("Invalid", observed.problem)
     if group is None or refusal is not None:
-        refusal = refusal or Rejection("Invalid", seen.problem)
-        waits = _waits(state, group) if group else []
-        return Looked(rejected_group_status(_metadata(seen), refusal, previous, now, waits), waits)
-    members, on = world.members_of(name), world.nodes_of_group(name)
-    views = {node: state.view(node) for node in {*members, *on} if node in world.nodes}
-    shares = group_shares(group, members, on, views, state.pod_at, entry.kept_group)
+        refusal = refusal or Rejection("Invalid", observed.problem)
+        waits = _waits(store, group) if group else []
+        return ComputedStatus(
+            rejected_group_status(_metadata(observed), refusal, previous, now, waits), waits
+        )
+    members, on = cluster.members_of(name), cluster.nodes_of_group(name)
+    views = {node: store.view(node) for node in {*members, *on} if node in cluster.nodes}
+    shares = group_shares(group, members, on, views, store.pod_at, entry.group_shares_cache)
     status = settled(previous, group_status(group, shares, previous, now))
-    return Looked(status, [share.waits for share in shares if share.waits])
+    return ComputedStatus(status, [share.waits for share in shares if share.waits])
 
 
-def _waits(state: State, group: Group) -> list[DrainWait]:
+def _waits(store: Store, group: Group) -> list[DrainWait]:
     """What the end of a group that is refused waits for."""
-    nodes = sorted(state.world.nodes_of_group(group.name))
-    waits = (drain_wait(group, state.view(node), state.pod_at, rejected=True) for node in nodes)
+    nodes = sorted(store.cluster.nodes_of_group(group.name))
+    waits = (drain_wait(group, store.view(node), store.pod_at, rejected=True) for node in nodes)
     return [wait for wait in waits if wait]
 
 
-def _metadata(seen: Seen) -> ObjectMeta:
-    return ObjectMeta(name=seen.name, namespace=seen.namespace, uid=seen.uid, generation=seen.generation)
+def _metadata(observed: ObservedResource) -> ObjectMeta:
+    return ObjectMeta(
+        name=observed.name, namespace=observed.namespace, uid=observed.uid, generation=observed.generation
+    )
 
 
-def _unreadable(entry: Managed) -> PinLimit:
+def _unreadable(entry: ManagedResource) -> PinLimit:
     """Stands for a limit that cannot be read where only its metadata counts."""
     spec = PinLimitSpec(pod_selector=LabelSelector(), limit=Quantity(0))
-    return PinLimit(metadata=_metadata(entry.seen), spec=spec)
+    return PinLimit(metadata=_metadata(entry.observed), spec=spec)
 
 
-def _delay(entry: Managed, status: Status) -> float:
+def _delay(entry: ManagedResource, status: Status) -> float:
     """Return the seconds until this status may be written."""
-    return entry.leave.wait(_spared(entry.status, status))
+    return entry.write_bucket.delay(_spared(entry.status, status))
 
 
 def _spared(before: Status | None, status: Status) -> float:

@@ -16,10 +16,10 @@ from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller.agent_liveness import AgentLiveness
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.metrics_counters import Rises
-from pinwarden.controller.ratelimit import Bucket
-from pinwarden.controller.resources import Seen, Status, applied_to, essence, group_key
-from pinwarden.controller.transform import AgentPod, Held, HeldSpec, KnownNode
+from pinwarden.controller.metrics_counters import ReportCounters
+from pinwarden.controller.ratelimit import TokenBucket
+from pinwarden.controller.resources import ObservedResource, Status, applied_to, essence, group_key
+from pinwarden.controller.transform import AgentPod, KnownNode, StoredConfig, StoredSpec
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan.cluster import Cluster, Dirty
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
@@ -38,24 +38,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Managed:
+class ManagedResource:
     """A limit or group, the status that the API server has of it, and what helps to make the next one.
 
     `held`: its finalizer is on it, or was and is about to be put back. `unapplied` is when this generation was first seen, by the monotonic
     clock; None once the status told that every node concerned has it.
     """
 
-    seen: Seen
+    observed: ObservedResource
     status: Status | None
     version: int
-    held: bool = False
-    unapplied: float | None = None
-    kept: Kept = field(default_factory=Kept)
-    kept_group: KeptGroupShares = field(default_factory=KeptGroupShares)
-    leave: Bucket = field(default_factory=lambda: Bucket(STATUSES_PER_SECOND, STATUS_BURST))
+    has_finalizer: bool = False
+    unapplied_since: float | None = None
+    shares_cache: Kept = field(default_factory=Kept)
+    group_shares_cache: KeptGroupShares = field(default_factory=KeptGroupShares)
+    write_bucket: TokenBucket = field(default_factory=lambda: TokenBucket(STATUSES_PER_SECOND, STATUS_BURST))
 
 
-class State:
+class Store:
     """What is known. `compile` and `aggregate` are the queues that it fills; `refused` is given the refusals that a node lists.
 
     `unreadable` names the NodePinConfigs that this version cannot read.
@@ -67,20 +67,20 @@ class State:
         compile_queue: WorkQueue,
         aggregate_queue: WorkQueue,
         metrics: Metrics,
-        refused: Callable[[str, Sequence[DenialReport]], None],
+        on_denials: Callable[[str, Sequence[DenialReport]], None],
     ) -> None:
-        self.world = Cluster(settings)
+        self.cluster = Cluster(settings)
         self.node_uids: dict[str, str] = {}
-        self.held: dict[str, HeldSpec] = {}
-        self.resources: dict[str, Managed] = {}
-        self.rises = Rises(lambda uid: uid in self._keys)
+        self.stored: dict[str, StoredSpec] = {}
+        self.resources: dict[str, ManagedResource] = {}
+        self.counters = ReportCounters(lambda uid: uid in self._keys)
         self.unreadable: set[str] = set()
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
-        self._refused = refused
+        self._on_denials = on_denials
         self._ended: dict[tuple[str, str], Pod] = {}
-        self._going_on: dict[str, set[str]] = {}
+        self._still_running: dict[str, set[str]] = {}
         self._views: dict[str, NodeView] = {}
         self._agents = AgentLiveness()
         self._keys: dict[str, str] = {}
@@ -90,31 +90,31 @@ class State:
     def put_pod(self, pod: Pod) -> None:
         """A pod as it is."""
         if pod.terminal:
-            self._end(pod)
-            self._leave(pod.uid)
+            self._remember_ended(pod)
+            self._end_pod(pod.uid)
             return
-        self._going_on.get(pod.node, set()).discard(pod.uid)
-        self._mark(self.world.put_pod(pod))
-        self._forget_ended(pod.node, self.world.claimants(pod.node, pod.cgroup_uid))
+        self._still_running.get(pod.node, set()).discard(pod.uid)
+        self._mark(self.cluster.put_pod(pod))
+        self._remove_stopped(pod.node, self.cluster.claimants(pod.node, pod.cgroup_uid))
 
     def remove_pod(self, uid: str) -> None:
         """A pod is gone, has ended, or is not bound to a node."""
-        if pod := self.world.pod(uid):
-            self._end(pod)
-        self._leave(uid)
+        if pod := self.cluster.pod(uid):
+            self._remember_ended(pod)
+        self._end_pod(uid)
 
     def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
         """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended.
 
         None where several pods name that cgroup.
         """
-        own = self.world.pod(cgroup_uid)
+        own = self.cluster.pod(cgroup_uid)
         if own is not None and own.node == node:
             return own
-        claimants = self.world.claimants(node, cgroup_uid)
+        claimants = self.cluster.claimants(node, cgroup_uid)
         if len(claimants) > 1:
             return None
-        return self.world.pod(*claimants) if claimants else self._ended.get((node, cgroup_uid))
+        return self.cluster.pod(*claimants) if claimants else self._ended.get((node, cgroup_uid))
 
     def put_node(self, known: KnownNode) -> None:
         """A node as it is."""
@@ -123,68 +123,72 @@ class State:
             self.node_uids[name] = known.uid
             self._compile.add(name)
         if self._agents.put_node(name, lost=known.lost):
-            self._hear(name)
-        self._mark(self.world.put_node(known.node))
+            self._update_liveness(name)
+        self._mark(self.cluster.put_node(known.node))
 
     def remove_node(self, name: str) -> None:
         """A node is gone; the garbage collector removes its NodePinConfig."""
         self.node_uids.pop(name, None)
-        self._mark(self.world.remove_node(name))
+        self._mark(self.cluster.remove_node(name))
         self._compile.add(name)
 
     def put_namespace(self, namespace: Namespace) -> None:
         """A namespace as it is."""
-        self._mark(self.world.put_namespace(namespace))
+        self._mark(self.cluster.put_namespace(namespace))
 
     def remove_namespace(self, name: str) -> None:
         """A namespace is gone."""
-        self._mark(self.world.remove_namespace(name))
+        self._mark(self.cluster.remove_namespace(name))
 
     # -- agents and what they report -------------------------------------------------------------------------------
 
     def put_agent(self, agent: AgentPod) -> None:
         """An agent's pod as it is."""
         for node in self._agents.put_pod(agent):
-            self._hear(node)
+            self._update_liveness(node)
 
     def remove_agent(self, uid: str) -> None:
         """An agent's pod is gone."""
         for node in self._agents.remove_pod(uid):
-            self._hear(node)
+            self._update_liveness(node)
 
-    def put_held(self, held: Held) -> None:
+    def put_config(self, config: StoredConfig) -> None:
         """A NodePinConfig as the API server has it; one that is older than what is known tells nothing."""
-        old = self.held.get(held.name)
-        if old is not None and old.uid == held.uid and held.generation < old.generation:
+        old = self.stored.get(config.name)
+        if old is not None and old.uid == config.uid and config.generation < old.generation:
             return
-        if old is None or (old.uid, old.generation, old.digest) != (held.uid, held.generation, held.digest):
-            self.held[held.name] = HeldSpec(held.uid, held.generation, held.digest)
-            self._compile.add(held.name)
-        self._read(held)
+        if old is None or (old.uid, old.generation, old.digest) != (
+            config.uid,
+            config.generation,
+            config.digest,
+        ):
+            self.stored[config.name] = StoredSpec(config.uid, config.generation, config.digest)
+            self._compile.add(config.name)
+        self._read_config(config)
 
-    def wrote_held(self, held: Held, before: HeldSpec | None) -> None:
+    def config_written(self, config: StoredConfig, before: StoredSpec | None) -> None:
         """A NodePinConfig as the API server answered the operator's own write, which was begun when `before` was known.
 
         When the watch told of the object meanwhile, it told of this write or will, perhaps of what came after it: the answer is dropped.
         """
-        if self.held.get(held.name) is before:
-            self.held[held.name] = HeldSpec(held.uid, held.generation, held.digest)
+        if self.stored.get(config.name) is before:
+            self.stored[config.name] = StoredSpec(config.uid, config.generation, config.digest)
             if (
-                before is None or held.generation > before.generation
+                before is None or config.generation > before.generation
             ):  # else the report may be older than the one known
-                self._read(held)
+                self._read_config(config)
 
-    def remove_held(self, name: str) -> None:
+    def remove_config(self, name: str) -> None:
         """A NodePinConfig is gone."""
         self.unreadable.discard(name)
-        if name in self.held:
-            self.held[name] = HeldSpec("", 0, b"")
-            self._see(self.view(name).without_object())
+        if name in self.stored:
+            self.stored[name] = StoredSpec("", 0, b"")
+            self._update_view(self.view(name).without_object())
             self._compile.add(name)
 
-    def lose_report(self, name: str) -> None:
+    def forget_report(self, name: str) -> None:
         """What the agent of a node reports cannot be taken, so nothing is known of what it holds (H1)."""
-        self._see(self.view(name).without_object())
+        self._update_view(self.view(name).without_object())
 
     def view(self, node: str) -> NodeView:
         """What is known of a node's agent."""
@@ -195,106 +199,117 @@ class State:
         """By node; one that is missing is silent."""
         return self._views
 
-    def desire(self, view: NodeView) -> None:
+    def set_desired(self, view: NodeView) -> None:
         """Take the view with the spec that was compiled; the limits concerned were marked by what made the node dirty."""
         before = self._views.get(view.name)
         if before is not None and before.not_compiled:
-            self._see(view)
+            self._update_view(view)
         elif before != view:
             self._views[view.name] = view
-            self._tell_presence(view)
+            self._update_presence(view)
 
-    def not_compiled(self, name: str, problem: str) -> None:
+    def compile_failed(self, name: str, problem: str) -> None:
         """The spec of the node could not be compiled: the node keeps its last spec, and the limits on it say so."""
-        self._see(replace(self.view(name), not_compiled=problem))
+        self._update_view(replace(self.view(name), not_compiled=problem))
 
     def forget_node(self, name: str) -> None:
         """Drop what is kept of a node that is gone."""
-        if name not in self.held or not self.held[name].uid:
-            self.held.pop(name, None)
+        if name not in self.stored or not self.stored[name].uid:
+            self.stored.pop(name, None)
             self._views.pop(name, None)
-            self._forget_ended(name)
+            self._remove_stopped(name)
             self._agents.forget_node(name)
-            self.rises.forget_node(name)
-            self._mark(self.world.put_presence(name, NOWHERE))
+            self.counters.forget_node(name)
+            self._mark(self.cluster.put_presence(name, NOWHERE))
 
     # -- limits and groups -----------------------------------------------------------------------------------------
 
-    def put(self, seen: Seen) -> None:
+    def put_resource(self, observed: ObservedResource) -> None:
         """A limit or group as the API server has it; one that is older than what is known tells nothing."""
-        key = seen.key
+        key = observed.key
         old = self.resources.get(key)
-        if old is not None and old.seen.uid == seen.uid:
-            if seen.version < old.seen.version:
+        if old is not None and old.observed.uid == observed.uid:
+            if observed.version < old.observed.version:
                 return
-            if (seen.generation, seen.resource is None) == (old.seen.generation, old.seen.resource is None):
-                seen = replace(
-                    seen, resource=old.seen.resource
+            if (observed.generation, observed.resource is None) == (
+                old.observed.generation,
+                old.observed.resource is None,
+            ):
+                observed = replace(
+                    observed, resource=old.observed.resource
                 )  # what is kept of it is good for this very object
-            echo = seen.version <= old.version and essence(seen) == essence(old.seen)
-            if seen.version > old.version:
-                old.status, old.version = seen.status, seen.version
-            if seen.generation != old.seen.generation:
-                old.unapplied = monotonic()
-            if applied_to(seen.status, seen.generation):
-                old.unapplied = None
-            old.seen = seen
+            echo = observed.version <= old.version and essence(observed) == essence(old.observed)
+            if observed.version > old.version:
+                old.status, old.version = observed.status, observed.version
+            if observed.generation != old.observed.generation:
+                old.unapplied_since = monotonic()
+            if applied_to(observed.status, observed.generation):
+                old.unapplied_since = None
+            old.observed = observed
             if echo:
                 return
         else:
             if old is not None:
-                self.remove(key, old.seen.uid)
-            unapplied = None if applied_to(seen.status, seen.generation) else monotonic()
-            self.resources[key] = Managed(seen, seen.status, seen.version, unapplied=unapplied)
-            self._keys[seen.uid] = key
-        self._take(self.resources[key])
+                self.remove_resource(key, old.observed.uid)
+            unapplied_since = None if applied_to(observed.status, observed.generation) else monotonic()
+            self.resources[key] = ManagedResource(
+                observed, observed.status, observed.version, unapplied_since=unapplied_since
+            )
+            self._keys[observed.uid] = key
+        self._add_to_cluster(self.resources[key])
         self._aggregate.add(key, COALESCE_SECONDS)
 
-    def answered(self, seen: Seen) -> None:
+    def resource_written(self, observed: ObservedResource) -> None:
         """A limit or group as the API server answered the operator's own write, unless it is gone by now."""
-        if seen.uid in self._keys:
-            self.put(seen)
+        if observed.uid in self._keys:
+            self.put_resource(observed)
 
-    def remove(self, key: str, uid: str) -> None:
+    def remove_resource(self, key: str, uid: str) -> None:
         """A limit or group is gone, unless there is another one of its name by now."""
         old = self.resources.get(key)
-        if old is None or old.seen.uid != uid:
+        if old is None or old.observed.uid != uid:
             return
         del self.resources[key], self._keys[uid]
-        self.rises.forget(uid)
-        self._drop(old.seen)
+        self.counters.forget(uid)
+        self._drop_from_cluster(old.observed)
 
-    def forget(self, uid: str) -> None:
+    def remove_uid(self, uid: str) -> None:
         """The limit or group of this UID is gone."""
         if key := self._keys.get(uid):
-            self.remove(key, uid)
+            self.remove_resource(key, uid)
 
     @property
     def uids(self) -> list[str]:
         """The UIDs of the known limits and groups."""
         return list(self._keys)
 
-    def seen_as(self, uid: str) -> Seen | None:
+    def resource_of(self, uid: str) -> ObservedResource | None:
         """The limit or group of this UID."""
         key = self._keys.get(uid)
-        return self.resources[key].seen if key else None
+        return self.resources[key].observed if key else None
 
-    def _take(self, entry: Managed) -> None:
+    def _add_to_cluster(self, entry: ManagedResource) -> None:
         """Into the world, unless it cannot be read."""
-        seen = entry.seen
-        refused = self.world.group_rejection(seen.full_name) is not None
-        entry.held = FINALIZER in seen.finalizers or (entry.held and not seen.deleting and not refused)
-        if seen.resource is None:
-            self._metrics.unreadable("groups" if seen.kind is SharedMemoryGroup else "limits")
-            self._drop(seen)
-        elif isinstance(seen.resource, SharedMemoryGroup):
-            self._mark(self.world.put_group(Group(seen.resource, seen.created, seen.deleting, entry.held)))
+        observed = entry.observed
+        refused = self.cluster.group_rejection(observed.full_name) is not None
+        entry.has_finalizer = FINALIZER in observed.finalizers or (
+            entry.has_finalizer and not observed.deleting and not refused
+        )
+        if observed.resource is None:
+            self._metrics.unreadable("groups" if observed.kind is SharedMemoryGroup else "limits")
+            self._drop_from_cluster(observed)
+        elif isinstance(observed.resource, SharedMemoryGroup):
+            self._mark(
+                self.cluster.put_group(
+                    Group(observed.resource, observed.created, observed.deleting, entry.has_finalizer)
+                )
+            )
         else:
-            self._mark(self.world.put_limit(seen.resource))
+            self._mark(self.cluster.put_limit(observed.resource))
 
-    def _drop(self, seen: Seen) -> None:
-        drop = self.world.remove_group if seen.kind is SharedMemoryGroup else self.world.remove_limit
-        self._mark(drop(seen.full_name))
+    def _drop_from_cluster(self, observed: ObservedResource) -> None:
+        drop = self.cluster.remove_group if observed.kind is SharedMemoryGroup else self.cluster.remove_limit
+        self._mark(drop(observed.full_name))
 
     # -- marking ---------------------------------------------------------------------------------------------------
 
@@ -306,51 +321,51 @@ class State:
         for name in dirty.groups:
             self._aggregate.add(group_key(name), COALESCE_SECONDS)
 
-    def _see(self, view: NodeView) -> None:
+    def _update_view(self, view: NodeView) -> None:
         """Take a view; a change concerns the limits of the node's pods, and the groups that are on the node."""
         if self._views.get(view.name) != view:
             self._views[view.name] = view
-            self._tell_presence(view)
+            self._update_presence(view)
             name = view.name
-            self._mark(Dirty(limits=self.world.limits_on(name), groups=self.world.groups_on(name)))
-            self._forget_ended(name)
+            self._mark(Dirty(limits=self.cluster.limits_on(name), groups=self.cluster.groups_on(name)))
+            self._remove_stopped(name)
 
-    def _tell_presence(self, view: NodeView) -> None:
-        before = self.world.presence(view.name)
-        self._mark(self.world.put_presence(view.name, view.presence(before)))
+    def _update_presence(self, view: NodeView) -> None:
+        before = self.cluster.presence(view.name)
+        self._mark(self.cluster.put_presence(view.name, view.presence(before)))
 
-    def _read(self, held: Held) -> None:
-        view = self.view(held.name)
+    def _read_config(self, stored: StoredConfig) -> None:
+        view = self.view(stored.name)
         try:
-            config = NodePinConfig.model_validate({**held.config, "kind": "NodePinConfig"})
+            config = NodePinConfig.model_validate({**stored.config, "kind": "NodePinConfig"})
         except ValidationError as error:
             self._metrics.unreadable("nodepinconfigs")
-            self.unreadable.add(held.name)
+            self.unreadable.add(stored.name)
             first = error.errors(include_url=False, include_input=False)[0]
             _log.warning(
-                "NodePinConfig %s is not understood, at %s: %s", held.name, first["loc"], first["msg"]
+                "NodePinConfig %s is not understood, at %s: %s", stored.name, first["loc"], first["msg"]
             )
-            self._see(view.without_object())
+            self._update_view(view.without_object())
         else:
-            self.unreadable.discard(held.name)
+            self.unreadable.discard(stored.name)
             view = view.with_object(config)
-            self.rises.reported(view)
-            self._see(view)
-            self._refused(held.name, config.status.recent_denials if config.status else [])
+            self.counters.observe(view)
+            self._update_view(view)
+            self._on_denials(stored.name, config.status.recent_denials if config.status else [])
 
-    def _leave(self, uid: str) -> None:
+    def _end_pod(self, uid: str) -> None:
         """A pod is gone or has ended. While processes of it go on, the rules keep it: limits hold until they do not select it any more.
 
         A node whose agent is silent is not waited for: its agent keeps such limits by itself.
         """
-        pod = self.world.pod(uid)
-        if pod is None or self.view(pod.node).silent or not self._goes_on(pod):
-            self._mark(self.world.remove_pod(uid))
+        pod = self.cluster.pod(uid)
+        if pod is None or self.view(pod.node).silent or not self._has_processes(pod):
+            self._mark(self.cluster.remove_pod(uid))
             return
-        self._going_on.setdefault(pod.node, set()).add(uid)
-        self._mark(self.world.put_pod(replace(pod, gone=True)))
+        self._still_running.setdefault(pod.node, set()).add(uid)
+        self._mark(self.cluster.put_pod(replace(pod, gone=True)))
 
-    def _goes_on(self, pod: Pod) -> bool:
+    def _has_processes(self, pod: Pod) -> bool:
         """Whether the node's agent last reported processes of the pod, and no other pod has its cgroup.
 
         A mirror pod that was deleted comes again under another UID, and with the cgroup that it had.
@@ -362,29 +377,31 @@ class State:
         """Return whether another pod has the cgroup now. A cgroup that bears the pod's own UID is never another's."""
         if pod.cgroup_uid == pod.uid:
             return False
-        others = (self.world.pod(uid) for uid in self.world.claimants(pod.node, pod.cgroup_uid) - {pod.uid})
+        others = (
+            self.cluster.pod(uid) for uid in self.cluster.claimants(pod.node, pod.cgroup_uid) - {pod.uid}
+        )
         return any(other is not None and not other.gone for other in others)
 
-    def _forget_ended(self, node: str, only: Set[str] | None = None) -> None:
+    def _remove_stopped(self, node: str, only: Set[str] | None = None) -> None:
         """Remove the pods, or `only` these, that are gone and of which nothing goes on any more, as far as the node reports."""
-        going_on = self._going_on.get(node)
-        if going_on is None or (node in self._views and not self._views[node].reported):
+        still_running = self._still_running.get(node)
+        if still_running is None or (node in self._views and not self._views[node].reported):
             return
-        for uid in list(going_on if only is None else going_on & only):
-            pod = self.world.pod(uid)
-            if pod is None or not self._goes_on(pod):
-                going_on.discard(uid)
-                self._mark(self.world.remove_pod(uid))
-        if not going_on:
-            del self._going_on[node]
+        for uid in list(still_running if only is None else still_running & only):
+            pod = self.cluster.pod(uid)
+            if pod is None or not self._has_processes(pod):
+                still_running.discard(uid)
+                self._mark(self.cluster.remove_pod(uid))
+        if not still_running:
+            del self._still_running[node]
 
-    def _end(self, pod: Pod) -> None:
+    def _remember_ended(self, pod: Pod) -> None:
         for uid in pod.cgroup_uids:
             self._ended[pod.node, uid] = pod
         while len(self._ended) > _ENDED_PODS:
             del self._ended[next(iter(self._ended))]
 
-    def _hear(self, node: str) -> None:
-        self._see(self.view(node).with_silent(self._agents.silent(node)))
-        if node not in self.node_uids and node not in self.held:
+    def _update_liveness(self, node: str) -> None:
+        self._update_view(self.view(node).with_silent(self._agents.silent(node)))
+        if node not in self.node_uids and node not in self.stored:
             self._compile.add(node)  # to be forgotten, unless the node is only told of after its agent

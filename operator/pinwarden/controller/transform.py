@@ -30,7 +30,7 @@ class AgentPod:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredConfig:
     """A NodePinConfig as the API server has it; `digest` is that of its spec and owner, `config` the object without what nobody reads."""
 
     name: str
@@ -41,7 +41,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSpec:
+class StoredSpec:
     """The spec of a NodePinConfig on the API server; of one that is gone the UID is empty."""
 
     uid: str
@@ -73,14 +73,14 @@ def namespace(raw: Json) -> tuple[str, Namespace]:
     return value.name, value
 
 
-def node_pin_config(raw: Json) -> tuple[str, Held]:
+def node_pin_config(raw: Json) -> tuple[str, StoredConfig]:
     """A NodePinConfig by its name."""
     metadata = raw["metadata"]
     config: Json = {key: raw[key] for key in ("spec", "status") if key in raw}
     config["metadata"] = {key: metadata.get(key) for key in ("name", "uid", "generation")}
     owners = [each.get("uid", "") for each in metadata.get("ownerReferences") or () if each["kind"] == "Node"]
     digest = digest_of(canonical(raw.get("spec") or {}), ",".join(owners))
-    return metadata["name"], Held(
+    return metadata["name"], StoredConfig(
         metadata["name"], metadata["uid"], metadata.get("generation") or 0, digest, config
     )
 

@@ -3,40 +3,40 @@
 import asyncio
 from collections.abc import Callable
 
-from pinwarden.controller.ratelimit import Throttle
+from pinwarden.controller.ratelimit import RateLimiter
 
 
-class Gate:
+class WriteGuard:
     """What every write passes last; `opened` wakes those who wait."""
 
-    def __init__(self, leading: Callable[[], bool], throttle: Throttle) -> None:
+    def __init__(self, leading: Callable[[], bool], limiter: RateLimiter) -> None:
         self._leading = leading
-        self._throttle = throttle
+        self._limiter = limiter
         self._changed = asyncio.Event()
         self.synced = asyncio.Event()
 
-    def opened(self) -> None:
+    def notify_leading(self) -> None:
         """This replica holds the Lease, now or again."""
         self._changed.set()
 
     @property
-    def open(self) -> bool:
+    def may_write(self) -> bool:
         """Whether writing is allowed now."""
         return self.synced.is_set() and self._leading()
 
-    async def led(self) -> None:
+    async def wait_leading(self) -> None:
         """Wait until writing is allowed, which it may not be any more after the next wait for something else."""
         await self.synced.wait()
         while not self._leading():
             self._changed.clear()
             await self._changed.wait()
 
-    async def leave(self) -> None:
+    async def acquire(self) -> None:
         """Wait for leave to write now, at the pace of all writers."""
-        await self.led()
-        await self._throttle.leave()
-        await self.led()
+        await self.wait_leading()
+        await self._limiter.acquire()
+        await self.wait_leading()
 
-    def stop(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """The API server asked for a pause."""
-        self._throttle.stop(seconds)
+        self._limiter.pause(seconds)

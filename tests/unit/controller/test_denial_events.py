@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.controller import denial_events, events, resources, transform
 from pinwarden.controller.client import ApiError
-from pinwarden.controller.denial_events import Refusals
-from pinwarden.controller.events import Recorder
+from pinwarden.controller.denial_events import DenialEvents
+from pinwarden.controller.events import EventRecorder
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.ratelimit import Throttle
-from pinwarden.controller.store import State
+from pinwarden.controller.ratelimit import RateLimiter
+from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.limit_compiler import Settings
 from pinwarden.plan.types import Pod
 
@@ -66,18 +66,18 @@ class Replica:
         metrics = Metrics()
         items = Items(metrics)
         self.metrics = metrics
-        self.state = State(
+        self.store = Store(
             Settings(),
             WorkQueue(),
             WorkQueue(),
             metrics,
-            lambda node, listed: self.refusals.reported(node, listed),
+            lambda node, listed: self.denial_events.observe(node, listed),
         )
-        self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
-        self.gate.synced.set()
-        self.recorder = Recorder(server, metrics, items)  # type: ignore[arg-type]
-        self.refusals = Refusals(self.state, self.gate, self.recorder, metrics, items)
-        server.tasks.append(asyncio.create_task(self.refusals.tell()))
+        self.guard = WriteGuard(lambda: self.leading, RateLimiter(10_000.0, 10_000.0))
+        self.guard.synced.set()
+        self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
+        self.denial_events = DenialEvents(self.store, self.guard, self.recorder, metrics, items)
+        server.tasks.append(asyncio.create_task(self.denial_events.run()))
         self.pod()
         if known:
             self.report()
@@ -85,7 +85,7 @@ class Replica:
     def pod(self, uid: str = "p1", node: str = "n1", **changes: Any) -> Pod:
         fields = {"namespace": "ns", "name": f"pod-{uid}", "uid": uid, "cgroup_uid": uid, "node": node}
         made = Pod(**{**fields, **changes})
-        self.state.put_pod(made)
+        self.store.put_pod(made)
         return made
 
     def limit(self, uid: str = "limit-uid", namespace: str | None = "ns", name: str = "db") -> None:
@@ -96,17 +96,17 @@ class Replica:
             "metadata": {**metadata, **({"namespace": namespace} if namespace else {})},
             "spec": {"limit": "64Mi", "podSelector": {}},
         }
-        self.state.put(resources.read(kind, raw))
+        self.store.put_resource(resources.read(kind, raw))
 
     def report(self, *listed: Json, node: str = "n1") -> None:
         """The node's agent lists these refusals, and the watch tells of it."""
         metadata = {"name": node, "uid": f"uid-{node}", "generation": 1}
         config = {"metadata": metadata, "spec": {}, "status": {"recentDenials": list(listed)}}
-        self.state.put_held(transform.node_pin_config(config)[1])
+        self.store.put_config(transform.node_pin_config(config)[1])
 
     def leads(self, leading: bool) -> None:
         self.leading = leading
-        self.gate.opened()
+        self.guard.notify_leading()
 
 
 def refusal(number: int = 1, ago: float = 0.0, **changes: Any) -> Json:
@@ -286,7 +286,7 @@ def test_every_refusal_is_in_one_event(bursts: list[list[str]]) -> None:
             replica.report(*listed)
             await asyncio.sleep(QUIET / 4)
         async with asyncio.timeout(60):
-            while replica.refusals._waiting:
+            while replica.denial_events._pending:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(QUIET / 5)
         counts = dict.fromkeys("abc", 0)
@@ -301,7 +301,7 @@ def test_a_pod_that_is_gone_is_told_nothing_and_one_that_its_refusal_ended_is() 
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.pod("p2")
-        replica.state.remove_pod("p2")
+        replica.store.remove_pod("p2")
         replica.pod("p3", terminal=True)
         replica.pod("p4", "n2")
         replica.report(*(refusal(number, pod=f"p{number}") for number in (2, 3, 4, 5)))
@@ -317,8 +317,8 @@ def test_pods_that_ended_are_remembered_up_to_a_number(monkeypatch: pytest.Monke
         replica = Replica(server)
         for number in range(2, 7):
             replica.pod(f"p{number}")
-            replica.state.remove_pod(f"p{number}")
-        found = [replica.state.pod_at("n1", f"p{number}") for number in range(1, 7)]
+            replica.store.remove_pod(f"p{number}")
+        found = [replica.store.pod_at("n1", f"p{number}") for number in range(1, 7)]
         assert [each is not None for each in found] == [True, False, False, True, True, True]
 
     scenario(work)
@@ -329,11 +329,11 @@ def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(monkeypatch
     monkeypatch.setattr("pinwarden.controller.store._ENDED_PODS", 4)
 
     async def work(server: Server) -> None:
-        state = Replica(server).state
+        store = Replica(server).store
         for number in range(20):
-            state.put_pod(Pod("ns", "m", f"m{number}", f"hash-{number}", "n1"))
-            state.remove_pod(f"m{number}")
-        assert len(state._ended) == 4
+            store.put_pod(Pod("ns", "m", f"m{number}", f"hash-{number}", "n1"))
+            store.remove_pod(f"m{number}")
+        assert len(store._ended) == 4
 
     scenario(work)
 
@@ -341,15 +341,15 @@ def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(monkeypatch
 @pytest.mark.rule("H1")
 def test_a_cgroup_that_several_pods_name_is_nobodys_also_after_a_pod_that_ended() -> None:
     async def work(server: Server) -> None:
-        state = Replica(server).state
+        store = Replica(server).store
         for name in ("m1", "m2", "m3"):
             if name == "m2":
-                state.remove_pod("m1")
-                assert state.pod_at("n1", "hash") is not None, "it ended lately"
-            state.put_pod(Pod("ns", name, name, "hash", "n1"))
-        assert state.pod_at("n1", "hash") is None
-        state.remove_pod("m3")
-        found = state.pod_at("n1", "hash")
+                store.remove_pod("m1")
+                assert store.pod_at("n1", "hash") is not None, "it ended lately"
+            store.put_pod(Pod("ns", name, name, "hash", "n1"))
+        assert store.pod_at("n1", "hash") is None
+        store.remove_pod("m3")
+        found = store.pod_at("n1", "hash")
         assert found is not None
         assert found.name == "m2"
 
@@ -361,27 +361,27 @@ def test_one_pod_has_an_allowance_and_what_waits_for_it_is_counted_on() -> None:
         replica = Replica(server)
         replica.report(*(refusal(number, uid=f"limit-{number}") for number in range(1, 21)))
         await server.has(events._BURST)
-        waiting = replica.refusals._waiting
+        waiting = replica.denial_events._pending
         assert len(waiting) == 20 - events._BURST
         replica.report(*(refusal(20 + number, uid=f"limit-{number}") for number in range(1, 21)))
-        assert sum(1 + each.more for each in waiting.values()) == 20 - events._BURST + 20
+        assert sum(1 + each.repeated for each in waiting.values()) == 20 - events._BURST + 20
 
     scenario(work)
 
 
 def test_what_waits_is_bounded_and_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denial_events, "_WAITING", 10)
+    monkeypatch.setattr(denial_events, "_MOST_PENDING", 10)
 
     async def work(server: Server) -> None:
         replica = Replica(server)
         for number in range(1, 31):
             replica.report(refusal(number, uid=f"limit-{number}"))
-        assert len(replica.refusals._waiting) == 10
+        assert len(replica.denial_events._pending) == 10
         assert "events_dropped_total 20.0" in replica.metrics.render().decode()
         for number in range(3000):
             replica.report(refusal(1), node=f"n{number}")
-            replica.state.held.pop(f"n{number}")
-        assert len(replica.refusals._seen) < 1100
+            replica.store.stored.pop(f"n{number}")
+        assert len(replica.denial_events._seen) < 1100
 
     scenario(work)
 

@@ -10,7 +10,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import resources, transform
 from pinwarden.controller.finalizers import LEFT_SECONDS
-from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.metrics_collector import ClusterCollector
 from pinwarden.controller.status_reconciler import SPARED_BY_BORROWERS, SPARED_BY_FIGURES
 from pinwarden.plan.group_compiler import FINALIZER
 from pinwarden.plan.types import Namespace
@@ -67,7 +67,7 @@ class Case:
         """The watch tells of it as it is now."""
         self.operator.server.version += 1
         raw = self.raw(self.operator.server.version)
-        self.operator.state.put(resources.read(SharedMemoryGroup, raw))
+        self.operator.store.put_resource(resources.read(SharedMemoryGroup, raw))
 
     def delete(self) -> None:
         self.deleting = True
@@ -86,7 +86,7 @@ class Case:
         """The agent writes this status."""
         config = self.operator.server.objects[config_path("n1")]
         config["status"] = status
-        self.operator.state.put_held(transform.node_pin_config(copy.deepcopy(config))[1])
+        self.operator.store.put_config(transform.node_pin_config(copy.deepcopy(config))[1])
 
     def edit(self, **changes: Any) -> None:
         self.spec |= changes
@@ -98,7 +98,7 @@ class Case:
         if path == GROUP:
             raw = self.raw(self.operator.server.version)
             raw["metadata"]["finalizers"] = []
-            self.operator.state.put(resources.read(SharedMemoryGroup, raw))
+            self.operator.store.put_resource(resources.read(SharedMemoryGroup, raw))
 
     def status(self) -> Json:
         found: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
@@ -167,7 +167,7 @@ def test_nothing_is_written_without_the_lease() -> None:
         await operator.rest()
         assert operator.server.applied == []
         operator.leading = True
-        operator.gate.opened()
+        operator.guard.notify_leading()
         await operator.until(lambda: case.finalizers)
 
     scenario(work)
@@ -187,9 +187,9 @@ def test_a_released_group_goes_and_no_status_is_written_to_what_is_gone() -> Non
         await operator.rest()
         assert operator.server.applied.count(f"{GROUP}/status") == writes
         assert case.events() == []
-        operator.state.remove("sharedmemorygroups/ns/g", "group-uid")
+        operator.store.remove_resource("sharedmemorygroups/ns/g", "group-uid")
         await operator.until(lambda: not case.asked())
-        assert operator.state.uids == []
+        assert operator.store.uids == []
 
     scenario(work)
 
@@ -243,13 +243,13 @@ def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_memb
         case = Case(operator)
         await case.draining()
         case.report("Draining", charge=4096)
-        operator.state.put_namespace(Namespace("ns", terminating=True))
+        operator.store.put_namespace(Namespace("ns", terminating=True))
         await operator.rest()
         operator.now = LEFT_SECONDS
         await case.look()
         assert case.finalizers == [FINALIZER], "it still has pods there"
-        for pod in list(operator.state.world.pods_on("n1")):
-            operator.state.remove_pod(pod.uid)
+        for pod in list(operator.store.cluster.pods_on("n1")):
+            operator.store.remove_pod(pod.uid)
         await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
         case.report("Draining", charge=4096, message="it waits for process 1")
         await operator.rest()
@@ -367,9 +367,9 @@ def test_a_group_that_is_accepted_again_drains_no_longer() -> None:
 def test_a_group_whose_path_is_allowed_no_more_is_not_looked_for() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator, backing={"tmpfs": {"path": "/run/a"}})
-        operator.state.put_namespace(Namespace("ns", allowed="path:/run/a"))
+        operator.store.put_namespace(Namespace("ns", allowed="path:/run/a"))
         await case.living()
-        operator.state.put_namespace(Namespace("ns"))
+        operator.store.put_namespace(Namespace("ns"))
         await operator.until(lambda: case.asked() and case.asked()[0]["draining"])
         assert "allowed" not in case.asked()[0]
         await operator.rest()
@@ -391,7 +391,7 @@ def test_what_ends_the_waiting_at_once(end: str) -> None:
         await operator.rest()
         assert case.finalizers == [FINALIZER]
         if end == "node":
-            operator.state.remove_node("n1")
+            operator.store.remove_node("n1")
         else:
             changes: dict[str, Json] = {
                 "policy": {"deletionPolicy": "Orphan"},
@@ -433,7 +433,7 @@ def test_a_new_operator_knows_from_the_nodes_what_a_draining_group_waits_for() -
         case.finalizers = [FINALIZER]
         operator.node()
         operator.agent()
-        operator.state.put_held(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
+        operator.store.put_config(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
         case.delete()
         await operator.until(lambda: case.asked() and not case.asked()[0]["members"][0]["pods"])
         await operator.rest()
@@ -451,7 +451,7 @@ def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> N
     async def before(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
-        operator.state.remove_pod("p1")
+        operator.store.remove_pod("p1")
         await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
         case.report(charge=4096)
         kept.append(copy.deepcopy(operator.server.objects[config_path("n1")]))
@@ -464,10 +464,10 @@ def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> N
         operator.node()
         operator.agent()
         await operator.rest()
-        operator.state.put_held(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
+        operator.store.put_config(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
         case.seen()
         operator.leading = True
-        operator.gate.opened()
+        operator.guard.notify_leading()
         await operator.rest()
         assert len(case.asked()) == 1
         case.delete()
@@ -493,13 +493,13 @@ def test_a_node_that_was_never_asked_keeps_no_group_by_its_report(phase: str) ->
         operator.node("liar", "liar-uid")
         operator.agent(node="liar")
         operator.pod("other", "liar")
-        pod = operator.state.world.pod("other")
+        pod = operator.store.cluster.pod("other")
         assert pod is not None
-        operator.state.put_pod(replace(pod, namespace="elsewhere"))
+        operator.store.put_pod(replace(pod, namespace="elsewhere"))
         await operator.until(lambda: operator.spec("liar"))
         config = copy.deepcopy(operator.server.objects[config_path("liar")])
         config["status"] = {"groups": [{"uid": "group-uid", "hash": "", "phase": phase}]}
-        operator.state.put_held(transform.node_pin_config(config)[1])
+        operator.store.put_config(transform.node_pin_config(config)[1])
         case.delete()
         await operator.until(lambda: case.asked()[0]["draining"])
         case.report("Released")
@@ -514,11 +514,11 @@ def test_a_deleted_object_of_a_node_takes_no_group_from_it() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
-        for pod in list(operator.state.world.pods_on("n1")):
-            operator.state.remove_pod(pod.uid)
+        for pod in list(operator.store.cluster.pods_on("n1")):
+            operator.store.remove_pod(pod.uid)
         await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
         del operator.server.objects[config_path("n1")]
-        operator.state.remove_held("n1")
+        operator.store.remove_config("n1")
         await operator.until(case.asked)
         assert case.finalizers == [FINALIZER]
 
@@ -534,11 +534,11 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         case.spec["backing"] = {"memfd": {"name": "l"}}
         raw = case.raw(1)
         raw["metadata"]["name"] = "l"
-        operator.state.put(resources.read(SharedMemoryGroup, raw))
+        operator.store.put_resource(resources.read(SharedMemoryGroup, raw))
         await operator.until(operator.status)
         path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
         await operator.until(lambda: path in operator.server.objects)
-        inventory = Inventory(operator.state, lambda: True, operator.items, pods=False)
+        inventory = ClusterCollector(operator.store, lambda: True, operator.items, pods=False)
         accepted = {"condition": "Accepted", "status": "True"}
 
         def counts() -> dict[str, float]:
@@ -557,8 +557,8 @@ def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
         case = Case(operator)
         await case.living()
         await operator.until(lambda: case.status().get("chargeBytes") == 4096)
-        (entry,) = operator.state.resources.values()
-        leave = entry.leave
+        (entry,) = operator.store.resources.values()
+        leave = entry.write_bucket
         use_up(leave, SPARED_BY_FIGURES)
         case.report(charge=8192)
         await operator.rest()

@@ -10,9 +10,9 @@ import pytest
 
 from pinwarden.api.pinlimit import PinLimit
 from pinwarden.controller import resources, spec_reconciler, status_reconciler, store, transform
-from pinwarden.controller.items import Items, TryAgainError
+from pinwarden.controller.items import Items, RetryError
 from pinwarden.controller.metrics import LOOPS, Metrics
-from pinwarden.controller.metrics_collector import Inventory
+from pinwarden.controller.metrics_collector import ClusterCollector
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan import cluster, limit_compiler, limit_status
 from pinwarden.plan.conditions import UntimedCondition, dated
@@ -57,7 +57,9 @@ class Loop:
 
     def run(self, then: Callable[[], Awaitable[None]]) -> None:
         async def both() -> None:
-            worker = asyncio.create_task(self.items.work_off("compile", self.queue, self.work, self.tell))
+            worker = asyncio.create_task(
+                self.items.process_queue("compile", self.queue, self.work, self.tell)
+            )
             async with asyncio.timeout(60):
                 await then()
             assert not worker.done()
@@ -122,7 +124,7 @@ def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
 
 def test_what_is_to_be_tried_again_is_no_failure() -> None:
     loop = Loop()
-    loop.bad["later"] = TryAgainError(0.0)
+    loop.bad["later"] = RetryError(0.0)
 
     async def then() -> None:
         loop.queue.add("later")
@@ -233,7 +235,7 @@ def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_a
         operator.pod()
         bad = reconcile.limit(1, 1)
         bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
-        operator.state.put(resources.read(PinLimit, bad))
+        operator.store.put_resource(resources.read(PinLimit, bad))
         operator.limit()
         await operator.until(operator.status)
 
@@ -262,10 +264,10 @@ def test_a_report_with_texts_beyond_all_bounds_costs_its_own_node() -> None:
         hostile = operator.server.objects[config_path("n1")]
         bad = {"uid": "p1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Observe"}
         raw = {**hostile, "status": {"observedGeneration": 1, "pods": [bad | {"reason": "x" * 1025}]}}
-        operator.state.put_held(transform.node_pin_config(raw)[1])
+        operator.store.put_config(transform.node_pin_config(raw)[1])
         operator.report(node="n2")
         await operator.until(lambda: operator.status().get("pinnedBytes") == 4096)
-        assert operator.state.unreadable == {"n1"}
+        assert operator.store.unreadable == {"n1"}
 
     scenario(work)
 
@@ -276,12 +278,12 @@ def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
     async def work(operator: Operator) -> None:
         bad = reconcile.limit(1, 1)
         bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
-        operator.state.put(resources.read(PinLimit, bad))
+        operator.store.put_resource(resources.read(PinLimit, bad))
         operator.limit()
         monkeypatch.setattr(
-            operator.state.rises, "denials", lambda uid: {"limit-uid": 7}[uid]
+            operator.store.counters, "denials", lambda uid: {"limit-uid": 7}[uid]
         )  # fails for the other
-        operator.metrics.include(Inventory(operator.state, lambda: True, operator.items, pods=True))
+        operator.metrics.include(ClusterCollector(operator.store, lambda: True, operator.items, pods=True))
         text = operator.metrics.render().decode()
         assert [line for line in text.splitlines() if 'limit="l"' in line and line.endswith(" 7.0")]
         assert operator.items.failing("metrics") == 1

@@ -8,10 +8,10 @@ import pytest
 
 from pinwarden.controller import leader_election as leader_module
 from pinwarden.controller.client import ApiError
-from pinwarden.controller.leader_election import DURATION_SECONDS, RENEW_SECONDS, Leader
+from pinwarden.controller.leader_election import DURATION_SECONDS, RENEW_SECONDS, LeaderElector
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.ratelimit import Throttle
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.ratelimit import RateLimiter
+from pinwarden.controller.write_guard import WriteGuard
 
 
 class Clock:
@@ -74,16 +74,16 @@ def leases(clock: Clock) -> Leases:
     return Leases(clock)
 
 
-def candidate(leases: Leases) -> Leader:
-    return Leader(leases, "ns", Metrics(), lambda: None)  # type: ignore[arg-type]
+def candidate(leases: Leases) -> LeaderElector:
+    return LeaderElector(leases, "ns", Metrics(), lambda: None)  # type: ignore[arg-type]
 
 
-def turn(leader: Leader) -> None:
+def turn(leader: LeaderElector) -> None:
     """One round, whatever comes of it."""
 
     async def scenario() -> None:
         try:
-            await leader._round()
+            await leader._try_once()
         except ApiError:
             return
 
@@ -144,7 +144,7 @@ def test_two_that_find_it_free_do_not_both_get_it(leases: Leases, clock: Clock) 
     clock.now += DURATION_SECONDS + 1
 
     async def together() -> None:
-        await asyncio.gather(*(rival._round() for rival in rivals))
+        await asyncio.gather(*(rival._try_once() for rival in rivals))
 
     asyncio.run(together())
     assert sum(rival.leading() for rival in rivals) == 1
@@ -175,16 +175,16 @@ def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, cloc
     """A holder that was suspended past its deadline, with nobody else there, takes up its own Lease again."""
 
     async def scenario() -> None:
-        leader = Leader(leases, "ns", Metrics(), lambda: gate.opened())  # type: ignore[arg-type]
-        gate = Gate(leader.leading, Throttle(1000.0, 10.0))
-        gate.synced.set()
-        await leader._round()
-        await gate.leave()
+        leader = LeaderElector(leases, "ns", Metrics(), lambda: guard.notify_leading())  # type: ignore[arg-type]
+        guard = WriteGuard(leader.leading, RateLimiter(1000.0, 10.0))
+        guard.synced.set()
+        await leader._try_once()
+        await guard.acquire()
         clock.now += RENEW_SECONDS + 1
-        waiting = asyncio.create_task(gate.leave())
+        waiting = asyncio.create_task(guard.acquire())
         await asyncio.sleep(0)
         assert not waiting.done()
-        await leader._round()
+        await leader._try_once()
         async with asyncio.timeout(60):
             await waiting
 
@@ -193,11 +193,11 @@ def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, cloc
 
 def test_nothing_passes_the_gate_before_everything_is_listed() -> None:
     async def scenario() -> None:
-        gate = Gate(lambda: True, Throttle(1000.0, 10.0))
-        waiting = asyncio.create_task(gate.leave())
+        guard = WriteGuard(lambda: True, RateLimiter(1000.0, 10.0))
+        waiting = asyncio.create_task(guard.acquire())
         await asyncio.sleep(0)
         assert not waiting.done()
-        gate.synced.set()
+        guard.synced.set()
         async with asyncio.timeout(60):
             await waiting
 

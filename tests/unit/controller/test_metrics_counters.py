@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, OvershootReport
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.controller.metrics_counters import Rises
+from pinwarden.controller.metrics_counters import ReportCounters
 from pinwarden.plan.node_view import NodeView, PodSample
 
 LIMIT, GROUP = "limit-uid", "group-uid"
@@ -28,74 +28,74 @@ def overshot(count: int, *, truncated: bool = False, listed: bool = True) -> Nod
     return NodeView("n1", pods={"p": use(0)}, overshoots=(entry,) if listed else (), truncated=truncated)
 
 
-def rises() -> Rises:
-    return Rises(lambda uid: uid in (LIMIT, GROUP))
+def counters() -> ReportCounters:
+    return ReportCounters(lambda uid: uid in (LIMIT, GROUP))
 
 
 def test_the_first_look_at_a_node_is_where_counting_begins() -> None:
-    counted = rises()
-    counted.reported(view(7))
+    counted = counters()
+    counted.observe(view(7))
     assert (counted.denials(LIMIT), counted.denied) == (0, 0)
-    counted.reported(view(9))
+    counted.observe(view(9))
     assert (counted.denials(LIMIT), counted.denied) == (2, 2)
-    counted.reported(view(5, node="n2"))
+    counted.observe(view(5, node="n2"))
     assert counted.denials(LIMIT) == 2
 
 
 def test_a_pod_that_came_since_counts_from_its_first_refusal() -> None:
-    counted = rises()
-    counted.reported(NodeView("n1", denied=0))
-    counted.reported(view(3))
+    counted = counters()
+    counted.observe(NodeView("n1", denied=0))
+    counted.observe(view(3))
     assert counted.denials(LIMIT) == 3
 
 
 @given(st.lists(st.integers(0, 50)))
 def test_it_never_falls_and_a_count_that_fell_began_anew(counts: list[int]) -> None:
-    counted, before, last = rises(), 0, None
+    counted, before, last = counters(), 0, None
     for count in counts:
-        counted.reported(view(count))
+        counted.observe(view(count))
         added = 0 if last is None else count - last if count >= last else count
         assert counted.denials(LIMIT) == counted.denied == before + added
         before, last = before + added, count
 
 
 def test_only_limits_and_groups_that_exist_are_counted() -> None:
-    counted = Rises(lambda _: False)
-    counted.reported(view(0))
-    counted.reported(view(4))
+    counted = ReportCounters(lambda _: False)
+    counted.observe(view(0))
+    counted.observe(view(4))
     assert counted.denials(LIMIT) == 0
     assert counted.denied == 4
 
 
 def test_refused_mappings_are_a_groups() -> None:
-    counted = rises()
+    counted = counters()
     for denials in (1, 4):
         borrow = BorrowReport(pod="p", member=False, denials=denials)
         report = GroupReport(uid=GROUP, phase=Phase.ACTIVE, borrowers=[borrow])
-        counted.reported(NodeView("n1", groups={GROUP: report}))
+        counted.observe(NodeView("n1", groups={GROUP: report}))
     assert counted.denials(GROUP) == 3
     assert counted.denied == 0, "they are in no node's count of refused pins"
 
 
 def test_an_overshoot_that_is_not_listed_for_a_moment_is_not_counted_twice() -> None:
-    counted = rises()
-    counted.reported(NodeView("n1"))
+    counted = counters()
+    counted.observe(NodeView("n1"))
     for report in (
         overshot(1),
         overshot(1, truncated=True, listed=False),
         overshot(1, truncated=True),
         overshot(2),
     ):
-        counted.reported(report)
+        counted.observe(report)
     assert counted.overshoots(LIMIT) == 2
 
 
 def test_what_is_gone_is_forgotten() -> None:
-    counted = rises()
-    counted.reported(view(0))
-    counted.reported(view(4))
+    counted = counters()
+    counted.observe(view(0))
+    counted.observe(view(4))
     counted.forget(LIMIT)
     assert counted.denials(LIMIT) == 0
     counted.forget_node("n1")
-    counted.reported(view(9))
+    counted.observe(view(9))
     assert counted.denials(LIMIT) == 0, "its first look again"

@@ -10,7 +10,7 @@ from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.metrics_totals import LEVELS, OTHER, PROBLEMS, REASONS, Tallies, tally
+from pinwarden.controller.metrics_totals import LEVELS, OTHER, PROBLEMS, REASONS, TotalsCache, node_totals
 from pinwarden.plan.node_view import NodeView, PodSample, RequestedLimit
 from pinwarden.plan.types import Pod
 
@@ -59,14 +59,14 @@ views = st.builds(
 
 @given(st.lists(st.lists(views, unique_by=lambda view: view.name), min_size=1, max_size=6))
 def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(moments: list[list[NodeView]]) -> None:
-    kept = Tallies()
+    kept = TotalsCache()
     for moment in moments:
         by_name = {view.name: view for view in moment}
-        fresh, found = Tallies().over(by_name, pods, ITEMS), kept.over(by_name, pods, ITEMS)
+        fresh, found = TotalsCache().update(by_name, pods, ITEMS), kept.update(by_name, pods, ITEMS)
         for problem in PROBLEMS:
             assert found.problems.get(problem, set()) == fresh.problems.get(problem, set())
         assert (found.pinned, found.silent) == (fresh.pinned, fresh.silent)
-        assert (found.pods, found.sources, found.spaces) == (fresh.pods, fresh.sources, fresh.spaces)
+        assert (found.pods, found.sources, found.namespaces) == (fresh.pods, fresh.sources, fresh.namespaces)
 
 
 def test_a_node_is_looked_at_once_for_each_view() -> None:
@@ -76,27 +76,27 @@ def test_a_node_is_looked_at_once_for_each_view() -> None:
         asked.append(node)
         return pods(node)
 
-    kept = Tallies()
+    kept = TotalsCache()
     one, two = NodeView("n1"), NodeView("n2")
-    kept.over({"n1": one, "n2": two}, looked, ITEMS)
-    kept.over({"n1": one, "n2": NodeView("n2", truncated=True)}, looked, ITEMS)
+    kept.update({"n1": one, "n2": two}, looked, ITEMS)
+    kept.update({"n1": one, "n2": NodeView("n2", truncated=True)}, looked, ITEMS)
     assert asked == ["n1", "n2", "n2"]
 
 
 def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -> None:
-    share = tally(NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1"))
+    share = node_totals(NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1"))
     assert share.pods == {("Unknown", "AgentSilent"): 1}
-    assert share.pinned == share.spaces["ns0"].pinned == 5
+    assert share.pinned == share.namespaces["ns0"].pinned == 5
     assert share.problems == {"AgentSilent": {"n1"}}
 
 
 def test_a_node_without_an_agent_is_no_problem_while_nothing_shall_be_held_there() -> None:
-    share = tally(NodeView("n1", silent=True), {})
+    share = node_totals(NodeView("n1", silent=True), {})
     assert (share.silent, share.problems) == (1, {})
 
 
 def test_a_word_that_is_not_known_is_another_reason() -> None:
-    share = tally(NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1"))
+    share = node_totals(NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1"))
     assert share.pods == {("Deny", OTHER): 1}
     assert all(level in LEVELS and reason in REASONS for level, reason in share.pods)
 
@@ -113,5 +113,5 @@ def test_each_problem_is_found() -> None:
         pods={"p0": use(1, Level.OBSERVE, "GateLost")},
         groups={"g": group},
     )
-    assert tally(view, {}).problems.keys() == PROBLEMS.keys() - {"AgentSilent"}
-    assert not tally(NodeView("n1", silent=False, sources=SOURCES), {}).problems
+    assert node_totals(view, {}).problems.keys() == PROBLEMS.keys() - {"AgentSilent"}
+    assert not node_totals(NodeView("n1", silent=False, sources=SOURCES), {}).problems

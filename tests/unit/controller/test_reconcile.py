@@ -15,17 +15,17 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
 from pinwarden.controller import resources, spec_reconciler, status_reconciler, store, transform
 from pinwarden.controller.client import FIELD_MANAGER, ApiError
-from pinwarden.controller.events import Recorder
+from pinwarden.controller.events import EventRecorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.ratelimit import Bucket, Throttle
-from pinwarden.controller.spec_reconciler import Specs
-from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, Statuses
-from pinwarden.controller.store import STATUS_BURST, STATUSES_PER_SECOND, State
+from pinwarden.controller.ratelimit import RateLimiter, TokenBucket
+from pinwarden.controller.spec_reconciler import SpecReconciler
+from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, StatusReconciler
+from pinwarden.controller.store import STATUS_BURST, STATUSES_PER_SECOND, Store
 from pinwarden.controller.transform import AgentPod, KnownNode
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.controller.write_guard import Gate
+from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.limit_compiler import Settings
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -83,25 +83,25 @@ class Operator:
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.queues = (compile_queue, aggregate_queue)
         self.leading = True
-        self.state = State(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
-        self.gate = Gate(lambda: self.leading, Throttle(10_000.0, 10_000.0))
-        self.recorder = Recorder(server, metrics, items)  # type: ignore[arg-type]
-        self.specs = Specs(server, self.state, compile_queue, self.gate, metrics, items)  # type: ignore[arg-type]
+        self.store = Store(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
+        self.guard = WriteGuard(lambda: self.leading, RateLimiter(10_000.0, 10_000.0))
+        self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
+        self.specs = SpecReconciler(server, self.store, compile_queue, self.guard, metrics, items)  # type: ignore[arg-type]
         self.now = 0.0
         self.finalizers = Finalizers(
             server,  # type: ignore[arg-type]
-            self.state,
-            self.gate,
+            self.store,
+            self.guard,
             self.recorder,
             metrics,
             lambda: self.now,
         )
-        self.statuses = Statuses(
+        self.statuses = StatusReconciler(
             server,  # type: ignore[arg-type]
-            self.state,
+            self.store,
             aggregate_queue,
             self.specs,
-            self.gate,
+            self.guard,
             self.recorder,
             self.finalizers,
             metrics,
@@ -109,17 +109,17 @@ class Operator:
         )
 
     def node(self, name: str = "n1", uid: str = "node-uid", *, lost: bool = False) -> None:
-        self.state.put_node(KnownNode(Node(name), uid, lost))
+        self.store.put_node(KnownNode(Node(name), uid, lost))
 
     def pod(self, uid: str = "p1", node: str = "n1") -> None:
         pod = Pod(namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"})
-        self.state.put_pod(pod)
+        self.store.put_pod(pod)
 
     def agent(self, ready: bool = True, node: str = "n1") -> None:
-        self.state.put_agent(AgentPod(f"agent-{node}", node, ready))
+        self.store.put_agent(AgentPod(f"agent-{node}", node, ready))
 
     def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
-        self.state.put(resources.read(PinLimit, limit(version, generation, status, **spec)))
+        self.store.put_resource(resources.read(PinLimit, limit(version, generation, status, **spec)))
 
     def spec(self, node: str = "n1") -> Json:
         found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
@@ -149,7 +149,7 @@ class Operator:
                 if each.limits and each.uid not in ended
             ],
         }
-        self.state.put_held(transform.node_pin_config(config)[1])
+        self.store.put_config(transform.node_pin_config(config)[1])
 
     async def holds(self) -> None:
         """A pod under a limit on a node with an agent, and the spec says so."""
@@ -208,7 +208,7 @@ def scenario(work: Callable[[Operator], Awaitable[None]]) -> Server:
 
     async def run() -> Server:
         async with running() as operator:
-            operator.gate.synced.set()
+            operator.guard.synced.set()
             await work(operator)
         return operator.server
 
@@ -219,9 +219,9 @@ def scenario(work: Callable[[Operator], Awaitable[None]]) -> Server:
 async def running() -> AsyncIterator[Operator]:
     operator = Operator()
     parts = (
-        operator.specs.compile(),
-        *(operator.specs.write() for _ in range(2)),
-        *(operator.statuses.write() for _ in range(2)),
+        operator.specs.run_compiler(),
+        *(operator.specs.run_writer() for _ in range(2)),
+        *(operator.statuses.run_writer() for _ in range(2)),
         operator.recorder.run(),
     )
     tasks = [asyncio.create_task(part) for part in parts]
@@ -260,7 +260,7 @@ def test_what_is_held_already_is_not_written() -> None:
         await operator.until(operator.spec)
         before = list(operator.server.applied)
         held = transform.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[1]
-        operator.state.put_held(held)
+        operator.store.put_config(held)
         await operator.rest()
         assert operator.server.applied == before
 
@@ -276,7 +276,7 @@ def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
         await operator.rest()
         assert operator.server.applied == []
         operator.leading = True
-        operator.gate.opened()
+        operator.guard.notify_leading()
         await operator.until(lambda: operator.spec() and operator.status())
 
     scenario(work)
@@ -287,13 +287,13 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
-        await operator.until(lambda: "n1" in operator.state.held)  # the answer to its write has come
+        await operator.until(lambda: "n1" in operator.store.stored)  # the answer to its write has come
         path = config_path("n1")
         good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
         count = operator.server.applied.count(path)
         if change == "delete":
             del operator.server.objects[path]
-            operator.state.remove_held("n1")
+            operator.store.remove_config("n1")
         else:
             if change == "edit":
                 stored["spec"]["unknownPods"] = 7
@@ -301,7 +301,7 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
             else:
                 stored["metadata"]["ownerReferences"] = []
             operator.server.objects[path] = stored
-            operator.state.put_held(transform.node_pin_config(copy.deepcopy(stored))[1])
+            operator.store.put_config(transform.node_pin_config(copy.deepcopy(stored))[1])
         await operator.until(lambda: operator.server.applied.count(path) > count)
         await operator.until(lambda: operator.spec() == good)
 
@@ -332,8 +332,8 @@ def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
 
         def deleted(at: str) -> None:
             if at == path and operator.server.applied.count(path) == 1:
-                operator.state.put_held(transform.node_pin_config(operator.server.objects.pop(path))[1])
-                operator.state.remove_held("n1")
+                operator.store.put_config(transform.node_pin_config(operator.server.objects.pop(path))[1])
+                operator.store.remove_config("n1")
 
         operator.server.meanwhile = deleted
         operator.node()
@@ -353,7 +353,7 @@ def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() 
 
         def taken_back(at: str) -> None:
             if at == path:
-                operator.state.remove_pod("p2")
+                operator.store.remove_pod("p2")
 
         operator.server.meanwhile = taken_back
         operator.pod("p2")
@@ -373,7 +373,7 @@ def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> Non
         await operator.until(operator.spec)
         await operator.rest()
         stored = copy.deepcopy(operator.server.objects[config_path("n1")])
-        operator.state.put_held(transform.node_pin_config(stored)[1])
+        operator.store.put_config(transform.node_pin_config(stored)[1])
         await operator.rest()
         assert operator.server.applied.count(config_path("n1")) == 1
         operator.pod("p2")
@@ -404,10 +404,10 @@ def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
         operator.node()
         await operator.rest()
         operator.leading = True
-        operator.gate.opened()
+        operator.guard.notify_leading()
         for number in range(100):
             operator.node(f"other-{number}")
-        operator.state.remove_node("n1")
+        operator.store.remove_node("n1")
         await operator.until(lambda: len(operator.server.objects) == 100)
         assert not operator.spec()
 
@@ -419,9 +419,9 @@ def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
         operator.node()
         operator.pod()
         await operator.until(operator.spec)
-        operator.state.remove_node("n1")
-        operator.state.remove_pod("p1")
-        operator.state.remove_held("n1")
+        operator.store.remove_node("n1")
+        operator.store.remove_pod("p1")
+        operator.store.remove_config("n1")
         before = len(operator.server.applied)
         await operator.rest()
         assert len(operator.server.applied) == before
@@ -436,11 +436,11 @@ def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> 
         operator.node()
         operator.agent()
         await operator.until(operator.spec)
-        operator.state.remove_node("n1")
-        operator.state.remove_held("n1")
-        await operator.until(lambda: not operator.state.views)
-        operator.state.remove_agent("agent-n1")
-        await operator.until(lambda: not operator.state.views)
+        operator.store.remove_node("n1")
+        operator.store.remove_config("n1")
+        await operator.until(lambda: not operator.store.views)
+        operator.store.remove_agent("agent-n1")
+        await operator.until(lambda: not operator.store.views)
 
     scenario(work)
 
@@ -448,10 +448,10 @@ def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> 
 def test_an_agent_that_is_told_of_before_its_node_is_heard() -> None:
     async def work(operator: Operator) -> None:
         operator.agent()
-        await operator.until(lambda: not operator.state.views)
+        await operator.until(lambda: not operator.store.views)
         operator.node()
-        await operator.until(lambda: operator.state.views)
-        assert not operator.state.view("n1").silent
+        await operator.until(lambda: operator.store.views)
+        assert not operator.store.view("n1").silent
 
     scenario(work)
 
@@ -505,10 +505,10 @@ def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
         await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
         operator.agent(ready=False)
         operator.agent(ready=True)
-        assert operator.state.view("n1").silent
+        assert operator.store.view("n1").silent
         operator.node(lost=False)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
-        operator.state.remove_agent("agent-n1")
+        operator.store.remove_agent("agent-n1")
         await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
 
     scenario(work)
@@ -523,7 +523,7 @@ def test_mere_figures_wait_and_conditions_do_not() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report(pinned=4096)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
-        use_up(operator.state.resources["ns/l"].leave, SPARED_BY_FIGURES)
+        use_up(operator.store.resources["ns/l"].write_bucket, SPARED_BY_FIGURES)
         count = operator.server.applied.count(STATUS)
         operator.report(pinned=8192)
         await operator.rest()
@@ -544,32 +544,32 @@ def test_conditions_that_flap_wait_for_leave() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report(pinned=4096)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
-        use_up(operator.state.resources["ns/l"].leave, 0.0)
+        use_up(operator.store.resources["ns/l"].write_bucket, 0.0)
         operator.agent(ready=False)
         await operator.rest()
         assert operator.condition("Enforced") == "Enforced"
-        operator.state.resources["ns/l"].leave = Bucket(STATUSES_PER_SECOND, STATUS_BURST)
+        operator.store.resources["ns/l"].write_bucket = TokenBucket(STATUSES_PER_SECOND, STATUS_BURST)
         operator.report(pinned=8192)
         await operator.until(lambda: operator.condition("Enforced") != "Enforced")
 
     scenario(work)
 
 
-def use_up(leave: Bucket, spare: float) -> None:
+def use_up(write_bucket: TokenBucket, spare: float) -> None:
     """Takes until there is leave for none that leaves so many others."""
-    while leave.wait(spare) == 0.0:
-        leave.take()
+    while write_bucket.delay(spare) == 0.0:
+        write_bucket.take()
 
 
 def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
     async def work(operator: Operator) -> None:
         operator.limit()
         await operator.until(operator.status)
-        entry = operator.state.resources["ns/l"]
-        assert entry.seen.resource is not None
-        before = entry.seen.resource
+        entry = operator.store.resources["ns/l"]
+        assert entry.observed.resource is not None
+        before = entry.observed.resource
         operator.limit(version=operator.server.version, status=operator.status())
-        assert entry.seen.resource is before
+        assert entry.observed.resource is before
         await operator.rest()
         assert operator.server.applied.count(STATUS) == 1
 
@@ -589,7 +589,7 @@ def test_events_older_than_what_is_known_tell_nothing() -> None:
         await operator.until(lambda: operator.spec()["limits"][0]["limit"] == 3 << 20)
         await operator.rest()
         count = len(operator.server.applied)
-        operator.state.put_held(transform.node_pin_config(old)[1])
+        operator.store.put_config(transform.node_pin_config(old)[1])
         await operator.rest()
         assert operator.server.applied[count:].count(config_path("n1")) == 0
 
@@ -622,7 +622,7 @@ def test_a_report_that_cannot_be_read_is_as_none() -> None:
         await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
         config = copy.deepcopy(operator.server.objects[config_path("n1")])
         config["status"] = {"observedGeneration": 1, "novelty": True}
-        operator.state.put_held(transform.node_pin_config(config)[1])
+        operator.store.put_config(transform.node_pin_config(config)[1])
         await operator.until(lambda: operator.condition("Applied") == "Pending")
 
     scenario(work)
@@ -634,11 +634,11 @@ def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
         operator.pod()
         operator.limit()
         await operator.until(lambda: operator.spec().get("limits"))
-        operator.state.remove("ns/l", "another-uid")
-        assert operator.state.uids == ["limit-uid"]
-        operator.state.forget("limit-uid")
+        operator.store.remove_resource("ns/l", "another-uid")
+        assert operator.store.uids == ["limit-uid"]
+        operator.store.remove_uid("limit-uid")
         await operator.until(lambda: operator.spec()["limits"] == [])
-        assert operator.state.uids == []
+        assert operator.store.uids == []
 
     scenario(work)
 
@@ -732,11 +732,11 @@ def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: s
         await operator.holds()
         operator.report()
         if how == "deleted":
-            operator.state.remove_pod("p1")
+            operator.store.remove_pod("p1")
         else:
-            pod = operator.state.world.pod("p1")
+            pod = operator.store.cluster.pod("p1")
             assert pod is not None
-            operator.state.put_pod(replace(pod, terminal=True))
+            operator.store.put_pod(replace(pod, terminal=True))
         await operator.until(lambda: (operator.status().get("topPods") or [{}])[0].get("reason") == "PodGone")
         assert (operator.status()["matchedPods"], operator.status()["pinnedBytes"]) == (1, 4096)
         assert operator.condition("Enforced") == "Enforced"
@@ -753,12 +753,12 @@ def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() ->
     async def work(operator: Operator) -> None:
         await operator.holds()
         operator.report()
-        operator.state.remove_pod("p1")
+        operator.store.remove_pod("p1")
         operator.limit(2, 2, podSelector={"matchLabels": {"app": "other"}})
         await operator.until(lambda: held_pods(operator) == [("p1", [])])
         operator.limit(3, 3)
         await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
-        operator.state.remove(operator.state.seen_as("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
+        operator.store.remove_resource(operator.store.resource_of("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
         await operator.until(lambda: held_pods(operator) == [("p1", [])])
 
     scenario(work)
@@ -773,17 +773,17 @@ def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: 
         selected = {"matchLabels": {"tier": "guest"}}
         raw = limit(1, 1, namespaceSelector=selected)
         del raw["metadata"]["namespace"]
-        operator.state.put(resources.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
-        operator.state.put_namespace(Namespace("ns", {"tier": "guest"}))
+        operator.store.put_resource(resources.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
+        operator.store.put_namespace(Namespace("ns", {"tier": "guest"}))
         operator.node()
         operator.agent()
         operator.pod()
         await operator.until(lambda: held_pods(operator) == [("p1", ["l"])])
         operator.report()
         if first == "namespace":
-            operator.state.remove_namespace("ns")
-        operator.state.remove_pod("p1")
-        operator.state.remove_namespace("ns")
+            operator.store.remove_namespace("ns")
+        operator.store.remove_pod("p1")
+        operator.store.remove_namespace("ns")
         operator.node("n2", "other-uid")
         await operator.until(lambda: operator.spec("n2"))
         await operator.rest()
@@ -801,18 +801,18 @@ def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
-        operator.state.put_pod(Pod("ns", "p1", "p1", "hash", "n1"))
+        operator.store.put_pod(Pod("ns", "p1", "p1", "hash", "n1"))
         operator.limit()
         await operator.until(lambda: ("hash", ["ns/l"]) in held_pods(operator))
         if why != "never reported":
             operator.report()
         operator.agent(ready=why != "silent")
-        operator.state.remove_pod("p1")
+        operator.store.remove_pod("p1")
         if why == "another pod has its cgroup":  # a mirror pod that was deleted, and made again
-            assert operator.state.world.pod("p1") is not None
-            operator.state.put_pod(Pod("ns", "p2", "p2", "hash", "n1"))
+            assert operator.store.cluster.pod("p1") is not None
+            operator.store.put_pod(Pod("ns", "p2", "p2", "hash", "n1"))
         await operator.rest()
-        await operator.until(lambda: operator.state.world.pod("p1") is None)
+        await operator.until(lambda: operator.store.cluster.pod("p1") is None)
 
     scenario(work)
 
@@ -821,8 +821,8 @@ def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
 def test_a_pod_that_is_gone_stays_though_a_new_pod_names_its_uid_as_a_hash() -> None:
     async def work(operator: Operator) -> None:
         await gone_pods(operator, 1)
-        operator.state.put_pod(Pod("ns", "thief", "thief", "gone-0", "n1"))
-        assert operator.state.world.pod("gone-0") is not None
+        operator.store.put_pod(Pod("ns", "thief", "thief", "gone-0", "n1"))
+        assert operator.store.cluster.pod("gone-0") is not None
 
     scenario(work)
 
@@ -838,8 +838,8 @@ async def gone_pods(operator: Operator, count: int) -> None:
     await operator.until(lambda: len(held_pods(operator)) == count)
     operator.report()
     for uid in uids:
-        operator.state.remove_pod(uid)
-    assert all(operator.state.world.pod(uid) for uid in uids)
+        operator.store.remove_pod(uid)
+    assert all(operator.store.cluster.pod(uid) for uid in uids)
 
 
 def calls(act: Callable[[], object]) -> int:
@@ -865,12 +865,12 @@ def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
 
     async def work(operator: Operator, count: int) -> None:
         await gone_pods(operator, count)
-        store = operator.state
+        store = operator.store
         costs["new"].append(calls(lambda: operator.pod("new")))
         costs["mirror"].append(calls(lambda: store.put_pod(Pod("ns", "m", "m", "hash", "n1"))))
         costs["gone"].append(calls(lambda: store.remove_pod("gone-0")))
         view = replace(store.view("n1"), denied=1)
-        costs["report"].append(calls(lambda: store._see(view)))
+        costs["report"].append(calls(lambda: store._update_view(view)))
 
     counts = (10, 30, 90)
     for count in counts:
@@ -885,11 +885,11 @@ def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
     async def work(operator: Operator) -> None:
         await operator.holds()
         operator.report()
-        operator.state.remove_pod("p1")
-        assert operator.state.world.pod("p1") is not None
-        operator.state.remove_held("n1")
-        assert operator.state.world.pod("p1") is not None, "an object that is made again takes nothing back"
-        operator.state.remove_node("n1")
-        await operator.until(lambda: operator.state.world.pod("p1") is None)
+        operator.store.remove_pod("p1")
+        assert operator.store.cluster.pod("p1") is not None
+        operator.store.remove_config("n1")
+        assert operator.store.cluster.pod("p1") is not None, "an object that is made again takes nothing back"
+        operator.store.remove_node("n1")
+        await operator.until(lambda: operator.store.cluster.pod("p1") is None)
 
     scenario(work)

@@ -14,8 +14,8 @@ from pinwarden.controller import resync as census_module
 from pinwarden.controller.client import ApiError
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.reflector import Source, Watch
-from pinwarden.controller.resync import Census
+from pinwarden.controller.reflector import Reflector, ReflectorConfig
+from pinwarden.controller.resync import Resync
 
 
 class OverError(Exception):
@@ -67,7 +67,7 @@ def run(script: Script, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(watch_module, "Backoff", lambda: Backoff(0.0, 0.0))
 
     async def scenario() -> None:
-        source: Source[str] = Source(
+        source: ReflectorConfig[str] = ReflectorConfig(
             "pods",
             "Pod",
             "/things",
@@ -77,7 +77,7 @@ def run(script: Script, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             by_name=True,
         )
         metrics = Metrics()
-        watch = Watch(script, source, metrics, Items(metrics))  # type: ignore[arg-type]
+        watch = Reflector(script, source, metrics, Items(metrics))  # type: ignore[arg-type]
         with pytest.raises(OverError):
             await watch.run()
 
@@ -110,9 +110,9 @@ def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> Non
     async def scenario() -> None:
         script = Script([(["bad", "b"], "5", "")], [[event("ADDED", "c", "6")]])
         prune = lambda raw: (raw["metadata"]["name"], raw["metadata"]["name"])  # noqa: E731
-        source = Source("pods", "Pod", "/things", prune, put, lambda _: None, by_name=True)
+        source = ReflectorConfig("pods", "Pod", "/things", prune, put, lambda _: None, by_name=True)
         metrics = Metrics()
-        watch = Watch(script, source, metrics, Items(metrics), failed)  # type: ignore[arg-type]
+        watch = Reflector(script, source, metrics, Items(metrics), failed)  # type: ignore[arg-type]
         with pytest.raises(OverError):
             await watch.run()
 
@@ -186,7 +186,7 @@ class Listing:
         return {"metadata": {}, "items": [{"metadata": {"uid": uid}} for uid in uids]}
 
 
-def census(api: Listing, known: set[str], rounds: Callable[[Census], bool]) -> list[str]:
+def census(api: Listing, known: set[str], rounds: Callable[[Resync], bool]) -> list[str]:
     """Runs a census until `rounds` says that it is enough; the UIDs that it found gone."""
     gone: list[str] = []
 
@@ -196,7 +196,7 @@ def census(api: Listing, known: set[str], rounds: Callable[[Census], bool]) -> l
 
     async def scenario() -> None:
         metrics = Metrics()
-        counting = Census(api, [], metrics, lambda: known, forget, Items(metrics))  # type: ignore[arg-type]
+        counting = Resync(api, [], metrics, lambda: known, forget, Items(metrics))  # type: ignore[arg-type]
         task = asyncio.create_task(counting.run())
         async with asyncio.timeout(60):
             while not rounds(counting):
@@ -266,7 +266,7 @@ def test_a_limit_that_no_event_tells_of_is_counted_until_one_does() -> None:
     known = {"a"}
     api = Listing({"a"})
 
-    def missed_then_told(counting: Census) -> bool:
+    def missed_then_told(counting: Resync) -> bool:
         if counting.synced.is_set():
             api.uids.add("b")
         if counting.missed:

@@ -8,8 +8,8 @@ import pytest
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.finalizers import without
-from pinwarden.controller.uninstall.blockers import draining, is_gated, made, undrained
-from pinwarden.controller.uninstall.uninstall import GatedPods, Settings, Uninstall
+from pinwarden.controller.uninstall.blockers import draining, is_gated, made, remaining_groups
+from pinwarden.controller.uninstall.uninstall import GatedPods, Uninstaller, UninstallOptions
 from pinwarden.plan.group_compiler import FINALIZER
 
 PROFILE = {"seccompProfile": {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}}
@@ -88,7 +88,7 @@ def config(report: dict[str, Any] | None) -> NodePinConfig:
 
 
 def test_a_released_group_is_not_waited_for() -> None:
-    assert list(undrained(config({"phase": "Released"}))) == []
+    assert list(remaining_groups(config({"phase": "Released"}))) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_released_group_is_not_waited_for() -> None:
     ],
 )
 def test_one_that_stays_is_told_with_its_reason(report: dict[str, Any] | None, why: str, stays: bool) -> None:
-    assert list(undrained(config(report))) == [("team/cache", why, stays)]
+    assert list(remaining_groups(config(report))) == [("team/cache", why, stays)]
 
 
 def test_a_finalizer_goes_whoever_set_it_and_the_others_stay() -> None:
@@ -138,14 +138,14 @@ GROUP = {"metadata": {"namespace": "team", "name": "cache", "uid": "u", "finaliz
 
 
 @pytest.mark.parametrize(("refused", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)])
-def test_a_group_that_is_changed_meanwhile_is_let_go_and_one_that_cannot_be_changed_is_told(
+def test_a_group_that_is_changed_meanwhile_is_remove_finalizer_and_one_that_cannot_be_changed_is_told(
     refused: int, patches: int, fails: bool
 ) -> None:
     api = Refusing(refused)
-    work = Uninstall(cast(Api, api), Settings("ns", 1.0, GatedPods.REFUSE), print)
+    work = Uninstaller(cast(Api, api), UninstallOptions("ns", 1.0, GatedPods.REFUSE), print)
     if fails:
         with pytest.raises(ApiError, match="it was changed"):
-            asyncio.run(work._let_go(GROUP))
+            asyncio.run(work._remove_finalizer(GROUP))
     else:
-        asyncio.run(work._let_go(GROUP))
+        asyncio.run(work._remove_finalizer(GROUP))
     assert api.patched == patches

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.common.backoff import RETRY_AFTER_CAP_SECONDS, Backoff
-from pinwarden.controller.ratelimit import Bucket, Throttle
+from pinwarden.controller.ratelimit import RateLimiter, TokenBucket
 from pinwarden.controller.workqueue import WorkQueue
 
 
@@ -165,23 +165,23 @@ def test_what_was_added_last_is_always_worked_on_after_it(steps: list[tuple[str,
 
 def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
     clock = Clock()
-    bucket = Bucket(rate=0.2, burst=3, clock=clock)
+    bucket = TokenBucket(rate=0.2, burst=3, clock=clock)
     for _ in range(3):
-        assert bucket.wait() == 0.0
+        assert bucket.delay() == 0.0
         bucket.take()
-    assert 4.9 < bucket.wait() <= 5.0
-    assert 9.9 < bucket.wait(spare=1.0) <= 10.0
+    assert 4.9 < bucket.delay() <= 5.0
+    assert 9.9 < bucket.delay(spare=1.0) <= 10.0
     clock.now += 5.0
-    assert bucket.wait() == 0.0
+    assert bucket.delay() == 0.0
 
 
 def test_all_writers_stop_when_the_server_had_enough() -> None:
     async def scenario() -> None:
-        throttle = Throttle(rate=1000.0, burst=10.0)
-        throttle.stop(0.05)
+        limiter = RateLimiter(rate=1000.0, burst=10.0)
+        limiter.pause(0.05)
         loop = asyncio.get_running_loop()
         started = loop.time()
-        await asyncio.gather(*(throttle.leave() for _ in range(3)))
+        await asyncio.gather(*(limiter.acquire() for _ in range(3)))
         assert loop.time() - started >= 0.049
 
     asyncio.run(scenario())

@@ -11,7 +11,7 @@ PROFILES = "pinwarden/"
 _STAYS = ("InUse", "NotRemoved")
 
 
-class Wait(NamedTuple):
+class RemainingGroup(NamedTuple):
     """A group that is not gone from a node, and whether waiting for that is no use."""
 
     group: str
@@ -59,15 +59,15 @@ def draining(config: Json, made: frozenset[str]) -> Json | None:
     return {"mode": Mode.ACTIVE.value, "groups": [{**each, "draining": True} for each in groups]}
 
 
-def undrained(config: NodePinConfig) -> Sequence[Wait]:
+def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
     """The draining groups of a node that are not released there."""
     reports = {each.uid: each for each in config.status.groups} if config.status else {}
-    found: list[Wait] = []
+    found: list[RemainingGroup] = []
     for group in config.spec.groups:
         report = reports.get(group.uid)
         known = report is not None and report.hash == group.hash
         if not group.draining or (known and report and report.phase is Phase.RELEASED):
             continue
         why = (report.message or report.reason) if report else "the node does not report it"
-        found.append(Wait(group.name, why, bool(known and report and report.reason in _STAYS)))
+        found.append(RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS)))
     return found

@@ -24,7 +24,7 @@ class UninstallError(Exception):
     """It was not done, and the operator puts back what was changed; the message is for people."""
 
 
-class Seizure:
+class OperatorLease:
     """The operator's Lease, if there is one."""
 
     def __init__(self, api: Api, namespace: str) -> None:
@@ -35,9 +35,9 @@ class Seizure:
         self._held = False
         self._renewed = 0.0
 
-    async def seize(self) -> bool:
+    async def take(self) -> bool:
         """Takes it, whoever has it; whether there is one."""
-        self._held = await self._replace(LEASE_SECONDS, seize=True)
+        self._held = await self._replace(LEASE_SECONDS, from_anyone=True)
         return self._held
 
     async def renew(self) -> None:
@@ -45,7 +45,7 @@ class Seizure:
         if self._held and monotonic() - self._renewed > LEASE_SECONDS / 10:
             await self._replace(LEASE_SECONDS)
 
-    async def give_back(self) -> None:
+    async def release(self) -> None:
         """Anybody may have it; where that cannot be said, it is free when it is not renewed any more."""
         if not self._held:
             return
@@ -54,7 +54,7 @@ class Seizure:
         except (ApiError, UninstallError) as error:
             _log.error("the Lease is free in %d s: %s", LEASE_SECONDS, error)
 
-    async def leave(self) -> bool:
+    async def hand_over(self) -> bool:
         """It goes with the operator's Deployment; where there is none it is given back, and the answer is False."""
         path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{leader_election.NAME}"
         try:
@@ -62,7 +62,7 @@ class Seizure:
         except ApiError as error:
             if error.status != 404:
                 raise
-            await self.give_back()
+            await self.release()
             return False
         owner = {
             "apiVersion": "apps/v1",
@@ -75,12 +75,17 @@ class Seizure:
         return True
 
     async def _replace(
-        self, seconds: int, *, holder: str | None = None, seize: bool = False, owners: Sequence[Json] = ()
+        self,
+        seconds: int,
+        *,
+        holder: str | None = None,
+        from_anyone: bool = False,
+        owners: Sequence[Json] = (),
     ) -> bool:
         async def once() -> None:
             lease = await self._api.get(self._path)
             had = (lease.get("spec") or {}).get("holderIdentity")
-            if not seize and had != self._identity:
+            if not from_anyone and had != self._identity:
                 raise UninstallError(
                     f"the Lease {leader_election.NAME} was taken by {had or 'nobody'} meanwhile"
                 )
@@ -96,9 +101,9 @@ class Seizure:
 
         for left in reversed(range(_TRIES)):
             try:
-                await patiently(once)
+                await with_retries(once)
             except ApiError as error:
-                if error.status == 404 and seize:
+                if error.status == 404 and from_anyone:
                     return False
                 if error.status != 409 or not left:  # its holder renews it every few seconds
                     raise
@@ -108,7 +113,7 @@ class Seizure:
         raise AssertionError("unreachable")
 
 
-async def patiently(work: Callable[[], Awaitable[_T]]) -> _T:
+async def with_retries(work: Callable[[], Awaitable[_T]]) -> _T:
     """Tries again, for up to half a minute, where the API server was away, too busy, or lost its place in a list."""
     for left in reversed(range(_TRIES)):
         try:

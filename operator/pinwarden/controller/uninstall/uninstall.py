@@ -28,8 +28,15 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import leader_election
 from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, configure, pages
 from pinwarden.controller.finalizers import without
-from pinwarden.controller.uninstall.blockers import Wait, draining, full_name, is_gated, made, undrained
-from pinwarden.controller.uninstall.lease import Seizure, UninstallError, patiently
+from pinwarden.controller.uninstall.blockers import (
+    RemainingGroup,
+    draining,
+    full_name,
+    is_gated,
+    made,
+    remaining_groups,
+)
+from pinwarden.controller.uninstall.lease import OperatorLease, UninstallError, with_retries
 from pinwarden.plan.conditions import plural
 from pinwarden.plan.decode import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
 from pinwarden.plan.group_compiler import FINALIZER
@@ -57,7 +64,7 @@ class GatedPods(StrEnum):
 
 
 @dataclass(frozen=True)
-class Settings:
+class UninstallOptions:
     """`namespace` is the operator's. `timeout` in seconds, for what all nodes are waited for together."""
 
     namespace: str
@@ -65,10 +72,10 @@ class Settings:
     gated_pods: GatedPods
 
 
-async def run(kubeconfig: Path | None, settings: Settings, say: Callable[[str], None]) -> None:
+async def run(kubeconfig: Path | None, settings: UninstallOptions, say: Callable[[str], None]) -> None:
     """All of it. Raises UninstallError, ConnectionSetupError, and ApiError when the API server does not do its part."""
     async with Api(await configure(kubeconfig)) as api:
-        work = asyncio.create_task(Uninstall(api, settings, say).run())
+        work = asyncio.create_task(Uninstaller(api, settings, say).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
         try:
@@ -77,35 +84,35 @@ async def run(kubeconfig: Path | None, settings: Settings, say: Callable[[str], 
             raise UninstallError("it was ended before it was done") from error
 
 
-class Uninstall:
+class Uninstaller:
     """One run; `say` takes what people shall read."""
 
-    def __init__(self, api: Api, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, api: Api, settings: UninstallOptions, say: Callable[[str], None]) -> None:
         self._api = api
         self._settings = settings
         self._say = say
-        self._lease = Seizure(api, settings.namespace)
+        self._lease = OperatorLease(api, settings.namespace)
 
     async def run(self) -> None:
         """All of it. Raises UninstallError, and ApiError when the API server does not do its part."""
-        await self._look_at_gated_pods()
-        if not await self._lease.seize():
-            await self._without_lease()
+        await self._check_gated_pods()
+        if not await self._lease.take():
+            await self._check_never_used()
         try:
             started = monotonic()
             await asyncio.sleep(leader_election.RENEW_SECONDS)  # by then no replica begins a write
             await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
             # not before: until then a write that was under way may give a group its finalizer
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
-            await self._look_at_gated_pods()
+            await self._check_gated_pods()
             half = 0.5 * self._settings.timeout
             await self._drain(made(groups), max(started + 3 * half, monotonic() + half))
-            await self._each([partial(self._let_go, group) for group in groups])
+            await self._run_all([partial(self._remove_finalizer, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
-            await self._each([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
-            left = await self._lease.leave()
+            await self._run_all([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
+            left = await self._lease.hand_over()
         except BaseException:
-            await self._lease.give_back()
+            await self._lease.release()
             raise
         self._say(
             f"released: {plural(len(names), 'NodePinConfig')} deleted, {plural(len(groups), 'SharedMemoryGroup')} freed of "
@@ -117,7 +124,7 @@ class Uninstall:
                 "puts limits in force again; end it, and run this again"
             )
 
-    async def _without_lease(self) -> None:
+    async def _check_never_used(self) -> None:
         """Raises UninstallError unless no operator ever wrote anything."""
         if await self._list(_CONFIGS, lambda raw: raw["metadata"]["name"]):
             raise UninstallError(
@@ -125,7 +132,7 @@ class Uninstall:
                 "name the operator's namespace (--namespace)"
             )
 
-    async def _look_at_gated_pods(self) -> None:
+    async def _check_gated_pods(self) -> None:
         names = await self._list("/api/v1/pods", lambda pod: full_name(pod) if is_gated(pod) else None)
         gated = [name for name in names if name]
         if not gated:
@@ -146,7 +153,7 @@ class Uninstall:
         def wanted(raw: Json) -> Json:
             return {"mode": Mode.RELEASE.value, "groups": (raw.get("spec") or {}).get("groups") or []}
 
-        missing = await self._reach(wanted, lambda _: (), deadline, quiet)
+        missing = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
         if silent := [name for name, alive in missing.items() if alive]:
             raise UninstallError(
                 f"these nodes did not do what they were asked to within {self._settings.timeout:.0f} s, though their agents run: "
@@ -159,18 +166,18 @@ class Uninstall:
 
     async def _drain(self, made: frozenset[str], deadline: float) -> None:
         """Has nodes take away the shared memory that pinwarden made; what is in use stays, and is told."""
-        left: dict[str, Sequence[Wait]] = {}
+        left: dict[str, Sequence[RemainingGroup]] = {}
 
-        def waits(config: NodePinConfig) -> Sequence[Wait]:
-            left[config.metadata.name] = found = undrained(config)
+        def waits(config: NodePinConfig) -> Sequence[RemainingGroup]:
+            left[config.metadata.name] = found = remaining_groups(config)
             return [wait for wait in found if not wait.stays]
 
-        await self._reach(lambda raw: draining(raw, made), waits, deadline)
+        await self._apply_to_nodes(lambda raw: draining(raw, made), waits, deadline)
         for node, waited in sorted(left.items()):
             for wait in waited:
                 self._say(f"shared memory stays on node {node}: {wait.group}: {wait.why}")
 
-    async def _reach(
+    async def _apply_to_nodes(
         self,
         wanted: Callable[[Json], Json | None],
         waits: Callable[[NodePinConfig], Collection[object]],
@@ -187,7 +194,7 @@ class Uninstall:
             await self._lease.renew()
             late = monotonic() >= max(deadline, quiet)
             agents = await self._agents()
-            found = await self._list(_CONFIGS, lambda raw: _read(raw, wanted, waits))
+            found = await self._list(_CONFIGS, lambda raw: _read_config(raw, wanted, waits))
             concerned = [
                 each for each in found if each.spec is not None and (each.reported or each.name in agents)
             ]
@@ -198,7 +205,7 @@ class Uninstall:
             }
             if (not missing and monotonic() >= quiet) or late:
                 return missing
-            await self._each(
+            await self._run_all(
                 [
                     partial(self._write, each, asked)
                     for each in concerned
@@ -208,7 +215,7 @@ class Uninstall:
             await asyncio.sleep(poll)
             poll = min(poll * 1.5, LONGEST_POLL_SECONDS)
 
-    async def _write(self, config: "_Read", asked: dict[str, int]) -> None:
+    async def _write(self, config: "_NodeConfig", asked: dict[str, int]) -> None:
         """A node that is gone since, or came back as another, is seen at the next look."""
         patch: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": config.uid},
@@ -230,7 +237,7 @@ class Uninstall:
             await self._list(path, read_agent, labelSelector=AGENT_SELECTOR), frozenset(nodes)
         )
 
-    async def _let_go(self, group: Json) -> None:
+    async def _remove_finalizer(self, group: Json) -> None:
         """Takes the finalizer away, whoever set it: nobody is left who would. Raises ApiError."""
         metadata = group["metadata"]
         path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
@@ -246,14 +253,14 @@ class Uninstall:
             else:
                 return
 
-    async def _each(self, works: Sequence[Callable[[], Awaitable[Any]]]) -> None:
+    async def _run_all(self, works: Sequence[Callable[[], Awaitable[Any]]]) -> None:
         """All, some at once. What is gone already is well; the first other failure is raised when all are through."""
         at_once = asyncio.Semaphore(_AT_ONCE)
 
         async def one(work: Callable[[], Awaitable[Any]]) -> None:
             async with at_once:
                 try:
-                    await patiently(work)
+                    await with_retries(work)
                 except ApiError as error:
                     if error.status != 404:
                         raise
@@ -277,14 +284,14 @@ class Uninstall:
             return found
 
         try:
-            return await patiently(whole)
+            return await with_retries(whole)
         except ApiError as error:
             if error.status != 404:
                 raise
             return []
 
 
-class _Read(NamedTuple):
+class _NodeConfig(NamedTuple):
     """A NodePinConfig: whether an agent ever `reported` and has `answered` what is stored, and the spec that it shall have, if any."""
 
     name: str
@@ -296,11 +303,11 @@ class _Read(NamedTuple):
     waits: Collection[object]
 
 
-def _read(
+def _read_config(
     raw: Json,
     wanted: Callable[[Json], Json | None],
     waits: Callable[[NodePinConfig], Collection[object]],
-) -> _Read:
+) -> _NodeConfig:
     metadata, status = raw["metadata"], raw.get("status") or {}
     spec = wanted(raw)
     left: Collection[object] = ()
@@ -310,7 +317,7 @@ def _read(
         except ValidationError as error:
             _log.warning("NodePinConfig %s cannot be read: %s", metadata["name"], error)
             left = ["it cannot be read"]
-    return _Read(
+    return _NodeConfig(
         metadata["name"],
         metadata["uid"],
         metadata["generation"],
