@@ -28,7 +28,7 @@ from processes import MIB, process_cpu, process_memory
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.pods.subject import QUIET_SECONDS
@@ -99,7 +99,7 @@ def scanner(node: Machine, governed: Sequence[Pod]) -> Callable[[], int]:
     engine = Engine(
         cgroup_root=node.cgroup_root,
         proc_root=Path("/proc"),
-        store=SavedStore(node.folder / "scan.json", "boot"),
+        store=RlimitRecordStore(node.folder / "scan.json", "boot"),
         ability=GateAbility(False, "observes only"),
         clock=lambda: moment[0],
     )

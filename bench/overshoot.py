@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import Contention
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.linux.prlimit import probe
 
@@ -143,7 +143,7 @@ def race(processes: int, step: int, contention: Contention, state: Path) -> Outc
     engine = Engine(
         cgroup_root=CGROUP,
         proc_root=Path("/proc"),
-        store=SavedStore(state / f"{uid}.json", "boot"),
+        store=RlimitRecordStore(state / f"{uid}.json", "boot"),
         ability=ability,
     )
     try:

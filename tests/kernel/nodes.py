@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.patience import Patience
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.agent.retainer import Retainer
 from pinwarden.node.linux.cgroupfs import member_pids
@@ -115,7 +115,7 @@ class Node:
         self.engine = Engine(
             cgroup_root=self._cgroup_root,
             proc_root=Path("/proc"),
-            store=SavedStore(self._state / "saved.json", "boot"),
+            store=RlimitRecordStore(self._state / "saved.json", "boot"),
             ability=probe(),
         )
         self._retainer = Retainer(self.memory.load(), lambda: PodFinder(CGROUP).find(0.0))

@@ -12,7 +12,7 @@ from cluster.patience import Patience
 from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport
 from pinwarden.api.pinlimit import Level
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
 
@@ -30,7 +30,7 @@ class Agent:
         self._engine = Engine(
             cgroup_root=CGROUP,
             proc_root=Path("/proc"),
-            store=SavedStore(state / "saved.json", "boot"),
+            store=RlimitRecordStore(state / "saved.json", "boot"),
             ability=probe(),
             gate=node.run_dir / "gate.json",
         )

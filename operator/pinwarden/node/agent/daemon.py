@@ -26,7 +26,7 @@ from pinwarden.node.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.node.agent.loop import KINDS as LOOP_KINDS
 from pinwarden.node.agent.loop import Loop
 from pinwarden.node.agent.metrics import Metrics
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import KINDS as ENGINE_KINDS
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.agent.retainer import Retainer
@@ -113,7 +113,7 @@ def _engine(
     engine = Engine(
         cgroup_root=settings.cgroup_root,
         proc_root=settings.proc_root,
-        store=SavedStore(settings.state_dir / "saved.json", boot_id),
+        store=RlimitRecordStore(settings.state_dir / "saved.json", boot_id),
         ability=ability,
         gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
         accountant=settings.run_dir / ACCOUNTANT_RECORD,

@@ -1,32 +1,39 @@
-"""Deals what constraints have left, and gives back: the one place that touches processes.
+"""Sets the rlimits of processes and restores them: the only module that changes a process.
 
-Before a process is touched for the first time, what it had is on disk (H3): all that are new in a tick are saved together, and where that
-fails they are not touched. One that was forked with some deal's limits is touched already; it is saved within a second, so that a pod that
-forks fast does not keep the disk busy. What a process had (`Saved.before`) is, when it is first seen:
+A process is changed only after its original limits are on disk (H3). All new processes of a tick are
+saved together. If the disk refuses the write, these processes stay unchanged. A process that was forked
+with applied limits is already changed. Its record is written within a second, so that a pod that forks
+fast does not keep the disk busy.
 
-- what an earlier agent saved of it,
-- else, when its parent was dealt to already, what that one had: it was forked with some deal's limits,
-- else, when its limits are exactly what was dealt to a process of the same subject lately, what that one had (the smaller where two had
-  different limits): its parent was dealt to and has ended. After a restart of the agent the ended parents are in the file; such a one is
-  taken only where a living process of the subject had the same limits before, which an earlier agent saved too,
-- else the limits that it has: the runtime started it, as it does for an exec into a container.
+The original limits of a new process (`RlimitRecord.original`) come from the first of these that exists:
 
-A process that no constraint covers any more gets back what it had, and so does one that came with dealt limits and
-is first seen then.
+- the record that an earlier agent saved for this process,
+- the record of its parent, if the parent's limits were already changed: the child has inherited them,
+- the history of its subject, if a process of the subject got exactly these limits lately: the parent has
+  ended since. If two such processes had different originals, the smaller is used. After a restart of the
+  agent, the ended parents are in the file. Such a record is used only if a living process of the subject
+  had the same original limits in the file too,
+- its current limits: the runtime started the process, as for an exec into a container.
 
-Limits are written only where they differ. The lowered ones come first, so that what is taken from one process is not given to another
-before; and when one of these grew past its new limit between its sample and the write, all is dealt anew before any is raised. So with
-Reserve no moment of a race lets a pod past its limit. A process whose use is unknown is left as it is, and nothing more is let into its
-constraints.
+A process that no constraint covers any more gets its original limits. This includes a process that was
+forked with applied limits and is first seen then.
+
+Limits are written only where they differ. Lowered limits are written first, so that an amount is taken from
+one process before another process gets it. A process can grow past its new limit between its sample and
+the write. Then the allocation is repeated before any limit is raised. So with Reserve no race lets a pod
+exceed its limit. A process whose use is unknown keeps its limits, and its constraints allow nothing more.
 """
 
+import errno
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from pinwarden.node.agent.allocation_history import AllocationHistory
 from pinwarden.node.agent.allocator import Constraint, Process, deal
-from pinwarden.node.agent.original_limits import Saved, SavedStore
-from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit
+from pinwarden.node.agent.original_limits import RlimitRecord, RlimitRecordStore
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit, ProcessHandle
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.constraints import Scoped
 from pinwarden.node.pods.privileges import HeldBackReason
@@ -40,55 +47,62 @@ NOT_SAVED = "what it had could not be written to disk"
 
 
 class _Change(NamedTuple):
-    """A process, what is kept of its limits, those that it is to have, and the use in bytes that they were dealt for."""
+    """A process, its record, its new limits, and the use in bytes that these were computed from."""
 
     process: Followed
-    saved: Saved
+    record: RlimitRecord
     limits: Limits
     use: int
 
 
-def _grew_past(change: _Change) -> bool:
-    """Samples a process that was just lowered; whether it had taken more than its new limit by then, where that can hold it at all."""
-    process = change.process
-    try:
-        process.look()
-    except OSError:  # it is gone, or its pod's next look says why not
-        return False
-    past = max(process.locked, process.pinned) > change.limits.hard
-    obeys = process.held in (None, HeldBackReason.THREADS_UNREAD)
-    return past and process.use > change.use and obeys
+class RlimitEnforcer:
+    """Owns the rlimit state of the processes in a table.
 
+    `_unclaimed` are the records of an earlier agent whose processes are neither adopted nor restored.
+    """
 
-class Dealer:
-    """Deals to the processes of a table. What an earlier agent left in the store is its own until it is given back."""
-
-    def __init__(self, table: ProcessTable, store: SavedStore, prlimit: Prlimit, page_size: int) -> None:
-        """Raises OSError when the store cannot be read."""
+    def __init__(
+        self, table: ProcessTable, store: RlimitRecordStore, prlimit: Prlimit, page_size: int
+    ) -> None:
+        """Load the records of an earlier agent. Raises OSError if the store cannot be read."""
         self._table = table
         self._store = store
         self._prlimit = prlimit
         self._page_size = page_size
-        self._left = store.load()
-        self._earlier = dict(self._left)
+        self._unclaimed = store.load()
+        self._earlier = dict(self._unclaimed)
+        self._records: dict[ProcessKey, RlimitRecord] = {}
+        self._failures: dict[ProcessKey, str] = {}
+        self._histories: defaultdict[str, AllocationHistory] = defaultdict(AllocationHistory)
         self._unwritten: set[ProcessKey] = set()
         self._unsaved = False
         self._save_due = float("-inf")
         self._refused = False
 
+    @property
+    def records(self) -> Mapping[ProcessKey, RlimitRecord]:
+        """The record of each process whose limits are or will be changed."""
+        return self._records
+
+    @property
+    def failures(self) -> Mapping[ProcessKey, str]:
+        """Why the limits of a process could not be read or set."""
+        return self._failures
+
     def adopt(self, subject: Governed, keys: Iterable[ProcessKey]) -> None:
-        """Finds out what these processes of the subject had; nothing is touched before `save`."""
-        new = [process for key in keys if (process := self._table[key]).saved is None]
+        """Find the original limits of these processes. No process is changed before `save`."""
+        new = self._oldest_first(key for key in keys if key not in self._records)
         self._recall_all(subject, new)
-        first = {process.key for process in new if process.saved is None}
-        for process in sorted(new, key=lambda process: (process.key.start_ticks, process.key.pid)):
-            if process.saved is None and self._find_before(subject, process, first):
-                first.discard(process.key)
+        untouched = {process.key for process in new if process.key not in self._records}
+        for process in new:
+            if process.key not in self._records and self._find_original(subject, process, untouched):
+                untouched.discard(process.key)
 
     def save(self, now: float) -> bool:
-        """Writes down what changed: at once what new processes had, the rest within `_SAVE_SECONDS`. `now` is in seconds, monotonic.
+        """Write changed records: at once if there are new processes, else within `_SAVE_SECONDS`.
 
-        False when the disk refused; then new processes stay untouched and have a `failure`.
+        Return False if the disk refused the write. Then new processes stay unchanged and have a failure.
+        `now` is in seconds, monotonic.
         """
         if not self._unsaved or (now < self._save_due and not self._unwritten):
             return True
@@ -97,38 +111,38 @@ class Dealer:
             self._refused = not self._write()
         if self._refused:
             for key in self._unwritten:
-                self._table[key].saved, self._table[key].failure = None, NOT_SAVED
+                self._records.pop(key, None)
+                self._failures[key] = NOT_SAVED
         self._unwritten.clear()
         return not self._refused
 
     def _write(self) -> bool:
-        kept = {process.key: process.saved for process in self._table if process.saved is not None}
         try:
-            self._store.save(self._left | kept)
+            self._store.save(self._unclaimed | self._records)
         except OSError as error:
             _log.error("no new process is dealt to: %s: %s", NOT_SAVED, error)
             return False
         self._unsaved = False
         return True
 
-    def deal(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> bool:
-        """Deals to all members of the constraints, and gives back to those processes of the subjects that are in none.
+    def enforce(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> bool:
+        """Set the limits of all members of the constraints, and restore the subjects' other processes.
 
-        False when use moved meanwhile, so that it is to be looked at again soon.
+        Return False if use changed meanwhile: the subjects should be sampled again soon.
         """
-        covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
+        covered = frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
         settled = True
         for _ in range(_ROUNDS):
             changes = self._changes(subjects, covered, constraints)
-            lowered = [change for change in changes if change.limits.hard < change.saved.dealt.hard]
+            lowered = [change for change in changes if change.limits.hard < change.record.applied.hard]
             self._set_all(subjects, lowered)
-            grown = [change for change in lowered if _grew_past(change)]
+            grown = [change for change in lowered if _exceeds(change)]
             if not grown:
                 self._set_all(subjects, [change for change in changes if change not in lowered])
                 break
             settled = False
         for subject in subjects:
-            self.part(subject, subject.keys - covered)
+            self.restore_all(subject, subject.keys - covered)
         return settled
 
     def _changes(
@@ -147,64 +161,87 @@ class Dealer:
             page_size=self._page_size,
         )
         return [
-            _Change(process, process.saved, wanted[key], process.use)
+            _Change(process, record, wanted[key], process.use)
             for key in covered
-            if (process := self._table[key]).saved is not None
-            and process.knowledge is Knowledge.KNOWN
-            and process.saved.dealt != wanted[key]
+            if (record := self._records.get(key)) is not None
+            and (process := self._table[key]).knowledge is Knowledge.KNOWN
+            and record.applied != wanted[key]
         ]
 
     def _set_all(self, subjects: Sequence[Governed], changes: Iterable[_Change]) -> None:
         for change in changes:
-            if self._set(change.process, change.saved, change.limits):
+            if self._set(change.process, change.record, change.limits):
                 for subject in subjects:
                     if change.process.key in subject.keys:
-                        subject.deals.remember(change.limits, change.saved.before)
+                        history = self._histories[subject.uid]
+                        history.remember(change.limits, change.record.original)
 
-    def part(self, subject: Governed, keys: frozenset[ProcessKey]) -> bool:
-        """Gives back to these processes of the subject, which no constraint covers, also to those that came with dealt limits.
+    def restore_all(self, subject: Governed, keys: frozenset[ProcessKey]) -> bool:
+        """Restore these processes of the subject, which no constraint covers.
 
-        True when there was nothing to give back; a further look may find a process that was forked before.
+        Return True if no process had applied limits. Otherwise a further sample may find their children.
         """
-        new = [self._table[key] for key in keys - subject.parted]
-        self._recall_all(subject, [process for process in new if process.saved is None])
-        for process in sorted(new, key=lambda process: (process.key.start_ticks, process.key.pid)):
-            if process.saved is None:
+        history = self._histories[subject.uid]
+        new = self._oldest_first(keys - history.restored)
+        self._recall_all(subject, [process for process in new if process.key not in self._records])
+        for process in new:
+            if process.key not in self._records:
                 self._inherit(subject, process)
-        clean = all(process.saved is None for process in new)
-        given = {process.key for process in new if self.give_back(process)}
-        subject.parted = (subject.parted & keys) | given
-        return clean and len(given) == len(new)
+        clean = all(process.key not in self._records for process in new)
+        restored = {process.key for process in new if self.restore(process)}
+        history.restored = (history.restored & keys) | restored
+        return clean and len(restored) == len(new)
 
-    def see(self, keys: Iterable[ProcessKey]) -> bool:
-        """Takes over the limits that programs set since the last deal; whether there were any."""
-        return sum(self._see(self._table[key]) for key in keys) > 0
+    def adopt_external_changes(self, keys: Iterable[ProcessKey]) -> bool:
+        """Accept the limits that programs set since the last allocation. Return whether there were any."""
+        return sum(self._adopt_external_change(key) for key in keys) > 0
 
-    def give_back(self, process: Followed) -> bool:
-        """Gives back what it had, where something was dealt to it; False when that failed."""
-        saved = process.saved
-        if saved is None:
+    def restore(self, process: Followed) -> bool:
+        """Restore the original limits if they were changed. Return False if that failed."""
+        record = self._records.get(process.key)
+        if record is None:
             return True
         current = self._current(process)
-        if process.failure or (current and not self._restore(process, saved.seen(current).before)):
+        if process.key in self._failures:
             return False
-        process.saved, self._unsaved = None, True
+        if current and not self._set_original(process, record.updated(current).original):
+            return False
+        del self._records[process.key]
+        self._unsaved = True
         return True
 
-    def give_back_left(self) -> None:
-        """Gives back to what an earlier agent dealt to and nothing holds any more. What cannot be given back stays in the store."""
-        for key, saved in list(self._left.items()):
+    def restore_unclaimed(self) -> None:
+        """Restore the processes of an earlier agent that no subject has. Those that fail stay in the store."""
+        for key, record in list(self._unclaimed.items()):
             try:
                 process = self._living(key)
             except OSError:
                 continue
-            if process is None or self._restore(process, saved.before):
-                del self._left[key]
+            if process is None or self._set_original(process, record.original):
+                del self._unclaimed[key]
                 self._unsaved = True
 
-    def left(self) -> list[ProcessKey]:
-        """What an earlier agent dealt to, still lives, and was neither given back nor dealt to again."""
-        return [key for key in self._left if self._may_live(key)]
+    def unclaimed(self) -> list[ProcessKey]:
+        """Return the living processes of an earlier agent that were neither adopted nor restored."""
+        return [key for key in self._unclaimed if self._may_live(key)]
+
+    def clear_history(self, subject: Governed) -> None:
+        """Forget which limits were applied to the subject's processes."""
+        self._histories[subject.uid].clear()
+
+    def keep_histories(self, uids: Collection[str]) -> None:
+        """Forget the history of all other subjects."""
+        for uid in self._histories.keys() - set(uids):
+            del self._histories[uid]
+
+    def forget(self, key: ProcessKey) -> None:
+        """Forget the state of a process that is no longer in the table."""
+        self._records.pop(key, None)
+        self._failures.pop(key, None)
+
+    def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Followed]:
+        """Return these processes by start time, so that a parent comes before its children."""
+        return [self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))]
 
     def _may_live(self, key: ProcessKey) -> bool:
         try:
@@ -213,14 +250,14 @@ class Dealer:
             return True
 
     def _living(self, key: ProcessKey) -> Followed | None:
-        """Raises OSError when that cannot be told."""
+        """Return the process if it lives. Raises OSError if that is unknown."""
         process, _ = self._table.look(key.pid)
         return process if process is not None and process.key == key else None
 
-    def _restore(self, process: Followed, before: Limits) -> bool:
+    def _set_original(self, process: Followed, original: Limits) -> bool:
         try:
-            with process.handle(self._prlimit) as handle:
-                handle.set(before)
+            with self._handle(process) as handle:
+                handle.set(original)
         except ProcessLookupError:
             return True
         except OSError as error:
@@ -228,102 +265,121 @@ class Dealer:
             return False
         return True
 
+    def _handle(self, process: Followed) -> ProcessHandle:
+        """Return a handle on the limits of a process. Raises ProcessLookupError if the process is gone."""
+        if process.gone:
+            raise ProcessLookupError(errno.ESRCH, f"process {process.key.pid} is gone")
+        return ProcessHandle(process.reader, self._prlimit)
+
     def _described(self, key: ProcessKey, *, exact: bool) -> Process:
-        """An unknown use is taken for all there is: then nothing more is let into its constraints."""
-        process = self._table[key]
+        """Return the allocator's input. An unknown use counts as unlimited, so nothing more is allowed."""
+        process, record = self._table[key], self._records.get(key)
         locked = UNLIMITED if process.knowledge is Knowledge.UNKNOWN else process.locked
-        before = process.saved.before if process.saved is not None else Limits(0, 0)
-        return Process(key, locked, process.pinned, before.soft, before.hard, exact)
+        original = record.original if record else Limits(0, 0)
+        return Process(key, locked, process.pinned, original.soft, original.hard, exact)
 
     def _current(self, process: Followed) -> Limits | None:
-        """Its limits of now; None when it is gone, or when they cannot be read, which is its `failure` then."""
+        """Return the current limits. None if the process is gone, or if they cannot be read: a failure."""
         try:
-            with process.handle(self._prlimit) as handle:
+            with self._handle(process) as handle:
                 current = handle.get()
         except ProcessLookupError:
             return None
         except OSError as error:
             self._fail(process, f"prlimit: {error.strerror}")
             return None
-        process.failure = ""
+        self._failures.pop(process.key, None)
         return current
 
     def _recall_all(self, subject: Governed, processes: Iterable[Followed]) -> None:
-        recalled = [process for process in processes if self._recall(process)]
-        if recalled:
-            self._learn_of_ended(subject, recalled)
+        recalled = [record for process in processes if (record := self._recall(process))]
+        if not recalled:
+            return
+        originals = {record.original for record in recalled}
+        ended = [record for record in self._earlier.values() if record.original in originals]
+        for record in (*recalled, *ended):
+            self._histories[subject.uid].remember(record.applied, record.original)
 
-    def _recall(self, process: Followed) -> bool:
-        """Takes what an earlier agent saved of it, if it did."""
-        earlier = self._left.get(process.key)
+    def _recall(self, process: Followed) -> RlimitRecord | None:
+        """Adopt and return the record that an earlier agent saved for the process, if there is one."""
+        earlier = self._unclaimed.get(process.key)
         if earlier is None or (current := self._current(process)) is None:
-            return False
-        process.saved = earlier.inherited(current)
-        del self._left[process.key]
-        return True
+            return None
+        record = self._records[process.key] = earlier.for_child(current)
+        del self._unclaimed[process.key]
+        return record
 
-    def _learn_of_ended(self, subject: Governed, recalled: Sequence[Followed]) -> None:
-        befores = {process.saved.before for process in recalled if process.saved is not None}
-        for process in recalled:
-            if process.saved is not None:
-                subject.deals.remember(process.saved.dealt, process.saved.before)
-        for saved in self._earlier.values():
-            if saved.before in befores:
-                subject.deals.remember(saved.dealt, saved.before)
+    def _find_original(self, subject: Governed, process: Followed, untouched: Container[ProcessKey]) -> bool:
+        """Add a record by the rules of the module. Return whether the process came with applied limits.
 
-    def _find_before(self, subject: Governed, process: Followed, first: set[ProcessKey]) -> bool:
-        """Sets `saved` by the rules of the module; whether it came with dealt limits. `first` are those that are untouched yet."""
-        if self._inherit(subject, process, first):
+        The limits of `untouched` processes are not changed yet, so their children inherit nothing.
+        """
+        if self._inherit(subject, process, untouched):
             return True
         if (current := self._current(process)) is not None:
-            process.saved, self._unsaved = Saved(current, current), True
+            self._records[process.key], self._unsaved = RlimitRecord(current, current), True
             self._unwritten.add(process.key)
         return False
 
-    def _inherit(self, subject: Governed, process: Followed, first: Container[ProcessKey] = ()) -> bool:
-        """Sets `saved` of a process that came with dealt limits; whether it did."""
-        parent = self._table.get(process.status.parent)
-        of_parent = parent.saved if parent is not None and parent.key not in first else None
-        if not (of_parent or subject.deals) or (current := self._current(process)) is None:
+    def _inherit(self, subject: Governed, process: Followed, untouched: Container[ProcessKey] = ()) -> bool:
+        """Add a record if the process came with applied limits. Return whether it did."""
+        parent, history = self._table.get(process.status.parent), self._histories[subject.uid]
+        of_parent = self._records.get(parent.key) if parent and parent.key not in untouched else None
+        if not (of_parent or history) or (current := self._current(process)) is None:
             return False
-        before = of_parent.before if of_parent else subject.deals.before(current)
-        if before is None:
+        original = of_parent.original if of_parent else history.original(current)
+        if original is None:
             return False
-        process.saved, self._unsaved = Saved(before, current), True
+        self._records[process.key], self._unsaved = RlimitRecord(original, current), True
         return True
 
-    def _see(self, process: Followed) -> bool:
-        saved = process.saved
-        if saved is None:
+    def _adopt_external_change(self, key: ProcessKey) -> bool:
+        record = self._records.get(key)
+        if record is None:
             return False
         try:
-            current = self._prlimit(process.key.pid, None)
+            current = self._prlimit(key.pid, None)
         except OSError:
             return False
-        if current == saved.dealt:
+        if current == record.applied:
             return False
-        self._take_over(process, saved, current, current)
+        self._update(key, record, current, current)
         return True
 
-    def _set(self, process: Followed, saved: Saved, limits: Limits) -> bool:
+    def _set(self, process: Followed, record: RlimitRecord, limits: Limits) -> bool:
         try:
-            with process.handle(self._prlimit) as handle:
+            with self._handle(process) as handle:
                 previous = handle.set(limits)
         except ProcessLookupError:
             return False
         except OSError as error:
             self._fail(process, f"prlimit: {error.strerror}")
             return False
-        process.failure = ""
-        self._take_over(process, saved, previous, limits)
+        self._failures.pop(process.key, None)
+        self._update(process.key, record, previous, limits)
         return True
 
-    def _take_over(self, process: Followed, saved: Saved, current: Limits, dealt: Limits) -> None:
-        before = saved.seen(current).before
-        self._unsaved |= before != saved.before
-        process.saved = Saved(before, dealt)
+    def _update(self, key: ProcessKey, record: RlimitRecord, current: Limits, applied: Limits) -> None:
+        original = record.updated(current).original
+        self._unsaved |= original != record.original
+        self._records[key] = RlimitRecord(original, applied)
 
     def _fail(self, process: Followed, message: str) -> None:
-        if process.failure != message:
+        if self._failures.get(process.key) != message:
             _log.warning("process %d cannot be dealt to: %s", process.key.pid, message)
-        process.failure = message
+        self._failures[process.key] = message
+
+
+def _exceeds(change: _Change) -> bool:
+    """Sample a process whose limit was just lowered. Return whether it had exceeded the new limit by then.
+
+    A process that ignores its rlimit does not count.
+    """
+    process = change.process
+    try:
+        process.look()
+    except OSError:  # the process is gone, or the next sample of its pod reports the failure
+        return False
+    exceeds = max(process.locked, process.pinned) > change.limits.hard
+    obeys = process.held in (None, HeldBackReason.THREADS_UNREAD)
+    return exceeds and process.use > change.use and obeys

@@ -24,11 +24,11 @@ from pinwarden.api.pinlimit import Enforcement
 from pinwarden.common.guard import Guard
 from pinwarden.common.patterns import directories
 from pinwarden.node.agent.accountant_reader import AccountantRecord
-from pinwarden.node.agent.enforcer import Dealer
+from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateRecord
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
-from pinwarden.node.agent.releaser import Partings
+from pinwarden.node.agent.releaser import Releaser
 from pinwarden.node.agent.status import Reporter
 from pinwarden.node.linux.cgroupfs import detect_layout, process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, Prlimit, prlimit_memlock
@@ -38,7 +38,7 @@ from pinwarden.node.pods.constraints import Scoped, running_containers, scoped
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import UNKNOWN_PODS, Held, Plan, reported_name
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import IDLE_SECONDS, DealtPairs, Governed
+from pinwarden.node.pods.subject import IDLE_SECONDS, Governed
 
 _SHORTEST_SECONDS = 0.01
 _LONGEST_SECONDS = 1.0
@@ -63,7 +63,7 @@ class Engine:
         *,
         cgroup_root: Path,
         proc_root: Path,
-        store: SavedStore,
+        store: RlimitRecordStore,
         ability: GateAbility,
         gate: Path | None = None,
         accountant: Path | None = None,
@@ -77,8 +77,8 @@ class Engine:
         self._root = process_hierarchy(cgroup_root)
         self._finder = PodFinder(self._root)
         self._table = ProcessTable(proc_root)
-        self._dealer = Dealer(self._table, store, prlimit, page_size)
-        self._partings = Partings(self._table, self._dealer)
+        self._enforcer = RlimitEnforcer(self._table, store, prlimit, page_size)
+        self._releaser = Releaser(self._table, self._enforcer)
         self._gate = GateRecord(gate)
         self._accountant = AccountantRecord(accountant)
         self._reporter = Reporter(
@@ -113,7 +113,7 @@ class Engine:
         if plan is None:
             return _LONGEST_SECONDS
         if plan.release:
-            if (self._acknowledged is not plan or self._partings) and self._give_all_back():
+            if (self._acknowledged is not plan or self._releaser) and self._give_all_back():
                 self._acknowledged = plan
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
@@ -139,7 +139,7 @@ class Engine:
         """What was found at the last tick."""
         subjects = [subject for _, subject in sorted(self._subjects.items())]
         return self._reporter.report(
-            self._acknowledged, subjects, self._table, self._overshoots, self._sampled
+            self._acknowledged, subjects, self._table, self._enforcer, self._overshoots, self._sampled
         )
 
     @property
@@ -178,14 +178,14 @@ class Engine:
         self._find_due = now + IDLE_SECONDS
         gone = self._subjects.keys() - found.keys()
         for uid in gone:
-            self._partings.begin(self._subjects.pop(uid))
+            self._releaser.begin(self._subjects.pop(uid))
             self._overshoots.end(uid)
         changed = fresh or bool(gone)
         for uid, (paths, held) in found.items():
             subject = self._subjects.get(uid)
             if subject is None:
                 subject = self._subjects[uid] = Governed(uid, paths, held)
-                subject.deals = self._partings.end(uid) or subject.deals
+                self._releaser.cancel(uid)
             elif subject.paths != paths:
                 subject.move(paths)
             elif subject.held == held:
@@ -275,9 +275,9 @@ class Engine:
         ]
         for subjects, constraints in enforced:
             self._of_group("adopt", subjects, now, partial(self._adopt, subjects, constraints, now))
-        self._dealer.save(now)
+        self._enforcer.save(now)
         for subjects, constraints in enforced:
-            work = partial(self._dealer.deal, subjects, constraints)
+            work = partial(self._enforcer.enforce, subjects, constraints)
             for settled in self._of_group("deal", subjects, now, work):
                 for subject in () if settled else subjects:
                     subject.heat(now)
@@ -285,10 +285,10 @@ class Engine:
     def _adopt(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
         covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
         for subject in subjects:
-            self._dealer.adopt(subject, subject.keys & covered)
+            self._enforcer.adopt(subject, subject.keys & covered)
             if not subject.held.enforced and not subject.hot(now):
-                subject.deals = DealtPairs()
-            if self._dealer.see(subject.keys):
+                self._enforcer.clear_history(subject)
+            if self._enforcer.adopt_external_changes(subject.keys):
                 subject.heat(now)
 
     def _evaluate(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
@@ -309,37 +309,39 @@ class Engine:
         """Gives back to, and forgets, the processes that are in no subject; also those that an earlier agent dealt to."""
         if self._ability.available:
             self._part(now)
-        kept = self._partings.keys.union(*(subject.keys for subject in self._subjects.values()))
+        kept = self._releaser.keys.union(*(subject.keys for subject in self._subjects.values()))
         for process in self._table:
             if process.key in kept:
                 continue
-            if not self._ability.available or self._dealer.give_back(process):
+            if not self._ability.available or self._enforcer.restore(process):
                 self._table.drop(process)
+                self._enforcer.forget(process.key)
+        self._enforcer.keep_histories(self._subjects.keys() | self._releaser.uids)
 
     def _part(self, now: float) -> None:
         """Goes on with what is parted from. What an earlier agent left may be in a subject that cannot be read, and then stays."""
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
             try:
-                self._partings.begin_left(self._root)
+                self._releaser.begin_unclaimed(self._root)
             except OSError as error:
                 _log.error("what an earlier agent dealt to cannot be found by its pods: %s", error)
-        self._partings.sweep(now)
+        self._releaser.sweep(now)
         if readable:
-            self._dealer.give_back_left()
+            self._enforcer.restore_unclaimed()
 
     def _give_all_back(self) -> bool:
         """Whether everything could be given back; then the store is empty."""
         if not self._ability.available:
-            return not self._dealer.left()
+            return not self._enforcer.unclaimed()
         for subject in self._subjects.values():
-            self._partings.begin(subject)
+            self._releaser.begin(subject)
         self._subjects.clear()
         self._groups.clear()
         now = self._clock()
         self._drop_strangers(now)
-        owes = self._dealer.left() or any(process.saved for process in self._table)
-        return self._dealer.save(float("inf")) and not owes
+        owes = self._enforcer.unclaimed() or self._enforcer.records
+        return self._enforcer.save(float("inf")) and not owes
 
     def _pace(self, now: float) -> float:
         """When what is due next comes, but after a pause in proportion to the work that was just done."""

@@ -1,32 +1,34 @@
-"""Subjects that nothing holds any more, followed until the last of their processes has back what it had (P14).
+"""Subjects being released: watched until every process has its original RLIMIT_MEMLOCK (P14).
 
-What a process had is given back to those that are known. But a process that is forked just before comes with its parent's dealt limits and
-is seen only afterwards; left alone it would keep them for as long as it lives. So a subject is looked at again until no look finds such a
-process, and then at a few more sweeps, because a fork that was under way shows its child late.
+The limits of known processes are restored at once. But a process that was forked just before inherits the
+limits of its parent and is seen only afterwards. Without a further sample it would keep them for its whole
+life. So a subject is sampled again until a sample finds no such process. Then a few more sweeps follow,
+because a fork in progress shows its child late.
 
-After a restart the same holds for what an earlier agent dealt to: the subjects are found by the processes that it wrote down.
+After a restart, the same is done for the processes of an earlier agent. Their subjects are found by the
+processes in the file.
 """
 
 from pathlib import Path
 
-from pinwarden.node.agent.enforcer import Dealer
+from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import explore, pod_uid
 from pinwarden.node.pods.policy import Held
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import DealtPairs, Governed
+from pinwarden.node.pods.subject import Governed
 
-_MOST_LOOKS = 10
+_MOST_SAMPLES = 10
 _QUIET_SWEEPS = 3
 
 
-class Partings:
-    """The subjects that are parted from, each with the sweeps in a row that found nothing to give back."""
+class Releaser:
+    """The subjects being released, each with the number of sweeps in a row that found nothing to restore."""
 
-    def __init__(self, table: ProcessTable, dealer: Dealer) -> None:
+    def __init__(self, table: ProcessTable, enforcer: RlimitEnforcer) -> None:
         self._table = table
-        self._dealer = dealer
+        self._enforcer = enforcer
         self._quiet: dict[Governed, int] = {}
 
     def __bool__(self) -> bool:
@@ -34,58 +36,56 @@ class Partings:
 
     @property
     def keys(self) -> frozenset[ProcessKey]:
-        """Their processes."""
+        """The processes of these subjects."""
         return frozenset[ProcessKey]().union(*(subject.keys for subject in self._quiet))
 
+    @property
+    def uids(self) -> set[str]:
+        """The uids of these subjects."""
+        return {subject.uid for subject in self._quiet}
+
     def begin(self, subject: Governed) -> None:
-        """Nothing holds it any more."""
+        """Release a subject."""
         self._quiet[subject] = 0
 
-    def begin_left(self, root: Path) -> None:
-        """The same for the subjects of what an earlier agent dealt to and nothing holds. Raises OSError when a tree cannot be read."""
-        followed = self.keys
-        pids = {key.pid for key in self._dealer.left() if key not in followed}
+    def begin_unclaimed(self, root: Path) -> None:
+        """Release the subjects of an earlier agent's processes. Raises OSError if a tree cannot be read."""
+        watched = self.keys
+        pids = {key.pid for key in self._enforcer.unclaimed() if key not in watched}
         if pids:
-            for uid, path in _holders(root, pids).items():
+            for uid, path in _owners(root, pids).items():
                 self.begin(Governed(uid, (path,), Held(())))
 
-    def end(self, uid: str) -> DealtPairs | None:
-        """It is held again: what was dealt to it lately, where it was parted from."""
-        for subject in list(self._quiet):
-            if subject.uid == uid:
-                del self._quiet[subject]
-                return subject.deals
-        return None
+    def cancel(self, uid: str) -> None:
+        """Stop releasing a subject: limits apply to it again."""
+        for subject in [subject for subject in self._quiet if subject.uid == uid]:
+            del self._quiet[subject]
 
-    def sweep(self, now: float) -> bool:
-        """Gives back what is found, and forgets those where nothing was for a while; whether all that is known has been given back."""
-        done = True
+    def sweep(self, now: float) -> None:
+        """Restore the processes that a sample finds, and drop subjects without any for some sweeps."""
         for subject, quiet in list(self._quiet.items()):
-            clean, found = self._give_back(subject, now)
-            done &= clean
-            self._quiet[subject] = 0 if found else quiet + 1
+            self._quiet[subject] = quiet + 1 if self._restore(subject, now) else 0
             if self._quiet[subject] >= _QUIET_SWEEPS:
                 del self._quiet[subject]
-        return done
 
-    def _give_back(self, subject: Governed, now: float) -> tuple[bool, bool]:
-        """Whether a look found nothing more to give back, and whether any before did."""
-        for look in range(_MOST_LOOKS):
+    def _restore(self, subject: Governed, now: float) -> bool:
+        """Return whether already the first sample found nothing to restore."""
+        for number in range(_MOST_SAMPLES):
             try:
                 subject.look(self._table, now)
             except OSError as error:
                 subject.failure = str(error)
-                return False, True
-            if self._dealer.part(subject, subject.keys):
-                return True, look > 0
-        return False, True
+                return False
+            if self._enforcer.restore_all(subject, subject.keys):
+                return number == 0
+        return False
 
 
-def _holders(root: Path, pids: set[int]) -> dict[str, Path]:
-    """The directories that hold these processes by the uid of their subject; a pod's own directory where they are in a pod."""
-    found: dict[str, Path] = {}
+def _owners(root: Path, pids: set[int]) -> dict[str, Path]:
+    """Return the directory of each subject with such a process, by uid; in a pod, the pod's directory."""
+    owners: dict[str, Path] = {}
     for directory in explore("", [root]).members:
         if directory != root and not pids.isdisjoint(member_pids(directory)):
             pod = next((path for path in (directory, *directory.parents) if pod_uid(path)), directory)
-            found[pod_uid(pod) or pod.relative_to(root).as_posix()] = pod
-    return found
+            owners[pod_uid(pod) or pod.relative_to(root).as_posix()] = pod
+    return owners

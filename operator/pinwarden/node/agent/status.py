@@ -25,6 +25,7 @@ from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateRecord, Standing
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.source_levels import GATE, NO_GATE, source_levels
@@ -85,6 +86,7 @@ class Reporter:
         acknowledged: Plan | None,
         subjects: Sequence[Governed],
         table: ProcessTable,
+        enforcer: RlimitEnforcer,
         overshoots: Overshoots,
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
@@ -93,7 +95,7 @@ class Reporter:
         listed, cut = overshoots.reports()
         standings = [(subject, self._gate.standing(subject)) for subject in subjects]
         behind = {subject.uid for subject, standing in standings if standing.behind}
-        applied = acknowledge(acknowledged, subjects, table, behind) if acknowledged else []
+        applied = acknowledge(acknowledged, subjects, enforcer, behind) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
         fair_view = self._accountant.fair_view(groups)
@@ -102,7 +104,7 @@ class Reporter:
                 "observed_generation": acknowledged.generation if acknowledged else None,
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
-                "pods": [self._guarded_pod(*each, table) for each in standings[:_PODS]],
+                "pods": [self._guarded_pod(*each, table, enforcer) for each in standings[:_PODS]],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
                 "groups": self._accountant.groups(groups),
@@ -116,10 +118,12 @@ class Reporter:
             }
         )
 
-    def _guarded_pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
+    def _guarded_pod(
+        self, subject: Governed, standing: Standing, table: ProcessTable, enforcer: RlimitEnforcer
+    ) -> PodReport:
         """The report of one; where it cannot be put together, that at Observe (H1)."""
         with self._guard.item("report", subject.uid):
-            return self._pod(subject, standing, table)
+            return self._pod(subject, standing, table, enforcer)
         return PodReport(
             uid=reported_name(subject.uid),
             vm_lck=0,
@@ -131,8 +135,12 @@ class Reporter:
             message=self._guard.cause("report", subject.uid),
         )
 
-    def _pod(self, subject: Governed, standing: Standing, table: ProcessTable) -> PodReport:
-        verdict = judge(subject, [table[key] for key in sorted(subject.keys)], self._ability, standing)
+    def _pod(
+        self, subject: Governed, standing: Standing, table: ProcessTable, enforcer: RlimitEnforcer
+    ) -> PodReport:
+        verdict = judge(
+            subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, standing
+        )
         if subject.held.gone:
             verdict = _of_gone(verdict)
         return PodReport(
@@ -167,7 +175,7 @@ class Reporter:
 
 
 def acknowledge(
-    plan: Plan, subjects: Iterable[Governed], table: ProcessTable, behind: Collection[str] = ()
+    plan: Plan, subjects: Iterable[Governed], enforcer: RlimitEnforcer, behind: Collection[str] = ()
 ) -> list[AppliedLimit]:
     """The limits that are dealt to every process that they govern; none in mode Release, and none of subjects whose gate is `behind`."""
     if plan.release:
@@ -175,14 +183,18 @@ def acknowledge(
     failed = {
         limit.name
         for subject in subjects
-        if subject.failure or subject.uid in behind or any(table[key].failure for key in subject.keys)
+        if subject.failure or subject.uid in behind or any(key in enforcer.failures for key in subject.keys)
         for limit in subject.held.limits
     }
     return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]
 
 
 def judge(
-    subject: Governed, processes: Sequence[Followed], ability: GateAbility, standing: Standing
+    subject: Governed,
+    processes: Sequence[Followed],
+    enforcer: RlimitEnforcer,
+    ability: GateAbility,
+    standing: Standing,
 ) -> Verdict:
     """The level of a subject with these processes, and the first reason why it is no better."""
     if subject.failure:
@@ -201,7 +213,9 @@ def judge(
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
-        if (process.saved or process.failure) and (verdict := _not_held(process, own)):
+        failure = enforcer.failures.get(process.key, "")
+        managed = failure or process.key in enforcer.records
+        if managed and (verdict := _not_held(process, failure, own)):
             if verdict.reason not in PASSING:
                 return verdict
             passing = passing or verdict
@@ -241,10 +255,10 @@ def _deserted(subject: Governed) -> Verdict:
     )
 
 
-def _not_held(process: Followed, own: Collection[int]) -> Verdict | None:
+def _not_held(process: Followed, failure: str, own: Collection[int]) -> Verdict | None:
     pid = process.key.pid
-    if process.failure:
-        return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {process.failure}")
+    if failure:
+        return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {failure}")
     if process.knowledge is Knowledge.UNKNOWN:
         return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
     if process.held is None:

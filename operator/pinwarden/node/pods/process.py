@@ -1,4 +1,4 @@
-"""The processes that are followed: one open status descriptor each, what was last sampled, and what is kept of their limits.
+"""The processes that are followed: one open status descriptor each, and what was last sampled.
 
 A process belongs to the node and not to a pod, because it may move, and because two subjects may both hold it.
 
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from pinwarden.node.agent.original_limits import Saved
-from pinwarden.node.linux.prlimit import Prlimit, ProcessHandle
 from pinwarden.node.linux.procfs import ProcessKey, ProcessStatus, StatusReader, read_thread_status
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
@@ -33,7 +31,7 @@ class Knowledge(Enum):
 
 
 class Followed:
-    """One process. `saved` is None while nothing was dealt to it; `failure` is why it could not be dealt to, or empty.
+    """One process.
 
     `held` is why the gate cannot hold it: its first thread, or another one as `judge` found. It is judged anew when the first thread's
     capabilities change: a process that leaves the initial user namespace with all of them goes on being named, which errs on the side of
@@ -42,18 +40,16 @@ class Followed:
 
     __slots__ = (
         "_first",
-        "_gone",
         "_judge_due",
         "_judged",
         "_others",
         "_privileges",
         "_proc_root",
         "_scan",
-        "failure",
+        "gone",
         "key",
         "knowledge",
         "reader",
-        "saved",
         "status",
     )
 
@@ -62,15 +58,13 @@ class Followed:
         self._proc_root = proc_root
         self.reader = StatusReader(proc_root, pid)
         self.key = self.reader.key
-        self.saved: Saved | None = None
-        self.failure = ""
         self._first: HeldBackReason | None = None
         self._others: HeldBackReason | None = None
         self._judged = 1  # of how many threads `_others` was told
         self._judge_due = float("-inf")
         self._scan: _ThreadScan | None = None
         self._privileges: tuple[int, int, int, bool] | None = None
-        self._gone = False
+        self.gone = False
         try:
             self._take(self.reader.read())
         except BaseException:
@@ -94,7 +88,7 @@ class Followed:
 
     def look(self) -> bool:
         """Samples; whether its use changed. Raises ProcessLookupError when it is gone, and is ENDED from then on; else OSError."""
-        if self._gone:
+        if self.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
         before = self.status
         try:
@@ -119,7 +113,7 @@ class Followed:
         """
         threads = self.status.threads
         known = self._others is None and threads == self._judged
-        if known or self._first or self._gone or now < self._judge_due or not most:
+        if known or self._first or self.gone or now < self._judge_due or not most:
             return 0
         scan = self._scan = self._scan or _ThreadScan(self._proc_root, self.key.pid)
         before = len(scan.obey)
@@ -132,15 +126,9 @@ class Followed:
             self._judge_due = now + (JUDGE_SECONDS if found else JUDGE_AGAIN_SECONDS)
         return len(scan.obey) - before
 
-    def handle(self, prlimit: Prlimit) -> ProcessHandle:
-        """A handle on its limits. Raises ProcessLookupError when it is gone."""
-        if self._gone:
-            raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
-        return ProcessHandle(self.reader, prlimit)
-
     def close(self) -> None:
         """Follows it no longer; may be called again."""
-        self._gone = True
+        self.gone = True
         self.knowledge = Knowledge.ENDED
         self.reader.close()
 

@@ -10,13 +10,11 @@ subdirectories: when all known ones exist and are as many as are counted, there 
 """
 
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pinwarden.node.linux.cgroupfs import cpu_time, member_pids
-from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.policy import Held
@@ -32,29 +30,6 @@ MOST_THREADS = 256
 """So many threads of a subject are read in one look, which takes some 10 ms; the next look goes on."""
 STRAY = ""
 """Stands for the id of a container that cannot be told: all processes of a pod that are in no directory of a container."""
-_REMEMBERED_DEALS = 1024
-
-
-class DealtPairs:
-    """What was dealt to a subject's processes lately, and what such a process had before: the smaller where two had different limits."""
-
-    def __init__(self) -> None:
-        self._before: OrderedDict[Limits, Limits] = OrderedDict()
-
-    def remember(self, dealt: Limits, before: Limits) -> None:
-        """Keeps it, and forgets the one that was used least recently when there are many."""
-        known = self._before.get(dealt, before)
-        self._before[dealt] = Limits(min(known.soft, before.soft), min(known.hard, before.hard))
-        self._before.move_to_end(dealt)
-        if len(self._before) > _REMEMBERED_DEALS:
-            self._before.popitem(last=False)
-
-    def before(self, current: Limits) -> Limits | None:
-        """What a process had that came with exactly these limits; None when nothing like it was dealt."""
-        return self._before.get(current)
-
-    def __bool__(self) -> bool:
-        return bool(self._before)
 
 
 @dataclass
@@ -68,7 +43,7 @@ class Peaks:
 class Governed:
     """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id or `STRAY`.
 
-    `parted` are those of them that no constraint covers and that have what they had before. `failure` is why it cannot be read, or empty.
+    `failure` is why it cannot be read, or empty.
     `ended`: it has no processes, and had some less than `ENDED_SECONDS` ago. `exact`: the seccomp gate holds the sum.
     """
 
@@ -79,13 +54,11 @@ class Governed:
         self.due = float("-inf")
         self.keys: frozenset[ProcessKey] = frozenset()
         self.by_container: Mapping[str, frozenset[ProcessKey]] = {}
-        self.parted: frozenset[ProcessKey] = frozenset()
         self.truncated = False
         self.exact = False
         self.failure = ""
         self.ended = False
         self.peaks = Peaks()
-        self.deals = DealtPairs()
         self.locked = 0
         self.pinned = 0
         self._hot_until = self._looked = self._peopled = float("-inf")

@@ -10,6 +10,7 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinConfigStatus, NodePod, PodReport
 from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
+from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import (
     BEHIND,
     BEHIND_SECONDS,
@@ -18,12 +19,13 @@ from pinwarden.node.agent.gate_reader import (
     GateRecord,
     Standing,
 )
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.status import Reporter
 from pinwarden.node.gate.budgets import ContainerRef
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.publisher import Denial, GatePublisher
-from pinwarden.node.linux.prlimit import GateAbility
+from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.policy import Held, Plan
 from pinwarden.node.pods.process import ProcessTable
@@ -122,7 +124,13 @@ def report(gate: GateRecord, one: Governed, ability: GateAbility | None = None) 
 def whole(gate: GateRecord, one: Governed, ability: GateAbility | None = None) -> NodePinConfigStatus:
     one.keys = frozenset()  # what its processes are is judged elsewhere
     reporter = Reporter(ability or GateAbility(True), "v2", gate)
-    return reporter.report(None, [one], ProcessTable(Path("/proc")), Overshoots(), None)
+    return built(reporter, None, one)
+
+
+def built(reporter: Reporter, plan: Plan | None, one: Governed) -> NodePinConfigStatus:
+    table = ProcessTable(Path("/proc"))
+    enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
+    return reporter.report(plan, [one], table, enforcer, Overshoots(), None)
 
 
 @pytest.mark.rule("H1")
@@ -183,7 +191,7 @@ def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_e
     def applied() -> list[str]:
         reporter = Reporter(GateAbility(True), "v2", gate)
         one.keys = frozenset()
-        found = reporter.report(plan, [one], ProcessTable(Path("/proc")), Overshoots(), None)
+        found = built(reporter, plan, one)
         return [each.uid for each in found.applied_limits]
 
     assert applied() == []

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.agent.original_limits import Saved, SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecord, RlimitRecordStore
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
 
 KEY = ProcessKey(12, 3456)
-SAVED = Saved(before=Limits(4096, UNLIMITED), dealt=Limits(0, 8192))
+SAVED = RlimitRecord(original=Limits(4096, UNLIMITED), applied=Limits(0, 8192))
 
 amounts = st.integers(0, UNLIMITED)
 pairs = st.tuples(amounts, amounts).map(lambda pair: Limits(min(pair), max(pair)))
-saved_values = st.builds(Saved, before=pairs, dealt=pairs)
+saved_values = st.builds(RlimitRecord, original=pairs, applied=pairs)
 keys = st.builds(ProcessKey, st.integers(1, 2**22), st.integers(0, 2**63))
 
 
@@ -27,19 +27,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @given(processes=st.dictionaries(keys, saved_values))
-def test_what_is_saved_is_loaded_by_the_next_agent(processes: dict[ProcessKey, Saved]) -> None:
+def test_what_is_saved_is_loaded_by_the_next_agent(processes: dict[ProcessKey, RlimitRecord]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        SavedStore(Path(folder) / "saved.json", "boot-1").save(processes)
-        assert SavedStore(Path(folder) / "saved.json", "boot-1").load() == processes
+        RlimitRecordStore(Path(folder) / "saved.json", "boot-1").save(processes)
+        assert RlimitRecordStore(Path(folder) / "saved.json", "boot-1").load() == processes
 
 
 def test_without_a_file_there_is_nothing(path: Path) -> None:
-    assert SavedStore(path, "boot-1").load() == {}
+    assert RlimitRecordStore(path, "boot-1").load() == {}
 
 
 def test_a_reboot_makes_it_void(path: Path) -> None:
-    SavedStore(path, "boot-1").save({KEY: SAVED})
-    assert SavedStore(path, "boot-2").load() == {}
+    RlimitRecordStore(path, "boot-1").save({KEY: SAVED})
+    assert RlimitRecordStore(path, "boot-2").load() == {}
     assert path.exists()
 
 
@@ -47,7 +47,7 @@ def test_a_reboot_makes_it_void(path: Path) -> None:
 def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.json"
-        store = SavedStore(path, "boot-1")
+        store = RlimitRecordStore(path, "boot-1")
         store.save({KEY: SAVED})
         data = bytearray(path.read_bytes())
         position %= len(data)
@@ -63,7 +63,7 @@ def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> Non
 def test_a_corrupt_file_is_set_aside_with_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    store = SavedStore(path, "boot-1")
+    store = RlimitRecordStore(path, "boot-1")
     for number in (1, 2):
         path.write_bytes(content)
         with caplog.at_level(logging.WARNING):
@@ -77,7 +77,7 @@ def test_a_corrupt_file_is_set_aside_with_a_warning(
 
 
 def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
-    store = SavedStore(path, "boot-1")
+    store = RlimitRecordStore(path, "boot-1")
     store.save({KEY: SAVED})
     path.with_name("saved.json.new").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -86,13 +86,13 @@ def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
 
 
 def test_only_the_owner_may_read_it(path: Path) -> None:
-    SavedStore(path, "boot-1").save({KEY: SAVED})
+    RlimitRecordStore(path, "boot-1").save({KEY: SAVED})
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 @given(saved=saved_values)
-def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: Saved) -> None:
-    assert saved.seen(saved.dealt) == saved
+def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: RlimitRecord) -> None:
+    assert saved.updated(saved.applied) == saved
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,19 @@ def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: Saved) -> None:
     ],
 )
 def test_a_limit_that_the_program_set_is_kept(current: Limits, before: Limits) -> None:
-    assert SAVED.seen(current).before == before
+    assert SAVED.updated(current).original == before
 
 
 @given(saved=saved_values, current=pairs)
-def test_what_is_given_back_is_always_a_pair_that_the_kernel_takes(saved: Saved, current: Limits) -> None:
-    before = saved.seen(current).before
+def test_what_is_given_back_is_always_a_pair_that_the_kernel_takes(
+    saved: RlimitRecord, current: Limits
+) -> None:
+    before = saved.updated(current).original
     assert before.soft <= before.hard
 
 
 @given(saved=saved_values, current=pairs)
-def test_a_child_gets_back_what_its_parent_had(saved: Saved, current: Limits) -> None:
-    child = saved.inherited(current)
-    assert child.before == saved.before
-    assert child.seen(current).before == saved.before
+def test_a_child_gets_back_what_its_parent_had(saved: RlimitRecord, current: Limits) -> None:
+    child = saved.for_child(current)
+    assert child.original == saved.original
+    assert child.updated(current).original == saved.original

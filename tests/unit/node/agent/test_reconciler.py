@@ -17,7 +17,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, Unsupporte
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
 from pinwarden.node.agent import status
-from pinwarden.node.agent.original_limits import SavedStore
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Engine
 from pinwarden.node.gate.budgets import ContainerRef
 from pinwarden.node.gate.container import GatedContainer
@@ -129,7 +129,7 @@ class Node:
         self.engine = Engine(
             cgroup_root=self.root,
             proc_root=Path("/proc"),
-            store=SavedStore(self.state / "saved.json", "boot"),
+            store=RlimitRecordStore(self.state / "saved.json", "boot"),
             ability=ability,
             gate=self.gate,
             clock=lambda: self.now,
@@ -385,7 +385,7 @@ def test_the_next_engine_gives_back_what_was_there_before_the_first(node: Node) 
     assert node.hard(worker) == 2 * PAGE
     node.engine.release()
     assert node.limits[worker.pid] == GIVEN
-    assert SavedStore(node.state / "saved.json", "boot").load() == {}
+    assert RlimitRecordStore(node.state / "saved.json", "boot").load() == {}
 
 
 @pytest.mark.rule("H3")

@@ -8,10 +8,12 @@ import pytest
 from pinwarden import __version__
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedReport
 from pinwarden.api.pinlimit import Level
+from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateRecord
+from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import LISTED, Overshoots
 from pinwarden.node.agent.status import Reporter
-from pinwarden.node.linux.prlimit import GateAbility
+from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.pods.policy import Held, Plan
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import Governed
@@ -80,8 +82,9 @@ def test_the_overshoot_of_a_deleted_limit_is_forgotten() -> None:
 def status(pods: int = 0, plan: Plan | None = None) -> NodePinConfigStatus:
     subjects = [Governed(f"{number:04}", (), Held(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
+    enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
     return Reporter(GateAbility(True), "v2", GateRecord(None)).report(
-        plan, subjects, table, Overshoots(), None
+        plan, subjects, table, enforcer, Overshoots(), None
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pinwarden
-from pinwarden.node.agent.original_limits import SavedStore, _digest
+from pinwarden.node.agent.original_limits import RlimitRecordStore, _digest
 from pinwarden.node.state import accountant_status as shared_record
 from pinwarden.node.state import gate_status
 from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration
@@ -198,7 +198,7 @@ def test_a_file_of_any_bytes_is_set_aside(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     assert StateFile(path, 1).load() is None
     assert path.with_name("state.json.corrupt-1").exists()
-    assert SavedStore(path, "boot").load() == {}
+    assert RlimitRecordStore(path, "boot").load() == {}
     assert gate_status.load(path) is None
     assert shared_record.load(path) is None
 
@@ -209,7 +209,7 @@ def test_what_is_no_regular_file_is_set_aside_and_not_waited_for(path: Path) -> 
         assert StateFile(path, 1).load() is None
         assert not os.path.lexists(path)
         make(path)
-        assert SavedStore(path, "boot").load() == {}
+        assert RlimitRecordStore(path, "boot").load() == {}
         assert not os.path.lexists(path)
 
 
@@ -234,7 +234,7 @@ def test_processes_of_other_types_are_set_aside(path: Path, rows: object) -> Non
     path.write_text(
         json.dumps({"version": 1, "bootId": "boot", "digest": _digest("boot", rows), "processes": rows})
     )
-    assert SavedStore(path, "boot").load() == {}
+    assert RlimitRecordStore(path, "boot").load() == {}
     assert path.with_name("state.json.corrupt-1").exists()
 
 
