@@ -29,7 +29,7 @@ from processes import MIB, process_cpu, process_memory
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.cli.status import ask
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.pods.subject import QUIET_SECONDS
 
@@ -96,7 +96,7 @@ def scanner(node: Machine, governed: Sequence[Pod]) -> Callable[[], int]:
     """One scan by the engine; the processes that it saw."""
     now = itertools.count(0.0, 2 * QUIET_SECONDS)
     moment = [0.0]
-    engine = Engine(
+    engine = Reconciler(
         cgroup_root=node.cgroup_root,
         proc_root=Path("/proc"),
         store=RlimitRecordStore(node.folder / "scan.json", "boot"),

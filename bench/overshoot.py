@@ -29,7 +29,7 @@ from pathlib import Path
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import Contention
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.linux.prlimit import probe
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -140,7 +140,7 @@ def race(processes: int, step: int, contention: Contention, state: Path) -> Outc
     board = Board(processes)
     ability = probe()
     pids = [fork(partial(grab, board, number, step, directory)) for number in range(processes)]
-    engine = Engine(
+    engine = Reconciler(
         cgroup_root=CGROUP,
         proc_root=Path("/proc"),
         store=RlimitRecordStore(state / f"{uid}.json", "boot"),
@@ -157,7 +157,7 @@ def race(processes: int, step: int, contention: Contention, state: Path) -> Outc
             path.rmdir()
 
 
-def _run(engine: Engine, board: Board, uid: str, contention: Contention, pids: list[int]) -> Outcome:
+def _run(engine: Reconciler, board: Board, uid: str, contention: Contention, pids: list[int]) -> Outcome:
     limit = {"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "contention": contention}
     spec = NodePinConfigSpec.model_validate({"limits": [limit], "pods": [{"uid": uid, "limits": ["l"]}]})
     engine.configure(spec, [], 1)
@@ -184,7 +184,7 @@ def _run(engine: Engine, board: Board, uid: str, contention: Contention, pids: l
     )
 
 
-def _until(engine: Engine, holds: Callable[[], bool]) -> None:
+def _until(engine: Reconciler, holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not holds():
         if time.monotonic() > deadline:

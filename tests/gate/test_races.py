@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 
 from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
-from pinwarden.node.agent.gate_reader import GateRecord, Standing
+from pinwarden.node.agent.gate_reader import GateCoverage, GateReader
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
 from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, NUMBERS
-from pinwarden.node.pods.policy import Held
+from pinwarden.node.pods.policy import SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 
 from .processes import HERE, PAGE, ask, compiled, hear, start, tell
 
@@ -95,21 +95,23 @@ def used_by(pid: int) -> int:
     return 0
 
 
-def standing(node: Node, pod: Pod) -> Standing:
+def coverage(node: Node, pod: Pod) -> GateCoverage:
     """What the agent would say of the pod now."""
     node.until(lambda: pod.container in node.told.containers)
-    subject = Governed(pod.uid, (pod.directory,), Held((), fingerprint=node.told.held.get(pod.uid, "")))
+    subject = Subject(
+        pod.uid, (pod.directory,), SubjectPolicy((), fingerprint=node.told.held.get(pod.uid, ""))
+    )
     table = ProcessTable(Path("/proc"))
-    subject.look(table, time.monotonic())
+    subject.sample(table, time.monotonic())
     table.close()
-    record = GateRecord(node.run_dir / "gate.json")
-    record.look()
-    return record.standing(subject)
+    record = GateReader(node.run_dir / "gate.json")
+    record.poll()
+    return record.coverage(subject)
 
 
 def assert_held(node: Node, pod: Pod, limit: int = LIMIT) -> None:
     """Nothing is past the limit, or it is said that the pod is not held exactly."""
-    assert used(pod) <= limit or not standing(node, pod).exact
+    assert used(pod) <= limit or not coverage(node, pod).exact
 
 
 @contextmanager
@@ -207,7 +209,7 @@ def test_the_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run)
     pod, limit = node.pod(), 3 * MIB
     node.hold({pod.uid: limit})
     most, _ = answer(run(pod, "mapped_while_all_is_locked", limit))
-    assert most <= limit or "stack" in standing(node, pod).why
+    assert most <= limit or "stack" in coverage(node, pod).why
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -226,7 +228,7 @@ def test_a_long_call_is_not_taken_for_counted_while_it_counts(node: Node, run: R
 @pytest.mark.rule("H1", level="Deny")
 def test_a_list_of_buffers_that_changes_loosens_the_pod(node: Node, pod: Pod, run: Run) -> None:
     answer(run(pod, "changes_a_list"))
-    assert "io_uring" in standing(node, pod).why
+    assert "io_uring" in coverage(node, pod).why
 
 
 @pytest.mark.rule("P5", "H1", level="Deny")
@@ -235,7 +237,7 @@ def test_memory_that_is_not_locked_grows_as_it_likes(node: Node, run: Run, level
     pod = node.pod()
     node.hold({pod.uid: LIMIT}, minimum_level=level)
     assert answer(run(pod, "grows_what_is_not_locked")) == (0, 0)
-    assert standing(node, pod).exact
+    assert coverage(node, pod).exact
 
 
 # -- tracers --------------------------------------------------------------------------------------------------------------------
@@ -362,7 +364,7 @@ def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) ->
     (process_hierarchy(CGROUP) / "cgroup.procs").write_text(str(locker.pid))
     for _ in range(4):
         ask(locker, f"lock {LIMIT}")
-    assert used_by(locker.pid) <= LIMIT or not standing(node, pod).exact
+    assert used_by(locker.pid) <= LIMIT or not coverage(node, pod).exact
 
 
 # -- neighbours -----------------------------------------------------------------------------------------------------------------
@@ -443,7 +445,7 @@ def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
     node: Node, pod: Pod, run: Run, way: str
 ) -> None:
     amount, error = answer(run(pod, way))
-    assert not amount or not standing(node, pod).exact, f"{amount} bytes are pinned, errno {error}"
+    assert not amount or not coverage(node, pod).exact, f"{amount} bytes are pinned, errno {error}"
 
 
 @pytest.mark.rule("P1")

@@ -14,12 +14,12 @@ from typing import Any
 from cluster.patience import Patience
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, OvershootReport, PodReport
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.agent.retainer import Retainer
 from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.state.config import Configuration, LastConfiguration
+from pinwarden.node.state.config import ConfigFile, Configuration
 
 CGROUP = Path("/sys/fs/cgroup")
 KUBEPODS = CGROUP / "kubepods"
@@ -103,7 +103,7 @@ class Node:
     def __init__(self, state: Path, cgroup_root: Path = CGROUP) -> None:
         self._state = state
         self._cgroup_root = cgroup_root
-        self.memory = LastConfiguration(state / "last.json")
+        self.memory = ConfigFile(state / "last.json")
         self._directories: list[Path] = []
         self._workers: list[Worker] = []
         self._generation = 0
@@ -112,7 +112,7 @@ class Node:
 
     def start(self) -> None:
         """A new engine over the same state folder."""
-        self.engine = Engine(
+        self.engine = Reconciler(
             cgroup_root=self._cgroup_root,
             proc_root=Path("/proc"),
             store=RlimitRecordStore(self._state / "saved.json", "boot"),

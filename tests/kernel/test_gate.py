@@ -13,7 +13,7 @@ from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport
 from pinwarden.api.pinlimit import Level
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock, probe
 
 from ..gate.processes import PAGE, ask, start
@@ -27,7 +27,7 @@ class Agent:
     def __init__(self, node: Node, state: Path) -> None:
         self.node = node
         self._generation = 0
-        self._engine = Engine(
+        self._engine = Reconciler(
             cgroup_root=CGROUP,
             proc_root=Path("/proc"),
             store=RlimitRecordStore(state / "saved.json", "boot"),

@@ -1,4 +1,4 @@
-"""The deal and the rlimit gate on a real kernel: processes that really lock memory, and are really refused.
+"""The allocate and the rlimit gate on a real kernel: processes that really lock memory, and are really refused.
 
 Runs inside the guest (`make test-kernel`), as root with every capability. The workers lock one page at a time until the kernel
 refuses, then say how much they hold and which error they got.
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.api.pinlimit import Contention
-from pinwarden.node.agent.allocator import Constraint, Process, deal
+from pinwarden.api.nodepinconfig import NodeLimit
+from pinwarden.api.pinlimit import Contention, Scope
+from pinwarden.node.agent.allocator import ProcessUsage, allocate
 from pinwarden.node.linux.prlimit import Limits, ProcessHandle, probe
 from pinwarden.node.linux.procfs import StatusReader
+from pinwarden.node.pods.constraints import Constraint
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
 pytestmark = pytest.mark.emulated
@@ -92,11 +94,12 @@ def hire(stack: ExitStack, count: int = 1, user: int = NOBODY) -> list[Worker]:
 
 
 def govern(workers: list[Worker], limit: int, contention: Contention = Contention.SHARE) -> None:
-    """One deal over the workers as one pod."""
-    pod = [Process(worker.reader.key, worker.locked, 0, GIVEN, GIVEN) for worker in workers]
-    constraint = Constraint(limit, frozenset(one.key for one in pod), contention)
+    """One allocate over the workers as one pod."""
+    pod = [ProcessUsage(worker.reader.key, worker.locked, 0, GIVEN, GIVEN) for worker in workers]
+    asked = NodeLimit(name="l", uid="u", scope=Scope.POD, limit=limit, contention=contention)
+    constraint = Constraint(asked, frozenset(one.key for one in pod), "pod")
     for worker in workers:
-        worker.handle.set(deal(pod, [constraint], page_size=PAGE)[worker.reader.key])
+        worker.handle.set(allocate(pod, [constraint], page_size=PAGE)[worker.reader.key])
 
 
 def test_the_gate_finds_that_it_can_work_here() -> None:

@@ -36,7 +36,7 @@ from pinwarden.node.agent.config_files import read_files
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock
 from pinwarden.node.state import accountant_status as shared_record
 from pinwarden.node.state import gate_status
-from pinwarden.node.state.config import ConfigurationError, LastConfiguration, kept_in
+from pinwarden.node.state.config import ConfigFile, ConfigurationError, config_path
 
 SPARE_SECONDS = 30.0
 PAGE = 4096
@@ -214,8 +214,8 @@ class Node:
     def _files_whole(self) -> bool:
         gate = gate_status.load(self.run_dir / gate_status.NAME)
         whole = gate is not None and {self.gated.container, self.hostile.container} <= gate.containers.keys()
-        kept = kept_in(self._state, local=True)
-        return whole and kept.exists() and LastConfiguration(kept).load() is not None
+        kept = config_path(self._state, local=True)
+        return whole and kept.exists() and ConfigFile(kept).load() is not None
 
     def _accounted(self) -> bool:
         told = shared_record.load(self.run_dir / shared_record.NAME)
@@ -370,7 +370,7 @@ class Node:
         """State files that somebody damaged, while processes run and, a few, before they start."""
         rng = self._rng
         gate, shared = self.run_dir / gate_status.NAME, self.run_dir / shared_record.NAME
-        local, saved = kept_in(self._state, local=True), self._state / "saved.json"
+        local, saved = config_path(self._state, local=True), self._state / "saved.json"
         for number in range(count):
             self.tally.sent["files"] += 1
             path = rng.choice([gate, shared, local])

@@ -21,7 +21,7 @@ from pinwarden.node.gate.profiles import METADATA
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
 from pinwarden.node.shm.objects import ObjectSet
 from pinwarden.node.state import accountant_status as shared
-from pinwarden.node.state.config import Configuration, LastConfiguration
+from pinwarden.node.state.config import ConfigFile, Configuration
 from pinwarden.node.state.gate_status import GateStatus, load
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -132,7 +132,7 @@ class Node:
         self.run_dir.mkdir(mode=0o700)
         self.pods = process_hierarchy(CGROUP) / "kubepods" / "burstable"
         self.pods.mkdir(parents=True, exist_ok=True)
-        self._memory = LastConfiguration(self.state_dir / "nodepinconfig.json")
+        self._memory = ConfigFile(self.state_dir / "nodepinconfig.json")
         self._generation = 0
         self._made: list[Pod] = []
         self._processes: list[Process] = []

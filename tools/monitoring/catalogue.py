@@ -29,7 +29,7 @@ from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.node.accountant import daemon as accountant_daemon
 from pinwarden.node.agent import daemon as agent_daemon
 from pinwarden.node.agent import metrics as agent
-from pinwarden.node.agent.threads import Board
+from pinwarden.node.agent.threads import SnapshotBoard
 from pinwarden.node.gate import daemon as gate_daemon
 from pinwarden.plan.limit_compiler import Settings
 
@@ -217,7 +217,7 @@ def _of_operator(pods: bool) -> Iterator[Metric]:
 
 
 def _of_agent(pods: bool) -> Iterator[Metric]:
-    yield from agent.Metrics(Board(), pods=pods).families()
+    yield from agent.Metrics(SnapshotBoard(), pods=pods).families()
 
 
 def labels_of(sample: str) -> Labels:

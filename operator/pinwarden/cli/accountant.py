@@ -33,7 +33,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from pinwarden.api.quantity import Quantity
     from pinwarden.node.accountant import daemon
-    from pinwarden.node.state.config import kept_in
+    from pinwarden.node.state.config import config_path
 
     log_format.configure(options.log_format)
     rlimits.allow_all()
@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"pinwarden accountant: --shared-memory: {error}\n")
         return 2
     settings = daemon.Settings(
-        configuration=kept_in(options.state_dir, local=options.local),
+        configuration=config_path(options.state_dir, local=options.local),
         run_dir=options.run_dir,
         cgroup_root=options.cgroup_root,
         proc_root=options.proc_root,

@@ -36,12 +36,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _gate(options: argparse.Namespace) -> int:
     from pinwarden.node.gate import daemon
-    from pinwarden.node.state.config import kept_in
+    from pinwarden.node.state.config import config_path
 
     log_format.configure(options.log_format)
     rlimits.allow_all()
     settings = daemon.GateSettings(
-        configuration=kept_in(options.state_dir, local=options.local),
+        configuration=config_path(options.state_dir, local=options.local),
         run_dir=options.run_dir,
         cgroup_root=options.cgroup_root,
         proc_root=options.proc_root,

@@ -25,7 +25,7 @@ from pinwarden.cli.main import main
 from pinwarden.cli.status import to_text
 from pinwarden.common.table import render
 from pinwarden.node.agent.status_socket import StatusSocket
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 from pinwarden.node.state.config import Configuration
 
 SPEC = {
@@ -98,7 +98,7 @@ def test_a_table_is_aligned_and_says_what_is_absent() -> None:
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Path:
-    board = Board()
+    board = SnapshotBoard()
     board.publish(Snapshot(REPORT, Configuration.parse(SPEC, "uid-1", 7)))
     path = tmp_path / "agent.sock"
     threading.Thread(target=StatusSocket(path, "node-1", board).run, daemon=True).start()

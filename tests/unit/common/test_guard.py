@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pinwarden.common.guard import REMEMBERED, Guard, shown
 from pinwarden.node.pods.policy import reported_name
-from pinwarden.node.state.shutdown import EndError
+from pinwarden.node.state.shutdown import ShutdownError
 
 
 class Clock:
@@ -66,8 +66,8 @@ def test_many_items_that_fail_take_no_more_room() -> None:
 
 def test_a_signal_that_ends_the_process_is_no_failure() -> None:
     guard = Guard(["pod"])
-    with pytest.raises(EndError):
-        fail(guard, "a", EndError())
+    with pytest.raises(ShutdownError):
+        fail(guard, "a", ShutdownError())
     assert guard.failures["pod"] == 0
 
 

@@ -19,9 +19,9 @@ from pinwarden.common.guard import Guard
 from pinwarden.node.accountant.accountant import KINDS as ACCOUNTANT_KINDS
 from pinwarden.node.accountant.accountant import Accountant
 from pinwarden.node.state import accountant_status
-from pinwarden.node.state.config import FollowedConfiguration
-from pinwarden.node.state.shutdown import EndError, ended_by_signals
-from pinwarden.node.state.statefile import exclusive
+from pinwarden.node.state.config import ConfigFollower
+from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
+from pinwarden.node.state.statefile import file_lock
 
 LOCK = "shared.lock"
 KINDS = (*ACCOUNTANT_KINDS, "configuration")
@@ -47,7 +47,7 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Accounts until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
-    with ended_by_signals(), suppress(EndError):
+    with shutdown_on_signals(), suppress(ShutdownError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(settings.run_dir / LOCK):
             guard = Guard(KINDS)
@@ -63,7 +63,7 @@ def run(settings: Settings) -> None:
 
 
 def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
-    followed = FollowedConfiguration(settings.configuration)
+    followed = ConfigFollower(settings.configuration)
     told = settings.run_dir / accountant_status.NAME
     due = renewed = 0.0
     accounts = False
@@ -74,7 +74,7 @@ def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
             with suppress(OSError):
                 os.utime(told)
         with guard.item("configuration"):
-            if configuration := followed.newer():
+            if configuration := followed.read_if_changed():
                 accountant.configure(configuration.spec)
                 due = 0.0
         if time.monotonic() >= due:
@@ -98,7 +98,7 @@ def _alone(lock: Path) -> Iterator[None]:
     waiting = False
     while True:
         try:
-            with exclusive(lock, 0):
+            with file_lock(lock, 0):
                 yield
                 return
         except TimeoutError:

@@ -10,23 +10,23 @@ from pathlib import Path
 from pinwarden.api.nodepinconfig import FairReport, GroupReport, NodeGroup
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.state.accountant_status import SILENT_SECONDS, AccountantStatus, load
-from pinwarden.node.state.statefile import Glance
+from pinwarden.node.state.statefile import PolledFile
 
 _SILENT = "AccountantSilent"
 _AWAY = "the accountant of shared memory (pinwarden accountant) does not answer"
 
 
-class AccountantRecord:
+class AccountantReader:
     """The record at `path`; with None there is no accountant."""
 
     def __init__(self, path: Path | None) -> None:
-        self._glance = Glance(path) if path else None
+        self._file = PolledFile(path) if path else None
         self._told = AccountantStatus()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Reads the file if it is another one; what cannot be read leaves what was told last."""
-        if self._glance:
-            self._told = self._glance.newer(load) or self._told
+        if self._file:
+            self._told = self._file.read_if_changed(load) or self._told
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -36,7 +36,7 @@ class AccountantRecord:
     @property
     def silent(self) -> bool:
         """Whether nobody renewed the record lately."""
-        return self._glance is None or self._glance.age > SILENT_SECONDS
+        return self._file is None or self._file.age > SILENT_SECONDS
 
     def groups(self, asked: Iterable[NodeGroup]) -> list[GroupReport]:
         """A report of each group that is asked for."""

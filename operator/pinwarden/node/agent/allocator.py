@@ -19,14 +19,14 @@ kernel refuses nothing that the gate lets through, and `ulimit -l` tells what th
 What follows:
 
 - A limit below today's use leaves own_i: nothing is evicted and nothing more is let in (P11).
-- A raised limit reaches running processes with the next deal (P12); where no constraint is left, the saved limits return unchanged.
+- A raised limit reaches running processes with the next allocate (P12); where no constraint is left, the saved limits return unchanged.
 - The result depends on use and saved limits, never on what was dealt before: dealing twice changes nothing.
 - With Share a pin that fits is never refused for another process's sake (P5); with Reserve the hard limits of a constraint's
   members, which use one kind each, never sum past a limit that their use fits in.
 
 What it cannot hold, and must therefore be reported and not called enforced (H1):
 
-- With Share, processes that take at once can overshoot until the next deal; with Reserve, a process that was forked since the last one.
+- With Share, processes that take at once can overshoot until the next allocate; with Reserve, a process that was forked since the last one.
 - A process that uses both kinds has its own_i free in the smaller one: it can grow that kind past its allowance.
 - CAP_IPC_LOCK in the initial user namespace ignores the rlimit; CAP_SYS_RESOURCE raises it.
 - io_uring is in VmPin, but compared by the uid's counter (`user->locked_vm`), which pods that share a uid share.
@@ -39,17 +39,18 @@ from dataclasses import dataclass
 from pinwarden.api.pinlimit import Contention
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
+from pinwarden.node.pods.constraints import Constraint
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """What one process has locked and pinned, and the limits it had before the first deal. All in bytes. `exact`: a gate holds its sums."""
+class ProcessUsage:
+    """The use of one process and its original limits, in bytes. `exact`: a gate enforces its sums."""
 
     key: ProcessKey
     locked: int
     pinned: int
-    saved_soft: int
-    saved_hard: int
+    original_soft: int
+    original_hard: int
     exact: bool = False
 
     @property
@@ -63,18 +64,8 @@ class Process:
         return max(self.locked, self.pinned)
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """One limit that is enforced, with the processes in its scope. `limit` and `grant` are in bytes; without a grant it is None."""
-
-    limit: int
-    members: frozenset[ProcessKey]
-    contention: Contention
-    grant: int | None = None
-
-
-def deal(
-    processes: Iterable[Process], constraints: Iterable[Constraint], *, page_size: int
+def allocate(
+    processes: Iterable[ProcessUsage], constraints: Iterable[Constraint], *, page_size: int
 ) -> dict[ProcessKey, Limits]:
     """The limits of every process by the formula above; `page_size` is in bytes.
 
@@ -88,28 +79,28 @@ def deal(
         share = _share(constraint, table, page_size)
         for key in constraint.members:
             own = table[key].own
-            room = max(0, constraint.limit - own) if table[key].exact else share
+            room = max(0, constraint.limit.limit - own) if table[key].exact else share
             smallest_share[key] = min(smallest_share[key], room)
-            if constraint.grant is not None:
-                grants[key] = max(grants.get(key, 0), constraint.grant)
+            if constraint.limit.grant is not None:
+                grants[key] = max(grants.get(key, 0), constraint.limit.grant)
     return {
         key: _limits(process, smallest_share[key], grants.get(key), page_size)
         for key, process in table.items()
     }
 
 
-def _share(constraint: Constraint, table: dict[ProcessKey, Process], page_size: int) -> int:
-    left = max(0, constraint.limit - sum(table[key].use for key in constraint.members))
-    if constraint.contention is Contention.SHARE or not constraint.members:
+def _share(constraint: Constraint, table: dict[ProcessKey, ProcessUsage], page_size: int) -> int:
+    left = max(0, constraint.limit.limit - sum(table[key].use for key in constraint.members))
+    if constraint.limit.contention is Contention.SHARE or not constraint.members:
         return left
     return _whole_pages(left // len(constraint.members), page_size)
 
 
-def _limits(process: Process, share: int, grant: int | None, page_size: int) -> Limits:
+def _limits(process: ProcessUsage, share: int, grant: int | None, page_size: int) -> Limits:
     allowance = UNLIMITED if share == UNLIMITED else _whole_pages(process.own + share, page_size)
-    cap = process.saved_hard if grant is None else max(process.saved_hard, grant)
+    cap = process.original_hard if grant is None else max(process.original_hard, grant)
     hard = min(allowance, cap)
-    return Limits(min(max(process.saved_soft, grant or 0), hard), hard)
+    return Limits(min(max(process.original_soft, grant or 0), hard), hard)
 
 
 def _whole_pages(amount: int, page_size: int) -> int:

@@ -25,9 +25,9 @@ from pinwarden.api.quantity import Quantity
 from pinwarden.common.guard import shown
 from pinwarden.node.state.config import (
     LONGEST_MESSAGE,
+    ConfigFile,
     Configuration,
     ConfigurationError,
-    LastConfiguration,
     Problem,
     first_problem,
 )
@@ -83,13 +83,13 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
         raise ConfigurationError(first_problem(error, "all files together")) from error
 
 
-class LocalWatcher:
+class ConfigFileWatcher:
     """Posts what the files say, once for each good state; `failed` counts bad ones. What was posted is kept on disk too."""
 
     def __init__(
         self,
         path: Path,
-        memory: LastConfiguration,
+        memory: ConfigFile,
         *,
         post: Callable[[Configuration | Problem], None],
         failed: Callable[[str], None],

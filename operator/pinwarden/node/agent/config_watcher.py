@@ -18,9 +18,9 @@ from pinwarden.common.guard import Guard, shown
 from pinwarden.node.agent.api_client import ApiError, Event, Object
 from pinwarden.node.state.config import (
     LONGEST_MESSAGE,
+    ConfigFile,
     Configuration,
     ConfigurationError,
-    LastConfiguration,
     Problem,
 )
 
@@ -44,7 +44,7 @@ class Client(Protocol):
         ...
 
 
-class Watcher:
+class ConfigWatcher:
     """Posts each configuration of the node's object once.
 
     `announce` is told the uid of the object, None while there is none; `failed` the operation that failed (list, watch, remember). `retain`
@@ -54,7 +54,7 @@ class Watcher:
     def __init__(
         self,
         client: Client,
-        memory: LastConfiguration,
+        memory: ConfigFile,
         *,
         post: Callable[[Configuration | Problem], None],
         announce: Callable[[str | None], None],

@@ -18,9 +18,9 @@ from typing import Literal
 
 from pinwarden.common.guard import Guard
 from pinwarden.node.agent.api_client import NodePinConfigClient
-from pinwarden.node.agent.config_files import LocalWatcher, read_files
+from pinwarden.node.agent.config_files import ConfigFileWatcher, read_files
 from pinwarden.node.agent.config_watcher import KINDS as WATCHER_KINDS
-from pinwarden.node.agent.config_watcher import Watcher
+from pinwarden.node.agent.config_watcher import ConfigWatcher
 from pinwarden.node.agent.http_server import Pulse, WebServer
 from pinwarden.node.agent.kubeconfig import from_kubeconfig, in_cluster
 from pinwarden.node.agent.loop import KINDS as LOOP_KINDS
@@ -28,19 +28,19 @@ from pinwarden.node.agent.loop import Loop
 from pinwarden.node.agent.metrics import Metrics
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import KINDS as ENGINE_KINDS
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.agent.retainer import Retainer
 from pinwarden.node.agent.status_socket import KINDS as SOCKET_KINDS
 from pinwarden.node.agent.status_socket import StatusSocket
-from pinwarden.node.agent.status_writer import Reporter
-from pinwarden.node.agent.threads import Board, Inbox, Wakeup, Workers
+from pinwarden.node.agent.status_writer import StatusWriter
+from pinwarden.node.agent.threads import ConfigInbox, SnapshotBoard, Wakeup, Workers
 from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, probe
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_RECORD
-from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration, kept_in
+from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError, config_path
 from pinwarden.node.state.gate_status import NAME as GATE_RECORD
-from pinwarden.node.state.statefile import exclusive
+from pinwarden.node.state.statefile import file_lock
 
 Gates = Literal["auto", "rlimit", "none"]
 LOCK = "agent.lock"
@@ -96,7 +96,7 @@ def release(settings: Settings) -> None:
         try:
             ability = _ability(settings.gates)
             settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            resources.enter_context(exclusive(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
+            resources.enter_context(file_lock(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
             engine = _engine(settings, ability, resources)
             if not ability.available:
                 raise StartError(f"nothing can be given back: {ability.reason}")
@@ -107,10 +107,10 @@ def release(settings: Settings) -> None:
 
 def _engine(
     settings: Settings, ability: GateAbility, resources: ExitStack, guard: Guard | None = None
-) -> Engine:
+) -> Reconciler:
     """The engine of this node; the lock is held. Raises ValueError and OSError."""
     boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
-    engine = Engine(
+    engine = Reconciler(
         cgroup_root=settings.cgroup_root,
         proc_root=settings.proc_root,
         store=RlimitRecordStore(settings.state_dir / "saved.json", boot_id),
@@ -142,15 +142,15 @@ class _Agent:
         self._ability = ability
         self._wakeup = Wakeup()
         self._workers = Workers(self._wakeup)
-        self._inbox = Inbox(self._wakeup)
-        self._board = Board()
+        self._inbox = ConfigInbox(self._wakeup)
+        self._board = SnapshotBoard()
         self._pulse = Pulse()
         records = {"accountant": settings.run_dir / ACCOUNTANT_RECORD}
         if settings.gates == "auto":
             records["gate"] = settings.run_dir / GATE_RECORD
         self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
         self._kept: Configuration | None = None
-        self._memory = LastConfiguration(kept_in(settings.state_dir, local=settings.config is not None))
+        self._memory = ConfigFile(config_path(settings.state_dir, local=settings.config is not None))
         self._guard = Guard(KINDS)
 
     def start(self, resources: ExitStack) -> Loop:
@@ -178,7 +178,7 @@ class _Agent:
         waiting = False
         while True:
             with suppress(TimeoutError):
-                resources.enter_context(exclusive(self._settings.state_dir / LOCK, 0))
+                resources.enter_context(file_lock(self._settings.state_dir / LOCK, 0))
                 return
             if not waiting:
                 _log.info("another agent has the node; this one stands by")
@@ -226,18 +226,20 @@ class _Agent:
     def _start_following(self) -> None:
         settings, metrics = self._settings, self._metrics
         if settings.config is not None:
-            local = LocalWatcher(settings.config, self._memory, post=self._inbox.put, failed=metrics.failed)
+            local = ConfigFileWatcher(
+                settings.config, self._memory, post=self._inbox.put, failed=metrics.failed
+            )
             self._workers.start("local", local.run)
             return
         server = from_kubeconfig(settings.kubeconfig) if settings.kubeconfig else in_cluster()
         client = NodePinConfigClient(server, settings.node)
-        reporter = Reporter(
+        reporter = StatusWriter(
             client,
             self._board,
             failed=lambda: metrics.failed("status"),
             succeeded=metrics.status_written,
         )
-        watcher = Watcher(
+        watcher = ConfigWatcher(
             client,
             self._memory,
             post=self._inbox.put,

@@ -31,14 +31,14 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pinwarden.node.agent.allocation_history import AllocationHistory
-from pinwarden.node.agent.allocator import Constraint, Process, deal
+from pinwarden.node.agent.allocator import ProcessUsage, allocate
 from pinwarden.node.agent.original_limits import RlimitRecord, RlimitRecordStore
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit, ProcessHandle
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.constraints import Scoped
+from pinwarden.node.pods.constraints import Constraint
 from pinwarden.node.pods.privileges import HeldBackReason
-from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.process import Process, ProcessTable, UsageState
+from pinwarden.node.pods.subject import Subject
 
 _log = logging.getLogger(__name__)
 _SAVE_SECONDS = 1.0
@@ -49,7 +49,7 @@ NOT_SAVED = "what it had could not be written to disk"
 class _Change(NamedTuple):
     """A process, its record, its new limits, and the use in bytes that these were computed from."""
 
-    process: Followed
+    process: Process
     record: RlimitRecord
     limits: Limits
     use: int
@@ -89,7 +89,7 @@ class RlimitEnforcer:
         """Why the limits of a process could not be read or set."""
         return self._failures
 
-    def adopt(self, subject: Governed, keys: Iterable[ProcessKey]) -> None:
+    def adopt(self, subject: Subject, keys: Iterable[ProcessKey]) -> None:
         """Find the original limits of these processes. No process is changed before `save`."""
         new = self._oldest_first(key for key in keys if key not in self._records)
         self._recall_all(subject, new)
@@ -125,7 +125,7 @@ class RlimitEnforcer:
         self._unsaved = False
         return True
 
-    def enforce(self, subjects: Sequence[Governed], constraints: Sequence[Scoped]) -> bool:
+    def enforce(self, subjects: Sequence[Subject], constraints: Sequence[Constraint]) -> bool:
         """Set the limits of all members of the constraints, and restore the subjects' other processes.
 
         Return False if use changed meanwhile: the subjects should be sampled again soon.
@@ -147,28 +147,25 @@ class RlimitEnforcer:
 
     def _changes(
         self,
-        subjects: Sequence[Governed],
+        subjects: Sequence[Subject],
         covered: frozenset[ProcessKey],
-        constraints: Sequence[Scoped],
+        constraints: Sequence[Constraint],
     ) -> list[_Change]:
         exact = frozenset[ProcessKey]().union(*(subject.keys for subject in subjects if subject.exact))
-        wanted = deal(
+        wanted = allocate(
             (self._described(key, exact=key in exact) for key in covered),
-            [
-                Constraint(one.amount, one.members, one.limit.contention, one.limit.grant)
-                for one in constraints
-            ],
+            constraints,
             page_size=self._page_size,
         )
         return [
             _Change(process, record, wanted[key], process.use)
             for key in covered
             if (record := self._records.get(key)) is not None
-            and (process := self._table[key]).knowledge is Knowledge.KNOWN
+            and (process := self._table[key]).usage_state is UsageState.KNOWN
             and record.applied != wanted[key]
         ]
 
-    def _set_all(self, subjects: Sequence[Governed], changes: Iterable[_Change]) -> None:
+    def _set_all(self, subjects: Sequence[Subject], changes: Iterable[_Change]) -> None:
         for change in changes:
             if self._set(change.process, change.record, change.limits):
                 for subject in subjects:
@@ -176,7 +173,7 @@ class RlimitEnforcer:
                         history = self._histories[subject.uid]
                         history.remember(change.limits, change.record.original)
 
-    def restore_all(self, subject: Governed, keys: frozenset[ProcessKey]) -> bool:
+    def restore_all(self, subject: Subject, keys: frozenset[ProcessKey]) -> bool:
         """Restore these processes of the subject, which no constraint covers.
 
         Return True if no process had applied limits. Otherwise a further sample may find their children.
@@ -196,7 +193,7 @@ class RlimitEnforcer:
         """Accept the limits that programs set since the last allocation. Return whether there were any."""
         return sum(self._adopt_external_change(key) for key in keys) > 0
 
-    def restore(self, process: Followed) -> bool:
+    def restore(self, process: Process) -> bool:
         """Restore the original limits if they were changed. Return False if that failed."""
         record = self._records.get(process.key)
         if record is None:
@@ -225,7 +222,7 @@ class RlimitEnforcer:
         """Return the living processes of an earlier agent that were neither adopted nor restored."""
         return [key for key in self._unclaimed if self._may_live(key)]
 
-    def clear_history(self, subject: Governed) -> None:
+    def clear_history(self, subject: Subject) -> None:
         """Forget which limits were applied to the subject's processes."""
         self._histories[subject.uid].clear()
 
@@ -239,7 +236,7 @@ class RlimitEnforcer:
         self._records.pop(key, None)
         self._failures.pop(key, None)
 
-    def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Followed]:
+    def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Process]:
         """Return these processes by start time, so that a parent comes before its children."""
         return [self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))]
 
@@ -249,12 +246,12 @@ class RlimitEnforcer:
         except OSError:
             return True
 
-    def _living(self, key: ProcessKey) -> Followed | None:
+    def _living(self, key: ProcessKey) -> Process | None:
         """Return the process if it lives. Raises OSError if that is unknown."""
-        process, _ = self._table.look(key.pid)
+        process, _ = self._table.sample(key.pid)
         return process if process is not None and process.key == key else None
 
-    def _set_original(self, process: Followed, original: Limits) -> bool:
+    def _set_original(self, process: Process, original: Limits) -> bool:
         try:
             with self._handle(process) as handle:
                 handle.set(original)
@@ -265,20 +262,20 @@ class RlimitEnforcer:
             return False
         return True
 
-    def _handle(self, process: Followed) -> ProcessHandle:
+    def _handle(self, process: Process) -> ProcessHandle:
         """Return a handle on the limits of a process. Raises ProcessLookupError if the process is gone."""
         if process.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {process.key.pid} is gone")
         return ProcessHandle(process.reader, self._prlimit)
 
-    def _described(self, key: ProcessKey, *, exact: bool) -> Process:
+    def _described(self, key: ProcessKey, *, exact: bool) -> ProcessUsage:
         """Return the allocator's input. An unknown use counts as unlimited, so nothing more is allowed."""
         process, record = self._table[key], self._records.get(key)
-        locked = UNLIMITED if process.knowledge is Knowledge.UNKNOWN else process.locked
+        locked = UNLIMITED if process.usage_state is UsageState.UNKNOWN else process.locked
         original = record.original if record else Limits(0, 0)
-        return Process(key, locked, process.pinned, original.soft, original.hard, exact)
+        return ProcessUsage(key, locked, process.pinned, original.soft, original.hard, exact)
 
-    def _current(self, process: Followed) -> Limits | None:
+    def _current(self, process: Process) -> Limits | None:
         """Return the current limits. None if the process is gone, or if they cannot be read: a failure."""
         try:
             with self._handle(process) as handle:
@@ -291,7 +288,7 @@ class RlimitEnforcer:
         self._failures.pop(process.key, None)
         return current
 
-    def _recall_all(self, subject: Governed, processes: Iterable[Followed]) -> None:
+    def _recall_all(self, subject: Subject, processes: Iterable[Process]) -> None:
         recalled = [record for process in processes if (record := self._recall(process))]
         if not recalled:
             return
@@ -300,7 +297,7 @@ class RlimitEnforcer:
         for record in (*recalled, *ended):
             self._histories[subject.uid].remember(record.applied, record.original)
 
-    def _recall(self, process: Followed) -> RlimitRecord | None:
+    def _recall(self, process: Process) -> RlimitRecord | None:
         """Adopt and return the record that an earlier agent saved for the process, if there is one."""
         earlier = self._unclaimed.get(process.key)
         if earlier is None or (current := self._current(process)) is None:
@@ -309,7 +306,7 @@ class RlimitEnforcer:
         del self._unclaimed[process.key]
         return record
 
-    def _find_original(self, subject: Governed, process: Followed, untouched: Container[ProcessKey]) -> bool:
+    def _find_original(self, subject: Subject, process: Process, untouched: Container[ProcessKey]) -> bool:
         """Add a record by the rules of the module. Return whether the process came with applied limits.
 
         The limits of `untouched` processes are not changed yet, so their children inherit nothing.
@@ -321,7 +318,7 @@ class RlimitEnforcer:
             self._unwritten.add(process.key)
         return False
 
-    def _inherit(self, subject: Governed, process: Followed, untouched: Container[ProcessKey] = ()) -> bool:
+    def _inherit(self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()) -> bool:
         """Add a record if the process came with applied limits. Return whether it did."""
         parent, history = self._table.get(process.status.parent), self._histories[subject.uid]
         of_parent = self._records.get(parent.key) if parent and parent.key not in untouched else None
@@ -346,7 +343,7 @@ class RlimitEnforcer:
         self._update(key, record, current, current)
         return True
 
-    def _set(self, process: Followed, record: RlimitRecord, limits: Limits) -> bool:
+    def _set(self, process: Process, record: RlimitRecord, limits: Limits) -> bool:
         try:
             with self._handle(process) as handle:
                 previous = handle.set(limits)
@@ -364,7 +361,7 @@ class RlimitEnforcer:
         self._unsaved |= original != record.original
         self._records[key] = RlimitRecord(original, applied)
 
-    def _fail(self, process: Followed, message: str) -> None:
+    def _fail(self, process: Process, message: str) -> None:
         if self._failures.get(process.key) != message:
             _log.warning("process %d cannot be dealt to: %s", process.key.pid, message)
         self._failures[process.key] = message
@@ -377,9 +374,9 @@ def _exceeds(change: _Change) -> bool:
     """
     process = change.process
     try:
-        process.look()
+        process.sample()
     except OSError:  # the process is gone, or the next sample of its pod reports the failure
         return False
     exceeds = max(process.locked, process.pinned) > change.limits.hard
-    obeys = process.held in (None, HeldBackReason.THREADS_UNREAD)
+    obeys = process.held_back in (None, HeldBackReason.THREADS_UNREAD)
     return exceeds and process.use > change.use and obeys

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 from pinwarden.node.state.gate_status import GateStatus, load
-from pinwarden.node.state.statefile import Glance
+from pinwarden.node.state.statefile import PolledFile
 
 SILENT_SECONDS = 10.0
 SILENT = "its gate does not answer: pinning calls wait"
@@ -25,7 +25,7 @@ UNGATED = "created without the gate's profile"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class GateCoverage:
     """How the gate stands to one pod. `why` says for people why it is not held exactly, or, where it is, that its calls wait.
 
     `behind`: it is held exactly, and to other limits than the agent's.
@@ -38,11 +38,11 @@ class Standing:
     why: str = ""
 
 
-class GateRecord:
+class GateReader:
     """The record at `path`; with None there is no gate, and no pod is gated. `clock` is monotonic, in seconds."""
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._glance = Glance(path) if path else None
+        self._file = PolledFile(path) if path else None
         self._clock = clock
         self._behind: dict[str, float] = {}
         self.told: GateStatus | None = None
@@ -50,11 +50,11 @@ class GateRecord:
     @property
     def silent(self) -> bool:
         """Whether there is a gate that has not answered for a while."""
-        return self._glance is not None and SILENT_SECONDS < self._glance.age < float("inf")
+        return self._file is not None and SILENT_SECONDS < self._file.age < float("inf")
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Reads the file if it is another one; whether it was. Of one that is not understood nobody is held."""
-        news = self._glance.newer(lambda path: (load(path),)) if self._glance else None
+        news = self._file.read_if_changed(lambda path: (load(path),)) if self._file else None
         if news is None:
             return False
         (self.told,) = news
@@ -62,19 +62,19 @@ class GateRecord:
         self._behind = {pod: since for pod, since in self._behind.items() if pod in there}
         return True
 
-    def standing(self, subject: Governed) -> Standing:
+    def coverage(self, subject: Subject) -> GateCoverage:
         """How the gate stands to a pod that was looked at."""
         told = self.told
         if told is None:
-            return Standing()
+            return GateCoverage()
         running = subject.by_container.keys()
         gated = {one for one in running if one in told.containers and told.containers[one][0] == subject.uid}
         if not told.lost.isdisjoint(running):
-            return Standing(
+            return GateCoverage(
                 True, lost=True, why="the descriptors of its gate are lost: its pinning calls end with ENOSYS"
             )
         if not gated:
-            return Standing(why=UNGATED)
+            return GateCoverage(why=UNGATED)
         sandboxes = {told.containers[one][2] for one in gated}
         covered = frozenset().union(
             *(subject.by_container[one] for one in running if one in gated | sandboxes)
@@ -88,12 +88,12 @@ class GateRecord:
         if behind and not self.silent and self._clock() - self._behind[subject.uid] > BEHIND_SECONDS:
             why = BEHIND
         if not why:
-            return Standing(True, exact=True, behind=behind, why=SILENT if self.silent else "")
-        return Standing(True, why=why)
+            return GateCoverage(True, exact=True, behind=behind, why=SILENT if self.silent else "")
+        return GateCoverage(True, why=why)
 
-    def _is_behind(self, subject: Governed, told: GateStatus) -> bool:
+    def _is_behind(self, subject: Subject, told: GateStatus) -> bool:
         """Whether the gate holds it to other limits than the agent; notes since when."""
-        if told.held.get(subject.uid, "") == subject.held.fingerprint:
+        if told.held.get(subject.uid, "") == subject.policy.fingerprint:
             self._behind.pop(subject.uid, None)
             return False
         self._behind.setdefault(subject.uid, self._clock())

@@ -18,7 +18,7 @@ from pinwarden.api.nodepinconfig import (
     UnsupportedReport,
 )
 from pinwarden.common.guard import Guard
-from pinwarden.node.agent.threads import Board, Inbox, Snapshot, Wakeup
+from pinwarden.node.agent.threads import ConfigInbox, Snapshot, SnapshotBoard, Wakeup
 from pinwarden.node.state.config import Configuration, Problem
 
 BETWEEN_REPORTS_SECONDS = 0.25
@@ -67,9 +67,9 @@ class Loop:
     def __init__(
         self,
         engine: Engine,
-        inbox: Inbox,
+        inbox: ConfigInbox,
         wakeup: Wakeup,
-        board: Board,
+        board: SnapshotBoard,
         *,
         ticked: Callable[[float], None],
         failed: Callable[[], str | None],

@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from pinwarden.node.agent.metrics_collector import PREFIX, SnapshotCollector
-from pinwarden.node.agent.threads import Board
+from pinwarden.node.agent.threads import SnapshotBoard
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FAILURES = ("list", "watch", "status", "remember", "local")
@@ -28,7 +28,7 @@ class Metrics:
     """Counts, and renders all of it; calls may come from several threads. `records` and `pods` are for `SnapshotCollector`."""
 
     def __init__(
-        self, board: Board, records: Mapping[str, Path] | None = None, *, pods: bool = False
+        self, board: SnapshotBoard, records: Mapping[str, Path] | None = None, *, pods: bool = False
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()

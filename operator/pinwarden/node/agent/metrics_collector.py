@@ -15,7 +15,7 @@ from pinwarden import __version__
 from pinwarden.api.nodepinconfig import NodePinConfigStatus
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 PREFIX = "pinwarden_agent"
 FAIR_PARTS = ("current", "anonymous", "shared")
@@ -25,7 +25,7 @@ _FAIR = "current is what the kernel charges, anonymous its own anonymous memory,
 class SnapshotCollector(Collector):
     """`records` are the files by which other processes of the node, by name, give signs of life. With `pods`, series of each pod too."""
 
-    def __init__(self, board: Board, records: Mapping[str, Path], *, pods: bool) -> None:
+    def __init__(self, board: SnapshotBoard, records: Mapping[str, Path], *, pods: bool) -> None:
         self._board = board
         self._records = records
         self._pods = pods

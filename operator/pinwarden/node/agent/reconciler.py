@@ -4,9 +4,9 @@ It has no thread and never waits: the caller gives it a configuration and ticks,
 due, in this order: find pods, sample those that are due, save what their new processes had, deal, give back. Pods that no limit holds for
 are listed and not read. Looking takes at most about a quarter of a core's time, also when many busy pods want to be looked at at once.
 
-Subjects that share a limit of scope Node, or a process, are dealt together as one group.
+Subjects that share a limit of scope Node, or a process, are dealt together as one batches.
 
-A subject, a group or a pattern that fails costs itself (`guard`): it is reported as not readable, none of its limits is acknowledged, and
+A subject, a batches or a pattern that fails costs itself (`guard`): it is reported as not readable, none of its limits is acknowledged, and
 it is tried again. All others are sampled and dealt as if it were not there.
 """
 
@@ -23,22 +23,22 @@ from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinCon
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.common.guard import Guard
 from pinwarden.common.patterns import directories
-from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.enforcer import RlimitEnforcer
-from pinwarden.node.agent.gate_reader import GateRecord
+from pinwarden.node.agent.gate_reader import GateReader
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.releaser import Releaser
-from pinwarden.node.agent.status import Reporter
+from pinwarden.node.agent.status import StatusBuilder
 from pinwarden.node.linux.cgroupfs import detect_layout, process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.batches import group
-from pinwarden.node.pods.constraints import Scoped, running_containers, scoped
+from pinwarden.node.pods.batches import batches
+from pinwarden.node.pods.constraints import Constraint, constraints_on, running_containers
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.pods.policy import UNKNOWN_PODS, Held, Plan, reported_name
+from pinwarden.node.pods.policy import UNKNOWN_PODS, NodePolicy, SubjectPolicy, reported_name
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import IDLE_SECONDS, Governed
+from pinwarden.node.pods.subject import IDLE_SECONDS, Subject
 
 _SHORTEST_SECONDS = 0.01
 _LONGEST_SECONDS = 1.0
@@ -48,11 +48,11 @@ KINDS = ("subject", "group", "pattern", "release", "record", "report")
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-Dealing = tuple[list[Governed], list[Scoped]]
-"""A group and the constraints on it."""
+Dealing = tuple[list[Subject], list[Constraint]]
+"""A batches and the constraints on it."""
 
 
-class Engine:
+class Reconciler:
     """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` and `accountant` are records.
 
     `guard` knows the `KINDS`.
@@ -79,18 +79,18 @@ class Engine:
         self._table = ProcessTable(proc_root)
         self._enforcer = RlimitEnforcer(self._table, store, prlimit, page_size)
         self._releaser = Releaser(self._table, self._enforcer)
-        self._gate = GateRecord(gate)
-        self._accountant = AccountantRecord(accountant)
-        self._reporter = Reporter(
+        self._gate = GateReader(gate)
+        self._accountant = AccountantReader(accountant)
+        self._reporter = StatusBuilder(
             ability, detect_layout(cgroup_root).value, self._gate, self._accountant, self._guard
         )
         self._overshoots = Overshoots()
         self._ability = ability
         self._clock = clock
-        self._plan: Plan | None = None
-        self._acknowledged: Plan | None = None
-        self._subjects: dict[str, Governed] = {}
-        self._groups: list[list[Governed]] = []
+        self._policy: NodePolicy | None = None
+        self._acknowledged: NodePolicy | None = None
+        self._subjects: dict[str, Subject] = {}
+        self._groups: list[list[Subject]] = []
         self._matched: dict[str, list[Path]] = {}
         self._find_due = float("-inf")
         self._sampled: datetime | None = None
@@ -103,35 +103,35 @@ class Engine:
         gone: frozenset[str] = frozenset(),
     ) -> None:
         """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt. `gone`: not listed any more."""
-        self._plan = Plan(spec, unsupported, generation, gone)
-        self._overshoots.keep({limit.uid for limit in self._plan.limits} | {UNKNOWN_PODS})
+        self._policy = NodePolicy(spec, unsupported, generation, gone)
+        self._overshoots.keep({limit.uid for limit in self._policy.limits} | {UNKNOWN_PODS})
         self._find_due = float("-inf")
 
     def tick(self) -> float:
         """Does what is due; seconds until the next tick is wanted. Before the first configuration nothing is touched (H3)."""
-        plan, now = self._plan, self._clock()
-        if plan is None:
+        policy, now = self._policy, self._clock()
+        if policy is None:
             return _LONGEST_SECONDS
-        if plan.release:
-            if (self._acknowledged is not plan or self._releaser) and self._give_all_back():
-                self._acknowledged = plan
+        if policy.release:
+            if (self._acknowledged is not policy or self._releaser) and self._give_all_back():
+                self._acknowledged = policy
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
-        self._guarded("record", "accountant", self._accountant.look)
-        if self._guarded("record", "gate", self._gate.look):
+        self._guarded("record", "accountant", self._accountant.poll)
+        if self._guarded("record", "gate", self._gate.poll):
             for subject in self._subjects.values():
-                if self._gate.standing(subject).exact != subject.exact:
+                if self._gate.coverage(subject).exact != subject.exact:
                     subject.heat(now)
-        fresh, finding, thorough = self._acknowledged is not plan, now >= self._find_due, False
+        fresh, finding, thorough = self._acknowledged is not policy, now >= self._find_due, False
         if finding:
             try:
-                thorough = self._find(plan, now, fresh=fresh)
+                thorough = self._find(policy, now, fresh=fresh)
             except OSError as error:
                 _log.error("pods cannot be listed, known ones stay as they are: %s", error)
                 self._find_due = now + _LONGEST_SECONDS
-                finding, plan = False, self._acknowledged
+                finding, policy = False, self._acknowledged
         self._act(now, thorough=thorough, sweep=finding)
-        self._acknowledged = plan
+        self._acknowledged = policy
         self._sampled = datetime.now(UTC)
         return self._pace(now)
 
@@ -172,9 +172,9 @@ class Engine:
         self._subjects.clear()
         self._groups.clear()
 
-    def _find(self, plan: Plan, now: float, *, fresh: bool) -> bool:
-        """Brings the subjects up to date; whether all are to be looked at, because the plan is new or some are gone. Raises OSError."""
-        found = self._wanted(plan, now)
+    def _find(self, policy: NodePolicy, now: float, *, fresh: bool) -> bool:
+        """Brings the subjects up to date; whether all are to be looked at, because the policy is new or some are gone. Raises OSError."""
+        found = self._wanted(policy, now)
         self._find_due = now + IDLE_SECONDS
         gone = self._subjects.keys() - found.keys()
         for uid in gone:
@@ -184,36 +184,36 @@ class Engine:
         for uid, (paths, held) in found.items():
             subject = self._subjects.get(uid)
             if subject is None:
-                subject = self._subjects[uid] = Governed(uid, paths, held)
+                subject = self._subjects[uid] = Subject(uid, paths, held)
                 self._releaser.cancel(uid)
             elif subject.paths != paths:
                 subject.move(paths)
-            elif subject.held == held:
+            elif subject.policy == held:
                 continue
-            subject.held = held
+            subject.policy = held
             subject.heat(now)
             changed = True
         if changed:
-            self._groups = group(self._subjects.values())
+            self._groups = batches(self._subjects.values())
         return fresh or bool(gone)
 
-    def _wanted(self, plan: Plan, now: float) -> dict[str, tuple[tuple[Path, ...], Held]]:
+    def _wanted(self, policy: NodePolicy, now: float) -> dict[str, tuple[tuple[Path, ...], SubjectPolicy]]:
         found = {
             uid: (paths, held)
             for uid, paths in self._finder.find(now).items()
-            if (held := plan.of_pod(uid)) is not None
+            if (held := policy.of_pod(uid)) is not None
         }
         matching: dict[Path, list[NodeLimit]] = {}
-        for pattern, held in plan.patterns.items():
+        for pattern, held in policy.patterns.items():
             paths = self._guarded("pattern", pattern, partial(directories, self._root, pattern))
             if paths is None:  # what it matched before stays held
                 paths = [path for path in self._matched.get(pattern, ()) if path.is_dir()]
             self._matched[pattern] = paths
             for path in paths:
                 matching.setdefault(path, []).extend(held.limits)
-        self._matched = {pattern: self._matched[pattern] for pattern in plan.patterns}
+        self._matched = {pattern: self._matched[pattern] for pattern in policy.patterns}
         for path, limits in matching.items():
-            found[path.relative_to(self._root).as_posix()] = ((path,), Held(tuple(limits)))
+            found[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy(tuple(limits)))
         return found
 
     def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:
@@ -236,7 +236,7 @@ class Engine:
             (subjects, constraints)
             for subjects in self._groups
             if not due.isdisjoint(subjects)
-            for constraints in self._of_group("scope", subjects, now, partial(scoped, subjects))
+            for constraints in self._of_group("scope", subjects, now, partial(constraints_on, subjects))
         ]
         if self._ability.available:
             self._deal(touched, now)
@@ -246,9 +246,9 @@ class Engine:
             self._guarded("release", "", partial(self._drop_strangers, now))
 
     def _of_group(
-        self, step: str, subjects: Sequence[Governed], now: float, work: Callable[[], _Result]
+        self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
     ) -> list[_Result]:
-        """What `work` on a group returns, as the one entry; none where it failed, which is then each subject's failure."""
+        """What `work` on a batches returns, as the one entry; none where it failed, which is then each subject's failure."""
         name = f"{step} {subjects[0].uid}"
         with self._guard.item("group", name):
             return [work()]
@@ -257,11 +257,11 @@ class Engine:
             subject.due = now + _LONGEST_SECONDS
         return []
 
-    def _look(self, subject: Governed, now: float) -> set[ProcessKey]:
+    def _look(self, subject: Subject, now: float) -> set[ProcessKey]:
         """The processes that are the subject's no longer."""
         with self._guard.item("subject", subject.uid):
-            left = subject.look(self._table, now)
-            subject.exact = self._gate.standing(subject).exact
+            left = subject.sample(self._table, now)
+            subject.exact = self._gate.coverage(subject).exact
             subject.failure = ""
             return left
         subject.failure = self._guard.cause("subject", subject.uid)
@@ -282,24 +282,24 @@ class Engine:
                 for subject in () if settled else subjects:
                     subject.heat(now)
 
-    def _adopt(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
+    def _adopt(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
         covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
         for subject in subjects:
             self._enforcer.adopt(subject, subject.keys & covered)
-            if not subject.held.enforced and not subject.hot(now):
+            if not subject.policy.enforced and not subject.hot(now):
                 self._enforcer.clear_history(subject)
             if self._enforcer.adopt_external_changes(subject.keys):
                 subject.heat(now)
 
-    def _evaluate(self, subjects: Iterable[Governed], constraints: Iterable[Scoped], now: float) -> None:
+    def _evaluate(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
         """Compares use with limits, those that are only audited too, and keeps peaks."""
         time = datetime.now(UTC)
         for one in constraints:
-            excess = self._use(one.members) - one.amount
+            excess = self._use(one.members) - one.limit.limit
             self._overshoots.sample(one.limit.uid, one.pod, one.container, excess, now, time)
         for subject in subjects:
             peaks = subject.peaks.containers
-            for name, keys in running_containers(subject.held.by_container, subject).items():
+            for name, keys in running_containers(subject.policy.by_container, subject).items():
                 peaks[name] = max(peaks.get(name, 0), self._use(keys))
 
     def _use(self, keys: Iterable[ProcessKey]) -> int:

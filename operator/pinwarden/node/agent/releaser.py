@@ -15,9 +15,9 @@ from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import explore, pod_uid
-from pinwarden.node.pods.policy import Held
+from pinwarden.node.pods.policy import SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 
 _MOST_SAMPLES = 10
 _QUIET_SWEEPS = 3
@@ -29,7 +29,7 @@ class Releaser:
     def __init__(self, table: ProcessTable, enforcer: RlimitEnforcer) -> None:
         self._table = table
         self._enforcer = enforcer
-        self._quiet: dict[Governed, int] = {}
+        self._quiet: dict[Subject, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._quiet)
@@ -44,7 +44,7 @@ class Releaser:
         """The uids of these subjects."""
         return {subject.uid for subject in self._quiet}
 
-    def begin(self, subject: Governed) -> None:
+    def begin(self, subject: Subject) -> None:
         """Release a subject."""
         self._quiet[subject] = 0
 
@@ -54,7 +54,7 @@ class Releaser:
         pids = {key.pid for key in self._enforcer.unclaimed() if key not in watched}
         if pids:
             for uid, path in _owners(root, pids).items():
-                self.begin(Governed(uid, (path,), Held(())))
+                self.begin(Subject(uid, (path,), SubjectPolicy(())))
 
     def cancel(self, uid: str) -> None:
         """Stop releasing a subject: limits apply to it again."""
@@ -68,11 +68,11 @@ class Releaser:
             if self._quiet[subject] >= _QUIET_SWEEPS:
                 del self._quiet[subject]
 
-    def _restore(self, subject: Governed, now: float) -> bool:
+    def _restore(self, subject: Subject, now: float) -> bool:
         """Return whether already the first sample found nothing to restore."""
         for number in range(_MOST_SAMPLES):
             try:
-                subject.look(self._table, now)
+                subject.sample(self._table, now)
             except OSError as error:
                 subject.failure = str(error)
                 return False

@@ -24,17 +24,17 @@ from pinwarden.api.nodepinconfig import (
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
 from pinwarden.common.guard import Guard, shown
-from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.enforcer import RlimitEnforcer
-from pinwarden.node.agent.gate_reader import GateRecord, Standing
+from pinwarden.node.agent.gate_reader import GateCoverage, GateReader
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.source_levels import GATE, NO_GATE, source_levels
 from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.node.pods.constraints import has_unknown_container, running_containers
-from pinwarden.node.pods.policy import Plan, reported_name
+from pinwarden.node.pods.policy import NodePolicy, reported_name
 from pinwarden.node.pods.privileges import HeldBackReason
-from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.process import Process, ProcessTable, UsageState
+from pinwarden.node.pods.subject import Subject
 from pinwarden.node.state.config import LONGEST_MESSAGE
 
 _PODS = 4096
@@ -59,21 +59,21 @@ class Verdict:
     message: str = ""
 
 
-class Reporter:
+class StatusBuilder:
     """Puts statuses together; what does not change is asked for once."""
 
     def __init__(
         self,
         ability: GateAbility,
         cgroup_version: Literal["v2", "v1", "hybrid"],
-        gate: GateRecord,
-        accountant: AccountantRecord | None = None,
+        gate: GateReader,
+        accountant: AccountantReader | None = None,
         guard: Guard | None = None,
     ) -> None:
         self._ability = ability
         self._guard = guard or Guard(("report",))
         self._gate = gate
-        self._accountant = accountant or AccountantRecord(None)
+        self._accountant = accountant or AccountantReader(None)
         self._sources = {gated: source_levels(ability, gated=gated) for gated in (False, True)}
         self._empty = NodePinConfigStatus(
             agent_version=__version__,
@@ -83,18 +83,18 @@ class Reporter:
 
     def report(
         self,
-        acknowledged: Plan | None,
-        subjects: Sequence[Governed],
+        acknowledged: NodePolicy | None,
+        subjects: Sequence[Subject],
         table: ProcessTable,
         enforcer: RlimitEnforcer,
         overshoots: Overshoots,
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
         """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
-        subjects = [subject for subject in subjects if subject.keys or not subject.held.gone]
+        subjects = [subject for subject in subjects if subject.keys or not subject.policy.gone]
         listed, cut = overshoots.reports()
-        standings = [(subject, self._gate.standing(subject)) for subject in subjects]
-        behind = {subject.uid for subject, standing in standings if standing.behind}
+        coverages = [(subject, self._gate.coverage(subject)) for subject in subjects]
+        behind = {subject.uid for subject, coverage in coverages if coverage.behind}
         applied = acknowledge(acknowledged, subjects, enforcer, behind) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
@@ -104,7 +104,7 @@ class Reporter:
                 "observed_generation": acknowledged.generation if acknowledged else None,
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
-                "pods": [self._guarded_pod(*each, table, enforcer) for each in standings[:_PODS]],
+                "pods": [self._guarded_pod(*each, table, enforcer) for each in coverages[:_PODS]],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
                 "groups": self._accountant.groups(groups),
@@ -119,11 +119,11 @@ class Reporter:
         )
 
     def _guarded_pod(
-        self, subject: Governed, standing: Standing, table: ProcessTable, enforcer: RlimitEnforcer
+        self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
         """The report of one; where it cannot be put together, that at Observe (H1)."""
         with self._guard.item("report", subject.uid):
-            return self._pod(subject, standing, table, enforcer)
+            return self._pod(subject, coverage, table, enforcer)
         return PodReport(
             uid=reported_name(subject.uid),
             vm_lck=0,
@@ -136,12 +136,12 @@ class Reporter:
         )
 
     def _pod(
-        self, subject: Governed, standing: Standing, table: ProcessTable, enforcer: RlimitEnforcer
+        self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
         verdict = judge(
-            subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, standing
+            subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, coverage
         )
-        if subject.held.gone:
+        if subject.policy.gone:
             verdict = _of_gone(verdict)
         return PodReport(
             uid=reported_name(subject.uid),
@@ -152,13 +152,13 @@ class Reporter:
             level=verdict.level,
             reason=verdict.reason,
             message=shown(verdict.message, LONGEST_MESSAGE),
-            denials=self._denials_of(subject) if standing.gated else None,
+            denials=self._denials_of(subject) if coverage.gated else None,
             containers=_containers(subject, table)[:_CONTAINERS],
         )
 
-    def _denials_of(self, subject: Governed) -> list[LimitDenials]:
+    def _denials_of(self, subject: Subject) -> list[LimitDenials]:
         counts = self._gate.told.denials.get(subject.uid, {}) if self._gate.told else {}
-        held = {limit.uid for limit in subject.held.limits}
+        held = {limit.uid for limit in subject.policy.limits}
         found = [LimitDenials(uid=uid, count=count) for uid, count in counts.items() if uid in held]
         return found[:_DENIALS]
 
@@ -175,41 +175,43 @@ class Reporter:
 
 
 def acknowledge(
-    plan: Plan, subjects: Iterable[Governed], enforcer: RlimitEnforcer, behind: Collection[str] = ()
+    policy: NodePolicy, subjects: Iterable[Subject], enforcer: RlimitEnforcer, behind: Collection[str] = ()
 ) -> list[AppliedLimit]:
     """The limits that are dealt to every process that they govern; none in mode Release, and none of subjects whose gate is `behind`."""
-    if plan.release:
+    if policy.release:
         return []
     failed = {
         limit.name
         for subject in subjects
         if subject.failure or subject.uid in behind or any(key in enforcer.failures for key in subject.keys)
-        for limit in subject.held.limits
+        for limit in subject.policy.limits
     }
-    return [AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in plan.limits if limit.name not in failed]
+    return [
+        AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in policy.limits if limit.name not in failed
+    ]
 
 
 def judge(
-    subject: Governed,
-    processes: Sequence[Followed],
+    subject: Subject,
+    processes: Sequence[Process],
     enforcer: RlimitEnforcer,
     ability: GateAbility,
-    standing: Standing,
+    coverage: GateCoverage,
 ) -> Verdict:
     """The level of a subject with these processes, and the first reason why it is no better."""
     if subject.failure:
         return Verdict(Level.OBSERVE, NOT_READABLE, subject.failure)
-    if standing.lost:
-        return Verdict(Level.OBSERVE, LOST, standing.why)
-    if standing.exact and subject.held.enforced and not subject.truncated:
-        return Verdict(Level.DENY, EXACT, standing.why)
+    if coverage.lost:
+        return Verdict(Level.OBSERVE, LOST, coverage.why)
+    if coverage.exact and subject.policy.enforced and not subject.truncated:
+        return Verdict(Level.DENY, EXACT, coverage.why)
     if not (subject.keys or subject.by_container):
         return _deserted(subject)
     if not ability.available:
         return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
-    if not subject.held.limits:
-        return Verdict(Level.OBSERVE, subject.held.unsupported, "none of its limits can be held here")
-    if not subject.held.enforced:
+    if not subject.policy.limits:
+        return Verdict(Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here")
+    if not subject.policy.enforced:
         return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
@@ -229,7 +231,7 @@ def judge(
             "ContainerUnknown",
             "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
-    return Verdict(Level.CONVERGE, GATE, f"not exactly: {standing.why}" if standing.why else "")
+    return Verdict(Level.CONVERGE, GATE, f"not exactly: {coverage.why}" if coverage.why else "")
 
 
 def _of_gone(verdict: Verdict) -> Verdict:
@@ -242,7 +244,7 @@ def _of_gone(verdict: Verdict) -> Verdict:
     )
 
 
-def _deserted(subject: Governed) -> Verdict:
+def _deserted(subject: Subject) -> Verdict:
     """Of a subject without processes: nobody is held, whatever its containers do elsewhere."""
     if subject.ended:
         return Verdict(Level.OBSERVE, ENDED, "its last process ended just now")
@@ -255,25 +257,25 @@ def _deserted(subject: Governed) -> Verdict:
     )
 
 
-def _not_held(process: Followed, failure: str, own: Collection[int]) -> Verdict | None:
+def _not_held(process: Process, failure: str, own: Collection[int]) -> Verdict | None:
     pid = process.key.pid
     if failure:
         return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {failure}")
-    if process.knowledge is Knowledge.UNKNOWN:
+    if process.usage_state is UsageState.UNKNOWN:
         return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
-    if process.held is None:
+    if process.held_back is None:
         return None
-    if process.held is HeldBackReason.THREADS_UNREAD:
+    if process.held_back is HeldBackReason.THREADS_UNREAD:
         return Verdict(
-            Level.OBSERVE, process.held.value, f"process {pid}: not all of its threads are read yet"
+            Level.OBSERVE, process.held_back.value, f"process {pid}: not all of its threads are read yet"
         )
     if _is_starting(process, own):
-        why = f"process {pid} has {process.held} or can gain it, and may be the runtime's own before its program begins"
+        why = f"process {pid} has {process.held_back} or can gain it, and may be the runtime's own before its program begins"
         return Verdict(Level.OBSERVE, STARTING, why)
-    return Verdict(Level.OBSERVE, process.held.value, f"process {pid} has it or can gain it")
+    return Verdict(Level.OBSERVE, process.held_back.value, f"process {pid} has it or can gain it")
 
 
-def _is_starting(process: Followed, own: Collection[int]) -> bool:
+def _is_starting(process: Process, own: Collection[int]) -> bool:
     """Whether the process is young and none of the subject's `own` started it: a container's first one, or that of an exec into it.
 
     What a pod forks has a parent in the pod, and where that has ended, the first process of its PID namespace.
@@ -282,12 +284,12 @@ def _is_starting(process: Followed, own: Collection[int]) -> bool:
     return age < STARTING_SECONDS and process.status.parent not in own
 
 
-def _containers(subject: Governed, table: ProcessTable) -> list[ContainerReport]:
+def _containers(subject: Subject, table: ProcessTable) -> list[ContainerReport]:
     return [
         ContainerReport(
             name=name,
             pinned=sum(table[key].use for key in keys),
             peak=subject.peaks.containers.get(name, 0),
         )
-        for name, keys in running_containers(subject.held.by_container, subject).items()
+        for name, keys in running_containers(subject.policy.by_container, subject).items()
     ]

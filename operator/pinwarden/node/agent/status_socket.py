@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.common import patterns
 from pinwarden.common.guard import Guard
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 CLIENT_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class StatusSocket:
     """Listens from the moment it is made; no other thread may make a file meanwhile, since it sets the umask for a moment."""
 
-    def __init__(self, path: Path, node: str, board: Board, guard: Guard | None = None) -> None:
+    def __init__(self, path: Path, node: str, board: SnapshotBoard, guard: Guard | None = None) -> None:
         """Takes the place of a socket that an earlier agent left. Raises OSError."""
         self._node = node
         self._board = board

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 from pinwarden.api.nodepinconfig import GroupReport, NodePinConfigSpec, NodePinConfigStatus, PodReport
 from pinwarden.common.backoff import Backoff
 from pinwarden.node.agent.api_client import ApiError
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 PAGE_BYTES = mmap.PAGESIZE
 SHARE_OF_LIMIT = 0.02
@@ -146,13 +146,13 @@ class Client(Protocol):
         ...
 
 
-class Reporter:
+class StatusWriter:
     """Writes snapshots of the board to the node's object while there is one. `failed` and `succeeded` count."""
 
     def __init__(
         self,
         client: Client,
-        board: Board,
+        board: SnapshotBoard,
         *,
         failed: Callable[[], None],
         succeeded: Callable[[], None],

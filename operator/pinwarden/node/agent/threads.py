@@ -38,7 +38,7 @@ class Wakeup:
             os.eventfd_read(self._event)
 
 
-class Inbox:
+class ConfigInbox:
     """Configurations for the main thread, and problems with those that could not be taken, in order."""
 
     def __init__(self, wakeup: Wakeup) -> None:
@@ -74,7 +74,7 @@ class Snapshot:
     taken: float = field(default_factory=time.monotonic)
 
 
-class Board:
+class SnapshotBoard:
     """The latest snapshot, None before the first."""
 
     def __init__(self) -> None:

@@ -26,12 +26,12 @@ from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.holder import protocol
 from pinwarden.node.holder.protocol import Kind, Packet
-from pinwarden.node.pods.policy import Plan
+from pinwarden.node.pods.policy import NodePolicy
 from pinwarden.node.state import accountant_status as shared
-from pinwarden.node.state.config import Configuration, FollowedConfiguration
+from pinwarden.node.state.config import ConfigFollower, Configuration
 from pinwarden.node.state.gate_status import NAME
-from pinwarden.node.state.shutdown import EndError, Ending, ended_by_signals
-from pinwarden.node.state.statefile import Glance
+from pinwarden.node.state.shutdown import Shutdown, ShutdownError, shutdown_on_signals
+from pinwarden.node.state.statefile import PolledFile
 
 LOOKS_SECONDS = 0.05
 STALL_SECONDS = 20
@@ -95,7 +95,7 @@ def ability(run_dir: Path) -> str:
 
 def run(settings: GateSettings) -> None:
     """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
-    with ended_by_signals() as ending, suppress(EndError), ExitStack() as resources:
+    with shutdown_on_signals() as ending, suppress(ShutdownError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = PodLimits(settings.cgroup_root, settings.proc_root)
@@ -120,19 +120,19 @@ class _Process:
         self._gate = gate
         self._guard = guard
         self._newest: Configuration | None = None
-        self._configuration = FollowedConfiguration(settings.configuration)
-        self._shared = Glance(settings.shared)
+        self._configuration = ConfigFollower(settings.configuration)
+        self._shared = PolledFile(settings.shared)
         self._looks = self._connects = float("-inf")
         self._holder: socket.socket | None = None
 
-    def start(self, ending: Ending) -> None:
-        """Takes the configuration and all listeners over, and then what an earlier gate left. Raises EndError when it is not to go on."""
+    def start(self, ending: Shutdown) -> None:
+        """Take over the configuration, all listeners, and what an earlier gate left. Raises ShutdownError."""
         self._look_at_files(time.monotonic())
         while self._holder is None:
             signal.alarm(STALL_SECONDS)
             self._connect()
             if ending.asked:
-                raise EndError
+                raise ShutdownError
             if self._holder is None:
                 time.sleep(_RETRY_SECONDS)
         self._gate.recover()
@@ -164,23 +164,23 @@ class _Process:
             return
         self._looks = now + LOOKS_SECONDS
         with self._guard.item("file", "the configuration"):
-            self._newest = self._configuration.newer() or self._newest
+            self._newest = self._configuration.read_if_changed() or self._newest
         if self._newest is not None and self._guard.due("configuration"):
             with self._guard.item("configuration"):
                 self._configure(self._newest)
                 self._newest = None
         with self._guard.item("file", "the accountant's record"):
-            if told := self._shared.newer(shared.load):
+            if told := self._shared.read_if_changed(shared.load):
                 self._gate.set_objects(told.extents)
 
     def _configure(self, configuration: Configuration) -> None:
-        plan = Plan(configuration.spec, configuration.unsupported, configuration.generation)
+        policy = NodePolicy(configuration.spec, configuration.unsupported, configuration.generation)
         groups = configuration.spec.groups
-        self._gate.configure(plan, groups)
+        self._gate.configure(policy, groups)
         _log.info(
             "configuration in force: generation %s, %d limits, %d groups",
-            plan.generation,
-            len(plan.limits),
+            policy.generation,
+            len(policy.limits),
             len(groups),
         )
 

@@ -29,7 +29,7 @@ from pinwarden.node.gate.pending import ContainerListener, PendingNotification
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener
-from pinwarden.node.pods.policy import Plan
+from pinwarden.node.pods.policy import NodePolicy
 from pinwarden.node.shm.objects import ObjectSet
 
 SHARE = 0.25
@@ -120,11 +120,11 @@ class Dispatcher:
         """Descriptor and container of every listener, by its number."""
         return {origin.number: (descriptor, origin.container) for descriptor, origin in self._origins.items()}
 
-    def configure(self, plan: Plan | None, groups: Iterable[NodeGroup] = ()) -> None:
+    def configure(self, policy: NodePolicy | None, groups: Iterable[NodeGroup] = ()) -> None:
         """Takes a configuration; it holds for the next call, and for those that wait (P12). Raises OSError."""
-        self._pods.configure(plan)
+        self._pods.configure(policy)
         self._publisher.set_fingerprints(self._pods.fingerprints())
-        self._handler.configure(() if plan is None or plan.release else groups)
+        self._handler.configure(() if policy is None or policy.release else groups)
         before, self._groups, self._busy = self._groups, {}, {}
         for group in before.values():
             self._arm_again(group)

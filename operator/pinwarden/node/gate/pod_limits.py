@@ -20,13 +20,13 @@ from pinwarden.node.gate.pin_requests import STACK_GAP
 from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.procfs import ProcessKey, use_of_threads
 from pinwarden.node.linux.syscalls import compare_address_spaces
-from pinwarden.node.pods.batches import group
+from pinwarden.node.pods.batches import batches
 from pinwarden.node.pods.cgroups import explore
-from pinwarden.node.pods.constraints import scoped
+from pinwarden.node.pods.constraints import constraints_on
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.pods.policy import Held, Plan
-from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.policy import NodePolicy, SubjectPolicy
+from pinwarden.node.pods.process import Process, ProcessTable, UsageState
+from pinwarden.node.pods.subject import Subject
 
 
 class PodLimits:
@@ -43,17 +43,17 @@ class PodLimits:
         self._proc_root = proc_root
         self._table = ProcessTable(proc_root)
         self._clock = clock
-        self._plan: Plan | None = None
+        self._policy: NodePolicy | None = None
         self._gated_containers: tuple[GatedContainer, ...] = ()
         self._gated: frozenset[str] = frozenset()
-        self._subjects: dict[str, Governed] = {}
-        self._groups: dict[str, list[Governed]] = {}
+        self._subjects: dict[str, Subject] = {}
+        self._groups: dict[str, list[Subject]] = {}
         self._folders: dict[str, tuple[Path, ...]] = {}
         self.existing_pods: frozenset[str] = frozenset()
 
-    def configure(self, plan: Plan | None) -> None:
+    def configure(self, policy: NodePolicy | None) -> None:
         """Takes a configuration, or None where there is none yet. Raises OSError."""
-        self._plan = plan
+        self._policy = policy
         self._refresh()
 
     def set_containers(self, containers: Iterable[GatedContainer]) -> None:
@@ -64,7 +64,7 @@ class PodLimits:
 
     def is_listed(self, pod: str) -> bool:
         """Whether the configuration names the pod, as one with limits or a free one."""
-        return self._plan is not None and pod in self._plan.listed
+        return self._policy is not None and pod in self._policy.listed
 
     def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
         """The limits that hold for the calls of each place, those that are only audited left out."""
@@ -74,7 +74,7 @@ class PodLimits:
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """By what each pod that calls can come from is held, as `Held.fingerprint`; a free one is not in it."""
+        """By what each pod that calls can come from is held, as `SubjectPolicy.fingerprint`; a free one is not in it."""
         pods = {identity.ref.pod for identity in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
@@ -130,7 +130,7 @@ class PodLimits:
         for subject in subjects:
             if not subject.paths:
                 subject.move(self._finder.find(now).get(subject.uid, ()))
-            if subject.look(self._table, now):
+            if subject.sample(self._table, now):
                 self._drop_strangers()
             if subject.uid == ref.pod and not subject.keys:
                 raise FileNotFoundError(f"no cgroup of pod {ref.pod} is found that has processes")
@@ -141,11 +141,11 @@ class PodLimits:
         subjects = self._groups.get(ref.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
         seen: dict[BudgetKey, LimitUsage] = {}
-        for one in scoped(subjects):
+        for one in constraints_on(subjects):
             if one.limit.enforcement is Enforcement.ENFORCE:
                 key = BudgetKey(one.limit.name, one.pod, one.container)
                 seen[key] = LimitUsage(
-                    one.amount, self._use(one.members, distinct=distinct), one.members <= gated
+                    one.limit.limit, self._use(one.members, distinct=distinct), one.members <= gated
                 )
         for subject in subjects:
             for limit in self._enforced(subject.uid):
@@ -156,7 +156,7 @@ class PodLimits:
                     )
         return seen
 
-    def _gated_keys(self, subject: Governed) -> frozenset[ProcessKey]:
+    def _gated_keys(self, subject: Subject) -> frozenset[ProcessKey]:
         """The processes in containers that have a listener, and the sandbox."""
         sandboxes = {each.sandbox for each in self._gated_containers if each.ref.pod == subject.uid}
         return frozenset[ProcessKey]().union(
@@ -182,44 +182,44 @@ class PodLimits:
             use for before, (pid, use) in pairwise(uses) if not compare_address_spaces(before[0], pid)
         )
 
-    def _use_of(self, process: Followed) -> int:
-        if process.knowledge is Knowledge.UNKNOWN:
+    def _use_of(self, process: Process) -> int:
+        if process.usage_state is UsageState.UNKNOWN:
             return use_of_threads(self._proc_root, process.key.pid)
         return process.use
 
     def _enforced(self, pod: str | None) -> tuple[NodeLimit, ...]:
         """The limits that refuse in this pod; with None all that do."""
-        if self._plan is None or self._plan.release:
+        if self._policy is None or self._policy.release:
             return ()
-        held = self._plan.of_pod(pod) if pod is not None else None
-        limits = self._plan.limits if pod is None else held.limits if held else ()
+        held = self._policy.of_pod(pod) if pod is not None else None
+        limits = self._policy.limits if pod is None else held.limits if held else ()
         return tuple(limit for limit in limits if limit.enforcement is Enforcement.ENFORCE)
 
-    def _held(self, pod: str) -> Held | None:
-        return self._plan.of_pod(pod) if self._plan else None
+    def _held(self, pod: str) -> SubjectPolicy | None:
+        return self._policy.of_pod(pod) if self._policy else None
 
     def _refresh(self, *, everywhere: bool = False) -> None:
         found = self._finder.find(self._clock(), everywhere=everywhere)
         self.existing_pods = frozenset(found)
         self._folders.clear()
         before, self._subjects = self._subjects, {}
-        listed = self._plan.listed if self._plan else ()
+        listed = self._policy.listed if self._policy else ()
         for pod in {each.ref.pod for each in self._gated_containers}.union(found, listed):
             held = self._held(pod)
             if held is None:
                 continue
             paths = found.get(pod, ())
-            subject = before.get(pod) or Governed(pod, paths, held)
+            subject = before.get(pod) or Subject(pod, paths, held)
             if paths and subject.paths != paths:
                 subject.move(paths)
-            subject.held = replace(held, containers=self._known_containers(pod, held))
+            subject.policy = replace(held, containers=self._known_containers(pod, held))
             self._subjects[pod] = subject
         self._groups = {
-            subject.uid: subjects for subjects in group(self._subjects.values()) for subject in subjects
+            subject.uid: subjects for subjects in batches(self._subjects.values()) for subject in subjects
         }
         self._drop_strangers()
 
-    def _known_containers(self, pod: str, held: Held) -> tuple[PodContainer, ...]:
+    def _known_containers(self, pod: str, held: SubjectPolicy) -> tuple[PodContainer, ...]:
         """All that are known, by name; what the runtime said goes before what the kubelet reported, which may be of an earlier start."""
         known = {each.name: each.id for each in held.containers}
         known |= {each.ref.container: each.id for each in self._gated_containers if each.ref.pod == pod}

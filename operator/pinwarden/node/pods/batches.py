@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from pinwarden.api.pinlimit import Scope
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 
 
-def group(subjects: Iterable[Governed]) -> list[list[Governed]]:
+def batches(subjects: Iterable[Subject]) -> list[list[Subject]]:
     """The subjects in groups, each subject in one; those in different groups have neither in common."""
     subjects = list(subjects)
     leader = {subject.uid: subject.uid for subject in subjects}
@@ -23,17 +23,17 @@ def group(subjects: Iterable[Governed]) -> list[list[Governed]]:
             leader[find(subject.uid)] = find(first_with.setdefault(name, subject.uid))
     for one, other in _nested(subjects):
         leader[find(one)] = find(other)
-    groups: dict[str, list[Governed]] = {}
+    groups: dict[str, list[Subject]] = {}
     for subject in subjects:
         groups.setdefault(find(subject.uid), []).append(subject)
     return list(groups.values())
 
 
-def _node_limits(subject: Governed) -> list[str]:
-    return [limit.name for limit in subject.held.limits if limit.scope is Scope.NODE]
+def _node_limits(subject: Subject) -> list[str]:
+    return [limit.name for limit in subject.policy.limits if limit.scope is Scope.NODE]
 
 
-def _nested(subjects: list[Governed]) -> list[tuple[str, str]]:
+def _nested(subjects: list[Subject]) -> list[tuple[str, str]]:
     """Pairs of which one has a directory at or below one of the other: patterns may match such."""
     owners: dict[str, list[str]] = {}
     for subject in subjects:

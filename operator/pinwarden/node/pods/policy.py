@@ -39,7 +39,7 @@ _NAME, _DIGEST = 1024, 12
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class SubjectPolicy:
     """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty.
 
     `gone`: the operator does not list the pod any more, and its cgroup is still there.
@@ -74,7 +74,7 @@ def reported_name(uid: str) -> str:
     return f"{shown(uid, _NAME - _DIGEST - 1)}~{digest}"
 
 
-class Plan:
+class NodePolicy:
     """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone`: not listed any more."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Plan:
         """The pods that the configuration names, governed and free ones, by uid; also those without a cgroup yet."""
         return self._pods.keys()
 
-    def of_pod(self, uid: str) -> Held | None:
+    def of_pod(self, uid: str) -> SubjectPolicy | None:
         """What holds for the pod; None when it is free."""
         pod = self._pods.get(uid)
         if pod is None:
@@ -120,18 +120,18 @@ class Plan:
         return self._of_listed(pod) if pod.limits else None
 
     @property
-    def patterns(self) -> Mapping[str, Held]:
+    def patterns(self) -> Mapping[str, SubjectPolicy]:
         """What holds for each directory that a pattern matches, by pattern; several patterns may match one."""
         found: dict[str, list[NodeLimit]] = {}
         for limit in self.limits:
             if limit.cgroup_pattern is not None:
                 found.setdefault(limit.cgroup_pattern.strip("/"), []).append(limit)
-        return {pattern: Held(tuple(limits)) for pattern, limits in found.items()}
+        return {pattern: SubjectPolicy(tuple(limits)) for pattern, limits in found.items()}
 
-    def _of_listed(self, pod: NodePod) -> Held:
+    def _of_listed(self, pod: NodePod) -> SubjectPolicy:
         missing = [name for name in pod.limits if name not in self._by_name]
         names = [name for name in dict.fromkeys(pod.limits) if name in self._by_name]
-        return Held(
+        return SubjectPolicy(
             limits=tuple(self._by_name[name] for name in names),
             containers=tuple(pod.containers),
             unsupported=self._reasons.get(missing[0], NOT_UNDERSTOOD) if missing else "",
@@ -144,9 +144,9 @@ def _fingerprint(limit: NodeLimit) -> str:
     return hashlib.sha256(limit.model_dump_json().encode()).hexdigest()[:16]
 
 
-def _unlisted(amount: int) -> Held:
+def _unlisted(amount: int) -> SubjectPolicy:
     limit = NodeLimit(name=UNKNOWN_PODS, uid=UNKNOWN_PODS, scope=Scope.POD, limit=amount)
-    return Held((limit,), fingerprint=_fingerprint(limit))
+    return SubjectPolicy((limit,), fingerprint=_fingerprint(limit))
 
 
 def _refusal(limit: NodeLimit) -> UnsupportedReport | None:

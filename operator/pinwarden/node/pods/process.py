@@ -1,11 +1,12 @@
-"""The processes that are followed: one open status descriptor each, and what was last sampled.
+"""The processes of this node that are sampled: each has an open `/proc/PID/status` and its last sample.
 
-A process belongs to the node and not to a pod, because it may move, and because two subjects may both hold it.
+A process belongs to the node and not to a pod, because a process can move, and two subjects can have it.
 
-Capabilities are a thread's, and so is NoNewPrivs: what the first thread gave up, another one may have still. But no thread ever gains what
-none of its process has within reach: a new one has what its maker had, and what an execve may bring is counted in. So all threads are read
-where there are others than a first one that obeys the limit, and again only while one does not obey (each `JUDGE_SECONDS`), or when there
-are more or fewer (`JUDGE_AGAIN_SECONDS`).
+Capabilities and `NoNewPrivs` belong to a thread: one thread can have what the first thread dropped. But no
+thread gains what no thread of its process can reach. A new thread has what its creator had, and what an
+`execve` can bring is included. So all threads are read if the first one obeys the rlimit and there are
+others. They are read again every `CHECK_SECONDS` while one of them does not obey. Otherwise they are read
+again every `RECHECK_SECONDS`, and only if their number changed.
 """
 
 import errno
@@ -17,40 +18,40 @@ from pathlib import Path
 from pinwarden.node.linux.procfs import ProcessKey, ProcessStatus, StatusReader, read_thread_status
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
-JUDGE_SECONDS, JUDGE_AGAIN_SECONDS = 5.0, 60.0
+CHECK_SECONDS, RECHECK_SECONDS = 5.0, 60.0
 
 
-class Knowledge(Enum):
-    """What a sample tells of a process's use."""
+class UsageState(Enum):
+    """Whether a sample shows the use of a process."""
 
     KNOWN = "known"
     UNKNOWN = "unknown"
-    """Its first thread has ended while others run, so that the kernel shows no amounts: never taken for zero (H2)."""
+    """The first thread has ended and others run, so the kernel shows no amounts: unknown, not zero (H2)."""
     ENDED = "ended"
-    """It has no address space any more: it can pin nothing, and is only waited for."""
+    """The process has no address space any more, so it can pin nothing."""
 
 
-class Followed:
-    """One process.
+class Process:
+    """One process and its last sample.
 
-    `held` is why the gate cannot hold it: its first thread, or another one as `judge` found. It is judged anew when the first thread's
-    capabilities change: a process that leaves the initial user namespace with all of them goes on being named, which errs on the side of
-    not claiming enforcement, and none comes back.
+    `held_back` is why the rlimit does not bind the process. The threads are checked again when the
+    capabilities of the first thread change. A process can leave the initial user namespace with all its
+    capabilities: its reason stays, so that no enforcement is claimed in error.
     """
 
     __slots__ = (
+        "_check_due",
+        "_checked_threads",
         "_first",
-        "_judge_due",
-        "_judged",
         "_others",
         "_privileges",
         "_proc_root",
         "_scan",
         "gone",
         "key",
-        "knowledge",
         "reader",
         "status",
+        "usage_state",
     )
 
     def __init__(self, proc_root: Path, pid: int) -> None:
@@ -60,8 +61,8 @@ class Followed:
         self.key = self.reader.key
         self._first: HeldBackReason | None = None
         self._others: HeldBackReason | None = None
-        self._judged = 1  # of how many threads `_others` was told
-        self._judge_due = float("-inf")
+        self._checked_threads = 1  # the number of threads that `_others` is about
+        self._check_due = float("-inf")
         self._scan: _ThreadScan | None = None
         self._privileges: tuple[int, int, int, bool] | None = None
         self.gone = False
@@ -73,21 +74,24 @@ class Followed:
 
     @property
     def locked(self) -> int:
-        """VmLck in bytes; 0 where it is not known, or has ended."""
-        return self.status.locked or 0 if self.knowledge is Knowledge.KNOWN else 0
+        """`VmLck` in bytes, 0 if unknown or ended."""
+        return self.status.locked or 0 if self.usage_state is UsageState.KNOWN else 0
 
     @property
     def pinned(self) -> int:
-        """VmPin in bytes; 0 where it is not known, or has ended."""
-        return self.status.pinned or 0 if self.knowledge is Knowledge.KNOWN else 0
+        """`VmPin` in bytes, 0 if unknown or ended."""
+        return self.status.pinned or 0 if self.usage_state is UsageState.KNOWN else 0
 
     @property
     def use(self) -> int:
-        """Bytes that it adds to a constraint's sum (P2), as far as they are known."""
+        """The bytes that count against a constraint (P2), as far as they are known."""
         return self.locked + self.pinned
 
-    def look(self) -> bool:
-        """Samples; whether its use changed. Raises ProcessLookupError when it is gone, and is ENDED from then on; else OSError."""
+    def sample(self) -> bool:
+        """Sample the process and return whether its use changed.
+
+        Raises ProcessLookupError if the process is gone: it is ENDED from then on. Otherwise raises OSError.
+        """
         if self.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
         before = self.status
@@ -102,34 +106,38 @@ class Followed:
         return (status.locked, status.pinned) != (before.locked, before.pinned)
 
     @property
-    def held(self) -> HeldBackReason | None:
-        """Why the gate cannot hold it, or None when it can; THREADS_UNREAD until `judge` has read all threads that it has to."""
+    def held_back(self) -> HeldBackReason | None:
+        """Why the rlimit does not bind the process, or None if it does.
+
+        THREADS_UNREAD until `check_privileges` has read all threads that it must read.
+        """
         return self._first or self._others
 
-    def judge(self, now: float, most: int) -> int:
-        """Finds out what its other threads may do, where that is not known; how many it read, `most` at most. Raises OSError.
+    def check_privileges(self, now: float, most: int) -> int:
+        """Read at most `most` threads whose privileges are unknown. Return how many were read. Raises OSError.
 
-        Where that is not enough, what was known before stays, and the next call goes on. `now` is in seconds, monotonic.
+        If more threads remain, the earlier result stays, and the next call continues. `now` is in seconds,
+        monotonic.
         """
         threads = self.status.threads
-        known = self._others is None and threads == self._judged
-        if known or self._first or self.gone or now < self._judge_due or not most:
+        checked = self._others is None and threads == self._checked_threads
+        if checked or self._first or self.gone or now < self._check_due or not most:
             return 0
         scan = self._scan = self._scan or _ThreadScan(self._proc_root, self.key.pid)
         before = len(scan.obey)
         try:
-            found = scan.go_on(self._uid_map(), most) if threads > 1 else None
-        except ProcessLookupError:  # the next sample says so
+            reason = scan.read(self._uid_map(), most) if threads > 1 else None
+        except ProcessLookupError:  # the next sample reports this
             return 0
-        if found is not HeldBackReason.THREADS_UNREAD:
-            self._others, self._judged, self._scan = found, threads, None
-            self._judge_due = now + (JUDGE_SECONDS if found else JUDGE_AGAIN_SECONDS)
+        if reason is not HeldBackReason.THREADS_UNREAD:
+            self._others, self._checked_threads, self._scan = reason, threads, None
+            self._check_due = now + (CHECK_SECONDS if reason else RECHECK_SECONDS)
         return len(scan.obey) - before
 
     def close(self) -> None:
-        """Follows it no longer; may be called again."""
+        """Stop sampling the process; may be called again."""
         self.gone = True
-        self.knowledge = Knowledge.ENDED
+        self.usage_state = UsageState.ENDED
         self.reader.close()
 
     def _take(self, status: ProcessStatus) -> None:
@@ -142,13 +150,13 @@ class Followed:
         if privileges != self._privileges:
             self._first = held_back(status, self._uid_map())
             self._others = HeldBackReason.THREADS_UNREAD if status.threads > 1 else None
-            self._judge_due = float("-inf")
+            self._check_due = float("-inf")
             self._privileges = privileges
         self.status = status
         if status.locked is not None and status.pinned is not None:
-            self.knowledge = Knowledge.KNOWN
+            self.usage_state = UsageState.KNOWN
         else:
-            self.knowledge = Knowledge.UNKNOWN if status.threads > 1 else Knowledge.ENDED
+            self.usage_state = UsageState.UNKNOWN if status.threads > 1 else UsageState.ENDED
 
     def _uid_map(self) -> str:
         try:
@@ -158,16 +166,17 @@ class Followed:
 
 
 class _ThreadScan:
-    """Goes through all threads of a process, over as many calls as it takes. `obey` are those that were read, or have ended."""
+    """Reads all threads of a process, over several calls. `obey` are those that were read, or have ended."""
 
     def __init__(self, proc_root: Path, pid: int) -> None:
         self._threads = f"{proc_root}/{pid}/task"
         self.obey: set[str] = set()
 
-    def go_on(self, uid_map: str, most: int) -> HeldBackReason | None:
-        """What was found: None when all obey, THREADS_UNREAD when there are more than `most` to read.
+    def read(self, uid_map: str, most: int) -> HeldBackReason | None:
+        """Return why a thread does not obey, None if all obey, THREADS_UNREAD if more than `most` remain.
 
-        They are listed again afterwards: one that had a capability may have made another one and ended. Raises ProcessLookupError.
+        The threads are listed again afterwards: a thread with a capability may have started another and
+        ended. Raises ProcessLookupError.
         """
         enough = len(self.obey) + most
         while unread := self._listed() - self.obey:
@@ -188,59 +197,59 @@ class _ThreadScan:
 
 
 class ProcessTable:
-    """All followed processes. One that ended stays, with no use, until it is dropped."""
+    """All sampled processes. A process that ended stays, without use, until it is dropped."""
 
     def __init__(self, proc_root: Path) -> None:
         self._proc_root = proc_root
-        self._by_key: dict[ProcessKey, Followed] = {}
-        self._by_pid: dict[int, Followed] = {}
+        self._by_key: dict[ProcessKey, Process] = {}
+        self._by_pid: dict[int, Process] = {}
 
-    def __iter__(self) -> Iterator[Followed]:
+    def __iter__(self) -> Iterator[Process]:
         return iter(list(self._by_key.values()))
 
-    def __getitem__(self, key: ProcessKey) -> Followed:
+    def __getitem__(self, key: ProcessKey) -> Process:
         return self._by_key[key]
 
-    def get(self, pid: int) -> Followed | None:
-        """The process that had this number last."""
+    def get(self, pid: int) -> Process | None:
+        """Return the latest process with this number."""
         return self._by_pid.get(pid)
 
-    def look(self, pid: int) -> tuple[Followed | None, bool]:
-        """Samples the process with this number, newly followed if need be; and whether it is new or its use changed.
+    def sample(self, pid: int) -> tuple[Process | None, bool]:
+        """Sample the process with this number. Return it, and whether it is new or its use changed.
 
-        None when it is gone. Raises OSError when it cannot be read, as when there is no descriptor left.
+        Return None if the process is gone. Raises OSError if it cannot be read.
         """
         if (process := self._by_pid.get(pid)) is not None:
             try:
-                return process, process.look()
+                return process, process.sample()
             except ProcessLookupError:
-                pass  # the number may be another process's by now
+                pass  # another process may have the number now
         try:
-            process = Followed(self._proc_root, pid)
+            process = Process(self._proc_root, pid)
         except ProcessLookupError:
             return None, True
         self._by_pid[pid] = self._by_key[process.key] = process
         return process, True
 
     def lives(self, key: ProcessKey) -> bool:
-        """Samples; whether it has an address space still, as far as that can be told."""
+        """Sample the process and return whether it has an address space, as far as that is known."""
         process = self._by_key[key]
         try:
-            process.look()
+            process.sample()
         except ProcessLookupError:
             return False
         except OSError:
-            return process.knowledge is not Knowledge.ENDED
-        return process.knowledge is not Knowledge.ENDED
+            return process.usage_state is not UsageState.ENDED
+        return process.usage_state is not UsageState.ENDED
 
-    def drop(self, process: Followed) -> None:
-        """Follows it no longer."""
+    def drop(self, process: Process) -> None:
+        """Remove the process and close its descriptor."""
         process.close()
         del self._by_key[process.key]
         if self._by_pid.get(process.key.pid) is process:
             del self._by_pid[process.key.pid]
 
     def close(self) -> None:
-        """Gives all descriptors back."""
+        """Drop all processes."""
         for process in self:
             self.drop(process)

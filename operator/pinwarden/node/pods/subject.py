@@ -17,8 +17,8 @@ from pathlib import Path
 from pinwarden.node.linux.cgroupfs import cpu_time, member_pids
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import explore
-from pinwarden.node.pods.policy import Held
-from pinwarden.node.pods.process import Followed, Knowledge, ProcessTable
+from pinwarden.node.pods.policy import SubjectPolicy
+from pinwarden.node.pods.process import Process, ProcessTable, UsageState
 
 IDLE_SECONDS = 0.5
 QUIET_SECONDS = 1.5
@@ -40,17 +40,17 @@ class Peaks:
     containers: dict[str, int] = field(default_factory=dict)
 
 
-class Governed:
+class Subject:
     """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id or `STRAY`.
 
     `failure` is why it cannot be read, or empty.
     `ended`: it has no processes, and had some less than `ENDED_SECONDS` ago. `exact`: the seccomp gate holds the sum.
     """
 
-    def __init__(self, uid: str, paths: tuple[Path, ...], held: Held) -> None:
+    def __init__(self, uid: str, paths: tuple[Path, ...], policy: SubjectPolicy) -> None:
         self.uid = uid
         self.paths = paths
-        self.held = held
+        self.policy = policy
         self.due = float("-inf")
         self.keys: frozenset[ProcessKey] = frozenset()
         self.by_container: Mapping[str, frozenset[ProcessKey]] = {}
@@ -91,18 +91,18 @@ class Governed:
             return False
         return True
 
-    def look(self, table: ProcessTable, now: float) -> set[ProcessKey]:
+    def sample(self, table: ProcessTable, now: float) -> set[ProcessKey]:
         """Samples all its processes, and sets its sums; the processes that are its own no longer, ended or moved away."""
         self._looked = now
         containers: dict[str, set[ProcessKey]] = {}
-        found: dict[ProcessKey, Followed] = {}
+        found: dict[ProcessKey, Process] = {}
         changed, unread = False, MOST_THREADS
         for pid, identity in self._members().items():
-            process, news = table.look(pid)
+            process, news = table.sample(pid)
             changed |= news
-            if process is None or process.knowledge is Knowledge.ENDED:
+            if process is None or process.usage_state is UsageState.ENDED:
                 continue
-            unread -= process.judge(now, unread)
+            unread -= process.check_privileges(now, unread)
             found[process.key] = process
             if identity is not None:
                 containers.setdefault(identity, set()).add(process.key)

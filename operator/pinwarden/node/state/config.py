@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, UnsupportedLimit
-from pinwarden.node.state.statefile import UNUSABLE, Glance, StateFile
+from pinwarden.node.state.statefile import UNUSABLE, PolledFile, StateFile
 
 _VERSION = 1
 LONGEST_MESSAGE = 1024
@@ -70,12 +70,12 @@ def first_problem(error: ValidationError, root: str) -> str:
     return f"{(root + path).lstrip('.') or 'content'}: {first['msg']}"
 
 
-def kept_in(state_dir: Path, *, local: bool) -> Path:
+def config_path(state_dir: Path, *, local: bool) -> Path:
     """The file of the last configuration, one for local files and one for an API server: agent and gate must mean the same."""
     return state_dir / ("local.json" if local else "nodepinconfig.json")
 
 
-class LastConfiguration:
+class ConfigFile:
     """The last configuration, on disk."""
 
     def __init__(self, path: Path) -> None:
@@ -123,13 +123,13 @@ class LastConfiguration:
         return configuration
 
 
-class FollowedConfiguration:
+class ConfigFollower:
     """The last configuration as the processes beside the agent follow it: by looking whether the file is another one."""
 
     def __init__(self, path: Path) -> None:
-        self._glance = Glance(path)
-        self._file = LastConfiguration(path)
+        self._glance = PolledFile(path)
+        self._file = ConfigFile(path)
 
-    def newer(self) -> Configuration | None:
+    def read_if_changed(self) -> Configuration | None:
         """What the file says, if it is another one and can be read; what is not usable is the agent's to set aside."""
-        return self._glance.newer(lambda _: self._file.load())
+        return self._glance.read_if_changed(lambda _: self._file.load())

@@ -1,7 +1,7 @@
-"""How a process of the agent that has one thread ends: at SIGTERM and SIGINT.
+"""Ends a process with one thread at SIGTERM and SIGINT.
 
-`EndError` is raised wherever the process is, which also ends what takes long. What must not be left half done sets `at_once` to False, and
-looks at `asked` between two pieces of work.
+The signal raises `ShutdownError` at any point, so that long work ends too. Work that must be completed sets
+`at_once` to False, and checks `asked` between two steps.
 """
 
 import signal
@@ -10,31 +10,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
-class EndError(BaseException):
-    """A signal asked for the end. No `Exception`, so that nothing which guards an item takes it for a failure."""
+class ShutdownError(BaseException):
+    """A signal asked for the end. Not an `Exception`, so that no guard of an item counts it as a failure."""
 
 
 @dataclass(slots=True)
-class Ending:
-    """Whether the end was `asked` for, and whether that raises `at_once`."""
+class Shutdown:
+    """Whether a signal `asked` for the end, and whether a signal raises `at_once`."""
 
     asked: bool = False
     at_once: bool = True
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[Ending]:
-    """From now on such a signal raises; in the end the alarm that a stall would set off is off."""
-    ending = Ending()
+def shutdown_on_signals() -> Iterator[Shutdown]:
+    """Raise ShutdownError on these signals from now on; cancel the stall alarm in the end."""
+    shutdown = Shutdown()
 
     def end(*_: object) -> None:
-        ending.asked = True
-        if ending.at_once:
-            raise EndError
+        shutdown.asked = True
+        if shutdown.at_once:
+            raise ShutdownError
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     try:
-        yield ending
+        yield shutdown
     finally:
         signal.alarm(0)

@@ -68,7 +68,7 @@ class StateFile:
         return content
 
 
-class Glance:
+class PolledFile:
     """Looks whether a file that others replace is another one than at the last look, or had its time renewed."""
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class Glance:
         self._seen: tuple[int, int] | None = None
         self._failure = ""
 
-    def newer(self, load: Callable[[Path], _Content | None]) -> _Content | None:
+    def read_if_changed(self, load: Callable[[Path], _Content | None]) -> _Content | None:
         """What `load` makes of the file, where that is another one; None also while there is none.
 
         Where `load` or the look raises OSError, or ValueError for what is no file to read, that is logged, once, and tried again at the
@@ -154,7 +154,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, patience: float) -> Iterator[None]:
+def file_lock(path: Path, patience: float) -> Iterator[None]:
     """Holds the lock on `path`, waiting up to `patience` seconds for its holder to end.
 
     The kernel gives the lock back when its holder dies, however it dies. Raises TimeoutError when it is held for longer, OSError when

@@ -11,7 +11,7 @@ from pinwarden.node.accountant.accountant import Accountant, _claimed, _gated, _
 from pinwarden.node.accountant.finder import Finder, Instance, NotFoundError
 from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
-from pinwarden.node.state.config import Configuration, FollowedConfiguration, LastConfiguration
+from pinwarden.node.state.config import ConfigFile, ConfigFollower, Configuration
 from pinwarden.node.state.gate_status import GateStatus
 
 
@@ -186,15 +186,15 @@ def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_re
 
 def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "nodepinconfig.json"
-    followed = FollowedConfiguration(path)
-    assert followed.newer() is None
-    LastConfiguration(path).save(Configuration.parse({"unknownPods": 5}, "u", 1))
-    found = followed.newer()
+    followed = ConfigFollower(path)
+    assert followed.read_if_changed() is None
+    ConfigFile(path).save(Configuration.parse({"unknownPods": 5}, "u", 1))
+    found = followed.read_if_changed()
     assert found is not None
     assert found.spec.unknown_pods == 5
-    assert followed.newer() is None
+    assert followed.read_if_changed() is None
     path.write_text("{")
-    assert followed.newer() is None, "what cannot be read takes nothing back"
+    assert followed.read_if_changed() is None, "what cannot be read takes nothing back"
 
 
 @pytest.mark.rule("H1", "H2")

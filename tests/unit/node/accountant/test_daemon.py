@@ -11,10 +11,10 @@ import pytest
 
 from pinwarden.node.accountant import daemon
 from pinwarden.node.accountant.daemon import Settings
-from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.state import accountant_status
 from pinwarden.node.state.accountant_status import AccountantStatus
-from pinwarden.node.state.shutdown import EndError
+from pinwarden.node.state.shutdown import ShutdownError
 
 LONG_AGO = time.time() - 3600
 
@@ -32,7 +32,7 @@ class Accountant:
 
     def tick(self) -> float:
         if not self._rounds:
-            raise EndError
+            raise ShutdownError
         match self._rounds.pop(0):
             case Exception() as error:
                 raise error
@@ -40,11 +40,11 @@ class Accountant:
                 return wait
 
 
-def left_behind(folder: Path) -> AccountantRecord:
+def left_behind(folder: Path) -> AccountantReader:
     """What an accountant told that is long gone."""
     accountant_status.save(folder / accountant_status.NAME, AccountantStatus())
     os.utime(folder / accountant_status.NAME, (LONG_AGO, LONG_AGO))
-    return AccountantRecord(folder / accountant_status.NAME)
+    return AccountantReader(folder / accountant_status.NAME)
 
 
 def settings(folder: Path) -> Settings:
@@ -60,7 +60,7 @@ def test_an_accountant_whose_rounds_fail_is_silent(
     monkeypatch.setattr(daemon, "_RETRY_SECONDS", 0.2)
     monkeypatch.setattr(daemon, "Accountant", Accountant(error, error))
     daemon.run(settings(tmp_path))
-    seen.look()
+    seen.poll()
     assert seen.silent
 
 
@@ -86,6 +86,6 @@ def test_an_accountant_is_not_silent_until_its_next_round_is_due(
     watching.start()
     daemon.run(settings(tmp_path))
     watching.join()
-    seen.look()
+    seen.poll()
     assert not seen.silent
     assert told.stat().st_mtime_ns > first[0]

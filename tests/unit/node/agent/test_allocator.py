@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.api.pinlimit import Contention
-from pinwarden.node.agent.allocator import Constraint, Process, deal
+from pinwarden.api.nodepinconfig import NodeLimit
+from pinwarden.api.pinlimit import Contention, Scope
+from pinwarden.node.agent.allocator import ProcessUsage, allocate
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.linux.procfs import ProcessKey
+from pinwarden.node.pods.constraints import Constraint
 
 PAGE = 4096
 MIB = 1 << 20
@@ -21,23 +23,25 @@ hard_limits = amounts | st.just(UNLIMITED)
 
 
 @st.composite
-def process_lists(draw: st.DrawFn, *, one_kind: bool = False) -> list[Process]:
+def process_lists(draw: st.DrawFn, *, one_kind: bool = False) -> list[ProcessUsage]:
     found = []
     for pid in range(1, draw(st.integers(1, 6)) + 1):
         first, second = draw(pages), 0 if one_kind else draw(pages)
         locked, pinned = draw(st.permutations([first, second]))
         hard = draw(hard_limits)
-        found.append(Process(ProcessKey(pid, 100 + pid), locked, pinned, min(draw(hard_limits), hard), hard))
+        found.append(
+            ProcessUsage(ProcessKey(pid, 100 + pid), locked, pinned, min(draw(hard_limits), hard), hard)
+        )
     return found
 
 
 @st.composite
-def constraint_lists(draw: st.DrawFn, processes: list[Process]) -> list[Constraint]:
+def constraint_lists(draw: st.DrawFn, processes: list[ProcessUsage]) -> list[Constraint]:
     keys = [process.key for process in processes]
     return draw(
         st.lists(
             st.builds(
-                Constraint,
+                constraint,
                 limit=st.integers(0, 600 * PAGE),
                 members=st.frozensets(st.sampled_from(keys)),
                 contention=st.sampled_from(Contention),
@@ -49,149 +53,161 @@ def constraint_lists(draw: st.DrawFn, processes: list[Process]) -> list[Constrai
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, one_kind: bool = False) -> tuple[list[Process], list[Constraint]]:
+def cases(draw: st.DrawFn, *, one_kind: bool = False) -> tuple[list[ProcessUsage], list[Constraint]]:
     processes = draw(process_lists(one_kind=one_kind))
     return processes, draw(constraint_lists(processes))
 
 
 def process(
     pid: int, locked: int = 0, pinned: int = 0, soft: int = UNLIMITED, hard: int = UNLIMITED
-) -> Process:
-    return Process(ProcessKey(pid, pid), locked, pinned, soft, hard)
+) -> ProcessUsage:
+    return ProcessUsage(ProcessKey(pid, pid), locked, pinned, soft, hard)
+
+
+def constraint(
+    limit: int, members: frozenset[ProcessKey], contention: Contention, grant: int | None = None
+) -> Constraint:
+    asked = NodeLimit(name="l", uid="u", scope=Scope.POD, limit=limit, contention=contention, grant=grant)
+    return Constraint(asked, members, "p")
 
 
 def over(
-    processes: list[Process], limit: int, contention: Contention = Contention.SHARE, grant: int | None = None
+    processes: list[ProcessUsage],
+    limit: int,
+    contention: Contention = Contention.SHARE,
+    grant: int | None = None,
 ) -> Constraint:
-    return Constraint(limit, frozenset(one.key for one in processes), contention, grant)
+    return constraint(limit, frozenset(one.key for one in processes), contention, grant)
 
 
 @pytest.mark.rule("P14")
 @given(cases())
 def test_no_process_gets_more_than_it_had_or_was_granted(
-    case: tuple[list[Process], list[Constraint]],
+    case: tuple[list[ProcessUsage], list[Constraint]],
 ) -> None:
     processes, constraints = case
     for one in processes:
-        limits = deal(processes, constraints, page_size=PAGE)[one.key]
-        grants = [c.grant for c in constraints if one.key in c.members and c.grant is not None]
-        assert limits.soft <= limits.hard <= max([one.saved_hard, *grants])
-        assert limits.soft <= max([one.saved_soft, *grants])
+        limits = allocate(processes, constraints, page_size=PAGE)[one.key]
+        grants = [c.limit.grant for c in constraints if one.key in c.members and c.limit.grant is not None]
+        assert limits.soft <= limits.hard <= max([one.original_hard, *grants])
+        assert limits.soft <= max([one.original_soft, *grants])
 
 
 @pytest.mark.rule("P13")
 @given(cases(one_kind=True))
-def test_one_taker_passes_no_constraint(case: tuple[list[Process], list[Constraint]]) -> None:
+def test_one_taker_passes_no_constraint(case: tuple[list[ProcessUsage], list[Constraint]]) -> None:
     processes, constraints = case
-    dealt = deal(processes, constraints, page_size=PAGE)
+    dealt = allocate(processes, constraints, page_size=PAGE)
     use = {one.key: one.use for one in processes}
     for taker in processes:
         after = use | {taker.key: max(taker.use, dealt[taker.key].hard)}
         for constraint in constraints:
             before = sum(use[key] for key in constraint.members)
-            assert sum(after[key] for key in constraint.members) <= max(constraint.limit, before)
+            assert sum(after[key] for key in constraint.members) <= max(constraint.limit.limit, before)
 
 
 @given(process_lists(), st.integers(0, 600 * PAGE))
-def test_reserve_never_sums_past_a_limit_that_use_fits_in(processes: list[Process], room: int) -> None:
+def test_reserve_never_sums_past_a_limit_that_use_fits_in(processes: list[ProcessUsage], room: int) -> None:
     limit = sum(one.use for one in processes) + room
-    dealt = deal(processes, [over(processes, limit, Contention.RESERVE)], page_size=PAGE)
+    dealt = allocate(processes, [over(processes, limit, Contention.RESERVE)], page_size=PAGE)
     assert sum(limits.hard for limits in dealt.values()) <= limit
 
 
 @pytest.mark.rule("P5")
 @given(process_lists(), st.integers(0, 600 * PAGE), st.data())
-def test_share_refuses_no_pin_that_fits(processes: list[Process], limit: int, data: st.DataObject) -> None:
-    dealt = deal(processes, [over(processes, limit)], page_size=PAGE)
+def test_share_refuses_no_pin_that_fits(
+    processes: list[ProcessUsage], limit: int, data: st.DataObject
+) -> None:
+    dealt = allocate(processes, [over(processes, limit)], page_size=PAGE)
     left = limit - sum(one.use for one in processes)
     asker = data.draw(st.sampled_from(processes))
     asked = data.draw(st.integers(0, max(0, left) // PAGE)) * PAGE
     for kind in (asker.locked, asker.pinned):
-        assert dealt[asker.key].hard >= min(kind + asked, asker.saved_hard)
-        assert dealt[asker.key].soft >= min(kind + asked, asker.saved_soft)
+        assert dealt[asker.key].hard >= min(kind + asked, asker.original_hard)
+        assert dealt[asker.key].soft >= min(kind + asked, asker.original_soft)
 
 
 @pytest.mark.rule("P11")
 @given(process_lists(), st.sampled_from(Contention), st.data())
 def test_a_limit_below_use_leaves_exactly_the_own_use(
-    processes: list[Process], contention: Contention, data: st.DataObject
+    processes: list[ProcessUsage], contention: Contention, data: st.DataObject
 ) -> None:
     limit = data.draw(st.integers(0, sum(one.use for one in processes)))
     for one in processes:
-        limits = deal(processes, [over(processes, limit, contention)], page_size=PAGE)[one.key]
-        assert limits.hard == min(max(one.locked, one.pinned), one.saved_hard)
+        limits = allocate(processes, [over(processes, limit, contention)], page_size=PAGE)[one.key]
+        assert limits.hard == min(max(one.locked, one.pinned), one.original_hard)
 
 
 @given(cases(), st.randoms(use_true_random=False))
 def test_dealing_what_was_dealt_changes_nothing_and_order_does_not_matter(
-    case: tuple[list[Process], list[Constraint]], random: Random
+    case: tuple[list[ProcessUsage], list[Constraint]], random: Random
 ) -> None:
     processes, constraints = case
-    dealt = deal(processes, constraints, page_size=PAGE)
+    dealt = allocate(processes, constraints, page_size=PAGE)
     again = [
-        dataclasses.replace(one, saved_soft=dealt[one.key].soft, saved_hard=dealt[one.key].hard)
+        dataclasses.replace(one, original_soft=dealt[one.key].soft, original_hard=dealt[one.key].hard)
         for one in processes
     ]
-    assert deal(again, constraints, page_size=PAGE) == dealt
+    assert allocate(again, constraints, page_size=PAGE) == dealt
     random.shuffle(processes)
     random.shuffle(constraints)
-    assert deal(processes, constraints, page_size=PAGE) == dealt
+    assert allocate(processes, constraints, page_size=PAGE) == dealt
 
 
 @pytest.mark.rule("P12")
 @given(process_lists(), st.integers(0, 600 * PAGE), st.integers(0, 600 * PAGE), st.sampled_from(Contention))
 def test_a_raised_limit_lowers_nobody(
-    processes: list[Process], limit: int, more: int, contention: Contention
+    processes: list[ProcessUsage], limit: int, more: int, contention: Contention
 ) -> None:
-    low = deal(processes, [over(processes, limit, contention)], page_size=PAGE)
-    high = deal(processes, [over(processes, limit + more, contention)], page_size=PAGE)
+    low = allocate(processes, [over(processes, limit, contention)], page_size=PAGE)
+    high = allocate(processes, [over(processes, limit + more, contention)], page_size=PAGE)
     assert all(high[key].hard >= low[key].hard and high[key].soft >= low[key].soft for key in low)
 
 
 @given(process_lists())
-def test_without_constraints_the_saved_limits_return(processes: list[Process]) -> None:
-    dealt = deal(processes, [], page_size=PAGE)
-    assert dealt == {one.key: Limits(one.saved_soft, one.saved_hard) for one in processes}
+def test_without_constraints_the_saved_limits_return(processes: list[ProcessUsage]) -> None:
+    dealt = allocate(processes, [], page_size=PAGE)
+    assert dealt == {one.key: Limits(one.original_soft, one.original_hard) for one in processes}
 
 
 def test_share_gives_everyone_all_that_is_left_and_reserve_divides_it() -> None:
     pair = [process(1, locked=2 * MIB), process(2, pinned=4 * MIB)]
-    shared = deal(pair, [over(pair, 16 * MIB)], page_size=PAGE)
+    shared = allocate(pair, [over(pair, 16 * MIB)], page_size=PAGE)
     assert [limits.hard for limits in shared.values()] == [12 * MIB, 14 * MIB]
-    reserved = deal(pair, [over(pair, 16 * MIB, Contention.RESERVE)], page_size=PAGE)
+    reserved = allocate(pair, [over(pair, 16 * MIB, Contention.RESERVE)], page_size=PAGE)
     assert [limits.hard for limits in reserved.values()] == [7 * MIB, 9 * MIB]
 
 
 @pytest.mark.rule("P2", "P13")
 def test_both_kinds_count_and_the_tightest_constraint_decides() -> None:
     both = [process(1, locked=3 * MIB, pinned=2 * MIB), process(2)]
-    dealt = deal(both, [over(both, 10 * MIB), over(both[:1], 6 * MIB)], page_size=PAGE)
+    dealt = allocate(both, [over(both, 10 * MIB), over(both[:1], 6 * MIB)], page_size=PAGE)
     assert [limits.hard for limits in dealt.values()] == [4 * MIB, 5 * MIB]
 
 
 @pytest.mark.rule("P14")
 def test_a_grant_raises_and_a_limit_without_one_does_not() -> None:
     poor = [process(1, soft=MIB, hard=2 * MIB)]
-    assert deal(poor, [over(poor, 64 * MIB)], page_size=PAGE)[poor[0].key] == (MIB, 2 * MIB)
-    granted = deal(poor, [over(poor, 64 * MIB, grant=32 * MIB)], page_size=PAGE)
+    assert allocate(poor, [over(poor, 64 * MIB)], page_size=PAGE)[poor[0].key] == (MIB, 2 * MIB)
+    granted = allocate(poor, [over(poor, 64 * MIB, grant=32 * MIB)], page_size=PAGE)
     assert granted[poor[0].key] == (32 * MIB, 32 * MIB)
     ceiling = [over(poor, 64 * MIB, grant=32 * MIB), over(poor, 8 * MIB)]
-    assert deal(poor, ceiling, page_size=PAGE)[poor[0].key] == (8 * MIB, 8 * MIB)
+    assert allocate(poor, ceiling, page_size=PAGE)[poor[0].key] == (8 * MIB, 8 * MIB)
 
 
 def test_a_program_keeps_its_own_lower_soft_limit() -> None:
     modest = [process(1, soft=MIB)]
-    assert deal(modest, [over(modest, 64 * MIB)], page_size=PAGE)[modest[0].key] == (MIB, 64 * MIB)
+    assert allocate(modest, [over(modest, 64 * MIB)], page_size=PAGE)[modest[0].key] == (MIB, 64 * MIB)
 
 
 @pytest.mark.parametrize("page_size", [4096, 16384, 65536])
 def test_part_of_a_page_allows_nothing(page_size: int) -> None:
     trio = [process(pid) for pid in (1, 2, 3)]
     limit = 10 * page_size - 1
-    assert {one.hard for one in deal(trio, [over(trio, limit)], page_size=page_size).values()} == {
+    assert {one.hard for one in allocate(trio, [over(trio, limit)], page_size=page_size).values()} == {
         9 * page_size
     }
-    reserved = deal(trio, [over(trio, limit, Contention.RESERVE)], page_size=page_size)
+    reserved = allocate(trio, [over(trio, limit, Contention.RESERVE)], page_size=page_size)
     assert {one.hard for one in reserved.values()} == {3 * page_size}
 
 
@@ -199,40 +215,42 @@ def test_part_of_a_page_allows_nothing(page_size: int) -> None:
 def test_a_member_whose_use_is_unknown_is_an_error() -> None:
     known, unknown = process(1), process(2)
     with pytest.raises(KeyError):
-        deal([known], [over([known, unknown], MIB)], page_size=PAGE)
+        allocate([known], [over([known, unknown], MIB)], page_size=PAGE)
 
 
 @pytest.mark.rule("P14")
 def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
     rich = [process(1, soft=MIB, hard=32 * MIB)]
-    assert deal(rich, [over(rich, 64 * MIB, grant=4 * MIB)], page_size=PAGE)[rich[0].key] == (
+    assert allocate(rich, [over(rich, 64 * MIB, grant=4 * MIB)], page_size=PAGE)[rich[0].key] == (
         4 * MIB,
         32 * MIB,
     )
-    assert deal(rich, [over(rich, 64 * MIB, grant=0)], page_size=PAGE)[rich[0].key] == (MIB, 32 * MIB)
+    assert allocate(rich, [over(rich, 64 * MIB, grant=0)], page_size=PAGE)[rich[0].key] == (MIB, 32 * MIB)
 
 
 @pytest.mark.rule("P1", "P14")
 @given(cases())
 def test_exact_processes_may_have_the_whole_limit_and_no_more_than_they_had(
-    case: tuple[list[Process], list[Constraint]],
+    case: tuple[list[ProcessUsage], list[Constraint]],
 ) -> None:
     processes, constraints = case
     exact = [dataclasses.replace(each, exact=True) for each in processes]
-    dealt = deal(exact, constraints, page_size=PAGE)
+    dealt = allocate(exact, constraints, page_size=PAGE)
     for each in exact:
-        limits = [one.limit for one in constraints if each.key in one.members]
-        grants = [one.grant for one in constraints if each.key in one.members and one.grant is not None]
+        limits = [one.limit.limit for one in constraints if each.key in one.members]
+        grants = [
+            one.limit.grant for one in constraints if each.key in one.members and one.limit.grant is not None
+        ]
         may = max(each.own, min(limits, default=UNLIMITED))
-        most = min(may if may == UNLIMITED else may - may % PAGE, max(each.saved_hard, *grants, 0))
+        most = min(may if may == UNLIMITED else may - may % PAGE, max(each.original_hard, *grants, 0))
         assert dealt[each.key].hard == most
         assert dealt[each.key].soft <= most
 
 
 @pytest.mark.rule("P1")
 def test_what_an_exact_process_holds_leaves_others_no_less() -> None:
-    full = [Constraint(4 * MIB, frozenset({ProcessKey(1, 1), ProcessKey(2, 2)}), Contention.SHARE)]
+    full = [constraint(4 * MIB, frozenset({ProcessKey(1, 1), ProcessKey(2, 2)}), Contention.SHARE)]
     holder, other = process(1, locked=3 * MIB), dataclasses.replace(process(2), exact=True)
-    dealt = deal([holder, other], full, page_size=PAGE)
+    dealt = allocate([holder, other], full, page_size=PAGE)
     assert dealt[other.key].hard == 4 * MIB
     assert dealt[holder.key].hard == 4 * MIB

@@ -15,8 +15,8 @@ import pytest
 from pinwarden.api.nodepinconfig import Mode
 from pinwarden.api.pinlimit import Scope
 from pinwarden.node.agent import config_files
-from pinwarden.node.agent.config_files import LocalWatcher, read_files, signature
-from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration, Problem
+from pinwarden.node.agent.config_files import ConfigFileWatcher, read_files, signature
+from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError, Problem
 
 QEMU = """
 limits:
@@ -161,9 +161,9 @@ class Posts(list[Configuration | Problem]):
     def __init__(self, path: Path, state: Path) -> None:
         super().__init__()
         self.failed: list[str] = []
-        self.memory = LastConfiguration(state)
+        self.memory = ConfigFile(state)
         self._ended = threading.Event()
-        watcher = LocalWatcher(
+        watcher = ConfigFileWatcher(
             path, self.memory, post=self.append, failed=self.failed.append, sleep=self._sleep
         )
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         (tmp_path / "last.new").rmdir()
-        while LastConfiguration(tmp_path / "last").load() is None:
+        while ConfigFile(tmp_path / "last").load() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -281,9 +281,9 @@ def test_what_is_no_regular_file_is_an_error_and_not_waited_for(tmp_path: Path) 
 def test_a_name_of_any_bytes_makes_a_problem_of_one_line(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"a\n\xff.yaml")).write_text("limits: lots" + "!" * 5000)
     posted: list[Configuration | Problem] = []
-    watcher = LocalWatcher(
+    watcher = ConfigFileWatcher(
         tmp_path,
-        LastConfiguration(tmp_path / "state"),
+        ConfigFile(tmp_path / "state"),
         post=posted.append,
         failed=lambda _: None,
         sleep=pause(2),
@@ -301,13 +301,13 @@ def test_a_name_of_any_bytes_makes_a_problem_of_one_line(tmp_path: Path) -> None
 def test_the_kept_file_is_written_again_when_somebody_changed_it(tmp_path: Path) -> None:
     source = tmp_path / "limits.yaml"
     source.write_text(QEMU)
-    memory = LastConfiguration(tmp_path / "state" / "local.json")
+    memory = ConfigFile(tmp_path / "state" / "local.json")
     (tmp_path / "state").mkdir()
 
     def tear() -> None:
         (tmp_path / "state" / "local.json").write_text("torn")
 
-    watcher = LocalWatcher(
+    watcher = ConfigFileWatcher(
         source, memory, post=lambda _: None, failed=lambda _: None, sleep=pause(4, after={2: tear})
     )
     with suppress(InterruptedError):

@@ -11,8 +11,8 @@ import pytest
 
 from pinwarden.common.guard import Guard
 from pinwarden.node.agent.api_client import ApiError, Event, Object
-from pinwarden.node.agent.config_watcher import KINDS, Watcher
-from pinwarden.node.state.config import Configuration, LastConfiguration, Problem
+from pinwarden.node.agent.config_watcher import KINDS, ConfigWatcher
+from pinwarden.node.state.config import ConfigFile, Configuration, Problem
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 ONE = Object("uid-1", 1, {"limits": [LIMIT]})
@@ -63,8 +63,8 @@ class Run:
         self.announced: list[str | None] = []
         self.failed: list[str] = []
         self.slept: list[float] = []
-        self.memory = LastConfiguration(folder / "last.json")
-        watcher = Watcher(
+        self.memory = ConfigFile(folder / "last.json")
+        watcher = ConfigWatcher(
             script,
             self.memory,
             post=self.posted.append,

@@ -16,20 +16,20 @@ from pinwarden.node.agent.gate_reader import (
     BEHIND_SECONDS,
     SILENT_SECONDS,
     UNGATED,
-    GateRecord,
-    Standing,
+    GateCoverage,
+    GateReader,
 )
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
-from pinwarden.node.agent.status import Reporter
+from pinwarden.node.agent.status import StatusBuilder
 from pinwarden.node.gate.budgets import ContainerRef
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.publisher import Denial, GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.policy import Held, Plan
+from pinwarden.node.pods.policy import NodePolicy, SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 
 POD, MAIN, SIDE, SANDBOX = "pod", "a1" * 32, "b2" * 32, "c3" * 32
 LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
@@ -40,8 +40,8 @@ def key(pid: int) -> frozenset[ProcessKey]:
     return frozenset({ProcessKey(pid, pid)})
 
 
-def subject(containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit, more: int = 0) -> Governed:
-    made = Governed(POD, (), Held(limits or (LIMIT,)))
+def subject(containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit, more: int = 0) -> Subject:
+    made = Subject(POD, (), SubjectPolicy(limits or (LIMIT,)))
     made.by_container = containers
     made.keys = frozenset[ProcessKey]().union(*containers.values()) | (key(more) if more else frozenset())
     return made
@@ -57,16 +57,16 @@ def recorded(folder: Path, *gated: str) -> GatePublisher:
     return record
 
 
-def reading(folder: Path) -> GateRecord:
-    gate = GateRecord(folder / "gate.json")
-    gate.look()
+def reading(folder: Path) -> GateReader:
+    gate = GateReader(folder / "gate.json")
+    gate.poll()
     return gate
 
 
 def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
-    for gate in (GateRecord(None), reading(tmp_path)):
-        standing = gate.standing(subject({MAIN: key(1)}))
-        assert standing == Standing()
+    for gate in (GateReader(None), reading(tmp_path)):
+        standing = gate.coverage(subject({MAIN: key(1)}))
+        assert standing == GateCoverage()
         assert not gate.silent
 
 
@@ -75,16 +75,16 @@ def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path:
     recorded(tmp_path)
     gate = reading(tmp_path)
     (tmp_path / "gate.json").write_text('{"version": 2}')
-    assert gate.look()
+    assert gate.poll()
     one = subject({MAIN: key(1)})
-    assert gate.standing(one) == Standing()
+    assert gate.coverage(one) == GateCoverage()
     assert whole(gate, one).denials_dropped is None
 
 
 @pytest.mark.rule("H1")
 def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> None:
     recorded(tmp_path)
-    standing = reading(tmp_path).standing(subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
+    standing = reading(tmp_path).coverage(subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
     assert standing.exact
     assert not standing.why
 
@@ -100,7 +100,7 @@ def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> 
 )
 def test_a_process_beside_the_gate_is_told(tmp_path: Path, containers: Any, more: int, why: str) -> None:
     recorded(tmp_path)
-    standing = reading(tmp_path).standing(subject(containers, more=more))
+    standing = reading(tmp_path).coverage(subject(containers, more=more))
     assert not standing.exact
     assert why in standing.why
 
@@ -110,27 +110,27 @@ def test_a_pod_that_is_loosened_or_pins_by_a_driver_is_not_exact(tmp_path: Path)
     record = recorded(tmp_path)
     pinning = subject({MAIN: key(1)})
     pinning.pinned = 4096
-    assert "driver" in reading(tmp_path).standing(pinning).why
+    assert "driver" in reading(tmp_path).coverage(pinning).why
     record.mark_inexact(POD, "it grows")
     record.mark_inexact(POD, "and more")
-    standing = reading(tmp_path).standing(pinning)
+    standing = reading(tmp_path).coverage(pinning)
     assert (standing.exact, standing.why) == (False, "it grows; and more")
 
 
-def report(gate: GateRecord, one: Governed, ability: GateAbility | None = None) -> PodReport:
+def report(gate: GateReader, one: Subject, ability: GateAbility | None = None) -> PodReport:
     return whole(gate, one, ability).pods[0]
 
 
-def whole(gate: GateRecord, one: Governed, ability: GateAbility | None = None) -> NodePinConfigStatus:
+def whole(gate: GateReader, one: Subject, ability: GateAbility | None = None) -> NodePinConfigStatus:
     one.keys = frozenset()  # what its processes are is judged elsewhere
-    reporter = Reporter(ability or GateAbility(True), "v2", gate)
+    reporter = StatusBuilder(ability or GateAbility(True), "v2", gate)
     return built(reporter, None, one)
 
 
-def built(reporter: Reporter, plan: Plan | None, one: Governed) -> NodePinConfigStatus:
+def built(reporter: StatusBuilder, policy: NodePolicy | None, one: Subject) -> NodePinConfigStatus:
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
-    return reporter.report(plan, [one], table, enforcer, Overshoots(), None)
+    return reporter.report(policy, [one], table, enforcer, Overshoots(), None)
 
 
 @pytest.mark.rule("H1")
@@ -173,35 +173,37 @@ def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(tmp
     recorded(tmp_path)
     directory = subject({MAIN: key(1)})
     directory.uid = "docker"
-    assert reading(tmp_path).standing(directory) == Standing(why=UNGATED)
+    assert reading(tmp_path).coverage(directory) == GateCoverage(why=UNGATED)
 
 
 @pytest.mark.rule("H1")
 def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(tmp_path: Path) -> None:
     record = recorded(tmp_path)
     now = 0.0
-    gate = GateRecord(tmp_path / "gate.json", lambda: now)
-    gate.look()
-    plan = Plan(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=POD, limits=[LIMIT.name])]), (), 1)
-    held = plan.of_pod(POD)
+    gate = GateReader(tmp_path / "gate.json", lambda: now)
+    gate.poll()
+    policy = NodePolicy(
+        NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=POD, limits=[LIMIT.name])]), (), 1
+    )
+    held = policy.of_pod(POD)
     assert held is not None
     one = subject({MAIN: key(1)})
-    one.held = held
+    one.policy = held
 
     def applied() -> list[str]:
-        reporter = Reporter(GateAbility(True), "v2", gate)
+        reporter = StatusBuilder(GateAbility(True), "v2", gate)
         one.keys = frozenset()
-        found = built(reporter, plan, one)
+        found = built(reporter, policy, one)
         return [each.uid for each in found.applied_limits]
 
     assert applied() == []
-    assert gate.standing(one) == Standing(True, exact=True, behind=True)
+    assert gate.coverage(one) == GateCoverage(True, exact=True, behind=True)
     now = BEHIND_SECONDS + 1
-    assert gate.standing(one) == Standing(True, why=BEHIND)
+    assert gate.coverage(one) == GateCoverage(True, why=BEHIND)
     record.set_fingerprints({POD: held.fingerprint})
     record.flush(0)
-    gate.look()
-    assert gate.standing(one) == Standing(True, exact=True)
+    gate.poll()
+    assert gate.coverage(one) == GateCoverage(True, exact=True)
     assert applied() == [LIMIT.uid]
 
 
@@ -211,13 +213,13 @@ def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
     long_ago = time.time() - 2 * SILENT_SECONDS
     os.utime(tmp_path / "gate.json", (long_ago, long_ago))
     now = 0.0
-    gate = GateRecord(tmp_path / "gate.json", lambda: now)
-    gate.look()
+    gate = GateReader(tmp_path / "gate.json", lambda: now)
+    gate.poll()
     one = subject({MAIN: key(1)})
-    one.held = Held((LIMIT,), fingerprint="newer")
-    first = gate.standing(one)
+    one.policy = SubjectPolicy((LIMIT,), fingerprint="newer")
+    first = gate.coverage(one)
     now = 1000.0
-    for found in (first, gate.standing(one)):
+    for found in (first, gate.coverage(one)):
         assert (found.exact, found.behind) == (True, True), "no call is answered before it has"
 
 
@@ -246,12 +248,12 @@ def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_pa
     assert [(each.uid, each.count) for each in pod.denials] == [("uid-l", 2)]
     assert [each.number for each in found.recent_denials] == [1, 2, 3]
     assert found.denials_dropped == 0
-    assert whole(GateRecord(None), subject({MAIN: key(1)})).denials_dropped is None
+    assert whole(GateReader(None), subject({MAIN: key(1)})).denials_dropped is None
 
 
 def test_the_table_of_sources_says_where_deny_is_to_be_had(tmp_path: Path) -> None:
     recorded(tmp_path)
-    for gate, said in ((reading(tmp_path), True), (GateRecord(None), False)):
+    for gate, said in ((reading(tmp_path), True), (GateReader(None), False)):
         (mlock,) = (
             each for each in whole(gate, subject({MAIN: key(1)})).sources if each.source is Source.MLOCK
         )

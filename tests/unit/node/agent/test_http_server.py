@@ -20,7 +20,7 @@ from pinwarden.cli.status import ask
 from pinwarden.node.agent.http_server import Pulse, WebServer
 from pinwarden.node.agent.metrics import Metrics
 from pinwarden.node.agent.status_socket import StatusSocket, limits_of
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 from pinwarden.node.state.config import Configuration, Problem
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
@@ -51,8 +51,8 @@ def pod_report(uid: str) -> PodReport:
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board()
+def board() -> SnapshotBoard:
+    return SnapshotBoard()
 
 
 def values(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -65,7 +65,7 @@ def values(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_metrics_say_what_the_snapshot_says(board: Board) -> None:
+def test_metrics_say_what_the_snapshot_says(board: SnapshotBoard) -> None:
     metrics = Metrics(board)
     board.publish(Snapshot(REPORT, CONFIGURATION, Problem("x")))
     metrics.failed("watch")
@@ -100,14 +100,14 @@ def test_metrics_say_what_the_snapshot_says(board: Board) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_what_is_not_known_yet_is_absent(board: Board) -> None:
+def test_what_is_not_known_yet_is_absent(board: SnapshotBoard) -> None:
     found = {name for name, _ in values(Metrics(board).render())}
     assert "pinwarden_agent_failures_total" in found
     assert not {name for name in found if "pinned" in name or "generation" in name or "sampled" in name}
 
 
 @pytest.fixture
-def web(board: Board) -> Iterator[WebServer]:
+def web(board: SnapshotBoard) -> Iterator[WebServer]:
     with WebServer("127.0.0.1", 0, Pulse(), Metrics(board).render) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -158,20 +158,20 @@ def test_a_failure_of_our_own_is_logged(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize(("address", "client"), [("", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")])
-def test_all_addresses_are_served_by_default(board: Board, address: str, client: str) -> None:
+def test_all_addresses_are_served_by_default(board: SnapshotBoard, address: str, client: str) -> None:
     with WebServer(address, 0, Pulse(), Metrics(board).render) as server:
         socket.create_connection((client, server.socket.getsockname()[1])).close()
         assert server.url.startswith("http://")
 
 
 @pytest.fixture
-def status_path(tmp_path: Path, board: Board) -> Path:
+def status_path(tmp_path: Path, board: SnapshotBoard) -> Path:
     path = tmp_path / "run" / "agent.sock"
     threading.Thread(target=StatusSocket(path, "node-1", board).run, daemon=True).start()
     return path
 
 
-def test_the_socket_answers_the_report_with_what_is_in_force(status_path: Path, board: Board) -> None:
+def test_the_socket_answers_the_report_with_what_is_in_force(status_path: Path, board: SnapshotBoard) -> None:
     assert ask(status_path) == {"node": "node-1"}
     board.publish(Snapshot(REPORT, CONFIGURATION, Problem("generation 8: no")))
     answer = ask(status_path)
@@ -210,7 +210,9 @@ def test_a_pod_that_is_not_listed_has_the_limit_for_such_pods() -> None:
     }
 
 
-def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(status_path: Path, board: Board) -> None:
+def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(
+    status_path: Path, board: SnapshotBoard
+) -> None:
     assert stat.S_IMODE(status_path.stat().st_mode) == 0o600
     StatusSocket(status_path, "node-2", board)
     assert stat.S_IMODE(status_path.stat().st_mode) == 0o600

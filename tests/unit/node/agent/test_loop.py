@@ -9,7 +9,7 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedLimit
 from pinwarden.node.agent.loop import BETWEEN_REPORTS_SECONDS, Loop
-from pinwarden.node.agent.threads import Board, Inbox, Snapshot, Wakeup, Workers
+from pinwarden.node.agent.threads import ConfigInbox, Snapshot, SnapshotBoard, Wakeup, Workers
 from pinwarden.node.state.config import Configuration, Problem
 
 
@@ -49,7 +49,7 @@ class Running:
         self.engine = engine
         self.ticks: list[float] = []
         wakeup = Wakeup()
-        self.inbox, self.board, self.workers = Inbox(wakeup), Board(), Workers(wakeup)
+        self.inbox, self.board, self.workers = ConfigInbox(wakeup), SnapshotBoard(), Workers(wakeup)
         for item in early:
             self.inbox.put(item)
         self.loop = Loop(

@@ -21,7 +21,7 @@ from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.controller.metrics_totals import REASONS
 from pinwarden.node.agent.metrics import Metrics
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 from pinwarden.node.pods.policy import reported_name
 from pinwarden.node.state.config import Configuration
 
@@ -59,14 +59,14 @@ def test_there_are_under_a_hundred_series_whatever_runs_on_the_node(tmp_path: Pa
     records = {name: tmp_path / name for name in ("gate", "accountant")}
     for path in records.values():
         path.touch()
-    board = Board()
+    board = SnapshotBoard()
     metrics = Metrics(board, records)
     board.publish(snapshot(*(pod(f"p{number}", REASONS[number % len(REASONS)]) for number in range(500))))
     assert len(rendered(metrics)) < 100
 
 
 def test_pods_are_told_when_they_are_asked_for() -> None:
-    board = Board()
+    board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod("p0", denials=[LimitDenials(uid="u", count=2)]), pod("p1")))
     told = rendered(metrics)
@@ -81,7 +81,7 @@ def test_pods_are_told_when_they_are_asked_for() -> None:
 
 
 def test_a_directory_of_any_bytes_is_told() -> None:
-    board = Board()
+    board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod(reported_name(os.fsdecode(b"x/\xff")))))
     ((uid, count),) = [
@@ -93,7 +93,7 @@ def test_a_directory_of_any_bytes_is_told() -> None:
 
 def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
     gate = tmp_path / "gate.json"
-    metrics = Metrics(Board(), {"gate": gate, "accountant": tmp_path / "none"})
+    metrics = Metrics(SnapshotBoard(), {"gate": gate, "accountant": tmp_path / "none"})
     assert not [key for key in rendered(metrics) if key[0] == "heard_timestamp_seconds"]
     gate.touch()
     os.utime(gate, (1000, 1000))
@@ -103,7 +103,9 @@ def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
 
 @pytest.mark.rule("H2")
 def test_before_the_first_look_only_what_the_agent_did_is_told() -> None:
-    told = {key[0] for key in rendered(Metrics(Board(), pods=True)) if not key[0].startswith("process_")}
+    told = {
+        key[0] for key in rendered(Metrics(SnapshotBoard(), pods=True)) if not key[0].startswith("process_")
+    }
     assert told == {
         "build_info",
         "failures_total",
@@ -113,7 +115,7 @@ def test_before_the_first_look_only_what_the_agent_did_is_told() -> None:
 
 
 def test_all_that_is_told_is_in_the_catalogue() -> None:
-    board = Board()
+    board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod("p0", denials=[])))
     families = text_string_to_metric_families(metrics.render().decode())

@@ -18,7 +18,7 @@ from pinwarden.api.pinlimit import Level
 from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
 from pinwarden.node.agent import status
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import Engine
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.gate.budgets import ContainerRef
 from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.publisher import GatePublisher
@@ -125,8 +125,8 @@ class Node:
         self.workers: list[Worker] = []
         self.engine = self.start()
 
-    def start(self, ability: GateAbility = ABLE) -> Engine:
-        self.engine = Engine(
+    def start(self, ability: GateAbility = ABLE) -> Reconciler:
+        self.engine = Reconciler(
             cgroup_root=self.root,
             proc_root=Path("/proc"),
             store=RlimitRecordStore(self.state / "saved.json", "boot"),
@@ -953,7 +953,7 @@ def test_a_capability_that_only_the_first_thread_gave_up_is_named(
 def test_a_pod_with_threads_that_are_not_read_yet_is_not_called_held(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process.Followed, "held", HeldBackReason.THREADS_UNREAD)
+    monkeypatch.setattr(process.Process, "held_back", HeldBackReason.THREADS_UNREAD)
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import Mode
 from pinwarden.node.agent.retainer import MOST_RETAINED, Retainer
-from pinwarden.node.state.config import Configuration, LastConfiguration
+from pinwarden.node.state.config import ConfigFile, Configuration
 
 LIMIT = {"name": "ns/l", "uid": "uid-l", "scope": "Pod", "limit": 4096}
 OTHER = {**LIMIT, "name": "ns/m", "uid": "uid-m"}
@@ -75,7 +75,7 @@ def test_what_a_configuration_says_of_a_pod_or_its_limits_goes_before(
 
 @pytest.mark.rule("H3")
 def test_a_retained_pod_is_retained_again_also_after_a_restart(tmp_path: Path) -> None:
-    memory = LastConfiguration(tmp_path / "last.json")
+    memory = ConfigFile(tmp_path / "last.json")
     memory.save(retained(BEFORE, configuration(2)))
     after = memory.load()
     assert after is not None
@@ -132,7 +132,7 @@ def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path
         found = retainer.retain(
             configuration(generation, groups=[{**GROUP, "members": members}], pods=[{"uid": uid}])
         )
-    memory = LastConfiguration(tmp_path / "last.json")
+    memory = ConfigFile(tmp_path / "last.json")
     memory.save(found)
     loaded = memory.load()
     assert loaded is not None
@@ -178,7 +178,7 @@ def test_a_pod_stays_limited_though_the_new_configuration_lists_as_many_as_an_ob
 ) -> None:
     found = retained(BEFORE, configuration(2, limits=[LIMIT], pods=crowd(4096)))
     assert limits_of(found) == [("ns/l", 4096)]
-    memory = LastConfiguration(tmp_path / "last.json")
+    memory = ConfigFile(tmp_path / "last.json")
     memory.save(found)
     loaded = memory.load()
     assert loaded is not None

@@ -9,14 +9,14 @@ from pinwarden import __version__
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedReport
 from pinwarden.api.pinlimit import Level
 from pinwarden.node.agent.enforcer import RlimitEnforcer
-from pinwarden.node.agent.gate_reader import GateRecord
+from pinwarden.node.agent.gate_reader import GateReader
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import LISTED, Overshoots
-from pinwarden.node.agent.status import Reporter
+from pinwarden.node.agent.status import StatusBuilder
 from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
-from pinwarden.node.pods.policy import Held, Plan
+from pinwarden.node.pods.policy import NodePolicy, SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Governed
+from pinwarden.node.pods.subject import Subject
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -79,12 +79,12 @@ def test_the_overshoot_of_a_deleted_limit_is_forgotten() -> None:
     assert [each.limit for each in overshoots.reports()[0]] == ["stays"]
 
 
-def status(pods: int = 0, plan: Plan | None = None) -> NodePinConfigStatus:
-    subjects = [Governed(f"{number:04}", (), Held(())) for number in range(pods)]
+def status(pods: int = 0, policy: NodePolicy | None = None) -> NodePinConfigStatus:
+    subjects = [Subject(f"{number:04}", (), SubjectPolicy(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
-    return Reporter(GateAbility(True), "v2", GateRecord(None)).report(
-        plan, subjects, table, enforcer, Overshoots(), None
+    return StatusBuilder(GateAbility(True), "v2", GateReader(None)).report(
+        policy, subjects, table, enforcer, Overshoots(), None
     )
 
 
@@ -120,7 +120,7 @@ def test_a_plan_is_acknowledged_by_the_hash_of_its_limits() -> None:
     spec = NodePinConfigSpec.model_validate(
         {"limits": [{"name": "l", "uid": "u", "scope": "Pod", "limit": 1}], "pods": []}
     )
-    found = status(plan=Plan(spec, [], 3))
+    found = status(policy=NodePolicy(spec, [], 3))
     assert [(one.uid, one.hash) for one in found.applied_limits] == [("u", spec.limits[0].hash)]
     assert found.observed_generation == 3
 

@@ -28,13 +28,13 @@ from pinwarden.node.agent.status_writer import (
     BETWEEN_WRITES_SECONDS,
     HEARTBEAT_SECONDS,
     PAGE_BYTES,
-    Reporter,
+    StatusWriter,
     WritePolicy,
     report_on,
     smallest_limits,
     worth_writing,
 )
-from pinwarden.node.agent.threads import Board, Snapshot
+from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 from pinwarden.node.state.config import Configuration
 
 LIMIT = 1 << 20
@@ -237,9 +237,9 @@ def eventually(holds: Any) -> None:
         time.sleep(0.01)
 
 
-def running(client: Client) -> tuple[Reporter, Board, list[str]]:
-    board, events = Board(), list[str]()
-    reporter = Reporter(
+def running(client: Client) -> tuple[StatusWriter, SnapshotBoard, list[str]]:
+    board, events = SnapshotBoard(), list[str]()
+    reporter = StatusWriter(
         client, board, failed=lambda: events.append("failed"), succeeded=lambda: events.append("written")
     )
     threading.Thread(target=reporter.run, daemon=True).start()

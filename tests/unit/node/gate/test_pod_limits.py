@@ -12,7 +12,7 @@ from pinwarden.node.gate.container import GatedContainer
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.pods.policy import Plan
+from pinwarden.node.pods.policy import NodePolicy
 
 UID = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
 SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
@@ -38,7 +38,9 @@ def start(root: Path, container: str, pid: int, service: str) -> GatedContainer:
 @pytest.mark.rule("P1", "H1")
 def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_from_them(root: Path) -> None:
     pods = PodLimits(root, Path("/proc"), lambda: 0.0)
-    pods.configure(Plan(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=UID, limits=["l"])]), (), 1))
+    pods.configure(
+        NodePolicy(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=UID, limits=["l"])]), (), 1)
+    )
     one = start(root, ONE, os.getpid(), "containerd.service")
     with pytest.raises(FileNotFoundError):
         pods.sample(one.ref)

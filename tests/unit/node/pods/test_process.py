@@ -7,13 +7,13 @@ import pytest
 from pinwarden.node.linux.procfs import ProcessStatus, read_thread_status
 from pinwarden.node.pods import process as process_module
 from pinwarden.node.pods.privileges import HeldBackReason
-from pinwarden.node.pods.process import JUDGE_AGAIN_SECONDS, JUDGE_SECONDS, Followed
+from pinwarden.node.pods.process import CHECK_SECONDS, RECHECK_SECONDS, Process
 
 PID = 100
 IPC_LOCK, SYS_RESOURCE = 1 << 14, 1 << 24
 
 
-class Process:
+class FakeProcess:
     """A process of these threads: each with what it is permitted, without a way to gain more."""
 
     def __init__(self, folder: Path, *permitted: int) -> None:
@@ -24,7 +24,7 @@ class Process:
         self._threads: dict[int, int] = {}
         for number, each in enumerate(permitted):
             self.start(PID + number, each)
-        self.followed = Followed(folder, PID)
+        self.sampled = Process(folder, PID)
 
     def start(self, thread: int, permitted: int) -> None:
         (self._folder / "task" / str(thread)).mkdir()
@@ -40,10 +40,10 @@ class Process:
         del self._threads[thread]
         self._write()
 
-    def judged(self, now: float, most: int = 100) -> HeldBackReason | None:
-        self.followed.look()
-        assert self.followed.judge(now, most) <= most
-        return self.followed.held
+    def checked(self, now: float, most: int = 100) -> HeldBackReason | None:
+        self.sampled.sample()
+        assert self.sampled.check_privileges(now, most) <= most
+        return self.sampled.held_back
 
     def _write(self) -> None:
         for thread, permitted in self._threads.items():
@@ -68,31 +68,31 @@ class Process:
 
 @pytest.mark.rule("H1")
 def test_a_thread_that_keeps_what_the_first_gave_up_is_found(tmp_path: Path) -> None:
-    process = Process(tmp_path, 0, 0, IPC_LOCK)
-    assert process.followed.held is HeldBackReason.THREADS_UNREAD
-    assert process.judged(0) is HeldBackReason.CAP_IPC_LOCK
+    process = FakeProcess(tmp_path, 0, 0, IPC_LOCK)
+    assert process.sampled.held_back is HeldBackReason.THREADS_UNREAD
+    assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK
     process.allow(PID + 2, 0)
-    assert process.judged(JUDGE_SECONDS / 2) is HeldBackReason.CAP_IPC_LOCK
-    assert process.judged(JUDGE_SECONDS) is None
+    assert process.checked(CHECK_SECONDS / 2) is HeldBackReason.CAP_IPC_LOCK
+    assert process.checked(CHECK_SECONDS) is None
 
 
 @pytest.mark.rule("H1")
 def test_what_the_first_thread_gives_up_later_is_looked_for_in_the_others_at_once(tmp_path: Path) -> None:
-    process = Process(tmp_path, IPC_LOCK)
+    process = FakeProcess(tmp_path, IPC_LOCK)
     process.start(PID + 1, SYS_RESOURCE)
-    assert process.judged(0) is HeldBackReason.CAP_IPC_LOCK
+    assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK
     process.allow(PID, 0)
-    assert process.judged(0) is HeldBackReason.CAP_SYS_RESOURCE
+    assert process.checked(0) is HeldBackReason.CAP_SYS_RESOURCE
     process.end(PID + 1)
-    assert process.judged(JUDGE_SECONDS) is None
+    assert process.checked(CHECK_SECONDS) is None
 
 
 @pytest.mark.rule("H1")
 def test_threads_are_read_again_when_there_are_more(tmp_path: Path) -> None:
-    process = Process(tmp_path, 0)
-    assert process.judged(0) is None
+    process = FakeProcess(tmp_path, 0)
+    assert process.checked(0) is None
     process.start(PID + 1, IPC_LOCK)
-    assert process.judged(0) is HeldBackReason.CAP_IPC_LOCK
+    assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK
 
 
 @pytest.mark.rule("H1")
@@ -106,24 +106,24 @@ def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
         return read_thread_status(directory)
 
     monkeypatch.setattr(process_module, "read_thread_status", reading)
-    process = Process(tmp_path, *[0] * 10)
-    found = [process.judged(0, 4) for _ in range(4)]
+    process = FakeProcess(tmp_path, *[0] * 10)
+    found = [process.checked(0, 4) for _ in range(4)]
     assert found == [HeldBackReason.THREADS_UNREAD, HeldBackReason.THREADS_UNREAD, None, None]
     assert len(read) == 10
     process.start(PID + 10, 0)
-    assert [process.judged(1 + number * JUDGE_AGAIN_SECONDS, 4) for number in range(4)] == [None] * 4
+    assert [process.checked(1 + number * RECHECK_SECONDS, 4) for number in range(4)] == [None] * 4
     assert len(read) == 21, "what is known holds while they are read again"
 
 
 @pytest.mark.rule("H1")
 def test_a_process_whose_look_failed_is_judged_by_the_next(tmp_path: Path) -> None:
-    process = Process(tmp_path, 0)
+    process = FakeProcess(tmp_path, 0)
     uid_map = tmp_path / str(PID) / "uid_map"
     whole = uid_map.rename(tmp_path / "whole")
     uid_map.mkdir()
     process.allow(PID, IPC_LOCK)
     with pytest.raises(IsADirectoryError):
-        process.followed.look()
+        process.sampled.sample()
     uid_map.rmdir()
     whole.rename(uid_map)
-    assert process.judged(0) is HeldBackReason.CAP_IPC_LOCK
+    assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK

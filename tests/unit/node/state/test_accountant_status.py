@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, NodeGroup, NodePinConfigStatus
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.node.agent.accountant_reader import AccountantRecord
+from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.status_writer import worth_writing
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.state.accountant_status import SILENT_SECONDS, AccountantStatus, load, save
@@ -55,14 +55,14 @@ def test_what_is_saved_is_what_is_read(
 def test_a_file_of_another_form_tells_nothing_and_ends_nobody(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "shared.json").write_bytes(text)
     assert load(tmp_path / "shared.json") is None
-    record = AccountantRecord(tmp_path / "shared.json")
-    record.look()
+    record = AccountantReader(tmp_path / "shared.json")
+    record.poll()
     assert record.groups([GROUP])[0].phase is Phase.PENDING
 
 
 @pytest.mark.rule("H2")
 def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
-    (found,) = AccountantRecord(None).groups([GROUP])
+    (found,) = AccountantReader(None).groups([GROUP])
     assert (found.phase, found.reason, found.hash, found.charge) == (
         Phase.PENDING,
         "AccountantSilent",
@@ -75,12 +75,12 @@ def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
 def test_figures_of_a_silent_accountant_are_called_old(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
     save(path, AccountantStatus(groups=(report(),)))
-    record = AccountantRecord(path)
-    record.look()
+    record = AccountantReader(path)
+    record.poll()
     assert record.groups([GROUP]) == [report()]
     past = time.time() - SILENT_SECONDS - 1
     os.utime(path, (past, past))
-    record.look()
+    record.poll()
     (found,) = record.groups([GROUP])
     assert (found.reason, found.charge) == ("AccountantSilent", 1 << 30)
     assert record.groups([]) == []

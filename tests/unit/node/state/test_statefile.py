@@ -18,8 +18,8 @@ import pinwarden
 from pinwarden.node.agent.original_limits import RlimitRecordStore, _digest
 from pinwarden.node.state import accountant_status as shared_record
 from pinwarden.node.state import gate_status
-from pinwarden.node.state.config import Configuration, ConfigurationError, LastConfiguration
-from pinwarden.node.state.statefile import Glance, StateFile, exclusive
+from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError
+from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
 
 LIMIT = {"name": "ns/a", "uid": "u1", "scope": "Pod", "limit": 4096}
 SPEC = {"limits": [LIMIT], "pods": [{"uid": "p1", "limits": ["ns/a"]}]}
@@ -97,8 +97,8 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from pinwarden.node.state.statefile import exclusive
-with exclusive(Path(sys.argv[1]), 0):
+from pinwarden.node.state.statefile import file_lock
+with file_lock(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -115,10 +115,10 @@ def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) ->
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(TimeoutError, match="another agent holds"), exclusive(lock, 0):
+        with pytest.raises(TimeoutError, match="another agent holds"), file_lock(lock, 0):
             pass
         other.kill()
-    with exclusive(lock, 0):
+    with file_lock(lock, 0):
         pass
 
 
@@ -126,21 +126,21 @@ def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) ->
 def test_the_last_configuration_comes_back_whole(path: Path) -> None:
     newer = {**SPEC, "limits": [LIMIT, {**LIMIT, "name": "ns/b", "burst": 1}]}
     configuration = Configuration.parse(newer, "uid-1", 7)
-    LastConfiguration(path).save(configuration)
-    loaded = LastConfiguration(path).load()
+    ConfigFile(path).save(configuration)
+    loaded = ConfigFile(path).load()
     assert loaded == configuration
     assert loaded is not None
     assert [limit.name for limit in loaded.unsupported] == ["ns/b"]
 
 
 def test_without_a_file_there_is_no_last_configuration(path: Path) -> None:
-    assert LastConfiguration(path).load() is None
+    assert ConfigFile(path).load() is None
 
 
 @pytest.mark.parametrize("content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}])
 def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, content: Any) -> None:
     StateFile(path, 1).save(content)
-    assert LastConfiguration(path).load() is None
+    assert ConfigFile(path).load() is None
     assert path.with_name("state.json.corrupt-1").exists()
 
 
@@ -163,19 +163,19 @@ def test_a_file_that_cannot_be_read_is_read_again_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "told"
-    glance = Glance(path)
+    glance = PolledFile(path)
 
     def full(_: Path) -> str:
         raise OSError(errno.EMFILE, "too many open files")
 
-    assert glance.newer(Path.read_text) is None, "there is none"
+    assert glance.read_if_changed(Path.read_text) is None, "there is none"
     path.write_text("news")
     for _ in range(3):
-        assert glance.newer(full) is None
+        assert glance.read_if_changed(full) is None
     assert len(caplog.messages) == 1
-    assert glance.newer(Path.read_text) == "news"
-    assert glance.newer(Path.read_text) is None
-    assert glance.newer(full) is None, "it is not read where it is the same"
+    assert glance.read_if_changed(Path.read_text) == "news"
+    assert glance.read_if_changed(Path.read_text) is None
+    assert glance.read_if_changed(full) is None, "it is not read where it is the same"
     assert len(caplog.messages) == 1
 
 
@@ -279,7 +279,7 @@ def test_a_newer_gates_record_is_read(path: Path) -> None:
 
 @pytest.mark.rule("H3")
 def test_a_configuration_that_somebody_removed_is_noticed(path: Path) -> None:
-    last = LastConfiguration(path)
+    last = ConfigFile(path)
     assert last.intact
     last.save(Configuration.parse(SPEC, "uid", 1))
     assert last.intact
