@@ -20,6 +20,7 @@ from pinwarden.node.gate.borrow_rules import ObjectRange, total
 from pinwarden.node.gate.handler import UNLISTED_SECONDS
 from pinwarden.node.gate.map_targets import mapped
 from pinwarden.node.linux import sysvshm
+from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import RegionFilter
 
@@ -97,7 +98,7 @@ def shared() -> Iterator[Shared]:
 
 @contextmanager
 def segment(size: int) -> Iterator[int]:
-    made = sysvshm.make(sysvshm.IPC_PRIVATE, size, sysvshm.IPC_CREAT | 0o666)
+    made = sysvshm.create(sysvshm.IPC_PRIVATE, size, sysvshm.IPC_CREAT | 0o666)
     yield made
     sysvshm.remove(made)
 
@@ -411,7 +412,7 @@ def test_a_mapping_of_huge_pages_counts_by_whole_ones(node: Node) -> None:
 @pytest.mark.rule("M8", "M2", level="Converge")
 def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -> None:
     pod, other = node.pod(), node.pod()
-    space = sysvshm.namespace(Path("/proc/self"))
+    space = ipc_namespace(Path("/proc/self"))
     assert space is not None
     with segment(HALF) as one, segment(HALF) as second, segment(PAGE) as third, segment(PAGE) as foreign:
         shared = Shared(Path(), Path(), of_segments({one: HALF, second: HALF, third: PAGE}, space))
@@ -438,8 +439,8 @@ def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_fo
     assert do(process, "call('syscall', 272, 0x08000000)") == (0, 0)  # unshare(CLONE_NEWIPC)
     small, _ = do(process, f"call('shmget', 0, {PAGE}, 0o1600)")
     large, _ = do(process, f"call('shmget', 0, {4 * PAGE}, 0o1600)")
-    space = sysvshm.namespace(Path(f"/proc/{process.pid}"))
-    assert space not in (None, sysvshm.namespace(Path("/proc/self")))
+    space = ipc_namespace(Path(f"/proc/{process.pid}"))
+    assert space not in (None, ipc_namespace(Path("/proc/self")))
     shared = Shared(Path(), Path(), of_segments({small: PAGE, large: 4 * PAGE}, space or 0))
     node.share({GROUP: shared.extent})
     configure(node, group(limit=4 * PAGE, pods=[pod]), listed=[pod])

@@ -24,7 +24,7 @@ import pytest
 
 from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
 from pinwarden.node.linux.pagemap import PageMap
-from pinwarden.node.linux.vmstat import pressure
+from pinwarden.node.linux.vmstat import reclaim_counters
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 PAGE = mmap.PAGESIZE
@@ -294,7 +294,7 @@ def amounts(sample: Mapping[tuple[str, str], Borrow]) -> dict[tuple[str, str], t
 def kernel_moves() -> tuple[object, ...]:
     """Changes when the kernel moved or took pages meanwhile."""
     text = (PROC / "vmstat").read_text()
-    return pressure(PROC), re.findall(r"(?:pgmigrate|compact_isolated|thp_|htlb)\w* \d+", text)
+    return reclaim_counters(PROC), re.findall(r"(?:pgmigrate|compact_isolated|thp_|htlb)\w* \d+", text)
 
 
 def sampled(

@@ -19,7 +19,7 @@ from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.accountant import provisioner
 from pinwarden.node.accountant.provisioner import PREFIX, Provisioner
 from pinwarden.node.linux import sysvshm
-from pinwarden.node.linux.namespaces import read_mountinfo
+from pinwarden.node.linux.mountinfo import read_mountinfo
 
 from .nodes import CGROUP
 from .shared_nodes import group
@@ -64,7 +64,7 @@ def dies(line: int, work: Callable[[], None]) -> bool:
 
 
 def segment() -> sysvshm.Segment | None:
-    return next((each for each in sysvshm.table() if each.key == KEY), None)
+    return next((each for each in sysvshm.own_segments() if each.key == KEY), None)
 
 
 def mounted() -> int:

@@ -200,7 +200,7 @@ class Node:
 
     def share(self, extents: Mapping[str, ObjectSet]) -> None:
         """Tell what belongs to each group of shared memory, by its uid, as the accountant would: in force with the next `configure`."""
-        shared.save(self.run_dir / shared.NAME, shared.AccountantStatus(extents=extents))
+        shared.save(self.run_dir / shared.NAME, shared.AccountantStatus(objects=extents))
 
     @property
     def told(self) -> GateStatus:

@@ -32,7 +32,7 @@ from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Pha
 from pinwarden.common.guard import Guard
 from pinwarden.common.text import printable
 from pinwarden.node.accountant.dead_cgroups import DeadCgroups
-from pinwarden.node.accountant.fair_view import own_memory
+from pinwarden.node.accountant.fair_view import pod_memory
 from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.node.accountant.provisioner import NotMadeError, Provisioner, place
 from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
@@ -115,7 +115,7 @@ class Accountant:
         self._others = BorrowSampler(proc_root, self._guard)
         self._seen_others: Mapping[tuple[str, str], Borrow] = {}
         self._others_due = float("-inf")
-        self._payers = DeadCgroups(cgroup_root)
+        self._dead_cgroups = DeadCgroups(cgroup_root)
         self._clock = clock
         self._groups: Sequence[NodeGroup] = ()
         self.told = AccountantStatus()
@@ -129,7 +129,7 @@ class Accountant:
         """Takes a spec; the next tick acts on it. In mode Release there is nothing to account, and objects stay."""
         self._groups = () if spec.mode is Mode.RELEASE else spec.groups
         self._others_due = float("-inf")
-        self._payers.keep({group.uid for group in self._groups})
+        self._dead_cgroups.retain({group.uid for group in self._groups})
 
     def tick(self) -> float:
         """A round; seconds until the next one is wanted. Raises OSError when pods cannot be listed."""
@@ -150,7 +150,7 @@ class Accountant:
                 continue
             each.problem = _NOT_READABLE, self._guard.cause("group", name)
         self.told = AccountantStatus(
-            extents={each.group.uid: each.extent for each in rounds},
+            objects={each.group.uid: each.extent for each in rounds},
             groups=tuple(self._reports(rounds, pods, told)),
             fair_view=tuple(self._fair(rounds, pods)),
             failures=dict(self._guard.failures),
@@ -370,7 +370,7 @@ class Accountant:
     def _dead(self, each: _Round) -> int | None:
         """What of it cgroups pay for that are gone (M9); None where that is not looked at, or cannot be."""
         try:
-            return self._payers.dead(
+            return self._dead_cgroups.charged(
                 each.group.uid, lambda: self._finder.files(each.group, path=each.path), self._clock()
             )
         except (OSError, NotFoundError) as error:
@@ -402,7 +402,7 @@ class Accountant:
             if None in shares or uid in unread:
                 continue
             with self._guard.item("pod", f"{uid}: memory"):
-                if own := own_memory(pod.paths):
+                if own := pod_memory(pod.paths):
                     yield FairReport(
                         pod=uid,
                         current=own.current,

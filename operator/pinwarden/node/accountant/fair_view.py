@@ -1,34 +1,14 @@
-"""A pod's own memory, as its cgroup tells: one half of the fair view (M11)."""
+"""The memory of a pod itself: one half of the fair view (M11)."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-_V2 = ("memory.current", "anon ")
-_V1 = ("memory.usage_in_bytes", "total_rss ")
+from pinwarden.node.linux.cgroupfs import MemoryUsage, memory_usage
 
 
-class Own(NamedTuple):
-    """Bytes: all that is charged to the pod, and its anonymous memory of that."""
-
-    current: int
-    anonymous: int
-
-
-def own_memory(paths: Iterable[Path]) -> Own | None:
-    """What the kernel says of a pod with these cgroup directories; None where it has no memory controller, or has gone."""
-    found = [own for path in paths if (own := _of(path))]
-    return Own(sum(each.current for each in found), sum(each.anonymous for each in found)) if found else None
-
-
-def _of(path: Path) -> Own | None:
-    for current, field in (_V2, _V1):
-        try:
-            amount = int((path / current).read_text())
-            lines = (path / "memory.stat").read_text().splitlines()
-        except OSError:
-            continue
-        anonymous = next((int(line.split()[1]) for line in lines if line.startswith(field)), None)
-        if anonymous is not None:
-            return Own(amount, anonymous)
-    return None
+def pod_memory(cgroups: Iterable[Path]) -> MemoryUsage | None:
+    """Return the memory of a pod with these cgroups; None if unknown (H2)."""
+    usages = [usage for path in cgroups if (usage := memory_usage(path))]
+    if not usages:
+        return None
+    return MemoryUsage(sum(usage.current for usage in usages), sum(usage.anonymous for usage in usages))

@@ -30,8 +30,9 @@ from pinwarden.api.sharedmemorygroup import IpcNamespace
 from pinwarden.node.accountant import posix_shm
 from pinwarden.node.accountant.round_time import RoundTime
 from pinwarden.node.linux import openat2, sysvshm
-from pinwarden.node.linux.namespaces import Mount, read_mountinfo
-from pinwarden.node.linux.pagecache import cached
+from pinwarden.node.linux.mountinfo import Mount, read_mountinfo
+from pinwarden.node.linux.namespaces import ipc_namespace
+from pinwarden.node.linux.pagecache import cached_bytes
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import ProcessMaps
 
@@ -186,9 +187,9 @@ class Finder:
         if backing.tmpfs and (where := path or backing.tmpfs.path):
             with (
                 self._at(where, "/" if path else group.allowed) as (at, rest),
-                openat2.below(at, rest) as top,
+                openat2.opened_below(at, rest) as top,
             ):
-                for count, descriptor in enumerate(openat2.files_below(top)):
+                for count, descriptor in enumerate(openat2.walk_files(top)):
                     if count == MOST_OBJECTS:
                         raise NotFoundError(
                             "TooMany",
@@ -197,13 +198,16 @@ class Finder:
                     yield descriptor
         elif backing.file:
             above, _, pattern = backing.file.path.rpartition("/")
-            with self._at(above or "/", group.allowed) as (at, rest), openat2.below(at, rest) as folder:
-                for name in openat2.matching(folder, pattern, MOST_OBJECTS)[0]:
-                    yield from openat2.regular(folder, name)
+            with (
+                self._at(above or "/", group.allowed) as (at, rest),
+                openat2.opened_below(at, rest) as folder,
+            ):
+                for name in openat2.matching_names(folder, pattern, MOST_OBJECTS)[0]:
+                    yield from openat2.open_regular(folder, name)
         elif backing.posix_shm and _is_on_node(group):
             with self._at(f"{_SHM}/x", _SHM) as (folder, _):
-                for name in openat2.matching(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
-                    yield from openat2.regular(folder, name)
+                for name in openat2.matching_names(folder, backing.posix_shm.name, MOST_OBJECTS)[0]:
+                    yield from openat2.open_regular(folder, name)
         else:
             raise NotFoundError("NotSupported", "its objects have no name on the node to open them by")
 
@@ -215,16 +219,13 @@ class Finder:
         if allowed is None or not _is_below(path, allowed):
             raise NotFoundError("NotAllowed", f"{path} is not below a folder that an administrator allowed")
         try:
-            with (
-                openat2.root_of(f"{self._first}/root") as root,
-                openat2.folder(root, allowed, links=True) as opened,
-            ):
+            with openat2.opened_folder(f"{self._first}/root", allowed, links=True) as opened:
                 yield opened, path[len(allowed.rstrip("/")) :].strip("/")
         except OSError as error:
             raise _not_found(path, error) from error
 
     def _mount(self, found: Instance, path: str, allowed: str | None, kind: str) -> None:
-        with self._at(path, allowed) as (at, rest), openat2.below(at, rest) as descriptor:
+        with self._at(path, allowed) as (at, rest), openat2.opened_below(at, rest) as descriptor:
             mount = self._mounted(descriptor)
             if mount is None or mount.type != kind:
                 raise NotFoundError("WrongType", f"{path} is not on a {kind}")
@@ -243,7 +244,7 @@ class Finder:
 
     def _files(self, found: Instance, path: str, allowed: str | None) -> None:
         above, _, pattern = path.rpartition("/")
-        with self._at(above or "/", allowed) as (at, rest), openat2.below(at, rest) as folder:
+        with self._at(above or "/", allowed) as (at, rest), openat2.opened_below(at, rest) as folder:
             mount = self._mounted(folder)
             if mount and mount.type in _OTHERS_PAGES:
                 raise NotFoundError(
@@ -260,11 +261,11 @@ class Finder:
         held: Callable[[int, os.stat_result], int],
     ) -> None:
         """Each regular file of a folder that the pattern matches. Others are passed over, and alone they are a wrong type."""
-        names, more = openat2.matching(folder, pattern, MOST_OBJECTS)
+        names, more = openat2.matching_names(folder, pattern, MOST_OBJECTS)
         found.truncated |= more
         for name in names:
             try:
-                with openat2.below(folder, name) as descriptor:
+                with openat2.opened_below(folder, name) as descriptor:
                     about = os.fstat(descriptor)
                     if stat.S_ISREG(about.st_mode):
                         found.add(ObjectId(about.st_dev, about.st_ino), held(descriptor, about))
@@ -336,11 +337,11 @@ class Finder:
             return None
 
     def _sysv(self, found: Instance, keys: tuple[int, int], where: IpcNamespace, pids: Pids) -> None:
-        node = sysvshm.namespace(self._first)
+        node = ipc_namespace(self._first)
         spaces = {node: self._first}
         if where is IpcNamespace.POD:
             spaces = {
-                sysvshm.namespace(process): process
+                ipc_namespace(process): process
                 for pid in self._one_each("ipc", pids)
                 for process in [self._proc_root / str(pid)]
             }
@@ -349,7 +350,7 @@ class Finder:
             if space is None:
                 continue
             try:
-                listed = sysvshm.segments(process)
+                listed = sysvshm.segments_of(process)
             except _GONE:
                 continue
             for each in listed:
@@ -369,7 +370,7 @@ class Finder:
     # -- among descriptors -----------------------------------------------------------------------------------------
 
     def _memfds(self, found: Instance, name: str, pids: Pids) -> None:
-        pattern = openat2.literal(name)
+        pattern = openat2.fnmatch_pattern(name)
         for pid in self._in_time(found, pids):
             for _, path, target in self._descriptors(pid):
                 if target.startswith(_MEMFD) and fnmatchcase(_named(target), pattern):
@@ -431,8 +432,8 @@ def _named(target: str) -> str:
 
 
 def _cached(descriptor: int, _: os.stat_result) -> int:
-    with openat2.contents(descriptor) as opened:
-        return cached(opened)
+    with openat2.reopened(descriptor) as opened:
+        return cached_bytes(opened)
 
 
 def _blocks(_: int, about: os.stat_result) -> int:

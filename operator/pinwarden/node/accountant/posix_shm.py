@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.node.linux import openat2
-from pinwarden.node.linux.namespaces import Mount, read_mountinfo
+from pinwarden.node.linux.mountinfo import Mount, read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps, printed_device
 
@@ -108,7 +108,7 @@ class PodVolumes:
 
 def device(folder: int) -> int | None:
     """Return the device of a tmpfs; None of another file system. Raises OSError."""
-    return os.fstat(folder).st_dev if openat2.kind(folder) == openat2.TMPFS else None
+    return os.fstat(folder).st_dev if openat2.filesystem_magic(folder) == openat2.TMPFS else None
 
 
 def used(folder: int) -> int | None:
@@ -121,7 +121,7 @@ def named(folder: int) -> int:
     """Return the bytes of all files directly in a folder, each once. Raises OSError."""
     seen: set[int] = set()
     total = 0
-    with openat2.contents(folder) as opened, os.scandir(opened) as entries:
+    with openat2.reopened(folder) as opened, os.scandir(opened) as entries:
         for entry in islice(entries, openat2.MOST_NAMES):
             with suppress(FileNotFoundError):
                 about = entry.stat(follow_symlinks=False)
@@ -133,7 +133,7 @@ def named(folder: int) -> int:
 
 def nested(folder: int) -> int:
     """Return the bytes of files in the folders of a folder, each once."""
-    every = {about.st_ino: about.st_blocks for about in map(os.fstat, openat2.files_below(folder))}
+    every = {about.st_ino: about.st_blocks for about in map(os.fstat, openat2.walk_files(folder))}
     return sum(every.values()) * BLOCK - named(folder)
 
 
@@ -250,7 +250,7 @@ def _object(path: str, target: str, of: int) -> Iterator[Unlinked]:
 @contextmanager
 def opened(root: str, path: str) -> Iterator[int]:
     """A folder below a root such as /proc/1/root, no link followed. Raises OSError."""
-    with openat2.root_of(root) as top, openat2.folder(top, path, links=False) as folder:
+    with openat2.opened_folder(root, path, links=False) as folder:
         yield folder
 
 

@@ -39,15 +39,9 @@ from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.api.sharedmemorygroup import Owner
 from pinwarden.common.text import exact, short
 from pinwarden.node.linux import openat2, sysvshm
-from pinwarden.node.linux.libc import last_error
-from pinwarden.node.linux.namespaces import (
-    NEWCGROUP,
-    NEWIPC,
-    NEWNS,
-    enter_namespace,
-    read_mountinfo,
-    run_in_namespaces,
-)
+from pinwarden.node.linux.libc import last_error, libc
+from pinwarden.node.linux.mountinfo import read_mountinfo
+from pinwarden.node.linux.namespaces import NEWCGROUP, NEWIPC, NEWNS, enter_namespace, run_in_namespaces
 from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 
 PREFIX = "/run/pinwarden-shared"
@@ -63,7 +57,6 @@ _WORDS: Final = {
     errno.EPERM: "the accountant lacks CAP_SYS_ADMIN, or a security module forbids it",
 }
 _Result = TypeVar("_Result")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NotMadeError(Exception):
@@ -301,7 +294,7 @@ def _file_system(order: _Order) -> None:
     if os.stat(order.path).st_dev == os.stat(above).st_dev:
         _mount(order)
     with _opened(order.path, os.O_DIRECTORY) as mounted:
-        if openat2.kind(mounted) != _MAGIC[order.kind]:
+        if openat2.filesystem_magic(mounted) != _MAGIC[order.kind]:
             raise OSError(errno.EBUSY, "another group left something mounted there", order.path)
         space = os.fstatvfs(mounted)
         if space.f_blocks * space.f_bsize != order.size:
@@ -321,7 +314,7 @@ def _mount(order: _Order, more: int = 0) -> None:
     """Mounts, or with MS_REMOUNT gives a tmpfs another size, which the kernel refuses below what it holds."""
     options = f"size={order.size}{'' if more else ',mode=0711'}".encode()
     flags = ctypes.c_ulong(_NOSUID | _NODEV | _NOEXEC | more)
-    if _libc.mount(b"pinwarden", os.fsencode(order.path), order.kind.encode(), flags, options):
+    if libc.mount(b"pinwarden", os.fsencode(order.path), order.kind.encode(), flags, options):
         number = ctypes.get_errno()
         why = "it holds more than this capacity" if more else os.strerror(number)
         raise OSError(number, why, order.path)
@@ -366,13 +359,13 @@ def _take_down(path: str, kind: str, known: bool) -> bool:
         return True
     if mounted:
         with _opened(path, os.O_DIRECTORY) as top:
-            if openat2.kind(top) != _MAGIC[kind]:
+            if openat2.filesystem_magic(top) != _MAGIC[kind]:
                 return False
         if not known:
             raise OSError(errno.EBUSY, "who uses what is mounted there is not known yet", path)
         with suppress(FileNotFoundError), _opened(f"{path}/{FOLDER}", os.O_DIRECTORY) as folder:
             _empty(folder)
-        if _libc.umount2(os.fsencode(path), 0):
+        if libc.umount2(os.fsencode(path), 0):
             raise last_error(path)
     os.rmdir(path)
     return True
@@ -395,9 +388,9 @@ def _empty(folder: int) -> None:
 
 def _segment(key: int, size: int, owner: Owner, prefault: bool, making: _Making) -> int:
     """The id of the segment."""
-    found = next((each for each in sysvshm.table() if each.key == key), None)
+    found = next((each for each in sysvshm.own_segments() if each.key == key), None)
     if found is None:
-        made = sysvshm.make(key, size, sysvshm.IPC_CREAT | sysvshm.IPC_EXCL | 0o600)
+        made = sysvshm.create(key, size, sysvshm.IPC_CREAT | sysvshm.IPC_EXCL | 0o600)
         held = 0
     elif making.is_of(found, size):
         if found.size != size:
@@ -407,14 +400,14 @@ def _segment(key: int, size: int, owner: Owner, prefault: bool, making: _Making)
         made, held = found.id, found.held
     else:
         raise OSError(errno.EEXIST, f"a segment of {found.size} bytes has the key {key:#x} already")
-    sysvshm.own(made, owner.user, owner.group, owner.mode & ~_EXECUTE)
+    sysvshm.set_owner(made, owner.user, owner.group, owner.mode & ~_EXECUTE)
     if prefault and held < size:
-        sysvshm.fill(made, size)
+        sysvshm.populate(made, size)
     return made
 
 
 def _remove_segment(key: int, size: int, making: _Making) -> None:
-    for each in sysvshm.table():
+    for each in sysvshm.own_segments():
         if each.key == key and making.is_of(each, size):
             if each.attached:
                 raise OSError(errno.EBUSY, f"{each.attached} processes have it attached")

@@ -1,7 +1,7 @@
 """What each pod borrows of each group's shared memory (M3 to M6), sampled no more often than it can have changed.
 
 What a pod has in its page tables changes by its own doing, and then it used processor time; by the object's pages being freed or
-replaced, and then the object's charge changes; and by the kernel taking pages out on its own (`pressure`). Where none of it happened,
+replaced, and then the object's charge changes; and by the kernel taking pages out on its own (`vmstat`). Where none of it happened,
 the figure of the last walk still holds and keeps its time. The kernel counts some of its work before the page tables change, so a walk is
 not kept if the counters changed since the previous sample. What goes unnoticed is rare (pages punched out and filled again at once, a
 write past the page cache, a page put there by another pod through userfaultfd), and made up for by a walk every `FRESH_SECONDS`.
@@ -19,7 +19,7 @@ from pinwarden.common.guard import Guard
 from pinwarden.node.accountant.page_walk import Found, walk
 from pinwarden.node.linux.cgroupfs import cpu_time, member_pids
 from pinwarden.node.linux.intervals import Intervals, union
-from pinwarden.node.linux.vmstat import Pressure, pressure
+from pinwarden.node.linux.vmstat import ReclaimCounters, reclaim_counters
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import RegionFilter
 
@@ -67,7 +67,7 @@ class _Walk:
     time: float
     seen: _Seen
     tops: tuple[Path, ...]
-    pressure: Pressure | None
+    reclaim_counters: ReclaimCounters | None
     found: Found
     groups: dict[str, list[ObjectId]] = field(default_factory=dict)
     stamps: dict[str, object] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class BorrowSampler:
         self._by_device: dict[int, list[str]] = {}
         self._by_object: dict[ObjectId, list[str]] = {}
         self._walks: dict[str, _Walk] = {}
-        self._pressure: Pressure | None = None
+        self._pressure: ReclaimCounters | None = None
         self.walked = 0
         """How many pods the last sample walked."""
 
@@ -111,7 +111,7 @@ class BorrowSampler:
                 has the group mapped is walked every time, unless only mapped bytes are wanted.
         """
         self._ask(_Asked(dict(extents), frozenset(resident) & extents.keys(), whole))
-        taken = pressure(self._proc_root)
+        taken = reclaim_counters(self._proc_root)
         calm = taken == self._pressure
         self._pressure = taken
         before, self._walks = self._walks, {}
@@ -156,7 +156,7 @@ class BorrowSampler:
         now: float,
         directories: tuple[Path, ...],
         last: _Walk | None,
-        taken: Pressure | None,
+        taken: ReclaimCounters | None,
         stamps: Mapping[str, object],
         *,
         calm: bool,
@@ -230,7 +230,7 @@ def _total(group: str, walks: Iterable[tuple[_Walk, Mapping[ObjectId, Intervals]
 
 
 def _holds(
-    last: _Walk, seen: _Seen, now: float, taken: Pressure | None, stamps: Mapping[str, object]
+    last: _Walk, seen: _Seen, now: float, taken: ReclaimCounters | None, stamps: Mapping[str, object]
 ) -> bool:
     """Whether all that a walk's figures depend on is as it was; for resident pages that is also the objects and the kernel."""
     return (
@@ -238,7 +238,7 @@ def _holds(
         and now - last.time < FRESH_SECONDS
         and None not in seen.activity
         and seen == last.seen
-        and (not last.stamps or (taken is not None and taken == last.pressure))
+        and (not last.stamps or (taken is not None and taken == last.reclaim_counters))
         and all(stamp is not None and stamps.get(group) == stamp for group, stamp in last.stamps.items())
     )
 

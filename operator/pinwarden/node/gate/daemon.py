@@ -171,7 +171,7 @@ class _Process:
                 self._newest = None
         with self._guard.item("file", "the accountant's record"):
             if told := self._shared.read_if_changed(shared.load):
-                self._gate.set_objects(told.extents)
+                self._gate.set_objects(told.objects)
 
     def _configure(self, configuration: Configuration) -> None:
         policy = NodePolicy(configuration.spec, configuration.unsupported, configuration.generation)

@@ -25,8 +25,9 @@ from typing import Final, NamedTuple
 from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.linux.cgroupfs import member_pids
+from pinwarden.node.linux.libc import libc
+from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.linux.openat2 import HUGETLBFS
-from pinwarden.node.linux.sysvshm import namespace
 from pinwarden.node.shm.objects import ObjectId, object_at
 from pinwarden.node.shm.regions import ProcessMaps, RegionFilter
 
@@ -36,7 +37,6 @@ _PROCMAP_QUERY, _QUERY_SHARED = 0xC0689F11, 0x08
 _QUERY: Final = struct.Struct("=QQQ80x")  # struct procmap_query: size, query_flags, query_addr
 _PIDFD_GETFD = 438
 _NONE = (FileNotFoundError, ProcessLookupError)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MapTarget(NamedTuple):
@@ -123,7 +123,7 @@ def by_copy(process: Path, number: int) -> ObjectId | None:
         return None
     handle = os.pidfd_open(int(found[1]))
     try:
-        copy = _libc.syscall(_PIDFD_GETFD, handle, number, 0)
+        copy = libc.syscall(_PIDFD_GETFD, handle, number, 0)
         if copy < 0:
             error = ctypes.get_errno()
             if error == errno.EBADF:
@@ -159,13 +159,13 @@ def _may_be_shared(request: Path, address: int) -> bool:
 def _huge_page(path: Path) -> int:
     """Bytes of a page of a file in hugetlbfs (statfs(2), f_bsize); 0 for any other, and where that cannot be told."""
     buffer = (ctypes.c_long * 32)()
-    if _libc.statfs(os.fsencode(path), buffer) or buffer[0] != HUGETLBFS:
+    if libc.statfs(os.fsencode(path), buffer) or buffer[0] != HUGETLBFS:
         return 0
     return buffer[1]
 
 
 def _of_segment(process: Path, identity: int, groups: BorrowRules) -> MapTarget:
-    space = namespace(process)
+    space = ipc_namespace(process)
     one = groups.segment(identity, space) if space else None
     if one is None:
         return NOTHING

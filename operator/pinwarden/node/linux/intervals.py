@@ -1,7 +1,8 @@
-"""Sets of numbers as sorted, disjoint, half-open intervals that do not touch: byte offsets in an object.
+"""Sets of numbers, such as byte offsets in an object, as sorted half-open intervals with gaps between.
 
-The work is done by `sorted`, `map` and `compress`, so that an interval costs a tenth of a microsecond: a pod with a large object in small
-pieces has many. Two flat arrays hold 16 bytes for each.
+`sorted`, `map` and `compress` do the work, so an interval costs a tenth of a microsecond. This
+matters for a pod that has a large object in many small pieces. Two flat arrays take 16 bytes for
+each interval.
 """
 
 from array import array
@@ -12,27 +13,28 @@ from operator import gt
 
 
 class Intervals:
-    """One set. It is never changed once it is made; `of` and `union` make one from whatever comes."""
+    """One set, immutable. `of` and `union` create a set from any input."""
 
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, starts: "array[int]", ends: "array[int]") -> None:
-        """Takes normalised arrays of 64-bit numbers: starts[i] < ends[i] < starts[i + 1]."""
+        """Take normalised arrays of 64-bit numbers: starts[i] < ends[i] < starts[i + 1]."""
         self._starts = starts
         self._ends = ends
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[int, int]]) -> "Intervals":
-        """The set of pairs in any order; one that ends where it starts, or before, is empty."""
+        """Return the set of pairs in any order. A pair without start < end is empty."""
         kept = [pair for pair in pairs if pair[0] < pair[1]]
         return cls.joined([start for start, _ in kept], [end for _, end in kept])
 
     @classmethod
     def joined(cls, starts: list[int], ends: list[int]) -> "Intervals":
-        """The set of intervals, none of them empty, by their starts and ends, both in any order. Both lists are sorted in place.
+        """Return the set of nonempty intervals by their starts and ends, both in any order.
 
-        With both sorted apart, as many intervals have begun before the n-th start as have ended by the n-th end before it exactly where the
-        start is the greater one: there, and only there, nothing is covered in between.
+        Both lists are sorted in place, each on its own. There is a gap before the n-th start
+        exactly if this start is greater than the previous end in order: then as many intervals
+        have ended as have begun.
         """
         if not starts:
             return EMPTY
@@ -48,7 +50,7 @@ class Intervals:
         return zip(self._starts, self._ends, strict=True)
 
     def __len__(self) -> int:
-        """How many intervals."""
+        """Return the number of intervals."""
         return len(self._starts)
 
     def __eq__(self, other: object) -> bool:
@@ -64,11 +66,14 @@ class Intervals:
 
     @property
     def total(self) -> int:
-        """How many numbers are in it."""
+        """The number of elements."""
         return sum(self._ends) - sum(self._starts)
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) is not in it, in order. Costs the logarithm of its length, and what it finds."""
+        """Return the parts of [start, end) outside the set, in order.
+
+        The cost is the logarithm of the length, and the number of parts.
+        """
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end)
         edges = zip(
@@ -77,7 +82,7 @@ class Intervals:
         return [edge for edge in edges if edge[0] < edge[1]]
 
     def moved(self, by: int) -> "Intervals":
-        """The set of its numbers with `by` added; none of them may become negative."""
+        """Return the set with `by` added to each number; no number may become negative."""
         if not by:
             return self
         add = by.__add__
@@ -88,11 +93,11 @@ EMPTY = Intervals(array("Q"), array("Q"))
 
 
 def union(sets: Iterable[Intervals]) -> Intervals:
-    """What is in any of them."""
-    some = [each for each in sets if each]
-    if len(some) < 2:
-        return some[0] if some else EMPTY
+    """Return the union of sets."""
+    nonempty = [intervals for intervals in sets if intervals]
+    if len(nonempty) < 2:
+        return nonempty[0] if nonempty else EMPTY
     return Intervals.joined(
-        list(chain.from_iterable(each._starts for each in some)),
-        list(chain.from_iterable(each._ends for each in some)),
+        list(chain.from_iterable(intervals._starts for intervals in nonempty)),
+        list(chain.from_iterable(intervals._ends for intervals in nonempty)),
     )

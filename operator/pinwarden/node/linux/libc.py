@@ -1,10 +1,44 @@
-"""What the C library says of a call through ctypes that failed."""
+"""The C library through ctypes: one handle for all modules, with the prototypes of its functions."""
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+MAP_FAILED: Final = ctypes.c_void_p(-1).value
+"""What mmap(2) and shmat(2) return on failure."""
+
+libc: Final = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+libc.shmat.restype = ctypes.c_void_p
+libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+libc.shmdt.argtypes = (ctypes.c_void_p,)
+libc.shmget.argtypes = (ctypes.c_int, ctypes.c_size_t, ctypes.c_int)
 
 
 def last_error(path: str | None = None) -> OSError:
-    """The exception for errno as it is now; for libraries that were loaded with `use_errno`."""
+    """Return the exception for the current errno of this thread."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), path)
+
+
+@contextmanager
+def opened(path: str, flags: int = os.O_RDONLY, at: int | None = None, mode: int = 0o600) -> Iterator[int]:
+    """Yield a descriptor of a file, closed at the end. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=at)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

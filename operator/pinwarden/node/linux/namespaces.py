@@ -1,72 +1,43 @@
-"""The node as its first process sees it: its files, its mounts, and work that is done inside its namespaces.
+"""Work inside the namespaces of another process, such as those of the node.
 
-Everything goes through /proc/1, so a container with the node's PID namespace needs no mounts of the node. Entering a namespace changes a
-process for good, and a mount namespace takes a process with one thread (setns(2)): such work is done by a child that is forked for it.
+The node is seen through /proc/1, so a container in the node's PID namespace needs no mounts of the
+node. setns(2) changes a process for good, and accepts a mount namespace only from a process with
+one thread. Therefore a forked child does the work.
 """
 
 import ctypes
-import errno
 import os
 import pickle
 import re
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
+
+from pinwarden.node.linux.libc import libc, opened
 
 NEWNS, NEWIPC, NEWCGROUP = 0x00020000, 0x08000000, 0x02000000
-CHILD_SECONDS = 300
-_MOUNT = re.compile(
-    r"(?P<id>\d+) \d+ (?P<major>\d+):(?P<minor>\d+) (?P<root>[^ ]+) (?P<point>[^ ]+) \S+(?: \S+:\S+| unbindable)* - (?P<type>\S+) "
-)
-_ESCAPED = re.compile(r"\\([0-7]{3})")
-_libc = ctypes.CDLL(None, use_errno=True)
+CHILD_SECONDS: Final = 300
+_NUMBER: Final = re.compile(r"\[(\d+)\]")
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of /proc/PID/mountinfo: `root` is the folder of the file system that is mounted at `point`."""
-
-    id: int
-    device: int
-    root: str
-    point: str
-    type: str
-
-
-def read_mountinfo(process: Path) -> list[Mount]:
-    """The mounts that a process sees, in its order; none when it is gone. Raises OSError."""
-    try:
-        text = os.fsdecode((process / "mountinfo").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a zombie has none (mounts_open_common)
-            return []
-        raise
-    return [
-        Mount(
-            int(found["id"]),
-            os.makedev(int(found["major"]), int(found["minor"])),
-            _unescape(found["root"]),
-            _unescape(found["point"]),
-            found["type"],
-        )
-        for line in text.split("\n")  # nothing else that ends a line in Unicode is escaped
-        if (found := _MOUNT.match(line))
-    ]
-
-
 def list_pids(proc_root: Path) -> list[int]:
-    """All process ids."""
+    """Return all process ids."""
     return sorted(int(name) for name in os.listdir(proc_root) if name.isdecimal())
 
 
-def _unescape(text: str) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)
+def ipc_namespace(process: Path | str) -> int | None:
+    """Return the inode number of a process's IPC namespace; None if the process is gone.
+
+    Raises PermissionError.
+    """
+    try:
+        link = _NUMBER.search(os.readlink(f"{process}/ns/ipc"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(link[1]) if link else None
 
 
 def run_in_namespaces(
@@ -75,10 +46,11 @@ def run_in_namespaces(
     *,
     before: Callable[[], None] | None = None,
 ) -> _Result:
-    """What `work` returns in a child that has entered these namespaces (files such as /proc/1/ns/mnt with their CLONE_ flags).
+    """Run `work` in a child that has entered these namespaces, and return its result.
 
-    `before` is done in the child first. What it raises, this raises: OSError with its number, also when the child dies. `work` must import
-    nothing: the child may see other files.
+    A namespace is a file such as /proc/1/ns/mnt with its CLONE_ flag. The child runs `before`
+    first. `work` must import nothing, because the child may see other files. Raises OSError if the
+    child raised one, with the same number, or if the child died.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -99,16 +71,13 @@ def run_in_namespaces(
 
 
 def enter_namespace(namespace: Path, kind: int) -> None:
-    """Has this process enter a namespace for good: for a child of `inside`. Raises OSError."""
-    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _enter(descriptor, kind)
-    finally:
-        os.close(descriptor)
+    """Move this process into a namespace for good; for the child only. Raises OSError."""
+    with opened(str(namespace)) as descriptor:
+        _setns(descriptor, kind)
 
 
-def _enter(descriptor: int, kind: int) -> None:
-    if _libc.setns(descriptor, kind):
+def _setns(descriptor: int, kind: int) -> None:
+    if libc.setns(descriptor, kind):
         number = ctypes.get_errno()
         raise OSError(number, f"entering a namespace: {os.strerror(number)}")
 
@@ -119,18 +88,18 @@ def _run(
     work: Callable[[], object],
     before: Callable[[], None] | None,
 ) -> NoReturn:
-    """The child's whole life; it must not run what its parent would at its end."""
+    """Run the child's whole life. The child must skip what its parent runs at exit."""
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.alarm(CHILD_SECONDS)
         result: object
         try:
-            opened = [(os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind) for path, kind in namespaces]
+            descriptors = [(os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind) for path, kind in namespaces]
             if before:
                 before()
-            for descriptor, kind in opened:
-                _enter(descriptor, kind)
+            for descriptor, kind in descriptors:
+                _setns(descriptor, kind)
             result = work()
         except OSError as error:
             result = OSError(error.errno, error.strerror or str(error), error.filename)

@@ -1,8 +1,9 @@
-"""Opening what a path names on the node, and nothing that somebody put in the way (openat2(2), Linux 5.6).
+"""Opening a path of the node without following what a tenant put in the way (openat2(2), Linux 5.6).
 
-The folder that an administrator allowed is looked up as the node itself would, links included. Below it no symbolic link is followed, and
-nothing leads out of it: what a tenant can write there cannot name anything else. Descriptors are opened with O_PATH, which touches neither
-a device nor a FIFO; `contents` opens a regular file or a folder anew, by the descriptor.
+The folder that an administrator allowed is looked up as the node itself does, links included.
+Below this folder no symbolic link is followed, and no path leads out. So a tenant cannot name
+anything else by what they write there. Descriptors are opened with `O_PATH`, which touches neither
+a device nor a FIFO. `reopened` then opens a regular file or a folder for reading.
 """
 
 import ctypes
@@ -15,38 +16,32 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Final
 
-from pinwarden.node.linux.libc import last_error
+from pinwarden.node.linux.libc import last_error, libc, opened
 
 _OPENAT2: Final = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
-_FLAGS = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
-MOST_NAMES = 1 << 16
+_FLAGS: Final = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
+MOST_NAMES: Final = 1 << 16
 TMPFS: Final = 0x01021994
 HUGETLBFS: Final = 0x958458F6
-_WILDCARDS = "*?"
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_WILDCARDS: Final = "*?"
 
 
-class _How(ctypes.Structure):
+class _OpenHow(ctypes.Structure):
+    """`struct open_how`."""
+
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 @contextmanager
-def root_of(path: str) -> Iterator[int]:
-    """A descriptor of a root folder, such as /proc/1/root. Raises OSError."""
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def opened_folder(root: str, path: str, *, links: bool) -> Iterator[int]:
+    """Yield a folder below a root such as /proc/1/root, in which absolute links stay.
 
-
-@contextmanager
-def folder(root: int, path: str, *, links: bool) -> Iterator[int]:
-    """A folder below a root, in which absolute links stay; with `links` false there must be none. Raises OSError."""
+    Without `links` a symbolic link in the path is an error. Raises OSError.
+    """
     resolve = _IN_ROOT | _NO_MAGICLINKS | (0 if links else _NO_SYMLINKS)
-    descriptor = _open(root, path.strip("/") or ".", os.O_DIRECTORY, resolve, links=links)
+    with opened(root, os.O_PATH | os.O_DIRECTORY) as top:
+        descriptor = _open(top, path.strip("/") or ".", os.O_DIRECTORY, resolve, links=links)
     try:
         yield descriptor
     finally:
@@ -54,10 +49,10 @@ def folder(root: int, path: str, *, links: bool) -> Iterator[int]:
 
 
 @contextmanager
-def below(at: int, path: str) -> Iterator[int]:
-    """What the relative path names below the folder `at`, which the empty path names itself.
+def opened_below(at: int, path: str) -> Iterator[int]:
+    """Yield what the relative path names below the folder `at`; the empty path is the folder.
 
-    Raises OSError: ELOOP where a symbolic link is in the way, EXDEV where it would lead out.
+    Raises OSError: ELOOP if a symbolic link is in the way, EXDEV if the path leads out.
     """
     descriptor = _open(at, path or ".", 0, _BENEATH | _NO_MAGICLINKS | _NO_SYMLINKS, links=False)
     try:
@@ -68,85 +63,88 @@ def below(at: int, path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def matching(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
-    """Names in the folder `at` that a shell pattern matches, at most so many in order, and whether there may be more. Raises OSError.
+def matching_names(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
+    """Return the first `most` names in the folder that match, and whether there may be more.
 
-    A hidden name is matched by a pattern that begins with a dot. No more than `MOST_NAMES` are looked at.
+    A pattern matches a hidden name only if the pattern begins with a dot. At most `MOST_NAMES`
+    entries are read. Raises OSError.
     """
-    if not any(each in pattern for each in _WILDCARDS):
+    if not any(wildcard in pattern for wildcard in _WILDCARDS):
         return [pattern], False
-    found: list[str] = []
-    with contents(at) as opened, os.scandir(opened) as entries:
+    names: list[str] = []
+    with reopened(at) as folder, os.scandir(folder) as entries:
         for entry in islice(entries, MOST_NAMES):
             if matches(entry.name, pattern):
-                found.append(entry.name)
-            if len(found) > most:
+                names.append(entry.name)
+            if len(names) > most:
                 break
-        more = len(found) > most or next(entries, None) is not None
-    return sorted(found)[:most], more
+        more = len(names) > most or next(entries, None) is not None
+    return sorted(names)[:most], more
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a shell pattern matches a name."""
-    return fnmatch.fnmatchcase(name, literal(pattern)) and name.startswith(".") <= pattern.startswith(".")
+    """Return whether a shell pattern matches a name."""
+    return fnmatch.fnmatchcase(name, fnmatch_pattern(pattern)) and name.startswith(".") <= pattern.startswith(
+        "."
+    )
 
 
-def literal(pattern: str) -> str:
-    """The pattern for fnmatch with * and ? alone as wildcards: brackets stand for themselves."""
+def fnmatch_pattern(pattern: str) -> str:
+    """Return the pattern for fnmatch in which only * and ? are wildcards, and brackets are literal."""
     return pattern.replace("[", "[[]")
 
 
 @contextmanager
-def contents(descriptor: int) -> Iterator[int]:
-    """The same file or folder, opened for reading. Raises OSError, also for one that is neither."""
+def reopened(descriptor: int) -> Iterator[int]:
+    """Yield the same regular file or folder, opened for reading. Raises OSError."""
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "is neither a regular file nor a folder")
-    opened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
+    with opened(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK) as readable:
+        yield readable
 
 
-def regular(folder: int, name: str) -> Iterator[int]:
-    """The file, opened for reading, if it is a regular one that is there still."""
-    with suppress(OSError), below(folder, name) as descriptor:
+def open_regular(folder: int, name: str) -> Iterator[int]:
+    """Yield the file, opened for reading, if it is a regular file that is still there."""
+    with suppress(OSError), opened_below(folder, name) as descriptor:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            with contents(descriptor) as opened:
-                yield opened
+            with reopened(descriptor) as readable:
+                yield readable
 
 
-def files_below(top: int) -> Iterator[int]:
-    """Each regular file in a folder and below it, opened for reading; of entries of any kind no more than `MOST_NAMES`."""
+def walk_files(top: int) -> Iterator[int]:
+    """Yield each regular file in a folder and below it, opened for reading.
+
+    At most `MOST_NAMES` entries of any kind are read.
+    """
     pending, left = ["."], MOST_NAMES
     while pending and left > 0:
         path = pending.pop()
         try:
-            with below(top, path) as folder:
-                with contents(folder) as opened, os.scandir(opened) as entries:
+            with opened_below(top, path) as folder:
+                with reopened(folder) as readable, os.scandir(readable) as entries:
                     names = [entry.name for entry in islice(entries, left)]
                 left -= len(names)
                 for name in names:
-                    with suppress(OSError), below(folder, name) as found:
-                        if stat.S_ISDIR(os.fstat(found).st_mode):
+                    with suppress(OSError), opened_below(folder, name) as entry_fd:
+                        if stat.S_ISDIR(os.fstat(entry_fd).st_mode):
                             pending.append(f"{path}/{name}")
-                    yield from regular(folder, name)
-        except OSError:  # it went, or its path is too long to open
+                    yield from open_regular(folder, name)
+        except OSError:  # the folder is gone, or its path is too long to open
             continue
 
 
-def kind(descriptor: int) -> int:
-    """The magic number of the file system that it is in (statfs(2), f_type). Raises OSError."""
+def filesystem_magic(descriptor: int) -> int:
+    """Return the magic number of a descriptor's file system (`f_type` of statfs(2)). Raises OSError."""
     buffer = (ctypes.c_long * 32)()
-    if _libc.fstatfs(descriptor, buffer):
+    if libc.fstatfs(descriptor, buffer):
         raise last_error()
     return buffer[0]
 
 
 def _open(at: int, path: str, flags: int, resolve: int, *, links: bool) -> int:
-    how = _How(_FLAGS & ~(os.O_NOFOLLOW if links else 0) | flags, 0, resolve)
-    result: int = _libc.syscall(
+    how = _OpenHow(_FLAGS & ~(os.O_NOFOLLOW if links else 0) | flags, 0, resolve)
+    result: int = libc.syscall(
         _OPENAT2, at, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.sizeof(how)
     )
     if result < 0:

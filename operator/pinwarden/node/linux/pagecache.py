@@ -1,6 +1,6 @@
-"""How much of an open file is in memory: cachestat(2), from Linux 6.5, or mincore(2) over a mapping of it.
+"""How much of a file is in the page cache: cachestat(2) from Linux 6.5, else mincore(2).
 
-Both take time with the size of the file, neither reads or allocates anything.
+Both calls take time with the size of the file. Neither reads the file nor allocates a page.
 """
 
 import ctypes
@@ -8,32 +8,22 @@ import mmap
 import os
 from typing import Final
 
-from pinwarden.node.linux.libc import last_error
+from pinwarden.node.linux.libc import MAP_FAILED, last_error, libc
 
 _CACHESTAT: Final = 451
-_CHUNK = 1 << 30
-_UNAVAILABLE = -1
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
-_FAILED: Final = ctypes.c_void_p(-1).value
+_CHUNK: Final = 1 << 30
+_LOWEST_BIT: Final = bytes(byte & 1 for byte in range(256))
 
 
 class _Range(ctypes.Structure):
+    """`struct cachestat_range`; a length of 0 means the whole file."""
+
     _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
 
 
-class _Stat(ctypes.Structure):
+class _CacheStat(ctypes.Structure):
+    """`struct cachestat`."""
+
     _fields_ = (
         ("cache", ctypes.c_uint64),
         ("dirty", ctypes.c_uint64),
@@ -43,34 +33,36 @@ class _Stat(ctypes.Structure):
     )
 
 
-def cached(descriptor: int) -> int:
-    """Bytes of the file's pages in the page cache. Raises OSError."""
-    pages = _cachestat(descriptor)
-    if pages == _UNAVAILABLE:
-        pages = _mincore(descriptor)
-    return pages * mmap.PAGESIZE
-
-
-def _cachestat(descriptor: int) -> int:
-    found = _Stat()
+def cached_bytes(descriptor: int) -> int:
+    """Return the bytes of a file's pages in the page cache. Raises OSError."""
+    statistics = _CacheStat()
     whole = _Range(0, 0)
-    if _libc.syscall(_CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(found), 0):
-        return _UNAVAILABLE
-    return int(found.cache)
+    if libc.syscall(_CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(statistics), 0):
+        return _resident_pages(descriptor) * mmap.PAGESIZE
+    return int(statistics.cache) * mmap.PAGESIZE
 
 
-def _mincore(descriptor: int) -> int:
+def residency(address: int, length: int) -> bytes:
+    """Return mincore(2) of a mapping: a byte for each page, 1 if the page is resident.
+
+    Raises OSError.
+    """
+    pages = -(-length // mmap.PAGESIZE)
+    vector = ctypes.create_string_buffer(pages)
+    if libc.mincore(address, length, vector):
+        raise last_error()
+    return vector.raw[:pages].translate(_LOWEST_BIT)
+
+
+def _resident_pages(descriptor: int) -> int:
     size, pages = os.fstat(descriptor).st_size, 0
     for offset in range(0, size, _CHUNK):
         length = min(_CHUNK, size - offset)
-        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
-        if address == _FAILED:
+        address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
+        if address == MAP_FAILED:
             raise last_error()
         try:
-            vector = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
-            if _libc.mincore(address, length, vector):
-                raise last_error()
+            pages += sum(residency(address, length))
         finally:
-            _libc.munmap(address, length)
-        pages += sum(byte & 1 for byte in vector.raw[: -(-length // mmap.PAGESIZE)])
+            libc.munmap(address, length)
     return pages

@@ -1,15 +1,17 @@
-"""Which pages of an object a process has in its page tables, from /proc/PID/pagemap.
+"""The pages of an object in the page tables of a process, from /proc/PID/pagemap.
 
-From Linux 6.7 the PAGEMAP_SCAN ioctl (include/uapi/linux/fs.h) walks a range and answers with stretches of pages that fit; before that each
-page's 64-bit entry is read (Documentation/admin-guide/mm/pagemap.rst). A page that was swapped out, or never touched, is in no page table.
-A copy that a process made by writing to a MAP_PRIVATE mapping is anonymous and not the object's page; both interfaces tell.
+From Linux 6.7 the `PAGEMAP_SCAN` ioctl (include/uapi/linux/fs.h) walks a range and returns the
+matching stretches of pages. On an older kernel the 64-bit entry of each page is read
+(Documentation/admin-guide/mm/pagemap.rst). A page that was swapped out or never touched is in no
+page table. After a write to a `MAP_PRIVATE` mapping the process has an anonymous copy, which is not
+the object's page; both interfaces show this. A page under migration is a swap entry for a moment.
+The kernel calls this entry a file's page, so the page counts.
 
-A page that is being migrated is in the page table as a swap entry that the kernel calls a file's page, for a moment; it counts.
-
-In a MAP_SHARED mapping no page can be anonymous, so there the scan need not look at each page's `struct page`, and it asks for what is not
-present: a page that does not fit costs it a quarter of one that does. What is not mapped at all does not fit either, so the caller has
-to see to it that the range was mapped all the while. Neither interface tells of mappings without
-`struct page` (VM_PFNMAP), as those of dma-bufs are.
+In a `MAP_SHARED` mapping no page can be anonymous, so the scan does not need each page's
+`struct page`. There the scan asks for pages that are not present, because a page that does not
+match costs a quarter of one that does. An unmapped range does not match either. So the caller must
+make sure that the range stayed mapped. Neither interface shows mappings without `struct page`
+(`VM_PFNMAP`), such as those of dma-bufs.
 """
 
 import ctypes
@@ -62,23 +64,24 @@ class _ScanArg(ctypes.Structure):
 
 
 class PageMap:
-    """The page tables of one process; close it, or use it as a context manager. It stays bound to the address space it was opened for.
+    """The page tables of one process; close it, or use it as a context manager.
 
-    Raises, on opening, ProcessLookupError when the process has gone, and PermissionError where the reader may not ptrace it.
+    The object stays bound to the address space at opening. Opening raises ProcessLookupError if
+    the process is gone, and PermissionError if the reader may not ptrace the process.
     """
 
     scans = True
-    """Whether the kernel has PAGEMAP_SCAN, as far as this process knows: found out by the first call."""
+    """Whether the kernel has `PAGEMAP_SCAN`. The first call finds out."""
 
     def __init__(self, folder: str) -> None:
-        """`folder` is that of the process, or of a thread of it."""
+        """`folder` is the one of the process, or of a thread, in /proc."""
         try:
             self._fd = os.open(f"{folder}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise ProcessLookupError(error.errno, f"{folder} is gone") from error
 
     def close(self) -> None:
-        """Gives the descriptor back; may be called again."""
+        """Close the descriptor; may be called again."""
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -90,9 +93,10 @@ class PageMap:
         self.close()
 
     def resident(self, start: int, end: int, *, shared: bool) -> Intervals:
-        """Addresses in [start, end), multiples of the page's size, at which a page of the mapped object is in the page tables.
+        """Return the addresses in [start, end) with a page of the mapped object in the page tables.
 
-        `shared` says that all of it is mapped MAP_SHARED, before and after.
+        Both bounds are multiples of the page size. `shared`: the whole range is mapped
+        `MAP_SHARED`, before and after the call.
         """
         if PageMap.scans:
             try:
@@ -104,15 +108,18 @@ class PageMap:
         return Intervals.of(self._read(start, end))
 
     def _scanned(self, start: int, end: int, shared: bool) -> Intervals:
-        """In a shared mapping what looks swapped out may be on the move, and is asked for again."""
+        """Scan a range. In a shared mapping a page that looks swapped out may be under migration,
+        so the scan asks for this page again.
+        """
         if not shared:
             return self._file_pages(start, end)
         starts, ends, kinds = self._scan(start, end, _PRESENT, _PRESENT, _SWAPPED)
-        swapped = [each for each in zip(starts, ends, kinds, strict=True) if each[2]] if any(kinds) else []
-        found = Intervals.joined(starts, ends).gaps(start, end)
-        if found == [(start, end)]:  # either all, or nothing that the scan looks at
-            return self._file_pages(start, start + PAGE) and Intervals.of(found)
-        present = Intervals.of(found)
+        stretches = zip(starts, ends, kinds, strict=True)
+        swapped = [stretch for stretch in stretches if stretch[2]] if any(kinds) else []
+        gaps = Intervals.joined(starts, ends).gaps(start, end)
+        if gaps == [(start, end)]:  # all pages are present, or the scan skips the whole range
+            return self._file_pages(start, start + PAGE) and Intervals.of(gaps)
+        present = Intervals.of(gaps)
         return union([present, self._file_pages(swapped[0][0], swapped[-1][1])]) if swapped else present
 
     def _file_pages(self, start: int, end: int) -> Intervals:
@@ -120,10 +127,13 @@ class PageMap:
         return Intervals.joined(starts, ends)
 
     def _scan(
-        self, start: int, end: int, wanted: int, inverted: int, told: int
+        self, start: int, end: int, wanted: int, inverted: int, returned: int
     ) -> tuple[list[int], list[int], list[int]]:
-        """Stretches of pages with all `wanted` categories, or without those `inverted`: starts, ends, and what of `told` they have."""
-        found: tuple[list[int], list[int], list[int]] = ([], [], [])
+        """Return stretches of pages as starts, ends, and their categories among `returned`.
+
+        Each page has all `wanted` categories, and lacks those of them that are `inverted`.
+        """
+        columns: tuple[list[int], list[int], list[int]] = ([], [], [])
         while start < end:
             arg = _ScanArg(
                 size=ctypes.sizeof(_ScanArg),
@@ -133,15 +143,15 @@ class PageMap:
                 vec_len=len(_vector) // _COLUMNS,
                 category_mask=wanted,
                 category_inverted=inverted,
-                return_mask=told,
+                return_mask=returned,
             )
             count = ioctl(self._fd, _PAGEMAP_SCAN, arg)
-            for column, values in enumerate(found):
+            for column, values in enumerate(columns):
                 values += _vector[column : count * _COLUMNS : _COLUMNS]
-            if arg.walk_end <= start:  # the address space has gone
+            if arg.walk_end <= start:  # the address space is gone
                 break
             start = arg.walk_end
-        return found
+        return columns
 
     def _read(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         while start < end:
@@ -149,6 +159,6 @@ class PageMap:
             entries = os.pread(self._fd, wanted * _ENTRY, start // PAGE * _ENTRY)
             for run in _RUN.finditer(entries[_TOP_BYTE::_ENTRY].translate(_OF_FILE)):
                 yield start + run.start() * PAGE, start + run.end() * PAGE
-            if not entries:  # the address space has gone
+            if not entries:  # the address space is gone
                 return
             start += len(entries) // _ENTRY * PAGE

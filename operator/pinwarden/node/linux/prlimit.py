@@ -1,24 +1,28 @@
-"""The rlimit gate's edge: reads and sets RLIMIT_MEMLOCK of one process, and never leaves another one changed in its place.
+"""RLIMIT_MEMLOCK of one process: read and set, without ever leaving another process changed.
 
-prlimit(2) takes a number, and numbers come again. Start ticks cannot tell two holders of a number apart with certainty, since they
-are 10 ms coarse, and comparing them leaves a gap before the call. A pidfd is bound to one process and tells when that has exited. So:
+prlimit(2) takes a process id, and the kernel reuses ids. Start times cannot distinguish two
+processes with one id for certain, because a clock tick is 10 ms. Comparing start times also leaves
+a gap before the call. A pidfd is bound to one process and shows when the process has exited. So:
 
-1. A handle opens a pidfd by number, and then reads through the `StatusReader`, which was open before and is bound to its process
-   likewise. When that read succeeds, its process held the number at all times since the reader was opened, so that the pidfd
-   is of the same process as the key.
-2. Before prlimit the pidfd is polled. It is readable once all threads have exited; then nothing is called.
-3. After prlimit it is polled again. When it is still not readable, the process has not exited. A number is free only after the exit,
-   and only once the zombie is reaped too, so that the number was this process's during the call. This second check is the proof;
-   the first makes it rare that there is something to undo.
-4. When it has exited by then, the number may have been another's during the call. What the call changed is put back, with the value
-   that the call itself returned, and the process is reported as gone.
+1. A handle opens a pidfd by id, and then reads through the `StatusReader`. The reader was opened
+   earlier and is bound to its process as well. If the read succeeds, the process has had the id
+   since the reader was opened. So the pidfd and the key belong to one process.
+2. Before prlimit the pidfd is polled. The pidfd is readable once all threads have exited. Then
+   prlimit is not called.
+3. After prlimit the pidfd is polled again. If it is not readable, the process has not exited. An
+   id is free only after the exit, and after the zombie is reaped. So the id belonged to this
+   process during the call. This second poll is the proof; the first makes step 4 rare.
+4. If the process has exited, the id may have belonged to another process during the call. The
+   change is undone with the limits that the call returned, and the process is reported as gone.
 
-What remains is in step 4 alone: the process must exit, be reaped and its number be handed out again (the kernel hands them out in a
-circle) all between two adjacent polls. The other process then has the wrong limit until it is put back. So that a number's new holder
-that the call did not change keeps its own, the value is put back only where the number's limits are still those that were set; a
-holder that has the very same limits by chance, or that gets the number between that look and the putting back, cannot be told apart.
+One gap is left, in step 4. The process must exit and be reaped, and the kernel must reuse the id,
+all between two adjacent polls. The kernel goes through all ids before it reuses one. The other
+process then has the wrong limits until the change is undone. The change is undone only if the id
+still has the limits that were set, so a new process that was not changed keeps its limits. Two
+cases cannot be distinguished: a process that has the same limits by chance, and a process that
+gets the id between this check and the undo.
 
-A number can also be a thread's, which prlimit accepts and pidfd_open refuses.
+An id may also belong to a thread, which prlimit accepts and pidfd_open rejects.
 """
 
 import errno
@@ -35,27 +39,27 @@ from typing import NamedTuple, Self
 from pinwarden.node.linux.procfs import StatusReader
 
 UNLIMITED = 2**64 - 1
-"""RLIM_INFINITY as the kernel has it (rlim64): larger than every other limit, so that min and max need no special case."""
+"""RLIM_INFINITY of the kernel (rlim64). It exceeds every other limit, so min and max just work."""
 
 
 class Limits(NamedTuple):
-    """A pair for prlimit(RLIMIT_MEMLOCK), in bytes."""
+    """The two limits of RLIMIT_MEMLOCK, in bytes."""
 
     soft: int
     hard: int
 
 
 Prlimit = Callable[[int, Limits | None], Limits]
-"""`prlimit_memlock` or what stands for it."""
+"""`prlimit_memlock`, or a replacement in a test."""
 
 _MODULUS = 2**64
 
 
 def prlimit_memlock(pid: int, limits: Limits | None = None) -> Limits:
-    """prlimit(2) for RLIMIT_MEMLOCK: the limits until now, in bytes; with `limits`, sets those.
+    """Return the current RLIMIT_MEMLOCK of a process, and replace it by `limits` if given.
 
-    RLIM_INFINITY is `UNLIMITED`. Raises ProcessLookupError when no process has the number, PermissionError when the kernel
-    refuses, ValueError when soft is above hard.
+    RLIM_INFINITY is `UNLIMITED`. Raises ProcessLookupError if no process has the id,
+    PermissionError if the kernel denies the call, and ValueError if soft exceeds hard.
     """
     if limits is None:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)
@@ -67,23 +71,24 @@ def prlimit_memlock(pid: int, limits: Limits | None = None) -> Limits:
 
 
 def _signed(amount: int) -> int:
-    """Python's resource module shows rlim_t, which is unsigned, as a signed number: RLIM_INFINITY is -1."""
+    """Return the amount as Python's resource module has it: signed, and -1 for RLIM_INFINITY."""
     return amount - _MODULUS if amount >= _MODULUS // 2 else amount
 
 
 @dataclass(frozen=True, slots=True)
 class GateAbility:
-    """Whether this process can lower a hard limit and raise it again; if not, `reason` says why, for people."""
+    """Whether this process can lower a hard limit and raise it again; `reason` explains a failure."""
 
     available: bool
     reason: str = ""
 
 
 def probe(prlimit: Prlimit = prlimit_memlock) -> GateAbility:
-    """Tries on a child process of its own, since what cannot be given back must not be taken (H1).
+    """Try to lower and restore the limits of a child process, and return the result.
 
-    The child is ended and reaped before this returns, and ends by itself when this process is killed. To be called before threads
-    are started, since it forks.
+    A limit that cannot be restored must not be changed, so the trial needs its own child (H1). The
+    child is reaped on return, and it also ends if this process is killed. Call this before any
+    thread starts, because it forks.
     """
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -122,10 +127,11 @@ def _try_on(child: int, prlimit: Prlimit) -> GateAbility:
 
 
 class ProcessHandle:
-    """RLIMIT_MEMLOCK of the process that `reader` follows. `key` says which; close it, or use it as a context manager.
+    """RLIMIT_MEMLOCK of the process of `reader`; close it, or use it as a context manager.
 
-    The reader must read a /proc of this process's own pid namespace; it is needed for opening alone and stays the caller's.
-    Raises ProcessLookupError, on opening and on every call, when the process has exited.
+    The reader must read a /proc of this process's own PID namespace. The handle needs the reader
+    only for opening, and the caller keeps it. Opening and every call raise ProcessLookupError if
+    the process has exited.
     """
 
     __slots__ = ("_pidfd", "_poll", "_prlimit", "key")
@@ -136,7 +142,7 @@ class ProcessHandle:
         try:
             self._pidfd = os.pidfd_open(self.key.pid)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):  # by now a thread's number
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # a thread has the id now
                 raise self._gone() from error
             raise
         with ExitStack() as on_failure:
@@ -147,15 +153,18 @@ class ProcessHandle:
         self._poll.register(self._pidfd, select.POLLIN)
 
     def get(self) -> Limits:
-        """The limits of now, in bytes. Raises PermissionError when the kernel refuses."""
+        """Return the current limits. Raises PermissionError if the kernel denies the call."""
         return self._call(None)
 
     def set(self, limits: Limits) -> Limits:
-        """Sets the limits, in bytes, and returns those until now. Raises PermissionError when the kernel refuses."""
+        """Set the limits and return the previous ones.
+
+        Raises PermissionError if the kernel denies the call.
+        """
         return self._call(limits)
 
     def close(self) -> None:
-        """Gives the descriptor back; may be called again."""
+        """Close the descriptor; may be called again."""
         descriptor, self._pidfd = self._pidfd, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -180,11 +189,11 @@ class ProcessHandle:
         if not self._exited():
             return previous
         if limits is not None:
-            self._put_back(limits, previous)
+            self._undo(limits, previous)
         raise self._gone()
 
-    def _put_back(self, limits: Limits, previous: Limits) -> None:
-        """Step 4 of the module's account. Raises ProcessLookupError where the number is nobody's."""
+    def _undo(self, limits: Limits, previous: Limits) -> None:
+        """Undo a change of another process (step 4). Raises ProcessLookupError if the id is free."""
         if self._prlimit(self.key.pid, None) == limits:
             self._prlimit(self.key.pid, previous)
 

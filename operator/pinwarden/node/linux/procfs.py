@@ -1,12 +1,14 @@
-"""What one process has locked and pinned, read from /proc/PID/status through a descriptor that stays open.
+"""The locked and pinned memory of one process, from /proc/PID/status through an open descriptor.
 
-VmLck is `mm->locked_vm` and VmPin is `mm->pinned_vm`, in kB. They are samples: true when they are read, not longer (H2). A process
-without an address space (kernel thread, zombie, and a process whose first thread has ended while others run on) shows neither line,
-which is unknown and not zero (H2).
+`VmLck` is `mm->locked_vm` and `VmPin` is `mm->pinned_vm`, in kB. Both are samples, true at the time
+of the read (H2). A process without an address space shows neither line: the amounts are unknown,
+not zero (H2). Such a process is a kernel thread, a zombie, or a process whose first thread has
+ended while others run.
 
-The descriptor is bound to the process it was opened for (the inode in /proc holds its `struct pid`): once that process is reaped,
-a read fails with ESRCH, also when its id belongs to another one by then. So a reader never tells of the wrong process, and reading
-costs one system call. Open readers cost descriptors: one for each process that is followed.
+The descriptor is bound to one process, because the inode in /proc has its `struct pid`. Once the
+process is reaped, a read fails with ESRCH, also if another process has the id by then. So a reader
+never shows the wrong process, and a read costs one system call. Each open reader takes one
+descriptor.
 """
 
 import os
@@ -19,7 +21,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 _FIRST_READ = 4096
-_START_TIME = 22  # its number in proc_pid_stat(5), counted from 1; the name in field 2 may hold anything
+_START_TIME = 22  # the field's number in proc_pid_stat(5), counted from 1; field 2 is a free name
 _AFTER_NAME = 3
 _CHUNK = 65536
 _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
@@ -30,7 +32,10 @@ GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class ProcessKey(NamedTuple):
-    """A process for as long as the node runs: ids come again, an id with its start time (clock ticks since boot) does not."""
+    """A process, unique until the node reboots: the kernel reuses ids, but no id with a start time.
+
+    The start time is in clock ticks since boot.
+    """
 
     pid: int
     start_ticks: int
@@ -38,9 +43,9 @@ class ProcessKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """One sample. Amounts are in bytes; `locked` and `pinned` are None where the kernel shows none, `stack` (VmStk) is 0 there.
+    """One sample of /proc/PID/status. Amounts are in bytes, capabilities are bit masks.
 
-    Capabilities are bit masks.
+    Without an address space `locked` and `pinned` are None, and `stack` (`VmStk`) is 0.
     """
 
     parent: int
@@ -55,9 +60,9 @@ class ProcessStatus:
 
 
 def parse_status(text: bytes) -> ProcessStatus:
-    """Reads the text of /proc/PID/status. Raises ValueError when a line that every process has is missing.
+    """Parse the text of /proc/PID/status. Raises ValueError if a line of every process is missing.
 
-    A process chooses its name, but cannot forge a line with it: the kernel writes a newline in it as `\\n`.
+    A process chooses its name but cannot forge a line: the kernel writes a newline as `\\n`.
     """
     return ProcessStatus(
         parent=int(_required(text, b"PPid")),
@@ -73,12 +78,12 @@ def parse_status(text: bytes) -> ProcessStatus:
 
 
 def parse_start_ticks(text: bytes) -> int:
-    """The start time in the text of /proc/PID/stat, in clock ticks since boot."""
+    """Return the start time in the text of /proc/PID/stat, in clock ticks since boot."""
     return int(text[text.rindex(b")") + 1 :].split()[_START_TIME - _AFTER_NAME])
 
 
 def read_thread_status(directory: str) -> ProcessStatus | None:
-    """A sample of one thread, /proc/PID/task/TID; None when it has ended."""
+    """Return a sample of one thread, /proc/PID/task/TID; None if the thread has ended."""
     try:
         descriptor = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -90,9 +95,9 @@ def read_thread_status(directory: str) -> ProcessStatus | None:
 
 
 class StatusReader:
-    """Follows one process. `key` says which; close it, or use it as a context manager.
+    """Samples one process, named by `key`; close it, or use it as a context manager.
 
-    Raises ProcessLookupError, on opening and on every read, when the process is gone.
+    Opening and every read raise ProcessLookupError if the process is gone.
     """
 
     __slots__ = ("_fd", "_last", "key")
@@ -112,9 +117,9 @@ class StatusReader:
             os.close(directory)
 
     def read(self) -> ProcessStatus:
-        """A sample of now: the very same object as before while nothing changed, which is cheap for idle processes.
+        """Return a sample: the same object as before while nothing changed, which is cheap.
 
-        Raises ProcessLookupError when the process has been reaped.
+        Raises ProcessLookupError if the process has been reaped.
         """
         text = _read_whole(self._fd)
         if self._last is None or self._last[0] != text:
@@ -122,7 +127,7 @@ class StatusReader:
         return self._last[1]
 
     def close(self) -> None:
-        """Gives the descriptor back; may be called again."""
+        """Close the descriptor; may be called again."""
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -137,7 +142,10 @@ class StatusReader:
 
 
 def _read_whole(descriptor: int) -> bytes:
-    """One read of the whole file, so that all lines are of one moment; a long list of groups needs a larger buffer."""
+    """Return the whole file by one read, so all lines are of one moment.
+
+    A long list of groups needs a larger buffer.
+    """
     size = _FIRST_READ
     while len(text := os.pread(descriptor, size, 0)) == size:
         size *= 2

@@ -1,27 +1,34 @@
-"""Whether the kernel may have taken mapped pages out of page tables on its own, from /proc/vmstat.
+"""Whether the kernel may have removed mapped pages from page tables on its own, from /proc/vmstat.
 
-Reclaim does (try_to_unmap), of whatever cgroup: every page it looks at is counted as scanned, also one that stays. Making huge pages of
-small ones does (retract_page_tables), and so does splitting one (unmap_folio, __split_huge_pmd_locked). Both happen to a busy program's
-own anonymous memory all day: they count only while the node has huge pages of files or shared memory at all.
+Reclaim removes pages of any cgroup (try_to_unmap), and counts every page that it looks at as
+scanned. Collapsing small pages into a huge page removes pages too (retract_page_tables), and so
+does splitting a huge page (unmap_folio, __split_huge_pmd_locked). Both happen all day to the
+anonymous memory of a busy program. So they count only while the node has huge pages of files or
+of shared memory.
 
-Migration does not: a page on the move stays in the tables. Nor does dropping caches, which leaves mapped pages alone.
+Migration keeps a page in the page tables. Dropping caches does not touch mapped pages.
 """
 
 import re
 from pathlib import Path
+from typing import Final
 
-_COUNTER = re.compile(
-    rb"^(nr_(?:shmem|file)_hugepages|pgscan_(?:anon|file)|pswpout|thp_(?:collapse_alloc|migration_split|split_page|split_pmd)) (\d+)$",
+_COUNTER: Final = re.compile(
+    rb"^(nr_(?:shmem|file)_hugepages|pgscan_(?:anon|file)|pswpout"
+    rb"|thp_(?:collapse_alloc|migration_split|split_page|split_pmd)) (\d+)$",
     re.MULTILINE,
 )
-_SCANNED = (b"pgscan_anon", b"pgscan_file", b"pswpout")
-_HUGE = (b"nr_shmem_hugepages", b"nr_file_hugepages")
+_SCANNED: Final = (b"pgscan_anon", b"pgscan_file", b"pswpout")
+_HUGE: Final = (b"nr_shmem_hugepages", b"nr_file_hugepages")
 
-Pressure = tuple[bytes, ...]
+ReclaimCounters = tuple[bytes, ...]
 
 
-def pressure(proc_root: Path) -> Pressure | None:
-    """Other values once pages may have been taken out of page tables; None where the kernel does not tell (before 5.8)."""
+def reclaim_counters(proc_root: Path) -> ReclaimCounters | None:
+    """Return counters that change once the kernel may have removed pages from page tables.
+
+    Return None if the kernel does not have the counters (before Linux 5.8).
+    """
     try:
         counters = dict(_COUNTER.findall((proc_root / "vmstat").read_bytes()))
     except OSError:

@@ -1,1 +1,1 @@
-"""What identifies an object of shared memory."""
+"""How an object of shared memory is identified, and which mappings are of wanted objects."""

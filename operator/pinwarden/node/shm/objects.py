@@ -1,7 +1,8 @@
-"""What identifies an object of shared memory in /proc/PID/maps, and what of a node is a group's.
+"""The identity of an object of shared memory, as in /proc/PID/maps, and the objects of a group.
 
-A mapping names the device and the inode of what it maps. That is all there is to know of a file, a memfd or a dma-buf; a System V segment
-has its id as inode number, in a file system that all IPC namespaces share, so the namespace tells segments of one number apart.
+A mapping shows the device and the inode of its file. This identifies a file, a memfd or a dma-buf.
+A System V segment has its id as inode number. All IPC namespaces share the segments' file system,
+so the namespace distinguishes segments of one number.
 """
 
 import ctypes
@@ -11,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pinwarden.node.linux.libc import last_error
+from pinwarden.node.linux.libc import last_error, libc
 
 _AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x4000, 0x100
 _STATX: Final = struct.Struct("=32xQ96xII")  # stx_ino, stx_dev_major and stx_dev_minor
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ObjectId(NamedTuple):
-    """One object: the device as `os.makedev` has it, the inode number, and the inode number of the IPC namespace, 0 but for System V."""
+    """One object: the device of `os.makedev`, the inode number, and the IPC namespace.
+
+    `space` is the inode number of the IPC namespace of a System V segment, and 0 otherwise.
+    """
 
     device: int
     inode: int
@@ -28,9 +31,10 @@ class ObjectId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectSet:
-    """What belongs to a group on this node: every inode of some devices (mounted file systems), and single objects.
+    """The objects of a group on this node: all inodes of some devices, and single objects.
 
-    `sizes` has the bytes of System V segments, which shmat(2) maps as a whole and nobody outside of their IPC namespace is told.
+    A device is a mounted file system. `sizes` has the bytes of System V segments, because shmat(2)
+    maps a whole segment, and the size is unknown outside the segment's IPC namespace.
     """
 
     devices: frozenset[int] = frozenset()
@@ -40,15 +44,18 @@ class ObjectSet:
     def __bool__(self) -> bool:
         return bool(self.devices or self.objects)
 
-    def has(self, one: ObjectId) -> bool:
-        """Whether this object belongs to it."""
-        return one.device in self.devices or one in self.objects
+    def has(self, identity: ObjectId) -> bool:
+        """Return whether the object belongs to the set."""
+        return identity.device in self.devices or identity in self.objects
 
 
 def object_at(path: Path | str) -> ObjectId:
-    """What a path names, links followed, without asking a server that may not answer (AT_STATX_DONT_SYNC). Raises OSError."""
+    """Return the object at a path, links followed. Raises OSError.
+
+    A file server that may not answer is not asked (AT_STATX_DONT_SYNC).
+    """
     buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
+    if libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):
         raise last_error(str(path))
     inode, major, minor = _STATX.unpack_from(buffer)
     return ObjectId(os.makedev(major, minor), inode)

@@ -1,26 +1,30 @@
-"""What a process has mapped of wanted objects, from /proc/PID/maps.
+"""The mappings of wanted objects in a process, from /proc/PID/maps.
 
-Most lines are of libraries and private memory and nobody asks for them: a line is cut at its first blanks, its device is looked up, and
-only a wanted one is taken apart. (PROCMAP_QUERY, Linux 6.11, saves the kernel the paths, but takes a call from Python for each mapping.)
-The kernel writes a page of text at a time, so two parts of a long list are of different moments; no mapping that stays is left out.
+Most lines are of libraries and private memory. So a line is split at its first blanks, its device
+is looked up, and only a line of a wanted device is parsed. PROCMAP_QUERY (Linux 6.11) saves the
+kernel the paths, but takes a call from Python for each mapping. The kernel writes one page of text
+at a time, so two parts of a long list are of different moments. No mapping that stays is missing.
 """
 
 import os
-import re
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from pinwarden.node.linux.libc import opened
+from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
-_CHUNK = 1 << 16
-_SYSTEM_V = b"/SYSV"
-_NUMBER = re.compile(r"\[(\d+)\]")
+_CHUNK: Final = 1 << 16
+_SYSTEM_V: Final = b"/SYSV"
 
 
 class Region(NamedTuple):
-    """A mapping: addresses [start, end), the byte of the object at `start`, and whether writes go to the object (MAP_SHARED)."""
+    """A mapping of the addresses [start, end), with the object's byte `offset` at `start`.
+
+    `shared`: writes go to the object (`MAP_SHARED`).
+    """
 
     start: int
     end: int
@@ -30,21 +34,23 @@ class Region(NamedTuple):
 
 
 class ProcessMaps:
-    """A process as it is read once. One that has gone, is a zombie or a kernel thread has nothing mapped.
+    """The mappings of a process, for one reading.
 
-    Raises PermissionError, from all that reads, where the reader may not ptrace it.
+    A kernel thread, a zombie and a process that is gone have none. Every read raises
+    PermissionError if the reader may not ptrace the process.
     """
 
     def __init__(self, proc_root: Path | str, pid: int) -> None:
         self.folder = f"{proc_root}/{pid}"
-        """Where its files are: of another thread than the first, should that one have ended."""
+        """The folder in /proc; the one of another thread if the first thread has ended."""
         self._space: int | None = None
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of its mappings, none when there are none. All of them can be hundreds of MiB, so they are never held together.
+        """Yield the lines of the list, which can take hundreds of MiB altogether.
 
-        A thread that has ended has no address space (exit_mm) while others of its process run on: they are asked then, so that a process
-        cannot hide what it has by ending its first thread.
+        A thread that has ended has no address space (exit_mm), although other threads may run. So
+        the list of another thread is read if the first list is empty: a process cannot hide its
+        mappings by ending its first thread.
         """
         empty = True
         for line in _lines(f"{self.folder}/maps"):
@@ -67,50 +73,53 @@ class ProcessMaps:
 
     @property
     def space(self) -> int:
-        """The inode number of its IPC namespace; 0 when it has gone."""
+        """The inode number of the process's IPC namespace; 0 if the process is gone."""
         if self._space is None:
-            try:
-                found = _NUMBER.search(os.readlink(f"{self.folder}/ns/ipc"))
-            except (FileNotFoundError, ProcessLookupError):
-                found = None
-            self._space = int(found[1]) if found else 0
+            self._space = ipc_namespace(self.folder) or 0
         return self._space
 
 
 class RegionFilter:
-    """Picks the mappings of some extents' objects."""
+    """Selects the mappings of wanted objects."""
 
-    def __init__(self, extents: Collection[ObjectSet]) -> None:
-        whole = frozenset[int]().union(*(extent.devices for extent in extents))
-        single = frozenset[ObjectId]().union(*(extent.objects for extent in extents))
-        self._whole = whole
-        self._single = single
-        self._segments = {one.device for one in single if one.space} | {_unnamed_device()}
-        self._devices = {printed_device(device): device for device in whole | {one.device for one in single}}
+    def __init__(self, wanted: Collection[ObjectSet]) -> None:
+        self._devices = frozenset[int]().union(*(objects.devices for objects in wanted))
+        self._objects = frozenset[ObjectId]().union(*(objects.objects for objects in wanted))
+        self._segments = {identity.device for identity in self._objects if identity.space}
+        self._segments.add(_unnamed_device())
+        every = self._devices | {identity.device for identity in self._objects}
+        self._by_text = {printed_device(device): device for device in every}
 
     def regions(self, process: ProcessMaps) -> list[Region]:
-        """What a process has mapped of them. Raises PermissionError."""
-        return list(self._find(process)) if self._devices else []
+        """Return the mappings of wanted objects in a process. Raises PermissionError."""
+        return list(self._find(process)) if self._by_text else []
 
     def _find(self, process: ProcessMaps) -> Iterator[Region]:
-        """A line is `start-end perms offset major:minor inode path`, numbers but the inode in hexadecimal (show_map_vma)."""
-        devices = self._devices
+        """Parse lines `start-end perms offset major:minor inode path` (show_map_vma).
+
+        All numbers except the inode are hexadecimal.
+        """
+        by_text = self._by_text
         for line in process.lines():
             fields = line.split(b" ", 5)
-            if len(fields) < 5 or (device := devices.get(fields[3])) is None:
+            if len(fields) < 5 or (device := by_text.get(fields[3])) is None:
                 continue
             start, _, end = fields[0].partition(b"-")
             space = 0
             if device in self._segments and len(fields) > 5 and fields[5].lstrip().startswith(_SYSTEM_V):
                 space = process.space
-            one = ObjectId(device, int(fields[4]), space)
-            if device in self._whole or one in self._single:
-                yield Region(int(start, 16), int(end, 16), int(fields[2], 16), one, fields[1][3:4] == b"s")
+            identity = ObjectId(device, int(fields[4]), space)
+            if device in self._devices or identity in self._objects:
+                shared = fields[1][3:4] == b"s"
+                yield Region(int(start, 16), int(end, 16), int(fields[2], 16), identity, shared)
 
 
 @cache
 def _unnamed_device() -> int:
-    """The device of memfds, which System V segments have too (shm_mnt of mm/shmem.c): a number alone does not tell one from the other."""
+    """Return the device of memfds and System V segments (`shm_mnt` of mm/shmem.c).
+
+    A number alone does not distinguish a memfd from a segment.
+    """
     descriptor = os.memfd_create("pinwarden")
     try:
         return os.fstat(descriptor).st_dev
@@ -124,15 +133,12 @@ def printed_device(device: int) -> bytes:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """The file's lines; none when its process has gone. A list that ends early because of that is left as it is."""
+    """Yield the lines of a file; fewer if the process ends meanwhile."""
     rest = b""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            while part := os.read(descriptor, _CHUNK):
-                *lines, rest = (rest + part).split(b"\n")
+        with opened(path) as descriptor:
+            while chunk := os.read(descriptor, _CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
-        finally:
-            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
         return

@@ -1,6 +1,7 @@
-"""What the accountant of shared memory tells the agent and the seccomp gate: a file in a tmpfs, replaced as a whole.
+"""The accountant's status for the agent and the gate: a file in a tmpfs, replaced as a whole.
 
-Its time is renewed with every round and until the next one, but not after one that failed: `SILENT_SECONDS` later nobody accounts (H2).
+The accountant renews the file's time until its next round is due, but not after a failed round. A
+file older than `SILENT_SECONDS` means that no accountant works on the node (H2).
 """
 
 import json
@@ -26,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AccountantStatus:
-    """The file's content: what belongs to each group, by the UID of its resource, and what the agent reports of them.
+    """The objects of each group, by the UID of its resource, and the reports for the agent.
 
-    `failures` counts by kind the items whose work failed (`guard`).
+    `failures` counts failed items by kind (`guard`).
     """
 
-    extents: Mapping[str, ObjectSet] = field(default_factory=dict)
+    objects: Mapping[str, ObjectSet] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
     fair_view: tuple[FairReport, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class _Objects(BaseModel):
 
 
 class _Content(BaseModel):
-    """The file. A newer accountant may write more."""
+    """The file's content. A newer accountant may write more fields."""
 
     model_config = ConfigDict(alias_generator=to_camel)
 
@@ -56,7 +57,7 @@ class _Content(BaseModel):
 
 
 def load(path: Path) -> AccountantStatus | None:
-    """What the file tells; None when there is none, or none that is understood. Raises OSError."""
+    """Return the file's content; None if there is no file that can be parsed. Raises OSError."""
     try:
         content = _Content.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:
@@ -65,13 +66,13 @@ def load(path: Path) -> AccountantStatus | None:
         _log.warning("%s is not understood: %s", path, shown(str(error)))
         return None
     return AccountantStatus(
-        extents={
+        objects={
             uid: ObjectSet(
-                frozenset(each.devices),
-                frozenset(ObjectId(*one) for one in each.objects),
-                frozenset((ObjectId(*one), size) for one, size in each.sizes),
+                frozenset(wire.devices),
+                frozenset(ObjectId(*identity) for identity in wire.objects),
+                frozenset((ObjectId(*identity), size) for identity, size in wire.sizes),
             )
-            for uid, each in content.extents.items()
+            for uid, wire in content.extents.items()
         },
         groups=tuple(content.groups),
         fair_view=tuple(content.fair_view),
@@ -79,20 +80,20 @@ def load(path: Path) -> AccountantStatus | None:
     )
 
 
-def save(path: Path, told: AccountantStatus) -> None:
-    """Replaces the file. Raises OSError."""
+def save(path: Path, status: AccountantStatus) -> None:
+    """Replace the file. Raises OSError."""
     content = {
         "version": _VERSION,
         "extents": {
             uid: {
-                "devices": sorted(extent.devices),
-                "objects": sorted(extent.objects),
-                "sizes": sorted(extent.sizes),
+                "devices": sorted(objects.devices),
+                "objects": sorted(objects.objects),
+                "sizes": sorted(objects.sizes),
             }
-            for uid, extent in told.extents.items()
+            for uid, objects in status.objects.items()
         },
-        "groups": [each.to_wire() for each in told.groups],
-        "fairView": [each.to_wire() for each in told.fair_view],
-        "failures": dict(told.failures),
+        "groups": [report.to_wire() for report in status.groups],
+        "fairView": [report.to_wire() for report in status.fair_view],
+        "failures": dict(status.failures),
     }
     write_atomically(path, json.dumps(content).encode())

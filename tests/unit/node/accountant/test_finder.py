@@ -11,7 +11,7 @@ from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.node.accountant import posix_shm
 from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
 from pinwarden.node.accountant.round_time import RoundTime
-from pinwarden.node.linux.namespaces import read_mountinfo
+from pinwarden.node.linux.mountinfo import read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
 
 PID = 7

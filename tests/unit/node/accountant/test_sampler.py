@@ -13,7 +13,7 @@ from pinwarden.node.accountant import sampler as module
 from pinwarden.node.accountant.sampler import FRESH_SECONDS, Borrow, BorrowSampler
 from pinwarden.node.linux.intervals import EMPTY
 from pinwarden.node.linux.pagemap import PAGE, PageMap
-from pinwarden.node.linux.vmstat import pressure
+from pinwarden.node.linux.vmstat import reclaim_counters
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 
@@ -79,7 +79,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     made = Place(tmp_path)
-    monkeypatch.setattr(module, "pressure", lambda _: made.taken)
+    monkeypatch.setattr(module, "reclaim_counters", lambda _: made.taken)
     try:
         yield made
     finally:
@@ -209,13 +209,13 @@ def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(plac
     assert place.borrows.walked == 0
 
 
-@pytest.mark.parametrize("unknown", ["activity", "pressure", "stamp"])
+@pytest.mark.parametrize("unknown", ["activity", "reclaim_counters", "stamp"])
 def test_what_may_have_changed_for_all_that_is_known_is_walked_again(place: Place, unknown: str) -> None:
     place.pod("a", place.child(0))
     stamp = None if unknown == "stamp" else 1
     if unknown == "activity":
         (place.pods["a"][0] / "cpu.stat").unlink()
-    if unknown == "pressure":
+    if unknown == "reclaim_counters":
         place.taken = None
     place.sample(0, stamp)
     place.sample(1, stamp)
@@ -259,7 +259,7 @@ def test_a_process_that_cannot_be_read_makes_a_lower_bound(
     assert together is not None
     assert (together.complete, together.reason) == (False, reason)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "pressure", lambda _: place.taken)
+    monkeypatch.setattr(module, "reclaim_counters", lambda _: place.taken)
     assert place.sample(1)["group", "b"] == Borrow(SIZE, PAGE, 1), "it is tried again"
     assert place.borrows.incomplete() == {}
 
@@ -321,10 +321,10 @@ def test_pods_of_two_samplers_are_taken_together(place: Place) -> None:
 def test_pressure_is_what_takes_pages_out_of_page_tables(tmp_path: Path) -> None:
     def told(text: str) -> object:
         (tmp_path / "vmstat").write_text(text)
-        return pressure(tmp_path)
+        return reclaim_counters(tmp_path)
 
     calm = "nr_shmem_hugepages 0\nnr_file_hugepages 0\npgfault 1\npswpout 0\npgscan_anon 1\npgscan_file 2\nthp_split_pmd 3\n"
-    assert pressure(tmp_path) is None
+    assert reclaim_counters(tmp_path) is None
     assert told("pgscan_kswapd 1\n") is None
     quiet = told(calm)
     assert quiet is not None
@@ -333,4 +333,4 @@ def test_pressure_is_what_takes_pages_out_of_page_tables(tmp_path: Path) -> None
     assert told(calm.replace("pgscan_file 2", "pgscan_file 3")) != quiet
     huge = calm.replace("shmem_hugepages 0", "shmem_hugepages 1")
     assert told(huge) not in (quiet, told(huge.replace("split_pmd 3", "split_pmd 4")))
-    assert pressure(Path("/proc")) is not None
+    assert reclaim_counters(Path("/proc")) is not None

@@ -15,9 +15,8 @@ from pinwarden.node.linux import openat2
 
 def _inode(root: Path, allowed: str, rest: str) -> int:
     with (
-        openat2.root_of(str(root)) as at,
-        openat2.folder(at, allowed, links=True) as folder,
-        openat2.below(folder, rest) as found,
+        openat2.opened_folder(str(root), allowed, links=True) as folder,
+        openat2.opened_below(folder, rest) as found,
     ):
         return os.fstat(found).st_ino
 
@@ -81,20 +80,20 @@ def test_no_path_ever_names_something_outside(
 def test_wildcards_are_two_and_brackets_stand_for_themselves(tmp_path: Path) -> None:
     for name in ("[a]1", "a1", "[a]2", ".hidden"):
         (tmp_path / name).write_text("")
-    with openat2.root_of(str(tmp_path)) as at:
-        assert openat2.matching(at, "[a]?", 9) == (["[a]1", "[a]2"], False)
-        assert openat2.matching(at, "*", 9) == (["[a]1", "[a]2", "a1"], False)
-        assert openat2.matching(at, ".*", 9) == ([".hidden"], False)
-        assert openat2.matching(at, "*", 2) == (["[a]1", "[a]2"], True)
+    with openat2.opened_folder(str(tmp_path), "/", links=True) as at:
+        assert openat2.matching_names(at, "[a]?", 9) == (["[a]1", "[a]2"], False)
+        assert openat2.matching_names(at, "*", 9) == (["[a]1", "[a]2", "a1"], False)
+        assert openat2.matching_names(at, ".*", 9) == ([".hidden"], False)
+        assert openat2.matching_names(at, "*", 2) == (["[a]1", "[a]2"], True)
 
 
 def test_a_fifo_and_a_device_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (
-        openat2.root_of(str(tmp_path)) as at,
-        openat2.below(at, "pipe") as found,
+        openat2.opened_folder(str(tmp_path), "/", links=True) as at,
+        openat2.opened_below(at, "pipe") as found,
         pytest.raises(OSError, match="neither"),
-        openat2.contents(found),
+        openat2.reopened(found),
     ):
         pass
 

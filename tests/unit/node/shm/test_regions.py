@@ -108,7 +108,7 @@ def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> Non
 def test_who_may_not_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = made(tmp_path, MAPS)
 
-    def refuse(*_: object) -> int:
+    def refuse(*_: object, **__: object) -> int:
         raise PermissionError(13, "no")
 
     monkeypatch.setattr(os, "open", refuse)
