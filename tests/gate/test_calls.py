@@ -17,7 +17,7 @@ import pytest
 
 from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 from pinwarden.node.gate.budgets import VALID_SECONDS
-from pinwarden.node.gate.handler import RAISED_SECONDS, UNLISTED_SECONDS
+from pinwarden.node.gate.pending import RAISED_SECONDS, UNLISTED_SECONDS
 
 from .processes import HERE, PAGE, ask, hear, start, tell
 

@@ -24,14 +24,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from pinwarden.node.gate.container import ContainerRef
+
 VALID_SECONDS = 1.0
-
-
-class ContainerRef(NamedTuple):
-    """Where a call is made: the pod's uid and the container's name."""
-
-    pod: str
-    container: str
 
 
 class BudgetKey(NamedTuple):

@@ -1,16 +1,16 @@
-"""Who a listener belongs to: what the container runtime says of the container that it sends a seccomp descriptor of. Pure.
+"""The container that a listener belongs to, from the message of the container runtime. Pure.
 
-The message is the OCI runtime specification's container process state. containerd and CRI-O put what the kubelet told them into its
-annotations: the pod's uid is the one that its cgroup bears, also of a static pod. A container of no pod is of the pod "", which no
-configuration lists. The profile's own metadata comes with it, and tells its version; the first had none.
+The message is the container process state of the OCI runtime specification. containerd and CRI-O
+copy what the kubelet told them into its annotations. The pod's UID is the UID in the name of its
+cgroup, also for a static pod. A container outside Kubernetes belongs to the pod "", which no
+configuration lists. The message also carries the metadata of the seccomp profile, which names its
+version. The first version had no metadata.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
-
-from pinwarden.node.gate.budgets import ContainerRef
+from typing import Any, NamedTuple
 
 _NAMES = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _UIDS = ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
@@ -18,11 +18,18 @@ _METADATA = re.compile(r"pinwarden-v(\d{1,4})")
 _SANDBOXES = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
+class ContainerRef(NamedTuple):
+    """The UID of a pod and the name of one of its containers."""
+
+    pod: str
+    container: str
+
+
 @dataclass(frozen=True, slots=True)
 class GatedContainer:
-    """A container: its id, where its calls are made, and the id of its pod's sandbox, or empty.
+    """A container with a listener: its id, and the id of its pod's sandbox or "".
 
-    `message` is what the runtime said, and `version` that of its profile (`profiles`).
+    `message` is the runtime's message, and `version` the version of its profile (`profiles`).
     """
 
     id: str
@@ -33,28 +40,31 @@ class GatedContainer:
 
     @property
     def maps(self) -> bool:
-        """Whether its profile sends calls that map shared memory."""
+        """Whether its profile sends the calls that map shared memory."""
         return self.version >= 2
 
 
 def parse(message: bytes) -> GatedContainer:
-    """Reads the runtime's message. Raises ValueError, for people, when it does not say which container it is about."""
+    """Return the container that a runtime's message names.
+
+    Raises ValueError with a readable text if the message names no container.
+    """
     try:
         whole: Any = json.loads(message)
         state: Any = whole["state"]
         version = _METADATA.fullmatch(str(whole.get("metadata") or ""))
-        identity, annotations = state["id"], state.get("annotations") or {}
-        found = [
+        container_id, annotations = state["id"], state.get("annotations") or {}
+        values = [
             next((annotations[key] for key in keys if annotations.get(key)), "")
             for keys in (_UIDS, _NAMES, _SANDBOXES)
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not an OCI container process state: {error!r}") from error
-    if not identity or not all(isinstance(each, str) for each in (identity, *found)):
+    if not container_id or not all(isinstance(value, str) for value in (container_id, *values)):
         raise ValueError(
             "not an OCI container process state: no container's id, or annotations that are no text"
         )
-    pod, name, sandbox = found
+    pod, name, sandbox = values
     return GatedContainer(
-        identity, ContainerRef(pod, name), sandbox, message, int(version[1]) if version else 1
+        container_id, ContainerRef(pod, name), sandbox, message, int(version[1]) if version else 1
     )

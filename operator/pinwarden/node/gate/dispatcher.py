@@ -21,8 +21,7 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.handler import NotificationHandler
 from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.pending import ContainerListener, PendingNotification
@@ -231,13 +230,13 @@ class Dispatcher:
         """Puts a call into its group, behind those that came before."""
         group = self._group(pending.origin.ref)
         group.pending.append(pending)
-        self._pending_by_tid[pending.call.tid] = pending
+        self._pending_by_tid[pending.tid] = pending
         self._busy[id(group)] = group
 
     def _forget(self, pending: PendingNotification) -> None:
         """It waits no longer."""
-        if self._pending_by_tid.get(pending.call.tid) is pending:
-            del self._pending_by_tid[pending.call.tid]
+        if self._pending_by_tid.get(pending.tid) is pending:
+            del self._pending_by_tid[pending.tid]
 
     def _charge(self, acted: list[_Group]) -> None:
         """Shares what was used of the processor since the last turn among those that it was used for."""

@@ -1,19 +1,41 @@
-"""A listener, and a call of it that waits for its answer."""
+"""Listeners of containers, and notifications that wait for an answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 from pinwarden.node.gate.async_reads import AsyncRead
 from pinwarden.node.gate.borrow_gate import BorrowCheck
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
 
+UNLISTED_SECONDS = 5.0
+RAISED_SECONDS = 5.0
+RETURN_SECONDS = 2.0
 _FIRST_RETRY_SECONDS = 50e-6
+_MAX_RETRY_SECONDS = 0.01
+
+
+class WaitReason(Enum):
+    """A reason for which a notification may wait. The value is how long, in seconds."""
+
+    BORROW = "borrow", RETURN_SECONDS
+    RLIMIT = "rlimit", RAISED_SECONDS
+    IN_FLIGHT = "in flight", RETURN_SECONDS
+    READ = "read", RETURN_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """How long a notification may wait for this reason."""
+        return self.value[1]
 
 
 @dataclass(slots=True)
 class ContainerListener:
-    """A listener: a container's, or that of a process that was started into it. `raised`: its first process has the rlimit it may have."""
+    """A listener of a container, or of a process that was executed in the container later.
+
+    `number` names the listener in the journal and at the holder. `raised` is true once the agent
+    has raised RLIMIT_MEMLOCK for the listener's first process, or had its time to do so.
+    """
 
     number: int
     listener: Listener
@@ -22,24 +44,62 @@ class ContainerListener:
 
     @property
     def ref(self) -> ContainerRef:
-        """Where its calls are made."""
+        """The container that makes the calls."""
         return self.container.ref
 
 
 @dataclass(slots=True)
 class PendingNotification:
-    """A call in a slot of the journal that waits for its answer since it was `received`.
+    """A notification in a slot of the journal, unanswered since it was `received`.
 
-    `began` is when it began to wait for what it waits for now, None before: not when it was received, because it waited for others then.
-    `retry` is how long to wait next, in seconds. `aside` is what is being read of its memory. `borrowing` is what groups may have against
-    it, None when it was not looked at yet or maps nothing.
+    `async_read` reads the caller's memory. `borrow_check` is None before the first decision, and
+    for a call that maps nothing. `deadlines` has an entry for each reason that the notification
+    has waited for. They are cleared when a wait for the configuration, for the rlimit or for the
+    groups ends, so that a later wait has its full time.
     """
 
     slot: int
-    call: Notification
+    notification: Notification
     origin: ContainerListener
     received: float
     async_read: AsyncRead[int]
     borrow_check: BorrowCheck | None = None
-    began: float | None = None
-    retry: float = _FIRST_RETRY_SECONDS
+    deadlines: dict[WaitReason, float] = field(default_factory=dict)
+    retry_seconds: float = _FIRST_RETRY_SECONDS
+
+    @property
+    def tid(self) -> int:
+        """The thread that made the call."""
+        return self.notification.tid
+
+    @property
+    def ref(self) -> ContainerRef:
+        """The container that made the call."""
+        return self.origin.ref
+
+    @property
+    def pod(self) -> str:
+        """The UID of the pod that made the call."""
+        return self.origin.ref.pod
+
+    def is_valid(self) -> bool:
+        """Return whether the thread still waits for the answer."""
+        return self.origin.listener.is_valid(self.notification.id)
+
+    def continue_(self) -> bool:
+        """Let the kernel execute the call. Return False if the thread no longer waits."""
+        return self.origin.listener.continue_(self.notification.id)
+
+    def fail(self, error: int) -> None:
+        """Make the call fail with an errno value."""
+        self.origin.listener.fail(self.notification.id, error)
+
+    def expired(self, reason: WaitReason, now: float) -> bool:
+        """Return whether the time for a reason is over. The first question starts that time."""
+        return now >= self.deadlines.setdefault(reason, now + reason.seconds)
+
+    def next_retry(self) -> float:
+        """Return the seconds until the next attempt, twice as long each time up to a maximum."""
+        seconds = self.retry_seconds
+        self.retry_seconds = min(2 * seconds, _MAX_RETRY_SECONDS)
+        return seconds

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeLimit, PodContainer
 from pinwarden.api.pinlimit import Enforcement, Level, Scope
-from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.budgets import BudgetKey, LimitUsage
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.pin_requests import STACK_GAP
 from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.procfs import ProcessKey, use_of_threads

@@ -21,8 +21,7 @@ from typing import Any
 
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.state.gate_status import GateStatus, load
 from pinwarden.node.state.statefile import write_atomically
 

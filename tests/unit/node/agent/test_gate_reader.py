@@ -22,8 +22,7 @@ from pinwarden.node.agent.gate_reader import (
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.status import StatusBuilder
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.publisher import Denial, GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey

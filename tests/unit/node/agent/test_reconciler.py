@@ -19,8 +19,7 @@ from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
 from pinwarden.node.agent import status
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Reconciler
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility, Limits
 from pinwarden.node.linux.procfs import StatusReader

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.gate.budgets import VALID_SECONDS, BudgetKey, Budgets, ContainerRef, Fit, LimitUsage
+from pinwarden.node.gate.budgets import VALID_SECONDS, BudgetKey, Budgets, Fit, LimitUsage
+from pinwarden.node.gate.container import ContainerRef
 
 LIMIT = 20
 PLACE = ContainerRef("pod", "main")

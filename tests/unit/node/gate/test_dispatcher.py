@@ -20,7 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pinwarden.node.gate.budgets import VALID_SECONDS, BudgetKey, Budgets, ContainerRef, Fit, LimitUsage
+from pinwarden.node.gate.budgets import VALID_SECONDS, BudgetKey, Budgets, Fit, LimitUsage
+from pinwarden.node.gate.container import ContainerRef
 
 MAIN, SIDE, NEAR = ContainerRef("a", "main"), ContainerRef("a", "side"), ContainerRef("b", "main")
 THREADS: Mapping[int, ContainerRef] = dict(enumerate((MAIN, MAIN, SIDE, SIDE, NEAR, NEAR), 1))

@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.budgets import BudgetKey, ContainerRef, LimitUsage
-from pinwarden.node.gate.container import GatedContainer
-from pinwarden.node.gate.handler import RAISED_SECONDS, RETURN_SECONDS, NotificationHandler
+from pinwarden.node.gate.budgets import BudgetKey, LimitUsage
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
+from pinwarden.node.gate.handler import NotificationHandler
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pending import ContainerListener, PendingNotification
+from pinwarden.node.gate.pending import RAISED_SECONDS, RETURN_SECONDS, ContainerListener, PendingNotification
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener, Notification

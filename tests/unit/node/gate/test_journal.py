@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import DenialReport, NodeLimit
 from pinwarden.api.pinlimit import Scope, Source
 from pinwarden.node.gate import journal as journals
-from pinwarden.node.gate.budgets import ContainerRef
-from pinwarden.node.gate.container import GatedContainer, parse
+from pinwarden.node.gate.container import ContainerRef, GatedContainer, parse
 from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, GatePublisher
 from pinwarden.node.linux import seccomp_notify

@@ -7,8 +7,8 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod
 from pinwarden.api.pinlimit import Scope
-from pinwarden.node.gate.budgets import BudgetKey, ContainerRef
-from pinwarden.node.gate.container import GatedContainer
+from pinwarden.node.gate.budgets import BudgetKey
+from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.pods.discovery import PodFinder
