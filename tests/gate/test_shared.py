@@ -17,8 +17,8 @@ import pytest
 from gate_node.node import MIB, Node, Pod, Process
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.node.gate.borrow_rules import ObjectRange, total
-from pinwarden.node.gate.pending import UNLISTED_SECONDS
 from pinwarden.node.gate.map_targets import mapped
+from pinwarden.node.gate.pending import UNLISTED_SECONDS
 from pinwarden.node.linux import sysvshm
 from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.shm.objects import ObjectId, ObjectSet

@@ -1,22 +1,24 @@
-"""Whether a call fits: what each limit has left, between two looks at what the kernel counts. Pure.
+"""Decides whether a call fits, between two samples of what the kernel counts. Pure.
 
-For each limit the gate keeps an upper bound of its use:
+The gate keeps an upper bound for the use of each limit:
 
-    bound = the sum at the last look + the most that every call let through ended_since may have added
+    bound = the sum at the last sample + the most that calls continued since then can add
 
-A call that fits below the bound is let through without a look. Otherwise the sum is looked at again, which takes into account what was
-unlocked, unmapped or ended meanwhile: these need no call that the gate sees. The sum of what many processes have is not read in one
-moment; it is true nevertheless, because nothing in it rises meanwhile but by calls that were let through:
+A call that fits under the bound is allowed without a sample. Otherwise the gate samples again. A
+new sample shows what was unlocked, unmapped or ended, which needs no call that the gate sees. The
+kernel has no sum over many processes at one moment. The sum is still an upper bound, because only
+calls that were continued raise the use of a process:
 
-- A call that had *ended* before the look began is in the sum, with what it really added.
-- One that had not may be in it already, or may still come. It is counted besides, and where a call is refused for that alone, it must wait
-  for the other's end instead (P5).
+- A call that had *returned* before the sample began is in the sum, with the bytes that it added.
+- A call *in flight* may or may not be in the sum, so its full amount is added. If a call is over
+  the limit only for that reason, it waits until the calls in flight return (P5).
 
-So no call is let through that could pass a limit, whatever the order in which calls take effect (P1), and none is refused that fitted when
-the look began.
+So no call is allowed that could exceed a limit, in whatever order the calls take effect (P1). No
+call is denied that fitted when the sample began.
 
-That holds where every process under the limit is gated. Where one is not, its use may rise unseen: such an account is *open*, and good for
-one decision. Any account is good for `GOOD_SECONDS`, because a process that is not gated may come.
+This needs every process under the limit to be gated. The use of a process that is not gated rises
+unseen. A budget with such a process is valid for one decision. Every budget is valid for at most
+`VALID_SECONDS`, because a process that is not gated may start.
 """
 
 from collections.abc import Mapping
@@ -30,7 +32,11 @@ VALID_SECONDS = 1.0
 
 
 class BudgetKey(NamedTuple):
-    """A limit where it holds: its name in the configuration, the pod's uid (None with scope Node), and with scope Container its name."""
+    """A limit's name in the configuration, and where it applies.
+
+    The pod's UID is None with scope Node. The container's name is None except with scope
+    Container.
+    """
 
     limit: str
     pod: str | None = None
@@ -38,15 +44,15 @@ class BudgetKey(NamedTuple):
 
 
 class Fit(Enum):
-    """What the accounts say of a call."""
+    """Whether a call fits into its budgets."""
 
     FITS = "fits"
-    MAYBE = "fits, unless a call that is under way adds what it may"
+    MAYBE = "fits, unless a call in flight adds its full amount"
     EXCEEDS = "exceeds"
 
 
 class LimitUsage(NamedTuple):
-    """What a look found of a limit: its bytes and those used; `closed` when every process under it is gated."""
+    """A sample of a limit: its bytes, the bytes in use, and whether every process is gated."""
 
     limit: int
     use: int
@@ -55,9 +61,10 @@ class LimitUsage(NamedTuple):
 
 @dataclass(slots=True)
 class Budget:
-    """One limit in bytes, its `use` at the last look, and what calls may have added: those that ended `ended_since`, and those `under_way`.
+    """A limit, its use at the last sample, and what calls may have added since. All in bytes.
 
-    It is good `until` a moment, in seconds.
+    `ended_since` is of calls that returned since the sample, `in_flight` of calls that have not.
+    `valid_until` is in seconds.
     """
 
     limit: int
@@ -67,76 +74,80 @@ class Budget:
     in_flight: int = 0
 
     def fit(self, amount: int) -> Fit:
-        """Whether `amount` more bytes fit. What adds nothing always does, also above the limit (P8, P11)."""
+        """Return whether `amount` more bytes fit.
+
+        A call that adds nothing fits, also above the limit (P8, P11).
+        """
         if amount == 0 or self.use + self.ended_since + self.in_flight + amount <= self.limit:
             return Fit.FITS
         return Fit.MAYBE if self.use + self.ended_since + amount <= self.limit else Fit.EXCEEDS
 
 
 class Budgets:
-    """The accounts of a node, and the calls under way by thread, which makes one at a time."""
+    """The budgets of a node, and its calls in flight by thread. A thread has at most one call."""
 
     def __init__(self) -> None:
         self._keys_by_ref: Mapping[ContainerRef, tuple[BudgetKey, ...]] = {}
-        self._budgets_by_key: dict[BudgetKey, Budget] = {}
+        self._budgets: dict[BudgetKey, Budget] = {}
         self._in_flight: dict[ContainerRef, dict[int, int]] = {}
         self._refs: dict[int, ContainerRef] = {}
 
     def configure(self, keys_by_ref: Mapping[ContainerRef, tuple[BudgetKey, ...]]) -> None:
-        """From now on these limits cover the calls of each place; each is looked at again before it is decided by."""
+        """Set the limits that apply to each container. Each needs a new sample."""
         self._keys_by_ref = keys_by_ref
-        self._budgets_by_key.clear()
+        self._budgets.clear()
 
     def fit(self, ref: ContainerRef, amount: int, now: float) -> tuple[Fit, BudgetKey | None]:
-        """Whether `amount` bytes fit into every account that covers the place, and the one that says no. `now` is in seconds.
+        """Return whether `amount` bytes fit into every budget of a container, and into which not.
 
-        An account that is not good any more, or that was never looked at, says MAYBE.
+        A budget without a valid sample answers MAYBE. `now` is in seconds.
         """
-        worst, where = Fit.FITS, None
+        worst, worst_key = Fit.FITS, None
         for key in self._keys_by_ref.get(ref, ()):
-            budget = self._budgets_by_key.get(key)
-            fit = budget.fit(amount) if budget is not None and now <= budget.valid_until else Fit.MAYBE
+            budget = self._budgets.get(key)
+            valid = budget is not None and now <= budget.valid_until
+            fit = budget.fit(amount) if budget is not None and valid else Fit.MAYBE
             if fit is Fit.EXCEEDS:
                 return fit, key
             if fit is Fit.MAYBE:
-                worst, where = fit, key
-        return worst, where
+                worst, worst_key = fit, key
+        return worst, worst_key
 
     def is_limited(self, ref: ContainerRef) -> bool:
-        """Whether any limit holds for calls of the place."""
+        """Return whether any limit applies to a container."""
         return bool(self._keys_by_ref.get(ref))
 
     def count_in_flight(self, ref: ContainerRef) -> int:
-        """How many calls of this very place are under way."""
+        """Return how many calls of this one container are in flight."""
         return len(self._in_flight.get(ref, ()))
 
     def use(self, key: BudgetKey) -> int:
-        """Bytes used at the last look; 0 before the first."""
-        budget = self._budgets_by_key.get(key)
+        """Return the bytes in use at the last sample, 0 before the first."""
+        budget = self._budgets.get(key)
         return budget.use if budget else 0
 
     def track(self, tid: int, ref: ContainerRef, amount: int) -> None:
-        """The call of this thread, at most `amount` bytes, is let through."""
+        """Add a thread's call of at most `amount` bytes, which is about to be continued."""
         self.end(tid)
         self._refs[tid] = ref
         self._in_flight.setdefault(ref, {})[tid] = amount
-        for budget in self._covering(ref):
+        for budget in self._sampled(ref):
             budget.in_flight += amount
 
     def end(self, tid: int, *, ran: bool = True) -> None:
-        """The call of this thread that was let through is over, if there is one. With `ran` false it certainly added nothing."""
+        """Remove a thread's call, if it has one. With `ran` false the call added nothing."""
         ref = self._refs.pop(tid, None)
         if ref is None:
             return
         amount = self._in_flight[ref].pop(tid)
         if not self._in_flight[ref]:
             del self._in_flight[ref]
-        for budget in self._covering(ref):
+        for budget in self._sampled(ref):
             budget.in_flight -= amount
             budget.ended_since += amount if ran else 0
 
     def in_flight(self, ref: ContainerRef) -> list[int]:
-        """The threads whose calls are under way in places that share a limit with this one, or in this one itself."""
+        """Return the threads with calls in flight in this container or under one of its limits."""
         keys = set(self._keys_by_ref.get(ref, ()))
         return [
             tid
@@ -145,18 +156,16 @@ class Budgets:
             for tid in calls
         ]
 
-    def update(self, seen: Mapping[BudgetKey, LimitUsage], now: float) -> None:
-        """What a look at `now` found, before which every call that had ended was told of."""
-        for key, look in seen.items():
-            self._budgets_by_key[key] = Budget(
-                look.limit, look.use, now + (VALID_SECONDS if look.all_gated else 0)
-            )
+    def update(self, usage: Mapping[BudgetKey, LimitUsage], now: float) -> None:
+        """Store a sample of `now`. All calls that had returned before it must have been ended."""
+        for key, sample in usage.items():
+            valid_until = now + (VALID_SECONDS if sample.all_gated else 0)
+            self._budgets[key] = Budget(sample.limit, sample.use, valid_until)
         for ref, calls in self._in_flight.items():
             for key in self._keys_by_ref.get(ref, ()):
-                if key in seen:
-                    self._budgets_by_key[key].in_flight += sum(calls.values())
+                if key in usage:
+                    self._budgets[key].in_flight += sum(calls.values())
 
-    def _covering(self, ref: ContainerRef) -> list[Budget]:
-        return [
-            self._budgets_by_key[key] for key in self._keys_by_ref.get(ref, ()) if key in self._budgets_by_key
-        ]
+    def _sampled(self, ref: ContainerRef) -> list[Budget]:
+        keys = self._keys_by_ref.get(ref, ())
+        return [self._budgets[key] for key in keys if key in self._budgets]

@@ -1,8 +1,9 @@
-"""What the gate knows of pods: which limits cover a call, and what their processes have locked and pinned now.
+"""The limits that apply to a call, and what the processes of its pod have locked and pinned now.
 
-It reads the same configuration, finds the same cgroups and counts by the same ledger as the rest of the agent. Two things it knows better.
-The runtime told which container each listener is of, so that scope Container is exact before the kubelet has reported an id. And where two
-processes show the same use because they have one address space, as after vfork(2), it counts it once.
+The gate reads the same configuration, finds the same cgroups and counts in the same way as the
+agent. It is more exact in two cases. The container runtime names the container of each listener,
+so scope Container is exact before the kubelet reports an id. If two processes share one address
+space, as after `vfork(2)`, the gate counts their use once.
 """
 
 import time
@@ -30,15 +31,15 @@ from pinwarden.node.pods.subject import Subject
 
 
 class PodLimits:
-    """The pods that a configuration holds limits for, and those that calls come from. `clock` is monotonic, in seconds.
+    """The pods with limits, and the pods that make calls. `clock` is monotonic, in seconds.
 
-    `there` are the pods whose cgroups were there when configuration or containers changed last.
+    `existing_pods` are the pods that had cgroups when configuration or containers last changed.
     """
 
     def __init__(
         self, cgroup_root: Path, proc_root: Path, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Raises ValueError when there is no cgroup hierarchy."""
+        """Raises ValueError if there is no cgroup hierarchy."""
         self._finder = PodFinder(process_hierarchy(cgroup_root))
         self._proc_root = proc_root
         self._table = ProcessTable(proc_root)
@@ -48,42 +49,42 @@ class PodLimits:
         self._gated: frozenset[str] = frozenset()
         self._subjects: dict[str, Subject] = {}
         self._groups: dict[str, list[Subject]] = {}
-        self._folders: dict[str, tuple[Path, ...]] = {}
+        self._cgroup_paths: dict[str, tuple[Path, ...]] = {}
         self.existing_pods: frozenset[str] = frozenset()
 
     def configure(self, policy: NodePolicy | None) -> None:
-        """Takes a configuration, or None where there is none yet. Raises OSError."""
+        """Apply a configuration, None before the first. Raises OSError."""
         self._policy = policy
         self._refresh()
 
     def set_containers(self, containers: Iterable[GatedContainer]) -> None:
-        """The containers that calls can come from. Raises OSError."""
+        """Set the containers that have listeners. Raises OSError."""
         self._gated_containers = tuple(containers)
         self._gated = frozenset(identity.id for identity in self._gated_containers)
         self._refresh(everywhere=True)
 
     def is_listed(self, pod: str) -> bool:
-        """Whether the configuration names the pod, as one with limits or a free one."""
+        """Return whether the configuration lists the pod, with or without limits."""
         return self._policy is not None and pod in self._policy.listed
 
     def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
-        """The limits that hold for the calls of each place, those that are only audited left out."""
+        """Return the enforced limits that apply to each container."""
         return {
             ref: tuple(key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None)
             for ref in {identity.ref for identity in self._gated_containers}
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """By what each pod that calls can come from is held, as `SubjectPolicy.fingerprint`; a free one is not in it."""
+        """Return the fingerprint of the policy of each gated pod that has limits."""
         pods = {identity.ref.pod for identity in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
     def limit(self, key: BudgetKey) -> NodeLimit | None:
-        """The limit behind a key."""
+        """Return the limit of a key."""
         return next((limit for limit in self._enforced(key.pod) if limit.name == key.limit), None)
 
     def deny_limit(self, ref: ContainerRef) -> BudgetKey | None:
-        """A limit on calls of this place that asks for Deny; None where none does."""
+        """Return a limit of the container that requires the level Deny, or None."""
         for limit in self._enforced(ref.pod):
             key = _key(limit, ref)
             if key is not None and limit.minimum_level is Level.DENY:
@@ -91,39 +92,45 @@ class PodLimits:
         return None
 
     def rlimit_grant(self, pod: str) -> int:
-        """Bytes up to which the agent raises the rlimits of the pod's processes: the largest grant, held to every limit; 0 without one."""
+        """Return the bytes to which the agent raises the rlimits of the pod's processes.
+
+        That is the largest grant, but at most the lowest limit; 0 without a grant.
+        """
         limits = self._enforced(pod)
         grant = max((limit.grant for limit in limits if limit.grant is not None), default=0)
         return min([grant, *(limit.limit for limit in limits)])
 
     def queue_key(self, pod: str) -> str:
-        """Names the pods whose calls are decided in one order: those that share a limit of scope Node."""
+        """Return the same key for pods that share a limit of scope Node.
+
+        Their notifications are decided in one order.
+        """
         return self._groups[pod][0].uid if pod in self._groups else pod
 
     def has_deep_stack(self, pod: str) -> bool:
-        """Whether a process of the pod had a stack, at the last look, that reaches below where stacks are looked for."""
+        """Return whether a stack of the pod reached below the stack region at the last sample."""
         subject = self._subjects.get(pod)
         return subject is not None and any(self._table[key].status.stack > STACK_GAP for key in subject.keys)
 
     def contains(self, pod: str, pid: int) -> bool:
-        """Whether a process was in the pod's cgroup at the last look."""
+        """Return whether a process was in the pod's cgroup at the last sample."""
         subject = self._subjects.get(pod)
         return subject is not None and any(key.pid == pid for key in subject.keys)
 
     def cgroup_paths(self, pod: str) -> tuple[Path, ...]:
-        """All cgroup folders of a pod, also of one that no limit holds for. Raises OSError, also when none is found."""
-        paths = self._folders.get(pod) or self._finder.find(self._clock()).get(pod, ())
-        self._folders[pod] = paths
+        """Return the cgroup folders of any pod. Raises OSError, also if there are none."""
+        paths = self._cgroup_paths.get(pod) or self._finder.find(self._clock()).get(pod, ())
+        self._cgroup_paths[pod] = paths
         found = tuple(path for path in explore(pod, paths).members if path.exists())
         if not found:
-            self._folders.pop(pod)
+            self._cgroup_paths.pop(pod)
             raise FileNotFoundError(f"no cgroup of pod {pod} is found")
         return found
 
     def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
-        """What every limit that covers this place, or one that shares a limit with it, has and uses.
+        """Sample the usage of all limits in the container's pod and the pods that share one.
 
-        Raises OSError, also when the pod has no processes in any cgroup that is known: the one that called must be there.
+        Raises OSError, also if the pod has no process in a known cgroup. The caller must be there.
         """
         subjects = self._groups.get(ref.pod, [])
         now = self._clock()
@@ -131,13 +138,16 @@ class PodLimits:
             if not subject.paths:
                 subject.move(self._finder.find(now).get(subject.uid, ()))
             if subject.sample(self._table, now):
-                self._drop_strangers()
+                self._drop_unlisted()
             if subject.uid == ref.pod and not subject.keys:
                 raise FileNotFoundError(f"no cgroup of pod {ref.pod} is found that has processes")
         return self.totals(ref)
 
     def totals(self, ref: ContainerRef, *, distinct: bool = False) -> dict[BudgetKey, LimitUsage]:
-        """The same as of the last look; with `distinct` an address space that processes share counts once, which takes longer to tell."""
+        """Return the usage at the last sample.
+
+        With `distinct`, an address space that processes share counts once. This is slower.
+        """
         subjects = self._groups.get(ref.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
         seen: dict[BudgetKey, LimitUsage] = {}
@@ -157,7 +167,7 @@ class PodLimits:
         return seen
 
     def _gated_keys(self, subject: Subject) -> frozenset[ProcessKey]:
-        """The processes in containers that have a listener, and the sandbox."""
+        """Return the processes in the sandbox and in containers that have a listener."""
         sandboxes = {each.sandbox for each in self._gated_containers if each.ref.pod == subject.uid}
         return frozenset[ProcessKey]().union(
             *(
@@ -167,7 +177,7 @@ class PodLimits:
             )
         )
 
-    def _drop_strangers(self) -> None:
+    def _drop_unlisted(self) -> None:
         kept = {key for subject in self._subjects.values() for key in subject.keys}
         for process in self._table:
             if process.key not in kept:
@@ -188,7 +198,7 @@ class PodLimits:
         return process.use
 
     def _enforced(self, pod: str | None) -> tuple[NodeLimit, ...]:
-        """The limits that refuse in this pod; with None all that do."""
+        """Return the enforced limits of a pod, or of all pods with None."""
         if self._policy is None or self._policy.release:
             return ()
         held = self._policy.of_pod(pod) if pod is not None else None
@@ -201,7 +211,7 @@ class PodLimits:
     def _refresh(self, *, everywhere: bool = False) -> None:
         found = self._finder.find(self._clock(), everywhere=everywhere)
         self.existing_pods = frozenset(found)
-        self._folders.clear()
+        self._cgroup_paths.clear()
         before, self._subjects = self._subjects, {}
         listed = self._policy.listed if self._policy else ()
         for pod in {each.ref.pod for each in self._gated_containers}.union(found, listed):
@@ -217,10 +227,13 @@ class PodLimits:
         self._groups = {
             subject.uid: subjects for subjects in batches(self._subjects.values()) for subject in subjects
         }
-        self._drop_strangers()
+        self._drop_unlisted()
 
     def _known_containers(self, pod: str, held: SubjectPolicy) -> tuple[PodContainer, ...]:
-        """All that are known, by name; what the runtime said goes before what the kubelet reported, which may be of an earlier start."""
+        """Return the known containers of a pod by name.
+
+        The runtime's id precedes the kubelet's, which may be of an earlier start.
+        """
         known = {each.name: each.id for each in held.containers}
         known |= {each.ref.container: each.id for each in self._gated_containers if each.ref.pod == pod}
         return tuple(PodContainer(name=name, id=identity) for name, identity in known.items())
@@ -231,7 +244,7 @@ def _by_address_space(one: tuple[int, int], other: tuple[int, int]) -> int:
 
 
 def _key(limit: NodeLimit, ref: ContainerRef) -> BudgetKey | None:
-    """The account of a limit for calls of this place; None when the limit does not hold there."""
+    """Return the budget key of a limit for a container, or None if the limit does not apply."""
     if limit.scope is Scope.NODE:
         return BudgetKey(limit.name)
     if limit.scope is Scope.POD:

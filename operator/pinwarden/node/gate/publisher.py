@@ -1,11 +1,15 @@
-"""The writer of `gate.json` (`state.gate_status`): whom the gate holds, whom not exactly, and what it refused.
+"""Writes `gate.json` (`state.gate_status`): the gated pods, the inexact pods, and the denials.
 
-The file lies in a tmpfs and is replaced as a whole. A new gate goes on from it: what was loosened stays so, counts go on, and a container
-that an earlier gate held, and nobody has a descriptor of any more, is *lost*: its gated calls end with ENOSYS for as long as it runs, also
-when an exec into it brings a descriptor for its own processes. What loosened a pod is forgotten with the pod: what it locked may outlive a
-container, as a System V segment does.
-What loosens a pod is written before the call that does it is let through (H1); the rest at most every `BETWEEN_WRITES_SECONDS`. The file's
-time is renewed every `BEAT_SECONDS`: with an older one, no gate answers. A gate that is told to end, and holds nobody, takes the file away.
+The file is in a tmpfs and is replaced as a whole. A new gate starts from its content: inexact pods
+stay inexact, and counts continue. A container of an earlier gate is *lost* if no descriptor of its
+listener exists any more. Its gated calls then end with ENOSYS until the container ends. The
+listener of a later exec does not change this.
+
+A pod stays inexact until it is gone, because its locked memory may outlive a container, as a
+System V segment does. The gate writes that a pod is inexact before it continues the call (H1). It
+writes all else at most every `BETWEEN_WRITES_SECONDS`. It renews the time of the file every
+`BEAT_SECONDS`; an older file means that no gate answers. On shutdown, a gate that holds no pod
+deletes the file.
 """
 
 import json
@@ -30,18 +34,17 @@ BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
 _VERSION = 1
-# what a DenialReport has room for
+# the maximum lengths in a DenialReport
 _POD, _NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 1024, 63, 16, 256, 128, 2**62
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A refused call: who asked for how many bytes, what was used, and the limit that said no, or else why, in words.
+    """A denied call, the limit that it exceeds or else a message, and the bytes asked and in use.
 
-    `call` is its name with the flags that matter (`naming`).
-
-    `tid` is the thread's number on the node. `asked` and `used` are None where that cannot be told.
+    `call` is its name with the flags that matter (`call_names`). `tid` is the thread id on the
+    node. `asked` and `used` are None if unknown.
     """
 
     ref: ContainerRef
@@ -56,24 +59,27 @@ class Denial:
 
 
 class GatePublisher:
-    """The writing side. `now` is of a monotonic clock, in seconds."""
+    """Collects the status of the gate and writes it. `now` is monotonic, in seconds."""
 
     def __init__(self, path: Path, failures: Mapping[str, int] | None = None) -> None:
-        """Goes on from what an earlier gate left; `failures` is told as it is at each write. Raises OSError."""
+        """Start from the file of an earlier gate. Each write contains `failures` as it is then.
+
+        Raises OSError.
+        """
         self._path = path
         self._failures = failures or {}
-        told = load(path) or GateStatus()
-        self._earlier = dict(told.containers)
+        earlier = load(path) or GateStatus()
+        self._earlier = dict(earlier.containers)
         self._containers: dict[str, tuple[str, str, str]] = {}
-        self._lost = set(told.lost)
-        self._inexact = {pod: list(reasons) for pod, reasons in told.loosened.items()}
-        self._denials = {pod: dict(counts) for pod, counts in told.denials.items()}
-        self._recent = deque(told.recent, LISTED)
-        self._number = told.number
-        self._group_denials = {uid: dict(counts) for uid, counts in told.group_denials.items()}
+        self._lost = set(earlier.lost)
+        self._inexact = {pod: list(reasons) for pod, reasons in earlier.loosened.items()}
+        self._denials = {pod: dict(counts) for pod, counts in earlier.denials.items()}
+        self._recent = deque(earlier.recent, LISTED)
+        self._number = earlier.number
+        self._group_denials = {uid: dict(counts) for uid, counts in earlier.group_denials.items()}
         self._mapping: frozenset[str] = frozenset()
         self._held: Mapping[str, str] = {}
-        self._told_failures: Mapping[str, int] = {}
+        self._written_failures: Mapping[str, int] = {}
         self._written: tuple[int, int] | None = None
         self._changed = True
         self._due = self._beat = float("-inf")
@@ -81,9 +87,9 @@ class GatePublisher:
     def set_containers(
         self, containers: Iterable[GatedContainer], existing_pods: Collection[str] = ()
     ) -> None:
-        """These containers have a listener, and no others; what is known of pods is kept for them, and for those that are `there`."""
+        """Set the containers that have a listener, and forget pods that no longer exist."""
         containers = tuple(containers)
-        self._containers = {each.id: (*each.ref, each.sandbox) for each in containers}
+        self._containers = {container.id: (*container.ref, container.sandbox) for container in containers}
         pods = {*existing_pods, *(pod for pod, _, _ in self._containers.values())}
         self._inexact = {pod: reasons for pod, reasons in self._inexact.items() if pod in pods}
         self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
@@ -92,23 +98,26 @@ class GatePublisher:
             for uid, counts in self._group_denials.items()
         }
         self._group_denials = {uid: counts for uid, counts in kept.items() if counts}
-        self._mapping = frozenset(each.id for each in containers if each.maps)
+        self._mapping = frozenset(container.id for container in containers if container.maps)
         self._changed = True
 
     def set_fingerprints(self, held: Mapping[str, str]) -> None:
-        """By this the pods with a listener are held from now on; told without delay, since the agent waits for it."""
+        """Set the policy fingerprints of gated pods. The next flush writes them: the agent waits."""
         if held != self._held:
             self._held, self._changed, self._due = held, True, float("-inf")
 
     def finish_recovery(self) -> None:
-        """All listeners that there are were told of: what an earlier gate held besides is lost."""
+        """Mark as lost all containers of an earlier gate that have no listener now."""
         newly = self._earlier.keys() - self._containers.keys()
         self._lost = set([*sorted(newly), *sorted(self._lost - newly)][:_LOST])
         self._earlier.clear()
         self._changed = True
 
     def mark_inexact(self, pod: str, reason: str) -> None:
-        """The pod is not held exactly from now on; written at once, where it is news. Raises OSError, and then it is news still."""
+        """Mark a pod as inexact, and write a new reason at once.
+
+        Raises OSError; the reason then counts as not written.
+        """
         reasons = self._inexact.setdefault(pod, [])
         if reason in reasons:
             return
@@ -120,7 +129,7 @@ class GatePublisher:
             raise
 
     def record_denial(self, denial: Denial) -> None:
-        """A call is refused."""
+        """Count and list a denied call."""
         uid = denial.limit.uid if denial.limit else ""
         counts = self._denials.setdefault(denial.ref.pod, {})
         counts[uid] = counts.get(uid, 0) + 1
@@ -129,13 +138,13 @@ class GatePublisher:
         self._changed = True
 
     def record_group_denial(self, group: str, pod: str) -> None:
-        """A mapping of an object of this group (its uid) is refused to the pod."""
+        """Count a mapping that a group, by its UID, denied to a pod."""
         counts = self._group_denials.setdefault(group, {})
         counts[pod] = counts.get(pod, 0) + 1
         self._changed = True
 
     def flush(self, now: float) -> None:
-        """Writes what changed, when that is due."""
+        """Write changes, or renew the time of the file, if due."""
         if self._changed and now >= self._due:
             self._due = now + BETWEEN_WRITES_SECONDS
             try:
@@ -144,13 +153,15 @@ class GatePublisher:
                 _log.error("%s cannot be written: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
-            told = self._told_failures == dict(self._failures) and self._written == self._file_identity()
-            self._changed = self._changed or not told
+            current = (
+                self._written_failures == dict(self._failures) and self._written == self._file_identity()
+            )
+            self._changed = self._changed or not current
             with suppress(OSError):
                 os.utime(self._path)
 
     def remove_if_unused(self) -> None:
-        """The gate goes: where it holds and lost nothing, no file says any longer that there is one. Raises OSError."""
+        """Delete the file on shutdown if no container is gated or lost. Raises OSError."""
         if not self._containers and not self._lost:
             self._path.unlink(missing_ok=True)
 
@@ -169,7 +180,7 @@ class GatePublisher:
             "failures": self._failures,
         }
         write_atomically(self._path, json.dumps(content).encode())
-        self._told_failures = dict(self._failures)
+        self._written_failures = dict(self._failures)
         self._written = self._file_identity()
         self._changed = False
 
