@@ -1,12 +1,14 @@
-"""The borrow gate: decides calls that map objects of groups, by what the pod has mapped now and by calls that are under way.
+"""Decides calls that map objects of groups, by the pod's mappings and its calls in flight.
 
-A call that was let through is *under way* until its thread is seen to have left it (`threads.Leaving`): what it maps may show in /proc or
-may not yet, so it counts beside what shows, each byte once. A call that fits but for those waits for their end, for a while.
+A continued call is *in flight* until it has returned (`caller.SyscallExit`). Its range may or may
+not show in `/proc`, so the range is added to the mapped ranges, each byte once. A call that fits
+only without the calls in flight waits for them for a while.
 
-The object of a call is looked for aside (`targets`). Where that cannot be told, the call is let through: most mappings are of no group, and
-the accountant sees later what was mapped. Once it is known to be a group's, what cannot be told in time is refused.
+The object of a call is read in a thread (`map_targets`). If the object cannot be read, the call is
+allowed: most mappings belong to no group, and the accountant sees each mapping later. If the object
+belongs to a group, and the rest cannot be read in time, the call is denied.
 
-A node without groups that refuse costs nothing here: no file of a process is read.
+On a node whose groups deny nothing, this gate reads no file of any process.
 """
 
 import errno
@@ -27,180 +29,181 @@ from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import ObjectSet
 
 MAX_IN_FLIGHT = 64
-READERS, READERS_OF_A_POD = 32, 8
+READERS, READERS_PER_POD = 32, 8
 BETWEEN_LINES_SECONDS = 1.0
 Ranges = tuple[ObjectRange, ...] | None
-"""What a call maps; None for what is not known, which stands for anything."""
+"""The ranges that a call maps. None stands for any ranges."""
+EndReturned = Callable[[Iterable[int]], None]
+"""Stops to track those calls of these threads that have returned."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class BorrowCheck:
-    """A call that maps something, until it is answered.
+    """The state of a decision about a call that maps an object.
 
-    `before` is what was under way when a look began, while that is made. `ranges` are what is to be followed once the call is let through,
-    None for what is not known. `settled` are the groups that have nothing against it.
+    `in_flight` are the pod's calls in flight when the current read of its mappings began, None
+    before the read. `ranges` are the ranges to track once the call is continued. `settled_by` are
+    the rules that allow the call.
     """
 
-    call: Notification
+    notification: Notification
     request: MapRequest
-    seeking: AsyncRead[MapTarget]
-    looking: AsyncRead[tuple[BorrowRules, list[ObjectRange]]]
-    found: MapTarget | None = None
-    before: tuple[Ranges, ...] | None = None
+    target_read: AsyncRead[MapTarget]
+    mapped_read: AsyncRead[tuple[BorrowRules, list[ObjectRange]]]
+    target: MapTarget | None = None
+    in_flight: tuple[Ranges, ...] | None = None
     ranges: Ranges = ()
-    is_settled: BorrowRules | None = None
+    settled_by: BorrowRules | None = None
 
 
 @dataclass(slots=True)
-class _Lines:
-    """What is logged of one pod's refusals by one group: not more than a line each second."""
+class _LogRate:
+    """Limits the log to one line a second for the denials of a pod by a group."""
 
     due: float = float("-inf")
     left_out: int = 0
 
 
 class BorrowGate:
-    """Decides, and follows what was let through. Times are monotonic, in seconds."""
+    """Decides calls, and tracks continued calls. Times are monotonic, in seconds."""
 
     def __init__(self, proc_root: Path, pods: PodLimits) -> None:
         self._proc_root = proc_root
         self._pods = pods
-        self._readers = ReadPool(READERS, READERS_OF_A_POD, "lending")
-        self._configured: tuple[NodeGroup, ...] = ()
-        self._extents: Mapping[str, ObjectSet] = {}
-        self._groups = BorrowRules()
+        self._read_pool = ReadPool(READERS, READERS_PER_POD, "borrow")
+        self._groups: tuple[NodeGroup, ...] = ()
+        self._objects: Mapping[str, ObjectSet] = {}
+        self._rules = BorrowRules()
         self._in_flight: dict[str, dict[int, Ranges]] = {}
-        self._pod_of: dict[int, str] = {}
-        self._lines: dict[tuple[str, str], _Lines] = {}
+        self._pod_by_tid: dict[int, str] = {}
+        self._log_rates: dict[tuple[str, str], _LogRate] = {}
 
     def configure(self, groups: Iterable[NodeGroup]) -> None:
-        """Takes the groups of a configuration."""
-        self._configured = tuple(groups)
-        self._groups = BorrowRules(self._configured, self._extents)
+        """Set the groups of a configuration."""
+        self._groups = tuple(groups)
+        self._rules = BorrowRules(self._groups, self._objects)
 
-    def set_objects(self, extents: Mapping[str, ObjectSet]) -> None:
-        """Takes what belongs to each group, by its uid."""
-        if extents != self._extents:
-            self._extents = extents
-            self._groups = BorrowRules(self._configured, extents)
+    def set_objects(self, objects: Mapping[str, ObjectSet]) -> None:
+        """Set the objects of each group, by the group's UID."""
+        if objects != self._objects:
+            self._objects = objects
+            self._rules = BorrowRules(self._groups, objects)
 
-    def begin(self, call: Notification, pod: str) -> BorrowCheck | None:
-        """What there is to decide of a call of this pod; None when there is nothing."""
-        request = map_requests.read(call) if self._groups else None
-        return (
-            BorrowCheck(call, request, AsyncRead(self._readers, pod), AsyncRead(self._readers, pod))
-            if request
-            else None
-        )
+    def begin(self, notification: Notification, pod: str) -> BorrowCheck | None:
+        """Return a new check, or None if no group can deny the call."""
+        request = map_requests.read(notification) if self._rules else None
+        if request is None:
+            return None
+        pool = self._read_pool
+        return BorrowCheck(notification, request, AsyncRead(pool, pod), AsyncRead(pool, pod))
 
-    def decide(
-        self, one: BorrowCheck, pod: str, end_returned: Callable[[Iterable[int]], None]
-    ) -> BorrowDenial | None:
-        """What any group has against a call of this pod. `end_those_counted` looks which of these threads' calls are over."""
+    def decide(self, check: BorrowCheck, pod: str, end_returned: EndReturned) -> BorrowDenial | None:
+        """Return a denial, or settle the check and return None."""
         try:
-            refusal = self._decide(one, pod, end_returned)
+            denial = self._decide(check, pod, end_returned)
         except OSError as error:
-            refusal = self._untold(one, str(error))
-            refusal = replace(refusal, final=refusal.group is None)
-        if refusal is None:
-            self.settle(one)
-        return refusal
+            denial = self._unknown(check, str(error))
+            denial = replace(denial, final=denial.group is None)
+        if denial is None:
+            self.settle(check)
+        return denial
 
-    def settle(self, one: BorrowCheck) -> None:
-        """No group that there is has anything against it."""
-        one.is_settled = self._groups
+    def settle(self, check: BorrowCheck) -> None:
+        """Store that the current rules allow the call."""
+        check.settled_by = self._rules
 
-    def is_settled(self, one: BorrowCheck) -> bool:
-        """Whether that is so."""
-        return one.is_settled is self._groups
+    def is_settled(self, check: BorrowCheck) -> bool:
+        """Return whether the current rules allow the call."""
+        return check.settled_by is self._rules
 
     def track(self, tid: int, pod: str, ranges: Ranges) -> None:
-        """The call of this thread is let through, to map these ranges; None for what is not known."""
+        """Track a thread's continued call."""
         self.end(tid)
-        self._pod_of[tid] = pod
+        self._pod_by_tid[tid] = pod
         self._in_flight.setdefault(pod, {})[tid] = ranges
 
     def end(self, tid: int) -> None:
-        """The call of this thread that was let through is over, if there is one."""
-        pod = self._pod_of.pop(tid, None)
+        """Stop to track a thread's call, if there is one."""
+        pod = self._pod_by_tid.pop(tid, None)
         if pod is not None:
             del self._in_flight[pod][tid]
             if not self._in_flight[pod]:
                 del self._in_flight[pod]
 
     def forget(self, pod: str) -> None:
-        """The pod is gone."""
-        self._readers.forget(pod)
-        for key in [key for key in self._lines if key[1] == pod]:
-            del self._lines[key]
+        """Forget a pod that is gone."""
+        self._read_pool.forget(pod)
+        for key in [key for key in self._log_rates if key[1] == pod]:
+            del self._log_rates[key]
 
-    def log(self, refusal: BorrowDenial, call: Notification, pod: str, now: float) -> None:
-        """Logs why a call is not let through, or why although nobody knows what it maps; not when one like it was logged just now."""
-        name = refusal.group.name if refusal.group else ""
-        lines = self._lines.setdefault((name, pod), _Lines())
-        if now < lines.due:
-            lines.left_out += 1
+    def log(self, denial: BorrowDenial, notification: Notification, pod: str, now: float) -> None:
+        """Log why a call is denied, or is allowed although its object is unknown."""
+        name = denial.group.name if denial.group else ""
+        rate = self._log_rates.setdefault((name, pod), _LogRate())
+        if now < rate.due:
+            rate.left_out += 1
             return
         _log.warning(
             "%s: pod %s, process %r (%d): %s; asked %s, mapped %s, limit %s bytes; %d more were left out",
             f"a mapping of group {name} is refused" if name else "what a mapping is of is not known",
             pod,
-            command(self._proc_root, call.tid),
-            call.tid,
-            refusal.reason,
-            refusal.asked,
-            refusal.mapped,
-            refusal.limit,
-            lines.left_out,
+            command(self._proc_root, notification.tid),
+            notification.tid,
+            denial.reason,
+            denial.asked,
+            denial.mapped,
+            denial.limit,
+            rate.left_out,
         )
-        lines.due, lines.left_out = now + BETWEEN_LINES_SECONDS, 0
+        rate.due, rate.left_out = now + BETWEEN_LINES_SECONDS, 0
 
     def close(self) -> None:
-        """Ends the readers that can be ended."""
-        self._readers.close()
+        """Stop the reads."""
+        self._read_pool.close()
 
-    def _decide(
-        self, one: BorrowCheck, pod: str, end_returned: Callable[[Iterable[int]], None]
-    ) -> BorrowDenial | None:
-        groups, root, tid = self._groups, self._proc_root, one.call.tid
-        if one.found is None:
-            one.found = one.seeking.get(lambda: target(root, tid, one.request, groups))
-            if one.found is None:
-                return self._untold(one, "what it is for is still being read")
-        wanted = one.found.range
-        having = groups.groups_of(wanted.object) if wanted else ()
-        if wanted is None or not having:
+    def _decide(self, check: BorrowCheck, pod: str, end_returned: EndReturned) -> BorrowDenial | None:
+        rules, root, tid = self._rules, self._proc_root, check.notification.tid
+        if check.target is None:
+            check.target = check.target_read.get(lambda: target(root, tid, check.request, rules))
+            if check.target is None:
+                return self._unknown(check, "what it is for is still being read")
+        wanted = check.target.range
+        groups = rules.groups_of(wanted.object) if wanted else ()
+        if wanted is None or not groups:
             return None
-        if refusal := next(filter(None, (groups.check_member(group, pod) for group in having)), None):
-            return refusal
-        asking = [group for group in having if groups.depends_on_mapped(group, pod)]
+        not_member = (rules.check_member(group, pod) for group in groups)
+        if denial := next(filter(None, not_member), None):
+            return denial
+        asking = [group for group in groups if rules.depends_on_mapped(group, pod)]
         if not asking:
             return None
-        if one.before is None:
+        if check.in_flight is None:
             end_returned(list(self._in_flight.get(pod, ())))
             in_flight = self._in_flight.get(pod, {})
             if len(in_flight) >= MAX_IN_FLIGHT:
-                return self._untold(one, CALLS_IN_FLIGHT)
-            one.before = tuple(in_flight.values())
-        folders = self._pods.cgroup_paths(pod)
-        looked = one.looking.get(lambda: (groups, mapped(root, folders, groups.wanted)))
-        if looked is None:
-            return self._untold(one, "what the pod has mapped is still being read")
-        before, one.before = one.before, None
-        looked_for, has = looked
-        if looked_for is not groups:
-            return self._untold(one, "the groups have changed")
-        coming = None if None in before else [each for some in before if some for each in some]
-        refusals = [refusal for group in asking if (refusal := groups.check(group, pod, wanted, has, coming))]
-        if refusals:
-            return min(refusals, key=lambda refusal: not refusal.final)
-        if any(groups.limit(group, pod) is not None for group in asking):
-            one.ranges = (wanted,)
+                return self._unknown(check, CALLS_IN_FLIGHT)
+            check.in_flight = tuple(in_flight.values())
+        paths = self._pods.cgroup_paths(pod)
+        read = check.mapped_read.get(lambda: (rules, mapped(root, paths, rules.region_filter)))
+        if read is None:
+            return self._unknown(check, "what the pod has mapped is still being read")
+        before, check.in_flight = check.in_flight, None
+        rules_of_read, mapped_ranges = read
+        if rules_of_read is not rules:
+            return self._unknown(check, "the groups have changed")
+        coming = None
+        if None not in before:
+            coming = [item for ranges in before if ranges for item in ranges]
+        checks = (rules.check(group, pod, wanted, mapped_ranges, coming) for group in asking)
+        if denials := [denial for denial in checks if denial]:
+            return min(denials, key=lambda denial: not denial.final)
+        if any(rules.limit(group, pod) is not None for group in asking):
+            check.ranges = (wanted,)
         return None
 
-    def _untold(self, one: BorrowCheck, reason: str) -> BorrowDenial:
-        """What it takes cannot be read, or not yet."""
-        wanted = one.found.range if one.found else None
-        group = next(iter(self._groups.groups_of(wanted.object)), None) if wanted else None
-        return BorrowDenial(group, errno.ENOMEM, reason, final=False)
+    def _unknown(self, check: BorrowCheck, reason: str) -> BorrowDenial:
+        """Return a denial for data that cannot be read, or not yet."""
+        wanted = check.target.range if check.target else None
+        groups = self._rules.groups_of(wanted.object) if wanted else ()
+        return BorrowDenial(next(iter(groups), None), errno.ENOMEM, reason, final=False)

@@ -1,11 +1,14 @@
-"""What groups of shared memory have against a call that maps something of theirs (M2, M8, M10). Pure.
+"""Whether a group of shared memory allows a call that maps one of its objects (M2, M8, M10). Pure.
 
-- A pod that is no member borrows nothing: EACCES, which mmap(2) and shmat(2) give for a lack of permission.
-- While a group drains, a member that has nothing of it mapped does not begin to: EACCES.
-- A member under a limit on what it has mapped stays at or under it: ENOMEM. Each byte of an object counts once, however many processes of
-  the pod have it mapped. What adds nothing is never refused, also above the limit.
+- A pod that is not a member may not borrow: EACCES, which `mmap(2)` and `shmat(2)` return for a
+  lack of permission.
+- While a group drains, a member with nothing of it mapped may not start to borrow: EACCES.
+- A member with a limit on its mapped bytes must not exceed it: ENOMEM. Each byte of an object
+  counts once, however many processes of the pod have it mapped. A call that adds nothing is never
+  denied, also above the limit.
 
-A limit on what is resident is not compared here: a mapping makes nothing resident. BorrowRules that are only audited refuse nothing.
+Limits on resident bytes are not checked here, because a mapping makes nothing resident. Groups with
+the enforcement Audit deny nothing.
 """
 
 import errno
@@ -33,10 +36,10 @@ class ObjectRange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BorrowDenial:
-    """Why a call is not let through, as things are: `group` is the one that has something against it, None where that is not known.
+    """Why a call is not allowed now, by which group. `group` is None if the object is not known.
 
-    A refusal that is not `final` depends on what changes by itself, and is looked at again for a while. `stranger`: the pod is no member.
-    Amounts are in bytes.
+    A denial that is not `final` may change without a new call. `not_member` means that the pod is
+    not a member of the group. Amounts are in bytes.
     """
 
     group: NodeGroup | None
@@ -50,56 +53,57 @@ class BorrowDenial:
 
 
 class BorrowRules:
-    """The groups that refuse, and what is known to belong to each on this node. It is never changed once it is made."""
+    """The groups that can deny, and the known objects of each group on this node. Immutable."""
 
     def __init__(
-        self, groups: Iterable[NodeGroup] = (), extents: Mapping[str, ObjectSet] | None = None
+        self, groups: Iterable[NodeGroup] = (), objects: Mapping[str, ObjectSet] | None = None
     ) -> None:
-        self._extents = dict(extents or {})
+        self._objects = dict(objects or {})
         self._groups = tuple(
             group
             for group in groups
-            if group.enforcement is Enforcement.ENFORCE and self._extents.get(group.uid)
+            if group.enforcement is Enforcement.ENFORCE and self._objects.get(group.uid)
         )
-        self._terms = {group.uid: _terms(group) for group in self._groups}
-        self.wanted = RegionFilter([self._extents[group.uid] for group in self._groups])
+        self._limits = {group.uid: _mapped_limits(group) for group in self._groups}
+        self.region_filter = RegionFilter([self._objects[group.uid] for group in self._groups])
         self._segments = {
-            (one.inode, one.space): one
+            (segment.inode, segment.space): segment
             for group in self._groups
-            for one in self._extents[group.uid].objects
-            if one.space
+            for segment in self._objects[group.uid].objects
+            if segment.space
+        }
+        self._sizes = {
+            segment: size for group in self._groups for segment, size in self._objects[group.uid].sizes
         }
 
-        self._sizes = {one: size for group in self._groups for one, size in self._extents[group.uid].sizes}
-
     def __bool__(self) -> bool:
-        """Whether anything can be refused."""
+        """Return whether any group can deny a call."""
         return bool(self._groups)
 
-    def groups_of(self, one: ObjectId) -> tuple[NodeGroup, ...]:
-        """The groups that an object belongs to; each has its say."""
-        return tuple(group for group in self._groups if self._extents[group.uid].has(one))
+    def groups_of(self, object_id: ObjectId) -> tuple[NodeGroup, ...]:
+        """Return the groups that an object belongs to. Each of them must allow a call."""
+        return tuple(group for group in self._groups if self._objects[group.uid].has(object_id))
 
-    def segment(self, identity: int, space: int) -> ObjectId | None:
-        """The System V segment with this id in this IPC namespace; None when it belongs to no group."""
-        return self._segments.get((identity, space))
+    def segment(self, shmid: int, space: int) -> ObjectId | None:
+        """Return the System V segment with an id in an IPC namespace, or None without a group."""
+        return self._segments.get((shmid, space))
 
     def size(self, segment: ObjectId) -> int:
-        """Bytes of a System V segment of a group: a page at least, where nobody told."""
+        """Return the bytes of a group's System V segment, 1 if its size is not known."""
         return self._sizes.get(segment, 1)
 
     def check_member(self, group: NodeGroup, pod: str) -> BorrowDenial | None:
-        """What a group has against a pod that is no member."""
-        if pod in self._terms[group.uid]:
+        """Return a denial if a pod is not a member of a group."""
+        if pod in self._limits[group.uid]:
             return None
         return BorrowDenial(group, errno.EACCES, "the pod is no member", not_member=True)
 
     def limit(self, group: NodeGroup, pod: str) -> int | None:
-        """Bytes that a member may have mapped."""
-        return self._terms[group.uid].get(pod)
+        """Return the bytes that a member may have mapped, or None without a limit."""
+        return self._limits[group.uid].get(pod)
 
     def depends_on_mapped(self, group: NodeGroup, pod: str) -> bool:
-        """Whether it matters what a member has mapped already."""
+        """Return whether the decision depends on the bytes that a member has mapped."""
         return group.draining or self.limit(group, pod) is not None
 
     def check(
@@ -110,60 +114,54 @@ class BorrowRules:
         mapped: Iterable[ObjectRange],
         in_flight: Sequence[ObjectRange] | None,
     ) -> BorrowDenial | None:
-        """What a group has against a member that maps this range beside what it has `mapped`.
+        """Return a denial if a group does not allow a member to map a range.
 
-        Calls that are `under_way` may have mapped these ranges or may not yet; None stands for anything.
+        `mapped` are the member's mapped ranges. The ranges of calls `in_flight` may or may not be
+        in `mapped`. None stands for any ranges.
         """
-        extent = self._extents[group.uid]
-        mine = [one for one in mapped if extent.has(one.object)]
-        coming = None if in_flight is None else [one for one in in_flight if extent.has(one.object)]
-        now = total(mine)
-        if group.draining and not now and not coming and coming is not None:
-            return BorrowDenial(
-                group, errno.EACCES, "it is being drained, and the pod has nothing of it", mapped=0
-            )
+        objects = self._objects[group.uid]
+        mine = [item for item in mapped if objects.has(item.object)]
+        coming = None
+        if in_flight is not None:
+            coming = [item for item in in_flight if objects.has(item.object)]
+        before = total(mine)
+        if group.draining and not before and not coming and coming is not None:
+            reason = "it is being drained, and the pod has nothing of it"
+            return BorrowDenial(group, errno.EACCES, reason, mapped=0)
         limit = self.limit(group, pod)
         if limit is None:
             return None
-        then = total([*mine, wanted])
-        if then == now:
+        after = total([*mine, wanted])
+        if after == before:
             return None
-        if then > limit:
-            return BorrowDenial(
-                group,
-                errno.ENOMEM,
-                "it does not fit in the borrow limit",
-                asked=then - now,
-                mapped=now,
-                limit=limit,
-            )
-        if coming is None or total([*mine, wanted, *coming]) > limit:
-            return BorrowDenial(
-                group,
-                errno.ENOMEM,
-                CALLS_IN_FLIGHT,
-                final=False,
-                asked=then - now,
-                mapped=now,
-                limit=limit,
-            )
-        return None
+        exceeds = after > limit
+        if not exceeds and coming is not None and total([*mine, wanted, *coming]) <= limit:
+            return None
+        return BorrowDenial(
+            group,
+            errno.ENOMEM,
+            "it does not fit in the borrow limit" if exceeds else CALLS_IN_FLIGHT,
+            final=exceeds,
+            asked=after - before,
+            mapped=before,
+            limit=limit,
+        )
 
 
 def total(ranges: Iterable[ObjectRange]) -> int:
-    """Bytes in any of them, each once."""
+    """Return the bytes in any of the ranges, each byte once."""
     by_object: dict[ObjectId, list[tuple[int, int]]] = {}
-    for one in ranges:
-        by_object.setdefault(one.object, []).append((one.start, one.end))
+    for item in ranges:
+        by_object.setdefault(item.object, []).append((item.start, item.end))
     return sum(Intervals.of(pairs).total for pairs in by_object.values())
 
 
-def _terms(group: NodeGroup) -> dict[str, int | None]:
-    """The tightest limit on what is mapped that each member pod has."""
-    found: dict[str, int | None] = {}
+def _mapped_limits(group: NodeGroup) -> dict[str, int | None]:
+    """Return the lowest limit on mapped bytes of each member pod."""
+    limits: dict[str, int | None] = {}
     for member in group.members:
         limit = member.borrow_limit if member.borrow_limit_on is LimitOn.MAPPED else None
         for pod in member.pods:
-            before = found.get(pod)
-            found[pod] = limit if before is None else before if limit is None else min(before, limit)
-    return found
+            known = [value for value in (limits.get(pod), limit) if value is not None]
+            limits[pod] = min(known, default=None)
+    return limits

@@ -48,16 +48,16 @@ class MapTarget(NamedTuple):
 NOTHING = MapTarget(None)
 
 
-def target(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
+def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:
     """What a thread's call is for. Raises OSError where that cannot be told."""
     try:
         match request.by:
             case NamedBy.DESCRIPTOR:
-                return _of_descriptor(proc_root, tid, request, groups)
+                return _of_descriptor(proc_root, tid, request, rules)
             case NamedBy.SEGMENT:
-                return _of_segment(proc_root / str(tid), request.name, groups)
+                return _of_segment(proc_root / str(tid), request.name, rules)
             case NamedBy.ADDRESS:
-                return _at_address(proc_root, tid, request, groups)
+                return _at_address(proc_root, tid, request, rules)
     except _NONE:
         return NOTHING
 
@@ -84,10 +84,10 @@ def mapped(proc_root: Path, folders: Iterable[Path], wanted: RegionFilter) -> li
     return found
 
 
-def _of_descriptor(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
+def _of_descriptor(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:
     process = proc_root / str(tid)
     one = identify(process, request.name)
-    if one is None or not groups.groups_of(one):
+    if one is None or not rules.groups_of(one):
         return NOTHING
     unit = _huge_page(process / "fd" / str(request.name)) or PAGE
     return MapTarget(ObjectRange(one, request.offset, request.offset + -(-request.size // unit) * unit))
@@ -164,18 +164,18 @@ def _huge_page(path: Path) -> int:
     return buffer[1]
 
 
-def _of_segment(process: Path, identity: int, groups: BorrowRules) -> MapTarget:
+def _of_segment(process: Path, identity: int, rules: BorrowRules) -> MapTarget:
     space = ipc_namespace(process)
-    one = groups.segment(identity, space) if space else None
+    one = rules.segment(identity, space) if space else None
     if one is None:
         return NOTHING
-    return MapTarget(ObjectRange(one, 0, -(-groups.size(one) // PAGE) * PAGE))
+    return MapTarget(ObjectRange(one, 0, -(-rules.size(one) // PAGE) * PAGE))
 
 
-def _at_address(proc_root: Path, tid: int, request: MapRequest, groups: BorrowRules) -> MapTarget:
+def _at_address(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:
     if not _may_be_shared(proc_root / str(tid) / "maps", request.name):
         return NOTHING
-    for region in groups.wanted.regions(ProcessMaps(proc_root, tid)):
+    for region in rules.region_filter.regions(ProcessMaps(proc_root, tid)):
         if region.shared and region.start <= request.name < region.end:
             offset = request.offset + (region.offset + request.name - region.start if request.relative else 0)
             return MapTarget(ObjectRange(region.object, offset, offset + request.size))

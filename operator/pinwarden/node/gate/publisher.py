@@ -185,7 +185,7 @@ class GatePublisher:
         self._changed = False
 
     def _file_identity(self) -> tuple[int, int] | None:
-        """Which file is existing_pods: another one than was written last is somebody else's, and is replaced."""
+        """Return which file exists. The gate replaces a file of another writer."""
         try:
             found = os.stat(self._path)
         except OSError:

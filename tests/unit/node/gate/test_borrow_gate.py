@@ -152,9 +152,9 @@ def test_each_group_that_has_an_object_has_its_say() -> None:
     assert groups.segment(5, 1) is None
     assert groups.segment(1, 0) is None
     assert groups.check_member(both[0], "pod") is None
-    refusal = groups.check_member(both[1], "pod")
-    assert refusal is not None
-    assert (refusal.error, refusal.not_member, refusal.final) == (errno.EACCES, True, True)
+    denial = groups.check_member(both[1], "pod")
+    assert denial is not None
+    assert (denial.error, denial.not_member, denial.final) == (errno.EACCES, True, True)
 
 
 @pytest.mark.rule("M8")
@@ -174,13 +174,13 @@ def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
 @pytest.mark.rule("M8")
 def test_what_does_not_fit_is_refused_and_what_adds_nothing_never() -> None:
     assert judged(pages(ONE, 0, 10)) is None
-    refusal = judged(pages(ONE, 0, 11))
-    assert refusal is not None
-    assert (refusal.error, refusal.final) == (errno.ENOMEM, True)
-    assert (refusal.asked, refusal.mapped, refusal.limit) == (11 * PAGE, 0, LIMIT)
-    refusal = judged(pages(ONE, 5, 11), [pages(ONE, 0, 6), pages(ONE, 3, 8), pages(SECOND, 0, 2)])
-    assert refusal is not None
-    assert (refusal.asked, refusal.mapped) == (3 * PAGE, 10 * PAGE)
+    denial = judged(pages(ONE, 0, 11))
+    assert denial is not None
+    assert (denial.error, denial.final) == (errno.ENOMEM, True)
+    assert (denial.asked, denial.mapped, denial.limit) == (11 * PAGE, 0, LIMIT)
+    denial = judged(pages(ONE, 5, 11), [pages(ONE, 0, 6), pages(ONE, 3, 8), pages(SECOND, 0, 2)])
+    assert denial is not None
+    assert (denial.asked, denial.mapped) == (3 * PAGE, 10 * PAGE)
     assert judged(pages(ONE, 2, 8), [pages(ONE, 0, 30)]) is None
     assert judged(pages(ONE, 0, 10), [pages(FOREIGN, 0, 30)]) is None
     assert judged(pages(ONE, 0, 30), limit=None) is None
@@ -190,19 +190,19 @@ def test_what_does_not_fit_is_refused_and_what_adds_nothing_never() -> None:
 def test_calls_under_way_are_waited_for_where_it_depends_on_them() -> None:
     assert judged(pages(ONE, 0, 5), coming=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
     for coming in ([pages(ONE, 5, 11)], None):
-        refusal = judged(pages(ONE, 0, 5), coming=coming)
-        assert refusal is not None
-        assert (refusal.error, refusal.final) == (errno.ENOMEM, False)
-    refusal = judged(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
-    assert refusal is not None
-    assert refusal.final
+        denial = judged(pages(ONE, 0, 5), coming=coming)
+        assert denial is not None
+        assert (denial.error, denial.final) == (errno.ENOMEM, False)
+    denial = judged(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
+    assert denial is not None
+    assert denial.final
 
 
 @pytest.mark.rule("M10")
 def test_a_group_that_drains_takes_no_new_borrower() -> None:
-    refusal = judged(pages(ONE, 0, 1), draining=True, limit=None)
-    assert refusal is not None
-    assert (refusal.error, refusal.final, refusal.not_member) == (errno.EACCES, True, False)
+    denial = judged(pages(ONE, 0, 1), draining=True, limit=None)
+    assert denial is not None
+    assert (denial.error, denial.final, denial.not_member) == (errno.EACCES, True, False)
     assert judged(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
     assert judged(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
     assert judged(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
@@ -322,9 +322,9 @@ def asked(gate: BorrowGate, first: int, last: int, tid: int = 1) -> BorrowCheck:
 def decided(gate: BorrowGate, one: BorrowCheck, pod: str = "pod") -> BorrowDenial | None:
     """As the gate asks again and again."""
     for _ in range(1000):
-        refusal = gate.decide(one, pod, lambda tids: None)
-        if refusal is None or "still being read" not in refusal.reason:
-            return refusal
+        denial = gate.decide(one, pod, lambda tids: None)
+        if denial is None or "still being read" not in denial.reason:
+            return denial
     raise AssertionError("it is never read")
 
 
@@ -345,9 +345,9 @@ def test_a_call_that_was_let_through_counts_until_it_is_over(gate: BorrowGate) -
     first, second = asked(gate, 0, 6), asked(gate, 6, 11, tid=2)
     assert decided(gate, first) is None
     gate.track(1, "pod", first.ranges)
-    refusal = decided(gate, second)
-    assert refusal is not None
-    assert not refusal.final
+    denial = decided(gate, second)
+    assert denial is not None
+    assert not denial.final
     assert decided(gate, second, "other") is not None
     gate.end(1)
     assert decided(gate, second) is None
@@ -358,9 +358,9 @@ def test_a_call_that_was_let_through_counts_until_it_is_over(gate: BorrowGate) -
 @pytest.mark.rule("M8")
 def test_what_an_earlier_gate_let_through_stands_for_anything(gate: BorrowGate) -> None:
     gate.track(1, "pod", None)
-    refusal = decided(gate, asked(gate, 0, 1))
-    assert refusal is not None
-    assert not refusal.final
+    denial = decided(gate, asked(gate, 0, 1))
+    assert denial is not None
+    assert not denial.final
     gate.end(1)
     assert decided(gate, asked(gate, 0, 1)) is None
 
@@ -368,9 +368,9 @@ def test_what_an_earlier_gate_let_through_stands_for_anything(gate: BorrowGate) 
 def test_a_pod_has_no_more_than_so_many_calls_under_way(gate: BorrowGate) -> None:
     for tid in range(borrow_gate.MAX_IN_FLIGHT):
         gate.track(100 + tid, "pod", (pages(ONE, 0, 1),))
-    refusal = decided(gate, asked(gate, 0, 1))
-    assert refusal is not None
-    assert not refusal.final
+    denial = decided(gate, asked(gate, 0, 1))
+    assert denial is not None
+    assert not denial.final
     gate.end(100)
     assert decided(gate, asked(gate, 0, 1)) is None
 
@@ -390,19 +390,19 @@ def test_what_cannot_be_read_refuses_what_is_known_to_be_a_group_s(
     gate: BorrowGate, pods: OnePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods.readable = False
-    refusal = decided(gate, asked(gate, 0, 1))
-    assert refusal is not None
-    assert refusal.group is not None
-    assert (refusal.error, refusal.final) == (errno.ENOMEM, False)
+    denial = decided(gate, asked(gate, 0, 1))
+    assert denial is not None
+    assert denial.group is not None
+    assert (denial.error, denial.final) == (errno.ENOMEM, False)
 
     def unreadable(request: MapRequest) -> MapTarget:
         raise PermissionError(errno.EACCES, "not to be read")
 
     found(monkeypatch, unreadable)
-    refusal = decided(gate, asked(gate, 0, 1))
-    assert refusal is not None
-    assert refusal.group is None
-    assert refusal.final
+    denial = decided(gate, asked(gate, 0, 1))
+    assert denial is not None
+    assert denial.group is None
+    assert denial.final
 
 
 def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
@@ -416,9 +416,9 @@ def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
 
     found(monkeypatch, hangs)
     one = asked(gate, 0, 1)
-    refusal = gate.decide(one, "pod", lambda tids: None)
-    assert refusal is not None
-    assert (refusal.group, refusal.final) == (None, False)
+    denial = gate.decide(one, "pod", lambda tids: None)
+    assert denial is not None
+    assert (denial.group, denial.final) == (None, False)
     answers.set()
     assert decided(gate, one) is None
 
@@ -427,10 +427,10 @@ def test_refusals_are_logged_once_a_second_and_counted(
     gate: BorrowGate, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = asked(gate, 0, 11, tid=os.getpid())
-    refusal = decided(gate, one)
-    assert refusal is not None
+    denial = decided(gate, one)
+    assert denial is not None
     for now in (0.0, 0.1, 0.2, 2.0):
-        gate.log(refusal, one.call, "pod", now)
+        gate.log(denial, one.notification, "pod", now)
     assert len(caplog.records) == 2
     first, second = (record.getMessage() for record in caplog.records)
     assert all(
@@ -438,5 +438,5 @@ def test_refusals_are_logged_once_a_second_and_counted(
     )
     assert "2 more" in second
     gate.forget("pod")
-    gate.log(refusal, one.call, "pod", 2.1)
+    gate.log(denial, one.notification, "pod", 2.1)
     assert len(caplog.records) == 3
