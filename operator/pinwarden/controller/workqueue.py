@@ -1,70 +1,86 @@
-"""Queues of names to work on, and paces for it.
+"""A queue of names to work on.
 
-A name that is added while it waits is worked on once; one that is added while it is worked on is worked on again. So a burst of events
-costs one piece of work, and no name is worked on by two workers.
+A name that is added while it waits is processed once. A name that is added while it is processed is processed
+again. A burst of events therefore costs one run, and no two workers process the same name.
 """
 
 import asyncio
 import heapq
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 
 from pinwarden.common.backoff import Backoff
 
+_PRUNE_SLACK = 1024
+
+
+@dataclass(slots=True)
+class _QueuedName:
+    """The state of a name, in times of the queue's clock; `again` is set for a name that was added while busy."""
+
+    due: float | None = None
+    busy: bool = False
+    again: float | None = None
+    not_before: float = 0.0
+    backoff: Backoff | None = None
+
+    @property
+    def waiting(self) -> bool:
+        return self.due is not None or self.busy or self.backoff is not None
+
 
 class WorkQueue:
-    """Names that become due, each not sooner than the pace that its last piece of work asked for."""
+    """Names that become due, each no sooner than its last run asked for."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._due: dict[str, float] = {}
+        self._names: dict[str, _QueuedName] = {}
         self._heap: list[tuple[float, str]] = []
-        self._busy: set[str] = set()
-        self._again: dict[str, float] = {}
-        self._not_before: dict[str, float] = {}
-        self._backoffs: dict[str, Backoff] = {}
+        self._prune_above = _PRUNE_SLACK
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._due) + len(self._again)
+        return sum((entry.due is not None) + (entry.again is not None) for entry in self._names.values())
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is worked on, but for names that failed and are tried again."""
-        return not self._busy and all(name in self._backoffs for name in self._due)
+        """Return whether no name waits and none is processed; names that failed and wait for a retry do not count."""
+        return not any(
+            entry.busy or (entry.due is not None and entry.backoff is None) for entry in self._names.values()
+        )
 
     def add(self, name: str, delay: float = 0.0) -> None:
-        """Work on `name`, not before `delay` seconds from now; the soonest of several calls counts."""
+        """Process `name` in `delay` seconds or later; of several calls, the earliest time counts."""
+        entry = self._names.setdefault(name, _QueuedName())
         due = self._clock() + delay
-        if name in self._busy:
-            self._again[name] = min(due, self._again.get(name, due))
+        if entry.busy:
+            entry.again = due if entry.again is None else min(due, entry.again)
             return
-        due = max(due, self._not_before.get(name, 0.0))
-        if due < self._due.get(name, float("inf")):
-            self._due[name] = due
+        due = max(due, entry.not_before)
+        if entry.due is None or due < entry.due:
+            entry.due = due
             heapq.heappush(self._heap, (due, name))
-            if len(self._heap) > 2 * len(self._due) + 1024:
-                self._heap = [(due, name) for name, due in self._due.items()]
-                heapq.heapify(self._heap)
+            self._compact_heap()
             self._changed.set()
 
     def discard(self, name: str) -> None:
-        """Forget all about `name`, unless it is worked on."""
-        for waiting in (self._due, self._again, self._not_before, self._backoffs):
-            waiting.pop(name, None)
+        """Forget `name`; a worker that processes it now still has to end with `done` or `failed`."""
+        entry = self._names.pop(name, None)
+        if entry is not None and entry.busy:
+            self._names[name] = _QueuedName(busy=True)
 
     async def get(self) -> str:
-        """Wait for a name that is due; `done` or `failed` must follow."""
+        """Wait for a name that is due and return it; the caller must end with `done` or `failed`."""
         while True:
             self._changed.clear()
             delay = self._until_due()
             if delay is not None and delay <= 0:
                 _, name = heapq.heappop(self._heap)
-                del self._due[name]
-                self._not_before.pop(name, None)
-                self._busy.add(name)
+                entry = self._names[name]
+                entry.due, entry.not_before, entry.busy = None, 0.0, True
                 if self._heap:
-                    self._changed.set()  # there may be another one for another worker
+                    self._changed.set()  # another worker may find another name due
                 return name
             try:
                 async with asyncio.timeout(delay):
@@ -73,31 +89,50 @@ class WorkQueue:
                 continue
 
     def done(self, name: str, quiet: float = 0.0) -> None:
-        """The work on `name` ended; the next comes not before `quiet` seconds from now."""
-        self._backoffs.pop(name, None)
-        self._end(name, quiet)
+        """End the run of `name`; the next run starts no sooner than in `quiet` seconds."""
+        entry = self._names[name]
+        entry.backoff = None
+        self._end(name, entry, quiet)
 
     def failed(self, name: str, at_least: float | None = None) -> None:
-        """The work on `name` failed and is tried again after a pause that grows from one failure to the next."""
-        delay = self._backoffs.setdefault(name, Backoff()).failed(at_least)
-        self._again.setdefault(name, 0.0)
-        self._end(name, delay)
+        """End the run of `name` and retry after a pause that grows with each failure."""
+        entry = self._names[name]
+        entry.backoff = entry.backoff or Backoff()
+        if entry.again is None:
+            entry.again = 0.0
+        self._end(name, entry, entry.backoff.failed(at_least))
 
-    def _end(self, name: str, quiet: float) -> None:
-        self._busy.discard(name)
-        if quiet > 0:
-            self._not_before[name] = self._clock() + quiet
-            if len(self._not_before) > 2 * len(self._due) + 1024:
-                self._forget_past()
-        due = self._again.pop(name, None)
-        if due is not None:
-            self.add(name, due - self._clock())
-
-    def _forget_past(self) -> None:
+    def _end(self, name: str, entry: _QueuedName, quiet: float) -> None:
         now = self._clock()
-        self._not_before = {name: due for name, due in self._not_before.items() if due > now}
+        entry.busy = False
+        entry.not_before = now + quiet if quiet > 0 else 0.0
+        again, entry.again = entry.again, None
+        if again is not None:
+            self.add(name, again - now)
+        elif not entry.not_before:
+            del self._names[name]
+        elif len(self._names) > self._prune_above:
+            self._prune(now)
+
+    def _prune(self, now: float) -> None:
+        """Forget names that have nothing to do and whose quiet time is over."""
+        self._names = {
+            name: entry for name, entry in self._names.items() if entry.waiting or entry.not_before > now
+        }
+        self._prune_above = 2 * len(self._names) + _PRUNE_SLACK
+
+    def _compact_heap(self) -> None:
+        """Rebuild the heap when most of its times are outdated."""
+        if len(self._heap) > 2 * len(self._names) + _PRUNE_SLACK:
+            self._heap = [(entry.due, name) for name, entry in self._names.items() if entry.due is not None]
+            heapq.heapify(self._heap)
 
     def _until_due(self) -> float | None:
-        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+        """Return the seconds until the next name is due, None if no name waits."""
+        while self._heap and not self._is_current(*self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] - self._clock() if self._heap else None
+
+    def _is_current(self, due: float, name: str) -> bool:
+        entry = self._names.get(name)
+        return entry is not None and entry.due == due

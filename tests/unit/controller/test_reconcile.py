@@ -174,8 +174,9 @@ class Operator:
 def _works(queue: WorkQueue) -> bool:
     """Whether a name is worked on, or will be as soon as its last piece of work allows; not one that failed."""
     soon = monotonic() + QUIET_SECONDS
-    return bool(queue._busy) or any(
-        due <= soon and name not in queue._backoffs for name, due in queue._due.items()
+    return any(
+        entry.busy or (entry.due is not None and entry.due <= soon and entry.backoff is None)
+        for entry in queue._names.values()
     )
 
 
