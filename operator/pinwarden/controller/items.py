@@ -1,8 +1,8 @@
-"""Where the failure of one item ends: each loop of the operator hands its items through `Items`.
+"""The boundary at which the failure of one item ends: every loop of the operator processes its items here.
 
-An item is a node to compile, a limit to aggregate, an object that a watch tells of, a series of a metric. Whatever goes wrong with one of
-them costs that one: the failure is logged, counted, remembered until the item succeeds, and the loop goes on with all others. What goes
-wrong with the loop itself ends the operator, as a defect should.
+An item is a node to compile, a limit to aggregate, an object of a watch, or a series of a metric. A failure
+affects that item only. The failure is logged, counted and remembered until the item succeeds, and the loop
+continues with the other items. A failure of the loop itself is a defect and ends the operator.
 """
 
 import logging
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class RetryError(Exception):
-    """The work on a name did not succeed and is to be tried again; `after` are the seconds that it takes at least."""
+    """The work on a name did not succeed; retry in `after` seconds or later."""
 
     def __init__(self, after: float | None = None) -> None:
         super().__init__()
@@ -28,18 +28,18 @@ class RetryError(Exception):
 
 
 class Item:
-    """An item in the hands of a loop. Once it was left, `error` says what went wrong, None where nothing did."""
+    """An item that a loop processes; afterwards `error` holds its failure, None if it succeeded."""
 
     error: Exception | None = None
 
     @property
     def problem(self) -> str:
-        """What went wrong, in few words for people."""
+        """Return the failure as a short text, empty if there is none."""
         return f"{type(self.error).__name__}: {self.error}"[:_MOST_TEXT] if self.error else ""
 
 
 class Items:
-    """Takes the failures of items; those that fail now are counted by loop."""
+    """Handle the failures of items, and count by loop the items that fail now."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -47,23 +47,23 @@ class Items:
         metrics.watch_failing(self.failing)
 
     def failing(self, loop: str) -> int:
-        """How many items of the loop failed when they were last tried."""
-        return sum(kind == loop for kind, _ in self._failing)
+        """Return how many items of the loop failed in their last run."""
+        return sum(failing_loop == loop for failing_loop, _ in self._failing)
 
     @contextmanager
     def item(self, loop: Loop, name: str, failed: Callable[[str], None] | None = None) -> Iterator[Item]:
-        """The work on one item: an exception in the block is that item's, `TryAgainError` alone is raised on.
+        """Process one item in the block. Exceptions end here, except `RetryError`.
 
-        `failed` is told the problem. What goes wrong in `failed` is an item of its own, so it ends here too.
+        `failed` receives the problem. A failure of `failed` counts as an item of its own and ends here too.
         """
         item = Item()
         try:
             yield item
         except RetryError:
             raise
-        except Exception as error:  # noqa: BLE001 - here alone the failure of an item ends
+        except Exception as error:  # noqa: BLE001 - the only place where the failure of an item ends
             item.error = error
-            if self._is_news(loop, name, item.problem):
+            if self._is_new_failure(loop, name, item.problem):
                 _log.exception("%s: %s failed, others go on: %s", loop, name, item.problem)
             if failed is not None:
                 with self.item(loop, _handler_of(name)):
@@ -72,7 +72,7 @@ class Items:
             self.forget(loop, name)
 
     def forget(self, loop: Loop, name: str) -> None:
-        """The item is gone, or has succeeded."""
+        """Forget the failures of an item that is gone or succeeded."""
         self._failing.pop((loop, name), None)
         self._failing.pop((loop, _handler_of(name)), None)
 
@@ -83,32 +83,32 @@ class Items:
         work: Callable[[str], Awaitable[float]],
         failed: Callable[[str, str], None] = lambda *_: None,
     ) -> NoReturn:
-        """Work on each name of a queue when it is due, for ever.
+        """Call `work` for each name of the queue when the name is due, until cancelled.
 
-        `work` answers in how many seconds the name may be worked on next, or raises `TryAgainError`. A name that fails is tried again
-        after a pause that grows, and `failed` is told the name and the problem.
+        `work` returns the seconds until the name may be processed again, or raises `RetryError`. A name that
+        fails is retried after a growing pause, and `failed` receives the name and the problem.
         """
         while True:
             name = await queue.get()
             try:
                 with self.item(loop, name, partial(failed, name)) as item:
                     queue.done(name, await work(name))
-            except RetryError as again:
-                queue.failed(name, again.after)
+            except RetryError as retry:
+                queue.failed(name, retry.after)
             else:
                 if item.error is not None:
                     queue.failed(name)
 
-    def _is_news(self, loop: Loop, name: str, problem: str) -> bool:
-        """Count and remember a failure; whether the item did not fail in this way before."""
+    def _is_new_failure(self, loop: Loop, name: str, problem: str) -> bool:
+        """Count and remember a failure; return whether it differs from the item's last failure."""
         self._metrics.item_failed(loop)
-        news = self._failing.get((loop, name)) != problem
+        is_new = self._failing.get((loop, name)) != problem
         self._failing[loop, name] = problem
         if len(self._failing) > _REMEMBERED:
             del self._failing[next(iter(self._failing))]
-        return news
+        return is_new
 
 
 def _handler_of(name: str) -> str:
-    """The name of the item that handles the failures of `name`."""
+    """Return the name of the item that handles the failures of `name`."""
     return f"{name}, handling its failure"

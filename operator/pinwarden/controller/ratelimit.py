@@ -1,4 +1,4 @@
-"""Paces: for one object, and for all writers together."""
+"""Rate limits: a token bucket for one object, and a rate limiter that all writers share."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from time import monotonic
 
 
 class TokenBucket:
-    """Leave for `burst` actions at once and for `rate` a second on average."""
+    """Allow `burst` actions at once and `rate` actions a second on average."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = monotonic) -> None:
         self._rate = rate
@@ -16,12 +16,12 @@ class TokenBucket:
         self._at = clock()
 
     def delay(self, spare: float = 0.0) -> float:
-        """Seconds until there is leave for one action that leaves `spare` others; 0 when there is."""
+        """Return the seconds until one action is allowed that leaves `spare` tokens; 0 if it is allowed now."""
         self._fill()
         return max(0.0, (1.0 + spare - self._tokens) / self._rate)
 
     def take(self) -> None:
-        """One action; leave may have been overdrawn by it, which delays those after it."""
+        """Take one token. The bucket may be overdrawn, which delays later actions."""
         self._fill()
         self._tokens -= 1.0
 
@@ -32,14 +32,14 @@ class TokenBucket:
 
 
 class RateLimiter:
-    """One pace for all writers, and a stop for all of them when the API server asks for one."""
+    """One rate for all writers, and a pause for all of them when the API server asks for it."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._bucket = TokenBucket(rate, burst)
         self._paused_until = 0.0
 
     async def acquire(self) -> None:
-        """Wait for leave to write once."""
+        """Wait until one write is allowed."""
         delay = self._bucket.delay()
         self._bucket.take()
         await asyncio.sleep(delay)
@@ -47,5 +47,5 @@ class RateLimiter:
             await asyncio.sleep(paused)
 
     def pause(self, seconds: float) -> None:
-        """The API server had enough: nobody writes for so long."""
+        """Allow no write for `seconds`, because the API server is overloaded."""
         self._paused_until = max(self._paused_until, monotonic() + seconds)

@@ -1,4 +1,4 @@
-"""When writing is allowed: once everything has been listed, and while this replica holds the Lease."""
+"""The condition for every write: all objects have been listed, and this replica holds the Lease."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pinwarden.controller.ratelimit import RateLimiter
 
 
 class WriteGuard:
-    """What every write passes last; `opened` wakes those who wait."""
+    """Every writer calls `acquire` right before its write; `notify_leading` wakes waiting writers."""
 
     def __init__(self, leading: Callable[[], bool], limiter: RateLimiter) -> None:
         self._leading = leading
@@ -16,27 +16,27 @@ class WriteGuard:
         self.synced = asyncio.Event()
 
     def notify_leading(self) -> None:
-        """This replica holds the Lease, now or again."""
+        """Wake waiting writers after this replica took or renewed the Lease."""
         self._changed.set()
 
     @property
     def may_write(self) -> bool:
-        """Whether writing is allowed now."""
+        """Return whether a write is allowed now."""
         return self.synced.is_set() and self._leading()
 
     async def wait_leading(self) -> None:
-        """Wait until writing is allowed, which it may not be any more after the next wait for something else."""
+        """Wait until a write is allowed. Any later `await` may end the permission."""
         await self.synced.wait()
         while not self._leading():
             self._changed.clear()
             await self._changed.wait()
 
     async def acquire(self) -> None:
-        """Wait for leave to write now, at the pace of all writers."""
+        """Wait until a write is allowed now, at the rate of all writers."""
         await self.wait_leading()
         await self._limiter.acquire()
         await self.wait_leading()
 
     def pause(self, seconds: float) -> None:
-        """The API server asked for a pause."""
+        """Allow no write for `seconds`, as the API server asked."""
         self._limiter.pause(seconds)
