@@ -1,15 +1,16 @@
-"""The specs of the NodePinConfigs: from a dirty node to what the API server has, in two stages.
+"""The specs of the NodePinConfigs, from a dirty node to the API server, in two stages.
 
-*compile*: what the node shall hold, in memory and at once, also on a replica that does not lead. What differs from what the API server has
-waits as JSON, a few kilobytes each: as models, 5,000 of them would take 300 MB.
+*compile*: compute the node's spec in memory, at once, and also on a replica that does not lead. A spec that
+differs from the stored one waits as JSON of a few kilobytes. As models, 5,000 specs would take 300 MB.
 
-*write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so that it replaces every hand edit. The
-object is owned by its Node, and the garbage collector removes it with the Node.
+*write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so a write
+replaces every manual edit. The Node owns the object, and the garbage collector deletes both together.
 """
 
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from time import monotonic
 
 from pinwarden.api.meta import GROUP, VERSION
@@ -24,7 +25,7 @@ from pinwarden.controller.write_guard import WriteGuard
 
 QUIET_SECONDS = 0.2
 WRITERS = 16
-REFUSED_SECONDS = 10.0
+REJECTED_SECONDS = 10.0
 _SLICE_SECONDS = 0.02
 _COMPILED_POLL_SECONDS = 0.02
 _API_VERSION = f"{GROUP}/{VERSION}"
@@ -32,8 +33,20 @@ _CONFIGS = f"/apis/{_API_VERSION}/{NodePinConfig.plural}"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _NodeSpec:
+    """The spec of a node as a digest, and as JSON while it waits to be written.
+
+    `rewritten` is set if the API server stored another spec than it received: the digests of both.
+    """
+
+    desired: bytes = b""
+    pending: bytes | None = None
+    rewritten: tuple[bytes, bytes] | None = None
+
+
 class SpecReconciler:
-    """Compiles dirty nodes and writes what differs."""
+    """Compile dirty nodes and write the specs that differ."""
 
     def __init__(
         self,
@@ -51,9 +64,7 @@ class SpecReconciler:
         self._metrics = metrics
         self._items = items
         self._slice_ends = 0.0
-        self._pending: dict[str, bytes] = {}
-        self._desired: dict[str, bytes] = {}
-        self._stored_as: dict[str, tuple[bytes, bytes]] = {}
+        self._specs: dict[str, _NodeSpec] = {}
         self.write_queue = WorkQueue()
 
     async def wait_compiled(self) -> None:
@@ -62,14 +73,14 @@ class SpecReconciler:
             await asyncio.sleep(_COMPILED_POLL_SECONDS)
 
     async def run_compiler(self) -> None:
-        """Compiles dirty nodes until cancelled, and lets others run in between."""
+        """Compile dirty nodes until cancelled, and yield to other tasks in between."""
         await self._guard.synced.wait()
         await self._items.process_queue(
             "compile", self._compile_queue, self._compile_next, self._store.compile_failed
         )
 
     async def run_writer(self) -> None:
-        """One of `WRITERS`: writes what waits until cancelled."""
+        """Write pending specs until cancelled; `WRITERS` of these run at once."""
         await self._items.process_queue("spec", self.write_queue, self._write)
 
     async def _compile_next(self, name: str) -> float:
@@ -84,11 +95,11 @@ class SpecReconciler:
 
     async def _write(self, name: str) -> float:
         await self._guard.acquire()
-        data, owner = self._pending.get(name), self._store.node_uids.get(name)
-        if data is None or owner is None:  # a node that is gone is compiled next, which forgets it
-            return 0.0
+        spec, owner = self._specs.get(name), self._store.node_uids.get(name)
+        if spec is None or spec.pending is None or owner is None:
+            return 0.0  # the node is gone, and its compilation comes next
         try:
-            await self._apply(name, data, owner)
+            await self._apply(name, spec.pending, owner)
         except ApiError as error:
             raise self._failed(name, error) from error
         self._metrics.wrote("spec")
@@ -98,28 +109,28 @@ class SpecReconciler:
         store = self._store
         owner = store.node_uids.get(name)
         if owner is None:
-            for kept in (self._pending, self._desired, self._stored_as):
-                kept.pop(name, None)
+            self._specs.pop(name, None)
             self.write_queue.discard(name)
             self._items.forget("spec", name)
             store.forget_node(name)
             return
-        spec, room = store.cluster.compiled(name)
-        store.set_desired(store.view(name).with_desired(spec, room))
-        data = transform.canonical(spec.to_wire())
-        self._desired[name] = transform.digest_of(data, owner)
-        if self._is_stored(name):
-            self._pending.pop(name, None)
+        compiled, overflow = store.cluster.compiled(name)
+        store.set_desired(store.view(name).with_desired(compiled, overflow))
+        data = transform.canonical(compiled.to_wire())
+        spec = self._specs.setdefault(name, _NodeSpec())
+        spec.desired = transform.digest_of(data, owner)
+        if self._is_stored(name, spec):
+            spec.pending = None
         else:
-            self._pending[name] = data
+            spec.pending = data
             self.write_queue.add(name)
 
-    def _is_stored(self, name: str) -> bool:
-        """Whether the API server has what is desired, or what it makes of it."""
-        stored, desired = self._store.stored.get(name), self._desired[name]
+    def _is_stored(self, name: str, spec: _NodeSpec) -> bool:
+        """Return whether the API server has the desired spec, or its own rewrite of that spec."""
+        stored = self._store.stored.get(name)
         if stored is None:
             return False
-        return stored.digest == desired or self._stored_as.get(name) == (desired, stored.digest)
+        return stored.digest == spec.desired or spec.rewritten == (spec.desired, stored.digest)
 
     async def _apply(self, name: str, data: bytes, owner: str) -> None:
         body: Json = {
@@ -134,22 +145,24 @@ class SpecReconciler:
         before = self._store.stored.get(name)
         _, stored = transform.node_pin_config(await self._api.apply(f"{_CONFIGS}/{name}", body))
         sent = transform.digest_of(data, owner)
+        spec = self._specs.get(name)  # read after the answer: the node may be gone by now
         if stored.digest != sent:
-            self._stored_as[name] = (sent, stored.digest)
+            if spec:
+                spec.rewritten = (sent, stored.digest)
             _log.warning(
                 "NodePinConfig %s was stored other than it was written: are the CRDs of this version?", name
             )
-        if self._pending.get(name) is data:
-            del self._pending[name]
+        if spec and spec.pending is data:
+            spec.pending = None
         self._store.config_written(stored, before)
-        if name in self._desired and name not in self._pending and not self._is_stored(name):
-            self._compile_queue.add(name)  # what was written was taken back meanwhile
+        if spec and spec.pending is None and not self._is_stored(name, spec):
+            self._compile_queue.add(name)  # another edit replaced this write meanwhile
 
     def _failed(self, name: str, error: ApiError) -> RetryError:
         self._metrics.wrote("spec", error.kind)
         if error.status == 429:
             self._guard.pause(error.retry_after or 1.0)
-        refused = error.kind == "refused"
-        if refused:
+        rejected = error.kind == "refused"
+        if rejected:
             _log.warning("NodePinConfig %s cannot be written: %s", name, error)
-        return RetryError(REFUSED_SECONDS if refused else error.retry_after)
+        return RetryError(REJECTED_SECONDS if rejected else error.retry_after)

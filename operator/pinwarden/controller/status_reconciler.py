@@ -22,7 +22,7 @@ from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items, RetryError
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.resources import ObservedResource, Status, applied_to, conditions_of, reference
-from pinwarden.controller.spec_reconciler import REFUSED_SECONDS, SpecReconciler
+from pinwarden.controller.spec_reconciler import REJECTED_SECONDS, SpecReconciler
 from pinwarden.controller.store import STATUS_BURST, ManagedResource, Store
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
@@ -150,7 +150,7 @@ class StatusReconciler:
         refused = error.kind == "refused"
         if refused:
             _log.warning("the status of %s cannot be written: %s", key, error)
-        raise RetryError(REFUSED_SECONDS if refused else error.retry_after) from error
+        raise RetryError(REJECTED_SECONDS if refused else error.retry_after) from error
 
 
 def compute_status(store: Store, entry: ManagedResource) -> ComputedStatus:
