@@ -13,16 +13,8 @@ from pinwarden.api.pinlimit import Contention, Enforcement, Level, Scope, Source
 from pinwarden.api.sharedmemorygroup import Accounting, Backing, Management, Phase
 from pinwarden.controller import metrics as operator
 from pinwarden.controller.items import Items
-from pinwarden.controller.metrics_collector import (
-    CONDITIONS,
-    GROUP_CONDITIONS,
-    MOST_GROUPS,
-    MOST_LIMITS,
-    MOST_NAMESPACES,
-    MOST_NODES,
-    STATUSES,
-    ClusterCollector,
-)
+from pinwarden.controller.metrics_collector import MOST_GROUPS, MOST_LIMITS, MOST_NAMESPACES, ClusterCollector
+from pinwarden.controller.metrics_families import CONDITIONS, GROUP_CONDITIONS, MOST_NODES, STATUSES
 from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
 from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from monitoring import catalogue
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.controller import metrics_collector, resources
+from pinwarden.controller import metrics_collector, metrics_families, resources
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_collector import ClusterCollector
@@ -252,7 +252,7 @@ def test_all_that_is_told_is_in_the_catalogue_and_few_series_are_for_a_limit_and
     store.put_config(report(pod_report("p1", denials=[])))
     store.put_resource(limit(kind="ClusterPinLimit", name="ceiling"))
     before = sum(map(len, collected(store).values()))
-    everything = [*metrics_collector.CONDITIONS]
+    everything = [*metrics_families.CONDITIONS]
     store.put_resource(limit(conditions=[condition(each, "True") for each in everything]))
     store.put_resource(group(capacity="1Mi"))
     after = sum(map(len, collected(store).values()))
