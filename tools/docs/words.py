@@ -31,7 +31,7 @@ RATES: Final = {"what": 3, "that": 10, "it": 12}
 MAX_WORDS: Final = 30
 _CODE = re.compile(r"``[^`]*``|`[^`]*`")
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
-_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(`A-Z0-9])")
+_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(\[`A-Z0-9])")
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -78,7 +78,7 @@ def sentences(markdown: str) -> Iterator[str]:
 
 
 def _text(inline: Token) -> str:
-    parts = {"softbreak": " ", "hardbreak": " ", "link_open": "", "link_close": ""}
+    parts = {"softbreak": " ", "hardbreak": " ", "link_open": "[", "link_close": "]"}
     return "".join(
         f"`{child.content}`" if child.type == "code_inline" else parts.get(child.type, child.content)
         for child in inline.children or []

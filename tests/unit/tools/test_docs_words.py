@@ -28,7 +28,7 @@ It goes on! Is this the third? e.g. not a new one
 | --- | --- |
 | not read. | Not read. |
 
-- An item: [a link](to.md) *and more*.
+- An item: [a link](to.md) *and more*. [a/path](b) follows.
 
 ```
 Not. Read.
@@ -53,7 +53,8 @@ def test_sentences_leave_out_tables_and_code_blocks() -> None:
         "First sentence with `code of many words` here.",
         "It goes on!",
         "Is this the third? e.g. not a new one",
-        "An item: a link and more.",
+        "An item: [a link] and more.",
+        "[a/path] follows.",
     ]
 
 
