@@ -1,4 +1,4 @@
-"""The name of a gated system call as its manual page writes it, with the flags that made it a gated one: `mlockall(MCL_FUTURE)`."""
+"""Names of gated system calls with the flags that matter, such as `mlockall(MCL_FUTURE)`."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -24,7 +24,7 @@ _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
         {pin_requests.MREMAP_FIXED: "MREMAP_FIXED", pin_requests.MREMAP_DONTUNMAP: "MREMAP_DONTUNMAP"},
     ),
 }
-"""By call: the register that holds its flags, and those that are told; others say nothing about pinning."""
+"""By call: the register of its flags, and the flags that concern pinning."""
 _COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
     "shmctl": (1, {pin_requests.SHM_LOCK: "SHM_LOCK"}),
     "socket": (0, {pin_requests.AF_XDP: "AF_XDP"}),
@@ -44,14 +44,17 @@ _COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
         },
     ),
 }
-"""By call: the register that says what is asked for, and the names; one without a name is told as a number."""
+"""By call: the register of its command, and the commands' names. Others appear as numbers."""
 _NAMES: Final = {
     (arch, number): name for arch, numbers in NUMBERS.items() for name, number in numbers.items()
 }
 
 
 def describe(call: Notification) -> str:
-    """Return the call's name, and its telling flags or command in brackets; `system call N` for a call that no profile gates."""
+    """Return a call's name, with its flags or command in brackets.
+
+    A call that no profile gates is `system call N`.
+    """
     name = _NAMES.get((call.arch, call.number))
     if name is None:
         return f"system call {call.number}"

@@ -1,14 +1,15 @@
-"""Calls that were received and not yet dealt with, in memory that outlives whoever received them.
+"""Received notifications in memory that outlives the gate.
 
-A call that was received can be answered only by who knows its id, and no other receiver ever gets it. So the kernel writes it straight into
-a slot of a file that is mapped and shared: a gate that is killed at any moment leaves it there for its successor. A slot is
+An answer needs the id of a notification, and no other receiver gets the notification again. So the
+kernel writes each notification directly into a slot of a shared file mapping. If a gate is killed
+at any moment, its successor finds the notification there. A slot is
 
-- *free*: its id is 0 (the kernel's ids begin at a random number and count up; 0 is passed over here),
-- *received*: the call waits for an answer, or its thread was interrupted,
-- *let through*: the answer was about to be sent or was sent, and what the call adds may not be visible yet. An amount of 0 is a mapping of
-  a group's object (`lending`).
+- *free*: its id is 0. The kernel's ids count up from a random number.
+- *received*: the notification waits for an answer, or its thread was interrupted.
+- *tracked*: the gate continued the call or was about to, and its bytes may not be visible yet. An
+  amount of 0 is a mapping of a group's object (`borrow_gate`).
 
-The file lies in a tmpfs, so that it ends with the boot whose calls it tells of. One process at a time has it open.
+The file is in a tmpfs, so it ends with the boot. One process at a time has the file open.
 """
 
 import ctypes
@@ -28,17 +29,20 @@ SLOTS = 16384
 _MAGIC = b"pinwarden-gate-1"
 _HEADER = 64
 _SLOT = 128
-_TAIL = struct.Struct("=QQ")  # the listener's number; amount + 1 once it was let through
+_TAIL = struct.Struct("=QQ")  # the listener's number; amount + 1 of a tracked call, else 0
 _TAIL_AT = 96
 _EMPTY = bytes(seccomp_notify.SIZE)
 _FREE = bytes(8)
 
 
 class Journal:
-    """The mapped file; to be closed."""
+    """The mapped file. Close it after use."""
 
     def __init__(self, path: Path) -> None:
-        """Creates the file when there is none, or none of this version. Raises OSError; BlockingIOError while another process has it."""
+        """Open the file. Create it if it is missing or of another version.
+
+        Raises OSError, and BlockingIOError while another process has the file open.
+        """
         size = _HEADER + SLOTS * _SLOT
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
             set_aside(path, "it is no regular file")
@@ -57,9 +61,9 @@ class Journal:
         self._free = [slot for slot in range(SLOTS - 1, -1, -1) if self._is_free(slot)]
 
     def receive(self, listener: seccomp_notify.Listener, number: int) -> tuple[int, Notification] | None:
-        """Receives a call of the listener with this number into a slot; None when the call is gone, or when no slot is free.
+        """Receive a notification of a listener into a slot, and return both.
 
-        Raises OSError.
+        Return None if the notification is gone or no slot is free. Raises OSError.
         """
         if not self._free:
             return None
@@ -75,32 +79,35 @@ class Journal:
 
     @property
     def full(self) -> bool:
-        """Whether nothing can be received."""
+        """Whether no slot is free."""
         return not self._free
 
     def track(self, slot: int, amount: int) -> None:
-        """The call in the slot is about to be let through, to add at most `amount` bytes."""
+        """Store that the call in a slot is about to be continued, and adds at most `amount` bytes."""
         at = _HEADER + slot * _SLOT + _TAIL_AT
         number, _ = _TAIL.unpack_from(self._memory, at)
         _TAIL.pack_into(self._memory, at, number, amount + 1)
 
     def free(self, slot: int) -> None:
-        """The call in the slot is over."""
+        """Free a slot."""
         at = _HEADER + slot * _SLOT
         self._memory[at : at + 8] = _FREE
         self._free.append(slot)
 
     def left(self) -> Iterator[tuple[int, Notification, int, int | None]]:
-        """What is in the slots that are not free: the slot, the call, its listener's number, and the amount if it was let through."""
+        """Yield each slot that is not free: slot, notification, listener's number, and amount.
+
+        The amount is None unless the call is tracked.
+        """
         for slot in range(SLOTS):
             if not self._is_free(slot):
                 at = _HEADER + slot * _SLOT
                 number, amount = _TAIL.unpack_from(self._memory, at + _TAIL_AT)
-                call = seccomp_notify.parse(self._memory[at : at + seccomp_notify.SIZE])
-                yield slot, call, number, amount - 1 if amount else None
+                notification = seccomp_notify.parse(self._memory[at : at + seccomp_notify.SIZE])
+                yield slot, notification, number, amount - 1 if amount else None
 
     def close(self) -> None:
-        """Lets another process have it; the memory stays mapped, and with it a copy of the descriptor."""
+        """Release the file to another process. The memory stays mapped."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 

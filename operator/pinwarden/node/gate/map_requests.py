@@ -1,12 +1,15 @@
-"""What a gated system call maps of something that other processes can have mapped too, from its registers. Pure.
+"""The object that a gated call maps, from its registers. Other processes can map it too. Pure.
 
-- mmap with MAP_SHARED (or MAP_SHARED_VALIDATE) of a descriptor: `PAGE_ALIGN(len)` from its offset on; a descriptor of hugetlbfs by whole
-  huge pages (ksys_mmap_pgoff), which only who looks at it can tell.
-- shmat: all of a segment. Its registers do not tell how much that is.
-- mremap: what lies in the mapping at the address, and with what it grows by; an old length of 0 maps it a second time (mm/mremap.c).
-- remap_file_pages: another part of what the mapping at the address is of, in its place (mm/mmap.c).
+- `mmap` of a descriptor with MAP_SHARED or MAP_SHARED_VALIDATE: `PAGE_ALIGN(len)` from the offset.
+  For a file of hugetlbfs these are whole huge pages (`ksys_mmap_pgoff`), which the registers do
+  not show.
+- `shmat`: a whole segment, whose size the registers do not show.
+- `mremap`: the object of the mapping at the address, with the bytes that the mapping grows by. An
+  old length of 0 maps the object a second time (mm/mremap.c).
+- `remap_file_pages`: another range of the object of the mapping at the address (mm/mmap.c).
 
-MAP_ANONYMOUS has no descriptor. A call that the kernel ends with another error maps nothing, and is let through to get that error.
+MAP_ANONYMOUS has no descriptor. A call that the kernel ends with another error maps nothing. The
+gate continues the call to get that error.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +28,7 @@ _MOST = 2**63
 
 
 class NamedBy(Enum):
-    """How a call names what it maps."""
+    """How a call names the object that it maps."""
 
     DESCRIPTOR = "a number in the caller's table"
     SEGMENT = "a System V id in the caller's IPC namespace"
@@ -34,9 +37,10 @@ class NamedBy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MapRequest:
-    """What a call maps: `size` bytes from `offset` on, both in bytes, of the object named by `name`.
+    """The bytes of an object that a call maps: `size` bytes from `offset`.
 
-    `size` is 0 where the object has the only word in that. With `relative` the offset counts from what lies at the address.
+    `name` is a descriptor, an id or an address. `size` is 0 if only the object knows it. With
+    `relative`, the offset counts from the byte that is mapped at the address.
     """
 
     by: NamedBy
@@ -46,10 +50,10 @@ class MapRequest:
     relative: bool = False
 
 
-def read(call: Notification) -> MapRequest | None:
-    """What the call maps; None for one that maps nothing of this kind."""
-    reader = _BY_NUMBER.get((call.arch, call.number))
-    return reader(call.arch, call.arguments) if reader else None
+def read(notification: Notification) -> MapRequest | None:
+    """Return the object that a call maps, or None if it maps nothing of this kind."""
+    reader = _BY_NUMBER.get((notification.arch, notification.number))
+    return reader(notification.arch, notification.arguments) if reader else None
 
 
 def _mmap(_: int, registers: Registers) -> MapRequest | None:

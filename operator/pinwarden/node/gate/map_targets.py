@@ -1,13 +1,15 @@
-"""Which object a call is for, and which ranges of a pod's objects its processes have mapped, as /proc tells.
+"""Reads in `/proc` the object that a call maps, and the mapped ranges of a pod's processes.
 
-A descriptor can be another file's by the time the kernel maps it, when another thread replaces it meanwhile (dup2): what is found here is
-true for programs that do not mean to deceive.
+Another thread can replace a descriptor before the kernel maps it (`dup2(2)`). So the result is
+right only for programs that do not try to deceive.
 
-/proc/PID/fd is its process's user's alone, so a gate without CAP_DAC_READ_SEARCH asks in two other ways: fdinfo names the mount, and for
-files of no mount that the process sees, such as a memfd, it takes a copy of the descriptor for a moment (pidfd_getfd(2)).
+Only the user of a process may read `/proc/PID/fd`. A gate without CAP_DAC_READ_SEARCH has two other
+ways. `fdinfo` names the mount. If the process sees no mount of the file, as for a memfd, the gate
+copies the descriptor for a moment (`pidfd_getfd(2)`).
 
-What is read here may wait for locks of the caller's, and for a server that a file is on: it is read aside. A file's own file system is not
-asked for what it may have to ask elsewhere (AT_STATX_DONT_SYNC): a FUSE server is a program of the pod.
+These reads may wait for locks of the caller and for the server of a file system, so they run in
+threads. They do not make a file system ask its server (AT_STATX_DONT_SYNC), because a FUSE server
+can be a program of the pod.
 """
 
 import ctypes
@@ -40,7 +42,7 @@ _NONE = (FileNotFoundError, ProcessLookupError)
 
 
 class MapTarget(NamedTuple):
-    """What a call is for: `range` is None for an object of no group, and for none at all."""
+    """The range that a call maps, or None if the call maps no object of a group."""
 
     range: ObjectRange | None
 
@@ -49,7 +51,7 @@ NOTHING = MapTarget(None)
 
 
 def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:
-    """What a thread's call is for. Raises OSError where that cannot be told."""
+    """Return the target of a thread's call. Raises OSError if it cannot be read."""
     try:
         match request.by:
             case NamedBy.DESCRIPTOR:
@@ -63,9 +65,9 @@ def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -
 
 
 def mapped(proc_root: Path, folders: Iterable[Path], wanted: RegionFilter) -> list[ObjectRange]:
-    """What the processes in these cgroup folders have mapped of the wanted objects.
+    """Return the ranges that the processes in these cgroups have mapped of the filter's objects.
 
-    They are listed again afterwards, and those that are new are read too: a child has what its parent may have given up meanwhile.
+    Processes that appear meanwhile are read too: a child has what its parent may unmap meanwhile.
     Raises OSError.
     """
     folders = tuple(folders)
@@ -94,7 +96,7 @@ def _of_descriptor(proc_root: Path, tid: int, request: MapRequest, rules: Borrow
 
 
 def identify(process: Path, number: int) -> ObjectId | None:
-    """The file that a descriptor of a process stands for; None when there is no such descriptor. Raises OSError."""
+    """Return the file of a process's descriptor, or None without one. Raises OSError."""
     with suppress(PermissionError):
         return object_at(process / "fd" / str(number))
     with suppress(PermissionError):
@@ -104,9 +106,9 @@ def identify(process: Path, number: int) -> ObjectId | None:
 
 
 def by_mount(process: Path, number: int) -> ObjectId | None:
-    """The same by the file's inode and mount, which no file system is asked for; None for a mount that the process does not see.
+    """Return the file by its inode and mount, or None if the process does not see the mount.
 
-    fdinfo tells the inode since Linux 5.14. Raises OSError.
+    No file system is asked. `fdinfo` shows the inode since Linux 5.14. Raises OSError.
     """
     told = dict(re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M))
     if "ino" not in told:
@@ -117,7 +119,7 @@ def by_mount(process: Path, number: int) -> ObjectId | None:
 
 
 def by_copy(process: Path, number: int) -> ObjectId | None:
-    """The same by a copy of the descriptor. Raises OSError."""
+    """Return the file by a copy of the descriptor, or None without one. Raises OSError."""
     found = re.search(r"^Tgid:\s*(\d+)", (process / "status").read_text(), re.M)
     if found is None:
         return None
@@ -139,9 +141,10 @@ def by_copy(process: Path, number: int) -> ObjectId | None:
 
 
 def _may_be_shared(request: Path, address: int) -> bool:
-    """Whether a mapping at an address may be a shared one: PROCMAP_QUERY tells since Linux 6.11, without a list of all mappings.
+    """Return whether the mapping at an address may be shared.
 
-    The C library grows its own memory by mremap, which is the same question each time.
+    PROCMAP_QUERY answers this since Linux 6.11 without a list of all mappings. This matters
+    because the C library grows its own memory by `mremap`.
     """
     query = bytearray(_QUERY.pack(_QUERY.size, _QUERY_SHARED, address))
     descriptor = os.open(request, os.O_RDONLY | os.O_CLOEXEC)
@@ -157,7 +160,7 @@ def _may_be_shared(request: Path, address: int) -> bool:
 
 
 def _huge_page(path: Path) -> int:
-    """Bytes of a page of a file in hugetlbfs (statfs(2), f_bsize); 0 for any other, and where that cannot be told."""
+    """Return the page size of a file in hugetlbfs (f_bsize of `statfs(2)`), else 0."""
     buffer = (ctypes.c_long * 32)()
     if libc.statfs(os.fsencode(path), buffer) or buffer[0] != HUGETLBFS:
         return 0

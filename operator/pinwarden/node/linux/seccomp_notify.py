@@ -1,11 +1,12 @@
-"""The kernel's side of seccomp user notification (seccomp_unotify(2), kernel/seccomp.c): one listener, its calls and their answers.
+"""Seccomp user notification: a listener, its notifications and their answers.
 
-A thread of a filtered process that makes a gated call sleeps until the call is answered. `receive` has the kernel write the call straight
-into memory of the caller's choice, so that a receiver that is killed leaves either nothing or all of it there: once a call was received,
-no other `receive` returns it, and only who knows its id can answer.
+See `seccomp_unotify(2)` and `kernel/seccomp.c`. A thread that makes a gated call sleeps until the
+notification is answered. `receive` makes the kernel write a notification directly to an address.
+If the receiver is killed, the memory there contains the whole notification or nothing. No other
+`receive` returns the notification again, and an answer needs its id.
 
-An answer that was taken does not prove that the call ran. A signal may have come first; then the call is made again by itself, with a
-new id, or ends with EINTR.
+An accepted answer does not prove that the kernel executed the call. A signal may have interrupted
+the thread first. The thread then makes the call again with a new id, or the call ends with EINTR.
 """
 
 import ctypes
@@ -32,9 +33,10 @@ _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
 class Notification(NamedTuple):
-    """A system call that waits for an answer. `tid` is the thread's id in the receiver's PID namespace, 0 where it has none there.
+    """A system call that waits for an answer.
 
-    `arch` is an AUDIT_ARCH value, `arguments` are the six registers, unsigned.
+    `tid` is the thread id in the receiver's PID namespace, or 0 without one. `arch` is an
+    AUDIT_ARCH value. `arguments` are the six registers, unsigned.
     """
 
     id: int
@@ -45,29 +47,33 @@ class Notification(NamedTuple):
 
 
 def parse(data: bytes) -> Notification:
-    """Reads a `struct seccomp_notif`."""
+    """Return the notification in a `struct seccomp_notif`."""
     notification_id, tid, _, number, arch, _, *arguments = _NOTIFICATION.unpack(data)
     return Notification(notification_id, tid, number, arch, tuple(arguments))
 
 
 class Listener:
-    """A listener's descriptor, which it owns."""
+    """The descriptor of a listener. The object owns the descriptor."""
 
     __slots__ = ("_fd",)
 
     def __init__(self, descriptor: int) -> None:
         self._fd = descriptor
-        # Since Linux 6.6; a kernel without it answers EINVAL, and wakes its tasks as it always did.
+        # Linux 6.6 wakes tasks on the same CPU; an older kernel answers EINVAL.
         _libc.ioctl(descriptor, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def fileno(self) -> int:
-        """For poll: readable when a call waits to be received, hung up when no process is left that could make one."""
+        """Return the descriptor for `poll(2)`.
+
+        It is readable if a notification can be received, and hung up once no process can send one.
+        """
         return self._fd
 
     def receive(self, address: int) -> bool:
-        """Has the kernel write the next call to `address`, where `SIZE` bytes are zero; False when the one that waited is gone.
+        """Make the kernel write the next notification to `address`, where `SIZE` bytes are zero.
 
-        Waits when none does: to be called when poll says that it is readable. Raises OSError.
+        Return False if the notification is gone. Blocks without a notification, so call this when
+        the descriptor is readable. Raises OSError.
         """
         while _libc.ioctl(self._fd, _RECV, address):
             number = ctypes.get_errno()
@@ -78,19 +84,22 @@ class Listener:
         return True
 
     def continue_(self, notification_id: int) -> bool:
-        """Has the kernel make the call. False when nobody waits for the answer any more. Raises OSError."""
+        """Make the kernel execute the call. Return False if no thread waits. Raises OSError."""
         return self._answer(_RESPONSE.pack(notification_id, 0, 0, _CONTINUE))
 
     def fail(self, notification_id: int, error: int) -> bool:
-        """Has the call fail with `error` of errno. False when nobody waits for the answer any more. Raises OSError."""
+        """Make the call fail with an errno value. Return False if no thread waits. Raises OSError."""
         return self._answer(_RESPONSE.pack(notification_id, 0, -error, 0))
 
     def is_valid(self, notification_id: int) -> bool:
-        """Whether the call was received and still waits for its answer; what was read of its thread before is then of that thread."""
+        """Return whether a received notification still waits for its answer.
+
+        If so, everything read about its thread before belongs to that thread.
+        """
         return not _libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
 
     def close(self) -> None:
-        """Gives the descriptor back; may be called again. With its last copy gone, gated calls end with ENOSYS."""
+        """Close the descriptor, at most once. Without any copy, gated calls end with ENOSYS."""
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -99,7 +108,7 @@ class Listener:
         if not _libc.ioctl(self._fd, _SEND, response):
             return True
         number = ctypes.get_errno()
-        # EINPROGRESS: it was answered already.
+        # EINPROGRESS: the notification was answered already.
         if number in (errno.ENOENT, errno.EINPROGRESS):
             return False
         raise OSError(number, os.strerror(number))
