@@ -1,13 +1,18 @@
-"""The gate, `pinwarden gate`: answers the pinning calls of whole pods through seccomp user notification (level Deny, no capability in the
-pod), and calls that map what groups of shared memory are made of (level Converge).
+"""The gate, `pinwarden gate`: answers the gated system calls of whole pods.
 
-Three processes share the work, so that each does little and may die alone: the *holder* keeps the descriptors that the container runtime
-sends; the *gate* takes copies of them, and answers; the *agent* reads what the gate writes down, and raises the rlimits of those whom the
-gate holds.
+It uses seccomp user notification, and no capability in the pod. It enforces the level Deny for calls
+that pin, and the level Converge for calls that map objects of shared memory groups. The rules are in
+docs/semantics.md.
 
-From the bottom up: `pin_requests` and `map_requests` (what a call asks for), `call_names` (its name for people), `budgets` (whether it
-fits; pure), `caller` and `pod_limits` (what /proc and the cgroups tell), `journal` (what outlives a gate that is killed), `borrow_rules`,
-`map_targets` and `borrow_gate` (what groups of shared memory have against a mapping), `pending` and `handler` (what a call is answered),
-`dispatcher` (whose turn it is), `container` (what the runtime says of a container), `profiles` (which calls are gated), `publisher` (what
-the agent reads), `daemon` (the process).
+Three processes share the work, so that each is small and may die alone. The *holder* keeps the
+descriptors that the container runtime sends. The *gate* gets copies of them and answers. The *agent*
+reads the gate's status file and raises the rlimits of gated pods.
+
+In the order of a notification: `daemon` (the process), `dispatcher` (fair turns between pods),
+`journal` (notifications that outlive a gate), `pending`, `handler` and `decision` (continue, fail or
+retry). A decision reads `pin_requests`, `amounts` and `map_requests` (what a call asks for),
+`pod_limits` and `budgets` (whether it fits), and `map_targets`, `borrow_rules` and `borrow_gate`
+(whether groups allow a mapping). `caller` detects that a call has returned, and `async_reads` keeps
+reads from blocking other pods. `container` and `profiles` belong to the container runtime,
+`call_names` and `publisher` to reports.
 """

@@ -1,11 +1,13 @@
-"""The gate as a process: puts its parts together, runs them, and ends them.
+"""The process of the gate: connects its parts, runs them, and shuts down.
 
-One gate at a time answers on a node: it has the journal's lock, and another one waits for it, which is how an upgrade passes the work on
-within milliseconds. A gate that stalls is ended by an alarm of its own, so that its container is started again: calls wait meanwhile.
+One gate at a time answers on a node. It has the lock of the journal, and a second gate waits for
+that lock. So an upgrade hands the work over within milliseconds. An alarm ends a gate that stalls.
+Its container then restarts, and calls wait meanwhile.
 
-The configuration is the file that the agent keeps of what is in force (`configuration.LastConfiguration`), so the gate needs no API server,
-and goes on without an agent (H3). What belongs to groups of shared memory is in the accountant's file (`agent.shared.record`); without an
-accountant the last of it stays. The gate looks whether a file is another one `LOOKS_SECONDS` apart.
+The configuration is the agent's file with the last accepted configuration (`state.config`). So the
+gate needs no API server, and continues without an agent (H3). The objects of groups are in the
+accountant's file (`state.accountant_status`). Without an accountant the last objects stay. The gate
+polls both files every `POLL_SECONDS`.
 """
 
 import logging
@@ -33,12 +35,12 @@ from pinwarden.node.state.gate_status import NAME
 from pinwarden.node.state.shutdown import Shutdown, ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile
 
-LOOKS_SECONDS = 0.05
+POLL_SECONDS = 0.05
 STALL_SECONDS = 20
-PARTING_SECONDS = 50.0
+LINGER_SECONDS = 50.0
 HOLDER, JOURNAL = "holder.sock", "gate.journal"
 KINDS = (*GATE_KINDS, "configuration", "file", "packet", "turn")
-"""Kinds of items that the gate's process guards."""
+"""The kinds of items that the process guards."""
 _STANDBY_SECONDS = 0.02
 _HOLDER_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
@@ -47,7 +49,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs that outlives the gate's container."""
+    """The paths of the gate.
+
+    `configuration` is the agent's file. `run_dir` is in a tmpfs that outlives the container.
+    """
 
     configuration: Path
     run_dir: Path
@@ -56,27 +61,27 @@ class GateSettings:
 
     @property
     def holder_socket(self) -> Path:
-        """Where the holder takes gates."""
+        """The holder's socket for gates."""
         return self.run_dir / HOLDER
 
     @property
     def journal(self) -> Path:
-        """The calls that were received."""
+        """The file of received notifications."""
         return self.run_dir / JOURNAL
 
     @property
-    def record(self) -> Path:
-        """What the agent reads of the gate."""
+    def status_file(self) -> Path:
+        """The status file for the agent."""
         return self.run_dir / NAME
 
     @property
     def shared(self) -> Path:
-        """What the accountant tells of shared memory."""
+        """The status file of the accountant."""
         return self.run_dir / shared.NAME
 
 
 def ability(run_dir: Path) -> str:
-    """Why pods cannot be gated on this node now; empty where they can."""
+    """Return why pods cannot be gated on this node now, or "" if they can."""
     try:
         actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
     except OSError:
@@ -94,40 +99,43 @@ def ability(run_dir: Path) -> str:
 
 
 def run(settings: GateSettings) -> None:
-    """Answers until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
+    """Answer until SIGTERM or SIGINT. Raises OSError, and ValueError without a cgroup hierarchy."""
     with shutdown_on_signals() as ending, suppress(ShutdownError), ExitStack() as resources:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = resources.enter_context(closing(_journal(settings.journal)))
         pods = PodLimits(settings.cgroup_root, settings.proc_root)
         guard = Guard(KINDS)
-        record = GatePublisher(settings.record, guard.failures)
-        gate = Dispatcher(journal, pods, settings.proc_root, record, guard=guard)
-        resources.callback(gate.close)
-        process = _Process(settings, gate, guard)
-        ending.at_once = False  # the only copy of a listener could be in a packet that is being read
+        publisher = GatePublisher(settings.status_file, guard.failures)
+        dispatcher = Dispatcher(journal, pods, settings.proc_root, publisher, guard=guard)
+        resources.callback(dispatcher.close)
+        process = _GateProcess(settings, dispatcher, guard)
+        ending.at_once = False  # a packet that is being read could contain the only copy of a listener
         process.start(ending)
         while not ending.asked:
             signal.alarm(STALL_SECONDS)
             process.turn()
-        process.part()
+        process.linger()
 
 
-class _Process:
-    """A gate with its configuration and its holder."""
+class _GateProcess:
+    """A dispatcher with its configuration and its holder."""
 
-    def __init__(self, settings: GateSettings, gate: Dispatcher, guard: Guard) -> None:
+    def __init__(self, settings: GateSettings, dispatcher: Dispatcher, guard: Guard) -> None:
         self._settings = settings
-        self._gate = gate
+        self._dispatcher = dispatcher
         self._guard = guard
         self._newest: Configuration | None = None
         self._configuration = ConfigFollower(settings.configuration)
         self._shared = PolledFile(settings.shared)
-        self._looks = self._connects = float("-inf")
+        self._next_poll = self._next_connect = float("-inf")
         self._holder: socket.socket | None = None
 
     def start(self, ending: Shutdown) -> None:
-        """Take over the configuration, all listeners, and what an earlier gate left. Raises ShutdownError."""
-        self._look_at_files(time.monotonic())
+        """Read the configuration, get all listeners, and continue the work of an earlier gate.
+
+        Raises ShutdownError on shutdown.
+        """
+        self._poll_files(time.monotonic())
         while self._holder is None:
             signal.alarm(STALL_SECONDS)
             self._connect()
@@ -135,34 +143,34 @@ class _Process:
                 raise ShutdownError
             if self._holder is None:
                 time.sleep(_RETRY_SECONDS)
-        self._gate.recover()
-        _log.info("the gate answers, process %d, %d listeners", os.getpid(), len(self._gate.listeners))
+        self._dispatcher.recover()
+        _log.info("the gate answers, process %d, %d listeners", os.getpid(), len(self._dispatcher.listeners))
 
     def turn(self) -> None:
-        """Does what is due, and answers."""
+        """Poll the files, connect to the holder if needed, and answer once."""
         now = time.monotonic()
-        self._look_at_files(now)
-        if self._holder is None and now >= self._connects:
-            self._connects = now + _RETRY_SECONDS
+        self._poll_files(now)
+        if self._holder is None and now >= self._next_connect:
+            self._next_connect = now + _RETRY_SECONDS
             self._connect()
         with self._guard.item("turn"):
-            self._gate.turn()
+            self._dispatcher.turn()
             return
-        time.sleep(_RETRY_SECONDS)  # calls wait: what is known of the pods cannot be brought up to date
+        time.sleep(_RETRY_SECONDS)  # calls wait: the limits of the pods could not be updated
 
-    def part(self) -> None:
-        """Goes on while no holder has its listeners, for a while: with this copy of them the last would be gone."""
-        deadline = time.monotonic() + PARTING_SECONDS
-        self.turn()  # a holder that has just ended may not have been heard of yet
-        while self._holder is None and self._gate.listeners and time.monotonic() < deadline:
+    def linger(self) -> None:
+        """Continue for a while if no holder has the listeners: this process has the last copies."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        self.turn()  # learn of a holder that has just ended
+        while self._holder is None and self._dispatcher.listeners and time.monotonic() < deadline:
             signal.alarm(STALL_SECONDS)
             self.turn()
-        self._gate.end()
+        self._dispatcher.end()
 
-    def _look_at_files(self, now: float) -> None:
-        if now < self._looks:
+    def _poll_files(self, now: float) -> None:
+        if now < self._next_poll:
             return
-        self._looks = now + LOOKS_SECONDS
+        self._next_poll = now + POLL_SECONDS
         with self._guard.item("file", "the configuration"):
             self._newest = self._configuration.read_if_changed() or self._newest
         if self._newest is not None and self._guard.due("configuration"):
@@ -171,12 +179,12 @@ class _Process:
                 self._newest = None
         with self._guard.item("file", "the accountant's record"):
             if told := self._shared.read_if_changed(shared.load):
-                self._gate.set_objects(told.objects)
+                self._dispatcher.set_objects(told.objects)
 
     def _configure(self, configuration: Configuration) -> None:
         policy = NodePolicy(configuration.spec, configuration.unsupported, configuration.generation)
         groups = configuration.spec.groups
-        self._gate.configure(policy, groups)
+        self._dispatcher.configure(policy, groups)
         _log.info(
             "configuration in force: generation %s, %d limits, %d groups",
             policy.generation,
@@ -185,7 +193,7 @@ class _Process:
         )
 
     def _connect(self) -> None:
-        """Gets what the holder has, and gives what it lacks; tries again at the next turn where that fails."""
+        """Get the holder's listeners and send it those that it lacks. On failure, try again later."""
         try:
             connection = protocol.connect(self._settings.holder_socket, _HOLDER_SECONDS)
         except OSError as error:
@@ -193,7 +201,7 @@ class _Process:
             return
         try:
             protocol.send(connection, Packet(Kind.GATE))
-            known = self._gate.listeners
+            known = self._dispatcher.listeners
             told: set[int] = set()
             while (packet := protocol.receive(connection)) and packet.kind is not Kind.COMPLETE:
                 told.add(packet.number)
@@ -201,25 +209,25 @@ class _Process:
             if packet is None:
                 raise ConnectionResetError("it ended before all was told")
             for number in known.keys() - told:
-                descriptor, identity = known[number]
-                packet = Packet(Kind.LISTENER, number, identity.message, (descriptor,))
+                descriptor, container = known[number]
+                packet = Packet(Kind.LISTENER, number, container.message, (descriptor,))
                 protocol.send(connection, packet)
         except OSError as error:
             _log.warning("the holder does not tell all: %s", error)
             connection.close()
             return
         self._holder = connection
-        self._gate.watch(connection.fileno(), self._hear)
+        self._dispatcher.watch(connection.fileno(), self._receive)
 
-    def _hear(self) -> None:
-        """A new listener, or the holder's end."""
+    def _receive(self) -> None:
+        """Receive a new listener from the holder, or notice its end."""
         if self._holder is None:
             return
         packet = None
         with self._guard.item("packet"):
             packet = protocol.receive(self._holder)
         if packet is None:
-            self._gate.forget(self._holder.fileno())
+            self._dispatcher.forget(self._holder.fileno())
             self._holder.close()
             self._holder = None
         else:
@@ -234,12 +242,12 @@ class _Process:
             return
         descriptor, *others = packet.descriptors
         protocol.close(others)
-        if packet.number in self._gate.listeners:
+        if packet.number in self._dispatcher.listeners:
             os.close(descriptor)
             return
         with self._guard.item("packet", "listener"):
             try:
-                self._gate.add(packet.number, descriptor, parse(packet.message))
+                self._dispatcher.add(packet.number, descriptor, parse(packet.message))
             except ValueError as error:
                 _log.error("who sent a listener is no container runtime: %s", shown(str(error)))
             else:
@@ -248,7 +256,7 @@ class _Process:
 
 
 def _journal(path: Path) -> Journal:
-    """The journal, as soon as no other gate has it. Raises OSError."""
+    """Return the journal once no other gate has it. Raises OSError."""
     waited = False
     while True:
         with suppress(BlockingIOError):

@@ -1,25 +1,32 @@
-"""What a gated system call asks for: the bytes it may add at most, how the kernel would refuse it, and whether it can be held exactly.
+"""The bytes that a gated call can add, the kernel's error for a limit, and whether it is exact. Pure.
 
-The kernel's own arithmetic is repeated here, wrap-arounds included (mm/mlock.c, mm/mmap.c, mm/mremap.c): a call that the kernel ends with
-another error before it counts anything asks for nothing, and is let through to get that error.
+This module repeats the arithmetic of the kernel with its overflows (mm/mlock.c, mm/mmap.c,
+mm/mremap.c). A call that the kernel ends with another error before it counts anything asks for
+nothing. The gate continues the call to get that error.
 
-- mlock, mlock2: `PAGE_ALIGN(len + offset_in_page(start))`. What is locked already in that range adds nothing (P8).
-- mmap with MAP_LOCKED: `PAGE_ALIGN(len)`.
-- mremap: what the mapping grows by, if it is locked; with MREMAP_DONTUNMAP all of it, which Linux 6.17 adds to VmLck.
-- shmat, remap_file_pages, and mmap without MAP_LOCKED: nothing; what they map is for `mappings` to read.
-- mlockall(MCL_CURRENT): the kernel compares `mm->total_vm`, so the whole address space is asked for, and what is locked of it adds nothing.
-- io_uring_register, VFIO and iommufd maps: amounts that lie in the caller's memory, which it can change between the look and the call.
+- `mlock`, `mlock2`: `PAGE_ALIGN(len + offset_in_page(start))`. Bytes of the range that are locked
+  already add nothing (P8).
+- `mmap` with MAP_LOCKED: `PAGE_ALIGN(len)`.
+- `mremap`: the bytes that a locked mapping grows by. With MREMAP_DONTUNMAP the whole mapping, which
+  Linux 6.17 adds to VmLck.
+- `shmat`, `remap_file_pages`, and `mmap` without MAP_LOCKED: nothing. `map_requests` reads them.
+- `mlockall(MCL_CURRENT)`: the whole address space, because the kernel compares `mm->total_vm`.
+  Bytes that are locked already add nothing.
+- `io_uring_register`, VFIO and iommufd maps: an amount in the caller's memory. The caller can change
+  the amount between the gate's read and the call.
 
-Some calls let memory be pinned later, or at an amount that nobody sees; they *loosen* the pod: it is not held exactly from then on. What
-refuses them, where a limit asks for Deny, is the kernel's error for a limit, and for memfd_secret that of a kernel without it.
+After some calls the pod is *inexact*: memory can be pinned later, or by an unseen amount. If a limit
+requires the level Deny, such a call fails with the kernel's error for a limit. `memfd_secret` fails
+with the error of a kernel without that call.
 
-- mlockall(MCL_FUTURE): the address space grows locked without a call that the gate sees.
-- locking a stack (a mapping with VM_GROWSDOWN), which mlockall does too: it grows as it is used, and what it grows by is locked.
-- mremap to a fixed place: it can move what is locked away from under a call that would lock it again.
-- memfd_secret: whoever gets the descriptor can map it, without MAP_LOCKED.
-- SHM_LOCK, udmabuf and AF_XDP: counted in no per-process counter.
-- io_uring, rings and buffers, and every driver ioctl: what is in memory can change, and a driver has other ways to pin, such as write(2)
-  for RDMA.
+- `mlockall(MCL_FUTURE)`: the address space grows locked without a call that the gate sees.
+- Locking a stack (a mapping with VM_GROWSDOWN), also by `mlockall`: a stack grows as it is used, and
+  its new pages are locked.
+- `mremap` to a fixed address: it can move locked memory away, so that another call locks new memory.
+- `memfd_secret`: a process with the descriptor can map it without MAP_LOCKED.
+- SHM_LOCK, udmabuf and AF_XDP: no per-process counter has their bytes.
+- io_uring rings and buffers, and all driver ioctls: structures in memory can change, and a driver
+  has other ways to pin, such as `write(2)` for RDMA.
 """
 
 import errno
@@ -58,7 +65,7 @@ _MAP = struct.Struct("=24xQ")  # vfio_iommu_type1_dma_map.size and iommu_ioas_ma
 
 
 class Growth(Enum):
-    """How what a call really adds is found."""
+    """How to find the bytes that a call really adds."""
 
     ALL = "all of it"
     NOT_LOCKED = "what of its range is not locked"
@@ -68,15 +75,16 @@ class Growth(Enum):
 
 
 Read = Callable[[int, int], bytes]
-"""Reads memory of the caller: address and length. Raises OSError where the kernel would answer EFAULT."""
+"""Reads bytes of the caller's memory. Raises OSError where the kernel returns EFAULT."""
 
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """What a call asks for. `most` is in bytes: it adds no more than that, None where the registers do not tell.
+    """A call that pins. `most` is the maximum of bytes it adds, None if the registers do not show it.
 
-    `start` is the first byte of its range. `loosens` says why the pod is not held exactly from then on, or is empty. `refusal` is the error
-    that the kernel gives when the limit does not allow it. `in_memory` finds the amount, with `Growth.IN_MEMORY`.
+    `start` is the first byte of its range. `inexact` is why the pod becomes inexact, or "".
+    `refusal` is the kernel's errno value for a limit. `in_memory` reads the amount for
+    `Growth.IN_MEMORY`.
     """
 
     source: Source
@@ -91,14 +99,14 @@ class PinRequest:
 _STACK: Final = "a locked stack: it grows as it is used"
 _STACK_RANDOM: Final = {"x86_64": 16 << 30, "aarch64": 1 << 30}
 STACK_GAP = 128 << 20
-"""Bytes that the kernel keeps free below a stack, at least (MIN_GAP, mm/util.c and arch/x86/mm/mmap.c)."""
+"""The bytes that the kernel keeps free below a stack (MIN_GAP of arch/x86/mm/mmap.c)."""
 
 
 def stack_region(top: int, machine: str) -> int:
-    """Where the part of the address space begins that main stacks lie in, and nothing else that the kernel places.
+    """Return the start of the region in which the kernel places main stacks and nothing else.
 
-    `top` is an address in some process's stack. A stack ends at most STACK_RND_MASK pages below the end of the address space, which is the
-    next power of two.
+    `top` is an address in the stack of any process. A stack ends at most STACK_RND_MASK pages below
+    the end of the address space, which is the next power of two.
     """
     return (1 << top.bit_length()) - _STACK_RANDOM.get(machine, 16 << 30) - STACK_GAP
 
@@ -114,16 +122,19 @@ _STACKS_OF_32_BIT: Final = tuple(
 
 
 def _in_stack(start: int, size: int) -> bool:
-    """Whether a range may touch a main stack; a process that began as a 32-bit program has one below 4 GiB."""
+    """Return whether a range may touch a main stack.
+
+    A process that started as a 32-bit program has its stack below 4 GiB.
+    """
     end = start + size
-    return end > STACK_REGION or any(start < each.stop and end > each.start for each in _STACKS_OF_32_BIT)
+    return end > STACK_REGION or any(start < stack.stop and end > stack.start for stack in _STACKS_OF_32_BIT)
 
 
 Registers = tuple[int, int, int, int, int, int]
 
 
 def aligned(length: int) -> int:
-    """PAGE_ALIGN, which wraps around."""
+    """Return PAGE_ALIGN of a length, which overflows to 0."""
     return (length + PAGE - 1) % _WRAP // PAGE * PAGE
 
 
@@ -167,7 +178,7 @@ def _mremap(registers: Registers) -> PinRequest | None:
     start, old, new = registers[0], aligned(registers[1]), aligned(registers[2])
     inexact = ""
     if _in_stack(start, max(old, PAGE)):
-        inexact = _STACK  # moved, it grows where no stack is looked for
+        inexact = _STACK  # a moved stack grows outside the stack region
     elif registers[3] & MREMAP_FIXED:
         inexact = "mremap to a fixed place: what is locked can be moved away under another call"
     most = new if registers[3] & MREMAP_DONTUNMAP else max(0, new - old)
@@ -221,7 +232,10 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
 
 
 def _iovecs(read: Read, address: int, count: int) -> int:
-    """Pages that `count` iovecs touch, as `io_sqe_buffer_register` pins them, in bytes; more than it takes asks for nothing."""
+    """Return the bytes of all pages that `count` iovecs touch (`io_sqe_buffer_register`).
+
+    The kernel rejects a larger count than its maximum, so such a call asks for nothing.
+    """
     if count > _MOST_BUFFERS:
         return 0
     total = 0
@@ -278,12 +292,13 @@ _BY_NUMBER = {
 }
 
 
-def read(call: Notification) -> PinRequest | None:
-    """What the call asks for; None when it asks for nothing, or the kernel refuses it for another reason. Raises KeyError for a call
-    that no profile of pinwarden sends.
+def read(notification: Notification) -> PinRequest | None:
+    """Return what a call pins, or None if it pins nothing or the kernel fails it anyway.
+
+    Raises KeyError for a call that no profile of pinwarden sends.
     """
-    first, *rest = call.arguments
-    reader = _BY_NUMBER[call.arch, call.number]
+    first, *rest = notification.arguments
+    reader = _BY_NUMBER[notification.arch, notification.number]
     if reader in (_mlock, _mlock2, _mremap):
-        first = untagged(call.arch, first)
+        first = untagged(notification.arch, first)
     return reader((first, *rest))  # type: ignore[arg-type]

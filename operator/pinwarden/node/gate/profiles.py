@@ -1,21 +1,25 @@
-"""The seccomp profiles that send calls to the gate that pin memory, or map memory that can be shared: pure functions of the container
-runtime's default rules, and their files.
+"""The seccomp profiles that send calls to the gate, and their files on a node.
 
-`runtime_default.json` is what containerd itself gives a pod with RuntimeDefault (`make profiles` writes it anew from containerd's source).
-In the gated variant of it each gated call that it allows is sent to the gate, and all else is as it was; in the variant for unconfined pods
-all else is allowed. A call that is gated for some arguments only is allowed for exactly the others: libseccomp would let a rule without
-arguments swallow one with. runc joins several conditions on one argument by "or", so the others are given as bit patterns that meet no
-gated one (`complement`).
+A gated call pins memory or maps memory that can be shared. `runtime_default.json` has the rules that
+containerd gives a pod with RuntimeDefault. `make profiles` writes that file from containerd's
+source. The gated variant sends each gated call that these rules allow to the gate, and keeps all
+other rules. The variant for unconfined pods allows all other calls.
 
-Both list no architecture. A runtime then filters for the machine's own, and a call in another one's way (32-bit, x32) ends its thread,
-by SIGSYS.
+If a call is gated for some arguments only, a second rule allows exactly the other arguments. In
+libseccomp a rule without arguments would replace a rule with arguments. runc joins several
+conditions on one argument by "or". So the second rule has bit patterns that match no gated
+argument (`complement`).
 
-A profile's file never changes: running pods refer to it. What changes gets the next version; files of earlier ones stay where they are.
-The runtime passes `listenerMetadata` on with the descriptor, so that the gate knows which version a container has.
+Both profiles list no architecture. A runtime then filters for the architecture of the machine. A
+call of another architecture (32-bit, x32) ends its thread by SIGSYS.
+
+The file of a profile never changes, because running pods refer to it. A change gets the next
+version, and earlier files stay. The runtime sends `listenerMetadata` with the descriptor, so the
+gate knows the version of each container's profile.
 
 - v1: calls that pin.
-- v2: also calls that map what another process can have mapped too: `mmap` with MAP_SHARED of a descriptor, `shmat`, `remap_file_pages`.
-  MAP_PRIVATE mappings are not sent: every start of a program makes dozens.
+- v2: also calls that map memory of other processes: `mmap` of a descriptor with MAP_SHARED, `shmat`,
+  `remap_file_pages`. MAP_PRIVATE mappings are not sent, because each program start makes dozens.
 """
 
 import json
@@ -37,19 +41,19 @@ _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
 
 @dataclass(frozen=True, slots=True, order=True)
 class BitPattern:
-    """All numbers whose bits under `mask` are those of `value`."""
+    """All numbers that equal `value` in the bits of `mask`."""
 
     mask: int
     value: int
 
     def meets(self, other: "BitPattern") -> bool:
-        """Whether they have a number in common."""
+        """Return whether both patterns match some number."""
         return not (self.value ^ other.value) & self.mask & other.mask
 
 
 @dataclass(frozen=True, slots=True)
 class ArgumentCondition:
-    """The values of one argument for which a call is gated; only the lower `width` bits count."""
+    """The values of an argument for which a call is gated. Only the lower `width` bits count."""
 
     argument: int
     width: int
@@ -57,13 +61,13 @@ class ArgumentCondition:
 
 
 def _number(argument: int, *values: int, ignoring: int = 0) -> ArgumentCondition:
-    """An argument that is an `int` of C."""
+    """Return the condition for an argument of the C type `int`."""
     mask = (1 << 32) - 1 & ~ignoring
     return ArgumentCondition(argument, 32, tuple(BitPattern(mask, value) for value in values))
 
 
 def _type_byte(*values: int) -> ArgumentCondition:
-    """The type byte of an ioctl's command (_IOC_TYPE)."""
+    """Return the condition for the type byte of an ioctl command (_IOC_TYPE)."""
     return ArgumentCondition(1, 32, tuple(BitPattern(0xFF00, value << 8) for value in values))
 
 
@@ -87,19 +91,23 @@ GATED: Final[Mapping[str, ArgumentCondition | None]] = {
     "socket": _number(0, 44),  # AF_XDP
     "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf
 }
-"""The gated calls, each with the condition on its arguments, or None for always."""
+"""The gated calls, each with the condition on an argument, or None if always gated."""
 
 
 def complement(patterns: Iterable[BitPattern], width: int) -> list[BitPattern]:
-    """Patterns that together are all numbers of `width` bits but those of `patterns`; no number is in two."""
+    """Return disjoint patterns for all numbers of `width` bits that `patterns` do not match."""
     rest = [BitPattern(0, 0)]
     for taken in patterns:
-        rest = [part for each in rest for part in _without(each, taken, width)]
+        rest = [part for pattern in rest for part in _without(pattern, taken, width)]
     return sorted(rest)
 
 
 def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPattern]:
-    """`whole` without `taken`: for each bit that `taken` fixes and `whole` does not, what differs in it first."""
+    """Return patterns for the numbers of `whole` that `taken` does not match.
+
+    There is a pattern for each bit that only `taken` fixes: the numbers whose first difference is
+    that bit.
+    """
     if not whole.meets(taken):
         return [whole]
     parts = []
@@ -112,7 +120,10 @@ def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPatter
 
 
 def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
-    """Each profile by the name of its file, as the OCI runtime specification's LinuxSeccomp; `listener` is a path on the node."""
+    """Return each profile (LinuxSeccomp of the OCI runtime specification) by its file's name.
+
+    `listener` is a path on the node.
+    """
     default = json.loads(resources.files(__package__).joinpath("runtime_default.json").read_text())
     return {
         f"runtime-default-v{VERSION}.json": {
@@ -131,9 +142,10 @@ def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
 
 
 def install(folder: Path) -> list[Path]:
-    """Writes the profiles below the kubelet's seccomp folder where they are missing; returns those that are there and differ.
+    """Write missing profiles below the kubelet's seccomp folder, and return files that differ.
 
-    These stay as they are. A file is whole and on disk before it has its name. Raises OSError.
+    Existing files stay unchanged. A file gets its name once it is complete and on disk. Raises
+    OSError.
     """
     folder = folder / FOLDER
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -148,7 +160,7 @@ def install(folder: Path) -> list[Path]:
 
 
 def _create(path: Path, data: bytes) -> None:
-    """Makes a file that everyone may read; one that came first stays."""
+    """Create a file that everyone may read, unless it exists."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as beside:
         beside.write(data)
         beside.flush()
@@ -164,12 +176,12 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def encode(profile: Mapping[str, Any]) -> bytes:
-    """The content of a profile's file."""
+    """Return the content of a profile's file."""
     return json.dumps(profile, indent=1).encode() + b"\n"
 
 
 def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The runtime's rules with the gated calls taken out, and for those that they allow the gate's rules."""
+    """Return the runtime's rules, with rules of the gate for the gated calls that they allow."""
     allowed = {
         name for rule in rules if rule["action"] == _ALLOW and not rule.get("args") for name in rule["names"]
     }
@@ -189,11 +201,12 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_gated(name: str, arguments: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a rule of the runtime's is for exactly one of the values for which a call is gated."""
+    """Return whether a rule of the runtime matches exactly one gated value."""
     condition = GATED.get(name)
     return condition is not None and any(
-        (each["index"], each["op"], each["value"]) == (condition.argument, "SCMP_CMP_EQ", bits.value)
-        for each in arguments
+        (argument["index"], argument["op"], argument["value"])
+        == (condition.argument, "SCMP_CMP_EQ", bits.value)
+        for argument in arguments
         for bits in condition.patterns
     )
 
@@ -206,7 +219,7 @@ def _notify(name: str, condition: ArgumentCondition | None) -> dict[str, Any]:
 
 
 def _arguments(condition: ArgumentCondition, patterns: Iterable[BitPattern]) -> list[dict[str, Any]]:
-    """Conditions that runc joins by "or"; a single one stands for itself. `value` is the mask and `valueTwo` what is under it."""
+    """Return conditions, which runc joins by "or". `value` is the mask, `valueTwo` the value."""
     return [
         {
             "index": condition.argument,

@@ -1,12 +1,16 @@
-"""The holder: keeps the descriptors of listeners, and does nothing else, so that there is no reason for it to end.
+"""Keeps the descriptors of listeners. It does nothing else, so that nothing makes it end.
 
-While a copy of a listener's descriptor is open anywhere, calls wait for an answer; once the last one is closed they end with ENOSYS for as
-long as the container runs. So the container runtime sends each descriptor here, the gate gets a copy, and whichever of the two dies gets
-its copies back from the other. A new holder takes over from the one that runs, sockets and all, which then only keeps what it has.
+While any process has a copy of a listener's descriptor open, calls wait for an answer. Without a
+copy, the calls end with ENOSYS until the container ends. So the container runtime sends each
+descriptor to the holder, and the gate gets a copy. If one of them dies, its successor gets the
+copies from the other. A new holder takes over the sockets and the descriptors of the running
+holder, which then only keeps its own copies.
 
-It answers whoever connects in one thread, trusts nobody to be quick, and starts fast: it imports nothing outside the standard library.
+The holder serves all connections in one thread and waits for none of them. It starts fast, because
+it imports only the standard library.
 
-The kernel lets go a descriptor that is received by a process with no room for it. So who sends one waits until there is room.
+The kernel closes a received descriptor if the receiver has no room for it. So the holder receives
+from the container runtime only while it has room.
 """
 
 import logging
@@ -32,12 +36,15 @@ _log = logging.getLogger(__name__)
 
 
 class Holder:
-    """Listens from the moment it is made: `runtime` is the path in the profiles, `gates` that for gates and successors."""
+    """Listens on two sockets from its creation.
+
+    `runtime` is the path in the profiles, `gates` the path for gates and successors.
+    """
 
     def __init__(self, runtime: Path, gates: Path) -> None:
-        """Takes over from a holder that runs, or takes the place of one that is gone. Raises OSError."""
+        """Take over from the running holder, or create the sockets. Raises OSError."""
         self._guard = Guard(("descriptor",))
-        self._held: dict[int, tuple[int, bytes]] = {}
+        self._listeners: dict[int, tuple[int, bytes]] = {}
         self._gate: socket.socket | None = None
         self._poll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
@@ -51,12 +58,12 @@ class Holder:
         self._watch(self._gates, self._accept_gate)
 
     @property
-    def held(self) -> int:
-        """How many listeners it has."""
-        return len(self._held)
+    def listener_count(self) -> int:
+        """The number of listeners."""
+        return len(self._listeners)
 
     def turn(self, seconds: float) -> None:
-        """Does what is to be done; waits for that up to `seconds`."""
+        """Serve the sockets once, and wait for up to `seconds` before."""
         for descriptor, event in self._poll.poll(seconds):
             if ready := self._ready.get(descriptor):
                 with self._guard.item("descriptor"):
@@ -70,16 +77,16 @@ class Holder:
                 self._end_arrival(descriptor)
 
     def close(self) -> None:
-        """Gives everything back."""
-        for descriptor, _ in self._held.values():
+        """Close all descriptors."""
+        for descriptor, _ in self._listeners.values():
             os.close(descriptor)
-        for each in (self._runtime, self._gates, self._gate):
-            if each is not None:
-                each.close()
+        for connection in (self._runtime, self._gates, self._gate):
+            if connection is not None:
+                connection.close()
         self._poll.close()
 
     def _give_up(self, descriptor: int) -> None:
-        """Hears no more of what could not be served, unless it is a socket that others are still to connect to."""
+        """Close a connection that keeps failing. A listening socket stays open."""
         if descriptor in self._arriving:
             self._end_arrival(descriptor)
         elif self._gate is not None and descriptor == self._gate.fileno():
@@ -144,23 +151,26 @@ class Holder:
             return
         listener = protocol.new_number()
         if self._keep(listener, came[0], message):
-            self._tell_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
+            self._send_to_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
 
     def _keep(self, number: int, descriptor: int, message: bytes) -> bool:
-        """Whether it is kept: a descriptor whose end the kernel does not tell, as of a regular file, is no listener and is let go."""
+        """Keep a listener and return whether it is kept.
+
+        `epoll(7)` rejects descriptors such as regular files, which cannot be listeners.
+        """
         try:
-            self._poll.register(descriptor, 0)  # its end is always told
+            self._poll.register(descriptor, 0)  # epoll always reports a hang-up
         except OSError as error:
             _log.error("a descriptor that is no listener came, and is let go: %s", error)
             os.close(descriptor)
             return False
-        self._held[number] = (descriptor, message)
-        self._ready[descriptor] = lambda event: self._let_go(number) if event & _ENDED else None
+        self._listeners[number] = (descriptor, message)
+        self._ready[descriptor] = lambda event: self._release(number) if event & _ENDED else None
         return True
 
-    def _let_go(self, number: int) -> None:
-        """No process is left that could make a call."""
-        descriptor, _ = self._held.pop(number)
+    def _release(self, number: int) -> None:
+        """Close a listener that no process uses any more."""
+        descriptor, _ = self._listeners.pop(number)
         self._poll.unregister(descriptor)
         del self._ready[descriptor]
         os.close(descriptor)
@@ -177,7 +187,7 @@ class Holder:
             if packet is not None:
                 protocol.close(packet.descriptors)
             if packet is not None and packet.kind is Kind.GATE:
-                self._hear_out()
+                self._drain_gate()
                 self._send_all(connection)
                 self._drop_gate()
                 self._gate = connection
@@ -190,8 +200,8 @@ class Holder:
             _log.warning("who connected was not served: %s", error)
         connection.close()
 
-    def _hear_out(self) -> None:
-        """Takes what an earlier gate sent before it ended: it may have been the last to have it."""
+    def _drain_gate(self) -> None:
+        """Receive what the previous gate sent before it ended: it may contain the last copies."""
         while self._gate is not None:
             sent = select.poll()
             sent.register(self._gate, select.POLLIN)
@@ -200,12 +210,12 @@ class Holder:
             self._read_gate(self._gate)
 
     def _send_all(self, connection: socket.socket) -> None:
-        for number, (descriptor, message) in self._held.items():
+        for number, (descriptor, message) in self._listeners.items():
             protocol.send(connection, Packet(Kind.LISTENER, number, message, (descriptor,)))
         protocol.send(connection, Packet(Kind.COMPLETE))
 
     def _read_gate(self, connection: socket.socket) -> None:
-        """What a gate has that this holder lacks, or its end."""
+        """Receive a listener from the gate, or notice its end."""
         try:
             packet = protocol.receive(connection)
         except OSError as error:
@@ -217,13 +227,13 @@ class Holder:
         self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        """Keeps the listener of a packet that this holder lacks, and lets go of whatever else came with it."""
-        wanted = packet.kind is Kind.LISTENER and packet.number not in self._held
+        """Keep the listener of a packet if the holder lacks it. Close all other descriptors."""
+        wanted = packet.kind is Kind.LISTENER and packet.number not in self._listeners
         protocol.close(packet.descriptors[1:] if wanted else packet.descriptors)
         if wanted and packet.descriptors:
             self._keep(packet.number, packet.descriptors[0], packet.message)
 
-    def _tell_gate(self, packet: Packet) -> None:
+    def _send_to_gate(self, packet: Packet) -> None:
         if self._gate is None:
             return
         try:
@@ -241,7 +251,10 @@ class Holder:
             self._gate = None
 
     def _hand_over(self, connection: socket.socket) -> None:
-        """Everything goes to the successor; what it holds stays held here too. Raises OSError when that did not take all."""
+        """Send everything to a successor and keep the listeners too.
+
+        Raises OSError if the successor does not confirm all of them.
+        """
         while self._arriving:
             self.turn(0.1)
         sockets = (self._runtime.fileno(), self._gates.fileno())
@@ -250,14 +263,16 @@ class Holder:
         packet = protocol.receive(connection)
         if packet is None or packet.kind is not Kind.TAKEN:
             raise OSError("the successor did not take all")
-        for each in (self._runtime, self._gates):
-            self._unwatch(each)
-            each.close()
+        for source in (self._runtime, self._gates):
+            self._unwatch(source)
+            source.close()
         self._drop_gate()
-        _log.info("another holder has taken over; this one keeps what it has, %d listeners", len(self._held))
+        _log.info(
+            "another holder has taken over; this one keeps what it has, %d listeners", len(self._listeners)
+        )
 
     def _take_over(self, gates: Path) -> tuple[socket.socket, socket.socket] | None:
-        """The sockets of the holder that runs, with all it has; None when there is none that answers."""
+        """Take over the listeners and return the sockets of the running holder, or None."""
         try:
             with protocol.connect(gates, 3 * SECONDS) as connection:
                 protocol.send(connection, Packet(Kind.SUCCESSOR))
@@ -272,7 +287,7 @@ class Holder:
         sockets: list[socket.socket] = []
         while packet := protocol.receive(connection):
             if packet.kind is Kind.SOCKETS:
-                sockets = [socket.socket(fileno=each) for each in packet.descriptors]
+                sockets = [socket.socket(fileno=descriptor) for descriptor in packet.descriptors]
                 continue
             self._take(packet)
             if packet.kind is Kind.COMPLETE and len(sockets) == 2:
@@ -282,7 +297,7 @@ class Holder:
 
 
 def run(runtime: Path, gates: Path) -> None:
-    """Holds until SIGTERM or SIGINT. Raises OSError."""
+    """Run until SIGTERM or SIGINT. Raises OSError."""
     ended = False
 
     def end(*_: object) -> None:
@@ -292,14 +307,14 @@ def run(runtime: Path, gates: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     holder = Holder(runtime, gates)
-    _log.info("the holder listens on %s, with %d listeners taken over", runtime, holder.held)
+    _log.info("the holder listens on %s, with %d listeners taken over", runtime, holder.listener_count)
     while not ended:
         holder.turn(1.0)
-    _log.info("the holder ends; %d listeners live as long as a gate has them", holder.held)
+    _log.info("the holder ends; %d listeners live as long as a gate has them", holder.listener_count)
 
 
 def _accept(source: socket.socket) -> socket.socket | None:
-    """Who waits to be let in; None when there is nobody, or no room."""
+    """Return the next connection, or None if there is none or no room for it."""
     try:
         connection, _ = source.accept()
     except BlockingIOError:
@@ -312,14 +327,14 @@ def _accept(source: socket.socket) -> socket.socket | None:
 
 
 def _need_room() -> None:
-    """Raises OSError when no message's descriptors could be received now."""
+    """Raise OSError if the descriptors of a message could not be received now."""
     with ExitStack() as tried:
         for _ in range(_DESCRIPTORS):
             tried.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """A socket that root alone may connect to; it takes the place of one that is there."""
+    """Return a listening socket for root only. It replaces an existing socket."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, kind)

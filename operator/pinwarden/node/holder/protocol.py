@@ -1,8 +1,10 @@
-"""How listeners go from one process to another: packets over a Unix socket, each with what the runtime said and the descriptor itself.
+"""Packets that carry listeners between processes over a Unix socket.
 
-A gate says `GATE` and gets every listener, then `COMPLETE`, then new ones as they come; it sends those that the holder does not have. A
-holder that takes another one's place says `SUCCESSOR`, and gets first the two listening sockets, so that no connection is ever refused,
-then the same; it says `TAKEN` when it has all.
+A `LISTENER` packet has the descriptor and the message of the container runtime. A gate sends `GATE`.
+It receives every listener, then `COMPLETE`, and later each new listener. It sends the listeners that
+the holder lacks. A new holder sends `SUCCESSOR` to the running holder. It receives the two listening
+sockets first, so that no connection is ever refused, and then every listener and `COMPLETE`. It
+sends `TAKEN` once it has all of them.
 """
 
 import os
@@ -19,7 +21,7 @@ _DESCRIPTORS = 8
 
 
 class Kind(IntEnum):
-    """What a packet is."""
+    """The kind of a packet."""
 
     GATE = 1
     SUCCESSOR = 2
@@ -40,12 +42,15 @@ class Packet:
 
 
 def new_number() -> int:
-    """A number for a listener that just came."""
+    """Return a random number for a new listener."""
     return int.from_bytes(os.urandom(8)) >> 1
 
 
 def connect(path: Path, seconds: float) -> socket.socket:
-    """A connection to a holder; every call on it ends within `seconds`. Raises OSError when there is none."""
+    """Return a connection to a holder with a timeout for each operation.
+
+    Raises OSError if no holder answers.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(seconds)
     try:
@@ -57,13 +62,16 @@ def connect(path: Path, seconds: float) -> socket.socket:
 
 
 def send(connection: socket.socket, packet: Packet) -> None:
-    """Sends it; the descriptors stay the caller's too. Raises OSError."""
+    """Send a packet. The caller keeps its descriptors. Raises OSError."""
     data = _HEAD.pack(packet.kind, packet.number) + packet.message
     socket.send_fds(connection, [data], list(packet.descriptors))
 
 
 def receive(connection: socket.socket) -> Packet | None:
-    """The next packet; None when the other side is gone. Raises OSError, also for what is no packet, or has lost a descriptor."""
+    """Return the next packet, or None if the peer is gone.
+
+    Raises OSError, also for data that is not a packet and for a packet that lost a descriptor.
+    """
     data, descriptors, flags, _ = socket.recv_fds(
         connection, _HEAD.size + MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
@@ -83,6 +91,6 @@ def receive(connection: socket.socket) -> Packet | None:
 
 
 def close(descriptors: Iterable[int]) -> None:
-    """Let go of what came and is not wanted."""
+    """Close descriptors that are not wanted."""
     for descriptor in descriptors:
         os.close(descriptor)

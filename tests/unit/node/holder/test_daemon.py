@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pinwarden.common.guard import Guard
-from pinwarden.node.gate.daemon import GateSettings, _Process
+from pinwarden.node.gate.daemon import GateSettings, _GateProcess
 from pinwarden.node.gate.dispatcher import Dispatcher
 from pinwarden.node.holder import daemon, protocol
 from pinwarden.node.holder.daemon import Holder
@@ -41,15 +41,15 @@ def full() -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
+def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
     monkeypatch.setattr(daemon, "PAUSE_SECONDS", 0.0)
-    held = Holder(tmp_path / "runtime", tmp_path / "gates")
-    yield held
-    held.close()
+    holder = Holder(tmp_path / "runtime", tmp_path / "gates")
+    yield holder
+    holder.close()
 
 
 def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_room(
-    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    holder: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as resources:
         read, write = os.pipe()
@@ -59,26 +59,26 @@ def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_r
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runtime:
                 runtime.connect(str(tmp_path / "runtime"))
                 socket.send_fds(runtime, [b"{}"], [write])
-                held.turn(0)
+                holder.turn(0)
                 assert "has to wait" in caplog.text
             os.close(write)  # the only copy is on its way
             for _ in range(3):
-                held.turn(0)
+                holder.turn(0)
             assert "with its listener" in caplog.text
-            assert held.held == 0
+            assert holder.listener_count == 0
         for _ in range(3):
-            held.turn(0)
-    assert held.held == 1
+            holder.turn(0)
+    assert holder.listener_count == 1
     assert "lost" not in caplog.text
 
 
-def test_a_gate_waits_until_there_is_room(held: Holder, tmp_path: Path) -> None:
+def test_a_gate_waits_until_there_is_room(holder: Holder, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
         with full():
             gate.connect(str(tmp_path / "gates"))
-            held.turn(0)
+            holder.turn(0)
         protocol.send(gate, Packet(Kind.GATE))
-        held.turn(0)
+        holder.turn(0)
         packet = protocol.receive(gate)
     assert packet is not None
     assert packet.kind is Kind.COMPLETE
@@ -96,7 +96,7 @@ def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = GateSettings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
-    _Process(where, cast(Dispatcher, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    _GateProcess(where, cast(Dispatcher, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
     assert [each.levelname for each in caplog.records] == ["ERROR"]
 
 
@@ -111,7 +111,7 @@ def send_as_runtime(path: Path, data: bytes, files: list[int]) -> None:
 
 
 def test_a_descriptor_that_is_no_listener_costs_itself(
-    held: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    holder: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, write = os.pipe()
     with (tmp_path / "file").open("w") as file, ExitStack() as resources:
@@ -121,12 +121,12 @@ def test_a_descriptor_that_is_no_listener_costs_itself(
         send_as_runtime(tmp_path / "runtime", b"{}", [write])
         os.close(write)
         for _ in range(6):
-            held.turn(0)
-        assert held.held == 1
+            holder.turn(0)
+        assert holder.listener_count == 1
     assert "no listener" in caplog.text
     for _ in range(3):
-        held.turn(0)
-    assert held.held == 0, "nobody reads the pipe any more, which is told as an error"
+        holder.turn(0)
+    assert holder.listener_count == 0, "nobody reads the pipe any more, which is told as an error"
     assert open_files() == before - 3
 
 
@@ -137,18 +137,18 @@ def test_a_descriptor_that_is_no_listener_costs_itself(
     runtime=st.booleans(),
 )
 def test_whatever_is_sent_ends_no_holder_and_takes_no_descriptors(
-    held: Holder, data: bytes, files: int, runtime: bool
+    holder: Holder, data: bytes, files: int, runtime: bool
 ) -> None:
-    kept, before = held.held, open_files()
+    kept, before = holder.listener_count, open_files()
     with Path("/dev/null").open() as null:
         kind = socket.SOCK_STREAM if runtime else socket.SOCK_SEQPACKET
-        address = (held._runtime if runtime else held._gates).getsockname()
+        address = (holder._runtime if runtime else holder._gates).getsockname()
         with socket.socket(socket.AF_UNIX, kind) as client:
             client.connect(address)
             with suppress(OSError):
                 socket.send_fds(client, [data], [null.fileno()] * files)
         for _ in range(6):
-            held.turn(0)
-    held._drop_gate()
+            holder.turn(0)
+    holder._drop_gate()
     assert open_files() == before
-    assert held.held == kept
+    assert holder.listener_count == kept
