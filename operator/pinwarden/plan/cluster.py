@@ -1,50 +1,35 @@
-"""The cluster as the controller knows it, indexed so that an event costs what it touches and not what there is.
+"""Index of the cluster: the cost of an event follows from the objects it touches, not from the cluster's size.
 
-The controller feeds every object that it sees into a `Cluster` and gets back what could differ now: names of nodes whose compiled spec, and
-names of limits whose status, must be looked at again. Every answer follows from the objects that are in, not from the order in which they
-came: `spec_for` gives what `compile_node` would give from scratch.
+The controller puts each object that it sees into a `Cluster`. The answer says which nodes and limits to reconcile:
+the compiled spec of these nodes, and the status of these limits, may differ now. Each answer depends only on the
+known objects, not on the order of events: `spec_for` returns what `compile_node` returns from scratch.
 
-Pods are grouped by the combination of limits that holds for them. A cluster of 150,000 pods has few combinations, so that a pod costs one
-place in one group however many limits hold for it, and what depends on the combination alone is worked out once for it.
-
-A pod that is terminal, for Windows or not bound to a node is seen as gone. A pod may come before its node or namespace: until these are
-known it is matched as if they had no labels (a namespace: none but its name), and matched again when they come. For limits, a
-namespace that is removed keeps its labels until its last pod is removed.
+A pod that is terminal, for Windows or unscheduled counts as absent. A pod may arrive before its node or namespace.
+Until then the pod is matched as if the node had no labels, and as if the namespace had only its name as label.
+For limits, a namespace that is removed keeps its labels until its last pod is removed.
 """
 
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
+from pinwarden.plan.combinations import Combination, PodsByCombination
 from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.dirty import CLEAN, Dirty
 from pinwarden.plan.group_compiler import Group, Presence
-from pinwarden.plan.group_index import UNTOUCHED, GroupIndex, Touched
-from pinwarden.plan.limit_compiler import Limit, LimitSet, Overflow, Settings, assemble, limit_name, rejection
-from pinwarden.plan.limit_matcher import Combination, LimitMatcher
+from pinwarden.plan.group_index import GroupIndex
+from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, limit_name, rejection
+from pinwarden.plan.limit_matcher import LimitMatcher
 from pinwarden.plan.limit_overrides import overriding
+from pinwarden.plan.node_spec import Overflow, assemble
 from pinwarden.plan.types import Namespace, Node, Pod
 
 _K = TypeVar("_K")
 _T = TypeVar("_T")
-
-
-class Dirty(NamedTuple):
-    """What to look at again: known nodes whose spec could differ; limits (`limit_name`) and groups (`Group.name`) whose status could."""
-
-    nodes: frozenset[str] = frozenset()
-    limits: frozenset[str] = frozenset()
-    groups: frozenset[str] = frozenset()
-
-    def __or__(self, other: "Dirty") -> "Dirty":
-        """Both together."""
-        return Dirty(self.nodes | other.nodes, self.limits | other.limits, self.groups | other.groups)
-
-
-CLEAN = Dirty()
 
 
 @dataclass(slots=True)
@@ -54,40 +39,39 @@ class _Entry:
 
 
 class Cluster:
-    """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` tells what it made dirty.
+    """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` returns what it made dirty.
 
-    Putting an object that changes nothing, and removing one that is not there, dirties nothing. Nothing here does I/O or blocks; it is
-    for one thread (the event loop). Pods are known by the API object's UID, limits by `limit_name`.
+    A `put_*` without a change and a `remove_*` of an unknown object return `CLEAN`. A `Cluster` does no I/O, never
+    blocks, and is for one thread (the event loop). Pods have the API object's UID as key, limits `limit_name`.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
         self._matcher = LimitMatcher(self._settings)
         self._limits: dict[str, Limit] = {}
-        self._refused: dict[str, Rejection] = {}
-        self._holds: dict[Combination, LimitSet] = {}
+        self._rejections: dict[str, Rejection] = {}
+        self._limit_sets: dict[Combination, LimitSet] = {}
         self._pods: dict[str, _Entry] = {}
         self._by_node: dict[str, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
+        self._by_combination = PodsByCombination()
         self._claims: dict[tuple[str, str], set[str]] = {}
-        self._groups: dict[Combination, set[str]] = {}
-        self._combinations: dict[str, set[Combination]] = {}
-        self._attached = GroupIndex()
+        self._group_index = GroupIndex()
         self._removed_namespaces: set[str] = set()
 
-    # -- what the controller feeds ---------------------------------------------------------------------------------
+    # -- changes -------------------------------------------------------------------------------
 
     def put_pod(self, pod: Pod) -> Dirty:
-        """Take a pod as it is now: new, changed, or unchanged. Whether it is contested is for the world to say."""
+        """Add or replace a pod. The `Cluster` decides whether the pod is contested."""
         if pod.terminal or pod.windows or not pod.node:
             return self.remove_pod(pod.uid)
         old = self._pods.get(pod.uid)
         if old is not None and (old.pod.node, old.pod.namespace) != (pod.node, pod.namespace):
             return self.remove_pod(pod.uid) | self.put_pod(pod)
-        released = self._unclaim(old.pod) if old and old.pod.cgroup_uid != pod.cgroup_uid else CLEAN
+        unclaimed = self._unclaim(old.pod) if old and old.pod.cgroup_uid != pod.cgroup_uid else CLEAN
         claimants = self._claims.get(_claim(pod), set()) - {pod.uid}
         changed = self._put_pod(replace(pod, contested=True) if claimants else pod)
-        return released | changed | self._claim(pod)
+        return unclaimed | changed | self._claim(pod)
 
     def _put_pod(self, pod: Pod) -> Dirty:
         old = self._pods.get(pod.uid)
@@ -98,28 +82,29 @@ class Cluster:
         if old is None:
             self._by_node.setdefault(pod.node, set()).add(pod.uid)
             self._by_namespace.setdefault(pod.namespace, set()).add(pod.uid)
-            self._join(new)
-            return self._dirty([pod.node], new.matching) | self._touched(self._attached.put_pod(None, pod))
-        self._regroup(new, old.matching)
-        limits = {*old.matching, *new.matching} if self._differs(old, new) else ()
-        changed = self._contribution(old) != self._contribution(new)
-        touched = self._touched(self._attached.put_pod(old.pod, pod))
-        return self._dirty([pod.node] if changed else [], limits) | touched
+            self._by_combination.add(pod.uid, new.matching)
+            groups = self._group_index.put_pod(None, pod)
+            return self._dirty([pod.node], new.matching) | self._known(groups)
+        self._by_combination.move(pod.uid, old.matching, new.matching)
+        limits = {*old.matching, *new.matching} if _status_fields(old) != _status_fields(new) else ()
+        changed = self._spec_fields(old) != self._spec_fields(new)
+        groups = self._group_index.put_pod(old.pod, pod)
+        return self._dirty([pod.node] if changed else [], limits) | self._known(groups)
 
     def remove_pod(self, uid: str) -> Dirty:
-        """Forget the pod with this API UID."""
+        """Remove the pod with this API UID."""
         entry = self._pods.pop(uid, None)
         if entry is None:
             return CLEAN
         _discard(self._by_node, entry.pod.node, uid)
         _discard(self._by_namespace, entry.pod.namespace, uid)
         self._drop_namespace_without_pods(entry.pod.namespace)
-        self._leave(entry)
-        touched = self._touched(self._attached.remove_pod(entry.pod))
-        return self._dirty([entry.pod.node], entry.matching) | touched | self._unclaim(entry.pod)
+        self._by_combination.remove(uid, entry.matching)
+        groups = self._known(self._group_index.remove_pod(entry.pod))
+        return self._dirty([entry.pod.node], entry.matching) | groups | self._unclaim(entry.pod)
 
     def put_node(self, node: Node) -> Dirty:
-        """Take a node as it is now; only its name and labels matter."""
+        """Add or replace a node; only its name and labels matter."""
         old = self._matcher.nodes.get(node.name)
         if old == node:
             return CLEAN
@@ -127,33 +112,36 @@ class Cluster:
         dirty = CLEAN
         if old is None:
             dirty = self._dirty([node.name], self.limits_on(node.name), self.groups_on(node.name))
-        return dirty | self._took(node)
+        return dirty | self._apply_labels(node)
 
     def remove_node(self, name: str) -> Dirty:
-        """Forget a node; what the garbage collector has not taken yet of its pods stays, bound to an unknown node."""
+        """Remove a node; pods that the garbage collector has not deleted yet stay, on an unknown node."""
         if name not in self._matcher.nodes:
             return CLEAN
         self._matcher.remove_node(name)
         dirty = self._dirty([], self.limits_on(name), self.groups_on(name))
-        return dirty | self._took(Node(name))
+        return dirty | self._apply_labels(Node(name))
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
-        """Take a namespace as it is now."""
+        """Add or replace a namespace."""
         removed = namespace.name in self._removed_namespaces
         if not removed and self._matcher.namespaces.get(namespace.name) == namespace:
             return CLEAN
         self._removed_namespaces.discard(namespace.name)
         self._matcher.put_namespace(namespace)
-        touched = self._touched(self._attached.put_namespace(namespace))
-        return self._rematch(self._by_namespace.get(namespace.name, ())) | touched
+        groups = self._known(self._group_index.put_namespace(namespace))
+        return self._rematch(self._by_namespace.get(namespace.name, ())) | groups
 
     def remove_namespace(self, name: str) -> Dirty:
-        """Forget a namespace; limits see its labels as long as it has pods: processes of these go on, and are still held (H3)."""
+        """Remove a namespace; limits see its labels until its last pod is removed.
+
+        Processes of these pods still run and must stay limited (H3).
+        """
         if name not in self._matcher.namespaces or name in self._removed_namespaces:
             return CLEAN
         self._removed_namespaces.add(name)
         self._drop_namespace_without_pods(name)
-        return self._touched(self._attached.put_namespace(Namespace(name)))
+        return self._known(self._group_index.put_namespace(Namespace(name)))
 
     def _drop_namespace_without_pods(self, name: str) -> None:
         if name in self._removed_namespaces and name not in self._by_namespace:
@@ -161,9 +149,9 @@ class Cluster:
             self._matcher.remove_namespace(name)
 
     def put_limit(self, limit: Limit) -> Dirty:
-        """Take a limit as it is now; an event that changes neither its spec nor its UID dirties nothing.
+        """Add or replace a limit; an event that changes neither spec nor UID returns `CLEAN`.
 
-        A limit that is refused (`rejection`) holds for no pod, whatever it held for before.
+        A rejected limit (`rejection`) matches no pod.
         """
         name = limit_name(limit)
         old = self._limits.get(name)
@@ -171,44 +159,44 @@ class Cluster:
         if old is not None and (old.spec, old.metadata.uid) == (limit.spec, limit.metadata.uid):
             return CLEAN
         before = self._concerned(name)
-        refused = rejection(limit)
-        self._holds.clear()
-        if refused is None:
-            self._refused.pop(name, None)
+        rejected = rejection(limit)
+        self._limit_sets.clear()
+        if rejected is None:
+            self._rejections.pop(name, None)
             self._matcher.put_limit(name, limit)
         else:
-            self._refused[name] = refused
+            self._rejections[name] = rejected
             self._matcher.remove_limit(name, limit)
         self._rematch(self._candidates(limit))
         return self._dirty([], [name]) | before | self._concerned(name)
 
     def remove_limit(self, name: str) -> Dirty:
-        """Forget a limit; its own name is in the answer, so that what the caller keeps of it can go too."""
+        """Remove a limit. The answer has its name too, so that the caller can forget it."""
         limit = self._limits.pop(name, None)
         if limit is None:
             return CLEAN
         before = self._concerned(name)
-        self._refused.pop(name, None)
-        self._holds.clear()
+        self._rejections.pop(name, None)
+        self._limit_sets.clear()
         self._matcher.remove_limit(name, limit)
-        self._rematch([uid for pods in self._groups_with(name) for uid in pods])
+        self._rematch(list(self._by_combination.pods_with_limit(name)))
         return self._dirty([], [name]) | before
 
     def put_group(self, group: Group) -> Dirty:
-        """Take a group as it is now; an event that changes nothing that the rules read dirties nothing."""
+        """Add or replace a group; an event that changes no field that the rules read returns `CLEAN`."""
         pods = [self._pods[uid].pod for uid in self._by_namespace.get(group.namespace, ())]
-        return self._touched(self._attached.put_group(group, pods, self.namespace(group.namespace)))
+        return self._known(self._group_index.put_group(group, pods, self.namespace(group.namespace)))
 
     def remove_group(self, name: str) -> Dirty:
-        """Forget a group; its own name is in the answer, so that what the caller keeps of it can go too."""
+        """Remove a group. The answer has its name too, so that the caller can forget it."""
         namespace = self.namespace(name.partition("/")[0])
-        return self._touched(self._attached.remove_group(name, namespace))
+        return self._known(self._group_index.remove_group(name, namespace))
 
     def put_presence(self, node: str, presence: Presence) -> Dirty:
-        """Take what a node tells of groups, whatever pods run there."""
-        return self._touched(self._attached.put_presence(node, presence))
+        """Record why groups stay on a node that has no member pod of them."""
+        return self._known(self._group_index.put_presence(node, presence))
 
-    # -- what the controller asks ----------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     @property
     def nodes(self) -> KeysView[str]:
@@ -217,137 +205,134 @@ class Cluster:
 
     @property
     def limits(self) -> KeysView[str]:
-        """Names of the limits, refused ones too."""
+        """Names of the limits, also of rejected limits."""
         return self._limits.keys()
 
     def limit(self, name: str) -> Limit:
-        """The limit of this name, as last put.
+        """Return the limit with this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the limit is unknown.
         """
         return self._limits[name]
 
     def rejection(self, name: str) -> Rejection | None:
-        """Why the limit is not acted on, None when it is; worked out once when the limit came."""
-        return self._refused.get(name)
+        """Return why pinwarden does not act on the limit, None if it does."""
+        return self._rejections.get(name)
 
     def spec_for(self, node: str) -> NodePinConfigSpec:
-        """What the node shall hold now; equal to what `compile_node` gives for everything that is in.
+        """Return the spec of the node's NodePinConfig; equal to `compile_node` over all known objects.
 
-        Made anew at each call: 5,000 of them at 30 pods take 300 MB, so a caller that must compare keeps a digest.
+        Each call compiles again. 5,000 specs of 30 pods take 300 MB, so a caller that compares keeps a digest.
 
         Raises:
-            KeyError: the node is not known.
+            KeyError: the node is unknown.
         """
         return self.compiled(node)[0]
 
     def compiled(self, node: str) -> tuple[NodePinConfigSpec, Overflow]:
-        """The same, and what found no room in it."""
+        """Return the spec of the node, and what did not fit into it."""
         _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
-        held = ((entry.pod, self._hold(entry.matching)) for entry in entries)
-        return assemble(held, self._attached.found_on(node), self._settings)
+        limited = ((entry.pod, self._limit_set(entry.matching)) for entry in entries)
+        return assemble(limited, self._group_index.placed_on(node), self._settings)
 
     def pod(self, uid: str) -> Pod | None:
-        """The pod with this API UID, None when it is not in."""
+        """Return the pod with this API UID, None if unknown."""
         entry = self._pods.get(uid)
         return entry.pod if entry else None
 
     def pods_on(self, node: str) -> Sequence[Pod]:
-        """The pods bound to the node, in no particular order."""
+        """Return the pods of the node in any order."""
         return [self._pods[uid].pod for uid in self._by_node.get(node, ())]
 
     def claimants(self, node: str, cgroup_uid: str) -> Set[str]:
-        """The UIDs of the node's pods that name this cgroup, as mirror pods do; a pod with a cgroup of its own UID names none."""
+        """Return the UIDs of the node's pods that name this cgroup in an annotation, as mirror pods do."""
         return self._claims.get((node, cgroup_uid), frozenset())
 
     def limits_on(self, node: str) -> frozenset[str]:
-        """The limits that hold for a pod of this node: whose status may change when the node's agent reports."""
+        """Return the limits of the node's pods: their status may change with a report of the node's agent."""
         combinations = {self._pods[uid].matching for uid in self._by_node.get(node, ())}
         return frozenset(name for combination in combinations for name in combination)
 
     def pods_of(self, name: str) -> Sequence[Pod]:
-        """The pods that the limit holds for, in no particular order; none for one that is refused or not known."""
-        return [self._pods[uid].pod for group in self._groups_with(name) for uid in group]
+        """Return the pods that the limit matches in any order; empty for a rejected or unknown limit."""
+        return [self._pods[uid].pod for uid in self._by_combination.pods_with_limit(name)]
 
     def overriding(self, name: str) -> frozenset[str]:
-        """The limits that together imply this one for every pod that it holds for, empty where it adds something (P13)."""
+        """Return the limits that make this limit redundant, empty if it matters for some pod (P13)."""
         limit = self._limits.get(name)
         if limit is None:
             return frozenset()
-        return overriding(
-            limit, [self._limits_of(combination) for combination in self._combinations.get(name, ())]
-        )
+        combinations = self._by_combination.with_limit(name)
+        return overriding(limit, [self._limits_of(combination) for combination in combinations])
 
     def namespace(self, name: str) -> Namespace:
-        """The namespace, without labels and allowances while it is not known."""
+        """Return the namespace, without labels and annotation if unknown."""
         known = None if name in self._removed_namespaces else self._matcher.namespaces.get(name)
         return known or Namespace(name)
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        """The SharedMemoryGroups by name, refused ones too."""
-        return self._attached.groups
+        """The SharedMemoryGroups by name, also rejected groups."""
+        return self._group_index.groups
 
     def group_rejection(self, name: str) -> Rejection | None:
-        """Why the group is not acted on, None when it is."""
-        return self._attached.rejection(name)
+        """Return why pinwarden does not act on the group, None if it does."""
+        return self._group_index.rejection(name)
 
     def groups_on(self, node: str) -> frozenset[str]:
-        """The groups whose status may change when the node's agent reports."""
-        return self._attached.on(node)
+        """Return the groups whose status may change with a report of the node's agent."""
+        return self._group_index.concerned_on(node)
 
     def nodes_of_group(self, name: str) -> frozenset[str]:
-        """The known nodes that the group is on: with a member pod, or with something that the node tells of it."""
-        return self._attached.nodes(name) & self._matcher.nodes.keys()
+        """Return the known nodes whose spec may have the group."""
+        return self._group_index.nodes(name) & self._matcher.nodes.keys()
 
     def members_of(self, name: str) -> Mapping[str, Sequence[Pod]]:
-        """By node: the pods that are attached to the group, also on nodes that are not known."""
-        members = self._attached.members(name)
+        """Return the member pods of the group by node, also on unknown nodes."""
+        members = self._group_index.members(name)
         return {node: [self._pods[uid].pod for uid in sorted(uids)] for node, uids in members.items()}
 
     def presence(self, node: str) -> Presence:
-        """What the node told last of groups."""
-        return self._attached.presence(node)
+        """Return the last recorded presence of the node."""
+        return self._group_index.presence(node)
 
-    # -- who names which cgroup -------------------------------------------------------------------------------------
+    # -- cgroups of static pods ----------------------------------------------------------------
 
     def _claim(self, pod: Pod) -> Dirty:
-        """A pod that is in names the cgroup of a static pod."""
+        """Record that a pod names the cgroup of a static pod."""
         if pod.cgroup_uid == pod.uid:
             return CLEAN
         claimants = self._claims.setdefault(_claim(pod), set())
         claimants.add(pod.uid)
-        return self._contest(claimants) if len(claimants) == 2 else CLEAN
+        return self._set_contested(claimants) if len(claimants) == 2 else CLEAN
 
     def _unclaim(self, pod: Pod) -> Dirty:
-        """A pod names the cgroup of a static pod no more."""
+        """Record that a pod no longer names the cgroup of a static pod."""
         claimants = self._claims.get(_claim(pod), set())
         if pod.uid not in claimants:
             return CLEAN
         _discard(self._claims, _claim(pod), pod.uid)
-        return self._contest(claimants) if len(claimants) == 1 else CLEAN
+        return self._set_contested(claimants) if len(claimants) == 1 else CLEAN
 
-    def _contest(self, claimants: set[str]) -> Dirty:
-        """Tell each of the pods whether it is the only one that names its cgroup."""
+    def _set_contested(self, claimants: set[str]) -> Dirty:
+        """Mark whether the pods share the name of their cgroup."""
+        pods = [self._pods[uid].pod for uid in sorted(claimants)]
         contested = len(claimants) > 1
-        changes = [
-            self._put_pod(replace(self._pods[uid].pod, contested=contested)) for uid in sorted(claimants)
-        ]
-        return reduce(or_, changes, CLEAN)
+        return reduce(or_, [self._put_pod(replace(pod, contested=contested)) for pod in pods], CLEAN)
 
-    # -- matching and grouping -------------------------------------------------------------------------------------
+    # -- matching ------------------------------------------------------------------------------
 
     def _candidates(self, limit: Limit) -> list[str]:
         if isinstance(limit, PinLimit):
             return list(self._by_namespace.get(limit.metadata.namespace or "", ()))
         return list(self._pods)
 
-    def _took(self, node: Node) -> Dirty:
-        """What a node's labels make of its pods."""
-        touched = self._attached.put_node(node, self.pods_on(node.name))
-        return self._rematch(self._by_node.get(node.name, ())) | self._touched(touched)
+    def _apply_labels(self, node: Node) -> Dirty:
+        """Match the pods of a node whose labels changed."""
+        groups = self._group_index.put_node(node, self.pods_on(node.name))
+        return self._rematch(self._by_node.get(node.name, ())) | self._known(groups)
 
     def _rematch(self, uids: Iterable[str]) -> Dirty:
         nodes: set[str] = set()
@@ -357,85 +342,54 @@ class Cluster:
             old, new = entry.matching, self._matcher.match(entry.pod)
             if new != old:
                 entry.matching = new
-                self._regroup(entry, old)
+                self._by_combination.move(uid, old, new)
                 nodes.add(entry.pod.node)
                 limits.update(old, new)
         return self._dirty(nodes, limits)
 
-    def _regroup(self, entry: _Entry, old: Combination) -> None:
-        if entry.matching != old:
-            self._leave(_Entry(entry.pod, old))
-            self._join(entry)
-
-    def _join(self, entry: _Entry) -> None:
-        group = self._groups.get(entry.matching)
-        if group is None:
-            group = self._groups[entry.matching] = set()
-            for name in entry.matching:
-                self._combinations.setdefault(name, set()).add(entry.matching)
-        group.add(entry.pod.uid)
-
-    def _leave(self, entry: _Entry) -> None:
-        group = self._groups[entry.matching]
-        group.discard(entry.pod.uid)
-        if not group:
-            del self._groups[entry.matching]
-            for name in entry.matching:
-                _discard(self._combinations, name, entry.matching)
-
-    def _groups_with(self, name: str) -> Iterator[set[str]]:
-        return (self._groups[combination] for combination in self._combinations.get(name, ()))
-
-    def _hold(self, combination: Combination) -> LimitSet:
-        hold = self._holds.get(combination)
-        if hold is None:
-            hold = self._holds[combination] = LimitSet.of(self._limits_of(combination))
-        return hold
+    def _limit_set(self, combination: Combination) -> LimitSet:
+        limit_set = self._limit_sets.get(combination)
+        if limit_set is None:
+            limit_set = self._limit_sets[combination] = LimitSet.of(self._limits_of(combination))
+        return limit_set
 
     def _limits_of(self, combination: Combination) -> list[Limit]:
         return [self._limits[name] for name in combination]
 
-    # -- what differs ----------------------------------------------------------------------------------------------
+    # -- what is dirty -------------------------------------------------------------------------
 
-    def _contribution(self, entry: _Entry) -> tuple[object, ...]:
-        """What of a pod stands in its node's spec."""
+    def _spec_fields(self, entry: _Entry) -> tuple[object, ...]:
+        """Return the fields of a pod that the spec of its node has."""
         by_container = any(self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching)
         pod = entry.pod
         return pod.cgroup_uid, pod.contested, entry.matching, pod.containers if by_container else None
 
-    @staticmethod
-    def _differs(old: _Entry, new: _Entry) -> bool:
-        """Whether a limit's status could tell the two apart; labels matter only through what matches."""
-
-        def shown(entry: _Entry) -> tuple[object, ...]:
-            pod = entry.pod
-            state = pod.contested, pod.running, pod.gone
-            return entry.matching, pod.name, pod.cgroup_uid, pod.containers, state
-
-        return shown(old) != shown(new)
-
     def _concerned(self, name: str) -> Dirty:
-        """The nodes with a pod that the limit holds for, and the limits that share one with it."""
-        nodes = {self._pods[uid].pod.node for group in self._groups_with(name) for uid in group}
-        return self._dirty(nodes, (other for names in self._combinations.get(name, ()) for other in names))
+        """Return the nodes with a pod that the limit matches, and all limits that match such a pod."""
+        nodes = {self._pods[uid].pod.node for uid in self._by_combination.pods_with_limit(name)}
+        combinations = self._by_combination.with_limit(name)
+        return self._dirty(nodes, (limit for combination in combinations for limit in combination))
 
     def _dirty(self, nodes: Iterable[str], limits: Iterable[str], groups: Iterable[str] = ()) -> Dirty:
-        known = frozenset(node for node in nodes if node in self._matcher.nodes)
-        return Dirty(known, frozenset(limits), frozenset(groups))
+        return self._known(Dirty(frozenset(nodes), frozenset(limits), frozenset(groups)))
 
-    def _touched(self, touched: Touched) -> Dirty:
-        if touched is UNTOUCHED:
-            return CLEAN
-        return self._dirty(touched.nodes, (), touched.groups)
+    def _known(self, dirty: Dirty) -> Dirty:
+        return dirty.only_nodes_in(self._matcher.nodes)
+
+
+def _status_fields(entry: _Entry) -> tuple[object, ...]:
+    """Return the fields of a pod that the status of a limit may show; labels matter only for matching."""
+    pod = entry.pod
+    return entry.matching, pod.name, pod.cgroup_uid, pod.containers, pod.contested, pod.running, pod.gone
 
 
 def _claim(pod: Pod) -> tuple[str, str]:
-    """The cgroup that the pod names, on its node."""
+    """Return the key of the cgroup that the pod names."""
     return pod.node, pod.cgroup_uid
 
 
 def _discard(sets: dict[_K, set[_T]], key: _K, value: _T) -> None:
-    """Take `value` out of the set at `key`, and the set away with its last value."""
+    """Remove `value` from the set at `key`, and the set with its last value."""
     members = sets[key]
     members.discard(value)
     if not members:

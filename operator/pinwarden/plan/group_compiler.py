@@ -1,14 +1,16 @@
-"""From SharedMemoryGroups and pods to what one node shall hold of them.
+"""Compile SharedMemoryGroups into the groups of one node's NodePinConfig.
 
-A group concerns pods of its own namespace only. A node has it while a member pod runs there and, so that what pods leave is still seen
-(M1, M9), while its agent reports an instance that is not released. One that drains stays on every node that was asked to hold it until the
-resource is gone: that it is released there is read from the agent's report, which ends with the group. One that is refused after it was
-held drains in the same way on the nodes that it is on, and comes to no other.
+A group concerns only pods of its own namespace. A node has the group while a member pod runs there. The group stays
+while the node's agent reports an instance that is not released, so that leftovers stay visible (M1, M9).
 
-The agent lets the first of two groups have an object that both may stand for, so they stand in the spec from the oldest to the newest.
+A draining group stays on each node that was asked to have it, until the resource is gone. The agent's report says
+when the node has released the group. A group that is rejected later drains in the same way, and is placed on no
+other node.
 
-A node has room for `MAX_NODE_GROUPS` and for `MAX_NODE_GROUP_BYTES` of them, so that its NodePinConfig fits in the API server whatever
-groups a namespace has.
+If an object matches two groups, the agent gives it to the first. So the spec lists groups from oldest to newest.
+
+A node has at most `MAX_NODE_GROUPS` groups, and at most `MAX_NODE_GROUP_BYTES` of them. So the NodePinConfig always
+fits into the API server.
 """
 
 import json
@@ -29,15 +31,16 @@ MAX_NODE_GROUPS = 256
 MAX_NODE_GROUP_BYTES = 256 << 10
 
 Admission = Permission | Rejection
-"""Whether pinwarden acts on a group, and in which folder; or why not."""
+"""The permission of an accepted group, or why pinwarden does not act on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A SharedMemoryGroup with what of its metadata the rules read.
+    """A SharedMemoryGroup with the metadata that the rules read.
 
-    `created` is its creationTimestamp, which sorts as text; `deleting` says that it has a deletionTimestamp. `held`: it cannot go without
-    the operator's leave. No node is asked to hold one that drains when it is deleted but is not held: nobody would be told of its end.
+    `created` is its creationTimestamp, which sorts as text. `deleting`: it has a deletionTimestamp. `held`: it has the
+    operator's finalizer. A group with deletionPolicy Drain is placed on no node before that, because the operator
+    would miss its deletion.
     """
 
     resource: SharedMemoryGroup
@@ -52,43 +55,43 @@ class Group:
 
     @property
     def namespace(self) -> str:
-        """That of the resource, whose pods alone it concerns."""
+        """The namespace of the resource."""
         return self.resource.metadata.namespace or ""
 
     @property
     def uid(self) -> str:
-        """That of the resource."""
+        """The UID of the resource."""
         return self.resource.metadata.uid or ""
 
     @property
     def age(self) -> tuple[str, str]:
-        """Sorts the oldest first."""
+        """Sort key: the oldest group first."""
         return self.created, self.name
 
     @property
     def drains(self) -> bool:
-        """Whether its end is waited for."""
+        """Whether the deletion of the group waits for its borrowers."""
         return self.resource.spec.deletion_policy is DeletionPolicy.DRAIN
 
     @property
     def draining(self) -> bool:
-        """Whether its end is waited for now (M10)."""
+        """Whether the deletion of the group is waiting for its borrowers now (M10)."""
         return self.deleting and self.drains
 
-    def attaches(self, labels: Labels) -> bool:
-        """Whether a pod of its namespace with these labels is a member (M2)."""
+    def has_member(self, labels: Labels) -> bool:
+        """Return whether a pod of its namespace with these labels is a member (M2)."""
         return any(selects(member.pod_selector, labels) for member in self.resource.spec.members)
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """By UID, what keeps groups on a node without a member pod: it reports them `unreleased`, or was `asked` to hold them."""
+    """The groups, by UID, that a node reports as not released, and that it was asked to have."""
 
     unreleased: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
 
     def keeps(self, group: Group, *, draining: bool) -> bool:
-        """Whether the group is on the node whatever pods run there."""
+        """Return whether the group is on the node even without a member pod."""
         return group.uid in self.unreleased or (draining and group.uid in self.asked)
 
 
@@ -97,7 +100,7 @@ _ENDING = Permission(ending=True)
 
 
 def invalid(group: SharedMemoryGroup) -> Rejection | None:
-    """What no annotation would make good; None where there is nothing."""
+    """Return why the group is invalid whatever the annotation allows, None if it is valid."""
     spec = group.spec
     if len(spec.backing.to_wire()) != 1:
         return Rejection("Invalid", "spec.backing: give exactly one kind of object")
@@ -128,42 +131,44 @@ def invalid(group: SharedMemoryGroup) -> Rejection | None:
 
 
 def admissions(groups: Iterable[Group], namespace: Namespace) -> dict[str, Admission]:
-    """How each of the namespace's groups stands, by name: all of them at once, because those that are created share an allowance."""
+    """Return the admission of all groups of a namespace by name; groups to create share one quota."""
     allowed = parse(namespace.allowed)
-    found: dict[str, Admission] = {}
+    decided: dict[str, Admission] = {}
     creating = []
     for group in sorted(groups, key=lambda group: group.age):
-        standing = found[group.name] = invalid(group.resource) or permission(group.resource.spec, allowed)
-        capacity = creates(group.resource.spec) if isinstance(standing, Permission) else None
+        admission = invalid(group.resource) or permission(group.resource.spec, allowed)
+        decided[group.name] = admission
+        capacity = creates(group.resource.spec) if isinstance(admission, Permission) else None
         if capacity is not None:
             creating.append((group.name, capacity))
-    return found | admit(creating, allowed)
+    return decided | admit(creating, allowed)
 
 
 def node_groups(
     groups: Iterable[tuple[Group, Permission]], pods: Sequence[Pod], listed: Collection[str]
 ) -> list[NodeGroup]:
-    """What stands in the spec of a node with these pods, of the groups that are on it; oldest first.
+    """Return the groups that fit into the spec of a node with these pods, oldest first.
 
-    `listed` are the UIDs of the cgroups that found room in the spec: no other one is a member.
+    `listed` are the UIDs of the cgroups in the spec; no other cgroup is a member.
     """
     by_name = {group.name: (group, permission) for group, permission in groups}
     ordered = sorted(by_name, key=lambda name: by_name[name][0].age)
-    counted = select_fairly(ordered, MAX_NODE_GROUPS)
-    found = {name: node_group(*by_name[name], pods, listed) for name in ordered if name in counted}
-    fitting = select_fairly(list(found), MAX_NODE_GROUP_BYTES, {name: _size(found[name]) for name in found})
-    return [group for name, group in found.items() if name in fitting]
+    within_count = select_fairly(ordered, MAX_NODE_GROUPS)
+    compiled = {name: node_group(*by_name[name], pods, listed) for name in ordered if name in within_count}
+    sizes = {name: _size(group) for name, group in compiled.items()}
+    selected = select_fairly(list(compiled), MAX_NODE_GROUP_BYTES, sizes)
+    return [group for name, group in compiled.items() if name in selected]
 
 
 def _size(group: NodeGroup) -> int:
-    """Bytes of it as compact JSON, and of the comma behind it."""
+    """Return the bytes of the group as compact JSON, with a comma."""
     return len(json.dumps(group.to_wire(), separators=(",", ":"))) + 1
 
 
 def node_group(
     group: Group, permission: Permission, pods: Iterable[Pod], listed: Collection[str]
 ) -> NodeGroup:
-    """A group as the agent of a node with these pods reads it; those of other namespaces are no members."""
+    """Return the group in the form that the agent reads; pods of other namespaces are no members."""
     spec = group.resource.spec
     own = [pod for pod in pods if pod.namespace == group.namespace]
     return NodeGroup(
@@ -197,7 +202,7 @@ def node_group(
 
 
 def _bytes(amount: Quantity | None) -> int | None:
-    """An amount as nodes read it; None also for one for which its group is refused."""
+    """Return an amount in bytes, None also for an amount that rejects its group."""
     try:
         return amount.bytes if amount is not None and 0 <= amount.bytes <= MAX_BYTES else None
     except ValueError:
@@ -207,37 +212,40 @@ def _bytes(amount: Quantity | None) -> int | None:
 def groups_on(
     groups: Iterable[Group], pods: Sequence[Pod], namespaces: Mapping[str, Namespace], presence: Presence
 ) -> list[tuple[Group, Permission]]:
-    """The groups that are on a node with these pods, from scratch."""
+    """Return the groups that are on a node with these pods, from scratch."""
     by_namespace: dict[str, list[Group]] = {}
     for group in groups:
         by_namespace.setdefault(group.namespace, []).append(group)
-    found = []
+    placed = []
     for name, own in by_namespace.items():
-        standing = admissions(own, namespaces.get(name) or Namespace(name))
-        there = [pod for pod in pods if pod.namespace == name]
+        decided = admissions(own, namespaces.get(name) or Namespace(name))
+        own_pods = [pod for pod in pods if pod.namespace == name]
         for group in own:
-            attached = any(group.attaches(pod.labels) for pod in there)
-            permission = permission_on(group, standing[group.name], presence, attached=attached)
+            has_members = any(group.has_member(pod.labels) for pod in own_pods)
+            permission = permission_on(group, decided[group.name], presence, has_members=has_members)
             if permission:
-                found.append((group, permission))
-    return found
+                placed.append((group, permission))
+    return placed
 
 
-def usable(group: Group, standing: Admission) -> Permission | None:
-    """The permission of a group that nodes may be asked to hold; one that is refused may end where it is."""
+def _usable(group: Group, admission: Admission) -> Permission | None:
+    """Return the permission of a group that nodes may have; a rejected group may only end where it is."""
     if group.drains and not group.held:
         return None
-    if isinstance(standing, Permission):
-        return standing
+    if isinstance(admission, Permission):
+        return admission
     return _ENDING if group.drains and len(group.resource.spec.backing.to_wire()) == 1 else None
 
 
 def permission_on(
-    group: Group, standing: Admission, presence: Presence, *, attached: bool
+    group: Group, admission: Admission, presence: Presence, *, has_members: bool
 ) -> Permission | None:
-    """The permission of a group that is on a node; `attached`: a member pod runs there."""
-    found = usable(group, standing)
-    if found is None:
+    """Return the permission of the group on a node, None if it is not on the node.
+
+    `has_members`: a member pod runs there.
+    """
+    permission = _usable(group, admission)
+    if permission is None:
         return None
-    kept = presence.keeps(group, draining=group.draining or found.ending)
-    return found if kept or (attached and not found.ending) else None
+    kept = presence.keeps(group, draining=group.draining or permission.ending)
+    return permission if kept or (has_members and not permission.ending) else None

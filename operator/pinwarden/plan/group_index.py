@@ -1,258 +1,247 @@
-"""Which SharedMemoryGroups are on which nodes, indexed so that an event costs what it touches.
+"""Index of the SharedMemoryGroups on each node: the cost of an event follows from the objects it touches.
 
-A group concerns pods of its own namespace, so a pod of a namespace without groups costs nothing here. Every answer follows from the objects
-that are in: `found_on` gives what `groups.groups_on` would give from scratch.
+A group concerns only pods of its own namespace, so a pod of a namespace without groups costs nothing.
+Each answer depends only on the known objects: `placed_on` equals `group_compiler.groups_on` from scratch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from functools import reduce
+from operator import or_
 
 from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.dirty import CLEAN, Dirty
 from pinwarden.plan.group_allowlist import Permission
 from pinwarden.plan.group_compiler import NOWHERE, Admission, Group, Presence, admissions, permission_on
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Namespace, Node, Pod
 
-Attachment = Mapping[str, tuple[int, ...]]
-"""By the name of a group: which of its `members` select a pod; each group once that has one."""
+Memberships = Mapping[str, tuple[int, ...]]
+"""For each group that has the pod as a member: the positions of the `members` entries that select it."""
 
-_NONE: Attachment = {}
-
-
-class Touched(NamedTuple):
-    """Nodes, also unknown ones, whose spec could differ, and groups whose status could."""
-
-    nodes: frozenset[str] = frozenset()
-    groups: frozenset[str] = frozenset()
-
-
-UNTOUCHED = Touched()
+_NO_MEMBERSHIPS: Memberships = {}
 
 
 class GroupIndex:
-    """Groups and the pods that are attached to them; each change tells what it touched."""
+    """Groups and their member pods; each change returns what it made dirty, also nodes that are unknown."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Group] = {}
         self._names: dict[str, str] = {}
-        self._in_namespace: dict[str, set[str]] = {}
-        self._standings: dict[str, Admission] = {}
-        self._attachments: dict[str, Attachment] = {}
+        self._by_namespace: dict[str, set[str]] = {}
+        self._admissions: dict[str, Admission] = {}
+        self._memberships: dict[str, Memberships] = {}
         self._members: dict[str, dict[str, set[str]]] = {}
-        self._attached_on: dict[str, dict[str, int]] = {}
+        self._member_counts: dict[str, dict[str, int]] = {}
         self._presences: dict[str, Presence] = {}
-        self._telling: dict[str, set[str]] = {}
+        self._nodes_with_presence: dict[str, set[str]] = {}
         self._windows: set[str] = set()
 
-    # -- what changes ----------------------------------------------------------------------------------------------
+    # -- changes -----------------------------------------------------------------------------------
 
-    def put_group(self, group: Group, pods: Iterable[Pod], namespace: Namespace) -> Touched:
-        """Take a group as it is now; `pods` are those of its namespace."""
+    def put_group(self, group: Group, pods: Iterable[Pod], namespace: Namespace) -> Dirty:
+        """Add or replace a group; `pods` are all pods of its namespace."""
         name = group.name
         old = self._groups.get(name)
         if old is not None and (old.uid, old.resource.spec) == (group.uid, group.resource.spec):
             self._groups[name] = group
-            if _essence(old) == _essence(group):
-                return UNTOUCHED
+            if _relevant_fields(old) == _relevant_fields(group):
+                return CLEAN
             before = self._nodes_with(old)
-            touched = self._judge(namespace)
-            return Touched(touched.nodes | before | self._nodes_with(group), touched.groups | {name})
-        gone = self.remove_group(name, namespace)
+            admitted = self._admit_again(namespace)
+            nodes = before | self._nodes_with(group)
+            return admitted | Dirty(nodes=nodes, groups=frozenset([name]))
+        removed = self.remove_group(name, namespace)
         self._groups[name] = group
         self._names[group.uid] = name
-        self._in_namespace.setdefault(group.namespace, set()).add(name)
+        self._by_namespace.setdefault(group.namespace, set()).add(name)
         for pod in pods:
-            self._attach(pod, {**self._attachments.get(pod.uid, _NONE), **self._attachment([group], pod)})
-        touched = self._judge(namespace)
-        nodes = gone.nodes | touched.nodes | self._nodes_with(group)
-        return Touched(nodes, gone.groups | touched.groups | {name})
+            others = self._memberships.get(pod.uid, _NO_MEMBERSHIPS)
+            self._set_memberships(pod, {**others, **self._match([group], pod)})
+        admitted = self._admit_again(namespace)
+        return removed | admitted | Dirty(nodes=self._nodes_with(group), groups=frozenset([name]))
 
-    def remove_group(self, name: str, namespace: Namespace) -> Touched:
-        """Forget a group."""
+    def remove_group(self, name: str, namespace: Namespace) -> Dirty:
+        """Remove a group."""
         if name not in self._groups:
-            return UNTOUCHED
+            return CLEAN
         group = self._groups.pop(name)
         nodes = self._nodes_with(group)
         del self._names[group.uid]
-        self._standings.pop(name, None)
+        self._admissions.pop(name, None)
         for node, uids in self._members.pop(name, {}).items():
-            self._count(node, name, -len(uids))
+            self._count_members(node, name, -len(uids))
             for uid in uids:
-                rest = {other: at for other, at in self._attachments[uid].items() if other != name}
-                self._remember(uid, rest)
-        names = self._in_namespace[group.namespace]
+                remaining = {other: at for other, at in self._memberships[uid].items() if other != name}
+                self._store_memberships(uid, remaining)
+        names = self._by_namespace[group.namespace]
         names.discard(name)
         if not names:
-            del self._in_namespace[group.namespace]
-        touched = self._judge(namespace)
-        return Touched(nodes | touched.nodes, touched.groups | {name})
+            del self._by_namespace[group.namespace]
+        return self._admit_again(namespace) | Dirty(nodes=nodes, groups=frozenset([name]))
 
-    def put_namespace(self, namespace: Namespace) -> Touched:
-        """Take what is allowed to a namespace's groups now, and whether it is being deleted."""
-        names = frozenset(self._in_namespace.get(namespace.name, ()))
-        return Touched(self._judge(namespace).nodes, names)
+    def put_namespace(self, namespace: Namespace) -> Dirty:
+        """Apply the annotation of a namespace to its groups, and whether the namespace is being deleted."""
+        names = frozenset(self._by_namespace.get(namespace.name, ()))
+        return self._admit_again(namespace) | Dirty(groups=names)
 
-    def put_pod(self, old: Pod | None, pod: Pod) -> Touched:
-        """Take a pod as it is now; it stays on its node and in its namespace."""
-        names = self._in_namespace.get(pod.namespace)
+    def put_pod(self, old: Pod | None, pod: Pod) -> Dirty:
+        """Add or replace a pod, whose node and namespace are those of `old`."""
+        names = self._by_namespace.get(pod.namespace)
         if not names:
-            return UNTOUCHED
-        before = self._attachments.get(pod.uid, _NONE)
-        after = self._attachment((self._groups[name] for name in sorted(names)), pod)
+            return CLEAN
+        before = self._memberships.get(pod.uid, _NO_MEMBERSHIPS)
+        after = self._match((self._groups[name] for name in sorted(names)), pod)
         if before != after:
-            self._attach(pod, after)
-        elif old is None or _as_member(old) == _as_member(pod):
-            return UNTOUCHED
+            self._set_memberships(pod, after)
+        elif old is None or _member_fields(old) == _member_fields(pod):
+            return CLEAN
         changed = before != after or (old is not None and old.cgroup_uids != pod.cgroup_uids)
-        return Touched(frozenset([pod.node] if changed else []), frozenset([*before, *after]))
+        return Dirty(nodes=frozenset([pod.node] if changed else []), groups=frozenset([*before, *after]))
 
-    def remove_pod(self, pod: Pod) -> Touched:
-        """Forget a pod."""
-        before = self._attachments.get(pod.uid, _NONE)
+    def remove_pod(self, pod: Pod) -> Dirty:
+        """Remove a pod."""
+        before = self._memberships.get(pod.uid, _NO_MEMBERSHIPS)
         if not before:
-            return UNTOUCHED
-        self._attach(pod, _NONE)
-        return Touched(frozenset([pod.node]), frozenset(before))
+            return CLEAN
+        self._set_memberships(pod, _NO_MEMBERSHIPS)
+        return Dirty(nodes=frozenset([pod.node]), groups=frozenset(before))
 
-    def put_node(self, node: Node, pods: Iterable[Pod]) -> Touched:
-        """Take whether a node runs Windows, where no pod is attached to anything; `pods` are those on it."""
+    def put_node(self, node: Node, pods: Iterable[Pod]) -> Dirty:
+        """Record whether a node runs Windows, where no pod is a member; `pods` are the pods on the node."""
         if node.windows == (node.name in self._windows):
-            return UNTOUCHED
+            return CLEAN
         (self._windows.add if node.windows else self._windows.discard)(node.name)
-        touched = [self.put_pod(pod, pod) for pod in pods]
-        return Touched(
-            frozenset().union(*(each.nodes for each in touched)),
-            frozenset().union(*(each.groups for each in touched)),
-        )
+        return reduce(or_, [self.put_pod(pod, pod) for pod in pods], CLEAN)
 
-    def put_presence(self, node: str, presence: Presence) -> Touched:
-        """Take what a node tells of groups."""
+    def put_presence(self, node: str, presence: Presence) -> Dirty:
+        """Record why groups stay on a node that has no member pod of them."""
         old = self._presences.get(node, NOWHERE)
         if old == presence:
-            return UNTOUCHED
-        before = self._found(node).keys()
+            return CLEAN
+        before = self._placed(node).keys()
         for uid in (old.unreleased | old.asked) - (presence.unreleased | presence.asked):
-            self._telling[uid].discard(node)
-            if not self._telling[uid]:
-                del self._telling[uid]
+            self._nodes_with_presence[uid].discard(node)
+            if not self._nodes_with_presence[uid]:
+                del self._nodes_with_presence[uid]
         for uid in presence.unreleased | presence.asked:
-            self._telling.setdefault(uid, set()).add(node)
+            self._nodes_with_presence.setdefault(uid, set()).add(node)
         self._presences[node] = presence
         if presence == NOWHERE:
             del self._presences[node]
-        changed = before ^ self._found(node).keys()
-        return Touched(frozenset([node] if changed else []), frozenset(changed))
+        changed = before ^ self._placed(node).keys()
+        return Dirty(nodes=frozenset([node] if changed else []), groups=frozenset(changed))
 
-    # -- what is asked ---------------------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------------
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        """All of them by name."""
+        """All groups by name."""
         return self._groups
 
     def rejection(self, name: str) -> Rejection | None:
-        """Why the group is not acted on, None when it is."""
-        standing = self._standings.get(name)
-        return standing if isinstance(standing, Rejection) else None
+        """Return why pinwarden does not act on the group, None if it does."""
+        admission = self._admissions.get(name)
+        return admission if isinstance(admission, Rejection) else None
 
     def presence(self, node: str) -> Presence:
-        """What the node told last."""
+        """Return the last recorded presence of the node."""
         return self._presences.get(node, NOWHERE)
 
-    def found_on(self, node: str) -> Sequence[tuple[Group, Permission]]:
-        """The groups that the node is to hold, if there is room for all."""
-        return [(self._groups[name], permission) for name, permission in sorted(self._found(node).items())]
+    def placed_on(self, node: str) -> Sequence[tuple[Group, Permission]]:
+        """Return the groups for the spec of the node, before its capacity is applied."""
+        return [(self._groups[name], permission) for name, permission in sorted(self._placed(node).items())]
 
-    def on(self, node: str) -> frozenset[str]:
-        """Names of the groups whose status may change when the node's agent reports."""
+    def concerned_on(self, node: str) -> frozenset[str]:
+        """Return the groups whose status may change with a report of the node's agent."""
         return frozenset(self._candidates(node))
 
     def members(self, name: str) -> Mapping[str, set[str]]:
-        """By node: the UIDs of the pods that are attached to the group there."""
+        """Return the UIDs of the group's member pods by node."""
         return self._members.get(name, {})
 
     def nodes(self, name: str) -> frozenset[str]:
-        """The nodes that the group is on, also unknown ones; none for one that no node may be asked to hold."""
+        """Return the nodes, also unknown ones, whose spec may have the group."""
         group = self._groups.get(name)
         if group is None:
             return frozenset()
         return frozenset(node for node in self._nodes_with(group) if self._permission(name, node))
 
-    # -- how it is kept --------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
-    def _judge(self, namespace: Namespace) -> Touched:
-        """Work out anew how the namespace's groups stand."""
-        names = self._in_namespace.get(namespace.name)
+    def _admit_again(self, namespace: Namespace) -> Dirty:
+        """Decide again which groups of the namespace are rejected."""
+        names = self._by_namespace.get(namespace.name)
         if not names:
-            return UNTOUCHED
-        found = admissions((self._groups[name] for name in names), namespace)
-        changed = [name for name in found if self._standings.get(name) != found[name]]
-        self._standings.update(found)
+            return CLEAN
+        decided = admissions((self._groups[name] for name in names), namespace)
+        changed = [name for name in decided if self._admissions.get(name) != decided[name]]
+        self._admissions.update(decided)
         nodes = (self._nodes_with(self._groups[name]) for name in changed)
-        return Touched(frozenset[str]().union(*nodes), frozenset(changed))
+        return Dirty(nodes=frozenset[str]().union(*nodes), groups=frozenset(changed))
 
     def _nodes_with(self, group: Group) -> frozenset[str]:
-        """The nodes that the group may be on: they tell of it, or a member pod runs there."""
-        return frozenset(self._telling.get(group.uid, ())) | self._members.get(group.name, {}).keys()
+        """Return the nodes that have a member pod or a presence of the group."""
+        present = frozenset(self._nodes_with_presence.get(group.uid, ()))
+        return present | self._members.get(group.name, {}).keys()
 
     def _candidates(self, node: str) -> set[str]:
-        """The groups that may be on the node."""
-        told = self.presence(node)
-        named = {self._names.get(uid) for uid in told.unreleased | told.asked}
-        return {name for name in named if name} | self._attached_on.get(node, {}).keys()
+        """Return the groups that the node has a member pod or a presence of."""
+        presence = self.presence(node)
+        present = {self._names.get(uid) for uid in presence.unreleased | presence.asked}
+        return {name for name in present if name} | self._member_counts.get(node, {}).keys()
 
-    def _found(self, node: str) -> dict[str, Permission]:
+    def _placed(self, node: str) -> dict[str, Permission]:
         permissions = {name: self._permission(name, node) for name in self._candidates(node)}
         return {name: permission for name, permission in permissions.items() if permission}
 
     def _permission(self, name: str, node: str) -> Permission | None:
-        attached = name in self._attached_on.get(node, {})
+        has_members = name in self._member_counts.get(node, {})
         return permission_on(
-            self._groups[name], self._standings[name], self.presence(node), attached=attached
+            self._groups[name], self._admissions[name], self.presence(node), has_members=has_members
         )
 
-    def _attachment(self, groups: Iterable[Group], pod: Pod) -> Attachment:
-        found: dict[str, tuple[int, ...]] = {}
+    def _match(self, groups: Iterable[Group], pod: Pod) -> Memberships:
+        memberships: dict[str, tuple[int, ...]] = {}
         for group in groups if pod.node not in self._windows else ():
             members = enumerate(group.resource.spec.members)
-            selecting = tuple(number for number, each in members if selects(each.pod_selector, pod.labels))
-            if selecting:
-                found[group.name] = selecting
-        return found
+            positions = tuple(at for at, member in members if selects(member.pod_selector, pod.labels))
+            if positions:
+                memberships[group.name] = positions
+        return memberships
 
-    def _attach(self, pod: Pod, after: Attachment) -> None:
-        before = self._attachments.get(pod.uid, _NONE)
+    def _set_memberships(self, pod: Pod, after: Memberships) -> None:
+        before = self._memberships.get(pod.uid, _NO_MEMBERSHIPS)
         for name in before.keys() - after.keys():
             uids = self._members[name][pod.node]
             uids.discard(pod.uid)
             if not uids:
                 del self._members[name][pod.node]
-            self._count(pod.node, name, -1)
+            self._count_members(pod.node, name, -1)
         for name in after.keys() - before.keys():
             self._members.setdefault(name, {}).setdefault(pod.node, set()).add(pod.uid)
-            self._count(pod.node, name, 1)
-        self._remember(pod.uid, after)
+            self._count_members(pod.node, name, 1)
+        self._store_memberships(pod.uid, after)
 
-    def _remember(self, uid: str, attachment: Attachment) -> None:
-        if attachment:
-            self._attachments[uid] = attachment
+    def _store_memberships(self, uid: str, memberships: Memberships) -> None:
+        if memberships:
+            self._memberships[uid] = memberships
         else:
-            self._attachments.pop(uid, None)
+            self._memberships.pop(uid, None)
 
-    def _count(self, node: str, name: str, change: int) -> None:
-        counts = self._attached_on.setdefault(node, {})
+    def _count_members(self, node: str, name: str, change: int) -> None:
+        counts = self._member_counts.setdefault(node, {})
         counts[name] = counts.get(name, 0) + change
         if not counts[name]:
             del counts[name]
         if not counts:
-            del self._attached_on[node]
+            del self._member_counts[node]
 
 
-def _as_member(pod: Pod) -> tuple[object, ...]:
-    """What of a pod the status of its groups may show."""
+def _member_fields(pod: Pod) -> tuple[object, ...]:
+    """Return the fields of a member pod that the status of a group may show."""
     return pod.cgroup_uid, pod.contested, pod.name, pod.started
 
 
-def _essence(group: Group) -> tuple[object, ...]:
-    """What of a group the rules read."""
+def _relevant_fields(group: Group) -> tuple[object, ...]:
+    """Return the fields of a group that the rules read."""
     return group.uid, group.resource.spec, group.created, group.deleting, group.held

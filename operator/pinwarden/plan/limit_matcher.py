@@ -1,25 +1,23 @@
-"""Which limits hold for a pod, remembered as far as pods are alike.
+"""Match limits to pods, with caches that similar pods share.
 
-What holds for a pod follows from its namespace, its labels and its node, and each is looked at by itself: the limits that reach a
-namespace, which of them select the labels, and which are kept away by the node. Pods that `Pod.of` made share their label maps, so the
-answer for a ReplicaSet of 1,000 is worked out once. Every answer equals what `compile.matches` says limit by limit.
+Which limits match a pod depends on its namespace, its labels and its node. The matcher caches each step: the limits
+that reach a namespace, the limits that select the labels, and the limits that the node excludes. Pods from `Pod.of`
+share their label maps, so a ReplicaSet of 1,000 pods is matched once. Each answer equals `limit_compiler.matches`.
 """
 
 from collections.abc import Mapping
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
+from pinwarden.plan.combinations import Combination
 from pinwarden.plan.limit_compiler import Limit, Settings, reaches_namespace, reaches_node
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Namespace, Node, Pod
 
-Combination = tuple[str, ...]
-"""Names of the limits that hold together for a pod, sorted."""
-
-_REMEMBERED = 65536
+_MAX_CACHED = 65536
 
 
 class LimitMatcher:
-    """The limits in use, namespaces and nodes; whoever changes one asks again for the pods concerned."""
+    """The accepted limits, the namespaces and the nodes. After a change, the caller matches the concerned pods again."""
 
     def __init__(self, settings: Settings) -> None:
         self.nodes: dict[str, Node] = {}
@@ -29,59 +27,59 @@ class LimitMatcher:
         self._cluster: dict[str, ClusterPinLimit] = {}
         self._reaching: dict[str, dict[str, Limit]] = {}
         self._selecting: dict[tuple[str, int], tuple[Mapping[str, str], Combination]] = {}
-        self._kept_away: dict[str, frozenset[str]] = {}
+        self._excluded: dict[str, frozenset[str]] = {}
 
     def put_limit(self, name: str, limit: Limit) -> None:
-        """Take a limit into use, or take it anew."""
+        """Add or replace a limit."""
         if isinstance(limit, PinLimit):
             self._namespaced.setdefault(limit.metadata.namespace or "", {})[name] = limit
         else:
             self._cluster[name] = limit
-        self._forget()
+        self._clear_caches()
 
     def remove_limit(self, name: str, limit: Limit) -> None:
-        """Take a limit out of use."""
+        """Remove a limit."""
         if isinstance(limit, PinLimit):
             self._namespaced.get(limit.metadata.namespace or "", {}).pop(name, None)
         else:
             self._cluster.pop(name, None)
-        self._forget()
+        self._clear_caches()
 
     def put_node(self, node: Node) -> None:
-        """Take a node's labels."""
+        """Add or replace a node."""
         self.nodes[node.name] = node
-        self._kept_away.pop(node.name, None)
+        self._excluded.pop(node.name, None)
 
     def remove_node(self, name: str) -> None:
-        """From now on the node has no labels."""
+        """Remove a node; its pods are matched as if it had no labels."""
         self.nodes.pop(name, None)
-        self._kept_away.pop(name, None)
+        self._excluded.pop(name, None)
 
     def put_namespace(self, namespace: Namespace) -> None:
-        """Take a namespace's labels."""
+        """Add or replace a namespace."""
         self.namespaces[namespace.name] = namespace
-        self._forget()
+        self._clear_caches()
 
     def remove_namespace(self, name: str) -> None:
-        """From now on the namespace has no label but its name."""
+        """Remove a namespace; its pods are matched as if it had only its name as label."""
         self.namespaces.pop(name, None)
-        self._forget()
+        self._clear_caches()
 
     def match(self, pod: Pod) -> Combination:
-        """The limits in use that hold for the pod."""
+        """Return the limits that match the pod."""
         node = self.nodes.get(pod.node)
         if node is not None and node.windows:
             return ()
         key = (pod.namespace, id(pod.labels))
-        known = self._selecting.get(key)
-        if known is None:
-            if len(self._selecting) >= _REMEMBERED:
+        cached = self._selecting.get(key)
+        if cached is None:
+            if len(self._selecting) >= _MAX_CACHED:
                 self._selecting.clear()
-            # the map is kept beside the answer, so that nothing else can get its id
-            known = self._selecting[key] = (pod.labels, self._select(pod))
-        found = known[1]
-        away = self._away(pod.node)
-        return tuple(name for name in found if name not in away) if away else found
+            # a reference to the labels keeps their id from being reused
+            cached = self._selecting[key] = (pod.labels, self._select(pod))
+        selected = cached[1]
+        excluded = self._excluded_on(pod.node)
+        return tuple(name for name in selected if name not in excluded) if excluded else selected
 
     def _select(self, pod: Pod) -> Combination:
         reaching = self._reaching.get(pod.namespace)
@@ -99,16 +97,16 @@ class LimitMatcher:
             sorted(name for name, limit in reaching.items() if selects(limit.spec.pod_selector, pod.labels))
         )
 
-    def _away(self, node: str) -> frozenset[str]:
-        away = self._kept_away.get(node)
-        if away is None:
+    def _excluded_on(self, node: str) -> frozenset[str]:
+        excluded = self._excluded.get(node)
+        if excluded is None:
             known = self.nodes.get(node) or Node(node)
-            away = self._kept_away[node] = frozenset(
+            excluded = self._excluded[node] = frozenset(
                 name for name, limit in self._cluster.items() if not reaches_node(limit, known)
             )
-        return away
+        return excluded
 
-    def _forget(self) -> None:
+    def _clear_caches(self) -> None:
         self._reaching.clear()
         self._selecting.clear()
-        self._kept_away.clear()
+        self._excluded.clear()

@@ -1,11 +1,11 @@
-"""What is known of one node: what it is asked to hold, what its agent took, and what it last reported.
+"""What the operator knows of one node: the limits that it requested, acknowledged and reported.
 
-A `NodeView` is small and immutable, and all limits share it: the controller keeps one per node, gives it each change, and forgets the
-NodePinConfig that the change came with.
+A `NodeView` is small, immutable and shared by all limits. The controller keeps one per node, applies each change, and
+forgets the NodePinConfig.
 
-A pod is held to a limit only where the agent took a spec that says so. So the view remembers, for each pod, which limits the last spec
-that the agent said it had taken (`status.observedGeneration` equal to `metadata.generation`) asked for. A spec that is on its way takes
-nothing back from that, and gives nothing in advance (H1).
+A pod is limited only if the agent took a spec that says so. So the view has, for each pod, the limits of the last
+spec that the agent took (`status.observedGeneration` equals `metadata.generation`). A newer spec that the agent has
+not taken yet neither removes nor adds such a limit (H1).
 """
 
 from collections.abc import Mapping
@@ -26,27 +26,29 @@ from pinwarden.api.nodepinconfig import (
     UnsupportedReport,
 )
 from pinwarden.api.pinlimit import Level
+from pinwarden.api.reasons import UNSUPPORTED
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.common.text import total
+from pinwarden.plan.conditions import Observation
 from pinwarden.plan.group_compiler import Presence
-from pinwarden.plan.limit_compiler import Overflow
+from pinwarden.plan.node_spec import Overflow
+
+NOT_COMPILED: Final = "NotCompiled"
+_NO_OVERFLOW: Final = Overflow()
+_NO_CONTAINERS: Final[Mapping[str, "ContainerSample"]] = MappingProxyType({})
+_NO_DENIALS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class RequestedLimit(NamedTuple):
-    """A limit as a node is asked to hold it: UID of the resource, hash of the constraint, and bytes granted (P14)."""
+    """A limit in a node's spec: UID of the resource, hash of the constraint, and bytes granted (P14)."""
 
     uid: str
     hash: str
     grant: int | None
 
 
-_ALL: Final = Overflow()
-_NONE: Final[Mapping[str, "ContainerSample"]] = MappingProxyType({})
-_NONE_DENIED: Final[Mapping[str, int]] = MappingProxyType({})
-
-
 class ContainerSample(NamedTuple):
-    """What a container was last seen to pin, and the most that was seen, in bytes."""
+    """What a container pinned at the last sample, and its peak, in bytes."""
 
     pinned: int
     peak: int
@@ -54,7 +56,7 @@ class ContainerSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PodSample:
-    """What a pod was last seen to pin, the most that was seen (both in bytes), how many processes it had, and how it is held."""
+    """What a pod pinned at the last sample and its peak, in bytes; its processes, and how it is limited."""
 
     pinned: int
     peak: int
@@ -66,29 +68,31 @@ class PodSample:
     processes: int = 1
 
     def denied(self, uid: str) -> int | None:
-        """How many calls were refused for the limit with this UID; None where that cannot be seen."""
+        """Return how many calls the limit with this UID denied, None if unknown."""
         return None if self.denials is None else self.denials.get(uid, 0)
 
 
 RequestedLimits = Mapping[str, tuple[RequestedLimit, ...]]
-"""By the UID that a pod's cgroup bears: the limits that hold for it."""
+"""The limits of each pod by the UID of its cgroup."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node as the aggregation reads it.
+    """One node as status and metrics read it.
 
-    `room`: which of what it should hold found no room. `not_compiled`: why what it shall hold could not be worked out. `problem`: why the
-    agent took nothing of the newest spec and keeps the last good one.
-    `silent` until the agent is known to be alive; `reported` once it wrote a status. By UID, `groups` is what it reports of
-    SharedMemoryGroups, `requested_groups` the hash of each that it is asked to hold, once `compiled`; `stored_groups` are those of the API
-    server's spec. `fair_view` is of pods that are attached to groups (M11). `denied` counts the calls that the node's gate refused
-    since its journal began, None where no gate sees them (H2).
+    `requested` limits are those of the compiled spec; `overflow` did not fit into it. `not_compiled`: why compiling
+    failed. `acknowledged` limits are those of the last spec that the agent took. `problem`: why the agent took
+    nothing of the newest spec and keeps the last good one. A node is `silent` until its agent is known to be alive,
+    and `reported` once the agent wrote a status.
+
+    `groups` are the reported SharedMemoryGroups by UID. `requested_groups` has the hash of each group in the
+    compiled spec, once `compiled`. `stored_groups` are those of the API server's spec. `fair_view` is about member
+    pods (M11). `denied` counts the calls that the node's gate denied since its journal began, None without a gate (H2).
     """
 
     name: str
     requested: RequestedLimits = field(default_factory=dict)
-    overflow: Overflow = _ALL
+    overflow: Overflow = _NO_OVERFLOW
     not_compiled: str = ""
     acknowledged: RequestedLimits = field(default_factory=dict)
     applied: frozenset[tuple[str, str]] = frozenset()
@@ -107,38 +111,37 @@ class NodeView:
     fair_view: tuple[FairReport, ...] = ()
     denied: int | None = None
 
-    def with_desired(self, spec: NodePinConfigSpec, overflow: Overflow = _ALL) -> "NodeView":
-        """The view after the operator compiled `spec` for the node, written or not; `room` says what did not fit in."""
-        groups = {group.uid: group.hash for group in spec.groups}
+    def with_desired(self, spec: NodePinConfigSpec, overflow: Overflow = _NO_OVERFLOW) -> "NodeView":
+        """Return the view after the operator compiled `spec`, written or not."""
         return replace(
             self,
-            requested=_asks(spec),
+            requested=_requested_limits(spec),
             overflow=overflow,
             not_compiled="",
             compiled=True,
-            requested_groups=groups,
+            requested_groups={group.uid: group.hash for group in spec.groups},
         )
 
     def with_object(self, config: NodePinConfig) -> "NodeView":
-        """The view after the API server told of the node's NodePinConfig; `config.metadata.generation` counts its specs."""
+        """Return the view after a change of the node's NodePinConfig."""
         status = config.status or NodePinConfigStatus()
         acknowledged = self.acknowledged
         if (
             status.observed_generation is not None
             and status.observed_generation == config.metadata.generation
         ):
-            acknowledged = _asks(config.spec)
+            acknowledged = _requested_limits(config.spec)
             acknowledged = self.requested if acknowledged == self.requested else acknowledged
-        uids = {uid: uid for uid in self.requested}
-        whole = {"", config.metadata.uid}
+        shared_uids = {uid: uid for uid in self.requested}
+        whole_spec = {"", config.metadata.uid}
         return replace(
             self,
             acknowledged=acknowledged,
             applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
-            unsupported={limit.uid: limit for limit in status.unsupported_limits},
-            problem=next((each for each in status.unsupported_limits if each.uid in whole), None),
-            sources=_shared(tuple(status.sources)),
-            pods={uids.get(pod.uid, pod.uid): _use(pod) for pod in status.pods},
+            unsupported={report.uid: report for report in status.unsupported_limits},
+            problem=next((report for report in status.unsupported_limits if report.uid in whole_spec), None),
+            sources=_shared_sources(tuple(status.sources)),
+            pods={shared_uids.get(pod.uid, pod.uid): _pod_sample(pod) for pod in status.pods},
             overshoots=tuple(status.overshoots),
             truncated=status.truncated,
             reported=config.status is not None,
@@ -151,7 +154,7 @@ class NodeView:
         )
 
     def without_object(self) -> "NodeView":
-        """The view after the NodePinConfig was deleted: nothing is known of what the agent took or holds."""
+        """Return the view after the NodePinConfig was deleted: what the agent took and reported is unknown."""
         return NodeView(
             self.name,
             requested=self.requested,
@@ -163,10 +166,10 @@ class NodeView:
         )
 
     def presence(self, before: Presence) -> Presence:
-        """Return what keeps groups on the node; without a report, they stay `unreleased` as `before`.
+        """Return why groups stay on the node; without a report, they stay `unreleased` as `before`.
 
-        The report counts only for groups that the node was asked to have. Else one agent's token could put any group on its
-        node, and the end of that group would wait for the node.
+        The report counts only for groups that the node was asked to have. Else one agent's token could put any
+        group on its node, and the deletion of that group would wait for the node.
         """
         asked = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(
@@ -175,47 +178,67 @@ class NodeView:
         return Presence(unreleased=unreleased if self.reported else before.unreleased, asked=asked)
 
     def with_silent(self, silent: bool) -> "NodeView":
-        """The view after the node's agent fell silent, or was heard again."""
+        """Return the view after the node's agent became silent, or alive again."""
         return replace(self, silent=silent)
 
 
-def _asks(spec: NodePinConfigSpec) -> RequestedLimits:
+def unsupported_on(view: NodeView, uid: str) -> Observation | None:
+    """Return why the agent cannot apply the limit or group with this UID, None if it can."""
+    return _from_agent(view, view.unsupported.get(uid))
+
+
+def problem_on(view: NodeView) -> Observation | None:
+    """Return why there is no newest spec, or why the agent took nothing of it; None without a problem."""
+    if view.not_compiled:
+        return Observation(f"node {view.name}", NOT_COMPILED, view.not_compiled)
+    return _from_agent(view, view.problem)
+
+
+def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Observation | None:
+    if report is None:
+        return None
+    return Observation(f"node {view.name}", UNSUPPORTED, f"{report.reason}: {report.message}")
+
+
+def _requested_limits(spec: NodePinConfigSpec) -> RequestedLimits:
     limits = {limit.name: RequestedLimit(limit.uid, limit.hash, limit.grant) for limit in spec.limits}
     shared: dict[tuple[str, ...], tuple[RequestedLimit, ...]] = {}
-    asks: dict[str, tuple[RequestedLimit, ...]] = {}
+    by_pod: dict[str, tuple[RequestedLimit, ...]] = {}
     for pod in spec.pods:
         names = tuple(pod.limits)
         if names not in shared:
             shared[names] = tuple(limits[name] for name in names if name in limits)
         if names:
-            asks[pod.uid] = shared[names]
-    return asks
+            by_pod[pod.uid] = shared[names]
+    return by_pod
 
 
-def _use(report: PodReport) -> PodSample:
-    containers = {each.name: ContainerSample(each.pinned, each.peak) for each in report.containers}
+def _pod_sample(report: PodReport) -> PodSample:
+    containers = {
+        container.name: ContainerSample(container.pinned, container.peak) for container in report.containers
+    }
     denials = None
     if report.denials is not None:
-        denials = {each.uid: each.count for each in report.denials} or _NONE_DENIED
+        denials = {denial.uid: denial.count for denial in report.denials} or _NO_DENIALS
     return PodSample(
         pinned=total((report.vm_lck, report.vm_pin)),
         peak=report.peak,
         level=report.level,
-        reason=_text(report.reason),
-        message=_text(report.message),
-        containers=containers or _NONE,
+        reason=_shared_text(report.reason),
+        message=_shared_text(report.message),
+        containers=containers or _NO_CONTAINERS,
         denials=denials,
         processes=report.processes,
     )
 
 
 @lru_cache(maxsize=4096)
-def _text(text: str) -> str:
-    """The same object for equal reasons and messages: thousands of pods have the same one."""
+def _shared_text(text: str) -> str:
+    """Return the same object for equal reasons and messages, which thousands of pods have."""
     return text
 
 
 @lru_cache(maxsize=1024)
-def _shared(sources: tuple[SourceLevel, ...]) -> tuple[SourceLevel, ...]:
-    """The same object for equal tables: nodes with one kernel and one agent report the same."""
+def _shared_sources(sources: tuple[SourceLevel, ...]) -> tuple[SourceLevel, ...]:
+    """Return the same object for equal tables, which nodes with one kernel and one agent have."""
     return sources

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.cluster import CLEAN, Cluster, Dirty
-from pinwarden.plan.limit_compiler import Limit, Settings, compile_node, limit_name, matches, rejection
+from pinwarden.plan.cluster import Cluster
+from pinwarden.plan.dirty import CLEAN, Dirty
+from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches, rejection
+from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
 NODES = ["n1", "n2"]

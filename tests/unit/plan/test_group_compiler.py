@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
-from pinwarden.plan.cluster import CLEAN, Cluster, Dirty
+from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.conditions import Rejection
+from pinwarden.plan.dirty import CLEAN, Dirty
 from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_compiler import (
     MAX_NODE_GROUP_BYTES,
@@ -23,7 +24,8 @@ from pinwarden.plan.group_compiler import (
     Presence,
     admissions,
 )
-from pinwarden.plan.limit_compiler import Settings, compile_node
+from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
 NODES = ["n1", "n2"]
@@ -280,7 +282,7 @@ class Mirror:
             and not pod.windows
             and not (self.nodes.get(pod.node) or Node(pod.node)).windows
             and pod.namespace == group.namespace
-            and group.attaches(pod.labels)
+            and group.has_member(pod.labels)
         ]
 
     def refusals(self) -> dict[str, Rejection | None]:

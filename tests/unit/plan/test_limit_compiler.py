@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.limit_compiler import (
-    MAX_NODE_LIMITS,
-    MAX_POD_LIMITS,
-    Limit,
-    Settings,
-    compile_node,
-    rejection,
-)
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, rejection
+from pinwarden.plan.node_spec import MAX_NODE_LIMITS, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
 NODE = Node("n1", {"pool": "gpu"})

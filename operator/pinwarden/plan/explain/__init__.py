@@ -68,7 +68,7 @@ def _findings(case: Case) -> Iterator[Finding]:
     yield from matching.standing(case)
     if case.pod.terminal or not case.pod.node:
         return
-    concerned = case.matching or any(group.attaches(case.pod.labels) for group in case.evidence.groups)
+    concerned = case.matching or any(group.has_member(case.pod.labels) for group in case.evidence.groups)
     if concerned:
         yield from propagation.reaching(case)
     if case.evidence.node is not None:

@@ -14,19 +14,9 @@ from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinC
 from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.explain.findings import DeniedCall
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.limit_compiler import (
-    MAX_NODE_LIMITS,
-    MAX_NODE_PODS,
-    Limit,
-    LimitSet,
-    Overflow,
-    Settings,
-    compile_node,
-    limit_name,
-    matches,
-    rejection,
-)
+from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, limit_name, matches, rejection
 from pinwarden.plan.limit_on_node import LimitOnNode, acknowledges, summarize_limit
+from pinwarden.plan.node_spec import MAX_NODE_LIMITS, MAX_NODE_PODS, Overflow, compile_node
 from pinwarden.plan.node_view import NodeView, PodSample
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.usage import is_stale
@@ -159,7 +149,7 @@ class Case:
         return {limit_name(limit): summarize_limit(limit, [self.pod], self.view) for limit in self.matching}
 
     @cached_property
-    def hold(self) -> LimitSet:
+    def limit_set(self) -> LimitSet:
         """The constraints that the node shall hold for the pod."""
         return LimitSet.of(self.matching)
 

@@ -92,7 +92,7 @@ def _concerned(case: Case) -> Iterator[tuple[Group, BorrowReport | None]]:
 
 
 def _is_member(case: Case, group: Group) -> bool:
-    return not case.windows and group.namespace == case.pod.namespace and group.attaches(case.pod.labels)
+    return not case.windows and group.namespace == case.pod.namespace and group.has_member(case.pod.labels)
 
 
 def _limits(case: Case, group: Group) -> list[Member]:

@@ -101,7 +101,7 @@ def taking(case: Case) -> Iterator[Finding]:
     if room:
         yield _no_room(case, room)
     stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
-    written = {limit.uid for limit in case.hold.limits.values() if (limit.uid, limit.hash) in stored}
+    written = {limit.uid for limit in case.limit_set.limits.values() if (limit.uid, limit.hash) in stored}
     if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
         yield _unwritten(case, unwritten)
     if untaken := [limit for limit in late if limit.metadata.uid in written]:

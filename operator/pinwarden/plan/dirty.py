@@ -1,0 +1,28 @@
+"""The names that a change in the cluster made dirty."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+
+class Dirty(NamedTuple):
+    """Nodes whose spec may differ now, and limits and groups whose status may differ now, by name.
+
+    Limits have the names of `limit_name`, groups those of `Group.name`.
+    """
+
+    nodes: frozenset[str] = frozenset()
+    limits: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Dirty") -> "Dirty":
+        """Return the union of both."""
+        return Dirty(self.nodes | other.nodes, self.limits | other.limits, self.groups | other.groups)
+
+    def only_nodes_in(self, known: Collection[str]) -> "Dirty":
+        """Return the same without the nodes that are not `known`."""
+        if all(node in known for node in self.nodes):
+            return self
+        return self._replace(nodes=frozenset(node for node in self.nodes if node in known))
+
+
+CLEAN = Dirty()
