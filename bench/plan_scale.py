@@ -21,8 +21,10 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.limit_compiler import Limit
-from pinwarden.plan.limit_status import Kept, aggregate
+from pinwarden.plan.limit_on_node import LimitOnNode
+from pinwarden.plan.limit_status import aggregate
 from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Namespace, Node, Pod
 
 MIB = 2**20
@@ -115,14 +117,14 @@ def measure(nodes: int, pods: int, limits: int) -> None:
         return f"{(resident() - before) / nodes / 1024:.1f} KiB per node kept"
 
     ceiling = world.limit("ceiling-0")
-    kept = Kept()
+    cache = ShareCache[LimitOnNode]()
 
     def edit() -> str:
         edited = limit({**limit_objects(1, 1)[0], "spec": {"limit": "2Gi"}})
         return f"{len(world.put_limit(edited).nodes)} nodes are dirty"
 
     def judge() -> str:
-        status = aggregate(ceiling, world.pods_of("ceiling-0"), views, None, datetime.now(UTC), kept=kept)
+        status = aggregate(ceiling, world.pods_of("ceiling-0"), views, None, datetime.now(UTC), cache=cache)
         return f"{status.matched_pods} pods"
 
     print(f"{nodes} nodes, {pods} pods, {limits} limits", flush=True)

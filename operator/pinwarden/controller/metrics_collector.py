@@ -160,7 +160,7 @@ def _largest_namespaces(scrape: Scrape) -> Sequence[str]:
 
 def _charges(group: ManagedResource) -> Sequence[int]:
     """Return the known charge of a group on each of its nodes."""
-    reports = (share.report for share in group.group_shares_cache.last)
+    reports = (share.report for share in group.group_shares_cache.shares)
     return [report.charge for report in reports if report and report.charge is not None]
 
 

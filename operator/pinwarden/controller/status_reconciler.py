@@ -30,7 +30,7 @@ from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_on_node import DrainWait, drain_wait
 from pinwarden.plan.group_status import group_shares, group_status, rejected_group_status, settled
-from pinwarden.plan.limit_status import aggregate, conclude
+from pinwarden.plan.limit_status import aggregate, combine
 
 QUIET_SECONDS = 0.2
 SPARED_BY_FIGURES = STATUS_BURST / 2
@@ -166,7 +166,7 @@ def _limit_status(store: Store, entry: ManagedResource, now: datetime) -> PinLim
     previous = entry.status if isinstance(entry.status, PinLimitStatus) else None
     if not isinstance(observed.resource, PinLimit | ClusterPinLimit):
         refusal = Rejection("Invalid", observed.problem)
-        return conclude(_unreadable(entry), [], previous, now, rejection=refusal)
+        return combine(_unreadable(entry), [], previous, now, rejection=refusal)
     return aggregate(
         observed.resource,
         store.cluster.pods_of(observed.key),
@@ -175,7 +175,7 @@ def _limit_status(store: Store, entry: ManagedResource, now: datetime) -> PinLim
         now,
         rejection=store.cluster.rejection(observed.key),
         overriding=store.cluster.overriding(observed.key),
-        kept=entry.shares_cache,
+        cache=entry.shares_cache,
     )
 
 

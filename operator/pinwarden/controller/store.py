@@ -21,12 +21,14 @@ from pinwarden.controller.ratelimit import TokenBucket
 from pinwarden.controller.resources import ObservedResource, Status, applied_to, essence, group_key
 from pinwarden.controller.transform import AgentPod, KnownNode, StoredConfig, StoredSpec
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.plan.cluster import Cluster, Dirty
+from pinwarden.plan.cluster import Cluster
+from pinwarden.plan.dirty import Dirty
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
-from pinwarden.plan.group_status import KeptGroupShares
+from pinwarden.plan.group_on_node import GroupOnNode
 from pinwarden.plan.limit_compiler import Settings
-from pinwarden.plan.limit_status import Kept
+from pinwarden.plan.limit_on_node import LimitOnNode
 from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Namespace, Pod
 
 # Reports of many nodes, and what a limit's edit makes of them, are looked at together.
@@ -50,8 +52,8 @@ class ManagedResource:
     version: int
     has_finalizer: bool = False
     unapplied_since: float | None = None
-    shares_cache: Kept = field(default_factory=Kept)
-    group_shares_cache: KeptGroupShares = field(default_factory=KeptGroupShares)
+    shares_cache: ShareCache[LimitOnNode] = field(default_factory=ShareCache)
+    group_shares_cache: ShareCache[GroupOnNode] = field(default_factory=ShareCache)
     write_bucket: TokenBucket = field(default_factory=lambda: TokenBucket(STATUSES_PER_SECOND, STATUS_BURST))
 
 

@@ -23,12 +23,12 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from pinwarden.api.quantity import MAX_BYTES, Quantity
+from pinwarden.api.reasons import NOT_ALLOWED
 from pinwarden.api.sharedmemorygroup import IpcNamespace, Management, Path, SharedMemoryGroupSpec, key_range
 from pinwarden.common.text import compared, exact, short
 from pinwarden.plan.conditions import Rejection
 
 ANNOTATION: Final = "pinwarden.io/allow-shared-memory"
-NOT_ALLOWED: Final = "NotAllowed"
 _PATH: Final = TypeAdapter[str](Path)
 _SPACE: Final = re.compile(r"\s")
 _SPACE_OR_WILD: Final = re.compile(r"[\s*?]")

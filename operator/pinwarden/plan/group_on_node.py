@@ -1,6 +1,7 @@
-"""One SharedMemoryGroup on one node: what its agent reports of it, who is held to borrow limits, and what its end waits for.
+"""One SharedMemoryGroup on one node: the agent's report, pods that exceed borrow limits, and what a drain waits for.
 
-The facts only; `group_conditions` and `group_status` make words and sums of them. Amounts are in bytes and sampled by the agent (H2).
+This module yields facts; `group_conditions` and `group_status` make sentences and sums of them. Amounts are in bytes
+and sampled by the agent (H2).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,32 +9,45 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pinwarden.api.nodepinconfig import BorrowReport, GroupReport
-from pinwarden.api.reasons import LEVEL_TOO_LOW, NOT_REPORTED, PENDING, SILENT, TRUNCATED
+from pinwarden.api.reasons import (
+    ACCOUNTANT_SILENT,
+    LEVEL_TOO_LOW,
+    NOT_ALLOWED,
+    NOT_LOOKED_AT,
+    NOT_MADE,
+    NOT_READABLE,
+    NOT_REMOVED,
+    NOT_REPORTED,
+    NOT_THERE,
+    OVER_LIMIT,
+    PENDING,
+    SILENT,
+    TRUNCATED,
+)
 from pinwarden.api.sharedmemorygroup import Accounting, Borrower, LimitOn, Management, Member, Phase
 from pinwarden.common.text import short
 from pinwarden.plan.conditions import NO_OBSERVATIONS, Observation, Observations
-from pinwarden.plan.group_allowlist import NOT_ALLOWED
 from pinwarden.plan.group_compiler import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
-from pinwarden.plan.limit_on_node import contested, problem_on, unsupported_on
-from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.limit_on_node import contested
+from pinwarden.plan.node_share import NodeShare
+from pinwarden.plan.node_view import NodeView, problem_on, unsupported_on
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Pod
 
 TOO_MANY_GROUPS = "TooManyGroups"
 FIGURE_MISSING = "FigureMissing"
-_NOT_THERE = "NotThere"
-_ACCOUNTANT_SILENT = "AccountantSilent"
-_AWAITED = frozenset({_NOT_THERE, "NotLookedAt", _ACCOUNTANT_SILENT})
-_STUCK = frozenset({"NotRemoved", "NotReadable", "NotMade", NOT_ALLOWED, _ACCOUNTANT_SILENT})
+_AWAITED = frozenset({NOT_THERE, NOT_LOOKED_AT, ACCOUNTANT_SILENT})
+_STUCK = frozenset({NOT_REMOVED, NOT_READABLE, NOT_MADE, NOT_ALLOWED, ACCOUNTANT_SILENT})
 
 PodLookup = Callable[[str, str], Pod | None]
-"""The pod of a node whose cgroup bears a UID, also one that ended lately."""
+"""Return the pod of a node by the UID of its cgroup, also a pod that ended recently."""
 
 
 class DrainWait(NamedTuple):
-    """A node that a group's end waits for (M10): who uses it there, why it waits, and what is left there in bytes, if that is known.
+    """A node that the deletion of a group waits for (M10).
 
-    `stuck` is why it may wait in vain, in one word; empty where it need not.
+    `users` use the group there, `why` says why the deletion waits. `charge` is what is left there in bytes, None if
+    unknown. `stuck` is a reason in one word why the wait may never end, empty if there is none.
     """
 
     node: str
@@ -44,22 +58,17 @@ class DrainWait(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupOnNode:
-    """What one node contributes to a group's status.
+class GroupOnNode(NodeShare):
+    """What one node contributes to the status of a group.
 
-    `acknowledged`: the agent accounts by this very spec of the group; `refused`: why it does not. Of the `limited` pods, which have a
-    borrow limit, `unheld` are those held less well than asked, and `unknown` those of which that is not known; a silent node names none.
-    `absent`: why there is no object as asked for here, and `awaited`: that it may come yet; neither while the group drains.
-    `over` is what is above a limit, and who borrows without being a member; `unjudged`, of what that is not known. `missing`: figures that
-    the sums lack. `borrowed` and `count` are None where nobody counts them. `waits` only while the group drains.
+    `limited` counts the pods with a borrow limit. `unheld` pods are limited less well than asked, and for `unknown`
+    pods that is unknown; both are empty for a silent node. `absent`: why the object is not as asked for. `awaited`:
+    the object may still come; both are empty while the group drains. `over`: subjects above a limit, and pods that
+    borrow without being a member. `unjudged`: subjects for which that is unknown. `missing`: figures that the sums
+    lack. `borrowed` and `count` are None if nobody counts them. `waits` is set only while the group drains.
     """
 
-    node: str
-    pods: int
-    silent: bool
     report: GroupReport | None
-    acknowledged: bool
-    rejected: Observation | None
     limited: int
     unheld: Observations
     unknown: Observations
@@ -75,95 +84,98 @@ class GroupOnNode:
 
 
 def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: PodLookup) -> GroupOnNode:
-    """What `view`'s node says of `group`, to which exactly these pods of the node are attached."""
+    """Return the share of the node of `view`; `pods` are all its member pods of `group`."""
     report = view.groups.get(group.uid)
-    asked = view.requested_groups.get(group.uid)
-    acknowledged = report is not None and report.hash == asked and not view.not_compiled
-    borrows = {each.pod: each for each in report.borrowers} if report else {}
+    requested = view.requested_groups.get(group.uid)
+    acknowledged = report is not None and report.hash == requested and not view.not_compiled
+    borrows = {borrow.pod: borrow for borrow in report.borrowers} if report else {}
     limited = [pod for pod in pods if _limits(group, pod)]
-    held = [] if view.silent else list(_held(group, limited, borrows, view, acknowledged))
-    known = [each for each in borrows.values() if _borrows(each)]
-    figures = [each.borrowed for each in known if each.borrowed is not None]
+    unheld = [] if view.silent else list(_unheld(group, limited, borrows, view, acknowledged))
+    borrowing = [borrow for borrow in borrows.values() if _borrows(borrow)]
+    figures = [borrow.borrowed for borrow in borrowing if borrow.borrowed is not None]
     counts = report is not None and group.resource.spec.accounting is Accounting.BORROW
-    counts = counts and (acknowledged or bool(known))
-    complete = counts and not (known and not figures)
+    counts = counts and (acknowledged or bool(borrowing))
+    complete = counts and not (borrowing and not figures)
+
+    def if_reported(observations: Callable[[GroupReport], Iterator[Observation]]) -> Observations:
+        return Observations.of(observations(report)) if report else NO_OBSERVATIONS
+
     return GroupOnNode(
         node=view.name,
         pods=len(pods),
         silent=view.silent,
-        report=report,
+        reported=report is not None,
         acknowledged=acknowledged,
-        rejected=unsupported_on(view, group.uid) or _crowded(group, pods, view) or problem_on(view),
+        rejected=unsupported_on(view, group.uid) or _crowded_out(group, pods, view) or problem_on(view),
+        report=report,
         limited=len(limited),
-        unheld=Observations.of(finding for known, finding in held if known),
-        unknown=Observations.of(finding for known, finding in held if not known),
-        absent=Observations.of(_absent(group, view.name, report, awaited=False))
-        if report
-        else NO_OBSERVATIONS,
-        awaited=Observations.of(_absent(group, view.name, report, awaited=True))
-        if report
-        else NO_OBSERVATIONS,
-        over=Observations.of(_over(group, pods, view, report, find)) if report else NO_OBSERVATIONS,
-        unjudged=Observations.of(_unjudged(group, limited, view, report, borrows))
-        if report
-        else NO_OBSERVATIONS,
-        missing=Observations.of(_missing(group, view, report, find)) if report else NO_OBSERVATIONS,
+        unheld=Observations.of(observation for known, observation in unheld if known),
+        unknown=Observations.of(observation for known, observation in unheld if not known),
+        absent=if_reported(lambda report: _absent(group, view.name, report, awaited=False)),
+        awaited=if_reported(lambda report: _absent(group, view.name, report, awaited=True)),
+        over=if_reported(lambda report: _over(group, pods, view, report, find)),
+        unjudged=if_reported(lambda report: _unjudged(group, limited, view, report, borrows)),
+        missing=if_reported(lambda report: _missing(view, report, find)),
         borrowed=sum(figures) if complete else None,
-        count=len(known) + (report.omitted if report else 0) if counts else None,
-        borrowers=tuple(_borrower(group, each, view, find) for each in known),
+        count=len(borrowing) + (report.omitted if report else 0) if counts else None,
+        borrowers=tuple(_borrower(group, borrow, view, find) for borrow in borrowing),
         waits=drain_wait(group, view, find) if group.draining else None,
     )
 
 
 def _absent(group: Group, node: str, report: GroupReport, *, awaited: bool) -> Iterator[Observation]:
-    """What the agent has against the object; with `awaited`, that none is known yet. An object that programs make need not be there."""
+    """Yield why the object is not as asked for; with `awaited`, why none is known yet.
+
+    With management Adopt, programs create the object, and it may be absent.
+    """
     if group.draining or not report.reason or report.phase is Phase.RELEASED:
         return
-    if report.reason == _NOT_THERE and group.resource.spec.management is Management.ADOPT:
+    if report.reason == NOT_THERE and group.resource.spec.management is Management.ADOPT:
         return
     if awaited == (report.reason in _AWAITED):
         yield Observation(f"node {node}", report.reason, report.message)
 
 
 def drain_wait(group: Group, view: NodeView, find: PodLookup, *, rejected: bool = False) -> DrainWait | None:
-    """What the end of a group that drains waits for on the node; None once it is released there, or never was there.
+    """Return why the deletion of a group waits for the node, None once the node released it or never had it.
 
-    It may wait in vain where nobody answers, and where the agent can do nothing about what it found; never for a user. One that is
-    `refused` does not wait where the agent may not look any more: pinwarden makes nothing below an allowed folder.
+    The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A user is no such
+    reason. A `rejected` group does not wait if the agent may no longer look: pinwarden creates nothing below a
+    folder that is allowed to somebody else.
     """
     report = view.groups.get(group.uid)
-    asked = view.requested_groups.get(group.uid)
+    requested = view.requested_groups.get(group.uid)
     released = report is not None and report.phase is Phase.RELEASED
-    if asked is None and group.uid not in view.stored_groups and (report is None or released):
+    if requested is None and group.uid not in view.stored_groups and (report is None or released):
         return None
     over = released or (rejected and report is not None and report.reason == NOT_ALLOWED)
-    if report is not None and over and asked in (None, report.hash):
+    if report is not None and over and requested in (None, report.hash):
         return None
     problem = unsupported_on(view, group.uid) or problem_on(view)
     stuck, why = "", "nothing is reported of it yet"
     if report is not None:
         stuck = report.reason if report.reason in _STUCK else ""
-        why = ": ".join(each for each in (stuck, report.message) if each) or report.reason
+        why = ": ".join(text for text in (stuck, report.message) if text) or report.reason
     if view.silent or problem:
         stuck = why = SILENT if view.silent or problem is None else problem.reason
-    users = [
-        _name(view.name, each.pod, find) for each in (report.borrowers if report else ()) if _borrows(each)
-    ]
-    return DrainWait(view.name, tuple(sorted(users)), why, report.charge if report else None, stuck)
+    borrows = [borrow for borrow in (report.borrowers if report else ()) if _borrows(borrow)]
+    users = tuple(sorted(_name(view.name, borrow.pod, find) for borrow in borrows))
+    return DrainWait(view.name, users, why, report.charge if report else None, stuck)
 
 
 def _limits(group: Group, pod: Pod) -> list[Member]:
-    """The entries with a borrow limit that hold for the pod; all of them do (M8)."""
-    members = group.resource.spec.members
+    """Return the entries of `members` with a borrow limit that select the pod; all of them apply (M8)."""
     return [
-        each for each in members if each.borrow_limit is not None and selects(each.pod_selector, pod.labels)
+        member
+        for member in group.resource.spec.members
+        if member.borrow_limit is not None and selects(member.pod_selector, pod.labels)
     ]
 
 
-def _held(
+def _unheld(
     group: Group, limited: Sequence[Pod], borrows: dict[str, BorrowReport], view: NodeView, acknowledged: bool
 ) -> Iterator[tuple[bool, Observation]]:
-    """Who of the limited pods is not held as asked, and whether that is known. Nothing of one that has not started."""
+    """Yield each limited pod that is not limited as asked, and whether that is known; skip unstarted pods."""
     minimum = group.resource.spec.minimum_level
     for pod in limited:
         name = f"pod {pod.namespace}/{pod.name}"
@@ -174,17 +186,17 @@ def _held(
         if borrow is None and not pod.started:
             continue
         if not acknowledged:
-            rejected = unsupported_on(view, group.uid) or problem_on(view)
+            problem = unsupported_on(view, group.uid) or problem_on(view)
             late = Observation(name, PENDING, f"node {view.name} has not acknowledged it yet")
-            yield True, rejected or late
+            yield True, problem or late
         elif borrow is None or borrow.level is None:
             yield False, Observation(name, NOT_REPORTED, "its agent does not say how it is held")
         elif borrow.level.rank > minimum.rank:
             yield True, Observation(name, borrow.reason or LEVEL_TOO_LOW, f"held at {borrow.level} only")
 
 
-def _crowded(group: Group, pods: Sequence[Pod], view: NodeView) -> Observation | None:
-    """Whether the group found no room on a node with a member pod."""
+def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observation | None:
+    """Return that the group did not fit on a node with a member pod, None if it did."""
     if (
         not pods
         or not view.compiled
@@ -199,23 +211,24 @@ def _crowded(group: Group, pods: Sequence[Pod], view: NodeView) -> Observation |
 def _over(
     group: Group, pods: Sequence[Pod], view: NodeView, report: GroupReport, find: PodLookup
 ) -> Iterator[Observation]:
+    """Yield what is above capacity or a borrow limit, and who borrows without being a member."""
     capacity = group.resource.spec.capacity
     if capacity is not None and report.charge is not None and report.charge > capacity.bytes:
         excess = report.charge - capacity.bytes
         yield Observation(
             f"node {view.name}", "OverCapacity", f"{short(report.charge)} held, {short(excess)} over"
         )
-    attached = {uid: pod for pod in pods for uid in pod.cgroup_uids}
+    members = {uid: pod for pod in pods for uid in pod.cgroup_uids}
     for borrow in report.borrowers:
-        pod = attached.get(borrow.pod)
+        pod = members.get(borrow.pod)
         if pod is None:
             if not borrow.member and _borrows(borrow):
-                what = f"{_amount(borrow.mapped)} mapped on node {view.name}"
-                yield Observation(f"pod {_name(view.name, borrow.pod, find)}", "NotMember", what)
+                detail = f"{_amount(borrow.mapped)} mapped on node {view.name}"
+                yield Observation(f"pod {_name(view.name, borrow.pod, find)}", "NotMember", detail)
             continue
-        excesses = [_excess(each, borrow) for each in _limits(group, pod)]
-        if (worst := max((each or 0 for each in excesses), default=0)) > 0:
-            yield Observation(f"pod {pod.namespace}/{pod.name}", "OverLimit", f"{short(worst)} over")
+        excesses = [_excess(member, borrow) or 0 for member in _limits(group, pod)]
+        if (worst := max(excesses, default=0)) > 0:
+            yield Observation(f"pod {pod.namespace}/{pod.name}", OVER_LIMIT, f"{short(worst)} over")
 
 
 def _unjudged(
@@ -225,7 +238,7 @@ def _unjudged(
     report: GroupReport,
     borrows: dict[str, BorrowReport],
 ) -> Iterator[Observation]:
-    """Of what nobody knows whether it is above a limit."""
+    """Yield subjects for which it is unknown whether they exceed a limit."""
     cut = report.truncated or report.omitted > 0
     if group.resource.spec.capacity is not None and report.objects and (report.charge is None or cut):
         yield Observation(f"node {view.name}", FIGURE_MISSING if report.charge is None else TRUNCATED)
@@ -233,12 +246,12 @@ def _unjudged(
         borrow = borrows.get(pod.cgroup_uid)
         if borrow is None and cut:
             yield Observation(f"pod {pod.namespace}/{pod.name}", TRUNCATED)
-        elif borrow is not None and None in [_excess(each, borrow) for each in _limits(group, pod)]:
+        elif borrow is not None and None in [_excess(member, borrow) for member in _limits(group, pod)]:
             yield Observation(f"pod {pod.namespace}/{pod.name}", FIGURE_MISSING)
 
 
-def _missing(group: Group, view: NodeView, report: GroupReport, find: PodLookup) -> Iterator[Observation]:
-    """What the sums lack of the node."""
+def _missing(view: NodeView, report: GroupReport, find: PodLookup) -> Iterator[Observation]:
+    """Yield what the sums lack from the node."""
     if report.truncated or report.omitted:
         yield Observation(f"node {view.name}", TRUNCATED, "" if report.reason else report.message)
     if report.objects and report.charge is None:
@@ -249,7 +262,7 @@ def _missing(group: Group, view: NodeView, report: GroupReport, find: PodLookup)
 
 
 def _excess(member: Member, borrow: BorrowReport) -> int | None:
-    """Bytes above (below: negative) one limit, None where the figure is not known."""
+    """Return the bytes above a limit (negative below it), None if the figure is unknown."""
     figure = borrow.mapped if member.borrow_limit_on is LimitOn.MAPPED else borrow.borrowed
     if figure is None or member.borrow_limit is None:
         return None
@@ -257,15 +270,14 @@ def _excess(member: Member, borrow: BorrowReport) -> int | None:
 
 
 def _borrows(borrow: BorrowReport) -> bool:
-    """Whether it may have something of it mapped: a figure that is not known speaks for it."""
+    """Return whether the pod may have something of the group mapped; an unknown figure counts as such."""
     return borrow.borrowed != 0 or borrow.mapped != 0
 
 
 def _borrower(group: Group, borrow: BorrowReport, view: NodeView, find: PodLookup) -> Borrower:
     pod = find(view.name, borrow.pod)
-    attached = pod is not None and pod.namespace == group.namespace
-    limits = _limits(group, pod) if pod is not None and attached else []
-    amounts = [each.borrow_limit.bytes for each in limits if each.borrow_limit is not None]
+    limits = _limits(group, pod) if pod is not None and pod.namespace == group.namespace else []
+    amounts = [member.borrow_limit.bytes for member in limits if member.borrow_limit is not None]
     return Borrower(
         pod=pod.name if pod else borrow.pod,
         namespace=pod.namespace if pod else "",
@@ -285,5 +297,5 @@ def _name(node: str, uid: str, find: PodLookup) -> str:
     return f"{pod.namespace}/{pod.name}" if pod else uid
 
 
-def _amount(count: int | None) -> str:
-    return "an unknown amount" if count is None else short(count)
+def _amount(amount: int | None) -> str:
+    return "an unknown amount" if amount is None else short(amount)

@@ -1,6 +1,7 @@
-"""From what the nodes report to the status of one SharedMemoryGroup; as `aggregate` for limits.
+"""Compute the status of one SharedMemoryGroup from the views of its nodes, as `limit_status` for limits.
 
-A result that differs from the status that stands only in when it was sampled is no news for a while: `settled` takes the old one then.
+A status that differs from the previous one only in the times of its samples is not written at once: `settled` returns
+the previous status then.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +14,17 @@ from pinwarden.api.pinlimit import NodeCount
 from pinwarden.api.reasons import NOT_REPORTED, SILENT
 from pinwarden.api.sharedmemorygroup import Borrower, GroupNode, Phase, SharedMemoryGroupStatus
 from pinwarden.common.text import readable, total
-from pinwarden.plan.conditions import Rejection, dated, not_accepted
+from pinwarden.plan.conditions import Rejection, not_accepted, with_times
 from pinwarden.plan.group_compiler import Group
 from pinwarden.plan.group_conditions import drained, evaluate_group
 from pinwarden.plan.group_on_node import DrainWait, GroupOnNode, PodLookup, summarize_group
-from pinwarden.plan.limit_status import ShareCache
 from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Pod
 
 MOST = 100
 STALE = timedelta(minutes=10)
 _PHASES = list(Phase)
-
-
-class KeptGroupShares(ShareCache[GroupOnNode]):
-    """The shares of a group."""
 
 
 def group_shares(
@@ -36,16 +33,16 @@ def group_shares(
     on: Iterable[str],
     nodes: Mapping[str, NodeView],
     find: PodLookup,
-    kept: KeptGroupShares | None = None,
+    cache: ShareCache[GroupOnNode] | None = None,
 ) -> list[GroupOnNode]:
-    """The share of each node that has a member pod (`members`) or the group for another reason (`on`), in order.
+    """Return the shares, in order, of nodes with a member pod (`members`) and of other nodes with the group (`on`).
 
-    A node without a view counts as silent; `kept` as in `aggregate`.
+    A node without a view counts as silent. `cache` is as in `limit_status.aggregate`.
     """
     pods = {name: list(members.get(name, ())) for name in sorted({*members, *on})}
     views = {name: nodes.get(name) or NodeView(name) for name in pods}
-    kept = KeptGroupShares() if kept is None else kept
-    return kept.shares(group, pods, views, partial(summarize_group, find=find))
+    cache = ShareCache() if cache is None else cache
+    return cache.update(group, pods, views, partial(summarize_group, find=find))
 
 
 def rejected_group_status(
@@ -55,12 +52,12 @@ def rejected_group_status(
     now: datetime,
     waits: Sequence[DrainWait] = (),
 ) -> SharedMemoryGroupStatus:
-    """The status of a group that is not acted on, and the end of what it has from before `waits` for this."""
+    """Return the status of a rejected group; `waits` are the nodes that still have it from before."""
     before = previous.conditions if previous else ()
     generation = metadata.generation
-    verdicts = [*not_accepted(rejection), *([drained(waits)] if waits else [])]
+    conditions = [*not_accepted(rejection), *([drained(waits)] if waits else [])]
     return SharedMemoryGroupStatus(
-        observed_generation=generation, conditions=dated(verdicts, before, now, generation)
+        observed_generation=generation, conditions=with_times(conditions, before, now, generation)
     )
 
 
@@ -70,23 +67,21 @@ def group_status(
     previous: SharedMemoryGroupStatus | None,
     now: datetime,
 ) -> SharedMemoryGroupStatus:
-    """The status of an accepted group from the share of each node that it is on; `now` is aware of its time zone."""
+    """Return the status of an accepted group from the share of each of its nodes; `now` has a time zone."""
     generation = group.resource.metadata.generation
+    before = previous.conditions if previous else ()
     reports = [share.report for share in shares if share.report is not None]
-    borrowers = nsmallest(MOST, (each for share in shares for each in share.borrowers), key=_largest)
+    all_borrowers = (borrower for share in shares for borrower in share.borrowers)
+    borrowers = nsmallest(MOST, all_borrowers, key=_largest_first)
     counts = [share.count for share in shares if share.count is not None]
     with_pods = [share for share in shares if share.pods]
-    nodes = sorted(
-        (_node(share) for share in shares), key=lambda each: (_PHASES.index(each.phase), each.node)
-    )
+    nodes = sorted(map(_group_node, shares), key=lambda node: (_PHASES.index(node.phase), node.node))
     charge = _sum(report.charge for report in reports)
     borrowed = _sum(share.borrowed for share in shares)
     orphaned = _sum(report.orphaned for report in reports)
     return SharedMemoryGroupStatus(
         observed_generation=generation,
-        conditions=dated(
-            evaluate_group(group, shares), previous.conditions if previous else (), now, generation
-        ),
+        conditions=with_times(evaluate_group(group, shares), before, now, generation),
         phase=nodes[0].phase if nodes else None,
         backing=group.resource.spec.backing.kind,
         matched_pods=sum(share.pods for share in shares),
@@ -108,7 +103,7 @@ def group_status(
 def settled(
     previous: SharedMemoryGroupStatus | None, status: SharedMemoryGroupStatus
 ) -> SharedMemoryGroupStatus:
-    """The status, or the previous one where nothing but the time of a sample is newer, and that by little."""
+    """Return `previous` if only sample times differ, each by less than `STALE`, else `status`."""
     if previous is None or _timeless(previous) != _timeless(status):
         return status
     pairs = zip(previous.nodes, status.nodes, strict=True)
@@ -126,17 +121,17 @@ def _timeless(status: SharedMemoryGroupStatus) -> SharedMemoryGroupStatus:
 
 
 def _sum(figures: Iterable[int | None]) -> int | None:
-    """The sum of the figures that are known, None where none is (H2)."""
+    """Return the sum of the known figures, None if no figure is known (H2)."""
     known = [figure for figure in figures if figure is not None]
     return total(known) if known else None
 
 
-def _largest(borrower: Borrower) -> tuple[int, int, str, str, str]:
+def _largest_first(borrower: Borrower) -> tuple[int, int, str, str, str]:
     borrowed, mapped = borrower.borrowed_bytes or 0, borrower.mapped_bytes or 0
     return -borrowed, -mapped, borrower.namespace, borrower.pod, borrower.node
 
 
-def _node(share: GroupOnNode) -> GroupNode:
+def _group_node(share: GroupOnNode) -> GroupNode:
     report = share.report
     if report is None:
         return GroupNode(

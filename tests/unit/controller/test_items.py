@@ -15,8 +15,9 @@ from pinwarden.controller.metrics import LOOPS, Metrics
 from pinwarden.controller.metrics_collector import ClusterCollector
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan import cluster, limit_compiler, limit_status
-from pinwarden.plan.conditions import UntimedCondition, dated
-from pinwarden.plan.limit_compiler import LimitSet, assemble
+from pinwarden.plan.conditions import UntimedCondition, with_times
+from pinwarden.plan.limit_compiler import LimitSet
+from pinwarden.plan.node_spec import assemble
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
 
@@ -308,7 +309,7 @@ def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
 
 @pytest.mark.rule("H2")
 def test_a_condition_is_cut_to_what_the_api_takes_and_says_so() -> None:
-    (found,) = dated(
+    (found,) = with_times(
         [UntimedCondition("Enforced", "False", "R" * 2000, "m" * 40000)], (), datetime.now(UTC), 1
     )
     assert (len(found.reason), len(found.message)) == (1024, 32768)

@@ -10,16 +10,17 @@ from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec
 from pinwarden.api.sharedmemorygroup import Borrower, SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.group_compiler import NOWHERE, Group, Presence
-from pinwarden.plan.group_on_node import DrainWait, drain_wait
+from pinwarden.plan.group_on_node import DrainWait, GroupOnNode, drain_wait
 from pinwarden.plan.group_status import (
-    KeptGroupShares,
     group_shares,
     group_status,
     rejected_group_status,
     settled,
 )
-from pinwarden.plan.limit_compiler import Settings, compile_node
+from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Namespace, Node, Pod
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -40,7 +41,7 @@ class Scenario:
         self.group = Group(resource, deleting=deleting)
         self.pods = list(pods)
         self.views: dict[str, NodeView] = {}
-        self.kept = KeptGroupShares()
+        self.cache = ShareCache[GroupOnNode]()
 
     def reports(
         self, node: str = "n1", *, acknowledge: bool = True, silent: bool = False, **fields: Any
@@ -60,13 +61,13 @@ class Scenario:
     def status(self, previous: SharedMemoryGroupStatus | None = None) -> SharedMemoryGroupStatus:
         members: dict[str, list[Pod]] = {}
         for pod in self.pods:
-            if pod.namespace == "a" and self.group.attaches(pod.labels):
+            if pod.namespace == "a" and self.group.has_member(pod.labels):
                 members.setdefault(pod.node, []).append(pod)
 
         def find(node: str, uid: str) -> Pod | None:
             return next((pod for pod in self.pods if (pod.node, pod.cgroup_uid) == (node, uid)), None)
 
-        shares = group_shares(self.group, members, self.views, self.views, find, self.kept)
+        shares = group_shares(self.group, members, self.views, self.views, find, self.cache)
         return group_status(self.group, shares, previous, NOW)
 
     def condition(self, kind: str) -> tuple[str, str]:

@@ -13,10 +13,12 @@ from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.reasons import ENDED, NO_PROCESSES
-from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, compile_node, rejection
-from pinwarden.plan.limit_on_node import summarize_limit
-from pinwarden.plan.limit_status import Kept, aggregate
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, rejection
+from pinwarden.plan.limit_on_node import LimitOnNode, summarize_limit
+from pinwarden.plan.limit_status import aggregate
+from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.node_view import NodeView
+from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Node, Pod
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, UTC)
@@ -673,7 +675,7 @@ def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) 
 def test_what_is_kept_from_the_last_time_changes_no_answer(
     changes: list[tuple[int, dict[str, Any]]], shuffle: bool
 ) -> None:
-    one, kept = limit(), Kept()
+    one, cache = limit(), ShareCache[LimitOnNode]()
     states: list[dict[str, Any]] = [
         {"acknowledged": True, "silent": False, "level": "Deny", "pinned": 0, "started": True}
     ] * 4
@@ -687,7 +689,7 @@ def test_what_is_kept_from_the_last_time_changes_no_answer(
         if shuffle:
             pods.reverse()
         expected = aggregate(one, pods, views, None, NOW)
-        assert aggregate(one, pods, views, None, NOW, kept=kept) == expected
+        assert aggregate(one, pods, views, None, NOW, cache=cache) == expected
 
 
 def test_a_great_many_findings_take_little_room() -> None:

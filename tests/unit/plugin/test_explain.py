@@ -16,7 +16,8 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.explain import Cause, DeniedCall, Evidence, Explanation, NodeAgent, explain
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.limit_compiler import MAX_NODE_LIMITS, Limit, Settings, compile_node
+from pinwarden.plan.limit_compiler import Limit, Settings
+from pinwarden.plan.node_spec import MAX_NODE_LIMITS, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.usage import STALE
 

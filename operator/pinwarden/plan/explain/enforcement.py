@@ -5,7 +5,7 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, Level, PinLimit
-from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING, UNREAD
+from pinwarden.api.reasons import ENDED, GATE_LOST, GATE_UNAVAILABLE, NO_PROCESSES, STARTING, UNREAD
 from pinwarden.common.text import short
 from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain.advice import (
@@ -24,9 +24,7 @@ from pinwarden.plan.explain.limits import denials, listed, overshoots, strictest
 from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 from pinwarden.plan.node_view import PodSample
 
-GATE_LOST: Final = "GateLost"
 _BY_CAPABILITY: Final = {"CapIPCLock": "CAP_IPC_LOCK", "CapSysResource": "CAP_SYS_RESOURCE"}
-_BY_NODE: Final = "GateUnavailable"
 _UNKNOWN_PODS: Final = "unknownPods"
 _LEAST_MARGIN: Final = 64 << 10
 
@@ -244,7 +242,7 @@ def _not_enforceable(case: Case, use: PodSample) -> Finding:
     if capability := _BY_CAPABILITY.get(use.reason):
         message += f". The kernel does not hold a process that can have {capability} to RLIMIT_MEMLOCK; the seccomp gate can hold it"
         step = gated(case.evidence, "To have it held")
-    elif use.reason == _BY_NODE:
+    elif use.reason == GATE_UNAVAILABLE:
         step = NextStep(
             text="See what the node can hold, and why not more.",
             command=kubectl("pinwarden", "probe", case.pod.node, "-o", "wide"),

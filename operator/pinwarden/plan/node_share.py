@@ -1,0 +1,75 @@
+"""The share of one node in the status of a limit or a group, and the conditions that both kinds have in common."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pinwarden.api.reasons import NO_PODS, NOT_REPORTED, PENDING, SILENT
+from pinwarden.common.text import MOST
+from pinwarden.plan.conditions import Observation, Observations, UntimedCondition, name_some, plural
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShare:
+    """What each node contributes to a status.
+
+    `silent`: the agent is not alive. `reported`: the agent has written a report. `acknowledged`: the agent took this
+    very spec of the resource; `rejected`: why the agent never will.
+    """
+
+    node: str
+    pods: int
+    silent: bool
+    reported: bool
+    acknowledged: bool
+    rejected: Observation | None
+
+
+def no_pods(kind: str) -> UntimedCondition:
+    """Return the condition of a resource that matches no pod."""
+    return UntimedCondition(kind, "True", NO_PODS, "No pod matches.")
+
+
+def silence(kind: str, shares: Iterable[NodeShare]) -> UntimedCondition | None:
+    """Return that agents are silent, None if no agent is."""
+    if silent := silent_nodes(shares):
+        return UntimedCondition(kind, "Unknown", SILENT, f"No answer from the agent of {silent}.")
+    return None
+
+
+def missing_reports(kind: str, shares: Iterable[NodeShare]) -> UntimedCondition | None:
+    """Return that agents have not reported yet, None if all have."""
+    nodes = [f"node {share.node}" for share in shares if not share.reported]
+    if not nodes:
+        return None
+    return UntimedCondition(kind, "Unknown", NOT_REPORTED, f"Nothing reported yet by {name_some(nodes)}.")
+
+
+def applied(shares: Sequence[NodeShare]) -> UntimedCondition:
+    """Return whether every node with a matching pod acknowledged this very spec."""
+    if not shares:
+        return no_pods("Applied")
+    rejected = Observations.of(
+        share.rejected for share in shares if share.rejected and not share.acknowledged
+    )
+    if rejected:
+        return rejected.condition("Applied", "False", "Not taken")
+    if silent := silence("Applied", shares):
+        return silent
+    late = [f"node {share.node}" for share in shares if not share.acknowledged]
+    if late:
+        return UntimedCondition("Applied", "False", PENDING, f"Not acknowledged yet by {name_some(late)}.")
+    nodes = plural(len(shares), "node")
+    return UntimedCondition("Applied", "True", "Acknowledged", f"Acknowledged by {nodes}.")
+
+
+def cut_figures(figures: Iterable[int | None]) -> UntimedCondition | None:
+    """Return that the sum of the figures does not fit into a status, None if it fits."""
+    if sum(figure for figure in figures if figure is not None) <= MOST:
+        return None
+    message = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."
+    return UntimedCondition("Complete", "False", "FiguresCut", message)
+
+
+def silent_nodes(shares: Iterable[NodeShare]) -> str:
+    """Return some of the nodes with a silent agent, empty if there is none."""
+    return name_some([f"node {share.node}" for share in shares if share.silent])
