@@ -1,13 +1,17 @@
-"""The rules, as pure functions over values: no clock, no network, no files.
+"""The rules as pure functions over values: no clock, no network, no files.
 
-- `types`: the few fields of pods, nodes and namespaces that the rules read; `decode`: from what the API server writes; `selectors`: which
-  objects a label selector selects.
-- `cluster`: all of the cluster, indexed so that an event costs what it touches; `limit_matcher` and `group_index` are its parts.
-- `limit_compiler`: limits and pods in, the spec of one node's NodePinConfig out; `limit_overrides`: which limit is redundant;
-  `group_compiler`, `group_allowlist`: the same for groups, and what an administrator lets them name; `fairness`: who finds room.
-- `node_view`: what a node was asked, took and reported; `limit_on_node`: one limit on one node; `limit_conditions`: what follows;
-  `limit_status`: the status of a limit. `group_on_node`, `group_conditions`, `group_status`: the same for a group. `conditions`: what
-  conditions are made of. `denials`: which denied calls are news, and how one reads.
-- For people who look: `usage` (what all nodes report), `workloads`, `lasting` and `recommendation` (a limit for each), `explain` (why a pod
-  is held as it is, and what to do next).
+- `types` are the fields of pods, nodes and namespaces that the rules read; `decode` reads them from API objects, and
+  `selectors` matches label selectors.
+- `cluster` is an index of all objects: the cost of an event follows from what it touches. `dirty`, `combinations`,
+  `limit_matcher` and `group_index` are its parts.
+- `limit_compiler` compiles limits, `group_compiler` and `group_allowlist` compile groups, and `node_spec` builds the
+  spec of one node's NodePinConfig. `limit_overrides` finds redundant limits; `fairness` shares room between namespaces.
+- `node_view` is what one node requested, acknowledged and reported. `limit_on_node`, `limit_conditions` and
+  `limit_status` make the status of a limit from it; `group_on_node`, `group_conditions` and `group_status` that of a
+  group. `node_share`, `share_cache` and `conditions` serve both.
+- `denials` finds new denied calls and describes them.
+- For users: `usage` has the figures of all nodes, `workloads`, `lasting` and `recommendation` recommend limits, and
+  `explain` says why a pod is limited as it is, and what to do next.
+
+The rule numbers, such as P13, are those of `docs/semantics.md`.
 """

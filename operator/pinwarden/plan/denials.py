@@ -1,7 +1,7 @@
-"""Refused calls: which of those that a node lists are news, and how one reads for people.
+"""Find new denied calls in the reports of a node, and describe them in a sentence.
 
-A node's agent lists the last refusals of its gate again and again. They are told apart by number and time: numbers begin at 1 again with a
-new journal, and a clock may step, but hardly both to what was there before.
+A node's agent lists the last denials of its gate in each report. Number and time identify a denial: numbers restart at
+1 with a new journal, and a clock may step, but both rarely repeat together.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SeenDenials:
-    """What a node listed last, as number and time of each refusal, and the highest number of it."""
+    """The number and time of each denial in the last report of a node, and the highest number."""
 
     listed: frozenset[tuple[int, datetime]] = frozenset()
     number: int = 0
@@ -42,7 +42,7 @@ class SeenDenials:
 
 @dataclass(frozen=True, slots=True)
 class NewDenials:
-    """Refusals that were not seen before, newest last, and what is seen with them. `missed`: there were others that no list had."""
+    """Denials that are new, newest last, and the updated `seen`. `missed`: there were others in no report."""
 
     denials: Sequence[DenialReport]
     missed: bool
@@ -50,25 +50,25 @@ class NewDenials:
 
 
 def find_new_denials(seen: SeenDenials | None, listed: Sequence[DenialReport], now: datetime) -> NewDenials:
-    """What of the list is news to who has `seen` so much.
+    """Return which `listed` denials are new after `seen`.
 
-    At first sight (None) nobody knows which of them were told before: those that are older than `FRESH` count as told.
+    `seen` is None for the first report of a node. Then denials that are older than `FRESH` count as known.
     """
     first = seen is None
     seen = seen or SeenDenials()
-    new = [each for each in listed if _identity(each) not in seen.listed]
-    if not new:  # an emptier list, as of an object that was made anew, takes nothing back
+    new = [denial for denial in listed if _identity(denial) not in seen.listed]
+    if not new:  # a shorter list, as of a recreated object, forgets nothing
         return NewDenials([], False, seen)
     before = 0 if new[0].number <= seen.number else seen.number
-    numbers = [new[0].number - 1 if first else before, *(each.number for each in new)]
+    numbers = [new[0].number - 1 if first else before, *(denial.number for denial in new)]
     missed = any(later > sooner + 1 for sooner, later in pairwise(numbers))
     if first:
-        new = [each for each in new if now - each.time <= FRESH]
+        new = [denial for denial in new if now - denial.time <= FRESH]
     return NewDenials(new, missed, SeenDenials(frozenset(map(_identity, listed)), numbers[-1]))
 
 
 def describe_denial(denial: DenialReport, limit: str) -> str:
-    """One sentence: who asked for what, and why it was refused. `limit` names the limit."""
+    """Return a sentence with the process, the call and the cause of the denial; `limit` names the limit."""
     asked = " of an unknown amount" if denial.asked is None else f" of {short(denial.asked)}"
     if denial.asked == 0:
         asked = ""  # the call pins nothing itself; what it allows later is the cause
@@ -81,7 +81,7 @@ def describe_denial(denial: DenialReport, limit: str) -> str:
 
 
 def _cause(denial: DenialReport, limit: str) -> str:
-    """Why: in words where the use is not the cause, else what is used of the limit."""
+    """Return the message of the gate, or the use and the limit if the use is the cause."""
     message = printable(denial.message)
     if denial.limit is None:
         return message or "the cause is not known"
@@ -94,7 +94,7 @@ def _cause(denial: DenialReport, limit: str) -> str:
 
 
 def describe_repeats(more: int, at_least: bool, span: timedelta) -> str:
-    """How often the like was refused besides within the time, to stand behind a sentence; empty for never."""
+    """Return how many similar denials followed within the time, to append to a sentence; empty for none."""
     if not more:
         return ""
     minutes = max(1, round(span / timedelta(minutes=1)))

@@ -1,16 +1,17 @@
-"""Who finds room where not all do: nobody crowds out others by being many or large."""
+"""Select names if not all fit: an author of many or large objects does not crowd out others."""
 
 from collections.abc import Mapping, Sequence
 
 
-def select_fairly(names: Sequence[str], most: int, sizes: Mapping[str, int] | None = None) -> set[str]:
-    """Those of the names that find room in `most`, where each takes its size, or 1.
+def select_fairly(names: Sequence[str], capacity: int, sizes: Mapping[str, int] | None = None) -> set[str]:
+    """Return the names that fit into `capacity`, where each name takes its size, or 1.
 
-    Those of no namespace come first, then always the next one of the namespace that has the least with it: the first of each, the second of
-    each, ... where all are of one size. So each of n namespaces is sure of `most` / n. One that does not fit takes no room from others.
+    Names without a namespace come first. Then comes always the next name of the namespace with the smallest sum so
+    far. With equal sizes, that is the first name of each namespace, then the second of each. So each of n namespaces
+    gets at least `capacity` / n. A name that does not fit takes nothing from the others.
     """
     sizes = dict.fromkeys(names, 1) if sizes is None else sizes
-    if sum(sizes[name] for name in names) <= most:
+    if sum(sizes[name] for name in names) <= capacity:
         return set(names)
     sums: dict[str, int] = {}
     order = []
@@ -18,10 +19,10 @@ def select_fairly(names: Sequence[str], most: int, sizes: Mapping[str, int] | No
         namespace = name.partition("/")[0] if "/" in name else ""
         sums[namespace] = sums.get(namespace, 0) + sizes[name]
         order.append((sums[namespace] if namespace else 0, position, name))
-    left = most
-    fitting = set()
+    left = capacity
+    selected = set()
     for *_, name in sorted(order):
         if sizes[name] <= left:
             left -= sizes[name]
-            fitting.add(name)
-    return fitting
+            selected.add(name)
+    return selected

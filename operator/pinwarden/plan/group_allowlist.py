@@ -1,16 +1,16 @@
-"""What an administrator lets the SharedMemoryGroups of a namespace name on the nodes.
+"""The objects of the nodes that an administrator allows the SharedMemoryGroups of a namespace to name.
 
-The annotation `ANNOTATION` of a Namespace has entries, set apart by white space:
+The annotation `ANNOTATION` of a Namespace has entries, separated by white space:
 
 | entry | allows |
 | --- | --- |
-| `path:/run/team-a` | a path of a tmpfs, hugetlbfs or file that is this one or below it |
+| `path:/run/team-a` | this path, and paths below it, of a tmpfs, hugetlbfs or file |
 | `posixShm:team-a-*` | names of POSIX shared memory of the node; * and ? stand for any characters |
 | `sysvShm:0x5000-0x5fff` | keys of System V segments of the node, or one key; decimal or hexadecimal |
-| `create:256Mi` | objects that pinwarden makes, on each node up to this sum of their capacities |
+| `create:256Mi` | objects that pinwarden creates, up to this sum of capacities on each node |
 
-An entry that cannot be read allows nothing. What is found in the processes and IPC namespaces of the group's own member pods needs none.
-Paths are compared as text, without links: the agent follows none below the allowed folder.
+An invalid entry allows nothing. Objects in the processes and IPC namespaces of the group's own member pods need no
+entry. Paths are compared as text: the agent follows no symbolic link below the allowed folder.
 """
 
 import re
@@ -38,7 +38,7 @@ _KINDS: Final = "it must begin with path:, posixShm:, sysvShm: or create:"
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """An annotation as it was understood. `create` is in bytes, the largest where there are several; `problems` are of bad entries."""
+    """A parsed annotation. `create` is the largest amount in bytes; `problems` are those of invalid entries."""
 
     folders: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -47,24 +47,24 @@ class Allowed:
     problems: tuple[str, ...] = ()
 
     def folder(self, path: str) -> str | None:
-        """The longest of the folders that `path` is, or is below of."""
+        """Return the longest allowed folder that equals or contains `path`, None if there is none."""
         above = (folder for folder in self.folders if path == folder or path.startswith(f"{folder}/"))
         return max(above, key=len, default=None)
 
     def allows_name(self, name: str) -> bool:
-        """Whether every name that `name` stands for is allowed."""
+        """Return whether every name that the pattern `name` matches is allowed."""
         return any(covers(entry, name) for entry in self.names)
 
     def allows_keys(self, lowest: int, highest: int) -> bool:
-        """Whether all these keys are in one of the ranges."""
+        """Return whether one range contains all these keys."""
         return any(low <= lowest and highest <= high for low, high in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """That a group may name what it names; `folder` is the allowed one of a backing that has a path.
+    """The permission of a group to name its object; `folder` is the allowed folder of a backing with a path.
 
-    `ending`: it may no more, and only ends what it has.
+    `ending`: the group lost its permission, and may only release what it has.
     """
 
     folder: str | None = None
@@ -73,7 +73,7 @@ class Permission:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Allowed:
-    """What the text of an annotation allows; never fails."""
+    """Return what the text of an annotation allows; never fails."""
     folders: list[str] = []
     names: list[str] = []
     keys: list[tuple[int, int]] = []
@@ -99,7 +99,7 @@ def parse(text: str) -> Allowed:
 
 
 def covers(entry: str, name: str) -> bool:
-    """Whether the pattern `entry` surely matches whatever `name` matches, which may be a pattern too."""
+    """Return whether the pattern `entry` certainly matches everything that the pattern `name` matches."""
     if entry == name:
         return True
     if not _is_pattern(name):
@@ -109,72 +109,72 @@ def covers(entry: str, name: str) -> bool:
 
 
 def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Rejection:
-    """Whether a group may name its object; the capacities of created ones are for `admit`."""
+    """Return whether a group may name its object; `admit` decides about capacities to create."""
     backing = spec.backing
     if mount := backing.tmpfs or backing.hugetlbfs:
         if mount.path is None:
             return Permission()
         folder = allowed.folder(mount.path)
-        return Permission(folder) if folder else _path_refused(backing.kind, mount.path, mount.path, allowed)
+        return Permission(folder) if folder else _path_rejected(backing.kind, mount.path, mount.path, allowed)
     if backing.file:
         path = backing.file.path
         folder, parent = allowed.folder(path), path.rpartition("/")[0]
         if folder == path:
             folder = parent or None
-        return Permission(folder) if folder else _path_refused("file", path, parent, allowed)
+        return Permission(folder) if folder else _path_rejected("file", path, parent, allowed)
     shm, segment = backing.posix_shm, backing.sysv_shm
     if shm and shm.ipc_namespace is IpcNamespace.HOST and not allowed.allows_name(shm.name):
         entry = f"posixShm:{_without_space(shm.name)}"
-        return _refused("spec.backing.posixShm.name", f"{shm.name!r}", entry, allowed)
+        return _rejected("spec.backing.posixShm.name", f"{shm.name!r}", entry, allowed)
     if segment and segment.ipc_namespace is IpcNamespace.HOST and not allowed.allows_keys(*segment.keys):
         keys = "-".join(f"{key:#x}" for key in dict.fromkeys(segment.keys))
-        return _refused("spec.backing.sysvShm.key", keys, f"sysvShm:{keys}", allowed)
+        return _rejected("spec.backing.sysvShm.key", keys, f"sysvShm:{keys}", allowed)
     return Permission()
 
 
 def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Rejection]:
-    """Why some of the groups with management: Create get no room; these come by name with their capacity, the oldest first.
+    """Return the rejections of groups with `management: Create` that exceed the quota of their namespace.
 
-    One that does not fit takes no room from those after it.
+    `creating` has names and capacities, the oldest group first. A group that does not fit takes nothing from others.
     """
     taken = 0
-    refused = {}
+    rejected = {}
     for name, capacity in creating:
         if taken + capacity <= allowed.create:
             taken += capacity
             continue
         used, most = compared(taken, allowed.create)
         left = f"{used} of {most} are taken by older groups" if allowed.create else ""
-        what = f"{short(capacity)}{f' ({left})' if left else ''}"
-        refused[name] = _refused("spec.capacity", what, f"create:{exact(taken + capacity)}", allowed)
-    return refused
+        asked = f"{short(capacity)}{f' ({left})' if left else ''}"
+        rejected[name] = _rejected("spec.capacity", asked, f"create:{exact(taken + capacity)}", allowed)
+    return rejected
 
 
 def creates(spec: SharedMemoryGroupSpec) -> int | None:
-    """Bytes that pinwarden is asked to make, None where it shall find what others make."""
+    """Return the bytes that pinwarden is asked to create, None if programs create the object."""
     return spec.capacity.bytes if spec.management is Management.CREATE and spec.capacity is not None else None
 
 
 def _without_space(name: str) -> str:
-    """A pattern that covers the name and can stand in an annotation."""
+    """Return a pattern without white space that covers the name."""
     if not _SPACE.search(name):
         return name
     return f"{_SPACE_OR_WILD.split(name)[0]}*" if _is_pattern(name) else _SPACE.sub("?", name)
 
 
-def _path_refused(kind: str, path: str, wanted: str, allowed: Allowed) -> Rejection:
+def _path_rejected(kind: str, path: str, wanted: str, allowed: Allowed) -> Rejection:
     parts = wanted.split("/")[1:]
     bad = (number for number, part in enumerate(parts) if _is_pattern(part) or part.split() != [part])
     wanted = "".join(f"/{part}" for part in parts[: next(bad, None)])
-    return _refused(f"spec.backing.{kind}.path", path, f"path:{wanted}" if wanted else "", allowed)
+    return _rejected(f"spec.backing.{kind}.path", path, f"path:{wanted}" if wanted else "", allowed)
 
 
-def _refused(field: str, what: str, entry: str, allowed: Allowed) -> Rejection:
+def _rejected(field: str, value: str, entry: str, allowed: Allowed) -> Rejection:
     advice = f": an administrator may add {entry!r} to the annotation {ANNOTATION} of the Namespace"
     if not entry:
         advice = ": no folder above it can be allowed"
     return Rejection(
-        NOT_ALLOWED, "; ".join([f"{field}: {what} is not allowed{advice}", *allowed.problems[:1]])
+        NOT_ALLOWED, "; ".join([f"{field}: {value} is not allowed{advice}", *allowed.problems[:1]])
     )
 
 

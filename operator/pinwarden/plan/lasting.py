@@ -1,8 +1,9 @@
-"""Which labels of a pod the next version of its workload keeps, so that a selector made of them goes on to match.
+"""Find the labels of a pod that the next version of its workload keeps, so that a selector still matches.
 
-Charts and controllers put labels of a version, a chart, a revision, an instance, a run or a node on pods. They are told by their key, or
-by a value that looks like a version, a date, a counter or a hash. A label that is kept wrongly makes a selector that matches nothing
-after the next release. One that is left out wrongly makes it match more pods, which a recommendation says. So doubt leaves out.
+Charts and controllers add labels of a version, chart, revision, instance, run or node to pods. Such a label has a
+known key, or a value that looks like a version, a date, a counter or a hash. A selector with such a label matches
+nothing after the next release. A selector without a permanent label matches more pods, which a recommendation says.
+So a doubtful label is left out.
 """
 
 import re
@@ -81,7 +82,7 @@ _LETTER: Final = re.compile(r"[a-z]")
 
 
 def is_changing_key(key: str) -> bool:
-    """Return whether a label with this key is of a version, revision, instance, run or node by its name."""
+    """Return whether the key names a version, revision, instance, run or node."""
     domain, _, name = key.rpartition("/")
     if key in _CONTROLLERS or domain in _DOMAINS_OF_NODES:
         return True
@@ -90,7 +91,7 @@ def is_changing_key(key: str) -> bool:
 
 
 def looks_like(value: str) -> str:
-    """Return what a value looks like that the next release changes, such as "a version"; empty for a name that stays."""
+    """Return what a changing value looks like, such as "a version"; empty for a permanent name."""
     if _VERSION.search(value):
         return "a version"
     if _COUNTER.search(value):
@@ -109,10 +110,10 @@ def lasting(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def names_something(labels: Mapping[str, str]) -> bool:
-    """Return whether the labels tell one workload from others, rather than say which tool made it."""
+    """Return whether the labels distinguish a workload, and do not only name the tool that created it."""
     return not labels.keys() <= _NAMES_NOTHING
 
 
 def _mixed(text: str) -> bool:
-    """A word has no digit, and a year or a port no letter."""
+    """Return whether the text has letters and digits: a word has no digit, a year or a port no letter."""
     return bool(_DIGIT.search(text) and _LETTER.search(text))

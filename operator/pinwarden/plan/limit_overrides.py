@@ -1,11 +1,11 @@
-"""Which limit says nothing new beside another one (P13).
+"""Find limits that other limits make redundant (P13).
 
-Limit A *implies* limit B for a pod that both hold for when keeping A keeps B: the same scope and counting, A's amount not above B's, and
-A sums over everything that B sums over (sources and, with scope Container, containers). A must be enforced: an audit limit holds nothing
-back, so it implies nothing. Where B gives (a grant, P14) or lets others give (`maxGrant`), A must give as much; where B asks for more than
-the amount (a stronger `minimumLevel`, `contention: Reserve`, `onOvershoot: Kill`), A must ask for it too.
+Limit A *implies* limit B for a pod that both match, if a pod within A is always within B. So A and B have the same
+scope and counting, and the amount of A is not above that of B. A counts all sources and containers that B counts. A is
+enforced, because an Audit limit denies nothing. If B grants (P14), or allows grants (`maxGrant`), A grants or allows
+as much. If B asks for more than the amount (`minimumLevel`, `contention: Reserve`, `onOvershoot: Kill`), so does A.
 
-This is told in status only. Every limit is compiled and held, overridden or not.
+Only the status says that a limit is redundant. Redundant limits are compiled and enforced as all others.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,9 +15,9 @@ from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 
 
 def implies(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
-    """Whether `strong` implies `weak` for a pod that exactly the `matching` limits hold for, both among them.
+    """Return whether `strong` implies `weak` for a pod with exactly these `matching` limits, both included.
 
-    With scope Node the sums are over pods, so the answer is for one pod and means something only when it is the same for all of them.
+    With scope Node, limits sum over pods, so the answer matters only if it is the same for all pods.
     """
     a: PinLimitSpec = strong.spec
     b: PinLimitSpec = weak.spec
@@ -30,27 +30,27 @@ def implies(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
         and a.minimum_level.rank <= b.minimum_level.rank
         and (a.contention is Contention.RESERVE or b.contention is Contention.SHARE)
         and (a.on_overshoot is OnOvershoot.KILL or b.on_overshoot is OnOvershoot.REPORT)
-        and _gives_as_much(strong, weak, matching)
+        and _grants_as_much(strong, weak, matching)
     )
 
 
 def overriding(limit: Limit, combinations: Collection[Sequence[Limit]]) -> frozenset[str]:
-    """The limits that override `limit`, empty where it adds something for some pod, or holds for none.
+    """Return the limits that make `limit` redundant, empty if it matters for some pod, or matches no pod.
 
-    `combinations` are the distinct sets of limits that hold for its pods, `limit` among each. Of two limits that imply each other the one
-    whose name sorts first stands. With scope Node one and the same limit must imply it for every pod; else each pod may have its own.
+    `combinations` are the distinct sets of limits of its pods; each contains `limit`. If two limits imply each other,
+    the limit with the later name is redundant. With scope Node, the same limit must imply it for every pod.
     """
-    found = [
+    by_combination = [
         {limit_name(other) for other in combination if _overrides(other, limit, combination)}
         for combination in combinations
     ]
-    if not found or not all(found):
+    if not by_combination or not all(by_combination):
         return frozenset()
-    common = frozenset.intersection(*map(frozenset, found))
+    common = frozenset.intersection(*map(frozenset, by_combination))
     by_node = isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE
     if common or by_node:
         return common
-    return frozenset().union(*found)
+    return frozenset().union(*by_combination)
 
 
 def _overrides(other: Limit, limit: Limit, combination: Sequence[Limit]) -> bool:
@@ -60,12 +60,12 @@ def _overrides(other: Limit, limit: Limit, combination: Sequence[Limit]) -> bool
 
 
 def _covers(wide: Sequence[str], narrow: Sequence[str]) -> bool:
-    """Whether one selection takes in the other, where empty means everything."""
+    """Return whether `wide` includes `narrow`, where an empty selection means everything."""
     return not wide or (bool(narrow) and set(narrow) <= set(wide))
 
 
-def _gives_as_much(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
-    """Whether `weak` raises nothing that `strong` does not: no grant passes `strong`'s own limit."""
+def _grants_as_much(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
+    """Return whether `strong` grants as much as `weak`; no grant can exceed the limit of `strong`."""
     raised = min(effective_grant(weak, matching) or 0, strong.spec.limit.bytes)
     if raised > (effective_grant(strong, matching) or 0):
         return False

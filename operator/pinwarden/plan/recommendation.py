@@ -1,4 +1,4 @@
-"""A limit to start from, out of what was observed."""
+"""Recommend the amount of a limit from an observed peak."""
 
 from pinwarden.api.quantity import MAX_BYTES, Quantity
 
@@ -8,10 +8,10 @@ _LEAST = 4096
 
 
 def recommend(peak: int | None) -> Quantity | None:
-    """`peak` bytes with `HEADROOM`, rounded up to an eighth of its power of two and to whole pages of 4Ki.
+    """Return `peak` bytes with `HEADROOM`, rounded up to an eighth of its power of two and to pages of 4Ki.
 
-    None without an observation, where nothing was ever seen pinned, and where more was reported than a limit may be: that teaches nothing
-    (H2). The peak is sampled, so the result is a lower bound.
+    Return None without a peak, for a peak of 0, and if the result is more than a limit may be (H2). The peak is
+    sampled, so the result is a lower bound.
     """
     if not peak:
         return None

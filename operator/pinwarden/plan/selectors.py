@@ -1,6 +1,7 @@
-"""Label selectors, as `metav1.LabelSelectorAsSelector` defines them.
+"""Match label selectors, as `metav1.LabelSelectorAsSelector` defines them.
 
-All requirements hold together. An empty selector selects every object, an absent one none. NotIn is also true of an object without the key.
+An object must meet all requirements. An empty selector selects every object, an absent selector no object. `NotIn` is
+also true for an object without the key.
 """
 
 from collections.abc import Mapping
@@ -11,16 +12,16 @@ Labels = Mapping[str, str]
 
 
 def selects(selector: LabelSelector | None, labels: Labels) -> bool:
-    """Whether `selector` selects an object with these labels."""
+    """Return whether `selector` selects an object with these labels."""
     if selector is None:
         return False
     return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
-        _holds(requirement, labels) for requirement in selector.match_expressions
+        _is_met(requirement, labels) for requirement in selector.match_expressions
     )
 
 
 def names_value(selector: LabelSelector, key: str, value: str) -> bool:
-    """Whether the selector asks for `value` of `key` by name, rather than reaching it by being broad."""
+    """Return whether the selector names `value` for `key`, and does not just include it."""
     return selector.match_labels.get(key) == value or any(
         requirement.key == key and requirement.operator == "In" and value in requirement.values
         for requirement in selector.match_expressions
@@ -28,7 +29,7 @@ def names_value(selector: LabelSelector, key: str, value: str) -> bool:
 
 
 def contradiction(selector: LabelSelector) -> str | None:
-    """Return why no object can have labels that the selector selects; None where an object can."""
+    """Return why the selector can select no object, None if it can select one."""
     values: dict[str, set[str]] = {key: {value} for key, value in selector.match_labels.items()}
     excluded: dict[str, set[str]] = {}
     present, absent = set(values), set()
@@ -52,7 +53,7 @@ def contradiction(selector: LabelSelector) -> str | None:
     return None
 
 
-def _holds(requirement: LabelSelectorRequirement, labels: Labels) -> bool:
+def _is_met(requirement: LabelSelectorRequirement, labels: Labels) -> bool:
     value = labels.get(requirement.key)
     match requirement.operator:
         case "In":

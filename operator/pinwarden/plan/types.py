@@ -1,8 +1,7 @@
-"""What the rules read of the cluster: a few fields each, so that 150,000 pods fit in memory.
+"""The few fields of pods, nodes and namespaces that the rules read, so that 150,000 pods fit in memory.
 
-Most pods are copies of each other, so `Pod.of` shares what copies have in common: label maps, container names, names of namespaces and
-nodes. Sharing is by a bounded cache of recently seen values: nothing leaks when label values never come back (Jobs), and two equal maps
-that were not shared are still equal.
+Many pods are copies of each other. `Pod.of` shares their label maps, container names, and names of namespaces and
+nodes. The caches of shared values are bounded, so label values that never return (Jobs) leak nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,9 +15,9 @@ _OS_LABEL = "kubernetes.io/os"
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace; the API server puts its name among its labels (`NAME_LABEL`).
+    """A namespace; the API server adds its name to its labels (`NAME_LABEL`).
 
-    `allowed` is the text of the annotation `plan.allowed.ANNOTATION`; `terminating` says that it is being deleted.
+    `allowed` is the text of the annotation `group_allowlist.ANNOTATION`. `terminating`: the namespace is being deleted.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Node:
 
     @property
     def windows(self) -> bool:
-        """Whether it runs Windows, where no agent can: no limit and no group reaches its pods."""
+        """Whether the node runs Windows, where no agent can run: limits and groups do not apply to its pods."""
         return self.labels.get(_OS_LABEL) == WINDOWS
 
 
@@ -44,14 +43,16 @@ class Node:
 class Pod:
     """A pod bound to a node.
 
-    `uid` is the API object's; `cgroup_uid` is the UID that its cgroup bears: the pod's own, or the config hash of a static pod. Another
-    pod of the node may name the same hash (`contested`): then nobody knows whose that cgroup is.
-    `containers` maps each container's name to its id, None until the kubelet reported one. `node` is empty until the pod is bound.
-    `terminal` says that its phase is Succeeded or Failed: all its containers have ended for good, and the rules see it as gone.
-    `windows` says that it names Windows as its system, and the rules see it as gone too; of one that names none, the node tells
-    (`Node.windows`).
-    Whether any container ever started is what the ids say (`started`). `running`: the kubelet last said that a container runs, an init
-    container too. `gone`: the API server has it no more, or as one that ended, and processes of it go on. Callers change none of the maps.
+    `uid` is that of the API object. `cgroup_uid` is the UID in the name of its cgroup: the pod's own UID, or the
+    hash of a static pod's configuration. `contested`: another pod of the node names the same hash, so the owner of
+    that cgroup is unknown.
+
+    `containers` maps the name of each container to its id, None until the kubelet reports an id. `node` is empty
+    until the pod is scheduled. `terminal`: the phase is Succeeded or Failed, so all containers have ended for good.
+    `windows`: the pod names Windows as its operating system. The rules ignore terminal pods and pods for Windows.
+
+    `running`: the kubelet last reported a running container, also an init container. `gone`: the pod has ended or is
+    not in the API server any more, but some of its processes still run. Callers must not change the maps.
     """
 
     namespace: str
@@ -69,14 +70,14 @@ class Pod:
 
     @property
     def cgroup_uids(self) -> Collection[str]:
-        """The UIDs that only a cgroup of this pod can bear: its own always, and its hash while no other pod of the node names that."""
+        """The UIDs that only a cgroup of this pod can have: its own, and its hash unless it is contested."""
         if self.contested or self.cgroup_uid == self.uid:
             return (self.uid,)
         return self.cgroup_uid, self.uid
 
     @property
     def started(self) -> bool:
-        """Whether the kubelet reported the id of a container, which it does once one was created."""
+        """Whether the kubelet reported the id of a container, as it does once a container was created."""
         return any(self.containers.values())
 
     @classmethod
@@ -94,7 +95,7 @@ class Pod:
         windows: bool = False,
         running: bool = False,
     ) -> "Pod":
-        """A pod that shares with its like what they have in common; equal to one made without sharing."""
+        """Return a pod that shares values with similar pods; equal to a pod without sharing."""
         return cls(
             namespace=_string(namespace),
             name=name,

@@ -1,9 +1,11 @@
-"""What all nodes report, by pod and by group, for people to look at.
+"""The figures of all nodes by pod and by group, for `kubectl pinwarden top`.
 
-NodePinConfigs know pods by the UIDs of their cgroups; here these are joined with the Pods. A pod that a node reports and the API server
-does not have (it ended a moment ago, or left something behind, P6) keeps its UID for a name. What is not known is None, never 0 (H2); a
-report that is older than an agent leaves it is *stale*: its figures are shown with their age. Of a node whose report is stale, or whose
-agent is not alive, the levels are not known any more (H1). Figures of groups are as old as the accountant's sample that the node reports.
+NodePinConfigs identify pods by the UIDs of their cgroups; this module joins them with the Pods. If a node reports a
+pod that the API server does not have, the pod's UID is its name: the pod has just ended, or left something (P6).
+
+An unknown figure is None, not 0 (H2). A report is *stale* if it is older than a live agent lets it become; its figures
+are shown with their age. If the report is stale, or the agent is not alive, the levels are unknown (H1). Figures of
+groups are as old as the sample of the accountant.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,17 +20,17 @@ from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.plan.types import Pod
 
 STALE: Final = timedelta(minutes=6)
-"""An agent writes every five minutes at least."""
+"""An agent writes at least every five minutes."""
 
 COUNTED_IN: Final[Mapping[str, tuple[Source, ...]]] = {
     "VmLck": (Source.MLOCK, Source.MEMFD_SECRET, Source.VFIO),
     "VmPin": (Source.IO_URING, Source.RDMA, Source.IOMMUFD, Source.VDPA),
 }
-"""The kernel's counters per process, and the sources that it sums up in each: they cannot be told apart further."""
+"""The kernel's counters of a process, and the sources that each counter adds up."""
 
 
 class PodFigure(Model):
-    """What a pod was last seen to pin, in bytes, and how it is held. `limit` is the least that holds for it, in its `scope`."""
+    """What a pod pinned at the last sample, in bytes, and how it is limited. `limit` is its strictest limit, of `scope`."""
 
     namespace: str | None = None
     pod: str
@@ -52,7 +54,7 @@ class PodFigure(Model):
 
 
 class GroupFigure(Model):
-    """An instance of a SharedMemoryGroup on a node, in bytes."""
+    """A SharedMemoryGroup on a node, in bytes."""
 
     group: str
     node: str
@@ -67,7 +69,7 @@ class GroupFigure(Model):
 
 
 class BorrowFigure(Model):
-    """What a pod borrows of a group, in bytes."""
+    """What a pod borrows from a group, in bytes."""
 
     group: str
     namespace: str | None = None
@@ -84,7 +86,7 @@ class BorrowFigure(Model):
 
 
 class FairFigure(Model):
-    """The fair view of a pod (M11), in bytes: `fair` is its anonymous memory and what counts as its own of its groups."""
+    """The fair view of a pod (M11), in bytes: `fair` is its anonymous memory and its share of its groups."""
 
     namespace: str | None = None
     pod: str
@@ -98,7 +100,7 @@ class FairFigure(Model):
 
 
 class SharedFigures(Model):
-    """All of shared memory."""
+    """All figures of shared memory."""
 
     groups: list[GroupFigure]
     borrows: list[BorrowFigure]
@@ -106,30 +108,30 @@ class SharedFigures(Model):
 
 
 class FigureFilter(NamedTuple):
-    """Of which pods and groups figures are wanted: of one namespace, or of all (None); `selected`: of the given pods only.
+    """The figures to show: of one `namespace`, or of all (None); `selected`: only of the given pods.
 
-    `alive` are the nodes whose agents are.
+    `alive` are the nodes with a live agent.
     """
 
     alive: Collection[str]
     namespace: str | None = None
     selected: bool = False
 
-    def takes(self, pod: Pod | None) -> bool:
-        """Whether figures of the pod are wanted; it is None where only its UID is known."""
+    def includes(self, pod: Pod | None) -> bool:
+        """Return whether to show figures of the pod, which is None if only its UID is known."""
         return pod is not None or (self.namespace is None and not self.selected)
 
-    def knows(self, config: NodePinConfig, now: datetime) -> bool:
-        """Whether the levels that the node's agent reported are known to hold still."""
+    def trusts_levels(self, config: NodePinConfig, now: datetime) -> bool:
+        """Return whether the levels in the node's report are still known to be true."""
         sampled = config.status.sampled_at if config.status else None
         return config.metadata.name in self.alive and not is_stale(sampled, now)
 
 
 def pod_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: FigureFilter, now: datetime
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], figure_filter: FigureFilter, now: datetime
 ) -> list[PodFigure]:
-    """The pods that are governed or reported, those that pin most first. `pods` are those that figures are wanted of."""
-    found = []
+    """Return the figures of those `pods` that have limits or are reported, largest use first."""
+    figures = []
     by_node = _by_node(pods)
     for config in configs:
         names = by_node.get(config.metadata.name, {})
@@ -139,16 +141,16 @@ def pod_figures(
         mirrors = {pod.uid for pod in names.values() if pod.uid != pod.cgroup_uid}
         for uid in (held.keys() - mirrors) | reports.keys():
             pod = names.get(uid)
-            if wanted.takes(pod):
-                limit = _least(limits[name] for name in held.get(uid, ()) if name in limits)
-                found.append(_figure(config, uid, pod, limit, reports.get(uid), wanted, now))
-    return sorted(found, key=lambda each: (*_largest(each.total), each.namespace or "", each.pod))
+            if figure_filter.includes(pod):
+                limit = _strictest(limits[name] for name in held.get(uid, ()) if name in limits)
+                figures.append(_figure(config, uid, pod, limit, reports.get(uid), figure_filter, now))
+    return sorted(figures, key=lambda figure: (*_largest(figure.total), figure.namespace or "", figure.pod))
 
 
 def shared_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], wanted: FigureFilter, now: datetime
+    pods: Sequence[Pod], configs: Iterable[NodePinConfig], figure_filter: FigureFilter, now: datetime
 ) -> SharedFigures:
-    """The groups that nodes report, and the pods of them."""
+    """Return the figures of the reported groups and of their pods."""
     groups: list[GroupFigure] = []
     borrows: list[BorrowFigure] = []
     fair: list[FairFigure] = []
@@ -156,11 +158,11 @@ def shared_figures(
     for config in configs:
         names = by_node.get(config.metadata.name, {})
         status = config.status or NodePinConfigStatus()
-        groups += [] if wanted.selected else _groups(config, status, wanted.namespace, now)
-        borrows += _borrows(config, status, names, wanted, now)
+        groups += [] if figure_filter.selected else _groups(config, status, figure_filter.namespace, now)
+        borrows += _borrows(config, status, names, figure_filter, now)
         for each in status.fair_view:
             pod = names.get(each.pod)
-            if wanted.takes(pod):
+            if figure_filter.includes(pod):
                 sampled = _sampled(config, status, each.pod)
                 fair.append(
                     FairFigure(
@@ -183,7 +185,7 @@ def shared_figures(
 
 
 def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], list[str]]:
-    """The sources that no ledger of a node counts, with the nodes that say so: figures there are lower bounds (H2)."""
+    """Return the sources that nodes do not count, with these nodes; their figures are lower bounds (H2)."""
     found: dict[tuple[Source, ...], list[str]] = {}
     for config in configs:
         sources = tuple(
@@ -195,25 +197,25 @@ def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], l
 
 
 def is_stale(sampled: datetime | None, now: datetime) -> bool:
-    """Whether a report is older than an agent that is alive leaves it."""
+    """Return whether a report is older than a live agent lets it become."""
     return sampled is None or now - sampled > STALE
 
 
 def _largest(amount: int | None) -> tuple[bool, int]:
-    """Sorts the largest first, and what is not known last."""
+    """Return a sort key: the largest amount first, an unknown amount last."""
     return amount is None, -(amount or 0)
 
 
 def _by_node(pods: Iterable[Pod]) -> Mapping[str, Mapping[str, Pod]]:
-    """The pods of each node by the UIDs that their cgroups bear."""
+    """Return the pods of each node by the UIDs of their cgroups."""
     found: dict[str, dict[str, Pod]] = {}
     for pod in pods:
         found.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
     return found
 
 
-def _least(limits: Iterable[NodeLimit]) -> NodeLimit | None:
-    """The limit to show: an enforced one of the whole pod before others, the least of these."""
+def _strictest(limits: Iterable[NodeLimit]) -> NodeLimit | None:
+    """Return the limit to show: enforced before Audit, then the scope of the whole pod, then the least amount."""
     return min(
         limits,
         key=lambda limit: (
@@ -232,7 +234,7 @@ def _figure(
     pod: Pod | None,
     limit: NodeLimit | None,
     report: PodReport | None,
-    wanted: FigureFilter,
+    figure_filter: FigureFilter,
     now: datetime,
 ) -> PodFigure:
     figure = PodFigure(
@@ -248,7 +250,7 @@ def _figure(
     if report is None or config.status is None:
         return figure
     sampled = config.status.sampled_at
-    known = wanted.knows(config, now)
+    known = figure_filter.trusts_levels(config, now)
     return figure.model_copy(
         update={
             "total": report.vm_lck + report.vm_pin,
@@ -267,7 +269,7 @@ def _figure(
 
 
 def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
-    """When the oldest figure of the pod's fair view was taken: that of its groups is the accountant's."""
+    """Return when the oldest figure of the pod's fair view was sampled; the accountant samples groups."""
     attached = {group.uid for group in config.spec.groups if uid in group.pods()}
     times = [status.sampled_at, *(each.sampled_at for each in status.groups if each.uid in attached)]
     return min((time for time in times if time is not None), default=None)
@@ -298,17 +300,17 @@ def _borrows(
     config: NodePinConfig,
     status: NodePinConfigStatus,
     names: Mapping[str, Pod],
-    wanted: FigureFilter,
+    figure_filter: FigureFilter,
     now: datetime,
 ) -> Iterator[BorrowFigure]:
     asked = {group.uid: group for group in config.spec.groups}
     for report in status.groups:
         group = asked.get(report.uid)
         stale = is_stale(report.sampled_at, now)
-        known = wanted.knows(config, now) and not stale
+        known = figure_filter.trusts_levels(config, now) and not stale
         for each in report.borrowers:
             pod = names.get(each.pod)
-            if not wanted.takes(pod):
+            if not figure_filter.includes(pod):
                 continue
             members = group.members if group else []
             limits = [member.borrow_limit for member in members if each.pod in member.pods]

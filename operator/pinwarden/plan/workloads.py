@@ -1,10 +1,11 @@
-"""Limits for workloads, from what their pods were seen to pin.
+"""Recommend limits for workloads from the peaks of their pods.
 
-A workload is what a person would name of what made a pod: the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind its owner
-references, a Spark application, or the pod itself. Its selector is the owner's own where that is known, else the labels that all of its
-pods have. Labels that the next version of the workload does not keep are left out of either (`lasting`).
+A workload is the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind the owner references of a pod, a
+Spark application, or the pod itself. Its selector is that of the owner if known, else the labels that all its pods
+have. Both without the labels that the next version of the workload does not keep (`lasting`).
 
-Agents report governed pods only. So where nothing was observed, the answer is an Audit limit, which refuses nothing and begins to observe.
+Agents report only pods with limits. So if no pod was observed, the recommendation is an Audit limit, which denies
+nothing and starts to observe.
 """
 
 import re
@@ -23,10 +24,10 @@ from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Pod
 
 OBSERVING: Final = "8Mi"
-"""The limit of an Audit limit that only observes: what runtimes mostly allow a process."""
+"""The amount of an Audit limit that only observes: the usual default of runtimes."""
 
 _HASHES: Final = {"pod-template-hash": "deployment", "rollouts-pod-template-hash": "rollout"}
-"""By the label that a ReplicaSet puts on its pods, what made the ReplicaSet, whose name it bears with the label's value."""
+"""The owner of a ReplicaSet by the label that the ReplicaSet gives its pods; its name ends with the label's value."""
 _SPARK_NAMES: Final = {"sparkoperator.k8s.io/app-name": "sparkapplication", "spark-app-name": "spark"}
 _SPARK_ROLE: Final = "spark-role"
 _BUILT_IN: Final = ("deployment", "statefulset", "daemonset", "replicaset", "job", "cronjob")
@@ -39,9 +40,9 @@ _MOST_NAMED: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
-    """A pod, what made it, and the most that it was seen to pin (None where no agent reports it), since `since` at the earliest.
+    """A pod, its workload, and its peak since `since` or later; the peak is None if no agent reports the pod.
 
-    `selector` is that of what made it; None where it has none, or where it cannot be read.
+    `selector` is that of the workload, None if it has none or cannot be read.
     """
 
     pod: Pod
@@ -54,9 +55,9 @@ class ObservedPod:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selector that the next version of a workload matches too.
+    """A selector that also matches the next version of a workload.
 
-    `left_out` has labels that were left out, each with the reason, and that a reader would not expect to be.
+    `left_out` are the labels that a reader may miss in it, each with the reason.
     """
 
     labels: Mapping[str, str]
@@ -64,18 +65,18 @@ class Selection:
     left_out: Sequence[str] = ()
 
     def __bool__(self) -> bool:
-        """Whether it tells the workload from others."""
+        """Return whether the selector distinguishes the workload from others."""
         return names_something(self.labels) or any(each.operator == "In" for each in self.expressions)
 
     @property
     def selector(self) -> LabelSelector:
-        """As it stands in a limit."""
+        """The selector for a limit."""
         return LabelSelector(match_labels=dict(self.labels), match_expressions=list(self.expressions))
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Pods that one controller made."""
+    """The pods of one controller."""
 
     namespace: str
     name: str
@@ -84,7 +85,7 @@ class Workload:
 
     @property
     def selection(self) -> Selection:
-        """What selects its pods, and those of its next version: by its owner's selector, else by the labels that all pods have."""
+        """The selector of the pods and of their next version: the owner's, else the labels that all pods have."""
         common = dict(sorted(set.intersection(*(set(each.pod.labels.items()) for each in self.pods))))
         kept = {key: value for key, value in lasting(common).items() if value not in self._of_single_pods}
         doubtful = [_doubt(key, common[key]) for key in common if not is_changing_key(key)]
@@ -101,14 +102,14 @@ class Workload:
 
     @property
     def _of_single_pods(self) -> frozenset[str]:
-        """Values that name one pod or its node, and not the workload."""
+        """Values that name a pod or its node, and not the workload."""
         if self.name.startswith("pod/"):
             return frozenset()
         return frozenset(name for each in self.pods for name in (each.pod.name, each.pod.uid, each.pod.node))
 
 
 class Recommendation(Model):
-    """A limit for a workload, and what it is based on. Without `manifest` there is none to apply."""
+    """A limit for a workload, and its basis. Without `manifest` there is no limit to apply."""
 
     namespace: str
     workload: str
@@ -125,10 +126,11 @@ class Recommendation(Model):
 
 
 def workload_of(metadata: Mapping[str, Any]) -> str:
-    """Return how kubectl names what made the pod with this metadata, such as `deployment/db`; empty where nothing did.
+    """Return the workload of a pod in kubectl's spelling, such as `deployment/db`; empty if it has no owner.
 
-    Only the pod is read. A ReplicaSet bears the name of its Deployment or Rollout and a hash that its pods have as label, the Job of a
-    CronJob that of the CronJob and the minute. Spark's driver and executors have the name of their application as label.
+    Only the pod is read. The name of a ReplicaSet is that of its Deployment or Rollout with a hash, which its pods
+    have as a label. The name of a CronJob's Job is that of the CronJob with the minute. Spark's driver and executors
+    have the name of their application as a label.
     """
     labels = metadata.get("labels") or {}
     if _SPARK_ROLE in labels:
@@ -157,7 +159,7 @@ def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _spark_application(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """Without a label that names it, its name is that of the driver's pod: `pi-<hash>-driver`, and the executors' owner is that pod."""
+    """Return the application by its label, else by the driver's pod `pi-<hash>-driver`, which owns the executors."""
     for label, kind in _SPARK_NAMES.items():
         if labels.get(label):
             return f"{kind}/{labels[label]}"
@@ -171,14 +173,14 @@ def _spark_application(metadata: Mapping[str, Any], labels: Mapping[str, str]) -
 
 
 def _is_minute(minute: int, created: str | None) -> bool:
-    """Whether a pod may have been created for the Job of this minute since 1970."""
+    """Return whether the pod may belong to the Job of this minute since 1970."""
     if not created:
         return False
     return abs(datetime.fromisoformat(created).timestamp() / 60 - minute) <= _MOST_MINUTES
 
 
 def _doubt(key: str, value: str) -> str:
-    """The label and why it is left out; empty where it is not for its looks."""
+    """Return the label and why it is left out; empty if its key and value look permanent."""
     looks = looks_like(value)
     if is_changing_key(key):
         return f"{key}={value} is of one version, instance, run or node"
@@ -189,21 +191,21 @@ def _lasts(requirement: LabelSelectorRequirement) -> bool:
     return not is_changing_key(requirement.key) and not any(map(looks_like, requirement.values))
 
 
-def workloads(observed: Iterable[ObservedPod], everybody: Iterable[Pod]) -> list[Workload]:
-    """The workloads of these pods by name; `everybody` are all pods of their namespaces, for limits that would select others too."""
-    found: dict[tuple[str, str], list[ObservedPod]] = {}
-    for each in observed:
-        name = each.workload or f"pod/{each.pod.name}"
-        found.setdefault((each.pod.namespace, name), []).append(each)
-    everybody = list(everybody)
+def workloads(observed: Iterable[ObservedPod], all_pods: Iterable[Pod]) -> list[Workload]:
+    """Return the workloads of these pods by name; `all_pods` are all pods of their namespaces."""
+    by_name: dict[tuple[str, str], list[ObservedPod]] = {}
+    for observation in observed:
+        name = observation.workload or f"pod/{observation.pod.name}"
+        by_name.setdefault((observation.pod.namespace, name), []).append(observation)
+    all_pods = list(all_pods)
     return [
-        Workload(namespace, name, pods, tuple(_others(name, pods, everybody)))
-        for (namespace, name), pods in sorted(found.items())
+        Workload(namespace, name, pods, tuple(_others(name, pods, all_pods)))
+        for (namespace, name), pods in sorted(by_name.items())
     ]
 
 
 def advise(workload: Workload) -> Recommendation:
-    """The limit for a workload."""
+    """Return the recommendation for a workload."""
     peaks = [each.peak for each in workload.pods if each.peak is not None]
     peak = max(peaks, default=None)
     governing = {limit.metadata.name: limit for each in workload.pods for limit in each.limits}
@@ -224,7 +226,7 @@ def advise(workload: Workload) -> Recommendation:
         return _with(made, _unselectable(workload))
     made = made.model_copy(update={"warning": _warning(selection)})
     if amount is not None:
-        also = f"{_held_back(peak or 0, governing.values())}{_also(workload)}"
+        also = f"{_may_need_more(peak or 0, governing.values())}{_also(workload)}"
         basis = f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, {HEADROOM:.0%} headroom{also}"
         return _with(
             made, basis, _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values())
@@ -238,7 +240,7 @@ def advise(workload: Workload) -> Recommendation:
 
 
 def advise_limit(limit: PinLimit) -> Recommendation:
-    """The amount for a limit, as its own status recommends it."""
+    """Return the recommendation in the status of a limit."""
     status = limit.status
     amount = status.recommendation if status else None
     made = Recommendation(
@@ -289,24 +291,24 @@ def _with(made: Recommendation, basis: str, manifest: dict[str, Any] | None = No
 
 
 def _current(limits: Iterable[PinLimit]) -> str | None:
-    told = [
+    names = [
         f"{limit.metadata.name} {limit.spec.limit}{' (Audit)' if limit.spec.enforcement is Enforcement.AUDIT else ''}"
         for limit in sorted(limits, key=lambda limit: limit.metadata.name)
     ]
-    return ", ".join(told) or None
+    return ", ".join(names) or None
 
 
-def _others(name: str, pods: Sequence[ObservedPod], everybody: Iterable[Pod]) -> Iterator[Pod]:
+def _others(name: str, pods: Sequence[ObservedPod], all_pods: Iterable[Pod]) -> Iterator[Pod]:
     own = {each.pod.uid for each in pods}
     selection = Workload("", name, pods).selection
-    for pod in everybody if selection else ():
+    for pod in all_pods if selection else ():
         same = pod.namespace == pods[0].pod.namespace and selects(selection.selector, pod.labels)
         if same and pod.uid not in own and not pod.terminal:
             yield pod
 
 
-def _held_back(peak: int, governing: Iterable[PinLimit]) -> str:
-    """That the pods may want more than was seen, because a limit held them (H2)."""
+def _may_need_more(peak: int, governing: Iterable[PinLimit]) -> str:
+    """Return that the pods may need more than their peak, because a limit stopped them (H2); empty if not."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         amount = limit.spec.limit.bytes
         if limit.spec.enforcement is Enforcement.ENFORCE and 0 < amount <= peak + amount // 16:
@@ -329,7 +331,7 @@ def _manifest(
     enforcement: Enforcement,
     governing: Iterable[PinLimit],
 ) -> dict[str, Any]:
-    """A PinLimit with exactly this selector: the one there is with a new amount, or a new one."""
+    """Return the PinLimit with exactly this selector: an existing limit with a new amount, or a new limit."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         if limit.spec.pod_selector == selection.selector and limit.spec.scope is Scope.POD:
             return _of_limit(limit, amount, enforcement)
@@ -341,7 +343,7 @@ def _manifest(
 
 
 def _object_name(workload: Workload) -> str:
-    """The workload's own name, as far as an object may be called so: a label's value may have other letters."""
+    """Return the workload's name in the letters that the name of an object may have."""
     name = _NO_NAME.sub("-", workload.name.partition("/")[2].lower())
     return name[:_LONGEST_NAME].strip("-.") or "workload"
 

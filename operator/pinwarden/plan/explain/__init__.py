@@ -1,8 +1,8 @@
-"""Why a pod is held as it is, and what to do next: a pure function from what the API server has to findings.
+"""Explain why a pod is limited as it is, and what to do next: a pure function from API objects to findings.
 
-From the bottom up: `findings` is what an answer is made of, `evidence` what is known and what the operator's rules make of it, `advice`
-the commands; `nearest` and `limits` compare limits; `selection`, `node`, `holding` and `groups` follow a limit from its selector to the
-call that it refuses, each with the findings of its stretch.
+From the bottom up: `findings` defines an answer, `evidence` applies the operator's rules to what is known, and `advice`
+has the commands. `nearest` and `limits` compare limits. `matching`, `propagation`, `enforcement`, `amounts` and `groups`
+follow a limit from its selector to the denied call, and yield the findings of their stage.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pinwarden.api.nodepinconfig import PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
 from pinwarden.plan.denials import describe_denial
-from pinwarden.plan.explain import enforcement, groups, limits, matching, propagation
+from pinwarden.plan.explain import amounts, enforcement, groups, limits, matching, propagation
 from pinwarden.plan.explain.advice import display_name, kubectl
 from pinwarden.plan.explain.evidence import Case, Evidence, NodeAgent
 from pinwarden.plan.explain.findings import (
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def explain(evidence: Evidence) -> Explanation:
-    """What holds for the pod, what it uses, and the findings, the most important one first."""
+    """Return the limits and the use of the pod, and the findings, the most important first."""
     case = Case(evidence)
     found = sorted(_findings(case), key=lambda finding: (not finding.problem, finding.cause.rank))
     return Explanation(
@@ -74,13 +74,13 @@ def _findings(case: Case) -> Iterator[Finding]:
     if case.evidence.node is not None:
         yield from propagation.taking(case)
         yield from enforcement.level(case)
-        yield from enforcement.denied_calls(case)
-        yield from enforcement.amounts(case)
+        yield from amounts.denied_calls(case)
+        yield from amounts.use_and_grants(case)
         yield from groups.findings(case)
 
 
 def _counted(case: Case) -> Finding:
-    """Where nothing else is to say: limits hold, as far as they ask for."""
+    """Return the finding for a pod without any other finding."""
     return Finding(
         cause=Cause.COUNTED,
         problem=False,
@@ -110,7 +110,7 @@ def _use(case: Case) -> PodUse | None:
 
 
 def _sources(case: Case) -> list[SourceLevel]:
-    """The level of the pod for each source; none without a report of the pod: what nodes reach in an ordinary pod is `probe`'s to tell."""
+    """Return the level of the pod for each source, empty without a report of the pod."""
     report = case.report
     if report is None or case.view.silent:
         return []
@@ -121,9 +121,9 @@ def _sources(case: Case) -> list[SourceLevel]:
 
 
 def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
-    """A source in this pod: the weaker of what the node reaches for it and how the pod is held.
+    """Return a source in this pod: the weaker of the node's level for it and the pod's level.
 
-    A pod is held exactly while it uses nothing but mlock and its like. A call of another source loosens it to what the node reaches.
+    A pod is limited exactly while it uses only Mlock. A call of another source loosens it to the node's level.
     """
     if pod.level is Level.DENY and node.source is not Source.MLOCK:
         loosens = "; a call of it takes the pod from Deny to this" if node.counted else ""
@@ -134,7 +134,7 @@ def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
 
 
 def _denied_calls(case: Case) -> list[DeniedCall]:
-    """The refusals that are known, newest first: those that the node lists, and older ones that Events tell."""
+    """Return the known denials, newest first: those that the node lists, and older ones from Events."""
     names = {limit.metadata.uid: display_name(limit) for limit in case.selecting}
     known = [
         DeniedCall(time=each.time, text=describe_denial(each, names.get(each.uid, each.name or "of none")))

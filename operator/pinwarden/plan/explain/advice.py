@@ -1,4 +1,4 @@
-"""Next steps as commands that can be pasted into a shell."""
+"""Next steps as shell commands."""
 
 import json
 import shlex
@@ -17,26 +17,26 @@ PROFILE = "pinwarden/runtime-default-v2.json"
 
 
 def display_name(limit: Limit) -> str:
-    """`PinLimit team-a/db`."""
+    """Return the kind and the name of a limit: `PinLimit team-a/db`."""
     return f"{type(limit).__name__} {limit_name(limit)}"
 
 
 def kubectl(*words: str, namespace: str | None = None) -> str:
-    """A kubectl command; the words are quoted as the shell needs it."""
+    """Return a kubectl command with its words quoted for the shell."""
     space = ["-n", namespace] if namespace else []
     return " ".join(["kubectl", *map(shlex.quote, [*space, *words])])
 
 
 def patch(limit: Limit, spec: Mapping[str, Any]) -> str:
-    """The command that changes these fields of a limit."""
+    """Return the command that changes these fields of a limit."""
     change = json.dumps({"spec": spec}, separators=(",", ":"))
     kind = "pinlimit" if isinstance(limit, PinLimit) else "clusterpinlimit"
-    words = ("patch", kind, limit.metadata.name, "--type=merge", "-p", change)
-    return kubectl(*words, namespace=limit.metadata.namespace)
+    arguments = ("patch", kind, limit.metadata.name, "--type=merge", "-p", change)
+    return kubectl(*arguments, namespace=limit.metadata.namespace)
 
 
 def raise_to(limit: Limit, needed: int) -> NextStep:
-    """Raise a limit so that `needed` bytes fit, with headroom."""
+    """Return how to raise a limit to `needed` bytes with headroom."""
     least = limit.spec.limit.bytes + 1
     amount = recommend(max(needed, 1)) or recommend(1)
     if amount is None or amount.bytes < least:
@@ -46,8 +46,8 @@ def raise_to(limit: Limit, needed: int) -> NextStep:
     return NextStep(text=text, command=patch(limit, {"limit": str(amount)}))
 
 
-def gated(evidence: Evidence, why: str) -> NextStep:
-    """Have the pod made anew with the seccomp gate's profile; `why` says what for, and ends without a full stop."""
+def recreate_gated(evidence: Evidence, why: str) -> NextStep:
+    """Return how to recreate the pod with the seccomp gate's profile; `why` has no full stop."""
     pod = evidence.pod
     if _is_static(pod):
         show = kubectl(
@@ -59,16 +59,16 @@ def gated(evidence: Evidence, why: str) -> NextStep:
     if GATE_LABEL not in evidence.namespace.labels:
         commands.append(kubectl("label", "namespace", pod.namespace, f"{GATE_LABEL}=runtime-default"))
     text = f"{why}: have the pod made anew with the seccomp gate's profile."
-    return NextStep(text=text, command=" && ".join([*commands, _anew(evidence)]))
+    return NextStep(text=text, command=" && ".join([*commands, _recreate(evidence)]))
 
 
-def replaced(evidence: Evidence, why: str) -> NextStep:
-    """Have the pod made anew as it is; `why` says what for, and ends without a full stop."""
-    return NextStep(text=f"{why}: have the pod made anew.", command=_anew(evidence))
+def recreate(evidence: Evidence, why: str) -> NextStep:
+    """Return how to recreate the pod unchanged; `why` has no full stop."""
+    return NextStep(text=f"{why}: have the pod made anew.", command=_recreate(evidence))
 
 
-def _anew(evidence: Evidence) -> str:
-    """The command that ends the pod and has one like it made: by what made it, or by hand where nothing did."""
+def _recreate(evidence: Evidence) -> str:
+    """Return the command that recreates the pod, through its workload if it has one."""
     pod, workload = evidence.pod, evidence.workload
     if workload.startswith(("deployment/", "statefulset/", "daemonset/")):
         return kubectl("rollout", "restart", workload, namespace=pod.namespace)
@@ -82,14 +82,20 @@ def _is_static(pod: Pod) -> bool:
     return pod.cgroup_uid != pod.uid
 
 
+def watch(pod: Pod) -> NextStep:
+    """Return that nothing needs to be done."""
+    command = kubectl("pinwarden", "top", "-n", pod.namespace)
+    return NextStep(text="Nothing needs to be done; watch its use.", command=command)
+
+
 def agent_log(evidence: Evidence) -> str:
-    """The command that shows what the agent of the pod's node has to say."""
+    """Return the command that shows the log of the node's agent."""
     agent = evidence.agent.pod if evidence.agent else "daemonset/pinwarden-agent"
     return kubectl("logs", agent, "-c", "agent", "--tail=20", namespace=evidence.system)
 
 
 def first_limit(pod: Pod) -> NextStep:
-    """Have a first limit made for the pod, which only observes until something is known."""
+    """Return how to create a first limit for the pod, which only observes."""
     command = kubectl("pinwarden", "recommend", pod.name, "-n", pod.namespace, "-o", "yaml")
     return NextStep(
         text="Apply a limit for it; it is an Audit one, which refuses nothing, until there is something observed to go by.",
@@ -98,7 +104,7 @@ def first_limit(pod: Pod) -> NextStep:
 
 
 def grant_ceiling(limit: PinLimit, amount: str) -> str:
-    """The command that makes a ClusterPinLimit which lets the grant of this very limit through."""
+    """Return the command that creates a ClusterPinLimit that allows the grant of exactly this limit."""
     space = limit.metadata.namespace or ""
     manifest = {
         "apiVersion": "pinwarden.io/v1alpha1",

@@ -1,7 +1,8 @@
-"""What is known of a pod, and what the operator's own rules make of it.
+"""What is known of a pod, and how the operator's own rules apply to it.
 
-An explanation must not be a second reading of the rules. So `Case` asks the functions that the operator asks: `compile` says which limits
-hold and what the node shall be told, `report` what the agent took of it, `summarize_limit` whether the pod is held as asked and if not why.
+An explanation must not interpret the rules a second time. So `Case` calls the functions of the operator: `compile_node`
+for the limits and the spec of the node, `NodeView` for what the agent took, `summarize_limit` for whether the pod is
+limited as asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from pinwarden.plan.usage import is_stale
 
 @dataclass(frozen=True, slots=True)
 class NodeAgent:
-    """The agent's pod on the pod's node: its name, and whether it is alive."""
+    """The agent on the pod's node: the name of its pod, and whether it is alive."""
 
     pod: str
     ready: bool
@@ -32,12 +33,12 @@ class NodeAgent:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the API server has of a pod.
+    """What the API server knows about a pod.
 
-    `limits` are the PinLimits of its namespace and all ClusterPinLimits; `unreadable` those that this version does not understand, by name,
-    with what is wrong. `node` is None where there is no such Node, `config` where it has no NodePinConfig, `agent` where no agent runs.
-    `workload` is what kubectl calls what made the pod, such as `deployment/db`; empty where nothing did. `events` tell earlier refusals.
-    `system` is pinwarden's own namespace.
+    `limits` are the PinLimits of its namespace and all ClusterPinLimits. `unreadable` are limits of another version by
+    name, each with the problem. `node`, `config` and `agent` are None if the Node, its NodePinConfig or its agent does
+    not exist. `workload` is as in `workloads.workload_of`. `events` are earlier denials. `system` is pinwarden's own
+    namespace.
     """
 
     pod: Pod
@@ -55,12 +56,12 @@ class Evidence:
 
     @property
     def settings(self) -> Settings:
-        """The operator's, as far as they matter here."""
+        """The settings of the operator that matter here."""
         return Settings(exempt=frozenset({"kube-system", self.system}))
 
 
 class Case:
-    """Evidence, and the answers that follow from it."""
+    """Evidence, and what the rules conclude from it."""
 
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
@@ -68,12 +69,12 @@ class Case:
 
     @property
     def windows(self) -> bool:
-        """Whether it is for Windows, by its own word or its node's."""
+        """Whether the pod is for Windows, as its spec or its node says."""
         return self.pod.windows or (self.evidence.node is not None and self.evidence.node.windows)
 
     @cached_property
     def selecting(self) -> Sequence[Limit]:
-        """The limits whose selectors match the pod, refused ones too; by name."""
+        """The limits whose selectors match the pod, also rejected limits, by name."""
         pod, settings = self.pod, self.evidence.settings
         node = self.evidence.node or Node(pod.node)
         found = (
@@ -85,18 +86,18 @@ class Case:
 
     @cached_property
     def rejected(self) -> Mapping[str, Rejection]:
-        """Of those, the ones that pinwarden does not act on."""
+        """The rejected limits of `selecting` by name."""
         rejections = ((limit_name(limit), rejection(limit)) for limit in self.selecting)
         return {name: why for name, why in rejections if why is not None}
 
     @cached_property
     def matching(self) -> Sequence[Limit]:
-        """The limits that hold for the pod, in any mode."""
+        """The accepted limits that match the pod, enforced or not."""
         return [limit for limit in self.selecting if limit_name(limit) not in self.rejected]
 
     @cached_property
     def view(self) -> NodeView:
-        """The pod's node as the operator sees it, with what it shall hold for this pod alone."""
+        """The operator's view of the pod's node, with the limits of this pod only."""
         pod, evidence = self.pod, self.evidence
         node = evidence.node or Node(pod.node)
         spaces = {evidence.namespace.name: evidence.namespace}
@@ -118,19 +119,19 @@ class Case:
 
     @property
     def stale(self) -> bool:
-        """Whether the node's report is older than an agent that is alive leaves it."""
+        """Whether the node's report is older than a live agent lets it become."""
         status = self.evidence.config.status if self.evidence.config else None
         return status is not None and is_stale(status.sampled_at, self.evidence.now)
 
     @property
     def released(self) -> bool:
-        """Whether the node is told to hold nothing."""
+        """Whether the node has mode Release."""
         config = self.evidence.config
         return config is not None and config.spec.mode is Mode.RELEASE
 
     @cached_property
     def acknowledged(self) -> frozenset[str]:
-        """The limits, by name, that the node's agent last said to hold for this very pod, as they are now (H1)."""
+        """The limits, by name, whose current version the agent acknowledged for this pod (H1)."""
         if self.released:
             return frozenset()
         return frozenset(
@@ -140,22 +141,22 @@ class Case:
         )
 
     def acknowledges(self, limit: Limit) -> bool:
-        """Whether the limit is one of these."""
+        """Return whether the agent acknowledged the limit for this pod."""
         return limit_name(limit) in self.acknowledged
 
     @cached_property
     def shares(self) -> Mapping[str, LimitOnNode]:
-        """What the node says of each limit that holds, by name, for this pod alone."""
+        """The share of the node in each matching limit by name, for this pod only."""
         return {limit_name(limit): summarize_limit(limit, [self.pod], self.view) for limit in self.matching}
 
     @cached_property
     def limit_set(self) -> LimitSet:
-        """The constraints that the node shall hold for the pod."""
+        """The constraints that the node should enforce on the pod."""
         return LimitSet.of(self.matching)
 
     @cached_property
     def stored(self) -> Mapping[str, NodeLimit]:
-        """The constraints that the NodePinConfig has for the pod, by name."""
+        """The constraints of the pod in the NodePinConfig by name."""
         config = self.evidence.config
         if config is None:
             return {}
@@ -164,12 +165,12 @@ class Case:
 
     @property
     def use(self) -> PodSample | None:
-        """What the agent reported of the pod."""
+        """The sample of the pod in the agent's report."""
         return self.view.pods.get(self.pod.cgroup_uid)
 
     @cached_property
     def report(self) -> PodReport | None:
-        """The same as it was written."""
+        """The agent's report of the pod."""
         status = self.evidence.config.status if self.evidence.config else None
         found = (pod for pod in (status.pods if status else ()) if pod.uid == self.pod.cgroup_uid)
         return next(found, None)

@@ -1,7 +1,7 @@
-"""What an explanation is made of: findings, each with a cause for programs, words for people, and one next step.
+"""The parts of an explanation: findings, each with a cause for programs, a message, and one next step.
 
-`Cause` stands in the order in which causes are told: what makes all else unknown comes first, then what explains a refusal, then what is
-only worth knowing. The first finding is the answer to "why"; its next step is what to do.
+`Cause` is in order of importance: first causes that make everything else unknown, then causes of a denial, then remarks.
+The first finding answers "why"; its next step says what to do.
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from pinwarden.api.pinlimit import Enforcement, Level, Scope
 
 
 class Cause(StrEnum):
-    """Why a pod is held as it is, one CamelCase word each."""
+    """Why a pod is limited as it is, in one CamelCase word."""
 
     POD_ENDED = "PodEnded"
     ON_WINDOWS = "OnWindows"
@@ -55,19 +55,19 @@ class Cause(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for what is told first."""
+        """The position in order of importance, from 0."""
         return list(Cause).index(self)
 
 
 class NextStep(Model):
-    """One thing to do, and the command that does it or shows more."""
+    """An action, and the command that does it or shows more."""
 
     text: str
     command: str
 
 
 class Finding(Model):
-    """One thing that explains how the pod is held. `problem`: something is not as somebody asked."""
+    """A fact that explains how the pod is limited. `problem`: something is not as asked."""
 
     cause: Cause
     problem: bool
@@ -76,7 +76,7 @@ class Finding(Model):
 
 
 class Standing(StrEnum):
-    """What a limit whose selectors match is to the pod: `Pending` until its node said to hold the pod to it."""
+    """The effect of a matching limit on the pod; `Pending` until its node acknowledges the limit."""
 
     STRICTEST = "Strictest"
     HOLDS = "Holds"
@@ -87,10 +87,10 @@ class Standing(StrEnum):
 
 
 class LimitUse(Model):
-    """A limit whose selectors match the pod; amounts in bytes, and absent where they are not known (H2).
+    """A limit whose selectors match the pod; amounts are in bytes, and absent if unknown (H2).
 
-    `used` and `peak` are in the scope of the limit: the fullest container with scope Container; absent with scope Node, which sums over
-    other pods too. `because` says why it stands so. `acknowledged` is of this pod: whether its node said to hold it to the limit.
+    `used` and `peak` are in the scope of the limit: those of the fullest container with scope Container, absent with
+    scope Node. `because` explains `standing`. `acknowledged`: the node acknowledged the limit for this pod.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class LimitUse(Model):
 
 
 class PodUse(Model):
-    """What the pod was last seen to pin, in bytes and sampled, and how it is held. Without `level` that is not known (H1)."""
+    """What the pod pinned at the last sample, in bytes, and how it is limited; `level` is absent if unknown (H1)."""
 
     locked: int
     pinned: int
@@ -125,14 +125,14 @@ class PodUse(Model):
 
 
 class DeniedCall(Model):
-    """A refusal as the node lists it, or an Event told it."""
+    """A denied call, from the node's report or from an Event."""
 
     time: datetime
     text: str
 
 
 class GroupUse(Model):
-    """What the pod borrows of a SharedMemoryGroup, in bytes; absent where it is not known."""
+    """What the pod borrows from a SharedMemoryGroup, in bytes; absent if unknown."""
 
     name: str
     member: bool
@@ -144,7 +144,7 @@ class GroupUse(Model):
 
 
 class Explanation(Model):
-    """All that is to say of a pod. `findings` is never empty, the most important one first."""
+    """The explanation of a pod. `findings` is never empty, and starts with the most important."""
 
     namespace: str
     pod: str

@@ -1,4 +1,4 @@
-"""The SharedMemoryGroups that a pod belongs to or borrows of."""
+"""Findings about SharedMemoryGroups that the pod is a member of or borrows from."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from pinwarden.plan.usage import is_stale
 
 
 def uses(case: Case) -> Iterator[GroupUse]:
-    """A row for each group that has the pod as a member, or of which the pod has something mapped."""
+    """Yield a row for each group that the pod is a member of or borrows from."""
     for group, borrow in _concerned(case):
         limits = _limits(case, group)
         report = case.view.groups.get(group.uid)
@@ -34,7 +34,7 @@ def uses(case: Case) -> Iterator[GroupUse]:
 
 
 def findings(case: Case) -> Iterator[Finding]:
-    """Of groups that are refused, and of borrowing that is."""
+    """Yield rejected groups, denied mappings, and borrows above a limit."""
     standing = admissions(
         [group for group in case.evidence.groups if group.namespace == case.pod.namespace],
         case.evidence.namespace,
@@ -96,7 +96,7 @@ def _is_member(case: Case, group: Group) -> bool:
 
 
 def _limits(case: Case, group: Group) -> list[Member]:
-    """The entries with a borrow limit that hold for the pod."""
+    """Return the entries of `members` with a borrow limit that select the pod."""
     if group.namespace != case.pod.namespace:
         return []
     members = group.resource.spec.members

@@ -1,4 +1,4 @@
-"""The limits whose selectors match a pod, side by side: which is the strictest, which add nothing, and what each was seen to refuse."""
+"""Compare the limits of a pod: the strictest, the redundant ones, and the denials of each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from pinwarden.plan.node_view import PodSample
 
 
 def strictest(case: Case) -> Limit | None:
-    """The enforced limit that the pod as a whole reaches first; None where it is known to be held to none as a whole."""
+    """Return the acknowledged limit with the least amount and scope Pod, None if there is none."""
     held = [
         limit
         for limit in case.matching
@@ -26,14 +26,14 @@ def strictest(case: Case) -> Limit | None:
 
 
 def overridden(case: Case) -> Mapping[str, Sequence[Limit]]:
-    """By name: the limits that add nothing for this pod, with those that imply them (P13) and that it is held to."""
+    """Return the redundant limits by name, each with the acknowledged limits that imply it (P13)."""
     by_name = {limit_name(limit): limit for limit in case.matching}
     found = {name: overriding(limit, [case.matching]) & case.acknowledged for name, limit in by_name.items()}
     return {name: [by_name[other] for other in sorted(others)] for name, others in found.items() if others}
 
 
 def uses(case: Case) -> Iterator[LimitUse]:
-    """A row for each limit, the strictest first."""
+    """Yield a row for each limit, the strictest first."""
     first, implied = strictest(case), overridden(case)
     name_of_first = limit_name(first) if first else None
 
@@ -46,18 +46,18 @@ def uses(case: Case) -> Iterator[LimitUse]:
 
 
 def denials(case: Case, limit: Limit) -> Sequence[DenialReport]:
-    """The calls of the pod that the node lists as refused for this limit, oldest first."""
+    """Return the listed denials of this limit for the pod, oldest first."""
     return [each for each in listed(case) if each.uid == limit.metadata.uid]
 
 
 def listed(case: Case) -> Sequence[DenialReport]:
-    """The calls of the pod that the node lists as refused."""
+    """Return the listed denials of the pod."""
     status = case.evidence.config.status if case.evidence.config else None
     return [each for each in (status.recent_denials if status else ()) if each.pod == case.pod.cgroup_uid]
 
 
 def overshoots(case: Case) -> Sequence[OvershootReport]:
-    """When the pod was seen above one of its limits by a race; also what is of the node as a whole."""
+    """Return the overshoots of the pod's limits, also of limits on the whole node."""
     uids = {limit.metadata.uid for limit in case.matching}
     return [
         each
@@ -67,7 +67,7 @@ def overshoots(case: Case) -> Sequence[OvershootReport]:
 
 
 def used(limit: Limit, use: PodSample) -> tuple[int | None, int | None]:
-    """What counts towards the limit, and the most that did, in bytes; None where the pod alone does not tell."""
+    """Return the use and the peak that count for the limit, in bytes; None if other pods count too."""
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         return None, None
     if limit.spec.scope is Scope.POD:

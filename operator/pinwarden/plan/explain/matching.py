@@ -1,4 +1,4 @@
-"""Before any limit is held: whether the pod is on a node, and which limits its labels choose."""
+"""Findings about matching: whether the pod is on a node, and which limits match it."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _MENDED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
 
 
 def placing(case: Case) -> Iterator[Finding]:
-    """Of a pod that runs nowhere, or where no agent can."""
+    """Yield why no limit can apply to the pod: it has ended, is unscheduled, or is for Windows."""
     pod = case.pod
     if pod.terminal:
         yield Finding(
@@ -51,7 +51,7 @@ def placing(case: Case) -> Iterator[Finding]:
 
 
 def selecting(case: Case) -> Iterator[Finding]:
-    """Of limits that should hold and do not, and of a pod that none selects."""
+    """Yield rejected and unreadable limits, and that no limit matches."""
     for limit in case.selecting:
         if rejection := case.rejected.get(limit_name(limit)):
             yield _refused(limit, rejection)
@@ -79,7 +79,7 @@ def selecting(case: Case) -> Iterator[Finding]:
 
 
 def standing(case: Case) -> Iterator[Finding]:
-    """Of the limits beside each other: none refuses anything, or one adds nothing."""
+    """Yield that all limits are Audit limits, and which limits are redundant."""
     if case.matching and all(limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching):
         limit = case.matching[0]
         yield Finding(
@@ -164,7 +164,7 @@ def _exempt(case: Case) -> Finding | None:
 
 
 def _none(case: Case) -> Finding:
-    """No limit: what the nearest one lacks, and the least that makes it hold, or a limit of the pod's own."""
+    """Return that no limit matches, why the nearest limit does not, and the smallest change."""
     near = nearest(case.evidence)
     message, step = "There is no limit that could match the pod.", first_limit(case.pod)
     if near is not None:
@@ -174,7 +174,7 @@ def _none(case: Case) -> Finding:
 
 
 def _to_match(case: Case, near: NearMiss) -> NextStep | None:
-    """What makes the nearest limit hold; None where that would take another meaning from the pod's labels, or is not for labels to do."""
+    """Return how to make the nearest limit match, None if that needs other changes than a label."""
     pod, limit = case.pod, near.limit
     if not near.labels:
         return None

@@ -1,6 +1,6 @@
-"""Why a limit does not hold for a pod: what of its selectors the pod, its namespace and its node do not meet.
+"""Find why a limit does not match a pod: the requirements that pod, namespace and node do not meet.
 
-Each requirement is put to `selectors.selects` by itself, so that what is told is what the operator goes by.
+`selectors.selects` checks each requirement separately, so the answer agrees with the operator.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from pinwarden.plan.types import NAME_LABEL, Node
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A limit that does not hold, and why, in words; `labels` are what the pod lacks, where labels of its own alone are missing."""
+    """A limit that does not match, and why; `labels` are missing on the pod, if nothing else is."""
 
     limit: Limit
     differences: tuple[str, ...]
@@ -24,7 +24,7 @@ class NearMiss:
 
 
 def nearest(evidence: Evidence) -> NearMiss | None:
-    """The limit of which the pod lacks the least; of equals one of its own namespace, then the first by name."""
+    """Return the limit with the fewest differences; among equals a PinLimit, then the first by name."""
     found = [near(limit, evidence) for limit in evidence.limits]
     return min(
         (each for each in found if each.differences),
@@ -38,7 +38,7 @@ def nearest(evidence: Evidence) -> NearMiss | None:
 
 
 def near(limit: Limit, evidence: Evidence) -> NearMiss:
-    """What the pod lacks of one limit; without differences where it holds."""
+    """Return the differences between the pod and a limit, empty if the limit matches."""
     pod, namespace = evidence.pod, evidence.namespace
     differences = list(_unmet(limit.spec.pod_selector, pod.labels, "the pod's label"))
     wanted = limit.spec.pod_selector

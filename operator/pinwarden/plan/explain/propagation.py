@@ -1,4 +1,4 @@
-"""Between a limit and its being held: the operator writes it for the node, the node's agent takes it. Where that stops, and why."""
+"""Findings about propagation: the operator writes a limit for the node, and the node's agent takes it."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from pinwarden.plan.limit_on_node import TOO_MANY_LIMITS
 
 
 def reaching(case: Case) -> Iterator[Finding]:
-    """Of a node that cannot be asked, or does not answer."""
+    """Yield why the node is unknown, has no NodePinConfig, or has no live agent."""
     evidence, node = case.evidence, case.pod.node
     if evidence.node is None:
         yield Finding(
@@ -81,9 +81,9 @@ def _stale(case: Case, agent: str) -> Finding:
 
 
 def taking(case: Case) -> Iterator[Finding]:
-    """Of limits that the node was not told to hold the pod to, has not taken, or cannot take.
+    """Yield limits that are not written for the pod, not acknowledged, or not supported.
 
-    Nothing of a node that does not answer, or is told to hold nothing.
+    Nothing for a node with a silent agent or with mode Release.
     """
     if case.view.silent or case.evidence.config is None or case.released:
         return
