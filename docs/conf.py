@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make site`. What is special about it is in tools/docs/site.py."""
+"""The settings of Sphinx for `make site`; tools/docs/site.py is its extension."""
 
 import os
 import sys
@@ -19,5 +19,6 @@ html_show_sphinx = False
 html_show_copyright = False
 myst_heading_anchors = 4
 myst_heading_slug_func = "github"
-# Where links to files outside of docs/ lead, such as https://git.example/pinwarden/blob/main; the checkout itself without it.
+# The base of links to files outside docs/, such as https://git.example/pinwarden/blob/main;
+# without it, links lead to the checkout.
 pinwarden_repository = os.environ.get("PINWARDEN_REPOSITORY", "")

@@ -1,6 +1,6 @@
-"""Writes what is generated of the chart: its README, by helm-docs, and with a folder the plain manifests for those without Helm.
+"""Write the chart's README with helm-docs, or the plain manifests for users without Helm.
 
-``python tools/docs/chart.py readme`` or ``python tools/docs/chart.py manifests FOLDER``.
+Usage: `chart.py readme`, or `chart.py manifests FOLDER`.
 """
 
 import shutil
@@ -18,7 +18,7 @@ NAME = "pinwarden.yaml"
 
 
 def readme(folder: Path = chart.CHART) -> str:
-    """Return the chart's README; the chart in ``folder`` is left as it is."""
+    """Return the README of the chart in `folder`, and change nothing there."""
     done = subprocess.run(
         [binary("helm-docs"), "--dry-run", "--log-level=error", f"--chart-search-root={folder}"],
         capture_output=True,
@@ -29,12 +29,12 @@ def readme(folder: Path = chart.CHART) -> str:
 
 
 def manifests() -> dict[str, str]:
-    """Return the plain manifests by the names of their files."""
+    """Return the text of each plain manifest by the name of its file."""
     return {NAME: HEAD + chart.manifest()}
 
 
 def main() -> int:
-    """Write one of the two."""
+    """Write the README or the manifests."""
     match sys.argv[1:]:
         case ["readme"]:
             (chart.CHART / "README.md").write_text(readme())

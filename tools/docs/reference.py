@@ -1,8 +1,9 @@
-"""Writes `docs/reference/`: every field of the resources with its type, default, bounds and meaning, out of the models.
+"""Write `docs/reference/`: each field of the resources with its type, default, bounds and meaning.
 
-It reads the JSON schema that the CRDs are made of, before its references are resolved: so a type has one section, however many fields
-are of it. A type without a description of its own would be a field that nobody can look up, hence an error. `make docs` writes the
-files; a test fails when they are not up to date.
+The source is the JSON schema of the models before its references are resolved. So a type has one
+section, however many fields have the type. A type without a description is an error, because
+nobody could look up its fields. `make docs` writes the files; a test fails if they are not up to
+date.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,12 +35,12 @@ Schema = dict[str, Any]
 
 
 def documents() -> dict[Path, str]:
-    """The text of each file of `docs/reference/`."""
+    """Return the text of each file of `docs/reference/`."""
     return {FOLDER / f"{kind.__name__.lower()}.md": document(kind) for kind in KINDS}
 
 
 def document(kind: type[Resource]) -> str:
-    """The page of one kind."""
+    """Return the page of a kind."""
     return "\n".join(_lines(kind)) + "\n"
 
 
@@ -90,7 +91,9 @@ def _lines(kind: type[Resource]) -> Iterator[str]:
 def _model(kind: type[Resource], part: str) -> type[Model]:
     annotation = kind.model_fields[part].annotation
     (model,) = (
-        one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Model)
+        option
+        for option in (annotation, *get_args(annotation))
+        if isinstance(option, type) and issubclass(option, Model)
     )
     return model
 
@@ -107,7 +110,7 @@ def _rules(schema: Schema) -> Iterator[str]:
     rules = schema.get("x-kubernetes-validations", [])
     if rules:
         yield ""
-        yield "The API server refuses what breaks one of these:"
+        yield "The API server rejects an object that breaks one of these rules:"
         yield ""
         for rule in rules:
             where = f"`{rule['fieldPath'].removeprefix('.')}`: " if "fieldPath" in rule else ""
@@ -136,15 +139,15 @@ def _type(field: Schema) -> str:
 
 
 def _named(field: Schema) -> str:
-    """The name of the type that the field is of, empty where it has none."""
+    """Return the name of the field's type, "" for a type without a name."""
     return str(field.get("$ref", "")).rsplit("/", 1)[-1]
 
 
 def _present(field: Schema) -> Schema:
-    """What a field is that may also be absent; itself where it may not."""
+    """Return the schema of an optional field without its null, or the schema of another field."""
     if "x-kubernetes-int-or-string" in field or "anyOf" not in field:
         return field
-    (only,) = (each for each in field["anyOf"] if each.get("type") != "null")
+    (only,) = (option for option in field["anyOf"] if option.get("type") != "null")
     present: Schema = only
     return present
 
@@ -159,10 +162,13 @@ def _default(field: Schema) -> str:
 
 
 def _meaning(field: Schema, types: Mapping[str, Schema]) -> str:
-    """The description and the bounds of a field, in sentences; that of its type where it has none of its own."""
-    said = field.get("description") or types.get(_named(_present(field)), {}).get("description", "")
+    """Return the description and the bounds of a field in sentences.
+
+    A field without a description of its own has the description of its type.
+    """
+    description = field.get("description") or types.get(_named(_present(field)), {}).get("description", "")
     bounds = ", ".join(_bounds(_present(field)))
-    return " ".join(filter(None, (_flat(said), bounds and f"Bounds: {bounds}.")))
+    return " ".join(filter(None, (_flat(description), bounds and f"Bounds: {bounds}.")))
 
 
 def _bounds(field: Schema) -> Iterator[str]:

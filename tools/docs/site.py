@@ -1,11 +1,12 @@
-"""The Sphinx extension of the documentation's site: the same Markdown reads well on a Git host and builds without a warning.
+"""The Sphinx extension of the documentation's site.
 
-Two things differ between the two, and this module is the bridge.
+The same Markdown reads well on a Git host and builds without a warning. Two things differ:
 
-- A Git host shows a list of links where a site wants a table of contents. `docs/index.md` has the list alone: each heading of it
-  with links to pages becomes a toctree behind it (`contents`).
-- A link to a file outside of `docs/` means that file of the repository. It becomes `pinwarden_repository` and the path; what does
-  not exist is a warning, which ends `make site`. Without that setting, the files of the checkout are meant that the site lies in.
+- A Git host shows a list of links, and a site needs a table of contents. `docs/index.md` has the
+  list alone. `contents` makes a toctree of each heading with links to pages.
+- A link to a file outside `docs/` means a file of the repository. The link becomes
+  `pinwarden_repository` and the path; without that setting, a path to the checkout. A missing file
+  is a warning, which ends `make site`.
 """
 
 import os
@@ -28,7 +29,7 @@ _PAGE = re.compile(r"\]\(([^)#:]+)\.md\)")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Called by Sphinx."""
+    """Register the extension with Sphinx."""
     app.add_config_value("pinwarden_repository", "", "env", str)
     app.connect("source-read", _read)
     app.add_transform(Outward)
@@ -36,7 +37,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
 
 
 def contents(index: str) -> str:
-    """The toctrees of an index: one for each heading of the second level, of the pages that stand below it in its order."""
+    """Return the toctrees of an index: for each heading of the second level, its pages in order."""
     return "\n".join(_toctrees(index))
 
 
@@ -54,21 +55,20 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 class Outward(SphinxTransform):
-    """Points links that leave `docs/` at the repository."""
+    """Point links that leave `docs/` at the repository."""
 
     default_priority = 5
 
     def apply(self) -> None:
-        """Replaces the references that the Markdown parser made of such links."""
+        """Replace the references that the Markdown parser made of such links."""
         for node in list(self.document.findall(nodes.Element)):
             if isinstance(node, (addnodes.download_reference, addnodes.pending_xref)) and "reftarget" in node:
                 self._turn(node)
 
     def _turn(self, node: nodes.Element) -> None:
         path, _, anchor = str(node["reftarget"]).partition("#")
-        if (
-            node.get("refdomain") == "doc"
-        ):  # to the parser any Markdown file is a page, by its path without the suffix
+        # The parser takes each Markdown file for a page, and names it without the suffix.
+        if node.get("refdomain") == "doc":
             path, anchor = f"{path}.md", node.get("reftargetid") or ""
         folder = Path(self.env.srcdir, self.env.docname).parent
         target = Path(os.path.normpath(folder / path))
@@ -82,6 +82,6 @@ class Outward(SphinxTransform):
         node.replace_self(nodes.reference("", "", *node.children, refuri=address, internal=False))
 
     def _checkout(self) -> str:
-        """The way from the page on the site to the checkout."""
+        """Return the path from the page on the site to the checkout."""
         page = Path(self.app.outdir, self.env.docname)
         return Path(os.path.relpath(ROOT, page.parent)).as_posix()

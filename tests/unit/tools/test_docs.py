@@ -1,4 +1,4 @@
-"""The documents that are generated are up to date."""
+"""`docs/semantics.md` is up to date, and a test names existing rules only."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every relative link in a Markdown file of the repository leads to a file, and every anchor to a heading, as a Git host has them."""
+"""Each relative link of a Markdown file leads to a file, and each anchor to a heading."""
 
 import os
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ UNREAD = {"build", "node_modules", "wheels"}
 
 
 def pages() -> list[Path]:
-    """The Markdown files of the repository, without what tools leave in a checkout."""
+    """Return the Markdown files of the repository, without files that tools leave in a checkout."""
     found = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [each for each in folders if not each.startswith(".") and each not in UNREAD]
-        found += [Path(folder, each) for each in files if each.endswith(".md")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in UNREAD]
+        found += [Path(folder, name) for name in files if name.endswith(".md")]
     return sorted(found)
 
 
@@ -33,7 +33,7 @@ def tokens(page: Path) -> list[Token]:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Where the links of a page lead that are not to another site."""
+    """Yield the targets of the links of a page, except those to other sites."""
     for block in tokens(page):
         for token in block.children or []:
             target = token.attrGet("href") if token.type == "link_open" else token.attrGet("src")
@@ -43,7 +43,7 @@ def links(page: Path) -> Iterator[str]:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    """The anchors of a page's headings; a second one of the same words has a number."""
+    """Return the anchors of the headings; a second heading with the same words has a number."""
     seen: dict[str, int] = {}
     found = set()
     parsed = tokens(page)
@@ -74,18 +74,18 @@ def test_links_and_anchors_resolve(page: Path) -> None:
     assert list(broken(page)) == []
 
 
-def test_the_pages_that_people_start_from_are_among_them() -> None:
+def test_pages_include_those_that_people_start_from() -> None:
     names = {page.relative_to(ROOT).as_posix() for page in PAGES}
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/index.md", "bench/README.md"} <= names
     assert "tools/cluster/README.md" in names
 
 
-def test_what_is_broken_is_found(tmp_path: Path) -> None:
+def test_broken_links_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# A `b` c!\n\n# A b c\n\n[x](none.md) [y](#a-b-c) [z](#a-b-c-1) [a](/etc) [v](#a-b-c-2)\n"
     )
-    assert [each.partition(":")[2] for each in broken(page, tmp_path)] == [
+    assert [problem.partition(":")[2] for problem in broken(page, tmp_path)] == [
         " no such file",
         " absolute, which is another place on each host",
         " no such heading",

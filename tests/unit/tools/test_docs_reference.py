@@ -1,4 +1,4 @@
-"""The reference of the resources is that of the models, and says something of every field that people write."""
+"""The reference matches the models, and each field of a spec has a meaning."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_every_field_of_a_spec_has_a_meaning(kind: type[Resource]) -> None:
     assert not [row for row in rows if row.split(" | ")[3].strip(" |") == ""]
 
 
-def test_what_a_field_may_be_is_told() -> None:
+def test_a_field_has_its_type_default_and_bounds() -> None:
     page = reference.document(next(kind for kind in KINDS if kind.__name__ == "PinLimit"))
     assert (
         "| `minimumLevel` | [Level](#level) | `Converge` | The weakest level at which a pod counts as held"

@@ -1,4 +1,7 @@
-"""docs/security.md names every capability, mount of the node and right that the chart gives, at the container or account that has it."""
+"""docs/security.md names each capability, mount of the node and right of the chart.
+
+It names them at the container or account that has them.
+"""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ _TEMPLATE = re.compile(r"\{\{.*?\}\}")
 
 
 def parsed(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a template, with the chart's values for paths; what else the template computes is left out."""
+    """Yield the objects of a template, with the chart's values for paths and nothing else computed."""
     text = _VALUE.sub(lambda found: VALUES[found[2]] + (found[1] or ""), path.read_text())
     kept = [
         _TEMPLATE.sub("x", line)
@@ -37,14 +40,14 @@ OBJECTS = [
 
 
 def section(heading: str) -> str:
-    """What stands below a heading of the third level; of the second, with those in it."""
+    """Return the text below a heading, with the headings below it."""
     marks = heading.partition(" ")[0]
     after = PAGE[PAGE.index(f"\n{heading}\n") + len(heading) + 2 :]
     return re.split(rf"^#{{2,{len(marks)}}} ", after, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each container of the chart, with its pod's spec."""
+    """Yield each container of the chart, with its pod's spec."""
     for each in OBJECTS:
         if each["kind"] in RUNS:
             spec = each["spec"] if each["kind"] == "Pod" else each["spec"]["template"]["spec"]
@@ -64,13 +67,15 @@ def test_the_chart_is_read() -> None:
 
 
 @pytest.mark.parametrize(("container", "spec"), CONTAINERS, ids=[one["name"] for one, _ in CONTAINERS])
-def test_what_a_container_has_is_told(container: dict[str, Any], spec: dict[str, Any]) -> None:
-    told = section(f"### {container['name']}")
+def test_the_page_names_everything_that_a_container_has(
+    container: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    text = section(f"### {container['name']}")
     security = container["securityContext"]
     assert security["capabilities"]["drop"] == ["ALL"]
     assert not security.get("privileged")
     added = set(security["capabilities"].get("add", []))
-    assert added == set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", first_cells(told)))
+    assert added == set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", first_cells(text)))
 
     paths = {each["name"]: each["hostPath"]["path"] for each in spec.get("volumes", []) if "hostPath" in each}
     mounts = {
@@ -79,11 +84,11 @@ def test_what_a_container_has_is_told(container: dict[str, Any], spec: dict[str,
         if each["name"] in paths
     }
     assert mounts == {
-        path.replace("`", "") for path in re.findall(r"hostPath (`[^`]+`(?:, read-only)?)", first_cells(told))
+        path.replace("`", "") for path in re.findall(r"hostPath (`[^`]+`(?:, read-only)?)", first_cells(text))
     }
 
-    assert bool(spec.get("hostPID")) == ("`hostPID: true`" in told)
-    assert ("appArmorProfile" in security) == ("AppArmor" in told)
+    assert bool(spec.get("hostPID")) == ("`hostPID: true`" in text)
+    assert ("appArmorProfile" in security) == ("AppArmor" in text)
     assert not {"hostNetwork", "hostIPC"} & spec.keys()
 
     own = any(each["mountPath"] == TOKEN for each in container.get("volumeMounts", []))
@@ -92,12 +97,12 @@ def test_what_a_container_has_is_told(container: dict[str, Any], spec: dict[str,
 
 
 def first_cells(text: str) -> str:
-    """The first cells of the rows of a table."""
+    """Return the first cells of the rows of a table."""
     return "\n".join(line.split(" | ")[0] for line in text.splitlines() if line.startswith("| "))
 
 
 @pytest.mark.parametrize("account", sorted(ACCOUNTS))
-def test_rights_are_told(account: str) -> None:
+def test_the_page_names_the_rights_of_an_account(account: str) -> None:
     rules = [
         rule
         for each in OBJECTS
@@ -112,17 +117,17 @@ def test_rights_are_told(account: str) -> None:
     assert "secrets" not in str(rules)
 
 
-def test_no_account_is_told_that_is_not_there() -> None:
+def test_the_page_names_no_other_account() -> None:
     assert rights().keys() == ACCOUNTS
 
 
 def rights() -> dict[str, set[tuple[str, str]]]:
-    """Resources and verbs that the page tells, by account."""
-    told: dict[str, set[tuple[str, str]]] = {}
+    """Return the resources and verbs of the page by account."""
+    by_account: dict[str, set[tuple[str, str]]] = {}
     name = ""
     for line in section("## Rights").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and len(cells) == 4 and cells[0] not in ("account", "---"):
             name = cells[0].strip("`") or name
-            told.setdefault(name, set()).add((cells[1], cells[2]))
-    return told
+            by_account.setdefault(name, set()).add((cells[1], cells[2]))
+    return by_account

@@ -1,4 +1,4 @@
-"""The site builds from the Markdown without a warning, has every page, and its links to other files lead to the repository."""
+"""The site builds without a warning, has every page, and links to files of the repository."""
 
 import os
 import re
@@ -23,7 +23,7 @@ FLAGS = next(
 
 
 def build(source: Path, out: Path, repository: str = "") -> CompletedProcess[str]:
-    """What `make site` runs."""
+    """Run the command of `make site`."""
     command = [
         sys.executable,
         "-m",
@@ -80,7 +80,7 @@ def test_links_to_other_files_lead_to_the_repository(site: Path) -> None:
 
 
 def written(folder: Path, pages: dict[str, str]) -> Path:
-    """Write a documentation of these pages, with the settings of the real one, and return its folder."""
+    """Write pages with the settings of the real documentation, and return their folder."""
     source = folder / "docs"
     shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.md"))
     conf = source / "conf.py"
@@ -91,8 +91,8 @@ def written(folder: Path, pages: dict[str, str]) -> Path:
     return source
 
 
-def test_without_a_repository_they_lead_to_the_checkout(tmp_path: Path) -> None:
-    """Two pages are enough: the way to the checkout depends on a page's depth alone."""
+def test_links_without_a_repository_lead_to_the_checkout(tmp_path: Path) -> None:
+    """Two pages are enough: the path to the checkout depends on the depth of a page alone."""
     out = ROOT / "build" / f"site-of-test-{tmp_path.name}-{os.getpid()}"
     readme = "../../../bench/README.md"
     pages = {

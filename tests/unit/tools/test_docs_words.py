@@ -1,4 +1,4 @@
-"""The words of docstrings are counted, and the sentences of pages measured, as CODING_STYLE.md says."""
+"""Words of docstrings are counted, and sentences of pages measured, as CODING_STYLE.md says."""
 
 from pathlib import Path
 
