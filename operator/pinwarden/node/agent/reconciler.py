@@ -1,13 +1,14 @@
-"""The engine: finds the governed pods, samples them, deals to their processes and says what it found.
+"""Brings the node to its configuration: lists subjects, samples them, sets their rlimits, and reports.
 
-It has no thread and never waits: the caller gives it a configuration and ticks, each as soon as the last one asked for. A tick does what is
-due, in this order: find pods, sample those that are due, save what their new processes had, deal, give back. Pods that no limit holds for
-are listed and not read. Looking takes at most about a quarter of a core's time, also when many busy pods want to be looked at at once.
+The reconciler has no thread and never waits. The caller gives it a configuration and ticks, each as soon as
+the last tick asked for. A tick lists the pods and directories, samples the subjects that are due, saves the
+original limits of new processes, allocates, and restores. Pods without a limit are listed and not read.
+Sampling takes at most about a quarter of a core, also while many pods are busy.
 
-Subjects that share a limit of scope Node, or a process, are dealt together as one batches.
+Subjects that share a limit of scope Node, or a process, are allocated together as one batch.
 
-A subject, a batches or a pattern that fails costs itself (`guard`): it is reported as not readable, none of its limits is acknowledged, and
-it is tried again. All others are sampled and dealt as if it were not there.
+A subject, a batch or a pattern that fails affects only itself (`guard`): it is reported as not readable,
+none of its limits is acknowledged, and it is tried again. All others are reconciled as usual.
 """
 
 import logging
@@ -19,7 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinConfigStatus, UnsupportedLimit
+from pinwarden.api.nodepinconfig import (
+    NodeLimit,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    UnsupportedLimit,
+)
 from pinwarden.api.pinlimit import Enforcement
 from pinwarden.common.guard import Guard
 from pinwarden.common.patterns import directories
@@ -44,18 +50,19 @@ _SHORTEST_SECONDS = 0.01
 _LONGEST_SECONDS = 1.0
 _PAUSE_PER_WORK = 3
 KINDS = ("subject", "group", "pattern", "release", "record", "report")
-"""Kinds of items that the engine guards."""
+"""Kinds of items that the reconciler guards."""
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-Dealing = tuple[list[Subject], list[Constraint]]
-"""A batches and the constraints on it."""
+Batch = tuple[list[Subject], list[Constraint]]
+"""Subjects that are allocated together, and the constraints on them."""
 
 
 class Reconciler:
-    """Single-threaded: one caller owns it. `clock` is monotonic, in seconds; `page_size` in bytes; `gate` and `accountant` are records.
+    """Single-threaded: one caller owns it.
 
-    `guard` knows the `KINDS`.
+    `clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths of their
+    state files. `guard` knows the `KINDS`.
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class Reconciler:
         prlimit: Prlimit = prlimit_memlock,
         guard: Guard | None = None,
     ) -> None:
-        """Raises ValueError when there is no cgroup hierarchy, OSError when the store cannot be read."""
+        """Raises ValueError without a cgroup hierarchy, OSError if the store cannot be read."""
         self._guard = guard or Guard(KINDS, clock)
         self._root = process_hierarchy(cgroup_root)
         self._finder = PodFinder(self._root)
@@ -81,7 +88,7 @@ class Reconciler:
         self._releaser = Releaser(self._table, self._enforcer)
         self._gate = GateReader(gate)
         self._accountant = AccountantReader(accountant)
-        self._reporter = StatusBuilder(
+        self._status = StatusBuilder(
             ability, detect_layout(cgroup_root).value, self._gate, self._accountant, self._guard
         )
         self._overshoots = Overshoots()
@@ -90,9 +97,9 @@ class Reconciler:
         self._policy: NodePolicy | None = None
         self._acknowledged: NodePolicy | None = None
         self._subjects: dict[str, Subject] = {}
-        self._groups: list[list[Subject]] = []
+        self._batches: list[list[Subject]] = []
         self._matched: dict[str, list[Path]] = {}
-        self._find_due = float("-inf")
+        self._list_due = float("-inf")
         self._sampled: datetime | None = None
 
     def configure(
@@ -102,55 +109,59 @@ class Reconciler:
         generation: int | None,
         gone: frozenset[str] = frozenset(),
     ) -> None:
-        """Takes a configuration; the next tick acts, and acknowledges it when all of it is dealt. `gone`: not listed any more."""
+        """Accept a configuration. The next tick applies it, and acknowledges it when all of it is applied.
+
+        `gone` are the pods in it that the operator does not list any more.
+        """
         self._policy = NodePolicy(spec, unsupported, generation, gone)
         self._overshoots.keep({limit.uid for limit in self._policy.limits} | {UNKNOWN_PODS})
-        self._find_due = float("-inf")
+        self._list_due = float("-inf")
 
     def tick(self) -> float:
-        """Does what is due; seconds until the next tick is wanted. Before the first configuration nothing is touched (H3)."""
+        """Do what is due, and return the seconds until the next tick.
+
+        Before the first configuration nothing is changed (H3).
+        """
         policy, now = self._policy, self._clock()
         if policy is None:
             return _LONGEST_SECONDS
         if policy.release:
-            if (self._acknowledged is not policy or self._releaser) and self._give_all_back():
+            if (self._acknowledged is not policy or self._releaser) and self._release_all():
                 self._acknowledged = policy
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
-        self._guarded("record", "accountant", self._accountant.poll)
-        if self._guarded("record", "gate", self._gate.poll):
-            for subject in self._subjects.values():
-                if self._gate.coverage(subject).exact != subject.exact:
-                    subject.heat(now)
-        fresh, finding, thorough = self._acknowledged is not policy, now >= self._find_due, False
-        if finding:
+        self._poll(now)
+        acknowledged, listed, sample_all = self._acknowledged, False, False
+        if now >= self._list_due:
             try:
-                thorough = self._find(policy, now, fresh=fresh)
+                sample_all = self._list(policy, now)
+                acknowledged, listed = policy, True
             except OSError as error:
                 _log.error("pods cannot be listed, known ones stay as they are: %s", error)
-                self._find_due = now + _LONGEST_SECONDS
-                finding, policy = False, self._acknowledged
-        self._act(now, thorough=thorough, sweep=finding)
-        self._acknowledged = policy
+                self._list_due = now + _LONGEST_SECONDS
+        moved = self._sample(now, everything=sample_all)
+        if listed or moved:
+            self._guarded("release", "", partial(self._drop_unowned, now))
+        self._acknowledged = acknowledged
         self._sampled = datetime.now(UTC)
         return self._pace(now)
 
     def report(self) -> NodePinConfigStatus:
-        """What was found at the last tick."""
+        """Return the status as of the last tick."""
         subjects = [subject for _, subject in sorted(self._subjects.items())]
-        return self._reporter.report(
+        return self._status.build(
             self._acknowledged, subjects, self._table, self._enforcer, self._overshoots, self._sampled
         )
 
     @property
     def names(self) -> dict[str, str]:
-        """Subjects whose name the report cannot bear: the real name by the reported one."""
+        """The real name by the reported name, where the report cannot have the real one."""
         reported = {reported_name(uid): uid for uid in self._subjects}
         return {name: uid for name, uid in reported.items() if name != uid}
 
     @property
     def failures(self) -> dict[tuple[str, str], int]:
-        """How often the work on items failed, by process and kind, as far as the other processes' records tell."""
+        """How often the work on items failed, by process and kind, from the state files of all processes."""
         return {
             (process, kind): count
             for process, counts in (
@@ -162,103 +173,100 @@ class Reconciler:
         }
 
     def release(self) -> None:
-        """Gives every process back what it had, also those of an earlier agent. Raises PermissionError when the kernel refuses some."""
-        if not self._give_all_back():
+        """Restore every process, including those of an earlier agent. Raises PermissionError if some fail."""
+        if not self._release_all():
             raise PermissionError("some processes could not be given back what they had")
 
     def close(self) -> None:
-        """Gives descriptors back. Limits stay in force (H3)."""
+        """Close all descriptors. Limits stay in force (H3)."""
         self._table.close()
         self._subjects.clear()
-        self._groups.clear()
+        self._batches.clear()
 
-    def _find(self, policy: NodePolicy, now: float, *, fresh: bool) -> bool:
-        """Brings the subjects up to date; whether all are to be looked at, because the policy is new or some are gone. Raises OSError."""
-        found = self._wanted(policy, now)
-        self._find_due = now + IDLE_SECONDS
-        gone = self._subjects.keys() - found.keys()
+    def _poll(self, now: float) -> None:
+        """Read the state files of the other processes, and sample subjects whose gate coverage changed."""
+        self._guarded("record", "accountant", self._accountant.poll)
+        if self._guarded("record", "gate", self._gate.poll):
+            for subject in self._subjects.values():
+                if self._gate.coverage(subject).exact != subject.exact:
+                    subject.heat(now)
+
+    def _list(self, policy: NodePolicy, now: float) -> bool:
+        """List the subjects of the policy. Raises OSError.
+
+        Return whether all subjects must be sampled: the policy is new, or a subject is gone.
+        """
+        listed = self._find_subjects(policy, now)
+        self._list_due = now + IDLE_SECONDS
+        gone = self._subjects.keys() - listed.keys()
         for uid in gone:
             self._releaser.begin(self._subjects.pop(uid))
             self._overshoots.end(uid)
-        changed = fresh or bool(gone)
-        for uid, (paths, held) in found.items():
+        sample_all = policy is not self._acknowledged or bool(gone)
+        changed = sample_all
+        for uid, (paths, subject_policy) in listed.items():
             subject = self._subjects.get(uid)
             if subject is None:
-                subject = self._subjects[uid] = Subject(uid, paths, held)
+                subject = self._subjects[uid] = Subject(uid, paths, subject_policy)
                 self._releaser.cancel(uid)
             elif subject.paths != paths:
                 subject.move(paths)
-            elif subject.policy == held:
+            elif subject.policy == subject_policy:
                 continue
-            subject.policy = held
+            subject.policy = subject_policy
             subject.heat(now)
             changed = True
         if changed:
-            self._groups = batches(self._subjects.values())
-        return fresh or bool(gone)
+            self._batches = batches(self._subjects.values())
+        return sample_all
 
-    def _wanted(self, policy: NodePolicy, now: float) -> dict[str, tuple[tuple[Path, ...], SubjectPolicy]]:
-        found = {
-            uid: (paths, held)
+    def _find_subjects(
+        self, policy: NodePolicy, now: float
+    ) -> dict[str, tuple[tuple[Path, ...], SubjectPolicy]]:
+        """Return the directories and the policy of each subject, by uid. Raises OSError."""
+        subjects = {
+            uid: (paths, subject_policy)
             for uid, paths in self._finder.find(now).items()
-            if (held := policy.of_pod(uid)) is not None
+            if (subject_policy := policy.of_pod(uid)) is not None
         }
         matching: dict[Path, list[NodeLimit]] = {}
-        for pattern, held in policy.patterns.items():
+        for pattern, subject_policy in policy.patterns.items():
             paths = self._guarded("pattern", pattern, partial(directories, self._root, pattern))
-            if paths is None:  # what it matched before stays held
+            if paths is None:  # limits stay on the directories that the pattern matched before
                 paths = [path for path in self._matched.get(pattern, ()) if path.is_dir()]
             self._matched[pattern] = paths
             for path in paths:
-                matching.setdefault(path, []).extend(held.limits)
+                matching.setdefault(path, []).extend(subject_policy.limits)
         self._matched = {pattern: self._matched[pattern] for pattern in policy.patterns}
         for path, limits in matching.items():
-            found[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy(tuple(limits)))
-        return found
+            subjects[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy(tuple(limits)))
+        return subjects
 
     def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:
-        """What `work` on an item returns; None while it fails, or waits after a failure."""
+        """Return the result of `work` on an item, None while it fails or waits after a failure."""
         if self._guard.due(kind, name):
             with self._guard.item(kind, name):
                 return work()
         return None
 
-    def _act(self, now: float, *, thorough: bool, sweep: bool) -> None:
-        """Samples what is due, or with `thorough` everything, and deals; with `sweep` forgets what is in no subject any more."""
-        due = {subject for subject in self._subjects.values() if thorough or subject.wants(now)}
-        left = [key for subject in due for key in self._look(subject, now)]
-        if any(self._table.lives(key) for key in left):  # moved away, perhaps to another subject
+    def _sample(self, now: float, *, everything: bool) -> bool:
+        """Sample the subjects that are due, or all, and enforce their limits.
+
+        Return whether a process moved out of its subject. Then all subjects are sampled.
+        """
+        due = {subject for subject in self._subjects.values() if everything or subject.wants(now)}
+        left = [key for subject in due for key in self._sample_subject(subject, now)]
+        moved = any(self._table.lives(key) for key in left)
+        if moved:  # perhaps to another subject
             for subject in self._subjects.values():
                 if subject not in due:
-                    self._look(subject, now)
-            due, sweep = set(self._subjects.values()), True
-        touched = [
-            (subjects, constraints)
-            for subjects in self._groups
-            if not due.isdisjoint(subjects)
-            for constraints in self._of_group("scope", subjects, now, partial(constraints_on, subjects))
-        ]
-        if self._ability.available:
-            self._deal(touched, now)
-        for subjects, constraints in touched:
-            self._of_group("evaluate", subjects, now, partial(self._evaluate, subjects, constraints, now))
-        if sweep:
-            self._guarded("release", "", partial(self._drop_strangers, now))
+                    self._sample_subject(subject, now)
+            due = set(self._subjects.values())
+        self._enforce(due, now)
+        return moved
 
-    def _of_group(
-        self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
-    ) -> list[_Result]:
-        """What `work` on a batches returns, as the one entry; none where it failed, which is then each subject's failure."""
-        name = f"{step} {subjects[0].uid}"
-        with self._guard.item("group", name):
-            return [work()]
-        for subject in subjects:
-            subject.failure = self._guard.cause("group", name)
-            subject.due = now + _LONGEST_SECONDS
-        return []
-
-    def _look(self, subject: Subject, now: float) -> set[ProcessKey]:
-        """The processes that are the subject's no longer."""
+    def _sample_subject(self, subject: Subject, now: float) -> set[ProcessKey]:
+        """Return the processes that left the subject."""
         with self._guard.item("subject", subject.uid):
             left = subject.sample(self._table, now)
             subject.exact = self._gate.coverage(subject).exact
@@ -268,22 +276,52 @@ class Reconciler:
         subject.due = now + _LONGEST_SECONDS
         return set()
 
-    def _deal(self, touched: Iterable[Dealing], now: float) -> None:
+    def _enforce(self, due: set[Subject], now: float) -> None:
+        """Enforce and evaluate the constraints of each batch with a subject that was sampled."""
+        sampled: list[Batch] = [
+            (subjects, constraints)
+            for subjects in self._batches
+            if not due.isdisjoint(subjects)
+            for constraints in self._of_batch("scope", subjects, now, partial(constraints_on, subjects))
+        ]
+        if self._ability.available:
+            self._allocate(sampled, now)
+        for subjects, constraints in sampled:
+            self._of_batch("evaluate", subjects, now, partial(self._evaluate, subjects, constraints, now))
+
+    def _of_batch(
+        self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
+    ) -> list[_Result]:
+        """Return the result of `work` on a batch as a list; empty if it failed.
+
+        A failure is then the failure of each subject.
+        """
+        name = f"{step} {subjects[0].uid}"
+        with self._guard.item("group", name):
+            return [work()]
+        for subject in subjects:
+            subject.failure = self._guard.cause("group", name)
+            subject.due = now + _LONGEST_SECONDS
+        return []
+
+    def _allocate(self, sampled: Iterable[Batch], now: float) -> None:
+        """Save the original limits of new processes, then set the limits of all."""
         enforced = [
             (subjects, [one for one in constraints if one.limit.enforcement is Enforcement.ENFORCE])
-            for subjects, constraints in touched
+            for subjects, constraints in sampled
         ]
         for subjects, constraints in enforced:
-            self._of_group("adopt", subjects, now, partial(self._adopt, subjects, constraints, now))
+            self._of_batch("adopt", subjects, now, partial(self._adopt, subjects, constraints, now))
         self._enforcer.save(now)
         for subjects, constraints in enforced:
             work = partial(self._enforcer.enforce, subjects, constraints)
-            for settled in self._of_group("deal", subjects, now, work):
+            for settled in self._of_batch("allocate", subjects, now, work):
                 for subject in () if settled else subjects:
                     subject.heat(now)
 
     def _adopt(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
-        covered = frozenset[ProcessKey]().union(*(one.members for one in constraints))
+        """Find the original limits of new processes, and accept the limits that programs set."""
+        covered = frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
         for subject in subjects:
             self._enforcer.adopt(subject, subject.keys & covered)
             if not subject.policy.enforced and not subject.hot(now):
@@ -292,11 +330,12 @@ class Reconciler:
                 subject.heat(now)
 
     def _evaluate(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
-        """Compares use with limits, those that are only audited too, and keeps peaks."""
+        """Compare use with limits, including audited ones, and record peaks."""
         time = datetime.now(UTC)
-        for one in constraints:
-            excess = self._use(one.members) - one.limit.limit
-            self._overshoots.sample(one.limit.uid, one.pod, one.container, excess, now, time)
+        for constraint in constraints:
+            limit = constraint.limit
+            excess = self._use(constraint.members) - limit.limit
+            self._overshoots.sample(limit.uid, constraint.pod, constraint.container, excess, now, time)
         for subject in subjects:
             peaks = subject.peaks.containers
             for name, keys in running_containers(subject.policy.by_container, subject).items():
@@ -305,10 +344,10 @@ class Reconciler:
     def _use(self, keys: Iterable[ProcessKey]) -> int:
         return sum(self._table[key].use for key in keys)
 
-    def _drop_strangers(self, now: float) -> None:
-        """Gives back to, and forgets, the processes that are in no subject; also those that an earlier agent dealt to."""
+    def _drop_unowned(self, now: float) -> None:
+        """Restore and drop the processes that are in no subject, including those of an earlier agent."""
         if self._ability.available:
-            self._part(now)
+            self._restore_released(now)
         kept = self._releaser.keys.union(*(subject.keys for subject in self._subjects.values()))
         for process in self._table:
             if process.key in kept:
@@ -318,33 +357,36 @@ class Reconciler:
                 self._enforcer.forget(process.key)
         self._enforcer.keep_histories(self._subjects.keys() | self._releaser.uids)
 
-    def _part(self, now: float) -> None:
-        """Goes on with what is parted from. What an earlier agent left may be in a subject that cannot be read, and then stays."""
+    def _restore_released(self, now: float) -> None:
+        """Continue the releases.
+
+        A process of an earlier agent can be in a subject that cannot be read. Then it keeps its limits.
+        """
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
             try:
                 self._releaser.begin_unclaimed(self._root)
             except OSError as error:
-                _log.error("what an earlier agent dealt to cannot be found by its pods: %s", error)
+                _log.error("cannot find the pods of processes limited by a previous agent: %s", error)
         self._releaser.sweep(now)
         if readable:
             self._enforcer.restore_unclaimed()
 
-    def _give_all_back(self) -> bool:
-        """Whether everything could be given back; then the store is empty."""
+    def _release_all(self) -> bool:
+        """Return whether every process was restored. Then the store is empty."""
         if not self._ability.available:
             return not self._enforcer.unclaimed()
         for subject in self._subjects.values():
             self._releaser.begin(subject)
         self._subjects.clear()
-        self._groups.clear()
+        self._batches.clear()
         now = self._clock()
-        self._drop_strangers(now)
-        owes = self._enforcer.unclaimed() or self._enforcer.records
-        return self._enforcer.save(float("inf")) and not owes
+        self._drop_unowned(now)
+        remaining = self._enforcer.unclaimed() or self._enforcer.records
+        return self._enforcer.save(float("inf")) and not remaining
 
     def _pace(self, now: float) -> float:
-        """When what is due next comes, but after a pause in proportion to the work that was just done."""
+        """Return the seconds until the next work is due, and at least a pause in proportion to this tick."""
         end = self._clock()
-        due = min([self._find_due, *(subject.due for subject in self._subjects.values())]) - end
+        due = min([self._list_due, *(subject.due for subject in self._subjects.values())]) - end
         return min(max(due, _PAUSE_PER_WORK * (end - now), _SHORTEST_SECONDS), _LONGEST_SECONDS)

@@ -1,7 +1,7 @@
-"""What the agent says of its node: a level for each governed pod with the reason where it is low (H1), and sampled amounts (H2).
+"""Builds the status of the node: the level of each governed pod, its reason (H1), and sampled amounts (H2).
 
-What is reported is cut and escaped here, so that one name that somebody chose, or one pod whose report cannot be put together, does not
-keep the API server from taking all the others.
+Names and messages are cut and escaped here. So neither a name that a user chose nor a pod whose report
+cannot be built keeps the API server from accepting the reports of all other pods.
 """
 
 import logging
@@ -45,14 +45,14 @@ _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 STARTING_SECONDS = 5.0
-"""For so long a process that the runtime started may still be its own, with all capabilities, before it runs what it was started for."""
+"""A process of the runtime keeps all capabilities for about this long, until it runs its program."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The level that a pod is held at, why, and details for people."""
+class PodLevel:
+    """The level of a pod, its reason, and a message with details."""
 
     level: Level
     reason: str
@@ -60,7 +60,7 @@ class Verdict:
 
 
 class StatusBuilder:
-    """Puts statuses together; what does not change is asked for once."""
+    """Builds statuses. Facts that do not change are read once."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class StatusBuilder:
             cgroup_version=cgroup_version,
         )
 
-    def report(
+    def build(
         self,
         acknowledged: NodePolicy | None,
         subjects: Sequence[Subject],
@@ -90,7 +90,7 @@ class StatusBuilder:
         overshoots: Overshoots,
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
-        """The status. `acknowledged` is the configuration that was last dealt as a whole; None before the first one was."""
+        """Return the status. `acknowledged` is the last policy that was applied completely, if any."""
         subjects = [subject for subject in subjects if subject.keys or not subject.policy.gone]
         listed, cut = overshoots.reports()
         coverages = [(subject, self._gate.coverage(subject)) for subject in subjects]
@@ -104,7 +104,10 @@ class StatusBuilder:
                 "observed_generation": acknowledged.generation if acknowledged else None,
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
-                "pods": [self._guarded_pod(*each, table, enforcer) for each in coverages[:_PODS]],
+                "pods": [
+                    self._guarded_pod(subject, coverage, table, enforcer)
+                    for subject, coverage in coverages[:_PODS]
+                ],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.told is not None],
                 "groups": self._accountant.groups(groups),
@@ -121,7 +124,7 @@ class StatusBuilder:
     def _guarded_pod(
         self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
-        """The report of one; where it cannot be put together, that at Observe (H1)."""
+        """Return the report of a pod; at level Observe if it cannot be built (H1)."""
         with self._guard.item("report", subject.uid):
             return self._pod(subject, coverage, table, enforcer)
         return PodReport(
@@ -138,20 +141,20 @@ class StatusBuilder:
     def _pod(
         self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
-        verdict = judge(
+        level = _level(
             subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, coverage
         )
         if subject.policy.gone:
-            verdict = _of_gone(verdict)
+            level = _gone(level)
         return PodReport(
             uid=reported_name(subject.uid),
             vm_lck=subject.locked,
             vm_pin=subject.pinned,
             peak=subject.peaks.pod,
             processes=len(subject.keys),
-            level=verdict.level,
-            reason=verdict.reason,
-            message=shown(verdict.message, LONGEST_MESSAGE),
+            level=level.level,
+            reason=level.reason,
+            message=shown(level.message, LONGEST_MESSAGE),
             denials=self._denials_of(subject) if coverage.gated else None,
             containers=_containers(subject, table)[:_CONTAINERS],
         )
@@ -163,21 +166,24 @@ class StatusBuilder:
         return found[:_DENIALS]
 
     def _denials(self) -> dict[str, object]:
-        """What was refused lately; nothing where no gate is."""
+        """Return the fields about recent denials; none without a gate."""
         told = self._gate.told
         if told is None:
             return {}
         recent: list[DenialReport] = []
-        for refusal in told.recent:
-            with self._guard.item("report", "refusal"):
-                recent.append(DenialReport.model_validate(refusal))
+        for denial in told.recent:
+            with self._guard.item("report", "denial"):
+                recent.append(DenialReport.model_validate(denial))
         return {"recent_denials": recent, "denials_dropped": max(0, told.number - len(recent))}
 
 
 def acknowledge(
     policy: NodePolicy, subjects: Iterable[Subject], enforcer: RlimitEnforcer, behind: Collection[str] = ()
 ) -> list[AppliedLimit]:
-    """The limits that are dealt to every process that they govern; none in mode Release, and none of subjects whose gate is `behind`."""
+    """Return the limits that are applied to all their processes.
+
+    None in mode Release. A limit on a subject whose gate is `behind` is not applied.
+    """
     if policy.release:
         return []
     failed = {
@@ -191,65 +197,65 @@ def acknowledge(
     ]
 
 
-def judge(
+def _level(
     subject: Subject,
     processes: Sequence[Process],
     enforcer: RlimitEnforcer,
     ability: GateAbility,
     coverage: GateCoverage,
-) -> Verdict:
-    """The level of a subject with these processes, and the first reason why it is no better."""
+) -> PodLevel:
+    """Return the level of a subject with these processes, and the first reason against a better one."""
     if subject.failure:
-        return Verdict(Level.OBSERVE, NOT_READABLE, subject.failure)
+        return PodLevel(Level.OBSERVE, NOT_READABLE, subject.failure)
     if coverage.lost:
-        return Verdict(Level.OBSERVE, LOST, coverage.why)
+        return PodLevel(Level.OBSERVE, LOST, coverage.why)
     if coverage.exact and subject.policy.enforced and not subject.truncated:
-        return Verdict(Level.DENY, EXACT, coverage.why)
+        return PodLevel(Level.DENY, EXACT, coverage.why)
     if not (subject.keys or subject.by_container):
-        return _deserted(subject)
+        return _without_processes(subject)
     if not ability.available:
-        return Verdict(Level.OBSERVE, NO_GATE, ability.reason)
+        return PodLevel(Level.OBSERVE, NO_GATE, ability.reason)
     if not subject.policy.limits:
-        return Verdict(Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here")
+        return PodLevel(Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here")
     if not subject.policy.enforced:
-        return Verdict(Level.OBSERVE, "Audit", "its limits are evaluated only")
+        return PodLevel(Level.OBSERVE, "Audit", "its limits are evaluated only")
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
         failure = enforcer.failures.get(process.key, "")
         managed = failure or process.key in enforcer.records
-        if managed and (verdict := _not_held(process, failure, own)):
-            if verdict.reason not in PASSING:
-                return verdict
-            passing = passing or verdict
+        if managed and (level := _not_enforced(process, failure, own)):
+            if level.reason not in PASSING:
+                return level
+            passing = passing or level
     if passing:
         return passing
     if subject.truncated:
-        return Verdict(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
+        return PodLevel(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
     if has_unknown_container(subject):
-        return Verdict(
+        return PodLevel(
             Level.OBSERVE,
             "ContainerUnknown",
             "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
-    return Verdict(Level.CONVERGE, GATE, f"not exactly: {coverage.why}" if coverage.why else "")
+    return PodLevel(Level.CONVERGE, GATE, f"not exactly: {coverage.why}" if coverage.why else "")
 
 
-def _of_gone(verdict: Verdict) -> Verdict:
-    """The same of a pod that is not listed any more: that is said first."""
-    how = f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
-    return Verdict(
-        verdict.level,
+def _gone(level: PodLevel) -> PodLevel:
+    """Return the level of a pod that is not listed any more: the message says so first."""
+    detail = f"{level.reason}: {level.message}" if level.message else level.reason
+    return PodLevel(
+        level.level,
         POD_GONE,
-        f"not listed by the operator any more: the last limits stay until it lists the pod again or the processes end ({how})",
+        f"not listed by the operator any more: the last limits stay until it lists the pod again or the processes end ({detail})",
     )
 
 
-def _deserted(subject: Subject) -> Verdict:
-    """Of a subject without processes: nobody is held, whatever its containers do elsewhere."""
+def _without_processes(subject: Subject) -> PodLevel:
+    """Return the level of a subject without processes: no limit is enforced."""
     if subject.ended:
-        return Verdict(Level.OBSERVE, ENDED, "its last process ended just now")
+        return PodLevel(Level.OBSERVE, ENDED, "its last process ended just now")
     where = subject.paths[0] if subject.paths else "any cgroup of it"
-    return Verdict(
+    return PodLevel(
         Level.OBSERVE,
         NO_PROCESSES,
         f"no process is in {where}. If its containers run, the cgroup drivers of kubelet and runtime may differ: "
@@ -257,28 +263,29 @@ def _deserted(subject: Subject) -> Verdict:
     )
 
 
-def _not_held(process: Process, failure: str, own: Collection[int]) -> Verdict | None:
+def _not_enforced(process: Process, failure: str, own: Collection[int]) -> PodLevel | None:
     pid = process.key.pid
     if failure:
-        return Verdict(Level.OBSERVE, "NotDealt", f"process {pid}: {failure}")
+        return PodLevel(Level.OBSERVE, "NotDealt", f"process {pid}: {failure}")
     if process.usage_state is UsageState.UNKNOWN:
-        return Verdict(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
+        return PodLevel(Level.OBSERVE, "UseUnknown", f"process {pid}: its first thread has ended")
     if process.held_back is None:
         return None
     if process.held_back is HeldBackReason.THREADS_UNREAD:
-        return Verdict(
+        return PodLevel(
             Level.OBSERVE, process.held_back.value, f"process {pid}: not all of its threads are read yet"
         )
     if _is_starting(process, own):
         why = f"process {pid} has {process.held_back} or can gain it, and may be the runtime's own before its program begins"
-        return Verdict(Level.OBSERVE, STARTING, why)
-    return Verdict(Level.OBSERVE, process.held_back.value, f"process {pid} has it or can gain it")
+        return PodLevel(Level.OBSERVE, STARTING, why)
+    return PodLevel(Level.OBSERVE, process.held_back.value, f"process {pid} has it or can gain it")
 
 
 def _is_starting(process: Process, own: Collection[int]) -> bool:
-    """Whether the process is young and none of the subject's `own` started it: a container's first one, or that of an exec into it.
+    """Return whether the process is young and its parent is not one of the subject's `own` processes.
 
-    What a pod forks has a parent in the pod, and where that has ended, the first process of its PID namespace.
+    Such a process is the first one of a container, or of an exec into a container. A process that the pod
+    forked has a parent in the pod, or the first process of its PID namespace if the parent has ended.
     """
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
     return age < STARTING_SECONDS and process.status.parent not in own

@@ -122,14 +122,14 @@ def report(gate: GateReader, one: Subject, ability: GateAbility | None = None) -
 
 def whole(gate: GateReader, one: Subject, ability: GateAbility | None = None) -> NodePinConfigStatus:
     one.keys = frozenset()  # what its processes are is judged elsewhere
-    reporter = StatusBuilder(ability or GateAbility(True), "v2", gate)
-    return built(reporter, None, one)
+    builder = StatusBuilder(ability or GateAbility(True), "v2", gate)
+    return built(builder, None, one)
 
 
-def built(reporter: StatusBuilder, policy: NodePolicy | None, one: Subject) -> NodePinConfigStatus:
+def built(builder: StatusBuilder, policy: NodePolicy | None, one: Subject) -> NodePinConfigStatus:
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
-    return reporter.report(policy, [one], table, enforcer, Overshoots(), None)
+    return builder.build(policy, [one], table, enforcer, Overshoots(), None)
 
 
 @pytest.mark.rule("H1")
@@ -190,9 +190,9 @@ def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_e
     one.policy = held
 
     def applied() -> list[str]:
-        reporter = StatusBuilder(GateAbility(True), "v2", gate)
+        builder = StatusBuilder(GateAbility(True), "v2", gate)
         one.keys = frozenset()
-        found = built(reporter, policy, one)
+        found = built(builder, policy, one)
         return [each.uid for each in found.applied_limits]
 
     assert applied() == []

@@ -24,6 +24,7 @@ from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.prlimit import GateAbility, Limits
 from pinwarden.node.linux.procfs import StatusReader
 from pinwarden.node.pods import process
+from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 from pinwarden.node.pods.subject import ENDED_SECONDS
 
@@ -1161,3 +1162,22 @@ def test_directories_of_any_name_and_depth_are_held_and_named_apart(node: Node) 
     assert all(name.isprintable() for name in names)
     real = [os.fsencode(name) for name in node.engine.names.values()]
     assert sorted(real) == [b"user.slice/a\n\xfe", b"user.slice/a\n\xff"]
+
+
+def test_a_configuration_is_not_acknowledged_while_pods_cannot_be_listed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.configure([{"limit": PAGE}], [POD], generation=1)
+    node.tick()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PodFinder, "find", refuse)
+        node.configure([{"limit": 2 * PAGE}], [POD], generation=2)
+        for _ in range(3):
+            node.tick(0.1)
+            assert node.engine.report().observed_generation == 1
+    node.tick()
+    assert node.engine.report().observed_generation == 2

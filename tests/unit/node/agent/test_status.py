@@ -83,7 +83,7 @@ def status(pods: int = 0, policy: NodePolicy | None = None) -> NodePinConfigStat
     subjects = [Subject(f"{number:04}", (), SubjectPolicy(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
-    return StatusBuilder(GateAbility(True), "v2", GateReader(None)).report(
+    return StatusBuilder(GateAbility(True), "v2", GateReader(None)).build(
         policy, subjects, table, enforcer, Overshoots(), None
     )
 
