@@ -37,33 +37,6 @@ def directories(root: Path, pattern: str) -> list[Path]:
     return found
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Whether the pattern matches this path below the root."""
-    states = {0}
-    parts = parts_of(pattern)
-    for name in path.split("/"):
-        states = {
-            state
-            for at in _skipped(states, parts)
-            if at < len(parts)
-            for state in (
-                [at] if parts[at] == _ANY_DEPTH else [at + 1] if fnmatchcase(name, parts[at]) else ()
-            )
-        }
-    return len(parts) in _skipped(states, parts)
-
-
-def _skipped(states: set[int], parts: Sequence[str]) -> set[int]:
-    """The states with those that follow where `**` stands for no directory."""
-    found = set(states)
-    for at in sorted(states):
-        state = at
-        while state < len(parts) and parts[state] == _ANY_DEPTH:
-            state += 1
-            found.add(state)
-    return found
-
-
 def _find(root: str, parts: Sequence[str]) -> set[str]:
     found: set[str] = set()
     seen: set[tuple[str, int]] = set()

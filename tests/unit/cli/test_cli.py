@@ -99,7 +99,7 @@ def test_a_table_is_aligned_and_says_what_is_absent() -> None:
 @pytest.fixture
 def agent(tmp_path: Path) -> Path:
     board = SnapshotBoard()
-    board.publish(Snapshot(REPORT, Configuration.parse(SPEC, "uid-1", 7)))
+    board.publish(Snapshot(REPORT, Configuration.parse(SPEC, "uid-1", 7), limit_names={"p1": ("ns/a", "b")}))
     path = tmp_path / "agent.sock"
     threading.Thread(target=StatusSocket(path, "node-1", board).run, daemon=True).start()
     return path

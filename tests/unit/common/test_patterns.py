@@ -1,13 +1,12 @@
 """Patterns of directories against trees that somebody else makes: as pathlib matches them, at any depth and with any name."""
 
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.common.patterns import MOST_NESTED, directories, matches
+from pinwarden.common.patterns import MOST_NESTED, directories
 
 parts = st.sampled_from(["a", "b", "*", "?", "**", "[ab]", "a*"])
 patterns = st.lists(parts, min_size=1, max_size=5).map("/".join)
@@ -23,10 +22,6 @@ def test_directories_are_those_that_pathlib_finds(
         (root / tree).mkdir(parents=True, exist_ok=True)
     found = directories(root, pattern)
     assert found == sorted({path for path in root.glob(pattern) if path.is_dir()})
-    inside = [path for path in found if path != root]
-    assert all(matches(pattern, path.relative_to(root).as_posix()) for path in inside)
-    others = set(root.rglob("*")) - set(found)
-    assert not any(matches(pattern, path.relative_to(root).as_posix()) for path in others)
 
 
 def test_files_match_nothing(tmp_path: Path) -> None:
@@ -44,7 +39,21 @@ def test_a_tree_deeper_than_any_stack_or_path_hides_no_other_directory(deep_tree
     assert len(directories(deep_tree, "**")) == MOST_NESTED + 1
 
 
-def test_a_pattern_of_many_wildcards_is_matched_at_once() -> None:
-    began = time.monotonic()
-    assert not matches("/".join(["**", "a"] * 400 + ["z"]), "/".join(["a"] * 2000))
-    assert time.monotonic() - began < 10
+@pytest.mark.parametrize(
+    ("pattern", "subject", "holds"),
+    [
+        ("machine.slice/*.scope", "machine.slice/vm-1.scope", True),
+        ("/machine.slice/*.scope/", "machine.slice/vm-1.scope", True),
+        ("machine.slice/*.scope", "machine.slice/vm-1.scope/inner", False),
+        ("machine.slice/*", "other.slice/vm-1.scope", False),
+        ("*.slice", "machine.slice", True),
+        ("**/vm-?.scope", "a/b/vm-1.scope", True),
+        ("**/vm-?.scope", "vm-1.scope", True),
+        ("**/vm-?.scope", "a/b/vm-10.scope", False),
+    ],
+)
+def test_a_directory_is_found_if_the_pattern_matches_it(
+    pattern: str, subject: str, holds: bool, tmp_path: Path
+) -> None:
+    (tmp_path / subject).mkdir(parents=True)
+    assert (tmp_path / subject in directories(tmp_path, pattern)) is holds

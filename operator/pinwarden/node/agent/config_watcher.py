@@ -10,12 +10,12 @@ holds where `retain` fails, which is tried again with a later event.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from typing import NoReturn, Protocol
+from collections.abc import Callable
+from typing import NoReturn
 
 from pinwarden.common.backoff import Backoff
 from pinwarden.common.guard import Guard, shown
-from pinwarden.node.agent.api_client import ApiError, Event, Object
+from pinwarden.node.agent.api_client import ApiError, NodePinConfigClient, Object
 from pinwarden.node.state.config import (
     LONGEST_MESSAGE,
     ConfigFile,
@@ -32,18 +32,6 @@ _SETTLED_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Client(Protocol):
-    """The reading half of `kube.NodePinConfigClient`."""
-
-    def list_own(self) -> tuple[Object | None, str]:
-        """See there."""
-        ...
-
-    def watch_own(self, resource_version: str) -> Iterator[Event]:
-        """See there."""
-        ...
-
-
 class ConfigWatcher:
     """Posts each configuration of the node's object once.
 
@@ -53,7 +41,7 @@ class ConfigWatcher:
 
     def __init__(
         self,
-        client: Client,
+        client: NodePinConfigClient,
         memory: ConfigFile,
         *,
         post: Callable[[Configuration | Problem], None],

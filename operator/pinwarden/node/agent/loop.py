@@ -1,23 +1,19 @@
-"""The main thread: gives the engine its configuration and its ticks, and publishes what it reports.
+"""The main thread: gives the reconciler its configuration and its ticks, and publishes its reports.
 
-It never waits for the API server or a disk of its own accord: news comes through the inbox and wakes it, reports go to the board.
+The main thread never waits for the API server: configurations arrive in the inbox and wake it.
 
-A configuration that the engine cannot take leaves the last good one in force, and is reported as a problem (H3). A tick that fails is tried
-again after a backoff and beats no pulse: the agent's pod is not ready while none succeeds, and is restarted in the end (`web`).
+If the reconciler rejects a configuration, the last good one stays in force, and the problem is reported
+(H3). A tick that fails is tried again after a backoff and beats no pulse. Without a successful tick the pod
+of the agent is not ready, and is restarted in the end (`http_server`).
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from pinwarden.api.nodepinconfig import (
-    NodePinConfigSpec,
-    NodePinConfigStatus,
-    UnsupportedLimit,
-    UnsupportedReport,
-)
+from pinwarden.api.nodepinconfig import NodePinConfigStatus, UnsupportedReport
 from pinwarden.common.guard import Guard
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.agent.threads import ConfigInbox, Snapshot, SnapshotBoard, Wakeup
 from pinwarden.node.state.config import Configuration, Problem
 
@@ -29,44 +25,12 @@ KINDS = ("configuration", "tick", "report")
 _log = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
-    """What the loop drives; `engine.Engine` is the one there is."""
-
-    def configure(
-        self,
-        spec: NodePinConfigSpec,
-        unsupported: Sequence[UnsupportedLimit],
-        generation: int | None,
-        gone: frozenset[str] = ...,
-    ) -> None:
-        """Take a configuration; it is dealt at the next tick. `gone` are pods in it that have no object any more."""
-        ...
-
-    def tick(self) -> float:
-        """Look and deal once; seconds until the next tick is wanted."""
-        ...
-
-    def report(self) -> NodePinConfigStatus:
-        """What was found at the last tick."""
-        ...
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Subjects whose name the report cannot bear: the real name by the reported one."""
-        ...
-
-    @property
-    def failures(self) -> Mapping[tuple[str, str], int]:
-        """How often the work on items failed, by process and kind."""
-        ...
-
-
 class Loop:
-    """Runs until `stop` or until `failed` names a thread; `ticked` is told how long each tick took, in seconds."""
+    """Runs until `stop`, or until `failed` names a thread. `ticked` gets the duration of each tick in seconds."""
 
     def __init__(
         self,
-        engine: Engine,
+        reconciler: Reconciler,
         inbox: ConfigInbox,
         wakeup: Wakeup,
         board: SnapshotBoard,
@@ -76,7 +40,7 @@ class Loop:
         guard: Guard | None = None,
     ) -> None:
         self._guard = guard or Guard(KINDS)
-        self._engine = engine
+        self._reconciler = reconciler
         self._inbox = inbox
         self._wakeup = wakeup
         self._board = board
@@ -87,12 +51,12 @@ class Loop:
         self._problem: Problem | None = None
 
     def stop(self) -> None:
-        """Ends the loop soon; may be called from a signal handler."""
+        """End the loop soon; may be called from a signal handler."""
         self._stopping = True
         self._wakeup.wake()
 
     def run(self) -> bool:
-        """Whether the loop ended because it was told to."""
+        """Run the loop. Return whether `stop` ended it."""
         while not self._stopping:
             if name := self._failed():
                 _log.critical("ending, because thread %s ended", name)
@@ -105,18 +69,18 @@ class Loop:
         return True
 
     def _tick(self) -> float:
-        """Seconds until the next one."""
+        """Return the seconds until the next tick."""
         started = time.monotonic()
         try:
-            wait = self._engine.tick()
-        except Exception as error:  # noqa: BLE001 - whatever it is, limits in force stay, and no pulse is beaten
+            wait = self._reconciler.tick()
+        except Exception as error:  # noqa: BLE001 - limits stay in force, and no pulse is beaten
             return self._guard.failed("tick", "", error)
         self._guard.succeeded("tick")
         self._ticked(time.monotonic() - started)
         return wait
 
     def _take_news(self) -> bool:
-        """Whether there was any. Of several configurations only the last is given to the engine."""
+        """Return whether the inbox had items. Only the last of several configurations is applied."""
         items = self._inbox.take()
         newest: Configuration | None = None
         for item in items:
@@ -130,7 +94,7 @@ class Loop:
 
     def _configure(self, newest: Configuration) -> None:
         with self._guard.item("configuration"):
-            self._engine.configure(newest.spec, newest.unsupported, newest.generation, newest.gone)
+            self._reconciler.configure(newest.spec, newest.unsupported, newest.generation, newest.gone)
             self._configuration = newest
             _log.info(
                 "configuration in force: generation %s, %d limits, %d not understood",
@@ -145,21 +109,21 @@ class Loop:
         latest = self._board.latest
         if not at_once and latest and time.monotonic() - latest.taken < BETWEEN_REPORTS_SECONDS:
             return
-        report = self._engine.report()
+        report = self._reconciler.report()
         if self._problem is not None:
             report = _with_problem(report, self._problem)
         snapshot = Snapshot(
             report,
             self._configuration,
             self._problem,
-            names=self._engine.names,
-            failures=self._engine.failures,
+            limit_names=self._reconciler.limit_names,
+            failures=self._reconciler.failures,
         )
         self._board.publish(snapshot)
 
 
 def _with_problem(report: NodePinConfigStatus, problem: Problem) -> NodePinConfigStatus:
-    """The report of the last good configuration, naming the newer one that could not be read."""
+    """Return the report of the last good configuration with the problem of the newer one."""
     entry = UnsupportedReport(uid=problem.uid or "", reason=INVALID_SPEC, message=problem.message)
     listed = [entry, *report.unsupported_limits]
     cut = len(listed) > MOST_UNSUPPORTED

@@ -154,10 +154,9 @@ class Reconciler:
         )
 
     @property
-    def names(self) -> dict[str, str]:
-        """The real name by the reported name, where the report cannot have the real one."""
-        reported = {reported_name(uid): uid for uid in self._subjects}
-        return {name: uid for name, uid in reported.items() if name != uid}
+    def limit_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of each subject's limits in the configuration, by the subject's reported name."""
+        return {reported_name(uid): subject.policy.names for uid, subject in self._subjects.items()}
 
     @property
     def failures(self) -> dict[tuple[str, str], int]:
@@ -239,7 +238,7 @@ class Reconciler:
                 matching.setdefault(path, []).extend(subject_policy.limits)
         self._matched = {pattern: self._matched[pattern] for pattern in policy.patterns}
         for path, limits in matching.items():
-            subjects[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy(tuple(limits)))
+            subjects[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy.of(limits))
         return subjects
 
     def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:

@@ -1,7 +1,7 @@
-"""The agent's own answer to `pinwarden status`: a Unix socket that root alone may open, one JSON object per connection.
+"""Answers `pinwarden status` on a Unix socket that only root may open, with one JSON object per connection.
 
-The answer is the whole report as the API server would get it, with what the agent was told to hold beside it, so that it also serves a
-host without Kubernetes and a node whose API server is away.
+The answer is the report as the API server gets it, and the configuration in force. So it also serves a host
+without Kubernetes, and a node whose API server does not answer.
 """
 
 import json
@@ -12,23 +12,23 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pinwarden.api.nodepinconfig import NodePinConfigSpec
-from pinwarden.common import patterns
 from pinwarden.common.guard import Guard
 from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 CLIENT_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 KINDS = ("client",)
-UNKNOWN_PODS = "unknownPods"
 _log = logging.getLogger(__name__)
 
 
 class StatusSocket:
-    """Listens from the moment it is made; no other thread may make a file meanwhile, since it sets the umask for a moment."""
+    """Listens as soon as it is created.
+
+    Creation sets the umask for a moment, so no other thread may create a file meanwhile.
+    """
 
     def __init__(self, path: Path, node: str, board: SnapshotBoard, guard: Guard | None = None) -> None:
-        """Takes the place of a socket that an earlier agent left. Raises OSError."""
+        """Replace the socket of an earlier agent. Raises OSError."""
         self._node = node
         self._board = board
         self._guard = guard or Guard(KINDS)
@@ -43,7 +43,7 @@ class StatusSocket:
         self._listener.listen(8)
 
     def run(self) -> NoReturn:
-        """Never returns; a client that goes away or does not read is left."""
+        """Serve for ever. A client that disconnects or does not read is dropped."""
         while True:
             with self._guard.item("client"):
                 self._serve()
@@ -62,7 +62,7 @@ class StatusSocket:
 
 
 def answer(node: str, snapshot: Snapshot | None) -> dict[str, Any]:
-    """What a client gets: absent is what is not known (H2); ages are in seconds."""
+    """Return the answer to a client. Unknown fields are absent (H2); ages are in seconds."""
     content: dict[str, Any] = {"node": node}
     if snapshot is None:
         return content
@@ -76,29 +76,9 @@ def answer(node: str, snapshot: Snapshot | None) -> dict[str, Any]:
         spec = snapshot.configuration.spec.to_wire()
         governed = [pod for pod in spec["pods"] if pod["limits"]]
         content["configuration"] = spec | {"pods": governed}
-        content["limitsOf"] = limits_of(snapshot)
+        content["limitsOf"] = {
+            pod.uid: list(snapshot.limit_names.get(pod.uid, ())) for pod in snapshot.report.pods
+        }
         if snapshot.configuration.generation is not None:
             content["generation"] = snapshot.configuration.generation
     return content
-
-
-def limits_of(snapshot: Snapshot) -> dict[str, list[str]]:
-    """The names of the limits that the configuration gives each subject of the report."""
-    if snapshot.configuration is None:
-        return {}
-    spec = snapshot.configuration.spec
-    listed = {pod.uid: list(pod.limits) for pod in spec.pods}
-    return {
-        subject.uid: listed.get(subject.uid) or _unlisted(spec, snapshot.names.get(subject.uid, subject.uid))
-        for subject in snapshot.report.pods
-    }
-
-
-def _unlisted(spec: NodePinConfigSpec, subject: str) -> list[str]:
-    """Of a directory the limits whose pattern matches its path; of a pod that is not listed the one for such pods."""
-    names = [
-        limit.name
-        for limit in spec.limits
-        if limit.cgroup_pattern and patterns.matches(limit.cgroup_pattern, subject)
-    ]
-    return names or ([UNKNOWN_PODS] if spec.unknown_pods is not None else [])

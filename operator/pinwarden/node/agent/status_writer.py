@@ -12,11 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn
 
 from pinwarden.api.nodepinconfig import GroupReport, NodePinConfigSpec, NodePinConfigStatus, PodReport
 from pinwarden.common.backoff import Backoff
-from pinwarden.node.agent.api_client import ApiError
+from pinwarden.node.agent.api_client import ApiError, NodePinConfigClient
 from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -138,20 +138,12 @@ class WritePolicy:
         self._not_before = now + delay
 
 
-class Client(Protocol):
-    """The writing half of `kube.NodePinConfigClient`."""
-
-    def replace_status(self, uid: str, status: Mapping[str, Any]) -> None:
-        """See there."""
-        ...
-
-
 class StatusWriter:
     """Writes snapshots of the board to the node's object while there is one. `failed` and `succeeded` count."""
 
     def __init__(
         self,
-        client: Client,
+        client: NodePinConfigClient,
         board: SnapshotBoard,
         *,
         failed: Callable[[], None],

@@ -1,8 +1,8 @@
-"""The agent's threads besides the main one, and how they and it reach each other.
+"""The agent's threads besides the main one, and how they exchange data with it.
 
-The main thread alone owns the engine, and never waits for a lock that is held during input or output. Others leave it news in an inbox,
-which wakes it, and read the snapshot that it last put on the board. A thread that ends with an exception ends the agent: an agent without
-its watcher or reporter looks alive and is not.
+Only the main thread uses the reconciler, and it never waits for a lock that is held during input or output.
+Other threads put configurations into an inbox, which wakes the main thread, and read its latest snapshot.
+A thread that ends ends the agent: an agent without its watcher or writer looks alive and is not.
 """
 
 import logging
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Wakeup:
-    """Wakes one thread out of `sleep`, from another thread or a signal handler."""
+    """Wakes one thread from `sleep`, from another thread or a signal handler."""
 
     def __init__(self) -> None:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -29,29 +29,29 @@ class Wakeup:
         self._poll.register(self._event, select.POLLIN)
 
     def wake(self) -> None:
-        """Ends the sleep of now, or the next one."""
+        """End the current sleep, or the next one."""
         os.eventfd_write(self._event, 1)
 
     def sleep(self, seconds: float) -> None:
-        """Sleeps until `wake` or for `seconds`."""
+        """Sleep until `wake` or for `seconds`."""
         if self._poll.poll(max(0.0, seconds) * 1000):
             os.eventfd_read(self._event)
 
 
 class ConfigInbox:
-    """Configurations for the main thread, and problems with those that could not be taken, in order."""
+    """Configurations for the main thread, and problems with rejected ones, in order."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup
         self._items: deque[Configuration | Problem] = deque()
 
     def put(self, item: Configuration | Problem) -> None:
-        """Leaves an item and wakes the main thread."""
+        """Add an item and wake the main thread."""
         self._items.append(item)
         self._wakeup.wake()
 
     def take(self) -> list[Configuration | Problem]:
-        """Every item that was not taken yet, oldest first."""
+        """Remove and return all items, oldest first."""
         items = []
         while self._items:
             items.append(self._items.popleft())
@@ -60,16 +60,16 @@ class ConfigInbox:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the engine reported at a moment: `taken` is of the monotonic clock, in seconds.
+    """The state of the agent when it was `taken`, in seconds of the monotonic clock.
 
-    `names` has, for each subject whose name the report cannot bear, the real one by the reported one. `failures` counts the items that
-    failed, by the process that worked on them and by kind.
+    `limit_names` are the limits of each subject in the configuration, by its reported name. `failures`
+    counts the items that failed, by process and kind.
     """
 
     report: NodePinConfigStatus
     configuration: Configuration | None = None
     problem: Problem | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    limit_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failures: Mapping[tuple[str, str], int] = field(default_factory=dict)
     taken: float = field(default_factory=time.monotonic)
 
@@ -83,31 +83,31 @@ class SnapshotBoard:
 
     @property
     def latest(self) -> Snapshot | None:
-        """The snapshot that was published last."""
+        """The latest snapshot."""
         return self._latest
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Replaces the snapshot and wakes those who wait."""
+        """Replace the snapshot and wake all waiting threads."""
         with self._changed:
             self._latest = snapshot
             self._changed.notify_all()
 
     def wait_for_newer(self, than: Snapshot | None, seconds: float | None) -> Snapshot | None:
-        """The latest snapshot, once it is another one than `than` or after `seconds`."""
+        """Return the latest snapshot as soon as it is not `than`, or after `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: self._latest is not than, seconds)
             return self._latest
 
 
 class Workers:
-    """Starts threads, and says which one failed. `wakeup` is of the thread that looks at `failed`."""
+    """Starts threads. `failed` names the first that ended, and `wakeup` wakes the thread that checks it."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup
         self.failed: str | None = None
 
     def start(self, name: str, run: Callable[[], object]) -> None:
-        """Runs `run`, which must not return, in a thread that does not keep the process alive."""
+        """Call `run`, which must not return, in a daemon thread."""
 
         def guarded() -> None:
             try:

@@ -1,19 +1,19 @@
-"""What a configuration means on this node: which limits the agent can hold, and which of them hold for which subject.
+"""Reads a configuration as the policy of this node: the limits it can enforce, and the subjects they apply to.
 
-A subject is a pod, known by the uid that its cgroup bears, or a directory that a limit's `cgroup_pattern` matches, known by its path below
-the process hierarchy's root. A limit that cannot be held as it is written constrains nothing, is reported as unsupported, and is never
-acknowledged (H1):
+A subject is a pod, known by the uid in its cgroup's name, or a directory that a limit's `cgroup_pattern`
+matches, known by its path below the root of the process hierarchy. A limit that cannot be enforced as it is
+written constrains nothing, is reported as unsupported, and is never acknowledged (H1):
 
-- `sources` that are a part of all: the kernel's counters do not tell them apart (SourceNotSeparable),
-- counting OncePerPod: needs a ledger per page (NotSupported),
+- `sources` that are only some of all: the kernel's counters do not separate them (SourceNotSeparable),
+- counting OncePerPod: this needs a ledger per page (NotSupported),
 - scope Container with a pattern: directories have no container names (NotSupported),
-- a pattern that leads out of the hierarchy or is none (InvalidPattern).
+- a pattern that is invalid or leads out of the hierarchy (InvalidPattern).
 
-A pod that names such limits only is still a subject: it is reported, at Observe, and never taken for free.
+A pod that has only such limits is still a subject, reported at level Observe.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pinwarden.api.nodepinconfig import (
@@ -40,21 +40,28 @@ _NAME, _DIGEST = 1024, 12
 
 @dataclass(frozen=True, slots=True)
 class SubjectPolicy:
-    """What holds for one subject. `unsupported` is the reason why a limit that it names is not among `limits`, or empty.
+    """The limits on one subject.
 
-    `gone`: the operator does not list the pod any more, and its cgroup is still there.
-    Two with one `fingerprint` are held to the same limits, in every word of them.
+    `names` are its limits in the configuration. `unsupported` is the reason why one of them is not in
+    `limits`, or empty. `gone`: the operator does not list the pod any more, and its cgroup still exists.
+    Two policies with one `fingerprint` have equal limits.
     """
 
     limits: tuple[NodeLimit, ...]
+    names: tuple[str, ...] = ()
     containers: tuple[PodContainer, ...] = ()
     unsupported: str = ""
     fingerprint: str = ""
     gone: bool = False
 
+    @classmethod
+    def of(cls, limits: Sequence[NodeLimit]) -> "SubjectPolicy":
+        """Return the policy of a directory with these limits."""
+        return cls(tuple(limits), names=tuple(limit.name for limit in limits))
+
     @property
     def enforced(self) -> bool:
-        """Whether anything shall be dealt to its processes; Audit touches nothing (P13)."""
+        """Whether a limit is enforced. Audit changes no process (P13)."""
         return any(limit.enforcement is Enforcement.ENFORCE for limit in self.limits)
 
     @property
@@ -64,9 +71,9 @@ class SubjectPolicy:
 
 
 def reported_name(uid: str) -> str:
-    """A subject's name as the report bears it: its own, or where that is too long or cannot be shown, a part of it and a digest.
+    """Return the name of a subject in the report: its uid if that is short and printable.
 
-    A pod's uid is always its own; a directory that a pattern matches may have any bytes in its name.
+    Otherwise return the beginning of the uid and a digest: a directory name can have any bytes.
     """
     if len(uid) <= _NAME and uid.isprintable():
         return uid
@@ -75,7 +82,10 @@ def reported_name(uid: str) -> str:
 
 
 class NodePolicy:
-    """One configuration, read once. `generation` is the NodePinConfig's; None for one that has none. `gone`: not listed any more."""
+    """One configuration. `generation` is that of its NodePinConfig, None for local files.
+
+    `gone` are the pods that the operator does not list any more.
+    """
 
     def __init__(
         self,
@@ -92,11 +102,11 @@ class NodePolicy:
         self.unsupported = (
             *(
                 UnsupportedReport(
-                    uid=shown(one.uid, _UID),
+                    uid=shown(limit.uid, _UID),
                     reason=NOT_UNDERSTOOD,
-                    message=shown(one.message, LONGEST_MESSAGE),
+                    message=shown(limit.message, LONGEST_MESSAGE),
                 )
-                for one in unsupported
+                for limit in unsupported
             ),
             *refused.values(),
         )
@@ -104,16 +114,15 @@ class NodePolicy:
         self._reasons = {name: report.reason for name, report in refused.items()}
         self._by_name = {limit.name: limit for limit in self.limits}
         self._pods = {pod.uid: pod for pod in spec.pods}
-        self._fingerprints = {limit.name: _fingerprint(limit) for limit in self.limits}
         self._unlisted = None if spec.unknown_pods is None else _unlisted(spec.unknown_pods)
 
     @property
     def listed(self) -> Collection[str]:
-        """The pods that the configuration names, governed and free ones, by uid; also those without a cgroup yet."""
+        """The uids of all pods in the configuration, including free pods and pods without a cgroup."""
         return self._pods.keys()
 
     def of_pod(self, uid: str) -> SubjectPolicy | None:
-        """What holds for the pod; None when it is free."""
+        """Return the policy of a pod, None if no limit applies to it."""
         pod = self._pods.get(uid)
         if pod is None:
             return self._unlisted
@@ -121,32 +130,33 @@ class NodePolicy:
 
     @property
     def patterns(self) -> Mapping[str, SubjectPolicy]:
-        """What holds for each directory that a pattern matches, by pattern; several patterns may match one."""
-        found: dict[str, list[NodeLimit]] = {}
+        """The policy of the directories that a pattern matches, by pattern. Several patterns can match one."""
+        by_pattern: dict[str, list[NodeLimit]] = {}
         for limit in self.limits:
             if limit.cgroup_pattern is not None:
-                found.setdefault(limit.cgroup_pattern.strip("/"), []).append(limit)
-        return {pattern: SubjectPolicy(tuple(limits)) for pattern, limits in found.items()}
+                by_pattern.setdefault(limit.cgroup_pattern.strip("/"), []).append(limit)
+        return {pattern: SubjectPolicy.of(limits) for pattern, limits in by_pattern.items()}
 
     def _of_listed(self, pod: NodePod) -> SubjectPolicy:
         missing = [name for name in pod.limits if name not in self._by_name]
-        names = [name for name in dict.fromkeys(pod.limits) if name in self._by_name]
+        limits = tuple(self._by_name[name] for name in dict.fromkeys(pod.limits) if name in self._by_name)
         return SubjectPolicy(
-            limits=tuple(self._by_name[name] for name in names),
+            limits=limits,
+            names=tuple(pod.limits),
             containers=tuple(pod.containers),
             unsupported=self._reasons.get(missing[0], NOT_UNDERSTOOD) if missing else "",
-            fingerprint=" ".join(self._fingerprints[name] for name in names),
+            fingerprint=_fingerprint(limits),
             gone=pod.uid in self._gone,
         )
 
 
-def _fingerprint(limit: NodeLimit) -> str:
-    return hashlib.sha256(limit.model_dump_json().encode()).hexdigest()[:16]
+def _fingerprint(limits: Iterable[NodeLimit]) -> str:
+    return " ".join(limit.hash for limit in limits)
 
 
 def _unlisted(amount: int) -> SubjectPolicy:
     limit = NodeLimit(name=UNKNOWN_PODS, uid=UNKNOWN_PODS, scope=Scope.POD, limit=amount)
-    return SubjectPolicy((limit,), fingerprint=_fingerprint(limit))
+    return SubjectPolicy((limit,), names=(limit.name,), fingerprint=_fingerprint([limit]))
 
 
 def _refusal(limit: NodeLimit) -> UnsupportedReport | None:

@@ -5,12 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pinwarden.common.guard import Guard
-from pinwarden.node.agent.api_client import ApiError, Event, Object
+from pinwarden.node.agent.api_client import ApiError, Event, NodePinConfigClient, Object
 from pinwarden.node.agent.config_watcher import KINDS, ConfigWatcher
 from pinwarden.node.state.config import ConfigFile, Configuration, Problem
 
@@ -65,7 +65,7 @@ class Run:
         self.slept: list[float] = []
         self.memory = ConfigFile(folder / "last.json")
         watcher = ConfigWatcher(
-            script,
+            cast(NodePinConfigClient, script),
             self.memory,
             post=self.posted.append,
             announce=self.announced.append,

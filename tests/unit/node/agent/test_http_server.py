@@ -19,7 +19,7 @@ from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.cli.status import ask
 from pinwarden.node.agent.http_server import Pulse, WebServer
 from pinwarden.node.agent.metrics import Metrics
-from pinwarden.node.agent.status_socket import StatusSocket, limits_of
+from pinwarden.node.agent.status_socket import StatusSocket
 from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 from pinwarden.node.state.config import Configuration, Problem
 
@@ -173,41 +173,13 @@ def status_path(tmp_path: Path, board: SnapshotBoard) -> Path:
 
 def test_the_socket_answers_the_report_with_what_is_in_force(status_path: Path, board: SnapshotBoard) -> None:
     assert ask(status_path) == {"node": "node-1"}
-    board.publish(Snapshot(REPORT, CONFIGURATION, Problem("generation 8: no")))
+    board.publish(Snapshot(REPORT, CONFIGURATION, Problem("generation 8: no"), limit_names={"p1": ("ns/a",)}))
     answer = ask(status_path)
     assert answer["report"] == json.loads(json.dumps(REPORT.to_wire()))
     assert (answer["generation"], answer["problem"]) == (7, "generation 8: no")
     assert answer["configuration"]["pods"] == [{"uid": "p1", "limits": ["ns/a"], "containers": []}]
     assert answer["limitsOf"] == {"p1": ["ns/a"], "p2": []}
     assert answer["sampledSecondsAgo"] >= 0
-
-
-@pytest.mark.parametrize(
-    ("pattern", "subject", "holds"),
-    [
-        ("machine.slice/*.scope", "machine.slice/vm-1.scope", True),
-        ("/machine.slice/*.scope/", "machine.slice/vm-1.scope", True),
-        ("machine.slice/*.scope", "machine.slice/vm-1.scope/inner", False),
-        ("machine.slice/*", "other.slice/vm-1.scope", False),
-        ("*.slice", "machine.slice", True),
-        ("**/vm-?.scope", "a/b/vm-1.scope", True),
-        ("**/vm-?.scope", "vm-1.scope", True),
-        ("**/vm-?.scope", "a/b/vm-10.scope", False),
-    ],
-)
-def test_a_directory_is_listed_with_the_limits_whose_pattern_matches_it(
-    pattern: str, subject: str, holds: bool
-) -> None:
-    configuration = Configuration.parse({"limits": [{**LIMIT, "cgroupPattern": pattern}]}, None, None)
-    report = NodePinConfigStatus(pods=[pod_report(subject)])
-    assert limits_of(Snapshot(report, configuration)) == {subject: ["ns/a"] if holds else []}
-
-
-def test_a_pod_that_is_not_listed_has_the_limit_for_such_pods() -> None:
-    configuration = Configuration.parse({"unknownPods": 4096, "pods": [{"uid": "p1"}]}, "uid-1", 7)
-    assert limits_of(Snapshot(NodePinConfigStatus(pods=[pod_report("new")]), configuration)) == {
-        "new": ["unknownPods"]
-    }
 
 
 def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(

@@ -3,18 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, UnsupportedLimit
 from pinwarden.node.agent.loop import BETWEEN_REPORTS_SECONDS, Loop
+from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.agent.threads import ConfigInbox, Snapshot, SnapshotBoard, Wakeup, Workers
 from pinwarden.node.state.config import Configuration, Problem
 
 
 class Engine:
-    names: ClassVar[dict[str, str]] = {}
+    limit_names: ClassVar[dict[str, tuple[str, ...]]] = {}
     failures: ClassVar[dict[tuple[str, str], int]] = {}
 
     def __init__(self, wait: float = 60.0) -> None:
@@ -53,7 +54,7 @@ class Running:
         for item in early:
             self.inbox.put(item)
         self.loop = Loop(
-            engine,
+            cast(Reconciler, engine),
             self.inbox,
             wakeup,
             self.board,

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ from pinwarden.api.nodepinconfig import (
     UnsupportedReport,
 )
 from pinwarden.api.pinlimit import Level, Source
-from pinwarden.node.agent.api_client import ApiError
+from pinwarden.node.agent.api_client import ApiError, NodePinConfigClient
 from pinwarden.node.agent.status_writer import (
     BETWEEN_WRITES_SECONDS,
     HEARTBEAT_SECONDS,
@@ -240,7 +240,10 @@ def eventually(holds: Any) -> None:
 def running(client: Client) -> tuple[StatusWriter, SnapshotBoard, list[str]]:
     board, events = SnapshotBoard(), list[str]()
     reporter = StatusWriter(
-        client, board, failed=lambda: events.append("failed"), succeeded=lambda: events.append("written")
+        cast(NodePinConfigClient, client),
+        board,
+        failed=lambda: events.append("failed"),
+        succeeded=lambda: events.append("written"),
     )
     threading.Thread(target=reporter.run, daemon=True).start()
     return reporter, board, events
