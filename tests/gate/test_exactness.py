@@ -146,10 +146,10 @@ def test_what_loosened_a_pod_is_known_when_its_container_was_started_anew(node: 
     node.hold({pod.uid: LIMIT})
     first = start(pod, "locker.py", LIMIT)
     assert ask(first, f"call mlockall {MCL_FUTURE}") == "0 0"
-    reasons = node.told.loosened[pod.uid]
+    reasons = node.told.inexact[pod.uid]
     first.kill()
     first.wait()
     node.until(lambda: pod.container not in node.told.containers)
     start(pod, "locker.py", LIMIT)
     node.until(lambda: pod.container in node.told.containers)
-    assert node.told.loosened == {pod.uid: reasons}
+    assert node.told.inexact == {pod.uid: reasons}

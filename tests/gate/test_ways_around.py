@@ -35,7 +35,7 @@ def pod(node: Node) -> Pod:
 
 
 def loosened(node: Node, pod: Pod) -> str:
-    return "; ".join(node.told.loosened.get(pod.uid, ()))
+    return "; ".join(node.told.inexact.get(pod.uid, ()))
 
 
 def fills_up(pod: Pod, locker: Process) -> None:

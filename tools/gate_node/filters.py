@@ -45,14 +45,14 @@ _lib.seccomp_rule_add_array.argtypes = [
 
 
 def install(profile: Mapping[str, Any]) -> int:
-    """Filters this process for ever; its no_new_privs becomes set. Returns the listener's descriptor. Raises OSError."""
+    """Filter this process for ever and set no_new_privs. Return the listener. Raises OSError."""
     filtered = _context(profile)
     _check(_lib.seccomp_load(filtered))
     return int(_lib.seccomp_notify_fd(filtered))
 
 
 def export(profile: Mapping[str, Any], descriptor: int) -> None:
-    """Writes the filter as a BPF program, 8 bytes an instruction. Raises OSError."""
+    """Write the filter as a BPF program, 8 bytes per instruction. Raises OSError."""
     _check(_lib.seccomp_export_bpf(_context(profile), descriptor))
 
 
@@ -69,14 +69,23 @@ def _context(profile: Mapping[str, Any]) -> ctypes.c_void_p:
             continue
         arguments = rule.get("args") or []
         comparisons = [
-            _Comparison(each["index"], _OPERATORS[each["op"]], each["value"], each.get("valueTwo", 0))
-            for each in arguments
+            _Comparison(
+                argument["index"],
+                _OPERATORS[argument["op"]],
+                argument["value"],
+                argument.get("valueTwo", 0),
+            )
+            for argument in arguments
         ]
-        indices = [each["index"] for each in arguments]
-        together = [comparisons] if len(set(indices)) == len(indices) else [[each] for each in comparisons]
-        for one in together:
-            array = (_Comparison * len(one))(*one)
-            _check(_lib.seccomp_rule_add_array(context, action, number, len(one), array))
+        indices = [argument["index"] for argument in arguments]
+        together = (
+            [comparisons]
+            if len(set(indices)) == len(indices)
+            else [[comparison] for comparison in comparisons]
+        )
+        for rule_comparisons in together:
+            array = (_Comparison * len(rule_comparisons))(*rule_comparisons)
+            _check(_lib.seccomp_rule_add_array(context, action, number, len(rule_comparisons), array))
     return context
 
 

@@ -1,7 +1,8 @@
-"""This machine as a node: a holder and a gate as real processes, and pods' cgroups with real processes under pinwarden's profile.
+"""This machine as a node: a real holder and gate, and cgroups of pods with real processes.
 
-A pod's process does what a container runtime does before the first instruction: it enters the cgroup, loads the profile, sends the
-listener's descriptor with the OCI state to the profile's socket, becomes the user, and execs.
+A pod's process first does the work of a container runtime. It enters the cgroup, loads pinwarden's
+profile, sends the listener's descriptor with the OCI state to the profile's socket, becomes the
+user, and calls `execve(2)`.
 """
 
 import os
@@ -39,14 +40,14 @@ def starter() -> ForkServer:
 
 
 class Home(Protocol):
-    """Where pods are: the folder of their cgroups, and that of the holder's sockets."""
+    """The folder of the pods' cgroups, and the folder of the holder's sockets."""
 
     pods: Path
     run_dir: Path
 
 
 class Pod:
-    """A pod of one container; `run` starts a process in it."""
+    """A pod with one container. `run` starts a process in the container."""
 
     def __init__(self, node: Home, uid: str = "") -> None:
         self._node = node
@@ -60,7 +61,10 @@ class Pod:
     def run(
         self, argv: Sequence[str], *, user: int = NOBODY, profile: str = "unconfined", name: str = "main"
     ) -> Forked:
-        """A process as a container runtime starts it, with pipes; `user` 0 keeps every capability. A Python program ends with .py."""
+        """Start a process with pipes as a container runtime does.
+
+        The user 0 keeps every capability. The path of a Python program ends with .py.
+        """
         settings = {
             "procs": str(self.directory / self.container / "cgroup.procs"),
             "profile": profile,
@@ -90,12 +94,12 @@ class Pod:
 
     @property
     def pids(self) -> frozenset[int]:
-        """The processes of its container."""
+        """The processes of the container."""
         return member_pids(self.directory / self.container)
 
     @property
     def locked(self) -> int:
-        """VmLck of all its processes in bytes, as an outside reader sees it; read until two readings in a row are the same."""
+        """The VmLck of all processes in bytes, once two reads in a row return the same."""
         last = -1
         while True:
             now = sum(locked(pid) for pid in self.pids)
@@ -104,7 +108,7 @@ class Pod:
             last = now
 
     def end(self) -> None:
-        """Kills all its processes, and removes its directories."""
+        """Kill all processes and remove the directories."""
         for pid in self.pids:
             kill(pid)
         for process in self.processes:
@@ -121,7 +125,7 @@ class Pod:
 
 
 class Node:
-    """A holder, a gate, and the configuration that an agent would keep. Use `close` at the end."""
+    """A holder, a gate, and the configuration file of an agent. Call `close` at the end."""
 
     def __init__(self, folder: Path, *, executed: bool = False) -> None:
         """Start both: forked, or `executed` as a container runtime starts them, each with an interpreter of its own."""
@@ -159,20 +163,20 @@ class Node:
         return process
 
     def kill_gate(self, *, capabilities: str = "") -> None:
-        """As a crash would, and starts another one."""
+        """Kill the gate, as a crash does, and start a new gate."""
         self.gate.kill()
         self.gate.wait()
         self.gate = self.start("gate", "--state-dir", str(self.state_dir), capabilities=capabilities)
 
     def pod(self, uid: str = "") -> Pod:
-        """A new one, that no limit holds for; of the given UID, or of a random one."""
+        """Return a new pod without limits, with the given UID or a random UID."""
         self._made.append(Pod(self, uid))
         return self._made[-1]
 
     def hold(
         self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), minimum_level: str = "Converge"
     ) -> None:
-        """Puts a limit in force for each of these pods, by uid, in bytes."""
+        """Apply a limit in bytes to each of these pods, by UID."""
         names = {uid: f"test/{uid[:8]}" for uid in limits}
         self.configure(
             limits=[
@@ -204,18 +208,18 @@ class Node:
 
     @property
     def told(self) -> GateStatus:
-        """What the gate tells the agent."""
+        """The status file of the gate."""
         return load(self.run_dir / "gate.json") or GateStatus()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Waits until it holds. Raises AssertionError after a minute."""
+        """Wait until a condition holds. Raises AssertionError after a minute."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not holds():
             assert time.monotonic() < deadline, "it did not come true"
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends everything by its process id."""
+        """End all processes and remove the folders."""
         for pod in self._made:
             pod.end()
         self.gate.terminate()
@@ -238,7 +242,7 @@ def _end(process: Process) -> None:
 
 
 def locked(pid: int) -> int:
-    """VmLck in bytes; 0 when it is gone."""
+    """Return the VmLck of a process in bytes, 0 if it is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -248,6 +252,6 @@ def locked(pid: int) -> int:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, to one that may be gone."""
+    """Send SIGKILL to a process that may be gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """The fork server of node.py: a container's processes, and the programs of pinwarden, without an interpreter's start for each.
 
-`container` stands for runc: it makes itself a container's process, and goes on as the program that it is told. A Python program is read
-before the process becomes its user, who may not be allowed to read the interpreter's own files; another program is executed.
+`container` replaces runc: it becomes the process of a container, and then the given program. A Python
+program is read before the process changes its user, because that user may not be allowed to read
+the interpreter's files. Any other program is executed.
 """
 
 import ctypes  # noqa: F401 - what programs import is imported before the fork

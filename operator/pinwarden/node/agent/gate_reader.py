@@ -79,7 +79,7 @@ class GateReader:
         covered = frozenset().union(
             *(subject.by_container[one] for one in running if one in gated | sandboxes)
         )
-        why = "; ".join(told.loosened.get(subject.uid, ()))
+        why = "; ".join(told.inexact.get(subject.uid, ()))
         if not subject.keys <= covered:
             why = "a container, or a process in none, has not the gate's profile"
         elif subject.pinned and not why:

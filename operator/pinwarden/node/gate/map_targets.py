@@ -64,35 +64,36 @@ def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -
         return NOTHING
 
 
-def mapped(proc_root: Path, folders: Iterable[Path], wanted: RegionFilter) -> list[ObjectRange]:
+def mapped(proc_root: Path, cgroups: Iterable[Path], region_filter: RegionFilter) -> list[ObjectRange]:
     """Return the ranges that the processes in these cgroups have mapped of the filter's objects.
 
     Processes that appear meanwhile are read too: a child has what its parent may unmap meanwhile.
     Raises OSError.
     """
-    folders = tuple(folders)
-    found: list[ObjectRange] = []
+    cgroups = tuple(cgroups)
+    ranges: list[ObjectRange] = []
     seen: set[int] = set()
     for _ in range(_ROUNDS):
-        new = frozenset[int]().union(*map(member_pids, folders)) - seen
+        new = frozenset[int]().union(*map(member_pids, cgroups)) - seen
         if not new:
             break
         for pid in new:
-            found += (
-                ObjectRange(one.object, one.offset, one.offset + one.end - one.start)
-                for one in wanted.regions(ProcessMaps(proc_root, pid))
+            ranges += (
+                ObjectRange(region.object, region.offset, region.offset + region.end - region.start)
+                for region in region_filter.regions(ProcessMaps(proc_root, pid))
             )
         seen |= new
-    return found
+    return ranges
 
 
 def _of_descriptor(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:
     process = proc_root / str(tid)
-    one = identify(process, request.name)
-    if one is None or not rules.groups_of(one):
+    object_id = identify(process, request.name)
+    if object_id is None or not rules.groups_of(object_id):
         return NOTHING
     unit = _huge_page(process / "fd" / str(request.name)) or PAGE
-    return MapTarget(ObjectRange(one, request.offset, request.offset + -(-request.size // unit) * unit))
+    size = -(-request.size // unit) * unit
+    return MapTarget(ObjectRange(object_id, request.offset, request.offset + size))
 
 
 def identify(process: Path, number: int) -> ObjectId | None:
@@ -100,8 +101,8 @@ def identify(process: Path, number: int) -> ObjectId | None:
     with suppress(PermissionError):
         return object_at(process / "fd" / str(number))
     with suppress(PermissionError):
-        if (found := by_mount(process, number)) is not None:
-            return found
+        if (object_id := by_mount(process, number)) is not None:
+            return object_id
     return by_copy(process, number)
 
 
@@ -110,20 +111,22 @@ def by_mount(process: Path, number: int) -> ObjectId | None:
 
     No file system is asked. `fdinfo` shows the inode since Linux 5.14. Raises OSError.
     """
-    told = dict(re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M))
-    if "ino" not in told:
+    fdinfo = dict(re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M))
+    if "ino" not in fdinfo:
         return None
-    pattern = rf"^{told['mnt_id']} \d+ (\d+):(\d+) "
-    found = re.search(pattern, (process / "mountinfo").read_text(errors="surrogateescape"), re.M)
-    return ObjectId(os.makedev(int(found[1]), int(found[2])), int(told["ino"])) if found else None
+    pattern = rf"^{fdinfo['mnt_id']} \d+ (\d+):(\d+) "
+    mount = re.search(pattern, (process / "mountinfo").read_text(errors="surrogateescape"), re.M)
+    if mount is None:
+        return None
+    return ObjectId(os.makedev(int(mount[1]), int(mount[2])), int(fdinfo["ino"]))
 
 
 def by_copy(process: Path, number: int) -> ObjectId | None:
     """Return the file by a copy of the descriptor, or None without one. Raises OSError."""
-    found = re.search(r"^Tgid:\s*(\d+)", (process / "status").read_text(), re.M)
-    if found is None:
+    pid = re.search(r"^Tgid:\s*(\d+)", (process / "status").read_text(), re.M)
+    if pid is None:
         return None
-    handle = os.pidfd_open(int(found[1]))
+    handle = os.pidfd_open(int(pid[1]))
     try:
         copy = libc.syscall(_PIDFD_GETFD, handle, number, 0)
         if copy < 0:
@@ -167,12 +170,12 @@ def _huge_page(path: Path) -> int:
     return buffer[1]
 
 
-def _of_segment(process: Path, identity: int, rules: BorrowRules) -> MapTarget:
+def _of_segment(process: Path, shmid: int, rules: BorrowRules) -> MapTarget:
     space = ipc_namespace(process)
-    one = rules.segment(identity, space) if space else None
-    if one is None:
+    segment = rules.segment(shmid, space) if space else None
+    if segment is None:
         return NOTHING
-    return MapTarget(ObjectRange(one, 0, -(-rules.size(one) // PAGE) * PAGE))
+    return MapTarget(ObjectRange(segment, 0, -(-rules.size(segment) // PAGE) * PAGE))
 
 
 def _at_address(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -> MapTarget:

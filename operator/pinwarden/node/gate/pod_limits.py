@@ -60,7 +60,7 @@ class PodLimits:
     def set_containers(self, containers: Iterable[GatedContainer]) -> None:
         """Set the containers that have listeners. Raises OSError."""
         self._gated_containers = tuple(containers)
-        self._gated = frozenset(identity.id for identity in self._gated_containers)
+        self._gated = frozenset(container.id for container in self._gated_containers)
         self._refresh(everywhere=True)
 
     def is_listed(self, pod: str) -> bool:
@@ -71,12 +71,12 @@ class PodLimits:
         """Return the enforced limits that apply to each container."""
         return {
             ref: tuple(key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None)
-            for ref in {identity.ref for identity in self._gated_containers}
+            for ref in {container.ref for container in self._gated_containers}
         }
 
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of the policy of each gated pod that has limits."""
-        pods = {identity.ref.pod for identity in self._gated_containers}
+        pods = {container.ref.pod for container in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
     def limit(self, key: BudgetKey) -> NodeLimit | None:
@@ -121,11 +121,11 @@ class PodLimits:
         """Return the cgroup folders of any pod. Raises OSError, also if there are none."""
         paths = self._cgroup_paths.get(pod) or self._finder.find(self._clock()).get(pod, ())
         self._cgroup_paths[pod] = paths
-        found = tuple(path for path in explore(pod, paths).members if path.exists())
-        if not found:
+        members = tuple(path for path in explore(pod, paths).members if path.exists())
+        if not members:
             self._cgroup_paths.pop(pod)
             raise FileNotFoundError(f"no cgroup of pod {pod} is found")
-        return found
+        return members
 
     def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
         """Sample the usage of all limits in the container's pod and the pods that share one.
@@ -151,11 +151,13 @@ class PodLimits:
         subjects = self._groups.get(ref.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
         seen: dict[BudgetKey, LimitUsage] = {}
-        for one in constraints_on(subjects):
-            if one.limit.enforcement is Enforcement.ENFORCE:
-                key = BudgetKey(one.limit.name, one.pod, one.container)
+        for constraint in constraints_on(subjects):
+            if constraint.limit.enforcement is Enforcement.ENFORCE:
+                key = BudgetKey(constraint.limit.name, constraint.pod, constraint.container)
                 seen[key] = LimitUsage(
-                    one.limit.limit, self._use(one.members, distinct=distinct), one.members <= gated
+                    constraint.limit.limit,
+                    self._use(constraint.members, distinct=distinct),
+                    constraint.members <= gated,
                 )
         for subject in subjects:
             for limit in self._enforced(subject.uid):
@@ -168,7 +170,9 @@ class PodLimits:
 
     def _gated_keys(self, subject: Subject) -> frozenset[ProcessKey]:
         """Return the processes in the sandbox and in containers that have a listener."""
-        sandboxes = {each.sandbox for each in self._gated_containers if each.ref.pod == subject.uid}
+        sandboxes = {
+            container.sandbox for container in self._gated_containers if container.ref.pod == subject.uid
+        }
         return frozenset[ProcessKey]().union(
             *(
                 keys
@@ -209,16 +213,16 @@ class PodLimits:
         return self._policy.of_pod(pod) if self._policy else None
 
     def _refresh(self, *, everywhere: bool = False) -> None:
-        found = self._finder.find(self._clock(), everywhere=everywhere)
-        self.existing_pods = frozenset(found)
+        paths_by_pod = self._finder.find(self._clock(), everywhere=everywhere)
+        self.existing_pods = frozenset(paths_by_pod)
         self._cgroup_paths.clear()
         before, self._subjects = self._subjects, {}
         listed = self._policy.listed if self._policy else ()
-        for pod in {each.ref.pod for each in self._gated_containers}.union(found, listed):
+        for pod in {container.ref.pod for container in self._gated_containers}.union(paths_by_pod, listed):
             held = self._held(pod)
             if held is None:
                 continue
-            paths = found.get(pod, ())
+            paths = paths_by_pod.get(pod, ())
             subject = before.get(pod) or Subject(pod, paths, held)
             if paths and subject.paths != paths:
                 subject.move(paths)
@@ -234,13 +238,17 @@ class PodLimits:
 
         The runtime's id precedes the kubelet's, which may be of an earlier start.
         """
-        known = {each.name: each.id for each in held.containers}
-        known |= {each.ref.container: each.id for each in self._gated_containers if each.ref.pod == pod}
+        known = {container.name: container.id for container in held.containers}
+        known |= {
+            container.ref.container: container.id
+            for container in self._gated_containers
+            if container.ref.pod == pod
+        }
         return tuple(PodContainer(name=name, id=identity) for name, identity in known.items())
 
 
-def _by_address_space(one: tuple[int, int], other: tuple[int, int]) -> int:
-    return compare_address_spaces(one[0], other[0])
+def _by_address_space(first: tuple[int, int], other: tuple[int, int]) -> int:
+    return compare_address_spaces(first[0], other[0])
 
 
 def _key(limit: NodeLimit, ref: ContainerRef) -> BudgetKey | None:

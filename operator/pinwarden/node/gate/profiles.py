@@ -185,19 +185,19 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     allowed = {
         name for rule in rules if rule["action"] == _ALLOW and not rule.get("args") for name in rule["names"]
     }
-    found = []
+    gated_rules = []
     for rule in rules:
         gated = rule.get("args") and all(_is_gated(name, rule["args"]) for name in rule["names"])
         names = [name for name in rule["names"] if rule.get("args") or name not in GATED]
         if names:
-            found.append({**rule, "names": names, **({"action": _NOTIFY} if gated else {})})
+            gated_rules.append({**rule, "names": names, **({"action": _NOTIFY} if gated else {})})
     for name, condition in GATED.items():
         if name in allowed:
-            found.append(_notify(name, condition))
+            gated_rules.append(_notify(name, condition))
             if condition is not None:
                 rest = complement(condition.patterns, condition.width)
-                found.append({"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)})
-    return found
+                gated_rules.append({"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)})
+    return gated_rules
 
 
 def _is_gated(name: str, arguments: Sequence[Mapping[str, Any]]) -> bool:

@@ -72,7 +72,7 @@ class GatePublisher:
         self._earlier = dict(earlier.containers)
         self._containers: dict[str, tuple[str, str, str]] = {}
         self._lost = set(earlier.lost)
-        self._inexact = {pod: list(reasons) for pod, reasons in earlier.loosened.items()}
+        self._inexact = {pod: list(reasons) for pod, reasons in earlier.inexact.items()}
         self._denials = {pod: dict(counts) for pod, counts in earlier.denials.items()}
         self._recent = deque(earlier.recent, LISTED)
         self._number = earlier.number
@@ -187,10 +187,10 @@ class GatePublisher:
     def _file_identity(self) -> tuple[int, int] | None:
         """Return which file exists. The gate replaces a file of another writer."""
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_size
+        return status.st_ino, status.st_size
 
 
 def _wire(denial: Denial, number: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 class GateStatus:
     """The file's content.
 
-    `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `loosened` has
+    `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `inexact` has
     per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
     `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
     they are in no other count. `mapping` are ids of containers whose profile gates mappings. `held` has for each of their pods that is
@@ -33,7 +33,7 @@ class GateStatus:
 
     containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
-    loosened: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inexact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recent: tuple[Mapping[str, Any], ...] = ()
     number: int = 0
@@ -73,7 +73,7 @@ def load(path: Path) -> GateStatus | None:
     return GateStatus(
         containers=content.containers,
         lost=frozenset(content.lost),
-        loosened={pod: tuple(reasons) for pod, reasons in content.loosened.items()},
+        inexact={pod: tuple(reasons) for pod, reasons in content.loosened.items()},
         denials=content.denials,
         recent=tuple(content.recent),
         number=content.number,

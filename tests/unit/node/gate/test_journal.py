@@ -138,7 +138,7 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
     found = told(path)
     assert found.containers == {ID: ("pod-1", "main", "b2" * 32)}
     assert found.lost == {TWO.id}
-    assert found.loosened == {"pod-1": ("why",)}
+    assert found.inexact == {"pod-1": ("why",)}
     assert found.denials == {"pod-1": {"uid-l": 2}}
     assert [each["number"] for each in found.recent] == [1, 2]
 
@@ -178,7 +178,7 @@ def test_what_loosens_a_pod_is_news_until_it_is_written(tmp_path: Path) -> None:
             record.mark_inexact("pod-1", "why")
     (tmp_path / "gate.json.new").rmdir()
     record.mark_inexact("pod-1", "why")
-    assert told(path).loosened == {"pod-1": ("why",)}
+    assert told(path).inexact == {"pod-1": ("why",)}
 
 
 @pytest.mark.rule("H1")
@@ -190,7 +190,7 @@ def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containe
     for there, known in ((["pod-1"], {"pod-1": ("why",)}), ([], {})):
         record.set_containers([], there)
         record.flush(float("inf"))
-        assert told(path).loosened == known
+        assert told(path).inexact == known
 
 
 @pytest.mark.rule("H1")
@@ -266,7 +266,7 @@ def test_what_loosens_a_pod_is_told_at_once_and_once(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
     record = GatePublisher(path)
     record.mark_inexact("pod-1", "why")
-    assert told(path).loosened == {"pod-1": ("why",)}
+    assert told(path).inexact == {"pod-1": ("why",)}
     written = path.stat().st_mtime_ns
     record.mark_inexact("pod-1", "why")
     assert path.stat().st_mtime_ns == written
