@@ -98,7 +98,7 @@ class SharedNode:
     def report(self, uid: str = "g") -> GroupReport:
         """Of a round that is made now."""
         self.accountant.tick()
-        return next(each for each in self.accountant.told.groups if each.uid == uid)
+        return next(each for each in self.accountant.status.groups if each.uid == uid)
 
     def borrow(self, pod: str, group: str = "g") -> BorrowReport | None:
         return next((each for each in self.report(group).borrowers if each.pod == pod), None)

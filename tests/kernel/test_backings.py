@@ -158,6 +158,6 @@ def test_the_fair_view_has_what_is_borrowed_whoever_touched_it_first(shares: Sha
     case.map(a, a, handle, 1)
     case.map(b, a, handle, 1)
     shares.report()
-    view = {each.pod: each for each in shares.accountant.told.fair_view}
+    view = {each.pod: each for each in shares.accountant.status.fair_view}
     assert view[first].shared == view[second].shared == case.held(1)
     assert all(0 < each.anonymous <= each.current for each in view.values())

@@ -49,7 +49,7 @@ def gated(tmp_path: Path) -> Iterator[Node]:
 def look(node: Node, accountant: Accountant) -> None:
     """A round of the accountant, which the gate takes into account with its next configuration at the latest."""
     accountant.tick()
-    save(node.run_dir / NAME, accountant.told)
+    save(node.run_dir / NAME, accountant.status)
 
 
 def ask(node: Node, accountant: Accountant, asked: dict[str, Any], *pods: Pod) -> None:
@@ -83,7 +83,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
     case.map(a, a, handle, 1)
     gated.until(lambda: gated.told.group_denials.get("g") == {member.uid: 1, other.uid: 1})
     look(gated, accountant)
-    (report,) = accountant.told.groups
+    (report,) = accountant.status.groups
     (borrower,) = report.borrowers
     assert (borrower.pod, borrower.mapped, borrower.level) == (member.uid, SIZE, Level.CONVERGE)
     assert borrower.denials == 1

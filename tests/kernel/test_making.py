@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pinwarden.api.nodepinconfig import NodeGroup
-from pinwarden.node.accountant import provisioner
+from pinwarden.node.accountant import provision_child, provisioner
 from pinwarden.node.accountant.provisioner import PREFIX, Provisioner
 from pinwarden.node.linux import sysvshm
 from pinwarden.node.linux.mountinfo import read_mountinfo
@@ -43,7 +43,7 @@ def dies(line: int, work: Callable[[], None]) -> bool:
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal left
-            if frame.f_code.co_filename != provisioner.__file__:
+            if frame.f_code.co_filename not in (provisioner.__file__, provision_child.__file__):
                 return None
             left -= event == "line"
             if left < 0:

@@ -455,7 +455,7 @@ def test_what_cannot_be_read_is_neither_gone_nor_nothing(
     assert shares.report().phase is Phase.ACTIVE
     shares.configure(created(pod))
     shares.report()
-    assert [each.pod for each in shares.accountant.told.fair_view] == [pod]
+    assert [each.pod for each in shares.accountant.status.fair_view] == [pod]
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -463,7 +463,7 @@ def test_what_cannot_be_read_is_neither_gone_nor_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(shares.accountant._finder, "find", refuse)
         assert shares.report().phase is Phase.PENDING
-        assert shares.accountant.told.fair_view == (), "of a part of it nothing is known"
+        assert shares.accountant.status.fair_view == (), "of a part of it nothing is known"
         shares.configure(created())
         report = shares.report()
         assert (report.phase, report.reason) == (Phase.PENDING, "NotReadable"), "not Released"
@@ -554,12 +554,12 @@ def test_the_fair_view_counts_what_is_borrowed_or_all_of_it(shares: SharedNode) 
     a(f"touch(mapped(opened('{MEMORY}'), {4 * MIB}), 1024)")
     b(f"touch(mapped(opened('{MEMORY}'), {4 * MIB}), 256)")
     shares.report()
-    view = {each.pod: each for each in shares.accountant.told.fair_view}
+    view = {each.pod: each for each in shares.accountant.status.fair_view}
     assert (view[first].shared, view[second].shared) == (4 * MIB, MIB)
     assert 0 < view[first].anonymous <= view[first].current == shares.charge_of(first)
     shares.configure(created(first, second, fairShare="Charge"))
     shares.report()
-    assert {each.shared for each in shares.accountant.told.fair_view} == {4 * MIB}
+    assert {each.shared for each in shares.accountant.status.fair_view} == {4 * MIB}
 
 
 # -- what a tenant may try -----------------------------------------------------------------------------------------

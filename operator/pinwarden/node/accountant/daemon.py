@@ -1,8 +1,9 @@
 """The accountant as a process: `pinwarden accountant`.
 
-One accountant at a time works on a node: another one waits for the lock, so that an upgrade starts the new one before it ends the old one.
-The configuration is the file that the agent keeps of what is in force, so the accountant needs no API server and no token. A round that
-stalls ends the process by an alarm of its own, so that its container is started again. Its end changes nothing: objects and borrows stay
+One accountant at a time works on a node. A second one waits for the lock, so an upgrade starts the
+new accountant before it ends the old one. The configuration is a file that the agent writes, so
+the accountant needs no API server and no token. A round that stalls ends the process by an alarm,
+and the kubelet restarts its container. The process's end changes nothing: objects and borrows stay
 (H3).
 """
 
@@ -25,9 +26,9 @@ from pinwarden.node.state.statefile import file_lock
 
 LOCK = "shared.lock"
 KINDS = (*ACCOUNTANT_KINDS, "configuration")
-"""Kinds of items that the accountant's process guards."""
+"""The kinds of items that the process guards."""
 STALL_SECONDS = 600
-_LOOKS_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _STANDBY_SECONDS = 0.2
 _RENEW_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are. `configuration` is the agent's file, `run_dir` a folder in a tmpfs; `budget` in bytes."""
+    """Paths: `configuration` is the agent's file, `run_dir` is in a tmpfs. `budget` is in bytes."""
 
     configuration: Path
     run_dir: Path
@@ -46,7 +47,10 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Accounts until SIGTERM or SIGINT. Raises OSError, and ValueError when there is no cgroup hierarchy."""
+    """Account until SIGTERM or SIGINT.
+
+    Raises OSError, and ValueError if there is no cgroup hierarchy.
+    """
     with shutdown_on_signals(), suppress(ShutdownError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(settings.run_dir / LOCK):
@@ -63,8 +67,8 @@ def run(settings: Settings) -> None:
 
 
 def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
-    followed = ConfigFollower(settings.configuration)
-    told = settings.run_dir / accountant_status.NAME
+    follower = ConfigFollower(settings.configuration)
+    path = settings.run_dir / accountant_status.NAME
     due = renewed = 0.0
     accounts = False
     while True:
@@ -72,29 +76,33 @@ def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
         if accounts and time.monotonic() >= renewed:
             renewed = time.monotonic() + _RENEW_SECONDS
             with suppress(OSError):
-                os.utime(told)
+                os.utime(path)
         with guard.item("configuration"):
-            if configuration := followed.read_if_changed():
+            if configuration := follower.read_if_changed():
                 accountant.configure(configuration.spec)
                 due = 0.0
         if time.monotonic() >= due:
-            wait = _round(told, accountant, guard)
+            wait = _round(path, accountant, guard)
             accounts = wait is not None
             due = time.monotonic() + (_RETRY_SECONDS if wait is None else wait)
-        time.sleep(_LOOKS_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def _round(told: Path, accountant: Accountant, guard: Guard) -> float | None:
-    """Seconds until the next one; None where it failed, and then what was told last stays."""
+def _round(path: Path, accountant: Accountant, guard: Guard) -> float | None:
+    """Do a round, and return the seconds until the next one.
+
+    Return None if the round failed. The last status stays then.
+    """
     with guard.item("round"):
         wait = accountant.tick()
-        accountant_status.save(told, accountant.told)
+        accountant_status.save(path, accountant.status)
         return wait
     return None
 
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other accountant works on this node."""
     waiting = False
     while True:
         try:

@@ -1,31 +1,34 @@
-"""What the processes of one pod have of wanted objects: mapped, and resident.
+"""The mapped and the resident parts of wanted objects in the processes of one pod.
 
-They are read one after the other: what a process has mapped, and then its page tables, but only where no process before it had the page.
-So an object that fifty processes of a pod have mapped whole is walked once, and what the first of them lacks is looked for in the next.
+The processes are read one after the other. Of each process the page tables are read only for pages
+that no process before had. So an object that fifty processes have mapped is walked once, and only
+the missing pages are searched in the next process.
 
-A process goes on meanwhile. What it has mapped is read before and after its page tables; where it is not the same, addresses may have stood
-for something else, and it is read again. One that does not keep still for `_ATTEMPTS` is not known, which is said (H2).
+A process continues meanwhile. Its mappings are read before and after its page tables. If they
+differ, the addresses may have had other objects, and the process is read again. A process that
+changes on each of `_ATTEMPTS` reads is unknown, and the result says so (H2).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pinwarden.node.linux.intervals import EMPTY, Intervals, union
 from pinwarden.node.linux.pagemap import PageMap
 from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 
-_ATTEMPTS = 5
-MOST_MAPPINGS = 1 << 17
-"""Mappings of wanted objects that are looked at in a pod: twice what a process may have at the most (vm.max_map_count)."""
+_ATTEMPTS: Final = 5
+MOST_MAPPINGS: Final = 1 << 17
+"""The wanted mappings read in a pod: twice the maximum of a process (vm.max_map_count)."""
 _MOST_GAPS = 16
-"""A mapping with more gaps in what is known of it is walked from the first to the last of them at once."""
+"""A mapping with more unknown gaps is walked at once from the first gap to the last."""
 
 
 @dataclass(slots=True)
-class Found:
-    """Byte offsets in each object. Where there is a `reason`, something could not be read, and more may be there."""
+class PodPages:
+    """Byte offsets in each object. With a `reason` something was not read, so more may exist."""
 
     mapped: dict[ObjectId, Intervals] = field(default_factory=dict)
     resident: dict[ObjectId, Intervals] = field(default_factory=dict)
@@ -34,14 +37,17 @@ class Found:
 
 def walk(
     proc_root: Path, pids: Iterable[int], wanted: RegionFilter, is_walked: Callable[[ObjectId], bool]
-) -> Found:
-    """Reads these processes; page tables only of objects that `is_walked` says. One that ends meanwhile is left out, or partly so."""
-    found = Found()
+) -> PodPages:
+    """Return the pages of these processes; resident ones only of objects with `is_walked`.
+
+    A process that ends meanwhile is missing, or partly missing.
+    """
+    pages = PodPages()
     pieces: dict[ObjectId, set[tuple[int, int]]] = {}
     count = 0
     for pid in pids:
         if count > MOST_MAPPINGS:
-            found.reason = (
+            pages.reason = (
                 f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
             )
             break
@@ -50,60 +56,63 @@ def walk(
             regions = wanted.regions(process)
             for _ in range(_ATTEMPTS):
                 by_object = _by_object(regions)
-                tables = {one: some for one, some in by_object.items() if is_walked(one)}
-                resident = _walk_tables(found, process.folder, tables)
+                walked = {identity: some for identity, some in by_object.items() if is_walked(identity)}
+                resident = _walk_tables(pages, process.folder, walked)
                 before, regions = regions, wanted.regions(process) if resident else regions
                 if before == regions:
                     break
             else:
-                found.reason = f"process {pid} maps and unmaps faster than it can be read"
-            for one, some in by_object.items():
-                ends = ((each.offset, each.offset + each.end - each.start) for each in some)
-                pieces.setdefault(one, set()).update(ends)
+                pages.reason = f"process {pid} maps and unmaps faster than it can be read"
+            for identity, some in by_object.items():
+                ends = ((region.offset, region.offset + region.end - region.start) for region in some)
+                pieces.setdefault(identity, set()).update(ends)
             count += len(regions)
-            found.resident.update(resident)
+            pages.resident.update(resident)
         except ProcessLookupError:
             continue
         except OSError as error:
-            found.reason = f"process {pid} cannot be read: {error.strerror}"
-    found.mapped = {one: Intervals.of(extent) for one, extent in pieces.items()}
-    return found
+            pages.reason = f"process {pid} cannot be read: {error.strerror}"
+    pages.mapped = {identity: Intervals.of(ends) for identity, ends in pieces.items()}
+    return pages
 
 
 def _by_object(regions: Iterable[Region]) -> dict[ObjectId, list[Region]]:
-    found: dict[ObjectId, list[Region]] = {}
+    by_object: dict[ObjectId, list[Region]] = {}
     for region in regions:
-        found.setdefault(region.object, []).append(region)
-    return found
+        by_object.setdefault(region.object, []).append(region)
+    return by_object
 
 
 def _walk_tables(
-    found: Found, folder: str, by_object: Mapping[ObjectId, Sequence[Region]]
+    pages: PodPages, folder: str, by_object: Mapping[ObjectId, Sequence[Region]]
 ) -> dict[ObjectId, Intervals]:
-    """What was found before and these mappings have resident, where that is more. Page tables are opened only if anything is unknown."""
+    """Return the resident offsets of each object that had unknown offsets in these regions.
+
+    The result includes the offsets known before. The page tables are opened only if needed.
+    """
     more: dict[ObjectId, Intervals] = {}
     tables: PageMap | None = None
     try:
-        for one, regions in by_object.items():
-            have = found.resident.get(one, EMPTY)
+        for identity, regions in by_object.items():
+            known = pages.resident.get(identity, EMPTY)
             parts = []
-            for region, start, end in _unknown(regions, have):
+            for region, start, end in _unknown(regions, known):
                 tables = tables or PageMap(folder)
                 present = tables.resident(start, end, shared=region.shared)
                 parts.append(present.moved(region.offset - region.start))
             if parts:
-                more[one] = union([have, *parts])
+                more[identity] = union([known, *parts])
     finally:
         if tables:
             tables.close()
     return more
 
 
-def _unknown(regions: Sequence[Region], have: Intervals) -> Iterator[tuple[Region, int, int]]:
-    """The addresses of each mapping at which it has what is not in `have`."""
+def _unknown(regions: Sequence[Region], known: Intervals) -> Iterator[tuple[Region, int, int]]:
+    """Yield the addresses of each region whose offsets are not known."""
     for region in regions:
         to_address = region.start - region.offset
-        gaps = have.gaps(region.offset, region.offset + region.end - region.start)
+        gaps = known.gaps(region.offset, region.offset + region.end - region.start)
         if len(gaps) > _MOST_GAPS:
             gaps = [(gaps[0][0], gaps[-1][1])]
         for start, end in gaps:

@@ -1,4 +1,4 @@
-"""The seconds that all groups together may take in a round, shared so that no group can keep another one waiting for ever."""
+"""The seconds of a round, shared so that no group keeps another group waiting for ever."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 class RoundTime:
     """Shares `seconds` of each round among groups.
 
-    Half of the seconds is divided equally. The other half goes to one group, in turn from round to round. The next groups of the round
-    get what a group leaves over.
+    Half of the seconds is divided equally. The other half goes to one group, in turn from round to
+    round. The next groups of the round get the seconds that a group leaves.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class RoundTime:
 
     @contextmanager
     def spend(self, most: float) -> Iterator[float]:
-        """Yield how many seconds the body may take, `most` at most, and count those that it takes."""
+        """Yield the seconds that the body may take, at most `most`, and count those it takes."""
         began = self._clock()
         try:
             yield max(0.0, min(most, self._left))

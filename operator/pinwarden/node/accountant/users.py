@@ -1,7 +1,8 @@
-"""Who uses an object at this moment, in a pod or not: what a draining group waits for (M10).
+"""The processes that use an object now, in a pod or not; a draining group waits for them (M10).
 
-All processes of the node are read, which is why only a group that is being deleted asks. Who has a file open and not mapped is looked for
-among its first `MOST_DESCRIPTORS` and for `SECONDS` in all: its data stays for it anyway, when the name is gone.
+All processes of the node are read, so only the deletion of a group does this. Open files without a
+mapping are searched among the first `MOST_DESCRIPTORS` of a process, and for `SECONDS` in all.
+A process that is missed keeps its data: the file outlives its name.
 """
 
 import os
@@ -18,27 +19,27 @@ MOST_DESCRIPTORS = 4096
 SECONDS = 10.0
 
 
-def users(proc_root: Path, extent: ObjectSet, *, opened: bool) -> list[int]:
-    """The processes that have some of it mapped; with `opened` also those that have a file of it open.
+def find_users(proc_root: Path, objects: ObjectSet, *, opened: bool) -> list[int]:
+    """Return the processes that have an object mapped; with `opened`, or only open.
 
-    Raises PermissionError: who cannot be looked at may be one.
+    Raises PermissionError, because a process that cannot be read may use an object.
     """
-    wanted = RegionFilter([extent])
+    wanted = RegionFilter([objects])
     everyone = list_pids(proc_root)
-    found = {pid for pid in everyone if wanted.regions(ProcessMaps(proc_root, pid))}
+    users = {pid for pid in everyone if wanted.regions(ProcessMaps(proc_root, pid))}
     deadline = time.monotonic() + SECONDS
     for pid in everyone if opened else ():
         if time.monotonic() > deadline:
             break
-        if pid not in found and _has_open(proc_root, pid, extent):
-            found.add(pid)
-    return sorted(found)
+        if pid not in users and _has_open(proc_root, pid, objects):
+            users.add(pid)
+    return sorted(users)
 
 
-def _has_open(proc_root: Path, pid: int, extent: ObjectSet) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"{proc_root}/{pid}/fd") as listed:
-        for entry in islice(listed, MOST_DESCRIPTORS):
+def _has_open(proc_root: Path, pid: int, objects: ObjectSet) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"{proc_root}/{pid}/fd") as entries:
+        for entry in islice(entries, MOST_DESCRIPTORS):
             with suppress(FileNotFoundError, ProcessLookupError):
-                if extent.has(object_at(entry.path)):
+                if objects.has(object_at(entry.path)):
                     return True
     return False

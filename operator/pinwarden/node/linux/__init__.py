@@ -1,1 +1,1 @@
-"""The kernel's interfaces. No module here knows pods or limits; all need only the standard library."""
+"""The kernel's interfaces. No module here knows pods or limits, or needs a third-party library."""

@@ -1,4 +1,6 @@
-"""Sets of numbers, such as byte offsets in an object, as sorted half-open intervals with gaps between.
+"""Sets of numbers, such as byte offsets in an object, as sorted half-open intervals.
+
+There is a gap between any two intervals.
 
 `sorted`, `map` and `compress` do the work, so an interval costs a tenth of a microsecond. This
 matters for a pod that has a large object in many small pieces. Two flat arrays take 16 bytes for

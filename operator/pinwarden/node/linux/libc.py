@@ -1,4 +1,4 @@
-"""The C library through ctypes: one handle for all modules, with the prototypes of its functions."""
+"""The C library through ctypes: one handle for all modules, with prototypes."""
 
 import ctypes
 import os

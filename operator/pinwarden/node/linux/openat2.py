@@ -1,4 +1,4 @@
-"""Opening a path of the node without following what a tenant put in the way (openat2(2), Linux 5.6).
+"""Opening a path of the node without following a tenant's links (openat2(2), Linux 5.6).
 
 The folder that an administrator allowed is looked up as the node itself does, links included.
 Below this folder no symbolic link is followed, and no path leads out. So a tenant cannot name
@@ -84,13 +84,12 @@ def matching_names(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
 
 def matches(name: str, pattern: str) -> bool:
     """Return whether a shell pattern matches a name."""
-    return fnmatch.fnmatchcase(name, fnmatch_pattern(pattern)) and name.startswith(".") <= pattern.startswith(
-        "."
-    )
+    hidden_fits = name.startswith(".") <= pattern.startswith(".")
+    return hidden_fits and fnmatch.fnmatchcase(name, fnmatch_pattern(pattern))
 
 
 def fnmatch_pattern(pattern: str) -> str:
-    """Return the pattern for fnmatch in which only * and ? are wildcards, and brackets are literal."""
+    """Return the pattern for fnmatch, in which only * and ? are wildcards."""
     return pattern.replace("[", "[[]")
 
 
@@ -135,7 +134,7 @@ def walk_files(top: int) -> Iterator[int]:
 
 
 def filesystem_magic(descriptor: int) -> int:
-    """Return the magic number of a descriptor's file system (`f_type` of statfs(2)). Raises OSError."""
+    """Return the `f_type` of a descriptor's file system (statfs(2)). Raises OSError."""
     buffer = (ctypes.c_long * 32)()
     if libc.fstatfs(descriptor, buffer):
         raise last_error()

@@ -39,7 +39,7 @@ from typing import NamedTuple, Self
 from pinwarden.node.linux.procfs import StatusReader
 
 UNLIMITED = 2**64 - 1
-"""RLIM_INFINITY of the kernel (rlim64). It exceeds every other limit, so min and max just work."""
+"""RLIM_INFINITY of the kernel (rlim64). It exceeds every other limit, for min and max."""
 
 
 class Limits(NamedTuple):
@@ -71,13 +71,13 @@ def prlimit_memlock(pid: int, limits: Limits | None = None) -> Limits:
 
 
 def _signed(amount: int) -> int:
-    """Return the amount as Python's resource module has it: signed, and -1 for RLIM_INFINITY."""
+    """Return the amount as the `resource` module has it: signed, -1 for RLIM_INFINITY."""
     return amount - _MODULUS if amount >= _MODULUS // 2 else amount
 
 
 @dataclass(frozen=True, slots=True)
 class GateAbility:
-    """Whether this process can lower a hard limit and raise it again; `reason` explains a failure."""
+    """Whether this process can lower a hard limit and raise it again; if not, the `reason`."""
 
     available: bool
     reason: str = ""
@@ -193,7 +193,7 @@ class ProcessHandle:
         raise self._gone()
 
     def _undo(self, limits: Limits, previous: Limits) -> None:
-        """Undo a change of another process (step 4). Raises ProcessLookupError if the id is free."""
+        """Undo the change of another process (step 4). Raises ProcessLookupError if the id is free."""
         if self._prlimit(self.key.pid, None) == limits:
             self._prlimit(self.key.pid, previous)
 

@@ -7,8 +7,10 @@ import pytest
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
 from pinwarden.api.pinlimit import Level
 from pinwarden.api.sharedmemorygroup import Phase
-from pinwarden.node.accountant.accountant import Accountant, _claimed, _gated, _level
-from pinwarden.node.accountant.finder import Finder, Instance, NotFoundError
+from pinwarden.node.accountant.accountant import Accountant, _claimed
+from pinwarden.node.accountant.finder import Finder
+from pinwarden.node.accountant.finder.result import GroupObjects, ObjectsNotFoundError
+from pinwarden.node.accountant.report import _gated, _level
 from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.state.config import ConfigFile, ConfigFollower, Configuration
@@ -57,7 +59,7 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
 ) -> None:
     running = {"one", "two", "sandbox"}
     monkeypatch.setattr(
-        "pinwarden.node.accountant.accountant.member_pids",
+        "pinwarden.node.accountant.report.member_pids",
         lambda path: frozenset({1}) if path.name in running else frozenset(),
     )
     pod = PodCgroup(
@@ -111,10 +113,10 @@ def test_an_object_is_one_groups_alone(first: ObjectSet, second: ObjectSet, clas
 def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> Instance:
+    def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> GroupObjects:
         if asked.uid == "odd":
             raise ValueError("not a number")
-        return Instance(objects={ObjectId(1, 5): 4096})
+        return GroupObjects(objects={ObjectId(1, 5): 4096})
 
     monkeypatch.setattr(Finder, "find", find)
     (tmp_path / "cgroup.controllers").touch()
@@ -122,7 +124,7 @@ def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
     groups = [group(uid=uid, management="Adopt") for uid in ("odd", "even")]
     accountant.configure(NodePinConfigSpec(groups=groups))
     accountant.tick()
-    assert [(each.uid, each.reason, each.charge) for each in accountant.told.groups] == [
+    assert [(each.uid, each.reason, each.charge) for each in accountant.status.groups] == [
         ("odd", "NotReadable", None),
         ("even", "", 4096),
     ]
@@ -132,12 +134,12 @@ def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
 @pytest.mark.parametrize(
     ("found", "phase", "reason"),
     [
-        (NotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
-        (NotFoundError("NotReadable", "no such object is known"), Phase.DRAINING, "NotReadable"),
-        (Instance(objects={ObjectId(1, 5): 4096}), Phase.RELEASED, ""),
-        (Instance(objects={ObjectId(1, 5): 4096}, truncated=True), Phase.RELEASED, ""),
+        (ObjectsNotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
+        (ObjectsNotFoundError("NotReadable", "no such object is known"), Phase.DRAINING, "NotReadable"),
+        (GroupObjects(objects={ObjectId(1, 5): 4096}), Phase.RELEASED, ""),
+        (GroupObjects(objects={ObjectId(1, 5): 4096}, truncated=True), Phase.RELEASED, ""),
         (
-            Instance(objects={ObjectId(1, 5): 4096}, truncated=True, why="some may be unknown"),
+            GroupObjects(objects={ObjectId(1, 5): 4096}, truncated=True, cause="some may be unknown"),
             Phase.DRAINING,
             "NotReadable",
         ),
@@ -146,17 +148,17 @@ def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
 def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    found: Instance | NotFoundError,
+    found: GroupObjects | ObjectsNotFoundError,
     phase: Phase,
     reason: str,
 ) -> None:
-    def find(*_: object, **__: object) -> Instance:
-        if isinstance(found, NotFoundError):
+    def find(*_: object, **__: object) -> GroupObjects:
+        if isinstance(found, ObjectsNotFoundError):
             raise found
         return found
 
     monkeypatch.setattr(Finder, "find", find)
-    monkeypatch.setattr("pinwarden.node.accountant.accountant.users", lambda *_, **__: [])
+    monkeypatch.setattr("pinwarden.node.accountant.accountant.find_users", lambda *_, **__: [])
     (tmp_path / "cgroup.controllers").touch()
     accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
     backing = {"posixShm": {"name": "x", "ipcNamespace": "Host"}}
@@ -164,7 +166,7 @@ def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
         NodePinConfigSpec(groups=[group(management="Adopt", draining=True, backing=backing)])
     )
     accountant.tick()
-    (report,) = accountant.told.groups
+    (report,) = accountant.status.groups
     assert (report.phase, report.reason) == (phase, reason)
 
 
@@ -179,7 +181,7 @@ def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_re
     drained = group({"pods": [uid]}, management="Adopt", draining=True, backing={"memfd": {"name": "x"}})
     accountant.configure(NodePinConfigSpec(groups=[drained]))
     accountant.tick()
-    (report,) = accountant.told.groups
+    (report,) = accountant.status.groups
     assert (report.phase, report.reason) == (Phase.DRAINING, "NotReadable")
     assert "a member's processes cannot be read" in report.message
 
@@ -208,13 +210,13 @@ def test_a_pod_that_nobody_foresaw_keeps_no_group_from_being_accounted(
         (pod / "cgroup.procs").write_text("no number" if uid == odd else "")
         (pod / "memory.current").write_text("no number" if uid == odd else "4096")
         (pod / "memory.stat").write_text("anon 4096\n")
-    monkeypatch.setattr(Finder, "find", lambda *_, **__: Instance(objects={ObjectId(1, 5): 4096}))
+    monkeypatch.setattr(Finder, "find", lambda *_, **__: GroupObjects(objects={ObjectId(1, 5): 4096}))
     (tmp_path / "cgroup.controllers").touch()
     accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
     groups = [group(uid="g", management="Adopt", accounting="Borrow", members=[{"pods": [odd, even]}])]
     accountant.configure(NodePinConfigSpec(groups=groups))
     accountant.tick()
-    (report,) = accountant.told.groups
+    (report,) = accountant.status.groups
     assert (report.reason, report.charge, report.orphaned, report.truncated) == ("", 4096, None, True)
-    assert [each.pod for each in accountant.told.fair_view] == [even]
-    assert accountant.told.failures["pod"] > 0
+    assert [each.pod for each in accountant.status.fair_view] == [even]
+    assert accountant.status.failures["pod"] > 0

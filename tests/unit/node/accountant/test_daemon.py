@@ -22,7 +22,7 @@ LONG_AGO = time.time() - 3600
 class Accountant:
     """One whose rounds end as told."""
 
-    told = AccountantStatus()
+    status = AccountantStatus()
 
     def __init__(self, *rounds: float | Exception) -> None:
         self._rounds = list(rounds)

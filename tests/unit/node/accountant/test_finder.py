@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
-from pinwarden.node.accountant import posix_shm
-from pinwarden.node.accountant.finder import MOST_OBJECTS, Finder, Instance, NotFoundError
+from pinwarden.node.accountant.finder import Finder, dmabuf, posix_shm, processes, unlinked
+from pinwarden.node.accountant.finder.result import MOST_OBJECTS, GroupObjects, ObjectsNotFoundError
 from pinwarden.node.accountant.round_time import RoundTime
 from pinwarden.node.linux.mountinfo import read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
@@ -38,7 +38,7 @@ def test_a_dma_buf_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     buffer.touch()
     folder.mkdir(parents=True)
     (folder / "3").write_bytes(b"size:\t8192\ncount:\t1\nexp_name:\tudmabuf\nname:\t\xff\n")
-    monkeypatch.setattr(Finder, "_descriptors", lambda *_: [("3", str(buffer), "/dmabuf:\udcff")])
+    monkeypatch.setattr(dmabuf, "descriptors", lambda *_: [("3", str(buffer), "/dmabuf:\udcff")])
     found = Finder(tmp_path).find(group({"dmabuf": {"exporter": "udmabuf"}}), {"p": [PID]})
     about = buffer.stat()
     assert found.objects == {ObjectId(about.st_dev, about.st_ino): 8192}
@@ -101,22 +101,22 @@ class SharedMemory:
         self.read: list[int] = []
         self.finder = Finder(Path("/proc"), os.getpid())
         self.rooms = {"a": MOST_OBJECTS, "b": MOST_OBJECTS}
-        patch.setattr(posix_shm, "named", lambda _: 0)
-        patch.setattr(posix_shm, "nested", lambda _: 0)
+        patch.setattr(unlinked, "named_bytes", lambda _: 0)
+        patch.setattr(unlinked, "nested_bytes", lambda _: 0)
         patch.setattr(
-            posix_shm,
-            "used",
+            unlinked,
+            "used_bytes",
             lambda _: self.hidden + UNLINKED * len({name for names in self.shown.values() for name in names}),
         )
-        patch.setattr(posix_shm, "_unlinked", self.unlinked)
+        patch.setattr(unlinked, "_unlinked", self.unlinked)
 
-    def unlinked(self, _: Path, pid: int, device: int, deadline: float) -> Iterator[posix_shm.Unlinked]:
+    def unlinked(self, _: Path, pid: int, device: int, deadline: float) -> Iterator[unlinked.UnlinkedObject]:
         self.read.append(pid)
-        for name in posix_shm._in_time(self.shown.get(pid, ()), deadline):
+        for name in unlinked._before(deadline, self.shown.get(pid, ())):
             inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
-            yield posix_shm.Unlinked(ObjectId(device, inode), name, UNLINKED)
+            yield unlinked.UnlinkedObject(ObjectId(device, inode), name, UNLINKED)
 
-    def look(self) -> dict[str, Instance | NotFoundError]:
+    def look(self) -> dict[str, GroupObjects | ObjectsNotFoundError]:
         """A round with two groups over /dev/shm, the older one first."""
         pids = {"a": [A], "b": [B]}
         backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
@@ -125,13 +125,13 @@ class SharedMemory:
             for uid in pids
         ]
         self.finder.begin(groups, pids)
-        found: dict[str, Instance | NotFoundError] = {}
+        found: dict[str, GroupObjects | ObjectsNotFoundError] = {}
         for each in groups:
             try:
                 found[each.uid] = self.finder.find(
                     each, {each.uid: pids[each.uid]}, room=self.rooms[each.uid]
                 )
-            except NotFoundError as error:
+            except ObjectsNotFoundError as error:
                 found[each.uid] = error
         return found
 
@@ -141,9 +141,9 @@ def shm(monkeypatch: pytest.MonkeyPatch) -> SharedMemory:
     return SharedMemory(monkeypatch)
 
 
-def charges(found: dict[str, Instance | NotFoundError]) -> dict[str, object]:
+def charges(found: dict[str, GroupObjects | ObjectsNotFoundError]) -> dict[str, object]:
     return {
-        uid: (one.charge, one.truncated) if isinstance(one, Instance) else one.reason
+        uid: (one.charge, one.truncated) if isinstance(one, GroupObjects) else one.reason
         for uid, one in found.items()
     }
 
@@ -180,10 +180,10 @@ def test_a_wrong_type_is_not_said_while_bytes_are_unexplained(
 ) -> None:
     """A member could make a folder of a matching name, and have its group released."""
 
-    def folder(_: Finder, found: Instance, *__: object) -> None:
-        found.other = "/dev/shm/pw-hidden-folder"
+    def folder(found: GroupObjects, *__: object) -> None:
+        found.not_regular = "/dev/shm/pw-hidden-folder"
 
-    monkeypatch.setattr(Finder, "_each", folder)
+    monkeypatch.setattr(posix_shm, "add_matching", folder)
     assert charges(shm.look()) == {"a": "WrongType", "b": "WrongType"}
     shm.hidden = UNLINKED
     assert charges(shm.look()) == {"a": "NotReadable", "b": "NotReadable"}
@@ -194,7 +194,7 @@ def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(
     """Otherwise a stranger could keep a draining group whose last pod has ended."""
     shm.hidden = UNLINKED
     backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
-    with pytest.raises(NotFoundError) as raised:
+    with pytest.raises(ObjectsNotFoundError) as raised:
         shm.finder.find(group(backing), {})
     assert raised.value.reason == "NotThere"
 
@@ -206,7 +206,7 @@ def test_no_object_is_not_said_while_time_or_room_is_too_short(
     shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
     shm.rooms["b"] = 0
     assert charges(shm.look()) == {"a": (UNLINKED, False), "b": "NotReadable"}
-    monkeypatch.setattr(posix_shm, "SECONDS", 0.0)
+    monkeypatch.setattr(processes, "SECONDS", 0.0)
     found = shm.look()
     assert charges(found) == {"a": "NotReadable", "b": "NotReadable"}
     assert "the time was too short" in str(found["a"])
@@ -219,18 +219,18 @@ def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
 ) -> None:
     """Each look at the clock of a process of the older group takes a second, without an end."""
     clock = [0.0]
-    monkeypatch.setattr("pinwarden.node.accountant.posix_shm.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pinwarden.node.accountant.finder.unlinked.time.monotonic", lambda: clock[0])
 
-    def slow(_: Path, pid: int, device: int, deadline: float) -> Iterator[posix_shm.Unlinked]:
+    def slow(_: Path, pid: int, device: int, deadline: float) -> Iterator[unlinked.UnlinkedObject]:
         if pid == A:
             while clock[0] < deadline:
                 clock[0] += 1
             raise TimeoutError
         yield from shm.unlinked(_, pid, device, deadline)
 
-    monkeypatch.setattr(posix_shm, "_unlinked", slow)
-    monkeypatch.setattr(posix_shm, "SECONDS", posix_shm.ROUND_SECONDS)
-    shm.finder._time = RoundTime(posix_shm.ROUND_SECONDS, lambda: clock[0])
+    monkeypatch.setattr(unlinked, "_unlinked", slow)
+    monkeypatch.setattr(processes, "SECONDS", posix_shm.ROUND_SECONDS)
+    shm.finder._posix_shm._time = RoundTime(posix_shm.ROUND_SECONDS, lambda: clock[0])
     shm.shown = {B: ["pw-hidden-b"]}
     for _ in range(3):
         assert charges(shm.look()) == {"a": "NotReadable", "b": (UNLINKED, False)}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodeGroup
-from pinwarden.node.accountant.finder import Finder, NotFoundError
+from pinwarden.node.accountant.finder import Finder
+from pinwarden.node.accountant.finder.result import ObjectsNotFoundError
 from pinwarden.node.linux import openat2
 
 
@@ -112,6 +113,6 @@ def test_a_path_beside_the_allowed_folder_is_not_looked_at(path: str) -> None:
             "fairShare": "Charge",
         }
     )
-    with pytest.raises(NotFoundError) as refused:
+    with pytest.raises(ObjectsNotFoundError) as refused:
         Finder(Path("/proc"), os.getpid()).find(group, {})
     assert refused.value.reason == "NotAllowed"

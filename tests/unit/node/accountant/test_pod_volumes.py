@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.accountant.posix_shm import PodVolumes
+from pinwarden.node.accountant.finder.pod_volumes import PodVolumes
 
 UID, OTHER = "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab", "7d0c2a3e-8e4b-4d0f-9a53-0123456789ac"
 SANDBOX, CONTAINER, STARTING = 5, 7, 8

@@ -1,0 +1,34 @@
+"""Dma-bufs by their exporter, among the open files of member pods.
+
+A dma-buf that is mapped but not open does not show its exporter, so it is not found.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from pinwarden.node.accountant.finder.processes import GONE, descriptors, in_time
+from pinwarden.node.accountant.finder.result import GroupObjects, Pids
+from pinwarden.node.shm.objects import ObjectId
+
+_DMABUF: Final = "/dmabuf:"
+_EXPORTER: Final = re.compile(r"^exp_name:\s*(.*)$", re.MULTILINE)
+_SIZE: Final = re.compile(r"^size:\s*(\d+)$", re.MULTILINE)
+
+
+def find(objects: GroupObjects, proc_root: Path, exporter: str, pids: Pids) -> None:
+    """Add the dma-bufs of an exporter. Raises OSError."""
+    for pid in in_time(objects, pids):
+        for number, path, target in descriptors(proc_root, pid):
+            if not target.startswith(_DMABUF):
+                continue
+            with suppress(*GONE):
+                about = os.stat(path)
+                fdinfo = proc_root / str(pid) / "fdinfo" / number
+                text = fdinfo.read_text(errors="surrogateescape")  # a dma-buf may have any name
+                name, size = _EXPORTER.search(text), _SIZE.search(text)
+                if name and size and name[1] == exporter:
+                    objects.add(ObjectId(about.st_dev, about.st_ino), int(size[1]))
+                    objects.dmabuf_devices.add(about.st_dev)

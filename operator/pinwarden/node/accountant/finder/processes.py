@@ -1,0 +1,60 @@
+"""The processes of member pods and their open files, each read within a limit of time."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from pinwarden.node.accountant.finder.result import GroupObjects, Pids
+
+MOST_DESCRIPTORS: Final = 1 << 14
+SECONDS: Final = 3.0
+BLOCK: Final = 512  # bytes of `st_blocks` in every file system
+DELETED: Final = " (deleted)"
+GONE: Final = (FileNotFoundError, ProcessLookupError)
+LATE: Final = "the time was too short to read all processes that may have an object"
+
+
+def by_pod(pids: Pids) -> Iterator[int]:
+    """Yield all processes, pod by pod."""
+    return (pid for members in pids.values() for pid in members)
+
+
+def in_time(objects: GroupObjects, pids: Pids) -> Iterator[int]:
+    """Yield the processes for `SECONDS`, because a pod may have any number of descriptors."""
+    deadline = time.monotonic() + SECONDS
+    for pid in by_pod(pids):
+        if time.monotonic() > deadline:
+            objects.miss(LATE)
+            return
+        yield pid
+
+
+def one_per_namespace(proc_root: Path, kind: str, pids: Pids) -> list[int]:
+    """Return one process for each namespace of this kind, such as `mnt` or `ipc`."""
+    found: dict[str, int] = {}
+    for pid in by_pod(pids):
+        with suppress(OSError):
+            found.setdefault(os.readlink(proc_root / str(pid) / "ns" / kind), pid)
+    return list(found.values())
+
+
+def descriptors(proc_root: Path, pid: int) -> Iterator[tuple[str, str, str]]:
+    """Yield number, path and target of each open file of a process; none if it is gone."""
+    with suppress(*GONE), os.scandir(f"{proc_root}/{pid}/fd") as entries:
+        for entry in islice(entries, MOST_DESCRIPTORS):
+            with suppress(*GONE):
+                yield entry.name, entry.path, os.readlink(entry.path)
+
+
+def mapping_path(proc_root: Path, folder: str, start: str | bytes, end: str | bytes) -> str:
+    """Return the link in map_files of a mapping, for the process or thread of a folder in /proc.
+
+    /proc has a folder for the id of every thread. The list of mappings pads an address with
+    zeros, and the names in map_files have no zeros.
+    """
+    thread = os.path.basename(folder)
+    return f"{proc_root}/{thread}/map_files/{int(start, 16):x}-{int(end, 16):x}"
