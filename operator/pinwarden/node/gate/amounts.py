@@ -14,7 +14,7 @@ class NotYetError(OSError):
 
 
 def maximum(proc_root: Path, pending: PendingNotification, request: PinRequest) -> int:
-    """Return the most bytes that a call can add. Raises OSError if they are not known (yet)."""
+    """Return the most bytes a call can add. Raises OSError while they are unknown."""
     if request.most is not None:
         return request.most
     tid, in_memory = pending.tid, request.in_memory
@@ -36,7 +36,7 @@ def maximum(proc_root: Path, pending: PendingNotification, request: PinRequest) 
 def exact(
     proc_root: Path, pending: PendingNotification, request: PinRequest, most: int, space: AddressSpace
 ) -> int:
-    """Return the bytes that a call adds now. Raises OSError if they are not known (yet)."""
+    """Return the bytes a call adds now. Raises OSError while they are unknown."""
     if request.adds not in (Growth.NOT_LOCKED, Growth.IF_LOCKED):
         return most
     whole_range = request.adds is Growth.NOT_LOCKED

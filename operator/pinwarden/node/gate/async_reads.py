@@ -1,7 +1,7 @@
-"""Reads of a pod's files and memory in threads, so that a read that hangs delays only its own pod.
+"""Reads of a pod's files and memory in threads, so a hanging read delays only its own pod.
 
-A read of `smaps` or of `/proc/PID/mem` waits for the lock of the address space. The threads of
-the process can keep this lock for long: a fork of much memory, a page on a file system that hangs.
+A read of `smaps` or of `/proc/PID/mem` waits for the lock of the address space. The threads of the
+process can keep this lock for long: a fork of much memory, a page on a hanging file system.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 class ReadPool:
-    """Threads that execute reads. A pod may occupy at most `per_pod` of them."""
+    """Threads for reads. A pod may occupy at most `per_pod` of them."""
 
     def __init__(self, threads: int, per_pod: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(threads, name)
@@ -30,12 +30,12 @@ class ReadPool:
         return future
 
     def forget(self, pod: str) -> None:
-        """Forget a pod that has no notifications. Its reads that still hang stay counted."""
+        """Forget a pod without notifications. Its hanging reads stay counted."""
         if all(future.done() for future in self._running.get(pod, ())):
             self._running.pop(pod, None)
 
     def close(self) -> None:
-        """Cancel the reads that have not started, and do not wait for the others."""
+        """Cancel the queued reads, and do not wait for the running reads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -52,7 +52,7 @@ class AsyncRead(Generic[_Result]):
     def get(self, read: Callable[[], _Result]) -> _Result | None:
         """Return the result of `read`, or None while the read takes longer than a moment.
 
-        After None, call again with the same read. Raises what `read` raises.
+        After None, call again with the same read. Raises the exceptions of `read`.
         """
         if self._future is None:
             self._future = self._pool.submit(self._pod, read)

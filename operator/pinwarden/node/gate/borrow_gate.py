@@ -1,8 +1,8 @@
-"""Decides calls that map objects of groups, by the pod's mappings and its calls in flight.
+"""Decides mappings of group objects, by the pod's mappings and its calls in flight.
 
 A continued call is *in flight* until it has returned (`caller.SyscallExit`). Its range may or may
-not show in `/proc`, so the range is added to the mapped ranges, each byte once. A call that fits
-only without the calls in flight waits for them for a while.
+not show in `/proc`, so the range is added to the mapped ranges, each byte once. If a call fits only
+without the calls in flight, the call waits for them for a while.
 
 The object of a call is read in a thread (`map_targets`). If the object cannot be read, the call is
 allowed: most mappings belong to no group, and the accountant sees each mapping later. If the object
@@ -40,11 +40,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class BorrowCheck:
-    """The state of a decision about a call that maps an object.
+    """The state of a decision about the mapping of an object.
 
     `in_flight` are the pod's calls in flight when the current read of its mappings began, None
     before the read. `ranges` are the ranges to track once the call is continued. `settled_by` are
-    the rules that allow the call.
+    the rules by which the call is allowed.
     """
 
     notification: Notification
@@ -110,7 +110,7 @@ class BorrowGate:
         return denial
 
     def settle(self, check: BorrowCheck) -> None:
-        """Store that the current rules allow the call."""
+        """Mark a call as allowed by the current rules."""
         check.settled_by = self._rules
 
     def is_settled(self, check: BorrowCheck) -> bool:
@@ -132,7 +132,7 @@ class BorrowGate:
                 del self._in_flight[pod]
 
     def forget(self, pod: str) -> None:
-        """Forget a pod that is gone."""
+        """Forget a deleted pod."""
         self._read_pool.forget(pod)
         for key in [key for key in self._log_rates if key[1] == pod]:
             del self._log_rates[key]
@@ -203,7 +203,7 @@ class BorrowGate:
         return None
 
     def _unknown(self, check: BorrowCheck, reason: str) -> BorrowDenial:
-        """Return a denial for data that cannot be read, or not yet."""
+        """Return a denial for missing data."""
         wanted = check.target.range if check.target else None
         groups = self._rules.groups_of(wanted.object) if wanted else ()
         return BorrowDenial(next(iter(groups), None), errno.ENOMEM, reason, final=False)

@@ -1,10 +1,10 @@
-"""Whether a group of shared memory allows a call that maps one of its objects (M2, M8, M10). Pure.
+"""Whether a shared memory group allows the mapping of its objects (M2, M8, M10). Pure.
 
-- A pod that is not a member may not borrow: EACCES, which `mmap(2)` and `shmat(2)` return for a
+- Only a member may borrow. Another pod gets EACCES, which `mmap(2)` and `shmat(2)` return for a
   lack of permission.
 - While a group drains, a member with nothing of it mapped may not start to borrow: EACCES.
 - A member with a limit on its mapped bytes must not exceed it: ENOMEM. Each byte of an object
-  counts once, however many processes of the pod have it mapped. A call that adds nothing is never
+  counts once, however many processes of the pod have it mapped. A call without new bytes is never
   denied, also above the limit.
 
 Limits on resident bytes are not checked here, because a mapping makes nothing resident. Groups with
@@ -38,8 +38,8 @@ class ObjectRange(NamedTuple):
 class BorrowDenial:
     """Why a call is not allowed now, by which group. `group` is None if the object is not known.
 
-    A denial that is not `final` may change without a new call. `not_member` means that the pod is
-    not a member of the group. Amounts are in bytes.
+    Unless a denial is `final`, the next check may allow the same call. `not_member` is true for a
+    pod outside the group. Amounts are in bytes.
     """
 
     group: NodeGroup | None
@@ -53,7 +53,7 @@ class BorrowDenial:
 
 
 class BorrowRules:
-    """The groups that can deny, and the known objects of each group on this node. Immutable."""
+    """The enforcing groups, and the known objects of each group on this node. Immutable."""
 
     def __init__(
         self, groups: Iterable[NodeGroup] = (), objects: Mapping[str, ObjectSet] | None = None
@@ -81,7 +81,7 @@ class BorrowRules:
         return bool(self._groups)
 
     def groups_of(self, object_id: ObjectId) -> tuple[NodeGroup, ...]:
-        """Return the groups that an object belongs to. Each of them must allow a call."""
+        """Return the groups of an object. Each of them must allow a call."""
         return tuple(group for group in self._groups if self._objects[group.uid].has(object_id))
 
     def segment(self, shmid: int, space: int) -> ObjectId | None:
@@ -99,11 +99,11 @@ class BorrowRules:
         return BorrowDenial(group, errno.EACCES, "the pod is no member", not_member=True)
 
     def limit(self, group: NodeGroup, pod: str) -> int | None:
-        """Return the bytes that a member may have mapped, or None without a limit."""
+        """Return the limit on a member's mapped bytes, or None without a limit."""
         return self._limits[group.uid].get(pod)
 
     def depends_on_mapped(self, group: NodeGroup, pod: str) -> bool:
-        """Return whether the decision depends on the bytes that a member has mapped."""
+        """Return whether the decision depends on the member's mapped bytes."""
         return group.draining or self.limit(group, pod) is not None
 
     def check(

@@ -1,24 +1,24 @@
-"""Decides whether a call fits, between two samples of what the kernel counts. Pure.
+"""Decides whether a call fits, between two samples of the kernel's counters. Pure.
 
 The gate keeps an upper bound for the use of each limit:
 
-    bound = the sum at the last sample + the most that calls continued since then can add
+    bound = the sum at the last sample + the maximum of all calls continued since then
 
-A call that fits under the bound is allowed without a sample. Otherwise the gate samples again. A
-new sample shows what was unlocked, unmapped or ended, which needs no call that the gate sees. The
-kernel has no sum over many processes at one moment. The sum is still an upper bound, because only
-calls that were continued raise the use of a process:
+If a call fits under the bound, the gate allows the call without a sample. Otherwise the gate
+samples again. A new sample also shows unlocked and unmapped memory and ended processes, which the
+gate does not see otherwise. The kernel has no sum over many processes at one moment. The sum is
+still an upper bound, because only continued calls raise the use of a process:
 
-- A call that had *returned* before the sample began is in the sum, with the bytes that it added.
-- A call *in flight* may or may not be in the sum, so its full amount is added. If a call is over
-  the limit only for that reason, it waits until the calls in flight return (P5).
+- A call is in the sum with its real bytes if the call *returned* before the sample began.
+- A call *in flight* may or may not be in the sum, so its full amount is added. If a call exceeds
+  the limit only for this reason, the call waits until the calls in flight return (P5).
 
-So no call is allowed that could exceed a limit, in whatever order the calls take effect (P1). No
-call is denied that fitted when the sample began.
+So the allowed calls cannot exceed a limit, whatever their order (P1). A call is never denied if
+there was room for its bytes when the sample began.
 
-This needs every process under the limit to be gated. The use of a process that is not gated rises
-unseen. A budget with such a process is valid for one decision. Every budget is valid for at most
-`VALID_SECONDS`, because a process that is not gated may start.
+This needs every process under the limit to be gated. The use of other processes rises unseen. A
+budget with such a process is valid for one decision. Every budget is valid for at most
+`VALID_SECONDS`, because such a process may start at any time.
 """
 
 from collections.abc import Mapping
@@ -61,9 +61,9 @@ class LimitUsage(NamedTuple):
 
 @dataclass(slots=True)
 class Budget:
-    """A limit, its use at the last sample, and what calls may have added since. All in bytes.
+    """A limit, its use at the last sample, and the bytes of calls since then. All in bytes.
 
-    `ended_since` is of calls that returned since the sample, `in_flight` of calls that have not.
+    `ended_since` is of calls with a return since the sample, `in_flight` of calls without.
     `valid_until` is in seconds.
     """
 
@@ -76,7 +76,7 @@ class Budget:
     def fit(self, amount: int) -> Fit:
         """Return whether `amount` more bytes fit.
 
-        A call that adds nothing fits, also above the limit (P8, P11).
+        A call without new bytes fits, also above the limit (P8, P11).
         """
         if amount == 0 or self.use + self.ended_since + self.in_flight + amount <= self.limit:
             return Fit.FITS
@@ -93,7 +93,7 @@ class Budgets:
         self._refs: dict[int, ContainerRef] = {}
 
     def configure(self, keys_by_ref: Mapping[ContainerRef, tuple[BudgetKey, ...]]) -> None:
-        """Set the limits that apply to each container. Each needs a new sample."""
+        """Set the limits of each container. Each needs a new sample."""
         self._keys_by_ref = keys_by_ref
         self._budgets.clear()
 
@@ -157,7 +157,7 @@ class Budgets:
         ]
 
     def update(self, usage: Mapping[BudgetKey, LimitUsage], now: float) -> None:
-        """Store a sample of `now`. All calls that had returned before it must have been ended."""
+        """Store a sample of `now`. Call `end` first for each call with an earlier return."""
         for key, sample in usage.items():
             valid_until = now + (VALID_SECONDS if sample.all_gated else 0)
             self._budgets[key] = Budget(sample.limit, sample.use, valid_until)

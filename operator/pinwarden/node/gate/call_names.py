@@ -1,4 +1,4 @@
-"""Names of gated system calls with the flags that matter, such as `mlockall(MCL_FUTURE)`."""
+"""Names of gated system calls with the flags of interest, such as `mlockall(MCL_FUTURE)`."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -51,9 +51,8 @@ _NAMES: Final = {
 
 
 def describe(call: Notification) -> str:
-    """Return a call's name, with its flags or command in brackets.
-
-    A call that no profile gates is `system call N`.
+    """Return a call's name, with its flags or command in brackets. The name of an ungated call is
+    `system call N`.
     """
     name = _NAMES.get((call.arch, call.number))
     if name is None:

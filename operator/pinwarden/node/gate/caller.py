@@ -11,16 +11,16 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class SyscallExit:
-    """Detects that a continued system call has returned. From then on the kernel counts its bytes.
+    """Detects the return of a continued system call. From then on the kernel counts its bytes.
 
     A sleeping thread shows its current system call (`task_current_syscall`). A running thread shows
-    nothing. It may enter the call, spin on the lock of its address space, fault in pages that are
-    counted already, or run in user mode again. Only user mode raises its user time. User time is
-    an estimate (`cputime_adjust`) that a program can bend at a cost. So user time must rise by a
+    nothing. The thread may enter the call, spin on the lock of its address space, fault in counted
+    pages, or run in user mode again. Only user mode raises its user time. User time is an estimate
+    (`cputime_adjust`), and a program can bend the estimate at a cost. So user time must rise by a
     second, which is longer than a call takes to count its bytes.
 
-    A range that is marked as locked proves nothing. Another thread may have locked the range, and
-    may move it away before this call takes effect.
+    A locked range proves nothing. Another thread may have locked the range, and may move the range
+    away before this call takes effect.
     """
 
     __slots__ = ("_directory", "_notification", "_user_ticks")

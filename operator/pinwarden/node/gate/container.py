@@ -1,10 +1,10 @@
-"""The container that a listener belongs to, from the message of the container runtime. Pure.
+"""The container of a listener, from the message of the container runtime. Pure.
 
 The message is the container process state of the OCI runtime specification. containerd and CRI-O
-copy what the kubelet told them into its annotations. The pod's UID is the UID in the name of its
-cgroup, also for a static pod. A container outside Kubernetes belongs to the pod "", which no
-configuration lists. The message also carries the metadata of the seccomp profile, which names its
-version. The first version had no metadata.
+copy the kubelet's data into its annotations. The pod's UID is the UID in the name of its cgroup,
+also for a static pod. A container outside Kubernetes belongs to the pod "", which no configuration
+lists. The message also carries the metadata of the seccomp profile, which names its version. The
+first version had no metadata.
 """
 
 import json
@@ -40,12 +40,12 @@ class GatedContainer:
 
     @property
     def maps(self) -> bool:
-        """Whether its profile sends the calls that map shared memory."""
+        """Whether its profile sends mappings of shared memory."""
         return self.version >= 2
 
 
 def parse(message: bytes) -> GatedContainer:
-    """Return the container that a runtime's message names.
+    """Return the container of a runtime's message.
 
     Raises ValueError with a readable text if the message names no container.
     """

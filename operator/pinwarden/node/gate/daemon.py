@@ -1,7 +1,7 @@
 """The process of the gate: connects its parts, runs them, and shuts down.
 
-One gate at a time answers on a node. It has the lock of the journal, and a second gate waits for
-that lock. So an upgrade hands the work over within milliseconds. An alarm ends a gate that stalls.
+One gate at a time answers on a node. This gate has the lock of the journal, and a second gate waits
+for the lock. So an upgrade hands the work over within milliseconds. An alarm ends a stalled gate.
 Its container then restarts, and calls wait meanwhile.
 
 The configuration is the agent's file with the last accepted configuration (`state.config`). So the
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 class GateSettings:
     """The paths of the gate.
 
-    `configuration` is the agent's file. `run_dir` is in a tmpfs that outlives the container.
+    `configuration` is the agent's file. `run_dir` is in a tmpfs and outlives the container.
     """
 
     configuration: Path
@@ -193,7 +193,7 @@ class _GateProcess:
         )
 
     def _connect(self) -> None:
-        """Get the holder's listeners and send it those that it lacks. On failure, try again later."""
+        """Exchange missing listeners with the holder. On failure, try again later."""
         try:
             connection = protocol.connect(self._settings.holder_socket, _HOLDER_SECONDS)
         except OSError as error:

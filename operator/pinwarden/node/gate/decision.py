@@ -15,7 +15,7 @@ class Allow:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The call fails with an errno value. `denial` is what to record.
+    """The call fails with an errno value. `denial` is to be recorded.
 
     `cause` is the error because of which the call cannot be counted.
     """

@@ -1,12 +1,12 @@
 """Receives all notifications of a node and handles them in fair turns between pods.
 
-One thread does all of this. Each pod has a queue. Pods that share a limit of scope Node have one
+One thread does all of this. Each pod has a queue. Pods with a common limit of scope Node have one
 queue together. A turn receives at most one notification of each listener, and then handles the
 first notification of each queue. So a pod with many calls delays only its own calls.
 
-A queue that uses more than `SHARE` of the processor pauses after a burst of `BURST_SECONDS`. A
-queue that waits still receives up to `MAX_PENDING` notifications, because each of them shows that
-the last call of its thread has returned.
+A queue pauses after a burst of `BURST_SECONDS` if its share of the processor is larger than
+`SHARE`. A waiting queue still receives up to `MAX_PENDING` notifications. Each of them proves the
+return of its thread's last call.
 
 The handler answers the first notification of a queue, or makes the whole queue wait.
 
@@ -45,10 +45,10 @@ KINDS = ("listener", "call", "slot")
 
 @dataclass(slots=True)
 class _PodQueue:
-    """The notifications of pods that are decided in one order.
+    """The notifications of one or more pods, in order.
 
-    `disarmed` are listeners that are not received from for now. `burst` is the processor time that
-    the queue may use at once, in seconds, at the time `counted`.
+    `disarmed` are the paused listeners. `burst` is the processor time for one burst, in seconds, at
+    the time `counted`.
     """
 
     pending: deque[PendingNotification] = field(default_factory=deque)
@@ -186,7 +186,7 @@ class Dispatcher:
         self._charge(active)
 
     def _try_again(self) -> None:
-        """Arm again the listeners that failed, after their backoff."""
+        """Arm failed listeners again after their backoff."""
         for descriptor in list(self._failed):
             origin = self._origins.get(descriptor)
             if origin is None or self._guard.due("listener", origin.container.id):
@@ -241,12 +241,12 @@ class Dispatcher:
         self._busy[id(queue)] = queue
 
     def _forget(self, pending: PendingNotification) -> None:
-        """Forget a notification that is not pending any more."""
+        """Forget an answered notification."""
         if self._pending_by_tid.get(pending.tid) is pending:
             del self._pending_by_tid[pending.tid]
 
     def _charge(self, active: list[_PodQueue]) -> None:
-        """Charge the processor time since the last turn to the queues that used it, in equal shares."""
+        """Charge the processor time since the last turn to the active queues in equal shares."""
         used, self._used = self._used, time.process_time()
         for queue in active:
             queue.spend((self._used - used) / len(active), self._clock())
@@ -281,7 +281,7 @@ class Dispatcher:
         queue.disarmed.clear()
 
     def _remove(self, descriptor: int, origin: ContainerListener) -> None:
-        """Remove a listener that no process uses any more."""
+        """Remove a listener without processes."""
         self._epoll.unregister(descriptor)
         origin.listener.close()
         del self._origins[descriptor]

@@ -3,17 +3,16 @@
 A notification waits for
 
 - the configuration to list the pod, once per pod; after that `unknownPods` applies,
-- the agent to raise the rlimits of a pod with a grant, once per listener, because the kernel would
-  deny a call that fits,
-- calls in flight, if they may still add the bytes that this call needs, or if the pod has too many,
+- the agent to raise the rlimits of a pod with a grant, once per listener, because the kernel's
+  limit is lower until then,
+- calls in flight, if they may still add bytes, or if the pod has too many of them,
 - a read of the caller's memory.
 
-A call that maps an object must satisfy the groups of shared memory (`borrow_gate`) before its
-pinned bytes are decided.
+The groups of shared memory (`borrow_gate`) decide a mapping first, then the limits on pinned bytes.
 
-Every wait ends. A call that cannot be counted by then fails: an unknown amount is never allowed
-(P1). A call after which the pod is inexact (`pin_requests`) is allowed if it fits, unless a limit
-requires the level Deny.
+Every wait ends. A call with an unknown amount then fails and is never allowed (P1). If the pod is
+inexact after a call (`pin_requests`), the call is allowed unless a limit requires the level Deny.
+The call must fit in both cases.
 """
 
 import errno
@@ -48,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class NotificationHandler:
-    """Decides and answers notifications, and tracks the calls that it continued.
+    """Decides and answers notifications, and tracks the continued calls.
 
     Times are monotonic, in seconds. `guard` knows the kind `call`.
     """
@@ -111,7 +110,7 @@ class NotificationHandler:
         amount: int,
         ranges: Ranges = None,
     ) -> None:
-        """Track a call that this gate or its predecessor continued.
+        """Track a call of this gate or its predecessor.
 
         The call pins at most `amount` bytes and maps `ranges`. None stands for any ranges, if the
         call maps an object.
@@ -125,7 +124,7 @@ class NotificationHandler:
         self._exits[notification.tid] = (slot, SyscallExit(self._proc_root, notification))
 
     def forget(self, pod: str) -> None:
-        """Forget a pod that is gone."""
+        """Forget a deleted pod."""
         self._unlisted_deadlines.pop(pod, None)
         self._read_pool.forget(pod)
         self._borrow_gate.forget(pod)
@@ -143,7 +142,7 @@ class NotificationHandler:
             self._journal.free(tracked[0])
 
     def end_returned(self, tids: Iterable[int] | None = None) -> None:
-        """Stop to track those calls of these threads, or of all threads, that have returned."""
+        """Stop to track the returned calls of these threads, or of all threads."""
         for tid in list(self._exits) if tids is None else tids:
             if self._exits[tid][1].returned():
                 self.end(tid)
@@ -261,7 +260,7 @@ class NotificationHandler:
     def _decide_exactly(
         self, pending: PendingNotification, request: PinRequest, most: int, now: float
     ) -> Decision:
-        """Return the decision by what the kernel counts at this moment. Raises OSError."""
+        """Return the decision by the kernel's counters at this moment. Raises OSError."""
         ref = pending.ref
         self.end_returned(self._budgets.in_flight(ref))
         self._budgets.update(self._pods.sample(ref), now)
@@ -313,11 +312,11 @@ class NotificationHandler:
         return Fail(request.refusal, self._denial(pending, request, request.most, key, message))
 
     def _depends_on_calls_in_flight(self, ref: ContainerRef, amount: int, most: int, now: float) -> bool:
-        """Return whether a call that fits now may exceed a limit if a call in flight comes first.
+        """Return whether calls in flight could make a fitting call exceed a limit.
 
-        Later calls wait for this call once it is continued. Calls that are not gated can change
-        its range too, but then the range needs no more bytes. The exception is a call that moves
-        locked memory away, after which the pod is inexact (`pin_requests`).
+        Later calls wait for this call once it is continued. Ungated calls can change its range too,
+        but then the range needs no more bytes. The exception is a call to move locked memory away,
+        and then the pod is inexact (`pin_requests`).
         """
         if amount == most or not self._budgets.in_flight(ref):
             return False
@@ -334,7 +333,7 @@ class NotificationHandler:
         return True
 
     def _waits_for_rlimit(self, pending: PendingNotification, most: int, now: float) -> bool:
-        """Return whether to wait until the agent raises a soft rlimit that would deny the call."""
+        """Return whether to wait for the agent to raise the soft rlimit before the call."""
         if pending.origin.raised:
             return False
         soft = soft_memlock(self._proc_root, pending.tid)

@@ -1,4 +1,4 @@
-"""Received notifications in memory that outlives the gate.
+"""Received notifications in memory with a longer life than the gate.
 
 An answer needs the id of a notification, and no other receiver gets the notification again. So the
 kernel writes each notification directly into a slot of a shared file mapping. If a gate is killed
@@ -9,7 +9,7 @@ at any moment, its successor finds the notification there. A slot is
 - *tracked*: the gate continued the call or was about to, and its bytes may not be visible yet. An
   amount of 0 is a mapping of a group's object (`borrow_gate`).
 
-The file is in a tmpfs, so it ends with the boot. One process at a time has the file open.
+The file is in a tmpfs, and ends with the boot. One process at a time has the file open.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ class Journal:
     """The mapped file. Close it after use."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file. Create it if it is missing or of another version.
+        """Open the file. Create a missing file, and replace a file of another version.
 
         Raises OSError, and BlockingIOError while another process has the file open.
         """
@@ -83,7 +83,7 @@ class Journal:
         return not self._free
 
     def track(self, slot: int, amount: int) -> None:
-        """Store that the call in a slot is about to be continued, and adds at most `amount` bytes."""
+        """Mark a slot before its call is continued. The call adds at most `amount` bytes."""
         at = _HEADER + slot * _SLOT + _TAIL_AT
         number, _ = _TAIL.unpack_from(self._memory, at)
         _TAIL.pack_into(self._memory, at, number, amount + 1)
@@ -95,7 +95,7 @@ class Journal:
         self._free.append(slot)
 
     def left(self) -> Iterator[tuple[int, Notification, int, int | None]]:
-        """Yield each slot that is not free: slot, notification, listener's number, and amount.
+        """Yield each used slot: slot, notification, listener's number, and amount.
 
         The amount is None unless the call is tracked.
         """

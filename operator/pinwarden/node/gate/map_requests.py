@@ -1,15 +1,15 @@
-"""The object that a gated call maps, from its registers. Other processes can map it too. Pure.
+"""The object of a gated mapping, from the registers. Other processes can map it too. Pure.
 
 - `mmap` of a descriptor with MAP_SHARED or MAP_SHARED_VALIDATE: `PAGE_ALIGN(len)` from the offset.
-  For a file of hugetlbfs these are whole huge pages (`ksys_mmap_pgoff`), which the registers do
-  not show.
+  For a file of hugetlbfs these are whole huge pages (`ksys_mmap_pgoff`), which the registers do not
+  show.
 - `shmat`: a whole segment, whose size the registers do not show.
-- `mremap`: the object of the mapping at the address, with the bytes that the mapping grows by. An
-  old length of 0 maps the object a second time (mm/mremap.c).
+- `mremap`: the object of the mapping at the address, with the growth of the mapping. An old length
+  of 0 maps the object a second time (mm/mremap.c).
 - `remap_file_pages`: another range of the object of the mapping at the address (mm/mmap.c).
 
-MAP_ANONYMOUS has no descriptor. A call that the kernel ends with another error maps nothing. The
-gate continues the call to get that error.
+MAP_ANONYMOUS has no descriptor. A call with another error of the kernel maps nothing. The gate
+continues the call for its error.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _MOST = 2**63
 
 
 class NamedBy(Enum):
-    """How a call names the object that it maps."""
+    """How a call names the mapped object."""
 
     DESCRIPTOR = "a number in the caller's table"
     SEGMENT = "a System V id in the caller's IPC namespace"
@@ -37,10 +37,10 @@ class NamedBy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MapRequest:
-    """The bytes of an object that a call maps: `size` bytes from `offset`.
+    """The mapped bytes of an object: `size` bytes from `offset`.
 
     `name` is a descriptor, an id or an address. `size` is 0 if only the object knows it. With
-    `relative`, the offset counts from the byte that is mapped at the address.
+    `relative`, the offset counts from the byte at the address.
     """
 
     by: NamedBy
@@ -51,7 +51,7 @@ class MapRequest:
 
 
 def read(notification: Notification) -> MapRequest | None:
-    """Return the object that a call maps, or None if it maps nothing of this kind."""
+    """Return the mapped object of a call, or None for other calls."""
     reader = _BY_NUMBER.get((notification.arch, notification.number))
     return reader(notification.arch, notification.arguments) if reader else None
 

@@ -1,7 +1,7 @@
-"""Reads in `/proc` the object that a call maps, and the mapped ranges of a pod's processes.
+"""Reads in `/proc` the object of a mapping, and the mapped ranges of a pod's processes.
 
 Another thread can replace a descriptor before the kernel maps it (`dup2(2)`). So the result is
-right only for programs that do not try to deceive.
+right only for honest programs.
 
 Only the user of a process may read `/proc/PID/fd`. A gate without CAP_DAC_READ_SEARCH has two other
 ways. `fdinfo` names the mount. If the process sees no mount of the file, as for a memfd, the gate
@@ -42,7 +42,7 @@ _NONE = (FileNotFoundError, ProcessLookupError)
 
 
 class MapTarget(NamedTuple):
-    """The range that a call maps, or None if the call maps no object of a group."""
+    """The range of a mapping, or None if its object belongs to no group."""
 
     range: ObjectRange | None
 
@@ -65,10 +65,9 @@ def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -
 
 
 def mapped(proc_root: Path, cgroups: Iterable[Path], region_filter: RegionFilter) -> list[ObjectRange]:
-    """Return the ranges that the processes in these cgroups have mapped of the filter's objects.
+    """Return the mapped ranges of the filter's objects in the processes of these cgroups.
 
-    Processes that appear meanwhile are read too: a child has what its parent may unmap meanwhile.
-    Raises OSError.
+    New processes are read too: a child keeps mappings after its parent unmaps them. Raises OSError.
     """
     cgroups = tuple(cgroups)
     ranges: list[ObjectRange] = []

@@ -1,4 +1,4 @@
-"""Listeners of containers, and notifications that wait for an answer."""
+"""Listeners of containers, and notifications without an answer."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,7 +31,7 @@ class WaitReason(Enum):
 
 @dataclass(slots=True)
 class ContainerListener:
-    """A listener of a container, or of a process that was executed in the container later.
+    """A listener of a container, or of a later exec in the container.
 
     `number` names the listener in the journal and at the holder. `raised` is true once the agent
     has raised RLIMIT_MEMLOCK for the listener's first process, or had its time to do so.
@@ -44,7 +44,7 @@ class ContainerListener:
 
     @property
     def ref(self) -> ContainerRef:
-        """The container that makes the calls."""
+        """The container of the calls."""
         return self.container.ref
 
 
@@ -53,9 +53,9 @@ class PendingNotification:
     """A notification in a slot of the journal, unanswered since it was `received`.
 
     `async_read` reads the caller's memory. `borrow_check` is None before the first decision, and
-    for a call that maps nothing. `deadlines` has an entry for each reason that the notification
-    has waited for. They are cleared when a wait for the configuration, for the rlimit or for the
-    groups ends, so that a later wait has its full time.
+    for other calls than mappings. `deadlines` has an entry for each reason of an earlier wait. The
+    end of a wait for the configuration, the rlimit or the groups clears them. A later wait then has
+    its full time.
     """
 
     slot: int
@@ -69,17 +69,17 @@ class PendingNotification:
 
     @property
     def tid(self) -> int:
-        """The thread that made the call."""
+        """The thread of the call."""
         return self.notification.tid
 
     @property
     def ref(self) -> ContainerRef:
-        """The container that made the call."""
+        """The container of the call."""
         return self.origin.ref
 
     @property
     def pod(self) -> str:
-        """The UID of the pod that made the call."""
+        """The UID of the call's pod."""
         return self.origin.ref.pod
 
     def is_valid(self) -> bool:
@@ -95,7 +95,7 @@ class PendingNotification:
         self.origin.listener.fail(self.notification.id, error)
 
     def expired(self, reason: WaitReason, now: float) -> bool:
-        """Return whether the time for a reason is over. The first question starts that time."""
+        """Return whether the time for a reason is over. The first question starts the time."""
         return now >= self.deadlines.setdefault(reason, now + reason.seconds)
 
     def next_retry(self) -> float:

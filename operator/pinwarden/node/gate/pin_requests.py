@@ -1,29 +1,29 @@
-"""The bytes that a gated call can add, the kernel's error for a limit, and whether it is exact. Pure.
+"""The maximum of bytes per gated call, the kernel's error for a limit, and exactness. Pure.
 
 This module repeats the arithmetic of the kernel with its overflows (mm/mlock.c, mm/mmap.c,
-mm/mremap.c). A call that the kernel ends with another error before it counts anything asks for
-nothing. The gate continues the call to get that error.
+mm/mremap.c). A call with an earlier error of the kernel asks for nothing. The gate continues the
+call for its error.
 
-- `mlock`, `mlock2`: `PAGE_ALIGN(len + offset_in_page(start))`. Bytes of the range that are locked
-  already add nothing (P8).
+- `mlock`, `mlock2`: `PAGE_ALIGN(len + offset_in_page(start))`. Locked bytes of the range add
+  nothing (P8).
 - `mmap` with MAP_LOCKED: `PAGE_ALIGN(len)`.
-- `mremap`: the bytes that a locked mapping grows by. With MREMAP_DONTUNMAP the whole mapping, which
-  Linux 6.17 adds to VmLck.
+- `mremap`: the growth of a locked mapping. With MREMAP_DONTUNMAP the whole mapping, which Linux
+  6.17 adds to VmLck.
 - `shmat`, `remap_file_pages`, and `mmap` without MAP_LOCKED: nothing. `map_requests` reads them.
 - `mlockall(MCL_CURRENT)`: the whole address space, because the kernel compares `mm->total_vm`.
-  Bytes that are locked already add nothing.
-- `io_uring_register`, VFIO and iommufd maps: an amount in the caller's memory. The caller can change
-  the amount between the gate's read and the call.
+  Locked bytes add nothing.
+- `io_uring_register`, VFIO and iommufd maps: an amount in the caller's memory. The caller can
+  change the amount between the gate's read and the call.
 
-After some calls the pod is *inexact*: memory can be pinned later, or by an unseen amount. If a limit
-requires the level Deny, such a call fails with the kernel's error for a limit. `memfd_secret` fails
-with the error of a kernel without that call.
+After some calls the pod is *inexact*: memory can be pinned later, or by an unseen amount. If a
+limit requires the level Deny, such a call fails with the kernel's error for a limit. `memfd_secret`
+fails with the error of an older kernel.
 
-- `mlockall(MCL_FUTURE)`: the address space grows locked without a call that the gate sees.
-- Locking a stack (a mapping with VM_GROWSDOWN), also by `mlockall`: a stack grows as it is used, and
-  its new pages are locked.
-- `mremap` to a fixed address: it can move locked memory away, so that another call locks new memory.
-- `memfd_secret`: a process with the descriptor can map it without MAP_LOCKED.
+- `mlockall(MCL_FUTURE)`: the address space grows locked without a gated call.
+- Locking a stack (a mapping with VM_GROWSDOWN), also by `mlockall`: a stack grows as it is used,
+  and its new pages are locked.
+- `mremap` to a fixed address: locked memory moves away, and another call can lock new memory.
+- `memfd_secret`: any process with the descriptor can map the memory without MAP_LOCKED.
 - SHM_LOCK, udmabuf and AF_XDP: no per-process counter has their bytes.
 - io_uring rings and buffers, and all driver ioctls: structures in memory can change, and a driver
   has other ways to pin, such as `write(2)` for RDMA.
@@ -65,7 +65,7 @@ _MAP = struct.Struct("=24xQ")  # vfio_iommu_type1_dma_map.size and iommu_ioas_ma
 
 
 class Growth(Enum):
-    """How to find the bytes that a call really adds."""
+    """How to find the real bytes of a call."""
 
     ALL = "all of it"
     NOT_LOCKED = "what of its range is not locked"
@@ -80,7 +80,8 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """A call that pins. `most` is the maximum of bytes it adds, None if the registers do not show it.
+    """The amount of a pinning call. `most` is its maximum in bytes, None without it in the
+    registers.
 
     `start` is the first byte of its range. `inexact` is why the pod becomes inexact, or "".
     `refusal` is the kernel's errno value for a limit. `in_memory` reads the amount for
@@ -124,7 +125,7 @@ _STACKS_OF_32_BIT: Final = tuple(
 def _in_stack(start: int, size: int) -> bool:
     """Return whether a range may touch a main stack.
 
-    A process that started as a 32-bit program has its stack below 4 GiB.
+    The stack of a 32-bit program is below 4 GiB.
     """
     end = start + size
     return end > STACK_REGION or any(start < stack.stop and end > stack.start for stack in _STACKS_OF_32_BIT)
@@ -232,7 +233,7 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
 
 
 def _iovecs(read: Read, address: int, count: int) -> int:
-    """Return the bytes of all pages that `count` iovecs touch (`io_sqe_buffer_register`).
+    """Return the bytes of all pages in `count` iovecs (`io_sqe_buffer_register`).
 
     The kernel rejects a larger count than its maximum, so such a call asks for nothing.
     """
@@ -293,9 +294,9 @@ _BY_NUMBER = {
 
 
 def read(notification: Notification) -> PinRequest | None:
-    """Return what a call pins, or None if it pins nothing or the kernel fails it anyway.
+    """Return the pin request of a call, or None if the call pins nothing or has another error.
 
-    Raises KeyError for a call that no profile of pinwarden sends.
+    Raises KeyError for an ungated call.
     """
     first, *rest = notification.arguments
     reader = _BY_NUMBER[notification.arch, notification.number]

@@ -1,9 +1,9 @@
-"""The limits that apply to a call, and what the processes of its pod have locked and pinned now.
+"""The limits of a call, and the locked and pinned bytes of its pod now.
 
 The gate reads the same configuration, finds the same cgroups and counts in the same way as the
-agent. It is more exact in two cases. The container runtime names the container of each listener,
-so scope Container is exact before the kubelet reports an id. If two processes share one address
-space, as after `vfork(2)`, the gate counts their use once.
+agent. It is more exact in two cases. The container runtime names the container of each listener, so
+scope Container is exact before the kubelet reports an id. If two processes share one address space,
+as after `vfork(2)`, the gate counts their use once.
 """
 
 import time
@@ -31,9 +31,9 @@ from pinwarden.node.pods.subject import Subject
 
 
 class PodLimits:
-    """The pods with limits, and the pods that make calls. `clock` is monotonic, in seconds.
+    """The pods with limits, and the pods with listeners. `clock` is monotonic, in seconds.
 
-    `existing_pods` are the pods that had cgroups when configuration or containers last changed.
+    `existing_pods` are the pods with cgroups at the last change of configuration or containers.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PodLimits:
         self._refresh()
 
     def set_containers(self, containers: Iterable[GatedContainer]) -> None:
-        """Set the containers that have listeners. Raises OSError."""
+        """Set the containers with listeners. Raises OSError."""
         self._gated_containers = tuple(containers)
         self._gated = frozenset(container.id for container in self._gated_containers)
         self._refresh(everywhere=True)
@@ -68,14 +68,14 @@ class PodLimits:
         return self._policy is not None and pod in self._policy.listed
 
     def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
-        """Return the enforced limits that apply to each container."""
+        """Return the enforced limits of each container."""
         return {
             ref: tuple(key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None)
             for ref in {container.ref for container in self._gated_containers}
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprint of the policy of each gated pod that has limits."""
+        """Return the fingerprint of the policy of each gated pod with limits."""
         pods = {container.ref.pod for container in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 
@@ -84,7 +84,7 @@ class PodLimits:
         return next((limit for limit in self._enforced(key.pod) if limit.name == key.limit), None)
 
     def deny_limit(self, ref: ContainerRef) -> BudgetKey | None:
-        """Return a limit of the container that requires the level Deny, or None."""
+        """Return a limit of the container with minimumLevel Deny, or None."""
         for limit in self._enforced(ref.pod):
             key = _key(limit, ref)
             if key is not None and limit.minimum_level is Level.DENY:
@@ -94,14 +94,14 @@ class PodLimits:
     def rlimit_grant(self, pod: str) -> int:
         """Return the bytes to which the agent raises the rlimits of the pod's processes.
 
-        That is the largest grant, but at most the lowest limit; 0 without a grant.
+        The amount is the largest grant, but at most the lowest limit; 0 without a grant.
         """
         limits = self._enforced(pod)
         grant = max((limit.grant for limit in limits if limit.grant is not None), default=0)
         return min([grant, *(limit.limit for limit in limits)])
 
     def queue_key(self, pod: str) -> str:
-        """Return the same key for pods that share a limit of scope Node.
+        """Return the same key for pods with a common limit of scope Node.
 
         Their notifications are decided in one order.
         """
@@ -128,7 +128,7 @@ class PodLimits:
         return members
 
     def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
-        """Sample the usage of all limits in the container's pod and the pods that share one.
+        """Sample the usage of all limits in the container's pod and in pods with a common limit.
 
         Raises OSError, also if the pod has no process in a known cgroup. The caller must be there.
         """
@@ -146,7 +146,7 @@ class PodLimits:
     def totals(self, ref: ContainerRef, *, distinct: bool = False) -> dict[BudgetKey, LimitUsage]:
         """Return the usage at the last sample.
 
-        With `distinct`, an address space that processes share counts once. This is slower.
+        With `distinct`, a shared address space counts once. This is slower.
         """
         subjects = self._groups.get(ref.pod, [])
         gated = frozenset[ProcessKey]().union(*(self._gated_keys(subject) for subject in subjects))
@@ -169,7 +169,7 @@ class PodLimits:
         return seen
 
     def _gated_keys(self, subject: Subject) -> frozenset[ProcessKey]:
-        """Return the processes in the sandbox and in containers that have a listener."""
+        """Return the processes in the sandbox and in containers with a listener."""
         sandboxes = {
             container.sandbox for container in self._gated_containers if container.ref.pod == subject.uid
         }

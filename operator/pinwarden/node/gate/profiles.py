@@ -1,14 +1,14 @@
-"""The seccomp profiles that send calls to the gate, and their files on a node.
+"""The seccomp profiles with the gate's listener, and their files on a node.
 
-A gated call pins memory or maps memory that can be shared. `runtime_default.json` has the rules that
-containerd gives a pod with RuntimeDefault. `make profiles` writes that file from containerd's
-source. The gated variant sends each gated call that these rules allow to the gate, and keeps all
-other rules. The variant for unconfined pods allows all other calls.
+A gated call pins memory or maps shareable memory. `runtime_default.json` has containerd's rules for
+RuntimeDefault. `make profiles` writes the file from containerd's source. The gated variant sends
+each allowed gated call to the gate, and keeps all other rules. The variant for unconfined pods
+allows all other calls.
 
 If a call is gated for some arguments only, a second rule allows exactly the other arguments. In
 libseccomp a rule without arguments would replace a rule with arguments. runc joins several
-conditions on one argument by "or". So the second rule has bit patterns that match no gated
-argument (`complement`).
+conditions on one argument by "or". So the second rule has bit patterns for all ungated arguments
+(`complement`).
 
 Both profiles list no architecture. A runtime then filters for the architecture of the machine. A
 call of another architecture (32-bit, x32) ends its thread by SIGSYS.
@@ -17,8 +17,8 @@ The file of a profile never changes, because running pods refer to it. A change 
 version, and earlier files stay. The runtime sends `listenerMetadata` with the descriptor, so the
 gate knows the version of each container's profile.
 
-- v1: calls that pin.
-- v2: also calls that map memory of other processes: `mmap` of a descriptor with MAP_SHARED, `shmat`,
+- v1: pinning calls.
+- v2: also mappings of other processes' memory: `mmap` of a descriptor with MAP_SHARED, `shmat`,
   `remap_file_pages`. MAP_PRIVATE mappings are not sent, because each program start makes dozens.
 """
 
@@ -41,7 +41,7 @@ _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
 
 @dataclass(frozen=True, slots=True, order=True)
 class BitPattern:
-    """All numbers that equal `value` in the bits of `mask`."""
+    """All numbers with the bits `value` under `mask`."""
 
     mask: int
     value: int
@@ -95,7 +95,7 @@ GATED: Final[Mapping[str, ArgumentCondition | None]] = {
 
 
 def complement(patterns: Iterable[BitPattern], width: int) -> list[BitPattern]:
-    """Return disjoint patterns for all numbers of `width` bits that `patterns` do not match."""
+    """Return disjoint patterns for all other numbers of `width` bits."""
     rest = [BitPattern(0, 0)]
     for taken in patterns:
         rest = [part for pattern in rest for part in _without(pattern, taken, width)]
@@ -103,10 +103,10 @@ def complement(patterns: Iterable[BitPattern], width: int) -> list[BitPattern]:
 
 
 def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPattern]:
-    """Return patterns for the numbers of `whole` that `taken` does not match.
+    """Return patterns for the numbers of `whole` without those of `taken`.
 
-    There is a pattern for each bit that only `taken` fixes: the numbers whose first difference is
-    that bit.
+    Each bit fixed only by `taken` has a pattern: the numbers with their first difference at this
+    bit.
     """
     if not whole.meets(taken):
         return [whole]
@@ -142,7 +142,8 @@ def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
 
 
 def install(folder: Path) -> list[Path]:
-    """Write missing profiles below the kubelet's seccomp folder, and return files that differ.
+    """Write missing profiles below the kubelet's seccomp folder, and return different existing
+    files.
 
     Existing files stay unchanged. A file gets its name once it is complete and on disk. Raises
     OSError.
@@ -160,7 +161,7 @@ def install(folder: Path) -> list[Path]:
 
 
 def _create(path: Path, data: bytes) -> None:
-    """Create a file that everyone may read, unless it exists."""
+    """Create a file with read access for everyone, unless the file exists."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as beside:
         beside.write(data)
         beside.flush()
@@ -181,7 +182,7 @@ def encode(profile: Mapping[str, Any]) -> bytes:
 
 
 def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runtime's rules, with rules of the gate for the gated calls that they allow."""
+    """Return the runtime's rules, with rules of the gate for the allowed gated calls."""
     allowed = {
         name for rule in rules if rule["action"] == _ALLOW and not rule.get("args") for name in rule["names"]
     }

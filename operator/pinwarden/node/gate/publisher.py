@@ -5,11 +5,11 @@ stay inexact, and counts continue. A container of an earlier gate is *lost* if n
 listener exists any more. Its gated calls then end with ENOSYS until the container ends. The
 listener of a later exec does not change this.
 
-A pod stays inexact until it is gone, because its locked memory may outlive a container, as a
-System V segment does. The gate writes that a pod is inexact before it continues the call (H1). It
-writes all else at most every `BETWEEN_WRITES_SECONDS`. It renews the time of the file every
-`BEAT_SECONDS`; an older file means that no gate answers. On shutdown, a gate that holds no pod
-deletes the file.
+A pod stays inexact until it is gone, because its locked memory may outlive a container, as a System
+V segment does. The gate writes the mark of an inexact pod before the call continues (H1), and all
+else at most every `BETWEEN_WRITES_SECONDS`. The gate renews the time of the file every
+`BEAT_SECONDS`. With an older file, no gate answers. On shutdown, a gate without pods deletes the
+file.
 """
 
 import json
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A denied call, the limit that it exceeds or else a message, and the bytes asked and in use.
+    """A denied call, the exceeded limit or else a message, and the bytes asked and in use.
 
-    `call` is its name with the flags that matter (`call_names`). `tid` is the thread id on the
+    `call` is its name with the flags of interest (`call_names`). `tid` is the thread id on the
     node. `asked` and `used` are None if unknown.
     """
 
@@ -87,7 +87,7 @@ class GatePublisher:
     def set_containers(
         self, containers: Iterable[GatedContainer], existing_pods: Collection[str] = ()
     ) -> None:
-        """Set the containers that have a listener, and forget pods that no longer exist."""
+        """Set the containers with a listener, and forget deleted pods."""
         containers = tuple(containers)
         self._containers = {container.id: (*container.ref, container.sandbox) for container in containers}
         pods = {*existing_pods, *(pod for pod, _, _ in self._containers.values())}
@@ -107,7 +107,7 @@ class GatePublisher:
             self._held, self._changed, self._due = held, True, float("-inf")
 
     def finish_recovery(self) -> None:
-        """Mark as lost all containers of an earlier gate that have no listener now."""
+        """Mark as lost all containers of an earlier gate without a listener now."""
         newly = self._earlier.keys() - self._containers.keys()
         self._lost = set([*sorted(newly), *sorted(self._lost - newly)][:_LOST])
         self._earlier.clear()
@@ -138,7 +138,7 @@ class GatePublisher:
         self._changed = True
 
     def record_group_denial(self, group: str, pod: str) -> None:
-        """Count a mapping that a group, by its UID, denied to a pod."""
+        """Count a mapping of a pod, denied by a group (its UID)."""
         counts = self._group_denials.setdefault(group, {})
         counts[pod] = counts.get(pod, 0) + 1
         self._changed = True

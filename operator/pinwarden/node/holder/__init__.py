@@ -1,4 +1,4 @@
 """The holder, `pinwarden holder`: keeps the listener descriptors of the container runtime.
 
-It does nothing else, so nothing else can make it end. Rules: docs/semantics.md.
+Nothing else runs in this process, so nothing else can end the process. Rules: docs/semantics.md.
 """

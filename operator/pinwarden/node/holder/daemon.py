@@ -1,16 +1,17 @@
-"""Keeps the descriptors of listeners. It does nothing else, so that nothing makes it end.
+"""Keeps the descriptors of listeners. The holder does nothing else, so nothing makes the holder
+end.
 
 While any process has a copy of a listener's descriptor open, calls wait for an answer. Without a
 copy, the calls end with ENOSYS until the container ends. So the container runtime sends each
 descriptor to the holder, and the gate gets a copy. If one of them dies, its successor gets the
 copies from the other. A new holder takes over the sockets and the descriptors of the running
-holder, which then only keeps its own copies.
+holder. The latter then only keeps its own copies.
 
-The holder serves all connections in one thread and waits for none of them. It starts fast, because
-it imports only the standard library.
+The holder serves all connections in one thread and waits for none of them. With imports from the
+standard library only, the holder starts fast.
 
-The kernel closes a received descriptor if the receiver has no room for it. So the holder receives
-from the container runtime only while it has room.
+The kernel closes a received descriptor if the receiver has no room. So the holder receives from the
+container runtime only with room for all descriptors.
 """
 
 import logging
@@ -86,7 +87,7 @@ class Holder:
         self._poll.close()
 
     def _give_up(self, descriptor: int) -> None:
-        """Close a connection that keeps failing. A listening socket stays open."""
+        """Close a failing connection. A listening socket stays open."""
         if descriptor in self._arriving:
             self._end_arrival(descriptor)
         elif self._gate is not None and descriptor == self._gate.fileno():
@@ -169,7 +170,7 @@ class Holder:
         return True
 
     def _release(self, number: int) -> None:
-        """Close a listener that no process uses any more."""
+        """Close a listener without processes."""
         descriptor, _ = self._listeners.pop(number)
         self._poll.unregister(descriptor)
         del self._ready[descriptor]
@@ -201,7 +202,7 @@ class Holder:
         connection.close()
 
     def _drain_gate(self) -> None:
-        """Receive what the previous gate sent before it ended: it may contain the last copies."""
+        """Receive the last packets of the previous gate, which may contain the last copies."""
         while self._gate is not None:
             sent = select.poll()
             sent.register(self._gate, select.POLLIN)
@@ -227,7 +228,9 @@ class Holder:
         self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        """Keep the listener of a packet if the holder lacks it. Close all other descriptors."""
+        """Keep the listener of a packet if the holder lacks this listener. Close all other
+        descriptors.
+        """
         wanted = packet.kind is Kind.LISTENER and packet.number not in self._listeners
         protocol.close(packet.descriptors[1:] if wanted else packet.descriptors)
         if wanted and packet.descriptors:
@@ -314,7 +317,7 @@ def run(runtime: Path, gates: Path) -> None:
 
 
 def _accept(source: socket.socket) -> socket.socket | None:
-    """Return the next connection, or None if there is none or no room for it."""
+    """Return the next connection, or None if there is none or no room."""
     try:
         connection, _ = source.accept()
     except BlockingIOError:

@@ -1,10 +1,10 @@
-"""Packets that carry listeners between processes over a Unix socket.
+"""Packets with listeners between processes over a Unix socket.
 
-A `LISTENER` packet has the descriptor and the message of the container runtime. A gate sends `GATE`.
-It receives every listener, then `COMPLETE`, and later each new listener. It sends the listeners that
-the holder lacks. A new holder sends `SUCCESSOR` to the running holder. It receives the two listening
-sockets first, so that no connection is ever refused, and then every listener and `COMPLETE`. It
-sends `TAKEN` once it has all of them.
+A `LISTENER` packet has the descriptor and the message of the container runtime. A gate sends
+`GATE`. The answer is every listener, then `COMPLETE`, and later each new listener. The gate sends
+the listeners missing at the holder. A new holder sends `SUCCESSOR` to the running holder. The
+answer is the two listening sockets, and then every listener and `COMPLETE`. So no connection is
+ever refused. The new holder sends `TAKEN` at the end.
 """
 
 import os
@@ -70,7 +70,7 @@ def send(connection: socket.socket, packet: Packet) -> None:
 def receive(connection: socket.socket) -> Packet | None:
     """Return the next packet, or None if the peer is gone.
 
-    Raises OSError, also for data that is not a packet and for a packet that lost a descriptor.
+    Raises OSError, also for other data and for a packet without its descriptors.
     """
     data, descriptors, flags, _ = socket.recv_fds(
         connection, _HEAD.size + MESSAGE_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
@@ -91,6 +91,6 @@ def receive(connection: socket.socket) -> Packet | None:
 
 
 def close(descriptors: Iterable[int]) -> None:
-    """Close descriptors that are not wanted."""
+    """Close unwanted descriptors."""
     for descriptor in descriptors:
         os.close(descriptor)

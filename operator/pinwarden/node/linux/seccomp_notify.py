@@ -1,12 +1,12 @@
 """Seccomp user notification: a listener, its notifications and their answers.
 
-See `seccomp_unotify(2)` and `kernel/seccomp.c`. A thread that makes a gated call sleeps until the
-notification is answered. `receive` makes the kernel write a notification directly to an address.
-If the receiver is killed, the memory there contains the whole notification or nothing. No other
+See `seccomp_unotify(2)` and `kernel/seccomp.c`. A thread with a gated call sleeps until the
+notification is answered. `receive` makes the kernel write a notification directly to an address. If
+the receiver is killed, the memory there contains the whole notification or nothing. No other
 `receive` returns the notification again, and an answer needs its id.
 
-An accepted answer does not prove that the kernel executed the call. A signal may have interrupted
-the thread first. The thread then makes the call again with a new id, or the call ends with EINTR.
+An accepted answer does not prove the execution of the call. A signal may have interrupted the
+thread first. The thread then makes the call again with a new id, or the call ends with EINTR.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
 class Notification(NamedTuple):
-    """A system call that waits for an answer.
+    """A system call without an answer.
 
     `tid` is the thread id in the receiver's PID namespace, or 0 without one. `arch` is an
     AUDIT_ARCH value. `arguments` are the six registers, unsigned.
@@ -94,7 +94,7 @@ class Listener:
     def is_valid(self, notification_id: int) -> bool:
         """Return whether a received notification still waits for its answer.
 
-        If so, everything read about its thread before belongs to that thread.
+        If so, everything read about its thread before is valid.
         """
         return not _libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
 
