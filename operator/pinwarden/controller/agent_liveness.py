@@ -1,10 +1,10 @@
-"""Which nodes have an agent that answers, from the agents' pods and the nodes' conditions."""
+"""The liveness of the agents, from their pods and from the conditions of the nodes."""
 
 from pinwarden.controller.transform import AgentPod
 
 
 class AgentLiveness:
-    """The agents' pods that are ready, counted by node, and the nodes that the node controller lost."""
+    """Count the ready pods of agents by node, and keep the nodes that the node controller lost."""
 
     def __init__(self) -> None:
         self._pods: dict[str, AgentPod] = {}

@@ -1,11 +1,13 @@
-"""Events on the pods of what was refused to them, from what the agents list.
+"""Events on pods about denied calls, from the denials that the agents report.
 
-For each pod, limit and source there is one Event at a time: the first refusal is told at once, and those that follow within `QUIET_SECONDS`
-are counted in the note of the next. All Events together have a pace, those of one pod an allowance; refusals that wait for it are counted
-on. A pod that is gone is told nothing.
+Each pod, limit and source has one Event at a time. The first denial is sent at once. Denials of the
+following `QUIET_SECONDS` are counted in the note of the next Event. All Events share a rate limit,
+and each pod has a budget; denials that wait for either are counted. A pod that is gone gets no
+Event.
 
-Every replica keeps what is news, and only the one that may write tells it. One that may not keeps the last minute of it, because the other
-may have ended before it told. An Event's name follows from the refusal, so that the server refuses one that it has already.
+Every replica keeps new denials, and only the leader sends them. The other replicas keep the denials
+of the last minute, because the leader may end before it sends them. The name of an Event follows
+from the denial, so the server rejects a second Event of one denial.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +37,10 @@ _CREDIBLE = timedelta(days=1)  # of a node's clock
 
 @dataclass(slots=True)
 class _PendingDenials:
-    """Refusals of one pod, limit and source on a node that are not told yet: when they `began`, the newest, received at `at`."""
+    """Denials of one pod, limit and source on a node that are not sent yet.
+
+    `at` is when the newest arrived.
+    """
 
     node: str
     first_time: datetime
@@ -46,7 +51,7 @@ class _PendingDenials:
 
 
 class DenialEvents:
-    """Takes what the agents list, and has it told. `clock` is monotonic; `now` is the time of day."""
+    """Send the denials that the agents report. `clock` is monotonic; `now` is the time of day."""
 
     def __init__(
         self,
@@ -71,7 +76,7 @@ class DenialEvents:
         self._pending: dict[str, _PendingDenials] = {}
 
     def observe(self, node: str, listed: Sequence[DenialReport]) -> None:
-        """A node's agent lists these refusals."""
+        """Add the new denials of a node's report."""
         new = find_new_denials(self._seen.get(node), listed, self._now())
         self._seen[node] = new.seen
         if len(self._seen) > 2 * len(self._store.stored) + _SPARE_NODES:
@@ -82,7 +87,7 @@ class DenialEvents:
             self._add(node, refusal, new.missed)
 
     async def run(self) -> None:
-        """Tells until cancelled."""
+        """Send Events until cancelled."""
         await self._items.process_queue("refusals", self._queue, self._process)
 
     async def _process(self, key: str) -> float:
@@ -101,7 +106,7 @@ class DenialEvents:
             pending.newest, pending.at = refusal, self._clock()
             pending.repeated += 1
             pending.at_least |= missed
-        self._pending[key] = pending  # as the last one: the first is the one that heard nothing for longest
+        self._pending[key] = pending  # last in the order: the first entry has waited longest
         self._queue.add(key)
         if len(self._pending) > _MOST_PENDING:
             self._drop(next(iter(self._pending)))
@@ -109,7 +114,7 @@ class DenialEvents:
                 self._metrics.event_dropped()
 
     def _forget_old(self) -> None:
-        """What came longer ago than `FRESH` while another replica was to tell it, it has told."""
+        """Drop denials older than `FRESH`: the replica that led meanwhile has sent them."""
         oldest = self._clock() - FRESH.total_seconds()
         for key in [key for key, pending in self._pending.items() if pending.at < oldest]:
             self._drop(key)
@@ -119,7 +124,9 @@ class DenialEvents:
         self._queue.discard(key)
 
     async def _process_pending(self, key: str) -> float:
-        """Sends the Event if there is one to send now; the seconds in which to send no other of its kind."""
+        """Send a pending Event if its pod's budget allows, and return the seconds until the next of
+        its kind.
+        """
         pending = self._pending.get(key)
         pod = self._store.pod_at(pending.node, pending.newest.pod) if pending else None
         if pending is None or pod is None:
@@ -139,7 +146,7 @@ class DenialEvents:
         refusal = pending.newest
         limit = self._store.resource_of(refusal.uid)
         if limit is not None and limit.namespace not in (None, pod.namespace):
-            limit = None  # it cannot hold for the pod, whoever wrote that it did
+            limit = None  # a limit of another namespace cannot apply to the pod
         name = f"{limit.kind.__name__} {limit.full_name}" if limit else printable(refusal.name) or "unknown"
         note = describe_denial(refusal, name) + describe_repeats(
             pending.repeated, pending.at_least, refusal.time - pending.first_time

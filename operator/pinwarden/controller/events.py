@@ -1,8 +1,10 @@
-"""Kubernetes Events (`events.k8s.io/v1`) of what happened to a limit, a group or a pod, for `kubectl describe` and `kubectl events`.
+"""Kubernetes Events (`events.k8s.io/v1`) on limits, groups and pods, for `kubectl describe` and
+`kubectl events`.
 
-Those of a limit or group are made from what changed between two statuses that were written, so there is none for what no status said. Each
-has few of them: one for a reason at a time, the same text not again within ten minutes, and a small allowance. Those of a pod are of what
-was refused to it, see `refusals`. An Event that cannot be sent is dropped and counted: the status is what holds.
+Events on a limit or group follow from the difference between two written statuses. Their number is
+bounded: one per reason and change, no repetition of a text within ten minutes, and a small budget
+per object. Events on a pod report denied calls, see `denial_events`. An Event that cannot be sent
+is dropped and counted, because the status has the facts.
 """
 
 import asyncio
@@ -35,7 +37,7 @@ _NOTE_BYTES = 1024
 _REASON_LENGTH = 128
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
 _REPORTED_CONDITIONS = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
-# What is only on its way, and what the user asked for, is no news.
+# Intermediate states, and states that the user asked for, cause no Event.
 _QUIET_REASONS = {
     "Pending",
     "Audit",
@@ -51,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventDraft(NamedTuple):
-    """One Event to be."""
+    """The content of an Event that is not sent yet."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -60,7 +62,7 @@ class EventDraft(NamedTuple):
 
 
 class EventRecorder:
-    """Makes Events; `run` sends those of limits and groups."""
+    """Record Events; `run` sends the Events of limits and groups."""
 
     def __init__(
         self, api: Api, metrics: Metrics, items: Items, clock: Callable[[], float] = monotonic
@@ -75,12 +77,12 @@ class EventRecorder:
         self._instance = socket.gethostname()
 
     def record_change(self, resource: ObservedResource, before: Status | None, after: Status) -> None:
-        """The status of `resource` was written."""
+        """Record the Events of a status that was written."""
         for draft in drafts_of_change(before, after):
             self.record(resource, draft)
 
     def record(self, resource: ObservedResource, draft: EventDraft) -> None:
-        """Have it told, unless it was lately or is one too many."""
+        """Record an Event, unless it repeats a recent Event or exceeds the object's budget."""
         if not self._allowed(resource.uid, draft):
             self._metrics.event_dropped()
             return
@@ -93,7 +95,7 @@ class EventRecorder:
             self._metrics.event_dropped()
 
     def record_on_node(self, node: str, draft: EventDraft) -> None:
-        """Have it told on the Node, whose Events outlive every namespace."""
+        """Record an Event on the Node; such an Event outlives every namespace."""
         if not self._allowed(node, draft):
             self._metrics.event_dropped()
             return
@@ -107,7 +109,7 @@ class EventRecorder:
         self._put(self._event("default", node, digits, regarding, draft, datetime.now(UTC)))
 
     def record_unreadable(self, regarding: Json, problem: str) -> None:
-        """The operator goes on without the object that is `regarding`, as it cannot make anything of it."""
+        """Record that the operator cannot read the object `regarding` and continues without it."""
         note = f"pinwarden cannot read this object and goes on without it: {problem}"
         draft = EventDraft("Warning", "NotUnderstood", "Read", note)
         uid, name = regarding.get("uid") or "", regarding.get("name") or ""
@@ -117,7 +119,7 @@ class EventRecorder:
         self._put(self._event(space, name, digits, regarding, draft, datetime.now(UTC)))
 
     def bucket_of(self, uid: str) -> TokenBucket:
-        """The allowance of the object with this UID."""
+        """Return the Event budget of the object with this UID."""
         if len(self._buckets) > _REMEMBERED:
             self._buckets = {uid: bucket for uid, bucket in self._buckets.items() if bucket.delay() > 0}
         return self._buckets.setdefault(uid, TokenBucket(_PER_SECOND, _BURST, self._clock))
@@ -125,7 +127,10 @@ class EventRecorder:
     async def send_denial(
         self, pod: Pod, limit: ObservedResource | None, note: str, time: datetime, identity: str
     ) -> None:
-        """Sends that a call of the pod was refused, for the limit if there is one; two of one identity are one Event."""
+        """Send an Event about a denied call of the pod.
+
+        Two calls with one identity make one Event.
+        """
         regarding = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -141,7 +146,7 @@ class EventRecorder:
         await self._send(path, body)
 
     async def run(self) -> None:
-        """Sends the Events of limits and groups until cancelled."""
+        """Send the Events of limits and groups until cancelled."""
         while True:
             path, body = await self._queue.get()
             with self._items.item("events", body["regarding"]["name"]):
@@ -178,7 +183,7 @@ class EventRecorder:
     def _event(
         self, namespace: str, stem: str, digits: str, regarding: Json, draft: EventDraft, time: datetime
     ) -> tuple[str, Json]:
-        """The path and the body of an Event whose name is made of a stem and 16 digits."""
+        """Return the path and the body of an Event; its name is a stem and 16 digits."""
         name = f"{stem[:_STEM_LENGTH].rstrip('-.')}.{digits}"
         return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", {
             "apiVersion": "events.k8s.io/v1",
@@ -196,7 +201,7 @@ class EventRecorder:
 
 
 def _is_namespace_terminating(error: ApiError) -> bool:
-    """Whether the server takes no new object in the namespace because it is being deleted; nobody could read the Event for long."""
+    """Return whether the server rejected the Event because its namespace is being deleted."""
     return error.status == 403 and "is being terminated" in str(error)
 
 
@@ -211,8 +216,8 @@ def _reference(limit: ObservedResource) -> Json:
 
 
 def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraft]:
-    """What a change of status is worth telling, each reason once."""
-    old = {each.type: each for each in (before.conditions if before else [])}
+    """Yield the Events for a change of status, one per reason."""
+    old = {condition.type: condition for condition in (before.conditions if before else [])}
     reasons: set[str] = set()
     for condition in after.conditions:
         if condition.type not in _REPORTED_CONDITIONS or not _is_news(old.get(condition.type), condition):

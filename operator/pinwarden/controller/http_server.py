@@ -1,7 +1,7 @@
-"""/metrics, /healthz and /readyz over plain HTTP, answered by the event loop that does all the work.
+"""/metrics, /healthz and /readyz over plain HTTP, served by the event loop that does all the work.
 
-That either answers at all shows that the loop is alive. /readyz says besides whether everything has been listed: a replica that waits for
-the Lease is as ready as the one that has it.
+Any answer shows that the loop is alive. /readyz also says whether everything has been listed. A
+replica that waits for the Lease is as ready as the leader.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from pinwarden.controller.metrics import CONTENT_TYPE, Metrics
 
 
 class HttpServer:
-    """A server for the length of an ``async with`` block; `port` 0 takes a free one. Raises OSError when there is none."""
+    """Serve during an ``async with`` block; `port` 0 takes a free port.
+
+    Raises OSError if no port is free.
+    """
 
     def __init__(self, address: str, port: int, metrics: Metrics, unready: Callable[[], list[str]]) -> None:
         self._metrics = metrics
@@ -26,7 +29,7 @@ class HttpServer:
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
 
     async def __aenter__(self) -> str:
-        """Its address, as a URL."""
+        """Start the server and return its URL."""
         await self._runner.setup()
         await web.TCPSite(self._runner, self._address, self._port, shutdown_timeout=0.5).start()
         host, port = self._runner.addresses[0][:2]

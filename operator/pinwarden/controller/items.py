@@ -1,8 +1,10 @@
-"""The boundary at which the failure of one item ends: every loop of the operator processes its items here.
+"""The boundary at which the failure of one item ends: every loop of the operator processes its
+items here.
 
-An item is a node to compile, a limit to aggregate, an object of a watch, or a series of a metric. A failure
-affects that item only. The failure is logged, counted and remembered until the item succeeds, and the loop
-continues with the other items. A failure of the loop itself is a defect and ends the operator.
+An item is a node to compile, a limit to aggregate, an object of a watch, or a series of a metric. A
+failure affects that item only. The failure is logged, counted and remembered until the item
+succeeds, and the loop continues with the other items. A failure of the loop itself is a defect and
+ends the operator.
 """
 
 import logging
@@ -54,7 +56,8 @@ class Items:
     def item(self, loop: Loop, name: str, failed: Callable[[str], None] | None = None) -> Iterator[Item]:
         """Process one item in the block. Exceptions end here, except `RetryError`.
 
-        `failed` receives the problem. A failure of `failed` counts as an item of its own and ends here too.
+        `failed` receives the problem. A failure of `failed` counts as an item of its own and ends
+        here too.
         """
         item = Item()
         try:
@@ -85,8 +88,9 @@ class Items:
     ) -> NoReturn:
         """Call `work` for each name of the queue when the name is due, until cancelled.
 
-        `work` returns the seconds until the name may be processed again, or raises `RetryError`. A name that
-        fails is retried after a growing pause, and `failed` receives the name and the problem.
+        `work` returns the seconds until the name may be processed again, or raises `RetryError`. A
+        name that fails is retried after a growing pause, and `failed` receives the name and the
+        problem.
         """
         while True:
             name = await queue.get()

@@ -1,10 +1,11 @@
 """PinLimits, ClusterPinLimits and SharedMemoryGroups, watched by kopf.
 
-kopf is used for what it does without touching the objects: `on.event` handlers, standalone, posting nothing. It runs in a thread with an
-event loop of its own, because it takes over the signals of the loop that it runs in and, when it ends, cancels every task there. A kopf
-that fails is started again, and lists all of them again.
+kopf only runs `on.event` handlers here, standalone, and changes no object. It runs in a thread with
+an event loop of its own: kopf handles the signals of its loop, and cancels every task of the loop
+when it ends. If kopf fails, it is started again and lists all objects again.
 
-kopf tells neither when a list is complete nor, after a gap in the history, what was deleted meanwhile. `census` finds out both.
+kopf reports neither the end of a list nor deletions during a gap in the history. `resync` finds
+both.
 """
 
 import asyncio
@@ -28,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class _WithoutAttempts(logging.Filter):
-    """Drops what kopf says of each attempt while the API server is away: the other watches say it once."""
+    """Drop kopf's log line for each attempt while the API server is away.
+
+    The reflectors log the failure once.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Request attempt")
@@ -40,7 +44,9 @@ logging.getLogger("kopf._cogs.clients.watching").addFilter(_WithoutAttempts())
 
 
 class KopfWatch:
-    """Runs kopf, and hands what it sees to `put` and `remove` (key, UID) in the event loop of the caller."""
+    """Run kopf, and call `put` and `remove` (key, UID) for its events in the event loop of the
+    caller.
+    """
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class KopfWatch:
         self._backoff = Backoff()
 
     async def run(self) -> None:
-        """Follows them until cancelled."""
+        """Watch until cancelled."""
         while True:
             self._metrics.kopf_started()
             started = self._loop.time()
@@ -119,7 +125,7 @@ class KopfWatch:
         return registry
 
     def _on_event(self, kind: type[UserResource], event: str | None, raw: dict[str, Any]) -> None:
-        """In kopf's thread: only values cross to the loop."""
+        """Send an event from kopf's thread to the caller's loop."""
         self._post(self._handle_event, kind, event, raw)
 
     def _handle_event(self, kind: type[UserResource], event: str | None, raw: dict[str, Any]) -> None:
@@ -144,7 +150,7 @@ async def _wait_for(stop: threading.Event, flag: asyncio.Event) -> None:
 
 
 async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
-    """kopf's way to the API server: the same as that of everything else here."""
+    """Return kopf's connection to the API server, the same as the operator's."""
     token = await configuration.get_api_key_with_prefix("BearerToken")
     scheme, _, value = (token or "").rpartition(" ")
     return kopf.ConnectionInfo(
@@ -160,7 +166,10 @@ async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
 
 
 class _Forever:
-    """Pauses in seconds between kopf's attempts, without an end: each iteration starts small again."""
+    """Endless pauses in seconds between kopf's attempts.
+
+    Each iteration starts with a short pause.
+    """
 
     def __iter__(self) -> Iterator[float]:
         backoff = Backoff()
@@ -169,7 +178,9 @@ class _Forever:
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf as it shall be: it posts no Events, patches nothing, and is soon back after an API server was away."""
+    """Return settings with which kopf posts no Events and reconnects soon after the API server
+    returns.
+    """
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.posting.loggers = False

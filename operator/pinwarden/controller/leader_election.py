@@ -1,12 +1,16 @@
-"""Who may write: one replica, by a Lease (`coordination.k8s.io/v1`).
+"""Leader election: a Lease (`coordination.k8s.io/v1`) allows one replica to write.
 
-A holder renews its Lease every two seconds. It may write only until `RENEW_SECONDS` after it *sent* its last successful renewal, by its own
-monotonic clock, which goes on while the process is stopped: so it has ended before the Lease expires for others, and a holder that was
-suspended writes nothing when it goes on. The others take the Lease when it has not changed for `DURATION_SECONDS` as *they* saw it: no two
-machines need the same time of day. Losing the Lease ends nothing but the writing; a replica that lost it is a candidate again.
+The leader renews its Lease every two seconds. It may write until `RENEW_SECONDS` after it *sent*
+its last successful renewal. Its monotonic clock also advances while the process is stopped. A
+leader therefore stops writing before the Lease expires for others, and a leader that was suspended
+writes nothing when it continues.
 
-The `leaderelection` of the kubernetes package compares times of day, counts a renewal from its answer, ends on the first connection error
-and does not release the Lease at the end, so that every update of the operator would wait for it to expire.
+Other replicas take the Lease when *they* have observed no change for `DURATION_SECONDS`, so clocks
+need not agree. A replica that loses the Lease only stops writing and becomes a candidate again.
+
+The `leaderelection` of the kubernetes package compares times of day, counts a renewal from its
+answer, and ends on the first connection error. It also never releases the Lease, so each update of
+the operator would wait for the expiry.
 """
 
 import asyncio
@@ -28,12 +32,17 @@ POLL_SECONDS = 1.0
 _REQUEST_SECONDS = 3.0
 NAME = "pinwarden-operator"
 UNINSTALL = "pinwarden-uninstall"
-"""Begins the identity of who took the Lease for good: a candidate that saw it makes no new one when it is collected."""
+"""The prefix of an identity that took the Lease for good: a candidate that saw it creates no new
+Lease.
+"""
 _log = logging.getLogger(__name__)
 
 
 class LeaderElector:
-    """A candidate for the Lease in `namespace`; `renewed` is called whenever it took or renewed it."""
+    """A candidate for the Lease in `namespace`.
+
+    `on_renewal` is called after each acquisition or renewal.
+    """
 
     def __init__(self, api: Api, namespace: str, metrics: Metrics, on_renewal: Callable[[], None]) -> None:
         self._api = api
@@ -48,11 +57,11 @@ class LeaderElector:
         self._was_leading = False
 
     def leading(self) -> bool:
-        """Whether this replica may send a write now."""
+        """Return whether this replica may send a write now."""
         return monotonic() < self._deadline
 
     async def run(self) -> None:
-        """Takes and keeps the Lease as long as it can, until cancelled."""
+        """Acquire and renew the Lease until cancelled."""
         failing = False
         while True:
             try:
@@ -68,7 +77,7 @@ class LeaderElector:
             await asyncio.sleep(PERIOD_SECONDS if self._was_leading and not failing else POLL_SECONDS)
 
     async def release(self) -> None:
-        """Ends the writing and gives the Lease away, so that another replica takes it at once."""
+        """Stop writing and release the Lease, so that another replica acquires it at once."""
         if not self.leading():
             return
         self._deadline = 0.0
@@ -110,7 +119,7 @@ class LeaderElector:
             await write(path, body, _REQUEST_SECONDS)  # type: ignore[misc]
         except ApiError as error:
             self._metrics.wrote("lease", error.kind)
-            if error.status == 409:  # another one was quicker
+            if error.status == 409:  # another replica was faster
                 return
             raise
         self._metrics.wrote("lease")
@@ -121,7 +130,9 @@ class LeaderElector:
         self._on_renewal()
 
     def _is_available(self, spec: Json) -> bool:
-        """Whether the Lease is this replica's, nobody's, or has not changed for its duration as seen from here."""
+        """Return whether the Lease is free, belongs to this replica, or has not changed for its
+        duration.
+        """
         holder = spec.get("holderIdentity")
         if not holder or holder == self.identity:
             return True
@@ -143,5 +154,5 @@ class LeaderElector:
 
 
 def micro_time() -> str:
-    """The time now, as a MicroTime."""
+    """Return the current time as a MicroTime."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -16,7 +16,10 @@ class TokenBucket:
         self._at = clock()
 
     def delay(self, spare: float = 0.0) -> float:
-        """Return the seconds until one action is allowed that leaves `spare` tokens; 0 if it is allowed now."""
+        """Return the seconds until one action is allowed that leaves `spare` tokens.
+
+        0 if it is allowed now.
+        """
         self._fill()
         return max(0.0, (1.0 + spare - self._tokens) / self._rate)
 

@@ -1,10 +1,11 @@
-"""One kind of object, listed and watched, each pruned on arrival and handed on.
+"""Reflectors: list and watch one resource, and put each transformed object into the store.
 
-The `informer` of the kubernetes package holds whole typed objects before a handler sees them, and lists without pages: at 150,000 pods that
-is gigabytes. Here a page of the list or a line of the watch is decoded, pruned to the few fields used, handed on and forgotten.
+The `informer` of the kubernetes package keeps whole typed objects and lists without pages. At
+150,000 pods these are gigabytes. A reflector decodes a page of the list or a line of the watch,
+transforms its objects, and forgets it.
 
-What is handed on is level-triggered: `put` may repeat what is known. After a gap in the history (410) the list is read again, and what it
-does not hold any more is removed: only the keys are kept for that.
+Updates are level-triggered: `put` may repeat a known object. After a gap in the history (410) the
+reflector lists again and removes the objects that are missing. It keeps only the keys for that.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from pinwarden.controller.metrics import Metrics
 
 PAGE = 250
 _YIELD_EVERY = 50
-# Gone: the history does not reach back that far. Timeout: the version is ahead of the server's, whose data is older than what was seen.
+# 410 Gone: the history does not reach back that far. 504 Timeout: the server's data is older than the version.
 _LOST = {410, 504}
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,10 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReflectorConfig(Generic[T]):
-    """What to watch, and where to.
+    """The resource to watch, and the functions that receive its objects.
 
-    `resource` is its plural name, for people and metrics. `prune` gives the key and what is kept of an object; `put` takes that, `remove`
-    the key alone. `by_name` says that the key is the object's name, and else its UID.
+    `resource` is the plural name in logs and metrics. `transform` returns the key and the stored
+    value of an object; `put` receives the value, `remove` the key. The key is the name with
+    `by_name`, and the UID otherwise.
     """
 
     resource: str
@@ -49,11 +51,11 @@ class ReflectorConfig(Generic[T]):
     api_version: str = "v1"
 
     def key(self, raw: Json) -> str:
-        """The key of an object, also of one that `prune` cannot read."""
+        """Return the key of an object, also if `transform` cannot read the object."""
         return str(raw["metadata"]["name" if self.by_name else "uid"])
 
     def reference(self, raw: Json) -> Json:
-        """The object as an Event refers to it."""
+        """Return the reference to the object for an Event."""
         named = {name: raw["metadata"].get(name) for name in ("namespace", "name", "uid")}
         return {
             "apiVersion": self.api_version,
@@ -63,16 +65,17 @@ class ReflectorConfig(Generic[T]):
 
     @property
     def query(self) -> dict[str, str]:
-        """The selectors as parameters."""
+        """Return the selectors as query parameters."""
         selectors = {"fieldSelector": self.field_selector, "labelSelector": self.label_selector}
         return {name: selector for name, selector in selectors.items() if selector}
 
 
 class Reflector(Generic[T]):
-    """Follows a `Source` for ever; `synced` is set once it was listed.
+    """List and watch until cancelled; `synced` is set after the first list.
 
-    An object that cannot be taken leaves what was known of it, `failed` is told a reference to it and the problem, and it is tried again
-    when it changes and with the next list, which comes with the end of the watch while there is one.
+    If an object cannot be read, the store keeps its last state, and `on_failure` receives a
+    reference and the problem. The object is read again when it changes, and with the list that
+    follows the end of the watch.
     """
 
     def __init__(
@@ -97,11 +100,11 @@ class Reflector(Generic[T]):
 
     @property
     def resource(self) -> str:
-        """The plural name of what is watched."""
+        """Return the plural name of the watched resource."""
         return self._source.resource
 
     async def run(self) -> None:
-        """Lists and watches until cancelled; an API server that is away is asked again within seconds of its return."""
+        """List and watch until cancelled; continue within seconds after the API server returns."""
         while True:
             try:
                 if not self._version:
@@ -129,7 +132,7 @@ class Reflector(Generic[T]):
             self.synced.set()
 
     async def _watch(self) -> None:
-        """From the last version on, until the server ends the watch, as it does after some minutes."""
+        """Watch from the last version until the server ends the watch after some minutes."""
         seconds = random.randrange(300, 600)  # noqa: S311 - not a secret
         lines = self._api.watch(
             self._source.path,
@@ -147,10 +150,10 @@ class Reflector(Generic[T]):
                     await asyncio.sleep(0)
         self._metrics.watch_ended(self._source.resource, "timeout")
         if self._unreadable:
-            self._version = ""  # they are tried again
+            self._version = ""  # list again, to retry these objects
 
     def _put(self, raw: Json) -> str:
-        """Take an object as it is now; returns its key."""
+        """Put an object into the store and return its key."""
         source = self._source
         key = source.key(raw)
 

@@ -1,4 +1,6 @@
-"""PinLimits, ClusterPinLimits and SharedMemoryGroups as the operator observes them: read, told apart, referred to."""
+"""PinLimits, ClusterPinLimits and SharedMemoryGroups as the operator observes them on the API
+server.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroup
 from pinwarden.controller.client import Json
 
 UserResource = PinLimit | ClusterPinLimit | SharedMemoryGroup
-"""A resource in which people say what they want."""
+"""A resource that users write."""
 Status = PinLimitStatus | SharedMemoryGroupStatus
 KINDS: tuple[type[UserResource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup)
 _STATUSES: dict[type[UserResource], type[Status]] = {
@@ -23,10 +25,12 @@ _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
 
 @dataclass(frozen=True, slots=True)
 class ObservedResource:
-    """A resource as the API server has it; `resource` is None when it cannot be read, and `problem` says why.
+    """A resource as observed on the API server.
 
-    `version` orders the states of one object. A status that cannot be read is None, as if there were none. `created` is the text of its
-    creationTimestamp, `deleting` says that it has a deletionTimestamp.
+    `resource` is None if it cannot be read, and `problem` says why.
+
+    `version` orders the states of one object. A status that cannot be read is None. `created` is
+    the text of `creationTimestamp`; `deleting` means that the object has a `deletionTimestamp`.
     """
 
     kind: type[UserResource]
@@ -44,22 +48,29 @@ class ObservedResource:
 
     @property
     def full_name(self) -> str:
-        """`limit_name` or `Group.name`, also of one that cannot be read."""
+        """Return `name` or `namespace/name`, also of a resource that cannot be read."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     @property
     def key(self) -> str:
-        """Tells all of them apart: the full name of a limit, and that of a group behind its kind."""
+        """Return the unique key: the full name of a limit, or the plural kind and the full name of
+        a group.
+        """
         return group_key(self.full_name) if self.kind is SharedMemoryGroup else self.full_name
 
 
 def group_key(name: str) -> str:
-    """The key of the group with this `namespace/name`; a limit's has at most one slash."""
+    """Return the key of the group with this `namespace/name`.
+
+    The key of a limit has at most one slash.
+    """
     return f"{SharedMemoryGroup.plural}/{name}"
 
 
 def reference(observed: ObservedResource) -> tuple[str, Json]:
-    """The path of a resource, and the body by which this very one is applied to, and no other of its name."""
+    """Return the path of a resource, and an apply body with its UID, which excludes a recreated
+    object.
+    """
     metadata = {"name": observed.name, "uid": observed.uid}
     space = ""
     if observed.namespace:
@@ -71,7 +82,7 @@ def reference(observed: ObservedResource) -> tuple[str, Json]:
 
 
 def read(kind: type[UserResource], raw: Json) -> ObservedResource:
-    """Take what is used of a resource; never fails on what stands in its spec or status."""
+    """Read a resource; an invalid spec or status does not raise."""
     metadata = {key: raw["metadata"].get(key) for key in _METADATA}
     resource, problem = None, ""
     try:
@@ -102,22 +113,25 @@ def _status(kind: type[UserResource], raw: object) -> Status | None:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, by field."""
+    """Return the first validation error, with its field."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def conditions_of(status: Status | None) -> list[Condition]:
-    """The conditions of a status, none where there is no status."""
+    """Return the conditions of a status, none if there is no status."""
     return status.conditions if status else []
 
 
 def applied_to(status: Status | None, generation: int) -> str:
-    """The reason of Applied=True for this generation; empty where that is not so."""
-    conditions = (each for each in conditions_of(status) if (each.type, each.status) == ("Applied", "True"))
-    return next((each.reason for each in conditions if each.observed_generation == generation), "")
+    """Return the reason if the status says Applied=True for this generation, else an empty text."""
+    applied = ("Applied", "True", generation)
+    for condition in conditions_of(status):
+        if (condition.type, condition.status, condition.observed_generation) == applied:
+            return condition.reason
+    return ""
 
 
 def essence(observed: ObservedResource) -> tuple[object, ...]:
-    """What of a resource is news beside its status."""
+    """Return the fields of a resource, besides its status, that a watch event may change."""
     return observed.generation, observed.deleting, observed.finalizers

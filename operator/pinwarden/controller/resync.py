@@ -1,11 +1,14 @@
-"""Comparing sets: which limits and groups there are, and which are known; both are called limits here.
+"""The comparison of existing and known limits and groups, here both called limits.
 
-kopf lists again after a gap in the history and then tells of everything there is, but not of what was deleted meanwhile; nor does it tell
-when its first list is complete. So the names of all limits are listed now and then (metadata only), and
+kopf does not report when its first list is complete. After a gap in the history kopf lists again
+and reports every object, but no deletion of the gap. Therefore a resync lists the metadata of all
+limits every few seconds:
 
-- what was known before the list was asked for and is not in it, is gone: a UID never comes back;
-- until everything in the list is known, the limits are not synced;
-- what two lists in a row have and is still not known, was never told of: the operator is not ready while that is so.
+- A limit that was known before the list and is missing in the list was deleted: a UID is never used
+  again.
+- The limits are synced once each limit of a list is known.
+- A limit that is in two lists in a row and still unknown was never reported. The operator is not
+  ready meanwhile.
 """
 
 import asyncio
@@ -28,9 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class Resync:
-    """Compares for ever; `synced` is set once every limit that was there is known, `missed` is how many stay unknown.
+    """Compare until cancelled.
 
-    `known` gives the UIDs that are known now, `gone` is told a UID.
+    `synced` is set once every limit is known, `missed` counts limits that stay unknown.
+
+    `known` returns the UIDs that the store knows; `gone` receives the UID of a deleted limit.
     """
 
     def __init__(
@@ -59,7 +64,9 @@ class Resync:
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
-        """Compares every few seconds, and less often where that would take more than a hundredth of the time."""
+        """Compare every few seconds, or less often so that lists take at most a hundredth of the
+        time.
+        """
         loop = asyncio.get_running_loop()
         backoff = Backoff()
         failing = False

@@ -1,4 +1,4 @@
-"""What is kept of an object of the API server: a few fields of it, as values that share what they have in common."""
+"""Transforms from API objects to the few fields that the operator keeps; equal parts are shared."""
 
 import hashlib
 import json
@@ -13,7 +13,10 @@ from pinwarden.plan.types import Namespace, Node, Pod
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """A node with the UID that its NodePinConfig is owned by; `lost` while the node controller does not hear of it."""
+    """A node, and the UID that owns its NodePinConfig.
+
+    `lost` while the node controller cannot reach it.
+    """
 
     node: Node
     uid: str
@@ -22,7 +25,7 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """A pod of the node agent: alive while its agent's container is ready and its node is not lost."""
+    """A pod of the node agent; `ready` is the readiness of the agent's container."""
 
     uid: str
     node: str
@@ -31,7 +34,10 @@ class AgentPod:
 
 @dataclass(frozen=True, slots=True)
 class StoredConfig:
-    """A NodePinConfig as the API server has it; `digest` is that of its spec and owner, `config` the object without what nobody reads."""
+    """A NodePinConfig as stored.
+
+    `digest` stands for its spec and owner, `config` has the fields that are read.
+    """
 
     name: str
     uid: str
@@ -42,7 +48,7 @@ class StoredConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoredSpec:
-    """The spec of a NodePinConfig on the API server; of one that is gone the UID is empty."""
+    """The spec of a stored NodePinConfig; the UID is empty after a deletion."""
 
     uid: str
     generation: int
@@ -50,35 +56,37 @@ class StoredSpec:
 
 
 def pod(raw: Json) -> tuple[str, Pod]:
-    """A pod by its UID."""
+    """Return a pod and its UID as the key."""
     value = read_pod(raw)
     return value.uid, value
 
 
 def agent_pod(raw: Json) -> tuple[str, AgentPod]:
-    """A pod of the agent by its UID."""
+    """Return a pod of the agent and its UID as the key."""
     uid = raw["metadata"]["uid"]
     return uid, AgentPod(uid, *read_agent(raw))
 
 
 def node(raw: Json) -> tuple[str, KnownNode]:
-    """A node by its name."""
+    """Return a node and its name as the key."""
     value = read_node(raw)
     return value.name, KnownNode(value, raw["metadata"]["uid"], is_lost(raw))
 
 
 def namespace(raw: Json) -> tuple[str, Namespace]:
-    """A namespace by its name."""
+    """Return a namespace and its name as the key."""
     value = read_namespace(raw)
     return value.name, value
 
 
 def node_pin_config(raw: Json) -> tuple[str, StoredConfig]:
-    """A NodePinConfig by its name."""
+    """Return a NodePinConfig and its name as the key."""
     metadata = raw["metadata"]
     config: Json = {key: raw[key] for key in ("spec", "status") if key in raw}
     config["metadata"] = {key: metadata.get(key) for key in ("name", "uid", "generation")}
-    owners = [each.get("uid", "") for each in metadata.get("ownerReferences") or () if each["kind"] == "Node"]
+    owners = [
+        owner.get("uid", "") for owner in metadata.get("ownerReferences") or () if owner["kind"] == "Node"
+    ]
     digest = digest_of(canonical(raw.get("spec") or {}), ",".join(owners))
     return metadata["name"], StoredConfig(
         metadata["name"], metadata["uid"], metadata.get("generation") or 0, digest, config
@@ -86,12 +94,12 @@ def node_pin_config(raw: Json) -> tuple[str, StoredConfig]:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON that is the same for equal values."""
+    """Return JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def digest_of(spec: bytes, owner: str) -> bytes:
-    """16 bytes that stand for the canonical spec of a NodePinConfig and the UID of the node that owns it."""
+    """Return a digest of 16 bytes for a canonical spec and the UID of the owning node."""
     return hashlib.blake2b(spec, digest_size=16, person=b"npc", salt=_salt(owner)).digest()
 
 

@@ -1,7 +1,8 @@
 """A queue of names to work on.
 
-A name that is added while it waits is processed once. A name that is added while it is processed is processed
-again. A burst of events therefore costs one run, and no two workers process the same name.
+A name that is added while it waits is processed once. A name that is added while it is processed is
+processed again. A burst of events therefore costs one run, and no two workers process the same
+name.
 """
 
 import asyncio
@@ -17,7 +18,10 @@ _PRUNE_SLACK = 1024
 
 @dataclass(slots=True)
 class _QueuedName:
-    """The state of a name, in times of the queue's clock; `again` is set for a name that was added while busy."""
+    """The state of a name, in times of the queue's clock.
+
+    `again` is set for a name that was added while busy.
+    """
 
     due: float | None = None
     busy: bool = False
@@ -45,13 +49,19 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Return whether no name waits and none is processed; names that failed and wait for a retry do not count."""
+        """Return whether no name waits and none is processed.
+
+        Names that failed and wait for a retry do not count.
+        """
         return not any(
             entry.busy or (entry.due is not None and entry.backoff is None) for entry in self._names.values()
         )
 
     def add(self, name: str, delay: float = 0.0) -> None:
-        """Process `name` in `delay` seconds or later; of several calls, the earliest time counts."""
+        """Process `name` in `delay` seconds or later.
+
+        Of several calls, the earliest time counts.
+        """
         entry = self._names.setdefault(name, _QueuedName())
         due = self._clock() + delay
         if entry.busy:
@@ -65,13 +75,19 @@ class WorkQueue:
             self._changed.set()
 
     def discard(self, name: str) -> None:
-        """Forget `name`; a worker that processes it now still has to end with `done` or `failed`."""
+        """Forget `name`.
+
+        A worker that processes it now still has to end with `done` or `failed`.
+        """
         entry = self._names.pop(name, None)
         if entry is not None and entry.busy:
             self._names[name] = _QueuedName(busy=True)
 
     async def get(self) -> str:
-        """Wait for a name that is due and return it; the caller must end with `done` or `failed`."""
+        """Wait for a name that is due and return it.
+
+        The caller must end with `done` or `failed`.
+        """
         while True:
             self._changed.clear()
             delay = self._until_due()

@@ -7,7 +7,10 @@ from pinwarden.controller.ratelimit import RateLimiter
 
 
 class WriteGuard:
-    """Every writer calls `acquire` right before its write; `notify_leading` wakes waiting writers."""
+    """Every writer calls `acquire` right before its write.
+
+    `notify_leading` wakes waiting writers.
+    """
 
     def __init__(self, leading: Callable[[], bool], limiter: RateLimiter) -> None:
         self._leading = leading
