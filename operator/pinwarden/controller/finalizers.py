@@ -1,11 +1,13 @@
-"""The finalizer of a SharedMemoryGroup: it cannot go while its end is waited for (M10).
+"""The finalizer of a SharedMemoryGroup, which delays the deletion until every node has released the
+group (M10).
 
-It is set before any node is asked to hold the group, and removed once every node has released it. Nothing is waited for in vain: not a node
-that is gone, and not for longer than `LEFT_SECONDS` one whose agent or accountant is silent, does not understand the group or cannot do
-what is asked, or, when the namespace is being deleted, one without a member pod. What may be left on such a node an Event tells.
+The finalizer is set before any node gets the group, and removed once every node has released it. A
+deleted node does not delay the deletion. Some nodes delay it for at most `LEFT_SECONDS`: the agent
+or accountant is silent, does not understand the group or cannot release it, or the namespace is
+being deleted and the node has no member pod. An Event then reports what may be left on the node.
 
-A group that is refused keeps the finalizer until the nodes that it was on have released it. One that was on none, or whose policy is
-Orphan, has no finalizer.
+A rejected group keeps the finalizer until its nodes have released it. A group without nodes, or
+with the policy `Orphan`, has no finalizer.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +18,10 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, Json
 from pinwarden.controller.events import EventDraft, EventRecorder
+from pinwarden.controller.managed_resource import ManagedResource
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.resources import ObservedResource, read, reference
-from pinwarden.controller.store import ManagedResource, Store
+from pinwarden.controller.store import Store
 from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.group_compiler import FINALIZER
 from pinwarden.plan.group_on_node import DrainWait
@@ -28,14 +31,17 @@ LEFT_SECONDS = 120.0
 
 
 class FinalizerResult(NamedTuple):
-    """Whether the group is gone by now, and in how many seconds its end must be looked at again; 0 for when something changes."""
+    """The result: whether the group is gone, and the seconds until the next check.
+
+    0 waits for a change.
+    """
 
     gone: bool = False
     requeue_after: float = 0.0
 
 
 class Finalizers:
-    """Sets and removes it. `clock` is monotonic."""
+    """Set and remove finalizers. `clock` is monotonic."""
 
     def __init__(
         self,
@@ -55,7 +61,7 @@ class Finalizers:
         self._stuck: dict[str, dict[str, float]] = {}
 
     async def reconcile(self, entry: ManagedResource, waits: Sequence[DrainWait]) -> FinalizerResult:
-        """Give a resource the finalizer that it needs, or take it away; `waits` is what its end waits for. Raises ApiError."""
+        """Set or remove the finalizer; `waits` is what the deletion waits for. Raises ApiError."""
         observed = entry.observed
         if observed.kind is not SharedMemoryGroup:
             return FinalizerResult()
@@ -78,7 +84,7 @@ class Finalizers:
         return FinalizerResult(gone=answer.deleting and not answer.finalizers)
 
     def _record_leftover(self, observed: ObservedResource, wait: DrainWait) -> None:
-        """Tell what is left, on the Node where the namespace takes no Events any more."""
+        """Record what is left; use the Node if the namespace accepts no more Events."""
         if self._store.cluster.namespace(observed.namespace or "").terminating:
             self._recorder.record_on_node(wait.node, _leftover_event(observed, wait))
         else:
@@ -92,7 +98,10 @@ class Finalizers:
         return await self._api.apply(path, body, FIELD_MANAGER)
 
     def _delay(self, observed: ObservedResource, waits: Sequence[DrainWait]) -> float | None:
-        """None once nothing is waited for but in vain; else the seconds until that may be so, 0 where something may still come."""
+        """Return None if the deletion may proceed, else the seconds to wait.
+
+        0 waits for a report.
+        """
         now = self._clock()
         before = self._stuck.get(observed.uid, {})
         since = {wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(observed, wait)}
@@ -111,9 +120,10 @@ class Finalizers:
 
 
 def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
-    """A JSON patch (RFC 6902) that takes one of an object's finalizers away, whoever set it; an apply would leave what others own too.
+    """Return a JSON patch (RFC 6902) that removes one finalizer, also if another manager set it.
 
-    The server refuses it with 422 where the object is another one or has other finalizers by now.
+    The server rejects the patch with 422 if the object was recreated or its finalizers changed.
+    Server-side apply would leave a finalizer that another manager owns too.
     """
     return [
         {"op": "test", "path": "/metadata/uid", "value": uid},
@@ -121,7 +131,7 @@ def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
         {
             "op": "replace",
             "path": "/metadata/finalizers",
-            "value": [each for each in finalizers if each != finalizer],
+            "value": [name for name in finalizers if name != finalizer],
         },
     ]
 

@@ -1,13 +1,14 @@
-"""The operator's knowledge of the cluster as metrics, read at each scrape, and reported by the leader only.
+"""The operator's knowledge of the cluster as metrics, read at each scrape, and reported by the
+leader only.
 
-No value is therefore counted twice over the replicas, and a sum over a metric is correct. Figures of limits and
-groups come from their status; an unknown figure is absent (H2). A limit or group has about 20 series. At most
-`MOST_LIMITS` limits and `MOST_GROUPS` groups have series, those that are not Ready first. `series_omitted`
-counts the rest, and the counts by condition include all. Series of pods are opt-in, because only the number of
-pods bounds them.
+No value is therefore counted twice over the replicas, and a sum over a metric is correct. Figures
+of limits and groups come from their status; an unknown figure is absent (H2). A limit or group has
+about 20 series. At most `MOST_LIMITS` limits and `MOST_GROUPS` groups have series, those that are
+not Ready first. `series_omitted` counts the rest, and the counts by condition include all. Series
+of pods are opt-in, because only the number of pods bounds them.
 
-The labels are called `resource_namespace`, `resource_pod` and `resource_node`, because Prometheus adds
-`namespace`, `pod` and `node` of the scraped process.
+The labels are called `resource_namespace`, `resource_pod` and `resource_node`, because Prometheus
+adds `namespace`, `pod` and `node` of the scraped process.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +21,12 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller import metrics_families, metrics_resources
 from pinwarden.controller.items import Items
+from pinwarden.controller.managed_resource import ManagedResource
 from pinwarden.controller.metrics_families import FilledTable, Scrape
 from pinwarden.controller.metrics_resources import PodOnNode, ResourceCounts
 from pinwarden.controller.metrics_totals import TotalsCache
 from pinwarden.controller.resources import conditions_of
-from pinwarden.controller.store import ManagedResource, Store
+from pinwarden.controller.store import Store
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
 
@@ -34,7 +36,10 @@ MOST_NAMESPACES: Final = 500
 
 
 class ClusterCollector(Collector):
-    """Report the cluster while this replica is `leading`; with `pods`, also a few series per governed pod."""
+    """Report the cluster while this replica is `leading`.
+
+    With `pods`, also a few series per governed pod.
+    """
 
     def __init__(self, store: Store, leading: Callable[[], bool], items: Items, *, pods: bool) -> None:
         self._store = store

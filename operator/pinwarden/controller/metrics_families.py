@@ -1,6 +1,8 @@
-"""The metrics of the cluster, nodes and namespaces as tables: name, help, labels, and the getter of the value.
+"""The metrics of the cluster, nodes and namespaces as tables: name, help, labels, and the getter of
+the value.
 
-A getter returns a number, or numbers by the values of the last labels, or None for an unknown figure (H2).
+A getter returns a number, or numbers by the values of the last labels, or None for an unknown
+figure (H2).
 """
 
 from collections import Counter
@@ -10,6 +12,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pinwarden.controller.managed_resource import ManagedResource
 from pinwarden.controller.metrics_totals import (
     FAIR_PARTS,
     LEVELS,
@@ -18,7 +21,7 @@ from pinwarden.controller.metrics_totals import (
     Totals,
 )
 from pinwarden.controller.resources import conditions_of
-from pinwarden.controller.store import ManagedResource, Store
+from pinwarden.controller.store import Store
 
 PREFIX: Final = "pinwarden_operator"
 MOST_NODES: Final = 50

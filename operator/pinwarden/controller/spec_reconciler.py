@@ -1,10 +1,12 @@
 """The specs of the NodePinConfigs, from a dirty node to the API server, in two stages.
 
-*compile*: compute the node's spec in memory, at once, and also on a replica that does not lead. A spec that
-differs from the stored one waits as JSON of a few kilobytes. As models, 5,000 specs would take 300 MB.
+*compile*: compute the node's spec in memory, at once, and also on a replica that does not lead. A
+spec that differs from the stored one waits as JSON of a few kilobytes. As models, 5,000 specs would
+take 300 MB.
 
-*write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so a write
-replaces every manual edit. The Node owns the object, and the garbage collector deletes both together.
+*write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so
+a write replaces every manual edit. The Node owns the object, and the garbage collector deletes both
+together.
 """
 
 import asyncio

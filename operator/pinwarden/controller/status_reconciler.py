@@ -1,8 +1,11 @@
-"""The statuses of limits and groups: aggregated from what the nodes report, and written when they change.
+"""The statuses of limits and groups: aggregated from the reports of the nodes, and written when
+they change.
 
-A dirty one is looked at only while no node waits to be compiled: a status must never judge an edited limit by what its nodes were asked
-before (H1). Each has leave for twenty writes at once and for one more every five seconds. Conditions may use all of it. A group's borrowers
-that come or go must leave a quarter, mere figures half. Looking at one takes at most a tenth of the time, however many pods it holds for.
+A dirty resource waits until all nodes are compiled: a status must never judge an edited limit by
+the specs before the edit (H1). Each resource has a budget of twenty writes at once and one more
+every five seconds. Changed conditions may use the whole budget. Changed borrowers of a group must
+leave a quarter, and changed figures half. The aggregation of one resource takes at most a tenth of
+the time, whatever number of pods it matches.
 """
 
 import logging
@@ -20,10 +23,11 @@ from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.events import EventDraft, EventRecorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items, RetryError
+from pinwarden.controller.managed_resource import STATUS_BURST, ManagedResource
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.resources import ObservedResource, Status, applied_to, conditions_of, reference
 from pinwarden.controller.spec_reconciler import REJECTED_SECONDS, SpecReconciler
-from pinwarden.controller.store import STATUS_BURST, ManagedResource, Store
+from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
 from pinwarden.plan.conditions import Rejection
@@ -42,14 +46,16 @@ _log = logging.getLogger(__name__)
 
 
 class ComputedStatus(NamedTuple):
-    """The status that a limit or group should have now, and the nodes that the end of a group waits for."""
+    """The status that a limit or group should have, and the nodes that the deletion of a group
+    waits for.
+    """
 
     status: Status
     waits: Sequence[DrainWait] = ()
 
 
 class StatusReconciler:
-    """Looks at dirty limits and groups and writes what changed."""
+    """Compute the status of dirty limits and groups, and write it if it changed."""
 
     def __init__(
         self,
@@ -74,7 +80,7 @@ class StatusReconciler:
         self._items = items
 
     async def run_writer(self) -> None:
-        """One of `WRITERS`: looks and writes until cancelled."""
+        """Compute and write statuses until cancelled; `WRITERS` of these run at once."""
         await self._items.process_queue("aggregate", self._queue, self._write, self._report_failure)
 
     async def _write(self, key: str) -> float:
@@ -95,13 +101,13 @@ class StatusReconciler:
         return max(QUIET_SECONDS, cost * _TIMES_ITS_COST)
 
     def _report_failure(self, key: str, problem: str) -> None:
-        """An Event says it, as the status cannot."""
+        """Record an Event, because the status cannot be computed."""
         if entry := self._store.resources.get(key):
             note = f"The status cannot be worked out and stands still: {problem}"
             self._recorder.record(entry.observed, EventDraft("Warning", "StatusFailed", "Aggregate", note))
 
     async def _reconcile(self, key: str, entry: ManagedResource, computed: ComputedStatus) -> None:
-        """See to the finalizer; write the status now or later, or not when it is what the API server has."""
+        """Set or remove the finalizer, and write the status now or later if it changed."""
         try:
             result = await self._finalizers.reconcile(entry, computed.waits)
         except ApiError as error:
@@ -142,8 +148,8 @@ class StatusReconciler:
         self._recorder.record_change(observed, before, status)
 
     def _failed(self, key: str, error: ApiError) -> float:
-        """The seconds to wait where its watch will tell more. Raises TryAgainError."""
-        if error.status in (404, 409):  # gone, or another one of its name
+        """Return the seconds to wait if a watch event will follow. Raises RetryError."""
+        if error.status in (404, 409):  # deleted, or recreated with the same name
             return _GONE_SECONDS
         if error.status == 429:
             self._guard.pause(error.retry_after or 1.0)
@@ -154,7 +160,7 @@ class StatusReconciler:
 
 
 def compute_status(store: Store, entry: ManagedResource) -> ComputedStatus:
-    """What the limit or group should have as its status now, and what its end waits for."""
+    """Return the status that the limit or group should have, and what its deletion waits for."""
     now = datetime.now(UTC)
     if entry.observed.kind is SharedMemoryGroup:
         return _compute_group(store, entry, now)
@@ -199,7 +205,7 @@ def _compute_group(store: Store, entry: ManagedResource, now: datetime) -> Compu
 
 
 def _waits(store: Store, group: Group) -> list[DrainWait]:
-    """What the end of a group that is refused waits for."""
+    """Return what the deletion of a rejected group waits for."""
     nodes = sorted(store.cluster.nodes_of_group(group.name))
     waits = (drain_wait(group, store.view(node), store.pod_at, rejected=True) for node in nodes)
     return [wait for wait in waits if wait]
@@ -212,7 +218,7 @@ def _metadata(observed: ObservedResource) -> ObjectMeta:
 
 
 def _unreadable(entry: ManagedResource) -> PinLimit:
-    """Stands for a limit that cannot be read where only its metadata counts."""
+    """Return a limit with the metadata of a limit that cannot be read."""
     spec = PinLimitSpec(pod_selector=LabelSelector(), limit=Quantity(0))
     return PinLimit(metadata=_metadata(entry.observed), spec=spec)
 

@@ -1,64 +1,41 @@
-"""Everything that the operator knows, and what of it must be looked at again.
+"""The operator's knowledge of the cluster, and the names that must be processed again.
 
-Watches feed this; it feeds `plan` and turns the answers into names in two queues: nodes to `compile`, and limits and groups to
-`aggregate`, by their keys. It holds a
-digest of each NodePinConfig's spec instead of the spec, and of each node's report what the aggregation reads. No I/O; for one thread.
+Reflectors and kopf fill the store. The store updates `plan`'s Cluster and adds dirty names to two
+queues: nodes to `compile`, and keys of limits and groups to `aggregate`. It keeps a digest of each
+NodePinConfig's spec instead of the spec, and the parts of each node's report that the aggregation
+reads. No I/O; for one thread.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from time import monotonic
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller.agent_liveness import AgentLiveness
+from pinwarden.controller.managed_resource import ManagedResource
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_counters import ReportCounters
-from pinwarden.controller.ratelimit import TokenBucket
-from pinwarden.controller.resources import ObservedResource, Status, applied_to, essence, group_key
+from pinwarden.controller.resources import ObservedResource, group_key
 from pinwarden.controller.transform import AgentPod, KnownNode, StoredConfig, StoredSpec
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.dirty import Dirty
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
-from pinwarden.plan.group_on_node import GroupOnNode
 from pinwarden.plan.limit_compiler import Settings
-from pinwarden.plan.limit_on_node import LimitOnNode
 from pinwarden.plan.node_view import NodeView
-from pinwarden.plan.share_cache import ShareCache
 from pinwarden.plan.types import Namespace, Pod
 
-# Reports of many nodes, and what a limit's edit makes of them, are looked at together.
+# Reports of many nodes that follow one edit are aggregated together.
 COALESCE_SECONDS = 0.1
-STATUS_BURST = 20
-STATUSES_PER_SECOND = 1 / 5
 _ENDED_PODS = 4096
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class ManagedResource:
-    """A limit or group, the status that the API server has of it, and what helps to make the next one.
-
-    `held`: its finalizer is on it, or was and is about to be put back. `unapplied` is when this generation was first seen, by the monotonic
-    clock; None once the status told that every node concerned has it.
-    """
-
-    observed: ObservedResource
-    status: Status | None
-    version: int
-    has_finalizer: bool = False
-    unapplied_since: float | None = None
-    shares_cache: ShareCache[LimitOnNode] = field(default_factory=ShareCache)
-    group_shares_cache: ShareCache[GroupOnNode] = field(default_factory=ShareCache)
-    write_bucket: TokenBucket = field(default_factory=lambda: TokenBucket(STATUSES_PER_SECOND, STATUS_BURST))
-
-
 class Store:
-    """What is known. `compile` and `aggregate` are the queues that it fills; `refused` is given the refusals that a node lists.
+    """The known objects. `on_denials` receives the denials that a node reports.
 
     `unreadable` names the NodePinConfigs that this version cannot read.
     """
@@ -90,7 +67,7 @@ class Store:
     # -- pods, nodes, namespaces -----------------------------------------------------------------------------------
 
     def put_pod(self, pod: Pod) -> None:
-        """A pod as it is."""
+        """Store a pod, or end a pod that has terminated."""
         if pod.terminal:
             self._remember_ended(pod)
             self._end_pod(pod.uid)
@@ -100,15 +77,15 @@ class Store:
         self._remove_stopped(pod.node, self.cluster.claimants(pod.node, pod.cgroup_uid))
 
     def remove_pod(self, uid: str) -> None:
-        """A pod is gone, has ended, or is not bound to a node."""
+        """Remove a pod that was deleted, has ended, or is not bound to a node."""
         if pod := self.cluster.pod(uid):
             self._remember_ended(pod)
         self._end_pod(uid)
 
     def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
-        """The pod of the node whose cgroup bears this UID, or bore it until lately: what it was refused may be why it ended.
+        """Return the node's pod whose cgroup has this UID, None if several pods claim that cgroup.
 
-        None where several pods name that cgroup.
+        The pod may have ended recently: a denial may be the reason why it ended.
         """
         own = self.cluster.pod(cgroup_uid)
         if own is not None and own.node == node:
@@ -119,7 +96,7 @@ class Store:
         return self.cluster.pod(*claimants) if claimants else self._ended.get((node, cgroup_uid))
 
     def put_node(self, known: KnownNode) -> None:
-        """A node as it is."""
+        """Store a node."""
         name = known.node.name
         if self.node_uids.get(name) != known.uid:
             self.node_uids[name] = known.uid
@@ -129,33 +106,33 @@ class Store:
         self._mark(self.cluster.put_node(known.node))
 
     def remove_node(self, name: str) -> None:
-        """A node is gone; the garbage collector removes its NodePinConfig."""
+        """Remove a node; the garbage collector deletes its NodePinConfig."""
         self.node_uids.pop(name, None)
         self._mark(self.cluster.remove_node(name))
         self._compile.add(name)
 
     def put_namespace(self, namespace: Namespace) -> None:
-        """A namespace as it is."""
+        """Store a namespace."""
         self._mark(self.cluster.put_namespace(namespace))
 
     def remove_namespace(self, name: str) -> None:
-        """A namespace is gone."""
+        """Remove a namespace."""
         self._mark(self.cluster.remove_namespace(name))
 
     # -- agents and what they report -------------------------------------------------------------------------------
 
     def put_agent(self, agent: AgentPod) -> None:
-        """An agent's pod as it is."""
+        """Store a pod of an agent."""
         for node in self._agents.put_pod(agent):
             self._update_liveness(node)
 
     def remove_agent(self, uid: str) -> None:
-        """An agent's pod is gone."""
+        """Remove a pod of an agent."""
         for node in self._agents.remove_pod(uid):
             self._update_liveness(node)
 
     def put_config(self, config: StoredConfig) -> None:
-        """A NodePinConfig as the API server has it; one that is older than what is known tells nothing."""
+        """Store an observed NodePinConfig, unless a newer generation is known."""
         old = self.stored.get(config.name)
         if old is not None and old.uid == config.uid and config.generation < old.generation:
             return
@@ -169,19 +146,19 @@ class Store:
         self._read_config(config)
 
     def config_written(self, config: StoredConfig, before: StoredSpec | None) -> None:
-        """A NodePinConfig as the API server answered the operator's own write, which was begun when `before` was known.
+        """Store the answer to the operator's own write; `before` was stored when the write began.
 
-        When the watch told of the object meanwhile, it told of this write or will, perhaps of what came after it: the answer is dropped.
+        Drop the answer if the watch delivered the object meanwhile: the watch has this write or a
+        later state.
         """
         if self.stored.get(config.name) is before:
             self.stored[config.name] = StoredSpec(config.uid, config.generation, config.digest)
-            if (
-                before is None or config.generation > before.generation
-            ):  # else the report may be older than the one known
+            # With an unchanged generation, the report may be older than the known report.
+            if before is None or config.generation > before.generation:
                 self._read_config(config)
 
     def remove_config(self, name: str) -> None:
-        """A NodePinConfig is gone."""
+        """Remove a NodePinConfig that was deleted."""
         self.unreadable.discard(name)
         if name in self.stored:
             self.stored[name] = StoredSpec("", 0, b"")
@@ -189,20 +166,23 @@ class Store:
             self._compile.add(name)
 
     def forget_report(self, name: str) -> None:
-        """What the agent of a node reports cannot be taken, so nothing is known of what it holds (H1)."""
+        """Forget the report of a node: it cannot be read, so the node's state is unknown (H1)."""
         self._update_view(self.view(name).without_object())
 
     def view(self, node: str) -> NodeView:
-        """What is known of a node's agent."""
+        """Return the view of a node, of a silent one if nothing is known."""
         return self._views.get(node) or NodeView(node, silent=self._agents.silent(node))
 
     @property
     def views(self) -> Mapping[str, NodeView]:
-        """By node; one that is missing is silent."""
+        """Return the views by node; a node without a view is silent."""
         return self._views
 
     def set_desired(self, view: NodeView) -> None:
-        """Take the view with the spec that was compiled; the limits concerned were marked by what made the node dirty."""
+        """Store the view with the compiled spec.
+
+        The event that made the node dirty has marked the limits.
+        """
         before = self._views.get(view.name)
         if before is not None and before.not_compiled:
             self._update_view(view)
@@ -211,11 +191,13 @@ class Store:
             self._update_presence(view)
 
     def compile_failed(self, name: str, problem: str) -> None:
-        """The spec of the node could not be compiled: the node keeps its last spec, and the limits on it say so."""
+        """Record that the spec could not be compiled: the node keeps its last spec, and its limits
+        report it.
+        """
         self._update_view(replace(self.view(name), not_compiled=problem))
 
     def forget_node(self, name: str) -> None:
-        """Drop what is kept of a node that is gone."""
+        """Forget a node that is gone."""
         if name not in self.stored or not self.stored[name].uid:
             self.stored.pop(name, None)
             self._views.pop(name, None)
@@ -227,47 +209,27 @@ class Store:
     # -- limits and groups -----------------------------------------------------------------------------------------
 
     def put_resource(self, observed: ObservedResource) -> None:
-        """A limit or group as the API server has it; one that is older than what is known tells nothing."""
+        """Store an observed limit or group, unless a newer version is known."""
         key = observed.key
-        old = self.resources.get(key)
-        if old is not None and old.observed.uid == observed.uid:
-            if observed.version < old.observed.version:
-                return
-            if (observed.generation, observed.resource is None) == (
-                old.observed.generation,
-                old.observed.resource is None,
-            ):
-                observed = replace(
-                    observed, resource=old.observed.resource
-                )  # what is kept of it is good for this very object
-            echo = observed.version <= old.version and essence(observed) == essence(old.observed)
-            if observed.version > old.version:
-                old.status, old.version = observed.status, observed.version
-            if observed.generation != old.observed.generation:
-                old.unapplied_since = monotonic()
-            if applied_to(observed.status, observed.generation):
-                old.unapplied_since = None
-            old.observed = observed
-            if echo:
+        entry = self.resources.get(key)
+        if entry is not None and entry.observed.uid == observed.uid:
+            if not entry.update(observed):
                 return
         else:
-            if old is not None:
-                self.remove_resource(key, old.observed.uid)
-            unapplied_since = None if applied_to(observed.status, observed.generation) else monotonic()
-            self.resources[key] = ManagedResource(
-                observed, observed.status, observed.version, unapplied_since=unapplied_since
-            )
+            if entry is not None:
+                self.remove_resource(key, entry.observed.uid)
+            entry = self.resources[key] = ManagedResource.of(observed)
             self._keys[observed.uid] = key
-        self._add_to_cluster(self.resources[key])
+        self._add_to_cluster(entry)
         self._aggregate.add(key, COALESCE_SECONDS)
 
     def resource_written(self, observed: ObservedResource) -> None:
-        """A limit or group as the API server answered the operator's own write, unless it is gone by now."""
+        """Store the answer to the operator's own write, unless the limit or group is gone by now."""
         if observed.uid in self._keys:
             self.put_resource(observed)
 
     def remove_resource(self, key: str, uid: str) -> None:
-        """A limit or group is gone, unless there is another one of its name by now."""
+        """Remove a limit or group, unless a newer object has its name."""
         old = self.resources.get(key)
         if old is None or old.observed.uid != uid:
             return
@@ -276,22 +238,22 @@ class Store:
         self._drop_from_cluster(old.observed)
 
     def remove_uid(self, uid: str) -> None:
-        """The limit or group of this UID is gone."""
+        """Remove the limit or group with this UID."""
         if key := self._keys.get(uid):
             self.remove_resource(key, uid)
 
     @property
     def uids(self) -> list[str]:
-        """The UIDs of the known limits and groups."""
+        """Return the UIDs of the known limits and groups."""
         return list(self._keys)
 
     def resource_of(self, uid: str) -> ObservedResource | None:
-        """The limit or group of this UID."""
+        """Return the limit or group with this UID."""
         key = self._keys.get(uid)
         return self.resources[key].observed if key else None
 
     def _add_to_cluster(self, entry: ManagedResource) -> None:
-        """Into the world, unless it cannot be read."""
+        """Add a resource to the cluster, or drop it if it cannot be read."""
         observed = entry.observed
         refused = self.cluster.group_rejection(observed.full_name) is not None
         entry.has_finalizer = FINALIZER in observed.finalizers or (
@@ -324,7 +286,10 @@ class Store:
             self._aggregate.add(group_key(name), COALESCE_SECONDS)
 
     def _update_view(self, view: NodeView) -> None:
-        """Take a view; a change concerns the limits of the node's pods, and the groups that are on the node."""
+        """Store a view.
+
+        If it changed, mark the limits of the node's pods and the groups on the node.
+        """
         if self._views.get(view.name) != view:
             self._views[view.name] = view
             self._update_presence(view)
@@ -356,9 +321,11 @@ class Store:
             self._on_denials(stored.name, config.status.recent_denials if config.status else [])
 
     def _end_pod(self, uid: str) -> None:
-        """A pod is gone or has ended. While processes of it go on, the rules keep it: limits hold until they do not select it any more.
+        """Remove a pod that is gone or has ended.
 
-        A node whose agent is silent is not waited for: its agent keeps such limits by itself.
+        Keep it while its processes run and limits apply to them.
+
+        Do not wait for a silent agent: it keeps such limits by itself.
         """
         pod = self.cluster.pod(uid)
         if pod is None or self.view(pod.node).silent or not self._has_processes(pod):
@@ -368,15 +335,19 @@ class Store:
         self._mark(self.cluster.put_pod(replace(pod, gone=True)))
 
     def _has_processes(self, pod: Pod) -> bool:
-        """Whether the node's agent last reported processes of the pod, and no other pod has its cgroup.
+        """Return whether the agent last reported processes of the pod, and no other pod has its
+        cgroup.
 
-        A mirror pod that was deleted comes again under another UID, and with the cgroup that it had.
+        A deleted mirror pod is recreated with another UID and the same cgroup.
         """
         use = self.view(pod.node).pods.get(pod.cgroup_uid)
         return use is not None and use.processes > 0 and not self._is_replaced(pod)
 
     def _is_replaced(self, pod: Pod) -> bool:
-        """Return whether another pod has the cgroup now. A cgroup that bears the pod's own UID is never another's."""
+        """Return whether another pod has the cgroup now.
+
+        A cgroup named by the pod's own UID belongs to the pod.
+        """
         if pod.cgroup_uid == pod.uid:
             return False
         others = (
@@ -385,7 +356,7 @@ class Store:
         return any(other is not None and not other.gone for other in others)
 
     def _remove_stopped(self, node: str, only: Set[str] | None = None) -> None:
-        """Remove the pods, or `only` these, that are gone and of which nothing goes on any more, as far as the node reports."""
+        """Remove the gone pods, or `only` these, of which the node reports no process any more."""
         still_running = self._still_running.get(node)
         if still_running is None or (node in self._views and not self._views[node].reported):
             return

@@ -18,11 +18,12 @@ from pinwarden.controller.client import FIELD_MANAGER, ApiError
 from pinwarden.controller.events import EventRecorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items
+from pinwarden.controller.managed_resource import STATUS_BURST, STATUSES_PER_SECOND
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.ratelimit import RateLimiter, TokenBucket
 from pinwarden.controller.spec_reconciler import SpecReconciler
 from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, StatusReconciler
-from pinwarden.controller.store import STATUS_BURST, STATUSES_PER_SECOND, Store
+from pinwarden.controller.store import Store
 from pinwarden.controller.transform import AgentPod, KnownNode
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
