@@ -1,0 +1,137 @@
+"""Which mappings the groups of shared memory allow."""
+
+import errno
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.node.gate.borrow_rules import BorrowDenial, BorrowRules, ObjectRange, total
+from pinwarden.node.gate.pin_requests import PAGE
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+
+ONE, SECOND, FOREIGN = ObjectId(7, 1), ObjectId(7, 2), ObjectId(8, 1)
+SEGMENT = ObjectId(1, 5, 4026531839)
+EXTENT = ObjectSet(devices=frozenset({7}), objects=frozenset({SEGMENT}))
+LIMIT = 10 * PAGE
+
+
+def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": f"ns/{uid}",
+            "uid": uid,
+            "backing": {"memfd": {"name": "x"}},
+            "management": "Adopt",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": [{"pods": ["pod"], "borrowLimit": limit}],
+            **more,
+        }
+    )
+
+
+def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
+    return ObjectRange(one, start * PAGE, end * PAGE)
+
+
+def judged(
+    wanted: ObjectRange,
+    has: Iterable[ObjectRange] = (),
+    coming: Sequence[ObjectRange] | None = (),
+    **more: Any,
+) -> BorrowDenial | None:
+    one = group(**more)
+    groups = BorrowRules([one], {"g": EXTENT})
+    return groups.check(one, "pod", wanted, has, coming)
+
+
+def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
+    assert not BorrowRules([group(enforcement="Audit")], {"g": EXTENT})
+    assert not BorrowRules([group()], {})
+    assert not BorrowRules([group()], {"g": ObjectSet()})
+    assert not BorrowRules([], {"g": EXTENT})
+    assert BorrowRules([group()], {"g": EXTENT})
+
+
+@pytest.mark.rule("M2")
+def test_each_group_that_has_an_object_has_its_say() -> None:
+    both = [group(), group("h", members=[]), group("i")]
+    groups = BorrowRules(
+        both, {"g": EXTENT, "h": ObjectSet(objects=frozenset({ONE})), "i": ObjectSet(frozenset({9}))}
+    )
+    assert [each.uid for each in groups.groups_of(ONE)] == ["g", "h"]
+    assert [each.uid for each in groups.groups_of(SECOND)] == ["g"]
+    assert groups.groups_of(FOREIGN) == ()
+    assert groups.segment(5, SEGMENT.space) == SEGMENT
+    assert groups.segment(5, 1) is None
+    assert groups.segment(1, 0) is None
+    assert groups.check_member(both[0], "pod") is None
+    denial = groups.check_member(both[1], "pod")
+    assert denial is not None
+    assert (denial.error, denial.not_member, denial.final) == (errno.EACCES, True, True)
+
+
+@pytest.mark.rule("M8")
+def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
+    def limit(*members: tuple[int | None, str]) -> int | None:
+        one = group(
+            members=[{"pods": ["pod"], "borrowLimit": amount, "borrowLimitOn": on} for amount, on in members]
+        )
+        return BorrowRules([one], {"g": EXTENT}).limit(one, "pod")
+
+    assert limit((None, "Mapped")) is None
+    assert limit((5, "Mapped"), (None, "Mapped"), (3, "Mapped"), (1, "Resident")) == 3
+    assert limit((1, "Resident")) is None
+    assert limit((None, "Mapped"), (0, "Mapped")) == 0
+
+
+@pytest.mark.rule("M8")
+def test_what_does_not_fit_is_refused_and_what_adds_nothing_never() -> None:
+    assert judged(pages(ONE, 0, 10)) is None
+    denial = judged(pages(ONE, 0, 11))
+    assert denial is not None
+    assert (denial.error, denial.final) == (errno.ENOMEM, True)
+    assert (denial.asked, denial.mapped, denial.limit) == (11 * PAGE, 0, LIMIT)
+    denial = judged(pages(ONE, 5, 11), [pages(ONE, 0, 6), pages(ONE, 3, 8), pages(SECOND, 0, 2)])
+    assert denial is not None
+    assert (denial.asked, denial.mapped) == (3 * PAGE, 10 * PAGE)
+    assert judged(pages(ONE, 2, 8), [pages(ONE, 0, 30)]) is None
+    assert judged(pages(ONE, 0, 10), [pages(FOREIGN, 0, 30)]) is None
+    assert judged(pages(ONE, 0, 30), limit=None) is None
+
+
+@pytest.mark.rule("M8")
+def test_calls_under_way_are_waited_for_where_it_depends_on_them() -> None:
+    assert judged(pages(ONE, 0, 5), coming=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
+    for coming in ([pages(ONE, 5, 11)], None):
+        denial = judged(pages(ONE, 0, 5), coming=coming)
+        assert denial is not None
+        assert (denial.error, denial.final) == (errno.ENOMEM, False)
+    denial = judged(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
+    assert denial is not None
+    assert denial.final
+
+
+@pytest.mark.rule("M10")
+def test_a_group_that_drains_takes_no_new_borrower() -> None:
+    denial = judged(pages(ONE, 0, 1), draining=True, limit=None)
+    assert denial is not None
+    assert (denial.error, denial.final, denial.not_member) == (errno.EACCES, True, False)
+    assert judged(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
+    assert judged(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
+    assert judged(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
+
+
+PAIRS = st.lists(st.tuples(st.sampled_from([ONE, SECOND, FOREIGN]), st.integers(0, 30), st.integers(0, 30)))
+
+
+@given(pairs=PAIRS)
+def test_each_byte_of_each_object_counts_once(pairs: list[tuple[ObjectId, int, int]]) -> None:
+    ranges = [ObjectRange(one, min(a, b), max(a, b)) for one, a, b in pairs]
+    assert total(ranges) == len(
+        {(each.object, byte) for each in ranges for byte in range(each.start, each.end)}
+    )

@@ -1,0 +1,98 @@
+"""The object of a call, and the mapped ranges of a pod, from /proc."""
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.node.gate import map_targets
+from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
+from pinwarden.node.gate.map_requests import MapRequest, NamedBy
+from pinwarden.node.gate.map_targets import MapTarget
+from pinwarden.node.gate.pin_requests import PAGE
+from pinwarden.node.linux.seccomp_notify import Notification
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
+from pinwarden.node.shm.objects import ObjectId, ObjectSet
+
+PROC, OWN = Path("/proc"), Path("/proc/self")
+SEGMENT = ObjectId(1, 5, 4026531839)
+LIMIT = 10 * PAGE
+
+
+def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
+    six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
+    return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
+
+
+def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
+    return NodeGroup.model_validate(
+        {
+            "name": f"ns/{uid}",
+            "uid": uid,
+            "backing": {"memfd": {"name": "x"}},
+            "management": "Adopt",
+            "accounting": "Borrow",
+            "fairShare": "Borrow",
+            "members": [{"pods": ["pod"], "borrowLimit": limit}],
+            **more,
+        }
+    )
+
+
+def test_every_way_to_look_at_a_descriptor_finds_the_same_file(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w") as file:
+        about = os.fstat(file.fileno())
+        expected = ObjectId(about.st_dev, about.st_ino)
+        for identify in (map_targets.identify, map_targets.by_mount, map_targets.by_copy):
+            assert identify(OWN, file.fileno()) == expected
+    secret = os.memfd_create("x")
+    about = os.fstat(secret)
+    assert (
+        map_targets.identify(OWN, secret)
+        == map_targets.by_copy(OWN, secret)
+        == ObjectId(about.st_dev, about.st_ino)
+    )
+    assert map_targets.by_mount(OWN, secret) is None
+    os.close(secret)
+    assert map_targets.by_copy(OWN, 999999) is None
+    for identify in (map_targets.identify, map_targets.by_mount):
+        with pytest.raises(FileNotFoundError):
+            identify(OWN, 999999)
+
+
+def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
+    descriptor, other = os.memfd_create("x"), os.memfd_create("y")
+    os.ftruncate(descriptor, 8 * PAGE)
+    about = os.fstat(descriptor)
+    one = ObjectId(about.st_dev, about.st_ino)
+    groups = BorrowRules([group()], {"g": ObjectSet(objects=frozenset({one}))})
+    pid = os.getpid()
+
+    def target(request: MapRequest) -> MapTarget:
+        return map_targets.target(PROC, pid, request, groups)
+
+    assert target(MapRequest(NamedBy.DESCRIPTOR, descriptor, PAGE, PAGE)) == MapTarget(
+        ObjectRange(one, PAGE, 2 * PAGE)
+    )
+    for missing in (other, 999999):
+        assert target(MapRequest(NamedBy.DESCRIPTOR, missing, 0, PAGE)) == map_targets.NOTHING
+    assert target(MapRequest(NamedBy.SEGMENT, 1)) == map_targets.NOTHING
+    with mmap.mmap(descriptor, 4 * PAGE, offset=2 * PAGE) as area:
+        anchor = ctypes.c_char.from_buffer(area)
+        address = ctypes.addressof(anchor)
+        assert target(MapRequest(NamedBy.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)) == MapTarget(
+            ObjectRange(one, 3 * PAGE, 8 * PAGE)
+        )
+        assert target(MapRequest(NamedBy.ADDRESS, address, 0, PAGE)) == MapTarget(ObjectRange(one, 0, PAGE))
+        assert target(MapRequest(NamedBy.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING
+        del anchor
+    assert (
+        map_targets.target(PROC, 2**22 + 1, MapRequest(NamedBy.DESCRIPTOR, 0, 0, PAGE), groups)
+        == map_targets.NOTHING
+    )
+    os.close(descriptor)
+    os.close(other)
