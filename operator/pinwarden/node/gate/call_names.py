@@ -24,7 +24,7 @@ _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
         {pin_requests.MREMAP_FIXED: "MREMAP_FIXED", pin_requests.MREMAP_DONTUNMAP: "MREMAP_DONTUNMAP"},
     ),
 }
-"""By call: the register of its flags, and the flags that concern pinning."""
+"""By call: the register of its flags, and its flags for pinning."""
 _COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
     "shmctl": (1, {pin_requests.SHM_LOCK: "SHM_LOCK"}),
     "socket": (0, {pin_requests.AF_XDP: "AF_XDP"}),
