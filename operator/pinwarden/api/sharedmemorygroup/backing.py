@@ -1,0 +1,169 @@
+"""The backing of a SharedMemoryGroup: the kinds of shared memory objects, and how each is named."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from pinwarden.api.cel import cel
+from pinwarden.api.meta import Model
+
+Path = Annotated[
+    str,
+    StringConstraints(
+        max_length=1024,
+        pattern=r"^(/(\.{0,2}[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*|\.{3}[^/\x00-\x1f\x7f]*))+$",
+    ),
+]
+"""Absolute, without `.`, `..`, empty parts, a slash at the end, or control characters."""
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=249, pattern=r"^[^/\x00-\x1f\x7f]+$")]
+
+
+MAX_KEY: Final = 2**32 - 1
+EVERY_KEY: Final = "*"
+_KEY: Final = r"(?:0[xX]0*[1-9a-fA-F][0-9a-fA-F]{0,7}|0*[1-9][0-9]{0,9})"
+_KEYS: Final = re.compile(rf"({_KEY})(?:-({_KEY}))?")
+SysvKey = Annotated[
+    int | str,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "x-kubernetes-validations": [
+                cel(
+                    f"type(self) == int ? self >= 1 && self <= {MAX_KEY} : self == '*' || self.matches(r'^{_KEY}(-{_KEY})?$')",
+                    f"must be a key from 1 to {MAX_KEY:#x}, decimal or hexadecimal, two with '-' between them, or '*'",
+                )
+            ],
+        }
+    ),
+]
+
+
+def key_range(text: str) -> tuple[int, int]:
+    """Return the lowest and the highest key of a key or a range, decimal or hexadecimal. Raises ValueError."""
+    found = _KEYS.fullmatch(text)
+    if found is None:
+        raise ValueError("it must be a key or two with '-' between them, decimal or hexadecimal")
+    low = _number(found[1])
+    high = _number(found[2]) if found[2] else low
+    if not 1 <= low <= high <= MAX_KEY:
+        raise ValueError(f"keys go from 1 to {MAX_KEY:#x}, the lower one first")
+    return low, high
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if text[:2].lower() == "0x" else 10)
+
+
+class IpcNamespace(StrEnum):
+    """Where an object of inter-process communication is looked for: in each member pod's own namespace, or in the node's."""
+
+    POD = "Pod"
+    HOST = "Host"
+
+
+class MountBacking(Model):
+    """A whole mounted file system."""
+
+    path: Path | None = Field(
+        None,
+        description="Where it is mounted on the node, to adopt it; absent with management: Create, where pinwarden chooses the place.",
+    )
+
+
+class PosixShmBacking(Model):
+    """POSIX shared memory, as shm_open(3) names it."""
+
+    name: ObjectName = Field(
+        description="The name without its leading slash; * and ? stand for any characters, also several objects."
+    )
+    ipc_namespace: IpcNamespace = Field(
+        IpcNamespace.POD, description="Pod: the /dev/shm of each member pod. Host: that of the node."
+    )
+
+
+class SysvShmBacking(Model):
+    """System V shared memory segments, as shmget(2) knows them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "self.ipcNamespace == 'Pod' || string(self.key) != '*'",
+                    "key '*' is for ipcNamespace: Pod; of the node's segments give a key or a range",
+                    ".key",
+                )
+            ]
+        }
+    )
+
+    key: SysvKey = Field(
+        description="Their key: a number, or as text what ipcs prints (0x0052e2c1), a range (0x5000-0x5fff), or '*' for all segments of "
+        "the pod, also those with IPC_PRIVATE, which have no key."
+    )
+    ipc_namespace: IpcNamespace = Field(
+        IpcNamespace.POD, description="Pod: the segments of each member pod. Host: those of the node."
+    )
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The lowest and the highest key. Raises ValueError where the text is none."""
+        return (0, MAX_KEY) if self.key == EVERY_KEY else key_range(str(self.key))
+
+
+class FileBacking(Model):
+    """Files of any file system, as far as they are in memory (page cache)."""
+
+    path: Path = Field(
+        description="The file on the node; * and ? in its last part stand for any characters, also several files."
+    )
+
+
+class MemfdBacking(Model):
+    """Anonymous files of memfd_create(2) that processes of member pods have open or mapped."""
+
+    name: ObjectName = Field(
+        description="The name that the program gave it; * and ? stand for any characters, also several."
+    )
+
+
+class DmabufBacking(Model):
+    """DMA buffers that processes of member pods have open or mapped."""
+
+    exporter: ObjectName = Field(
+        description="The name of the driver that exports them (exp_name), such as udmabuf."
+    )
+
+
+class Backing(Model):
+    """What the group stands for: exactly one kind of object."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "[has(self.tmpfs), has(self.posixShm), has(self.sysvShm), has(self.hugetlbfs), has(self.file), has(self.memfd), "
+                    "has(self.dmabuf)].filter(one, one).size() == 1",
+                    "give exactly one of tmpfs, posixShm, sysvShm, hugetlbfs, file, memfd, dmabuf",
+                ),
+            ]
+        }
+    )
+
+    tmpfs: MountBacking | None = Field(None, description="A tmpfs.")
+    posix_shm: PosixShmBacking | None = None
+    sysv_shm: SysvShmBacking | None = None
+    hugetlbfs: MountBacking | None = Field(
+        None, description="A hugetlbfs, with the node's default page size."
+    )
+    file: FileBacking | None = None
+    memfd: MemfdBacking | None = None
+    dmabuf: DmabufBacking | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind, as it stands in a manifest."""
+        return next(iter(self.to_wire()), "")
