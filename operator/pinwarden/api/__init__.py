@@ -1,4 +1,4 @@
 """The custom resources: models, defaults, validation, and the CRDs generated from them (`pinwarden.io/v1alpha1`).
 
-The models are the only source: `crds/` is written from them by `pinwarden crds`, and a test fails when the two differ.
+The models are the only source. `pinwarden crds` generates `crds/` from them, and a test fails if the two differ.
 """

@@ -1,9 +1,9 @@
-"""Pieces of the structural schema that the models carry with them."""
+"""Extensions of the structural schema for the models."""
 
 from pydantic.config import JsonDict
 
 ONCE = "self.all(one, self.exists_one(other, other == one))"
-"""CEL: a list names nothing twice. The list stays atomic: as a `set`, it would be merged with what other clients apply."""
+"""CEL: a list has no duplicates. The list stays atomic; as a `set`, the server would merge it with other clients' lists."""
 
 
 def cel(rule: str, message: str, field: str | None = None, expression: str = "") -> JsonDict:

@@ -1,7 +1,7 @@
-"""What every resource is made of: the base model, object metadata, label selectors and conditions.
+"""The common parts of resources: the base model, object metadata, label selectors and conditions.
 
-The models are written in Python names and read and written in the camelCase of the Kubernetes API. Unknown fields are errors here,
-because the API server has pruned them by the structural schema: one that arrives belongs to another version, and is said rather than lost.
+The models have Python names in code, and the camelCase of the Kubernetes API on the wire. An unknown field is an error:
+the API server prunes unknown fields, so such a field belongs to another version, and must not be lost silently.
 """
 
 from datetime import datetime
@@ -22,20 +22,20 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317, patter
 
 
 class Model(BaseModel):
-    """Base of every part of a resource: immutable, camelCase on the wire, unknown fields refused."""
+    """Base of every part of a resource: immutable, camelCase on the wire, unknown fields rejected."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True, use_enum_values=False
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON object as the API server sees it: absent fields stay absent (H2)."""
+        """Return the JSON object for the API server; absent fields stay absent (H2)."""
         wire: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return wire
 
 
 class ObjectMeta(BaseModel):
-    """The part of a resource's metadata that pinwarden uses; the rest is kept as it came."""
+    """The metadata of a resource that pinwarden uses; other fields are kept unchanged."""
 
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="allow", frozen=True)
 
@@ -47,7 +47,7 @@ class ObjectMeta(BaseModel):
 
 
 class LabelSelectorRequirement(Model):
-    """One expression over a label key (`metav1.LabelSelectorRequirement`)."""
+    """An expression about a label key (`metav1.LabelSelectorRequirement`)."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -61,9 +61,9 @@ class LabelSelectorRequirement(Model):
         }
     )
 
-    key: LabelKey = Field(description="The label key that the expression is about.")
+    key: LabelKey = Field(description="Label key of the expression.")
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
-        description="How the label's value relates to the values."
+        description="Relation of the label's value to the values."
     )
     values: list[LabelValue] = Field(
         default_factory=list,
@@ -76,7 +76,7 @@ _ONLY_NOTHING = "the requirements contradict each other: no object can have such
 
 
 class LabelSelector(Model):
-    """Selects objects by their labels; all requirements hold together, and an empty selector selects every object."""
+    """Selects objects by their labels: those that meet all requirements. An empty selector selects every object."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -101,21 +101,21 @@ class LabelSelector(Model):
     match_labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict,
         max_length=64,
-        description="Labels that an object must have, with exactly these values.",
+        description="Labels that an object must have with exactly these values.",
     )
     match_expressions: list[LabelSelectorRequirement] = Field(
-        default_factory=list, max_length=32, description="Expressions that must all hold."
+        default_factory=list, max_length=32, description="Expressions that must all be true."
     )
 
 
 class Condition(Model):
-    """One aspect of a resource's state (`metav1.Condition`)."""
+    """An aspect of a resource's state (`metav1.Condition`)."""
 
-    type: str = Field(max_length=316, description="The aspect, in CamelCase.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether the aspect holds.")
-    reason: str = Field(max_length=1024, description="Why, as one CamelCase word for programs.")
-    message: str = Field(max_length=32768, description="Why, for people.")
-    last_transition_time: datetime = Field(description="When the status last changed.")
+    type: str = Field(max_length=316, description="Aspect in CamelCase.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether the aspect is true.")
+    reason: str = Field(max_length=1024, description="Cause in one CamelCase word, for programs.")
+    message: str = Field(max_length=32768, description="Cause as a sentence.")
+    last_transition_time: datetime = Field(description="Time of the last change of the status.")
     observed_generation: int | None = Field(
-        None, description="The generation of the spec that this was judged by."
+        None, description="Generation of the spec that the condition is about."
     )

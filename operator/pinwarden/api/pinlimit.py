@@ -1,8 +1,8 @@
 """PinLimit and ClusterPinLimit: how much memory the selected pods may pin.
 
-A limit is a constraint (P13): the sum over its sources, in its scope, in its way of counting, stays at or under `limit`. It takes and
-never gives, unless it is also a grant (P14). What a schema can refuse, the schema refuses, with a message that names the field; what it
-cannot see ends as the condition Accepted=False with a reason.
+A limit is a constraint (P13): the sum over its sources, in its scope and counting, stays at or under `limit`. A limit
+raises nothing unless it is a grant (P14). The schema rejects every error that it can express, with a message that
+names the field. Other errors give the condition Accepted=False with a reason.
 """
 
 from enum import StrEnum
@@ -25,11 +25,11 @@ ContainerName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0
 
 
 ReadableAmount = Annotated[str, StringConstraints(max_length=16)]
-"""An amount of bytes as people read it: exact, or with `>` in front where it is cut after one decimal (`>40.0Mi`)."""
+"""An amount of bytes with a unit: exact, or cut after one decimal and marked with `>` (`>40.0Mi`)."""
 
 
 class Source(StrEnum):
-    """What pins memory (P2)."""
+    """The kernel interface that pins memory (P2)."""
 
     MLOCK = "Mlock"
     SHM_LOCK = "ShmLock"
@@ -46,7 +46,7 @@ class Source(StrEnum):
 
 
 class Scope(StrEnum):
-    """Over what a limit sums (P1). Node is for ClusterPinLimit alone."""
+    """The subjects that a limit sums over (P1). Only a ClusterPinLimit may have Node."""
 
     POD = "Pod"
     CONTAINER = "Container"
@@ -54,21 +54,21 @@ class Scope(StrEnum):
 
 
 class Counting(StrEnum):
-    """How a page that is pinned more than once counts (P7)."""
+    """How a page counts that is pinned several times (P7)."""
 
     EVERY_PIN = "EveryPin"
     ONCE_PER_POD = "OncePerPod"
 
 
 class Enforcement(StrEnum):
-    """Whether a limit refuses or only evaluates (P13)."""
+    """Whether a limit denies calls, or is only evaluated (P13)."""
 
     ENFORCE = "Enforce"
     AUDIT = "Audit"
 
 
 class Level(StrEnum):
-    """What happens when a pin would pass the limit, from the strongest to the weakest (H1)."""
+    """What happens if a pin would exceed the limit, from strongest to weakest (H1)."""
 
     DENY = "Deny"
     KILL = "Kill"
@@ -77,26 +77,26 @@ class Level(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for the strongest; a level holds a minimum when its rank is not higher."""
+        """The position, 0 for the strongest; a level meets a minimum if its rank is not higher."""
         return list(Level).index(self)
 
 
 class Contention(StrEnum):
-    """How what is left is dealt among the processes of a pod (rlimit gate)."""
+    """How the allowance is divided among the processes of a pod (`RLIMIT_MEMLOCK`)."""
 
     SHARE = "Share"
     RESERVE = "Reserve"
 
 
 class OnOvershoot(StrEnum):
-    """What happens to a pod that a race took past its limit."""
+    """What happens if a race exceeds the limit."""
 
     REPORT = "Report"
     KILL = "Kill"
 
 
 _SUBSET: JsonDict = {"minItems": 1}
-"""Of a list whose absence means all: an empty one says nothing and is refused. Stored objects may have one."""
+"""For a list whose absence means all: an empty list is rejected, but stored objects may have one."""
 _SUBSETS = ("containers", "sources")
 _COMMON_RULES: list[JsonValue] = [
     cel(
@@ -118,72 +118,74 @@ _COMMON_RULES: list[JsonValue] = [
 
 
 class PinLimitSpec(Model):
-    """What a namespace's author asks for."""
+    """The desired state of a limit."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _COMMON_RULES})
 
     pod_selector: LabelSelector = Field(
-        description="The pods that the limit holds for, by their labels. An empty selector selects every pod of the namespace."
+        description="Labels of the pods that the limit applies to. An empty selector selects every pod of the namespace."
     )
     limit: Quantity = Field(
-        description="How much memory may be pinned and locked, in whole bytes; 0 forbids. The kernel compares whole pages: "
-        "a limit that is not a multiple of the page size acts as the next lower multiple."
+        description="Maximum of pinned and locked memory in whole bytes; 0 forbids pinning. The kernel "
+        "compares whole pages: a limit that is "
+        "not a multiple of the page size acts as the next lower multiple."
     )
     scope: Literal[Scope.POD, Scope.CONTAINER] = Field(
         Scope.POD,
-        description="Over what the limit sums: the whole pod, or each selected container by itself.",
+        description="What the limit sums over: the whole pod, or each selected container separately.",
     )
     containers: list[ContainerName] = Field(
         default_factory=list,
         max_length=64,
         json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each container once")]},
-        description="With scope Container: the names of the containers; absent means each container of the pod.",
+        description="With scope Container: names of the containers; absent selects all containers of the pod.",
     )
     counting: Counting = Field(
         Counting.EVERY_PIN,
-        description="EveryPin counts each pin operation, also a second one on the same page; OncePerPod counts a page once per pod. "
-        "OncePerPod is not supported yet: such a limit is not accepted, and its status says so.",
+        description="EveryPin counts each pin operation, also a second pin of the same page. OncePerPod counts a page once per pod; it is "
+        "not implemented yet, and such a limit is not accepted.",
     )
     sources: list[Source] = Field(
         default_factory=list,
         max_length=32,
         json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each source once")]},
-        description="What is counted; absent means every source.",
+        description="The counted sources; absent means all.",
     )
     enforcement: Enforcement = Field(
         Enforcement.ENFORCE,
-        description="Enforce refuses what would pass the limit; Audit evaluates and touches nothing.",
+        description="Enforce denies what would exceed the limit; Audit evaluates and changes nothing.",
     )
     minimum_level: Level = Field(
         Level.CONVERGE,
-        description="The weakest level at which a pod counts as held: Deny (refused at the call), Kill (the task ends before it "
-        "returns), Converge (a race can overshoot for a moment), Observe (counted only). With Deny, gated pods are also refused "
-        "calls after which they could not be held so.",
+        description="Weakest level at which the limit counts as enforced: Deny (the call is denied), Kill (the task ends before the call "
+        "returns), Converge (a race can exceed the limit for a moment), Observe (counted only). With Deny, the gate also denies "
+        "calls after which it could not limit the pod exactly.",
     )
     contention: Contention = Field(
         Contention.SHARE,
-        description="How a pod's processes compete: with Share nobody is refused early and a race can overshoot; with Reserve "
-        "allowances never sum past the limit and a process can be refused early.",
+        description="How the processes of a pod compete. With Share, no call is denied early, and a race "
+        "can exceed the limit. With Reserve, "
+        "the sum of all allowances never exceeds the limit, and a call can be denied early.",
     )
     on_overshoot: OnOvershoot = Field(
         OnOvershoot.REPORT,
-        description="What happens when a race passes the limit: it is reported, or the task is killed. Kill is not supported yet: such a "
-        "limit is not accepted, and its status says so.",
+        description="What happens if a race exceeds the limit: Report reports it. Kill is not implemented yet, and such a limit is not "
+        "accepted.",
     )
     grant: bool = Field(
         False,
-        description="Also raise what the runtime gave the processes up to the limit, as far as a ClusterPinLimit's maxGrant allows.",
+        description="Also raise the original limit of the processes up to this limit, as far as the maxGrant of a ClusterPinLimit allows.",
     )
 
     @model_serializer(mode="wrap")
     def _without_empty_subsets(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an empty list whose absence means all: the API server refuses it."""
+        """Leave out an empty list whose absence means all, because the API server rejects it."""
         wire: dict[str, Any] = serialize(self)
         return {field: value for field, value in wire.items() if value != [] or field not in _SUBSETS}
 
 
 class ClusterPinLimitSpec(PinLimitSpec):
-    """What an administrator asks for: a ceiling that a namespace cannot lift."""
+    """The desired state of a limit that a namespace cannot raise."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -202,101 +204,93 @@ class ClusterPinLimitSpec(PinLimitSpec):
 
     pod_selector: LabelSelector = Field(
         default_factory=LabelSelector,
-        description="The pods that the limit holds for, by their labels; empty selects every pod.",
+        description="Labels of the pods that the limit applies to; empty selects every pod.",
     )
     namespace_selector: LabelSelector = Field(
         default_factory=LabelSelector,
-        description="The namespaces whose pods are meant; empty selects every namespace but kube-system and pinwarden's own, "
-        "which must be named by the label kubernetes.io/metadata.name.",
+        description="Labels of the pods' namespaces. Empty selects every namespace except kube-system and pinwarden's own, which must be "
+        "named by the label kubernetes.io/metadata.name.",
     )
     node_selector: LabelSelector = Field(
-        default_factory=LabelSelector, description="The nodes whose pods are meant; empty selects every node."
+        default_factory=LabelSelector, description="Labels of the pods' nodes; empty selects every node."
     )
     scope: Scope = Field(  # type: ignore[assignment]  # the cluster-wide kind has one scope more
         Scope.POD,
-        description="Over what the limit sums: the whole pod, each selected container by itself, or all matching pods of a node.",
+        description="What the limit sums over: the whole pod, each selected container separately, or all matching pods of a node.",
     )
     max_grant: Quantity | None = Field(
         None,
-        description="How far the grants of matching namespaces reach, in bytes; absent lets no grant through.",
+        description="Maximum bytes of a PinLimit's grant to the matching pods; absent allows no grant.",
     )
 
 
 class NodeCount(Model):
-    """How many nodes a limit concerns."""
+    """The number of nodes with matching pods."""
 
     desired: int = Field(ge=0, description="Nodes with a matching pod.")
     applied: int = Field(ge=0, description="Nodes whose agent acknowledged this spec.")
 
 
 class PodUsage(Model):
-    """One pod among those that pin most."""
+    """A pod among those that pin most."""
 
     namespace: str
     name: str
     node: str
-    pinned_bytes: int = Field(
-        ge=0, description="What the pod has pinned and locked, in bytes, as last sampled."
-    )
-    level: Level | None = Field(
-        None, description="The level at which the pod is held; absent while no agent reported it."
-    )
-    reason: str | None = Field(None, description="Why the pod is not held at a higher level.")
+    pinned_bytes: int = Field(ge=0, description="Pinned and locked bytes at the last sample.")
+    level: Level | None = Field(None, description="Level of the pod; absent if no agent reports it.")
+    reason: str | None = Field(None, description="Why the level is not higher.")
     denials: int | None = Field(
         None,
         ge=0,
-        description="Calls of the pod that a gate refused for this limit; absent where none sees it.",
+        description="Calls of the pod that a gate denied for this limit; absent without a gate.",
     )
 
 
 class Overshoot(Model):
-    """The worst moment past the limit: sampled, hence a lower bound (H2)."""
+    """The worst use above the limit; sampled, so a lower bound (H2)."""
 
-    peak_bytes: int = Field(
-        ge=0, description="The most that was seen above the limit, in bytes: a lower bound."
-    )
-    seconds: float = Field(
-        ge=0, description="For how long use was seen above the limit, in seconds: a lower bound."
-    )
-    count: int = Field(ge=0, description="How often use was seen to pass the limit.")
+    peak_bytes: int = Field(ge=0, description="Highest sampled bytes above the limit: a lower bound.")
+    seconds: float = Field(ge=0, description="Longest time above the limit in seconds: a lower bound.")
+    count: int = Field(ge=0, description="How often use was seen above the limit.")
 
 
 class PinLimitStatus(Model):
-    """What the agents report, summed up; everything is sampled, and what cannot be known is absent (H2)."""
+    """The sums of the agents' reports; sampled, and absent if unknown (H2)."""
 
     observed_generation: int | None = Field(
-        None, description="The generation of the spec that this status speaks of."
+        None, description="Generation of the spec that this status is about."
     )
     conditions: list[Condition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         description="Ready, Accepted, Applied, Enforced, Complete, WithinLimit, Granted.",
     )
-    matched_pods: int | None = Field(None, ge=0, description="How many pods the selectors match.")
+    matched_pods: int | None = Field(None, ge=0, description="Number of matching pods.")
     nodes: NodeCount | None = None
     pinned_bytes: int | None = Field(
-        None, ge=0, description="What the matching pods have pinned and locked together, in bytes."
+        None, ge=0, description="Sum of pinned and locked bytes of the matching pods."
     )
-    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` in short, with its unit: `40Mi`.")
+    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` rounded, with a unit: `40Mi`.")
     denials: int | None = Field(
         None,
         ge=0,
-        description="Calls that gates refused for this limit in the pods that match now: a lower bound, as what the kernel itself refuses "
-        "is not seen; absent where no gate that sees refusals holds any of them. A pod's count goes with the pod, and begins anew when "
-        "the gate does.",
+        description="Calls that gates denied for this limit in the pods that match now; absent if no gate "
+        "manages any of them. A lower bound: "
+        "calls that the kernel denies are not counted, and the count of a pod ends with the pod or its gate.",
     )
     overshoot: Overshoot | None = None
     top_pods: list[PodUsage] = Field(
-        default_factory=list, max_length=10, description="The pods that pin most, largest first."
+        default_factory=list, max_length=10, description="Pods that pin most, largest first."
     )
     recommendation: Quantity | None = Field(
         None,
-        description="A limit that the observed use would have fitted in, with headroom; from samples, so a lower bound.",
+        description="A limit that would have sufficed for the observed use, with headroom; sampled, so a lower bound.",
     )
 
 
 class Resource(Model):
-    """A whole object; its class says what the CRD generator needs."""
+    """An object of the API; its class has what the CRD generator needs."""
 
     plural: ClassVar[str]
     short_names: ClassVar[list[str]]
@@ -310,20 +304,23 @@ class Resource(Model):
 
 
 def printer_column(name: str, kind: str, path: str, description: str, priority: int = 0) -> dict[str, Any]:
-    """One entry of `additionalPrinterColumns`; columns of priority 1 show with `-o wide`."""
+    """Return an entry of `additionalPrinterColumns`; columns of priority 1 show with `-o wide`."""
     return {"name": name, "type": kind, "jsonPath": path, "description": description, "priority": priority}
 
 
 NAME_RULE = cel("size(self.metadata.name) <= 63", "metadata.name must be at most 63 characters")
 _COLUMNS = [
     printer_column("Limit", "string", ".spec.limit", "Bytes that may be pinned"),
-    printer_column("Scope", "string", ".spec.scope", "Over what the limit sums"),
+    printer_column("Scope", "string", ".spec.scope", "What the limit sums over"),
     printer_column("Mode", "string", ".spec.enforcement", "Enforce or Audit"),
     printer_column("Pods", "integer", ".status.matchedPods", "Pods that the selectors match"),
     printer_column("Pinned", "string", ".status.pinned", "Memory pinned by the matching pods"),
-    printer_column("Denied", "integer", ".status.denials", "Refused pins, where they can be seen"),
+    printer_column("Denied", "integer", ".status.denials", "Denied calls, if a gate counts them"),
     printer_column(
-        "Enforced", "string", ".status.conditions[?(@.type=='Enforced')].status", "Whether every pod is held"
+        "Enforced",
+        "string",
+        ".status.conditions[?(@.type=='Enforced')].status",
+        "Whether the limit is enforced on every pod",
     ),
     printer_column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
 ]

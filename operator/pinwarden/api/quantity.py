@@ -1,13 +1,14 @@
 """Resource quantities, parsed exactly as Kubernetes parses them.
 
-A quantity keeps the text it was written as, so that reading a resource and writing it back loses nothing, beside its
-exact value. The grammar is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
+A quantity has its original text, so that reading and writing a resource loses nothing, and its exact value. The grammar
+is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
 
     quantity = sign? number suffix?      number = digits | digits "." digits? | "." digits
     suffix   = "n" "u" "m" "k" "M" "G" "T" "P" "E" | "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" | ("e" | "E") sign? digits
 
-As there, `E` alone is the suffix exa and `E` before a number an exponent; what is finer than nano is rounded away from zero; a
-value with a binary suffix is capped at 2^63 - 1. At least one digit is required, as the OpenAPI pattern of the API server does.
+As in Kubernetes, `E` alone is the suffix exa, and `E` before a number is an exponent. Values finer than nano are rounded
+away from zero. A value with a binary suffix is capped at 2^63 - 1. At least one digit is required, as in the OpenAPI
+pattern of the API server.
 """
 
 import math
@@ -40,16 +41,16 @@ _MAX_EXPONENT_DIGITS: Final = 4
 
 
 class Quantity(str):
-    """The text of a quantity, with its value.
+    """The text of a quantity with its value.
 
-    Two quantities are equal when their texts are; compare `value` to compare amounts.
+    Two quantities are equal if their texts are equal. Compare `value` to compare amounts.
     """
 
     __slots__ = ("value",)
     value: Fraction
 
     def __new__(cls, text: str | int) -> "Quantity":
-        """Parse `text`; an int is taken as Kubernetes takes a JSON number.
+        """Parse `text`, or an int as Kubernetes parses a JSON number.
 
         Raises:
             ValueError: the text is not a quantity.
@@ -60,7 +61,7 @@ class Quantity(str):
 
     @property
     def bytes(self) -> int:
-        """The value in whole bytes, rounded down: a sum of whole bytes exceeds 1.2Gi exactly where it exceeds its whole bytes.
+        """The value in whole bytes, rounded down: a sum of whole bytes exceeds both or none.
 
         Raises:
             ValueError: the value is negative, or it is below a page and written in thousandths or not a whole number of bytes.
@@ -73,18 +74,18 @@ class Quantity(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Accept an int or a string and write the text back unchanged."""
+        """Accept an int or a string, and serialize the unchanged text."""
         return core_schema.no_info_plain_validator_function(
             _from_json, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The structural schema of a number of bytes: 0, or from a page up to `MAX_BYTES`.
+        """Return the structural schema of a number of bytes: 0, or from a page up to `MAX_BYTES`.
 
-        The grammar is part of a rule and no `pattern`, so that who writes 64MB reads the spelling that works. CEL's `isQuantity` alone
-        takes a suffix without a number. An amount above 0 and below the smallest page acts as 0 and is a slip. It is one rule, because the
-        server repeats its answer to a JSON float for each.
+        The grammar is part of a rule, not a `pattern`, so that the error for 64MB says the correct spelling. CEL's
+        `isQuantity` accepts a suffix without a number. An amount above 0 and below the smallest page acts as 0, so it
+        is an error. All this is one rule, because the server repeats its error for a JSON float for each rule.
         """
         text = "string(self)"
         value = f"quantity({text})"

@@ -1,7 +1,7 @@
-"""Slips in the spelling of an amount, and the spelling that works.
+"""Misspelled amounts, and the correct spelling.
 
-The API server answers with these sentences (CEL) and so does every other place that reads an amount (Python): one table, two languages.
-Patterns are in the common part of RE2 and `re`.
+The API server answers with these sentences (CEL), and every other reader of an amount too (Python). The patterns use
+only what RE2 and `re` have in common.
 """
 
 import re
@@ -17,46 +17,55 @@ _LETTER: Final = "[A-Za-z]"
 _EITHER: Final = "write {number}{decimal} (powers of 1000) or {number}{letter}i (powers of 1024)"
 
 
-class Slip(NamedTuple):
-    """Spellings that match `pattern`, and the answer: `{number}`, `{letter}` (upper case) and `{decimal}` stand for parts of the text."""
+class Misspelling(NamedTuple):
+    """A pattern of misspelled amounts, and the answer; `{number}`, `{letter}` and `{decimal}` are parts of the text."""
 
     pattern: str
     answer: str
 
 
-SLIPS: Final = (
-    Slip("^ | $", "write the amount without spaces"),
-    Slip(rf"^[+]?({_NUMBER}) *[kKmMgGtTpP][iI][bB]?$", "write {number}{letter}i"),
-    Slip(rf"^[+]?({_NUMBER}) *[kKmMgGtTpP][bB]?$", _EITHER),
-    Slip(rf"^[+]?({_NUMBER}) *([bB]|[bB]ytes?)$", "write {number}"),
-    Slip(
+MISSPELLINGS: Final = (
+    Misspelling("^ | $", "write the amount without spaces"),
+    Misspelling(rf"^[+]?({_NUMBER}) *[kKmMgGtTpP][iI][bB]?$", "write {number}{letter}i"),
+    Misspelling(rf"^[+]?({_NUMBER}) *[kKmMgGtTpP][bB]?$", _EITHER),
+    Misspelling(rf"^[+]?({_NUMBER}) *([bB]|[bB]ytes?)$", "write {number}"),
+    Misspelling(
         r"^[0-9]+([_,][0-9]+)+", "write the number without commas and underscores, with a point for fractions"
     ),
-    Slip(r"^0[xXoObB][0-9a-fA-F]+$", "write the number in decimal; YAML takes hexadecimal without quotes"),
-    Slip(
+    Misspelling(
+        r"^0[xXoObB][0-9a-fA-F]+$", "write the number in decimal; YAML takes hexadecimal without quotes"
+    ),
+    Misspelling(
         r"^[-]?(unlimited|Unlimited|infinity|Infinity|inf|max|none|None)$",
         "write a number; to limit nothing, set no limit; 0 forbids",
     ),
 )
-"""The first that matches is the answer; texts that match none get `GENERIC`."""
-THOUSANDTH: Final = Slip("m$", f"m is a thousandth: {_EITHER}")
+"""The first matching pattern gives the answer; a text without a match gets `GENERIC`."""
+THOUSANDTH: Final = Misspelling("m$", f"m is a thousandth: {_EITHER}")
 
 
 def explain(text: str) -> str:
-    """Return the answer to a text that is no quantity."""
-    return next((_fill(slip.answer, text) for slip in SLIPS if re.search(slip.pattern, text)), GENERIC)
+    """Return the answer to a text that is not a quantity."""
+    return next(
+        (
+            _fill(misspelling.answer, text)
+            for misspelling in MISSPELLINGS
+            if re.search(misspelling.pattern, text)
+        ),
+        GENERIC,
+    )
 
 
 def explain_small(text: str) -> str:
-    """Return the answer to an amount below a page, which acts as 0: nobody means that."""
+    """Return the answer to an amount below a page, which would act as 0."""
     return _fill(THOUSANDTH.answer, text) if re.search(THOUSANDTH.pattern, text) else SMALL
 
 
 def cel_explain(text: str) -> str:
     """Return `explain` as a CEL expression over the expression `text`."""
     answer = f"'{GENERIC}'"
-    for slip in reversed(SLIPS):
-        answer = f"{text}.matches(r'{slip.pattern}') ? {_cel(slip.answer, text)} : ({answer})"
+    for misspelling in reversed(MISSPELLINGS):
+        answer = f"{text}.matches(r'{misspelling.pattern}') ? {_cel(misspelling.answer, text)} : ({answer})"
     return answer
 
 

@@ -63,7 +63,7 @@ __all__ = [
 
 
 class NodePinConfig(Resource):
-    """What one node shall hold and what its agent reports. Written by pinwarden, not by people."""
+    """The limits of one node and the report of its agent. Only pinwarden writes this object."""
 
     plural = "nodepinconfigs"
     short_names: ClassVar[list[str]] = ["npc"]

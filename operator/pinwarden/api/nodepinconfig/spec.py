@@ -18,79 +18,80 @@ _Part = TypeVar("_Part", bound=Model)
 
 
 def _at_most(items: int) -> dict[str, JsonValue]:
-    """Return the schema of a list that the API server alone bounds: on its node, an agent adds pods that are retained (H3)."""
+    """Return the schema of a list that only the API server bounds: on its node, an agent adds retained pods (H3)."""
     return {"maxItems": items}
 
 
 class Mode(StrEnum):
-    """Whether a node's agent governs, or gives everything back."""
+    """Whether a node's agent applies limits, or restores the original limits of all processes."""
 
     ACTIVE = "Active"
     RELEASE = "Release"
 
 
 class NodeLimit(Model):
-    """One constraint (P13) as compiled for a node; amounts in bytes."""
+    """A constraint (P13) as compiled for a node; amounts are in bytes."""
 
     name: str = Field(
         max_length=384,
-        description="namespace/name of a PinLimit, name of a ClusterPinLimit; @bytes where pods differ in the grant.",
+        description="namespace/name of a PinLimit, or name of a ClusterPinLimit; followed by @bytes if pods differ in the grant.",
     )
-    uid: str = Field(max_length=64, description="UID of the resource behind it.")
+    uid: str = Field(max_length=64, description="UID of the resource.")
     scope: Scope
     limit: int = Field(ge=0, description="Bytes that may be pinned and locked.")
     containers: list[str] = Field(
-        default_factory=list, description="With scope Container: their names; empty means each."
+        default_factory=list, description="With scope Container: names of the containers; empty selects all."
     )
     cgroup_pattern: str | None = Field(
         None,
         min_length=1,
         max_length=1024,
-        description="Shell pattern of cgroup directories below the root, for hosts without Kubernetes: each that matches is a subject.",
+        description="Shell pattern of cgroup directories below the root, for hosts without Kubernetes. The limit applies to each match.",
     )
     counting: Counting = Counting.EVERY_PIN
-    sources: list[Source] = Field(
-        default_factory=list, description="What is counted; empty means every source."
-    )
+    sources: list[Source] = Field(default_factory=list, description="The counted sources; empty means all.")
     enforcement: Enforcement = Enforcement.ENFORCE
     minimum_level: Level = Field(
         Level.CONVERGE,
-        description="With Deny a gate also refuses calls after which it could not hold the pod exactly.",
+        description="With Deny, a gate also denies calls after which it could not limit the pod exactly.",
     )
     contention: Contention = Contention.SHARE
     grant: int | None = Field(
-        None, ge=0, description="Bytes up to which processes may be raised, already held to maxGrant (P14)."
+        None,
+        ge=0,
+        description="Bytes up to which processes may be raised, already bounded by maxGrant (P14).",
     )
 
     @cached_property
     def hash(self) -> str:
-        """12 hex digits that change when anything of the constraint does; the agent acknowledges them."""
+        """12 hex digits of the constraint, which the agent acknowledges."""
         return _hash(self)
 
 
 class PodContainer(Model):
-    """A container of a pod: its name, and its id once the kubelet reported one."""
+    """A container of a pod: its name, and its id once the kubelet has reported it."""
 
     name: str
     id: str | None = None
 
 
 class NodePod(Model):
-    """A pod bound to the node: free where it has no limits."""
+    """A pod of the node, with or without limits."""
 
     uid: str = Field(
-        max_length=64, description="UID that the pod's cgroup bears; the config hash of a static pod."
+        max_length=64,
+        description="UID in the name of the pod's cgroup; for a static pod the hash of its configuration.",
     )
-    limits: list[str] = Field(default_factory=list, description="Names of the limits that hold for it.")
+    limits: list[str] = Field(default_factory=list, description="Names of the limits that apply to the pod.")
     containers: list[PodContainer] = Field(
-        default_factory=list, description="Listed where a limit of scope Container holds for the pod."
+        default_factory=list, description="Listed if a limit with scope Container applies to the pod."
     )
 
     def with_claim(self, other: "NodePod") -> "NodePod":
-        """Both entries of one cgroup together; the id of a container is not known where they contradict each other."""
-        ids = {each.name: each.id for each in self.containers}
-        for each in other.containers:
-            ids[each.name] = each.id if ids.get(each.name, each.id) == each.id else None
+        """Return both entries of one cgroup as one; a container keeps its id only if both agree on it."""
+        ids = {container.name: container.id for container in self.containers}
+        for name, identity in ((container.name, container.id) for container in other.containers):
+            ids[name] = identity if ids.get(name, identity) == identity else None
         return NodePod(
             uid=self.uid,
             limits=list(dict.fromkeys([*self.limits, *other.limits])),
@@ -99,22 +100,24 @@ class NodePod(Model):
 
 
 class NodeMember(Model):
-    """Pods that are attached to a group, and what each of them may borrow (M8); amounts in bytes."""
+    """Member pods of a group, and how much each may borrow (M8); amounts are in bytes."""
 
-    pods: list[str] = Field(json_schema_extra=_at_most(4096), description="UIDs that their cgroups bear.")
+    pods: list[str] = Field(
+        json_schema_extra=_at_most(4096), description="UIDs in the names of their cgroups."
+    )
     borrow_limit: int | None = Field(None, ge=0)
     borrow_limit_on: LimitOn = LimitOn.MAPPED
 
 
 class NodeGroup(Model):
-    """A SharedMemoryGroup as compiled for a node; amounts in bytes."""
+    """A SharedMemoryGroup as compiled for a node; amounts are in bytes."""
 
     name: str = Field(max_length=384, description="namespace/name of the resource.")
-    uid: str = Field(max_length=64, description="UID of the resource behind it.")
+    uid: str = Field(max_length=64, description="UID of the resource.")
     backing: Backing
     allowed: Path | None = Field(
         None,
-        description="With a backing that has a path: the folder that the administrator allowed, below which nothing is followed out of it.",
+        description="For a backing with a path: the folder that the administrator allowed. No symbolic link leads out of it.",
     )
     management: Management
     owner: Owner | None = None
@@ -126,19 +129,19 @@ class NodeGroup(Model):
     members: list[NodeMember] = Field(default_factory=list, json_schema_extra=_at_most(16))
     draining: bool = Field(
         False,
-        description="Nobody borrows anew; what was created goes with its last borrower, and then the report says Released.",
+        description="New borrows are denied. A created object is removed with its last borrower; then the report says Released.",
     )
 
     asked_hash: SkipJsonSchema[str | None] = Field(None, exclude=True)
-    """The hash of the group as the operator asked for it, where the agent added pods that are gone; local to the node."""
+    """The hash of the group in the operator's spec, if the agent added pods that are gone; local to the node."""
 
     @cached_property
     def hash(self) -> str:
-        """12 hex digits that change when anything of it does; the agent acknowledges them."""
+        """12 hex digits of the group, which the agent acknowledges."""
         return self.asked_hash or _hash(self)
 
     def pods(self) -> frozenset[str]:
-        """The UIDs of all attached pods."""
+        """Return the UIDs of all member pods."""
         return frozenset(uid for member in self.members for uid in member.pods)
 
 
@@ -147,7 +150,7 @@ def _hash(part: Model) -> str:
 
 
 class UnsupportedLimit(NamedTuple):
-    """A limit or group that this version does not understand: reported, neither ignored nor fatal."""
+    """A limit or group that this version does not understand; it is reported, and the others still apply."""
 
     name: str
     uid: str
@@ -155,15 +158,16 @@ class UnsupportedLimit(NamedTuple):
 
 
 class NodePinConfigSpec(Model):
-    """What the node shall hold; written only by the operator."""
+    """The desired state of the node; only the operator writes it."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
     mode: Mode = Field(
-        Mode.ACTIVE, description="Release gives every process back what it had, and is acknowledged."
+        Mode.ACTIVE,
+        description="With Release, the agent restores the original limit of every process, and acknowledges it.",
     )
     unknown_pods: int | None = Field(
-        None, ge=0, description="Bytes that a pod not listed here may pin; absent leaves such pods alone."
+        None, ge=0, description="Bytes that a pod outside of this list may pin; absent means no limit."
     )
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
     pods: list[NodePod] = Field(default_factory=list, json_schema_extra=_at_most(4096))
@@ -172,20 +176,20 @@ class NodePinConfigSpec(Model):
     @field_validator("pods")
     @classmethod
     def _each_once(cls, pods: list[NodePod]) -> list[NodePod]:
-        """The limits of all entries with one UID hold for that cgroup (P13), so that no reader of the list lets the last one win."""
-        found: dict[str, NodePod] = {}
+        """Join entries with the same UID, because the limits of all entries apply to that cgroup (P13)."""
+        by_uid: dict[str, NodePod] = {}
         for pod in pods:
-            found[pod.uid] = found[pod.uid].with_claim(pod) if pod.uid in found else pod
-        return list(found.values())
+            by_uid[pod.uid] = by_uid[pod.uid].with_claim(pod) if pod.uid in by_uid else pod
+        return list(by_uid.values())
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:
-        """Read a spec, setting aside each limit and group with a field or value that this version does not know.
+        """Return the spec without the limits and groups that this version does not understand, and these.
 
-        Pods keep the names of such limits, so that a pod held by one is never taken for free.
+        Pods keep the names of such limits, so a pod with such a limit never counts as a pod without limits.
 
         Raises:
-            pydantic.ValidationError: something other than a limit or a group is not understood.
+            pydantic.ValidationError: the rest of the spec is not understood.
         """
         limits, unsupported = _known(NodeLimit, raw.get("limits", []))
         groups, more = _known(NodeGroup, raw.get("groups", []))
@@ -194,7 +198,7 @@ class NodePinConfigSpec(Model):
 
 
 def _known(kind: type[_Part], entries: Iterable[object]) -> tuple[list[_Part], list[UnsupportedLimit]]:
-    """Those of the entries that are understood, and why the others are not."""
+    """Return the entries that this version understands, and why it does not understand the others."""
     known: list[_Part] = []
     unsupported: list[UnsupportedLimit] = []
     for entry in entries:

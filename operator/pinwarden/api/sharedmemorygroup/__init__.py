@@ -46,7 +46,7 @@ __all__ = [
 
 
 class SharedMemoryGroup(Resource):
-    """An object of shared memory with an owner of its own, and what each pod borrows of it."""
+    """Shared memory objects as a resource, and how much of them each pod borrows."""
 
     plural = "sharedmemorygroups"
     short_names: ClassVar[list[str]] = ["smg"]
@@ -54,10 +54,10 @@ class SharedMemoryGroup(Resource):
     printer_columns: ClassVar[list[dict[str, Any]]] = [
         printer_column("Backing", "string", ".status.backing", "Kind of the object"),
         printer_column("Capacity", "string", ".spec.capacity", "Bytes that the object may hold"),
-        printer_column("Charge", "string", ".status.charge", "Memory that the objects hold"),
-        printer_column("Borrowed", "string", ".status.borrowed", "Memory of it that pods have mapped"),
+        printer_column("Charge", "string", ".status.charge", "Memory of the objects"),
+        printer_column("Borrowed", "string", ".status.borrowed", "Memory that pods have mapped"),
         printer_column("Orphaned", "string", ".status.orphaned", "Memory that no pod has mapped"),
-        printer_column("Borrowers", "integer", ".status.borrowerCount", "Pods that have some of it mapped"),
+        printer_column("Borrowers", "integer", ".status.borrowerCount", "Pods that borrow"),
         printer_column("Phase", "string", ".status.phase", "The worst of the nodes' phases"),
         printer_column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
     ]

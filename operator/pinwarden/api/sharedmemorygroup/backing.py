@@ -16,7 +16,7 @@ Path = Annotated[
         pattern=r"^(/(\.{0,2}[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*|\.{3}[^/\x00-\x1f\x7f]*))+$",
     ),
 ]
-"""Absolute, without `.`, `..`, empty parts, a slash at the end, or control characters."""
+"""An absolute path without `.`, `..`, empty parts, a trailing slash, or control characters."""
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=249, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 
 
@@ -59,7 +59,7 @@ def _number(text: str) -> int:
 
 
 class IpcNamespace(StrEnum):
-    """Where an object of inter-process communication is looked for: in each member pod's own namespace, or in the node's."""
+    """The IPC namespace of an object: that of each member pod, or that of the node."""
 
     POD = "Pod"
     HOST = "Host"
@@ -70,15 +70,15 @@ class MountBacking(Model):
 
     path: Path | None = Field(
         None,
-        description="Where it is mounted on the node, to adopt it; absent with management: Create, where pinwarden chooses the place.",
+        description="Mount point on the node; absent with management: Create, where pinwarden chooses the place.",
     )
 
 
 class PosixShmBacking(Model):
-    """POSIX shared memory, as shm_open(3) names it."""
+    """POSIX shared memory (shm_open(3))."""
 
     name: ObjectName = Field(
-        description="The name without its leading slash; * and ? stand for any characters, also several objects."
+        description="Name without its leading slash; * and ? match any characters, and the name may match several objects."
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD, description="Pod: the /dev/shm of each member pod. Host: that of the node."
@@ -86,7 +86,7 @@ class PosixShmBacking(Model):
 
 
 class SysvShmBacking(Model):
-    """System V shared memory segments, as shmget(2) knows them."""
+    """System V shared memory segments (shmget(2))."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -101,8 +101,8 @@ class SysvShmBacking(Model):
     )
 
     key: SysvKey = Field(
-        description="Their key: a number, or as text what ipcs prints (0x0052e2c1), a range (0x5000-0x5fff), or '*' for all segments of "
-        "the pod, also those with IPC_PRIVATE, which have no key."
+        description="Key as a number, or as a text: a key as ipcs prints it (0x0052e2c1), a range (0x5000-0x5fff), or '*' for all segments "
+        "of the pod, also those with IPC_PRIVATE, which have no key."
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD, description="Pod: the segments of each member pod. Host: those of the node."
@@ -110,36 +110,34 @@ class SysvShmBacking(Model):
 
     @property
     def keys(self) -> tuple[int, int]:
-        """The lowest and the highest key. Raises ValueError where the text is none."""
+        """The lowest and the highest key. Raises ValueError if the text is no key."""
         return (0, MAX_KEY) if self.key == EVERY_KEY else key_range(str(self.key))
 
 
 class FileBacking(Model):
-    """Files of any file system, as far as they are in memory (page cache)."""
+    """Files of any file system: their pages in the page cache."""
 
     path: Path = Field(
-        description="The file on the node; * and ? in its last part stand for any characters, also several files."
+        description="Path on the node; * and ? in its last part match any characters, and the path may match several files."
     )
 
 
 class MemfdBacking(Model):
-    """Anonymous files of memfd_create(2) that processes of member pods have open or mapped."""
+    """Anonymous files (memfd_create(2)) that processes of member pods have open or mapped."""
 
     name: ObjectName = Field(
-        description="The name that the program gave it; * and ? stand for any characters, also several."
+        description="Name from the program; * and ? match any characters, and the name may match several files."
     )
 
 
 class DmabufBacking(Model):
     """DMA buffers that processes of member pods have open or mapped."""
 
-    exporter: ObjectName = Field(
-        description="The name of the driver that exports them (exp_name), such as udmabuf."
-    )
+    exporter: ObjectName = Field(description="Name of the exporting driver (exp_name), such as udmabuf.")
 
 
 class Backing(Model):
-    """What the group stands for: exactly one kind of object."""
+    """The object of the group: exactly one kind."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -165,5 +163,5 @@ class Backing(Model):
 
     @property
     def kind(self) -> str:
-        """The name of the kind, as it stands in a manifest."""
+        """The name of the kind in a manifest."""
         return next(iter(self.to_wire()), "")

@@ -12,7 +12,7 @@ from pinwarden.api.sharedmemorygroup.backing import Backing
 
 
 class Management(StrEnum):
-    """Whether the object is found, or made by pinwarden."""
+    """Whether programs or pinwarden create the object."""
 
     ADOPT = "Adopt"
     CREATE = "Create"
@@ -26,21 +26,21 @@ class Accounting(StrEnum):
 
 
 class LimitOn(StrEnum):
-    """What a borrow limit compares: the extent mapped, or the pages of it that are resident."""
+    """What a borrow limit compares: the size of the mappings, or their resident pages."""
 
     MAPPED = "Mapped"
     RESIDENT = "Resident"
 
 
 class DeletionPolicy(StrEnum):
-    """What deleting the group waits for (M10): its last borrower, or nothing."""
+    """Whether the deletion of the group waits for its last borrower (M10)."""
 
     DRAIN = "Drain"
     ORPHAN = "Orphan"
 
 
 class Owner(Model):
-    """Who owns what pinwarden creates, and who may use it."""
+    """Owner and permissions of an object that pinwarden creates."""
 
     user: int = Field(0, ge=0, le=2**31 - 1, description="User id.")
     group: int = Field(0, ge=0, le=2**31 - 1, description="Group id.")
@@ -48,30 +48,30 @@ class Owner(Model):
         0o770,
         ge=0,
         le=0o777,
-        description="Permissions, as a number (0770 in octal is 504); execution bits go to the folder alone.",
+        description="Permissions as a number (0770 in octal is 504); execute bits apply only to the folder.",
     )
 
 
 class Member(Model):
-    """Pods that may borrow, and how much each of them may."""
+    """Pods that may borrow, and how much each may borrow."""
 
     pod_selector: LabelSelector = Field(
-        description="The pods of the group's namespace that are attached, by their labels; empty selects every pod."
+        description="Labels of the member pods in the group's namespace; empty selects every pod."
     )
     borrow_limit: Quantity | None = Field(
-        None, description="Bytes that each of these pods may borrow; absent sets no limit."
+        None, description="Bytes that each of these pods may borrow; absent means no limit."
     )
     borrow_limit_on: LimitOn = Field(
         LimitOn.MAPPED,
-        description="What is compared with it: Mapped, the extent that the pod has mapped, or Resident, the pages of it in memory.",
+        description="Mapped compares the size of the pod's mappings with the limit, Resident compares their pages in memory.",
     )
     pin_limit: Quantity | None = Field(
-        None, description="Bytes of the group's pages that drivers may pin for each of these pods."
+        None, description="Bytes of the group that drivers may pin for each of these pods."
     )
 
 
 class SharedMemoryGroupSpec(Model):
-    """What a namespace's author asks for."""
+    """The desired state of a group."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -139,23 +139,25 @@ class SharedMemoryGroupSpec(Model):
     backing: Backing
     management: Management = Field(
         Management.ADOPT,
-        description="Adopt finds objects that programs make; Create makes the object on each node that has a member pod.",
+        description="Adopt finds objects that programs create. Create creates the object on each node with a member pod.",
     )
-    owner: Owner | None = Field(None, description="With management: Create, whose the object is.")
+    owner: Owner | None = Field(None, description="With management: Create, the owner of the object.")
     prefault: bool = Field(
         True,
-        description="With management: Create, take all pages at once, charged to a cgroup of its own; else who touches a page first pays.",
+        description="With management: Create, allocate all pages at once, charged to a separate cgroup. "
+        "Else the first user of a page is charged.",
     )
     capacity: Quantity | None = Field(
-        None, description="Bytes that the object may hold; Create makes it so large, Adopt reports an excess."
+        None,
+        description="Maximum bytes of the object. Create creates it with this size; Adopt reports an excess.",
     )
     accounting: Accounting = Field(
         Accounting.CHARGE,
-        description="Charge counts what the object holds; Borrow also what each pod has mapped of it.",
+        description="Charge counts the memory of the object; Borrow counts also what each pod has mapped of it.",
     )
     fair_share: Accounting | None = Field(
         None,
-        description="What counts as a pod's in the fair view: what it borrows, or the whole charge; absent follows accounting.",
+        description="Share of a pod in the fair view: what it borrows, or the whole charge; absent means the same as accounting.",
     )
     members: list[Member] = Field(
         min_length=1,
@@ -168,17 +170,17 @@ class SharedMemoryGroupSpec(Model):
                 )
             ]
         },
-        description="The pods that may borrow; no others are attached.",
+        description="The pods that may borrow; no other pod is a member.",
     )
     enforcement: Enforcement = Field(
         Enforcement.ENFORCE,
-        description="Enforce refuses what can be refused; Audit evaluates and touches nothing.",
+        description="Enforce denies what a gate can deny; Audit evaluates and changes nothing.",
     )
     minimum_level: Level = Field(
-        Level.CONVERGE, description="The weakest level at which a pod counts as held to its borrow limit."
+        Level.CONVERGE, description="Weakest level at which a borrow limit of a pod counts as enforced."
     )
     deletion_policy: DeletionPolicy = Field(
         DeletionPolicy.DRAIN,
-        description="Drain lets nobody borrow anew, waits until nobody has it mapped, and then removes what was created; Orphan "
-        "leaves all as it is.",
+        description="Drain denies new borrows, waits until no pod has the object mapped, and then removes a created object. "
+        "Orphan leaves everything in place.",
     )

@@ -10,7 +10,7 @@ from pinwarden.api.pinlimit import Level, NodeCount, ReadableAmount
 
 
 class Phase(StrEnum):
-    """How far an instance is, from the worst to the best."""
+    """The state of the group on a node, from worst to best."""
 
     PENDING = "Pending"
     DRAINING = "Draining"
@@ -19,37 +19,37 @@ class Phase(StrEnum):
 
 
 class Borrower(Model):
-    """What one pod borrows."""
+    """What a pod borrows."""
 
     pod: str
     namespace: str
     node: str
-    member: bool = Field(description="Whether the group has it as a member; others may only be seen.")
+    member: bool = Field(description="Whether the pod is a member of the group.")
     borrowed_bytes: int | None = Field(
-        None, ge=0, description="The object's resident pages that it has mapped."
+        None, ge=0, description="Resident bytes of the object that the pod has mapped."
     )
-    mapped_bytes: int | None = Field(None, ge=0, description="The extent that it has mapped.")
-    limit_bytes: int | None = Field(None, ge=0, description="The least of its limits, absent without one.")
-    level: Level | None = Field(None, description="The level at which it is held to its limits.")
-    reason: str | None = Field(None, description="Why it is not held at a higher level.")
-    denials: int | None = Field(None, ge=0, description="Calls that a gate refused; absent where none sees.")
+    mapped_bytes: int | None = Field(None, ge=0, description="Size of its mappings.")
+    limit_bytes: int | None = Field(None, ge=0, description="Least of its limits; absent without a limit.")
+    level: Level | None = Field(None, description="Level of its limits.")
+    reason: str | None = Field(None, description="Why the level is not higher.")
+    denials: int | None = Field(None, ge=0, description="Calls that a gate denied; absent without a gate.")
 
 
 class GroupNode(Model):
-    """The instance on one node."""
+    """The group on one node."""
 
     node: str
     phase: Phase
     reason: str = ""
     message: str = ""
-    objects: int | None = Field(None, ge=0, description="How many objects there are.")
+    objects: int | None = Field(None, ge=0, description="Number of objects.")
     charge_bytes: int | None = Field(None, ge=0)
     orphaned_bytes: int | None = Field(None, ge=0)
     sampled_at: datetime | None = None
 
 
 class SharedMemoryGroupStatus(Model):
-    """What the agents report, summed up; sampled, and absent where it cannot be known (H2)."""
+    """The sums of the agents' reports; sampled, and absent if unknown (H2)."""
 
     observed_generation: int | None = None
     conditions: list[Condition] = Field(
@@ -57,39 +57,37 @@ class SharedMemoryGroupStatus(Model):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         description="Ready, Accepted, Applied, Available, Enforced, Complete, WithinLimit, Drained.",
     )
-    phase: Phase | None = Field(None, description="The worst of the nodes' phases.")
-    backing: str | None = Field(None, description="The kind of the object.")
-    matched_pods: int | None = Field(None, ge=0, description="Pods that are attached.")
+    phase: Phase | None = Field(None, description="Worst phase of all nodes.")
+    backing: str | None = Field(None, description="Kind of the object.")
+    matched_pods: int | None = Field(None, ge=0, description="Number of member pods.")
     node_count: NodeCount | None = None
     charge_bytes: int | None = Field(
-        None, ge=0, description="What the objects of all nodes hold, also swapped out."
+        None, ge=0, description="Memory of the objects on all nodes, also swapped out."
     )
-    charge: ReadableAmount | None = Field(None, description="`chargeBytes` in short, with its unit: `40Mi`.")
+    charge: ReadableAmount | None = Field(None, description="`chargeBytes` rounded, with a unit: `40Mi`.")
     borrowed_bytes: int | None = Field(
         None,
         ge=0,
-        description="What all pods borrow, added up: a page that two pods have mapped counts twice.",
+        description="Sum of what all pods borrow; a page that two pods have mapped counts twice.",
     )
-    borrowed: ReadableAmount | None = Field(
-        None, description="`borrowedBytes` in short, with its unit: `40Mi`."
-    )
+    borrowed: ReadableAmount | None = Field(None, description="`borrowedBytes` rounded, with a unit: `40Mi`.")
     pinned_bytes: int | None = Field(
-        None, ge=0, description="What drivers have pinned of it; absent, as nothing counts it yet."
+        None,
+        ge=0,
+        description="Bytes that drivers have pinned; always absent, because nothing counts it yet.",
     )
-    orphaned_bytes: int | None = Field(None, ge=0, description="What no pod has mapped.")
-    orphaned: ReadableAmount | None = Field(
-        None, description="`orphanedBytes` in short, with its unit: `40Mi`."
-    )
+    orphaned_bytes: int | None = Field(None, ge=0, description="Bytes that no pod has mapped.")
+    orphaned: ReadableAmount | None = Field(None, description="`orphanedBytes` rounded, with a unit: `40Mi`.")
     dead_cgroup_bytes: int | None = Field(
         None,
         ge=0,
-        description="What is charged to cgroups that are gone; absent where that is not looked at.",
+        description="Bytes charged to deleted cgroups; absent if not examined.",
     )
-    borrower_count: int | None = Field(None, ge=0, description="Pods that have some of it mapped.")
+    borrower_count: int | None = Field(None, ge=0, description="Number of pods that borrow.")
     borrowers: list[Borrower] = Field(
-        default_factory=list, max_length=100, description="The pods that borrow, largest first."
+        default_factory=list, max_length=100, description="Pods that borrow, largest first."
     )
-    omitted: int | None = Field(None, ge=0, description="How many more borrowers there are.")
+    omitted: int | None = Field(None, ge=0, description="Number of further borrowers.")
     nodes: list[GroupNode] = Field(
-        default_factory=list, max_length=100, description="One instance per node, the worst first."
+        default_factory=list, max_length=100, description="The group on each node, worst first."
     )
