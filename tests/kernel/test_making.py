@@ -35,7 +35,10 @@ MOUNT = f"{PREFIX}/cut/g"
 
 
 def dies(line: int, work: Callable[[], None]) -> bool:
-    """Whether a process that does this work dies at the so manieth line of `making`, with its children; else it came to the end before."""
+    """Return whether the process of this work died at this line of the provisioner, with its children.
+
+    Otherwise the work came to its end before this line.
+    """
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)

@@ -1,11 +1,11 @@
 """A round of the accountant: find and provision objects, sample borrows, and publish a status.
 
 The accountant has no thread and never waits; the caller configures it and ticks. Between rounds it
-keeps only what saves work, so after a crash the next round finds everything again (H3).
+only caches, so after a crash the next round finds everything again (H3).
 
 The wait after a round is `TIMES_ITS_COST` times the round's processor time, at most
 `LONGEST_SECONDS`. So a busy node is sampled less often, and each figure has its time (H2). A round
-of up to a second takes a twentieth of a core, a longer one takes more. Pods that are no members
+of up to a second takes a twentieth of a core, a longer one takes more. Pods without membership
 are walked every `OTHERS_SECONDS`, or less often by the same rule. Their walk does not delay the
 next round.
 
@@ -48,13 +48,13 @@ MOST_NODE_OBJECTS: Final = 8192
 SEGMENTS: Final = "shared-segments.json"
 _NAMED: Final = 3
 KINDS = ("pod", "group", "budget", "round")
-"""The kinds of items that the accountant guards."""
+"""The kinds of guarded items."""
 
 
 class Accountant:
     """Accounts the shared memory of one node.
 
-    `budget`: the bytes that groups may have provisioned; `run_dir`: the folder of the gate's
+    `budget`: the bytes for groups with `management: Create`; `run_dir`: the folder of the gate's
     status; `clock` is monotonic; `guard` knows the `KINDS`.
     """
 
@@ -96,7 +96,7 @@ class Accountant:
 
     @property
     def pods_walked(self) -> int:
-        """The number of pods that the last round walked; the others cannot have changed."""
+        """The number of pods walked in the last round; the others cannot have changed."""
         return self._members.walked
 
     def configure(self, spec: NodePinConfigSpec) -> None:
@@ -150,7 +150,7 @@ class Accountant:
     def _find(self, pods: Mapping[str, PodCgroup], present: frozenset[str]) -> list[GroupState]:
         """Find the objects of all groups.
 
-        `present` are the attached pods of this node, including those that cannot be read.
+        `present` are the attached pods of this node, including unreadable ones.
         """
         pids = {}
         for uid, pod in pods.items():
@@ -259,7 +259,7 @@ class Accountant:
 
     @staticmethod
     def _is_left(state: GroupState) -> bool:
-        """Return whether pinwarden provisioned for this group what an older group has now.
+        """Return whether an older group has the object of this group now.
 
         This group must remove the object.
         """

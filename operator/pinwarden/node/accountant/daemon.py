@@ -1,8 +1,8 @@
 """The accountant as a process: `pinwarden accountant`.
 
 One accountant at a time works on a node. A second one waits for the lock, so an upgrade starts the
-new accountant before it ends the old one. The configuration is a file that the agent writes, so
-the accountant needs no API server and no token. A round that stalls ends the process by an alarm,
+new accountant before it ends the old one. The agent writes the configuration to a file, so
+the accountant needs no API server and no token. An alarm ends the process if a round stalls,
 and the kubelet restarts its container. The process's end changes nothing: objects and borrows stay
 (H3).
 """
@@ -26,7 +26,7 @@ from pinwarden.node.state.statefile import file_lock
 
 LOCK = "shared.lock"
 KINDS = (*ACCOUNTANT_KINDS, "configuration")
-"""The kinds of items that the process guards."""
+"""The kinds of guarded items."""
 STALL_SECONDS = 600
 _POLL_SECONDS = 0.1
 _STANDBY_SECONDS = 0.2

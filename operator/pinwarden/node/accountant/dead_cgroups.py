@@ -1,10 +1,10 @@
-"""The bytes of a group that are charged to cgroups that are gone (M9).
+"""The bytes of a group with a charge to removed cgroups (M9).
 
-Only on v2: no process can be in a cgroup that enables the memory controller for its children. So a
-charge of such a cgroup is left from a child that is gone. On v1 such a cgroup may have processes.
+Only on v2: no process can be in a cgroup with the memory controller enabled for its children. So a
+charge of such a cgroup is left from a removed child. On v1 such a cgroup may have processes.
 
-The measurement takes about a second for 4 GiB, so it is rare. A child does it, because a file that
-is cut short meanwhile ends the reader (SIGBUS).
+The measurement takes about a second for 4 GiB, so measurements are rare. A child process measures, because
+a file truncated meanwhile ends the reader (SIGBUS).
 """
 
 import os
@@ -37,7 +37,7 @@ class DeadCgroups:
         self._measured = {uid: measured for uid, measured in self._measured.items() if uid in uids}
 
     def charged(self, uid: str, files: Callable[[], Iterator[int]], now: float) -> int | None:
-        """Return the bytes of a group's files that cgroups are charged for which are gone.
+        """Return the bytes of a group's files charged to removed cgroups.
 
         The amount is the last measured one; None on v1. `now` is monotonic. Raises OSError.
         """

@@ -1,12 +1,12 @@
 """The mapped and the resident parts of wanted objects in the processes of one pod.
 
 The processes are read one after the other. Of each process the page tables are read only for pages
-that no process before had. So an object that fifty processes have mapped is walked once, and only
+not seen in a process before. So an object mapped in fifty processes is walked once, and only
 the missing pages are searched in the next process.
 
 A process continues meanwhile. Its mappings are read before and after its page tables. If they
-differ, the addresses may have had other objects, and the process is read again. A process that
-changes on each of `_ATTEMPTS` reads is unknown, and the result says so (H2).
+differ, the addresses may have had other objects, and the process is read again. If a process
+changes on each of `_ATTEMPTS` reads, its pages are unknown, and the result says so (H2).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ def walk(
 ) -> PodPages:
     """Return the pages of these processes; resident ones only of objects with `is_walked`.
 
-    A process that ends meanwhile is missing, or partly missing.
+    If a process ends meanwhile, its pages are missing, or some of them.
     """
     pages = PodPages()
     pieces: dict[ObjectId, set[tuple[int, int]]] = {}
@@ -86,7 +86,7 @@ def _by_object(regions: Iterable[Region]) -> dict[ObjectId, list[Region]]:
 def _walk_tables(
     pages: PodPages, folder: str, by_object: Mapping[ObjectId, Sequence[Region]]
 ) -> dict[ObjectId, Intervals]:
-    """Return the resident offsets of each object that had unknown offsets in these regions.
+    """Return the resident offsets of each object with unknown offsets in these regions.
 
     The result includes the offsets known before. The page tables are opened only if needed.
     """

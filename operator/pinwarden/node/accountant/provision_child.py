@@ -1,6 +1,6 @@
-"""The part of the provisioner that runs in a child, inside the node's namespaces.
+"""The provisioner's work in a child, inside the node's namespaces.
 
-The child sees other files, so it imports nothing: all imports are done before the fork.
+The child sees other files, so all imports are done before the fork.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _MAGIC: Final = {"tmpfs": openat2.TMPFS, "hugetlbfs": openat2.HUGETLBFS}
 
 @dataclass(frozen=True, slots=True)
 class FileSystemSpec:
-    """The file system that a group wants at a path, with its `size` in bytes."""
+    """The wanted file system of a group, with its `size` in bytes."""
 
     path: str
     kind: str
@@ -34,7 +34,7 @@ class FileSystemSpec:
 
 
 class SegmentRecord(NamedTuple):
-    """A segment of pinwarden: when its creation `began`, and its id once it exists.
+    """A segment of pinwarden: when its creation `began`, and its id, once known.
 
     The time is in seconds of the clock with which the kernel stamps segments.
     """
@@ -45,7 +45,7 @@ class SegmentRecord(NamedTuple):
     def matches(self, segment: sysvshm.Segment, size: int) -> bool:
         """Return whether this is the recorded segment.
 
-        Without an id, after a crash, it is a segment that root created since, with this size.
+        Without an id, after a crash, a later segment of root with this size matches.
         """
         if self.id is not None:
             return segment.id == self.id
@@ -53,7 +53,7 @@ class SegmentRecord(NamedTuple):
 
 
 def ensure_file_system(spec: FileSystemSpec) -> None:
-    """Mount the file system and create what is missing in it. Raises OSError."""
+    """Mount the file system and create the missing parts. Raises OSError."""
     above = os.path.dirname(spec.path)
     os.makedirs(spec.path, mode=0o711, exist_ok=True)
     if os.stat(spec.path).st_dev == os.stat(above).st_dev:
@@ -170,9 +170,9 @@ def _unmount(path: str, kind: str, known: bool) -> bool:
 
 
 def _empty(folder: int) -> None:
-    """Delete everything in a folder that no process uses. Raises OSError.
+    """Delete everything in an unused folder. Raises OSError.
 
-    Deeper entries are first moved up, so that no depth is too deep.
+    Deeper entries are first moved up, so no tree is too deep.
     """
     number = 0
     while names := os.listdir(folder):
@@ -188,5 +188,5 @@ def _empty(folder: int) -> None:
 
 
 def _opened(path: str, flags: int, at: int | None = None) -> AbstractContextManager[int]:
-    """Open a file without waiting for a lease (F_SETLEASE) that a process has on it."""
+    """Open a file without waiting for a lease of another process (F_SETLEASE)."""
     return opened(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, at)

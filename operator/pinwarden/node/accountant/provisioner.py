@@ -1,4 +1,4 @@
-"""Objects that pinwarden creates (`management: Create`), and removes after the last use (M9, M10).
+"""Objects with `management: Create`: created, and removed after the last use (M9, M10).
 
 A tmpfs or hugetlbfs is mounted on the node below `PREFIX`, one for each group:
 
@@ -8,18 +8,18 @@ Pods mount the folder `shared` inside the file system. Before the mount this fol
 So a pod waits for it, and never gets an empty folder of the node instead. The file `memory` and
 the file system are as large as the capacity.
 
-The kernel charges a page to the cgroup that faults it in. So a child in the group's own cgroup,
-`pinwarden/<namespace>_<name>`, populates the file, and a writer is charged nothing (M1, M9). A hole
-that a pod punches is filled in the next round; until then the pod that touches it first is charged.
+The kernel charges a page to the cgroup of the process with the fault. So a child in the group's
+own cgroup, `pinwarden/<namespace>_<name>`, populates the file, and a writer is charged nothing
+(M1, M9). A hole punched by a pod is filled in the next round; until then the first pod to touch it is charged.
 
 This memory is outside of all pods. At most `--shared-memory` bytes are provisioned, and an
 administrator reserves them on the node (`systemReserved` of the kubelet) for the scheduler to see.
-Existing objects count, including those that a deleted group left. Pages of hugetlbfs come from the
+Existing objects count, including leftovers of deleted groups. Pages of hugetlbfs come from the
 node's pool of huge pages and do not count.
 
-Each round repeats all steps, and a step that is done already changes nothing. So a crash in between
-loses nothing. A group that leaves the configuration without having drained leaves its object. A
-System V segment is recognised by a record that was written before its creation. Another segment
+Each round repeats all steps, and a repeated step changes nothing. So a crash in between
+loses nothing. The object of a group stays if the group leaves the configuration undrained. A
+System V segment is recognised by a record from before its creation. Another segment
 with the key belongs to somebody else.
 """
 
@@ -98,7 +98,7 @@ class Provisioner:
                 self._taken[name] = max(self._taken.get(name, 0), space.f_blocks * space.f_frsize)
 
     def ensure(self, group: NodeGroup) -> None:
-        """Create what is missing of the group's object. Raises ProvisionError."""
+        """Create the group's object, or its missing parts. Raises ProvisionError."""
         size = group.capacity or 0
         page = _huge_page() if group.backing.hugetlbfs else mmap.PAGESIZE
         if size % page or not size:
@@ -124,7 +124,7 @@ class Provisioner:
             ) from error
 
     def release(self, group: NodeGroup, *, known: bool) -> None:
-        """Remove the group's unused object; if it is not `known`, only what is half created.
+        """Remove the group's unused object; if it is not `known`, only half created parts.
 
         Raises OSError: EBUSY if a process uses the object, or if this is unknown.
         """

@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class GroupState:
-    """What a round knows of a group.
+    """The knowledge of a round about a group.
 
-    `problem` is a reason and a message. `claimed` are objects that an older group has, too.
+    `problem` is a reason and a message. `claimed` are objects of an older group.
     """
 
     group: NodeGroup
@@ -54,7 +54,7 @@ class GroupState:
 
     @property
     def path(self) -> str | None:
-        """The mount point of a group that pinwarden provisions."""
+        """The mount point of a group with `management: Create`."""
         return mount_point(self.group) if self.group.management is Management.CREATE else None
 
 
@@ -139,7 +139,7 @@ class GroupReporter:
         return bool(self.members.incomplete() or self.others.incomplete())
 
     def _borrows(self, state: GroupState, pods: Mapping[str, PodCgroup]) -> dict[str, Borrow]:
-        """Return the borrows, with an empty one for each idle member that has a limit.
+        """Return the borrows, with an empty one for each idle member with a limit.
 
         The report shows at which level such a member is limited, too (H1).
         """
@@ -152,7 +152,7 @@ class GroupReporter:
         return idle | state.borrows if state.objects else state.borrows
 
     def _orphaned(self, state: GroupState, charge: int | None) -> int | None:
-        """Return the bytes of the charge that no pod has mapped; None if unknown (H2)."""
+        """Return the bytes of the charge without a mapping in any pod; None if unknown (H2)."""
         if charge is None or self._incomplete:
             return None
         mapped = BorrowSampler.together(state.group.uid, [self.members, self.others])
@@ -162,7 +162,7 @@ class GroupReporter:
         return max(0, charge - (mapped.mapped if state.group.backing.hugetlbfs else mapped.resident))
 
     def _dead(self, state: GroupState) -> int | None:
-        """Return the bytes charged to cgroups that are gone (M9); None if unknown."""
+        """Return the bytes charged to removed cgroups (M9); None if unknown."""
         group = state.group
         try:
             return self.dead_cgroups.charged(
@@ -197,7 +197,7 @@ def _borrower(
 
 
 def _share(state: GroupState, uid: str) -> int | None:
-    """Return the bytes of a group that count as the pod's own, by the group's policy.
+    """Return a pod's own bytes of a group, by the group's policy.
 
     Return None if unknown.
     """
@@ -222,7 +222,7 @@ def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:
 
 
 def _gated(pod: PodCgroup, gate: GateStatus) -> bool:
-    """Return whether each running container has a profile of the gate that reports mappings."""
+    """Return whether each running container has a profile of the gate for mappings."""
     running = {
         container.id
         for container in pod.containers

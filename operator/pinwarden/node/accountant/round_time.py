@@ -1,4 +1,4 @@
-"""The seconds of a round, shared so that no group keeps another group waiting for ever."""
+"""The seconds of a round, shared so no group waits for ever."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ class RoundTime:
     """Shares `seconds` of each round among groups.
 
     Half of the seconds is divided equally. The other half goes to one group, in turn from round to
-    round. The next groups of the round get the seconds that a group leaves.
+    round. The next groups of the round get the seconds left by a group.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class RoundTime:
 
     @contextmanager
     def spend(self, most: float) -> Iterator[float]:
-        """Yield the seconds that the body may take, at most `most`, and count those it takes."""
+        """Yield the seconds for the body, at most `most`, and count the seconds taken."""
         began = self._clock()
         try:
             yield max(0.0, min(most, self._left))

@@ -1,4 +1,4 @@
-"""What each pod borrows of each group (M3 to M6), sampled no more often than it can have changed.
+"""The borrows of each pod from each group (M3 to M6), sampled only after a possible change.
 
 The pages in a pod's page tables change for three reasons. The pod did it, and used processor time.
 Or pages of the object were freed or replaced, and the object's charge changed. Or the kernel
@@ -6,13 +6,13 @@ removed pages on its own (`vmstat`). Without any of these, the figure of the las
 true and keeps its time. The kernel counts some of its work before the page tables change, so a
 walk is not kept if the counters changed since the previous sample.
 
-Some changes are missed: pages punched out and filled again at once, a write that bypasses the page
-cache, and a page that another pod inserted through userfaultfd. They are rare, and a walk every
+Some changes are missed: pages punched out and filled again at once, a write past the page cache,
+and a page inserted by another pod through userfaultfd. They are rare, and a walk every
 `FRESH_SECONDS` corrects them.
 
-A System V segment is known by its number in an IPC namespace. A process that attached a segment
-and then moved to another IPC namespace is not found: it has the segment mapped under a number of
-the other namespace. The move takes CAP_SYS_ADMIN in a user namespace.
+A System V segment is known by its number in an IPC namespace. If a process attaches a segment
+and then moves to another IPC namespace, the mapping is not found: its number belongs to the other
+namespace. The move takes CAP_SYS_ADMIN in a user namespace.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ FRESH_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Borrow:
-    """What one or several pods have of a group, in bytes; `resident` is None if not wanted.
+    """The share of one or several pods in a group, in bytes; `resident` is None if not wanted.
 
     `time` is the time of the walk, of several walks the earliest. If the borrow is not `complete`,
     the amounts are lower bounds (H2), and `reason` says why.
@@ -67,7 +67,7 @@ class _PodState:
 
 @dataclass(slots=True)
 class _Walk:
-    """A walk over a pod: its result, what the result depends on, and the objects of each group."""
+    """A walk over a pod: its result, the conditions of the result, and the objects of each group."""
 
     time: float
     state: _PodState
@@ -80,7 +80,7 @@ class _Walk:
 
 
 class BorrowSampler:
-    """Samples some pods, and keeps of each what saves the next walk.
+    """Samples some pods, and keeps their last walks.
 
     This is 16 bytes for each stretch of pages, mapped or resident.
     """
@@ -96,7 +96,7 @@ class BorrowSampler:
         self._walks: dict[str, _Walk] = {}
         self._counters: ReclaimCounters | None = None
         self.walked = 0
-        """The number of pods that the last sample walked."""
+        """The number of pods walked in the last sample."""
 
     def sample(
         self,
@@ -107,7 +107,7 @@ class BorrowSampler:
         dmabufs: frozenset[int] = frozenset(),
         stamps: Mapping[str, object] | None = None,
     ) -> dict[tuple[str, str], Borrow]:
-        """Return what the pods have mapped, by the UIDs of group and pod, without empty borrows.
+        """Return the borrows of the pods by the UIDs of group and pod, without empty borrows.
 
         Args:
             now: seconds of a monotonic clock.
@@ -116,7 +116,7 @@ class BorrowSampler:
             resident: the groups whose resident pages are wanted; of others only mapped bytes.
             dmabufs: devices of dma-bufs. Their objects are resident wherever they are mapped, and
                 their pages are in no page table as such.
-            stamps: for each group a value that changes with the objects' content: the charge. A
+            stamps: for each group a value to compare, which changes with the content: the charge. A
                 pod with resident pages of a group without a value is walked every time.
         """
         self._set_query(_Query(dict(objects), frozenset(resident) & objects.keys(), dmabufs))
@@ -142,7 +142,7 @@ class BorrowSampler:
         self._walks = {uid: pod_walk for uid, pod_walk in self._walks.items() if uid in uids}
 
     def incomplete(self) -> dict[str, str]:
-        """Return the pods of the last sample that may have unknown mappings, and the reasons."""
+        """Return the pods of the last sample with possibly unknown mappings, and the reasons."""
         return {uid: pod_walk.pages.reason for uid, pod_walk in self._walks.items() if pod_walk.pages.reason}
 
     def _set_query(self, query: _Query) -> None:
@@ -209,7 +209,7 @@ class BorrowSampler:
 
     @staticmethod
     def _unread(now: float, cgroups: tuple[Path, ...]) -> _Walk:
-        """Return the walk of a pod that cannot be read."""
+        """Return the walk of an unreadable pod."""
         return _Walk(now, _PodState(cgroups, (), ()), (), None, PodPages(reason="it cannot be read"))
 
     def _borrow(self, group: str, walks: Sequence[_Walk]) -> Borrow:
@@ -227,7 +227,7 @@ class BorrowSampler:
 
     @staticmethod
     def together(group: str, samplers: Iterable["BorrowSampler"]) -> Borrow | None:
-        """Return what all pods of these samplers have of a group, each page once.
+        """Return the borrow of all pods of these samplers together, each page once.
 
         Return None without any pod. The group's charge beyond `resident` is orphaned (M9).
         """
@@ -253,7 +253,7 @@ def _is_current(
     counters: ReclaimCounters | None,
     stamps: Mapping[str, object],
 ) -> bool:
-    """Return whether everything that a walk's figures depend on is unchanged.
+    """Return whether all conditions of a walk's figures are unchanged.
 
     Resident pages also depend on the objects and on the kernel.
     """

@@ -1,8 +1,8 @@
-"""The processes that use an object now, in a pod or not; a draining group waits for them (M10).
+"""The current users of an object, in a pod or not; a draining group waits for them (M10).
 
 All processes of the node are read, so only the deletion of a group does this. Open files without a
 mapping are searched among the first `MOST_DESCRIPTORS` of a process, and for `SECONDS` in all.
-A process that is missed keeps its data: the file outlives its name.
+A missed process keeps its data: the file outlives its name.
 """
 
 import os
@@ -20,9 +20,9 @@ SECONDS = 10.0
 
 
 def find_users(proc_root: Path, objects: ObjectSet, *, opened: bool) -> list[int]:
-    """Return the processes that have an object mapped; with `opened`, or only open.
+    """Return the processes with an object mapped, or with `opened` only open.
 
-    Raises PermissionError, because a process that cannot be read may use an object.
+    Raises PermissionError, because an unreadable process may use an object.
     """
     wanted = RegionFilter([objects])
     everyone = list_pids(proc_root)

@@ -82,7 +82,7 @@ def subdirectories(cgroup: Path) -> list[Path]:
 def member_pids(cgroup: Path | str) -> frozenset[int]:
     """Return the processes of this cgroup alone, as ids of the reader's PID namespace.
 
-    The set is empty for a cgroup that is gone, and for a threaded cgroup (EOPNOTSUPP). The domain
+    The set is empty for a removed cgroup, and for a threaded cgroup (EOPNOTSUPP). The domain
     above a threaded cgroup lists its processes. A process without an id in the reader's PID
     namespace, shown as 0, is left out.
     """
@@ -98,7 +98,7 @@ def member_pids(cgroup: Path | str) -> frozenset[int]:
 def cpu_time(cgroup: Path | str) -> bytes | None:
     """Return the processor time of a cgroup and its descendants, as bytes to compare.
 
-    The value changes once anything runs there. It is `usage_usec` of `cpu.stat`, which every v2
+    The value changes once anything runs there. The source is `usage_usec` of `cpu.stat`, which every v2
     cgroup has, also without the cpu controller (cgroup_base_stat_cputime_show). Return None for a
     v1 cgroup, for an unreadable one, and if the kernel counts processor time in ticks.
     """

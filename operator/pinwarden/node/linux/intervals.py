@@ -3,7 +3,7 @@
 There is a gap between any two intervals.
 
 `sorted`, `map` and `compress` do the work, so an interval costs a tenth of a microsecond. This
-matters for a pod that has a large object in many small pieces. Two flat arrays take 16 bytes for
+matters for a pod with a large object in many small pieces. Two flat arrays take 16 bytes for
 each interval.
 """
 

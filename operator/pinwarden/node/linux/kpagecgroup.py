@@ -27,8 +27,8 @@ _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1
 def bytes_by_cgroup(descriptor: int) -> Counter[int]:
     """Return the bytes of a file's resident pages by the inode number of the charged cgroup.
 
-    Pages without a charge have the number 0. Needs root and CAP_SYS_ADMIN. A file that is cut
-    short meanwhile ends the caller (SIGBUS). Raises OSError.
+    Pages without a charge have the number 0. Needs root and CAP_SYS_ADMIN. A file truncated
+    meanwhile ends the caller (SIGBUS). Raises OSError.
     """
     pages: Counter[int] = Counter()
     size = os.fstat(descriptor).st_size

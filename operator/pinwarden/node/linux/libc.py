@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Final
 
 MAP_FAILED: Final = ctypes.c_void_p(-1).value
-"""What mmap(2) and shmat(2) return on failure."""
+"""The result of mmap(2) and shmat(2) on failure."""
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = (
     ctypes.c_void_p,

@@ -1,4 +1,4 @@
-"""The mounts that a process sees, from /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+"""The mounts of a process, from /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount: `root` is the folder of the file system that is mounted at `point`."""
+    """One mount: `root` is the mounted folder of the file system, `point` the place."""
 
     id: int
     device: int
@@ -26,7 +26,7 @@ class Mount:
 
 
 def read_mountinfo(process: Path) -> list[Mount]:
-    """Return the mounts that a process sees, in the kernel's order; none if it is gone.
+    """Return the mounts of a process in the kernel's order; none if it is gone.
 
     Raises OSError.
     """

@@ -46,7 +46,7 @@ def run_in_namespaces(
     *,
     before: Callable[[], None] | None = None,
 ) -> _Result:
-    """Run `work` in a child that has entered these namespaces, and return its result.
+    """Run `work` in a child inside these namespaces, and return its result.
 
     A namespace is a file such as /proc/1/ns/mnt with its CLONE_ flag. The child runs `before`
     first. `work` must import nothing, because the child may see other files. Raises OSError if the
@@ -88,7 +88,7 @@ def _run(
     work: Callable[[], object],
     before: Callable[[], None] | None,
 ) -> NoReturn:
-    """Run the child's whole life. The child must skip what its parent runs at exit."""
+    """Run the child's whole life. The child must skip its parent's exit handlers."""
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)

@@ -1,8 +1,8 @@
 """Opening a path of the node without following a tenant's links (openat2(2), Linux 5.6).
 
-The folder that an administrator allowed is looked up as the node itself does, links included.
+An allowed folder is looked up as the node itself does, links included.
 Below this folder no symbolic link is followed, and no path leads out. So a tenant cannot name
-anything else by what they write there. Descriptors are opened with `O_PATH`, which touches neither
+anything else by links. Descriptors are opened with `O_PATH`, which touches neither
 a device nor a FIFO. `reopened` then opens a regular file or a folder for reading.
 """
 
@@ -50,7 +50,7 @@ def opened_folder(root: str, path: str, *, links: bool) -> Iterator[int]:
 
 @contextmanager
 def opened_below(at: int, path: str) -> Iterator[int]:
-    """Yield what the relative path names below the folder `at`; the empty path is the folder.
+    """Yield the file or folder at a relative path below the folder `at`; the empty path is the folder.
 
     Raises OSError: ELOOP if a symbolic link is in the way, EXDEV if the path leads out.
     """
@@ -64,7 +64,7 @@ def opened_below(at: int, path: str) -> Iterator[int]:
 
 
 def matching_names(at: int, pattern: str, most: int) -> tuple[list[str], bool]:
-    """Return the first `most` names in the folder that match, and whether there may be more.
+    """Return the first `most` names in the folder with a match, and whether there may be more.
 
     A pattern matches a hidden name only if the pattern begins with a dot. At most `MOST_NAMES`
     entries are read. Raises OSError.
@@ -104,7 +104,7 @@ def reopened(descriptor: int) -> Iterator[int]:
 
 
 def open_regular(folder: int, name: str) -> Iterator[int]:
-    """Yield the file, opened for reading, if it is a regular file that is still there."""
+    """Yield the file, opened for reading, if it is still there and regular."""
     with suppress(OSError), opened_below(folder, name) as descriptor:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             with reopened(descriptor) as readable:

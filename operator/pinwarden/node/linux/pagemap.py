@@ -2,15 +2,15 @@
 
 From Linux 6.7 the `PAGEMAP_SCAN` ioctl (include/uapi/linux/fs.h) walks a range and returns the
 matching stretches of pages. On an older kernel the 64-bit entry of each page is read
-(Documentation/admin-guide/mm/pagemap.rst). A page that was swapped out or never touched is in no
+(Documentation/admin-guide/mm/pagemap.rst). A swapped out or untouched page is in no
 page table. After a write to a `MAP_PRIVATE` mapping the process has an anonymous copy, which is not
 the object's page; both interfaces show this. A page under migration is a swap entry for a moment.
 The kernel calls this entry a file's page, so the page counts.
 
 In a `MAP_SHARED` mapping no page can be anonymous, so the scan does not need each page's
-`struct page`. There the scan asks for pages that are not present, because a page that does not
-match costs a quarter of one that does. An unmapped range does not match either. So the caller must
-make sure that the range stayed mapped. Neither interface shows mappings without `struct page`
+`struct page`. There the scan asks for pages not present, because a page without a match
+costs a quarter of a match. An unmapped range does not match either. So the caller must
+ensure a mapping during the whole scan. Neither interface shows mappings without `struct page`
 (`VM_PFNMAP`), such as those of dma-bufs.
 """
 
@@ -108,7 +108,7 @@ class PageMap:
         return Intervals.of(self._read(start, end))
 
     def _scanned(self, start: int, end: int, shared: bool) -> Intervals:
-        """Scan a range. In a shared mapping a page that looks swapped out may be under migration,
+        """Scan a range. In a shared mapping a seemingly swapped out page may be under migration,
         so the scan asks for this page again.
         """
         if not shared:
@@ -131,7 +131,7 @@ class PageMap:
     ) -> tuple[list[int], list[int], list[int]]:
         """Return stretches of pages as starts, ends, and their categories among `returned`.
 
-        Each page has all `wanted` categories, and lacks those of them that are `inverted`.
+        Each page has all `wanted` categories, and lacks the `inverted` ones.
         """
         columns: tuple[list[int], list[int], list[int]] = ([], [], [])
         while start < end:

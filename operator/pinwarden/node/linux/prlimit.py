@@ -9,18 +9,18 @@ a gap before the call. A pidfd is bound to one process and shows when the proces
    since the reader was opened. So the pidfd and the key belong to one process.
 2. Before prlimit the pidfd is polled. The pidfd is readable once all threads have exited. Then
    prlimit is not called.
-3. After prlimit the pidfd is polled again. If it is not readable, the process has not exited. An
+3. After prlimit the pidfd is polled again. If still not readable, the process has not exited. An
    id is free only after the exit, and after the zombie is reaped. So the id belonged to this
    process during the call. This second poll is the proof; the first makes step 4 rare.
 4. If the process has exited, the id may have belonged to another process during the call. The
-   change is undone with the limits that the call returned, and the process is reported as gone.
+   change is undone with the returned limits, and the process is reported as gone.
 
 One gap is left, in step 4. The process must exit and be reaped, and the kernel must reuse the id,
 all between two adjacent polls. The kernel goes through all ids before it reuses one. The other
 process then has the wrong limits until the change is undone. The change is undone only if the id
-still has the limits that were set, so a new process that was not changed keeps its limits. Two
-cases cannot be distinguished: a process that has the same limits by chance, and a process that
-gets the id between this check and the undo.
+still has the set limits. So an unchanged new process keeps its limits. Two
+cases cannot be distinguished: a process with the same limits by chance, and a process with
+the id only since this check.
 
 An id may also belong to a thread, which prlimit accepts and pidfd_open rejects.
 """
@@ -39,7 +39,7 @@ from typing import NamedTuple, Self
 from pinwarden.node.linux.procfs import StatusReader
 
 UNLIMITED = 2**64 - 1
-"""RLIM_INFINITY of the kernel (rlim64). It exceeds every other limit, for min and max."""
+"""RLIM_INFINITY of the kernel (rlim64). Larger than every other limit, for min and max."""
 
 
 class Limits(NamedTuple):
@@ -77,7 +77,7 @@ def _signed(amount: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class GateAbility:
-    """Whether this process can lower a hard limit and raise it again; if not, the `reason`."""
+    """Whether this process can lower and raise a hard limit; if not, the `reason`."""
 
     available: bool
     reason: str = ""
@@ -86,9 +86,9 @@ class GateAbility:
 def probe(prlimit: Prlimit = prlimit_memlock) -> GateAbility:
     """Try to lower and restore the limits of a child process, and return the result.
 
-    A limit that cannot be restored must not be changed, so the trial needs its own child (H1). The
-    child is reaped on return, and it also ends if this process is killed. Call this before any
-    thread starts, because it forks.
+    An irreversible change must not be made, so the trial needs its own child (H1). The
+    child is reaped on return, and also ends if this process is killed. Call this before any thread
+    starts, because of the fork.
     """
     read_end, write_end = os.pipe()
     child = os.fork()

@@ -15,6 +15,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from pinwarden.node.linux.libc import libc
+
 _RECV = 0xC0502100
 _SEND = 0xC0182101
 _ID_VALID = 0x40082102
@@ -27,9 +29,6 @@ _ID = struct.Struct("=Q")
 
 SIZE = _NOTIFICATION.size
 """Bytes of `struct seccomp_notif`."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
 class Notification(NamedTuple):
@@ -60,7 +59,7 @@ class Listener:
     def __init__(self, descriptor: int) -> None:
         self._fd = descriptor
         # Linux 6.6 wakes tasks on the same CPU; an older kernel answers EINVAL.
-        _libc.ioctl(descriptor, _SET_FLAGS, _SYNC_WAKE_UP)
+        libc.ioctl(descriptor, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def fileno(self) -> int:
         """Return the descriptor for `poll(2)`.
@@ -75,7 +74,7 @@ class Listener:
         Return False if the notification is gone. Blocks without a notification, so call this when
         the descriptor is readable. Raises OSError.
         """
-        while _libc.ioctl(self._fd, _RECV, address):
+        while libc.ioctl(self._fd, _RECV, address):
             number = ctypes.get_errno()
             if number == errno.ENOENT:
                 return False
@@ -96,7 +95,7 @@ class Listener:
 
         If so, everything read about its thread before is valid.
         """
-        return not _libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
+        return not libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
 
     def close(self) -> None:
         """Close the descriptor, at most once. Without any copy, gated calls end with ENOSYS."""
@@ -105,7 +104,7 @@ class Listener:
             os.close(descriptor)
 
     def _answer(self, response: bytes) -> bool:
-        if not _libc.ioctl(self._fd, _SEND, response):
+        if not libc.ioctl(self._fd, _SEND, response):
             return True
         number = ctypes.get_errno()
         # EINPROGRESS: the notification was answered already.

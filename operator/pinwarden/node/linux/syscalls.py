@@ -1,13 +1,13 @@
 """System call numbers and pointer tags by architecture, and `kcmp(2)`."""
 
-import ctypes
 import os
 from collections.abc import Mapping
 from typing import Final
 
+from pinwarden.node.linux.libc import libc
+
 _KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
 _KCMP_VM = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 AUDIT_ARCH_AARCH64: Final = 0xC00000B7
@@ -60,5 +60,5 @@ def compare_address_spaces(pid: int, other: int) -> int:
     Return 0 if they share one address space, as after `vfork(2)`. If the kernel cannot compare
     them, they count as different.
     """
-    result = -1 if _KCMP is None else _libc.syscall(_KCMP, pid, other, _KCMP_VM, 0, 0)
+    result = -1 if _KCMP is None else libc.syscall(_KCMP, pid, other, _KCMP_VM, 0, 0)
     return {0: 0, 1: -1, 2: 1}.get(result, -1 if pid < other else 1)

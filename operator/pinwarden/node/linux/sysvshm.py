@@ -1,6 +1,6 @@
 """System V shared memory of an IPC namespace (shmget(2), shmctl(2)), and its mappings' device.
 
-/proc/sysvipc/shm shows the IPC namespace of the process that reads the file, because
+/proc/sysvipc/shm shows the IPC namespace of its reader, because
 proc_ipc_open takes `current->nsproxy`. So a child reads the file inside the namespace.
 """
 

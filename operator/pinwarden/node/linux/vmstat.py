@@ -1,6 +1,6 @@
 """Whether the kernel may have removed mapped pages from page tables on its own, from /proc/vmstat.
 
-Reclaim removes pages of any cgroup (try_to_unmap), and counts every page that it looks at as
+Reclaim removes pages of any cgroup (try_to_unmap), and counts every inspected page as
 scanned. Collapsing small pages into a huge page removes pages too (retract_page_tables), and so
 does splitting a huge page (unmap_folio, __split_huge_pmd_locked). Both happen all day to the
 anonymous memory of a busy program. So they count only while the node has huge pages of files or
@@ -25,7 +25,7 @@ ReclaimCounters = tuple[bytes, ...]
 
 
 def reclaim_counters(proc_root: Path) -> ReclaimCounters | None:
-    """Return counters that change once the kernel may have removed pages from page tables.
+    """Return counters; a change means possible removals from page tables by the kernel.
 
     Return None if the kernel does not have the counters (before Linux 5.8).
     """

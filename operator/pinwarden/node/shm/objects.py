@@ -52,7 +52,7 @@ class ObjectSet:
 def object_at(path: Path | str) -> ObjectId:
     """Return the object at a path, links followed. Raises OSError.
 
-    A file server that may not answer is not asked (AT_STATX_DONT_SYNC).
+    A possibly unreachable file server is not asked (AT_STATX_DONT_SYNC).
     """
     buffer = ctypes.create_string_buffer(256)
     if libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer):

@@ -3,7 +3,7 @@
 Most lines are of libraries and private memory. So a line is split at its first blanks, its device
 is looked up, and only a line of a wanted device is parsed. PROCMAP_QUERY (Linux 6.11) saves the
 kernel the paths, but takes a call from Python for each mapping. The kernel writes one page of text
-at a time, so two parts of a long list are of different moments. No mapping that stays is missing.
+at a time, so two parts of a long list are of different moments. No lasting mapping is missing.
 """
 
 import os
@@ -36,7 +36,7 @@ class Region(NamedTuple):
 class ProcessMaps:
     """The mappings of a process, for one reading.
 
-    A kernel thread, a zombie and a process that is gone have none. Every read raises
+    A kernel thread, a zombie and a gone process have none. Every read raises
     PermissionError if the reader may not ptrace the process.
     """
 
@@ -48,7 +48,7 @@ class ProcessMaps:
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the list, which can take hundreds of MiB altogether.
 
-        A thread that has ended has no address space (exit_mm), although other threads may run. So
+        An ended thread has no address space (exit_mm), although other threads may run. So
         the list of another thread is read if the first list is empty: a process cannot hide its
         mappings by ending its first thread.
         """

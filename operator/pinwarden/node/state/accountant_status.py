@@ -1,7 +1,7 @@
 """The accountant's status for the agent and the gate: a file in a tmpfs, replaced as a whole.
 
 The accountant renews the file's time until its next round is due, but not after a failed round. A
-file older than `SILENT_SECONDS` means that no accountant works on the node (H2).
+file older than `SILENT_SECONDS` means: no accountant works on the node (H2).
 """
 
 import json
@@ -57,7 +57,7 @@ class _Content(BaseModel):
 
 
 def load(path: Path) -> AccountantStatus | None:
-    """Return the file's content; None if there is no file that can be parsed. Raises OSError."""
+    """Return the file's content; None without a file in this format. Raises OSError."""
     try:
         content = _Content.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The objects of a group on this node now, and the bytes that they hold (M1, M3).
+"""The objects of a group on this node now, and their bytes (M1, M3).
 
-Every round searches again. So an object that was replaced under its path (another inode), or that
-is gone, is seen at once.
+Every round searches again. So a replaced object (another inode under its path) or a removed one
+is seen at once.
 
 | backing | found by | charge |
 | --- | --- | --- |
@@ -12,8 +12,8 @@ is gone, is seen at once.
 | memfd | a name among open files and mappings of member pods (`memfd`) | `st_blocks` |
 | dmabuf | an exporter among open files of member pods (`dmabuf`) | its size, all resident |
 
-Blocks of tmpfs include pages that are swapped out. Blocks of hugetlbfs include pages that are
-reserved for a mapping. In a pod's own namespaces the search starts from one process of each
+Blocks of tmpfs include swapped out pages. Blocks of hugetlbfs include pages reserved
+for a mapping. In a pod's own namespaces the search starts from one process of each
 container.
 """
 
@@ -33,7 +33,7 @@ _UNREAD = "a member's processes cannot be read"
 class Finder:
     """Finds objects on the node whose first process is `first`.
 
-    Needs CAP_SYS_PTRACE. System V segments and memfds that are only mapped need CAP_SYS_ADMIN.
+    Needs CAP_SYS_PTRACE. System V segments and memfds without an open file need CAP_SYS_ADMIN.
     """
 
     def __init__(self, proc_root: Path, first: int = 1) -> None:
@@ -57,7 +57,7 @@ class Finder:
     ) -> GroupObjects:
         """Return at most `room` objects of a group with these member processes.
 
-        `path` is the mount point of a group that pinwarden provisions. `unread`: some processes of
+        `path` is the mount point of a group with `management: Create`. `unread`: some processes of
         members cannot be read.
 
         Raises OSError if the node cannot be searched, else ObjectsNotFoundError. The reason is

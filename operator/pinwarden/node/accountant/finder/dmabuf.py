@@ -1,6 +1,6 @@
 """Dma-bufs by their exporter, among the open files of member pods.
 
-A dma-buf that is mapped but not open does not show its exporter, so it is not found.
+A mapping without an open file does not show the exporter, so such a dma-buf is not found.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Objects with a path on the node: mounted file systems and files.
 
-The path must be below a folder that an administrator allowed, and no symbolic link below this
-folder is followed.
+The path must be below a folder allowed by an administrator. No symbolic link below this folder is
+followed.
 """
 
 import errno
@@ -25,7 +25,7 @@ _OTHERS_PAGES: Final = ("overlay", "btrfs")
 
 
 class NodePaths:
-    """Finds objects by their path, as the node's first process sees it (/proc/`first`)."""
+    """Finds objects by their path, as the node's first process sees the path (/proc/`first`)."""
 
     def __init__(self, first: Path) -> None:
         self._first = first
@@ -83,7 +83,7 @@ class NodePaths:
 
     @contextmanager
     def _opened(self, path: str, allowed: str | None) -> Iterator[int]:
-        """Yield what a path below the allowed folder names.
+        """Yield the file or folder at a path below the allowed folder.
 
         Raises ObjectsNotFoundError and OSError.
         """
@@ -116,7 +116,7 @@ def add_matching(
 ) -> None:
     """Add each regular file of a folder whose name matches. Raises OSError.
 
-    Anything else with a matching name is skipped; with no file it makes a wrong type.
+    Anything else with a matching name is skipped, and noted as `not_regular`.
     """
     names, more = openat2.matching_names(folder, pattern, MOST_OBJECTS)
     objects.truncated |= more
@@ -145,7 +145,7 @@ def used_bytes(descriptor: int) -> int | None:
 
 
 def not_found(path: str, error: OSError) -> ObjectsNotFoundError:
-    """Return the exception for a path that cannot be opened."""
+    """Return the exception for a failure to open a path."""
     match error.errno:
         case errno.ENOENT:
             return ObjectsNotFoundError("NotThere", f"{path} is not there")

@@ -1,7 +1,7 @@
 """The volume at a pod's /dev/shm while no process of its containers runs.
 
 A volume of medium Memory at /dev/shm outlives its container, and is full while the container
-restarts again and again. Then no process shows the volume, but the kubelet has it mounted on the
+restarts again and again. Then no process shows the volume, but the kubelet keeps the mount on the
 node. The pod's volume was recognised earlier by its device. If the pod never had a process of its
 own, and has only one such volume, it is this one.
 """
@@ -35,7 +35,7 @@ class PodVolumes:
         self._shown = {uid: self._shown[uid] for uid in uids if uid in self._shown}
 
     def left(self, uid: str, pids: Iterable[int], shown: Mapping[int, int]) -> list[str]:
-        """Return the mount points of the pod's /dev/shm that no process shows.
+        """Return the mount points of the pod's /dev/shm, if no process shows them.
 
         `shown` has the devices at /dev/shm now of some of the pod's processes `pids`.
         """
@@ -65,7 +65,7 @@ class PodVolumes:
     def _is_runtimes(self, pid: int) -> bool:
         """Return whether this is the sandbox's process, or one before its container's exec.
 
-        A pod that gives its own process such a name only loses its own figures.
+        A pod with such a name for its own process only loses its own figures.
         """
         with suppress(*GONE):
             name = (self._proc_root / str(pid) / "comm").read_text(errors="replace").strip()

@@ -72,11 +72,11 @@ class PosixShm:
         others: Sequence[int] = (),
         skipped: int | None = None,
     ) -> int | None:
-        """Add the objects of a /dev/shm, at a path that a process sees, and return its device.
+        """Add the objects of a /dev/shm, at a path as a process sees it, and return the device.
 
         Return None for the `skipped` device and for another file system than tmpfs. The group has
-        the unlinked objects that its processes `pids` show, and none without any `pids`. Objects
-        that only the processes `others` show belong to other groups. Raises OSError.
+        the unlinked objects of its processes `pids`, and none without any `pids`. Objects
+        shown only by the processes `others` belong to other groups. Raises OSError.
         """
         with openat2.opened_folder(f"{process}/root", path, links=False) as folder:
             if openat2.filesystem_magic(folder) != openat2.TMPFS:

@@ -23,13 +23,13 @@ class ObjectsNotFoundError(Exception):
 class GroupObjects:
     """The objects of a group now, with at most `room` of them.
 
-    `objects` has the bytes that each object holds, `sizes` the sizes of System V segments. A
+    `objects` has the bytes of each object, `sizes` the sizes of System V segments. A
     device is a whole file system, and `filesystem_bytes` are its bytes, None if unknown.
     `dmabuf_devices` are the devices of dma-bufs.
 
     `truncated`: there may be more objects, so the charge is a lower bound (H2). `cause` says why
     some objects may be unknown, and is empty if there are merely too many. `not_regular` is a
-    matching name of something that is no object.
+    matching name of anything else.
     """
 
     room: int = MOST_OBJECTS

@@ -56,15 +56,15 @@ class UnlinkedFinder:
         self._read: dict[tuple[int, int], Sequence[UnlinkedObject]] = {}
 
     def begin(self) -> None:
-        """Begin a round: forget what processes showed."""
+        """Begin a round: forget all processes."""
         self._read = {}
 
     def find(
         self, folder: int, pids: Sequence[int], others: Sequence[int], seconds: float
     ) -> UnlinkedObjects:
-        """Return the unlinked objects that the processes `pids` have open or mapped.
+        """Return the unlinked objects, open or mapped in the processes `pids`.
 
-        Objects that only `others` show belong to other groups. They explain bytes of the tmpfs,
+        Objects shown only by `others` belong to other groups. They explain bytes of the tmpfs,
         and are not returned. Processes are read only until all bytes are explained, and for at
         most `seconds`. A tmpfs without a size does not show its bytes; then all `pids` are read.
         Raises OSError.
@@ -94,7 +94,7 @@ class UnlinkedFinder:
         return UnlinkedObjects(tuple(own.values()), complete, late)
 
     def _shown(self, pid: int, device: int, deadline: float) -> tuple[Sequence[UnlinkedObject], bool]:
-        """Return what a process shows, and whether the deadline came before its end."""
+        """Return the unlinked objects of a process, and whether the deadline came before its end."""
         if (known := self._read.get((device, pid))) is not None:
             return known, False
         shown: list[UnlinkedObject] = []
@@ -143,7 +143,7 @@ def _before(deadline: float, items: Iterable[_Item]) -> Iterator[_Item]:
 
 
 def _unlinked(proc_root: Path, pid: int, device: int, deadline: float) -> Iterator[UnlinkedObject]:
-    """Yield the unlinked objects of a device that a process has open or mapped.
+    """Yield the unlinked objects of a device, open or mapped in a process.
 
     Raises TimeoutError at the deadline.
     """
