@@ -111,7 +111,7 @@ def main() -> None:
 def measure(node: Node, pairs: int) -> None:
     """One node, all situations."""
     pods = [node.pod() for _ in range(PODS)]
-    node.hold({pod.uid: LIMIT for pod in pods})
+    node.set_limits({pod.uid: LIMIT for pod in pods})
     one, other = pods[:2]
     print(
         "| us for mlock + munlock | p50 | p99 | most | p50 ratio | p99 ratio |\n| --- | --- | --- | --- | --- | --- |"

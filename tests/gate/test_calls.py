@@ -73,9 +73,9 @@ def answers(process: Process, seconds: float) -> bool:
 
 def denial(node: Node, number: int) -> Mapping[str, Any]:
     """The one with this number, which is the last."""
-    node.until(lambda: node.told.number >= number)
-    assert node.told.number == number
-    return node.told.recent[-1]
+    node.until(lambda: node.status.number >= number)
+    assert node.status.number == number
+    return node.status.recent[-1]
 
 
 # -- a limit that changes -------------------------------------------------------------------------------------------------------
@@ -84,10 +84,10 @@ def denial(node: Node, number: int) -> Mapping[str, Any]:
 @pytest.mark.rule("P12", level="Deny")
 def test_a_raised_limit_holds_for_the_next_call_of_a_running_process(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     process = locker(pod)
     for amount in (LIMIT, LIMIT + PAGE, 2 * LIMIT):
-        node.hold({pod.uid: amount})
+        node.set_limits({pod.uid: amount})
         assert ask(process, f"until {4 * LIMIT}") == f"{amount} {REFUSED}"
     assert pod.locked == 2 * LIMIT
 
@@ -95,10 +95,10 @@ def test_a_raised_limit_holds_for_the_next_call_of_a_running_process(node: Node)
 @pytest.mark.rule("P11", "P8", level="Deny")
 def test_a_lowered_limit_evicts_nothing_and_refuses_what_adds(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     process = locker(pod)
     assert ask(process, f"lock {LIMIT}") == f"{LIMIT} 0"
-    node.hold({pod.uid: HALF})
+    node.set_limits({pod.uid: HALF})
     assert pod.locked == LIMIT
     assert ask(process, f"lock {PAGE}") == f"{LIMIT} {REFUSED}"
     assert ask(process, "again") == "0 0"
@@ -112,7 +112,7 @@ def test_a_lowered_limit_evicts_nothing_and_refuses_what_adds(node: Node) -> Non
 @pytest.mark.rule("P5", "P8", level="Deny")
 def test_what_is_given_up_is_there_for_another_process_at_once(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     one, other = locker(pod), locker(pod)
     for _ in range(20):
         assert ask(one, f"lock {LIMIT}") == f"{LIMIT} 0"
@@ -137,7 +137,7 @@ def test_the_tighter_of_two_limits_decides_and_is_named(node: Node, scope: str, 
     hold(node, [limit("tight", LIMIT + HALF, scope), limit("wide", LIMIT)], pod)
     assert ask(process, f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
     assert denial(node, 2)["name"] == "wide"
-    assert node.told.denials == {pod.uid: {"uid-tight": 1, "uid-wide": 1}}
+    assert node.status.denials == {pod.uid: {"uid-tight": 1, "uid-wide": 1}}
 
 
 @pytest.mark.rule("P13", level="Deny")
@@ -257,7 +257,7 @@ def test_audit_refuses_nothing_and_disarms_nothing(node: Node) -> None:
 @pytest.mark.parametrize("user", [NOBODY, 0])
 def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(node: Node, user: int) -> None:
     pod = node.pod()
-    node.hold({pod.uid: 0})
+    node.set_limits({pod.uid: 0})
     process = locker(pod, user=user)
     for call in (
         f"mlock area {PAGE}",
@@ -270,7 +270,7 @@ def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(nod
     assert denial(node, 3)["limit"] == 0
     if user:
         free = node.pod()
-        node.hold({pod.uid: 0}, free=[free])
+        node.set_limits({pod.uid: 0}, free=[free])
         bare = locker(free, user=user)
         assert ask(bare, SOFT_RLIMIT.format(0)) == "0"
         for call in (f"mlock area {PAGE}", f"mmap 0 {PAGE} 3 {MAP_LOCKED} 2**64-1 0"):
@@ -294,12 +294,12 @@ def test_a_free_pod_is_never_refused_whatever_holds_for_others(node: Node) -> No
 @pytest.mark.rule("P1", level="Deny")
 def test_a_pod_that_is_not_listed_yet_waits_for_its_limits(node: Node) -> None:
     late, other = node.pod(), node.pod()
-    node.hold({other.uid: LIMIT})
+    node.set_limits({other.uid: LIMIT})
     process = locker(late)
     tell(process, f"until {2 * LIMIT}")
     assert ask(locker(other), f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
     assert not answers(process, 1.0)
-    node.hold({other.uid: LIMIT, late.uid: HALF})
+    node.set_limits({other.uid: LIMIT, late.uid: HALF})
     assert answers(process, LATE_SECONDS)
     assert hear(process) == f"{HALF} {REFUSED}"
 
@@ -402,15 +402,15 @@ def test_a_denial_names_process_source_and_amounts(node: Node) -> None:
 @pytest.mark.rule("P5", level="Deny")
 def test_denials_are_counted_by_pod_and_limit_and_outlive_a_gate(node: Node) -> None:
     one, other = node.pod(), node.pod()
-    node.hold({one.uid: LIMIT, other.uid: HALF})
+    node.set_limits({one.uid: LIMIT, other.uid: HALF})
     for pod, times in ((one, 3), (other, 2)):
         process = locker(pod)
         for _ in range(times):
             assert ask(process, f"lock {2 * LIMIT}") == f"0 {REFUSED}"
     expected = {one.uid: {f"uid-{one.uid[:8]}": 3}, other.uid: {f"uid-{other.uid[:8]}": 2}}
-    node.until(lambda: node.told.denials == expected)
+    node.until(lambda: node.status.denials == expected)
     node.kill_gate()
     assert ask(locker(one), f"lock {2 * LIMIT}") == f"0 {REFUSED}"
     expected[one.uid][f"uid-{one.uid[:8]}"] += 1
-    node.until(lambda: node.told.denials == expected)
-    assert [each["number"] for each in node.told.recent] == [1, 2, 3, 4, 5, 6]
+    node.until(lambda: node.status.denials == expected)
+    assert [each["number"] for each in node.status.recent] == [1, 2, 3, 4, 5, 6]

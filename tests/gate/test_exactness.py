@@ -73,7 +73,7 @@ def test_racing_processes_get_the_limit_to_the_page_and_never_more(
     node: Node, processes: int, rounds: int, user: int
 ) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     racers = start(pod, "racer.py", processes, 512, user=user)
     with Watch(pod) as watch:
         for seed in range(rounds):
@@ -100,7 +100,7 @@ def assert_no_false_refusal(at_first: int, calls: list[tuple[int, float, float, 
 @pytest.mark.rule("P1", "P5", level="Deny")
 def test_a_fresh_pod_whose_first_act_is_too_much_is_refused(node: Node) -> None:
     pods = [node.pod() for _ in range(100)]
-    node.hold({pod.uid: LIMIT for pod in pods})
+    node.set_limits({pod.uid: LIMIT for pod in pods})
     for pod in pods:
         locker = start(pod, "locker.py", 2 * LIMIT)
         assert ask(locker, f"lock {LIMIT + PAGE}") == f"0 {errno.ENOMEM}"
@@ -112,7 +112,7 @@ def test_a_fresh_pod_whose_first_act_is_too_much_is_refused(node: Node) -> None:
 @pytest.mark.rule("H3", level="Deny")
 def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     loopers = start(pod, "looper.py", 4)
     with Watch(pod) as watch:
         for _ in range(100):
@@ -128,28 +128,28 @@ def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) 
 @pytest.mark.rule("H1", level="Deny")
 def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     start(pod, "locker.py", LIMIT)
-    node.until(lambda: pod.uid in node.told.held)
-    first = node.told.held[pod.uid]
-    node.hold({pod.uid: 2 * LIMIT})
-    node.until(lambda: node.told.held[pod.uid] != first)
-    node.hold({pod.uid: LIMIT})
-    node.until(lambda: node.told.held[pod.uid] == first)
+    node.until(lambda: pod.uid in node.status.held)
+    first = node.status.held[pod.uid]
+    node.set_limits({pod.uid: 2 * LIMIT})
+    node.until(lambda: node.status.held[pod.uid] != first)
+    node.set_limits({pod.uid: LIMIT})
+    node.until(lambda: node.status.held[pod.uid] == first)
     node.configure(limits=[], pods=[{"uid": pod.uid}])
-    node.until(lambda: pod.uid not in node.told.held)
+    node.until(lambda: pod.uid not in node.status.held)
 
 
 @pytest.mark.rule("H1", level="Deny")
 def test_what_loosened_a_pod_is_known_when_its_container_was_started_anew(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     first = start(pod, "locker.py", LIMIT)
     assert ask(first, f"call mlockall {MCL_FUTURE}") == "0 0"
-    reasons = node.told.inexact[pod.uid]
+    reasons = node.status.inexact[pod.uid]
     first.kill()
     first.wait()
-    node.until(lambda: pod.container not in node.told.containers)
+    node.until(lambda: pod.container not in node.status.containers)
     start(pod, "locker.py", LIMIT)
-    node.until(lambda: pod.container in node.told.containers)
-    assert node.told.inexact == {pod.uid: reasons}
+    node.until(lambda: pod.container in node.status.containers)
+    assert node.status.inexact == {pod.uid: reasons}

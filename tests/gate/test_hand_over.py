@@ -23,7 +23,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 @pytest.mark.rule("H3", level="Deny")
 def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
     for _ in range(3):
@@ -38,7 +38,7 @@ def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) ->
 @pytest.mark.rule("H3", level="Deny")
 def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     loopers = start(pod, "looper.py", 4)
     for _ in range(3):
         old_holder, old_gate = node.holder, node.gate
@@ -60,7 +60,7 @@ def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) ->
 @pytest.mark.rule("H3", level="Deny")
 def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
     node.holder.kill()
@@ -82,24 +82,24 @@ def test_a_gate_that_is_told_to_end_is_missed_only_where_it_holds_a_pod(node: No
     assert not record.exists()
     node.gate = node.start("gate", "--state-dir", str(node.state_dir))
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     assert ask(start(pod, "locker.py", LIMIT), f"lock {PAGE}") == f"{PAGE} 0"
     node.gate.terminate()
     assert node.gate.wait(30) == 0
-    assert pod.container in node.told.containers
+    assert pod.container in node.status.containers
     node.gate = node.start("gate", "--state-dir", str(node.state_dir))
 
 
 @pytest.mark.rule("H1", level="Deny")
 def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", LIMIT)
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
-    node.until(lambda: pod.container in node.told.containers)
+    node.until(lambda: pod.container in node.status.containers)
     for each in (node.holder, node.gate):
         each.kill()
         each.wait()
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} {errno.ENOSYS}"
     node.holder, node.gate = node.start("holder"), node.start("gate", "--state-dir", str(node.state_dir))
-    node.until(lambda: pod.container in node.told.lost)
+    node.until(lambda: pod.container in node.status.lost)

@@ -54,7 +54,7 @@ def racing() -> Iterator[Path]:
 @pytest.fixture
 def pod(node: Node) -> Pod:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     return pod
 
 
@@ -97,9 +97,9 @@ def used_by(pid: int) -> int:
 
 def coverage(node: Node, pod: Pod) -> GateCoverage:
     """What the agent would say of the pod now."""
-    node.until(lambda: pod.container in node.told.containers)
+    node.until(lambda: pod.container in node.status.containers)
     subject = Subject(
-        pod.uid, (pod.directory,), SubjectPolicy((), fingerprint=node.told.held.get(pod.uid, ""))
+        pod.uid, (pod.directory,), SubjectPolicy((), fingerprint=node.status.held.get(pod.uid, ""))
     )
     table = ProcessTable(Path("/proc"))
     subject.sample(table, time.monotonic())
@@ -207,7 +207,7 @@ def test_a_call_is_not_decided_by_what_was_read_for_the_one_before(node: Node, p
 @pytest.mark.rule("P1", "H1", level="Deny")
 def test_the_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run) -> None:
     pod, limit = node.pod(), 3 * MIB
-    node.hold({pod.uid: limit})
+    node.set_limits({pod.uid: limit})
     most, _ = answer(run(pod, "mapped_while_all_is_locked", limit))
     assert most <= limit or "stack" in coverage(node, pod).why
 
@@ -217,7 +217,7 @@ def test_a_long_call_is_not_taken_for_counted_while_it_counts(node: Node, run: R
     limit = 60_000 * 32 * PAGE
     for _ in range(3):
         pod = node.pod()
-        node.hold({pod.uid: limit})
+        node.set_limits({pod.uid: limit})
         process = run(pod, "taken_for_counted", limit // 8, user=0)
         for _ in range(2):
             answer(process)
@@ -235,7 +235,7 @@ def test_a_list_of_buffers_that_changes_loosens_the_pod(node: Node, pod: Pod, ru
 @pytest.mark.parametrize("level", ["Converge", "Deny"])
 def test_memory_that_is_not_locked_grows_as_it_likes(node: Node, run: Run, level: str) -> None:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT}, minimum_level=level)
+    node.set_limits({pod.uid: LIMIT}, minimum_level=level)
     assert answer(run(pod, "grows_what_is_not_locked")) == (0, 0)
     assert coverage(node, pod).exact
 
@@ -373,7 +373,7 @@ def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) ->
 @pytest.mark.rule("P5", level="Deny")
 def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(node: Node, run: Run) -> None:
     noisy, quiet = node.pod(), node.pod()
-    node.hold({noisy.uid: LIMIT, quiet.uid: LIMIT})
+    node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     answer(run(noisy, "maps_in_threads", 500))
     locker = start(quiet, "locker.py", 2 * LIMIT)
     for _ in range(3):
@@ -387,7 +387,7 @@ def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_
     node: Node, run: Run
 ) -> None:
     slow, quiet = node.pod(), node.pod()
-    node.hold({slow.uid: LIMIT, quiet.uid: LIMIT})
+    node.set_limits({slow.uid: LIMIT, quiet.uid: LIMIT})
     locker = start(quiet, "locker.py", LIMIT)
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} 0"
     process = run(slow, "keeps_its_lock", 48)
@@ -401,7 +401,7 @@ def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_
 @pytest.mark.rule("P5", "P8", level="Deny")
 def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(node: Node, run: Run) -> None:
     slow, quiet = node.pod(), node.pod()
-    node.hold({slow.uid: LIMIT, quiet.uid: LIMIT})
+    node.set_limits({slow.uid: LIMIT, quiet.uid: LIMIT})
     locker = start(quiet, "locker.py", LIMIT)
     assert ask(locker, f"lock {LIMIT}") == f"{LIMIT} 0"
     process = run(slow, "keeps_all_readers", 64)

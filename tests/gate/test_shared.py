@@ -138,9 +138,9 @@ def test_only_an_attached_pod_may_borrow(node: Node, shared: Shared, user: int) 
     for more in (0, POPULATE, 2, LOCKED):  # 2: MAP_SHARED_VALIDATE
         assert maps(stranger, shared.file, 0, PAGE, more) == NO
     assert shared.has(other) == 0
-    node.until(lambda: node.told.group_denials == {GROUP: {other.uid: 4}})
-    assert not node.told.denials
-    assert not node.told.recent
+    node.until(lambda: node.status.group_denials == {GROUP: {other.uid: 4}})
+    assert not node.status.denials
+    assert not node.status.recent
     assert maps(stranger, shared.file, 0, PAGE, child=0) == NO
     configure(node, group(pods=[member, other]), listed=[member, other])
     assert maps(stranger, shared.file, 0, PAGE) == NONE
@@ -214,7 +214,7 @@ def test_a_pod_of_a_node_without_groups_is_not_looked_at(node: Node, shared: Sha
     began = time.monotonic()
     assert {maps(process, shared.file, 0, PAGE) for _ in range(200)} == {NONE}
     assert time.monotonic() - began < UNLISTED_SECONDS
-    node.until(lambda: pod.container in node.told.mapping)
+    node.until(lambda: pod.container in node.status.mapping)
 
 
 @pytest.mark.rule("M2", "M8", level="Converge")
@@ -259,7 +259,7 @@ def test_a_member_gets_its_limit_to_the_page_and_each_page_once(node: Node, shar
         assert maps(process, shared.file, PAGE, LIMIT, child=child) == FULL
         assert maps(process, shared.file, 32 * MIB, 1, child=child) == FULL
     assert shared.has(pod) == LIMIT
-    node.until(lambda: node.told.group_denials == {GROUP: {pod.uid: 8}})
+    node.until(lambda: node.status.group_denials == {GROUP: {pod.uid: 8}})
 
 
 @pytest.mark.rule("M8", level="Converge")
@@ -360,7 +360,7 @@ def test_each_group_has_its_own_limit(node: Node, shared: Shared) -> None:
         FULL,
         FULL,
     ]
-    node.until(lambda: node.told.group_denials == {"uid-1": {pod.uid: 1}, "uid-2": {pod.uid: 1}})
+    node.until(lambda: node.status.group_denials == {"uid-1": {pod.uid: 1}, "uid-2": {pod.uid: 1}})
 
 
 @pytest.mark.rule("M8", level="Converge")
@@ -481,8 +481,8 @@ def test_a_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Share
     assert do(process, f"grow({address}, {HALF}, {HALF + PAGE})") == (-1, FULL)
     assert maps(process, shared.file, 0, HALF, LOCKED) == NONE
     assert (pod.locked, shared.has(pod)) == (LIMIT, HALF)
-    node.until(lambda: node.told.denials == {pod.uid: {"uid-pins": 2}})
-    node.until(lambda: node.told.group_denials == {GROUP: {pod.uid: 2}})
+    node.until(lambda: node.status.denials == {pod.uid: {"uid-pins": 2}})
+    node.until(lambda: node.status.group_denials == {GROUP: {pod.uid: 2}})
 
 
 # -- draining, and a gate that dies ---------------------------------------------------------------------------------------------
@@ -504,7 +504,7 @@ def test_a_group_that_drains_takes_no_new_borrower_and_lets_the_others_go_on(
     assert maps(one, shared.file, 0, LIMIT + PAGE) == FULL
     assert do(one, f"unmap({again}, {HALF})") == do(one, f"unmap({address}, {PAGE})") == (0, 0)
     assert maps(one, shared.file, 0, PAGE) == NO
-    node.until(lambda: node.told.group_denials == {GROUP: {old.uid: 2, new.uid: 1}})
+    node.until(lambda: node.status.group_denials == {GROUP: {old.uid: 2, new.uid: 1}})
 
 
 @pytest.mark.rule("M8", "H3", level="Converge")

@@ -30,12 +30,12 @@ def hostile() -> Iterator[Path]:
 @pytest.fixture
 def pod(node: Node) -> Pod:
     pod = node.pod()
-    node.hold({pod.uid: LIMIT})
+    node.set_limits({pod.uid: LIMIT})
     return pod
 
 
 def loosened(node: Node, pod: Pod) -> str:
-    return "; ".join(node.told.inexact.get(pod.uid, ()))
+    return "; ".join(node.status.inexact.get(pod.uid, ()))
 
 
 def fills_up(pod: Pod, locker: Process) -> None:
@@ -176,7 +176,7 @@ def test_what_is_locked_can_be_locked_again_at_and_above_the_limit(node: Node, p
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
     assert ask(locker, "again") == "0 0"
-    node.hold({pod.uid: LIMIT // 2})
+    node.set_limits({pod.uid: LIMIT // 2})
     assert ask(locker, "again") == "0 0"
     assert ask(locker, f"lock {PAGE}") == f"{LIMIT} {errno.ENOMEM}"
     assert pod.locked == LIMIT
@@ -212,7 +212,7 @@ def test_a_call_that_the_kernel_refuses_for_another_reason_gets_that_one(
     pod: Pod, node: Node, call: str
 ) -> None:
     free = node.pod()
-    node.hold({pod.uid: LIMIT}, free=[free])
+    node.set_limits({pod.uid: LIMIT}, free=[free])
     words = call.replace("-1", "2**64-1") if "mmap" in call else call
     answers = [ask(start(each, "locker.py", LIMIT), f"call {words}") for each in (free, pod)]
     assert answers[0] == answers[1]
@@ -286,13 +286,13 @@ def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
     assert says in loosened(node, pod)
 
     strict = node.pod()
-    node.hold({pod.uid: LIMIT, strict.uid: LIMIT}, minimum_level="Deny")
+    node.set_limits({pod.uid: LIMIT, strict.uid: LIMIT}, minimum_level="Deny")
     locker = start(strict, "locker.py", LIMIT)
     answer = ask(locker, f"python {stack}; result = {code}")
     assert not loosened(node, strict)
     assert answer.rstrip(")").split(", ")[-1] in map(str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN))
-    node.until(lambda: any(says in each.get("message", "") for each in node.told.recent))
-    assert node.told.recent[-1]["call"] == called
+    node.until(lambda: any(says in each.get("message", "") for each in node.status.recent))
+    assert node.status.recent[-1]["call"] == called
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -305,7 +305,7 @@ def test_mlockall_of_more_than_fits_is_refused(pod: Pod) -> None:
 @pytest.mark.rule("P5", level="Deny")
 def test_a_flood_of_one_pod_does_not_keep_another_from_its_answers(node: Node, hostile: Path) -> None:
     noisy, quiet = node.pod(), node.pod()
-    node.hold({noisy.uid: LIMIT, quiet.uid: LIMIT})
+    node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     assert hear(noisy.run([str(hostile), "flood", "300"])) == "0 0"
     locker = start(quiet, "locker.py", 2 * LIMIT)
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"

@@ -81,7 +81,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
         assert refused.value.errno == refusal
     limit(SIZE)
     case.map(a, a, handle, 1)
-    gated.until(lambda: gated.told.group_denials.get("g") == {member.uid: 1, other.uid: 1})
+    gated.until(lambda: gated.status.group_denials.get("g") == {member.uid: 1, other.uid: 1})
     look(gated, accountant)
     (report,) = accountant.status.groups
     (borrower,) = report.borrowers

@@ -76,7 +76,7 @@ def gated(agent: Agent, *, user: int = NOBODY) -> tuple[Pod, Process]:
     agent.node.configure(pods=[{"uid": pod.uid}])
     locker = start(pod, "locker.py", 8 * MIB, user=user)
     prlimit_memlock(locker.pid, GIVEN)
-    agent.node.until(lambda: pod.container in agent.node.told.containers)
+    agent.node.until(lambda: pod.container in agent.node.status.containers)
     return pod, locker
 
 

@@ -1,1 +1,1 @@
-"""This machine as a node with a seccomp gate: real holder, gate, cgroups and filtered processes, for tests and benchmarks."""
+"""This machine as a node with a holder, a gate and gated processes, for tests and benchmarks."""

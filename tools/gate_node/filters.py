@@ -1,4 +1,4 @@
-"""Loads an OCI seccomp profile into the calling process through libseccomp, as runc does (libcontainer/seccomp)."""
+"""Loads an OCI seccomp profile into the calling process by libseccomp, as runc does."""
 
 import ctypes
 import os

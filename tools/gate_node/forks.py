@@ -1,7 +1,8 @@
-"""Processes forked from one interpreter that has imported what they run: each starts in milliseconds.
+"""Starts processes in milliseconds: each is forked from an interpreter with all imports done.
 
-The fork server is a process of its own, because its client may have threads. A request carries a function's name, its arguments, the
-standard descriptors and a pipe. The server answers on the pipe: first the process id, at the end the exit code.
+The fork server is a separate process, because its client may have threads. A request has a
+function's name, its arguments, the standard descriptors and a pipe. On the pipe the server sends
+the process id first, and the exit code at the end.
 """
 
 import gc
@@ -23,17 +24,20 @@ _STANDARD = 3
 
 
 class Forked:
-    """A forked process, with the part of the interface of `subprocess.Popen` that its users need."""
+    """A forked process with the used part of the interface of `subprocess.Popen`."""
 
     def __init__(self, stdin: int, stdout: int, answers: int) -> None:
-        """Takes over the ends of three pipes. Raises ChildProcessError when the server has ended."""
-        self.stdin, self.stdout = open(stdin, "w"), open(stdout)  # noqa: SIM115 - closed by who asked, as those of Popen are
+        """Take over three pipe ends. Raises ChildProcessError if the server has ended."""
+        self.stdin, self.stdout = open(stdin, "w"), open(stdout)  # noqa: SIM115 - the caller closes them, as with Popen
         self._answers = answers
         self.pid = _receive(answers)
         self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, or the negative number of a signal. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        """Return the exit code, or the negative number of a signal.
+
+        Raises subprocess.TimeoutExpired after `timeout` seconds.
+        """
         if self.returncode is None:
             if not select.select([self._answers], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
@@ -63,10 +67,13 @@ class Forked:
 
 
 class ForkServer:
-    """The client's side. The server is `python -m MODULE DESCRIPTOR`, which calls `serve`, and ends with its client."""
+    """The client. The server is `python -m MODULE DESCRIPTOR`, which calls `serve`.
+
+    The server ends with its client.
+    """
 
     def __init__(self, module: str, paths: Sequence[Path]) -> None:
-        """`paths` are folders that the server imports from, before all others."""
+        """`paths` are the first folders of the server's import path."""
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._server = subprocess.Popen(
@@ -77,9 +84,9 @@ class ForkServer:
             )
 
     def start(self, function: str, *arguments: Any, stderr: int = 2) -> Forked:
-        """Have the module run a function in a process of its own, with pipes as standard input and output. Raises OSError.
+        """Run a function of the module in a new process, with pipes as standard input and output.
 
-        The arguments are what JSON has.
+        The arguments are JSON values. Raises OSError.
         """
         (stdin, input_end), (output_end, stdout), (answers, status) = (os.pipe() for _ in range(_STANDARD))
         try:
@@ -92,9 +99,9 @@ class ForkServer:
 
 
 def serve(descriptor: int) -> tuple[str, list[Any]]:
-    """Fork for each request on this socket, and return in the children alone: the function's name and its arguments.
+    """Fork for each request on a socket. Return the function's name and arguments in the child.
 
-    When the client has ended, kill what it left running, and exit.
+    When the client has ended, kill its remaining processes and exit.
     """
     requests = socket.socket(fileno=descriptor)
     children: dict[int, tuple[int, int]] = {}  # by pidfd: process id, and the pipe for its exit code

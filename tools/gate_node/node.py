@@ -128,7 +128,7 @@ class Node:
     """A holder, a gate, and the configuration file of an agent. Call `close` at the end."""
 
     def __init__(self, folder: Path, *, executed: bool = False) -> None:
-        """Start both: forked, or `executed` as a container runtime starts them, each with an interpreter of its own."""
+        """Start both processes by fork, or `executed` with their own interpreters."""
         self._executed = executed
         self._log = folder / "gate.log"
         self.state_dir, self.run_dir = folder / "state", Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}")
@@ -145,7 +145,7 @@ class Node:
         self.gate = self.start("gate", "--state-dir", str(self.state_dir))
 
     def start(self, *arguments: str, capabilities: str = "") -> Process:
-        """Start a program of pinwarden, with all capabilities or with these alone (`+sys_ptrace`): then it is executed."""
+        """Start a subcommand of pinwarden, executed if it gets only some `capabilities`."""
         command = [*arguments, "--run-dir", str(self.run_dir)]
         bounded = ["setpriv", f"--bounding-set=-all,{capabilities}"] if capabilities else []
         process: Process
@@ -173,7 +173,7 @@ class Node:
         self._made.append(Pod(self, uid))
         return self._made[-1]
 
-    def hold(
+    def set_limits(
         self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), minimum_level: str = "Converge"
     ) -> None:
         """Apply a limit in bytes to each of these pods, by UID."""
@@ -196,18 +196,21 @@ class Node:
         )
 
     def configure(self, **spec: Any) -> None:
-        """Keep a NodePinConfig's spec as the agent would, and wait until it is in force. Raises AssertionError after a minute."""
+        """Write a NodePinConfig's spec as the agent does, and wait until the gate applies it.
+
+        Raises AssertionError after a minute.
+        """
         self._generation += 1
         self._memory.save(Configuration.parse(spec, "npc", self._generation))
         in_force = f"configuration in force: generation {self._generation},"
         self.until(lambda: in_force in self._log.read_text())
 
     def share(self, extents: Mapping[str, ObjectSet]) -> None:
-        """Tell what belongs to each group of shared memory, by its uid, as the accountant would: in force with the next `configure`."""
+        """Write the objects of each group as the accountant does. `configure` applies them."""
         shared.save(self.run_dir / shared.NAME, shared.AccountantStatus(objects=extents))
 
     @property
-    def told(self) -> GateStatus:
+    def status(self) -> GateStatus:
         """The status file of the gate."""
         return load(self.run_dir / "gate.json") or GateStatus()
 

@@ -33,7 +33,10 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """`number` tells listeners apart, across processes; `message` is the runtime's. Whoever received it owns the `descriptors`."""
+    """A packet. `number` names a listener in all processes. `message` is the runtime's message.
+
+    The receiver owns the `descriptors`.
+    """
 
     kind: Kind
     number: int = 0

@@ -43,10 +43,13 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
         "ioctl": 29,
     },
 }
-"""The gated calls by AUDIT_ARCH and name (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h)."""
+"""System call numbers by AUDIT_ARCH and name.
+
+See arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
+"""
 
 _TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
-"""Address bits that the kernel can ignore: linear address masking on x86, top-byte-ignore on arm64."""
+"""Ignored address bits: linear address masking on x86, top byte ignore on arm64."""
 
 
 def untagged(arch: int, address: int) -> int:
