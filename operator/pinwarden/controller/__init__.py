@@ -1,13 +1,19 @@
-"""The operator: a thin edge around `plan`, in one asyncio process.
+"""The operator: a thin layer around `plan`, in one asyncio process.
 
-- `client`: requests to the API server; `reflector`: a list and watch over it; `transform`: what is kept of an object.
-- `kopf_watch`: PinLimits, ClusterPinLimits and SharedMemoryGroups through kopf, which runs in a thread of its own; `resync`: what kopf does
-  not tell.
-- `store`: everything that is known, and what is dirty; `spec_reconciler`, `status_reconciler`, `finalizers`: from dirty to written;
-  `workqueue`: queues and paces for it; `items`: where the failure of an item ends.
-- `write_guard`, `leader_election`: when writing is allowed, and who may.
-- `events`: Kubernetes Events of what happened to a limit or group; `denial_events`: those on pods, of denied calls.
-- `metrics_counters`, `metrics_totals`, `metrics_collector`: what reports add up to, as metrics; `metrics`, `http_server`; `daemon` puts all
-  together.
-- `uninstall`: `pinwarden uninstall`.
+Docs/semantics.md has its rules.
+
+- Input: `client` sends requests to the API server. `reflector` lists and watches a resource, and
+  `transform` selects the stored fields. `kopf_watch` watches PinLimits, ClusterPinLimits and
+  SharedMemoryGroups with kopf in a thread, `resources` reads them, and `resync` finds the changes
+  that kopf does not report.
+- State: `store` has all known objects and the dirty names; `managed_resource` is the entry of a
+  limit or group; `agent_liveness` tracks the agents.
+- Output: `spec_reconciler`, `status_reconciler` and `finalizers` write for dirty names. `workqueue`
+  and `ratelimit` order the writes, `items` contains failures, and `write_guard` with
+  `leader_election` allows writes.
+- Events: `events` on limits, groups and nodes; `denial_events` on pods.
+- Metrics: `metrics` counts the operator's actions. `metrics_collector` reads `metrics_totals`,
+  `metrics_counters` and the tables `metrics_families` and `metrics_resources`. `http_server` serves
+  all.
+- `daemon` wires the parts; `uninstall` is `pinwarden uninstall`.
 """

@@ -1,7 +1,8 @@
-"""Requests to the API server over the raw `ApiClient` of `kubernetes.aio`.
+"""Requests to the API server with the raw `ApiClient` of `kubernetes.aio`.
 
-The package brings credentials (kubeconfig, service account, refreshed tokens), TLS and the connection pool. Its typed models are left
-aside: they cost more memory than the whole cache, and a typed object cannot hold a field that a newer API server added.
+The package provides credentials (kubeconfig, service account, refreshed tokens), TLS and the
+connection pool. Its typed models are not used: they need more memory than the whole cache, and they
+drop fields of a newer API server.
 """
 
 import json
@@ -20,7 +21,7 @@ from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 FIELD_MANAGER = "pinwarden-operator"
 REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
-# The API server mostly sends a bookmark once a minute, so a watch that is silent for longer is ended: it may be dead.
+# The API server usually sends a bookmark every minute; a longer silence may mean a dead watch.
 WATCH_SILENCE_SECONDS = 90.0
 _APPLY = "application/apply-patch+yaml; charset=utf-8"
 _IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
@@ -29,13 +30,14 @@ Json = dict[str, Any]
 
 
 class ConnectionSetupError(Exception):
-    """There is no usable way to reach an API server; the message is for people."""
+    """No usable connection to an API server is configured; the message is for users."""
 
 
 class ApiError(Exception):
-    """A request that did not succeed.
+    """A request failed.
 
-    `status` is that of HTTP, None when there was no answer; `retry_after` is what the server asked for, in seconds.
+    `status` is the HTTP status, None without an answer; `retry_after` are the seconds that the
+    server asked for.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
@@ -45,17 +47,17 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> str:
-        """One of a few words, for metrics."""
+        """Return the kind of the failure for metrics, one of a closed set."""
         return {None: "unreachable", 409: "conflict", 429: "throttled", 410: "gone"}.get(
             self.status, "server" if (self.status or 0) >= 500 else "refused"
         )
 
 
 async def configure(kubeconfig: Path | None) -> Configuration:
-    """The way to the API server: `kubeconfig`, else the pod's service account, else $KUBECONFIG or ~/.kube/config.
+    """Return the connection: `kubeconfig`, else the service account, else $KUBECONFIG or
+    ~/.kube/config.
 
-    Raises:
-        ConnectionSetupError: it cannot be read, or there is none.
+    Raises: ConnectionSetupError: the configuration is missing or cannot be read.
     """
     configuration = Configuration()
     try:
@@ -72,7 +74,7 @@ async def configure(kubeconfig: Path | None) -> Configuration:
 
 
 class Api:
-    """JSON requests; every failure is an `ApiError`."""
+    """JSON requests; every failure raises `ApiError`."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
@@ -90,17 +92,17 @@ class Api:
         return await self._request("GET", path, query, seconds=seconds)
 
     async def get_metadata(self, path: str, **query: str | int) -> Json:
-        """GET of a list that holds nothing but the metadata of its items."""
+        """GET a list with only the metadata of its items."""
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         return await self._request("GET", path, query, accept=accept)
 
     async def apply(self, path: str, body: Mapping[str, Any], manager: str = FIELD_MANAGER) -> Json:
-        """Server-side apply, taking over fields that another manager holds."""
+        """Apply on the server side, and take over fields of other managers."""
         query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, query, as_yaml(body), content=_APPLY)
 
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
-        """A JSON patch (RFC 6902)."""
+        """Send a JSON patch (RFC 6902)."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._request("PATCH", path, query, operations, content="application/json-patch+json")
 
@@ -117,7 +119,7 @@ class Api:
         return await self._request("DELETE", path, {})
 
     async def watch(self, path: str, **query: str | int) -> AsyncGenerator[bytes, None]:
-        """The lines of a watch, until the server ends it or was silent for too long."""
+        """Yield the lines of a watch until the server ends the watch or is silent for too long."""
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS
         )
@@ -185,15 +187,15 @@ class Api:
 
 
 def as_yaml(body: Mapping[str, Any]) -> str:
-    r"""JSON that is YAML too, as the server reads an apply patch: with a character beyond U+FFFF as `\U0001f9f7` and no surrogates."""
+    r"""Return JSON that is valid YAML for an apply patch: non-ASCII as `\U0001f9f7`, no surrogates."""
     text = json.dumps(body, ensure_ascii=False)
-    return re.sub("[^\x00-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
+    return re.sub("[^\x00-\x7e]", lambda match: f"\\U{ord(match[0]):08x}", text)
 
 
 async def pages(
     get: Callable[..., Awaitable[Json]], path: str, size: int, **query: str | int
 ) -> AsyncGenerator[Json, None]:
-    """The pages of a list by `Api.get` or `Api.get_metadata`, each with `items`; raises ApiError, 410 when the server lost the place."""
+    """Yield the pages of a list. Raises ApiError, with 410 if the continue token has expired."""
     token = ""
     while True:
         page = await get(path, limit=size, **({"continue": token} if token else {}), **query)
@@ -205,7 +207,7 @@ async def pages(
 
 
 async def _refused(response: aiohttp.ClientResponse) -> ApiError:
-    """What the server said; a `Status` object, mostly."""
+    """Return the server's answer as an error; the body is usually a `Status` object."""
     text = (await response.read()).decode(errors="replace")
     try:
         message = json.loads(text).get("message") or text

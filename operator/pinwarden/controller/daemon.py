@@ -1,7 +1,7 @@
-"""The operator as a process: puts its parts together, runs them in one event loop, and ends them.
+"""The operator as a process: create the parts, run them in one event loop, and stop them.
 
-SIGTERM ends the writing first and gives the Lease away, so that another replica goes on at once. Nothing on the nodes changes by the
-operator's end (H3).
+SIGTERM stops all writes first and then releases the Lease, so that another replica continues at
+once. The end of the operator changes nothing on the nodes (H3).
 """
 
 import asyncio
@@ -49,15 +49,15 @@ _log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """The operator cannot run as it was asked to; the message is for people."""
+    """The operator cannot start with these options; the message is for users."""
 
 
 @dataclass(frozen=True)
 class OperatorOptions:
-    """What the command line says.
+    """The options of the command line.
 
-    `namespaces` empty means all of them. `unknown_pods` is in bytes. `metrics_port` 0 takes a free one, and None serves nothing;
-    `per_pod_metrics` adds series of each governed pod.
+    Empty `namespaces` means all. `unknown_pods` is in bytes. `metrics_port` 0 takes a free port,
+    and None serves no metrics. `per_pod_metrics` adds series of each governed pod.
     """
 
     kubeconfig: Path | None
@@ -69,12 +69,12 @@ class OperatorOptions:
 
     @property
     def own_namespace(self) -> str:
-        """Where the operator, its Lease and the agents live."""
+        """Return the namespace of the operator, its Lease and the agents."""
         return os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE
 
 
 async def run(settings: OperatorOptions) -> None:
-    """Runs until SIGTERM or SIGINT. Raises StartError."""
+    """Run until SIGTERM or SIGINT. Raises StartError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,7 +91,7 @@ async def run(settings: OperatorOptions) -> None:
 
 
 class _Operator:
-    """The parts."""
+    """The parts of the operator."""
 
     def __init__(self, settings: OperatorOptions, api: Api, configuration: Configuration) -> None:
         self._settings = settings
@@ -133,7 +133,7 @@ class _Operator:
         metrics.include(ClusterCollector(store, self._leader.leading, items, pods=settings.per_pod_metrics))
 
     async def serve(self, resources: AsyncExitStack) -> None:
-        """Answers probes and scrapes from now on. Raises StartError."""
+        """Start to serve probes and scrapes. Raises StartError."""
         port = self._settings.metrics_port
         if port is None:
             return
@@ -145,7 +145,7 @@ class _Operator:
         _log.info("metrics are at %s/metrics", url)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """All parts, until `stop` or the first that fails, which is a defect."""
+        """Run all parts until `stop`; the failure of a part is a defect and ends the operator."""
         parts = [
             *(reflector.run() for reflector in self._reflectors),
             *(self._specs.run_writer() for _ in range(SPEC_WRITERS)),
@@ -173,12 +173,15 @@ class _Operator:
             self._recorder.record_unreadable(regarding, problem)
 
     async def _lead(self) -> None:
-        """A replica that does not know everything yet leaves the Lease to one that does: it could write nothing."""
+        """Compete for the Lease once everything is listed.
+
+        Before, this replica could write nothing.
+        """
         await self._guard.synced.wait()
         await self._leader.run()
 
     async def _sync(self) -> None:
-        """Lets the writing begin once everything has been listed."""
+        """Allow writes once everything has been listed."""
         for reflector in self._reflectors:
             await reflector.synced.wait()
         await self._resync.synced.wait()
@@ -192,7 +195,7 @@ class _Operator:
 
 
 def _sources(settings: OperatorOptions, store: Store) -> Iterable[ReflectorConfig[Any]]:
-    """Everything that is watched besides limits and groups."""
+    """Yield all resources that a reflector watches; kopf watches limits and groups."""
     own = settings.own_namespace
     spaces = [f"/namespaces/{name}" for name in settings.namespaces] or [""]
     for space in spaces:

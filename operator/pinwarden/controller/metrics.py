@@ -1,6 +1,7 @@
 """The operator's metrics, in base units, with closed label sets.
 
-What the operator itself did is counted here as it happens; what it knows of the cluster `inventory` reads when someone asks.
+The actions of the operator are counted here as they happen. `metrics_collector` reads the state of
+the cluster at each scrape.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,7 +38,7 @@ Stage = Literal["compile", "aggregate"]
 
 
 class Metrics:
-    """Counts, and renders all of it."""
+    """Count the operator's actions and render all metrics."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -86,31 +87,31 @@ class Metrics:
         self._synced = self._gauge("synced", "1 once everything has been listed.")
 
     def watch_ended(self, resource: str, reason: str) -> None:
-        """A watch of one of `RESOURCES` ended for one of `ENDS`."""
+        """Count the end of a watch, by one of `RESOURCES` and one of `ENDS`."""
         self._watch_ends.labels(resource, reason).inc()
 
     def kopf_started(self) -> None:
-        """kopf was started, the first time or again."""
+        """Count a start of kopf, also the first."""
         self._kopf_starts.inc()
 
     def census_corrected(self, count: int) -> None:
-        """Comparing sets found limits or groups that are gone."""
+        """Count limits and groups whose deletion only a resync found."""
         self._census.inc(count)
 
     def wrote(self, kind: str, result: str = "written") -> None:
-        """A write of one of `WRITES` ended as one of `RESULTS`."""
+        """Count a write, by one of `WRITES` and one of `RESULTS`."""
         self._writes.labels(kind, result).inc()
 
     def unreadable(self, resource: str) -> None:
-        """An object came that this version cannot read."""
+        """Count an object that this version cannot read."""
         self._unreadable.labels(resource).inc()
 
     def item_failed(self, loop: Loop) -> None:
-        """One of `LOOPS` failed on an item."""
+        """Count the failure of an item in one of `LOOPS`."""
         self._item_failures.labels(loop).inc()
 
     def watch_failing(self, failing: Callable[[str], int]) -> None:
-        """How to tell how many items of each of `LOOPS` failed when they were last tried."""
+        """Set the function that returns how many items of a loop failed in their last run."""
         gauge = self._gauge(
             "items_failing", "Objects and names that failed when they were last tried.", "loop"
         )
@@ -118,24 +119,24 @@ class Metrics:
             gauge.labels(loop).set_function(partial(failing, loop))
 
     def event_dropped(self) -> None:
-        """An Event was one too many."""
+        """Count an Event that was dropped."""
         self._dropped_events.inc()
 
     def reconciled(self, stage: Stage, seconds: float) -> None:
-        """One node was compiled or one limit aggregated."""
+        """Record the duration of one compilation or aggregation."""
         self._duration.labels(stage).observe(seconds)
 
     def applied(self, seconds: float) -> None:
-        """A generation of a limit or group reached every node concerned."""
+        """Record the time until every node applied a generation of a limit or group."""
         self._apply.observe(seconds)
 
     def leads(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
-        """How to tell whether this replica may write, and whether everything has been listed."""
+        """Set the functions that return whether this replica leads and has listed everything."""
         self._leader.set_function(leading)
         self._synced.set_function(synced)
 
     def watch_queues(self, lengths: Callable[[str], int]) -> None:
-        """How to tell the length of each of `QUEUES`."""
+        """Set the function that returns the length of each of `QUEUES`."""
         gauge = self._gauge(
             "queue_length", "Nodes, or limits and groups, that wait to be looked at.", "queue"
         )
@@ -143,21 +144,21 @@ class Metrics:
             gauge.labels(name).set_function(partial(lengths, name))
 
     def watch_missed(self, missed: Callable[[], int]) -> None:
-        """How to tell how many limits and groups exist that no event told of."""
+        """Set the function that returns how many limits and groups no event reported."""
         self._gauge("limits_missed", "Limits and groups that exist and that no event told of.").set_function(
             missed
         )
 
     def include(self, collector: Collector) -> None:
-        """Has `collector` asked at each scrape."""
+        """Collect from `collector` at each scrape."""
         self._registry.register(collector)
 
     def families(self) -> Iterable[Metric]:
-        """All metrics, also those that have no series now."""
+        """Return all metrics, also metrics without series."""
         return self._registry.collect()
 
     def render(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, **labels: tuple[str, ...]) -> Counter:

@@ -1,10 +1,12 @@
-"""Counts refused calls and overshoots, from what the reports of nodes add to the ones before.
+"""Counters of denied calls and overshoots, from the increase between two reports of a node.
 
-A report has a count for each pod, which goes with the pod, and begins anew with the gate's journal or the agent: a sum of them falls, and a
-rate of it would be wrong. So what each report adds is counted here, and never falls while the operator runs. What a node had counted before
-the operator's first look at it is not counted: a new replica does not tell old refusals as new ones.
+A report has a count per pod. The count disappears with the pod and restarts with the gate's journal
+or the agent, so the sum may fall, and a rate of the sum would be wrong. The counters here add each
+increase and never fall while the operator runs. The first report of a node adds nothing: a new
+replica does not count old denials again.
 
-A stolen agent's token could name anything: only limits and groups that exist are counted. No I/O; for one thread.
+A stolen token of an agent could name any UID, so only existing limits and groups are counted. No
+I/O; for one thread.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +16,12 @@ from typing import Final
 from pinwarden.plan.node_view import NodeView
 
 _Key = tuple[str, str]
-"""The UID that the pod's cgroup bears, empty with scope Node; and that of the limit or group."""
+"""The UID of the pod's cgroup, empty with scope Node; and the UID of the limit or group."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """What a node counted so far, of pods that it still reports; `denied` is None where no gate sees refusals."""
+    """The counts of a node, for pods that it still reports; `denied` is None without a gate."""
 
     denied: int | None = None
     denials: Mapping[_Key, int] = field(default_factory=dict)
@@ -30,7 +32,9 @@ _NONE: Final = _Counts()
 
 
 class ReportCounters:
-    """Since the operator's first look at each node: refusals on all of them, and by the UID of a limit or group that `exists`."""
+    """Increases since the first report of each node: denials in total, and by the UID of a limit or
+    group.
+    """
 
     def __init__(self, exists: Callable[[str], bool]) -> None:
         self.denied = 0
@@ -40,15 +44,15 @@ class ReportCounters:
         self._last: dict[str, _Counts] = {}
 
     def denials(self, uid: str) -> int:
-        """How many calls were refused for this limit or group."""
+        """Return how many calls were denied for this limit or group."""
         return self._denials.get(uid, 0)
 
     def overshoots(self, uid: str) -> int:
-        """How often use was seen to pass this limit."""
+        """Return how often a sample exceeded this limit."""
         return self._overshoots.get(uid, 0)
 
     def observe(self, view: NodeView) -> None:
-        """A node's report came."""
+        """Add the increase in a node's report."""
         before = self._last.get(view.name)
         last = before or _NONE
         now = _Counts(
@@ -65,12 +69,12 @@ class ReportCounters:
         self._count(self._overshoots, last.overshoots, now.overshoots)
 
     def forget(self, uid: str) -> None:
-        """The limit or group is gone."""
+        """Forget a limit or group that is gone."""
         self._denials.pop(uid, None)
         self._overshoots.pop(uid, None)
 
     def forget_node(self, name: str) -> None:
-        """The node is gone."""
+        """Forget a node that is gone."""
         self._last.pop(name, None)
 
     def _count(self, totals: dict[str, int], last: Mapping[_Key, int], now: Mapping[_Key, int]) -> None:
@@ -81,12 +85,12 @@ class ReportCounters:
 
 
 def _added(before: int, now: int) -> int:
-    """What came since; a count that fell began anew."""
+    """Return the increase; a count that fell has restarted from zero."""
     return now - before if now >= before else now
 
 
 def _with(last: Mapping[_Key, int], now: Iterator[tuple[_Key, int]], view: NodeView) -> dict[_Key, int]:
-    """The counts now, and the last ones that a list which was cut does not have for the moment."""
+    """Return the new counts, and keep the last counts that a truncated report may lack."""
     kept = {key: count for key, count in last.items() if key[0] in view.pods} if view.truncated else {}
     return {**kept, **dict(now)}
 
@@ -102,5 +106,5 @@ def _denials(view: NodeView) -> Iterator[tuple[_Key, int]]:
 
 
 def _overshoots(view: NodeView) -> Iterator[tuple[_Key, int]]:
-    for each in view.overshoots:
-        yield (each.pod or "", each.limit), each.count
+    for overshoot in view.overshoots:
+        yield (overshoot.pod or "", overshoot.limit), overshoot.count

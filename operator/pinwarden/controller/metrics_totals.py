@@ -1,8 +1,9 @@
-"""What the nodes report, added up for metrics: over the cluster, over each namespace, and the nodes that something is wrong with.
+"""Totals of the nodes' reports for metrics: over the cluster, over each namespace, and by problem.
 
-A node's share is made once for each view of it and added to the total, so that a scrape costs what changed since the last one. Amounts are
-in bytes, as last reported: of a node whose agent is silent too, whose pods are at no known level then (H1, H2). What nodes send as text
-becomes one of a closed set here: an agent's token that was stolen makes no series.
+The totals of a node are computed once per view and added to the sum. A scrape therefore costs only
+the changes since the last scrape. Amounts are in bytes as last reported, also from nodes whose
+agent is silent; the level of their pods is unknown (H1, H2). Texts of nodes map to closed sets: a
+stolen token of an agent cannot create series.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ REASONS: Final = (
     *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood"),
     *(NO_PROCESSES, ENDED, POD_GONE, SILENT, OTHER),
 )
-"""Why a pod is held at its level and at no better one."""
+"""The reasons why a pod does not reach a better level."""
 
 PROBLEMS: Final = {
     SILENT: "something shall be held there, and no agent is ready, or the node is lost",
@@ -43,7 +44,9 @@ PodsOn = Callable[[str], Mapping[str, Pod]]
 
 @dataclass(slots=True)
 class NamespaceTotals:
-    """A namespace, on one node or on all of them: its governed pods by level, and the fair view of its `attached` ones (M11)."""
+    """A namespace, on one node or on all: governed pods by level, and the fair view of `attached`
+    pods (M11).
+    """
 
     pinned: int = 0
     attached: int = 0
@@ -60,7 +63,10 @@ class NamespaceTotals:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums, on one node or on all of them: pods by level and reason, nodes by source, level and whether that is counted."""
+    """Totals, of one node or of all: pods by level and reason.
+
+    Nodes by source, level and whether it is counted.
+    """
 
     silent: int = 0
     pinned: int = 0
@@ -86,14 +92,17 @@ class Totals:
 
 
 class TotalsCache:
-    """The sums over all nodes."""
+    """The totals over all nodes, updated by the views that changed."""
 
     def __init__(self) -> None:
         self._total = Totals()
         self._shares: dict[str, tuple[NodeView, Totals]] = {}
 
     def update(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Totals:
-        """All of `views` together; only those that are new objects are looked at. One that fails is left out."""
+        """Return the totals of all views.
+
+        Only changed views are read; a view that fails is left out.
+        """
         for name in self._shares.keys() - views.keys():
             self._total.add(self._shares.pop(name)[1], -1)
         for name, view in views.items():
@@ -111,11 +120,11 @@ class TotalsCache:
 
 
 def node_totals(view: NodeView, pods: Mapping[str, Pod]) -> Totals:
-    """The share of one node, whose pods are these."""
+    """Return the totals of one node, which has these pods."""
     problems = {problem: {view.name} for problem in _problems(view)}
     share = Totals(silent=int(view.silent), problems=problems)
-    for each in view.sources:
-        share.sources[each.source.value, each.level.value, each.counted] = 1
+    for source in view.sources:
+        share.sources[source.source.value, source.level.value, source.counted] = 1
     for uid, use in view.pods.items():
         held = level, _ = level_and_reason(view, use)
         share.pinned += use.pinned
@@ -136,7 +145,7 @@ def node_totals(view: NodeView, pods: Mapping[str, Pod]) -> Totals:
 
 
 def _add(into: dict[_Key, int], more: Mapping[_Key, int], times: int) -> None:
-    """What is zero then is not in it."""
+    """Add the counts, and remove the keys whose sum is zero."""
     for key, count in more.items():
         if now := into.get(key, 0) + count * times:
             into[key] = now
@@ -145,7 +154,7 @@ def _add(into: dict[_Key, int], more: Mapping[_Key, int], times: int) -> None:
 
 
 def level_and_reason(view: NodeView, use: PodSample) -> tuple[str, str]:
-    """The level of a pod and the reason, both of the closed sets."""
+    """Return the level of a pod and the reason, both from closed sets."""
     if view.silent:
         return UNKNOWN, SILENT
     return use.level.value, use.reason if use.reason in REASONS else OTHER
@@ -162,8 +171,8 @@ def _problems(view: NodeView) -> Iterator[str]:
         yield "Truncated"
     if any(use.reason == "GateLost" for use in view.pods.values()):
         yield "GateLost"
-    counted = [each for each in view.sources if each.counted]
-    if counted and all(each.level is Level.OBSERVE for each in counted):
+    levels = [source.level for source in view.sources if source.counted]
+    if levels and all(level is Level.OBSERVE for level in levels):
         yield "ObserveOnly"
     if any(report.reason == "AccountantSilent" for report in view.groups.values()):
         yield "AccountantSilent"

@@ -238,7 +238,7 @@ def _spared(before: Status | None, status: Status) -> float:
 def _conditions(status: Status | None) -> object:
     if status is None:
         return None
-    conditions = [(each.type, each.status, each.reason) for each in conditions_of(status)]
+    conditions = [(item.type, item.status, item.reason) for item in conditions_of(status)]
     return status.observed_generation, conditions
 
 

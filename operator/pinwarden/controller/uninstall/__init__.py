@@ -1,1 +1,4 @@
-"""`pinwarden uninstall`; `lease`: the operator's Lease in its hands; `blockers`: what is in its way."""
+"""`pinwarden uninstall`; `lease` takes the operator's Lease.
+
+`blockers` finds gated pods and created memory.
+"""

@@ -1,4 +1,4 @@
-"""What of pinwarden's is in the way of uninstalling it: gated pods, and shared memory that it made; values in, values out."""
+"""Blockers of an uninstallation: gated pods, and shared memory that pinwarden created. No I/O."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _STAYS = ("InUse", "NotRemoved")
 
 
 class RemainingGroup(NamedTuple):
-    """A group that is not gone from a node, and whether waiting for that is no use."""
+    """A group that a node has not released; `stays` means that waiting is useless."""
 
     group: str
     why: str
@@ -20,7 +20,9 @@ class RemainingGroup(NamedTuple):
 
 
 def is_gated(pod: Json) -> bool:
-    """Whether a container of a pod that is not over has a profile of pinwarden's, in any spelling that the server takes."""
+    """Return whether a running pod has a container with pinwarden's profile, in any accepted
+    spelling.
+    """
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return False
     spec = pod["spec"]
@@ -36,12 +38,12 @@ def is_gated(pod: Json) -> bool:
 
 
 def full_name(pod: Json) -> str:
-    """`namespace/name`."""
+    """Return `namespace/name`."""
     return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
 def made(groups: Iterable[Json]) -> frozenset[str]:
-    """UIDs of the groups whose objects pinwarden made and shall take away."""
+    """Return the UIDs of the groups whose objects pinwarden created and must remove."""
     orphan = DeletionPolicy.ORPHAN.value
     return frozenset(
         each["metadata"]["uid"]
@@ -52,7 +54,9 @@ def made(groups: Iterable[Json]) -> frozenset[str]:
 
 
 def draining(config: Json, made: frozenset[str]) -> Json | None:
-    """The spec of a node that holds nobody and takes these groups away; None where it has none of them."""
+    """Return a spec that drains these groups and limits no pod, None if the node has none of the
+    groups.
+    """
     groups = [each for each in (config.get("spec") or {}).get("groups") or () if each.get("uid") in made]
     if not groups:
         return None
@@ -60,7 +64,7 @@ def draining(config: Json, made: frozenset[str]) -> Json | None:
 
 
 def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
-    """The draining groups of a node that are not released there."""
+    """Return the draining groups that the node has not released."""
     reports = {each.uid: each for each in config.status.groups} if config.status else {}
     found: list[RemainingGroup] = []
     for group in config.spec.groups:

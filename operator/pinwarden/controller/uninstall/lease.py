@@ -1,6 +1,8 @@
-"""The operator's Lease in the hands of `pinwarden uninstall`: taken whoever has it, renewed while it works, given back where that fails.
+"""The operator's Lease during `pinwarden uninstall`: taken from any holder, renewed, and released
+on failure.
 
-Killed, it stops renewing, and a replica of the operator goes on. `LEFT_LEASE_SECONDS` is for the end, when the operator is about to go.
+If the command is killed, the renewals stop, and a replica of the operator continues.
+`LEFT_LEASE_SECONDS` applies at the end, shortly before the operator is deleted.
 """
 
 import asyncio
@@ -21,11 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 class UninstallError(Exception):
-    """It was not done, and the operator puts back what was changed; the message is for people."""
+    """The uninstallation failed, and the operator restores its changes.
+
+    The message is for users.
+    """
 
 
 class OperatorLease:
-    """The operator's Lease, if there is one."""
+    """The operator's Lease, if it exists."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
@@ -36,17 +41,20 @@ class OperatorLease:
         self._renewed = 0.0
 
     async def take(self) -> bool:
-        """Takes it, whoever has it; whether there is one."""
+        """Take the Lease from any holder and return whether it exists."""
         self._held = await self._replace(LEASE_SECONDS, from_anyone=True)
         return self._held
 
     async def renew(self) -> None:
-        """Keeps it. Raises UninstallError when somebody else took it, so that two never write."""
+        """Renew the Lease.
+
+        Raises UninstallError if another holder took it, so that two never write.
+        """
         if self._held and monotonic() - self._renewed > LEASE_SECONDS / 10:
             await self._replace(LEASE_SECONDS)
 
     async def release(self) -> None:
-        """Anybody may have it; where that cannot be said, it is free when it is not renewed any more."""
+        """Release the Lease; if the request fails, the Lease expires."""
         if not self._held:
             return
         try:
@@ -55,7 +63,10 @@ class OperatorLease:
             _log.error("the Lease is free in %d s: %s", LEASE_SECONDS, error)
 
     async def hand_over(self) -> bool:
-        """It goes with the operator's Deployment; where there is none it is given back, and the answer is False."""
+        """Let the operator's Deployment own the Lease.
+
+        Without a Deployment, release it and return False.
+        """
         path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{leader_election.NAME}"
         try:
             deployment = await self._api.get(path)
@@ -105,7 +116,7 @@ class OperatorLease:
             except ApiError as error:
                 if error.status == 404 and from_anyone:
                     return False
-                if error.status != 409 or not left:  # its holder renews it every few seconds
+                if error.status != 409 or not left:  # the holder renews the Lease every few seconds
                     raise
             else:
                 self._renewed = monotonic()
@@ -114,7 +125,9 @@ class OperatorLease:
 
 
 async def with_retries(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Tries again, for up to half a minute, where the API server was away, too busy, or lost its place in a list."""
+    """Retry for up to half a minute while the API server is away or busy, or a continue token has
+    expired.
+    """
     for left in reversed(range(_TRIES)):
         try:
             return await work()

@@ -1,12 +1,14 @@
-"""`pinwarden uninstall`: undoes on every node what pinwarden did, before the programs that could are taken away.
+"""`pinwarden uninstall`: undo pinwarden's changes on every node, before its programs are deleted.
 
-It has the operator's Lease (`seizure`), so that no replica writes meanwhile, and gives it back when it fails: then the operator puts
-everything back in force. Else the Lease stays taken and goes with the operator's Deployment, which owns it from then on.
+The command takes the operator's Lease, so that no replica writes meanwhile. On failure the command
+releases the Lease, and the operator puts everything in force again. On success the operator's
+Deployment owns the Lease, and both are deleted together.
 
-Every node gives each process back what it had (mode Release). Then those that pinwarden made shared memory on take it away, as far as
-nobody uses it. A node is asked again as long as what it holds is not what it was asked for, and none is waited for in vain: one whose agent
-does not run by the end of the time is named and given up, one whose agent runs and does not answer fails the whole. Nothing is changed
-while gated pods run, whose calls nobody would answer.
+Every node restores the original limits of each process (mode `Release`). Then nodes remove the
+shared memory that pinwarden created, unless a process uses it. The command writes a spec again
+until the node has applied it. At the timeout, a node without a running agent is reported and
+skipped. A node with a running agent that did not answer fails the command. Nothing is changed while
+gated pods run, because no gate would answer their calls.
 """
 
 import asyncio
@@ -44,7 +46,7 @@ from pinwarden.plan.group_compiler import FINALIZER
 POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
 QUIET_SECONDS = leader_election.RENEW_SECONDS + REQUEST_SECONDS
-"""So long after the Lease was taken a write of the operator may still arrive."""
+"""The time after the takeover of the Lease in which a write of the operator may still arrive."""
 _CHANGED_MEANWHILE = 5
 _AT_ONCE = 32
 _BATCH = 512
@@ -57,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 class GatedPods(StrEnum):
-    """What to do while pods with the gate's profile run."""
+    """The behaviour while pods with the gate's profile run."""
 
     REFUSE = "Refuse"
     BREAK = "Break"
@@ -65,7 +67,7 @@ class GatedPods(StrEnum):
 
 @dataclass(frozen=True)
 class UninstallOptions:
-    """`namespace` is the operator's. `timeout` in seconds, for what all nodes are waited for together."""
+    """`namespace` is the operator's; `timeout` is in seconds, for all nodes together."""
 
     namespace: str
     timeout: float
@@ -73,7 +75,10 @@ class UninstallOptions:
 
 
 async def run(kubeconfig: Path | None, settings: UninstallOptions, say: Callable[[str], None]) -> None:
-    """All of it. Raises UninstallError, ConnectionSetupError, and ApiError when the API server does not do its part."""
+    """Uninstall.
+
+    Raises UninstallError, ConnectionSetupError, and ApiError if the API server fails.
+    """
     async with Api(await configure(kubeconfig)) as api:
         work = asyncio.create_task(Uninstaller(api, settings, say).run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +90,7 @@ async def run(kubeconfig: Path | None, settings: UninstallOptions, say: Callable
 
 
 class Uninstaller:
-    """One run; `say` takes what people shall read."""
+    """One run; `say` receives the messages for the user."""
 
     def __init__(self, api: Api, settings: UninstallOptions, say: Callable[[str], None]) -> None:
         self._api = api
@@ -94,15 +99,15 @@ class Uninstaller:
         self._lease = OperatorLease(api, settings.namespace)
 
     async def run(self) -> None:
-        """All of it. Raises UninstallError, and ApiError when the API server does not do its part."""
+        """Uninstall. Raises UninstallError, and ApiError if the API server fails."""
         await self._check_gated_pods()
         if not await self._lease.take():
             await self._check_never_used()
         try:
             started = monotonic()
-            await asyncio.sleep(leader_election.RENEW_SECONDS)  # by then no replica begins a write
+            await asyncio.sleep(leader_election.RENEW_SECONDS)  # afterwards no replica begins a write
             await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
-            # not before: until then a write that was under way may give a group its finalizer
+            # List the groups only now: a write in flight may still have set a finalizer.
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._check_gated_pods()
             half = 0.5 * self._settings.timeout
@@ -125,7 +130,7 @@ class Uninstaller:
             )
 
     async def _check_never_used(self) -> None:
-        """Raises UninstallError unless no operator ever wrote anything."""
+        """Raise UninstallError if an operator has written NodePinConfigs."""
         if await self._list(_CONFIGS, lambda raw: raw["metadata"]["name"]):
             raise UninstallError(
                 f"there are NodePinConfigs and no Lease {leader_election.NAME} in the namespace {self._settings.namespace}: "
@@ -148,7 +153,10 @@ class Uninstaller:
         )
 
     async def _release(self, quiet: float, deadline: float) -> None:
-        """Has nodes give every process back what it had. Raises UninstallError when one could and did not."""
+        """Let nodes restore the limits of every process.
+
+        Raises UninstallError if a live agent did not.
+        """
 
         def wanted(raw: Json) -> Json:
             return {"mode": Mode.RELEASE.value, "groups": (raw.get("spec") or {}).get("groups") or []}
@@ -165,7 +173,9 @@ class Uninstaller:
             )
 
     async def _drain(self, made: frozenset[str], deadline: float) -> None:
-        """Has nodes take away the shared memory that pinwarden made; what is in use stays, and is told."""
+        """Let nodes remove the shared memory that pinwarden created, and report memory that is in
+        use.
+        """
         left: dict[str, Sequence[RemainingGroup]] = {}
 
         def waits(config: NodePinConfig) -> Sequence[RemainingGroup]:
@@ -184,9 +194,10 @@ class Uninstaller:
         deadline: float,
         quiet: float = 0.0,
     ) -> dict[str, bool]:
-        """Has every node hold the spec that it is `wanted` to, if any, until it says so and there are no more `waits`.
+        """Write the `wanted` specs until every node has applied its spec and has no more `waits`.
 
-        Not before the time `quiet`. Returns the nodes that did not by the `deadline`, and whether an agent runs there.
+        Continue at least until `quiet`. Return the nodes that did not finish by the `deadline`, and
+        whether an agent runs on each.
         """
         asked: dict[str, int] = {}
         poll = POLL_SECONDS
@@ -216,7 +227,7 @@ class Uninstaller:
             poll = min(poll * 1.5, LONGEST_POLL_SECONDS)
 
     async def _write(self, config: "_NodeConfig", asked: dict[str, int]) -> None:
-        """A node that is gone since, or came back as another, is seen at the next look."""
+        """Write a spec; the next list shows a node that was deleted or recreated meanwhile."""
         patch: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": config.uid},
             {"op": "replace", "path": "/spec", "value": config.spec},
@@ -230,7 +241,7 @@ class Uninstaller:
             asked[config.name] = stored["metadata"]["generation"]
 
     async def _agents(self) -> Mapping[str, bool]:
-        """Whether an agent is alive, by node."""
+        """Return by node whether an agent is alive."""
         nodes = await self._list("/api/v1/nodes", lambda raw: raw["metadata"]["name"] if is_lost(raw) else "")
         path = f"/api/v1/namespaces/{self._settings.namespace}/pods"
         return agents_by_node(
@@ -238,7 +249,10 @@ class Uninstaller:
         )
 
     async def _remove_finalizer(self, group: Json) -> None:
-        """Takes the finalizer away, whoever set it: nobody is left who would. Raises ApiError."""
+        """Remove the finalizer, also of another manager, because no operator will.
+
+        Raises ApiError.
+        """
         metadata = group["metadata"]
         path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
         for left in range(_CHANGED_MEANWHILE, -1, -1):
@@ -254,7 +268,10 @@ class Uninstaller:
                 return
 
     async def _run_all(self, works: Sequence[Callable[[], Awaitable[Any]]]) -> None:
-        """All, some at once. What is gone already is well; the first other failure is raised when all are through."""
+        """Run all, some in parallel.
+
+        Ignore objects that are gone; raise the first other failure at the end.
+        """
         at_once = asyncio.Semaphore(_AT_ONCE)
 
         async def one(work: Callable[[], Awaitable[Any]]) -> None:
@@ -275,7 +292,7 @@ class Uninstaller:
                     raise result
 
     async def _list(self, path: str, read: Callable[[Json], _T], **query: str) -> list[_T]:
-        """What is read of each object; nothing of a kind that is not there any more."""
+        """Return what `read` returns for each object, nothing if the kind is not installed."""
 
         async def whole() -> list[_T]:
             found: list[_T] = []
@@ -292,7 +309,9 @@ class Uninstaller:
 
 
 class _NodeConfig(NamedTuple):
-    """A NodePinConfig: whether an agent ever `reported` and has `answered` what is stored, and the spec that it shall have, if any."""
+    """A NodePinConfig: whether an agent ever `reported` and has `answered` this generation, and the
+    wanted spec.
+    """
 
     name: str
     uid: str
