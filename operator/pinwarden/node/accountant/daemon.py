@@ -11,8 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,6 @@ KINDS = (*ACCOUNTANT_KINDS, "configuration")
 """The kinds of guarded items."""
 STALL_SECONDS = 600
 _POLL_SECONDS = 0.1
-_STANDBY_SECONDS = 0.2
 _RENEW_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _log = logging.getLogger(__name__)
@@ -53,7 +51,9 @@ def run(settings: Settings) -> None:
     """
     with shutdown_on_signals(), suppress(ShutdownError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _alone(settings.run_dir / LOCK):
+        with file_lock(
+            settings.run_dir / LOCK, waiting="another accountant works on this node; this one stands by"
+        ):
             guard = Guard(KINDS)
             accountant = Accountant(
                 guard=guard,
@@ -98,19 +98,3 @@ def _round(path: Path, accountant: Accountant, guard: Guard) -> float | None:
         accountant_status.save(path, accountant.status)
         return wait
     return None
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other accountant works on this node."""
-    waiting = False
-    while True:
-        try:
-            with file_lock(lock, 0):
-                yield
-                return
-        except TimeoutError:
-            if not waiting:
-                _log.info("another accountant works on this node; this one stands by")
-            waiting = True
-            time.sleep(_STANDBY_SECONDS)

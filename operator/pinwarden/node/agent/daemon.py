@@ -47,7 +47,6 @@ LOCK = "agent.lock"
 KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
 """Kinds of items that the agent guards."""
 _LOCK_PATIENCE_SECONDS = 2.0
-_STANDBY_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -175,16 +174,13 @@ class _Agent:
         return loop
 
     def _take_lock(self, resources: ExitStack) -> None:
-        waiting = False
-        while True:
-            with suppress(TimeoutError):
-                resources.enter_context(file_lock(self._settings.state_dir / LOCK, 0))
-                return
-            if not waiting:
-                _log.info("another agent has the node; this one stands by")
-            waiting = True
-            self._pulse.beat()
-            time.sleep(_STANDBY_SECONDS)
+        resources.enter_context(
+            file_lock(
+                self._settings.state_dir / LOCK,
+                waiting="another agent has the node; this one stands by",
+                on_wait=self._pulse.beat,
+            )
+        )
 
     def _ticked(self, seconds: float) -> None:
         self._pulse.beat()

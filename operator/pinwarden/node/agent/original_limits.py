@@ -19,7 +19,7 @@ from typing import Any
 
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, write_atomically
+from pinwarden.node.state.statefile import load_or_set_aside, write_atomically
 
 _VERSION = 1
 
@@ -63,13 +63,7 @@ class RlimitRecordStore:
 
         Raises OSError.
         """
-        try:
-            boot_id, records = _decode(read_whole(self._path))
-        except FileNotFoundError:
-            return {}
-        except UNUSABLE as error:
-            set_aside(self._path, str(error))
-            return {}
+        boot_id, records = load_or_set_aside(self._path, _decode) or ("", {})
         return records if boot_id == self._boot_id else {}
 
     def save(self, records: Mapping[ProcessKey, RlimitRecord]) -> None:

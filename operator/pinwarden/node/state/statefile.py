@@ -1,9 +1,10 @@
-"""A JSON file that is either whole or set aside: what an agent must find again after a crash.
+"""State files: a JSON file that is either complete or set aside.
 
-The file holds a version, a digest over the content, and the content. It is replaced as a whole: written beside, synced, renamed, and
-the directory synced, so that a crash leaves the earlier file or the new one. A file that is truncated, altered, huge or of another version
-is set aside as `<name>.corrupt-<n>` with a warning, is never read again, and never ends the agent. The same holds for what is no regular
-file, or belongs to somebody whose files this process may not read.
+A `StateFile` has a version, a digest of its content, and the content. It is replaced as a whole: written to
+a second file, synced, renamed, and the directory synced. So a crash leaves the earlier file or the new one.
+A file that is truncated, altered, huge or of another version is set aside as `<name>.corrupt-<n>` with a
+warning. It is never read again, and never ends the process. The same holds for a file that is not regular,
+or that this process may not read.
 """
 
 import errno
@@ -11,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import stat
 import time
@@ -23,34 +25,28 @@ from pinwarden.common.guard import shown
 
 _Content = TypeVar("_Content")
 _log = logging.getLogger(__name__)
-_LOCK_POLL_SECONDS = 0.2
+_LOCK_POLL_SECONDS = 0.1
 MOST_BYTES = 64 << 20
-"""A longer file is not read: an object of the API server has 1.5 MiB, and 100,000 processes take 8 MiB."""
+"""A longer file is not read. An API object has 1.5 MiB at most, and 100,000 processes take 8 MiB."""
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What parsers and the code behind them raise for content that nobody foresaw."""
+"""Exceptions of parsers, and of the code behind them, for unexpected content."""
 _MOST_ASIDE = 8
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 
 
 class StateFile:
-    """One file and its format's version; one writer at a time."""
+    """One file and the version of its format, with one writer at a time."""
 
     def __init__(self, path: Path, version: int) -> None:
         self._path = path
         self._version = version
 
     def load(self) -> Any:
-        """The content that was saved last; None when there is no usable file. Raises OSError."""
-        try:
-            return self._decode(read_whole(self._path))
-        except FileNotFoundError:
-            return None
-        except UNUSABLE as error:
-            self.set_aside(str(error))
-            return None
+        """Return the content, None without a usable file. Raises OSError."""
+        return load_or_set_aside(self._path, self._decode)
 
     def save(self, content: Any) -> None:
-        """Replaces the file by JSON `content`; it is on disk on return. Raises OSError, and the earlier file stays then."""
+        """Replace the file and sync it. Raises OSError, and then the earlier file stays."""
         whole = {"version": self._version, "digest": _digest(content), "content": content}
         write_atomically(self._path, json.dumps(whole).encode())
 
@@ -69,7 +65,7 @@ class StateFile:
 
 
 class PolledFile:
-    """Looks whether a file that others replace is another one than at the last look, or had its time renewed."""
+    """A file of another process, read again only if it was replaced or its time was renewed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,10 +73,9 @@ class PolledFile:
         self._failure = ""
 
     def read_if_changed(self, load: Callable[[Path], _Content | None]) -> _Content | None:
-        """What `load` makes of the file, where that is another one; None also while there is none.
+        """Return the result of `load` if the file changed, else None. Return None while there is no file.
 
-        Where `load` or the look raises OSError, or ValueError for what is no file to read, that is logged, once, and tried again at the
-        next look.
+        OSError and ValueError are logged once for each cause, and the next call tries again.
         """
         try:
             if not self._changed() and not self._failure:
@@ -104,12 +99,26 @@ class PolledFile:
 
     @property
     def age(self) -> float:
-        """Seconds since its time at the last look; infinite where it was never seen."""
+        """Seconds since the file's time at the last call; infinite if there was no file yet."""
         return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
 
 
+def load_or_set_aside(path: Path, decode: Callable[[bytes], _Content]) -> _Content | None:
+    """Return the decoded content, None without a usable file. Raises OSError."""
+    try:
+        return decode(read_whole(path))
+    except FileNotFoundError:
+        return None
+    except UNUSABLE as error:
+        set_aside(path, str(error))
+        return None
+
+
 def read_whole(path: Path) -> bytes:
-    """The content of a regular file, without waiting for a FIFO. Raises OSError; ValueError where it is none, or not for this process."""
+    """Return the content of a regular file, without waiting for a FIFO.
+
+    Raises OSError, and ValueError if the file is not regular or this process may not read it.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -129,7 +138,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a file that cannot be used, with a warning. Of many only the first and the latest are kept. Raises OSError."""
+    """Rename an unusable file, with a warning. The first such files and the latest are kept. Raises OSError."""
     for number in range(1, _MOST_ASIDE + 1):
         aside = path.with_name(f"{path.name}.corrupt-{number}")
         if not os.path.lexists(aside):
@@ -139,7 +148,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path`, readable by its owner alone; it is on disk on return. Raises OSError."""
+    """Replace `path` by a synced file that only its owner may read. Raises OSError."""
     beside = path.with_name(f"{path.name}.new")
     with open(beside, "wb", opener=_owner_only) as file:
         file.write(data)
@@ -154,11 +163,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, patience: float) -> Iterator[None]:
-    """Holds the lock on `path`, waiting up to `patience` seconds for its holder to end.
+def file_lock(
+    path: Path,
+    patience: float = math.inf,
+    *,
+    waiting: str = "",
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Lock `path`, waiting up to `patience` seconds.
 
-    The kernel gives the lock back when its holder dies, however it dies. Raises TimeoutError when it is held for longer, OSError when
-    the file cannot be opened.
+    The message `waiting` is logged once, and `on_wait` is called before each pause of the wait.
+
+    The kernel releases the lock when its owner ends. Raises TimeoutError at the end of the patience,
+    OSError if the file cannot be opened.
     """
     with open(path, "wb", opener=_owner_only) as file:
         deadline = time.monotonic() + patience
@@ -169,6 +186,10 @@ def file_lock(path: Path, patience: float) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"another agent holds {path}") from error
+            if waiting:
+                _log.info(waiting)
+                waiting = ""
+            on_wait()
             time.sleep(_LOCK_POLL_SECONDS)
         yield
 
