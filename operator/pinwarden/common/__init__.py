@@ -1,1 +1,3 @@
-"""What every layer may use: no word of Kubernetes or of the kernel, and nothing but the standard library."""
+"""What every layer may use: no word of Kubernetes or of the kernel, and nothing but the standard
+library.
+"""

@@ -1,4 +1,6 @@
-"""How long to wait after a failure: twice as long each time up to a cap, and never in step with others."""
+"""How long to wait after a failure: twice as long each time up to a cap, and never in step with
+others.
+"""
 
 import random
 from collections.abc import Callable
@@ -7,7 +9,8 @@ RETRY_AFTER_CAP_SECONDS = 30.0
 
 
 class Backoff:
-    """Delays in seconds: `first`, then doubled up to `cap`, each shortened at random by up to a half.
+    """Delays in seconds: `first`, then doubled up to `cap`, each shortened at random by up to a
+    half.
 
     A delay that the server asks for (Retry-After) is believed up to `asked_cap`.
     """

@@ -1,8 +1,11 @@
-"""The one way in which a process of the agent works on an item of a loop: what fails is the item, and the loop goes on.
+"""The one way in which a process of the agent works on an item of a loop: what fails is the item,
+and the loop goes on.
 
-An item is a pod, a limit's pattern, a group, a call, a connection or a file. Names, registers and files come from programs that are not
-trusted, so any exception may come out of the work on one. `Guard.item` ends it there. The item is logged once for each cause, counted under
-its kind, and due again after a backoff. Kinds are a closed set, as they label a metric; names are anybody's, and are logged escaped.
+An item is a pod, a limit's pattern, a group, a call, a connection or a file. Names, registers and
+files come from programs that are not trusted, so any exception may come out of the work on one.
+`Guard.item` ends it there. The item is logged once for each cause, counted under its kind, and due
+again after a backoff. Kinds are a closed set, as they label a metric; names are anybody's, and are
+logged escaped.
 
 Imports nothing outside the standard library: the holder uses it too.
 """
@@ -48,7 +51,10 @@ class Guard:
 
     @contextmanager
     def item(self, kind: str, name: str = "") -> Iterator[None]:
-        """Work on one item. Any exception ends the work and is noted; signals that end the process are no `Exception`."""
+        """Work on one item.
+
+        Any exception ends the work and is noted; signals that end the process are no `Exception`.
+        """
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever an untrusted item causes
@@ -57,7 +63,10 @@ class Guard:
             self.succeeded(kind, name)
 
     def failed(self, kind: str, name: str, error: Exception) -> float:
-        """Note a failure, for callers that catch it themselves. Return the seconds until the next try."""
+        """Note a failure, for callers that catch it themselves.
+
+        Return the seconds until the next try.
+        """
         self._failures[kind] += 1
         cause = f"{type(error).__name__}: {error}"
         failing = self._failing.pop((kind, name), None) or _Failing("", 0.0)
@@ -93,7 +102,9 @@ class Guard:
 
 
 def shown(text: str, most: int = _LONGEST_NAME) -> str:
-    """The text for one line of a log or report: what is not printable is escaped, and what is longer than `most` ends with an ellipsis."""
+    """The text for one line of a log or report: what is not printable is escaped, and what is
+    longer than `most` ends with an ellipsis.
+    """
     escaped = "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
         for each in text[: most + 1]

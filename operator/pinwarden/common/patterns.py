@@ -1,8 +1,11 @@
-"""Shell patterns of cgroup directories, as `Path.glob` matches them: each part by itself, and `**` any number of directories.
+"""Shell patterns of cgroup directories, as `Path.glob` matches them: each part by itself, and `**`
+any number of directories.
 
-Who may make cgroups in a matched tree chooses its depth and names. So nothing here recurses, a pattern costs at most its parts times the
-directories, and a tree deeper than a path can name is followed as far as that. Each match is sampled with all that lies below it. So of
-matches inside each other only `MOST_NESTED` are told: the limit of the outermost one, over more processes, implies it for those within.
+Who may make cgroups in a matched tree chooses its depth and names. So nothing here recurses, a
+pattern costs at most its parts times the directories, and a tree deeper than a path can name is
+followed as far as that. Each match is sampled with all that lies below it. So of matches inside
+each other only `MOST_NESTED` are told: the limit of the outermost one, over more processes, implies
+it for those within.
 """
 
 import errno
@@ -23,7 +26,8 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 
 
 def directories(root: Path, pattern: str) -> list[Path]:
-    """The directories below `root` that the pattern matches, in order, not more than `MOST_NESTED` inside each other.
+    """The directories below `root` that the pattern matches, in order, not more than `MOST_NESTED`
+    inside each other.
 
     Raises OSError but for what vanished.
     """
@@ -61,7 +65,9 @@ def _find(root: str, parts: Sequence[str]) -> set[str]:
 
 
 def _children(path: str) -> Iterator[tuple[str, str]]:
-    """Path and name of each directory in this one; none where it vanished, or where its path is too long to open."""
+    """Path and name of each directory in this one; none where it vanished, or where its path is too
+    long to open.
+    """
     try:
         with os.scandir(path) as entries:
             yield from [(each.path, each.name) for each in entries if each.is_dir(follow_symlinks=False)]

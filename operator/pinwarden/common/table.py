@@ -1,10 +1,15 @@
-"""Tables as kubectl prints them: columns padded with spaces, an upper-case head, `-` where there is nothing."""
+"""Tables as kubectl prints them: columns padded with spaces, an upper-case head, `-` where there is
+nothing.
+"""
 
 from collections.abc import Sequence
 
 
 def render(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lines without trailing spaces, each ended by a newline. None and the empty text are shown as `-`."""
+    """Lines without trailing spaces, each ended by a newline.
+
+    None and the empty text are shown as `-`.
+    """
     cells = [list(head), *([("-" if cell in (None, "") else str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)

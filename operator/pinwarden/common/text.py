@@ -1,26 +1,34 @@
-"""Text for people: amounts of bytes, never misleading and not always exact, and names that somebody else chose.
+"""Text for people: amounts of bytes, never misleading and not always exact, and names that somebody
+else chose.
 
-An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and never rounded up. So an amount
-below or above a limit never reads like the limit.
+An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and
+never rounded up. So an amount below or above a limit never reads like the limit.
 """
 
 from collections.abc import Iterable
 from typing import Final
 
 MOST: Final = 2**63 - 1
-"""What an int64 of the API holds. Only a node that lies reports figures whose sum is larger; `Complete` says so then."""
+"""What an int64 of the API holds.
+
+Only a node that lies reports figures whose sum is larger; `Complete` says so then.
+"""
 
 _UNITS: Final = (("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10), ("", 1))
 _DIGITS: Final = 10_000
 
 
 def total(figures: Iterable[int]) -> int:
-    """The sum, cut at `MOST`: what one node reports must not keep the API server from taking the status of a limit."""
+    """The sum, cut at `MOST`: what one node reports must not keep the API server from taking the
+    status of a limit.
+    """
     return min(MOST, sum(figures))
 
 
 def short(amount: int) -> str:
-    """Return `40Mi`, `1.5Gi` or `8196Ki` where that is exact, `>40.0Mi` where four digits and one decimal are too few."""
+    """Return `40Mi`, `1.5Gi` or `8196Ki` where that is exact, `>40.0Mi` where four digits and one
+    decimal are too few.
+    """
     largest = next((number for number, (_, unit) in enumerate(_UNITS) if amount >= unit), len(_UNITS) - 1)
     suffix, unit = _UNITS[largest]
     tenths, rest = divmod(amount * 10, unit)
@@ -49,7 +57,8 @@ def compared(amount: int, other: int) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """Return the text without what would end a line or a quotation, or turn the direction of writing.
+    """Return the text without what would end a line or a quotation, or turn the direction of
+    writing.
 
     Any process may name itself as it likes.
     """

@@ -1,7 +1,8 @@
-"""What the accountant of shared memory told, as the agent reports it: read again when its file is another one or was renewed.
+"""Reads the accountant's state file for the agent's report, whenever it changes.
 
-The accountant is a process of its own and may be away. Then its figures stay, with the time of their sample and the reason (H2); a group of
-which it never told is Pending, so that nothing waits in silence.
+The accountant is another process and can be down. Then its last figures stay, with the time of
+their sample and the reason (H2). A group that the accountant never reported is Pending, with a
+reason.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,34 +18,34 @@ _AWAY = "the accountant of shared memory (pinwarden accountant) does not answer"
 
 
 class AccountantReader:
-    """The record at `path`; with None there is no accountant."""
+    """Reads the state file at `path`. With None there is no accountant."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = PolledFile(path) if path else None
         self._told = AccountantStatus()
 
     def poll(self) -> None:
-        """Reads the file if it is another one; what cannot be read leaves what was told last."""
+        """Reload the file if it changed. If it cannot be parsed, the last figures stay."""
         if self._file:
             self._told = self._file.read_if_changed(load) or self._told
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """By kind, how often the accountant's work on an item failed."""
+        """How often the accountant's work on an item failed, by kind."""
         return self._told.failures
 
     @property
     def silent(self) -> bool:
-        """Whether nobody renewed the record lately."""
+        """Whether the accountant has not renewed its file lately."""
         return self._file is None or self._file.age > SILENT_SECONDS
 
     def groups(self, asked: Iterable[NodeGroup]) -> list[GroupReport]:
-        """A report of each group that is asked for."""
+        """Return a report of each requested group."""
         told = {each.uid: each for each in self._told.groups}
         return [self._of(group, told.get(group.uid)) for group in asked]
 
     def fair_view(self, asked: Sequence[NodeGroup]) -> list[FairReport]:
-        """The fair view of attached pods (M11); none where there are no groups."""
+        """Return the fair view of attached pods (M11), empty without groups."""
         return list(self._told.fair_view) if asked else []
 
     def _of(self, group: NodeGroup, told: GroupReport | None) -> GroupReport:

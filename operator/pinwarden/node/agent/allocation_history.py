@@ -1,4 +1,6 @@
-"""Which limits the agent set on the processes of one subject lately, and what those processes had before."""
+"""Which limits the agent set on the processes of one subject lately, and what those processes had
+before.
+"""
 
 from collections import OrderedDict
 
@@ -11,7 +13,8 @@ _REMEMBERED = 1024
 class AllocationHistory:
     """Maps applied limits to the original limits of the process that they were set on.
 
-    `restored` are the subject's processes that no constraint covers and that have their original limits.
+    `restored` are the subject's processes that no constraint covers and that have their original
+    limits.
     """
 
     def __init__(self) -> None:
@@ -30,7 +33,9 @@ class AllocationHistory:
             self._original.popitem(last=False)
 
     def original(self, current: Limits) -> Limits | None:
-        """Return the original limits of a process that got exactly `current`, or None if no process did."""
+        """Return the original limits of a process that got exactly `current`, or None if no process
+        did.
+        """
         return self._original.get(current)
 
     def clear(self) -> None:

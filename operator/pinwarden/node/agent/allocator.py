@@ -1,36 +1,45 @@
-"""The rlimit gate's decision: which RLIMIT_MEMLOCK each process gets so that every constraint on it holds (P13).
+"""Computes the `RLIMIT_MEMLOCK` of each process so that every constraint on it holds (P13).
 
-A pod has many processes and the kernel has one number per process. So what a constraint has left is dealt among its processes, and
-dealt again as use changes. For a process i, with all amounts in bytes:
+A pod has many processes and the kernel has one number per process. So the room of a constraint is
+allocated to its processes, and allocated again as use changes. For a process i, with all amounts in
+bytes:
 
-- use_i = VmLck + VmPin, what it adds to a constraint's sum (P2),
-- own_i = max(VmLck, VmPin), because the kernel compares `mm->locked_vm` and `mm->pinned_vm` each alone with the rlimit,
+- use_i = VmLck + VmPin: what counts against a constraint (P2),
+- own_i = max(VmLck, VmPin), because the kernel compares `mm->locked_vm` and `mm->pinned_vm` each
+  alone,
 - left_c = max(0, limit_c - sum of use over the members of constraint c),
 - share_c = left_c with Share; left_c / number of members, in whole pages, with Reserve,
-- allowance_i = own_i + the smallest share_c over the constraints that cover it, in whole pages (the kernel shifts the rlimit right
-  by PAGE_SHIFT, so part of a page allows nothing),
-- cap_i = the saved hard limit, or the largest grant that covers it when that is more (P14),
+- allowance_i = own_i + the smallest share_c of its constraints, in whole pages (the kernel shifts
+  the rlimit right by `PAGE_SHIFT`, so part of a page allows nothing),
+- cap_i = the original hard limit, or the largest grant on the process if that is more (P14),
 - hard_i = min(allowance_i, cap_i),
-- soft_i = min(the saved soft limit or the grant, whichever is more, hard_i).
+- soft_i = min(the larger of the original soft limit and the grant, hard_i).
 
-Where the seccomp gate holds the sum exactly, each process may have all of it: allowance_i = max(own_i, the smallest limit_c), so that the
-kernel refuses nothing that the gate lets through, and `ulimit -l` tells what the pod may have.
+If the seccomp gate enforces the sum exactly, each process gets the whole limit: allowance_i =
+max(own_i, the smallest limit_c). So the kernel denies nothing that the gate allows, and `ulimit -l`
+shows the pod's limit.
 
-What follows:
+Consequences:
 
-- A limit below today's use leaves own_i: nothing is evicted and nothing more is let in (P11).
-- A raised limit reaches running processes with the next allocate (P12); where no constraint is left, the saved limits return unchanged.
-- The result depends on use and saved limits, never on what was dealt before: dealing twice changes nothing.
-- With Share a pin that fits is never refused for another process's sake (P5); with Reserve the hard limits of a constraint's
-  members, which use one kind each, never sum past a limit that their use fits in.
+- A limit below the current use leaves own_i: nothing is evicted and nothing more is allowed (P11).
+- A raised limit reaches running processes with the next allocation (P12). Without a constraint, the
+  original limits return unchanged.
+- The result depends on use and original limits, never on applied limits: a second run changes
+  nothing.
+- With Share, a pin that fits is never denied because of another process (P5). With Reserve, the
+  hard limits of members that use one kind each never exceed, in sum, a limit that fits their use.
 
-What it cannot hold, and must therefore be reported and not called enforced (H1):
+Cases that the rlimit cannot enforce, which are reported and not called enforced (H1):
 
-- With Share, processes that take at once can overshoot until the next allocate; with Reserve, a process that was forked since the last one.
-- A process that uses both kinds has its own_i free in the smaller one: it can grow that kind past its allowance.
-- CAP_IPC_LOCK in the initial user namespace ignores the rlimit; CAP_SYS_RESOURCE raises it.
-- io_uring is in VmPin, but compared by the uid's counter (`user->locked_vm`), which pods that share a uid share.
-- Processes that share an address space each show its whole use: sums come out too high, so that too little is dealt, never too much.
+- With Share, processes that pin at once can overshoot until the next allocation. With Reserve, this
+  holds for a process that was forked since the last allocation.
+- A process that uses both kinds has own_i free in the smaller one: it can grow that kind past its
+  allowance.
+- `CAP_IPC_LOCK` in the initial user namespace ignores the rlimit; `CAP_SYS_RESOURCE` raises it.
+- `io_uring` counts in VmPin, but the kernel compares `user->locked_vm`, which pods with one uid
+  share.
+- Processes that share an address space each show its whole use: the sums are too high, so that too
+  little is allocated, never too much.
 """
 
 from collections.abc import Iterable
@@ -44,7 +53,10 @@ from pinwarden.node.pods.constraints import Constraint
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """The use of one process and its original limits, in bytes. `exact`: a gate enforces its sums."""
+    """The use of one process and its original limits, in bytes.
+
+    `exact`: a gate enforces its sums.
+    """
 
     key: ProcessKey
     locked: int
@@ -55,22 +67,22 @@ class ProcessUsage:
 
     @property
     def use(self) -> int:
-        """What it adds to the sum of a constraint (P2)."""
+        """The amount that counts against a constraint (P2)."""
         return self.locked + self.pinned
 
     @property
     def own(self) -> int:
-        """The lowest limit that takes nothing away: the larger of the two amounts that the kernel compares each alone."""
+        """The lowest limit at or above both amounts, which the kernel compares each alone."""
         return max(self.locked, self.pinned)
 
 
 def allocate(
     processes: Iterable[ProcessUsage], constraints: Iterable[Constraint], *, page_size: int
 ) -> dict[ProcessKey, Limits]:
-    """The limits of every process by the formula above; `page_size` is in bytes.
+    """Return the limits of every process by the formula above. `page_size` is in bytes.
 
-    Raises KeyError when a constraint has a member that is not among the processes: its use is unknown, and taken as zero it would
-    let the others pass the limit.
+    Raises KeyError if a member of a constraint is not in `processes`: its use is unknown, not zero
+    (H2).
     """
     table = {process.key: process for process in processes}
     smallest_share = dict.fromkeys(table, UNLIMITED)

@@ -1,12 +1,17 @@
-"""The agent's whole use of the API server: list and watch one object, and replace its status. HTTP by urllib3.
+"""The agent's whole use of the API server: list and watch one object, and replace its status.
 
-Importing the `kubernetes` package costs more than half of the agent's memory budget; this costs 2 MiB.
+HTTP by urllib3.
+
+Importing the `kubernetes` package costs more than half of the agent's memory budget; this costs 2
+MiB.
 
 - `list_own` and `watch_own` select the node's object by name, so that the server sends no other's.
-- `replace_status` is a JSON patch with one operation that replaces the whole status: an absent field becomes absent (H2), and without a
-  resourceVersion a write of the spec in between is no conflict. A `test` before it holds the write to the very object that the
-  report is about: one that was made anew under the same name is not told that its generation was seen.
-- A connection that died without a word, as when a machine loses power, is noticed by TCP keepalive within about 10 seconds.
+- `replace_status` is a JSON patch with one operation that replaces the whole status: an absent
+  field becomes absent (H2), and without a resourceVersion a write of the spec in between is no
+  conflict. A `test` before it holds the write to the very object that the report is about: one that
+  was made anew under the same name is not told that its generation was seen.
+- A connection that died without a word, as when a machine loses power, is noticed by TCP keepalive
+  within about 10 seconds.
 """
 
 import json
@@ -39,7 +44,9 @@ _SOCKET_OPTIONS = [
 
 
 class ApiError(Exception):
-    """The API server did not do what was asked: `status` is HTTP's, None when there was no answer at all."""
+    """The API server did not do what was asked: `status` is HTTP's, None when there was no answer
+    at all.
+    """
 
     def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -49,7 +56,9 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Object:
-    """The parts of a NodePinConfig that the agent uses, as the server sent them; a missing object is None instead of one."""
+    """The parts of a NodePinConfig that the agent uses, as the server sent them; a missing object
+    is None instead of one.
+    """
 
     uid: str
     generation: int
@@ -58,7 +67,10 @@ class Object:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a watch. `object` is None in a bookmark and in a deletion, which `deleted` tells apart."""
+    """One line of a watch.
+
+    `object` is None in a bookmark and in a deletion, which `deleted` tells apart.
+    """
 
     resource_version: str
     object: Object | None = None
@@ -66,7 +78,10 @@ class Event:
 
 
 class NodePinConfigClient:
-    """The NodePinConfig named `node`. Every call raises ApiError; calls may come from several threads."""
+    """The NodePinConfig named `node`.
+
+    Every call raises ApiError; calls may come from several threads.
+    """
 
     def __init__(self, server: ApiServer, node: str) -> None:
         self._server = server
@@ -89,7 +104,10 @@ class NodePinConfigClient:
         return (_object(items[0]) if items else None), _resource_version(content)
 
     def watch_own(self, resource_version: str) -> Iterator[Event]:
-        """What happens to the node's object from then on; ends when the server ends the watch. Status 410: list again."""
+        """What happens to the node's object from then on; ends when the server ends the watch.
+
+        Status 410: list again.
+        """
         seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311 - spreads the agents, guards nothing
         response = self._request(
             "GET",
@@ -113,7 +131,10 @@ class NodePinConfigClient:
             response.close()  # a connection with an unread rest must not be used again
 
     def replace_status(self, uid: str, status: Mapping[str, Any]) -> None:
-        """Make `status` the whole status of the object with this uid. Status 404: there is no object of the node's name."""
+        """Make `status` the whole status of the object with this uid.
+
+        Status 404: there is no object of the node's name.
+        """
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "add", "path": "/status", "value": status},
@@ -182,7 +203,11 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
 
 
 def _event(content: Mapping[str, Any]) -> Event:
-    """One line of a watch. Raises ApiError for an event of type ERROR, with its code as status, and for one that is not understood."""
+    """One line of a watch.
+
+    Raises ApiError for an event of type ERROR, with its code as status, and for one that is not
+    understood.
+    """
     body = content.get("object")
     if not isinstance(body, Mapping):
         raise ApiError("the watch sent an event without an object")

@@ -1,13 +1,15 @@
 """Configuration from local files, for hosts without Kubernetes and without an API server.
 
-A file is YAML or JSON: the spec of a NodePinConfig, or a whole NodePinConfig. A directory stands for all its `*.yaml`, `*.yml` and
-`*.json` files together: a limit's name and a pod's uid may stand there once, another field only with one value. What a person writes is
-shorter than what the operator writes: `limit`, `grant` and `unknownPods` may be quantities such as `64Mi`, `scope` may be left out
-(Pod) and `uid` too (the name, or a digest of a long one).
+A file is YAML or JSON: the spec of a NodePinConfig, or a whole NodePinConfig. A directory stands
+for all its `*.yaml`, `*.yml` and `*.json` files together: a limit's name and a pod's uid may stand
+there once, another field only with one value. What a person writes is shorter than what the
+operator writes: `limit`, `grant` and `unknownPods` may be quantities such as `64Mi`, `scope` may be
+left out (Pod) and `uid` too (the name, or a digest of a long one).
 
-The files are one state: while any of them cannot be read, the last good state of all stays in force, and the log says which file and field.
-They are looked at every `POLL_SECONDS`, and read once nothing changed for `SETTLE_SECONDS`, so that a file half written in place is not
-taken for a whole one.
+The files are one state: while any of them cannot be read, the last good state of all stays in
+force, and the log says which file and field. They are looked at every `POLL_SECONDS`, and read once
+nothing changed for `SETTLE_SECONDS`, so that a file half written in place is not taken for a whole
+one.
 """
 
 import hashlib
@@ -45,7 +47,10 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 def read_files(path: Path) -> Configuration:
-    """What the file, or the files of the directory, say together. Raises ConfigurationError, naming file and field."""
+    """What the file, or the files of the directory, say together.
+
+    Raises ConfigurationError, naming file and field.
+    """
     try:
         files = _files(path)
         specs = [(file.name, spec) for file in files for spec in _read(file)]
@@ -56,7 +61,10 @@ def read_files(path: Path) -> Configuration:
 
 
 def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
-    """One spec of several, each with its file's name. Raises ConfigurationError when two do not go together."""
+    """One spec of several, each with its file's name.
+
+    Raises ConfigurationError when two do not go together.
+    """
     seen: dict[tuple[str, str], tuple[str, Any]] = {}
 
     def add(kind: str, name: str, value: Any, file: str) -> None:
@@ -84,7 +92,10 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
 
 
 class ConfigFileWatcher:
-    """Posts what the files say, once for each good state; `failed` counts bad ones. What was posted is kept on disk too."""
+    """Posts what the files say, once for each good state; `failed` counts bad ones.
+
+    What was posted is kept on disk too.
+    """
 
     def __init__(
         self,
@@ -219,7 +230,10 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
 
 
 def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec with what a person may leave out or write shorter. Raises ValueError for an amount that is none."""
+    """The spec with what a person may leave out or write shorter.
+
+    Raises ValueError for an amount that is none.
+    """
     completed = dict(spec)
     if "unknownPods" in spec:
         completed["unknownPods"] = _bytes("unknownPods", spec["unknownPods"])

@@ -1,11 +1,14 @@
-"""Follows the node's NodePinConfig: list, then watch, for ever; what it says goes to the main thread, and to disk.
+"""Follows the node's NodePinConfig: list, then watch, for ever; what it says goes to the main
+thread, and to disk.
 
-A missing or deleted object is no news (H3): nothing is posted, and the last configuration stays. Each failure is counted, the first of a
-row is logged, and the next try comes after a backoff of at most a few seconds, so that agents are back soon after the API server is; it
-begins with a list, which for one name is one key. A configuration is posted first and written to disk then: an edit does not wait for
-the disk. A write that failed is tried again with every event, bookmarks included, and so is one whose file somebody removed or changed:
-gate and accountant go by it. A configuration that cannot be read is a problem, which is posted, and the last good one stays. The same
-holds where `retain` fails, which is tried again with a later event.
+A missing or deleted object is no news (H3): nothing is posted, and the last configuration stays.
+Each failure is counted, the first of a row is logged, and the next try comes after a backoff of at
+most a few seconds, so that agents are back soon after the API server is; it begins with a list,
+which for one name is one key. A configuration is posted first and written to disk then: an edit
+does not wait for the disk. A write that failed is tried again with every event, bookmarks included,
+and so is one whose file somebody removed or changed: gate and accountant go by it. A configuration
+that cannot be read is a problem, which is posted, and the last good one stays. The same holds where
+`retain` fails, which is tried again with a later event.
 """
 
 import logging
@@ -35,8 +38,8 @@ _log = logging.getLogger(__name__)
 class ConfigWatcher:
     """Posts each configuration of the node's object once.
 
-    `announce` is told the uid of the object, None while there is none; `failed` the operation that failed (list, watch, remember). `retain`
-    adds to a configuration what stays of the one before.
+    `announce` is told the uid of the object, None while there is none; `failed` the operation that
+    failed (list, watch, remember). `retain` adds to a configuration what stays of the one before.
     """
 
     def __init__(

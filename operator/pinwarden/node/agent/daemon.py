@@ -1,9 +1,10 @@
 """The agent as a process: puts its parts together, runs them, and ends them.
 
-The order of the start matters. The gate is probed by a fork, so before any thread. One agent at a time deals on a node: another one stands
-by, healthy and ready, until the lock is free, so that an upgrade starts the new agent before it ends the old one. The last configuration is
-taken from disk before the API server is asked, so that limits hold on a node that cannot reach it (H3). The end gives nothing back: only
-`release`, or `mode: Release` in the configuration, does.
+The order of the start matters. The gate is probed by a fork, so before any thread. One agent at a
+time deals on a node: another one stands by, healthy and ready, until the lock is free, so that an
+upgrade starts the new agent before it ends the old one. The last configuration is taken from disk
+before the API server is asked, so that limits hold on a node that cannot reach it (H3). The end
+gives nothing back: only `release`, or `mode: Release` in the configuration, does.
 """
 
 import logging
@@ -58,8 +59,9 @@ class StartError(Exception):
 class Settings:
     """What the command line says.
 
-    `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API server at all. `metrics_port` 0 takes
-    a free one, and None serves nothing; `per_pod_metrics` adds series of each governed pod.
+    `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API
+    server at all. `metrics_port` 0 takes a free one, and None serves nothing; `per_pod_metrics`
+    adds series of each governed pod.
     """
 
     node: str
@@ -77,7 +79,10 @@ class Settings:
 
 
 def run(settings: Settings) -> bool:
-    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end. Raises StartError."""
+    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end.
+
+    Raises StartError.
+    """
     with ExitStack() as resources:
         try:
             loop = _Agent(settings, _ability(settings.gates)).start(resources)
@@ -90,7 +95,10 @@ def run(settings: Settings) -> bool:
 
 
 def release(settings: Settings) -> None:
-    """Gives every process back what it had. Raises StartError, also when the gate cannot give back here."""
+    """Gives every process back what it had.
+
+    Raises StartError, also when the gate cannot give back here.
+    """
     with ExitStack() as resources:
         try:
             ability = _ability(settings.gates)
@@ -153,7 +161,9 @@ class _Agent:
         self._guard = Guard(KINDS)
 
     def start(self, resources: ExitStack) -> Loop:
-        """Stands by while another agent has the node, then takes it; the main loop, which signals end. Raises ValueError and OSError."""
+        """Stands by while another agent has the node, then takes it; the main loop, which signals
+        end. Raises ValueError and OSError.
+        """
         self._serve_web()
         self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock(resources)
@@ -187,7 +197,9 @@ class _Agent:
         self._metrics.ticked(seconds)
 
     def _recall(self) -> None:
-        """Local files when they can be read, which is not known of the API server; else what was in force last."""
+        """Local files when they can be read, which is not known of the API server; else what was in
+        force last.
+        """
         if self._settings.config is not None:
             with suppress(ConfigurationError):  # said by the one who follows the files
                 self._inbox.put(read_files(self._settings.config))

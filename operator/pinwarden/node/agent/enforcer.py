@@ -1,27 +1,30 @@
 """Sets the rlimits of processes and restores them: the only module that changes a process.
 
-A process is changed only after its original limits are on disk (H3). All new processes of a tick are
-saved together. If the disk refuses the write, these processes stay unchanged. A process that was forked
-with applied limits is already changed. Its record is written within a second, so that a pod that forks
-fast does not keep the disk busy.
+A process is changed only after its original limits are on disk (H3). All new processes of a tick
+are saved together. If the disk refuses the write, these processes stay unchanged. A process that
+was forked with applied limits is already changed. Its record is written within a second, so that a
+pod that forks fast does not keep the disk busy.
 
-The original limits of a new process (`RlimitRecord.original`) come from the first of these that exists:
+The original limits of a new process (`RlimitRecord.original`) come from the first of these that
+exists:
 
 - the record that an earlier agent saved for this process,
-- the record of its parent, if the parent's limits were already changed: the child has inherited them,
-- the history of its subject, if a process of the subject got exactly these limits lately: the parent has
-  ended since. If two such processes had different originals, the smaller is used. After a restart of the
-  agent, the ended parents are in the file. Such a record is used only if a living process of the subject
-  had the same original limits in the file too,
+- the record of its parent, if the parent's limits were already changed: the child has inherited
+  them,
+- the history of its subject, if a process of the subject got exactly these limits lately: the
+  parent has ended since. If two such processes had different originals, the smaller is used. After
+  a restart of the agent, the ended parents are in the file. Such a record is used only if a living
+  process of the subject had the same original limits in the file too,
 - its current limits: the runtime started the process, as for an exec into a container.
 
-A process that no constraint covers any more gets its original limits. This includes a process that was
-forked with applied limits and is first seen then.
+A process that no constraint covers any more gets its original limits. This includes a process that
+was forked with applied limits and is first seen then.
 
-Limits are written only where they differ. Lowered limits are written first, so that an amount is taken from
-one process before another process gets it. A process can grow past its new limit between its sample and
-the write. Then the allocation is repeated before any limit is raised. So with Reserve no race lets a pod
-exceed its limit. A process whose use is unknown keeps its limits, and its constraints allow nothing more.
+Limits are written only where they differ. Lowered limits are written first, so that an amount is
+taken from one process before another process gets it. A process can grow past its new limit between
+its sample and the write. Then the allocation is repeated before any limit is raised. So with
+Reserve no race lets a pod exceed its limit. A process whose use is unknown keeps its limits, and
+its constraints allow nothing more.
 """
 
 import errno
@@ -58,7 +61,8 @@ class _Change(NamedTuple):
 class RlimitEnforcer:
     """Owns the rlimit state of the processes in a table.
 
-    `_unclaimed` are the records of an earlier agent whose processes are neither adopted nor restored.
+    `_unclaimed` are the records of an earlier agent whose processes are neither adopted nor
+    restored.
     """
 
     def __init__(
@@ -101,8 +105,8 @@ class RlimitEnforcer:
     def save(self, now: float) -> bool:
         """Write changed records: at once if there are new processes, else within `_SAVE_SECONDS`.
 
-        Return False if the disk refused the write. Then new processes stay unchanged and have a failure.
-        `now` is in seconds, monotonic.
+        Return False if the disk refused the write. Then new processes stay unchanged and have a
+        failure. `now` is in seconds, monotonic.
         """
         if not self._unsaved or (now < self._save_due and not self._unwritten):
             return True
@@ -126,7 +130,8 @@ class RlimitEnforcer:
         return True
 
     def enforce(self, subjects: Sequence[Subject], constraints: Sequence[Constraint]) -> bool:
-        """Set the limits of all members of the constraints, and restore the subjects' other processes.
+        """Set the limits of all members of the constraints, and restore the subjects' other
+        processes.
 
         Return False if use changed meanwhile: the subjects should be sampled again soon.
         """
@@ -176,7 +181,8 @@ class RlimitEnforcer:
     def restore_all(self, subject: Subject, keys: frozenset[ProcessKey]) -> bool:
         """Restore these processes of the subject, which no constraint covers.
 
-        Return True if no process had applied limits. Otherwise a further sample may find their children.
+        Return True if no process had applied limits. Otherwise a further sample may find their
+        children.
         """
         history = self._histories[subject.uid]
         new = self._oldest_first(keys - history.restored)
@@ -190,7 +196,10 @@ class RlimitEnforcer:
         return clean and len(restored) == len(new)
 
     def adopt_external_changes(self, keys: Iterable[ProcessKey]) -> bool:
-        """Accept the limits that programs set since the last allocation. Return whether there were any."""
+        """Accept the limits that programs set since the last allocation.
+
+        Return whether there were any.
+        """
         return sum(self._adopt_external_change(key) for key in keys) > 0
 
     def restore(self, process: Process) -> bool:
@@ -208,7 +217,10 @@ class RlimitEnforcer:
         return True
 
     def restore_unclaimed(self) -> None:
-        """Restore the processes of an earlier agent that no subject has. Those that fail stay in the store."""
+        """Restore the processes of an earlier agent that no subject has.
+
+        Those that fail stay in the store.
+        """
         for key, record in list(self._unclaimed.items()):
             try:
                 process = self._living(key)
@@ -263,20 +275,29 @@ class RlimitEnforcer:
         return True
 
     def _handle(self, process: Process) -> ProcessHandle:
-        """Return a handle on the limits of a process. Raises ProcessLookupError if the process is gone."""
+        """Return a handle on the limits of a process.
+
+        Raises ProcessLookupError if the process is gone.
+        """
         if process.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {process.key.pid} is gone")
         return ProcessHandle(process.reader, self._prlimit)
 
     def _described(self, key: ProcessKey, *, exact: bool) -> ProcessUsage:
-        """Return the allocator's input. An unknown use counts as unlimited, so nothing more is allowed."""
+        """Return the allocator's input.
+
+        An unknown use counts as unlimited, so nothing more is allowed.
+        """
         process, record = self._table[key], self._records.get(key)
         locked = UNLIMITED if process.usage_state is UsageState.UNKNOWN else process.locked
         original = record.original if record else Limits(0, 0)
         return ProcessUsage(key, locked, process.pinned, original.soft, original.hard, exact)
 
     def _current(self, process: Process) -> Limits | None:
-        """Return the current limits. None if the process is gone, or if they cannot be read: a failure."""
+        """Return the current limits.
+
+        None if the process is gone, or if they cannot be read: a failure.
+        """
         try:
             with self._handle(process) as handle:
                 current = handle.get()
@@ -307,7 +328,9 @@ class RlimitEnforcer:
         return record
 
     def _find_original(self, subject: Subject, process: Process, untouched: Container[ProcessKey]) -> bool:
-        """Add a record by the rules of the module. Return whether the process came with applied limits.
+        """Add a record by the rules of the module.
+
+        Return whether the process came with applied limits.
 
         The limits of `untouched` processes are not changed yet, so their children inherit nothing.
         """
@@ -368,7 +391,9 @@ class RlimitEnforcer:
 
 
 def _exceeds(change: _Change) -> bool:
-    """Sample a process whose limit was just lowered. Return whether it had exceeded the new limit by then.
+    """Sample a process whose limit was just lowered.
+
+    Return whether it had exceeded the new limit by then.
 
     A process that ignores its rlimit does not count.
     """

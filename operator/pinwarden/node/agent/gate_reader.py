@@ -1,11 +1,14 @@
-"""Which pods the seccomp gate holds exactly, as far as its record tells; read again when the file is another one or was renewed.
+"""Reads which pods the seccomp gate enforces exactly, whenever the gate's state file changes.
 
-A pod is held *exactly* when each of its processes is in a container that has a listener (or in its sandbox), none has pinned anything
-through a driver, and the gate has seen no call that loosens it. Only then is its level Deny (H1), and only then does the agent give each
-process the whole limit as its rlimit, because the gate holds the sum. A gate that is away changes no level: calls wait, which is said.
+A pod is enforced *exactly* if each of its processes is in a container with a listener, or in its
+sandbox. In addition, no driver has pinned memory for the pod, and the gate has seen no call that
+makes it inexact. Only then is the level Deny (H1), and each process gets the whole limit as its
+rlimit, because the gate enforces the sum. A gate that does not answer changes no level: calls wait,
+and the message says so.
 
-The gate follows the configuration by itself. Until it tells that it holds a pod to the very limits that the agent does, these are not
-acknowledged; when that takes longer than `BEHIND_SECONDS`, as where the configuration cannot be kept on disk, the pod is not held exactly.
+The gate reads the configuration by itself. The agent acknowledges the limits of a pod only when the
+gate reports the same fingerprint. If that takes longer than `BEHIND_SECONDS`, the pod is not
+enforced exactly.
 """
 
 import time
@@ -26,9 +29,10 @@ UNGATED = "created without the gate's profile"
 
 @dataclass(frozen=True, slots=True)
 class GateCoverage:
-    """How the gate stands to one pod. `why` says for people why it is not held exactly, or, where it is, that its calls wait.
+    """How far the gate enforces the limits of one pod.
 
-    `behind`: it is held exactly, and to other limits than the agent's.
+    `why` is the reason against exact enforcement, or, if that is in force, a message that calls
+    wait. `behind`: the gate enforces other limits exactly than the agent has.
     """
 
     gated: bool = False
@@ -39,7 +43,10 @@ class GateCoverage:
 
 
 class GateReader:
-    """The record at `path`; with None there is no gate, and no pod is gated. `clock` is monotonic, in seconds."""
+    """Reads the state file at `path`.
+
+    With None there is no gate. `clock` is monotonic, in seconds.
+    """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = PolledFile(path) if path else None
@@ -49,35 +56,42 @@ class GateReader:
 
     @property
     def silent(self) -> bool:
-        """Whether there is a gate that has not answered for a while."""
+        """Whether the gate exists and has not renewed its file for a while."""
         return self._file is not None and SILENT_SECONDS < self._file.age < float("inf")
 
     def poll(self) -> bool:
-        """Reads the file if it is another one; whether it was. Of one that is not understood nobody is held."""
-        news = self._file.read_if_changed(lambda path: (load(path),)) if self._file else None
-        if news is None:
+        """Reload the file if it changed and return whether it did.
+
+        If it cannot be parsed, no pod counts as gated.
+        """
+        change = self._file.read_if_changed(lambda path: (load(path),)) if self._file else None
+        if change is None:
             return False
-        (self.told,) = news
+        (self.told,) = change
         there = {pod for pod, _, _ in self.told.containers.values()} if self.told else set()
         self._behind = {pod: since for pod, since in self._behind.items() if pod in there}
         return True
 
     def coverage(self, subject: Subject) -> GateCoverage:
-        """How the gate stands to a pod that was looked at."""
+        """Return the coverage of a pod that was sampled."""
         told = self.told
         if told is None:
             return GateCoverage()
         running = subject.by_container.keys()
-        gated = {one for one in running if one in told.containers and told.containers[one][0] == subject.uid}
+        gated = {
+            identity
+            for identity in running
+            if identity in told.containers and told.containers[identity][0] == subject.uid
+        }
         if not told.lost.isdisjoint(running):
             return GateCoverage(
                 True, lost=True, why="the descriptors of its gate are lost: its pinning calls end with ENOSYS"
             )
         if not gated:
             return GateCoverage(why=UNGATED)
-        sandboxes = {told.containers[one][2] for one in gated}
+        sandboxes = {told.containers[identity][2] for identity in gated}
         covered = frozenset().union(
-            *(subject.by_container[one] for one in running if one in gated | sandboxes)
+            *(subject.by_container[identity] for identity in running if identity in gated | sandboxes)
         )
         why = "; ".join(told.inexact.get(subject.uid, ()))
         if not subject.keys <= covered:
@@ -92,7 +106,7 @@ class GateReader:
         return GateCoverage(True, why=why)
 
     def _is_behind(self, subject: Subject, told: GateStatus) -> bool:
-        """Whether the gate holds it to other limits than the agent; notes since when."""
+        """Return whether the gate enforces other limits than the agent has, and record since when."""
         if told.held.get(subject.uid, "") == subject.policy.fingerprint:
             self._behind.pop(subject.uid, None)
             return False

@@ -1,8 +1,9 @@
 """/metrics, /healthz and /readyz over plain HTTP.
 
-/readyz fails when the main loop has not ticked for some seconds, which makes the agent's pod not ready: by that the operator tells a
-silent agent. /healthz fails when it has not for so long that a restart is the better chance. A client that is slow holds one of a few
-threads for a few seconds, so that it cannot keep the kubelet's probes out for longer.
+/readyz fails when the main loop has not ticked for some seconds, which makes the agent's pod not
+ready: by that the operator tells a silent agent. /healthz fails when it has not for so long that a
+restart is the better chance. A client that is slow holds one of a few threads for a few seconds, so
+that it cannot keep the kubelet's probes out for longer.
 """
 
 import logging
@@ -40,7 +41,9 @@ class Pulse:
 
 
 class WebServer(ThreadingHTTPServer):
-    """Listens from the moment it is made; `serve_forever` answers. Raises OSError when the address cannot be had.
+    """Listens from the moment it is made; `serve_forever` answers.
+
+    Raises OSError when the address cannot be had.
 
     The empty `address` stands for all of the machine, IPv4 and where there is IPv6 that too.
     """
@@ -63,7 +66,9 @@ class WebServer(ThreadingHTTPServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def server_bind(self) -> None:
-        """Without the base class's question to the name service, which may have no answer on a node that starts."""
+        """Without the base class's question to the name service, which may have no answer on a node
+        that starts.
+        """
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)

@@ -1,7 +1,9 @@
-"""Where the API server is and how the agent says who it is: from a kubeconfig, or from a pod's service account.
+"""Where the API server is and how the agent says who it is: from a kubeconfig, or from a pod's
+service account.
 
-A kubeconfig may carry a token or a client certificate, inline or as files. What runs a program to get a credential is refused by name:
-the agent's image has no such program. Tokens in files are read again when the file changes, since the kubelet renews them.
+A kubeconfig may carry a token or a client certificate, inline or as files. What runs a program to
+get a credential is refused by name: the agent's image has no such program. Tokens in files are read
+again when the file changes, since the kubelet renews them.
 """
 
 import base64
@@ -30,7 +32,9 @@ def no_token() -> str | None:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`url` without a path at its end; `token` is asked before every request; `server_name` is what the certificate must bear."""
+    """`url` without a path at its end; `token` is asked before every request; `server_name` is what
+    the certificate must bear.
+    """
 
     url: str
     tls: ssl.SSLContext
@@ -39,7 +43,10 @@ class ApiServer:
 
 
 class TokenFile:
-    """A bearer token in a file, read again when the file changed. Raises OSError when it cannot be read."""
+    """A bearer token in a file, read again when the file changed.
+
+    Raises OSError when it cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +66,10 @@ class TokenFile:
 def in_cluster(
     environment: Mapping[str, str] = os.environ, service_account: Path = SERVICE_ACCOUNT
 ) -> ApiServer:
-    """The API server of the pod that this runs in. Raises KubeconfigError outside a pod or without a service account."""
+    """The API server of the pod that this runs in.
+
+    Raises KubeconfigError outside a pod or without a service account.
+    """
     host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise KubeconfigError(
@@ -96,7 +106,9 @@ def _read(path: Path) -> Any:
 
 
 class _Kubeconfig:
-    """A kubeconfig's content; relative file names in it are relative to its folder, as kubectl takes them."""
+    """A kubeconfig's content; relative file names in it are relative to its folder, as kubectl
+    takes them.
+    """
 
     def __init__(self, path: Path, content: Any) -> None:
         self._path = path

@@ -2,9 +2,9 @@
 
 The main thread never waits for the API server: configurations arrive in the inbox and wake it.
 
-If the reconciler rejects a configuration, the last good one stays in force, and the problem is reported
-(H3). A tick that fails is tried again after a backoff and beats no pulse. Without a successful tick the pod
-of the agent is not ready, and is restarted in the end (`http_server`).
+If the reconciler rejects a configuration, the last good one stays in force, and the problem is
+reported (H3). A tick that fails is tried again after a backoff and beats no pulse. Without a
+successful tick the pod of the agent is not ready, and is restarted in the end (`http_server`).
 """
 
 import logging
@@ -26,7 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 class Loop:
-    """Runs until `stop`, or until `failed` names a thread. `ticked` gets the duration of each tick in seconds."""
+    """Runs until `stop`, or until `failed` names a thread.
+
+    `ticked` gets the duration of each tick in seconds.
+    """
 
     def __init__(
         self,
@@ -80,7 +83,10 @@ class Loop:
         return wait
 
     def _take_news(self) -> bool:
-        """Return whether the inbox had items. Only the last of several configurations is applied."""
+        """Return whether the inbox had items.
+
+        Only the last of several configurations is applied.
+        """
         items = self._inbox.take()
         newest: Configuration | None = None
         for item in items:

@@ -1,6 +1,5 @@
-"""The agent's metrics, in base units, with closed label sets: under 100 series whatever runs on the node, unless pods are asked for.
-
-What the agent itself did is counted here as it happens; what it knows of its node `snapshotted` reads when someone asks.
+"""The agent's metrics, in base units, with closed label sets: under 100 series without per-pod
+metrics.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,10 @@ _TICK_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class Metrics:
-    """Counts, and renders all of it; calls may come from several threads. `records` and `pods` are for `SnapshotCollector`."""
+    """Counts and renders all metrics. Several threads may call.
+
+    `records` and `pods` are for `SnapshotCollector`.
+    """
 
     def __init__(
         self, board: SnapshotBoard, records: Mapping[str, Path] | None = None, *, pods: bool = False
@@ -53,21 +55,21 @@ class Metrics:
         )
 
     def failed(self, operation: str) -> None:
-        """One of `FAILURES` failed."""
+        """Count a failure, one of `FAILURES`."""
         self._failures.labels(operation).inc()
 
     def status_written(self) -> None:
-        """The API server took a status."""
+        """Count a written status."""
         self._writes.inc()
 
     def ticked(self, seconds: float) -> None:
-        """A tick took so long."""
+        """Observe the duration of a tick."""
         self._ticks.observe(seconds)
 
     def families(self) -> Iterable[Metric]:
-        """All metrics, also those that have no series now."""
+        """Return all metrics, including those without a series."""
         return self._registry.collect()
 
     def render(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)

@@ -1,7 +1,10 @@
-"""What the agent knows of its node, as metrics: read from the last snapshot when someone asks. What cannot be known is absent (H2).
+"""What the agent knows of its node, as metrics: read from the last snapshot when someone asks.
 
-All of a snapshot's numbers are samples, taken at `pinwarden_agent_sampled_timestamp_seconds`. By default they are sums, under 100 series
-whatever runs on the node; series of each governed pod are opt-in. Pods go by the UID that their cgroup bears, as the agent knows no names.
+What cannot be known is absent (H2).
+
+All of a snapshot's numbers are samples, taken at `pinwarden_agent_sampled_timestamp_seconds`. By
+default they are sums, under 100 series whatever runs on the node; series of each governed pod are
+opt-in. Pods go by the UID that their cgroup bears, as the agent knows no names.
 """
 
 from collections import Counter
@@ -23,7 +26,10 @@ _FAIR = "current is what the kernel charges, anonymous its own anonymous memory,
 
 
 class SnapshotCollector(Collector):
-    """`records` are the files by which other processes of the node, by name, give signs of life. With `pods`, series of each pod too."""
+    """`records` are the files by which other processes of the node, by name, give signs of life.
+
+    With `pods`, series of each pod too.
+    """
 
     def __init__(self, board: SnapshotBoard, records: Mapping[str, Path], *, pods: bool) -> None:
         self._board = board

@@ -1,13 +1,14 @@
 """The original limits of each process, on disk, so that a later agent can restore them too (H3).
 
-The kernel keeps no earlier limits. So a record is written before a process is changed for the first time.
-`save` returns when the file is on disk: a crash in between leaves a record too many, never one too few.
-A record also holds the limits that were applied last. A limit that differs from these was set by the
-program itself, and is the limit that the process shall have from then on.
+The kernel keeps no earlier limits. So a record is written before a process is changed for the first
+time. `save` returns when the file is on disk: a crash in between leaves a record too many, never
+one too few. A record also holds the limits that were applied last. A limit that differs from these
+was set by the program itself, and is the limit that the process shall have from then on.
 
-The file is one JSON object: a version, the boot id of the kernel, a digest of the processes, and the
-processes. It is replaced as a whole (`statefile`). No process outlives a reboot, so a file of another boot
-id counts as empty. A file that is truncated, altered or of another version is set aside with a warning.
+The file is one JSON object: a version, the boot id of the kernel, a digest of the processes, and
+the processes. It is replaced as a whole (`statefile`). No process outlives a reboot, so a file of
+another boot id counts as empty. A file that is truncated, altered or of another version is set
+aside with a warning.
 """
 
 import hashlib
@@ -32,21 +33,23 @@ class RlimitRecord:
     applied: Limits
 
     def updated(self, current: Limits) -> "RlimitRecord":
-        """Return the record with the soft and hard limits that the program set since the last allocation.
+        """Return the record with the soft and hard limits that the program set since the last
+        allocation.
 
-        A lowered limit stays lowered, and a soft limit that a program chose is kept. A raised hard limit
-        (`CAP_SYS_RESOURCE`) becomes the original one. The allowance is enforced all the same, because it
-        is computed from use and not from the original limits (P1).
+        A lowered limit stays lowered, and a soft limit that a program chose is kept. A raised hard
+        limit (`CAP_SYS_RESOURCE`) becomes the original one. The allowance is enforced all the same,
+        because it is computed from use and not from the original limits (P1).
         """
         hard = self.original.hard if current.hard == self.applied.hard else current.hard
         soft = self.original.soft if current.soft == self.applied.soft else current.soft
         return replace(self, original=Limits(min(soft, hard), hard))
 
     def for_child(self, current: Limits) -> "RlimitRecord":
-        """Return the record of a child whose limits are `current`, forked since the first allocation.
+        """Return the record of a child whose limits are `current`, forked since the first
+        allocation.
 
-        The child inherited limits that were applied, not its parent's original ones. A limit that the
-        child set before its first sample looks the same, and is not kept.
+        The child inherited limits that were applied, not its parent's original ones. A limit that
+        the child set before its first sample looks the same, and is not kept.
         """
         return RlimitRecord(self.original, current)
 

@@ -1,7 +1,8 @@
-"""Use seen above limits (H1). All of it is sampled: peaks and times are lower bounds (H2).
+"""Sampled use above limits (H1). Peaks and times are lower bounds (H2).
 
-An episode begins with a sample above the limit and ends with one that is not, or when none comes for `LONGEST_GAP_SECONDS`. Its time is
-that between samples which were both above.
+An episode begins with a sample above the limit. It ends with a sample at or below the limit, or
+after `LONGEST_GAP_SECONDS` without a sample. Its duration is the time between samples that were
+both above.
 """
 
 from collections.abc import Collection
@@ -25,7 +26,10 @@ class _Record:
 
 
 class Overshoots:
-    """Per limit (by uid) and pod (None with scope Node). The containers of a pod share a record and have an episode each."""
+    """Overshoots per uid of a limit and pod (None with scope Node).
+
+    The containers of a pod share a record, and each has its own episodes.
+    """
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str | None], _Record] = {}
@@ -34,7 +38,10 @@ class Overshoots:
     def sample(
         self, limit: str, pod: str | None, container: str | None, excess: int, now: float, time: datetime
     ) -> None:
-        """`excess` bytes above the limit, not above when it is 0 or less; `now` in seconds of a monotonic clock."""
+        """Add a sample of `excess` bytes above the limit, if positive.
+
+        `now` is in seconds, monotonic.
+        """
         since = self._above.pop((limit, pod, container), None)
         if excess <= 0:
             return
@@ -50,16 +57,16 @@ class Overshoots:
             del self._records[min(self._records, key=lambda key: self._records[key].last_time)]
 
     def keep(self, limits: Collection[str]) -> None:
-        """Forgets all other limits, by uid."""
+        """Forget all other limits, by uid."""
         self._records = {key: record for key, record in self._records.items() if key[0] in limits}
         self._above = {key: since for key, since in self._above.items() if key[0] in limits}
 
     def end(self, pod: str) -> None:
-        """The pod is gone: its episodes end, its records stay."""
+        """End the episodes of a pod that is gone. Its records stay."""
         self._above = {key: since for key, since in self._above.items() if key[1] != pod}
 
     def reports(self) -> tuple[list[OvershootReport], bool]:
-        """The latest, newest first, and whether there are more than are listed."""
+        """Return the latest overshoots, newest first, and whether more exist."""
         newest = sorted(self._records.items(), key=lambda item: item[1].last_time, reverse=True)
         listed = [
             OvershootReport(

@@ -1,14 +1,17 @@
-"""Brings the node to its configuration: lists subjects, samples them, sets their rlimits, and reports.
+"""Brings the node to its configuration: lists subjects, samples them, sets their rlimits, and
+reports.
 
-The reconciler has no thread and never waits. The caller gives it a configuration and ticks, each as soon as
-the last tick asked for. A tick lists the pods and directories, samples the subjects that are due, saves the
-original limits of new processes, allocates, and restores. Pods without a limit are listed and not read.
-Sampling takes at most about a quarter of a core, also while many pods are busy.
+The reconciler has no thread and never waits. The caller gives it a configuration and ticks, each as
+soon as the last tick asked for. A tick lists the pods and directories, samples the subjects that
+are due, saves the original limits of new processes, allocates, and restores. Pods without a limit
+are listed and not read. Sampling takes at most about a quarter of a core, also while many pods are
+busy.
 
 Subjects that share a limit of scope Node, or a process, are allocated together as one batch.
 
-A subject, a batch or a pattern that fails affects only itself (`guard`): it is reported as not readable,
-none of its limits is acknowledged, and it is tried again. All others are reconciled as usual.
+A subject, a batch or a pattern that fails affects only itself (`guard`): it is reported as not
+readable, none of its limits is acknowledged, and it is tried again. All others are reconciled as
+usual.
 """
 
 import logging
@@ -61,8 +64,8 @@ Batch = tuple[list[Subject], list[Constraint]]
 class Reconciler:
     """Single-threaded: one caller owns it.
 
-    `clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths of their
-    state files. `guard` knows the `KINDS`.
+    `clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths of
+    their state files. `guard` knows the `KINDS`.
     """
 
     def __init__(
@@ -109,7 +112,9 @@ class Reconciler:
         generation: int | None,
         gone: frozenset[str] = frozenset(),
     ) -> None:
-        """Accept a configuration. The next tick applies it, and acknowledges it when all of it is applied.
+        """Accept a configuration.
+
+        The next tick applies it, and acknowledges it when all of it is applied.
 
         `gone` are the pods in it that the operator does not list any more.
         """
@@ -160,7 +165,9 @@ class Reconciler:
 
     @property
     def failures(self) -> dict[tuple[str, str], int]:
-        """How often the work on items failed, by process and kind, from the state files of all processes."""
+        """How often the work on items failed, by process and kind, from the state files of all
+        processes.
+        """
         return {
             (process, kind): count
             for process, counts in (
@@ -172,7 +179,10 @@ class Reconciler:
         }
 
     def release(self) -> None:
-        """Restore every process, including those of an earlier agent. Raises PermissionError if some fail."""
+        """Restore every process, including those of an earlier agent.
+
+        Raises PermissionError if some fail.
+        """
         if not self._release_all():
             raise PermissionError("some processes could not be given back what they had")
 
@@ -183,7 +193,9 @@ class Reconciler:
         self._batches.clear()
 
     def _poll(self, now: float) -> None:
-        """Read the state files of the other processes, and sample subjects whose gate coverage changed."""
+        """Read the state files of the other processes, and sample subjects whose gate coverage
+        changed.
+        """
         self._guarded("record", "accountant", self._accountant.poll)
         if self._guarded("record", "gate", self._gate.poll):
             for subject in self._subjects.values():
@@ -344,7 +356,9 @@ class Reconciler:
         return sum(self._table[key].use for key in keys)
 
     def _drop_unowned(self, now: float) -> None:
-        """Restore and drop the processes that are in no subject, including those of an earlier agent."""
+        """Restore and drop the processes that are in no subject, including those of an earlier
+        agent.
+        """
         if self._ability.available:
             self._restore_released(now)
         kept = self._releaser.keys.union(*(subject.keys for subject in self._subjects.values()))
@@ -359,7 +373,8 @@ class Reconciler:
     def _restore_released(self, now: float) -> None:
         """Continue the releases.
 
-        A process of an earlier agent can be in a subject that cannot be read. Then it keeps its limits.
+        A process of an earlier agent can be in a subject that cannot be read. Then it keeps its
+        limits.
         """
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
@@ -385,7 +400,9 @@ class Reconciler:
         return self._enforcer.save(float("inf")) and not remaining
 
     def _pace(self, now: float) -> float:
-        """Return the seconds until the next work is due, and at least a pause in proportion to this tick."""
+        """Return the seconds until the next work is due, and at least a pause in proportion to this
+        tick.
+        """
         end = self._clock()
         due = min([self._list_due, *(subject.due for subject in self._subjects.values())]) - end
         return min(max(due, _PAUSE_PER_WORK * (end - now), _SHORTEST_SECONDS), _LONGEST_SECONDS)

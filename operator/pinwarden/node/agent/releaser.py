@@ -1,12 +1,12 @@
 """Subjects being released: watched until every process has its original RLIMIT_MEMLOCK (P14).
 
-The limits of known processes are restored at once. But a process that was forked just before inherits the
-limits of its parent and is seen only afterwards. Without a further sample it would keep them for its whole
-life. So a subject is sampled again until a sample finds no such process. Then a few more sweeps follow,
-because a fork in progress shows its child late.
+The limits of known processes are restored at once. But a process that was forked just before
+inherits the limits of its parent and is seen only afterwards. Without a further sample it would
+keep them for its whole life. So a subject is sampled again until a sample finds no such process.
+Then a few more sweeps follow, because a fork in progress shows its child late.
 
-After a restart, the same is done for the processes of an earlier agent. Their subjects are found by the
-processes in the file.
+After a restart, the same is done for the processes of an earlier agent. Their subjects are found by
+the processes in the file.
 """
 
 from pathlib import Path
@@ -24,7 +24,9 @@ _QUIET_SWEEPS = 3
 
 
 class Releaser:
-    """The subjects being released, each with the number of sweeps in a row that found nothing to restore."""
+    """The subjects being released, each with the number of sweeps in a row that found nothing to
+    restore.
+    """
 
     def __init__(self, table: ProcessTable, enforcer: RlimitEnforcer) -> None:
         self._table = table
@@ -49,7 +51,10 @@ class Releaser:
         self._quiet[subject] = 0
 
     def begin_unclaimed(self, root: Path) -> None:
-        """Release the subjects of an earlier agent's processes. Raises OSError if a tree cannot be read."""
+        """Release the subjects of an earlier agent's processes.
+
+        Raises OSError if a tree cannot be read.
+        """
         watched = self.keys
         pids = {key.pid for key in self._enforcer.unclaimed() if key not in watched}
         if pids:
@@ -82,7 +87,9 @@ class Releaser:
 
 
 def _owners(root: Path, pids: set[int]) -> dict[str, Path]:
-    """Return the directory of each subject with such a process, by uid; in a pod, the pod's directory."""
+    """Return the directory of each subject with such a process, by uid; in a pod, the pod's
+    directory.
+    """
     owners: dict[str, Path] = {}
     for directory in explore("", [root]).members:
         if directory != root and not pids.isdisjoint(member_pids(directory)):

@@ -1,13 +1,16 @@
-"""Pods that a new configuration leaves out while their cgroups are still there: what held for them stays (H3).
+"""Pods that a new configuration leaves out while their cgroups are still there: what held for them
+stays (H3).
 
-The operator lists every pod of the node, the free ones too. So a pod that is listed without limits is free, because somebody deleted or
-changed a limit. A pod that is left out is only missing: its object was deleted by force, it is Failed or Succeeded, an operator that was
-just started never knew it, or the object has no room for one more. Nothing is released for that. Its limits, and its part in groups of
-shared memory, are taken over from the last configuration until its cgroup is gone, a configuration lists it again, or mode is Release. A
-limit that the new configuration has too holds as it is there. The list of both is local, so it may be longer than an object's.
+The operator lists every pod of the node, the free ones too. So a pod that is listed without limits
+is free, because somebody deleted or changed a limit. A pod that is left out is only missing: its
+object was deleted by force, it is Failed or Succeeded, an operator that was just started never knew
+it, or the object has no room for one more. Nothing is released for that. Its limits, and its part
+in groups of shared memory, are taken over from the last configuration until its cgroup is gone, a
+configuration lists it again, or mode is Release. A limit that the new configuration has too holds
+as it is there. The list of both is local, so it may be longer than an object's.
 
-The agent, the gate and the accountant follow one file, which has the retained pods in it, so that all three hold them, also after a
-restart.
+The agent, the gate and the accountant follow one file, which has the retained pods in it, so that
+all three hold them, also after a restart.
 """
 
 import logging
@@ -22,7 +25,9 @@ from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.state.config import Configuration
 
 MOST_RETAINED = 4096
-"""Pods that are retained beside those that a configuration lists, so that nothing grows without bound."""
+"""Pods that are retained beside those that a configuration lists, so that nothing grows without
+bound.
+"""
 _SHOWN = 8
 _log = logging.getLogger(__name__)
 _Json = Mapping[str, Any]
@@ -35,10 +40,11 @@ def has_processes(uid: str, paths: _Paths) -> bool:
 
 
 class Retainer:
-    """Adds to each configuration what the one before it held for pods that are left out and still there.
+    """Adds to each configuration what the one before it held for pods that are left out and still
+    there.
 
-    `last` is the configuration in force. `there` returns the cgroup directories of each pod on the node. `processes` tells whether a
-    pod has any process. Both may raise OSError.
+    `last` is the configuration in force. `there` returns the cgroup directories of each pod on the
+    node. `processes` tells whether a pod has any process. Both may raise OSError.
     """
 
     def __init__(
@@ -52,7 +58,9 @@ class Retainer:
         self._processes = processes
 
     def retain(self, new: Configuration) -> Configuration:
-        """Return `new` with the pods that it leaves out and that are still there, at most `MOST_RETAINED`; none in mode Release."""
+        """Return `new` with the pods that it leaves out and that are still there, at most
+        `MOST_RETAINED`; none in mode Release.
+        """
         retained = new if new.spec.mode is Mode.RELEASE else self._add_gone(new)
         if retained.gone - (self._last.gone if self._last else frozenset()):
             _log.info("limits stay on pods that are not listed any more: %s", _named(retained.gone))
@@ -73,7 +81,10 @@ class Retainer:
         return replace(merged, gone=gone)
 
     def _fitting(self, missing: frozenset[str]) -> frozenset[str]:
-        """Return the pods that are still there. Where they are too many, those with processes go first."""
+        """Return the pods that are still there.
+
+        Where they are too many, those with processes go first.
+        """
         try:
             there = self._there()
         except OSError as error:
@@ -106,10 +117,12 @@ def _named(uids: Collection[str]) -> str:
 
 
 def merge(new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new` has not, and their part in its groups.
+    """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new`
+    has not, and their part in its groups.
 
-    A group with such pods bears its hash of `hashes`, by UID: what is acknowledged is the group that the operator asked for.
-    Limits and groups may be of a later version: one that is not understood stays as it came.
+    A group with such pods bears its hash of `hashes`, by UID: what is acknowledged is the group
+    that the operator asked for. Limits and groups may be of a later version: one that is not
+    understood stays as it came.
     """
     pods = [pod for pod in last.get("pods", ()) if pod["uid"] in gone]
     known = {_text(limit, "name") for limit in new.get("limits", ())}
@@ -132,8 +145,9 @@ def merge(new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, s
 def _with_members(group: _Json, before: _Json, gone: Collection[str], asked: str | None) -> _Json:
     """Return the group with the pods of `gone` that it had before, each with its allowance (M8).
 
-    A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its pods. So there are at most as many entries
-    as allowances. A group with a member that is not understood may have the pods in a way of its own, so nothing is added to it.
+    A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its
+    pods. So there are at most as many entries as allowances. A group with a member that is not
+    understood may have the pods in a way of its own, so nothing is added to it.
     """
     members = _members(group)
     if members != group.get("members", []):

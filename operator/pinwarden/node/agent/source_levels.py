@@ -1,6 +1,8 @@
-"""What the node reaches for each source in an ordinary pod (H1): whether the per-process counters see it, and what the rlimit gate does.
+"""The level of each source in an ordinary pod of the node (H1).
 
-A pod that was created with the seccomp gate's profile may be held better than its node: its own level says so.
+The level depends on whether the per-process counters include the source, and on whether the rlimit
+gate works. A pod with the profile of the seccomp gate can have a better level, which the pod
+reports.
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,10 @@ _COUNTED: Final[Mapping[Source, str]] = {
 
 
 def source_levels(ability: GateAbility, *, gated: bool = False) -> list[SourceLevel]:
-    """A line for every source, in the order of `Source`; `gated` says that the seccomp gate answers on the node."""
+    """Return the level of every source, in the order of `Source`.
+
+    `gated`: the seccomp gate answers.
+    """
     return [_level(source, ability, gated=gated) for source in Source]
 
 

@@ -1,7 +1,8 @@
-"""Builds the status of the node: the level of each governed pod, its reason (H1), and sampled amounts (H2).
+"""Builds the status of the node: the level of each governed pod, its reason (H1), and sampled
+amounts (H2).
 
-Names and messages are cut and escaped here. So neither a name that a user chose nor a pod whose report
-cannot be built keeps the API server from accepting the reports of all other pods.
+Names and messages are cut and escaped here. So neither a name that a user chose nor a pod whose
+report cannot be built keeps the API server from accepting the reports of all other pods.
 """
 
 import logging
@@ -45,7 +46,8 @@ _FAIR = 1024
 EXACT = "SeccompGate"
 LOST = "GateLost"
 STARTING_SECONDS = 5.0
-"""A process of the runtime keeps all capabilities for about this long, until it runs its program."""
+"""A process of the runtime keeps all capabilities for about this long, until it runs its program.
+"""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,10 @@ class StatusBuilder:
         overshoots: Overshoots,
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
-        """Return the status. `acknowledged` is the last policy that was applied completely, if any."""
+        """Return the status.
+
+        `acknowledged` is the last policy that was applied completely, if any.
+        """
         subjects = [subject for subject in subjects if subject.keys or not subject.policy.gone]
         listed, cut = overshoots.reports()
         coverages = [(subject, self._gate.coverage(subject)) for subject in subjects]
@@ -204,7 +209,9 @@ def _level(
     ability: GateAbility,
     coverage: GateCoverage,
 ) -> PodLevel:
-    """Return the level of a subject with these processes, and the first reason against a better one."""
+    """Return the level of a subject with these processes, and the first reason against a better
+    one.
+    """
     if subject.failure:
         return PodLevel(Level.OBSERVE, NOT_READABLE, subject.failure)
     if coverage.lost:
@@ -282,10 +289,12 @@ def _not_enforced(process: Process, failure: str, own: Collection[int]) -> PodLe
 
 
 def _is_starting(process: Process, own: Collection[int]) -> bool:
-    """Return whether the process is young and its parent is not one of the subject's `own` processes.
+    """Return whether the process is young and its parent is not one of the subject's `own`
+    processes.
 
-    Such a process is the first one of a container, or of an exec into a container. A process that the pod
-    forked has a parent in the pod, or the first process of its PID namespace if the parent has ended.
+    Such a process is the first one of a container, or of an exec into a container. A process that
+    the pod forked has a parent in the pod, or the first process of its PID namespace if the parent
+    has ended.
     """
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
     return age < STARTING_SECONDS and process.status.parent not in own

@@ -1,7 +1,8 @@
-"""Answers `pinwarden status` on a Unix socket that only root may open, with one JSON object per connection.
+"""Answers `pinwarden status` on a Unix socket that only root may open, with one JSON object per
+connection.
 
-The answer is the report as the API server gets it, and the configuration in force. So it also serves a host
-without Kubernetes, and a node whose API server does not answer.
+The answer is the report as the API server gets it, and the configuration in force. So it also
+serves a host without Kubernetes, and a node whose API server does not answer.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""When the agent's report is worth a write to the API server, and the thread that writes it.
+"""Decides when the agent's status is written to the API server, and writes it.
 
-`WritePolicy` is pure: with thousands of nodes each write counts. An acknowledgement, a change of level, a pod that came or went, an
-overshoot, a refusal, or a value that moved by more than 2 % of the pod's smallest limit makes a write due at once; between two writes lies
-at least a second, in which later changes join. Without a change there is one every five minutes at least, a little earlier at random, so
-that agents that were once in step are not for long. A failed write stays due.
+`WritePolicy` is pure: with thousands of nodes each write counts. A write is due at once for an
+acknowledgement, a changed level, a pod that came or went, an overshoot, a denial, or an amount that
+moved by more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the
+later one includes all changes. Without a change, a write follows after at most five minutes, a
+little earlier at random, so that agents do not stay in step. A failed write stays due.
 """
 
 import logging
@@ -27,7 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
-    """Per uid of a governed pod, the least of its limits in bytes; per uid of a group with a capacity, that."""
+    """Return the smallest limit of each governed pod, and the capacity of each group, in bytes by
+    uid.
+    """
     capacities = {group.uid: group.capacity for group in spec.groups if group.capacity is not None}
     amounts = {limit.name: limit.limit for limit in spec.limits}
     known = {pod.uid: [amounts[name] for name in pod.limits if name in amounts] for pod in spec.pods}
@@ -37,7 +40,10 @@ def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
 def worth_writing(
     written: NodePinConfigStatus, report: NodePinConfigStatus, limits: Mapping[str, int]
 ) -> bool:
-    """Whether `report` says something that `written` did not; `limits` as `smallest_limits` gives them."""
+    """Return whether `report` differs enough from `written`.
+
+    `limits` is the result of `smallest_limits`.
+    """
     if _statement(written) != _statement(report):
         return True
     before = {pod.uid: pod for pod in written.pods}
@@ -48,7 +54,7 @@ def worth_writing(
 
 
 def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
-    """All of a report but its amounts and times."""
+    """Return a report without its amounts and times."""
     return (
         report.observed_generation,
         report.agent_version,
@@ -58,17 +64,20 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
         {(limit.uid, limit.hash) for limit in report.applied_limits},
         report.unsupported_limits,
         report.sources,
-        {(pod.uid, pod.level, pod.reason, *(one.name for one in pod.containers)) for pod in report.pods},
+        {
+            (pod.uid, pod.level, pod.reason, *(container.name for container in pod.containers))
+            for pod in report.pods
+        },
         {pod.uid: pod.denials for pod in report.pods},
         {(denial.number, denial.time) for denial in report.recent_denials},
         report.denials_dropped,
         {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
-        [_of_group(group) for group in report.groups],
+        [_group_statement(group) for group in report.groups],
     )
 
 
-def _of_group(group: GroupReport) -> tuple[object, ...]:
-    """All of a group's report but its amounts and times."""
+def _group_statement(group: GroupReport) -> tuple[object, ...]:
+    """Return the report of a group without its amounts and times."""
     borrowers = {(each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers}
     return (
         group.uid,
@@ -85,7 +94,7 @@ def _of_group(group: GroupReport) -> tuple[object, ...]:
 
 
 def _group_amounts(group: GroupReport) -> dict[str, int | None]:
-    """The amounts of a group and its borrowers, in bytes."""
+    """Return the amounts of a group and its borrowers, in bytes."""
     own = {"charge": group.charge, "orphaned": group.orphaned, "dead": group.dead, "own": group.own}
     borrowed = {f"{each.pod} borrowed": each.borrowed for each in group.borrowers}
     mapped = {f"{each.pod} mapped": each.mapped for each in group.borrowers}
@@ -104,12 +113,12 @@ def _moved(before: PodReport, now: PodReport, limit: int) -> bool:
 
 
 def _amounts(pod: PodReport) -> list[int]:
-    containers = [amount for one in pod.containers for amount in (one.pinned, one.peak)]
+    containers = [amount for container in pod.containers for amount in (container.pinned, container.peak)]
     return [pod.vm_lck, pod.vm_pin, pod.peak, *containers]
 
 
 class WritePolicy:
-    """Says how long a write can wait, from what was written last and when. Times are seconds of one clock."""
+    """Computes how long a write can wait since the last one. Times are seconds of one clock."""
 
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
@@ -118,7 +127,7 @@ class WritePolicy:
         self._heartbeat = 0.0
 
     def wait(self, now: float, uid: str, report: NodePinConfigStatus, limits: Mapping[str, int]) -> float:
-        """Seconds until `report` on the object `uid` is to be written, 0 for now."""
+        """Return the seconds until `report` is to be written to the object `uid`, 0 for now."""
         if (
             self._written is None
             or self._written[0] != uid
@@ -128,18 +137,21 @@ class WritePolicy:
         return max(0.0, max(self._heartbeat, self._not_before) - now)
 
     def written(self, now: float, uid: str, report: NodePinConfigStatus) -> None:
-        """The object `uid` has this report now."""
+        """Record that the object `uid` has this report."""
         self._written = (uid, report)
         self._not_before = now + BETWEEN_WRITES_SECONDS
         self._heartbeat = now + self._uniform(*HEARTBEAT_SECONDS)
 
     def failed(self, now: float, delay: float) -> None:
-        """Nothing was written; the next try is at least `delay` seconds away."""
+        """Record a failed write. The next try follows after at least `delay` seconds."""
         self._not_before = now + delay
 
 
 class StatusWriter:
-    """Writes snapshots of the board to the node's object while there is one. `failed` and `succeeded` count."""
+    """Writes snapshots to the NodePinConfig of the node while it exists.
+
+    `failed` and `succeeded` count.
+    """
 
     def __init__(
         self,
@@ -160,7 +172,10 @@ class StatusWriter:
         self._announced = threading.Event()
 
     def announce(self, uid: str | None) -> None:
-        """The node's object is the one with this uid, or there is none. Called from the watcher's thread."""
+        """Set the uid of the node's object, None without an object.
+
+        Called from the watcher's thread.
+        """
         self._target = uid
         if uid is None:
             self._announced.clear()
@@ -168,7 +183,7 @@ class StatusWriter:
             self._announced.set()
 
     def run(self) -> NoReturn:
-        """Never returns; a failure of the API server is no exception."""
+        """Write for ever. A failure of the API server is tried again."""
         snapshot: Snapshot | None = None
         wait: float | None = None
         while True:
@@ -177,7 +192,10 @@ class StatusWriter:
             wait = self._step(snapshot) if snapshot else None
 
     def _step(self, snapshot: Snapshot) -> float:
-        """Writes the snapshot when that is due; seconds until it is to be looked at again, should no newer one come."""
+        """Write the snapshot if that is due.
+
+        Return the seconds until the next check without a newer one.
+        """
         uid = self._target
         nothing_known = snapshot.configuration is None and snapshot.problem is None
         if uid is None or nothing_known:
@@ -206,7 +224,7 @@ class StatusWriter:
 
 
 def report_on(snapshot: Snapshot, uid: str) -> NodePinConfigStatus:
-    """The report as the object `uid` may bear it: a generation that another object had was not observed of this one."""
+    """Return the report for the object `uid`, without the generation of another object."""
     report = snapshot.report
     if snapshot.configuration is None or snapshot.configuration.uid != uid:
         report = report.model_copy(update={"observed_generation": None})

@@ -1,8 +1,9 @@
 """The agent's threads besides the main one, and how they exchange data with it.
 
-Only the main thread uses the reconciler, and it never waits for a lock that is held during input or output.
-Other threads put configurations into an inbox, which wakes the main thread, and read its latest snapshot.
-A thread that ends ends the agent: an agent without its watcher or writer looks alive and is not.
+Only the main thread uses the reconciler, and it never waits for a lock that is held during input or
+output. Other threads put configurations into an inbox, which wakes the main thread, and read its
+latest snapshot. A thread that ends ends the agent: an agent without its watcher or writer looks
+alive and is not.
 """
 
 import logging
@@ -62,8 +63,8 @@ class ConfigInbox:
 class Snapshot:
     """The state of the agent when it was `taken`, in seconds of the monotonic clock.
 
-    `limit_names` are the limits of each subject in the configuration, by its reported name. `failures`
-    counts the items that failed, by process and kind.
+    `limit_names` are the limits of each subject in the configuration, by its reported name.
+    `failures` counts the items that failed, by process and kind.
     """
 
     report: NodePinConfigStatus
@@ -100,7 +101,10 @@ class SnapshotBoard:
 
 
 class Workers:
-    """Starts threads. `failed` names the first that ended, and `wakeup` wakes the thread that checks it."""
+    """Starts threads.
+
+    `failed` names the first that ended, and `wakeup` wakes the thread that checks it.
+    """
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup

@@ -1,1 +1,1 @@
-"""The pods of this node, their cgroups and their processes, and what is to be held for them."""
+"""The pods of this node: their cgroups, their processes, and the limits on them."""

@@ -1,4 +1,6 @@
-"""Which subjects must be dealt together: those that share a limit of scope Node, or that may share a process."""
+"""Which subjects are allocated together: those with a common limit of scope Node, or a common
+process.
+"""
 
 from collections.abc import Iterable
 
@@ -7,7 +9,10 @@ from pinwarden.node.pods.subject import Subject
 
 
 def batches(subjects: Iterable[Subject]) -> list[list[Subject]]:
-    """The subjects in groups, each subject in one; those in different groups have neither in common."""
+    """Return the subjects in batches.
+
+    Subjects of different batches have no such limit or process in common.
+    """
     subjects = list(subjects)
     leader = {subject.uid: subject.uid for subject in subjects}
 
@@ -21,12 +26,12 @@ def batches(subjects: Iterable[Subject]) -> list[list[Subject]]:
     for subject in subjects:
         for name in _node_limits(subject):
             leader[find(subject.uid)] = find(first_with.setdefault(name, subject.uid))
-    for one, other in _nested(subjects):
-        leader[find(one)] = find(other)
-    groups: dict[str, list[Subject]] = {}
+    for inner, outer in _nested(subjects):
+        leader[find(inner)] = find(outer)
+    by_leader: dict[str, list[Subject]] = {}
     for subject in subjects:
-        groups.setdefault(find(subject.uid), []).append(subject)
-    return list(groups.values())
+        by_leader.setdefault(find(subject.uid), []).append(subject)
+    return list(by_leader.values())
 
 
 def _node_limits(subject: Subject) -> list[str]:
@@ -34,7 +39,7 @@ def _node_limits(subject: Subject) -> list[str]:
 
 
 def _nested(subjects: list[Subject]) -> list[tuple[str, str]]:
-    """Pairs of which one has a directory at or below one of the other: patterns may match such."""
+    """Return pairs of subjects where a directory of one is at or below a directory of the other."""
     owners: dict[str, list[str]] = {}
     for subject in subjects:
         for path in subject.paths:

@@ -1,24 +1,32 @@
 """Pods and containers as the kernel shows them: cgroup directories, recognised by their names.
 
-The subject of a limit is a cgroup (P1), so everything starts here. Gate, accountant and agent all ask this module which pod and which
-container a process is of. The drivers of kubelet and runtime name a pod's cgroup and its containers below it:
+The subject of a limit is a cgroup (P1), so everything starts here. Gate, accountant and agent all
+ask this module which pod and which container a process is of. The drivers of kubelet and runtime
+name a pod's cgroup and its containers below it:
 
-- cgroupfs: `kubepods[/burstable|/besteffort]/pod<uid>/<id>` (containerd, cri-dockerd) or `.../crio-<id>` (CRI-O),
-- systemd: `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with _ for ->.slice/<prefix>-<id>.scope`, where the runtime
-  chooses the prefix: `cri-containerd`, `crio`, `docker`. A kubelet inside a container puts its own prefix before `kubepods`.
+- cgroupfs: `kubepods[/burstable|/besteffort]/pod<uid>/<id>` (containerd, cri-dockerd) or
+  `.../crio-<id>` (CRI-O),
+- systemd: `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with _ for
+  ->.slice/<prefix>-<id>.scope`, where the runtime chooses the prefix: `cri-containerd`, `crio`,
+  `docker`. A kubelet inside a container puts its own prefix before `kubepods`.
 
-A runtime with another driver than the kubelet puts a container *beside* the pod's cgroup, which stays empty:
+A runtime with another driver than the kubelet puts a container *beside* the pod's cgroup, which
+stays empty:
 
-- containerd with cgroupfs: `<slice of the pod>:cri-containerd:<id>`, in the service of the runtime (v1) or next to it (v2),
+- containerd with cgroupfs: `<slice of the pod>:cri-containerd:<id>`, in the service of the runtime
+  (v1) or next to it (v2),
 - dockerd with cgroupfs: `<slice of the pod>/<id>` at the root.
 
-A pod's uid is a UUID, or for a static pod the 32 hexadecimal digits of its config hash; an id is 64 hexadecimal digits. Names are
-matched whole, so that a uid that begins like another one is never taken for it. `crio-conmon-<id>` holds CRI-O's monitor, which is in
-the pod and not in a container. A sandbox ("pause") has an id like a container and is listed as one: only the API's list of containers
-tells them apart. All other directories of a pod are strays: their processes are the pod's, of a container that nobody can name.
+A pod's uid is a UUID, or for a static pod the 32 hexadecimal digits of its config hash; an id is 64
+hexadecimal digits. Names are matched whole, so that a uid that begins like another one is never
+taken for it. `crio-conmon-<id>` holds CRI-O's monitor, which is in the pod and not in a container.
+A sandbox ("pause") has an id like a container and is listed as one: only the API's list of
+containers tells them apart. All other directories of a pod are strays: their processes are the
+pod's, of a container that nobody can name.
 
-A cgroup below a container belongs to that container, and a cgroup below a pod to that pod, whatever its name: a kubelet that runs
-inside a pod makes no pods of this node. Directories come and go during a walk; one that has vanished has no members.
+A cgroup below a container belongs to that container, and a cgroup below a pod to that pod, whatever
+its name: a kubelet that runs inside a pod makes no pods of this node. Directories come and go
+during a walk; one that has vanished has no members.
 """
 
 import os
@@ -57,11 +65,13 @@ class ContainerCgroup:
 
 @dataclass(frozen=True, slots=True)
 class PodCgroup:
-    """A pod: its uid as the kubelet names its cgroup, and every directory whose processes count as the pod's.
+    """A pod: its uid as the kubelet names its cgroup, and every directory whose processes count as
+    the pod's.
 
-    `paths` is one directory, or several: those of an earlier cgroup driver or QoS class, and those of containers beside the pod's.
-    `strays` are the members that belong to no container and no monitor.
-    `truncated` says that a pod with a cgroup tree of its own nested it deeper than a path can name: sums over it are lower bounds (H2).
+    `paths` is one directory, or several: those of an earlier cgroup driver or QoS class, and those
+    of containers beside the pod's. `strays` are the members that belong to no container and no
+    monitor. `truncated` says that a pod with a cgroup tree of its own nested it deeper than a path
+    can name: sums over it are lower bounds (H2).
     """
 
     uid: str
@@ -73,9 +83,11 @@ class PodCgroup:
 
 
 def pod_uid(path: Path) -> str | None:
-    """The uid of the pod that this very directory, or a container's beside it, stands for, with hyphens; None when it is no pod's.
+    """The uid of the pod that this very directory, or a container's beside it, stands for, with
+    hyphens; None when it is no pod's.
 
-    A cgroupfs name is short (`pod<uid>`), so its parents must be the kubelet's: `kubepods`, or a QoS class in it.
+    A cgroupfs name is short (`pod<uid>`), so its parents must be the kubelet's: `kubepods`, or a
+    QoS class in it.
     """
     if match := _SYSTEMD_POD.fullmatch(path.name) or _BESIDE.fullmatch(path.name):
         return match[1].replace("_", "-")
@@ -85,13 +97,18 @@ def pod_uid(path: Path) -> str | None:
 
 
 def container_id(name: str) -> str | None:
-    """The id of the container whose directory, directly below its pod's, has this name; None when it is no container's."""
+    """The id of the container whose directory, directly below its pod's, has this name; None when
+    it is no container's.
+    """
     match = _CONTAINER.fullmatch(name)
     return (match[1] or match[2]) if match else None
 
 
 def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
-    """The pod with these directories, and all below them. A directory that does not exist has nothing below it."""
+    """The pod with these directories, and all below them.
+
+    A directory that does not exist has nothing below it.
+    """
     containers: list[ContainerCgroup] = []
     members: list[Path] = []
     strays: list[Path] = []
@@ -119,7 +136,9 @@ def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
 
 
 def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
-    """The directory with all below it, parents first, and whether some lie too deep for a path to name."""
+    """The directory with all below it, parents first, and whether some lie too deep for a path to
+    name.
+    """
     found: list[Path] = []
     truncated = False
     pending = [path]

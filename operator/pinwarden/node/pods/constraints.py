@@ -1,9 +1,11 @@
-"""Constraints over processes: each limit of each subject, with the processes in its scope (P1, P13).
+"""Constraints over processes: each limit of each subject, with the processes in its scope (P1,
+P13).
 
-- Pod: all processes of the subject, those of its sandbox too.
-- Container: those of each container that the limit selects. While a selected container is not known by the id that it runs under, each
-  container that nobody named is held to the limit by itself: it may be the selected one. So no container ever has more than the limit,
-  however many have ended or are not reported yet. The processes of strays (`cgroups`) are held together, as one container.
+- Pod: all processes of the subject, including those of its sandbox.
+- Container: the processes of each container that the limit selects. A selected container can be
+  unknown by its current id. Then each unnamed container gets the limit, because any of them can be
+  the selected one. So no container ever exceeds the limit, also while the kubelet has not reported
+  it yet. The processes in no container directory (`cgroups`) count as one container.
 - Node: all processes of the subjects together.
 """
 
@@ -30,23 +32,28 @@ class Constraint:
 
 
 def constraints_on(subjects: Sequence[Subject]) -> list[Constraint]:
-    """Every constraint on the subjects; all that share a limit of scope Node must be among them."""
-    found: list[Constraint] = []
+    """Return all constraints on the subjects.
+
+    All subjects of a limit of scope Node must be among them.
+    """
+    constraints: list[Constraint] = []
     nodes: dict[str, tuple[NodeLimit, set[ProcessKey]]] = {}
     for subject in subjects:
         for limit in subject.policy.limits:
             if limit.scope is Scope.POD:
-                found.append(Constraint(limit, subject.keys, subject.uid))
+                constraints.append(Constraint(limit, subject.keys, subject.uid))
             elif limit.scope is Scope.CONTAINER:
-                found += _by_container(limit, subject)
+                constraints += _by_container(limit, subject)
             else:
                 nodes.setdefault(limit.name, (limit, set()))[1].update(subject.keys)
-    found += [Constraint(limit, frozenset(keys), None) for limit, keys in nodes.values()]
-    return found
+    constraints += [Constraint(limit, frozenset(keys), None) for limit, keys in nodes.values()]
+    return constraints
 
 
 def running_containers(limits: Iterable[NodeLimit], subject: Subject) -> dict[str, frozenset[ProcessKey]]:
-    """The processes of each running container that one of these limits selects, by its name."""
+    """Return the processes of each running container that one of the limits selects, by container
+    name.
+    """
     limits = list(limits)
     return {
         container.name: keys
@@ -58,29 +65,33 @@ def running_containers(limits: Iterable[NodeLimit], subject: Subject) -> dict[st
 
 
 def has_unknown_container(subject: Subject) -> bool:
-    """Whether a limit of scope Container may select a container whose processes cannot be told from another one's."""
-    return STRAY in _loose(subject) and any(
+    """Return whether a limit of scope Container can select a container whose processes are in no
+    directory.
+    """
+    return STRAY in _unnamed(subject) and any(
         _unresolved(limit, subject) for limit in subject.policy.by_container
     )
 
 
 def _by_container(limit: NodeLimit, subject: Subject) -> list[Constraint]:
     named = running_containers([limit], subject)
-    unnamed = _loose(subject) if _unresolved(limit, subject) else {}
+    unnamed = _unnamed(subject) if _unresolved(limit, subject) else {}
     containers = {**named, **{f"/{identity}": keys for identity, keys in unnamed.items()}}
     return [Constraint(limit, keys, subject.uid, name) for name, keys in containers.items()]
 
 
 def _unresolved(limit: NodeLimit, subject: Subject) -> bool:
-    """Whether a container that the limit selects is not known by the id of a running one."""
+    """Return whether the limit selects a container without a known running id."""
     listed = subject.policy.containers
     return not listed or any(
         container.id not in subject.by_container for container in listed if _selects(limit, container.name)
     )
 
 
-def _loose(subject: Subject) -> dict[str, frozenset[ProcessKey]]:
-    """The processes of each container that the configuration gives no name, the sandbox among them, by its id."""
+def _unnamed(subject: Subject) -> dict[str, frozenset[ProcessKey]]:
+    """Return the processes of each container without a name, including the sandbox, by container
+    id.
+    """
     named = {container.id for container in subject.policy.containers}
     return {identity: keys for identity, keys in subject.by_container.items() if identity not in named}
 

@@ -1,8 +1,9 @@
-"""Which pods and directories are there, found cheaply and often.
+"""Finds the pods of this node, cheaply and often.
 
-Pods lie in few directories: `kubepods`, its QoS classes, and those where a runtime with another driver than the kubelet's puts containers.
-Only these are listed each time; a walk over the whole hierarchy, which finds new such directories, is made now and then. Pod directories
-themselves are not entered: that is done for governed ones alone.
+Pods are in few directories: `kubepods`, its QoS classes, and those where a runtime with another
+cgroup driver puts containers. Only these are listed each time. From time to time a walk over the
+whole hierarchy finds new ones. The directories of a pod are not entered: only governed pods are
+read further (`subject`).
 """
 
 import errno
@@ -19,7 +20,7 @@ _QOS = ("burstable", "besteffort")
 
 
 class PodFinder:
-    """Lists the pods below a hierarchy's root."""
+    """Lists the pods below the root of a hierarchy."""
 
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
@@ -28,10 +29,12 @@ class PodFinder:
         self._walk_due = float("-inf")
 
     def find(self, now: float, *, everywhere: bool = False) -> Mapping[str, tuple[Path, ...]]:
-        """The directories of each pod by its uid; `now` in seconds of a monotonic clock. Raises OSError but for what vanished.
+        """Return the directories of each pod by uid.
 
-        With `everywhere` the walk is made at once. What lies deeper than a path can name is passed over: a user's own tree may be as deep
-        as he likes, and the kubelet's pods are not.
+        Raises OSError, except for a directory that vanished.
+
+        `now` is in seconds, monotonic. With `everywhere` the walk is done at once. Directories too
+        deep for a path are skipped: pods of the kubelet are never so deep.
         """
         if everywhere or now >= self._walk_due:
             self._walk()
@@ -51,7 +54,9 @@ class PodFinder:
         return {uid: tuple(sorted(paths)) for uid, paths in sorted(found.items())}
 
     def _walk(self) -> None:
-        """Finds the directories that hold pods: by their name, also while they are empty, or by a pod in them."""
+        """Find the directories with pods: by their names, including empty ones, or by a pod in
+        them.
+        """
         parents: dict[str, None] = {}
         pending = [self._root]
         while pending:

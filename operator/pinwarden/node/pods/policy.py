@@ -1,10 +1,13 @@
-"""Reads a configuration as the policy of this node: the limits it can enforce, and the subjects they apply to.
+"""Reads a configuration as the policy of this node: the limits it can enforce, and the subjects
+they apply to.
 
-A subject is a pod, known by the uid in its cgroup's name, or a directory that a limit's `cgroup_pattern`
-matches, known by its path below the root of the process hierarchy. A limit that cannot be enforced as it is
-written constrains nothing, is reported as unsupported, and is never acknowledged (H1):
+A subject is a pod, known by the uid in its cgroup's name, or a directory that a limit's
+`cgroup_pattern` matches, known by its path below the root of the process hierarchy. A limit that
+cannot be enforced as it is written constrains nothing, is reported as unsupported, and is never
+acknowledged (H1):
 
-- `sources` that are only some of all: the kernel's counters do not separate them (SourceNotSeparable),
+- `sources` that are only some of all: the kernel's counters do not separate them
+  (SourceNotSeparable),
 - counting OncePerPod: this needs a ledger per page (NotSupported),
 - scope Container with a pattern: directories have no container names (NotSupported),
 - a pattern that is invalid or leads out of the hierarchy (InvalidPattern).
@@ -42,9 +45,9 @@ _NAME, _DIGEST = 1024, 12
 class SubjectPolicy:
     """The limits on one subject.
 
-    `names` are its limits in the configuration. `unsupported` is the reason why one of them is not in
-    `limits`, or empty. `gone`: the operator does not list the pod any more, and its cgroup still exists.
-    Two policies with one `fingerprint` have equal limits.
+    `names` are its limits in the configuration. `unsupported` is the reason why one of them is not
+    in `limits`, or empty. `gone`: the operator does not list the pod any more, and its cgroup still
+    exists. Two policies with one `fingerprint` have equal limits.
     """
 
     limits: tuple[NodeLimit, ...]
@@ -130,7 +133,10 @@ class NodePolicy:
 
     @property
     def patterns(self) -> Mapping[str, SubjectPolicy]:
-        """The policy of the directories that a pattern matches, by pattern. Several patterns can match one."""
+        """The policy of the directories that a pattern matches, by pattern.
+
+        Several patterns can match one.
+        """
         by_pattern: dict[str, list[NodeLimit]] = {}
         for limit in self.limits:
             if limit.cgroup_pattern is not None:

@@ -1,12 +1,14 @@
-"""The processes of this node that are sampled: each has an open `/proc/PID/status` and its last sample.
+"""The processes of this node that are sampled: each has an open `/proc/PID/status` and its last
+sample.
 
-A process belongs to the node and not to a pod, because a process can move, and two subjects can have it.
+A process belongs to the node and not to a pod, because a process can move, and two subjects can
+have it.
 
-Capabilities and `NoNewPrivs` belong to a thread: one thread can have what the first thread dropped. But no
-thread gains what no thread of its process can reach. A new thread has what its creator had, and what an
-`execve` can bring is included. So all threads are read if the first one obeys the rlimit and there are
-others. They are read again every `CHECK_SECONDS` while one of them does not obey. Otherwise they are read
-again every `RECHECK_SECONDS`, and only if their number changed.
+Capabilities and `NoNewPrivs` belong to a thread: one thread can have what the first thread dropped.
+But no thread gains what no thread of its process can reach. A new thread has what its creator had,
+and what an `execve` can bring is included. So all threads are read if the first one obeys the
+rlimit and there are others. They are read again every `CHECK_SECONDS` while one of them does not
+obey. Otherwise they are read again every `RECHECK_SECONDS`, and only if their number changed.
 """
 
 import errno
@@ -26,7 +28,9 @@ class UsageState(Enum):
 
     KNOWN = "known"
     UNKNOWN = "unknown"
-    """The first thread has ended and others run, so the kernel shows no amounts: unknown, not zero (H2)."""
+    """The first thread has ended and others run, so the kernel shows no amounts: unknown, not zero
+    (H2).
+    """
     ENDED = "ended"
     """The process has no address space any more, so it can pin nothing."""
 
@@ -35,8 +39,8 @@ class Process:
     """One process and its last sample.
 
     `held_back` is why the rlimit does not bind the process. The threads are checked again when the
-    capabilities of the first thread change. A process can leave the initial user namespace with all its
-    capabilities: its reason stays, so that no enforcement is claimed in error.
+    capabilities of the first thread change. A process can leave the initial user namespace with all
+    its capabilities: its reason stays, so that no enforcement is claimed in error.
     """
 
     __slots__ = (
@@ -90,7 +94,8 @@ class Process:
     def sample(self) -> bool:
         """Sample the process and return whether its use changed.
 
-        Raises ProcessLookupError if the process is gone: it is ENDED from then on. Otherwise raises OSError.
+        Raises ProcessLookupError if the process is gone: it is ENDED from then on. Otherwise raises
+        OSError.
         """
         if self.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
@@ -114,10 +119,12 @@ class Process:
         return self._first or self._others
 
     def check_privileges(self, now: float, most: int) -> int:
-        """Read at most `most` threads whose privileges are unknown. Return how many were read. Raises OSError.
+        """Read at most `most` threads whose privileges are unknown.
 
-        If more threads remain, the earlier result stays, and the next call continues. `now` is in seconds,
-        monotonic.
+        Return how many were read. Raises OSError.
+
+        If more threads remain, the earlier result stays, and the next call continues. `now` is in
+        seconds, monotonic.
         """
         threads = self.status.threads
         checked = self._others is None and threads == self._checked_threads
@@ -166,17 +173,21 @@ class Process:
 
 
 class _ThreadScan:
-    """Reads all threads of a process, over several calls. `obey` are those that were read, or have ended."""
+    """Reads all threads of a process, over several calls.
+
+    `obey` are those that were read, or have ended.
+    """
 
     def __init__(self, proc_root: Path, pid: int) -> None:
         self._threads = f"{proc_root}/{pid}/task"
         self.obey: set[str] = set()
 
     def read(self, uid_map: str, most: int) -> HeldBackReason | None:
-        """Return why a thread does not obey, None if all obey, THREADS_UNREAD if more than `most` remain.
+        """Return why a thread does not obey, None if all obey, THREADS_UNREAD if more than `most`
+        remain.
 
-        The threads are listed again afterwards: a thread with a capability may have started another and
-        ended. Raises ProcessLookupError.
+        The threads are listed again afterwards: a thread with a capability may have started another
+        and ended. Raises ProcessLookupError.
         """
         enough = len(self.obey) + most
         while unread := self._listed() - self.obey:

@@ -1,12 +1,14 @@
-"""A governed subject while it exists: its directories, its processes, and when it wants to be looked at again.
+"""One governed subject: its directories, its processes, and the time of its next sample.
 
-An idle subject is due every `IDLE_SECONDS`, and is looked at when anything ran in it since: who does not run cannot pin. What the kernel
-does to it from outside, and a process that was moved into it and sleeps on, are seen within `QUIET_SECONDS`. When its use, its processes
-or what holds for it changed, it is hot for `HOT_SECONDS` and looked at every `HOT_INTERVAL_SECONDS`, so that what a constraint has left
-is dealt again soon.
+An idle subject is due every `IDLE_SECONDS`, and is sampled if a process in it ran since: a sleeping
+process cannot pin. The kernel can change its use from outside, and a sleeping process can be moved
+into it. Both are sampled within `QUIET_SECONDS`. After a change of its use, its processes or its
+policy, a subject is hot: it is sampled every `HOT_INTERVAL_SECONDS` for `HOT_SECONDS`, so that free
+room is allocated again soon.
 
-Its tree is walked again only when it changed. Each look compares the link count of every known directory, which in cgroupfs is 2 plus its
-subdirectories: when all known ones exist and are as many as are counted, there are no others.
+The directory tree is walked again only if it changed. Each sample compares the link count of every
+known directory, which in cgroupfs is 2 plus the number of subdirectories. If all known directories
+exist with the expected counts, there are no other directories.
 """
 
 import os
@@ -24,27 +26,34 @@ IDLE_SECONDS = 0.5
 QUIET_SECONDS = 1.5
 HOT_SECONDS = 3.0
 ENDED_SECONDS = 10.0
-"""For so long a subject without processes counts as one whose processes ended: the kubelet tells within that time that they did."""
+"""A subject counts as ended for this long after its last process.
+
+By then the kubelet has reported the end.
+"""
 HOT_INTERVAL_SECONDS = 0.01
 MOST_THREADS = 256
-"""So many threads of a subject are read in one look, which takes some 10 ms; the next look goes on."""
+"""The most threads that one sample of a subject reads, in about 10 ms.
+
+The next sample continues.
+"""
 STRAY = ""
-"""Stands for the id of a container that cannot be told: all processes of a pod that are in no directory of a container."""
+"""The container id of the processes of a pod that are in no directory of a container."""
 
 
 @dataclass
 class Peaks:
-    """The most that was seen, in bytes: lower bounds (H2)."""
+    """The largest sampled amounts, in bytes: lower bounds (H2)."""
 
     pod: int = 0
     containers: dict[str, int] = field(default_factory=dict)
 
 
 class Subject:
-    """One subject. `keys` are its processes that have an address space, `by_container` those of each container, by its id or `STRAY`.
+    """One subject.
 
-    `failure` is why it cannot be read, or empty.
-    `ended`: it has no processes, and had some less than `ENDED_SECONDS` ago. `exact`: the seccomp gate holds the sum.
+    `keys` are its processes with an address space, `by_container` those of each container, by id or
+    `STRAY`. `failure` is why the subject cannot be read, or empty. `ended`: the last process ended
+    less than `ENDED_SECONDS` ago. `exact`: the seccomp gate enforces the sum.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], policy: SubjectPolicy) -> None:
@@ -61,39 +70,42 @@ class Subject:
         self.peaks = Peaks()
         self.locked = 0
         self.pinned = 0
-        self._hot_until = self._looked = self._peopled = float("-inf")
+        self._hot_until = self._sampled = self._populated = float("-inf")
         self._cpu_times: list[bytes | None] = []
         self._directories: dict[str, tuple[str | None, int]] | None = None
 
     def heat(self, now: float) -> None:
-        """Something changed: look often for a while, beginning with the next tick."""
+        """Sample often for a while, beginning with the next tick."""
         self._hot_until = now + HOT_SECONDS
         self.due = min(self.due, now)
 
     def hot(self, now: float) -> bool:
-        """Whether something changed lately."""
+        """Whether the subject changed lately."""
         return now < self._hot_until
 
     def move(self, paths: tuple[Path, ...]) -> None:
-        """Its directories are others now."""
+        """Set new directories."""
         self.paths = paths
         self._directories = None
-        self._looked = float("-inf")
+        self._sampled = float("-inf")
 
     def wants(self, now: float) -> bool:
-        """Whether it is due, and may be another than at the last look."""
+        """Whether the subject is due and can have changed since the last sample."""
         if now < self.due or self.hot(now):
             return now >= self.due
         before, self._cpu_times = self._cpu_times, [cpu_time(path) for path in self.paths]
         slept = None not in before and before == self._cpu_times
-        if slept and now < self._looked + QUIET_SECONDS:
+        if slept and now < self._sampled + QUIET_SECONDS:
             self.due = now + IDLE_SECONDS
             return False
         return True
 
     def sample(self, table: ProcessTable, now: float) -> set[ProcessKey]:
-        """Samples all its processes, and sets its sums; the processes that are its own no longer, ended or moved away."""
-        self._looked = now
+        """Sample all processes and update the sums.
+
+        Return the processes that ended or moved away.
+        """
+        self._sampled = now
         containers: dict[str, set[ProcessKey]] = {}
         found: dict[ProcessKey, Process] = {}
         changed, unread = False, MOST_THREADS
@@ -110,8 +122,8 @@ class Subject:
         if changed or left or found.keys() != self.keys:
             self.heat(now)
         self.keys = frozenset(found)
-        self._peopled = now if found else self._peopled
-        self.ended = now < self._peopled + ENDED_SECONDS and not found
+        self._populated = now if found else self._populated
+        self.ended = now < self._populated + ENDED_SECONDS and not found
         self.by_container = {identity: frozenset(keys) for identity, keys in containers.items()}
         self.locked = sum(process.locked for process in found.values())
         self.pinned = sum(process.pinned for process in found.values())
@@ -120,7 +132,7 @@ class Subject:
         return left
 
     def _members(self) -> dict[int, str | None]:
-        """Its process ids, each with the id of its container."""
+        """Return the process ids, each with the id of its container."""
         if self._directories is not None and (members := self._read()) is not None:
             return members
         self._walk()
@@ -138,7 +150,10 @@ class Subject:
         self._directories = {str(path): (identities.get(path), count) for path, count in below.items()}
 
     def _read(self, *, walked: bool = False) -> dict[int, str | None] | None:
-        """None when the tree is not as it was walked; just after a walk that does not matter, and the next look sees it again."""
+        """Read all directories. Return None if the tree changed since it was walked.
+
+        Just after a walk a change is ignored: the next sample finds it.
+        """
         members: dict[int, str | None] = {}
         for path, (identity, subdirectories) in (self._directories or {}).items():
             if not walked and not _unchanged(path, subdirectories):

@@ -1,7 +1,8 @@
-"""What the agent was told to hold, and the memory of it: the last configuration outlives the agent and the API server (H3).
+"""The last configuration, kept on disk: it outlives the agent and an outage of the API server (H3).
 
-A configuration comes from the node's NodePinConfig, from local files, or from disk at start. `Configuration.parse` reads it; a limit that
-this version does not understand is set aside, and a spec that it cannot read at all is an error, on which the last good one stays.
+A configuration comes from the NodePinConfig of the node, from local files, or at start from disk.
+`Configuration.parse` reads it. A limit that this version does not understand is left out. A spec
+that cannot be read at all is an error, and the last good configuration stays.
 """
 
 import os
@@ -17,16 +18,18 @@ from pinwarden.node.state.statefile import UNUSABLE, PolledFile, StateFile
 
 _VERSION = 1
 LONGEST_MESSAGE = 1024
-"""Characters of why a configuration or a part of it cannot be taken, as a report has room for."""
+"""The longest message about a rejected configuration or limit, in characters, that a report can
+have.
+"""
 
 
 class ConfigurationError(ValueError):
-    """A configuration that cannot be read; the message names where, for people."""
+    """A configuration that cannot be read. The message names the field."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the newest configuration could not be taken, so that the last good one stays. `uid` is that of its NodePinConfig, if any."""
+    """Why the newest configuration was rejected. `uid` is that of its NodePinConfig, if any."""
 
     message: str
     uid: str | None = None
@@ -34,10 +37,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A spec that was understood, and what of it was not.
+    """A spec, and the limits in it that were not understood.
 
-    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec as it came. `gone` are the pods in it
-    that the operator lists no longer (`gone.Retainer`).
+    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec
+    as it came. `gone` are the pods in it that the operator does not list any more (`retainer`).
     """
 
     spec: NodePinConfigSpec
@@ -49,7 +52,10 @@ class Configuration:
 
     @classmethod
     def parse(cls, raw: object, uid: str | None, generation: int | None) -> "Configuration":
-        """Read a NodePinConfig's spec. Raises ConfigurationError when more than single limits is not understood."""
+        """Read the spec of a NodePinConfig.
+
+        Raises ConfigurationError if more than single limits is invalid.
+        """
         if not isinstance(raw, Mapping):
             raise ConfigurationError("spec: not an object")
         if not isinstance(raw.get("limits", []), list):
@@ -64,19 +70,21 @@ class Configuration:
 
 
 def first_problem(error: ValidationError, root: str) -> str:
-    """The first of a validation's errors as `field.path[index]: message`."""
+    """Return the first error of a validation as `field.path[index]: message`."""
     first = error.errors(include_url=False)[0]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     return f"{(root + path).lstrip('.') or 'content'}: {first['msg']}"
 
 
 def config_path(state_dir: Path, *, local: bool) -> Path:
-    """The file of the last configuration, one for local files and one for an API server: agent and gate must mean the same."""
+    """Return the path of the last configuration: one file for local files, another for an API
+    server.
+    """
     return state_dir / ("local.json" if local else "nodepinconfig.json")
 
 
 class ConfigFile:
-    """The last configuration, on disk."""
+    """The last configuration on disk. Gate and accountant read it too."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,7 +92,7 @@ class ConfigFile:
         self._written: tuple[int, int, int] | None = None
 
     def save(self, configuration: Configuration) -> None:
-        """Keeps it; it is on disk on return. Raises OSError."""
+        """Write the configuration and sync the file. Raises OSError."""
         self._file.save(
             {
                 "uid": configuration.uid,
@@ -96,7 +104,7 @@ class ConfigFile:
 
     @property
     def intact(self) -> bool:
-        """Whether the file is still the one that was saved last: gate and accountant go by it, also those that start later."""
+        """Whether the file is unchanged since the last `save`."""
         return self._written is None or self._written == self._identity()
 
     def _identity(self) -> tuple[int, int, int] | None:
@@ -107,7 +115,7 @@ class ConfigFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def load(self) -> Configuration | None:
-        """What was kept last; None when there is nothing usable, and what is not usable is set aside. Raises OSError."""
+        """Return the last configuration, None without a usable file. Raises OSError."""
         content = self._file.load()
         if content is None:
             return None
@@ -116,7 +124,7 @@ class ConfigFile:
             if not isinstance(uid, str | None) or not isinstance(generation, int | None):
                 raise ConfigurationError("its uid or generation is none")
             configuration = Configuration.parse(content["spec"], uid, generation)
-            configuration.spec.model_dump_json()  # as for a local file
+            configuration.spec.model_dump_json()  # a local file is checked the same way
         except UNUSABLE as error:
             self._file.set_aside(str(error))
             return None
@@ -124,12 +132,12 @@ class ConfigFile:
 
 
 class ConfigFollower:
-    """The last configuration as the processes beside the agent follow it: by looking whether the file is another one."""
+    """Reads the agent's last configuration in another process, whenever the file changes."""
 
     def __init__(self, path: Path) -> None:
         self._glance = PolledFile(path)
         self._file = ConfigFile(path)
 
     def read_if_changed(self) -> Configuration | None:
-        """What the file says, if it is another one and can be read; what is not usable is the agent's to set aside."""
+        """Return the configuration if the file changed and is usable, else None."""
         return self._glance.read_if_changed(lambda _: self._file.load())

@@ -1,6 +1,6 @@
-"""`gate.json`: what the gate tells the agent and the accountant, as one file, so that each may die alone.
+"""`gate.json`: the state that the gate publishes to the agent and the accountant.
 
-The gate writes it (`gate.publisher`). A newer gate may write more.
+The gate writes the file (`gate.publisher`). A newer gate can write more fields.
 """
 
 import json
@@ -22,13 +22,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GateStatus:
-    """The file's content.
+    """The content of the file.
 
-    `containers` are those with a listener, by id: the pod's uid, the container's name and the sandbox's id. `lost` are ids. `inexact` has
-    per pod why it is not held exactly. `denials` counts per pod and limit (by uid), `recent` are the latest in the wire form of
-    `DenialReport`, and `number` is that of the last one. `group_denials` counts per group (by uid) and pod the mappings that were refused;
-    they are in no other count. `mapping` are ids of containers whose profile gates mappings. `held` has for each of their pods that is
-    not free the fingerprint of what the gate holds it to (`pods.policy`). `failures` counts the items whose work failed, by kind.
+    `containers` are the containers with a listener, by id: the uid of the pod, the name of the
+    container and the id of the sandbox. `lost` are the ids of containers whose listener is lost.
+    `inexact` are the reasons, per pod, why its limits are not enforced exactly. `denials` counts
+    the denied calls per pod and uid of a limit. `recent` are the latest of them in the wire form of
+    `DenialReport`, and `number` is the number of the last one. `group_denials` counts the denied
+    mappings per uid of a group and pod, which are in no other count. `mapping` are the ids of
+    containers whose profile gates mappings. `held` is the fingerprint of the policy that the gate
+    enforces, per pod with limits (`pods.policy`). `failures` counts failed items by kind.
     """
 
     containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class GateStatus:
 
 
 class _Content(BaseModel):
-    """The file. A newer gate may write more."""
+    """The schema of the file."""
 
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, strict=True)
 
@@ -62,7 +65,7 @@ class _Content(BaseModel):
 
 
 def load(path: Path) -> GateStatus | None:
-    """What the file tells; None when there is none, or none that is understood. Raises OSError."""
+    """Return the content, None without a file that is understood. Raises OSError."""
     try:
         content = _Content.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:

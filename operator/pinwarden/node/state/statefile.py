@@ -1,10 +1,10 @@
 """State files: a JSON file that is either complete or set aside.
 
-A `StateFile` has a version, a digest of its content, and the content. It is replaced as a whole: written to
-a second file, synced, renamed, and the directory synced. So a crash leaves the earlier file or the new one.
-A file that is truncated, altered, huge or of another version is set aside as `<name>.corrupt-<n>` with a
-warning. It is never read again, and never ends the process. The same holds for a file that is not regular,
-or that this process may not read.
+A `StateFile` has a version, a digest of its content, and the content. It is replaced as a whole:
+written to a second file, synced, renamed, and the directory synced. So a crash leaves the earlier
+file or the new one. A file that is truncated, altered, huge or of another version is set aside as
+`<name>.corrupt-<n>` with a warning. It is never read again, and never ends the process. The same
+holds for a file that is not regular, or that this process may not read.
 """
 
 import errno
@@ -27,7 +27,10 @@ _Content = TypeVar("_Content")
 _log = logging.getLogger(__name__)
 _LOCK_POLL_SECONDS = 0.1
 MOST_BYTES = 64 << 20
-"""A longer file is not read. An API object has 1.5 MiB at most, and 100,000 processes take 8 MiB."""
+"""A longer file is not read.
+
+An API object has 1.5 MiB at most, and 100,000 processes take 8 MiB.
+"""
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """Exceptions of parsers, and of the code behind them, for unexpected content."""
 _MOST_ASIDE = 8
@@ -73,7 +76,9 @@ class PolledFile:
         self._failure = ""
 
     def read_if_changed(self, load: Callable[[Path], _Content | None]) -> _Content | None:
-        """Return the result of `load` if the file changed, else None. Return None while there is no file.
+        """Return the result of `load` if the file changed, else None.
+
+        Return None while there is no file.
 
         OSError and ValueError are logged once for each cause, and the next call tries again.
         """
@@ -138,7 +143,10 @@ def read_whole(path: Path) -> bytes:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename an unusable file, with a warning. The first such files and the latest are kept. Raises OSError."""
+    """Rename an unusable file, with a warning.
+
+    The first such files and the latest are kept. Raises OSError.
+    """
     for number in range(1, _MOST_ASIDE + 1):
         aside = path.with_name(f"{path.name}.corrupt-{number}")
         if not os.path.lexists(aside):
@@ -174,8 +182,8 @@ def file_lock(
 
     The message `waiting` is logged once, and `on_wait` is called before each pause of the wait.
 
-    The kernel releases the lock when its owner ends. Raises TimeoutError at the end of the patience,
-    OSError if the file cannot be opened.
+    The kernel releases the lock when its owner ends. Raises TimeoutError at the end of the
+    patience, OSError if the file cannot be opened.
     """
     with open(path, "wb", opener=_owner_only) as file:
         deadline = time.monotonic() + patience
