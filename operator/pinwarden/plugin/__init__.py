@@ -1,7 +1,7 @@
-"""`kubectl pinwarden`: what pods pin, why they are held as they are, and what to do about it, from a user's own place and rights.
+"""`kubectl pinwarden`: what pods pin, why they are limited as they are, and what to do next.
 
-It reads the API server and nothing else, and writes nothing. `grammar` is the command line as values, from which both its parser and its
-completion (`complete`) are made; `client` and `gather` are the edge to the API server; `top`, `explain`, `probe` and `recommend` are the
-subcommands: each asks `plan` for values and prints them by `output`. Modules are imported when they are needed: `--help` and the completion
-of a flag cost no more than a Python that starts.
+The plugin only reads the API server, with the user's own rights. `commands` defines the command line as values; the
+parser and the completion (`complete`) are made from it. `client` and `fetch` read the API server. `top`, `explain`,
+`probe` and `recommend` are the subcommands: each gets values from `plan` and prints them with `output`. Modules are
+imported when needed, so `--help` and the completion of a flag start fast.
 """

@@ -1,7 +1,7 @@
-"""Requests to the API server over the raw `ApiClient` of `kubernetes`: JSON in pages, and failures in words.
+"""Requests to the API server with the raw `ApiClient` of `kubernetes`: JSON in pages, and readable errors.
 
-The package brings kubeconfigs, credential plugins, TLS and proxies. Its typed models are left aside: they cost time at the start, and
-cannot hold a field that a newer API server added.
+The package supports kubeconfigs, credential plugins, TLS and proxies. Its typed models are not used: they cost time at
+the start, and lose fields of a newer API server.
 """
 
 import json
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 class ApiError(PluginError):
-    """An answer other than success. `status` is that of HTTP; `by_name`: the server knows the kind, and has no object of that name."""
+    """An error of the API server. `status` is the HTTP status; `by_name`: only the object does not exist."""
 
     def __init__(self, message: str, status: int, *, by_name: bool = False) -> None:
         super().__init__(message)
@@ -37,16 +37,16 @@ class ApiError(PluginError):
         self.by_name = by_name
 
 
-class Client:
-    """GET requests with the user's own rights. `namespace` is that of the context."""
+class PluginClient:
+    """GET requests with the user's own rights; `namespace` is that of the context."""
 
     def __init__(
         self, kubeconfig: str | None = None, context: str | None = None, seconds: float = READ_SECONDS
     ) -> None:
-        """Read the kubeconfig; without one, a pod's service account. `seconds` is how long to wait for an answer.
+        """Read the kubeconfig, else the service account of a pod; `seconds` is the timeout of an answer.
 
         Raises:
-            PluginError: there is neither, or it cannot be read.
+            PluginError: both are missing or cannot be read.
         """
         self._configuration = Configuration()
         self._configuration.retries = False
@@ -72,14 +72,14 @@ class Client:
             return _OWN_NAMESPACE.read_text().strip() or "default"
         load_kube_config(path, context, self._configuration, persist_config=False)  # type: ignore[no-untyped-call]
         contexts, current = list_kube_config_contexts(path)  # type: ignore[no-untyped-call]
-        chosen: Json = next((each for each in contexts if each["name"] == context), current)
+        chosen: Json = next((entry for entry in contexts if entry["name"] == context), current)
         return str(chosen["context"].get("namespace") or "default")
 
     def get(self, path: str, **query: str | int) -> Json:
-        """An object.
+        """Return an object.
 
         Raises:
-            ApiError: the server answers that it does not give it.
+            ApiError: the server answers with an error.
             PluginError: no server answers.
         """
         try:
@@ -98,7 +98,7 @@ class Client:
                 "is this the right --context or --kubeconfig?"
             ) from error
         if response.status >= 300:
-            raise _refused(path, response.status, data, query.get("labelSelector"))
+            raise _api_error(path, response.status, data, query.get("labelSelector"))
         try:
             answer: Json = json.loads(data)
         except ValueError as error:
@@ -106,7 +106,7 @@ class Client:
         return answer
 
     def items(self, path: str, **query: str | int) -> Iterator[Json]:
-        """The objects of a list, page by page."""
+        """Yield the objects of a list, page by page."""
         token = ""
         while True:
             more = {"continue": token} if token else {}
@@ -118,15 +118,15 @@ class Client:
 
 
 def contexts(kubeconfig: str | None) -> list[str]:
-    """The names of the contexts of a kubeconfig."""
+    """Return the names of the contexts of a kubeconfig."""
     try:
         found, _ = list_kube_config_contexts(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError, ValueError, TypeError):
         return []
-    return [each["name"] for each in found]
+    return [context["name"] for context in found]
 
 
-def _refused(path: str, status: int, data: bytes, selector: str | int | None) -> ApiError:
+def _api_error(path: str, status: int, data: bytes, selector: str | int | None) -> ApiError:
     try:
         answer: Mapping[str, Any] = json.loads(data)
         message = str(answer.get("message") or status)
@@ -141,7 +141,7 @@ def _refused(path: str, status: int, data: bytes, selector: str | int | None) ->
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause, in the system's words."""
+    """Return the innermost cause as the system words it."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

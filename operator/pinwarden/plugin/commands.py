@@ -1,6 +1,6 @@
-"""The command line as values: subcommands, flags, and what completes each.
+"""The command line as values: subcommands, flags, and their completion.
 
-Flags are named, and behave, as those of kubectl; wrong usage ends with exit code 1, as it does there.
+Flags have the names and meaning of kubectl's flags. Wrong usage ends with exit code 1, as in kubectl.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pinwarden import SYSTEM_NAMESPACE, __version__
 PROGRAM: Final = "kubectl pinwarden"
 
 
-class Values(StrEnum):
-    """What an argument is the name of, as far as the API server knows it."""
+class ValueKind(StrEnum):
+    """The kind of objects that an argument names, for completion."""
 
     NAMESPACES = "namespaces"
     NODES = "nodes"
@@ -28,35 +28,35 @@ class Values(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """An option; without `metavar` and `choices` it is a switch."""
+    """An option; a switch if it has neither `metavar` nor `choices`."""
 
     names: tuple[str, ...]
     help: str
     metavar: str = ""
     choices: tuple[str, ...] = ()
-    values: Values = Values.NOTHING
+    values: ValueKind = ValueKind.NOTHING
     default: str | None = None
 
     @property
     def takes_value(self) -> bool:
-        """Whether a word follows it."""
+        """Whether the flag takes a value."""
         return bool(self.metavar or self.choices)
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """The one positional argument of a subcommand."""
+    """The positional argument of a subcommand."""
 
     name: str
     help: str
     required: bool = False
     choices: tuple[str, ...] = ()
-    values: Values = Values.NOTHING
+    values: ValueKind = ValueKind.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand; `module` has its `run(options)`."""
+    """A subcommand; its `module` defines `run(options)`."""
 
     name: str
     help: str
@@ -69,7 +69,7 @@ _NAMESPACE = Flag(
     ("-n", "--namespace"),
     "namespace to look in (default: that of the context)",
     metavar="NAME",
-    values=Values.NAMESPACES,
+    values=ValueKind.NAMESPACES,
 )
 _ALL = Flag(("-A", "--all-namespaces"), "look in all namespaces")
 _SELECTOR = Flag(("-l", "--selector"), "pods with these labels only, such as app=db", metavar="LABELS")
@@ -78,12 +78,12 @@ _SYSTEM = Flag(
     ("--pinwarden-namespace",),
     f"where pinwarden itself runs (default: {SYSTEM_NAMESPACE})",
     metavar="NAME",
-    values=Values.NAMESPACES,
+    values=ValueKind.NAMESPACES,
     default=SYSTEM_NAMESPACE,
 )
 _CONNECTION = (
-    Flag(("--context",), "context of the kubeconfig to use", metavar="NAME", values=Values.CONTEXTS),
-    Flag(("--kubeconfig",), "kubeconfig to use", metavar="FILE", values=Values.FILES),
+    Flag(("--context",), "context of the kubeconfig to use", metavar="NAME", values=ValueKind.CONTEXTS),
+    Flag(("--kubeconfig",), "kubeconfig to use", metavar="FILE", values=ValueKind.FILES),
 )
 
 
@@ -113,7 +113,7 @@ COMMANDS: Final = (
         "say how a pod is held, why, and what to do next",
         "explain",
         (_NAMESPACE, _SYSTEM, _output("wide", "json", "yaml"), _NO_HEADERS, *_CONNECTION),
-        Argument("POD", "the pod", required=True, values=Values.PODS),
+        Argument("POD", "the pod", required=True, values=ValueKind.PODS),
     ),
     Command(
         "probe",
@@ -126,7 +126,7 @@ COMMANDS: Final = (
             _NO_HEADERS,
             *_CONNECTION,
         ),
-        Argument("NODE", "one node (default: all)", values=Values.NODES),
+        Argument("NODE", "one node (default: all)", values=ValueKind.NODES),
     ),
     Command(
         "recommend",
@@ -136,7 +136,7 @@ COMMANDS: Final = (
         Argument(
             "POD|KIND/NAME|NAMESPACE/LIMIT",
             "the workload of one pod, one workload, or one PinLimit",
-            values=Values.PODS_AND_LIMITS,
+            values=ValueKind.PODS_AND_LIMITS,
         ),
     ),
     Command(
@@ -149,15 +149,15 @@ COMMANDS: Final = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong as kubectl does."""
+    """A parser with error messages like those of kubectl."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with exit code 1."""
+        """End the program with exit code 1."""
         self.exit(1, f"error: {message}\nSee '{self.prog} --help' for usage.\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Return the parser of the whole command line."""
     whole = _Parser(
         prog=PROGRAM,
         description="Shows what pods pin, why they are held as they are, and what to do about it.",
@@ -197,7 +197,7 @@ def _add(commands: "argparse._SubParsersAction[Any]", command: Command) -> None:
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:
-    """The words with a subcommand's flags behind it, as they may also stand before it (`kubectl pinwarden -n team-a top`)."""
+    """Return the arguments with leading flags moved behind the subcommand (`kubectl pinwarden -n team-a top`)."""
     known = [flag for command in COMMANDS for flag in command.flags]
     rest = list(arguments)
     leading: list[str] = []
@@ -209,12 +209,12 @@ def ordered(arguments: Sequence[str]) -> list[str]:
 
 
 def command_named(name: str) -> Command | None:
-    """The subcommand of this name."""
+    """Return the subcommand with this name."""
     return next((command for command in COMMANDS if command.name == name), None)
 
 
 def flag_named(flags: Sequence[Flag], name: str) -> Flag | None:
-    """The flag of this name."""
+    """Return the flag with this name."""
     return next((flag for flag in flags if name in flag.names), None)
 
 

@@ -1,10 +1,11 @@
-"""Completion: what may stand next on the command line, for kubectl and for shells.
+"""Completion of the command line, for kubectl and for shells.
 
-kubectl runs `kubectl_complete-pinwarden` from the PATH with the words behind `kubectl pinwarden`, the last one being what is typed now, and
-reads lines `candidate<TAB>description` and at last `:DIRECTIVE` (4: do not complete file names; 0: do). The scripts that
-`kubectl pinwarden completion SHELL` prints do the same for the program's own name, `kubectl-pinwarden`.
+kubectl runs `kubectl_complete-pinwarden` from the PATH with the words after `kubectl pinwarden`, the incomplete word
+last. It reads lines `candidate<TAB>description`, and then `:DIRECTIVE` (4: do not complete file names; 0: do). The
+scripts of `kubectl pinwarden completion SHELL` do the same for the program's own name, `kubectl-pinwarden`.
 
-Names come from the API server. Where it does not answer within two seconds, or the rights are missing, there are none and no message.
+Names come from the API server. If it does not answer within two seconds, or denies the request, there are no names and
+no message.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from pinwarden.plugin.commands import COMMANDS, Command, Flag, Values, command_named, flag_named
+from pinwarden.plugin.commands import COMMANDS, Command, Flag, ValueKind, command_named, flag_named
 from pinwarden.plugin.errors import PluginError
 
 NO_FILES: Final = ":4"
@@ -72,19 +73,19 @@ complete -c kubectl-pinwarden -f -a '(__kubectl_pinwarden)'
 
 
 def main() -> NoReturn:
-    """The program `kubectl_complete-pinwarden`."""
+    """Run `kubectl_complete-pinwarden`."""
     lines = complete(sys.argv[1:])
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.exit(0)
 
 
 def run(options: argparse.Namespace) -> None:
-    """`kubectl pinwarden completion SHELL`."""
+    """Run `kubectl pinwarden completion SHELL`."""
     sys.stdout.write(_SCRIPTS[options.argument])
 
 
 def complete(words: Sequence[str]) -> list[str]:
-    """The lines for these words, of which the last is what is typed now, perhaps empty."""
+    """Return the output for these words; the last word is incomplete, and may be empty."""
     *before, typed = words or [""]
     if not before:
         return _lines(((each.name, each.help) for each in COMMANDS), typed)
@@ -107,27 +108,27 @@ def complete(words: Sequence[str]) -> list[str]:
 
 
 def _value(flag: Flag, typed: str, line: "_Line") -> list[str]:
-    if flag.values is Values.FILES:
+    if flag.values is ValueKind.FILES:
         return [FILES]
     choices = [(choice, "") for choice in flag.choices]
     return _lines(choices or _names(flag.values, line), typed)
 
 
 def _lines(candidates: Iterable[Candidate], typed: str) -> list[str]:
-    found = [(name, told) for name, told in candidates if name.startswith(typed)]
-    return [*(f"{name}\t{told}" if told else name for name, told in found), NO_FILES]
+    found = [(name, description) for name, description in candidates if name.startswith(typed)]
+    return [*(f"{name}\t{description}" if description else name for name, description in found), NO_FILES]
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What stands on the line already: the flags by their first names, and whether the one argument is there."""
+    """The complete words: flags by their first names, and whether the argument is present."""
 
     flags: Mapping[str, str]
     has_argument: bool
 
     @classmethod
     def of(cls, command: Command, words: Iterable[str]) -> "_Line":
-        """The words behind a subcommand."""
+        """Parse the words after a subcommand."""
         flags: dict[str, str] = {}
         has_argument = False
         rest = iter(words)
@@ -141,24 +142,24 @@ class _Line:
         return cls(flags, has_argument)
 
 
-def _names(values: Values, line: _Line) -> Iterator[Candidate]:
-    if values is Values.NOTHING:
+def _names(values: ValueKind, line: _Line) -> Iterator[Candidate]:
+    if values is ValueKind.NOTHING:
         return
-    from pinwarden.plugin.client import PINWARDEN, Client, contexts
+    from pinwarden.plugin.client import PINWARDEN, PluginClient, contexts
 
     kubeconfig = line.flags.get("--kubeconfig")
-    if values is Values.CONTEXTS:
+    if values is ValueKind.CONTEXTS:
         yield from ((name, "") for name in contexts(kubeconfig))
         return
     try:
-        client = Client(kubeconfig, line.flags.get("--context"), seconds=_SECONDS)
+        client = PluginClient(kubeconfig, line.flags.get("--context"), seconds=_SECONDS)
         namespace = line.flags.get("-n") or client.namespace
         pods = f"/api/v1/namespaces/{namespace}/pods"
         paths = {
-            Values.NAMESPACES: ["/api/v1/namespaces"],
-            Values.NODES: ["/api/v1/nodes"],
-            Values.PODS: [pods],
-            Values.PODS_AND_LIMITS: [pods, f"{PINWARDEN}/namespaces/{namespace}/pinlimits"],
+            ValueKind.NAMESPACES: ["/api/v1/namespaces"],
+            ValueKind.NODES: ["/api/v1/nodes"],
+            ValueKind.PODS: [pods],
+            ValueKind.PODS_AND_LIMITS: [pods, f"{PINWARDEN}/namespaces/{namespace}/pinlimits"],
         }[values]
         for path in paths:
             prefix = f"{namespace}/" if path.endswith("pinlimits") else ""

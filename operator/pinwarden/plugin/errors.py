@@ -1,5 +1,5 @@
-"""What ends a subcommand with exit code 1."""
+"""The error that ends a subcommand with exit code 1."""
 
 
 class PluginError(Exception):
-    """Something that the user can mend; the message says what is wrong, and how."""
+    """An error that the user can fix; the message says how."""

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden explain POD`: how a pod is held, why, and what to do next. The reasoning is `plan.explain`'s."""
+"""`kubectl pinwarden explain POD`: print the explanation of `plan.explain`."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from pinwarden.plan.explain import DeniedCall, Evidence, Explanation, Finding, N
 from pinwarden.plan.types import Namespace
 from pinwarden.plan.workloads import workload_of
 from pinwarden.plugin import fetch, output
-from pinwarden.plugin.client import Client, Json
+from pinwarden.plugin.client import Json, PluginClient
 from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, age, amount, paint
 
@@ -22,28 +22,28 @@ _SHOWN = 5
 
 def run(options: argparse.Namespace) -> None:
     """Print the explanation."""
-    client = Client(options.kubeconfig, options.context)
+    client = PluginClient(options.kubeconfig, options.context)
     namespace = options.namespace or client.namespace
-    told = explain(_evidence(client, namespace, options.argument, options.pinwarden_namespace))
+    explanation = explain(_evidence(client, namespace, options.argument, options.pinwarden_namespace))
     if options.output in ("json", "yaml"):
-        output.emit(told.to_wire(), options.output)
+        output.emit(explanation.to_wire(), options.output)
     else:
-        sys.stdout.write("\n".join(_parts(options, told, datetime.now(UTC))))
+        sys.stdout.write("\n".join(_sections(options, explanation, datetime.now(UTC))))
 
 
-def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidence:
-    """Everything about the pod, as far as the user may read it."""
+def _evidence(client: PluginClient, namespace: str, name: str, system: str) -> Evidence:
+    """Return everything that the user may read about the pod."""
     name = name.removeprefix("pod/")
-    with fetch.Rights(client) as rights:
-        raw = rights.get("pods", name, namespace)
-        space = rights.get("namespaces", namespace)
+    with fetch.ApiReader(client) as reader:
+        raw = reader.get("pods", name, namespace)
+        space = reader.get("namespaces", namespace)
         bound = raw["spec"].get("nodeName") if raw else None
-        node = rights.get("nodes", bound) if bound else None
-        config = rights.get(NodePinConfig.plural, bound) if bound else None
-        read = fetch.limits(rights, namespace, cluster=True)
-        groups = fetch.groups(rights, namespace)
-        agent = _agent(rights, system, bound, lost=node is not None and is_lost(node)) if bound else None
-        events = list(_events(rights, namespace, name))
+        node = reader.get("nodes", bound) if bound else None
+        config = reader.get(NodePinConfig.plural, bound) if bound else None
+        read = fetch.limits(reader, namespace, cluster=True)
+        groups = fetch.groups(reader, namespace)
+        agent = _agent(reader, system, bound, lost=node is not None and is_lost(node)) if bound else None
+        events = list(_events(reader, namespace, name))
     if raw is None:
         raise PluginError(f'pods "{name}" not found in namespace {namespace}')
     return Evidence(
@@ -62,20 +62,20 @@ def _evidence(client: Client, namespace: str, name: str, system: str) -> Evidenc
     )
 
 
-def _agent(rights: fetch.Rights, system: str, node: str, *, lost: bool) -> NodeAgent | None:
-    """The agent's pod on the node, one that is alive before others; none is on a node that is lost."""
+def _agent(reader: fetch.ApiReader, system: str, node: str, *, lost: bool) -> NodeAgent | None:
+    """Return the agent's pod on the node, a live one first; no agent is alive on a lost node."""
     where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
     found = [
         NodeAgent(raw["metadata"]["name"], agent_is_ready(raw) and not lost)
-        for raw in rights.items("pods", system, **where)
+        for raw in reader.items("pods", system, **where)
     ]
     return max(found, key=lambda agent: agent.ready, default=None)
 
 
-def _events(rights: fetch.Rights, namespace: str, name: str) -> Iterator[DeniedCall]:
-    """The refusals that the operator told by Events."""
+def _events(reader: fetch.ApiReader, namespace: str, name: str) -> Iterator[DeniedCall]:
+    """Yield the denials in Events of the operator."""
     where = f"involvedObject.kind=Pod,involvedObject.name={name},reason=PinRefused"
-    for raw in rights.items("events", namespace, fieldSelector=where):
+    for raw in reader.items("events", namespace, fieldSelector=where):
         if time := _time(raw):
             yield DeniedCall(time=time, text=raw.get("message") or "")
 
@@ -85,18 +85,18 @@ def _time(event: Json) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def _parts(options: argparse.Namespace, told: Explanation, now: datetime) -> Iterator[str]:
-    yield _head(told, now)
-    yield "".join(_finding(number, finding) for number, finding in enumerate(told.findings, 1))
-    if told.limits:
-        yield _limits(options, told)
-    if options.output == "wide" and told.sources:
+def _sections(options: argparse.Namespace, explanation: Explanation, now: datetime) -> Iterator[str]:
+    yield _head(explanation, now)
+    yield "".join(_finding(number, finding) for number, finding in enumerate(explanation.findings, 1))
+    if explanation.limits:
+        yield _limits(options, explanation)
+    if options.output == "wide" and explanation.sources:
         rows = [
             [each.source, "yes" if each.counted else "no", each.level, each.reason, each.message]
-            for each in told.sources
+            for each in explanation.sources
         ]
         yield _table(options, ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE"), rows)
-    if told.groups:
+    if explanation.groups:
         groups = [
             [
                 each.name,
@@ -107,19 +107,19 @@ def _parts(options: argparse.Namespace, told: Explanation, now: datetime) -> Ite
                 each.level,
                 each.denials,
             ]
-            for each in told.groups
+            for each in explanation.groups
         ]
         yield _table(options, ("GROUP", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS"), groups)
-    if told.refused:
-        shown = told.refused if options.output == "wide" else told.refused[:_SHOWN]
+    if explanation.refused:
+        shown = explanation.refused if options.output == "wide" else explanation.refused[:_SHOWN]
         lines = "".join(output.paragraph(f"{age(each.time, now)} ago: {each.text}", "  ") for each in shown)
-        more = len(told.refused) - len(shown)
+        more = len(explanation.refused) - len(shown)
         yield f"Refused lately:\n{lines}{f'  and {more} more (-o wide)' + chr(10) if more else ''}"
 
 
-def _head(told: Explanation, now: datetime) -> str:
-    lines = [("Pod", f"{told.namespace}/{told.pod}"), ("Node", told.node or "none yet")]
-    if use := told.use:
+def _head(explanation: Explanation, now: datetime) -> str:
+    lines = [("Pod", f"{explanation.namespace}/{explanation.pod}"), ("Node", explanation.node or "none yet")]
+    if use := explanation.use:
         sampled = age(use.sampled_at, now)
         lines += [
             (
@@ -132,7 +132,7 @@ def _head(told: Explanation, now: datetime) -> str:
         ]
     else:
         lines.append(("Pinned", f"{UNKNOWN}: no agent has reported the pod"))
-    uncounted = [each.source for each in told.sources if not each.counted]
+    uncounted = [each.source for each in explanation.sources if not each.counted]
     if uncounted:
         lines.append(("Not counted", ", ".join(uncounted)))
     return "".join(f"{name + ':':<13}{value}\n" for name, value in lines)
@@ -147,7 +147,7 @@ def _finding(number: int, finding: Finding) -> str:
     )
 
 
-def _limits(options: argparse.Namespace, told: Explanation) -> str:
+def _limits(options: argparse.Namespace, explanation: Explanation) -> str:
     rows = [
         [
             each.name,
@@ -162,7 +162,7 @@ def _limits(options: argparse.Namespace, told: Explanation) -> str:
             each.standing,
             *([each.because] if options.output == "wide" else []),
         ]
-        for each in told.limits
+        for each in explanation.limits
     ]
     head = [*_LIMITS, *(["BECAUSE"] if options.output == "wide" else [])]
     return _table(options, head, rows)

@@ -1,6 +1,6 @@
-"""What the subcommands read of the API server, as values of `plan`.
+"""Read the API server into values of `plan`, for all subcommands.
 
-A user may lack some of the rights. Then everything is asked for all the same, and what is missing is said in one message.
+A user may lack some rights. All requests are made nevertheless, and one message lists the missing rights.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.decode import AGENT_SELECTOR, agents_by_node, is_lost, read_agent
 from pinwarden.plan.group_compiler import FINALIZER, Group
-from pinwarden.plugin.client import PINWARDEN, ApiError, Client, Json
+from pinwarden.plugin.client import PINWARDEN, ApiError, Json, PluginClient
 from pinwarden.plugin.errors import PluginError
 
 _Kind = TypeVar("_Kind", PinLimit, ClusterPinLimit, SharedMemoryGroup)
 
 
-class Rights:
-    """Reads what the user may read, and remembers what not; as a context manager it says so at the end."""
+class ApiReader:
+    """Reads what the user may read; as a context manager, it reports the missing rights at the end."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: PluginClient) -> None:
         self._client = client
         self._lacking: list[str] = []
 
-    def __enter__(self) -> "Rights":
+    def __enter__(self) -> "ApiReader":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Raises PluginError when a right was missing."""
+        """Raise PluginError if a right was missing."""
         if kind is None and self._lacking:
             raise PluginError(
                 f"your user lacks the right to {', to '.join(self._lacking)}. An administrator can give it by a ClusterRole; "
@@ -40,14 +40,14 @@ class Rights:
             )
 
     def items(self, resource: str, namespace: str | None = None, **query: str) -> Iterator[Json]:
-        """The objects of a list; nothing where the right is missing."""
+        """Yield the objects of a list; nothing if the right is missing."""
         try:
             yield from self._client.items(_path(resource, namespace), **query)
         except ApiError as error:
             self._failed(error, "list", resource, namespace)
 
     def items_if_allowed(self, resource: str, namespace: str | None = None) -> list[Json] | None:
-        """Return the objects of a list; None where the right is missing, which nobody is told of."""
+        """Return the objects of a list, None if the right is missing, which is not reported."""
         try:
             return list(self._client.items(_path(resource, namespace)))
         except ApiError as error:
@@ -56,7 +56,7 @@ class Rights:
             raise
 
     def get(self, resource: str, name: str, namespace: str | None = None) -> Json | None:
-        """One object; None where there is none, or the right is missing."""
+        """Return an object, None if it does not exist or the right is missing."""
         try:
             return self._client.get(f"{_path(resource, namespace)}/{name}")
         except ApiError as error:
@@ -91,21 +91,21 @@ def _path(resource: str, namespace: str | None) -> str:
 
 
 class OwnerSelectors(NamedTuple):
-    """Selectors by namespace and workload, such as `deployment/db`; `lacking` are kinds that the user may not list."""
+    """Selectors by namespace and workload, such as `deployment/db`; the user may not list the `lacking` kinds."""
 
     by_workload: Mapping[tuple[str, str], LabelSelector]
     lacking: Sequence[str]
 
 
-def owner_selectors(rights: Rights, namespace: str | None, workloads: Collection[str]) -> OwnerSelectors:
-    """Return the selectors of the Deployments, StatefulSets and DaemonSets among `workloads`; no list is read in vain."""
+def owner_selectors(reader: ApiReader, namespace: str | None, workloads: Collection[str]) -> OwnerSelectors:
+    """Return the selectors of the Deployments, StatefulSets and DaemonSets among `workloads`."""
     found: dict[tuple[str, str], LabelSelector] = {}
     lacking = []
     for resource in _APPS:
         kind = resource.removesuffix("s")
         if not any(workload.startswith(f"{kind}/") for workload in workloads):
             continue
-        raws = rights.items_if_allowed(resource, namespace)
+        raws = reader.items_if_allowed(resource, namespace)
         if raws is None:
             lacking.append(resource)
         for raw in raws or ():
@@ -115,34 +115,34 @@ def owner_selectors(rights: Rights, namespace: str | None, workloads: Collection
     return OwnerSelectors(found, lacking)
 
 
-class Read(NamedTuple):
-    """Resources, and by name what is wrong with those that this version does not understand."""
+class LimitList(NamedTuple):
+    """Limits, and the problems of limits of another version by name."""
 
     limits: Sequence[PinLimit | ClusterPinLimit]
     unreadable: Mapping[str, str]
 
 
-def limits(rights: Rights, namespace: str | None, *, cluster: bool) -> Read:
-    """The PinLimits of a namespace, or of all, and with `cluster` all ClusterPinLimits."""
+def limits(reader: ApiReader, namespace: str | None, *, cluster: bool) -> LimitList:
+    """Return the PinLimits of a namespace, or of all, and with `cluster` all ClusterPinLimits."""
     found: list[PinLimit | ClusterPinLimit] = []
     unreadable: dict[str, str] = {}
     kinds: list[tuple[type[PinLimit | ClusterPinLimit], str | None]] = [(PinLimit, namespace)]
     if cluster:
         kinds.append((ClusterPinLimit, None))
     for kind, space in kinds:
-        for raw in rights.items(kind.plural, space):
+        for raw in reader.items(kind.plural, space):
             try:
                 found.append(_resource(kind, raw))  # type: ignore[type-var]  # one of the two
             except ValidationError as error:
                 name = "/".join(filter(None, (raw["metadata"].get("namespace"), raw["metadata"]["name"])))
                 unreadable[f"{kind.__name__} {name}"] = _first(error)
-    return Read(found, unreadable)
+    return LimitList(found, unreadable)
 
 
-def groups(rights: Rights, namespace: str) -> list[Group]:
-    """The SharedMemoryGroups of a namespace that this version understands."""
+def groups(reader: ApiReader, namespace: str) -> list[Group]:
+    """Return the SharedMemoryGroups of a namespace that this version understands."""
     found = []
-    for raw in rights.items(SharedMemoryGroup.plural, namespace):
+    for raw in reader.items(SharedMemoryGroup.plural, namespace):
         metadata = raw["metadata"]
         try:
             resource = _resource(SharedMemoryGroup, raw)
@@ -154,29 +154,29 @@ def groups(rights: Rights, namespace: str) -> list[Group]:
     return found
 
 
-def agents(rights: Rights, system: str, nodes: Iterable[Json]) -> Mapping[str, bool]:
-    """Whether the agent is alive, by each node that has one; of `nodes` it is read whether they are lost."""
+def agents(reader: ApiReader, system: str, nodes: Iterable[Json]) -> Mapping[str, bool]:
+    """Return for each node with an agent whether the agent is alive; `nodes` say which nodes are lost."""
     lost = {raw["metadata"]["name"] for raw in nodes if is_lost(raw)}
-    return agents_by_node(map(read_agent, rights.items("pods", system, labelSelector=AGENT_SELECTOR)), lost)
+    return agents_by_node(map(read_agent, reader.items("pods", system, labelSelector=AGENT_SELECTOR)), lost)
 
 
 def alive(agents: Mapping[str, bool]) -> Collection[str]:
-    """The nodes whose agents are alive."""
+    """Return the nodes with a live agent."""
     return {node for node, ready in agents.items() if ready}
 
 
-def configs(rights: Rights, nodes: Collection[str] | None = None) -> Iterator[NodePinConfig]:
-    """The NodePinConfigs of these nodes, or of all: reading one takes a millisecond, and there may be thousands."""
-    for raw in rights.items(NodePinConfig.plural):
+def configs(reader: ApiReader, nodes: Collection[str] | None = None) -> Iterator[NodePinConfig]:
+    """Yield the NodePinConfigs of these nodes, or of all; parsing takes a millisecond each."""
+    for raw in reader.items(NodePinConfig.plural):
         if nodes is None or raw["metadata"]["name"] in nodes:
             yield config(raw)
 
 
 def config(raw: Json) -> NodePinConfig:
-    """A NodePinConfig; limits and groups in it that this version does not understand are left out.
+    """Return a NodePinConfig without the limits and groups that this version does not understand.
 
     Raises:
-        PluginError: more than that is not understood.
+        PluginError: this version does not understand the rest.
     """
     try:
         spec, _ = NodePinConfigSpec.parse(raw["spec"])
@@ -192,7 +192,7 @@ def config(raw: Json) -> NodePinConfig:
 
 
 def _resource(kind: type[_Kind], raw: Json) -> _Kind:
-    """A resource; a status that is not understood is left out."""
+    """Return a resource, without its status if this version does not understand it."""
     try:
         return kind.model_validate(raw)
     except ValidationError:

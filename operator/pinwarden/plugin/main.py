@@ -1,4 +1,4 @@
-"""The entry point: exit codes, signals, and messages."""
+"""The entry point: exit codes, signals and messages."""
 
 import importlib
 import signal
@@ -11,14 +11,14 @@ from pinwarden.plugin.errors import PluginError
 
 
 def main() -> NoReturn:
-    """The program. A reader that goes away and Ctrl-C end it without a word, by their signals, as they end kubectl."""
+    """Run the program; SIGPIPE and SIGINT end it without a message, as they end kubectl."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one subcommand: exit code 0, or 1 with a message on standard error."""
+    """Run a subcommand; return exit code 0, or 1 with a message on standard error."""
     options = parser().parse_args(ordered(arguments))
     module = importlib.import_module(f"pinwarden.plugin.{options.module}")
     try:

@@ -1,7 +1,7 @@
-"""What is printed: tables as kubectl prints them, JSON, YAML, ages, and colour where somebody looks at it.
+"""Print tables, JSON, YAML and ages like kubectl, with colours on a terminal.
 
-On a terminal a table is cut to its width, the columns that may be cut first giving way evenly; elsewhere, and with `-o wide`, nothing is
-cut. Colour is on a terminal only, and never with NO_COLOR.
+On a terminal, a table is cut to its width: the columns that may be cut become evenly narrower. Elsewhere, and with
+`-o wide`, nothing is cut. Colours are used only on a terminal, and never with NO_COLOR.
 """
 
 import json
@@ -34,9 +34,9 @@ def table(
     cut: Sequence[str] = (),
     colours: Mapping[str, str] | None = None,
 ) -> str:
-    """Lines without trailing spaces, where None and the empty text are `-`.
+    """Return lines without trailing spaces; None and empty texts are `-`.
 
-    The columns `cut` are made narrower until no line is wider than `width`. `colours` are of whole cells by their text.
+    The columns `cut` become narrower until no line exceeds `width`. `colours` has the colours of cells by text.
     """
     cells = [["-" if cell in (None, "") else str(cell) for cell in row] for row in rows]
     shown = [list(head), *cells] if headers else cells
@@ -54,7 +54,7 @@ def table(
 
 
 def _fitted(widths: Sequence[int], width: int, cut: Sequence[int]) -> list[int]:
-    """The widths of columns, the widest of those that may be cut made narrower until a line fits."""
+    """Return the widths of the columns; the widest column that may be cut becomes narrower until a line fits."""
     fitted = list(widths)
     excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - width
     while excess > 0 and (widest := max((fitted[column] for column in cut), default=0)) > _LEAST:
@@ -73,27 +73,27 @@ def _painted(cell: str, width: int, colours: Mapping[str, str]) -> str:
 
 
 def paint(text: str, colour: str) -> str:
-    """The text in a colour, where colour is wanted."""
+    """Return the text in a colour, if colours are enabled."""
     return f"\033[{_COLOURS[colour]}m{text}\033[0m" if has_colour() else text
 
 
 def has_colour() -> bool:
-    """Whether somebody looks who wants colour (no-color.org)."""
+    """Return whether colours are enabled (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def level_colours() -> Mapping[str, str]:
-    """The colours of levels."""
+    """Return the colours of levels."""
     return _OF_LEVELS if has_colour() else {}
 
 
 def terminal_width() -> int | None:
-    """The width of the terminal; None where the output goes elsewhere."""
+    """Return the width of the terminal, None if the output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def paragraph(text: str, indent: str = "") -> str:
-    """Text in lines of a width that can be read."""
+    """Return the text in lines of readable width."""
     width = min(terminal_width() or _LINE, _LINE)
     return (
         textwrap.fill(
@@ -109,7 +109,7 @@ def paragraph(text: str, indent: str = "") -> str:
 
 
 def emit(value: Any, form: str) -> None:
-    """JSON or YAML, as kubectl prints them."""
+    """Print JSON or YAML like kubectl."""
     if form == "json":
         sys.stdout.write(json.dumps(value, indent=4) + "\n")
     else:
@@ -117,24 +117,24 @@ def emit(value: Any, form: str) -> None:
 
 
 def to_yaml(value: Any) -> str:
-    """YAML with its keys in their order."""
+    """Return YAML with the keys in their order."""
     import yaml
 
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
 
 
 def items(values: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Several values as one."""
+    """Return several values as one object."""
     return {"items": list(values)}
 
 
 def amount(value: int | None, absent: str | None = None) -> str | None:
-    """An amount of bytes for people."""
+    """Return an amount of bytes with a unit."""
     return absent if value is None else short(value)
 
 
 def age(time: datetime | None, now: datetime) -> str | None:
-    """`45s`, `3m`, `2h`, `5d`, as kubectl tells ages."""
+    """Return an age like kubectl: `45s`, `3m`, `2h`, `5d`."""
     if time is None:
         return None
     seconds = max(0, int((now - time) / timedelta(seconds=1)))
@@ -147,11 +147,11 @@ def age(time: datetime | None, now: datetime) -> str | None:
 
 
 def sampled(time: datetime | None, now: datetime, *, stale: bool) -> str | None:
-    """The age of figures, and whether they are older than they should be."""
-    told = age(time, now)
-    return f"{told} (stale)" if told and stale else told
+    """Return the age of figures, marked if they are stale."""
+    text = age(time, now)
+    return f"{text} (stale)" if text and stale else text
 
 
 def remark(text: str) -> None:
-    """Something besides the output, for people, where it is in no program's way."""
+    """Print a remark to standard error, so that the output stays machine-readable."""
     sys.stderr.write(f"{text}\n")

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden probe`: what each node can enforce, for each source, as its agent found out by trying."""
+"""`kubectl pinwarden probe`: print the level of each node for each source, as its agent reports it."""
 
 import argparse
 import sys
@@ -9,15 +9,15 @@ from pinwarden.api.meta import Model
 from pinwarden.api.nodepinconfig import NodePinConfig, SourceLevel
 from pinwarden.plan.usage import is_stale
 from pinwarden.plugin import fetch, output
-from pinwarden.plugin.client import Client
+from pinwarden.plugin.client import PluginClient
 from pinwarden.plugin.errors import PluginError
 
 _HEAD = ("NODE", "SOURCE", "COUNTED", "LEVEL")
 _WIDE = ("REASON", "MESSAGE", "KERNEL", "CGROUPS", "AGENT", "AGE")
 
 
-class _Probed(Model):
-    """What a node reports; without `sources` nothing, and `missing` says why."""
+class _NodeProbe(Model):
+    """The report of a node; if it has no `sources`, `missing` says why."""
 
     node: str
     missing: str = ""
@@ -29,18 +29,18 @@ class _Probed(Model):
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the levels, and name the nodes that report none."""
-    client = Client(options.kubeconfig, options.context)
-    with fetch.Rights(client) as rights:
+    """Print the levels, and the nodes without a report."""
+    client = PluginClient(options.kubeconfig, options.context)
+    with fetch.ApiReader(client) as reader:
         if options.argument:
-            node = rights.get("nodes", options.argument)
+            node = reader.get("nodes", options.argument)
             nodes = [node] if node else []
-            raw = rights.get(NodePinConfig.plural, options.argument)
+            raw = reader.get(NodePinConfig.plural, options.argument)
             configs = [fetch.config(raw)] if raw else []
         else:
-            nodes = list(rights.items("nodes"))
-            configs = list(fetch.configs(rights))
-        agents = fetch.agents(rights, options.pinwarden_namespace, nodes)
+            nodes = list(reader.items("nodes"))
+            configs = list(fetch.configs(reader))
+        agents = fetch.agents(reader, options.pinwarden_namespace, nodes)
     now = datetime.now(UTC)
     if options.argument and not nodes:
         raise PluginError(f'there is no node "{options.argument}"')
@@ -50,10 +50,10 @@ def run(options: argparse.Namespace) -> None:
     else:
         _print(options, probed, fetch.alive(agents), now)
     if options.strict:
-        _judge(probed, agents, now)
+        _require_reports(probed, agents, now)
 
 
-def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Probed]:
+def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_NodeProbe]:
     known = {config.metadata.name: config for config in configs}
     found = []
     for name in sorted(names):
@@ -66,7 +66,7 @@ def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Prob
         else:
             missing = ""
         found.append(
-            _Probed(
+            _NodeProbe(
                 node=name,
                 missing=missing,
                 agent_version=status.agent_version if status else None,
@@ -79,8 +79,8 @@ def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Prob
     return found
 
 
-def _judge(probed: Sequence[_Probed], agents: Mapping[str, bool], now: datetime) -> None:
-    """Raises PluginError unless there are agents, and each is alive and has reported lately."""
+def _require_reports(probed: Sequence[_NodeProbe], agents: Mapping[str, bool], now: datetime) -> None:
+    """Raise PluginError unless there are agents, and each is alive and has reported recently."""
     concerned = [node for node in probed if node.node in agents]
     wrong = [
         node.node
@@ -94,7 +94,7 @@ def _judge(probed: Sequence[_Probed], agents: Mapping[str, bool], now: datetime)
 
 
 def _print(
-    options: argparse.Namespace, probed: Sequence[_Probed], alive: Collection[str], now: datetime
+    options: argparse.Namespace, probed: Sequence[_NodeProbe], alive: Collection[str], now: datetime
 ) -> None:
     wide = options.output == "wide"
     rows: list[list[object]] = []
@@ -121,10 +121,10 @@ def _print(
         if node.missing:
             output.remark(f"Node {node.node}: {node.missing}")
         elif node.node not in alive:
-            told = output.age(node.sampled_at, now) or "an unknown time"
-            output.remark(f"Node {node.node}: its agent is silent; this is what it reported {told} ago.")
+            age_text = output.age(node.sampled_at, now) or "an unknown time"
+            output.remark(f"Node {node.node}: its agent is silent; this is what it reported {age_text} ago.")
         elif is_stale(node.sampled_at, now):
-            told = output.age(node.sampled_at, now) or "an unknown time"
+            age_text = output.age(node.sampled_at, now) or "an unknown time"
             output.remark(
-                f"Node {node.node}: this report is {told} old, and its agent writes every five minutes."
+                f"Node {node.node}: this report is {age_text} old, and its agent writes every five minutes."
             )

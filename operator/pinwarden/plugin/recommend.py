@@ -14,7 +14,7 @@ from pinwarden.plan.limit_compiler import Settings, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.workloads import ObservedPod, Recommendation, advise, advise_limit, workload_of, workloads
 from pinwarden.plugin import fetch, output
-from pinwarden.plugin.client import Client, Json
+from pinwarden.plugin.client import Json, PluginClient
 from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, amount
 
@@ -37,11 +37,11 @@ _KINDS = {
     )
     for name in (kind, *names)
 }
-"""By what a user may call it, the kind of a workload as `workload_of` has it."""
+"""The kind of a workload as in `workload_of`, by the names that a user may type."""
 
 
 class _Target(NamedTuple):
-    """What is asked about: a limit, a pod or a workload of a namespace, or all of it (of all, where it is None)."""
+    """The subject of the request: a limit, pod or workload of a namespace, or all of the namespace (None: of all)."""
 
     namespace: str | None
     limit: str = ""
@@ -51,7 +51,7 @@ class _Target(NamedTuple):
 
 def run(options: argparse.Namespace) -> None:
     """Print the recommendations."""
-    client = Client(options.kubeconfig, options.context)
+    client = PluginClient(options.kubeconfig, options.context)
     namespace = None if options.all_namespaces else options.namespace or client.namespace
     target = _target(options.argument, namespace)
     made = _of_limit(client, target) if target.limit else _of_workloads(client, target, options.selector)
@@ -79,35 +79,35 @@ def _target(argument: str | None, namespace: str | None) -> _Target:
     return _Target(first, limit=second)
 
 
-def _of_limit(client: Client, target: _Target) -> list[Recommendation]:
-    with fetch.Rights(client) as rights:
-        read = fetch.limits(rights, target.namespace, cluster=False)
+def _of_limit(client: PluginClient, target: _Target) -> list[Recommendation]:
+    with fetch.ApiReader(client) as reader:
+        read = fetch.limits(reader, target.namespace, cluster=False)
     for limit in read.limits:
         if isinstance(limit, PinLimit) and limit.metadata.name == target.limit:
             return [advise_limit(limit)]
     raise PluginError(f'there is no PinLimit "{target.limit}" in namespace {target.namespace}')
 
 
-def _of_workloads(client: Client, target: _Target, selector: str | None) -> list[Recommendation]:
-    with fetch.Rights(client) as rights:
-        everybody = {raw["metadata"]["uid"]: raw for raw in rights.items("pods", target.namespace)}
-        chosen: Iterable[str] = everybody
+def _of_workloads(client: PluginClient, target: _Target, selector: str | None) -> list[Recommendation]:
+    with fetch.ApiReader(client) as reader:
+        all_pods = {raw["metadata"]["uid"]: raw for raw in reader.items("pods", target.namespace)}
+        chosen: Iterable[str] = all_pods
         if selector:
-            found = rights.items("pods", target.namespace, labelSelector=selector)
+            found = reader.items("pods", target.namespace, labelSelector=selector)
             chosen = [raw["metadata"]["uid"] for raw in found]
-        limits = fetch.limits(rights, target.namespace, cluster=False).limits
-        pods = {uid: read_pod(raw) for uid, raw in everybody.items()}
-        peaks = _peaks(fetch.configs(rights, {pod.node for pod in pods.values()}))
-        named = {workload_of(raw["metadata"]) for raw in everybody.values()}
-        owners = fetch.owner_selectors(rights, target.namespace, named)
+        limits = fetch.limits(reader, target.namespace, cluster=False).limits
+        pods = {uid: read_pod(raw) for uid, raw in all_pods.items()}
+        peaks = _peaks(fetch.configs(reader, {pod.node for pod in pods.values()}))
+        named = {workload_of(raw["metadata"]) for raw in all_pods.values()}
+        owners = fetch.owner_selectors(reader, target.namespace, named)
     if target.workload:
-        chosen = [uid for uid in chosen if workload_of(everybody[uid]["metadata"]) == target.workload]
+        chosen = [uid for uid in chosen if workload_of(all_pods[uid]["metadata"]) == target.workload]
         if not chosen:
             raise PluginError(f"there is no pod of {target.workload} in namespace {target.namespace}")
     if target.pod:
-        chosen = list(_fellows(target, everybody, pods))
+        chosen = list(_same_workload(target, all_pods, pods))
     observed = [
-        _observed(pods[uid], everybody[uid], limits, peaks, owners.by_workload)
+        _observed(pods[uid], all_pods[uid], limits, peaks, owners.by_workload)
         for uid in chosen
         if uid in pods and not pods[uid].terminal
     ]
@@ -118,8 +118,8 @@ def _of_workloads(client: Client, target: _Target, selector: str | None) -> list
     return [advise(each) for each in workloads(observed, pods.values())]
 
 
-def _fellows(target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod]) -> Iterator[str]:
-    """The UIDs of the pods of the named pod's workload."""
+def _same_workload(target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod]) -> Iterator[str]:
+    """Yield the UIDs of all pods of the named pod's workload."""
     uid = next((uid for uid, pod in pods.items() if pod.name == target.pod), None)
     if uid is None:
         raise PluginError(f'there is no pod "{target.pod}" in namespace {target.namespace}')
@@ -130,7 +130,7 @@ def _fellows(target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod])
 
 
 def _peaks(configs: Iterable[NodePinConfig]) -> Mapping[tuple[str, str], int]:
-    """By node and UID of the cgroup: the most that a pod was seen to pin."""
+    """Return the peaks of pods by node and UID of the cgroup."""
     return {
         (config.metadata.name, report.uid): report.peak
         for config in configs
@@ -165,7 +165,7 @@ def _observed(
 
 
 def _emit(made: Sequence[Recommendation], form: str) -> None:
-    """Manifests; in YAML each with what it is based on as a comment. What has none, and each warning, is told on stderr besides."""
+    """Print manifests, in YAML with their basis as a comment; print warnings and missing limits to standard error."""
     manifests = [each.manifest for each in made if each.manifest]
     if form == "json":
         output.emit({"apiVersion": "v1", "kind": "List", "items": manifests}, form)

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden top`: the pods that pin most, and what they share."""
+"""`kubectl pinwarden top`: print the pods that pin most, and shared memory."""
 
 import argparse
 import sys
@@ -20,42 +20,45 @@ from pinwarden.plan.usage import (
     uncounted,
 )
 from pinwarden.plugin import fetch, output
-from pinwarden.plugin.client import Client
+from pinwarden.plugin.client import PluginClient
 from pinwarden.plugin.output import UNKNOWN, amount, sampled
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the figures."""
-    client = Client(options.kubeconfig, options.context)
+    client = PluginClient(options.kubeconfig, options.context)
     namespace = None if options.all_namespaces else options.namespace or client.namespace
     selector = {"labelSelector": options.selector} if options.selector else {}
-    with fetch.Rights(client) as rights:
-        pods = [read_pod(raw) for raw in rights.items("pods", namespace, **selector)]
+    with fetch.ApiReader(client) as reader:
+        pods = [read_pod(raw) for raw in reader.items("pods", namespace, **selector)]
         every = options.shared or (namespace is None and not selector)
-        configs = list(fetch.configs(rights, None if every else {pod.node for pod in pods}))
-        agents = fetch.agents(rights, options.pinwarden_namespace, rights.items("nodes"))
-    wanted, now = FigureFilter(fetch.alive(agents), namespace, bool(options.selector)), datetime.now(UTC)
+        configs = list(fetch.configs(reader, None if every else {pod.node for pod in pods}))
+        agents = fetch.agents(reader, options.pinwarden_namespace, reader.items("nodes"))
+    figure_filter, now = (
+        FigureFilter(fetch.alive(agents), namespace, bool(options.selector)),
+        datetime.now(UTC),
+    )
     if options.shared:
-        _print_shared(options, shared_figures(pods, configs, wanted, now), now)
+        _print_shared(options, shared_figures(pods, configs, figure_filter, now), now)
     else:
-        _print_pods(options, pods, configs, wanted, now)
+        _print_pods(options, pods, configs, figure_filter, now)
 
 
 def _print_pods(
     options: argparse.Namespace,
     pods: Sequence[Pod],
     configs: Sequence[NodePinConfig],
-    wanted: FigureFilter,
+    figure_filter: FigureFilter,
     now: datetime,
 ) -> None:
-    figures = pod_figures(pods, configs, wanted, now)
+    figures = pod_figures(pods, configs, figure_filter, now)
     if options.output in ("json", "yaml"):
         output.emit(output.items([each.to_wire() for each in figures]), options.output)
         return
     if not figures:
-        _nothing(configs, wanted)
+        _nothing(configs, figure_filter)
         return
-    everywhere, wide = wanted.namespace is None, options.output == "wide"
+    everywhere, wide = figure_filter.namespace is None, options.output == "wide"
     by_source = options.by is not None
     head = [
         *_where(everywhere),
@@ -101,12 +104,12 @@ def _wide_cells(figure: PodFigure) -> list[object]:
 def _by_source(figure: PodFigure, now: datetime) -> Iterable[list[object]]:
     for counter, bytes_of in (("VmLck", figure.locked), ("VmPin", figure.pinned)):
         sources = ",".join(COUNTED_IN[counter])
-        told = sampled(figure.sampled_at, now, stale=figure.stale)
-        yield [counter, sources, amount(bytes_of, UNKNOWN), figure.level or UNKNOWN, told]
+        age_text = sampled(figure.sampled_at, now, stale=figure.stale)
+        yield [counter, sources, amount(bytes_of, UNKNOWN), figure.level or UNKNOWN, age_text]
 
 
 def _limit(figure: PodFigure) -> str | None:
-    """The amount, with what tells it from one that is enforced for the whole pod."""
+    """Return the amount, marked unless the limit is enforced and has scope Pod."""
     if figure.limit is None:
         return None
     scope = f"/{figure.scope.lower()}" if figure.scope and figure.scope is not Scope.POD else ""
@@ -114,21 +117,21 @@ def _limit(figure: PodFigure) -> str | None:
 
 
 def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]) -> None:
-    """Tell what the figures lack (H2)."""
+    """Print which sources the figures lack (H2)."""
     nodes = {each.node for each in figures}
     for sources, on in uncounted([each for each in configs if each.metadata.name in nodes]).items():
         where = f"node {on[0]}{f' and {len(on) - 1} more' if len(on) > 1 else ''}"
         output.remark(f"Figures are lower bounds: {where} cannot count {', '.join(sources)}.")
 
 
-def _nothing(configs: Sequence[NodePinConfig], wanted: FigureFilter) -> None:
-    if not configs and wanted.namespace is None and not wanted.selected:
+def _nothing(configs: Sequence[NodePinConfig], figure_filter: FigureFilter) -> None:
+    if not configs and figure_filter.namespace is None and not figure_filter.selected:
         output.remark("No node has a NodePinConfig: does the operator run?")
         return
-    where = f" in namespace {wanted.namespace}" if wanted.namespace else ""
+    where = f" in namespace {figure_filter.namespace}" if figure_filter.namespace else ""
     output.remark(
         f"No pod{where} is governed by a limit, and agents report governed pods only. "
-        f"To begin: kubectl pinwarden recommend {f'-n {wanted.namespace}' if wanted.namespace else '-A'}"
+        f"To begin: kubectl pinwarden recommend {f'-n {figure_filter.namespace}' if figure_filter.namespace else '-A'}"
     )
 
 
@@ -195,8 +198,8 @@ _FAIR = ("POD", "NODE", "FAIR", "ANONYMOUS", "SHARED", "CURRENT", "AGE")
 _MAY_BE_CUT = ("NAMESPACE", "GROUP", "POD", "NODE", "SOURCES")
 
 
-def _bounded(told: str | None, truncated: bool) -> str | None:
-    return f"{told or '-'} (lower bound)" if truncated else told
+def _bounded(age_text: str | None, truncated: bool) -> str | None:
+    return f"{age_text or '-'} (lower bound)" if truncated else age_text
 
 
 def _table(options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
