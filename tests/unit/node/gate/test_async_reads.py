@@ -1,4 +1,4 @@
-"""Reads aside: what one pod's reads hang in holds up no other pod (P5)."""
+"""Hanging reads of one pod do not delay other pods (P5)."""
 
 import threading
 import time

@@ -53,7 +53,7 @@ def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
 
 
 class OnePod:
-    """Its cgroup is found nowhere, so that nothing of it is mapped; or the cgroups cannot be read."""
+    """A pod without cgroups, which therefore maps nothing, or with unreadable cgroups."""
 
     readable = True
 
@@ -70,7 +70,7 @@ def pods() -> OnePod:
 
 @pytest.fixture
 def gate(pods: OnePod, monkeypatch: pytest.MonkeyPatch) -> BorrowGate:
-    """With a group that has ONE, which every call is for."""
+    """Return a gate with a group. Each call maps the group's object ONE."""
     made = BorrowGate(PROC, cast(PodLimits, pods))
     made.configure([group()])
     made.set_objects({"g": EXTENT})
@@ -92,7 +92,7 @@ def asked(gate: BorrowGate, first: int, last: int, tid: int = 1) -> BorrowCheck:
 
 
 def decided(gate: BorrowGate, one: BorrowCheck, pod: str = "pod") -> BorrowDenial | None:
-    """As the gate asks again and again."""
+    """Repeat the decision until its reads have ended."""
     for _ in range(1000):
         denial = gate.decide(one, pod, lambda tids: None)
         if denial is None or "still being read" not in denial.reason:

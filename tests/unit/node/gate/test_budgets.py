@@ -1,4 +1,4 @@
-"""The bound that the gate keeps of each limit's use, against a model of what really happens."""
+"""The upper bound of a limit's use, against a model of the kernel."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ AMOUNTS = st.integers(0, LIMIT + 5)
 
 @dataclass
 class Kernel:
-    """What is really locked: each thread's calls add at most what they were let through for, and may add it at any time until their end."""
+    """The locked bytes. A call adds at most its allowed amount, at any time until it returns."""
 
     locked: int = 0
     in_flight: dict[int, int] = field(default_factory=dict)

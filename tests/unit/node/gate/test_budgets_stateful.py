@@ -1,8 +1,9 @@
-"""Whatever the order in which calls of several pods are asked for, take effect and end, every limit holds.
+"""No order of notifications, effects and returns of calls exceeds a limit.
 
-Here the gate's accounts stand beside a model of the kernel: a thread's call adds something, in parts and at any time until it ends, what
-is locked goes at any time, and nobody tells the gate of either. Limits come, go and change meanwhile. `renew` may see a sum that no moment
-had.
+These tests compare the gate's budgets with a model of the kernel. A thread's call adds its bytes in
+parts, at any time until the call returns. Memory is unlocked at any time. The gate learns of
+neither. Limits are added, removed and changed meanwhile. `update` may get a sum that was never true
+at one moment.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,10 @@ limits = st.integers(RANGE, 4 * RANGE)
 
 @dataclass
 class Thread:
-    """What it has locked in a range of its own and elsewhere, and its call: one that locks the range up to `reach`, or adds `left` more."""
+    """A thread's locked bytes in its own range and elsewhere, and its call.
+
+    The call locks the range up to `reach`, or adds `left` more bytes.
+    """
 
     ref: ContainerRef
     inside: int = 0
@@ -51,16 +55,16 @@ class Thread:
 
     @property
     def pending(self) -> int:
-        """What its call may still add."""
+        """The bytes that the call may still add."""
         return max(0, self.reach - self.inside) + self.left
 
     def over(self) -> None:
-        """The call has ended, also where the gate does not know yet."""
+        """End the call. The gate may not know yet."""
         self.reach = self.left = 0
 
 
 class Node(RuleBasedStateMachine):
-    """Three places of two pods under up to three limits."""
+    """Three containers of two pods under up to three limits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class Node(RuleBasedStateMachine):
         seconds=st.sampled_from((0.001, 0.001, VALID_SECONDS)),
     )
     def ask(self, tid: int, amount: int, in_range: bool, told: bool, seconds: float) -> None:
-        """Who asks has ended its last call, whether the gate was told of that before or not."""
+        """Handle a notification. The last call of its thread has returned, known to the gate or not."""
         self.threads[tid].over()
         if told:
             self.end(tid)
@@ -128,7 +132,10 @@ class Node(RuleBasedStateMachine):
             thread.reach, thread.left, thread.most = (most, 0, most) if in_range else (0, most, most)
 
     def judge(self, fit: Fit, where: BudgetKey | None, ref: ContainerRef, adds: int) -> None:
-        """Right after a look: who is refused did not fit, and who did fit beside all that is under way is not kept waiting."""
+        """Check a decision after a sample.
+
+        A denied call did not fit. A call that fits with all calls in flight does not wait.
+        """
         keys = self.covering(ref)
         if fit is Fit.EXCEEDS:
             assert where is not None
@@ -169,7 +176,7 @@ class Node(RuleBasedStateMachine):
     def look_while_things_happen(
         self, ref: ContainerRef, order: list[int], meanwhile: list[tuple[int, int, bool]]
     ) -> None:
-        """One thread after another is read, and between two something takes effect or goes."""
+        """Sample one thread after the other. In between, bytes are added or unlocked."""
         seen: dict[int, int] = {}
         for tid, (other, amount, adds) in zip(order, meanwhile, strict=True):
             seen[tid] = self.threads[tid].locked

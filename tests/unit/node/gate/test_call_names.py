@@ -1,4 +1,4 @@
-"""A gated call is named as its manual page writes it, whatever its registers hold."""
+"""The names of gated calls are those of the manual pages, with any registers."""
 
 import pytest
 from hypothesis import given

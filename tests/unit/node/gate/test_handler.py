@@ -1,4 +1,4 @@
-"""Answers to calls of reused thread numbers, and the time that each reason to wait has."""
+"""Answers to calls with reused thread ids, and the deadline of each reason to wait."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ ONE, OTHER = ContainerRef("one", "main"), ContainerRef("other", "main")
 
 
 class Caller(Listener):
-    """In place of the kernel: whether the thread still waits, and what it was answered."""
+    """Replaces the kernel: whether the thread still waits, and the answers that it got."""
 
     def __init__(self, *, valid: bool) -> None:
         self._valid = valid
@@ -44,7 +44,7 @@ class Caller(Listener):
 
 
 class TwoPods:
-    """Each under a limit of ten pages, of which the kernel counts none yet."""
+    """Two pods, each with a limit of ten pages and nothing pinned."""
 
     def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
         return {ref: (BudgetKey("l", ref.pod),) for ref in (ONE, OTHER)}
@@ -112,7 +112,7 @@ def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path
 
 
 class Granted(TwoPods):
-    """The same with a grant that the threads' soft rlimit is below."""
+    """Two pods with a grant above the threads' soft rlimit."""
 
     def rlimit_grant(self, pod: str) -> int:
         return 20 * PAGE
@@ -120,7 +120,7 @@ class Granted(TwoPods):
 
 @pytest.mark.rule("P5")
 def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Path) -> None:
-    """A busy machine reads what a process has locked later than the call asks for it."""
+    """On a busy machine, the read of the locked bytes takes long."""
     process(tmp_path, 5)
     (tmp_path / "5" / "status").write_text("Tgid:\t5\nVmSize:\t100 kB\nVmLck:\t4 kB\nVmPin:\t0 kB\n")
     (tmp_path / "5" / "limits").write_text(
@@ -153,7 +153,7 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
 
 
 class Unforeseen(TwoPods):
-    """Pods whose state leads to an exception that nobody foresaw."""
+    """Pods whose state causes an unexpected exception."""
 
     def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
         raise RecursionError("a tree that somebody made")

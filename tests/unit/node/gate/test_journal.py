@@ -12,7 +12,7 @@ from pinwarden.node.linux.seccomp_notify import Notification
 
 
 class Queue(seccomp_notify.Listener):
-    """Calls that wait, in place of the kernel."""
+    """Replaces the kernel: a queue of notifications."""
 
     def __init__(self, *calls: Notification) -> None:
         self._calls = list(calls)

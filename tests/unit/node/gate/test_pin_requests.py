@@ -1,4 +1,4 @@
-"""What a call asks for, from its registers."""
+"""The bytes that a call asks for, from its registers."""
 
 import errno
 import struct

@@ -1,4 +1,4 @@
-"""The gate finds the processes of a pod where agent and accountant find them, over directories that look like cgroups."""
+"""The gate finds the processes of a pod in directories that look like cgroups."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def start(root: Path, container: str, pid: int, service: str) -> GatedContainer:
-    """A container as a runtime of another driver than the kubelet's starts it."""
+    """Start a container as a runtime with another cgroup driver than the kubelet."""
     directory = root / "system.slice" / service / f"{SLICE}:cri-containerd:{container}"
     directory.mkdir(parents=True)
     (directory / "cgroup.procs").write_text(f"{pid}\n")

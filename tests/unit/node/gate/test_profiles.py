@@ -1,4 +1,4 @@
-"""The gated profiles: what they make of the runtime's default rules, and how their files come to a node and stay."""
+"""The gated profiles compared with the runtime's default rules, and their files on a node."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def test_the_complement_of_one_number_is_a_pattern_for_each_bit() -> None:
 
 
 def by_name(rules: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rules of one call, without the names."""
+    """Return the rules of a call, without the names."""
     return [
         {key: value for key, value in rule.items() if key != "names"}
         for rule in rules

@@ -1,4 +1,4 @@
-"""A holder, and a gate's end of it, in a process that has no descriptor left."""
+"""A holder, and a gate's connection to a holder, in a process without free descriptors."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ ROOM = 32
 
 @contextmanager
 def full() -> Iterator[list[int]]:
-    """No descriptor is left; those in the list are to be closed for room."""
+    """Use up all descriptors. The test closes those in the list to make room."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
     taken: list[int] = []
