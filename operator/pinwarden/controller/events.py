@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from pinwarden.api.meta import GROUP, VERSION, Condition
 from pinwarden.api.pinlimit import Overshoot, PinLimitStatus
-from pinwarden.api.reasons import NO_PODS, STARTING
+from pinwarden.api.reasons import AUDIT, NO_PODS, NOT_LOOKED_AT, NOT_THERE, STARTING
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.items import Items
@@ -40,14 +40,14 @@ _REPORTED_CONDITIONS = ("Accepted", "Applied", "Available", "Enforced", "WithinL
 # Intermediate states, and states that the user asked for, cause no Event.
 _QUIET_REASONS = {
     "Pending",
-    "Audit",
+    AUDIT,
     NO_PODS,
     "NoLimits",
     "Sampled",
     "NotReported",
     STARTING,
-    "NotThere",
-    "NotLookedAt",
+    NOT_THERE,
+    NOT_LOOKED_AT,
 }
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from typing import Final, Self, TypeVar
 
 from pinwarden.api.pinlimit import Level
-from pinwarden.api.reasons import ENDED, NO_PROCESSES, POD_GONE, SILENT, STARTING
+from pinwarden.api.reasons import (
+    ACCOUNTANT_SILENT,
+    AUDIT,
+    ENDED,
+    GATE_LOST,
+    GATE_UNAVAILABLE,
+    NO_PROCESSES,
+    NOT_READABLE,
+    POD_GONE,
+    RLIMIT_GATE,
+    SECCOMP_GATE,
+    SILENT,
+    STARTING,
+)
 from pinwarden.controller.items import Items
 from pinwarden.plan.node_view import NodeView, PodSample
 from pinwarden.plan.types import Pod
@@ -20,7 +33,7 @@ UNKNOWN: Final = "Unknown"
 OTHER: Final = "Other"
 LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
 REASONS: Final = (
-    *("SeccompGate", "RlimitGate", "Audit", "GateLost", "GateUnavailable", "NotReadable", "NotDealt"),
+    *(SECCOMP_GATE, RLIMIT_GATE, AUDIT, GATE_LOST, GATE_UNAVAILABLE, NOT_READABLE, "NotDealt"),
     *("UseUnknown", "CapIPCLock", "CapSysResource", "ThreadsUnread", "TreeTooDeep", "ContainerUnknown"),
     *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood"),
     *(NO_PROCESSES, ENDED, POD_GONE, SILENT, OTHER),
@@ -31,9 +44,9 @@ PROBLEMS: Final = {
     SILENT: "something shall be held there, and no agent is ready, or the node is lost",
     "SpecNotTaken": "its agent does not understand the newest spec and keeps the last good one",
     "Truncated": "a list of its report was cut, so that figures are lower bounds",
-    "GateLost": "a pod's gate is lost: its pinning calls end with ENOSYS",
+    GATE_LOST: "a pod's gate is lost: its pinning calls end with ENOSYS",
     "ObserveOnly": "nothing is refused to a pod without the seccomp gate's profile: the agent may not set limits",
-    "AccountantSilent": "nobody accounts shared memory there, and figures of groups are old",
+    ACCOUNTANT_SILENT: "nobody accounts shared memory there, and figures of groups are old",
 }
 FAIR_PARTS: Final = ("current", "anonymous", "shared")
 
@@ -169,10 +182,10 @@ def _problems(view: NodeView) -> Iterator[str]:
         yield "SpecNotTaken"
     if view.truncated:
         yield "Truncated"
-    if any(use.reason == "GateLost" for use in view.pods.values()):
-        yield "GateLost"
+    if any(use.reason == GATE_LOST for use in view.pods.values()):
+        yield GATE_LOST
     levels = [source.level for source in view.sources if source.counted]
     if levels and all(level is Level.OBSERVE for level in levels):
         yield "ObserveOnly"
-    if any(report.reason == "AccountantSilent" for report in view.groups.values()):
-        yield "AccountantSilent"
+    if any(report.reason == ACCOUNTANT_SILENT for report in view.groups.values()):
+        yield ACCOUNTANT_SILENT

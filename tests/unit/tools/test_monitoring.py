@@ -20,9 +20,21 @@ from monitoring.grafana import COLUMNS, Dashboard, Panel, Place, Query, Row, lay
 from monitoring.pictures import draw, legend, number
 from monitoring.prometheus import Series
 from monitoring.rules import Pace
-from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, POD_GONE, SILENT, STARTING
+from pinwarden.api.reasons import (
+    AUDIT,
+    ENDED,
+    GATE_LOST,
+    GATE_UNAVAILABLE,
+    NO_PROCESSES,
+    NOT_READABLE,
+    POD_GONE,
+    RLIMIT_GATE,
+    SECCOMP_GATE,
+    SILENT,
+    STARTING,
+)
 from pinwarden.controller.metrics_totals import OTHER, REASONS
-from pinwarden.node.agent import source_levels, status
+from pinwarden.node.agent import status
 from pinwarden.node.pods import policy
 from pinwarden.node.pods.privileges import HeldBackReason
 
@@ -69,10 +81,11 @@ def test_every_reason_that_an_agent_may_give_is_in_the_closed_set() -> None:
     given_by_agent = {
         SILENT,
         OTHER,
-        status.EXACT,
-        status.LOST,
-        source_levels.GATE,
-        source_levels.NO_GATE,
+        AUDIT,
+        SECCOMP_GATE,
+        GATE_LOST,
+        RLIMIT_GATE,
+        GATE_UNAVAILABLE,
         policy.NOT_UNDERSTOOD,
         STARTING,
         ENDED,
@@ -83,7 +96,7 @@ def test_every_reason_that_an_agent_may_give_is_in_the_closed_set() -> None:
     given_by_agent |= {each.value for each in HeldBackReason}
     for module in (status, policy):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Verdict", "report"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("PodLevel", "report"):
                 words = {each.value for each in node.args if isinstance(each, ast.Constant)}
                 given_by_agent |= {word for word in words if isinstance(word, str) and word.isalpha()}
     assert given_by_agent == set(REASONS)

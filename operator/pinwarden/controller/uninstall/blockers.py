@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pinwarden.api.nodepinconfig import Mode, NodePinConfig
+from pinwarden.api.reasons import NOT_REMOVED
 from pinwarden.api.sharedmemorygroup import DeletionPolicy, Management, Phase
 from pinwarden.controller.client import Json
 
 PROFILES = "pinwarden/"
-_STAYS = ("InUse", "NotRemoved")
+_STAYS = ("InUse", NOT_REMOVED)
 
 
 class RemainingGroup(NamedTuple):

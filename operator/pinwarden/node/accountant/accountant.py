@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Final
 
 from pinwarden.api.nodepinconfig import Mode, NodeGroup, NodePinConfigSpec
+from pinwarden.api.reasons import NOT_MADE, NOT_READABLE, NOT_REMOVED
 from pinwarden.api.sharedmemorygroup import Accounting, Management, Phase
 from pinwarden.common.guard import Guard
 from pinwarden.node.accountant.dead_cgroups import DeadCgroups
 from pinwarden.node.accountant.finder import Finder
 from pinwarden.node.accountant.finder.result import MOST_OBJECTS, ObjectsNotFoundError, Pids
 from pinwarden.node.accountant.provisioner import Provisioner, ProvisionError
-from pinwarden.node.accountant.report import NOT_READABLE, GroupReporter, GroupState
+from pinwarden.node.accountant.report import GroupReporter, GroupState
 from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
 from pinwarden.node.accountant.users import find_users
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
@@ -199,7 +200,7 @@ class Accountant:
     def _provision(self, state: GroupState) -> None:
         """Provision a group's object, or set the `problem`."""
         if not self._guard.due("budget"):
-            state.problem = "NotMade", f"what is there cannot be told: {self._guard.cause('budget')}"
+            state.problem = NOT_MADE, f"what is there cannot be told: {self._guard.cause('budget')}"
             return
         try:
             self._provisioner.ensure(state.group)
@@ -282,7 +283,7 @@ class Accountant:
             if created:  # the object may also be half provisioned
                 self._provisioner.release(group, known=objects is not None)
         except OSError as error:
-            state.problem = "NotRemoved", f"{error.strerror or error}"
+            state.problem = NOT_REMOVED, f"{error.strerror or error}"
             return
         state.phase, state.problem = Phase.RELEASED, ("", "")
         state.objects = None

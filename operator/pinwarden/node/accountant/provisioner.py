@@ -38,6 +38,7 @@ from typing import Final, TypeVar
 from pydantic import TypeAdapter
 
 from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.api.reasons import NOT_MADE
 from pinwarden.api.sharedmemorygroup import Owner
 from pinwarden.common.text import exact, short
 from pinwarden.node.accountant import provision_child as child
@@ -120,7 +121,7 @@ class Provisioner:
         except OSError as error:
             why = _CAUSES.get(error.errno or 0, error.strerror or str(error))
             raise ProvisionError(
-                "NotMade", f"{error.filename or 'it'}: {why}" if error.filename else why
+                NOT_MADE, f"{error.filename or 'it'}: {why}" if error.filename else why
             ) from error
 
     def release(self, group: NodeGroup, *, known: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, NodeGroup
 from pinwarden.api.pinlimit import Enforcement, Level
+from pinwarden.api.reasons import AUDIT, NOT_READABLE, SECCOMP_GATE
 from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Phase
 from pinwarden.common.guard import Guard
 from pinwarden.common.text import printable
@@ -24,7 +25,6 @@ from pinwarden.node.state.gate_status import GateStatus
 
 MOST_BORROWERS: Final = 100
 MOST_NODE_BORROWERS: Final = 1024
-NOT_READABLE: Final = "NotReadable"
 _log = logging.getLogger(__name__)
 
 
@@ -215,10 +215,10 @@ def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:
     if not limits:
         return None, ""
     if group.enforcement is Enforcement.AUDIT:
-        return Level.OBSERVE, "Audit"
+        return Level.OBSERVE, AUDIT
     if any(member.borrow_limit_on is LimitOn.RESIDENT for member in limits):
         return Level.OBSERVE, "ResidentSeenOnly"
-    return (Level.CONVERGE, "SeccompGate") if gated else (Level.OBSERVE, "NotGated")
+    return (Level.CONVERGE, SECCOMP_GATE) if gated else (Level.OBSERVE, "NotGated")
 
 
 def _gated(pod: PodCgroup, gate: GateStatus) -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pinwarden.api.nodepinconfig import FairReport, GroupReport, NodeGroup
+from pinwarden.api.reasons import ACCOUNTANT_SILENT, NOT_LOOKED_AT
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.state.accountant_status import SILENT_SECONDS, AccountantStatus, load
 from pinwarden.node.state.statefile import PolledFile
 
-_SILENT = "AccountantSilent"
 _AWAY = "the accountant of shared memory (pinwarden accountant) does not answer"
 
 
@@ -50,8 +50,10 @@ class AccountantReader:
 
     def _of(self, group: NodeGroup, told: GroupReport | None) -> GroupReport:
         if told is None:
-            reason, message = (_SILENT, _AWAY) if self.silent else ("NotLookedAt", "")
+            reason, message = (ACCOUNTANT_SILENT, _AWAY) if self.silent else (NOT_LOOKED_AT, "")
             return GroupReport(uid=group.uid, phase=Phase.PENDING, reason=reason, message=message)
         if self.silent:
-            return told.model_copy(update={"reason": _SILENT, "message": f"{_AWAY}; these figures are old"})
+            return told.model_copy(
+                update={"reason": ACCOUNTANT_SILENT, "message": f"{_AWAY}; these figures are old"}
+            )
         return told

@@ -10,10 +10,9 @@ from typing import Final
 
 from pinwarden.api.nodepinconfig import SourceLevel
 from pinwarden.api.pinlimit import Level, Source
+from pinwarden.api.reasons import GATE_UNAVAILABLE, RLIMIT_GATE
 from pinwarden.node.linux.prlimit import GateAbility
 
-GATE: Final = "RlimitGate"
-NO_GATE: Final = "GateUnavailable"
 NOT_COUNTED: Final = "NotCounted"
 DENY: Final = "Deny in pods that have the seccomp gate's profile"
 
@@ -53,7 +52,7 @@ def _level(source: Source, ability: GateAbility, *, gated: bool) -> SourceLevel:
             source=source,
             counted=True,
             level=Level.OBSERVE,
-            reason=NO_GATE,
+            reason=GATE_UNAVAILABLE,
             message=f"{counter}; {ability.reason}",
         )
-    return SourceLevel(source=source, counted=True, level=Level.CONVERGE, reason=GATE, message=counter)
+    return SourceLevel(source=source, counted=True, level=Level.CONVERGE, reason=RLIMIT_GATE, message=counter)

@@ -23,13 +23,25 @@ from pinwarden.api.nodepinconfig import (
     PodReport,
 )
 from pinwarden.api.pinlimit import Level
-from pinwarden.api.reasons import ENDED, NO_PROCESSES, NOT_READABLE, PASSING, POD_GONE, STARTING
+from pinwarden.api.reasons import (
+    AUDIT,
+    ENDED,
+    GATE_LOST,
+    GATE_UNAVAILABLE,
+    NO_PROCESSES,
+    NOT_READABLE,
+    PASSING,
+    POD_GONE,
+    RLIMIT_GATE,
+    SECCOMP_GATE,
+    STARTING,
+)
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateCoverage, GateReader
 from pinwarden.node.agent.overshoots import Overshoots
-from pinwarden.node.agent.source_levels import GATE, NO_GATE, source_levels
+from pinwarden.node.agent.source_levels import source_levels
 from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.node.pods.constraints import has_unknown_container, running_containers
 from pinwarden.node.pods.policy import NodePolicy, reported_name
@@ -43,8 +55,6 @@ _LIMITS = 1024
 _CONTAINERS = 64
 _DENIALS = 32
 _FAIR = 1024
-EXACT = "SeccompGate"
-LOST = "GateLost"
 STARTING_SECONDS = 5.0
 """A process of the runtime keeps all capabilities for about this long, until it runs its program.
 """
@@ -139,7 +149,7 @@ class StatusBuilder:
             peak=0,
             processes=0,
             level=Level.OBSERVE,
-            reason="NotReadable",
+            reason=NOT_READABLE,
             message=self._guard.cause("report", subject.uid),
         )
 
@@ -215,17 +225,17 @@ def _level(
     if subject.failure:
         return PodLevel(Level.OBSERVE, NOT_READABLE, subject.failure)
     if coverage.lost:
-        return PodLevel(Level.OBSERVE, LOST, coverage.why)
+        return PodLevel(Level.OBSERVE, GATE_LOST, coverage.why)
     if coverage.exact and subject.policy.enforced and not subject.truncated:
-        return PodLevel(Level.DENY, EXACT, coverage.why)
+        return PodLevel(Level.DENY, SECCOMP_GATE, coverage.why)
     if not (subject.keys or subject.by_container):
         return _without_processes(subject)
     if not ability.available:
-        return PodLevel(Level.OBSERVE, NO_GATE, ability.reason)
+        return PodLevel(Level.OBSERVE, GATE_UNAVAILABLE, ability.reason)
     if not subject.policy.limits:
         return PodLevel(Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here")
     if not subject.policy.enforced:
-        return PodLevel(Level.OBSERVE, "Audit", "its limits are evaluated only")
+        return PodLevel(Level.OBSERVE, AUDIT, "its limits are evaluated only")
     own, passing = {process.key.pid for process in processes}, None
     for process in processes:
         failure = enforcer.failures.get(process.key, "")
@@ -244,7 +254,7 @@ def _level(
             "ContainerUnknown",
             "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
-    return PodLevel(Level.CONVERGE, GATE, f"not exactly: {coverage.why}" if coverage.why else "")
+    return PodLevel(Level.CONVERGE, RLIMIT_GATE, f"not exactly: {coverage.why}" if coverage.why else "")
 
 
 def _gone(level: PodLevel) -> PodLevel:

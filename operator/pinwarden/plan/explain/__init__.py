@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from pinwarden.api.nodepinconfig import PodReport, SourceLevel
 from pinwarden.api.pinlimit import Level, Source
+from pinwarden.api.reasons import SILENT
 from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain import amounts, enforcement, groups, limits, matching, propagation
 from pinwarden.plan.explain.advice import display_name, kubectl
@@ -101,7 +102,7 @@ def _use(case: Case) -> PodUse | None:
         peak=report.peak,
         processes=report.processes,
         level=None if silent else report.level,
-        reason="AgentSilent" if silent else report.reason,
+        reason=SILENT if silent else report.reason,
         message="" if silent else report.message,
         denials=None if report.denials is None else sum(each.count for each in report.denials),
         sampled_at=status.sampled_at,

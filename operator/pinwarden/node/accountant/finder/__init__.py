@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pinwarden.api.nodepinconfig import NodeGroup
+from pinwarden.api.reasons import NOT_THERE
 from pinwarden.node.accountant.finder import dmabuf, memfd, sysv
 from pinwarden.node.accountant.finder.paths import NodePaths
 from pinwarden.node.accountant.finder.posix_shm import PosixShm, is_on_node
@@ -69,7 +70,7 @@ class Finder:
         if mount := backing.tmpfs or backing.hugetlbfs:
             point = path or mount.path
             if point is None:
-                raise ObjectsNotFoundError("NotThere", "it is not made yet")
+                raise ObjectsNotFoundError(NOT_THERE, "it is not made yet")
             kind = "tmpfs" if backing.tmpfs else "hugetlbfs"
             self._paths.find_mount(objects, point, "/" if path else group.allowed, kind)
         elif backing.file:

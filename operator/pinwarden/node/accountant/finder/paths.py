@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from pinwarden.api.reasons import NOT_ALLOWED, NOT_READABLE, NOT_THERE
 from pinwarden.node.accountant.finder.result import MOST_OBJECTS, GroupObjects, ObjectsNotFoundError
 from pinwarden.node.linux import openat2
 from pinwarden.node.linux.mountinfo import Mount, read_mountinfo
@@ -89,7 +90,7 @@ class NodePaths:
         """
         if allowed is None or not _is_below(path, allowed):
             raise ObjectsNotFoundError(
-                "NotAllowed", f"{path} is not below a folder that an administrator allowed"
+                NOT_ALLOWED, f"{path} is not below a folder that an administrator allowed"
             )
         try:
             with (
@@ -148,18 +149,18 @@ def not_found(path: str, error: OSError) -> ObjectsNotFoundError:
     """Return the exception for a failure to open a path."""
     match error.errno:
         case errno.ENOENT:
-            return ObjectsNotFoundError("NotThere", f"{path} is not there")
+            return ObjectsNotFoundError(NOT_THERE, f"{path} is not there")
         case errno.ELOOP:
             return ObjectsNotFoundError(
                 "SymbolicLink", f"{path}: a symbolic link is in the way, and none is followed"
             )
         case errno.EXDEV:
             return ObjectsNotFoundError(
-                "NotAllowed", f"{path} leads out of the folder that an administrator allowed"
+                NOT_ALLOWED, f"{path} leads out of the folder that an administrator allowed"
             )
         case errno.ENOTDIR:
             return ObjectsNotFoundError("WrongType", f"{path}: a part of it is not a folder")
-    return ObjectsNotFoundError("NotReadable", f"{path}: {error.strerror or error}")
+    return ObjectsNotFoundError(NOT_READABLE, f"{path}: {error.strerror or error}")
 
 
 def _page_cache_bytes(descriptor: int, _: os.stat_result) -> int:

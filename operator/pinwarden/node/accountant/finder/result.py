@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pinwarden.api.reasons import NOT_READABLE, NOT_THERE
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 MOST_OBJECTS = 1024
@@ -76,7 +77,7 @@ class GroupObjects:
             return
         if self.truncated:
             why = self.cause or "there are more objects than are looked at"
-            raise ObjectsNotFoundError("NotReadable", f"no such object is known: {why}")
+            raise ObjectsNotFoundError(NOT_READABLE, f"no such object is known: {why}")
         if self.not_regular:
             raise ObjectsNotFoundError("WrongType", f"{self.not_regular} is not a regular file")
-        raise ObjectsNotFoundError("NotThere", "no such object is there now")
+        raise ObjectsNotFoundError(NOT_THERE, "no such object is there now")
