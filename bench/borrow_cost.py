@@ -100,7 +100,7 @@ def size_of_object(wanted: int, processes: int) -> int:
 def compare(made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, rounds: int) -> None:
     """Take turns, and print medians and ratios. Raises ValueError when a figure is not what every process touched."""
     pods = {pod.uid: [pod.path, pod.container] for pod in made}
-    extents = {GROUP: ObjectSet(objects=frozenset([one]))}
+    objects = {GROUP: ObjectSet(objects=frozenset([one]))}
     borrows = BorrowSampler()
     full: list[float] = []
     usual: list[float] = []
@@ -111,7 +111,7 @@ def compare(made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, 
         seen: dict[tuple[str, str], Borrow] = {}
 
         def sample(now: float = now, seen: dict[tuple[str, str], Borrow] = seen) -> None:
-            seen.update(borrows.sample(now, pods, extents, [GROUP], stamps={GROUP: size}))
+            seen.update(borrows.sample(now, pods, objects, [GROUP], stamps={GROUP: size}))
 
         whole, summed, walked = timed(sample), timed(lambda: from_smaps(pids, one)), borrows.walked
         again = timed(sample)

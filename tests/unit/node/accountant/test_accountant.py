@@ -1,4 +1,4 @@
-"""How a member is held to its borrow limits, which object two groups may both mean, and what the accountant follows (H1)."""
+"""The level of borrow limits, objects of two groups, draining, and failed items (H1)."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ RESIDENT = {"pods": ["p"], "borrowLimit": 1, "borrowLimitOn": "Resident"}
         (group(LIMIT, enforcement="Audit"), True, (Level.OBSERVE, "Audit")),
     ],
 )
-def test_a_limit_is_never_said_to_be_held_better_than_it_is(
+def test_a_borrow_limit_is_reported_at_its_true_level(
     asked: NodeGroup, gated: bool, expected: tuple[Level | None, str]
 ) -> None:
     assert _level(asked, "p", gated) == expected
@@ -105,12 +105,12 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
         (ObjectSet(), ObjectSet(frozenset({1})), False),
     ],
 )
-def test_an_object_is_one_groups_alone(first: ObjectSet, second: ObjectSet, clash: bool) -> None:
+def test_an_object_belongs_to_one_group_only(first: ObjectSet, second: ObjectSet, clash: bool) -> None:
     assert _claimed(second, first) is clash
 
 
 @pytest.mark.rule("H1")
-def test_a_group_that_cannot_be_understood_keeps_no_other_from_being_accounted(
+def test_a_failed_group_keeps_no_other_group_from_being_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> GroupObjects:
@@ -200,7 +200,7 @@ def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1", "H2")
-def test_a_pod_that_nobody_foresaw_keeps_no_group_from_being_accounted(
+def test_an_unreadable_pod_keeps_no_group_from_being_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd, even = (f"3f2a9c1e-0b7d-4e55-9a10-c0ffee12345{number}" for number in (6, 7))

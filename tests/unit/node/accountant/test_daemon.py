@@ -1,4 +1,4 @@
-"""The accountant's process: its record tells that it accounts, and only that."""
+"""The accountant's process: its status is fresh only while it accounts."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ LONG_AGO = time.time() - 3600
 
 
 class Accountant:
-    """One whose rounds end as told."""
+    """An accountant with the given results of its rounds."""
 
     status = AccountantStatus()
 
@@ -41,7 +41,7 @@ class Accountant:
 
 
 def left_behind(folder: Path) -> AccountantReader:
-    """What an accountant told that is long gone."""
+    """Return the status of an accountant that is long gone."""
     accountant_status.save(folder / accountant_status.NAME, AccountantStatus())
     os.utime(folder / accountant_status.NAME, (LONG_AGO, LONG_AGO))
     return AccountantReader(folder / accountant_status.NAME)

@@ -1,4 +1,4 @@
-"""What is found among the files and descriptors of processes whose names are as a pod likes them, over folders that look like /proc."""
+"""Finding objects among open files and mappings with hostile names, over folders like /proc."""
 
 import os
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ A, B = 11, 12
 
 
 class SharedMemory:
-    """The node's /dev/shm with objects that have no name: which process shows which of them."""
+    """The node's /dev/shm with unlinked objects, and the processes that show them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.shown: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Which volume of a pod is its /dev/shm while no process of it shows one."""
+"""The volume at a pod's /dev/shm while no process shows the volume."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def at(uid: str, name: str) -> str:
 
 
 class Node:
-    """A folder that looks like /proc: one pod's processes, and what the node has mounted, by device."""
+    """A folder like /proc: one pod's processes, and the node's mounts by device."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,12 +61,12 @@ def test_the_only_volume_is_taken_while_no_container_was_seen(node: Node, pids: 
     assert node.left(pids, {}) == [at(UID, "shm")]
 
 
-def test_a_container_with_another_one_ends_the_guess(node: Node) -> None:
+def test_a_container_with_another_volume_ends_the_guess(node: Node) -> None:
     assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES, CONTAINER: RUNTIMES}) == []
     assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == []
 
 
-def test_a_container_without_one_is_not_guessed_for(node: Node) -> None:
+def test_a_container_without_a_volume_ends_the_guess(node: Node) -> None:
     assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES}) == []
 
 
@@ -81,7 +81,7 @@ def test_a_container_without_one_is_not_guessed_for(node: Node) -> None:
         ({SHM: at(UID, "shm")}, {"folder": "/part"}),
     ],
 )
-def test_none_is_guessed_of_several_or_of_what_is_no_such_volume(
+def test_no_volume_is_guessed_among_several_or_of_another_kind(
     node: Node, points: dict[int, str], more: dict[str, str]
 ) -> None:
     node.mounts(points, **more)

@@ -1,4 +1,4 @@
-"""Sampling borrows: of real processes, in folders that say which are a pod's and what they used of the processor."""
+"""Sampling the borrows of real processes, with folders as the cgroups of pods."""
 
 import mmap
 import os
@@ -22,14 +22,14 @@ SIZE = PAGES * PAGE
 
 
 class Place:
-    """A memfd, children that have it mapped, and pods' folders. `taken` is what the kernel says to have taken."""
+    """A memfd, children with a mapping of it, and pods. `taken` are the reclaim counters."""
 
     def __init__(self, folder: Path) -> None:
         self.file = os.memfd_create("object")
         os.ftruncate(self.file, SIZE)
         about = os.fstat(self.file)
         self.object = ObjectId(about.st_dev, about.st_ino)
-        self.extents = {"group": ObjectSet(objects=frozenset([self.object]))}
+        self.objects = {"group": ObjectSet(objects=frozenset([self.object]))}
         self.folder = folder
         self.pods: dict[str, list[Path]] = {}
         self.children: list[int] = []
@@ -67,7 +67,7 @@ class Place:
     def sample(
         self, now: float = 0, stamp: object = 1, resident: tuple[str, ...] = ("group",)
     ) -> dict[tuple[str, str], Borrow]:
-        return self.borrows.sample(now, self.pods, self.extents, resident, stamps={"group": stamp})
+        return self.borrows.sample(now, self.pods, self.objects, resident, stamps={"group": stamp})
 
     def close(self) -> None:
         for pid in self.children:
@@ -112,7 +112,7 @@ def test_resident_pages_are_looked_for_only_where_they_are_wanted(
 
 @pytest.mark.rule("M3")
 def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
-    place.extents |= {"device": ObjectSet(devices=frozenset([place.object.device])), "none": ObjectSet()}
+    place.objects |= {"device": ObjectSet(devices=frozenset([place.object.device])), "none": ObjectSet()}
     place.pod("a", place.child(0))
     assert place.sample(resident=("device",)) == {
         ("group", "a"): Borrow(SIZE, None, 0),
@@ -123,7 +123,7 @@ def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
 def test_a_device_whose_objects_are_whole_is_resident_where_it_is_mapped(place: Place) -> None:
     place.pod("a", place.child(length=8 * PAGE))
     whole = frozenset([place.object.device])
-    found = place.borrows.sample(0, place.pods, place.extents, ["group"], whole)
+    found = place.borrows.sample(0, place.pods, place.objects, ["group"], whole)
     assert found == {("group", "a"): Borrow(8 * PAGE, 8 * PAGE, 0)}
 
 
@@ -151,7 +151,7 @@ def test_pages_far_apart_are_found_whole_and_piece_by_piece(
 
 
 @pytest.mark.rule("M4")
-def test_what_cannot_have_changed_is_not_walked_again(place: Place) -> None:
+def test_an_unchanged_pod_is_not_walked_again(place: Place) -> None:
     place.pod("a", first := place.child(0))
     place.pod("b", place.child(1))
     place.sample(-1)
@@ -177,7 +177,7 @@ def test_what_cannot_have_changed_is_not_walked_again(place: Place) -> None:
     place.sample(5, stamp=2)
     assert place.borrows.walked == 2, "it may have been taking them while they were walked"
 
-    place.extents = {**place.extents, "more": ObjectSet(devices=frozenset([place.object.device]))}
+    place.objects = {**place.objects, "more": ObjectSet(devices=frozenset([place.object.device]))}
     assert ("more", "a") in place.sample(6, stamp=2)
     place.sample(7, stamp=2)
     assert place.borrows.walked == 0
@@ -202,7 +202,7 @@ def test_a_walk_while_the_kernel_takes_pages_is_not_kept(
 
 def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(place: Place) -> None:
     place.pod("a", os.getpid())
-    place.extents = {"group": ObjectSet(objects=frozenset([ObjectId(place.object.device, 0)]))}
+    place.objects = {"group": ObjectSet(objects=frozenset([ObjectId(place.object.device, 0)]))}
     place.sample(0)
     place.taken = None
     place.sample(1, stamp=2)
@@ -210,7 +210,7 @@ def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(plac
 
 
 @pytest.mark.parametrize("unknown", ["activity", "reclaim_counters", "stamp"])
-def test_what_may_have_changed_for_all_that_is_known_is_walked_again(place: Place, unknown: str) -> None:
+def test_a_pod_with_an_unknown_condition_is_walked_again(place: Place, unknown: str) -> None:
     place.pod("a", place.child(0))
     stamp = None if unknown == "stamp" else 1
     if unknown == "activity":
@@ -314,11 +314,11 @@ def test_pods_of_two_samplers_are_taken_together(place: Place) -> None:
     other = BorrowSampler()
     place.pods = {}
     place.pod("b", place.child(1, 2))
-    other.sample(2, place.pods, place.extents, ["group"])
+    other.sample(2, place.pods, place.objects, ["group"])
     assert BorrowSampler.together("group", [place.borrows, other]) == Borrow(SIZE, 3 * PAGE, 1)
 
 
-def test_pressure_is_what_takes_pages_out_of_page_tables(tmp_path: Path) -> None:
+def test_reclaim_counters_change_once_pages_may_leave_page_tables(tmp_path: Path) -> None:
     def told(text: str) -> object:
         (tmp_path / "vmstat").write_text(text)
         return reclaim_counters(tmp_path)

@@ -14,7 +14,7 @@ def plain(pairs: list[tuple[int, int]]) -> set[int]:
 
 
 @given(PAIRS)
-def test_a_set_holds_what_its_pairs_hold(pairs: list[tuple[int, int]]) -> None:
+def test_a_set_contains_the_numbers_of_its_pairs(pairs: list[tuple[int, int]]) -> None:
     made = Intervals.of(pairs)
     assert plain(list(made)) == plain(pairs)
     assert made.total == len(plain(pairs))
@@ -37,7 +37,7 @@ def test_equal_sets_are_equal_however_they_were_made(
 
 
 @given(st.lists(PAIRS, max_size=5))
-def test_a_union_holds_what_any_holds(many: list[list[tuple[int, int]]]) -> None:
+def test_a_union_contains_the_numbers_of_every_set(many: list[list[tuple[int, int]]]) -> None:
     joined = union(Intervals.of(pairs) for pairs in many)
     assert joined == Intervals.of([pair for pairs in many for pair in pairs])
     assert plain(list(joined)) == set().union(*map(plain, many))

@@ -1,4 +1,4 @@
-"""Paths of tenants name what is below the allowed folder, and nothing else."""
+"""A tenant's path names only files below the allowed folder."""
 
 import errno
 import os

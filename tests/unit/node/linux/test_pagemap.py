@@ -156,7 +156,7 @@ def test_a_page_on_the_move_counts_and_a_marker_does_not(monkeypatch: pytest.Mon
         assert list(tables.resident(0, 10, shared=True)) == [(0, 5), (6, 7), (8, 10)]
 
 
-def test_who_is_gone_is_gone(tmp_path: Path) -> None:
+def test_a_gone_process_has_no_page_tables(tmp_path: Path) -> None:
     with pytest.raises(ProcessLookupError):
         PageMap(str(tmp_path / "1"))
     tables = PageMap("/proc/self")

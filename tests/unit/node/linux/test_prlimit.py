@@ -1,4 +1,4 @@
-"""The rlimit gate's edge, on child processes of the test's own and the running kernel."""
+"""RLIMIT_MEMLOCK of child processes, on the running kernel."""
 
 import os
 import resource
@@ -57,7 +57,7 @@ def lower_soft(limits: Limits) -> Limits:
     return Limits(PAGE, limits.hard)
 
 
-def test_set_changes_the_process_and_returns_what_was(child: subprocess.Popen[bytes]) -> None:
+def test_set_changes_the_process_and_returns_the_previous_limits(child: subprocess.Popen[bytes]) -> None:
     with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader) as handle:
         assert handle.key == reader.key
         before = handle.get()
@@ -91,7 +91,7 @@ def test_a_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_a_number_that_is_another_process_by_now_is_not_opened(
+def test_a_reused_id_is_not_opened(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
     with StatusReader(PROC, child.pid) as reader:
@@ -120,10 +120,10 @@ def test_a_gone_process_is_not_touched(child: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.rule("P14")
-def test_another_process_gets_back_what_a_reused_number_took(
+def test_a_process_with_a_reused_id_gets_its_limits_back(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
-    """The process exits in the middle of the call, and its number is the bystander's from then on."""
+    """The process exits during the call, and the bystander has its id from then on."""
     before = prlimit_memlock(bystander.pid)
     wanted = lower_soft(before)
     calls: list[Limits | None] = []
@@ -146,10 +146,10 @@ def test_another_process_gets_back_what_a_reused_number_took(
 
 
 @pytest.mark.rule("P14")
-def test_a_new_holder_that_was_not_changed_keeps_its_limits(
+def test_an_unchanged_process_with_a_reused_id_keeps_its_limits(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
-    """The call reaches the right process, which exits just after it; the bystander has its number when it comes to putting back."""
+    """The process exits just after the call, and the bystander has its id at the undo."""
     start = prlimit_memlock(bystander.pid)
     own = Limits(0, start.hard)
     prlimit_memlock(bystander.pid, own)
@@ -170,7 +170,7 @@ def test_a_new_holder_that_was_not_changed_keeps_its_limits(
     assert prlimit_memlock(bystander.pid) == own
 
 
-def test_a_refusal_that_was_for_another_process_is_told_as_gone(child: subprocess.Popen[bytes]) -> None:
+def test_a_denial_for_another_process_is_reported_as_gone(child: subprocess.Popen[bytes]) -> None:
     def refused(pid: int, limits: Limits | None) -> Limits:
         end(child)
         raise PermissionError

@@ -1,4 +1,4 @@
-"""The procfs ledger against the kernel: real child processes that lock memory, end, and become zombies."""
+"""Samples of real child processes that lock memory, end, and become zombies."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Reading mappings: of made up processes, whose files say what is hard to provoke, and of this one."""
+"""Reading the mappings of invented processes, for rare cases, and of this process."""
 
 import ctypes
 import mmap
@@ -55,8 +55,8 @@ def test_a_segment_is_told_from_a_memfd_of_the_same_number_and_from_one_of_anoth
     device = os.makedev(0, 1)
     segment, memfd, other = ObjectId(device, 5, 77), ObjectId(device, 5), ObjectId(device, 5, 78)
     for wanted, start in ((segment, 0x7F0000004000), (memfd, 0x7F0000005000)):
-        extents = [ObjectSet(objects=frozenset([wanted, other]))]
-        (found,) = RegionFilter(extents).regions(process)
+        objects = [ObjectSet(objects=frozenset([wanted, other]))]
+        (found,) = RegionFilter(objects).regions(process)
         assert (found.object, found.start) == (wanted, start)
 
 
@@ -105,7 +105,9 @@ def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> Non
     assert process.folder.endswith("/1/task/2")
 
 
-def test_who_may_not_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_process_is_an_error_and_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = made(tmp_path, MAPS)
 
     def refuse(*_: object, **__: object) -> int:
