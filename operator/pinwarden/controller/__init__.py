@@ -1,6 +1,4 @@
-"""The operator: a thin layer around `plan`, in one asyncio process.
-
-Docs/semantics.md has its rules.
+"""The operator: a thin layer around `plan`, in one asyncio process; see docs/semantics.md.
 
 - Input: `client` sends requests to the API server. `reflector` lists and watches a resource, and
   `transform` selects the stored fields. `kopf_watch` watches PinLimits, ClusterPinLimits and

@@ -158,7 +158,7 @@ class EventRecorder:
         except ApiError as error:
             self._metrics.wrote("event", error.kind)
             if error.status != 409 and not _is_namespace_terminating(error):  # 409: the server has it already
-                _log.warning("an Event was dropped: %s", error)
+                _log.warning("cannot send an Event, dropping it: %s", error)
         else:
             self._metrics.wrote("event")
 

@@ -87,7 +87,7 @@ class KopfWatch:
         try:
             asyncio.run(self._kopf(stop))
         except Exception:  # kopf raises whatever its tasks did
-            logging.getLogger(__name__).exception("kopf failed and is started again")
+            logging.getLogger(__name__).exception("kopf failed, starting it again")
         finally:
             self._post(ended.set)
 
@@ -140,7 +140,7 @@ class KopfWatch:
         try:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
-            _log.debug("the loop ended before kopf")
+            _log.debug("the event loop ended before kopf")
 
 
 async def _wait_for(stop: threading.Event, flag: asyncio.Event) -> None:

@@ -92,7 +92,7 @@ class LeaderElector:
                     }
                     await self._api.replace(self._path, lease)
         except (ApiError, TimeoutError) as error:
-            _log.warning("the Lease could not be released and has to expire: %s", error)
+            _log.warning("cannot release the Lease, it will expire: %s", error)
 
     async def _try_once(self) -> None:
         """Takes the Lease when it is free or already this replica's."""

@@ -189,18 +189,18 @@ class Reflector(Generic[T]):
     async def _handle_error(self, error: ApiError) -> None:
         self._metrics.watch_ended(self._source.resource, error.kind)
         if error.status in _LOST:
-            _log.info("%s are listed again: %s", self._source.resource, error)
+            _log.info("listing %s again: %s", self._source.resource, error)
             self._version = ""
         elif not self._failing:
             self._failing = True
-            _log.warning("%s cannot be watched, trying again: %s", self._source.resource, error)
+            _log.warning("cannot watch %s, retrying: %s", self._source.resource, error)
         await asyncio.sleep(self._backoff.failed(error.retry_after))
 
     def _recovered(self) -> None:
         self._backoff.succeeded()
         if self._failing:
             self._failing = False
-            _log.info("%s are watched again", self._source.resource)
+            _log.info("watching %s again", self._source.resource)
 
 
 def _decoded(line: bytes) -> Json:

@@ -76,7 +76,7 @@ class Resync:
                 await self._compare()
             except ApiError as error:
                 if not failing:
-                    _log.warning("the limits cannot be listed, trying again: %s", error)
+                    _log.warning("cannot list the limits, retrying: %s", error)
                 failing = True
                 await asyncio.sleep(backoff.failed(error.retry_after))
                 continue
@@ -106,7 +106,7 @@ class Resync:
             return
         missed = len(unknown & self._unknown)
         if missed and not self.missed:
-            _log.error("%d limits exist that the watch never told of", missed)
+            _log.error("%d limits exist that the watch never reported; the operator is not ready", missed)
         self.missed, self._unknown = missed, unknown
 
     async def _list(self, path: str) -> set[str]:

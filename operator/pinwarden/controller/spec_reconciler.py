@@ -152,7 +152,7 @@ class SpecReconciler:
             if spec:
                 spec.rewritten = (sent, stored.digest)
             _log.warning(
-                "NodePinConfig %s was stored other than it was written: are the CRDs of this version?", name
+                "NodePinConfig %s was stored with other fields than written; check that the CRDs are of this version", name
             )
         if spec and spec.pending is data:
             spec.pending = None
@@ -166,5 +166,5 @@ class SpecReconciler:
             self._guard.pause(error.retry_after or 1.0)
         rejected = error.kind == "refused"
         if rejected:
-            _log.warning("NodePinConfig %s cannot be written: %s", name, error)
+            _log.warning("cannot write NodePinConfig %s, retrying: %s", name, error)
         return RetryError(REJECTED_SECONDS if rejected else error.retry_after)

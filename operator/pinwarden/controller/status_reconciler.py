@@ -155,7 +155,7 @@ class StatusReconciler:
             self._guard.pause(error.retry_after or 1.0)
         refused = error.kind == "refused"
         if refused:
-            _log.warning("the status of %s cannot be written: %s", key, error)
+            _log.warning("cannot write the status of %s, retrying: %s", key, error)
         raise RetryError(REJECTED_SECONDS if refused else error.retry_after) from error
 
 

@@ -310,7 +310,7 @@ class Store:
             self.unreadable.add(stored.name)
             first = error.errors(include_url=False, include_input=False)[0]
             _log.warning(
-                "NodePinConfig %s is not understood, at %s: %s", stored.name, first["loc"], first["msg"]
+                "cannot read NodePinConfig %s, its report is ignored; field %s: %s", stored.name, first["loc"], first["msg"]
             )
             self._update_view(view.without_object())
         else:

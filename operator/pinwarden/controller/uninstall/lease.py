@@ -60,7 +60,7 @@ class OperatorLease:
         try:
             await self._replace(1, holder="")
         except (ApiError, UninstallError) as error:
-            _log.error("the Lease is free in %d s: %s", LEASE_SECONDS, error)
+            _log.error("cannot release the Lease, it expires in %d s: %s", LEASE_SECONDS, error)
 
     async def hand_over(self) -> bool:
         """Let the operator's Deployment own the Lease.

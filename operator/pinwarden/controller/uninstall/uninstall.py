@@ -334,7 +334,7 @@ def _read_config(
         try:
             left = waits(NodePinConfig.model_validate(raw))
         except ValidationError as error:
-            _log.warning("NodePinConfig %s cannot be read: %s", metadata["name"], error)
+            _log.warning("cannot read NodePinConfig %s: %s", metadata["name"], error)
             left = ["it cannot be read"]
     return _NodeConfig(
         metadata["name"],
