@@ -200,7 +200,7 @@ def families(program: str, *, pods: bool) -> dict[str, Metric]:
 
 def _of_operator(pods: bool) -> Iterator[Metric]:
     metrics = operator.Metrics()
-    store = Store(Settings(), WorkQueue(), WorkQueue(), metrics, lambda *_: None)
+    store = Store(Settings(), WorkQueue(), WorkQueue(), metrics)
     metrics.leads(lambda: True, lambda: True)
     metrics.watch_queues(lambda _: 0)
     metrics.watch_missed(lambda: 0)

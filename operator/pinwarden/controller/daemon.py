@@ -105,11 +105,10 @@ class _Operator:
             compile_queue,
             aggregate_queue,
             metrics,
-            lambda node, listed: self._denial_events.observe(node, listed),
         )
-        self._leader = LeaderElector(api, own, metrics, lambda: self._guard.notify_leading())
+        self._leader = LeaderElector(api, own, metrics)
         self._guard = guard = WriteGuard(
-            self._leader.leading, RateLimiter(WRITES_PER_SECOND, WRITES_PER_SECOND)
+            self._leader.leading, self._leader.renewed, RateLimiter(WRITES_PER_SECOND, WRITES_PER_SECOND)
         )
         self._recorder = EventRecorder(api, metrics, items)
         self._denial_events = DenialEvents(store, guard, self._recorder, metrics, items)

@@ -74,6 +74,7 @@ class DenialEvents:
         self._queue = WorkQueue(clock)
         self._seen: dict[str, SeenDenials] = {}
         self._pending: dict[str, _PendingDenials] = {}
+        store.denial_listeners.append(self.observe)
 
     def observe(self, node: str, listed: Sequence[DenialReport]) -> None:
         """Add the new denials of a node's report."""

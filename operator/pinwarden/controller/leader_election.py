@@ -41,15 +41,15 @@ _log = logging.getLogger(__name__)
 class LeaderElector:
     """A candidate for the Lease in `namespace`.
 
-    `on_renewal` is called after each acquisition or renewal.
+    `renewed` is set after each acquisition or renewal.
     """
 
-    def __init__(self, api: Api, namespace: str, metrics: Metrics, on_renewal: Callable[[], None]) -> None:
+    def __init__(self, api: Api, namespace: str, metrics: Metrics) -> None:
         self._api = api
         self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._leases}/{NAME}"
         self._metrics = metrics
-        self._on_renewal = on_renewal
+        self.renewed = asyncio.Event()
         self.identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}"
         self._deadline = 0.0
         self._seen: tuple[object, ...] = ()
@@ -127,7 +127,7 @@ class LeaderElector:
         if not self._was_leading:
             self._was_leading = True
             _log.info("this replica holds the Lease, as %s", self.identity)
-        self._on_renewal()
+        self.renewed.set()
 
     def _is_available(self, spec: Json) -> bool:
         """Return whether the Lease is free, belongs to this replica, or has not changed for its

@@ -152,7 +152,8 @@ class SpecReconciler:
             if spec:
                 spec.rewritten = (sent, stored.digest)
             _log.warning(
-                "NodePinConfig %s was stored with other fields than written; check that the CRDs are of this version", name
+                "NodePinConfig %s was stored with other fields than written; check that the CRDs are of this version",
+                name,
             )
         if spec and spec.pending is data:
             spec.pending = None

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """The known objects. `on_denials` receives the denials that a node reports.
+    """The known objects. `denial_listeners` receive the denials that a node reports.
 
     `unreadable` names the NodePinConfigs that this version cannot read.
     """
@@ -46,7 +46,6 @@ class Store:
         compile_queue: WorkQueue,
         aggregate_queue: WorkQueue,
         metrics: Metrics,
-        on_denials: Callable[[str, Sequence[DenialReport]], None],
     ) -> None:
         self.cluster = Cluster(settings)
         self.node_uids: dict[str, str] = {}
@@ -57,7 +56,7 @@ class Store:
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
-        self._on_denials = on_denials
+        self.denial_listeners: list[Callable[[str, Sequence[DenialReport]], None]] = []
         self._ended: dict[tuple[str, str], Pod] = {}
         self._still_running: dict[str, set[str]] = {}
         self._views: dict[str, NodeView] = {}
@@ -310,7 +309,10 @@ class Store:
             self.unreadable.add(stored.name)
             first = error.errors(include_url=False, include_input=False)[0]
             _log.warning(
-                "cannot read NodePinConfig %s, its report is ignored; field %s: %s", stored.name, first["loc"], first["msg"]
+                "cannot read NodePinConfig %s, its report is ignored; field %s: %s",
+                stored.name,
+                first["loc"],
+                first["msg"],
             )
             self._update_view(view.without_object())
         else:
@@ -318,7 +320,8 @@ class Store:
             view = view.with_object(config)
             self.counters.observe(view)
             self._update_view(view)
-            self._on_denials(stored.name, config.status.recent_denials if config.status else [])
+            for listener in self.denial_listeners:
+                listener(stored.name, config.status.recent_denials if config.status else [])
 
     def _end_pod(self, uid: str) -> None:
         """Remove a pod that is gone or has ended.

@@ -9,18 +9,14 @@ from pinwarden.controller.ratelimit import RateLimiter
 class WriteGuard:
     """Every writer calls `acquire` right before its write.
 
-    `notify_leading` wakes waiting writers.
+    The elector sets `renewed` after it took or renewed the Lease, which wakes waiting writers.
     """
 
-    def __init__(self, leading: Callable[[], bool], limiter: RateLimiter) -> None:
+    def __init__(self, leading: Callable[[], bool], renewed: asyncio.Event, limiter: RateLimiter) -> None:
         self._leading = leading
+        self._renewed = renewed
         self._limiter = limiter
-        self._changed = asyncio.Event()
         self.synced = asyncio.Event()
-
-    def notify_leading(self) -> None:
-        """Wake waiting writers after this replica took or renewed the Lease."""
-        self._changed.set()
 
     @property
     def may_write(self) -> bool:
@@ -31,8 +27,8 @@ class WriteGuard:
         """Wait until a write is allowed. Any later `await` may end the permission."""
         await self.synced.wait()
         while not self._leading():
-            self._changed.clear()
-            await self._changed.wait()
+            self._renewed.clear()
+            await self._renewed.wait()
 
     async def acquire(self) -> None:
         """Wait until a write is allowed now, at the rate of all writers."""

@@ -71,9 +71,9 @@ class Replica:
             WorkQueue(),
             WorkQueue(),
             metrics,
-            lambda node, listed: self.denial_events.observe(node, listed),
         )
-        self.guard = WriteGuard(lambda: self.leading, RateLimiter(10_000.0, 10_000.0))
+        self.renewed = asyncio.Event()
+        self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
         self.guard.synced.set()
         self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
         self.denial_events = DenialEvents(self.store, self.guard, self.recorder, metrics, items)
@@ -106,7 +106,7 @@ class Replica:
 
     def leads(self, leading: bool) -> None:
         self.leading = leading
-        self.guard.notify_leading()
+        self.renewed.set()
 
 
 def refusal(number: int = 1, ago: float = 0.0, **changes: Any) -> Json:

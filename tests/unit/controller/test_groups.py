@@ -167,7 +167,7 @@ def test_nothing_is_written_without_the_lease() -> None:
         await operator.rest()
         assert operator.server.applied == []
         operator.leading = True
-        operator.guard.notify_leading()
+        operator.renewed.set()
         await operator.until(lambda: case.finalizers)
 
     scenario(work)
@@ -467,7 +467,7 @@ def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> N
         operator.store.put_config(transform.node_pin_config(copy.deepcopy(kept[0]))[1])
         case.seen()
         operator.leading = True
-        operator.guard.notify_leading()
+        operator.renewed.set()
         await operator.rest()
         assert len(case.asked()) == 1
         case.delete()

@@ -75,7 +75,7 @@ def leases(clock: Clock) -> Leases:
 
 
 def candidate(leases: Leases) -> LeaderElector:
-    return LeaderElector(leases, "ns", Metrics(), lambda: None)  # type: ignore[arg-type]
+    return LeaderElector(leases, "ns", Metrics())  # type: ignore[arg-type]
 
 
 def turn(leader: LeaderElector) -> None:
@@ -175,8 +175,8 @@ def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, cloc
     """A holder that was suspended past its deadline, with nobody else there, takes up its own Lease again."""
 
     async def scenario() -> None:
-        leader = LeaderElector(leases, "ns", Metrics(), lambda: guard.notify_leading())  # type: ignore[arg-type]
-        guard = WriteGuard(leader.leading, RateLimiter(1000.0, 10.0))
+        leader = LeaderElector(leases, "ns", Metrics())  # type: ignore[arg-type]
+        guard = WriteGuard(leader.leading, leader.renewed, RateLimiter(1000.0, 10.0))
         guard.synced.set()
         await leader._try_once()
         await guard.acquire()
@@ -193,7 +193,7 @@ def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, cloc
 
 def test_nothing_passes_the_gate_before_everything_is_listed() -> None:
     async def scenario() -> None:
-        guard = WriteGuard(lambda: True, RateLimiter(1000.0, 10.0))
+        guard = WriteGuard(lambda: True, asyncio.Event(), RateLimiter(1000.0, 10.0))
         waiting = asyncio.create_task(guard.acquire())
         await asyncio.sleep(0)
         assert not waiting.done()

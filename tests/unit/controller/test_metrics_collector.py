@@ -80,7 +80,7 @@ def pod_report(uid: str, **fields: Any) -> Json:
 
 @pytest.fixture
 def store() -> Store:
-    made = Store(Settings(), WorkQueue(), WorkQueue(), Metrics(), lambda *_: None)
+    made = Store(Settings(), WorkQueue(), WorkQueue(), Metrics())
     made.put_node(KnownNode(Node("n1"), "node-uid"))
     made.put_agent(AgentPod("agent", "n1", True))
     for uid in ("p1", "p2"):

@@ -84,8 +84,9 @@ class Operator:
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.queues = (compile_queue, aggregate_queue)
         self.leading = True
-        self.store = Store(Settings(), compile_queue, aggregate_queue, metrics, lambda *_: None)
-        self.guard = WriteGuard(lambda: self.leading, RateLimiter(10_000.0, 10_000.0))
+        self.store = Store(Settings(), compile_queue, aggregate_queue, metrics)
+        self.renewed = asyncio.Event()
+        self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
         self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
         self.specs = SpecReconciler(server, self.store, compile_queue, self.guard, metrics, items)  # type: ignore[arg-type]
         self.now = 0.0
@@ -278,7 +279,7 @@ def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
         await operator.rest()
         assert operator.server.applied == []
         operator.leading = True
-        operator.guard.notify_leading()
+        operator.renewed.set()
         await operator.until(lambda: operator.spec() and operator.status())
 
     scenario(work)
@@ -406,7 +407,7 @@ def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
         operator.node()
         await operator.rest()
         operator.leading = True
-        operator.guard.notify_leading()
+        operator.renewed.set()
         for number in range(100):
             operator.node(f"other-{number}")
         operator.store.remove_node("n1")
