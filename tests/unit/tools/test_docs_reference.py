@@ -27,8 +27,8 @@ def test_every_field_of_a_spec_has_a_meaning(kind: type[Resource]) -> None:
 def test_a_field_has_its_type_default_and_bounds() -> None:
     page = reference.document(next(kind for kind in KINDS if kind.__name__ == "PinLimit"))
     assert (
-        "| `minimumLevel` | [Level](#level) | `Converge` | The weakest level at which a pod counts as held"
-        in page
+        "| `minimumLevel` | [Level](#level) | `Converge` | "
+        "Weakest level at which the limit counts as enforced" in page
     )
     assert "One of `Deny`, `Kill`, `Converge`, `Observe`." in page
     assert "- `containers`: containers goes with scope: Container only" in page
