@@ -34,7 +34,7 @@ class FileSystemSpec:
 
 
 class SegmentRecord(NamedTuple):
-    """A segment of pinwarden: when its creation `began`, and its id, once known.
+    """A segment of pinwarden: `begun` is the time before its creation, `id` is known afterwards.
 
     The time is in seconds of the clock with which the kernel stamps segments.
     """
