@@ -139,9 +139,9 @@ def node_totals(view: NodeView, pods: Mapping[str, Pod]) -> Totals:
     for source in view.sources:
         share.sources[source.source.value, source.level.value, source.counted] = 1
     for uid, use in view.pods.items():
-        held = level, _ = level_and_reason(view, use)
+        key = level, _ = level_and_reason(view, use)
         share.pinned += use.pinned
-        share.pods[held] = share.pods.get(held, 0) + 1
+        share.pods[key] = share.pods.get(key, 0) + 1
         if pod := pods.get(uid):
             namespace = share.namespaces.get(pod.namespace) or share.namespaces.setdefault(
                 pod.namespace, NamespaceTotals()

@@ -110,8 +110,8 @@ class Resync:
         self.missed, self._unknown = missed, unknown
 
     async def _list(self, path: str) -> set[str]:
-        found: set[str] = set()
+        uids: set[str] = set()
         async with aclosing(pages(self._api.get_metadata, path, _PAGE)) as listed:
             async for page in listed:
-                found |= {item["metadata"]["uid"] for item in page["items"]}
-        return found
+                uids |= {item["metadata"]["uid"] for item in page["items"]}
+        return uids

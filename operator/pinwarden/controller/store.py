@@ -380,4 +380,4 @@ class Store:
     def _update_liveness(self, node: str) -> None:
         self._update_view(self.view(node).with_silent(self._agents.silent(node)))
         if node not in self.node_uids and node not in self.stored:
-            self._compile.add(node)  # to be forgotten, unless the node is only told of after its agent
+            self._compile.add(node)  # forgets the node, unless its Node object arrives after its agent

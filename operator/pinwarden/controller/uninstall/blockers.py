@@ -66,13 +66,13 @@ def draining(config: Json, made: frozenset[str]) -> Json | None:
 
 def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
     """Return the draining groups that the node has not released."""
-    reports = {each.uid: each for each in config.status.groups} if config.status else {}
-    found: list[RemainingGroup] = []
+    reports = {group.uid: group for group in config.status.groups} if config.status else {}
+    remaining: list[RemainingGroup] = []
     for group in config.spec.groups:
         report = reports.get(group.uid)
         known = report is not None and report.hash == group.hash
         if not group.draining or (known and report and report.phase is Phase.RELEASED):
             continue
         why = (report.message or report.reason) if report else "the node does not report it"
-        found.append(RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS)))
-    return found
+        remaining.append(RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS)))
+    return remaining

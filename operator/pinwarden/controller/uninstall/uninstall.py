@@ -179,8 +179,8 @@ class Uninstaller:
         left: dict[str, Sequence[RemainingGroup]] = {}
 
         def waits(config: NodePinConfig) -> Sequence[RemainingGroup]:
-            left[config.metadata.name] = found = remaining_groups(config)
-            return [wait for wait in found if not wait.stays]
+            left[config.metadata.name] = remaining = remaining_groups(config)
+            return [group for group in remaining if not group.stays]
 
         await self._apply_to_nodes(lambda raw: draining(raw, made), waits, deadline)
         for node, waited in sorted(left.items()):
@@ -205,22 +205,24 @@ class Uninstaller:
             await self._lease.renew()
             late = monotonic() >= max(deadline, quiet)
             agents = await self._agents()
-            found = await self._list(_CONFIGS, lambda raw: _read_config(raw, wanted, waits))
+            configs = await self._list(_CONFIGS, lambda raw: _read_config(raw, wanted, waits))
             concerned = [
-                each for each in found if each.spec is not None and (each.reported or each.name in agents)
+                config
+                for config in configs
+                if config.spec is not None and (config.reported or config.name in agents)
             ]
             missing = {
-                each.name: agents.get(each.name, False)
-                for each in concerned
-                if each.waits or not each.answered or each.generation != asked.get(each.name)
+                config.name: agents.get(config.name, False)
+                for config in concerned
+                if config.waits or not config.answered or config.generation != asked.get(config.name)
             }
             if (not missing and monotonic() >= quiet) or late:
                 return missing
             await self._run_all(
                 [
-                    partial(self._write, each, asked)
-                    for each in concerned
-                    if each.generation != asked.get(each.name)
+                    partial(self._write, config, asked)
+                    for config in concerned
+                    if config.generation != asked.get(config.name)
                 ]
             )
             await asyncio.sleep(poll)
@@ -295,10 +297,10 @@ class Uninstaller:
         """Return what `read` returns for each object, nothing if the kind is not installed."""
 
         async def whole() -> list[_T]:
-            found: list[_T] = []
+            values: list[_T] = []
             async for page in pages(self._api.get, path, _PAGE, **query):
-                found += map(read, page["items"])
-            return found
+                values += map(read, page["items"])
+            return values
 
         try:
             return await with_retries(whole)
