@@ -1,3 +1,1 @@
-"""What every layer may use: no word of Kubernetes or of the kernel, and nothing but the standard
-library.
-"""
+"""Code for every layer: the standard library only, and nothing of Kubernetes or the kernel."""

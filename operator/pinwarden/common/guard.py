@@ -1,13 +1,12 @@
-"""The one way in which a process of the agent works on an item of a loop: what fails is the item,
-and the loop goes on.
+"""Contains the failure of one item of a loop, so that the loop continues with all others.
 
-An item is a pod, a limit's pattern, a group, a call, a connection or a file. Names, registers and
-files come from programs that are not trusted, so any exception may come out of the work on one.
-`Guard.item` ends it there. The item is logged once for each cause, counted under its kind, and due
-again after a backoff. Kinds are a closed set, as they label a metric; names are anybody's, and are
+An item is a pod, a pattern of a limit, a group, a call, a connection or a file. Names, registers
+and files come from untrusted programs, so the work on an item can raise any exception. `Guard.item`
+catches it. The failure is logged once for each cause and counted by kind, and the item is due again
+after a backoff. Kinds are a closed set, because they label a metric. Names are untrusted, and are
 logged escaped.
 
-Imports nothing outside the standard library: the holder uses it too.
+This module imports only the standard library: the holder uses it too.
 """
 
 import logging
@@ -26,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Failing:
-    """An item whose last try failed, by `cause`; `due` again at this time of the guard's clock."""
+    """An item whose last try failed with `cause`.
+
+    The next try is `due` at this time of the clock.
+    """
 
     cause: str
     due: float
@@ -34,9 +36,10 @@ class _Failing:
 
 
 class Guard:
-    """What failed in one process. `failures` counts by kind; `clock` is monotonic, in seconds.
+    """The failures of one process.
 
-    Of items that fail, the `REMEMBERED` latest are known by name; an older one is logged anew.
+    `failures` counts them by kind. `clock` is monotonic, in seconds. The `REMEMBERED` latest
+    failing items are known by name. An older one is logged again.
     """
 
     def __init__(self, kinds: Collection[str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +49,7 @@ class Guard:
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """By kind, how often the work on an item failed."""
+        """How often the work on an item failed, by kind."""
         return self._failures
 
     @contextmanager
@@ -63,10 +66,7 @@ class Guard:
             self.succeeded(kind, name)
 
     def failed(self, kind: str, name: str, error: Exception) -> float:
-        """Note a failure, for callers that catch it themselves.
-
-        Return the seconds until the next try.
-        """
+        """Record a failure that the caller caught. Return the seconds until the next try."""
         self._failures[kind] += 1
         cause = f"{type(error).__name__}: {error}"
         failing = self._failing.pop((kind, name), None) or _Failing("", 0.0)
@@ -86,27 +86,28 @@ class Guard:
         return wait
 
     def succeeded(self, kind: str, name: str = "") -> None:
-        """Note that the item works."""
+        """Record that the item works."""
         if self._failing.pop((kind, name), None):
             _log.info("%s works again", shown(f"{kind} {name}".rstrip()))
 
     def due(self, kind: str, name: str = "") -> bool:
-        """Whether the item may be tried now: always, unless it failed a moment ago."""
+        """Return whether the item may be tried now: always, except shortly after a failure."""
         failing = self._failing.get((kind, name))
         return failing is None or self._clock() >= failing.due
 
     def cause(self, kind: str, name: str = "") -> str:
-        """Why the item's last try failed; empty where it did not."""
+        """Return why the last try of the item failed, empty if it succeeded."""
         failing = self._failing.get((kind, name))
         return shown(failing.cause) if failing else ""
 
 
 def shown(text: str, most: int = _LONGEST_NAME) -> str:
-    """The text for one line of a log or report: what is not printable is escaped, and what is
-    longer than `most` ends with an ellipsis.
+    """Return the text for one line of a log or report.
+
+    Characters that are not printable are escaped. A text longer than `most` ends with an ellipsis.
     """
     escaped = "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text[: most + 1]
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text[: most + 1]
     )
     return escaped if len(escaped) <= most else f"{escaped[: most - 1]}…"

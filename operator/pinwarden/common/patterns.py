@@ -1,11 +1,11 @@
-"""Shell patterns of cgroup directories, as `Path.glob` matches them: each part by itself, and `**`
-any number of directories.
+"""Finds cgroup directories by shell pattern, as `Path.glob` does: `**` stands for any number of
+directories.
 
-Who may make cgroups in a matched tree chooses its depth and names. So nothing here recurses, a
-pattern costs at most its parts times the directories, and a tree deeper than a path can name is
-followed as far as that. Each match is sampled with all that lies below it. So of matches inside
-each other only `MOST_NESTED` are told: the limit of the outermost one, over more processes, implies
-it for those within.
+A user who can create cgroups in a matched tree chooses its depth and names. So nothing here
+recurses, and a pattern costs at most its parts times the directories. A tree deeper than a path can
+name is followed to that depth. Each match is sampled with everything below it. So of nested matches
+only the outermost `MOST_NESTED` are returned: their limits cover the processes of the inner ones
+too.
 """
 
 import errno
@@ -21,15 +21,15 @@ _VANISHED = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def parts_of(pattern: str) -> tuple[str, ...]:
-    """The parts of a pattern, which begins below the root with or without a slash."""
+    """Return the parts of a pattern, with or without a slash at its beginning."""
     return PurePosixPath(pattern.strip("/")).parts
 
 
 def directories(root: Path, pattern: str) -> list[Path]:
-    """The directories below `root` that the pattern matches, in order, not more than `MOST_NESTED`
-    inside each other.
+    """Return the matching directories below `root` in order, at most `MOST_NESTED` inside each
+    other.
 
-    Raises OSError but for what vanished.
+    Raises OSError, except for a directory that vanished.
     """
     found, around = [], list[str]()
     for path in sorted(_find(os.fspath(root), parts_of(pattern)), key=lambda path: path.split("/")):
@@ -65,12 +65,12 @@ def _find(root: str, parts: Sequence[str]) -> set[str]:
 
 
 def _children(path: str) -> Iterator[tuple[str, str]]:
-    """Path and name of each directory in this one; none where it vanished, or where its path is too
-    long to open.
+    """Yield path and name of each subdirectory; none if the directory vanished or its path is too
+    long.
     """
     try:
         with os.scandir(path) as entries:
-            yield from [(each.path, each.name) for each in entries if each.is_dir(follow_symlinks=False)]
+            yield from [(entry.path, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError as error:
         if error.errno not in _VANISHED:
             raise

@@ -1,5 +1,4 @@
-"""Text for people: amounts of bytes, never misleading and not always exact, and names that somebody
-else chose.
+"""Text for users: amounts in bytes that never mislead, and untrusted names.
 
 An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and
 never rounded up. So an amount below or above a limit never reads like the limit.
@@ -9,9 +8,9 @@ from collections.abc import Iterable
 from typing import Final
 
 MOST: Final = 2**63 - 1
-"""What an int64 of the API holds.
+"""The largest int64 of the API.
 
-Only a node that lies reports figures whose sum is larger; `Complete` says so then.
+Only a lying node reports a larger sum; `Complete` reports that then.
 """
 
 _UNITS: Final = (("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10), ("", 1))
@@ -19,9 +18,7 @@ _DIGITS: Final = 10_000
 
 
 def total(figures: Iterable[int]) -> int:
-    """The sum, cut at `MOST`: what one node reports must not keep the API server from taking the
-    status of a limit.
-    """
+    """Return the sum, at most `MOST`, so that the API server accepts the status of a limit."""
     return min(MOST, sum(figures))
 
 
@@ -40,7 +37,7 @@ def short(amount: int) -> str:
 
 
 def readable(amount: int | None) -> str | None:
-    """Return `short` of a figure that is known, None for one that is not (H2)."""
+    """Return `short` of a known amount, None for an unknown one: unknown, not zero (H2)."""
     return None if amount is None else short(amount)
 
 
@@ -51,18 +48,17 @@ def exact(amount: int) -> str:
 
 
 def compared(amount: int, other: int) -> tuple[str, str]:
-    """Return both for one sentence: two that differ never read the same."""
+    """Return both amounts for one sentence: different amounts never read the same."""
     texts = short(amount), short(other)
     return (exact(amount), exact(other)) if amount != other and texts[0] == texts[1] else texts
 
 
 def printable(text: str) -> str:
-    """Return the text without what would end a line or a quotation, or turn the direction of
-    writing.
+    """Return the text without line ends, quotation marks and control characters.
 
-    Any process may name itself as it likes.
+    A process chooses its own name.
     """
-    return "".join(each if each.isprintable() and each != '"' else "?" for each in text)
+    return "".join(character if character.isprintable() and character != '"' else "?" for character in text)
 
 
 def _unit(amount: int) -> int:

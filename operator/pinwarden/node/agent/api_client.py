@@ -1,17 +1,14 @@
-"""The agent's whole use of the API server: list and watch one object, and replace its status.
+"""The agent's client of the API server: list and watch one object, and replace its status.
 
-HTTP by urllib3.
+The client uses urllib3. The `kubernetes` package would cost more than half of the agent's memory
+budget, and urllib3 costs 2 MiB.
 
-Importing the `kubernetes` package costs more than half of the agent's memory budget; this costs 2
-MiB.
-
-- `list_own` and `watch_own` select the node's object by name, so that the server sends no other's.
-- `replace_status` is a JSON patch with one operation that replaces the whole status: an absent
-  field becomes absent (H2), and without a resourceVersion a write of the spec in between is no
-  conflict. A `test` before it holds the write to the very object that the report is about: one that
-  was made anew under the same name is not told that its generation was seen.
-- A connection that died without a word, as when a machine loses power, is noticed by TCP keepalive
-  within about 10 seconds.
+- `list_own` and `watch_own` select the node's object by name, so the server sends no other object.
+- `replace_status` is a JSON patch that replaces the whole status. An absent field becomes absent:
+  unknown, not zero (H2). Without a resourceVersion, a concurrent write of the spec is no conflict.
+  A `test` on the uid comes first, so that a recreated object of the same name does not get the
+  status of the earlier one.
+- TCP keepalive detects a dead connection within about 10 seconds, as after a power loss.
 """
 
 import json
@@ -44,9 +41,7 @@ _SOCKET_OPTIONS = [
 
 
 class ApiError(Exception):
-    """The API server did not do what was asked: `status` is HTTP's, None when there was no answer
-    at all.
-    """
+    """A failed request. `status` is the HTTP status, None without an answer."""
 
     def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -56,9 +51,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Object:
-    """The parts of a NodePinConfig that the agent uses, as the server sent them; a missing object
-    is None instead of one.
-    """
+    """The parts of a NodePinConfig that the agent uses, as the server sent them."""
 
     uid: str
     generation: int
@@ -67,9 +60,9 @@ class Object:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a watch.
+    """One event of a watch.
 
-    `object` is None in a bookmark and in a deletion, which `deleted` tells apart.
+    `object` is None in a bookmark, and in a deletion, where `deleted` is set.
     """
 
     resource_version: str
@@ -78,10 +71,7 @@ class Event:
 
 
 class NodePinConfigClient:
-    """The NodePinConfig named `node`.
-
-    Every call raises ApiError; calls may come from several threads.
-    """
+    """The NodePinConfig named `node`. Every call raises ApiError. Several threads may call."""
 
     def __init__(self, server: ApiServer, node: str) -> None:
         self._server = server
@@ -98,15 +88,15 @@ class NodePinConfigClient:
         )
 
     def list_own(self) -> tuple[Object | None, str]:
-        """The node's object, None when there is none, and the resource version to watch from."""
+        """Return the node's object, None if absent, and the resource version to watch from."""
         content = self._answer("GET", self._path, fields=self._selector())
         items = content.get("items") or []
         return (_object(items[0]) if items else None), _resource_version(content)
 
     def watch_own(self, resource_version: str) -> Iterator[Event]:
-        """What happens to the node's object from then on; ends when the server ends the watch.
+        """Yield the events of the node's object until the server ends the watch.
 
-        Status 410: list again.
+        Raises ApiError with status 410 if the caller must list again.
         """
         seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311 - spreads the agents, guards nothing
         response = self._request(
@@ -131,9 +121,9 @@ class NodePinConfigClient:
             response.close()  # a connection with an unread rest must not be used again
 
     def replace_status(self, uid: str, status: Mapping[str, Any]) -> None:
-        """Make `status` the whole status of the object with this uid.
+        """Replace the whole status of the object with this uid.
 
-        Status 404: there is no object of the node's name.
+        Raises ApiError with status 404 if the node has no object.
         """
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
@@ -203,10 +193,9 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
 
 
 def _event(content: Mapping[str, Any]) -> Event:
-    """One line of a watch.
+    """Return one event of a watch.
 
-    Raises ApiError for an event of type ERROR, with its code as status, and for one that is not
-    understood.
+    Raises ApiError for an event of type ERROR, with its code as status, and for an invalid event.
     """
     body = content.get("object")
     if not isinstance(body, Mapping):

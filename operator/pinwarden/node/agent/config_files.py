@@ -1,14 +1,14 @@
-"""Configuration from local files, for hosts without Kubernetes and without an API server.
+"""Reads the configuration from local files, for hosts without Kubernetes and without an API server.
 
 A file is YAML or JSON: the spec of a NodePinConfig, or a whole NodePinConfig. A directory stands
-for all its `*.yaml`, `*.yml` and `*.json` files together: a limit's name and a pod's uid may stand
-there once, another field only with one value. What a person writes is shorter than what the
-operator writes: `limit`, `grant` and `unknownPods` may be quantities such as `64Mi`, `scope` may be
-left out (Pod) and `uid` too (the name, or a digest of a long one).
+for all its `*.yaml`, `*.yml` and `*.json` files together. The name of a limit and the uid of a pod
+may occur once. Any other field may occur again only with the same value. Users may write less than
+the operator: `limit`, `grant` and `unknownPods` may be quantities such as `64Mi`. `scope` defaults
+to Pod, and `uid` to the name or a digest of a long name.
 
-The files are one state: while any of them cannot be read, the last good state of all stays in
-force, and the log says which file and field. They are looked at every `POLL_SECONDS`, and read once
-nothing changed for `SETTLE_SECONDS`, so that a file half written in place is not taken for a whole
+The files are one state. While one of them cannot be read, the last good state of all stays in
+force, and the log names the file and the field. The files are checked every `POLL_SECONDS`. They
+are read after `SETTLE_SECONDS` without a change, so that a half-written file is not read as a whole
 one.
 """
 
@@ -47,9 +47,9 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 def read_files(path: Path) -> Configuration:
-    """What the file, or the files of the directory, say together.
+    """Return the configuration of the file, or of all files in the directory.
 
-    Raises ConfigurationError, naming file and field.
+    Raises ConfigurationError, which names the file and the field.
     """
     try:
         files = _files(path)
@@ -61,10 +61,7 @@ def read_files(path: Path) -> Configuration:
 
 
 def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
-    """One spec of several, each with its file's name.
-
-    Raises ConfigurationError when two do not go together.
-    """
+    """Merge specs, each with the name of its file. Raises ConfigurationError if two conflict."""
     seen: dict[tuple[str, str], tuple[str, Any]] = {}
 
     def add(kind: str, name: str, value: Any, file: str) -> None:
@@ -92,10 +89,7 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
 
 
 class ConfigFileWatcher:
-    """Posts what the files say, once for each good state; `failed` counts bad ones.
-
-    What was posted is kept on disk too.
-    """
+    """Posts each good state of the files once, and saves it. `failed` counts bad states."""
 
     def __init__(
         self,
@@ -116,7 +110,7 @@ class ConfigFileWatcher:
         self._save_due = float("-inf")
 
     def run(self) -> NoReturn:
-        """Never returns; bad files are no exception."""
+        """Follow the files for ever. Bad files are logged and counted."""
         taken: Signature | None = None
         while True:
             seen = signature(self._path)
@@ -161,19 +155,19 @@ class ConfigFileWatcher:
 
 
 def signature(path: Path) -> Signature:
-    """Changes when a file is changed, added or removed; empty when nothing is there."""
+    """Return a value that changes with each changed, added or removed file; empty without files."""
     found = []
     try:
         for file in _files(path):
             stat = file.stat()
             found.append((file.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
-    except OSError:  # vanished between two looks: another look follows
+    except OSError:  # a file vanished: the next check follows
         return ()
     return tuple(found)
 
 
 def _files(path: Path) -> list[Path]:
-    """Raises OSError when `path` cannot be read."""
+    """Return the files to read. Raises OSError if `path` cannot be read."""
     if not path.is_dir():
         path.stat()
         return [path]
@@ -230,9 +224,9 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
 
 
 def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec with what a person may leave out or write shorter.
+    """Return the spec with all defaults and amounts in bytes.
 
-    Raises ValueError for an amount that is none.
+    Raises ValueError for a bad amount.
     """
     completed = dict(spec)
     if "unknownPods" in spec:

@@ -1,14 +1,13 @@
-"""Follows the node's NodePinConfig: list, then watch, for ever; what it says goes to the main
-thread, and to disk.
+"""Follows the NodePinConfig of the node: posts each configuration to the main thread and saves it.
 
-A missing or deleted object is no news (H3): nothing is posted, and the last configuration stays.
-Each failure is counted, the first of a row is logged, and the next try comes after a backoff of at
-most a few seconds, so that agents are back soon after the API server is; it begins with a list,
-which for one name is one key. A configuration is posted first and written to disk then: an edit
-does not wait for the disk. A write that failed is tried again with every event, bookmarks included,
-and so is one whose file somebody removed or changed: gate and accountant go by it. A configuration
-that cannot be read is a problem, which is posted, and the last good one stays. The same holds where
-`retain` fails, which is tried again with a later event.
+A missing or deleted object posts nothing, and the last configuration stays (H3). Each failure is
+counted, and the first of a series is logged. The next try lists again after a backoff of at most a
+few seconds. So agents return soon after the API server does.
+
+A configuration is posted first and saved then: an edit does not wait for the disk. Each event, also
+a bookmark, retries a failed save. The file is saved again if somebody removed or changed it,
+because gate and accountant read it. A configuration that cannot be read is posted as a problem, and
+the last good one stays. The same holds if `retain` fails, which a later event retries.
 """
 
 import logging
@@ -38,8 +37,8 @@ _log = logging.getLogger(__name__)
 class ConfigWatcher:
     """Posts each configuration of the node's object once.
 
-    `announce` is told the uid of the object, None while there is none; `failed` the operation that
-    failed (list, watch, remember). `retain` adds to a configuration what stays of the one before.
+    `announce` gets the uid of the object, None without an object. `failed` gets the failed
+    operation: list, watch or remember. `retain` adds what stays of the configuration before.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ConfigWatcher:
         self._missing = False
 
     def run(self) -> NoReturn:
-        """Never returns; a failure of the API server is no exception."""
+        """Follow the object for ever. A failure of the API server is tried again."""
         while True:
             started = time.monotonic()
             try:
@@ -114,9 +113,8 @@ class ConfigWatcher:
             return
         self._missing = False
         due = self._retry and self._guard.due(*_ITEM)
-        if (
-            found != self._last or due
-        ):  # a write of the status alone comes back with the same generation and spec
+        # a write of the status alone comes back with the same generation and spec
+        if found != self._last or due:
             self._last = found
             self._take(found)
         self._announce(found.uid)

@@ -1,10 +1,11 @@
-"""The agent as a process: puts its parts together, runs them, and ends them.
+"""The agent as a process: creates its parts, runs them, and ends them.
 
-The order of the start matters. The gate is probed by a fork, so before any thread. One agent at a
-time deals on a node: another one stands by, healthy and ready, until the lock is free, so that an
-upgrade starts the new agent before it ends the old one. The last configuration is taken from disk
-before the API server is asked, so that limits hold on a node that cannot reach it (H3). The end
-gives nothing back: only `release`, or `mode: Release` in the configuration, does.
+The order of the start matters. The rlimit gate is probed by a fork, so before any thread starts.
+One agent at a time works on a node. Another agent stands by, healthy and ready, until the lock is
+free, so that an upgrade starts the new agent before the old one ends. The last configuration is
+read from disk before the API server is contacted, so that limits apply without an API server (H3).
+The end of the agent restores nothing: only `release`, or `mode: Release` in the configuration,
+does.
 """
 
 import logging
@@ -28,7 +29,7 @@ from pinwarden.node.agent.loop import KINDS as LOOP_KINDS
 from pinwarden.node.agent.loop import Loop
 from pinwarden.node.agent.metrics import Metrics
 from pinwarden.node.agent.original_limits import RlimitRecordStore
-from pinwarden.node.agent.reconciler import KINDS as ENGINE_KINDS
+from pinwarden.node.agent.reconciler import KINDS as RECONCILER_KINDS
 from pinwarden.node.agent.reconciler import Reconciler
 from pinwarden.node.agent.retainer import Retainer
 from pinwarden.node.agent.status_socket import KINDS as SOCKET_KINDS
@@ -45,23 +46,23 @@ from pinwarden.node.state.statefile import file_lock
 
 Gates = Literal["auto", "rlimit", "none"]
 LOCK = "agent.lock"
-KINDS = tuple(dict.fromkeys((*ENGINE_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
+KINDS = tuple(dict.fromkeys((*RECONCILER_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
 """Kinds of items that the agent guards."""
 _LOCK_PATIENCE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """The agent cannot run as it was asked to; the message is for people."""
+    """The agent cannot start with these settings."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says.
+    """The settings from the command line.
 
-    `kubeconfig` None means the pod's service account; `config`, a file or directory, means no API
-    server at all. `metrics_port` 0 takes a free one, and None serves nothing; `per_pod_metrics`
-    adds series of each governed pod.
+    With `kubeconfig` None the agent uses the service account of its pod. With `config`, a file or
+    directory, there is no API server. `metrics_port` 0 selects a free port, and None serves
+    nothing. `per_pod_metrics` adds series of each governed pod.
     """
 
     node: str
@@ -79,9 +80,9 @@ class Settings:
 
 
 def run(settings: Settings) -> bool:
-    """Runs until SIGTERM or SIGINT; whether that, and not a failure, was the end.
+    """Run until SIGTERM or SIGINT.
 
-    Raises StartError.
+    Return True then, and False after a failure. Raises StartError.
     """
     with ExitStack() as resources:
         try:
@@ -95,29 +96,29 @@ def run(settings: Settings) -> bool:
 
 
 def release(settings: Settings) -> None:
-    """Gives every process back what it had.
-
-    Raises StartError, also when the gate cannot give back here.
-    """
+    """Restore every process. Raises StartError, also if this process may not restore."""
     with ExitStack() as resources:
         try:
             ability = _ability(settings.gates)
             settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             resources.enter_context(file_lock(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
-            engine = _engine(settings, ability, resources)
+            reconciler = _reconciler(settings, ability, resources)
             if not ability.available:
                 raise StartError(f"nothing can be given back: {ability.reason}")
-            engine.release()
+            reconciler.release()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
 
 
-def _engine(
+def _reconciler(
     settings: Settings, ability: GateAbility, resources: ExitStack, guard: Guard | None = None
 ) -> Reconciler:
-    """The engine of this node; the lock is held. Raises ValueError and OSError."""
+    """Return the reconciler of this node.
+
+    The caller owns the lock. Raises ValueError and OSError.
+    """
     boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
-    engine = Reconciler(
+    reconciler = Reconciler(
         cgroup_root=settings.cgroup_root,
         proc_root=settings.proc_root,
         store=RlimitRecordStore(settings.state_dir / "saved.json", boot_id),
@@ -126,8 +127,8 @@ def _engine(
         accountant=settings.run_dir / ACCOUNTANT_RECORD,
         guard=guard,
     )
-    resources.callback(engine.close)
-    return engine
+    resources.callback(reconciler.close)
+    return reconciler
 
 
 def _ability(gates: Gates) -> GateAbility:
@@ -142,7 +143,7 @@ def _ability(gates: Gates) -> GateAbility:
 
 
 class _Agent:
-    """The parts around one engine."""
+    """The reconciler and the parts around it."""
 
     def __init__(self, settings: Settings, ability: GateAbility) -> None:
         self._settings = settings
@@ -161,14 +162,15 @@ class _Agent:
         self._guard = Guard(KINDS)
 
     def start(self, resources: ExitStack) -> Loop:
-        """Stands by while another agent has the node, then takes it; the main loop, which signals
-        end. Raises ValueError and OSError.
+        """Wait while another agent works on the node, then start all parts.
+
+        Return the main loop, which signals end. Raises ValueError and OSError.
         """
         self._serve_web()
         self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock(resources)
         loop = Loop(
-            _engine(self._settings, self._ability, resources, self._guard),
+            _reconciler(self._settings, self._ability, resources, self._guard),
             self._inbox,
             self._wakeup,
             self._board,
@@ -177,7 +179,7 @@ class _Agent:
             guard=self._guard,
         )
         self._serve_status()
-        self._recall()
+        self._load_configuration()
         self._start_following()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: loop.stop())
@@ -196,10 +198,8 @@ class _Agent:
         self._pulse.beat()
         self._metrics.ticked(seconds)
 
-    def _recall(self) -> None:
-        """Local files when they can be read, which is not known of the API server; else what was in
-        force last.
-        """
+    def _load_configuration(self) -> None:
+        """Start with readable local files, or else with the last configuration on disk."""
         if self._settings.config is not None:
             with suppress(ConfigurationError):  # said by the one who follows the files
                 self._inbox.put(read_files(self._settings.config))
@@ -253,12 +253,12 @@ class _Agent:
             post=self._inbox.put,
             announce=reporter.announce,
             failed=metrics.failed,
-            retain=Retainer(self._kept, self._pods_there).retain,
+            retain=Retainer(self._kept, self._existing_pods).retain,
             guard=self._guard,
         )
         self._workers.start("reporter", reporter.run)
         self._workers.start("watcher", watcher.run)
 
-    def _pods_there(self) -> Mapping[str, Sequence[Path]]:
+    def _existing_pods(self) -> Mapping[str, Sequence[Path]]:
         """Return the cgroup directories of each pod. Raises OSError."""
         return PodFinder(process_hierarchy(self._settings.cgroup_root)).find(time.monotonic())

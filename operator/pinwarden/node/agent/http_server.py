@@ -1,9 +1,9 @@
-"""/metrics, /healthz and /readyz over plain HTTP.
+"""Serves `/metrics`, `/healthz` and `/readyz` over plain HTTP.
 
-/readyz fails when the main loop has not ticked for some seconds, which makes the agent's pod not
-ready: by that the operator tells a silent agent. /healthz fails when it has not for so long that a
-restart is the better chance. A client that is slow holds one of a few threads for a few seconds, so
-that it cannot keep the kubelet's probes out for longer.
+`/readyz` fails if the main loop has not ticked for some seconds. Then the agent's pod is not ready,
+and the operator counts the agent as silent. `/healthz` fails after a much longer time, so that the
+kubelet restarts the agent. A slow client occupies one of a few threads for a few seconds. So no
+client blocks the probes of the kubelet for longer.
 """
 
 import logging
@@ -26,26 +26,26 @@ _log = logging.getLogger(__name__)
 
 
 class Pulse:
-    """When the main loop last ticked."""
+    """The time of the last tick of the main loop."""
 
     def __init__(self) -> None:
         self._last: float | None = None
 
     def beat(self) -> None:
-        """It ticked now."""
+        """Record a tick."""
         self._last = time.monotonic()
 
     def within(self, seconds: float) -> bool:
-        """Whether it ticked within the last `seconds`."""
+        """Return whether a tick happened within the last `seconds`."""
         return self._last is not None and time.monotonic() - self._last < seconds
 
 
 class WebServer(ThreadingHTTPServer):
-    """Listens from the moment it is made; `serve_forever` answers.
+    """Listens as soon as it is created; `serve_forever` answers.
 
-    Raises OSError when the address cannot be had.
+    Raises OSError if the address is in use.
 
-    The empty `address` stands for all of the machine, IPv4 and where there is IPv6 that too.
+    The empty `address` stands for all addresses of the host, IPv4 and, if present, IPv6.
     """
 
     daemon_threads = True
@@ -61,34 +61,32 @@ class WebServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         host, port = self.socket.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def server_bind(self) -> None:
-        """Without the base class's question to the name service, which may have no answer on a node
-        that starts.
-        """
+        """Bind without the reverse lookup of the base class: a starting node can have no DNS."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the request, or none while too many are busy."""
+        """Start a thread for the request, or close the connection while too many are busy."""
         if not self._free.acquire(timeout=_CLIENT_SECONDS):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Runs in the request's thread."""
+        """Answer in the thread of the request."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no event; anything else is."""
+        """Log an error, except a client that disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
             _log.exception("a request was not answered")
 
@@ -124,4 +122,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Requests are not logged."""
+        """Log no requests."""

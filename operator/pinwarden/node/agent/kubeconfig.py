@@ -1,9 +1,8 @@
-"""Where the API server is and how the agent says who it is: from a kubeconfig, or from a pod's
-service account.
+"""Finds the API server and the agent's credentials, from a kubeconfig or a pod's service account.
 
-A kubeconfig may carry a token or a client certificate, inline or as files. What runs a program to
-get a credential is refused by name: the agent's image has no such program. Tokens in files are read
-again when the file changes, since the kubelet renews them.
+A kubeconfig can have a token or a client certificate, inline or as files. A credential that needs a
+program is rejected by name: the agent's image has no such program. A token file is read again when
+it changes, because the kubelet renews it.
 """
 
 import base64
@@ -22,18 +21,20 @@ _REFUSED_USER_FIELDS = ("exec", "auth-provider", "username", "password", "as")
 
 
 class KubeconfigError(ValueError):
-    """No usable way to the API server; the message names the file and the field."""
+    """No usable configuration. The message names the file and the field."""
 
 
 def no_token() -> str | None:
-    """For a user who is known by a client certificate."""
+    """Return no token, for a user with a client certificate."""
     return None
 
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`url` without a path at its end; `token` is asked before every request; `server_name` is what
-    the certificate must bear.
+    """An API server and the credentials for it.
+
+    `url` has no path. `token` is called before every request. `server_name` is the expected name in
+    the certificate.
     """
 
     url: str
@@ -43,10 +44,7 @@ class ApiServer:
 
 
 class TokenFile:
-    """A bearer token in a file, read again when the file changed.
-
-    Raises OSError when it cannot be read.
-    """
+    """A bearer token in a file, read again when the file changes. Raises OSError if unreadable."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +52,7 @@ class TokenFile:
         self._token = ""
 
     def __call__(self) -> str:
-        """The token of now."""
+        """Return the current token."""
         stat = self._path.stat()
         seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if seen != self._seen:
@@ -66,7 +64,7 @@ class TokenFile:
 def in_cluster(
     environment: Mapping[str, str] = os.environ, service_account: Path = SERVICE_ACCOUNT
 ) -> ApiServer:
-    """The API server of the pod that this runs in.
+    """Return the API server of this pod.
 
     Raises KubeconfigError outside a pod or without a service account.
     """
@@ -85,7 +83,7 @@ def in_cluster(
 
 
 def from_kubeconfig(path: Path) -> ApiServer:
-    """The current context of a kubeconfig. Raises KubeconfigError."""
+    """Return the API server of a kubeconfig's current context. Raises KubeconfigError."""
     try:
         return _Kubeconfig(path, _read(path)).server()
     except (OSError, ssl.SSLError) as error:
@@ -106,9 +104,7 @@ def _read(path: Path) -> Any:
 
 
 class _Kubeconfig:
-    """A kubeconfig's content; relative file names in it are relative to its folder, as kubectl
-    takes them.
-    """
+    """The content of a kubeconfig. As in kubectl, file names are relative to its directory."""
 
     def __init__(self, path: Path, content: Any) -> None:
         self._path = path
@@ -157,7 +153,10 @@ class _Kubeconfig:
         return (lambda: token) if isinstance(token, str) else no_token
 
     def _data(self, fields: Mapping[str, Any], name: str) -> bytes | None:
-        """What `name` names as a file, or `name`-data holds inline; the latter wins, as in kubectl."""
+        """Return the inline `name`-data, or the content of the file `name`.
+
+        As in kubectl, inline wins.
+        """
         if inline := fields.get(f"{name}-data"):
             try:
                 return base64.b64decode(inline, validate=True)
@@ -172,7 +171,7 @@ class _Kubeconfig:
 
 @contextmanager
 def _as_file(data: bytes) -> Any:
-    """A name for `data`, which OpenSSL takes from files only; it never reaches a disk."""
+    """Return a file name for `data`, which stays in memory: OpenSSL accepts only files."""
     descriptor = os.memfd_create("credential", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)

@@ -1,10 +1,8 @@
-"""What the agent knows of its node, as metrics: read from the last snapshot when someone asks.
+"""The state of the node as metrics, read from the latest snapshot at scrape time.
 
-What cannot be known is absent (H2).
-
-All of a snapshot's numbers are samples, taken at `pinwarden_agent_sampled_timestamp_seconds`. By
-default they are sums, under 100 series whatever runs on the node; series of each governed pod are
-opt-in. Pods go by the UID that their cgroup bears, as the agent knows no names.
+Unknown values are absent, not zero (H2). All numbers of a snapshot are samples, taken at
+`pinwarden_agent_sampled_timestamp_seconds`. By default they are sums, under 100 series in total.
+Series of each governed pod are optional. Pods are named by UID, because the agent knows no names.
 """
 
 from collections import Counter
@@ -26,9 +24,10 @@ _FAIR = "current is what the kernel charges, anonymous its own anonymous memory,
 
 
 class SnapshotCollector(Collector):
-    """`records` are the files by which other processes of the node, by name, give signs of life.
+    """Collects the metrics of a snapshot.
 
-    With `pods`, series of each pod too.
+    `records` are the state files of the other processes, by name. With `pods`, each pod has series
+    too.
     """
 
     def __init__(self, board: SnapshotBoard, records: Mapping[str, Path], *, pods: bool) -> None:
@@ -37,11 +36,11 @@ class SnapshotCollector(Collector):
         self._pods = pods
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: this is asked at registration, before there is a snapshot."""
+        """Return nothing: at registration there is no snapshot yet."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All families; those of the snapshot without a series before there is one."""
+        """Yield all families. Before the first snapshot, those of the snapshot have no series."""
         yield InfoMetricFamily(f"{PREFIX}_build", "Version of the agent.", {"version": __version__})
         yield self._heard()
         snapshot = self._board.latest
@@ -128,7 +127,7 @@ def _of_limits(report: NodePinConfigStatus | None) -> Iterator[Metric]:
 
 
 def _of_groups(report: NodePinConfigStatus | None) -> Iterator[Metric]:
-    """Sums over all groups of shared memory; what is not known of a group is not in them."""
+    """Yield the sums over all groups of shared memory, without unknown amounts."""
     groups = report.groups if report else ()
     phases = _family("shared_groups", "Groups of shared memory on this node, by phase.", "phase")
     for phase in Phase if report else ():
@@ -248,7 +247,7 @@ def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 
 def _single(name: str, text: str, value: float | None) -> Metric:
-    """A family of one series, or of none where the value is not known."""
+    """Return a family with one series, or without a series if the value is unknown."""
     family = _family(name, text)
     if value is not None:
         family.add_metric([], value)

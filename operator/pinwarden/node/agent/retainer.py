@@ -1,16 +1,17 @@
-"""Pods that a new configuration leaves out while their cgroups are still there: what held for them
-stays (H3).
+"""Keeps the limits of pods that a new configuration leaves out while their cgroups exist (H3).
 
-The operator lists every pod of the node, the free ones too. So a pod that is listed without limits
-is free, because somebody deleted or changed a limit. A pod that is left out is only missing: its
-object was deleted by force, it is Failed or Succeeded, an operator that was just started never knew
-it, or the object has no room for one more. Nothing is released for that. Its limits, and its part
-in groups of shared memory, are taken over from the last configuration until its cgroup is gone, a
-configuration lists it again, or mode is Release. A limit that the new configuration has too holds
-as it is there. The list of both is local, so it may be longer than an object's.
+The operator lists every pod of the node, including free pods. So a pod that is listed without
+limits is free, because a user deleted or changed a limit. A pod that is left out is only missing.
+Its object was deleted by force, or it is Failed or Succeeded. Or an operator that just started
+never knew it, or the object has no room for one more. None of these releases a limit.
 
-The agent, the gate and the accountant follow one file, which has the retained pods in it, so that
-all three hold them, also after a restart.
+The limits of such a pod, and its part in groups of shared memory, are copied from the last
+configuration. They stay until its cgroup is gone, a configuration lists the pod again, or mode is
+Release. If the new configuration has the same limit, its version applies. The merged list is local,
+so it may be longer than an object allows.
+
+Agent, gate and accountant read one file that includes the retained pods. So all three enforce their
+limits, also after a restart.
 """
 
 import logging
