@@ -1,4 +1,4 @@
-"""One SharedMemoryGroup on one node: the agent's report, pods that exceed borrow limits, and what a drain waits for.
+"""One SharedMemoryGroup on one node: the agent's report, pods above borrow limits, and the reason for a waiting drain.
 
 This module yields facts; `group_conditions` and `group_status` make sentences and sums of them. Amounts are in bytes
 and sampled by the agent (H2).
@@ -46,8 +46,8 @@ PodLookup = Callable[[str, str], Pod | None]
 class DrainWait(NamedTuple):
     """A node that the deletion of a group waits for (M10).
 
-    `users` use the group there, `why` says why the deletion waits. `charge` is what is left there in bytes, None if
-    unknown. `stuck` is a reason in one word why the wait may never end, empty if there is none.
+    `users` use the group there, `why` says why the deletion waits. `charge` is the memory left there in bytes, None
+    if unknown. `stuck` is a reason in one word why the wait may never end, empty if there is none.
     """
 
     node: str
@@ -59,7 +59,7 @@ class DrainWait(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroupOnNode(NodeShare):
-    """What one node contributes to the status of a group.
+    """The share of one node in the status of a group.
 
     `limited` counts the pods with a borrow limit. `unheld` pods are limited less well than asked, and for `unknown`
     pods that is unknown; both are empty for a silent node. `absent`: why the object is not as asked for. `awaited`:
@@ -196,7 +196,7 @@ def _unheld(
 
 
 def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observation | None:
-    """Return that the group did not fit on a node with a member pod, None if it did."""
+    """Return why the group is missing on a node with a member pod, None if present."""
     if (
         not pods
         or not view.compiled
@@ -211,7 +211,7 @@ def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observati
 def _over(
     group: Group, pods: Sequence[Pod], view: NodeView, report: GroupReport, find: PodLookup
 ) -> Iterator[Observation]:
-    """Yield what is above capacity or a borrow limit, and who borrows without being a member."""
+    """Yield subjects above capacity or a borrow limit, and borrowers without membership."""
     capacity = group.resource.spec.capacity
     if capacity is not None and report.charge is not None and report.charge > capacity.bytes:
         excess = report.charge - capacity.bytes
@@ -251,7 +251,7 @@ def _unjudged(
 
 
 def _missing(view: NodeView, report: GroupReport, find: PodLookup) -> Iterator[Observation]:
-    """Yield what the sums lack from the node."""
+    """Yield missing figures of the node."""
     if report.truncated or report.omitted:
         yield Observation(f"node {view.name}", TRUNCATED, "" if report.reason else report.message)
     if report.objects and report.charge is None:

@@ -1,4 +1,4 @@
-"""Find the labels of a pod that the next version of its workload keeps, so that a selector still matches.
+"""Find the labels of a pod that survive its next version, for a selector that still matches.
 
 Charts and controllers add labels of a version, chart, revision, instance, run or node to pods. Such a label has a
 known key, or a value that looks like a version, a date, a counter or a hash. A selector with such a label matches
@@ -91,7 +91,7 @@ def is_changing_key(key: str) -> bool:
 
 
 def looks_like(value: str) -> str:
-    """Return what a changing value looks like, such as "a version"; empty for a permanent name."""
+    """Return the kind of a changing value, such as "a version"; empty for a permanent name."""
     if _VERSION.search(value):
         return "a version"
     if _COUNTER.search(value):

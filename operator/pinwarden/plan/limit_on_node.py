@@ -50,7 +50,7 @@ POD_ROOM = f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 1
 
 @dataclass(frozen=True, slots=True)
 class LimitOnNode(NodeShare):
-    """What one node contributes to the status of a limit.
+    """The share of one node in the status of a limit.
 
     `unheld`: why pods are not limited as asked; empty for a silent node. `over`: subjects above the limit.
     `unjudged`: subjects whose use is unknown. `pinned` and `peak` are None if no pod is reported; `peak` is the
@@ -161,7 +161,7 @@ def _name(pod: Pod) -> str:
 
 
 def contested(pod: Pod) -> Observation:
-    """Return that the owner of the pod's cgroup is unknown."""
+    """Return the observation of a cgroup with an unknown owner."""
     detail = (
         f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
     )

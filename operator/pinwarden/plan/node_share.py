@@ -1,4 +1,4 @@
-"""The share of one node in the status of a limit or a group, and the conditions that both kinds have in common."""
+"""The share of one node in the status of a limit or a group, and the conditions of both kinds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pinwarden.plan.conditions import Observation, Observations, UntimedConditio
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What each node contributes to a status.
+    """The contribution of a node to a status.
 
     `silent`: the agent is not alive. `reported`: the agent has written a report. `acknowledged`: the agent took this
     very spec of the resource; `rejected`: why the agent never will.
@@ -25,19 +25,19 @@ class NodeShare:
 
 
 def no_pods(kind: str) -> UntimedCondition:
-    """Return the condition of a resource that matches no pod."""
+    """Return the condition of a resource without a matching pod."""
     return UntimedCondition(kind, "True", NO_PODS, "No pod matches.")
 
 
 def silence(kind: str, shares: Iterable[NodeShare]) -> UntimedCondition | None:
-    """Return that agents are silent, None if no agent is."""
+    """Return a condition about silent agents, None if all are alive."""
     if silent := silent_nodes(shares):
         return UntimedCondition(kind, "Unknown", SILENT, f"No answer from the agent of {silent}.")
     return None
 
 
 def missing_reports(kind: str, shares: Iterable[NodeShare]) -> UntimedCondition | None:
-    """Return that agents have not reported yet, None if all have."""
+    """Return a condition about missing reports, None if all agents have reported."""
     nodes = [f"node {share.node}" for share in shares if not share.reported]
     if not nodes:
         return None
@@ -63,7 +63,7 @@ def applied(shares: Sequence[NodeShare]) -> UntimedCondition:
 
 
 def cut_figures(figures: Iterable[int | None]) -> UntimedCondition | None:
-    """Return that the sum of the figures does not fit into a status, None if it fits."""
+    """Return a condition if the sum of the figures is too large for a status, else None."""
     if sum(figure for figure in figures if figure is not None) <= MOST:
         return None
     message = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."

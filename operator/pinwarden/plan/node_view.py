@@ -1,4 +1,4 @@
-"""What the operator knows of one node: the limits that it requested, acknowledged and reported.
+"""The operator's view of one node: requested, acknowledged and reported limits.
 
 A `NodeView` is small, immutable and shared by all limits. The controller keeps one per node, applies each change, and
 forgets the NodePinConfig.
@@ -48,7 +48,7 @@ class RequestedLimit(NamedTuple):
 
 
 class ContainerSample(NamedTuple):
-    """What a container pinned at the last sample, and its peak, in bytes."""
+    """The pinned memory of a container at the last sample, and its peak, in bytes."""
 
     pinned: int
     peak: int
@@ -56,7 +56,7 @@ class ContainerSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PodSample:
-    """What a pod pinned at the last sample and its peak, in bytes; its processes, and how it is limited."""
+    """The pinned memory of a pod at the last sample and its peak, in bytes; its processes and its level."""
 
     pinned: int
     peak: int
@@ -154,7 +154,7 @@ class NodeView:
         )
 
     def without_object(self) -> "NodeView":
-        """Return the view after the NodePinConfig was deleted: what the agent took and reported is unknown."""
+        """Return the view after the NodePinConfig was deleted, without the state of the agent."""
         return NodeView(
             self.name,
             requested=self.requested,

@@ -21,7 +21,7 @@ def selects(selector: LabelSelector | None, labels: Labels) -> bool:
 
 
 def names_value(selector: LabelSelector, key: str, value: str) -> bool:
-    """Return whether the selector names `value` for `key`, and does not just include it."""
+    """Return whether the selector names `value` for `key` explicitly."""
     return selector.match_labels.get(key) == value or any(
         requirement.key == key and requirement.operator == "In" and value in requirement.values
         for requirement in selector.match_expressions
@@ -29,7 +29,7 @@ def names_value(selector: LabelSelector, key: str, value: str) -> bool:
 
 
 def contradiction(selector: LabelSelector) -> str | None:
-    """Return why the selector can select no object, None if it can select one."""
+    """Return why the selector can select no object, None if an object can match."""
     values: dict[str, set[str]] = {key: {value} for key, value in selector.match_labels.items()}
     excluded: dict[str, set[str]] = {}
     present, absent = set(values), set()

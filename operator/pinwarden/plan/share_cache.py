@@ -1,4 +1,4 @@
-"""Cache of what each node contributes to the status of one limit or group.
+"""Cache of the shares of nodes in the status of one limit or group.
 
 The status of a ceiling over 150,000 pods is computed every few seconds, while few nodes have changed.
 """

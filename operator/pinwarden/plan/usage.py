@@ -30,7 +30,7 @@ COUNTED_IN: Final[Mapping[str, tuple[Source, ...]]] = {
 
 
 class PodFigure(Model):
-    """What a pod pinned at the last sample, in bytes, and how it is limited. `limit` is its strictest limit, of `scope`."""
+    """The pinned memory of a pod at the last sample, in bytes, and its level. `limit` is its strictest limit, of `scope`."""
 
     namespace: str | None = None
     pod: str
@@ -69,7 +69,7 @@ class GroupFigure(Model):
 
 
 class BorrowFigure(Model):
-    """What a pod borrows from a group, in bytes."""
+    """The borrow of a pod from a group, in bytes."""
 
     group: str
     namespace: str | None = None

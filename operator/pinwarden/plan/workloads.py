@@ -55,7 +55,7 @@ class ObservedPod:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selector that also matches the next version of a workload.
+    """A selector for a workload and its next version.
 
     `left_out` are the labels that a reader may miss in it, each with the reason.
     """
@@ -308,7 +308,7 @@ def _others(name: str, pods: Sequence[ObservedPod], all_pods: Iterable[Pod]) -> 
 
 
 def _may_need_more(peak: int, governing: Iterable[PinLimit]) -> str:
-    """Return that the pods may need more than their peak, because a limit stopped them (H2); empty if not."""
+    """Return a remark if a limit stopped the pods at their peak (H2), else the empty text."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         amount = limit.spec.limit.bytes
         if limit.spec.enforcement is Enforcement.ENFORCE and 0 < amount <= peak + amount // 16:

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden`: what pods pin, why they are limited as they are, and what to do next.
+"""`kubectl pinwarden`: the pinned memory of pods, the reasons of their level, and the next step.
 
 The plugin only reads the API server, with the user's own rights. `commands` defines the command line as values; the
 parser and the completion (`complete`) are made from it. `client` and `fetch` read the API server. `top`, `explain`,

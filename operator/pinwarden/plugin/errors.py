@@ -1,5 +1,5 @@
-"""The error that ends a subcommand with exit code 1."""
+"""The error of a subcommand with exit code 1."""
 
 
 class PluginError(Exception):
-    """An error that the user can fix; the message says how."""
+    """An error for the user to fix; the message says how."""

@@ -28,7 +28,7 @@ def kubectl(*words: str, namespace: str | None = None) -> str:
 
 
 def patch(limit: Limit, spec: Mapping[str, Any]) -> str:
-    """Return the command that changes these fields of a limit."""
+    """Return the command to change these fields of a limit."""
     change = json.dumps({"spec": spec}, separators=(",", ":"))
     kind = "pinlimit" if isinstance(limit, PinLimit) else "clusterpinlimit"
     arguments = ("patch", kind, limit.metadata.name, "--type=merge", "-p", change)
@@ -68,7 +68,7 @@ def recreate(evidence: Evidence, why: str) -> NextStep:
 
 
 def _recreate(evidence: Evidence) -> str:
-    """Return the command that recreates the pod, through its workload if it has one."""
+    """Return the command to recreate the pod, through its workload if possible."""
     pod, workload = evidence.pod, evidence.workload
     if workload.startswith(("deployment/", "statefulset/", "daemonset/")):
         return kubectl("rollout", "restart", workload, namespace=pod.namespace)
@@ -83,13 +83,13 @@ def _is_static(pod: Pod) -> bool:
 
 
 def watch(pod: Pod) -> NextStep:
-    """Return that nothing needs to be done."""
+    """Return the step to watch the use."""
     command = kubectl("pinwarden", "top", "-n", pod.namespace)
     return NextStep(text="Nothing needs to be done; watch its use.", command=command)
 
 
 def agent_log(evidence: Evidence) -> str:
-    """Return the command that shows the log of the node's agent."""
+    """Return the command for the log of the node's agent."""
     agent = evidence.agent.pod if evidence.agent else "daemonset/pinwarden-agent"
     return kubectl("logs", agent, "-c", "agent", "--tail=20", namespace=evidence.system)
 
@@ -104,7 +104,7 @@ def first_limit(pod: Pod) -> NextStep:
 
 
 def grant_ceiling(limit: PinLimit, amount: str) -> str:
-    """Return the command that creates a ClusterPinLimit that allows the grant of exactly this limit."""
+    """Return the command for a ClusterPinLimit to allow the grant of exactly this limit."""
     space = limit.metadata.namespace or ""
     manifest = {
         "apiVersion": "pinwarden.io/v1alpha1",

@@ -162,7 +162,7 @@ def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
 
 
 def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
-    """Return that no `maxGrant` allows the whole grant (P14)."""
+    """Return the finding of a grant above `maxGrant` (P14)."""
     wanted = str(limit.spec.limit)
     giving = max(
         (each for each in case.matching if isinstance(each, ClusterPinLimit) and each.spec.max_grant),

@@ -115,7 +115,7 @@ def _not_started(case: Case, what: str) -> Finding:
 
 
 def _without_processes(case: Case, use: PodSample) -> Finding:
-    """Return that the pod's cgroup has no process."""
+    """Return the finding of a cgroup without processes."""
     if use.reason == ENDED or not case.pod.running:
         return _not_started(case, f"Nothing of the pod runs: {use.message}.")
     return Finding(
@@ -196,7 +196,7 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
 
 
 def _shared_by_user(case: Case) -> str:
-    """Return that pods with the same user share what io_uring allows; empty if the pod has no `VmPin`."""
+    """Return a remark about the shared allowance of io_uring; empty if the pod has no `VmPin`."""
     if case.report is None or not case.report.vm_pin:
         return ""
     return (

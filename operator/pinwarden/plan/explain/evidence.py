@@ -1,4 +1,4 @@
-"""What is known of a pod, and how the operator's own rules apply to it.
+"""The evidence about a pod, and the conclusions of the operator's own rules.
 
 An explanation must not interpret the rules a second time. So `Case` calls the functions of the operator: `compile_node`
 for the limits and the spec of the node, `NodeView` for what the agent took, `summarize_limit` for whether the pod is
@@ -33,7 +33,7 @@ class NodeAgent:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the API server knows about a pod.
+    """The objects of the API server about a pod.
 
     `limits` are the PinLimits of its namespace and all ClusterPinLimits. `unreadable` are limits of another version by
     name, each with the problem. `node`, `config` and `agent` are None if the Node, its NodePinConfig or its agent does
@@ -61,7 +61,7 @@ class Evidence:
 
 
 class Case:
-    """Evidence, and what the rules conclude from it."""
+    """Evidence, and the conclusions of the rules."""
 
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence

@@ -109,7 +109,7 @@ class LimitUse(Model):
 
 
 class PodUse(Model):
-    """What the pod pinned at the last sample, in bytes, and how it is limited; `level` is absent if unknown (H1)."""
+    """The pinned memory of the pod at the last sample, in bytes; `level` is absent if unknown (H1)."""
 
     locked: int
     pinned: int
@@ -132,7 +132,7 @@ class DeniedCall(Model):
 
 
 class GroupUse(Model):
-    """What the pod borrows from a SharedMemoryGroup, in bytes; absent if unknown."""
+    """The borrow of the pod from a SharedMemoryGroup, in bytes; absent if unknown."""
 
     name: str
     member: bool

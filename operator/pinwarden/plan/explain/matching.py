@@ -79,7 +79,7 @@ def selecting(case: Case) -> Iterator[Finding]:
 
 
 def standing(case: Case) -> Iterator[Finding]:
-    """Yield that all limits are Audit limits, and which limits are redundant."""
+    """Yield findings about Audit limits and redundant limits."""
     if case.matching and all(limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching):
         limit = case.matching[0]
         yield Finding(
@@ -164,7 +164,7 @@ def _exempt(case: Case) -> Finding | None:
 
 
 def _none(case: Case) -> Finding:
-    """Return that no limit matches, why the nearest limit does not, and the smallest change."""
+    """Return the finding without a matching limit: the nearest limit, and the smallest change."""
     near = nearest(case.evidence)
     message, step = "There is no limit that could match the pod.", first_limit(case.pod)
     if near is not None:
