@@ -302,6 +302,7 @@ class RlimitEnforcer:
             with self._handle(process) as handle:
                 current = handle.get()
         except ProcessLookupError:
+            self._failures.pop(process.key, None)
             return None
         except OSError as error:
             self._fail(process, f"prlimit: {error.strerror}")

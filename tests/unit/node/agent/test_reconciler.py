@@ -1182,3 +1182,19 @@ def test_a_configuration_is_not_acknowledged_while_pods_cannot_be_listed(
             assert node.engine.report().observed_generation == 1
     node.tick()
     assert node.engine.report().observed_generation == 2
+
+
+def test_a_process_that_ended_after_a_failed_write_is_forgotten(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": 8 * PAGE}], [POD])
+    node.tick()
+    node.refused.add(worker.pid)
+    node.configure([{"limit": 4 * PAGE}], [POD], generation=2)
+    node.tick()
+    assert "prlimit" in node.pod().message
+    worker.end()
+    node.put([])
+    for _ in range(5):
+        node.tick()
+    assert RlimitRecordStore(node.state / "saved.json", "boot").load() == {}
