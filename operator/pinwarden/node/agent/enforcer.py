@@ -5,12 +5,10 @@ are saved together. If the disk refuses the write, these processes stay unchange
 was forked with applied limits is already changed. Its record is written within a second, so that a
 pod that forks fast does not keep the disk busy.
 
-The original limits of a new process (`RlimitRecord.original`) come from the first of these that
-exists:
+The original limits of a new process come from the first of these that exists:
 
 - the record that an earlier agent saved for this process,
-- the record of its parent, if the parent's limits were already changed: the child has inherited
-  them,
+- the record of its parent, if the parent's limits were already changed before the fork,
 - the history of its subject, if a process of the subject got exactly these limits lately: the
   parent has ended since. If two such processes had different originals, the smaller is used. After
   a restart of the agent, the ended parents are in the file. Such a record is used only if a living
@@ -21,10 +19,9 @@ A process that no constraint covers any more gets its original limits. This incl
 was forked with applied limits and is first seen then.
 
 Limits are written only where they differ. Lowered limits are written first, so that an amount is
-taken from one process before another process gets it. A process can grow past its new limit between
+taken from one process before another gets it. A process can grow past its new limit between
 its sample and the write. Then the allocation is repeated before any limit is raised. So with
-Reserve no race lets a pod exceed its limit. A process whose use is unknown keeps its limits, and
-its constraints allow nothing more.
+Reserve no race lets a pod exceed its limit. A process of unknown use keeps its limits.
 """
 
 import errno
@@ -61,8 +58,7 @@ class _Change(NamedTuple):
 class RlimitEnforcer:
     """Owns the rlimit state of the processes in a table.
 
-    `_unclaimed` are the records of an earlier agent whose processes are neither adopted nor
-    restored.
+    `_unclaimed` are records of an earlier agent that are neither adopted nor restored.
     """
 
     def __init__(
@@ -172,11 +168,11 @@ class RlimitEnforcer:
 
     def _set_all(self, subjects: Sequence[Subject], changes: Iterable[_Change]) -> None:
         for change in changes:
-            if self._set(change.process, change.record, change.limits):
-                for subject in subjects:
-                    if change.process.key in subject.keys:
-                        history = self._histories[subject.uid]
-                        history.remember(change.limits, change.record.original)
+            if not self._set(change.process, change.record, change.limits):
+                continue
+            for subject in subjects:
+                if change.process.key in subject.keys:
+                    self._histories[subject.uid].remember(change.limits, change.record.original)
 
     def restore_all(self, subject: Subject, keys: frozenset[ProcessKey]) -> bool:
         """Restore these processes of the subject, which no constraint covers.
@@ -284,20 +280,14 @@ class RlimitEnforcer:
         return ProcessHandle(process.reader, self._prlimit)
 
     def _described(self, key: ProcessKey, *, exact: bool) -> ProcessUsage:
-        """Return the allocator's input.
-
-        An unknown use counts as unlimited, so nothing more is allowed.
-        """
+        """Return the allocator's input. An unknown use counts as unlimited: nothing is allowed."""
         process, record = self._table[key], self._records.get(key)
         locked = UNLIMITED if process.usage_state is UsageState.UNKNOWN else process.locked
         original = record.original if record else Limits(0, 0)
         return ProcessUsage(key, locked, process.pinned, original.soft, original.hard, exact)
 
     def _current(self, process: Process) -> Limits | None:
-        """Return the current limits.
-
-        None if the process is gone, or if they cannot be read: a failure.
-        """
+        """Return the current limits, None if the process is gone or the read fails."""
         try:
             with self._handle(process) as handle:
                 current = handle.get()
@@ -392,9 +382,7 @@ class RlimitEnforcer:
 
 
 def _exceeds(change: _Change) -> bool:
-    """Sample a process whose limit was just lowered.
-
-    Return whether it had exceeded the new limit by then.
+    """Sample a process whose limit was just lowered. Return whether it exceeds the new limit.
 
     A process that ignores its rlimit does not count.
     """

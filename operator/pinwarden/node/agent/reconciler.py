@@ -1,17 +1,14 @@
-"""Brings the node to its configuration: lists subjects, samples them, sets their rlimits, and
-reports.
+"""Brings the node to its configuration: lists subjects, samples them and sets their rlimits.
 
 The reconciler has no thread and never waits. The caller gives it a configuration and ticks, each as
 soon as the last tick asked for. A tick lists the pods and directories, samples the subjects that
 are due, saves the original limits of new processes, allocates, and restores. Pods without a limit
-are listed and not read. Sampling takes at most about a quarter of a core, also while many pods are
-busy.
+are listed and not read. Sampling takes at most about a quarter of a core.
 
 Subjects that share a limit of scope Node, or a process, are allocated together as one batch.
 
 A subject, a batch or a pattern that fails affects only itself (`guard`): it is reported as not
-readable, none of its limits is acknowledged, and it is tried again. All others are reconciled as
-usual.
+readable, none of its limits is acknowledged, and it is tried again.
 """
 
 import logging
@@ -356,9 +353,7 @@ class Reconciler:
         return sum(self._table[key].use for key in keys)
 
     def _drop_unowned(self, now: float) -> None:
-        """Restore and drop the processes that are in no subject, including those of an earlier
-        agent.
-        """
+        """Restore and drop the processes that are in no subject, also those of an earlier agent."""
         if self._ability.available:
             self._restore_released(now)
         kept = self._releaser.keys.union(*(subject.keys for subject in self._subjects.values()))
@@ -371,11 +366,7 @@ class Reconciler:
         self._enforcer.keep_histories(self._subjects.keys() | self._releaser.uids)
 
     def _restore_released(self, now: float) -> None:
-        """Continue the releases.
-
-        A process of an earlier agent can be in a subject that cannot be read. Then it keeps its
-        limits.
-        """
+        """Continue the releases. A process in a subject that cannot be read keeps its limits."""
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
             try:
