@@ -1,7 +1,7 @@
 """What the rules cost at the size that pinwarden is designed for, measured and not extrapolated: no API server, one process.
 
-It loads `pinwarden.plan.cluster.World` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the rest:
-the API server, the wire and the writes.
+It loads `pinwarden.plan.cluster.Cluster` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the
+rest: the API server, the wire and the writes.
 
     PYTHONPATH=operator:tools python bench/plan_scale.py [--nodes 5000] [--pods 150000] [--limits 200]
 """
@@ -66,9 +66,9 @@ def limit(item: Json) -> Limit:
     return kind.model_validate({**item, "metadata": metadata})
 
 
-def reported(world: Cluster, name: str) -> NodeView:
+def reported(cluster: Cluster, name: str) -> NodeView:
     """A node whose agent acknowledged and reported all that it is asked."""
-    spec = world.spec_for(name)
+    spec = cluster.spec_for(name)
     config = NodePinConfig.model_validate(
         {
             "metadata": {"name": name, "generation": 1},
@@ -81,50 +81,50 @@ def reported(world: Cluster, name: str) -> NodeView:
 
 def measure(nodes: int, pods: int, limits: int) -> None:
     """Run it all and print the table."""
-    world = Cluster()
+    cluster = Cluster()
     namespaces = -(-pods // PODS_PER_NAMESPACE)
     for number in range(namespaces):
-        world.put_namespace(Namespace(f"team-{number}"))
+        cluster.put_namespace(Namespace(f"team-{number}"))
     for number in range(nodes):
         metadata = node_object(number)["metadata"]
-        world.put_node(Node(metadata["name"], metadata["labels"]))
+        cluster.put_node(Node(metadata["name"], metadata["labels"]))
     for item in limit_objects(limits, namespaces):
-        world.put_limit(limit(item))
+        cluster.put_limit(limit(item))
 
     def fill() -> str:
         before = resident()
         for number in range(pods):
-            world.put_pod(pod(number, nodes))
+            cluster.put_pod(pod(number, nodes))
         return f"{(resident() - before) / pods:.0f} bytes per pod"
 
     def churn() -> str:
         started = time.perf_counter()
         for number in range(EVENTS):
             new = pod(number, nodes)
-            world.put_pod(new)
-            world.remove_pod(new.uid)
+            cluster.put_pod(new)
+            cluster.remove_pod(new.uid)
         return f"{(time.perf_counter() - started) / EVENTS * 1e6:.0f} us each"
 
     def compile_all() -> str:
-        sizes = [len(world.spec_for(name).pods) for name in world.nodes]
+        sizes = [len(cluster.spec_for(name).pods) for name in cluster.nodes]
         return f"{sum(sizes) / len(sizes):.0f} pods per node"
 
     views: dict[str, NodeView] = {}
 
     def report_all() -> str:
         before = resident()
-        views.update((name, reported(world, name)) for name in world.nodes)
+        views.update((name, reported(cluster, name)) for name in cluster.nodes)
         return f"{(resident() - before) / nodes / 1024:.1f} KiB per node kept"
 
-    ceiling = world.limit("ceiling-0")
+    ceiling = cluster.limit("ceiling-0")
     cache = ShareCache[LimitOnNode]()
 
     def edit() -> str:
         edited = limit({**limit_objects(1, 1)[0], "spec": {"limit": "2Gi"}})
-        return f"{len(world.put_limit(edited).nodes)} nodes are dirty"
+        return f"{len(cluster.put_limit(edited).nodes)} nodes are dirty"
 
     def judge() -> str:
-        status = aggregate(ceiling, world.pods_of("ceiling-0"), views, None, datetime.now(UTC), cache=cache)
+        status = aggregate(ceiling, cluster.pods_of("ceiling-0"), views, None, datetime.now(UTC), cache=cache)
         return f"{status.matched_pods} pods"
 
     print(f"{nodes} nodes, {pods} pods, {limits} limits", flush=True)

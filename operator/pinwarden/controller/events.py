@@ -1,5 +1,5 @@
-"""Kubernetes Events (`events.k8s.io/v1`) on limits, groups and pods, for `kubectl describe` and
-`kubectl events`.
+"""Kubernetes Events (`events.k8s.io/v1`) on limits, groups, pods and nodes, for `kubectl describe`
+and `kubectl events`.
 
 Events on a limit or group follow from the difference between two written statuses. Their number is
 bounded: one per reason and change, no repetition of a text within ten minutes, and a small budget

@@ -34,7 +34,7 @@ STAYS: Final = "Limits in force stay in force: agents keep what they were last t
 
 
 def problem(name: str) -> str:
-    """That there are nodes with this problem (`controller.tally.PROBLEMS`)."""
+    """That there are nodes with this problem (`controller.metrics_totals.PROBLEMS`)."""
     return f'max by (problem) (pinwarden_operator_nodes_with_problem{{problem="{name}"}}) > 0'
 
 

@@ -41,8 +41,7 @@ def has_processes(uid: str, paths: _Paths) -> bool:
 
 
 class Retainer:
-    """Adds to each configuration what the one before it held for pods that are left out and still
-    there.
+    """Adds pods that a new configuration leaves out and whose cgroups still exist, with their limits.
 
     `last` is the configuration in force. `there` returns the cgroup directories of each pod on the
     node. `processes` tells whether a pod has any process. Both may raise OSError.
@@ -70,7 +69,7 @@ class Retainer:
 
     def _add_gone(self, new: Configuration) -> Configuration:
         missing = (
-            _governed(self._last) - {pod.uid for pod in new.spec.pods} if self._last else frozenset[str]()
+            _limited(self._last) - {pod.uid for pod in new.spec.pods} if self._last else frozenset[str]()
         )
         if self._last is None or not missing:
             return new
@@ -189,8 +188,8 @@ def _allowance(member: _Json) -> _Json:
     return {field: value for field, value in member.items() if field != "pods"}
 
 
-def _governed(configuration: Configuration) -> frozenset[str]:
-    """The pods that a limit or a group holds for; none in mode Release, which gave everything back."""
+def _limited(configuration: Configuration) -> frozenset[str]:
+    """Return the pods with a limit or in a group; none in mode Release, which released them all."""
     spec = configuration.spec
     if spec.mode is Mode.RELEASE:
         return frozenset()

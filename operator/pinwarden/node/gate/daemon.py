@@ -87,7 +87,7 @@ def ability(run_dir: Path) -> str:
     except OSError:
         actions = []
     if "user_notif" not in actions:
-        return "the kernel has no seccomp user notification (Linux 5.0, with CONTINUE 5.5)"
+        return "the kernel has no seccomp user notification (pinwarden needs Linux 5.9)"
     try:
         protocol.connect(run_dir / HOLDER, _RETRY_SECONDS).close()
         Journal(run_dir / JOURNAL).close()

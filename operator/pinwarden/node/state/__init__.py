@@ -1,1 +1,6 @@
-"""The files by which the processes of a node tell each other what is asked and what is so."""
+"""State files that the processes of a node exchange.
+
+`statefile` replaces and checks files; `config` is `nodepinconfig.json`, the configuration in force;
+`gate_status` is `gate.json`, and `accountant_status` is `shared.json`. `shutdown` ends a process on
+SIGTERM.
+"""

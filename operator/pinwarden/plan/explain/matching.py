@@ -95,10 +95,7 @@ def standing(case: Case) -> Iterator[Finding]:
 
 
 def _overridden(case: Case) -> Iterator[Finding]:
-    """Of limits that add nothing, where their authors may not expect it: a ceiling above a limit is what ceilings are for.
-
-    Nothing of Audit limits: that one does not hold anything back is no reason to raise another.
-    """
+    """Yield a finding for each redundant limit, except Audit limits and ceilings above a limit."""
     first = strictest(case)
     by_name = {limit_name(limit): limit for limit in case.matching}
     for name, others in sorted(overridden(case).items()):
