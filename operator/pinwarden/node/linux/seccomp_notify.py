@@ -74,12 +74,11 @@ class Listener:
         Return False if the notification is gone. Blocks without a notification, so call this when
         the descriptor is readable. Raises OSError.
         """
-        while libc.ioctl(self._fd, _RECV, address):
-            number = ctypes.get_errno()
-            if number == errno.ENOENT:
-                return False
-            if number != errno.EINTR:
-                raise OSError(number, os.strerror(number))
+        number = self._ioctl(_RECV, address)
+        if number == errno.ENOENT:
+            return False
+        if number:
+            raise OSError(number, os.strerror(number))
         return True
 
     def continue_(self, notification_id: int) -> bool:
@@ -95,7 +94,7 @@ class Listener:
 
         If so, everything read about its thread before is valid.
         """
-        return not libc.ioctl(self._fd, _ID_VALID, _ID.pack(notification_id))
+        return self._ioctl(_ID_VALID, _ID.pack(notification_id)) == 0
 
     def close(self) -> None:
         """Close the descriptor, at most once. Without any copy, gated calls end with ENOSYS."""
@@ -104,10 +103,21 @@ class Listener:
             os.close(descriptor)
 
     def _answer(self, response: bytes) -> bool:
-        if not libc.ioctl(self._fd, _SEND, response):
-            return True
-        number = ctypes.get_errno()
+        number = self._ioctl(_SEND, response)
         # EINPROGRESS: the notification was answered already.
         if number in (errno.ENOENT, errno.EINPROGRESS):
             return False
-        raise OSError(number, os.strerror(number))
+        if number:
+            raise OSError(number, os.strerror(number))
+        return True
+
+    def _ioctl(self, request: int, argument: int | bytes) -> int:
+        """Return the errno of an ioctl, 0 on success.
+
+        A signal may interrupt the kernel's wait for its lock (`mutex_lock_interruptible`); then the
+        call is repeated.
+        """
+        while libc.ioctl(self._fd, request, argument):
+            if (number := ctypes.get_errno()) != errno.EINTR:
+                return number
+        return 0
