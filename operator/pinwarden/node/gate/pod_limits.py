@@ -75,7 +75,9 @@ class PodLimits:
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprint of the policy of each gated pod with limits."""
+        """Return the fingerprint of the policy of each gated pod with limits; none in mode Release."""
+        if self._policy is None or self._policy.release:
+            return {}
         pods = {container.ref.pod for container in self._gated_containers}
         return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
 

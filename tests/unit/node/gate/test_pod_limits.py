@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod
+from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfigSpec, NodePod
 from pinwarden.api.pinlimit import Scope
 from pinwarden.node.gate.budgets import BudgetKey
 from pinwarden.node.gate.container import ContainerRef, GatedContainer
@@ -53,3 +53,14 @@ def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_fro
     assert pods.contains(UID, os.getppid())
     (paths,) = PodFinder(root).find(0.0).values()
     assert set(pods.cgroup_paths(UID)) == set(explore(UID, paths).members)
+
+
+@pytest.mark.rule("H1")
+def test_fingerprints_in_mode_release_are_none(root: Path) -> None:
+    pods = PodLimits(root, Path("/proc"), lambda: 0.0)
+    pods.set_containers([start(root, ONE, os.getpid(), "containerd.service")])
+    spec = NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=UID, limits=["l"])])
+    pods.configure(NodePolicy(spec, (), 1))
+    assert pods.fingerprints().keys() == {UID}
+    pods.configure(NodePolicy(spec.model_copy(update={"mode": Mode.RELEASE}), (), 2))
+    assert pods.fingerprints() == {}
