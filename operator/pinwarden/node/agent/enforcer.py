@@ -98,15 +98,16 @@ class RlimitEnforcer:
             if process.key not in self._records and self._find_original(subject, process, untouched):
                 untouched.discard(process.key)
 
-    def save(self, now: float) -> bool:
+    def save(self, now: float, *, at_once: bool = False) -> bool:
         """Write changed records: at once if there are new processes, else within `_SAVE_SECONDS`.
 
         Return False if the disk refused the write. Then new processes stay unchanged and have a
         failure. `now` is in seconds, monotonic.
         """
-        if not self._unsaved or (now < self._save_due and not self._unwritten):
+        at_once = at_once or now >= self._save_due
+        if not self._unsaved or not (at_once or self._unwritten):
             return True
-        if now >= self._save_due or not self._refused:
+        if at_once or not self._refused:
             self._save_due = now + _SAVE_SECONDS
             self._refused = not self._write()
         if self._refused:

@@ -388,7 +388,7 @@ class Reconciler:
         now = self._clock()
         self._drop_unowned(now)
         remaining = self._enforcer.unclaimed() or self._enforcer.records
-        return self._enforcer.save(float("inf")) and not remaining
+        return self._enforcer.save(now, at_once=True) and not remaining
 
     def _pace(self, now: float) -> float:
         """Return the seconds until the next work is due, and at least a pause in proportion to this

@@ -447,6 +447,25 @@ def test_nothing_is_touched_before_it_is_on_disk(node: Node) -> None:
     assert node.pod().level is Level.CONVERGE
 
 
+@pytest.mark.rule("H3")
+def test_a_disk_that_was_full_in_mode_release_is_tried_again_in_mode_active(node: Node) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    (node.state / "saved.json.new").mkdir()
+    node.configure([{"limit": PAGE}], [POD], generation=2, mode="Release")
+    node.tick()
+    node.configure([{"limit": PAGE}], [POD], generation=3)
+    node.tick()
+    assert node.applied() == []
+    (node.state / "saved.json.new").rmdir()
+    node.now += 60.0
+    node.tick()
+    assert node.hard(worker) == PAGE
+    assert node.applied() == ["uid-l"]
+
+
 @pytest.mark.rule("H1")
 def test_a_limit_that_the_kernel_refuses_to_deal_is_not_acknowledged(node: Node) -> None:
     worker = node.hire()
