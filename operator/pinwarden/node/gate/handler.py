@@ -278,7 +278,7 @@ class NotificationHandler:
             fit, key = self._budgets.fit(ref, amount, now)
         depends = fit is Fit.FITS and self._depends_on_calls_in_flight(ref, amount, most, now)
         if fit is Fit.MAYBE or depends:
-            if not pending.expired(WaitReason.IN_FLIGHT, now):
+            if not pending.expired(WaitReason.AMOUNT, now):
                 return Retry(pending.next_retry())
             if depends and (failure := self._deny_inexact(pending, request, _CHANGEABLE)):
                 return failure
@@ -290,7 +290,7 @@ class NotificationHandler:
 
     def _decide_unreadable(self, pending: PendingNotification, now: float, error: Exception) -> Decision:
         """Return the decision if data for it cannot be read: retry, and fail in the end."""
-        if not pending.expired(WaitReason.READ, now):
+        if not pending.expired(WaitReason.AMOUNT, now):
             return Retry(pending.next_retry())
         request = pin_requests.read(pending.notification)
         if request is None:

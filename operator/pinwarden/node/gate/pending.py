@@ -20,8 +20,7 @@ class WaitReason(Enum):
 
     BORROW = "borrow", RETURN_SECONDS
     RLIMIT = "rlimit", RAISED_SECONDS
-    IN_FLIGHT = "in flight", RETURN_SECONDS
-    READ = "read", RETURN_SECONDS
+    AMOUNT = "amount", RETURN_SECONDS
 
     @property
     def seconds(self) -> float:
