@@ -77,7 +77,11 @@ class DenialEvents:
         store.denial_listeners.append(self.observe)
 
     def observe(self, node: str, listed: Sequence[DenialReport]) -> None:
-        """Add the new denials of a node's report."""
+        """Add the new denials of a node's report. A failure ends here, and the report counts."""
+        with self._items.item("refusals", f"denials of node {node}"):
+            self._observe(node, listed)
+
+    def _observe(self, node: str, listed: Sequence[DenialReport]) -> None:
         new = find_new_denials(self._seen.get(node), listed, self._now())
         self._seen[node] = new.seen
         if len(self._seen) > 2 * len(self._store.stored) + _SPARE_NODES:
