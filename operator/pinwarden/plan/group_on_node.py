@@ -140,8 +140,8 @@ def drain_wait(group: Group, view: NodeView, find: PodLookup, *, rejected: bool 
     """Return why the deletion of a group waits for the node, None once the node released it or never had it.
 
     The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A user is no such
-    reason. A `rejected` group does not wait if the agent may no longer look: pinwarden creates nothing below a
-    folder that is allowed to somebody else.
+    reason. A `rejected` group does not wait if the agent may no longer look: pinwarden creates nothing below
+    a folder that an administrator allows.
     """
     report = view.groups.get(group.uid)
     requested = view.requested_groups.get(group.uid)

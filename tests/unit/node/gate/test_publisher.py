@@ -58,11 +58,11 @@ def test_a_new_gate_goes_on_from_what_was_told(tmp_path: Path) -> None:
 @pytest.mark.rule("H1")
 def test_only_a_gate_that_held_and_lost_nothing_takes_its_file_away(tmp_path: Path) -> None:
     path = tmp_path / "gate.json"
-    set_fingerprints = GatePublisher(path)
-    set_fingerprints.set_containers([ONE])
-    set_fingerprints.finish_recovery()
-    set_fingerprints.flush(0)
-    set_fingerprints.remove_if_unused()
+    publisher = GatePublisher(path)
+    publisher.set_containers([ONE])
+    publisher.finish_recovery()
+    publisher.flush(0)
+    publisher.remove_if_unused()
     assert told(path).containers.keys() == {ID}
     loses = GatePublisher(path)
     loses.set_containers([])
