@@ -5,11 +5,10 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate import borrow_gate, map_targets
 from pinwarden.node.gate.borrow_gate import BorrowCheck, BorrowGate
 from pinwarden.node.gate.borrow_rules import BorrowDenial, ObjectRange
@@ -17,39 +16,12 @@ from pinwarden.node.gate.map_requests import MapRequest
 from pinwarden.node.gate.map_targets import MapTarget
 from pinwarden.node.gate.pin_requests import PAGE
 from pinwarden.node.gate.pod_limits import PodLimits
-from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
-from pinwarden.node.shm.objects import ObjectId, ObjectSet
+from pinwarden.node.shm.objects import ObjectId
+
+from .mappings import EXTENT, call, group, pages
 
 PROC = Path("/proc")
 ONE = ObjectId(7, 1)
-SEGMENT = ObjectId(1, 5, 4026531839)
-EXTENT = ObjectSet(devices=frozenset({7}), objects=frozenset({SEGMENT}))
-LIMIT = 10 * PAGE
-
-
-def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
-    six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
-    return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
-
-
-def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
-    return NodeGroup.model_validate(
-        {
-            "name": f"ns/{uid}",
-            "uid": uid,
-            "backing": {"memfd": {"name": "x"}},
-            "management": "Adopt",
-            "accounting": "Borrow",
-            "fairShare": "Borrow",
-            "members": [{"pods": ["pod"], "borrowLimit": limit}],
-            **more,
-        }
-    )
-
-
-def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
-    return ObjectRange(one, start * PAGE, end * PAGE)
 
 
 class OnePod:

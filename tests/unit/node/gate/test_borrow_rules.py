@@ -8,34 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate.borrow_rules import BorrowDenial, BorrowRules, ObjectRange, total
 from pinwarden.node.gate.pin_requests import PAGE
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
+from .mappings import EXTENT, LIMIT, SEGMENT, group, pages
+
 ONE, SECOND, FOREIGN = ObjectId(7, 1), ObjectId(7, 2), ObjectId(8, 1)
-SEGMENT = ObjectId(1, 5, 4026531839)
-EXTENT = ObjectSet(devices=frozenset({7}), objects=frozenset({SEGMENT}))
-LIMIT = 10 * PAGE
-
-
-def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
-    return NodeGroup.model_validate(
-        {
-            "name": f"ns/{uid}",
-            "uid": uid,
-            "backing": {"memfd": {"name": "x"}},
-            "management": "Adopt",
-            "accounting": "Borrow",
-            "fairShare": "Borrow",
-            "members": [{"pods": ["pod"], "borrowLimit": limit}],
-            **more,
-        }
-    )
-
-
-def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
-    return ObjectRange(one, start * PAGE, end * PAGE)
 
 
 def judged(

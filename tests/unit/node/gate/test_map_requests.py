@@ -7,17 +7,11 @@ from hypothesis import strategies as st
 from pinwarden.node.gate import map_requests
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.gate.pin_requests import PAGE
-from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS
-from pinwarden.node.shm.objects import ObjectId
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, NUMBERS
+
+from .mappings import call
 
 GARBAGE = 0xABCD << 32
-SEGMENT = ObjectId(1, 5, 4026531839)
-
-
-def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
-    six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
-    return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arch", NUMBERS)

@@ -4,43 +4,19 @@ import ctypes
 import mmap
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate import map_targets
 from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.gate.map_targets import MapTarget
 from pinwarden.node.gate.pin_requests import PAGE
-from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
+from .mappings import group
+
 PROC, OWN = Path("/proc"), Path("/proc/self")
-SEGMENT = ObjectId(1, 5, 4026531839)
-LIMIT = 10 * PAGE
-
-
-def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
-    six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
-    return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
-
-
-def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
-    return NodeGroup.model_validate(
-        {
-            "name": f"ns/{uid}",
-            "uid": uid,
-            "backing": {"memfd": {"name": "x"}},
-            "management": "Adopt",
-            "accounting": "Borrow",
-            "fairShare": "Borrow",
-            "members": [{"pods": ["pod"], "borrowLimit": limit}],
-            **more,
-        }
-    )
 
 
 def test_every_way_to_look_at_a_descriptor_finds_the_same_file(tmp_path: Path) -> None:
