@@ -181,25 +181,27 @@ def file_lock(
     """Lock `path`, waiting up to `patience` seconds.
 
     The message `waiting` is logged once, and `on_wait` is called before each pause of the wait.
+    Each attempt opens the file again: the file may have been replaced meanwhile.
 
     The kernel releases the lock when its owner ends. Raises TimeoutError at the end of the
     patience, OSError if the file cannot be opened.
     """
-    with open(path, "wb", opener=_owner_only) as file:
-        deadline = time.monotonic() + patience
-        while True:
+    deadline = time.monotonic() + patience
+    while True:
+        with open(path, "wb", opener=_owner_only) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"another agent holds {path}") from error
-            if waiting:
-                _log.info(waiting)
-                waiting = ""
-            on_wait()
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield
+            else:
+                yield
+                return
+        if waiting:
+            _log.info(waiting)
+            waiting = ""
+        on_wait()
+        time.sleep(_LOCK_POLL_SECONDS)
 
 
 def _digest(content: object) -> str:

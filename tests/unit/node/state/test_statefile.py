@@ -122,6 +122,21 @@ def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) ->
         pass
 
 
+def test_a_waiter_locks_the_file_that_is_there_and_not_one_that_was_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = tmp_path / "agent.lock"
+    caplog.set_level(logging.INFO)
+    with (
+        file_lock(lock, 0),
+        file_lock(lock, 60, waiting="stands by", on_wait=lambda: lock.unlink(missing_ok=True)),
+        pytest.raises(TimeoutError),
+        file_lock(lock, 0),
+    ):
+        pass
+    assert caplog.messages == ["stands by"]
+
+
 @pytest.mark.rule("H3")
 def test_the_last_configuration_comes_back_whole(path: Path) -> None:
     newer = {**SPEC, "limits": [LIMIT, {**LIMIT, "name": "ns/b", "burst": 1}]}
