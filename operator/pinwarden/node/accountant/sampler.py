@@ -7,7 +7,8 @@ true and keeps its time. The kernel counts some of its work before the page tabl
 walk is not kept if the counters changed since the previous sample.
 
 Some changes are missed: pages punched out and filled again at once, a write past the page cache,
-and a page inserted by another pod through userfaultfd. They are rare, and a walk every
+a page inserted by another pod through userfaultfd, and a page table that khugepaged replaces some
+time after it collapsed the pages (collapse_pte_mapped_thp). They are rare, and a walk every
 `FRESH_SECONDS` corrects them.
 
 A System V segment is known by its number in an IPC namespace. If a process attaches a segment
