@@ -55,10 +55,16 @@ def by_uid(governed: Sequence[Pod]) -> Json:
 
 def by_pattern() -> Json:
     """A configuration as a host without Kubernetes has it."""
-    return {"limits": [{"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "cgroupPattern": PATTERN}]}
+    return {
+        "limits": [
+            {"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "cgroupPattern": PATTERN}
+        ]
+    }
 
 
-def run_agent(node: Machine, name: str, configuration: Json, governed: Sequence[Pod], seconds: float) -> None:
+def run_agent(
+    node: Machine, name: str, configuration: Json, governed: Sequence[Pod], seconds: float
+) -> None:
     """Measure the agent's process and print a line."""
     file = node.folder / f"{name.replace(' ', '-')}.json"
     file.write_text(json.dumps(configuration))
@@ -144,7 +150,10 @@ def compare(
             if seen != expected:
                 raise ValueError(f"{seen} processes were seen instead of {expected}")
     mine, other = median(times[0]), median(times[1])
-    print(f"  {name:<22} {mine * 1e3:>9.2f} ms {other * 1e3:>9.2f} ms {other / mine:>7.1f} times", flush=True)
+    print(
+        f"  {name:<22} {mine * 1e3:>9.2f} ms {other * 1e3:>9.2f} ms {other / mine:>7.1f} times",
+        flush=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pods", type=int, default=250)
     parser.add_argument("--processes", type=int, default=10, help="of each pod")
     parser.add_argument("--governed", type=int, default=25, help="how many of the pods")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement of the agent")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of each measurement of the agent"
+    )
     parser.add_argument("--rounds", type=int, default=50, help="of each comparison of scans")
     options = parser.parse_args(arguments)
     if not 0 < options.governed <= options.pods:
@@ -162,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import psutil
     except ModuleNotFoundError:
         print(
-            "psutil, to compare with, is not installed: pip install -r requirements-dev.lock", file=sys.stderr
+            "psutil, to compare with, is not installed: pip install -r requirements-dev.lock",
+            file=sys.stderr,
         )
         return 1
     stop_on_signals()

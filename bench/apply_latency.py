@@ -24,7 +24,17 @@ from contextlib import contextmanager
 from statistics import quantiles
 
 import aiohttp
-from fleet import AGENTS_NAMESPACE, CONFIGS, Api, Json, agent_pod, create, node_name, node_object, pod_object
+from fleet import (
+    AGENTS_NAMESPACE,
+    CONFIGS,
+    Api,
+    Json,
+    agent_pod,
+    create,
+    node_name,
+    node_object,
+    pod_object,
+)
 from machine import Machine, Pod, machine, pods, stop_on_signals
 from processes import apply_crds, operator
 
@@ -39,7 +49,12 @@ NAMESPACE = "team-0"
 LIMIT = f"{NAMESPACE}/edited"
 LOOK_SECONDS = 0.001
 DEADLINE_SECONDS = 60.0
-MARKS = ("kubectl apply ended", "the node's spec has it", "every process has it", "status acknowledges it")
+MARKS = (
+    "kubectl apply ended",
+    "the node's spec has it",
+    "every process has it",
+    "status acknowledges it",
+)
 
 
 class Edits:
@@ -71,22 +86,33 @@ class Edits:
     async def _edit(self, amount: int) -> dict[str, float]:
         metadata = {"name": "edited", "namespace": NAMESPACE}
         spec = {"podSelector": {}, "limit": amount}
-        body = {"apiVersion": "pinwarden.io/v1alpha1", "kind": "PinLimit", "metadata": metadata, "spec": spec}
+        body = {
+            "apiVersion": "pinwarden.io/v1alpha1",
+            "kind": "PinLimit",
+            "metadata": metadata,
+            "spec": spec,
+        }
         started, taken = time.monotonic(), dict[str, float]()
         applying = asyncio.create_task(self._kubectl(json.dumps(body).encode()))
         holds: Sequence[Callable[[], bool]] = (
             applying.done,
             lambda: self._in_spec(amount) is not None,
             lambda: all(prlimit_memlock(pid).hard == amount for pid in self._pids),
-            lambda: self._in_spec(amount) in self._config.get("status", {}).get("appliedLimits", []),
+            lambda: (
+                self._in_spec(amount) in self._config.get("status", {}).get("appliedLimits", [])
+            ),
         )
         while len(taken) < len(MARKS):
             now = time.monotonic() - started
             taken |= {
-                mark: now for mark, held in zip(MARKS, holds, strict=True) if mark not in taken and held()
+                mark: now
+                for mark, held in zip(MARKS, holds, strict=True)
+                if mark not in taken and held()
             }
             if now > DEADLINE_SECONDS:
-                raise TimeoutError(f"{DEADLINE_SECONDS:.0f} s after an edit there was only: {taken}")
+                raise TimeoutError(
+                    f"{DEADLINE_SECONDS:.0f} s after an edit there was only: {taken}"
+                )
             await asyncio.sleep(LOOK_SECONDS)
         applying.result()
         return taken
@@ -101,7 +127,9 @@ class Edits:
     def _in_spec(self, amount: int) -> Json | None:
         """How the agent acknowledges the limit as it stands in the spec; None where the spec has another amount."""
         limits = self._config.get("spec", {}).get("limits", [])
-        found = next((NodeLimit.model_validate(each) for each in limits if each["limit"] == amount), None)
+        found = next(
+            (NodeLimit.model_validate(each) for each in limits if each["limit"] == amount), None
+        )
         return None if found is None else {"uid": found.uid, "hash": found.hash}
 
     async def _follow(self) -> None:
@@ -117,7 +145,11 @@ class Edits:
 @contextmanager
 def parts(control_plane: ControlPlane, node: Machine) -> Iterator[None]:
     """The operator and the agent of this machine."""
-    options = (f"--kubeconfig={control_plane.kubeconfig}", f"--node={node_name(0)}", "--metrics-port=-1")
+    options = (
+        f"--kubeconfig={control_plane.kubeconfig}",
+        f"--node={node_name(0)}",
+        "--metrics-port=-1",
+    )
     log = node.folder / "operator.log"
     try:
         with operator(control_plane, log), node.agent(*options):
@@ -131,7 +163,8 @@ async def fill(api: Api, count: int) -> list[str]:
     """Create the node with its agent's pod and `count` others; the UIDs of these."""
     names = (AGENTS_NAMESPACE, NAMESPACE)
     await create(
-        api, [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
+        api,
+        [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names],
     )
     await create(api, [node_object(0), agent_pod(0), *(pod_object(0, 1) for _ in range(count))])
     listed = await api.send("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")
@@ -144,7 +177,9 @@ def show(edits: Sequence[dict[str, float]]) -> None:
     for mark in MARKS:
         seconds = [edit[mark] for edit in edits]
         cuts = quantiles(seconds, n=100, method="inclusive")
-        print(f"  {mark:<28} {cuts[49] * 1e3:>8.0f} {cuts[98] * 1e3:>8.0f} {max(seconds) * 1e3:>8.0f}")
+        print(
+            f"  {mark:<28} {cuts[49] * 1e3:>8.0f} {cuts[98] * 1e3:>8.0f} {max(seconds) * 1e3:>8.0f}"
+        )
 
 
 async def measure(control_plane: ControlPlane, node: Machine, options: argparse.Namespace) -> None:

@@ -37,7 +37,9 @@ MIB = 1 << 20
 FREE_SHARE = 0.5
 GROUP = "group"
 SETTLE_SECONDS = 0.2
-_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ .{4} [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)", re.MULTILINE)
+_MAPPING = re.compile(
+    rb"^[0-9a-f]+-[0-9a-f]+ .{4} [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)", re.MULTILINE
+)
 _AMOUNT = re.compile(rb"^(Rss|Pss): +(\d+) kB$", re.MULTILINE)
 
 
@@ -75,7 +77,10 @@ def from_smaps(pids: Sequence[int], one: ObjectId) -> tuple[int, int]:
         text = Path(f"/proc/{pid}/smaps").read_bytes()
         found = list(_MAPPING.finditer(text))
         for number, match in enumerate(found):
-            if (os.makedev(int(match[1], 16), int(match[2], 16)), int(match[3])) != (one.device, one.inode):
+            if (os.makedev(int(match[1], 16), int(match[2], 16)), int(match[3])) != (
+                one.device,
+                one.inode,
+            ):
                 continue
             end = found[number + 1].start() if number + 1 < len(found) else len(text)
             for name, amount in _AMOUNT.findall(text[match.end() : end]):
@@ -97,7 +102,9 @@ def size_of_object(wanted: int, processes: int) -> int:
     return min(wanted, fits // MIB * MIB)
 
 
-def compare(made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, rounds: int) -> None:
+def compare(
+    made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, rounds: int
+) -> None:
     """Take turns, and print medians and ratios. Raises ValueError when a figure is not what every process touched."""
     pods = {pod.uid: [pod.path, pod.container] for pod in made}
     objects = {GROUP: ObjectSet(objects=frozenset([one]))}
@@ -122,7 +129,9 @@ def compare(made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, 
             for taken, cost in zip((full, usual, idle), (whole, summed, again), strict=True):
                 taken.append(cost)
     rss, pss = from_smaps(pids, one)
-    print(f"every pod borrows {size // MIB} MiB; smaps: Rss {rss // MIB} MiB in all, Pss {pss // MIB} MiB")
+    print(
+        f"every pod borrows {size // MIB} MiB; smaps: Rss {rss // MIB} MiB in all, Pss {pss // MIB} MiB"
+    )
     print(
         f"one sample, ms of processor time, medians of {rounds}: pinwarden {median(full) * 1e3:.2f}, "
         f"smaps {median(usual) * 1e3:.2f}, pinwarden idle {median(idle) * 1e3:.3f}"
@@ -163,7 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = os.fstat(file)
         began = time.monotonic()
         pids = [
-            stack.enter_context(toucher(pod, file, size)) for pod in made for _ in range(options.processes)
+            stack.enter_context(toucher(pod, file, size))
+            for pod in made
+            for _ in range(options.processes)
         ]
         print(
             f"{len(pids)} processes in {len(made)} pods have {size // MIB} MiB mapped and touched ({time.monotonic() - began:.0f} s)",

@@ -56,11 +56,16 @@ class Api:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._session.close()
 
-    async def send(self, method: str, path: str, body: Json | None = None, content: str = "json") -> Json:
+    async def send(
+        self, method: str, path: str, body: Json | None = None, content: str = "json"
+    ) -> Json:
         """One request with a JSON body; `content` is the kind of patch, such as merge-patch+json."""
         headers = {"Content-Type": f"application/{content}"}
         data = None if body is None else json.dumps(body)
@@ -136,7 +141,10 @@ def _pod(namespace: str, name: str, node: str, labels: Json) -> Json:
     environment = [{"name": f"SETTING_{i}", "value": f"value-{i}-of-{name}"} for i in range(3)]
     container = {
         "image": "registry.example/team/app:1.2.3",
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"memory": "256Mi"},
+        },
         "env": environment,
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8080}},
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8080}},
@@ -150,7 +158,10 @@ def _pod(namespace: str, name: str, node: str, labels: Json) -> Json:
             "labels": labels,
             "annotations": {"team.example/settings": json.dumps(environment) * 12},
         },
-        "spec": {"nodeName": node, "containers": [{"name": part, **container} for part in ("main", "proxy")]},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": part, **container} for part in ("main", "proxy")],
+        },
     }
 
 
@@ -164,7 +175,9 @@ def running(pod: Json) -> Json:
         "hostIP": "10.0.0.9",
         "startTime": since,
         "qosClass": "Burstable",
-        "conditions": [{"type": kind, "status": "True", "lastTransitionTime": since} for kind in kinds],
+        "conditions": [
+            {"type": kind, "status": "True", "lastTransitionTime": since} for kind in kinds
+        ],
         "containerStatuses": [
             {
                 "name": container["name"],
@@ -186,7 +199,9 @@ def limit_objects(count: int, namespaces: int) -> list[Json]:
     for number in range(count):
         if number % 10 == 0:
             selector = (
-                {"podSelector": {"matchLabels": {"tier": f"tier-{number // 10 % 5}"}}} if number else {}
+                {"podSelector": {"matchLabels": {"tier": f"tier-{number // 10 % 5}"}}}
+                if number
+                else {}
             )
             metadata: Json = {"name": f"ceiling-{number}"}
             spec: Json = {"limit": "1Gi", **selector}
@@ -196,7 +211,12 @@ def limit_objects(count: int, namespaces: int) -> list[Json]:
             spec = {"limit": "64Mi", "podSelector": {"matchLabels": {"app": app}}}
         kind = "PinLimit" if "namespace" in metadata else "ClusterPinLimit"
         found.append(
-            {"apiVersion": "pinwarden.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+            {
+                "apiVersion": "pinwarden.io/v1alpha1",
+                "kind": kind,
+                "metadata": metadata,
+                "spec": spec,
+            }
         )
     return found
 
@@ -219,7 +239,11 @@ async def create(api: Api, items: Iterable[Json], start: float = 0.0) -> list[Js
             await asyncio.sleep(start)
             made["status"] = running(item)
             await api.send("PUT", f"{path_of(item, named=True)}/status", made)
-        return {"kind": item["kind"], "apiVersion": item["apiVersion"], "metadata": item["metadata"]}
+        return {
+            "kind": item["kind"],
+            "apiVersion": item["apiVersion"],
+            "metadata": item["metadata"],
+        }
 
     done: list[Json] = []
     source = iter(items)
@@ -247,7 +271,10 @@ class Agents:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for task in self._tasks:
             task.cancel()
@@ -299,7 +326,10 @@ class Agents:
             config = self._latest[await self._due.get()]
             generation = config["metadata"]["generation"]
             name = config["metadata"]["name"]
-            body = {**config, "status": report_of(understood(config["spec"]), generation, self._ended)}
+            body = {
+                **config,
+                "status": report_of(understood(config["spec"]), generation, self._ended),
+            }
             try:
                 await self.api.send("PUT", f"{CONFIGS}/{name}/status", body)
             except aiohttp.ClientResponseError as error:

@@ -51,7 +51,9 @@ def operator(objects: int, seed: int) -> Tally:
         tally = Server(cluster, process.process, case, seed).run(objects)
         if process.process.poll() is None:
             failures = [
-                line for line in process.get("/metrics")[1].splitlines() if "item" in line and line[0] != "#"
+                line
+                for line in process.get("/metrics")[1].splitlines()
+                if "item" in line and line[0] != "#"
             ]
             sys.stdout.write("\n".join([*failures, ""]))
         else:
@@ -63,7 +65,9 @@ def main() -> int:
     """1 when something was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=("node", "operator"))
-    parser.add_argument("--inputs", type=int, default=10_000, help="of the node's, or accepted objects")
+    parser.add_argument(
+        "--inputs", type=int, default=10_000, help="of the node's, or accepted objects"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)

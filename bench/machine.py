@@ -121,7 +121,9 @@ def pods(root: Path, uids: Sequence[str], processes: int) -> Iterator[list[Pod]]
     for pod in made:
         pod.container.mkdir(parents=True)
     command = [sys.executable, "-I", "-S", "-c", IDLE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
         try:
@@ -132,7 +134,10 @@ def pods(root: Path, uids: Sequence[str], processes: int) -> Iterator[list[Pod]]
             started = parent.stdout.readline().split()
             if len(started) != processes * len(made):
                 raise RuntimeError("the idle processes could not be started")
-            until("all are in their cgroups", lambda: sum(len(pod.pids()) for pod in made) == len(started))
+            until(
+                "all are in their cgroups",
+                lambda: sum(len(pod.pids()) for pod in made) == len(started),
+            )
             yield made
         finally:
             parent.stdin.close()

@@ -34,7 +34,16 @@ from fleet import (
     path_of,
     pod_object,
 )
-from processes import MIB, BenchError, apply_crds, operator, own_child, process_cpu, process_memory, until
+from processes import (
+    MIB,
+    BenchError,
+    apply_crds,
+    operator,
+    own_child,
+    process_cpu,
+    process_memory,
+    until,
+)
 
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
@@ -82,7 +91,8 @@ async def judged(api: Api) -> tuple[int, int]:
         item
         for item in current
         if any(
-            each["type"] == "Applied" and each["status"] == "True" for each in item["status"]["conditions"]
+            each["type"] == "Applied" and each["status"] == "True"
+            for each in item["status"]["conditions"]
         )
     ]
     return len(items), len(applied)
@@ -111,7 +121,9 @@ async def observe(api: Api, pid: int, work: Awaitable[object]) -> Window:
     return Window(seconds, after - before, share["operator"], share["server"], share["etcd"])
 
 
-async def churn(api: Api, agents: Agents, pods: list[Json], nodes: int, rate: float, seconds: float) -> int:
+async def churn(
+    api: Api, agents: Agents, pods: list[Json], nodes: int, rate: float, seconds: float
+) -> int:
     """Replace pods at `rate` per second: each time one is created and, once it runs, one deleted. Returns how many were."""
     started = time.monotonic()
     replaced = 0
@@ -119,7 +131,9 @@ async def churn(api: Api, agents: Agents, pods: list[Json], nodes: int, rate: fl
 
     async def replace(place: int) -> None:
         old = pods[place]
-        (pods[place],) = await create(api, [pod_object(random.randrange(len(pods)), nodes)], START_SECONDS)
+        (pods[place],) = await create(
+            api, [pod_object(random.randrange(len(pods)), nodes)], START_SECONDS
+        )
         agents.end(old)
         await api.send("DELETE", path_of(old, named=True) + "?gracePeriodSeconds=0")
 
@@ -142,12 +156,15 @@ async def fill(api: Api, options: argparse.Namespace) -> list[Json]:
     namespaces = -(-options.pods // PODS_PER_NAMESPACE)
     names = [f"team-{i}" for i in range(namespaces)]
     await create(
-        api, [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
+        api,
+        [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names],
     )
     await create(api, limit_objects(options.limits, namespaces))
     await create(api, (node_object(i) for i in range(options.nodes)))
     await create(api, (agent_pod(i) for i in range(options.nodes)))
-    return await create(api, (pod_object(i, options.nodes) for i in range(options.pods - options.nodes)))
+    return await create(
+        api, (pod_object(i, options.nodes) for i in range(options.pods - options.nodes))
+    )
 
 
 def row(name: str, value: str, note: str = "") -> None:
@@ -174,7 +191,10 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
         with operator(control_plane, log) as process:
             empty_seconds = await process.ready()
             empty_memory = process_memory(process.pid)
-        print(f"Filling: {options.nodes} nodes, {options.pods} pods, {options.limits} limits ...", flush=True)
+        print(
+            f"Filling: {options.nodes} nodes, {options.pods} pods, {options.limits} limits ...",
+            flush=True,
+        )
         started = time.monotonic()
         pods = await fill(api, options)
         filled = time.monotonic() - started
@@ -182,7 +202,10 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
         print(f"Filled in {filled:.0f} s; a pod is {len(str(sample)) / 1000:.1f} kB.\n", flush=True)
         agents = await stack.enter_async_context(Agents(api))
 
-        print(f"Operator on {options.nodes} nodes, {options.pods} pods, {options.limits} limits", flush=True)
+        print(
+            f"Operator on {options.nodes} nodes, {options.pods} pods, {options.limits} limits",
+            flush=True,
+        )
         with operator(control_plane, log) as process:
             ready_seconds = await process.ready()
             row("time to ready", f"{ready_seconds:.1f} s", f"empty cluster: {empty_seconds:.1f} s")
@@ -199,23 +222,39 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
             await until("every node has a NodePinConfig", written)
             row("start to every node's spec written", f"{time.monotonic() - process.started:.1f} s")
             await until("every limit is applied", all_applied)
-            row("start to every limit acknowledged, in status", f"{time.monotonic() - process.started:.1f} s")
+            row(
+                "start to every limit acknowledged, in status",
+                f"{time.monotonic() - process.started:.1f} s",
+            )
             memory = process_memory(process.pid)
-            row("resident memory", f"{memory / MIB:.0f} MiB", f"empty cluster: {empty_memory / MIB:.0f} MiB")
+            row(
+                "resident memory",
+                f"{memory / MIB:.0f} MiB",
+                f"empty cluster: {empty_memory / MIB:.0f} MiB",
+            )
             sizes = sorted(agents.sizes.values())
-            row("size of a NodePinConfig", f"{sizes[len(sizes) // 2] / 1000:.1f} kB", "median, compact JSON")
+            row(
+                "size of a NodePinConfig",
+                f"{sizes[len(sizes) // 2] / 1000:.1f} kB",
+                "median, compact JSON",
+            )
 
             print("\nIdle (each node's report changes once in five minutes)", flush=True)
             await asyncio.sleep(options.settle)
             idle = await observe(api, process.pid, asyncio.sleep(options.seconds))
             show_writes(idle)
 
-            print(f"\nChurn: {options.churn} pods/s replaced (each: one deleted, one created)", flush=True)
+            print(
+                f"\nChurn: {options.churn} pods/s replaced (each: one deleted, one created)",
+                flush=True,
+            )
             replaced = 0
 
             async def replace() -> None:
                 nonlocal replaced
-                replaced = await churn(api, agents, pods, options.nodes, options.churn, options.seconds)
+                replaced = await churn(
+                    api, agents, pods, options.nodes, options.churn, options.seconds
+                )
 
             busy = await observe(api, process.pid, replace())
             row("pods replaced", f"{replaced / busy.seconds:.1f} /s")
@@ -229,7 +268,9 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
 
             async def edited() -> bool:
                 agents.check()
-                return all(agents.generations[name] > generation for name, generation in before.items())
+                return all(
+                    agents.generations[name] > generation for name, generation in before.items()
+                )
 
             async def edit() -> None:
                 body = {"spec": {"limit": "2Gi"}}
@@ -242,10 +283,15 @@ async def measure(options: argparse.Namespace, control_plane: ControlPlane, log:
                 "  of one core: operator, kube-apiserver",
                 f"{window.operator_cpu:.0%}, {window.server_cpu:.0%}",
             )
-            row("resident memory, the most so far", f"{process_memory(process.pid, 'VmHWM') / MIB:.0f} MiB")
+            row(
+                "resident memory, the most so far",
+                f"{process_memory(process.pid, 'VmHWM') / MIB:.0f} MiB",
+            )
 
             peak = process_memory(process.pid, "VmHWM")
-            extrapolate(options, ready_seconds, empty_seconds, memory, empty_memory, peak, window, busy)
+            extrapolate(
+                options, ready_seconds, empty_seconds, memory, empty_memory, peak, window, busy
+            )
 
 
 def extrapolate(
@@ -260,7 +306,10 @@ def extrapolate(
 ) -> None:
     """What the target would need, in proportion to what was measured beyond the empty cluster."""
     pods, nodes = TARGET_PODS / options.pods, TARGET_NODES / options.nodes
-    print(f"\n{TARGET_NODES} nodes, {TARGET_PODS} pods: EXTRAPOLATED in proportion, not measured", flush=True)
+    print(
+        f"\n{TARGET_NODES} nodes, {TARGET_PODS} pods: EXTRAPOLATED in proportion, not measured",
+        flush=True,
+    )
     row(
         "time to ready",
         f"{empty_ready + max(0.0, ready - empty_ready) * pods:.0f} s",
@@ -276,28 +325,42 @@ def extrapolate(
         f"{(empty_memory + (peak - empty_memory) * pods) / MIB:.0f} MiB",
         "by pods",
     )
-    row("every node's spec after an edit", f"{edit.seconds * nodes:.0f} s", "by nodes; aim: under 60 s")
+    row(
+        "every node's spec after an edit",
+        f"{edit.seconds * nodes:.0f} s",
+        "by nodes; aim: under 60 s",
+    )
     row(
         "operator's core at the same churn",
         f"{busy.operator_cpu:.0%}",
         "a pod event does not cost more in a larger cluster",
     )
-    shares = {"operator": edit.operator_cpu, "kube-apiserver": edit.server_cpu, "etcd": edit.etcd_cpu}
+    shares = {
+        "operator": edit.operator_cpu,
+        "kube-apiserver": edit.server_cpu,
+        "etcd": edit.etcd_cpu,
+    }
     most = max(shares, key=lambda name: shares[name])
-    print(f"\nWhat limits an edit that touches every node here: {most}, at {shares[most]:.0%} of one core.")
+    print(
+        f"\nWhat limits an edit that touches every node here: {most}, at {shares[most]:.0%} of one core."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse options, start the control plane, measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--pods", type=int, default=20_000, help="the agents' pods, one per node, included")
+    parser.add_argument(
+        "--pods", type=int, default=20_000, help="the agents' pods, one per node, included"
+    )
     parser.add_argument("--limits", type=int, default=200)
     parser.add_argument("--churn", type=float, default=20.0, help="pods replaced per second")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="length of the idle and of the churn window"
     )
-    parser.add_argument("--settle", type=float, default=10.0, help="seconds of rest before a window")
+    parser.add_argument(
+        "--settle", type=float, default=10.0, help="seconds of rest before a window"
+    )
     options = parser.parse_args(arguments)
     if options.pods <= options.nodes:
         parser.error("--pods must be more than --nodes: each node has the pod of its agent")

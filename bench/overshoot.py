@@ -87,7 +87,9 @@ def grab(board: Board, number: int, step: int, directory: Path) -> None:
     held, slots = 0, board.slots
     while not slots[GO]:
         time.sleep(0.001)
-    while held + step <= 2 * LIMIT and not LIBC.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(step)):
+    while held + step <= 2 * LIMIT and not LIBC.mlock(
+        ctypes.c_void_p(start + held), ctypes.c_size_t(step)
+    ):
         held += step
         slots[FIRST + number] = held
     slots[FIRST + board.processes + number] = 1
@@ -157,12 +159,19 @@ def race(processes: int, step: int, contention: Contention, state: Path) -> Outc
             path.rmdir()
 
 
-def _run(engine: Reconciler, board: Board, uid: str, contention: Contention, pids: list[int]) -> Outcome:
+def _run(
+    engine: Reconciler, board: Board, uid: str, contention: Contention, pids: list[int]
+) -> Outcome:
     limit = {"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "contention": contention}
-    spec = NodePinConfigSpec.model_validate({"limits": [limit], "pods": [{"uid": uid, "limits": ["l"]}]})
+    spec = NodePinConfigSpec.model_validate(
+        {"limits": [limit], "pods": [{"uid": uid, "limits": ["l"]}]}
+    )
     engine.configure(spec, [], 1)
     share = LIMIT // board.processes if contention is Contention.RESERVE else LIMIT
-    _until(engine, lambda: all(resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[1] <= share for pid in pids))
+    _until(
+        engine,
+        lambda: all(resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[1] <= share for pid in pids),
+    )
     pids.append(fork(lambda: watch(board)))
     board.slots[GO] = 1
     _until(engine, lambda: board.refused)

@@ -53,7 +53,11 @@ def pod(number: int, nodes: int) -> Pod:
         uid=uid,
         cgroup_uid=uid,
         node=node_name(random.randrange(nodes)),
-        labels={"app": app, "tier": f"tier-{number % 5}", "pod-template-hash": f"{namespace}-{app}"},
+        labels={
+            "app": app,
+            "tier": f"tier-{number % 5}",
+            "pod-template-hash": f"{namespace}-{app}",
+        },
         containers={part: uuid.uuid4().hex * 2 for part in ("main", "proxy")},
         terminal=False,
     )
@@ -124,7 +128,9 @@ def measure(nodes: int, pods: int, limits: int) -> None:
         return f"{len(cluster.put_limit(edited).nodes)} nodes are dirty"
 
     def judge() -> str:
-        status = aggregate(ceiling, cluster.pods_of("ceiling-0"), views, None, datetime.now(UTC), cache=cache)
+        status = aggregate(
+            ceiling, cluster.pods_of("ceiling-0"), views, None, datetime.now(UTC), cache=cache
+        )
         return f"{status.matched_pods} pods"
 
     print(f"{nodes} nodes, {pods} pods, {limits} limits", flush=True)

@@ -57,11 +57,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=8, help="how much each process wants")
     parser.add_argument(
-        "--pages-per-call", type=int, default=16, help="halved where the kernel refuses, down to one"
+        "--pages-per-call",
+        type=int,
+        default=16,
+        help="halved where the kernel refuses, down to one",
     )
-    parser.add_argument("--pause", type=float, default=0, help="seconds after each call that was let through")
+    parser.add_argument(
+        "--pause", type=float, default=0, help="seconds after each call that was let through"
+    )
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed")
+    parser.add_argument(
+        "--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed"
+    )
     options = parser.parse_args()
     for _ in range(options.processes - 1):
         if os.fork() == 0:

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[2]
 Kubectl = Callable[..., CompletedProcess[str]]
 
 
-WAITING = ("test_monitoring", "test_uninstall", "test_uninstall_whole", "test_rights", "test_namespace_end")
+WAITING = (
+    "test_monitoring",
+    "test_uninstall",
+    "test_uninstall_whole",
+    "test_rights",
+    "test_namespace_end",
+)
 """Modules that mostly wait, for alerts, Leases and late answers: they begin first, and the others run meanwhile."""
 
 

@@ -77,7 +77,12 @@ class Agent:
     def _token(self) -> str:
         """Bound to the pod, which says on which node it is."""
         metadata = self._cluster.find(self.pod)["metadata"]
-        bound = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+        bound = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
         path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{ACCOUNT}/token"
         answer = self._cluster.send("POST", path, {**body, "spec": {"boundObjectRef": bound}})
@@ -102,7 +107,9 @@ class Agent:
             *("--per-pod-metrics", *self._options),
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "operator")}
-        return subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, env=environment, stdout=self._log, stderr=subprocess.STDOUT
+        )
 
     def ready(self) -> bool:
         """As a kubelet would ask."""
@@ -241,7 +248,9 @@ class Stage:
             resources.callback(kubelet.close)
             resources.callback(self._end_processes)
             self.namespace = cluster.namespace()
-            allowed = {"metadata": {"annotations": {"pinwarden.io/allow-shared-memory": "create:4Gi"}}}
+            allowed = {
+                "metadata": {"annotations": {"pinwarden.io/allow-shared-memory": "create:4Gi"}}
+            }
             cluster.merge(f"/api/v1/namespaces/{self.namespace}", allowed)
             self.account(self.gated.state_dir, self.gated.run_dir, Path("/sys/fs/cgroup"))
             self.start_operator()
@@ -254,7 +263,9 @@ class Stage:
     def start_operator(self) -> Operator:
         """Another replica, which Prometheus scrapes from now on."""
         port = free_port()
-        operator = Operator(self.cluster, self._folder, "--per-pod-metrics", f"--metrics-port={port}")
+        operator = Operator(
+            self.cluster, self._folder, "--per-pod-metrics", f"--metrics-port={port}"
+        )
         self.operators.append(operator)
         self._addresses[id(operator)] = f"{HOST}:{port}"
         self._scrape()
@@ -270,13 +281,22 @@ class Stage:
     def account(self, state: Path, run: Path, cgroups: Path) -> None:
         """An accountant of shared memory, with room for 16 MiB of created objects."""
         command = [
-            *(sys.executable, "-m", "pinwarden", "accountant", f"--state-dir={state}", f"--run-dir={run}"),
+            *(
+                sys.executable,
+                "-m",
+                "pinwarden",
+                "accountant",
+                f"--state-dir={state}",
+                f"--run-dir={run}",
+            ),
             *(f"--cgroup-root={cgroups}", "--shared-memory=16Mi"),
         ]
         with (self._folder / f"shared-{uuid.uuid4().hex[:4]}.log").open("wb") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT / "operator")}
             self._processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
+                )
             )
 
     def gated_pod(self, app: str, *, user: int = NOBODY, profile: bool = True) -> Process:
@@ -325,14 +345,18 @@ class Stage:
         """Wait until each of these alerts fires, or did since that time of `time.monotonic`. Raises AssertionError."""
         end = time.monotonic() + seconds
         while missing := set(alerts) - self.prometheus.firing(time.monotonic() - since):
-            assert time.monotonic() < end, f"not firing after {seconds} s: {', '.join(sorted(missing))}"
+            assert time.monotonic() < end, (
+                f"not firing after {seconds} s: {', '.join(sorted(missing))}"
+            )
             time.sleep(0.25)
 
     def until_quiet(self, *alerts: str, seconds: float) -> None:
         """Wait until none of these alerts fires; without a name, until none at all does. Raises AssertionError."""
         end = time.monotonic() + seconds
         while found := {each for each in self.prometheus.firing() if not alerts or each in alerts}:
-            assert time.monotonic() < end, f"still firing after {seconds} s: {', '.join(sorted(found))}"
+            assert time.monotonic() < end, (
+                f"still firing after {seconds} s: {', '.join(sorted(found))}"
+            )
             time.sleep(0.25)
 
     def _bare(self, pod: GatedPod) -> "subprocess.Popen[str]":
@@ -368,7 +392,9 @@ def labels_in(text: str) -> list[tuple[str, dict[str, str]]]:
     from prometheus_client.parser import text_string_to_metric_families
 
     return [
-        (each.name, each.labels) for family in text_string_to_metric_families(text) for each in family.samples
+        (each.name, each.labels)
+        for family in text_string_to_metric_families(text)
+        for each in family.samples
     ]
 
 

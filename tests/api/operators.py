@@ -131,9 +131,13 @@ class Cluster:
             "ownerReferences": owners or [],
         }
         spec = {"nodeName": node, "containers": [{"name": "main", "image": "main"}]}
-        return self.send("POST", f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec})
+        return self.send(
+            "POST", f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec}
+        )
 
-    def static_pod(self, namespace: str, node: str, hashed: str, labels: Json | None = None) -> Json:
+    def static_pod(
+        self, namespace: str, node: str, hashed: str, labels: Json | None = None
+    ) -> Json:
         """The mirror of a static pod that its kubelet runs; returns the object."""
         made = self.mirror(namespace, node, hashed, labels)
         self.set_started(f"/api/v1/namespaces/{namespace}/pods/{made['metadata']['name']}")
@@ -148,7 +152,13 @@ class Cluster:
 
     def set_started(self, path: str) -> None:
         """As the kubelet reports a pod whose container was created."""
-        container = {"name": "main", "image": "main", "imageID": "", "ready": True, "restartCount": 0}
+        container = {
+            "name": "main",
+            "image": "main",
+            "imageID": "",
+            "ready": True,
+            "restartCount": 0,
+        }
         status = {
             "phase": "Running",
             "containerStatuses": [container | {"containerID": f"containerd://{'a' * 64}"}],
@@ -239,7 +249,15 @@ class Cluster:
         def use(uid: str) -> Json:
             held = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
             seen = {"denials": denials[uid]} if denials and uid in denials else {}
-            return {"uid": uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **held, **seen}
+            return {
+                "uid": uid,
+                "vmLck": pinned,
+                "vmPin": 0,
+                "peak": pinned,
+                "processes": 1,
+                **held,
+                **seen,
+            }
 
         report = {
             "observedGeneration": config["metadata"]["generation"],
@@ -281,7 +299,13 @@ class Operator:
 
     def __init__(self, cluster: Cluster, folder: Path, *options: str) -> None:
         self._log_path = folder / f"operator-{uuid.uuid4().hex[:6]}.log"
-        command = [sys.executable, "-m", "pinwarden", "operator", f"--kubeconfig={cluster.kubeconfig}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pinwarden",
+            "operator",
+            f"--kubeconfig={cluster.kubeconfig}",
+        ]
         serving = ["--metrics-address=127.0.0.1", "--metrics-port=0", "--log-format=json"]
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -299,7 +323,8 @@ class Operator:
         """Of its metrics server, whose port it logs; status 0 while it does not answer."""
         prefix = "metrics are at "
         lines = eventually(
-            lambda: [line["message"] for line in self.log if line["message"].startswith(prefix)], bool
+            lambda: [line["message"] for line in self.log if line["message"].startswith(prefix)],
+            bool,
         )
         url = lines[0].removeprefix(prefix).removesuffix("/metrics")
         try:
@@ -347,4 +372,9 @@ def config_path(node: str) -> str:
 
 def _resource(kind: str, spec: Json) -> Json:
     name = f"limit-{uuid.uuid4().hex[:8]}"
-    return {"apiVersion": "pinwarden.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    return {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    }

@@ -130,7 +130,9 @@ class Node:
             return {}
 
     def in_force(self, generation: int) -> dict[str, Any]:
-        answer: dict[str, Any] = eventually(self.local, lambda last: last.get("generation") == generation)
+        answer: dict[str, Any] = eventually(
+            self.local, lambda last: last.get("generation") == generation
+        )
         return answer
 
     def _bound_token(self) -> str:
@@ -146,7 +148,11 @@ class Node:
         }
         self.create(pod)
         uid = self.kubectl("get", "pod", self.name, "-n", SYSTEM, "-o", "jsonpath={.metadata.uid}")
-        bound = [f"--bound-object-name={self.name}", f"--bound-object-uid={uid}", "--bound-object-kind=Pod"]
+        bound = [
+            f"--bound-object-name={self.name}",
+            f"--bound-object-uid={uid}",
+            "--bound-object-kind=Pod",
+        ]
         return self.kubectl("create", "token", AGENT, "-n", SYSTEM, *bound).strip()
 
     def _make_cgroups(self) -> None:
@@ -174,7 +180,9 @@ class Agent:
         paths = [f"--cgroup-root={node.cgroups}", f"--state-dir={node.folder / 'state'}"]
         serving = ["--metrics-address=127.0.0.1", "--metrics-port=0", "--log-format=json"]
         origin = (
-            [] if any(one.startswith("--config") for one in options) else [f"--kubeconfig={node.kubeconfig}"]
+            []
+            if any(one.startswith("--config") for one in options)
+            else [f"--kubeconfig={node.kubeconfig}"]
         )
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -203,7 +211,8 @@ class Agent:
         """Of its metrics server, whose port it logs."""
         prefix = "metrics are at "
         lines = eventually(
-            lambda: [line["message"] for line in self.log if line["message"].startswith(prefix)], bool
+            lambda: [line["message"] for line in self.log if line["message"].startswith(prefix)],
+            bool,
         )
         url = lines[0].removeprefix(prefix).removesuffix("/metrics")
         try:
@@ -309,7 +318,9 @@ def test_it_is_back_within_15_seconds_of_the_api_server(node: Node, server: Cont
         assert agent.says("the API server answers again")
         _, metrics = agent.get("/metrics")
         failures = [
-            line for line in metrics.splitlines() if line.startswith("pinwarden_agent_failures_total")
+            line
+            for line in metrics.splitlines()
+            if line.startswith("pinwarden_agent_failures_total")
         ]
         assert sum(float(line.split()[-1]) for line in failures) > 0
 
@@ -326,7 +337,9 @@ def test_it_starts_with_the_last_configuration_while_the_api_server_is_away(
     with Agent(node):
         try:
             answer = node.in_force(generation)
-            assert answer["report"]["appliedLimits"] == [{"uid": "limit-a", "hash": limit_hash(LIMIT)}]
+            assert answer["report"]["appliedLimits"] == [
+                {"uid": "limit-a", "hash": limit_hash(LIMIT)}
+            ]
         finally:
             server.start(API_SERVER)
         node.acknowledged(node.configure(changed(limit=4096)), BACK_SECONDS)

@@ -118,7 +118,9 @@ def world(control_plane: ControlPlane, crds: None) -> Iterator[World]:
     unbound = client(control_plane.kubeconfig_with(done(admin(*token)).strip()))
     world = World(own, other, admin, agent, unbound)
 
-    eventually(lambda: patch_status(agent, own, "--dry-run=server"), lambda last: last.returncode == 0)
+    eventually(
+        lambda: patch_status(agent, own, "--dry-run=server"), lambda last: last.returncode == 0
+    )
     eventually(
         lambda: patch_status(agent, other, "--dry-run=server"),
         lambda last: world.other_refused in last.stderr,
@@ -147,7 +149,10 @@ def wide_rbac(world: World) -> Iterator[None]:
 def test_an_agent_reads_and_writes_its_own_status(world: World) -> None:
     done(patch_status(world.agent, world.own))
     listed = json.loads(done(world.agent("get", "npc", "-o", "json")))["items"]
-    told = {each["metadata"]["name"]: each.get("status", {}).get("observedGeneration") for each in listed}
+    told = {
+        each["metadata"]["name"]: each.get("status", {}).get("observedGeneration")
+        for each in listed
+    }
     assert (told[world.own], told[world.other]) == (7, None)
 
 
@@ -166,12 +171,19 @@ def test_a_token_of_no_pod_is_refused_by_the_policy(world: World) -> None:
 
 
 def test_the_agents_name_without_a_token_is_refused_by_the_policy(world: World) -> None:
-    refused(patch_status(world.admin, world.own, f"--as={USER}"), "pinwarden-agent-own-node", NO_NODE)
+    refused(
+        patch_status(world.admin, world.own, f"--as={USER}"), "pinwarden-agent-own-node", NO_NODE
+    )
 
 
 def test_rbac_refuses_create_delete_and_spec_of_the_own_object(world: World) -> None:
-    refused(patch_spec(world.agent, world.own), f'User "{USER}" cannot patch resource "nodepinconfigs"')
-    refused(world.agent("delete", "npc", world.own), f'User "{USER}" cannot delete resource "nodepinconfigs"')
+    refused(
+        patch_spec(world.agent, world.own), f'User "{USER}" cannot patch resource "nodepinconfigs"'
+    )
+    refused(
+        world.agent("delete", "npc", world.own),
+        f'User "{USER}" cannot delete resource "nodepinconfigs"',
+    )
     new = nodepinconfig(f"new-{world.own}")
     refused(create(world.agent, new), f'User "{USER}" cannot create resource "nodepinconfigs"')
 
@@ -181,8 +193,13 @@ def test_rbac_refuses_to_read_or_delete_anything_else(world: World, resource: st
     kind = resource.partition(".")[0]
     inside = ("-n", SYSTEM)
     refused(world.agent("get", resource, *inside), f'User "{USER}" cannot list resource "{kind}"')
-    refused(world.agent("get", resource, "x", *inside), f'User "{USER}" cannot get resource "{kind}"')
-    refused(world.agent("delete", resource, "x", *inside), f'User "{USER}" cannot delete resource "{kind}"')
+    refused(
+        world.agent("get", resource, "x", *inside), f'User "{USER}" cannot get resource "{kind}"'
+    )
+    refused(
+        world.agent("delete", resource, "x", *inside),
+        f'User "{USER}" cannot delete resource "{kind}"',
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +210,9 @@ def test_rbac_refuses_to_read_or_delete_anything_else(world: World, resource: st
         ("secrets", {"apiVersion": "v1", "kind": "Secret"}),
     ],
 )
-def test_rbac_refuses_to_create_anything_else(world: World, kind: str, body: dict[str, Any]) -> None:
+def test_rbac_refuses_to_create_anything_else(
+    world: World, kind: str, body: dict[str, Any]
+) -> None:
     specs: dict[str, dict[str, Any]] = {
         "pinlimits": {"spec": {"podSelector": {}, "limit": "64Mi"}},
         "pods": {"spec": {"containers": [{"name": "c", "image": "c"}]}},
@@ -209,7 +228,9 @@ def test_the_policy_alone_refuses_all_but_the_own_status(world: World) -> None:
     refused(world.agent("delete", "npc", world.own), ONLY_STATUS)
     refused(patch_spec(world.agent, world.other), world.other_refused)
     refused(world.agent("delete", "npc", world.other), world.other_refused)
-    refused(create(world.agent, nodepinconfig(f"new-{world.own}")), "may not write the NodePinConfig")
+    refused(
+        create(world.agent, nodepinconfig(f"new-{world.own}")), "may not write the NodePinConfig"
+    )
     for write in (patch_status, patch_spec):
         refused(write(world.unbound, world.own), NO_NODE)
     refused(world.unbound("delete", "npc", world.own), NO_NODE)

@@ -14,7 +14,9 @@ import yaml
 from .conftest import ROOT, Kubectl
 
 pytestmark = pytest.mark.usefixtures("crds")
-EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.parent.name != "host")
+EXAMPLES = sorted(
+    path for path in (ROOT / "examples").rglob("*.yaml") if path.parent.name != "host"
+)
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"^```ya?ml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 Json = dict[str, Any]

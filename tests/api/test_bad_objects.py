@@ -34,7 +34,9 @@ def unbounded(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {
-        key: unbounded(value) for key, value in schema.items() if key not in BOUNDS or isinstance(value, dict)
+        key: unbounded(value)
+        for key, value in schema.items()
+        if key not in BOUNDS or isinstance(value, dict)
     }
 
 
@@ -120,7 +122,14 @@ def test_an_annotation_of_any_length_costs_nobody_anything(loose: Cluster, canar
     canary.look()
 
 
-HOSTILE_USE = {"vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Observe", "reason": "CapIPCLock"}
+HOSTILE_USE = {
+    "vmLck": 0,
+    "vmPin": 0,
+    "peak": 0,
+    "processes": 1,
+    "level": "Observe",
+    "reason": "CapIPCLock",
+}
 
 
 def of_pod(**fields: Any) -> Json:
@@ -172,7 +181,11 @@ class Under:
 
     def lie(self, report: Json) -> None:
         eventually(lambda: self.cluster.held(self.node).get(self.uid), bool)
-        pods = {"pods": [{"uid": self.uid, **each} for each in report["pods"]]} if "pods" in report else {}
+        pods = (
+            {"pods": [{"uid": self.uid, **each} for each in report["pods"]]}
+            if "pods" in report
+            else {}
+        )
         status = {"observedGeneration": 1, **report, **pods}
         self.cluster.merge(f"{config_path(self.node)}/status", {"status": status})
 
@@ -196,17 +209,23 @@ def test_what_an_agents_token_may_write_costs_its_own_node(loose: Cluster, canar
     eventually(lambda: loose.held(honest).keys(), lambda held: uids <= held)
     loose.acknowledge(honest)
     eventually(
-        lambda: [name for name, case in cases.items() if not case.is_told()], lambda wrong: not wrong, 60
+        lambda: [name for name, case in cases.items() if not case.is_told()],
+        lambda wrong: not wrong,
+        60,
     )
     canary.look()
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_a_stolen_token_names_goes_when_it_is_deleted(loose: Cluster, canary: Canary) -> None:
+def test_a_group_that_a_stolen_token_names_goes_when_it_is_deleted(
+    loose: Cluster, canary: Canary
+) -> None:
     namespace, node = loose.namespace(), loose.node()
     liar = Under(loose, node)
     group = loose.group(namespace)
-    metadata = eventually(lambda: loose.find(group)["metadata"], lambda found: found.get("finalizers"))
+    metadata = eventually(
+        lambda: loose.find(group)["metadata"], lambda found: found.get("finalizers")
+    )
     liar.lie({"groups": [{"uid": metadata["uid"], "hash": "h", "phase": "Active"}]})
     uid = loose.pod(liar.namespace, liar.node)["metadata"]["uid"]
     eventually(lambda: loose.held(liar.node), lambda held: uid in held)
@@ -227,8 +246,12 @@ def test_a_node_with_more_pods_than_fit_is_said_and_no_other_is_touched(
         list(pool.map(lambda _: loose.pod(namespace, node), range(MORE_THAN_FIT)))
     eventually(lambda: len(loose.held(node)), lambda count: count == 4096, 120)
     eventually(
-        lambda: loose.condition(limit, "Applied"), lambda found: found == ("False", "TooManyPods"), 120
+        lambda: loose.condition(limit, "Applied"),
+        lambda found: found == ("False", "TooManyPods"),
+        120,
     )
-    applied = next(each for each in loose.find(limit)["status"]["conditions"] if each["type"] == "Applied")
+    applied = next(
+        each for each in loose.find(limit)["status"]["conditions"] if each["type"] == "Applied"
+    )
     assert f"pod {namespace}/pod-" in applied["message"]
     canary.look()

@@ -60,7 +60,9 @@ class Author:
         self.limits = {self.ceiling.rpartition("/")[2]: MIB}
         eventually(lambda: self.kubectl("get", "pods").returncode, lambda code: code == 0)
         eventually(
-            lambda: self.kubectl("auth", "can-i", "delete", "pinlimits.pinwarden.io").stdout.strip(),
+            lambda: self.kubectl(
+                "auth", "can-i", "delete", "pinlimits.pinwarden.io"
+            ).stdout.strip(),
             lambda answer: answer == "yes",
         )
 
@@ -85,7 +87,13 @@ class Author:
         node = node or self.node
         if owned:
             uid = self.cluster.find(f"/api/v1/nodes/{node}")["metadata"]["uid"]
-            owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid, "controller": True}
+            owner = {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "name": node,
+                "uid": uid,
+                "controller": True,
+            }
             metadata["ownerReferences"] = [owner]
         spec = {
             "nodeName": node,
@@ -127,7 +135,9 @@ def test_a_hash_given_to_a_running_pod_changes_nobody(author: Author) -> None:
     author.held()
     author.cluster.set_started(f"/api/v1/namespaces/{author.namespace}/pods/escape")
     author.may("annotate", "pod", "escape", f"{HASH}={HASHED}")
-    author.may("create", "-f", "-", stdin=author.manifest("later"))  # what came after the annotation
+    author.may(
+        "create", "-f", "-", stdin=author.manifest("later")
+    )  # what came after the annotation
     author.held("later")
     author.held()
 
@@ -171,7 +181,9 @@ def test_an_owner_reference_to_the_node_does_not_help(author: Author) -> None:
 @pytest.mark.rule("P1")
 def test_nobody_becomes_a_mirror_pod_after_creation(author: Author) -> None:
     author.may("create", "-f", "-", stdin=author.manifest())
-    author.may_not("may not add mirror pod annotation", "annotate", "pod", "escape", f"{MIRROR}={HASHED}")
+    author.may_not(
+        "may not add mirror pod annotation", "annotate", "pod", "escape", f"{MIRROR}={HASHED}"
+    )
     author.held()
 
 
@@ -230,14 +242,20 @@ def test_no_subresource_makes_a_mirror_pod_for_those_who_may_use_it(author: Auth
 def test_a_debug_copy_of_a_mirror_pod_is_held_as_the_pod_that_it_is(author: Author) -> None:
     """https://github.com/kubernetes/kubernetes/pull/123149"""
     static = author.cluster.static_pod(author.namespace, author.node, HASHED)
-    eventually(lambda: author.cluster.held(author.node).get(HASHED), lambda held: held == author.limits)
+    eventually(
+        lambda: author.cluster.held(author.node).get(HASHED), lambda held: held == author.limits
+    )
     name = static["metadata"]["name"]
     copy = ("debug", name, "--keep-annotations", "--image=debug", "--container=main")
-    author.may_not("must set spec.nodeName if mirror pod annotation is set", *copy, "--copy-to=elsewhere")
+    author.may_not(
+        "must set spec.nodeName if mirror pod annotation is set", *copy, "--copy-to=elsewhere"
+    )
     author.may(*copy, "--copy-to=here", "--same-node")
     assert author.pod("here")["metadata"]["annotations"][MIRROR] == HASHED
     uid = author.pod("here")["metadata"]["uid"]
-    eventually(lambda: author.cluster.held(author.node).get(uid), lambda held: held == author.limits)
+    eventually(
+        lambda: author.cluster.held(author.node).get(uid), lambda held: held == author.limits
+    )
     assert author.cluster.held(author.node)[HASHED] == author.limits
 
 

@@ -69,7 +69,15 @@ def dry_run(server: ControlPlane, objects: list[chart.Object]) -> None:
     """Have the server take the objects, without a warning."""
     done = run_kubectl(
         server.kubeconfig,
-        *("apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"),
+        *(
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "--force-conflicts",
+            "-f",
+            "-",
+        ),
         stdin=yaml.safe_dump_all(objects),
     )
     assert done.returncode == 0, done.stderr
@@ -108,11 +116,15 @@ def _strict(schema: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def conformity(schemas: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+def conformity(
+    schemas: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, str]]]:
     """Return kubeconform's verdicts on all objects, by the name of the values file. One run reads the schemas once."""
     folder = tmp_path_factory.mktemp("rendered")
     for values in VALUES:
-        (folder / name_of(values)).with_suffix(".yaml").write_text(yaml.safe_dump_all(rendered(values)))
+        (folder / name_of(values)).with_suffix(".yaml").write_text(
+            yaml.safe_dump_all(rendered(values))
+        )
     done = subprocess.run(
         [
             *(str(binary("kubeconform")), "-strict", "-verbose", "-output", "json"),
@@ -182,7 +194,9 @@ def test_every_container_is_confined_as_the_security_page_says(values: Path | No
 
 
 def pod_spec(objects: list[chart.Object], name: str) -> Any:
-    (found,) = (each for each in objects if each["kind"] in chart.RUNS and each["metadata"]["name"] == name)
+    (found,) = (
+        each for each in objects if each["kind"] in chart.RUNS and each["metadata"]["name"] == name
+    )
     return found["spec"]["template"]["spec"]
 
 
@@ -207,10 +221,16 @@ def rolling(**given: Any) -> dict[str, Any]:
         ({"operator": {"unknownPods": 2**52 + 1}}, "/operator/unknownPods"),
         ({"agent": rolling(maxSurge="5")}, "/agent/updateStrategy/rollingUpdate/maxSurge"),
         ({"agent": rolling(maxSurge="101%")}, "/agent/updateStrategy/rollingUpdate/maxSurge"),
-        ({"agent": rolling(maxUnavailable=-1)}, "/agent/updateStrategy/rollingUpdate/maxUnavailable"),
+        (
+            {"agent": rolling(maxUnavailable=-1)},
+            "/agent/updateStrategy/rollingUpdate/maxUnavailable",
+        ),
         ({"agent": rolling(partition=1)}, "/agent/updateStrategy/rollingUpdate"),
         ({"operator": {"priorityClassName": 123}}, "/operator/priorityClassName"),
-        ({"agent": {"priorityClassName": "x\n      hostNetwork: true"}}, "/agent/priorityClassName"),
+        (
+            {"agent": {"priorityClassName": "x\n      hostNetwork: true"}},
+            "/agent/priorityClassName",
+        ),
         ({"operator": {"namespaces": ["team-a #x"]}}, "/operator/namespaces/0"),
         ({"operator": {"namespaces": ["a", "yes: no"]}}, "/operator/namespaces/1"),
         ({"operator": {"namespaces": ["a" * 64]}}, "/operator/namespaces/0"),
@@ -222,7 +242,9 @@ def rolling(**given: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(wrong: dict[str, Any], said: str) -> None:
+def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(
+    wrong: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ClusterError, match=re.escape(f"at '{said}'")):
         chart.render(given=wrong)
 
@@ -241,7 +263,9 @@ def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(wrong: dict[st
 def test_a_roll_out_that_the_server_would_refuse_is_refused_with_its_name(
     given: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(ClusterError, match=re.escape(f"agent.updateStrategy.rollingUpdate: {said}")):
+    with pytest.raises(
+        ClusterError, match=re.escape(f"agent.updateStrategy.rollingUpdate: {said}")
+    ):
         chart.render(given={"agent": rolling(**given)})
 
 
@@ -259,7 +283,9 @@ def test_a_roll_out_that_the_server_would_refuse_is_refused_with_its_name(
     ids=str,
 )
 def test_any_other_roll_out_is_taken(server: ControlPlane, strategy: dict[str, Any]) -> None:
-    objects = chart.render(given={"agent": strategy}, only=["agent/daemonset.yaml", "holder/daemonset.yaml"])
+    objects = chart.render(
+        given={"agent": strategy}, only=["agent/daemonset.yaml", "holder/daemonset.yaml"]
+    )
     assert len(objects) == 2
     dry_run(server, objects)
 
@@ -296,7 +322,11 @@ def test_a_null_is_refused_with_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *(path for path, value in INNER.items() if path in OURS or not isinstance(value, dict | list)),
+        *(
+            path
+            for path, value in INNER.items()
+            if path in OURS or not isinstance(value, dict | list)
+        ),
         *LISTS,
         *((*path, name) for path in sorted(OURS) for name in scalars(INNER[path])),
     ],
@@ -306,7 +336,9 @@ def test_a_null_within_is_refused_with_its_name(path: tuple[str, ...]) -> None:
     wrong: dict[str, Any] = {path[-1]: None}
     for name in reversed(path[:-1]):
         wrong = {name: wrong}
-    with pytest.raises(ClusterError, match=f"at '/{'/'.join(path[:-1])}': missing prop.* '{path[-1]}'"):
+    with pytest.raises(
+        ClusterError, match=f"at '/{'/'.join(path[:-1])}': missing prop.* '{path[-1]}'"
+    ):
         chart.render(given=wrong)
 
 
@@ -316,7 +348,10 @@ def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> Non
         if isinstance(value, dict | list) and (name, key) not in {*OURS, *LISTS}:
             nulls.setdefault(name, {})[key] = None
     nulls["dashboards"]["enabled"] = True
-    nulls["metrics"] = {"podMonitor": {"enabled": True, "labels": None}, "prometheusRule": {"enabled": True}}
+    nulls["metrics"] = {
+        "podMonitor": {"enabled": True, "labels": None},
+        "prometheusRule": {"enabled": True},
+    }
     nulls["metrics"]["prometheusRule"]["labels"] = None
     objects = chart.render(given=nulls)
     assert "tolerations" not in pod_spec(objects, "pinwarden-agent")
@@ -325,7 +360,9 @@ def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> Non
 
 def test_a_quantity_may_be_a_number() -> None:
     objects = chart.render(given={"shared": {"memory": 268435456}, "operator": {"unknownPods": 0}})
-    assert "--shared-memory=268435456" in container(objects, "pinwarden-agent", "accountant")["args"]
+    assert (
+        "--shared-memory=268435456" in container(objects, "pinwarden-agent", "accountant")["args"]
+    )
     assert "--unknown-pods=0" in container(objects, "pinwarden-operator", "operator")["args"]
     objects = chart.render(given={"shared": {"memory": 0}, "operator": {"unknownPods": "0"}})
     assert "--shared-memory=0" in container(objects, "pinwarden-agent", "accountant")["args"]
@@ -407,7 +444,9 @@ def test_no_value_gets_out_of_its_field(server: ControlPlane) -> None:
         assert found == path
     (rule,) = (each for each in objects if each["kind"] == "PrometheusRule")
     runbooks = [
-        each["annotations"]["runbook_url"] for group in rule["spec"]["groups"] for each in group["rules"]
+        each["annotations"]["runbook_url"]
+        for group in rule["spec"]["groups"]
+        for each in group["rules"]
     ]
     assert runbooks
     assert all(each.startswith(f"{url}#pinwarden") for each in runbooks)
@@ -417,14 +456,22 @@ def test_no_value_gets_out_of_its_field(server: ControlPlane) -> None:
 
 def test_rules_are_those_of_the_file_but_for_where_runbooks_are() -> None:
     (rule,) = chart.render(
-        sets={"metrics.prometheusRule.enabled": "true", "metrics.prometheusRule.runbookURL": "RUNBOOKS"},
+        sets={
+            "metrics.prometheusRule.enabled": "true",
+            "metrics.prometheusRule.runbookURL": "RUNBOOKS",
+        },
         only=["monitoring/prometheusrule.yaml"],
     )
     assert rule["spec"] == yaml.safe_load((chart.CHART / "files" / "alerts.yaml").read_text())
 
 
 def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> None:
-    labels = {"app.kubernetes.io/instance": "mine", "app.kubernetes.io/name": "mine", "a": "", "b": "1"}
+    labels = {
+        "app.kubernetes.io/instance": "mine",
+        "app.kubernetes.io/name": "mine",
+        "a": "",
+        "b": "1",
+    }
     annotations = {"kubectl.kubernetes.io/default-container": "gate", "a": ""}
     objects = chart.render(
         given={
@@ -482,7 +529,9 @@ def test_where_the_operator_may_run_the_pods_of_hooks_may_too() -> None:
 def pods(objects: list[chart.Object]) -> dict[str, Any]:
     """What each workload makes pods of, and the Pods themselves, by name."""
     made = {
-        each["metadata"]["name"]: each["spec"]["template"] for each in objects if each["kind"] in chart.RUNS
+        each["metadata"]["name"]: each["spec"]["template"]
+        for each in objects
+        if each["kind"] in chart.RUNS
     }
     return made | {each["metadata"]["name"]: each for each in objects if each["kind"] == "Pod"}
 
@@ -515,7 +564,9 @@ def test_where_the_network_is_closed_every_pod_reaches_the_api_server_but_the_ho
 def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane) -> None:
     """API servers extend tokens of 3607 s to a year, which shows here that this is what is measured."""
     (volume,) = (
-        each for each in pod_spec(chart.render(), "pinwarden-agent")["volumes"] if each["name"] == "token"
+        each
+        for each in pod_spec(chart.render(), "pinwarden-agent")["volumes"]
+        if each["name"] == "token"
     )
     (asked,) = (
         each["serviceAccountToken"]["expirationSeconds"]
@@ -526,10 +577,19 @@ def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "agent", "namespace": chart.NAMESPACE},
-        "spec": {"serviceAccountName": "pinwarden-agent", "containers": [{"name": "agent", "image": "none"}]},
+        "spec": {
+            "serviceAccountName": "pinwarden-agent",
+            "containers": [{"name": "agent", "image": "none"}],
+        },
     }
     made = run_kubectl(
-        server.kubeconfig, "create", "-f", "-", "-o", "jsonpath={.metadata.uid}", stdin=json.dumps(pod)
+        server.kubeconfig,
+        "create",
+        "-f",
+        "-",
+        "-o",
+        "jsonpath={.metadata.uid}",
+        stdin=json.dumps(pod),
     )
     assert made.returncode == 0, made.stderr
 
@@ -543,7 +603,11 @@ def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane
                 f"--namespace={chart.NAMESPACE}",
                 f"--duration={duration}s",
             ),
-            *("--bound-object-kind=Pod", "--bound-object-name=agent", f"--bound-object-uid={made.stdout}"),
+            *(
+                "--bound-object-kind=Pod",
+                "--bound-object-name=agent",
+                f"--bound-object-uid={made.stdout}",
+            ),
         )
         assert done.returncode == 0, done.stderr
         claims = json.loads(base64.urlsafe_b64decode(done.stdout.split(".")[1] + "=="))
@@ -553,7 +617,9 @@ def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane
     assert seconds(3607) > 300 * 24 * 3600
 
 
-def test_the_quota_of_the_page_is_for_the_priority_classes_of_the_chart(server: ControlPlane) -> None:
+def test_the_quota_of_the_page_is_for_the_priority_classes_of_the_chart(
+    server: ControlPlane,
+) -> None:
     page = (ROOT / "docs" / "install.md").read_text()
     (quota,) = (
         each
@@ -576,10 +642,14 @@ def test_the_page_gives_helm_the_time_that_the_hook_may_take() -> None:
     page = (ROOT / "docs" / "install.md").read_text()
     (said,) = re.findall(r"at least twice `uninstall\.timeoutSeconds` and (\d+) s", page)
     for waiting in (usual := DEFAULTS["uninstall"]["timeoutSeconds"], 3600):
-        (job,) = chart.render(given={"uninstall": {"timeoutSeconds": waiting}}, only=["uninstall/job.yaml"])
+        (job,) = chart.render(
+            given={"uninstall": {"timeoutSeconds": waiting}}, only=["uninstall/job.yaml"]
+        )
         assert 2 * waiting + int(said) == job["spec"]["activeDeadlineSeconds"] + 60
     for name in ("install.md", "uninstall.md"):
-        assert f"--timeout {(2 * usual + int(said)) // 60}m" in (ROOT / "docs" / name).read_text(), name
+        assert (
+            f"--timeout {(2 * usual + int(said)) // 60}m" in (ROOT / "docs" / name).read_text()
+        ), name
 
 
 def test_in_another_namespace_nothing_names_the_usual_one() -> None:
@@ -590,10 +660,13 @@ def test_without_gate_and_accountant_nothing_of_them_is_left() -> None:
     objects = chart.render(sets={"gate.enabled": "false", "shared.enabled": "false"})
     (agent,) = (each for each in objects if each["kind"] == "DaemonSet")
     assert [each["name"] for each in agent["spec"]["template"]["spec"]["containers"]] == ["agent"]
-    policies = [each["metadata"]["name"] for each in objects if each["kind"].endswith("AdmissionPolicy")]
+    policies = [
+        each["metadata"]["name"] for each in objects if each["kind"].endswith("AdmissionPolicy")
+    ]
     assert policies == ["pinwarden-agent-own-node"]
     capabilities = [
-        each["securityContext"]["capabilities"] for each in agent["spec"]["template"]["spec"]["containers"]
+        each["securityContext"]["capabilities"]
+        for each in agent["spec"]["template"]["spec"]["containers"]
     ]
     assert capabilities == [{"drop": ["ALL"], "add": ["SYS_RESOURCE"]}]
 

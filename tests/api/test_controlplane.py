@@ -30,9 +30,9 @@ def second() -> Iterator[ControlPlane]:
 
 def test_is_ready_and_reports_its_version(kubectl: Kubectl) -> None:
     assert kubectl("get", "--raw", "/readyz").stdout == "ok"
-    assert json.loads(kubectl("version", "-o", "json").stdout)["serverVersion"]["gitVersion"].startswith(
-        "v1.37."
-    )
+    assert json.loads(kubectl("version", "-o", "json").stdout)["serverVersion"][
+        "gitVersion"
+    ].startswith("v1.37.")
 
 
 def test_namespace_takes_a_pod_without_service_accounts(kubectl: Kubectl, namespace: str) -> None:
@@ -40,9 +40,13 @@ def test_namespace_takes_a_pod_without_service_accounts(kubectl: Kubectl, namesp
     assert kubectl("-n", namespace, "get", "pods", "-o", "name").stdout == "pod/one\n"
 
 
-def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(control_plane: ControlPlane) -> None:
+def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(
+    control_plane: ControlPlane,
+) -> None:
     nobody = control_plane.kubeconfig_for("jane/doe", ["team:a", "team+b"])
-    who = json.loads(run_kubectl(nobody, "auth", "whoami", "-o", "json").stdout)["status"]["userInfo"]
+    who = json.loads(run_kubectl(nobody, "auth", "whoami", "-o", "json").stdout)["status"][
+        "userInfo"
+    ]
     assert who["username"] == "jane/doe"
     assert set(who["groups"]) == {"team:a", "team+b", "system:authenticated"}
     assert "Forbidden" in run_kubectl(nobody, "get", "nodes").stderr
@@ -62,7 +66,9 @@ def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
         )
     node = control_plane.kubeconfig_for("system:node:node-a", ["system:nodes"])
     assert run_kubectl(node, "annotate", "node", "node-a", "x=y").returncode == 0
-    assert "only its own Node object" in run_kubectl(node, "annotate", "node", "node-b", "x=y").stderr
+    assert (
+        "only its own Node object" in run_kubectl(node, "annotate", "node", "node-b", "x=y").stderr
+    )
     restricted = run_kubectl(node, "label", "node", "node-a", "node-restriction.kubernetes.io/x=y")
     assert "is not allowed to modify labels" in restricted.stderr
 
@@ -92,14 +98,25 @@ def test_controller_manager_finishes_the_deletion_of_a_namespace(second: Control
 @pytest.mark.parametrize("killed", [[API_SERVER], [ETCD], [ETCD, API_SERVER]])
 def test_killed_parts_come_back_with_the_same_data(second: ControlPlane, killed: list[str]) -> None:
     name = f"kept-{'-'.join(killed)}"
-    assert run_kubectl(second.kubeconfig, "create", "configmap", name, "--from-literal=a=1").returncode == 0
-    before = json.loads(run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout)
+    assert (
+        run_kubectl(second.kubeconfig, "create", "configmap", name, "--from-literal=a=1").returncode
+        == 0
+    )
+    before = json.loads(
+        run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout
+    )
     for part in killed:
         second.kill(part)
-    assert run_kubectl(second.kubeconfig, "get", "configmap", name, "--request-timeout=3s").returncode != 0
+    assert (
+        run_kubectl(second.kubeconfig, "get", "configmap", name, "--request-timeout=3s").returncode
+        != 0
+    )
     for part in killed:
         second.start(part)
-    assert json.loads(run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout) == before
+    assert (
+        json.loads(run_kubectl(second.kubeconfig, "get", "configmap", name, "-o", "json").stdout)
+        == before
+    )
 
 
 def test_unknown_or_running_part_is_refused(control_plane: ControlPlane) -> None:
@@ -111,7 +128,11 @@ def test_unknown_or_running_part_is_refused(control_plane: ControlPlane) -> None
 
 def test_everything_ends_with_the_block() -> None:
     with ControlPlane() as running:
-        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _uses(path, running.directory)]
+        pids = [
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if _uses(path, running.directory)
+        ]
         assert len(pids) == 2
         directory = running.directory
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -160,14 +181,18 @@ sys.stdin.read()
 
 
 def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    child = Child("deaf", ["sh", "-c", "trap '' TERM; echo deaf; while :; do read x; done"], tmp_path / "log")
+    child = Child(
+        "deaf", ["sh", "-c", "trap '' TERM; echo deaf; while :; do read x; done"], tmp_path / "log"
+    )
     child.start()
     eventually(child.tail, lambda tail: tail == "deaf\n")
     child.stop()
     assert not child.running
 
 
-def test_missing_go_is_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_go_is_one_line_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PINWARDEN_CACHE", str(tmp_path))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(ClusterError, match=r"\A\S+/go is missing: run `make venv`, and start .*\Z"):

@@ -41,11 +41,15 @@ def test_every_kind_that_people_write_has_an_example() -> None:
 
 @pytest.mark.parametrize("path", HOW_TO, ids=lambda path: path.stem)
 def test_a_page_tells_of_it(path: Path) -> None:
-    telling = [page.stem for page in PAGES if f"(../../examples/how-to/{path.name})" in page.read_text()]
+    telling = [
+        page.stem for page in PAGES if f"(../../examples/how-to/{path.name})" in page.read_text()
+    ]
     assert telling
 
 
-@pytest.mark.parametrize("path", [*HOW_TO, EXAMPLES / "quick-start.yaml"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*HOW_TO, EXAMPLES / "quick-start.yaml"], ids=lambda path: path.stem
+)
 def test_limits_select_the_pods_beside_them(path: Path) -> None:
     """A label that is misspelt selects nothing, and nobody would notice."""
     found = objects(path)
@@ -67,7 +71,9 @@ def test_limits_select_the_pods_beside_them(path: Path) -> None:
         )
     ]
     for one in labels:
-        matching = [selector for selector in selectors if selector and selector.items() <= one.items()]
+        matching = [
+            selector for selector in selectors if selector and selector.items() <= one.items()
+        ]
         assert 0 < len(matching) <= MAX_POD_LIMITS
 
 

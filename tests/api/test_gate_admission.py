@@ -27,8 +27,12 @@ def container(name: str, profile: dict[str, str] | None = None, **security: Any)
     return {"name": name, "image": "x", **({"securityContext": context} if context else {})}
 
 
-def pod(*containers: dict[str, Any], profile: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    security = {"securityContext": {"runAsUser": 1000, "seccompProfile": profile}} if profile else {}
+def pod(
+    *containers: dict[str, Any], profile: dict[str, str] | None = None, **spec: Any
+) -> dict[str, Any]:
+    security = (
+        {"securityContext": {"runAsUser": 1000, "seccompProfile": profile}} if profile else {}
+    )
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -42,7 +46,9 @@ def _policies(control_plane: Any) -> None:
     from .conftest import run_kubectl
 
     policies = chart.manifest(only=["gate/admission.yaml", "gate/unconfined.yaml"])
-    done = run_kubectl(control_plane.kubeconfig, "apply", "--server-side", "-f", "-", stdin=policies)
+    done = run_kubectl(
+        control_plane.kubeconfig, "apply", "--server-side", "-f", "-", stdin=policies
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -58,7 +64,9 @@ class Namespace:
         self.kubectl("label", "namespace", self.name, *labels)
 
     def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        done = self.kubectl("-n", self.name, "create", "-o", "json", "-f", "-", stdin=json.dumps(manifest))
+        done = self.kubectl(
+            "-n", self.name, "create", "-o", "json", "-f", "-", stdin=json.dumps(manifest)
+        )
         self.warnings = done.stderr
         created: dict[str, Any] = json.loads(done.stdout)
         return created
@@ -75,7 +83,9 @@ class Namespace:
         where = ("-n", self.name, "patch", "pod", name, "--subresource=ephemeralcontainers")
         done = self.kubectl(*where, "-o", "json", "-p", patch)
         self.warnings = done.stderr
-        return {each["name"]: each for each in json.loads(done.stdout)["spec"]["ephemeralContainers"]}
+        return {
+            each["name"]: each for each in json.loads(done.stdout)["spec"]["ephemeralContainers"]
+        }
 
     def profiles(self, manifest: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """That of the pod, and those that containers have of their own."""
@@ -124,10 +134,18 @@ def test_a_pod_that_says_nothing_gets_what_the_label_says(labelled: Namespace) -
 
 def test_each_container_keeps_what_it_says(labelled: Namespace) -> None:
     manifest = pod(
-        *(container("a", DEFAULT, runAsUser=7), container("b", NONE), container("c", OWN), container("d")),
+        *(
+            container("a", DEFAULT, runAsUser=7),
+            container("b", NONE),
+            container("c", OWN),
+            container("d"),
+        ),
         initContainers=[container("i", DEFAULT)],
     )
-    assert labelled.profiles(manifest) == (RUNTIME, {"i": RUNTIME, "a": RUNTIME, "b": UNCONFINED, "c": OWN})
+    assert labelled.profiles(manifest) == (
+        RUNTIME,
+        {"i": RUNTIME, "a": RUNTIME, "b": UNCONFINED, "c": OWN},
+    )
     stored = labelled.create(manifest)["spec"]["containers"]
     assert [each["name"] for each in stored] == ["a", "b", "c", "d"]
     assert stored[0]["securityContext"]["runAsUser"] == 7
@@ -135,12 +153,19 @@ def test_each_container_keeps_what_it_says(labelled: Namespace) -> None:
 
 def test_a_pod_that_is_gated_already_stays_as_it_is(labelled: Namespace) -> None:
     gated = labelled.create(pod(container("a", NONE), profile=DEFAULT))
-    again = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-"}, "spec": gated["spec"]}
+    again = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": "p-"},
+        "spec": gated["spec"],
+    }
     assert labelled.create(again)["spec"] == gated["spec"]
 
 
 def test_who_is_not_held_is_warned_about(labelled: Namespace) -> None:
-    labelled.create(pod(container("mine", OWN), container("big", privileged=True), container("held")))
+    labelled.create(
+        pod(container("mine", OWN), container("big", privileged=True), container("held"))
+    )
     assert "mine (seccompProfile: strict.json)" in labelled.warnings
     assert "big (privileged: runtimes ignore seccomp profiles)" in labelled.warnings
     assert "held" not in labelled.warnings.partition("exactly: ")[2]
@@ -156,7 +181,10 @@ def test_windows_pods_are_left_alone(labelled: Namespace) -> None:
 def test_pod_security_restricted_takes_what_it_took(labelled: Namespace) -> None:
     labelled.label("pod-security.kubernetes.io/enforce=restricted")
     until(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security sees the label")
-    assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (RUNTIME, {"main": RUNTIME})
+    assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (
+        RUNTIME,
+        {"main": RUNTIME},
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,10 +209,16 @@ def test_what_pod_security_refuses_is_refused_with_a_gate(
 
 @pytest.mark.parametrize(
     "path",
-    ["pinwarden/unconfined-v2.json", "pinwarden/./unconfined-v2.json", "pinwarden//unconfined-v2.json"],
+    [
+        "pinwarden/unconfined-v2.json",
+        "pinwarden/./unconfined-v2.json",
+        "pinwarden//unconfined-v2.json",
+    ],
 )
 def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path: str) -> None:
-    manifest = pod(container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path})
+    manifest = pod(
+        container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path}
+    )
     manifest["spec"]["securityContext"]["runAsNonRoot"] = True
     assert not plain.refusal(manifest)
     plain.label("pod-security.kubernetes.io/enforce=restricted")
@@ -211,7 +245,9 @@ def test_a_static_pods_mirror_does_not_look_gated(labelled: Namespace) -> None:
 
 def test_containers_that_are_added_to_a_pod_get_the_gate_as_well(labelled: Namespace) -> None:
     name = labelled.create(pod(profile=OWN))["metadata"]["name"]
-    first = labelled.add(name, container("a", NONE, runAsUser=7), container("b", DEFAULT), container("c"))
+    first = labelled.add(
+        name, container("a", NONE, runAsUser=7), container("b", DEFAULT), container("c")
+    )
     profiles = [each.get("securityContext", {}).get("seccompProfile") for each in first.values()]
     assert profiles == [UNCONFINED, RUNTIME, None]
     assert first["a"]["securityContext"]["runAsUser"] == 7
@@ -233,31 +269,50 @@ def test_containers_that_are_added_to_an_older_pod_get_the_gate(plain: Namespace
 
 def test_what_a_policy_adds_afterwards_gets_the_gate(labelled: Namespace, kubectl: Kubectl) -> None:
     name = f"test-{labelled.name}"
-    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    rule = {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE"],
+        "resources": ["pods"],
+    }
     match = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": labelled.name}}}
     sidecar = """Object{spec: Object.spec{containers: [Object.spec.containers{name: 'sidecar', image: 'x',
       securityContext: Object.spec.containers.securityContext{
         seccompProfile: Object.spec.containers.securityContext.seccompProfile{type: 'RuntimeDefault'}}}]}}"""
     mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": sidecar}}
-    absent = {"name": "absent", "expression": "!object.spec.containers.exists(c, c.name == 'sidecar')"}
+    absent = {
+        "name": "absent",
+        "expression": "!object.spec.containers.exists(c, c.name == 'sidecar')",
+    }
     policy = {
         "matchConstraints": {**match, "resourceRules": [rule]},
         "matchConditions": [absent],
         "reinvocationPolicy": "Never",
         "mutations": [mutation],
     }
-    kinds = {"MutatingAdmissionPolicy": policy, "MutatingAdmissionPolicyBinding": {"policyName": name}}
+    kinds = {
+        "MutatingAdmissionPolicy": policy,
+        "MutatingAdmissionPolicyBinding": {"policyName": name},
+    }
     for kind, spec in kinds.items():
-        about = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}}
+        about = {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": kind,
+            "metadata": {"name": name},
+        }
         kubectl("create", "-f", "-", stdin=json.dumps({**about, "spec": spec}))
     try:
         until(lambda: "sidecar" in labelled.profiles(pod())[1], "something is added")
         assert labelled.profiles(pod())[1] == {"sidecar": RUNTIME}
     finally:
-        kubectl("delete", f"mutatingadmissionpolicybinding/{name}", f"mutatingadmissionpolicy/{name}")
+        kubectl(
+            "delete", f"mutatingadmissionpolicybinding/{name}", f"mutatingadmissionpolicy/{name}"
+        )
 
 
-def test_system_namespaces_are_left_alone_whatever_their_label(labelled: Namespace, kubectl: Kubectl) -> None:
+def test_system_namespaces_are_left_alone_whatever_their_label(
+    labelled: Namespace, kubectl: Kubectl
+) -> None:
     system = Namespace(kubectl, "kube-system")
     system.label("pinwarden.io/gate=runtime-default")
     try:
@@ -270,10 +325,12 @@ def test_system_namespaces_are_left_alone_whatever_their_label(labelled: Namespa
 
 def test_lists_keep_their_order_and_what_they_have_twice(labelled: Namespace) -> None:
     first = [container("z", OWN), container("a", NONE), container("m")]
-    environment = [{"name": name, "value": value} for name, value in (("A", "1"), ("B", "2"), ("A", "3"))]
-    stored = labelled.create(pod(container("main", DEFAULT) | {"env": environment}, initContainers=first))[
-        "spec"
+    environment = [
+        {"name": name, "value": value} for name, value in (("A", "1"), ("B", "2"), ("A", "3"))
     ]
+    stored = labelled.create(
+        pod(container("main", DEFAULT) | {"env": environment}, initContainers=first)
+    )["spec"]
     assert [each["name"] for each in stored["initContainers"]] == ["z", "a", "m"]
     assert stored["containers"][0]["env"] == environment
 

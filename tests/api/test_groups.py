@@ -54,7 +54,8 @@ class Case:
     def judged(self, condition: str, status: str, reason: str) -> str:
         """The message of the condition, once it is as expected."""
         eventually(
-            lambda: self.cluster.condition(self.group, condition), lambda last: last == (status, reason)
+            lambda: self.cluster.condition(self.group, condition),
+            lambda last: last == (status, reason),
         )
         conditions = self.cluster.find(self.group)["status"]["conditions"]
         return str(next(each["message"] for each in conditions if each["type"] == condition))
@@ -67,7 +68,9 @@ class Case:
         self.cluster.send("DELETE", self.group)
 
     def drains(self) -> None:
-        eventually(lambda: [group["draining"] for group in self.asked()], lambda found: found == [True])
+        eventually(
+            lambda: [group["draining"] for group in self.asked()], lambda found: found == [True]
+        )
 
     def gone(self) -> None:
         eventually(lambda: self.cluster.find(self.group), lambda found: not found)
@@ -78,7 +81,9 @@ class Case:
 
     def told(self, reason: str) -> list[Json]:
         """The Events on the group with this reason."""
-        listed = self.cluster.send("GET", f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
+        listed = self.cluster.send(
+            "GET", f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events"
+        )
         return [
             item
             for item in listed["items"]
@@ -111,8 +116,16 @@ BAD: list[tuple[str, Json, str]] = [
     ("a path with .", smg(backing={"tmpfs": {"path": "/run/./a"}}), "spec.backing.tmpfs.path"),
     ("a relative path", smg(backing={"file": {"path": "run/a"}}), "spec.backing.file.path"),
     ("an empty part", smg(backing={"file": {"path": "/run//a"}}), "spec.backing.file.path"),
-    ("a slash at the end", smg(backing={"hugetlbfs": {"path": "/dev/x/"}}), "spec.backing.hugetlbfs.path"),
-    ("a name with a slash", smg(backing={"posixShm": {"name": "../x"}}), "spec.backing.posixShm.name"),
+    (
+        "a slash at the end",
+        smg(backing={"hugetlbfs": {"path": "/dev/x/"}}),
+        "spec.backing.hugetlbfs.path",
+    ),
+    (
+        "a name with a slash",
+        smg(backing={"posixShm": {"name": "../x"}}),
+        "spec.backing.posixShm.name",
+    ),
     ("IPC_PRIVATE", smg(backing={"sysvShm": {"key": 0}}), "spec.backing.sysvShm.key"),
     (
         "all segments of the node",
@@ -121,12 +134,20 @@ BAD: list[tuple[str, Json, str]] = [
     ),
     (
         "a created range of segments",
-        smg(backing={"sysvShm": {"key": "1-2", "ipcNamespace": "Host"}}, management="Create", capacity="1Mi"),
+        smg(
+            backing={"sysvShm": {"key": "1-2", "ipcNamespace": "Host"}},
+            management="Create",
+            capacity="1Mi",
+        ),
         "spec.backing",
     ),
     ("an adopted tmpfs without a path", smg(backing={"tmpfs": {}}), "spec.backing"),
     ("a created memfd", smg(management="Create", capacity="1Mi"), "spec.management"),
-    ("a created tmpfs without capacity", smg(backing={"tmpfs": {}}, management="Create"), "spec.management"),
+    (
+        "a created tmpfs without capacity",
+        smg(backing={"tmpfs": {}}, management="Create"),
+        "spec.management",
+    ),
     (
         "a created tmpfs of nothing",
         smg(backing={"tmpfs": {}}, management="Create", capacity="0"),
@@ -147,13 +168,19 @@ BAD: list[tuple[str, Json, str]] = [
     ("a fraction of a byte", smg(capacity="1500m"), "spec.capacity"),
     ("a capacity above all", smg(capacity="5Pi"), "spec.capacity"),
     ("a borrowLimit that nobody counts", smg(members=limited("1Mi")), "spec.accounting"),
-    ("a negative borrowLimit", smg(accounting="Borrow", members=limited(-1)), "spec.members[0].borrowLimit"),
+    (
+        "a negative borrowLimit",
+        smg(accounting="Borrow", members=limited(-1)),
+        "spec.members[0].borrowLimit",
+    ),
     ("a fair share of what nobody counts", smg(fairShare="Borrow"), "spec.accounting"),
     ("an unknown policy", smg(deletionPolicy="Keep"), "spec.deletionPolicy"),
 ]
 
 
-@pytest.mark.parametrize(("spec", "field"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+@pytest.mark.parametrize(
+    ("spec", "field"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
 def test_a_bad_manifest_is_refused_with_its_field(cluster: Cluster, spec: Json, field: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:
         cluster.send(
@@ -201,7 +228,9 @@ BAD_KEYS: list[Any] = [
 
 
 @pytest.mark.parametrize("key", GOOD_KEYS)
-def test_a_key_is_a_number_what_ipcs_prints_a_range_or_all(cluster: Cluster, key: int | str) -> None:
+def test_a_key_is_a_number_what_ipcs_prints_a_range_or_all(
+    cluster: Cluster, key: int | str
+) -> None:
     """https://github.com/sclorg/postgresql-container/issues/97, https://github.com/ManageIQ/manageiq-pods/pull/974."""
     assert sent(cluster, smg(backing={"sysvShm": {"key": key}}))["backing"]["sysvShm"]["key"] == key
 
@@ -238,7 +267,9 @@ def sent(cluster: Cluster, spec: Json) -> Json:
     ],
     ids=["backing", "management"],
 )
-def test_what_a_group_stands_for_cannot_be_changed(cluster: Cluster, patch: Json, field: str) -> None:
+def test_what_a_group_stands_for_cannot_be_changed(
+    cluster: Cluster, patch: Json, field: str
+) -> None:
     group = cluster.group(cluster.namespace())
     with pytest.raises(urllib.error.HTTPError) as raised:
         cluster.merge(group, {"spec": patch})
@@ -274,8 +305,16 @@ def test_what_the_nodes_report_is_summed_up(cluster: Cluster) -> None:
     case.judged("Enforced", "True", "Enforced")
     case.judged("WithinLimit", "True", "Sampled")
     status = case.status()
-    sums = {key: status[key] for key in ("chargeBytes", "orphanedBytes", "borrowedBytes", "borrowerCount")}
-    assert sums == {"chargeBytes": 12288, "orphanedBytes": 8192, "borrowedBytes": 4096, "borrowerCount": 1}
+    sums = {
+        key: status[key]
+        for key in ("chargeBytes", "orphanedBytes", "borrowedBytes", "borrowerCount")
+    }
+    assert sums == {
+        "chargeBytes": 12288,
+        "orphanedBytes": 8192,
+        "borrowedBytes": 4096,
+        "borrowerCount": 1,
+    }
     assert "deadCgroupBytes" not in status
     (borrower,) = status["borrowers"]
     assert (borrower["pod"], borrower["limitBytes"]) == (case.pod["metadata"]["name"], MIB)
@@ -461,9 +500,13 @@ def test_what_is_created_has_to_fit_in_an_allowance(cluster: Cluster) -> None:
     assert case.on_node()["capacity"] == 2 * MIB
     time.sleep(1)  # the API server tells ages in whole seconds
     second = cluster.group(case.namespace, **spec)
-    eventually(lambda: cluster.condition(second, "Accepted"), lambda last: last == ("False", "NotAllowed"))
+    eventually(
+        lambda: cluster.condition(second, "Accepted"), lambda last: last == ("False", "NotAllowed")
+    )
     case.allow("create:4Mi")
-    eventually(lambda: cluster.condition(second, "Accepted"), lambda last: last == ("True", "Accepted"))
+    eventually(
+        lambda: cluster.condition(second, "Accepted"), lambda last: last == ("True", "Accepted")
+    )
     eventually(lambda: len(case.asked()), lambda count: count == 2)
 
 

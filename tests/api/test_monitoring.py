@@ -73,24 +73,42 @@ def limits_and_groups_go_wrong(stage: Stage) -> None:
     space = {"matchLabels": {"kubernetes.io/metadata.name": stage.namespace}}
     stage.ceiling = cluster.ceiling(limit="1Gi", enforcement="Audit", namespaceSelector=space)
     memfd = {"accounting": "Borrow", "backing": {"memfd": {"name": "ring"}}}
-    ring = stage.make("SharedMemoryGroup", "ring", **memfd, members=[{"podSelector": of("borrower")}])
+    ring = stage.make(
+        "SharedMemoryGroup", "ring", **memfd, members=[{"podSelector": of("borrower")}]
+    )
     cache = {"accounting": "Borrow", "backing": {"memfd": {"name": "cache"}}, "capacity": "72Mi"}
     stage.make("SharedMemoryGroup", "cache", **cache, members=[{"podSelector": of("bare")}])
     loose = {"accounting": "Borrow", "backing": {"memfd": {"name": "loose"}}}
     stage.make(
-        "SharedMemoryGroup", "loose", **loose, members=[{"podSelector": of("bare"), "borrowLimit": "1Mi"}]
+        "SharedMemoryGroup",
+        "loose",
+        **loose,
+        members=[{"podSelector": of("bare"), "borrowLimit": "1Mi"}],
     )
-    made = {"management": "Create", "backing": {"tmpfs": {}}, "capacity": "1Gi", "deletionPolicy": "Orphan"}
+    made = {
+        "management": "Create",
+        "backing": {"tmpfs": {}},
+        "capacity": "1Gi",
+        "deletionPolicy": "Orphan",
+    }
     stage.make("SharedMemoryGroup", "roomy", **made, members=[{"podSelector": of("bare")}])
     pins = {"backing": {"memfd": {"name": "pins"}}, "accounting": "Borrow"}
-    stage.make("SharedMemoryGroup", "pins", **pins, members=[{"podSelector": of("bare"), "pinLimit": "1Mi"}])
+    stage.make(
+        "SharedMemoryGroup",
+        "pins",
+        **pins,
+        members=[{"podSelector": of("bare"), "pinLimit": "1Mi"}],
+    )
     far = {"backing": {"memfd": {"name": "far"}}, "members": [{"podSelector": of("plain")}]}
     stage.make("SharedMemoryGroup", "far", **far)
     a_third_node_reports(stage)
     eventually(
-        lambda: {cluster.condition(path, "Applied")[0] for path in tiny}, lambda found: found == {"True"}
+        lambda: {cluster.condition(path, "Applied")[0] for path in tiny},
+        lambda found: found == {"True"},
     )
-    counted = f'pinwarden_operator_limit_overshoots_total{{resource_namespace="{stage.namespace}"}} == 0'
+    counted = (
+        f'pinwarden_operator_limit_overshoots_total{{resource_namespace="{stage.namespace}"}} == 0'
+    )
     eventually(lambda: len(stage.prometheus.query(counted)), lambda count: count >= len(tiny))
     assert [tell(each, "lock 65536") for each in plain] == [0, 0]
     assert tell(exact, "lock 524288") == 0
@@ -99,7 +117,9 @@ def limits_and_groups_go_wrong(stage: Stage) -> None:
     assert tell(bare, f"share loose {2 * MIB}") == 0
     held = f"/proc/{bare.pid}/fd/{tell(bare, f'hold cache {70 * MIB}')}"
     eventually(lambda: tell(stranger, f"map {held} {MIB}"), lambda error: error == errno.EACCES)
-    eventually(lambda: cluster.find(ring)["status"].get("borrowedBytes"), lambda bytes: bytes == 4 * MIB)
+    eventually(
+        lambda: cluster.find(ring)["status"].get("borrowedBytes"), lambda bytes: bytes == 4 * MIB
+    )
     stage.delete(ring)
     stage.until_fired(
         *(
@@ -155,13 +175,20 @@ def nodes_go_wrong(stage: Stage) -> None:
     cluster = stage.cluster
     stage.gated.gate.send_signal(signal.SIGSTOP)
     stage.plain.agent.signal(signal.SIGSTOP)
-    cluster.merge(f"{PINWARDEN}/namespaces/{stage.namespace}/pinlimits/tiny-00", {"spec": {"limit": "8Ki"}})
+    cluster.merge(
+        f"{PINWARDEN}/namespaces/{stage.namespace}/pinlimits/tiny-00", {"spec": {"limit": "8Ki"}}
+    )
     role = cluster.find(ROLE)
     fewer = [each for each in role["rules"] if "clusterpinlimits/status" not in each["resources"]]
     own = {"apiGroups": ["pinwarden.io"], "resources": ["pinlimits/status"], "verbs": ["patch"]}
     cluster.merge(ROLE, {"rules": [*fewer, own]})
     stage.until_fired(
-        *("PinwardenGateSilent", "PinwardenAgentSilent", "PinwardenLimitNotApplied", "PinwardenWritesFail"),
+        *(
+            "PinwardenGateSilent",
+            "PinwardenAgentSilent",
+            "PinwardenLimitNotApplied",
+            "PinwardenWritesFail",
+        ),
         since=began,
         seconds=60,
     )
@@ -196,7 +223,10 @@ def the_operator_goes_wrong(stage: Stage) -> None:
         stage.start_operator()
     eventually(lambda: stage.prometheus.query("sum(pinwarden_operator_synced) == 2"), bool, 60)
     stage.until_quiet(
-        "PinwardenOperatorDown", "PinwardenOperatorNoLeader", "PinwardenOperatorNotSynced", seconds=30
+        "PinwardenOperatorDown",
+        "PinwardenOperatorNoLeader",
+        "PinwardenOperatorNotSynced",
+        seconds=30,
     )
     crd = stage.cluster.find(CRD)
     newer = stage.cluster.find(CRD)["spec"]["versions"]

@@ -73,7 +73,10 @@ def group_figures(figure: str, bad: int, well: int) -> Case:
     capacity = {f"{OPERATOR}_group_capacity_bytes{{{GROUP}}}": "1000x120"}
     other = f'{OPERATOR}_group_{figure}{{resource_namespace="team-a",group="other"}}'
     of_other = f'{OPERATOR}_group_%s{{resource_namespace="team-a",group="other"%s}}'
-    filled = {of_other % ("info", ',prefault="true"'): "1x120", of_other % ("capacity_bytes", ""): "1000x120"}
+    filled = {
+        of_other % ("info", ',prefault="true"'): "1x120",
+        of_other % ("capacity_bytes", ""): "1000x120",
+    }
     adopted = {f'{OPERATOR}_group_info{{{GROUP},prefault="false"}}': "1x120"}
     return Case(
         {series: f"{bad}x120", **capacity, **adopted},
@@ -96,16 +99,29 @@ DENIALS = f"{OPERATOR}_limit_denials_total{{{LIMIT}}}"
 CASES: Mapping[str, Case] = {
     "PinwardenOperatorDown": Case({UP: "0x120"}, {UP: "1x120"}),
     "PinwardenOperatorNoLeader": Case(
-        {f'{OPERATOR}_leader{{instance="a"}}': "0x120", f'{OPERATOR}_leader{{instance="b"}}': "0x120"},
-        {f'{OPERATOR}_leader{{instance="a"}}': "0x120", f'{OPERATOR}_leader{{instance="b"}}': "1x120"},
+        {
+            f'{OPERATOR}_leader{{instance="a"}}': "0x120",
+            f'{OPERATOR}_leader{{instance="b"}}': "0x120",
+        },
+        {
+            f'{OPERATOR}_leader{{instance="a"}}': "0x120",
+            f'{OPERATOR}_leader{{instance="b"}}': "1x120",
+        },
     ),
     "PinwardenOperatorNotSynced": Case(
-        {f'{OPERATOR}_synced{{instance="a"}}': "1x120", f'{OPERATOR}_synced{{instance="b"}}': "0x120"},
+        {
+            f'{OPERATOR}_synced{{instance="a"}}': "1x120",
+            f'{OPERATOR}_synced{{instance="b"}}': "0x120",
+        },
         {f'{OPERATOR}_synced{{instance="a"}}': "1x120"},
     ),
     "PinwardenWritesFail": Case(
         {WRITES % "refused": "0+6x120"},
-        {WRITES % "written": "0+600x120", WRITES % "conflict": "0+60x120", WRITES % "server": "0x60 1x60"},
+        {
+            WRITES % "written": "0+600x120",
+            WRITES % "conflict": "0+60x120",
+            WRITES % "server": "0x60 1x60",
+        },
         {"kind": "status", "result": "refused"},
     ),
     "PinwardenApplySlow": Case(
@@ -113,7 +129,10 @@ CASES: Mapping[str, Case] = {
         {BUCKET % "10.0": "0+95x120", BUCKET % "30.0": "0+100x120", BUCKET % "+Inf": "0+100x120"},
     ),
     "PinwardenObjectsUnreadable": Case(
-        {UNREADABLE: "7x10 0x110", FAILING: "0x10 1x110"},  # the object is read now, and a loop fails on it
+        {
+            UNREADABLE: "7x10 0x110",
+            FAILING: "0x10 1x110",
+        },  # the object is read now, and a loop fails on it
         {UNREADABLE: "0x120", FAILING: "0x120"},
         {"resource": "limits"},
     ),
@@ -121,11 +140,15 @@ CASES: Mapping[str, Case] = {
     "PinwardenAgentFailing": Case(
         {FAILURES: "0+6x120"}, {FAILURES: "0+1x120"}, {"node": "n1", "operation": "watch"}
     ),
-    "PinwardenSpecNotTaken": Case({AGENT_PROBLEM: "1x120"}, {AGENT_PROBLEM: "0x120", NOT_TAKEN: "0x120"}),
+    "PinwardenSpecNotTaken": Case(
+        {AGENT_PROBLEM: "1x120"}, {AGENT_PROBLEM: "0x120", NOT_TAKEN: "0x120"}
+    ),
     "PinwardenReportTruncated": problem("Truncated"),
     "PinwardenNodeObserveOnly": problem("ObserveOnly"),
     "PinwardenGateSilent": Case(
-        {HEARD % "gate": "0x120"}, {HEARD % "gate": "0+60x120", HEARD % "accountant": "0x120"}, {"node": "n1"}
+        {HEARD % "gate": "0x120"},
+        {HEARD % "gate": "0+60x120", HEARD % "accountant": "0x120"},
+        {"node": "n1"},
     ),
     "PinwardenGateLost": problem("GateLost"),
     "PinwardenAccountantSilent": problem("AccountantSilent"),

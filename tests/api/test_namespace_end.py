@@ -31,7 +31,9 @@ def cluster() -> Iterator[Cluster]:
 
 def _wait_for_service_account(cluster: Cluster, namespace: str) -> None:
     """Pods cannot be made before."""
-    eventually(lambda: cluster.find(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"), bool)
+    eventually(
+        lambda: cluster.find(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"), bool
+    )
 
 
 class Doomed:
@@ -51,14 +53,17 @@ class Doomed:
         cluster.report_groups(self.node, charge=4096)
         eventually(lambda: cluster.find(self.group)["metadata"].get("finalizers"), bool)
         eventually(
-            lambda: cluster.find(self.group).get("status", {}).get("chargeBytes"), lambda it: it == 4096
+            lambda: cluster.find(self.group).get("status", {}).get("chargeBytes"),
+            lambda it: it == 4096,
         )
 
     def delete(self) -> None:
         """Delete the namespace, and end its pod as the kubelet does."""
         self.cluster.send("DELETE", self.path)
         pod = f"{self.path}/pods/{self.pod}"
-        eventually(lambda: self.cluster.find(pod).get("metadata", {"deletionTimestamp": 1}), _is_ending)
+        eventually(
+            lambda: self.cluster.find(pod).get("metadata", {"deletionTimestamp": 1}), _is_ending
+        )
         if self.cluster.find(pod):
             self.cluster.send("DELETE", f"{pod}?gracePeriodSeconds=0")
         eventually(lambda: self.cluster.find(self.group)["metadata"], _is_ending)
@@ -66,7 +71,10 @@ class Doomed:
     def release(self) -> None:
         """Report that the group is released, as the node's agent does once nobody uses it."""
         eventually(
-            lambda: [group["draining"] for group in self.cluster.config(self.node)["spec"]["groups"]], all
+            lambda: [
+                group["draining"] for group in self.cluster.config(self.node)["spec"]["groups"]
+            ],
+            all,
         )
         self.cluster.report_groups(self.node, "Released")
 
@@ -115,7 +123,8 @@ def _finalizers_remain(cluster: Cluster, path: str) -> bool:
     """Whether the namespace controller looked, and only finalizers keep the namespace."""
     conditions = cluster.find(path)["status"].get("conditions", [])
     return any(
-        each["type"] == "NamespaceFinalizersRemaining" and each["status"] == "True" for each in conditions
+        each["type"] == "NamespaceFinalizersRemaining" and each["status"] == "True"
+        for each in conditions
     )
 
 
@@ -131,7 +140,9 @@ def _told_of(cluster: Cluster, node: str) -> list[Json]:
 
 
 @pytest.mark.rule("M10")
-def test_without_an_operator_the_documented_patch_ends_a_namespace(cluster: Cluster, tmp_path: Path) -> None:
+def test_without_an_operator_the_documented_patch_ends_a_namespace(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     with Operator(cluster, tmp_path) as operator:
         operator.ready().leads()
         doomed = Doomed(cluster)
@@ -139,5 +150,7 @@ def test_without_an_operator_the_documented_patch_ends_a_namespace(cluster: Clus
     doomed.delete()
     name = doomed.group.rpartition("/")[2]
     patch = '{"metadata":{"finalizers":null}}'
-    cluster.kubectl("-n", doomed.name, "patch", "sharedmemorygroup", name, "--type=merge", "-p", patch)
+    cluster.kubectl(
+        "-n", doomed.name, "patch", "sharedmemorygroup", name, "--type=merge", "-p", patch
+    )
     doomed.gone()

@@ -37,18 +37,23 @@ class Case:
         path = self.cluster.agent(self.node)
         uid = self.cluster.find(path)["metadata"]["uid"]
         eventually(
-            lambda: [pod["uid"] for pod in self.cluster.config(self.node).get("spec", {}).get("pods", [])],
+            lambda: [
+                pod["uid"] for pod in self.cluster.config(self.node).get("spec", {}).get("pods", [])
+            ],
             lambda listed: uid in listed,
         )
         return path
 
     def held(self, expected: dict[str, int]) -> None:
         """Wait until the node is asked to hold exactly these limits for the pod."""
-        eventually(lambda: self.cluster.held(self.node).get(self.uid), lambda limits: limits == expected)
+        eventually(
+            lambda: self.cluster.held(self.node).get(self.uid), lambda limits: limits == expected
+        )
 
     def judged(self, condition: str, status: str, reason: str) -> None:
         eventually(
-            lambda: self.cluster.condition(self.limit, condition), lambda last: last == (status, reason)
+            lambda: self.cluster.condition(self.limit, condition),
+            lambda last: last == (status, reason),
         )
 
 
@@ -69,7 +74,9 @@ def test_a_node_is_asked_to_hold_what_its_pods_limits_say(cluster: Cluster, case
     assert "annotations" not in cluster.find(case.limit)["metadata"]
 
 
-def test_a_static_pod_is_known_by_the_hash_of_its_configuration(cluster: Cluster, case: Case) -> None:
+def test_a_static_pod_is_known_by_the_hash_of_its_configuration(
+    cluster: Cluster, case: Case
+) -> None:
     hashed = "0123456789abcdef0123456789abcdef"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
     own = mirror["metadata"]["uid"]
@@ -84,7 +91,9 @@ def test_a_static_pod_is_known_by_the_hash_of_its_configuration(cluster: Cluster
         pytest.param({"metadata": {"ownerReferences": []}}, id="no owner"),
     ],
 )
-def test_what_a_hand_changes_is_put_back(cluster: Cluster, case: Case, patch: dict[str, Any]) -> None:
+def test_what_a_hand_changes_is_put_back(
+    cluster: Cluster, case: Case, patch: dict[str, Any]
+) -> None:
     before = cluster.config(case.node)
     cluster.merge(config_path(case.node), patch)
 
@@ -99,12 +108,17 @@ def test_what_a_hand_changes_is_put_back(cluster: Cluster, case: Case, patch: di
 def test_a_deleted_object_is_made_again(cluster: Cluster, case: Case) -> None:
     old = cluster.config(case.node)["metadata"]["uid"]
     cluster.send("DELETE", config_path(case.node))
-    eventually(lambda: cluster.config(case.node).get("metadata", {}).get("uid", old), lambda uid: uid != old)
+    eventually(
+        lambda: cluster.config(case.node).get("metadata", {}).get("uid", old),
+        lambda uid: uid != old,
+    )
     case.held({case.name: MIB})
 
 
 @pytest.mark.rule("P12")
-def test_an_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(cluster: Cluster, case: Case) -> None:
+def test_an_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(
+    cluster: Cluster, case: Case
+) -> None:
     cluster.merge(case.limit, {"spec": {"limit": "2Mi"}})
     case.held({case.name: 2 * MIB})
     cluster.send("DELETE", case.limit)
@@ -133,7 +147,9 @@ def test_labels_of_namespaces_and_nodes_decide_for_a_ceiling(cluster: Cluster, c
 
 
 @pytest.mark.rule("H1")
-def test_applied_follows_the_acknowledgement_of_this_very_spec(cluster: Cluster, case: Case) -> None:
+def test_applied_follows_the_acknowledgement_of_this_very_spec(
+    cluster: Cluster, case: Case
+) -> None:
     case.agent()
     case.judged("Applied", "False", "Pending")
     case.held({case.name: MIB})
@@ -262,7 +278,9 @@ def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Cas
     assert 'process "a??b"' in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
 
 
-def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(cluster: Cluster, case: Case) -> None:
+def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(
+    cluster: Cluster, case: Case
+) -> None:
     hashed = f"{uuid.uuid4().hex}"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
     eventually(lambda: cluster.held(case.node), lambda pods: hashed in pods)
@@ -300,7 +318,9 @@ def test_refusals_are_summed_up_by_limit_and_absent_where_they_cannot_be_seen(
 
     cluster.acknowledge(case.node)
     cluster.acknowledge(node)
-    eventually(lambda: cluster.find(other).get("status", {}).get("pinnedBytes"), lambda sum: sum == 8192)
+    eventually(
+        lambda: cluster.find(other).get("status", {}).get("pinnedBytes"), lambda sum: sum == 8192
+    )
     assert (denials(case.limit), denials(other)) == ("absent", "absent")
     mine = limit_uid(case)
     counts = [{"uid": mine, "count": 3}, {"uid": theirs, "count": 1}]
@@ -323,9 +343,13 @@ def test_deny_is_enforced_when_every_pod_is_reported_at_it_and_else_names_who_is
         started = {"name": "main", "containerID": "containerd://id", "image": "main", "imageID": ""}
         state = {"ready": True, "restartCount": 0, "state": {"running": {}}}
         path = f"/api/v1/namespaces/{case.namespace}/pods/{name}/status"
-        cluster.merge(path, {"status": {"phase": "Running", "containerStatuses": [started | state]}})
+        cluster.merge(
+            path, {"status": {"phase": "Running", "containerStatuses": [started | state]}}
+        )
     case.agent()
-    eventually(lambda: cluster.held(case.node), lambda pods: {case.uid, second["uid"]} <= pods.keys())
+    eventually(
+        lambda: cluster.held(case.node), lambda pods: {case.uid, second["uid"]} <= pods.keys()
+    )
     deny = dict.fromkeys((case.uid, second["uid"]), "Deny")
     cluster.acknowledge(case.node, levels=deny)
     case.judged("Enforced", "True", "Enforced")

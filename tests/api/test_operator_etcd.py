@@ -22,10 +22,16 @@ def test_it_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_path: 
         eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: MIB})
         cluster.merge(path, {"spec": {"limit": "2Mi"}})
         cluster.server.kill(ETCD)
-        eventually(lambda: [line for line in operator.log if "trying again" in line["message"]], bool)
+        eventually(
+            lambda: [line for line in operator.log if "trying again" in line["message"]], bool
+        )
         cluster.server.start(ETCD)
-        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: 2 * MIB}, BACK_SECONDS)
+        eventually(
+            lambda: cluster.held(node).get(uid), lambda held: held == {name: 2 * MIB}, BACK_SECONDS
+        )
         cluster.merge(path, {"spec": {"limit": "3Mi"}})
-        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: 3 * MIB}, BACK_SECONDS)
+        eventually(
+            lambda: cluster.held(node).get(uid), lambda held: held == {name: 3 * MIB}, BACK_SECONDS
+        )
         assert operator.process.poll() is None
         assert operator.terminate() == 0

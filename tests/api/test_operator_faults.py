@@ -16,20 +16,28 @@ MIB = 1 << 20
 
 
 @pytest.mark.rule("H3")
-def test_it_is_consistent_within_15_seconds_of_the_api_server(cluster: Cluster, tmp_path: Path) -> None:
+def test_it_is_consistent_within_15_seconds_of_the_api_server(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     namespace, node = cluster.namespace(), cluster.node()
     uid = cluster.pod(namespace, node)["metadata"]["uid"]
     kept, gone = cluster.limit(namespace), cluster.limit(namespace)
     names = [path.rpartition("/")[2] for path in (kept, gone)]
     with Operator(cluster, tmp_path) as operator:
-        eventually(lambda: cluster.held(node).get(uid), lambda held: held == dict.fromkeys(names, MIB))
-        operator.process.send_signal(signal.SIGSTOP)  # so that it sees none of what changes before the crash
+        eventually(
+            lambda: cluster.held(node).get(uid), lambda held: held == dict.fromkeys(names, MIB)
+        )
+        operator.process.send_signal(
+            signal.SIGSTOP
+        )  # so that it sees none of what changes before the crash
         cluster.merge(kept, {"spec": {"limit": "2Mi"}})
         cluster.send("DELETE", gone)
         new = cluster.pod(namespace, node)["metadata"]["uid"]
         cluster.server.kill(API_SERVER)
         operator.process.send_signal(signal.SIGCONT)
-        eventually(lambda: [line for line in operator.log if "trying again" in line["message"]], bool)
+        eventually(
+            lambda: [line for line in operator.log if "trying again" in line["message"]], bool
+        )
         cluster.server.start(API_SERVER)
         expected = {uid: {names[0]: 2 * MIB}, new: {names[0]: 2 * MIB}}
         eventually(lambda: cluster.held(node), lambda held: held == expected, BACK_SECONDS)
@@ -47,7 +55,8 @@ def test_nothing_is_written_before_every_cache_is_full(cluster: Cluster, tmp_pat
     role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/pinwarden-operator"
     rules = cluster.find(role)["rules"]
     without = [
-        {**rule, "resources": [each for each in rule["resources"] if each != "pods"]} for rule in rules
+        {**rule, "resources": [each for each in rule["resources"] if each != "pods"]}
+        for rule in rules
     ]
     uid = cluster.pod(namespace, node)["metadata"]["uid"]
     cluster.merge(role, {"rules": without})
@@ -55,7 +64,9 @@ def test_nothing_is_written_before_every_cache_is_full(cluster: Cluster, tmp_pat
         with Operator(cluster, tmp_path) as operator:
             eventually(
                 lambda: [
-                    line for line in operator.log if "pods" in line["message"] and "403" in line["message"]
+                    line
+                    for line in operator.log
+                    if "pods" in line["message"] and "403" in line["message"]
                 ],
                 bool,
             )

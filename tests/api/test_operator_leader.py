@@ -7,13 +7,20 @@ from ..waiting import eventually, exit_status
 from .operators import BACK_SECONDS, Cluster, Operator
 
 
-def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     """A leader that was stopped for longer than its Lease lasts writes nothing when it goes on."""
-    with Operator(cluster, tmp_path).leads() as first, Operator(cluster, tmp_path).ready() as second:
+    with (
+        Operator(cluster, tmp_path).leads() as first,
+        Operator(cluster, tmp_path).ready() as second,
+    ):
         assert second.metric("pinwarden_operator_leader") == 0.0
         first.process.send_signal(signal.SIGSTOP)
         eventually(
-            lambda: second.metric("pinwarden_operator_leader"), lambda value: value == 1.0, BACK_SECONDS
+            lambda: second.metric("pinwarden_operator_leader"),
+            lambda value: value == 1.0,
+            BACK_SECONDS,
         )
         holder = cluster.holder()
         second.process.kill()

@@ -43,7 +43,11 @@ class Shell:
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-c", command], env=self.environment, capture_output=True, text=True, check=False
+            ["bash", "-c", command],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def __call__(self, command: str) -> str:
@@ -68,7 +72,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bin")
     for name, module in (("kubectl-pinwarden", "main"), ("kubectl_complete-pinwarden", "complete")):
         script = folder / name
-        script.write_text(f"#!{sys.executable}\nfrom pinwarden.plugin.{module} import main\nmain()\n")
+        script.write_text(
+            f"#!{sys.executable}\nfrom pinwarden.plugin.{module} import main\nmain()\n"
+        )
         script.chmod(0o755)
     (folder / "kubectl").symlink_to(binary("kubectl"))
     return folder
@@ -82,7 +88,11 @@ def shell(cluster: Cluster, programs: Path) -> Shell:
 def environment(programs: Path, kubeconfig: Path) -> dict[str, str]:
     path = f"{programs}:{os.environ['PATH']}"
     unset = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
-    return unset | {"PATH": path, "PYTHONPATH": str(ROOT / "operator"), "KUBECONFIG": str(kubeconfig)}
+    return unset | {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT / "operator"),
+        "KUBECONFIG": str(kubeconfig),
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +140,9 @@ class Case:
     def limit(self, **spec: Any) -> str:
         """A limit over the pod's label, which the operator has written for the node; returns its name."""
         selector = {"matchLabels": {"app": "db"}}
-        path = self.cluster.limit(self.namespace, **{"limit": "64Mi", "podSelector": selector, **spec})
+        path = self.cluster.limit(
+            self.namespace, **{"limit": "64Mi", "podSelector": selector, **spec}
+        )
         name = path.rpartition("/")[2]
         eventually(self.held, lambda held: name in held)
         return name
@@ -146,13 +158,17 @@ class Case:
         path = f"{PINWARDEN}/namespaces/{self.namespace}/pinlimits/{limit}"
         return str(self.cluster.find(path)["metadata"]["uid"])
 
-    def report(self, pinned: int, level: str = "Converge", reason: str = "RlimitGate", **more: Any) -> None:
+    def report(
+        self, pinned: int, level: str = "Converge", reason: str = "RlimitGate", **more: Any
+    ) -> None:
         """Report as the agent would: all taken, and the pod's use."""
         use = {"uid": self.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 2}
         status = more.pop("status", {})
         now = datetime.now(UTC).isoformat()
         self.cluster.acknowledge(
-            self.node, sampledAt=now, **{"pods": [use | {"level": level, "reason": reason} | more], **status}
+            self.node,
+            sampledAt=now,
+            **{"pods": [use | {"level": level, "reason": reason} | more], **status},
         )
 
     def explain(self) -> dict[str, Any]:
@@ -206,7 +222,9 @@ def test_a_refusal_by_the_gate_is_explained_and_raising_the_limit_ends_it(case: 
     report()
     command = case.explained("RefusedByGate")
     text = case.shell(f"kubectl pinwarden explain {case.name} -n {case.namespace}")
-    assert f"The gate refused 2 calls for PinLimit {case.namespace}/{name} (64Mi)" in " ".join(text.split())
+    assert f"The gate refused 2 calls for PinLimit {case.namespace}/{name} (64Mi)" in " ".join(
+        text.split()
+    )
     assert command in text
     assert "\033" not in text
     case.done(command)
@@ -238,7 +256,10 @@ def test_a_pod_at_its_limit_under_rlimit(case: Case) -> None:
     case.report(63 * MIB)
     command = case.explained("LikelyRefusedByKernel")
     case.done(command)
-    eventually(lambda: case.cluster.held(case.node)[case.uid].values(), lambda held: list(held) == [80 * MIB])
+    eventually(
+        lambda: case.cluster.held(case.node)[case.uid].values(),
+        lambda held: list(held) == [80 * MIB],
+    )
     case.report(63 * MIB)
     case.explained("HeldByRlimit")
 
@@ -362,7 +383,10 @@ def test_no_limit_matches_until_the_pod_has_the_label(case: Case) -> None:
 
 def test_no_limit_matches_until_a_mistaken_selector_is_corrected(case: Case) -> None:
     path = case.cluster.limit(case.namespace, podSelector={"matchLabels": {"app": "bd"}})
-    eventually(lambda: case.cluster.find(path).get("status", {}).get("matchedPods"), lambda count: count == 0)
+    eventually(
+        lambda: case.cluster.find(path).get("status", {}).get("matchedPods"),
+        lambda count: count == 0,
+    )
     command = case.explained("NoLimitMatches")
     assert " patch pinlimit " in command
     case.done(command)
@@ -437,18 +461,28 @@ def test_top_sorts_by_what_is_pinned_and_tells_what_is_not_known(case: Case) -> 
     ]
     assert {each["LIMIT"] for each in found} == {"64Mi"}
     wide = rows(case.shell(f"kubectl pinwarden top -n {case.namespace} -o wide"))
-    assert (wide[0]["VMLCK"], wide[0]["VMPIN"], wide[0]["REASON"]) == ("3Mi", "512Ki", "SeccompGate")
-    by_source = case.shell(f"kubectl pinwarden top -n {case.namespace} --by source --no-headers").splitlines()
+    assert (wide[0]["VMLCK"], wide[0]["VMPIN"], wide[0]["REASON"]) == (
+        "3Mi",
+        "512Ki",
+        "SeccompGate",
+    )
+    by_source = case.shell(
+        f"kubectl pinwarden top -n {case.namespace} --by source --no-headers"
+    ).splitlines()
     assert by_source[0].split()[2:5] == ["VmLck", "Mlock,MemfdSecret,Vfio", "3Mi"]
     everywhere = rows(case.shell("kubectl pinwarden top -A -l app=db"))
-    assert (case.namespace, mirror["name"]) in [(each["NAMESPACE"], each["POD"]) for each in everywhere]
+    assert (case.namespace, mirror["name"]) in [
+        (each["NAMESPACE"], each["POD"]) for each in everywhere
+    ]
     raw = json.loads(case.shell(f"kubectl pinwarden top -n {case.namespace} -o json"))["items"]
     assert [each.get("total") for each in raw] == [7 * MIB // 2, 5 * MIB // 2, 3 * MIB // 2, None]
     case.cluster.set_ready(case.agent, False)
     silent = rows(case.shell(f"kubectl pinwarden top -n {case.namespace}"))[0]
     assert (silent["PINNED"], silent["LEVEL"]) == ("3.5Mi", "<unknown>")
     case.cluster.set_ready(case.agent, True)
-    case.cluster.acknowledge(case.node, pods=uses, sampledAt=(now - timedelta(minutes=17)).isoformat())
+    case.cluster.acknowledge(
+        case.node, pods=uses, sampledAt=(now - timedelta(minutes=17)).isoformat()
+    )
     stale = rows(case.shell(f"kubectl pinwarden top -n {case.namespace}"))[0]
     assert (stale["AGE"], stale["LEVEL"]) == ("17m (stale)", "<unknown>")
 
@@ -467,16 +501,26 @@ def test_top_shared_has_groups_borrows_and_the_fair_view(case: Case) -> None:
     name = f"{case.namespace}/{path.rpartition('/')[2]}"
     uid = case.cluster.find(path)["metadata"]["uid"]
     eventually(
-        lambda: [each["uid"] for each in case.cluster.config(case.node).get("spec", {}).get("groups", [])],
+        lambda: [
+            each["uid"] for each in case.cluster.config(case.node).get("spec", {}).get("groups", [])
+        ],
         lambda uids: uid in uids,
     )
-    pair = {"pod": case.uid, "member": True, "borrowed": MIB, "mapped": 2 * MIB, "level": "Converge"}
+    pair = {
+        "pod": case.uid,
+        "member": True,
+        "borrowed": MIB,
+        "mapped": 2 * MIB,
+        "level": "Converge",
+    }
     now = datetime.now(UTC).isoformat()
     case.cluster.report_groups(
         case.node, charge=4 * MIB, orphaned=MIB, borrowers=[{**pair, "denials": 1}], sampledAt=now
     )
     view = {"pod": case.uid, "current": 9 * MIB, "anonymous": 5 * MIB, "shared": MIB}
-    case.cluster.merge(f"{config_path(case.node)}/status", {"status": {"fairView": [view], "sampledAt": now}})
+    case.cluster.merge(
+        f"{config_path(case.node)}/status", {"status": {"fairView": [view], "sampledAt": now}}
+    )
     groups, borrows, fair = map(
         rows, case.shell(f"kubectl pinwarden top --shared -n {case.namespace}").split("\n\n")
     )
@@ -484,15 +528,18 @@ def test_top_shared_has_groups_borrows_and_the_fair_view(case: Case) -> None:
         (name, "4Mi", "1Mi", "-")
     ]
     assert [
-        (each["POD"], each["BORROWED"], each["MAPPED"], each["LIMIT"], each["DENIALS"]) for each in borrows
+        (each["POD"], each["BORROWED"], each["MAPPED"], each["LIMIT"], each["DENIALS"])
+        for each in borrows
     ] == [(f"{case.namespace}/{case.name}", "1Mi", "2Mi", "8Mi", "1")]
     assert borrows[0]["AGE"].endswith("s")
-    assert [(each["FAIR"], each["ANONYMOUS"], each["SHARED"], each["CURRENT"]) for each in fair] == [
-        ("6Mi", "5Mi", "1Mi", "9Mi")
-    ]
+    assert [
+        (each["FAIR"], each["ANONYMOUS"], each["SHARED"], each["CURRENT"]) for each in fair
+    ] == [("6Mi", "5Mi", "1Mi", "9Mi")]
     old = (datetime.now(UTC) - timedelta(minutes=17)).isoformat()
     case.cluster.report_groups(case.node, charge=4 * MIB, borrowers=[pair], sampledAt=old)
-    parts = map(rows, case.shell(f"kubectl pinwarden top --shared -n {case.namespace}").split("\n\n"))
+    parts = map(
+        rows, case.shell(f"kubectl pinwarden top --shared -n {case.namespace}").split("\n\n")
+    )
     assert [part[0]["AGE"] for part in parts] == ["17m (stale)"] * 3
 
 
@@ -526,7 +573,9 @@ def test_probe_shows_levels_and_names_nodes_without_a_report(case: Case) -> None
         assert why in strict.stderr
 
 
-def test_recommend_goes_from_an_audit_limit_to_one_that_the_observed_use_fits_in(case: Case) -> None:
+def test_recommend_goes_from_an_audit_limit_to_one_that_the_observed_use_fits_in(
+    case: Case,
+) -> None:
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
     (row,) = rows(case.shell(recommend))
     assert (row["WORKLOAD"], row["PODS"], row["OBSERVED"], row["PEAK"]) == (
@@ -551,13 +600,22 @@ def test_recommend_goes_from_an_audit_limit_to_one_that_the_observed_use_fits_in
         assert (spec["enforcement"], spec["limit"]) == ("Enforce", "60Mi")
     status = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
     eventually(
-        lambda: case.cluster.find(status).get("status", {}).get("recommendation"), lambda told: told == "60Mi"
+        lambda: case.cluster.find(status).get("status", {}).get("recommendation"),
+        lambda told: told == "60Mi",
     )
     for target in (f"{case.namespace}/db", f"pinlimit/db -n {case.namespace}"):
         (row,) = rows(case.shell(f"kubectl pinwarden recommend {target}"))
-        assert (row["WORKLOAD"], row["CURRENT"], row["RECOMMENDED"]) == ("pinlimit/db", "db 60Mi", "60Mi")
-    assert "there is no pod" in case.shell.fails(f"kubectl pinwarden recommend gone -n {case.namespace}")
-    assert "there is no PinLimit" in case.shell.fails(f"kubectl pinwarden recommend {case.namespace}/gone")
+        assert (row["WORKLOAD"], row["CURRENT"], row["RECOMMENDED"]) == (
+            "pinlimit/db",
+            "db 60Mi",
+            "60Mi",
+        )
+    assert "there is no pod" in case.shell.fails(
+        f"kubectl pinwarden recommend gone -n {case.namespace}"
+    )
+    assert "there is no PinLimit" in case.shell.fails(
+        f"kubectl pinwarden recommend {case.namespace}/gone"
+    )
 
 
 def deployment(case: Case, labels: Mapping[str, str]) -> None:
@@ -573,12 +631,18 @@ def deployment(case: Case, labels: Mapping[str, str]) -> None:
     case.cluster.send("POST", path, {"metadata": {"name": "db"}, "spec": spec})
 
 
-def test_a_recommended_limit_selects_the_pods_of_the_next_release(cluster: Cluster, shell: Shell) -> None:
+def test_a_recommended_limit_selects_the_pods_of_the_next_release(
+    cluster: Cluster, shell: Shell
+) -> None:
     """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""
     case = Case(
         cluster,
         shell,
-        labels={"helm.sh/chart": "db-18.1.0", "app.kubernetes.io/version": "7.2.4", "track": "7.2.4"},
+        labels={
+            "helm.sh/chart": "db-18.1.0",
+            "app.kubernetes.io/version": "7.2.4",
+            "track": "7.2.4",
+        },
     )
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
     done = shell.run(f"{recommend} -o yaml")
@@ -589,7 +653,11 @@ def test_a_recommended_limit_selects_the_pods_of_the_next_release(cluster: Clust
     limit = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
     assert case.cluster.find(limit)["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
     newer = case.new_pod(
-        labels={"helm.sh/chart": "db-18.1.1", "app.kubernetes.io/version": "7.2.5", "track": "7.2.5"}
+        labels={
+            "helm.sh/chart": "db-18.1.1",
+            "app.kubernetes.io/version": "7.2.5",
+            "track": "7.2.5",
+        }
     )
     eventually(lambda: cluster.held(case.node).get(newer["metadata"]["uid"]), bool)
 
@@ -626,7 +694,9 @@ def test_what_is_not_there_is_said_with_exit_code_1(case: Case) -> None:
     assert case.shell.fails(f"kubectl pinwarden explain gone -n {case.namespace}") == (
         f'error: pods "gone" not found in namespace {case.namespace}\n'
     )
-    assert case.shell.fails("kubectl pinwarden top -l '=='").startswith("error: --selector '==': found '=='")
+    assert case.shell.fails("kubectl pinwarden top -l '=='").startswith(
+        "error: --selector '==': found '=='"
+    )
     assert "--nope" in case.shell.fails("kubectl pinwarden top --nope")
     assert "POD" in case.shell.fails("kubectl pinwarden explain")
     assert "elsewhere" in case.shell.fails("kubectl pinwarden top --context elsewhere")
@@ -640,11 +710,19 @@ def test_what_is_not_there_is_said_with_exit_code_1(case: Case) -> None:
         ("top -A", ["list pods", "list nodes", "list nodepinconfigs.pinwarden.io"]),
         (
             "probe",
-            ["list nodes", "list nodepinconfigs.pinwarden.io", "list pods in namespace pinwarden-system"],
+            [
+                "list nodes",
+                "list nodepinconfigs.pinwarden.io",
+                "list pods in namespace pinwarden-system",
+            ],
         ),
         (
             "explain x -n default",
-            ["get pods in namespace default", "get namespaces", "list clusterpinlimits.pinwarden.io"],
+            [
+                "get pods in namespace default",
+                "get namespaces",
+                "list clusterpinlimits.pinwarden.io",
+            ],
         ),
         ("recommend -n default", ["list pinlimits.pinwarden.io in namespace default"]),
     ],
@@ -666,7 +744,9 @@ def test_the_role_that_the_chart_brings_suffices(case: Case) -> None:
     case.shell(f"kubectl create clusterrolebinding {name} --clusterrole={name} --user=viewer")
     case.limit()
     case.report(0)
-    viewer = case.shell.as_user(case.cluster.server.kubeconfig_for("viewer", ["system:authenticated"]))
+    viewer = case.shell.as_user(
+        case.cluster.server.kubeconfig_for("viewer", ["system:authenticated"])
+    )
     for command in (
         f"top -n {case.namespace}",
         "top -A --shared",
@@ -715,7 +795,10 @@ def test_a_reader_that_goes_away_and_ctrl_c_end_it_quietly(case: Case, tmp_path:
         silent.write_text(yaml.safe_dump(config))
         command = ["kubectl", "pinwarden", "top", "--kubeconfig", str(silent)]
         process = subprocess.Popen(
-            command, env=dict(case.shell.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            env=dict(case.shell.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         connection, _ = mute.accept()
         with connection:

@@ -84,16 +84,28 @@ BAD: list[tuple[str, Any, str]] = [
     ("PinLimit", pinl(podSelector={"app": "db"}), "spec.podSelector.app"),
     ("PinLimit", pinl(podSelector=None), "spec.podSelector"),
     ("PinLimit", pinl(podSelector=["app"]), "spec.podSelector"),
-    ("PinLimit", pinl(podSelector={"matchLabels": {"app": "a b"}}), "spec.podSelector.matchLabels.app"),
+    (
+        "PinLimit",
+        pinl(podSelector={"matchLabels": {"app": "a b"}}),
+        "spec.podSelector.matchLabels.app",
+    ),
     ("PinLimit", pinl(podSelector={"matchLabels": {"-app": "a"}}), "spec.podSelector.matchLabels"),
-    ("PinLimit", pinl(podSelector={"matchLabels": {"app": "a" * 64}}), "spec.podSelector.matchLabels.app"),
+    (
+        "PinLimit",
+        pinl(podSelector={"matchLabels": {"app": "a" * 64}}),
+        "spec.podSelector.matchLabels.app",
+    ),
     (
         "PinLimit",
         pinl(podSelector=expression("Equals", ["a"])),
         "spec.podSelector.matchExpressions[0].operator",
     ),
     ("PinLimit", pinl(podSelector=expression("In")), "spec.podSelector.matchExpressions[0]"),
-    ("PinLimit", pinl(podSelector=expression("In", [])), "spec.podSelector.matchExpressions[0].values"),
+    (
+        "PinLimit",
+        pinl(podSelector=expression("In", [])),
+        "spec.podSelector.matchExpressions[0].values",
+    ),
     (
         "PinLimit",
         pinl(podSelector=expression("Exists", ["a"])),
@@ -110,21 +122,31 @@ BAD: list[tuple[str, Any, str]] = [
     ("ClusterPinLimit", {"limit": "1Mi", "scope": "Node", "containers": ["a"]}, "spec.containers"),
     ("ClusterPinLimit", {"limit": "1Mi", "maxGrant": "2Mi"}, "spec.maxGrant"),
     ("ClusterPinLimit", {"limit": "1Mi", "maxGrant": "-2Mi"}, "spec.maxGrant"),
-    ("ClusterPinLimit", {"limit": "1Mi", "nodeSelector": expression("Gt", ["1"])}, "spec.nodeSelector"),
+    (
+        "ClusterPinLimit",
+        {"limit": "1Mi", "nodeSelector": expression("Gt", ["1"])},
+        "spec.nodeSelector",
+    ),
     (
         "ClusterPinLimit",
         {"limit": "1Mi", "namespaceSelector": {"matchNames": ["a"]}},
         "spec.namespaceSelector.matchNames",
     ),
     ("NodePinConfig", {"mode": "Paused"}, "spec.mode"),
-    ("NodePinConfig", {"limits": [{"name": "a/b", "uid": "u", "scope": "Pod"}]}, "spec.limits[0].limit"),
+    (
+        "NodePinConfig",
+        {"limits": [{"name": "a/b", "uid": "u", "scope": "Pod"}]},
+        "spec.limits[0].limit",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("kind", "spec", "field"), BAD, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(BAD)]
 )
-def test_a_bad_manifest_is_refused_with_its_field(kubectl: Kubectl, kind: str, spec: Any, field: str) -> None:
+def test_a_bad_manifest_is_refused_with_its_field(
+    kubectl: Kubectl, kind: str, spec: Any, field: str
+) -> None:
     body = json.dumps(manifest(kind, "default", spec))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert done.returncode != 0, done.stdout
@@ -132,14 +154,30 @@ def test_a_bad_manifest_is_refused_with_its_field(kubectl: Kubectl, kind: str, s
 
 
 SPELLINGS = [
-    *("64MB", "6GiB", "64mb", "64 Mi", " 64Mi", "64gi", "64K", "1.5gb", "64B", "64 bytes", "Mi", "", "lots"),
+    *(
+        "64MB",
+        "6GiB",
+        "64mb",
+        "64 Mi",
+        " 64Mi",
+        "64gi",
+        "64K",
+        "1.5gb",
+        "64B",
+        "64 bytes",
+        "Mi",
+        "",
+        "lots",
+    ),
     *("64m", "500m", "1500m", "0.1Ki", "1.5", "1e-3", "1u", "-1", "-1Mi", "unlimited", "-inf"),
     *("0x4000000", "1_000_000", "64,5Mi", "5e", "1.2.3Mi"),
 ]
 
 
 @pytest.mark.parametrize("amount", SPELLINGS)
-def test_a_slip_is_answered_with_the_one_sentence_of_the_program(kubectl: Kubectl, amount: str) -> None:
+def test_a_slip_is_answered_with_the_one_sentence_of_the_program(
+    kubectl: Kubectl, amount: str
+) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the sentence is compared below
         _ = Quantity(amount).bytes
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
@@ -159,7 +197,9 @@ def test_a_slip_is_answered_with_the_one_sentence_of_the_program(kubectl: Kubect
         ("5Pi", "must be at most 4Pi, what a physical address of 52 bits reaches"),
     ],
 )
-def test_a_slip_is_named_with_the_spelling_that_works(kubectl: Kubectl, amount: str, told: str) -> None:
+def test_a_slip_is_named_with_the_spelling_that_works(
+    kubectl: Kubectl, amount: str, told: str
+) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert f'spec.limit: Invalid value: "{amount}": {told}\n' in done.stderr
@@ -168,7 +208,12 @@ def test_a_slip_is_named_with_the_spelling_that_works(kubectl: Kubectl, amount: 
 @pytest.mark.parametrize(
     ("written", "stored"),
     [
-        *(("64M", "64M"), ("1.2Gi", "1.2Gi"), ("0.5Gi", "0.5Gi"), ("1288490188800m", "1288490188800m")),
+        *(
+            ("64M", "64M"),
+            ("1.2Gi", "1.2Gi"),
+            ("0.5Gi", "0.5Gi"),
+            ("1288490188800m", "1288490188800m"),
+        ),
         *(('"1e6"', "1e6"), ("1e6", 1000000), ("65536.0", 65536), ("67108864", 67108864)),
         *(('"67108864"', "67108864"), ("0x4000000", 67108864), ("0", 0)),
     ],
@@ -179,7 +224,9 @@ def test_an_amount_is_taken_as_people_write_it_in_yaml(
     """kubectl makes JSON of YAML, and whole numbers of its floats and hexadecimal numbers."""
     head = "{apiVersion: pinwarden.io/v1alpha1, kind: PinLimit, metadata: {name: t, namespace: default}"
     text = f"{head}, spec: {{podSelector: {{}}, limit: {written}}}}}"
-    got = json.loads(kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=text).stdout)
+    got = json.loads(
+        kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=text).stdout
+    )
     assert got["spec"]["limit"] == stored
     assert PinLimit.model_validate(got).spec.limit.bytes >= 0
 
@@ -194,11 +241,16 @@ def test_a_float_of_another_client_is_refused_with_what_to_write(
     done = kubectl("create", "--raw", path, "-f", str(body), check=False)
     assert done.returncode != 0
     assert "expected XIntOrString value to be either a string or integer" in done.stderr
-    assert done.stderr.count("must be a number of bytes with a suffix such as Ki, Mi or Gi, or none") == 1
+    assert (
+        done.stderr.count("must be a number of bytes with a suffix such as Ki, Mi or Gi, or none")
+        == 1
+    )
 
 
 @pytest.mark.parametrize("amount", [1, 64, "64", "4095", "1Ki", "0.001Mi"])
-def test_an_amount_below_a_page_is_refused_as_it_acts_as_zero(kubectl: Kubectl, amount: str | int) -> None:
+def test_an_amount_below_a_page_is_refused_as_it_acts_as_zero(
+    kubectl: Kubectl, amount: str | int
+) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert "must be 0 or at least a page (4Ki): use a suffix such as Ki, Mi or Gi\n" in done.stderr
@@ -214,9 +266,21 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ),
     ("PinLimit", pinl(sources=["Mlock", "Mlock"]), "name each source once"),
     ("PinLimit", pinl(sources=[]), "spec.sources in body should have at least 1 items"),
-    ("PinLimit", pinl(podSelector=APP | expression("In", ["web"])), "spec.podSelector.matchExpressions"),
-    ("PinLimit", pinl(podSelector=APP | expression("NotIn", ["db"])), "spec.podSelector.matchExpressions"),
-    ("PinLimit", pinl(podSelector=APP | expression("DoesNotExist")), "spec.podSelector.matchExpressions"),
+    (
+        "PinLimit",
+        pinl(podSelector=APP | expression("In", ["web"])),
+        "spec.podSelector.matchExpressions",
+    ),
+    (
+        "PinLimit",
+        pinl(podSelector=APP | expression("NotIn", ["db"])),
+        "spec.podSelector.matchExpressions",
+    ),
+    (
+        "PinLimit",
+        pinl(podSelector=APP | expression("DoesNotExist")),
+        "spec.podSelector.matchExpressions",
+    ),
     (
         "ClusterPinLimit",
         {
@@ -232,7 +296,10 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ),
     (
         "SharedMemoryGroup",
-        {"backing": {"memfd": {"name": "r"}}, "members": [{"podSelector": APP}, {"podSelector": APP}]},
+        {
+            "backing": {"memfd": {"name": "r"}},
+            "members": [{"podSelector": APP}, {"podSelector": APP}],
+        },
         "give each podSelector once",
     ),
 ]
@@ -243,7 +310,9 @@ def test_nonsense_is_refused_at_the_door(
     kubectl: Kubectl, namespace: str, kind: str, spec: Any, told: str
 ) -> None:
     body = json.dumps(manifest(kind, namespace, spec))
-    done = kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=body, check=False)
+    done = kubectl(
+        "create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=body, check=False
+    )
     assert done.returncode != 0, done.stdout
     assert told in done.stderr
 
@@ -279,7 +348,10 @@ def test_stored_objects_that_are_refused_today_stay_updatable(
     stored = [
         manifest("PinLimit", namespace, pinl(sources=["Mlock", "Mlock"], limit="64"), "twice"),
         manifest(
-            "PinLimit", namespace, pinl(sources=[], podSelector=APP | expression("DoesNotExist")), "empty"
+            "PinLimit",
+            namespace,
+            pinl(sources=[], podSelector=APP | expression("DoesNotExist")),
+            "empty",
         ),
     ]
     crd = yaml.safe_load((ROOT / "crds" / "pinlimits.yaml").read_text())
@@ -303,9 +375,16 @@ def test_stored_objects_that_are_refused_today_stay_updatable(
     for name in ("twice", "empty"):
         kubectl("patch", "pinl", name, *target, '{"spec": {"contention": "Reserve"}}')
         kubectl("label", "pinl", name, "-n", namespace, "touched=yes")
-        kubectl("patch", "pinl", name, "--subresource=status", *target, '{"status": {"matchedPods": 1}}')
+        kubectl(
+            "patch", "pinl", name, "--subresource=status", *target, '{"status": {"matchedPods": 1}}'
+        )
     raw = json.loads(kubectl("get", "pinl", "empty", "-n", namespace, "-o", "json").stdout)
-    assert PinLimit.model_validate({key: raw[key] for key in ("kind", "metadata", "spec")}).spec.sources == []
+    assert (
+        PinLimit.model_validate(
+            {key: raw[key] for key in ("kind", "metadata", "spec")}
+        ).spec.sources
+        == []
+    )
     for change in ({"sources": ["Rdma", "Rdma"]}, {"limit": "65"}):
         patch = json.dumps({"spec": change})
         assert kubectl("patch", "pinl", "twice", *target, patch, check=False).returncode != 0
@@ -329,26 +408,42 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("PinLimit", pinl()),
     ("PinLimit", pinl(limit=0)),
     ("PinLimit", pinl(limit="1.5Gi")),
-    ("PinLimit", pinl(limit="1e6", sources=["Mlock", "IoUring"], minimumLevel="Deny", contention="Reserve")),
-    ("PinLimit", pinl(scope="Container", containers=["main"], podSelector=expression("NotIn", ["a", ""]))),
     (
         "PinLimit",
-        pinl(podSelector={"matchLabels": {"example.com/app": "db", "tier": ""}} | expression("DoesNotExist")),
+        pinl(limit="1e6", sources=["Mlock", "IoUring"], minimumLevel="Deny", contention="Reserve"),
+    ),
+    (
+        "PinLimit",
+        pinl(scope="Container", containers=["main"], podSelector=expression("NotIn", ["a", ""])),
+    ),
+    (
+        "PinLimit",
+        pinl(
+            podSelector={"matchLabels": {"example.com/app": "db", "tier": ""}}
+            | expression("DoesNotExist")
+        ),
     ),
     ("ClusterPinLimit", {"limit": "4Pi"}),
     ("ClusterPinLimit", {"limit": "1Gi", "scope": "Node", "nodeSelector": expression("Exists")}),
-    ("ClusterPinLimit", {"limit": "1Gi", "maxGrant": "1024Mi", "namespaceSelector": expression("In", ["a"])}),
+    (
+        "ClusterPinLimit",
+        {"limit": "1Gi", "maxGrant": "1024Mi", "namespaceSelector": expression("In", ["a"])},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("kind", "spec"), GOOD, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(GOOD)])
+@pytest.mark.parametrize(
+    ("kind", "spec"), GOOD, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(GOOD)]
+)
 def test_model_server_model_loses_nothing(
     kubectl: Kubectl, namespace: str, kind: str, spec: dict[str, Any]
 ) -> None:
     model = PinLimit if kind == "PinLimit" else ClusterPinLimit
     sent = model.model_validate(manifest(kind, namespace, spec, name=namespace))
     kubectl("create", "-f", "-", stdin=json.dumps(sent.to_wire()))
-    got = model.model_validate_json(kubectl("get", kind, namespace, "-n", namespace, "-o", "json").stdout)
+    got = model.model_validate_json(
+        kubectl("get", kind, namespace, "-n", namespace, "-o", "json").stdout
+    )
     assert got.spec == sent.spec
     assert got.metadata.generation == 1
 
@@ -366,7 +461,17 @@ def test_explain_and_columns_are_for_people(kubectl: Kubectl, namespace: str) ->
     assert "0 forbids" in kubectl("explain", "pinlimit.spec.limit").stdout
     kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
     header, row = kubectl("get", "pinl", "-n", namespace).stdout.splitlines()
-    assert header.split() == ["NAME", "LIMIT", "SCOPE", "MODE", "PODS", "PINNED", "DENIED", "ENFORCED", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "LIMIT",
+        "SCOPE",
+        "MODE",
+        "PODS",
+        "PINNED",
+        "DENIED",
+        "ENFORCED",
+        "AGE",
+    ]
     assert row.split()[:4] == ["t", "64Mi", "Pod", "Enforce"]
 
 
@@ -375,7 +480,9 @@ def test_status_is_a_subresource(kubectl: Kubectl, namespace: str) -> None:
     patch = json.dumps({"spec": {"limit": "1Mi"}, "status": {"matchedPods": 3}})
     target = ["pinl", "t", "-n", namespace, "--type=merge", "-p", patch]
     kubectl("patch", *target, "--subresource=status")
-    got = PinLimit.model_validate_json(kubectl("get", "pinl", "t", "-n", namespace, "-o", "json").stdout)
+    got = PinLimit.model_validate_json(
+        kubectl("get", "pinl", "t", "-n", namespace, "-o", "json").stdout
+    )
     assert got.spec.limit == "64Mi"
     assert got.status is not None
     assert got.status.matched_pods == 3
@@ -397,32 +504,54 @@ DENIAL = {
 def test_a_nodes_refusals_are_stored_as_they_are_and_none_is_not_unknown(
     kubectl: Kubectl, namespace: str
 ) -> None:
-    kubectl("create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace)))
+    kubectl(
+        "create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace))
+    )
     pod = {"uid": "u1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Deny"}
     status = {
         "recentDenials": [DENIAL | {"number": number} for number in range(1, 33)],
-        "pods": [pod, pod | {"uid": "u2", "denials": []}, pod | {"denials": [{"uid": "l1", "count": 2}]}],
+        "pods": [
+            pod,
+            pod | {"uid": "u2", "denials": []},
+            pod | {"denials": [{"uid": "l1", "count": 2}]},
+        ],
     }
     target = ["npc", namespace, "--type=merge", "--subresource=status", "-p"]
     kubectl("patch", *target, json.dumps({"status": status}))
-    got = NodePinConfig.model_validate_json(kubectl("get", "npc", namespace, "-o", "json").stdout).status
+    got = NodePinConfig.model_validate_json(
+        kubectl("get", "npc", namespace, "-o", "json").stdout
+    ).status
     assert got == NodePinConfigStatus.model_validate(status)
     assert got is not None
-    assert [pod.denials if pod.denials is None else len(pod.denials) for pod in got.pods] == [None, 0, 1]
+    assert [pod.denials if pod.denials is None else len(pod.denials) for pod in got.pods] == [
+        None,
+        0,
+        1,
+    ]
     assert got.denials_dropped is None
 
 
 @pytest.mark.parametrize(
-    "change", [{"process": "x" * 17}, {"asked": 2**62 + 2**10}, {"time": "noon"}, {"message": "x" * 257}]
+    "change",
+    [{"process": "x" * 17}, {"asked": 2**62 + 2**10}, {"time": "noon"}, {"message": "x" * 257}],
 )
 def test_a_nodes_refusals_have_a_bounded_size(
     kubectl: Kubectl, namespace: str, change: dict[str, Any]
 ) -> None:
-    kubectl("create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace)))
+    kubectl(
+        "create", "-f", "-", stdin=json.dumps(manifest("NodePinConfig", "", {}, name=namespace))
+    )
     for listed in ([DENIAL | change], [DENIAL] * 33):
         patch = json.dumps({"status": {"recentDenials": listed}})
         done = kubectl(
-            "patch", "npc", namespace, "--type=merge", "--subresource=status", "-p", patch, check=False
+            "patch",
+            "npc",
+            namespace,
+            "--type=merge",
+            "--subresource=status",
+            "-p",
+            patch,
+            check=False,
         )
         assert done.returncode != 0
         assert "status.recentDenials" in done.stderr
@@ -433,7 +562,14 @@ def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
 ) -> None:
     spec = {"mode": "Active", "pods": [{"uid": "u1", "limits": []}]}
     desired = json.dumps(manifest("NodePinConfig", "", spec, name=namespace))
-    apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=pinwarden-operator", "-f", "-"]
+    apply = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--field-manager=pinwarden-operator",
+        "-f",
+        "-",
+    ]
     kubectl(*apply, stdin=desired)
     hand = json.dumps({"spec": {"mode": "Release", "unknownPods": 1, "pods": []}})
     kubectl("patch", "npc", namespace, "--type=merge", "-p", hand)
@@ -442,7 +578,9 @@ def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
     assert got.spec.to_wire() == NodePinConfig.model_validate_json(desired).spec.to_wire()
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_examples_are_accepted(kubectl: Kubectl, namespace: str, example: Path) -> None:
     created = kubectl("create", "-n", namespace, "--dry-run=server", "-f", str(example)).stdout
     assert created.count("created") == len(list(yaml.safe_load_all(example.read_text())))

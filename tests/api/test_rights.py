@@ -42,7 +42,10 @@ def server() -> Iterator[ControlPlane]:
         hooks = yaml.safe_dump_all(hook_rights("uninstall/access.yaml"))
         for arguments, stdin in (
             (("apply", "--server-side", "-f", str(ROOT / "crds")), ""),
-            (("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")), ""),
+            (
+                ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")),
+                "",
+            ),
             (("apply", "--server-side", "-f", "-"), everything),
             (("apply", "--server-side", "-f", "-"), hooks),
         ):
@@ -111,12 +114,16 @@ def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
 
         def applied() -> bool:
             cluster.report_groups(node)
-            return all(cluster.condition(each, "Applied")[0] == "True" for each in (limit, ceiling, group))
+            return all(
+                cluster.condition(each, "Applied")[0] == "True" for each in (limit, ceiling, group)
+            )
 
         eventually(lambda: cluster.config(node), bool)
         eventually(applied, bool)
         refused = cluster.limit(namespace, counting="OncePerPod")
-        eventually(lambda: cluster.condition(refused, "Accepted")[0], lambda status: status == "False")
+        eventually(
+            lambda: cluster.condition(refused, "Accepted")[0], lambda status: status == "False"
+        )
         cluster.send("DELETE", group)
 
         def gone() -> bool:
@@ -126,7 +133,9 @@ def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
         eventually(gone, bool)
         cluster.send("DELETE", LEASE)
         eventually(cluster.holder, bool)
-        cluster.merge(f"{CRDS}/pinlimits.pinwarden.io", {"metadata": {"annotations": {"seen": "again"}}})
+        cluster.merge(
+            f"{CRDS}/pinlimits.pinwarden.io", {"metadata": {"annotations": {"seen": "again"}}}
+        )
         wanted = granted("operator/access.yaml")
         user = identity("pinwarden-operator")
         eventually(lambda: wanted - used(server, user, wanted), lambda unused: not unused)
@@ -158,9 +167,18 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         eventually(lambda: cluster.held(node), bool)
         cluster.report_groups(node)
         cluster.deployment()
-        kubeconfig = server.kubeconfig_for(identity("pinwarden-uninstall"), ["system:authenticated"])
+        kubeconfig = server.kubeconfig_for(
+            identity("pinwarden-uninstall"), ["system:authenticated"]
+        )
         run = subprocess.Popen(
-            [sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={kubeconfig}", "--timeout=20"],
+            [
+                sys.executable,
+                "-m",
+                "pinwarden",
+                "uninstall",
+                f"--kubeconfig={kubeconfig}",
+                "--timeout=20",
+            ],
             env=os.environ | {"PYTHONPATH": str(ROOT / "operator")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -172,7 +190,8 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         said, wrong = output(run, 60)
         assert run.returncode == 0, wrong
         assert (
-            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said
+            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
+            in said
         )
         assert cluster.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
         assert not cluster.send("GET", f"{PINWARDEN}/nodepinconfigs")["items"]

@@ -23,7 +23,9 @@ def operator(own: Cluster, tmp_path: Path) -> Iterator[Operator]:
 
 
 @pytest.mark.rule("H3")
-def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(own: Cluster, operator: Operator) -> None:
+def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(
+    own: Cluster, operator: Operator
+) -> None:
     node, namespace = own.node(), own.namespace()
     agent = own.agent(node)
     own.pod(namespace, node)
@@ -43,7 +45,9 @@ def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(own: Cluster, o
     own.send("DELETE", config_path(node))
 
 
-def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(own: Cluster, operator: Operator) -> None:
+def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(
+    own: Cluster, operator: Operator
+) -> None:
     """The kubelet of a dead node never takes back that its agent is ready."""
     node, namespace = own.node(), own.namespace()
     agent = own.agent(node)
@@ -54,7 +58,10 @@ def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(own: Cluster,
     run = uninstall(own)
     said, wrong = output(run, 60)
     assert run.returncode == 0, wrong
-    assert f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}" in said
+    assert (
+        f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
+        in said
+    )
     own.send("DELETE", agent)
     own.send("DELETE", f"/api/v1/nodes/{node}")
     own.send("DELETE", LEASE)

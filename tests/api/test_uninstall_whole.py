@@ -26,7 +26,9 @@ def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
     node = own.node()
     eventually(lambda: own.config(node), bool)
     said, wrong = output(uninstall(own), 60)
-    assert "there is no Deployment pinwarden-operator in the namespace pinwarden-system" in said, wrong
+    assert "there is no Deployment pinwarden-operator in the namespace pinwarden-system" in said, (
+        wrong
+    )
     eventually(lambda: own.config(node), bool)
     own.send("DELETE", f"/api/v1/nodes/{node}")
     own.deployment()
@@ -59,7 +61,9 @@ def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
     group, other = own.group(namespace), own.group(namespace)
     for each in (group, other):
         eventually(lambda each=each: own.find(each)["metadata"].get("finalizers"), bool)  # type: ignore[misc]
-    own.merge(group, {"metadata": {"finalizers": ["pinwarden.io/shared-memory", "example.org/mine"]}})
+    own.merge(
+        group, {"metadata": {"finalizers": ["pinwarden.io/shared-memory", "example.org/mine"]}}
+    )
     run = uninstall(own)
     eventually(lambda: own.holder(), lambda holder: holder.startswith("pinwarden-uninstall"))
     own.merge(other, {"metadata": {"finalizers": None}})

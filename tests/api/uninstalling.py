@@ -13,7 +13,13 @@ SECONDS = 4
 def uninstall(cluster: Cluster, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "pinwarden", "uninstall", f"--kubeconfig={cluster.server.kubeconfig}"),
+            *(
+                sys.executable,
+                "-m",
+                "pinwarden",
+                "uninstall",
+                f"--kubeconfig={cluster.server.kubeconfig}",
+            ),
             *(f"--timeout={SECONDS}", *options),
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "operator")},

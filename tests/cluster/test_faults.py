@@ -47,10 +47,14 @@ class Held:
 
     def edit(self, mebibytes: int) -> None:
         patch = json.dumps({"spec": {"limit": f"{mebibytes}Mi"}})
-        self._kubectl("-n", self.namespace, "patch", "pinlimit", "held", "--type=merge", "-p", patch)
+        self._kubectl(
+            "-n", self.namespace, "patch", "pinlimit", "held", "--type=merge", "-p", patch
+        )
 
     def acknowledged(self) -> bool:
-        limit = json.loads(self._kubectl("-n", self.namespace, "get", "pinlimit", "held", "-o", "json"))
+        limit = json.loads(
+            self._kubectl("-n", self.namespace, "get", "pinlimit", "held", "-o", "json")
+        )
         status = limit.get("status", {})
         conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
         return (
@@ -76,7 +80,12 @@ def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> It
     """A running pod under a limit of 4 MiB, on a cluster that has pinwarden installed."""
     kubectl("create", "namespace", namespace)
     kubectl(
-        "-n", namespace, "create", "configmap", "pinner", f"--from-file={ROOT / 'examples/demo/pinner.py'}"
+        "-n",
+        namespace,
+        "create",
+        "configmap",
+        "pinner",
+        f"--from-file={ROOT / 'examples/demo/pinner.py'}",
     )
     pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
     pod = pod.replace("name: one", "name: held").replace("app: one", "app: held")
@@ -112,7 +121,9 @@ def test_limits_stay_in_force_while_the_control_plane_is_down(
     held.settles_at(5)
     held.edit(4)
     installed.control_plane.kill(part)
-    time.sleep(3)  # for as long as this nobody can be asked: the limit must be one of the two that were set
+    time.sleep(
+        3
+    )  # for as long as this nobody can be asked: the limit must be one of the two that were set
     assert in_force(held.node) in (5 * MIB, 4 * MIB)
     installed.control_plane.start(part)
     held.settles_at(4)
@@ -131,7 +142,9 @@ def test_an_edit_goes_through_while_a_part_of_the_node_restarts(held: Held, prog
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(held: Held, installed: Cluster) -> None:
+def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(
+    held: Held, installed: Cluster
+) -> None:
     held.edit(5)
     held.settles_at(5)
     held.node.power_cut()

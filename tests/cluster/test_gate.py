@@ -79,7 +79,9 @@ class Loopers:
     def locked(self) -> int:
         """Bytes that they hold together; nothing is counted twice, and what is let go between two reads is missing."""
         script = "for p in /proc/[0-9]*; do grep -q [l]ooper.py $p/cmdline && cat $p/status; done 2>/dev/null"
-        found = re.findall(r"^VmLck:\s*(\d+) kB$", self._node.exec(["sh", "-c", script]).stdout, re.MULTILINE)
+        found = re.findall(
+            r"^VmLck:\s*(\d+) kB$", self._node.exec(["sh", "-c", script]).stdout, re.MULTILINE
+        )
         return sum(map(int, found)) * 1024
 
     def go_on(self) -> None:
@@ -119,12 +121,23 @@ class Loopers:
 def loopers(installed: Cluster, kubectl: Kubectl) -> Iterator[Loopers]:
     """A gated pod under a limit that asks for Deny, and is called enforced."""
     kubectl("create", "namespace", NAMESPACE)
-    kubectl("-n", NAMESPACE, "create", "configmap", "looper", f"--from-file={ROOT / 'tests/gate/looper.py'}")
+    kubectl(
+        "-n",
+        NAMESPACE,
+        "create",
+        "configmap",
+        "looper",
+        f"--from-file={ROOT / 'tests/gate/looper.py'}",
+    )
     limit = {
         "apiVersion": "pinwarden.io/v1alpha1",
         "kind": "PinLimit",
         "metadata": {"name": "gated", "namespace": NAMESPACE},
-        "spec": {"podSelector": {"matchLabels": {"app": "gated"}}, "limit": "1Mi", "minimumLevel": "Deny"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "gated"}},
+            "limit": "1Mi",
+            "minimumLevel": "Deny",
+        },
     }
     kubectl("apply", "-f", "-", stdin=json.dumps(limit))
     kubectl("apply", "-f", "-", stdin=pod("loopers"))
@@ -137,7 +150,9 @@ def loopers(installed: Cluster, kubectl: Kubectl) -> Iterator[Loopers]:
 
 def enforced(kubectl: Kubectl) -> bool:
     found = json.loads(kubectl("-n", NAMESPACE, "get", "pinlimit", "gated", "-o", "json"))
-    conditions = {one["type"]: one["status"] for one in found.get("status", {}).get("conditions", [])}
+    conditions = {
+        one["type"]: one["status"] for one in found.get("status", {}).get("conditions", [])
+    }
     return conditions.get("Enforced") == "True"
 
 
@@ -183,11 +198,20 @@ def test_a_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause
     kubectl("apply", "-f", "-", stdin=pod("unknown", "pinwarden/runtime-default-v99.json"))
     kubectl("-n", "pinwarden-system", "delete", "ds", "pinwarden-holder")
     kubectl("apply", "-f", "-", stdin=pod("early"))
-    causes = {"unknown": "pinwarden/runtime-default-v99.json", "early": "/run/pinwarden/seccomp.sock"}
+    causes = {
+        "unknown": "pinwarden/runtime-default-v99.json",
+        "early": "/run/pinwarden/seccomp.sock",
+    }
 
     def told(name: str) -> bool:
         events = kubectl(
-            "-n", NAMESPACE, "get", "events", f"--field-selector=involvedObject.name={name}", "-o", "json"
+            "-n",
+            NAMESPACE,
+            "get",
+            "events",
+            f"--field-selector=involvedObject.name={name}",
+            "-o",
+            "json",
         )
         return any(
             causes[name] in event.get("message", event.get("note", ""))

@@ -23,10 +23,10 @@ NUMBERS = itertools.count(1)
 
 def signal(node: Node, name: str) -> None:
     """Send a signal to the shim of the pod's container, which is the parent of its first process."""
-    parents = (
-        "for p in /proc/[0-9]*; do grep -qs [p]inner.py $p/cmdline && sed -n 's/^PPid://p' $p/status; done"
+    parents = "for p in /proc/[0-9]*; do grep -qs [p]inner.py $p/cmdline && sed -n 's/^PPid://p' $p/status; done"
+    shim = (
+        f"for p in $({parents}); do grep -q containerd-shim /proc/$p/comm && kill -{name} $p; done"
     )
-    shim = f"for p in $({parents}); do grep -q containerd-shim /proc/$p/comm && kill -{name} $p; done"
     node.exec(["sh", "-c", shim])
 
 
@@ -56,12 +56,21 @@ def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
     if how == "Failed":
         patch = json.dumps({"status": {"phase": "Failed"}})
         kubectl(
-            "-n", held.namespace, "patch", "pod", "held", "--subresource=status", "--type=merge", "-p", patch
+            "-n",
+            held.namespace,
+            "patch",
+            "pod",
+            "held",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            patch,
         )
     else:
         kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
     until(
-        lambda: [each["reason"] for each in status().get("topPods", [])] == ["PodGone"], "it is named as gone"
+        lambda: [each["reason"] for each in status().get("topPods", [])] == ["PodGone"],
+        "it is named as gone",
     )
     held.edit(3)
     held.settles_at(3)
@@ -94,7 +103,9 @@ def test_a_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: 
     kubectl(*system, "rollout", "status", "deployment/pinwarden-operator", "--timeout=600s")
 
     def config() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(kubectl("get", "nodepinconfig", held.node.name, "-o", "json"))
+        found: dict[str, Any] = json.loads(
+            kubectl("get", "nodepinconfig", held.node.name, "-o", "json")
+        )
         return found
 
     def reported() -> bool:
@@ -108,5 +119,8 @@ def test_a_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: 
     assert in_force(held.node) == 4 * MIB
     before = config()["status"]["sampledAt"]
     held.node.kill("pinwarden", match="pinwarden agent")
-    until(lambda: config()["status"]["sampledAt"] != before and reported(), "the next agent reports it too")
+    until(
+        lambda: config()["status"]["sampledAt"] != before and reported(),
+        "the next agent reports it too",
+    )
     assert in_force(held.node) == 4 * MIB

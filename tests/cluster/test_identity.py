@@ -73,14 +73,27 @@ class Ceiling:
         return self.kubectl("-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.metadata.uid}")
 
     def exists(self, name: str) -> bool:
-        return bool(self.kubectl("-n", NAMESPACE, "get", "pod", name, "--ignore-not-found", "-o", "name"))
+        return bool(
+            self.kubectl("-n", NAMESPACE, "get", "pod", name, "--ignore-not-found", "-o", "name")
+        )
 
     def said(self, name: str) -> str:
         """The last line of the pod's log, empty while it has none."""
         phase = self.kubectl(
-            "-n", NAMESPACE, "get", "pod", name, "--ignore-not-found", "-o", "jsonpath={.status.phase}"
+            "-n",
+            NAMESPACE,
+            "get",
+            "pod",
+            name,
+            "--ignore-not-found",
+            "-o",
+            "jsonpath={.status.phase}",
         )
-        return self.kubectl("-n", NAMESPACE, "logs", name, "--tail=1").strip() if phase == "Running" else ""
+        return (
+            self.kubectl("-n", NAMESPACE, "logs", name, "--tail=1").strip()
+            if phase == "Running"
+            else ""
+        )
 
     def held(self, name: str) -> None:
         """Wait until the pod locked the ceiling and was refused the page after it."""
@@ -130,12 +143,16 @@ def test_the_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling
 
 
 @pytest.mark.rule("P1")
-def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(ceiling: Ceiling) -> None:
+def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(
+    ceiling: Ceiling,
+) -> None:
     """Its kubelet reports a container of the real mirror pod. It starts no other pod with the annotation, and deletes it."""
     ceiling.node.exec(["mkdir", "-p", MANIFESTS])
     path = f"{MANIFESTS}/static.json"
     try:
-        ceiling.node.exec(["sh", "-c", f"cat >{path} <<'END'\n{manifest('static', static=True)}\nEND"])
+        ceiling.node.exec(
+            ["sh", "-c", f"cat >{path} <<'END'\n{manifest('static', static=True)}\nEND"]
+        )
         name = f"static-{ceiling.node.name}"
         until(lambda: ceiling.exists(name), "the mirror pod")
         ceiling.held(name)
@@ -149,7 +166,10 @@ def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(
         del copy["spec"]["automountServiceAccountToken"]
         copy["spec"]["volumes"] = []
         ceiling.apply(json.dumps(copy))
-        until(lambda: not ceiling.exists("copy"), "the kubelet deletes a mirror pod of no static pod of its")
+        until(
+            lambda: not ceiling.exists("copy"),
+            "the kubelet deletes a mirror pod of no static pod of its",
+        )
         ceiling.held(name)
         assert ceiling.locked(hashed) == MIB
     finally:

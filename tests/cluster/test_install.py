@@ -75,7 +75,9 @@ class Site:
 
     def install(self, *options: str, source: Path = chart.CHART) -> None:
         """The chart, and a limit for the pods that are there."""
-        self.helm("install", RELEASE[0], str(source), *RELEASE[1:], "--create-namespace", *WAIT, *options)
+        self.helm(
+            "install", RELEASE[0], str(source), *RELEASE[1:], "--create-namespace", *WAIT, *options
+        )
         self.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
 
     def uninstall(self, fails: bool = False) -> str:
@@ -96,7 +98,9 @@ class Site:
         """Every object of pinwarden's that is still there."""
         found = self.kubectl("-n", SYSTEM, "get", KINDS, "-o", "name", "--ignore-not-found")
         found += self.kubectl("get", CLUSTER_KINDS, "-o", "name", "--ignore-not-found")
-        return [name for name in found.split() if NAMES.search(name) or name.startswith("nodepinconfig")]
+        return [
+            name for name in found.split() if NAMES.search(name) or name.startswith("nodepinconfig")
+        ]
 
 
 def with_pods(cluster: Cluster) -> Site:
@@ -104,7 +108,9 @@ def with_pods(cluster: Cluster) -> Site:
     site = Site(cluster)
     site.kubectl("create", "namespace", NAMESPACE)
     site.kubectl("annotate", "namespace", NAMESPACE, "pinwarden.io/allow-shared-memory=create:64Mi")
-    site.kubectl("-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py")
+    site.kubectl(
+        "-n", NAMESPACE, "create", "configmap", "pinner", "--from-file=examples/demo/pinner.py"
+    )
     pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
     for node in site.nodes:
         made = pod.replace("name: one", f"name: {node.name}", 1).replace(
@@ -191,7 +197,14 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Site) -> None:
     assert "gated/db" in said
     assert "pinwarden.io/gate" in said
     two.kubectl(
-        "-n", NAMESPACE, "patch", "pinlimit", "held", "--type=merge", "-p", '{"spec": {"limit": "4Mi"}}'
+        "-n",
+        NAMESPACE,
+        "patch",
+        "pinlimit",
+        "held",
+        "--type=merge",
+        "-p",
+        '{"spec": {"limit": "4Mi"}}',
     )
     until(two.enforced, "the operator goes on")
     assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
@@ -203,8 +216,12 @@ def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
     node = two.nodes[0]
     manifest = (ROOT / "examples/demo/shared.yaml").read_text()
     pod = (ROOT / "examples/demo/borrowers.yaml").read_text().split("---\n")[1]
-    whole = f"{manifest}\n---\n{pod}".replace("pinwarden-demo", NAMESPACE).replace("demo-shared", NAMESPACE)
-    two.kubectl("-n", NAMESPACE, "create", "configmap", "borrower", "--from-file=examples/demo/borrower.py")
+    whole = f"{manifest}\n---\n{pod}".replace("pinwarden-demo", NAMESPACE).replace(
+        "demo-shared", NAMESPACE
+    )
+    two.kubectl(
+        "-n", NAMESPACE, "create", "configmap", "borrower", "--from-file=examples/demo/borrower.py"
+    )
     two.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=whole)
     two.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
     two.kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--timeout=240s")

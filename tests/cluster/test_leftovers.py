@@ -36,7 +36,8 @@ class Run:
         self.process = subprocess.Popen(
             [*before, sys.executable, "-m", "demo"],
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name != "KUBECONFIG"} | variables,
+            env={name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
+            | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -45,7 +45,10 @@ def steps(text: str) -> list[Step]:
 
 def shape(line: str, columns: frozenset[int]) -> str:
     """The words of a line without what differs from run to run; `columns` are those whose numbers do."""
-    words = ["N" if index in columns and word.isdigit() else word for index, word in enumerate(line.split())]
+    words = [
+        "N" if index in columns and word.isdigit() else word
+        for index, word in enumerate(line.split())
+    ]
     text = " ".join(re.sub(r"^(\d+(d|h|m|s))+$", "AGE", word) for word in words)
     text = re.sub(r"\(pid \d+\)", "(pid N)", text)
     text = re.sub(r"; and \d+ more in the last (minute|\d+ minutes)", "", text)
@@ -62,7 +65,9 @@ def is_as_shown(shown: Sequence[str], seen: Sequence[str]) -> bool:
     """Whether the lines are those of the page, which shows nothing where anything will do."""
     if not shown:
         return True
-    pattern = "".join("(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in shapes(shown))
+    pattern = "".join(
+        "(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in shapes(shown)
+    )
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in shapes(seen))) is not None
 
 

@@ -143,7 +143,9 @@ def test_what_a_killed_container_left_is_seen_between_its_restarts(place: Place)
     until(waits, "it waits for its next start")
     status = comes(
         lambda: place.status("smg", "shm") if waits() else {},
-        lambda status: 16 * MIB < status.get("chargeBytes", 0) == status.get("orphanedBytes") and waits(),
+        lambda status: (
+            16 * MIB < status.get("chargeBytes", 0) == status.get("orphanedBytes") and waits()
+        ),
         "all of the charge is orphaned while no process of the container is there",
     )
     assert condition(status, "WithinLimit") == ("False", "OverCapacity")
@@ -177,7 +179,9 @@ def test_segments_with_random_keys_are_counted(place: Place) -> None:
     for name, amount, objects in (("all", 11 * MIB, 5), ("main", 4 * MIB, 1)):
         status = comes(
             lambda name=name: place.status("smg", name),  # type: ignore[misc]
-            lambda status, amount=amount: status.get("chargeBytes") == amount == status.get("borrowedBytes"),  # type: ignore[misc]
+            lambda status, amount=amount: (
+                status.get("chargeBytes") == amount == status.get("borrowedBytes")
+            ),  # type: ignore[misc]
             f"{name} has what its keys name",
         )
         assert [each["objects"] for each in status["nodes"]] == [objects]
@@ -187,7 +191,12 @@ def test_segments_with_random_keys_are_counted(place: Place) -> None:
 def test_a_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None:
     """https://github.com/elastic/elasticsearch/issues/75609."""
     selector = {"matchLabels": {"kubernetes.io/metadata.name": place.name}}
-    ceiling: Json = {"podSelector": {}, "namespaceSelector": selector, "limit": "512Mi", "maxGrant": "512Mi"}
+    ceiling: Json = {
+        "podSelector": {},
+        "namespaceSelector": selector,
+        "limit": "512Mi",
+        "maxGrant": "512Mi",
+    }
     kind = {"apiVersion": "pinwarden.io/v1alpha1", "kind": "ClusterPinLimit"}
     place.apply({**kind, "metadata": {"name": place.name}, "spec": ceiling})
     try:
@@ -233,7 +242,9 @@ def test_rings_of_pods_with_one_uid_share_what_the_kernel_allows(place: Place) -
     assert why == "Cannot allocate memory", "it is refused below its own limit"
     status = comes(
         lambda: place.status("pinlimit", "ring"),
-        lambda status: {each["name"]: each.get("pinnedBytes") for each in status.get("topPods", [])} == got,
+        lambda status: (
+            {each["name"]: each.get("pinnedBytes") for each in status.get("topPods", [])} == got
+        ),
         "what each has is counted as its own",
     )
     assert condition(status, "WithinLimit")[0] == "True"
@@ -247,7 +258,11 @@ def test_a_recommended_limit_outlives_an_upgrade_of_its_chart(
 
     def release(version: str, chart: str) -> None:
         labels = {"app.kubernetes.io/name": "db", "app.kubernetes.io/instance": "prod"}
-        changing = {"app.kubernetes.io/version": version, "helm.sh/chart": chart, "build": f"{version}-r1"}
+        changing = {
+            "app.kubernetes.io/version": version,
+            "helm.sh/chart": chart,
+            "build": f"{version}-r1",
+        }
         container = {
             "name": "main",
             "image": NAME,
@@ -261,7 +276,14 @@ def test_a_recommended_limit_outlives_an_upgrade_of_its_chart(
             },
         }
         spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
-        place.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "db"}, "spec": spec})
+        place.apply(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": "db"},
+                "spec": spec,
+            }
+        )
         kubectl("-n", place.name, "rollout", "status", "deployment/db", "--timeout=240s")
 
     release("7.2.4", "db-18.1.0")
@@ -277,7 +299,8 @@ def test_a_recommended_limit_outlives_an_upgrade_of_its_chart(
             "-o",
             "yaml",
         ],
-        env=os.environ | {"KUBECONFIG": str(installed.kubeconfig), "PYTHONPATH": str(ROOT / "operator")},
+        env=os.environ
+        | {"KUBECONFIG": str(installed.kubeconfig), "PYTHONPATH": str(ROOT / "operator")},
         capture_output=True,
         text=True,
         check=True,

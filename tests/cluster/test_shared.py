@@ -37,17 +37,23 @@ class Shares:
             "demo-shared", "shares"
         )
         self._kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=whole)
-        self._kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
+        self._kubectl(
+            "-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s"
+        )
 
     def borrow(self, mebibytes: int) -> None:
         """Tell the pod, and wait until the group's status says so."""
-        self._kubectl("-n", NAMESPACE, "annotate", "pod", "reader", f"mebibytes={mebibytes}", "--overwrite")
+        self._kubectl(
+            "-n", NAMESPACE, "annotate", "pod", "reader", f"mebibytes={mebibytes}", "--overwrite"
+        )
         self.settles_at(mebibytes)
 
     def settles_at(self, mebibytes: int) -> None:
         def holds() -> bool:
             status = self.status()
-            borrowed = {each["pod"]: each.get("borrowedBytes") for each in status.get("borrowers", [])}
+            borrowed = {
+                each["pod"]: each.get("borrowedBytes") for each in status.get("borrowers", [])
+            }
             return status.get("chargeBytes") == 32 * MIB and borrowed == {"reader": mebibytes * MIB}
 
         until(holds, f"a borrow of {mebibytes} MiB")

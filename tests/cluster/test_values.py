@@ -13,7 +13,9 @@ from ..waiting import until
 from .test_install import Site, with_pods
 
 # Without the one for large clusters: it wants three operators, and was not tried on two nodes of this kind.
-VALUES = sorted(set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"})
+VALUES = sorted(
+    set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"}
+)
 HERE = {
     "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",
 }

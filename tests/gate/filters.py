@@ -31,7 +31,9 @@ class Program:
 
     instructions: Sequence[tuple[int, int, int, int]]
 
-    def answer(self, number: int, arguments: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64) -> int:
+    def answer(
+        self, number: int, arguments: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64
+    ) -> int:
         """The action, without its errno. Raises ValueError at an instruction that libseccomp is not known to use."""
         data = _DATA.pack(number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
         accumulator, at = 0, 0

@@ -19,7 +19,9 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 count = int(sys.argv[1])
 pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
-board = memoryview(mmap.mmap(-1, 16 * count)).cast("q")  # per process: calls, and the first strange error
+board = memoryview(mmap.mmap(-1, 16 * count)).cast(
+    "q"
+)  # per process: calls, and the first strange error
 
 
 def loop(number: int) -> None:

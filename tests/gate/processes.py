@@ -53,7 +53,9 @@ def compiled(source: str) -> Iterator[Path]:
 def listeners(pid: int) -> int:
     """How many descriptors of listeners a program has. A file that it imports may have `seccomp` in its path too."""
     folder = Path(f"/proc/{pid}/fd")
-    return sum(os.path.realpath(each).endswith("anon_inode:seccomp notify") for each in folder.iterdir())
+    return sum(
+        os.path.realpath(each).endswith("anon_inode:seccomp notify") for each in folder.iterdir()
+    )
 
 
 def takes_sigterm(pid: int) -> bool:

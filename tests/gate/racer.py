@@ -26,7 +26,10 @@ libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
-libc.munmap.argtypes = libc.mlock.argtypes = libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.munmap.argtypes = libc.mlock.argtypes = libc.munlock.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+]
 count, most = int(sys.argv[1]), int(sys.argv[2])
 
 
@@ -62,7 +65,13 @@ class Racer:
                 if not failed:
                     self.maps.append((start, pages * PAGE))
             calls.append(
-                (self.number, began, time.monotonic(), pages * PAGE, ctypes.get_errno() if failed else 0)
+                (
+                    self.number,
+                    began,
+                    time.monotonic(),
+                    pages * PAGE,
+                    ctypes.get_errno() if failed else 0,
+                )
             )
             if failed and pages == 1:
                 return calls

@@ -26,9 +26,7 @@ HALF = LIMIT // 2
 LATE_SECONDS = 30.0
 MAP_LOCKED = 0x2022
 REFUSED = errno.ENOMEM
-SOFT_RLIMIT = (
-    f"python result = libc.setrlimit({resource.RLIMIT_MEMLOCK}, (ctypes.c_ulong * 2)({{}}, {8 * MIB}))"
-)
+SOFT_RLIMIT = f"python result = libc.setrlimit({resource.RLIMIT_MEMLOCK}, (ctypes.c_ulong * 2)({{}}, {8 * MIB}))"
 
 
 def limit(name: str, amount: int, scope: str = "Pod", **more: object) -> dict[str, object]:
@@ -127,7 +125,9 @@ def test_what_is_given_up_is_there_for_another_process_at_once(node: Node) -> No
 @pytest.mark.rule("P13", level="Deny")
 @pytest.mark.parametrize("scope", ["Pod", "Container", "Node"])
 @pytest.mark.parametrize("tighter_first", [True, False])
-def test_the_tighter_of_two_limits_decides_and_is_named(node: Node, scope: str, tighter_first: bool) -> None:
+def test_the_tighter_of_two_limits_decides_and_is_named(
+    node: Node, scope: str, tighter_first: bool
+) -> None:
     pod = node.pod()
     limits = [limit("tight", HALF, scope), limit("wide", LIMIT)]
     hold(node, limits if tighter_first else limits[::-1], pod)
@@ -216,7 +216,9 @@ def test_what_a_pod_without_the_profile_has_counts_also_when_its_cgroup_came_aft
 def ungated(folder: Path) -> Iterator[Process]:
     """A locker in this cgroup, without the gate's profile."""
     command = [sys.executable, str(HERE / "locker.py"), str(4 * LIMIT)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             (folder / "cgroup.procs").write_text(str(process.pid))
             assert hear(process) == "ready"
@@ -255,7 +257,9 @@ def test_audit_refuses_nothing_and_disarms_nothing(node: Node) -> None:
 
 @pytest.mark.rule("P5", level="Deny")
 @pytest.mark.parametrize("user", [NOBODY, 0])
-def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(node: Node, user: int) -> None:
+def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(
+    node: Node, user: int
+) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: 0})
     process = locker(pod, user=user)
@@ -321,7 +325,11 @@ def test_a_pod_that_stays_unlisted_waits_once_and_is_then_one_of_the_unknown(
         return
     assert hear(process) == f"{HALF} {REFUSED}"
     refused = denial(node, 1)
-    assert (refused["name"], refused["uid"], refused["limit"]) == ("unknownPods", "unknownPods", HALF)
+    assert (refused["name"], refused["uid"], refused["limit"]) == (
+        "unknownPods",
+        "unknownPods",
+        HALF,
+    )
     assert ask(locker(pod), f"lock {PAGE}") == f"0 {REFUSED}"
     assert time.monotonic() - began < 2 * UNLISTED_SECONDS + LATE_SECONDS
 

@@ -61,7 +61,11 @@ GATED = [
     ("remap_file_pages", (0, 0, 0, 0, 0)),
     ("shmctl", (-1, SHM_LOCK, 0)),
     ("shmctl", (-1, SHM_LOCK | GARBAGE, 0)),
-    *(("ioctl", (-1, command | above, 0)) for command in (VFIO, RDMA, UDMABUF) for above in (0, GARBAGE)),
+    *(
+        ("ioctl", (-1, command | above, 0))
+        for command in (VFIO, RDMA, UDMABUF)
+        for above in (0, GARBAGE)
+    ),
 ]
 REGISTER = [
     ("io_uring_register", (-2, opcode | flag | above, 0, 0))
@@ -89,7 +93,9 @@ libc.syscall.restype = ctypes.c_long
 
 def syscall(name: str, arguments: Sequence[int]) -> tuple[int, int]:
     ctypes.set_errno(0)
-    result = libc.syscall(ctypes.c_long(BY_NAME[name]), *(ctypes.c_long(_signed(each)) for each in arguments))
+    result = libc.syscall(
+        ctypes.c_long(BY_NAME[name]), *(ctypes.c_long(_signed(each)) for each in arguments)
+    )
     return result, ctypes.get_errno()
 
 
@@ -111,7 +117,8 @@ class Outcome:
         """How often this very call was sent."""
         wanted = unsigned(arguments)
         return sum(
-            call.number == BY_NAME[name] and call.arguments[: len(wanted)] == wanted for call in self.calls
+            call.number == BY_NAME[name] and call.arguments[: len(wanted)] == wanted
+            for call in self.calls
         )
 
 
@@ -172,12 +179,19 @@ def expect_notified(profile: Mapping[str, Any], asked: Sequence[tuple[str, Seque
     bare = [syscall(name, arguments) for name, arguments in asked]
     outcome = filtered(profile, lambda: [syscall(name, arguments) for name, arguments in asked])
     assert outcome.status == 0
-    for (name, arguments), (_, error), (_, error_bare) in zip(asked, outcome.result, bare, strict=True):
-        assert outcome.notified(name, arguments) == asked.count((name, arguments)), (name, arguments)
+    for (name, arguments), (_, error), (_, error_bare) in zip(
+        asked, outcome.result, bare, strict=True
+    ):
+        assert outcome.notified(name, arguments) == asked.count((name, arguments)), (
+            name,
+            arguments,
+        )
         assert error == error_bare, (name, arguments)
 
 
-def test_each_pinning_call_is_sent_whatever_else_its_registers_hold(profile: Mapping[str, Any]) -> None:
+def test_each_pinning_call_is_sent_whatever_else_its_registers_hold(
+    profile: Mapping[str, Any],
+) -> None:
     expect_notified(profile, GATED)
 
 
@@ -210,7 +224,9 @@ def test_the_kernel_takes_the_version_bit_of_an_older_abi_for_another_command() 
         assert syscall("shmctl", (identity, 0, 0)) == (0, 0)
 
 
-I386_MLOCK = bytes.fromhex("53 b8 96000000 31 db 31 c9 cd 80 5b c3")  # push rbx; eax=150, ebx=ecx=0; int 0x80
+I386_MLOCK = bytes.fromhex(
+    "53 b8 96000000 31 db 31 c9 cd 80 5b c3"
+)  # push rbx; eax=150, ebx=ecx=0; int 0x80
 X32_MLOCK = bytes.fromhex(
     "b8 95000040 31 ff 31 f6 0f 05 c3"
 )  # eax=149 with the bit of x32, edi=esi=0; syscall
@@ -301,7 +317,10 @@ def answers_as_meant(gated: Program, default: Callable[[int, Sequence[int]], int
 
 
 def check(
-    gated: Program, default: Callable[[int, Sequence[int]], int], number: int, arguments: Sequence[int]
+    gated: Program,
+    default: Callable[[int, Sequence[int]], int],
+    number: int,
+    arguments: Sequence[int],
 ) -> None:
     wanted = default(number, arguments)
     if wanted == ALLOW and pins(BY_NUMBER.get(number, ""), arguments):
@@ -312,7 +331,10 @@ def check(
 def test_the_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
     folder = resources.files("pinwarden.node.gate")
     default = program(json.loads(folder.joinpath("runtime_default.json").read_text()))
-    assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {ALLOW, ERRNO}
+    assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {
+        ALLOW,
+        ERRNO,
+    }
     answers_as_meant(program(PROFILES["runtime-default"]), default.answer)
 
 
@@ -320,7 +342,9 @@ def test_the_filter_of_unconfined_pods_allows_all_but_the_pinning_calls() -> Non
     answers_as_meant(program(PROFILES["unconfined"]), lambda number, arguments: ALLOW)
 
 
-def test_the_filter_has_no_answer_but_death_for_other_architectures(profile: Mapping[str, Any]) -> None:
+def test_the_filter_has_no_answer_but_death_for_other_architectures(
+    profile: Mapping[str, Any],
+) -> None:
     made = program(profile)
     for number in range(600):
         assert made.answer(number, arch=AUDIT_ARCH_I386) == KILL_THREAD

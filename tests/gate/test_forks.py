@@ -33,8 +33,17 @@ def test_a_forked_process_is_pinwarden_with_its_exit_codes(tmp_path: Path) -> No
 
 
 def test_what_a_killed_client_leaves_running_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CLIENT, str(ROOT / "operator"), str(ROOT / "tools"), str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    command = [
+        sys.executable,
+        "-c",
+        CLIENT,
+        str(ROOT / "operator"),
+        str(ROOT / "tools"),
+        str(tmp_path),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         running = os.pidfd_open(int(client.stdout.readline()))
         client.kill()

@@ -101,5 +101,8 @@ def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
         each.kill()
         each.wait()
     assert ask(locker, f"lock {PAGE}") == f"{PAGE} {errno.ENOSYS}"
-    node.holder, node.gate = node.start("holder"), node.start("gate", "--state-dir", str(node.state_dir))
+    node.holder, node.gate = (
+        node.start("holder"),
+        node.start("gate", "--state-dir", str(node.state_dir)),
+    )
     node.until(lambda: pod.container in node.status.lost)

@@ -90,7 +90,8 @@ def used_by(pid: int) -> int:
                 text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
                 if "VmLck:" in text:
                     return sum(
-                        int(text.partition(name)[2].split()[0]) * 1024 for name in ("VmLck:", "VmPin:")
+                        int(text.partition(name)[2].split()[0]) * 1024
+                        for name in ("VmLck:", "VmPin:")
                     )
     return 0
 
@@ -148,7 +149,9 @@ def test_the_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
-def test_a_mapping_that_is_moved_and_left_behind_is_no_use_unseen(node: Node, pod: Pod, run: Run) -> None:
+def test_a_mapping_that_is_moved_and_left_behind_is_no_use_unseen(
+    node: Node, pod: Pod, run: Run
+) -> None:
     answer(run(pod, "moved_and_left"))
     assert_held(node, pod)
 
@@ -199,7 +202,9 @@ def test_what_is_locked_changes_place_while_a_call_is_on_its_way(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_call_is_not_decided_by_what_was_read_for_the_one_before(node: Node, pod: Pod, run: Run) -> None:
+def test_a_call_is_not_decided_by_what_was_read_for_the_one_before(
+    node: Node, pod: Pod, run: Run
+) -> None:
     answer(run(pod, "interrupted_while_it_is_read"))
     assert_held(node, pod)
 
@@ -300,7 +305,9 @@ def test_a_process_whose_first_thread_has_ended_is_counted(pod: Pod, run: Run) -
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_an_address_space_of_processes_that_are_not_parent_and_child_counts_once(pod: Pod, run: Run) -> None:
+def test_an_address_space_of_processes_that_are_not_parent_and_child_counts_once(
+    pod: Pod, run: Run
+) -> None:
     assert answer(run(pod, "has_a_sibling", LIMIT - 8 * PAGE)) == (LIMIT - 8 * PAGE, 0)
     time.sleep(0.2)
     assert ask(start(pod, "locker.py", LIMIT), f"lock {8 * PAGE}") == f"{8 * PAGE} 0"
@@ -316,7 +323,9 @@ def test_an_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_processes_that_are_frozen_over_and_over_get_nothing_past_the_limit(pod: Pod, run: Run) -> None:
+def test_processes_that_are_frozen_over_and_over_get_nothing_past_the_limit(
+    pod: Pod, run: Run
+) -> None:
     answer(run(pod, "maps_in_threads", 4))
     with frozen(pod) as freeze:
         locker = start(pod, "locker.py", 2 * LIMIT)
@@ -371,7 +380,9 @@ def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) ->
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(node: Node, run: Run) -> None:
+def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(
+    node: Node, run: Run
+) -> None:
     noisy, quiet = node.pod(), node.pod()
     node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     answer(run(noisy, "maps_in_threads", 500))
@@ -395,11 +406,15 @@ def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_
     assert answer(process) == (1, 0), "its lock is not kept"
     assert ask(locker, f"lock {PAGE}") == f"{2 * PAGE} 0"
     assert process.stdout is not None
-    assert not select.select([process.stdout], [], [], 0.5)[0], "the answer came when the other was done"
+    assert not select.select([process.stdout], [], [], 0.5)[0], (
+        "the answer came when the other was done"
+    )
 
 
 @pytest.mark.rule("P5", "P8", level="Deny")
-def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(node: Node, run: Run) -> None:
+def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(
+    node: Node, run: Run
+) -> None:
     slow, quiet = node.pod(), node.pod()
     node.set_limits({slow.uid: LIMIT, quiet.uid: LIMIT})
     locker = start(quiet, "locker.py", LIMIT)
@@ -412,7 +427,9 @@ def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(node
 
 @x86
 @pytest.mark.rule("P5", "P13", level="Deny")
-def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(node: Node, run: Run) -> None:
+def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(
+    node: Node, run: Run
+) -> None:
     stuck, quiet = node.pod(), node.pod()
     node.configure(
         limits=[{"name": "shared", "uid": "uid-shared", "scope": "Node", "limit": LIMIT}],
@@ -429,7 +446,9 @@ def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(n
 
 @x86
 @pytest.mark.rule("P1", level="Deny")
-def test_a_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(pod: Pod, run: Run) -> None:
+def test_a_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(
+    pod: Pod, run: Run
+) -> None:
     half = LIMIT // 2
     assert answer(run(pod, "left_at_the_end", 1, half)) == (0, 0)
     assert used(pod) == half

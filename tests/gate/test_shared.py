@@ -35,7 +35,9 @@ NONE, NO, FULL = 0, errno.EACCES, errno.ENOMEM
 GROUP = "uid-of-group"
 
 
-def group(uid: str = GROUP, *, limit: int | None = None, pods: Sequence[Pod] = (), **more: Any) -> NodeGroup:
+def group(
+    uid: str = GROUP, *, limit: int | None = None, pods: Sequence[Pod] = (), **more: Any
+) -> NodeGroup:
     """A group with these members, each under this limit on what it has mapped."""
     return NodeGroup.model_validate(
         {
@@ -54,7 +56,8 @@ def group(uid: str = GROUP, *, limit: int | None = None, pods: Sequence[Pod] = (
 def configure(node: Node, *groups: NodeGroup, listed: Sequence[Pod] = (), **more: Any) -> None:
     """Puts these groups in force; pods that are listed have no limits, unless `more` says so."""
     node.configure(
-        **{"pods": [{"uid": pod.uid} for pod in listed], **more}, groups=[each.to_wire() for each in groups]
+        **{"pods": [{"uid": pod.uid} for pod in listed], **more},
+        groups=[each.to_wire() for each in groups],
     )
 
 
@@ -70,7 +73,9 @@ class Shared:
         """Bytes that pods have mapped of it, each once, as an outside reader sees it."""
         found: list[ObjectRange] = []
         for pod in pods:
-            found += mapped(Path("/proc"), [pod.directory / pod.container], RegionFilter([self.extent]))
+            found += mapped(
+                Path("/proc"), [pod.directory / pod.container], RegionFilter([self.extent])
+            )
         return total(found)
 
 
@@ -119,7 +124,9 @@ def do(process: Process, order: str, *, child: int = 0) -> tuple[int, int]:
     return result, error
 
 
-def maps(process: Process, file: Path, offset: int, size: int, more: int = 0, *, child: int = 0) -> int:
+def maps(
+    process: Process, file: Path, offset: int, size: int, more: int = 0, *, child: int = 0
+) -> int:
     """The errno of a mapping."""
     return do(process, f"map({str(file)!r}, {offset}, {size}, {more})", child=child)[1]
 
@@ -147,7 +154,9 @@ def test_only_an_attached_pod_may_borrow(node: Node, shared: Shared, user: int) 
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_what_belongs_to_no_group_is_let_through(node: Node, shared: Shared, tmp_path: Path) -> None:
+def test_what_belongs_to_no_group_is_let_through(
+    node: Node, shared: Shared, tmp_path: Path
+) -> None:
     pod = node.pod()
     process = sharer(pod)
     private = shared.folder / "other"
@@ -162,7 +171,10 @@ def test_what_belongs_to_no_group_is_let_through(node: Node, shared: Shared, tmp
     assert do(process, memfd)[1] == NONE
     assert do(process, "call('mmap', 0, 4096, 3, 1, 99, 0)") == (-1, errno.EBADF)
     assert do(process, "call('mmap', 0, 4096, 3, 1, -1, 0)") == (-1, errno.EBADF)
-    assert do(process, f"call('mmap', 0, 0, 3, 1, opened({str(private)!r}), 0)") == (-1, errno.EINVAL)
+    assert do(process, f"call('mmap', 0, 0, 3, 1, opened({str(private)!r}), 0)") == (
+        -1,
+        errno.EINVAL,
+    )
 
 
 @pytest.mark.rule("M2", level="Converge")
@@ -219,12 +231,17 @@ def test_a_pod_of_a_node_without_groups_is_not_looked_at(node: Node, shared: Sha
 
 @pytest.mark.rule("M2", "M8", level="Converge")
 @pytest.mark.parametrize("capabilities", ["+sys_ptrace", "+sys_ptrace,+dac_read_search"])
-def test_the_capabilities_of_its_container_are_enough(node: Node, shared: Shared, capabilities: str) -> None:
+def test_the_capabilities_of_its_container_are_enough(
+    node: Node, shared: Shared, capabilities: str
+) -> None:
     """Without CAP_DAC_READ_SEARCH, nobody may look into another user's /proc/PID/fd."""
     member, other = node.pod(), node.pod()
     node.kill_gate(capabilities=capabilities)
     process, stranger = sharer(member), sharer(other)
-    for each in (process, stranger):  # as an exec would: its files in /proc are its user's (PR_SET_DUMPABLE)
+    for each in (
+        process,
+        stranger,
+    ):  # as an exec would: its files in /proc are its user's (PR_SET_DUMPABLE)
         assert do(each, "call('prctl', 4, 1)") == (0, 0)
     memfd = "call('mmap', 0, 4096, 3, 1, globals().setdefault('m', os.memfd_create('m')), 0)"
     assert do(process, memfd)[1] == do(stranger, memfd)[1] == NONE
@@ -331,7 +348,9 @@ def test_a_limit_on_what_is_resident_refuses_no_mapping(node: Node, shared: Shar
     node.share({GROUP: shared.extent})
     one = group(limit=PAGE, pods=[pod])
     members = [
-        NodeMember.model_validate({"pods": [pod.uid], "borrowLimit": PAGE, "borrowLimitOn": "Resident"})
+        NodeMember.model_validate(
+            {"pods": [pod.uid], "borrowLimit": PAGE, "borrowLimitOn": "Resident"}
+        )
     ]
     configure(node, one.model_copy(update={"members": members}), listed=[pod])
     assert maps(sharer(pod), shared.file, 0, SIZE) == NONE
@@ -349,13 +368,17 @@ def test_each_group_has_its_own_limit(node: Node, shared: Shared) -> None:
         extents[uid] = ObjectSet(objects=frozenset({ObjectId(about.st_dev, about.st_ino)}))
     node.share(extents)
     configure(
-        node, group("uid-1", limit=LIMIT, pods=[pod]), group("uid-2", limit=PAGE, pods=[pod]), listed=[pod]
+        node,
+        group("uid-1", limit=LIMIT, pods=[pod]),
+        group("uid-2", limit=PAGE, pods=[pod]),
+        listed=[pod],
     )
     process = sharer(pod)
     assert maps(process, shared.file, 0, LIMIT) == NONE
     assert maps(process, second, 0, PAGE) == NONE
     assert [
-        maps(process, file, LIMIT if file == shared.file else PAGE, PAGE) for file in (shared.file, second)
+        maps(process, file, LIMIT if file == shared.file else PAGE, PAGE)
+        for file in (shared.file, second)
     ] == [
         FULL,
         FULL,
@@ -384,7 +407,9 @@ def test_a_mapping_grows_up_to_the_limit(node: Node, shared: Shared) -> None:
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_another_part_in_the_place_of_a_mapping_counts_beside_it(node: Node, shared: Shared) -> None:
+def test_another_part_in_the_place_of_a_mapping_counts_beside_it(
+    node: Node, shared: Shared
+) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
@@ -414,7 +439,12 @@ def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -
     pod, other = node.pod(), node.pod()
     space = ipc_namespace(Path("/proc/self"))
     assert space is not None
-    with segment(HALF) as one, segment(HALF) as second, segment(PAGE) as third, segment(PAGE) as foreign:
+    with (
+        segment(HALF) as one,
+        segment(HALF) as second,
+        segment(PAGE) as third,
+        segment(PAGE) as foreign,
+    ):
         shared = Shared(Path(), Path(), of_segments({one: HALF, second: HALF, third: PAGE}, space))
         node.share({GROUP: shared.extent})
         configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod, other])
@@ -433,7 +463,9 @@ def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_found_it(node: Node) -> None:
+def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_found_it(
+    node: Node,
+) -> None:
     pod = node.pod()
     process = sharer(pod, user=0)
     assert do(process, "call('syscall', 272, 0x08000000)") == (0, 0)  # unshare(CLONE_NEWIPC)
@@ -529,7 +561,9 @@ def test_a_gate_that_is_killed_over_and_over_lets_nothing_pass(node: Node, share
 
 
 @pytest.mark.rule("H1", level="Converge")
-def test_what_is_not_asked_about_is_seen_afterwards_and_counts_then(node: Node, shared: Shared) -> None:
+def test_what_is_not_asked_about_is_seen_afterwards_and_counts_then(
+    node: Node, shared: Shared
+) -> None:
     """MAP_PRIVATE, and another file in the place of the one that was looked at: sampling sees them, and so does the next call."""
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
@@ -543,7 +577,9 @@ def test_what_is_not_asked_about_is_seen_afterwards_and_counts_then(node: Node, 
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_a_descriptor_that_a_member_passes_on_does_not_make_a_borrower(node: Node, shared: Shared) -> None:
+def test_a_descriptor_that_a_member_passes_on_does_not_make_a_borrower(
+    node: Node, shared: Shared
+) -> None:
     member, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(pods=[member]), listed=[member, other])
@@ -560,15 +596,15 @@ def test_a_descriptor_that_a_member_passes_on_does_not_make_a_borrower(node: Nod
 
 
 @pytest.mark.rule("M8", "P1", level="Converge")
-def test_threads_user_namespaces_and_opening_it_again_change_nothing(node: Node, shared: Shared) -> None:
+def test_threads_user_namespaces_and_opening_it_again_change_nothing(
+    node: Node, shared: Shared
+) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(), listed=[pod])
     process = sharer(pod)
     asked = f"map({str(shared.file)!r}, 0, {PAGE})"
-    in_thread = (
-        f"(t := threading.Thread(target=lambda: globals().update(r={asked})), t.start(), t.join()) and r"
-    )
+    in_thread = f"(t := threading.Thread(target=lambda: globals().update(r={asked})), t.start(), t.join()) and r"
     assert do(process, in_thread) == (-1, NO)
     again = f"os.open('/proc/self/fd/' + str(opened({str(shared.file)!r})), os.O_RDWR)"
     assert do(process, f"call('mmap', 0, {PAGE}, 3, 1, {again}, 0)") == (-1, NO)

@@ -77,7 +77,9 @@ def test_every_capability_and_a_raised_rlimit_change_nothing(pod: Pod) -> None:
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
-def test_a_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(node: Node, pod: Pod) -> None:
+def test_a_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(
+    node: Node, pod: Pod
+) -> None:
     victim, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
     for wait in (0.1, 0.0, 0.01):
         os.kill(node.gate.pid, signal.SIGSTOP)
@@ -161,12 +163,13 @@ def test_a_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
 @pytest.mark.rule("P1", level="Deny")
 def test_a_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
-    shared = (
-        f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); result = m"
-    )
+    shared = f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); result = m"
     address = ask(locker, shared)
     assert ask(locker, f"call mlock {address} {LIMIT * 3 // 4}") == "0 0"
-    assert ask(locker, f"call mremap {address} 0 {LIMIT // 2} 1").split() == ["-1", str(errno.EAGAIN)]
+    assert ask(locker, f"call mremap {address} 0 {LIMIT // 2} 1").split() == [
+        "-1",
+        str(errno.EAGAIN),
+    ]
     assert ask(locker, f"call mremap {address} 0 {LIMIT // 4} 1").split()[1] == "0"
     assert pod.locked == LIMIT
 
@@ -225,7 +228,11 @@ def test_a_call_that_the_kernel_refuses_for_another_reason_gets_that_one(
         (LINUX_ALLOW, 0, LIMIT),
         (LINUX_ENOSPC, 0, 0),
         (LINUX_NOTIFY, 0, 0),  # nobody listens to it: ENOSYS
-        (LINUX_NOTIFY, 8, -1),  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of which there is one already: EBUSY
+        (
+            LINUX_NOTIFY,
+            8,
+            -1,
+        ),  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of which there is one already: EBUSY
     ],
 )
 def test_a_filter_of_its_own_harms_itself_alone(
@@ -290,7 +297,9 @@ def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
     locker = start(strict, "locker.py", LIMIT)
     answer = ask(locker, f"python {stack}; result = {code}")
     assert not loosened(node, strict)
-    assert answer.rstrip(")").split(", ")[-1] in map(str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN))
+    assert answer.rstrip(")").split(", ")[-1] in map(
+        str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN)
+    )
     node.until(lambda: any(says in each.get("message", "") for each in node.status.recent))
     assert node.status.recent[-1]["call"] == called
 
@@ -303,7 +312,9 @@ def test_mlockall_of_more_than_fits_is_refused(pod: Pod) -> None:
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_a_flood_of_one_pod_does_not_keep_another_from_its_answers(node: Node, hostile: Path) -> None:
+def test_a_flood_of_one_pod_does_not_keep_another_from_its_answers(
+    node: Node, hostile: Path
+) -> None:
     noisy, quiet = node.pod(), node.pod()
     node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     assert hear(noisy.run([str(hostile), "flood", "300"])) == "0 0"

@@ -107,7 +107,17 @@ def run(root: Path, built: Image, *argv: str) -> str:
     inside = [str(root), built.config["config"]["User"], *argv]
     environment = dict(each.split("=", 1) for each in built.config["config"]["Env"])
     done = subprocess.run(
-        ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-ec", RUN, *inside],
+        [
+            "/usr/bin/unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "/bin/sh",
+            "-ec",
+            RUN,
+            *inside,
+        ],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -145,7 +155,9 @@ def test_no_shell_no_compiler_and_no_installer_are_in_it(built: Image) -> None:
     assert not programs & FOREIGN
     modules = {Path(path).name for path, member in built.files.items() if member.isdir()}
     assert not modules & {"pip", "setuptools", "ensurepip", "idlelib", "tkinter", "lib2to3"}
-    assert {path for path in built.files if path.startswith(("usr/bin/", "bin/", "opt/pinwarden/bin/"))} == {
+    assert {
+        path for path in built.files if path.startswith(("usr/bin/", "bin/", "opt/pinwarden/bin/"))
+    } == {
         *("usr/bin/python3", os.path.join("usr/bin", built.files["usr/bin/python3"].linkname)),
         *(f"opt/pinwarden/bin/{name}" for name in PROJECT["scripts"]),
     }
@@ -173,7 +185,10 @@ def test_the_command_and_every_module_of_it_start(root: Path, built: Image) -> N
     assert run(root, built, "pinwarden", "--version").split() == ["pinwarden", PROJECT["version"]]
     for part in ("operator", "agent", "gate", "holder", "accountant"):
         assert f"usage: pinwarden {part} " in run(root, built, "pinwarden", part, "--help")
-    there = {path.stem for path in (ROOT / "operator/pinwarden").rglob("*.py")} - {"__init__", "__main__"}
+    there = {path.stem for path in (ROOT / "operator/pinwarden").rglob("*.py")} - {
+        "__init__",
+        "__main__",
+    }
     names = run(root, built, "python3", "-c", IMPORT_ALL).split()
     assert there <= {name.rpartition(".")[2] for name in names}
     assert run(root, built, "python3", "-c", WHO).split() == ["65532", "65532", "0", "utf-8", "OK"]
@@ -183,7 +198,9 @@ def test_threads_end_and_names_are_looked_up_without_the_base(root: Path, built:
     assert run(root, built, "python3", "-c", THREADS_AND_NAMES).split() == ["127.0.0.1", "ended"]
 
 
-def test_the_bill_names_every_locked_distribution_and_what_files_came_from(root: Path, built: Image) -> None:
+def test_the_bill_names_every_locked_distribution_and_what_files_came_from(
+    root: Path, built: Image
+) -> None:
     text = bill(built, image.wheels(ROOT))
     assert bill(built, image.wheels(ROOT)) == text
     whole = json.loads(text)

@@ -133,7 +133,9 @@ def mounts(kind: str) -> Iterator[None]:
         Path("/proc/sys/vm/nr_hugepages").write_text("4")
     for file_system, name, options in mounted:
         (FOLDER / name).mkdir(parents=True)
-        subprocess.run(["mount", "-t", file_system, "-o", options, "test", FOLDER / name], check=True)
+        subprocess.run(
+            ["mount", "-t", file_system, "-o", options, "test", FOLDER / name], check=True
+        )
     (FOLDER / "ext4").mkdir()
     yield
     for name in (*(name for _, name, _ in mounted), "ext4"):
@@ -146,6 +148,8 @@ def mounts(kind: str) -> Iterator[None]:
     if huge_pages:
         Path("/proc/sys/vm/nr_hugepages").write_text("0")
     Path("/dev/shm/pw-f").unlink(missing_ok=True)
-    with_key = [line for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:] if str(KEY) in line]
+    with_key = [
+        line for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:] if str(KEY) in line
+    ]
     for line in with_key:
         subprocess.run(["ipcrm", "-m", line.split()[1]], check=True)

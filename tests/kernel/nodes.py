@@ -124,7 +124,10 @@ class Node:
         uid = uid or str(uuid.uuid4())
         for container in containers or (ONE,):
             self.directory(uid, container).mkdir(parents=True)
-            self._directories += [self.directory(uid, container), self.directory(uid, container).parent]
+            self._directories += [
+                self.directory(uid, container),
+                self.directory(uid, container).parent,
+            ]
         return uid
 
     def directory(self, uid: str, container: str = ONE) -> Path:
@@ -133,10 +136,14 @@ class Node:
     def hire(
         self, uid: str, *arguments: str, container: str = ONE, user: int = NOBODY, file: str = "-"
     ) -> Worker:
-        self._workers.append(Worker(self.directory(uid, container), *arguments, user=user, file=file))
+        self._workers.append(
+            Worker(self.directory(uid, container), *arguments, user=user, file=file)
+        )
         return self._workers[-1]
 
-    def configure(self, limits: list[dict[str, Any]], pods: list[dict[str, Any]], **more: Any) -> None:
+    def configure(
+        self, limits: list[dict[str, Any]], pods: list[dict[str, Any]], **more: Any
+    ) -> None:
         self._generation += 1
         limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
         spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})

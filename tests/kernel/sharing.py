@@ -129,7 +129,9 @@ def remove(number: int) -> int:
 
 def punch(file: int, offset: int, size: int) -> int:
     return checked(
-        libc.fallocate(file, FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(size))
+        libc.fallocate(
+            file, FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(size)
+        )
     )
 
 

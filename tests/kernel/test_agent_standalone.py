@@ -116,7 +116,9 @@ def test_a_file_holds_a_directory_until_it_is_released(worker: Worker, tmp_path:
         started = time.monotonic()
         host.limit("2Mi")
         eventually(worker.limits, lambda last: last[0] == 2 * MIB)
-        print(f"from a changed file to a changed rlimit: {(time.monotonic() - started) * 1000:.0f} ms")
+        print(
+            f"from a changed file to a changed rlimit: {(time.monotonic() - started) * 1000:.0f} ms"
+        )
         assert worker.lock() == (2 * MIB, errno.ENOMEM)
 
         answer = eventually(
@@ -126,7 +128,9 @@ def test_a_file_holds_a_directory_until_it_is_released(worker: Worker, tmp_path:
         assert answer["limitsOf"] == {"pinwarden-test.slice/vm-1.scope": ["vms"]}
 
         host.config.write_text("limits: [{name: vms, limit: lots}]\n")
-        eventually(lambda: ask(host.socket), lambda last: "limits[0].limit" in last.get("problem", ""))
+        eventually(
+            lambda: ask(host.socket), lambda last: "limits[0].limit" in last.get("problem", "")
+        )
         assert worker.limits()[0] == 2 * MIB
 
         agent.send_signal(signal.SIGTERM)

@@ -14,7 +14,9 @@ from .nodes import MIB
 from .shared_nodes import PAGE, SharedNode, group
 
 
-@pytest.mark.rule("M1", "M3", "M5", "M6", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.rule(
+    "M1", "M3", "M5", "M6", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf"
+)
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
 def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
@@ -33,7 +35,10 @@ def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
     case.map(a, a, handle, SIZE // PAGE if case.page == PAGE else 1 + 2 * MIB // PAGE)
     report = shares.report()
     assert report.charge == SIZE
-    assert {each.pod: each.borrowed for each in report.borrowers} == {first: SIZE, second: case.held(1)}
+    assert {each.pod: each.borrowed for each in report.borrowers} == {
+        first: SIZE,
+        second: case.held(1),
+    }
     assert report.orphaned == 0
     looked_at = kind in ("tmpfs", "posixShm", "file")
     assert report.dead == (0 if looked_at else None), "who pays is looked at by name alone (H2)"
@@ -76,7 +81,9 @@ def test_without_borrow_accounting_only_the_charge_is_known(shares: SharedNode, 
 @pytest.mark.rule("M1", "M9", backing="tmpfs posixShm sysvShm hugetlbfs file")
 @pytest.mark.parametrize("kind", OUTLIVE)
 @pytest.mark.usefixtures("mounts")
-def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(shares: SharedNode, kind: str) -> None:
+def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(
+    shares: SharedNode, kind: str
+) -> None:
     case = CASES[kind]
     pod, a = shares.pod()
     _, b = shares.pod()
@@ -87,7 +94,11 @@ def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(shares: SharedNo
     shares.end(pod)
     shares.configure(group(case.backing))
     report = shares.report()
-    assert (report.phase, report.charge, report.orphaned) == (Phase.ACTIVE, case.charge(1), case.charge(1))
+    assert (report.phase, report.charge, report.orphaned) == (
+        Phase.ACTIVE,
+        case.charge(1),
+        case.charge(1),
+    )
     assert report.borrowers == []
     case.remove(b, handle)
     report = shares.report()
@@ -149,7 +160,9 @@ def test_a_draining_group_waits_for_its_last_borrower_and_removes_nothing(
 @pytest.mark.rule("M11", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_the_fair_view_has_what_is_borrowed_whoever_touched_it_first(shares: SharedNode, kind: str) -> None:
+def test_the_fair_view_has_what_is_borrowed_whoever_touched_it_first(
+    shares: SharedNode, kind: str
+) -> None:
     case = CASES[kind]
     first, a = shares.pod()
     second, b = shares.pod()

@@ -119,7 +119,9 @@ class Place:
 
     @property
     def extents(self) -> dict[str, ObjectSet]:
-        return {name: ObjectSet(objects=frozenset([each.id])) for name, each in self.objects.items()}
+        return {
+            name: ObjectSet(objects=frozenset([each.id])) for name, each in self.objects.items()
+        }
 
     def file(self, name: str, path: Path, size: int) -> Shared:
         path.write_bytes(bytes(size))
@@ -145,7 +147,9 @@ class Place:
         device = lines(os.getpid())[address]
         libc.shmdt(address)
         space = os.stat("/proc/self/ns/ipc").st_ino
-        self.objects[name] = Shared(number, size, PAGE, False, ObjectId(device[0], device[1], space))
+        self.objects[name] = Shared(
+            number, size, PAGE, False, ObjectId(device[0], device[1], space)
+        )
         assert device[1] == number
         return self.objects[name]
 
@@ -286,7 +290,9 @@ def truths(place: Place) -> dict[tuple[str, str], tuple[int, int]]:
     }
 
 
-def amounts(sample: Mapping[tuple[str, str], Borrow]) -> dict[tuple[str, str], tuple[int, int | None]]:
+def amounts(
+    sample: Mapping[tuple[str, str], Borrow],
+) -> dict[tuple[str, str], tuple[int, int | None]]:
     assert all(borrow.complete for borrow in sample.values()), sample
     return {pair: (borrow.mapped, borrow.resident) for pair, borrow in sample.items()}
 
@@ -294,7 +300,9 @@ def amounts(sample: Mapping[tuple[str, str], Borrow]) -> dict[tuple[str, str], t
 def kernel_moves() -> tuple[object, ...]:
     """Changes when the kernel moved or took pages meanwhile."""
     text = (PROC / "vmstat").read_text()
-    return reclaim_counters(PROC), re.findall(r"(?:pgmigrate|compact_isolated|thp_|htlb)\w* \d+", text)
+    return reclaim_counters(PROC), re.findall(
+        r"(?:pgmigrate|compact_isolated|thp_|htlb)\w* \d+", text
+    )
 
 
 def sampled(
@@ -402,7 +410,9 @@ def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool)
     for number in range(ROUNDS):
         seed = first + number
         choose = random.Random(seed)
-        for borrower in (told := choose.sample(place.borrowers, choose.randint(1, len(place.borrowers)))):
+        for borrower in (
+            told := choose.sample(place.borrowers, choose.randint(1, len(place.borrowers)))
+        ):
             borrower.begin(choose.randrange(1 << 30), choose.randint(1, 4))
         for borrower in told:
             borrower.wait()
@@ -435,7 +445,10 @@ def test_what_fifty_processes_of_a_pod_have_mapped_counts_once(place: Place) -> 
     check(place, "fifty", BorrowSampler())
     borrows = BorrowSampler()
     expected = (MIB, MIB // 2 + 50 * PAGE)
-    assert amounts(sampled(place, borrows)) == {("memfd", "one"): expected, ("memfd", "two"): expected}
+    assert amounts(sampled(place, borrows)) == {
+        ("memfd", "one"): expected,
+        ("memfd", "two"): expected,
+    }
     union = BorrowSampler.together("memfd", [borrows])
     assert union is not None
     assert (union.mapped, union.resident) == expected

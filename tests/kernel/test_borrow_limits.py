@@ -60,17 +60,23 @@ def ask(node: Node, accountant: Accountant, asked: dict[str, Any], *pods: Pod) -
     node.configure(**spec)
 
 
-@pytest.mark.rule("M2", "M8", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.rule(
+    "M2", "M8", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf"
+)
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
 def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str) -> None:
     case = CASES[kind]
     member, other = gated.pod(), gated.pod()
     a, b = Gated(member), Gated(other)
-    accountant = Accountant(cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0)
+    accountant = Accountant(
+        cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0
+    )
 
     def limit(amount: int) -> None:
-        asked = group(case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}])
+        asked = group(
+            case.backing, member.uid, members=[{"pods": [member.uid], "borrowLimit": amount}]
+        )
         ask(gated, accountant, asked, member, other)
 
     handle = case.make(a)
@@ -89,14 +95,18 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
     assert borrower.denials == 1
 
 
-@pytest.mark.rule("M10", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
+@pytest.mark.rule(
+    "M10", level="Converge", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf"
+)
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
 def test_a_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
     case = CASES[kind]
     first, late = gated.pod(), gated.pod()
     a, b = Gated(first), Gated(late)
-    accountant = Accountant(cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0)
+    accountant = Accountant(
+        cgroup_root=CGROUP, proc_root=Path("/proc"), run_dir=gated.run_dir, budget=0
+    )
     handle = case.make(a)
     case.map(a, a, handle, 1)
     ask(gated, accountant, group(case.backing, first.uid, late.uid, draining=True), first, late)

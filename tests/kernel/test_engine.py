@@ -177,7 +177,9 @@ def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:
 def test_scope_node_holds_for_all_pods_together(node: Node) -> None:
     uids = [node.pod(), node.pod()]
     first, second = (node.hire(uid) for uid in uids)
-    node.configure([{"limit": 4 * MIB, "scope": "Node"}], [{"uid": uid, "limits": ["l"]} for uid in uids])
+    node.configure(
+        [{"limit": 4 * MIB, "scope": "Node"}], [{"uid": uid, "limits": ["l"]} for uid in uids]
+    )
     assert first.lock(3 * MIB) == (3 * MIB, 0)
     node.until(lambda: second.limits.hard == MIB)
     assert second.lock(16 * MIB) == (MIB, errno.ENOMEM)
@@ -251,7 +253,9 @@ def test_a_process_whose_first_thread_ended_is_not_taken_for_empty(node: Node) -
     assert node.report(uid).level is Level.OBSERVE
     assert node.report(uid).processes == 2
     node.until(lambda: other.limits.soft == 0)
-    assert other.lock(MIB) == (0, errno.EPERM), "nothing more is let in beside a use that is not known"
+    assert other.lock(MIB) == (0, errno.EPERM), (
+        "nothing more is let in beside a use that is not known"
+    )
     assert worker.pid in member_pids(node.directory(uid))
 
 

@@ -82,14 +82,18 @@ def gated(agent: Agent, *, user: int = NOBODY) -> tuple[Pod, Process]:
 
 @pytest.mark.emulated
 @pytest.mark.rule("P1", "H1", level="Deny")
-def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_more(agent: Agent) -> None:
+def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_more(
+    agent: Agent,
+) -> None:
     pod, locker = gated(agent)
     agent.hold(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     assert ask(locker, f"lock {MIB // 2}") == f"{MIB // 2} 0"
     other = start(pod, "locker.py", 8 * MIB)
     prlimit_memlock(other.pid, GIVEN)
-    agent.until(lambda: prlimit_memlock(other.pid) == Limits(MIB, MIB) == prlimit_memlock(locker.pid))
+    agent.until(
+        lambda: prlimit_memlock(other.pid) == Limits(MIB, MIB) == prlimit_memlock(locker.pid)
+    )
     assert ask(other, f"until {8 * MIB}") == f"{MIB // 2} {errno.ENOMEM}"
     assert pod.locked == MIB
 
@@ -109,7 +113,9 @@ def test_a_process_with_every_capability_is_held_all_the_same(agent: Agent) -> N
 
 
 @pytest.mark.rule("P14", level="Deny")
-def test_a_gated_pod_gets_no_more_than_the_runtime_gave_unless_a_grant_says_so(agent: Agent) -> None:
+def test_a_gated_pod_gets_no_more_than_the_runtime_gave_unless_a_grant_says_so(
+    agent: Agent,
+) -> None:
     pod, locker = gated(agent)
     agent.hold(pod, 4 * MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)

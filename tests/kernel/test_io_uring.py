@@ -78,7 +78,9 @@ def start() -> Iterator[Start]:
         yield run
 
 
-def test_buffers_are_compared_with_the_sum_of_the_user_and_shown_for_each_process(start: Start) -> None:
+def test_buffers_are_compared_with_the_sum_of_the_user_and_shown_for_each_process(
+    start: Start,
+) -> None:
     """https://github.com/axboe/liburing/issues/93."""
     first, count = start(UID, 4, MIB)
     assert count == 4

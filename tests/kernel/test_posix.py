@@ -59,7 +59,9 @@ def test_what_is_unlinked_while_it_is_in_use_is_counted(shares: SharedNode, held
 
 
 @pytest.mark.rule("M3", "M5")
-def test_each_pod_that_maps_an_unlinked_object_borrows_it(shares: SharedNode, volume: Volume) -> None:
+def test_each_pod_that_maps_an_unlinked_object_borrows_it(
+    shares: SharedNode, volume: Volume
+) -> None:
     pod, a = shares.pod()
     path = volume(pod, "shm")
     shares.kill(a)
@@ -74,7 +76,9 @@ def test_each_pod_that_maps_an_unlinked_object_borrows_it(shares: SharedNode, vo
 
 
 @pytest.mark.rule("H2")
-def test_bytes_that_no_member_shows_make_the_figure_a_lower_bound(shares: SharedNode, volume: Volume) -> None:
+def test_bytes_that_no_member_shows_make_the_figure_a_lower_bound(
+    shares: SharedNode, volume: Volume
+) -> None:
     pod, a = shares.pod()
     path = volume(pod, "shm")
     shares.kill(a)
@@ -84,7 +88,9 @@ def test_bytes_that_no_member_shows_make_the_figure_a_lower_bound(shares: Shared
     (path / "sub").mkdir()
     (path / "sub" / "file").write_bytes(b"x" * MIB)
     report = shares.report()
-    assert (report.charge, report.truncated) == (MIB, False), "a file in a folder is no object, and is known"
+    assert (report.charge, report.truncated) == (MIB, False), (
+        "a file in a folder is no object, and is known"
+    )
     _, stranger = shares.pod(f"volume={path}")
     stranger(f"touch(mapped(opened('/dev/shm/plasma-2', {MIB}), {MIB}), 256)")
     a("unlink('/dev/shm/plasma-2')")
@@ -128,7 +134,9 @@ def test_a_volume_is_charged_and_orphaned_between_restarts(
 
 
 @pytest.mark.rule("M1")
-def test_a_volume_elsewhere_is_not_the_pods_shared_memory(shares: SharedNode, volume: Volume) -> None:
+def test_a_volume_elsewhere_is_not_the_pods_shared_memory(
+    shares: SharedNode, volume: Volume
+) -> None:
     pod, _ = shares.pod("apart", "name=pause")
     path = volume(pod, "cache")
     (path / "file").write_bytes(b"x" * MIB)

@@ -42,7 +42,9 @@ MEMORY = f"{PREFIX}/ns/g/shared/memory"
 
 
 @pytest.mark.rule("M3", "M5", "M6")
-def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(shares: SharedNode, tmpfs: Path) -> None:
+def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(
+    shares: SharedNode, tmpfs: Path
+) -> None:
     first, a = shares.pod()
     second, b = shares.pod()
     shares.configure(group({"tmpfs": {"path": str(tmpfs)}}, first, second))
@@ -54,7 +56,9 @@ def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(shares: SharedNod
     assert [(each.pod, each.borrowed, each.mapped) for each in report.borrowers] == [
         (first, 2 * MIB, 4 * MIB)
     ]
-    assert shares.borrow(second) is None, "a page that A writes and B does not map changes nothing for B"
+    assert shares.borrow(second) is None, (
+        "a page that A writes and B does not map changes nothing for B"
+    )
     area = b(f"mapped(opened('{tmpfs}/f'), {MIB})")
     b(f"touch({area}, 16)")  # a read would have more mapped around it
     borrow = shares.borrow(second)
@@ -66,7 +70,9 @@ def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(shares: SharedNod
 
 
 @pytest.mark.rule("M6", "M9")
-def test_the_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(shares: SharedNode, tmpfs: Path) -> None:
+def test_the_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(
+    shares: SharedNode, tmpfs: Path
+) -> None:
     member, a = shares.pod()
     stranger, b = shares.pod()
     shares.configure(group({"tmpfs": {"path": str(tmpfs)}}, member))
@@ -95,7 +101,9 @@ def test_what_a_pod_leaves_is_shown_as_orphaned(shares: SharedNode, tmpfs: Path)
 
 @pytest.mark.rule("M9", backing="tmpfs posixShm")
 @pytest.mark.parametrize("kind", ["tmpfs", "posixShm"])
-def test_bytes_on_dead_cgroups_are_shown_as_such(shares: SharedNode, tmpfs: Path, kind: str) -> None:
+def test_bytes_on_dead_cgroups_are_shown_as_such(
+    shares: SharedNode, tmpfs: Path, kind: str
+) -> None:
     backing, path = {
         "tmpfs": ({"tmpfs": {"path": str(tmpfs)}}, f"{tmpfs}/a/f"),
         "posixShm": ({"posixShm": {"name": "pw-*", "ipcNamespace": "Host"}}, "/dev/shm/pw-dead"),
@@ -112,7 +120,9 @@ def test_bytes_on_dead_cgroups_are_shown_as_such(shares: SharedNode, tmpfs: Path
         shares.end(pod)
         shares.start()
         report = shares.report()
-        assert (report.charge, report.dead) == (3 * MIB, 2 * MIB), "the keeper pays for what it touched first"
+        assert (report.charge, report.dead) == (3 * MIB, 2 * MIB), (
+            "the keeper pays for what it touched first"
+        )
         assert report.orphaned == 0
     finally:
         os.unlink(path)
@@ -139,7 +149,9 @@ def test_a_created_object_is_charged_to_its_own_cgroup_whoever_writes(shares: Sh
     assert report.charge == 4 * MIB, "a hole is filled again"
     assert report.own is not None
     assert report.own >= 4 * MIB
-    stat = dict(line.split() for line in (CGROUP / "pinwarden/ns_g/memory.stat").read_text().splitlines())
+    stat = dict(
+        line.split() for line in (CGROUP / "pinwarden/ns_g/memory.stat").read_text().splitlines()
+    )
     assert int(stat["shmem"]) == 4 * MIB
 
 
@@ -269,7 +281,9 @@ def test_a_segment_of_somebody_else_is_left_alone(shares: SharedNode) -> None:
     key = 0x50770003
     pod, a = shares.pod()
     number = a(f"segment({key}, {MIB})")
-    made = group({"sysvShm": {"key": key, "ipcNamespace": "Host"}}, pod, management="Create", capacity=MIB)
+    made = group(
+        {"sysvShm": {"key": key, "ipcNamespace": "Host"}}, pod, management="Create", capacity=MIB
+    )
     try:
         time.sleep(1.1)  # the kernel stamps segments by whole seconds
         shares.configure(made)
@@ -313,7 +327,9 @@ def test_posix_shared_memory(shares: SharedNode, where: str) -> None:
         a(f"touch(mapped({file}, {MIB}), 128)")
         report = shares.report()
         assert (report.objects, report.charge) == (1, MIB // 2)
-        assert [(each.pod, each.borrowed, each.mapped) for each in report.borrowers] == [(pod, MIB // 2, MIB)]
+        assert [(each.pod, each.borrowed, each.mapped) for each in report.borrowers] == [
+            (pod, MIB // 2, MIB)
+        ]
         if where == "Pod":
             b(f"opened('/dev/shm/pw-2', {MIB})")
             assert shares.report().objects == 1, "the node's own /dev/shm is not a pod's"
@@ -341,7 +357,10 @@ def test_system_v_shared_memory(shares: SharedNode, where: str) -> None:
             b(f"attach(segment({key}, {MIB}), 2)")
             report = shares.report()
             assert (report.objects, report.charge) == (2, 66 * PAGE)
-            assert {each.pod: each.borrowed for each in report.borrowers} == {pod: 64 * PAGE, other: 2 * PAGE}
+            assert {each.pod: each.borrowed for each in report.borrowers} == {
+                pod: 64 * PAGE,
+                other: 2 * PAGE,
+            }
         a(f"detach({address})")
         assert shares.borrow(pod) is None
     finally:
@@ -351,7 +370,12 @@ def test_system_v_shared_memory(shares: SharedNode, where: str) -> None:
 @pytest.mark.rule("M3")
 @pytest.mark.parametrize(
     ("key", "objects", "pages"),
-    [("0x0052e2c1", 1, 64), ("0x52e000-0x52efff", 2, 96), ("0x52f000-0x52ffff", 0, None), ("*", 4, 108)],
+    [
+        ("0x0052e2c1", 1, 64),
+        ("0x52e000-0x52efff", 2, 96),
+        ("0x52f000-0x52ffff", 0, None),
+        ("*", 4, 108),
+    ],
 )
 def test_segments_by_hexadecimal_text_by_range_and_all(
     shares: SharedNode, key: str, objects: int, pages: int | None
@@ -399,7 +423,9 @@ def test_a_created_segment(shares: SharedNode) -> None:
 
 
 def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
-    made = group({"sysvShm": {"key": 0x50770004, "ipcNamespace": "Host"}}, management="Create", capacity=MIB)
+    made = group(
+        {"sysvShm": {"key": 0x50770004, "ipcNamespace": "Host"}}, management="Create", capacity=MIB
+    )
     shares.configure(made)
     assert shares.report().charge == MIB
     shares.configure({**made, "capacity": 2 * MIB})
@@ -409,7 +435,9 @@ def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
 
 
 @pytest.mark.rule("M10")
-def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(shares: SharedNode) -> None:
+def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(
+    shares: SharedNode,
+) -> None:
     key = 0x50770005
     _, a = shares.pod()
     backing = {"sysvShm": {"key": key, "ipcNamespace": "Host"}}
@@ -428,7 +456,9 @@ def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(s
 
 
 @pytest.mark.rule("M10")
-def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(shares: SharedNode) -> None:
+def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(
+    shares: SharedNode,
+) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod))
     shares.report()
@@ -489,7 +519,9 @@ def test_memfds(shares: SharedNode) -> None:
     a(f"touch(mapped({low}, {MIB}, 0xf000000), 2)")
     a(f"close({low})")
     report = shares.report()
-    assert (report.objects, report.charge) == (2, 5 * PAGE), "also at an address that begins with a zero"
+    assert (report.objects, report.charge) == (2, 5 * PAGE), (
+        "also at an address that begins with a zero"
+    )
 
 
 @pytest.mark.rule("M3")
@@ -568,7 +600,12 @@ def test_the_fair_view_counts_what_is_borrowed_or_all_of_it(shares: SharedNode) 
 def _refused(shares: SharedNode, path: Path | str, *, kind: str = "tmpfs", reason: str) -> None:
     shares.configure(group({kind: {"path": str(path)}}, "p"))
     report = shares.report()
-    assert (report.phase, report.reason, report.charge, report.borrowers) == (Phase.PENDING, reason, None, [])
+    assert (report.phase, report.reason, report.charge, report.borrowers) == (
+        Phase.PENDING,
+        reason,
+        None,
+        [],
+    )
 
 
 def test_tricks_with_paths_lead_nowhere(shares: SharedNode, tmpfs: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("pinwarden", deadline=None, max_examples=100 if "CI" in os.environ else 40)
+settings.register_profile(
+    "pinwarden", deadline=None, max_examples=100 if "CI" in os.environ else 40
+)
 settings.load_profile("pinwarden")
 
 LEVELS = 1500

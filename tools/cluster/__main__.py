@@ -37,16 +37,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
-        "build", help="build into the cache what clusters and tests need, and print where the commands are"
+        "build",
+        help="build into the cache what clusters and tests need, and print where the commands are",
     )
     start = commands.add_parser("controlplane", help="run etcd and kube-apiserver until Ctrl-C")
-    start.add_argument("--controller-manager", action="store_true", help="run kube-controller-manager too")
-    inside = commands.add_parser("guest", help="run a command in a guest with a real kernel, as root")
-    inside.add_argument(
-        *("--cgroups", "-c"), type=Cgroups, choices=list(Cgroups), default=Cgroups.V2, help="default: v2"
+    start.add_argument(
+        "--controller-manager", action="store_true", help="run kube-controller-manager too"
     )
-    inside.add_argument("--kind", type=Kind, choices=list(Kind), default=Kind.QEMU, help="default: qemu")
-    inside.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
+    inside = commands.add_parser(
+        "guest", help="run a command in a guest with a real kernel, as root"
+    )
+    inside.add_argument(
+        *("--cgroups", "-c"),
+        type=Cgroups,
+        choices=list(Cgroups),
+        default=Cgroups.V2,
+        help="default: v2",
+    )
+    inside.add_argument(
+        "--kind", type=Kind, choices=list(Kind), default=Kind.QEMU, help="default: qemu"
+    )
+    inside.add_argument(
+        "--timeout", type=float, default=600, metavar="SECONDS", help="default: 600"
+    )
     inside.add_argument(
         "--processors",
         type=int,

@@ -88,7 +88,9 @@ def go() -> Path:
     """Return the pinned Go toolchain's ``go``. Raises ClusterError when the development environment lacks the toolchain."""
     program = Path(sys.executable).with_name("go")
     if not program.exists():
-        raise ClusterError(f"{program} is missing: run `make venv`, and start this with .venv/bin/python")
+        raise ClusterError(
+            f"{program} is missing: run `make venv`, and start this with .venv/bin/python"
+        )
     return program
 
 
@@ -149,14 +151,25 @@ def _build(name: str, folder: Path) -> None:
 
     def count(line: str) -> bool:
         nonlocal compiled
-        package = " " not in line.strip()  # `go build -v` writes the name of each package that it compiles
+        package = (
+            " " not in line.strip()
+        )  # `go build -v` writes the name of each package that it compiles
         compiled += package
         report(compiled, total, "packages compiled")
         return package
 
     report(0, total, "packages compiled")
     run(
-        [program, "build", "-v", "-ldflags", _linker_flags(name, module), "-o", f"{folder}/", *packages],
+        [
+            program,
+            "build",
+            "-v",
+            "-ldflags",
+            _linker_flags(name, module),
+            "-o",
+            f"{folder}/",
+            *packages,
+        ],
         cwd=GO_MODULES / name,
         env=environment,
         consume=count,

@@ -39,9 +39,13 @@ authorityKeyIdentifier = keyid
 
 def _openssl(*arguments: str | Path) -> None:
     try:
-        done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["openssl", *map(str, arguments)], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
-        raise ClusterError("openssl is not on PATH: install it (Debian: apt-get install openssl)") from error
+        raise ClusterError(
+            "openssl is not on PATH: install it (Debian: apt-get install openssl)"
+        ) from error
     if done.returncode:
         raise ClusterError(f"openssl {arguments[0]} failed: {done.stderr.strip()}")
 
@@ -67,21 +71,41 @@ class Authority:
         self.service_account_key = folder / "service-account.key"
         self.service_account_public_key = folder / "service-account.pub"
         self._make_key(self.service_account_key)
-        _openssl("pkey", "-in", self.service_account_key, "-pubout", "-out", self.service_account_public_key)
+        _openssl(
+            "pkey",
+            "-in",
+            self.service_account_key,
+            "-pubout",
+            "-out",
+            self.service_account_public_key,
+        )
 
     @staticmethod
     def _make_key(path: Path) -> None:
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path)
 
     def _issue(self, stem: str, kind: str, subject: str) -> tuple[Path, Path]:
-        request, certificate, key = (self._folder / f"{stem}.{end}" for end in ("csr", "crt", "key"))
+        request, certificate, key = (
+            self._folder / f"{stem}.{end}" for end in ("csr", "crt", "key")
+        )
         self._make_key(key)
         _openssl(
             *("req", "-new", "-config", self._settings, "-key", key),
             *("-utf8", "-subj", subject, "-out", request),
         )
         _openssl(
-            *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key, "-days", DAYS),
+            *(
+                "x509",
+                "-req",
+                "-in",
+                request,
+                "-CA",
+                self.certificate,
+                "-CAkey",
+                self._key,
+                "-days",
+                DAYS,
+            ),
             *("-set_serial", f"0x{secrets.token_hex(8)}"),
             *("-extfile", self._settings, "-extensions", kind, "-out", certificate),
         )

@@ -70,11 +70,16 @@ def manifest(*, namespace: str = NAMESPACE, **options: Any) -> str:
     space: Object = {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
+        "metadata": {
+            "name": namespace,
+            "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+        },
     }
     objects = [each for each in render(namespace=namespace, **options) if not is_hook(each)]
     text = yaml.safe_dump_all([space, *objects], sort_keys=False, width=140)
-    return re.sub(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", "", text, flags=re.MULTILINE)
+    return re.sub(
+        r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", "", text, flags=re.MULTILINE
+    )
 
 
 def is_hook(rendered: Object) -> bool:

@@ -57,7 +57,14 @@ class Cluster:
             def boot_nodes() -> None:
                 """While the control plane starts: a kubelet asks again until it answers."""
                 self.nodes = [
-                    Node(number, kind, (systems[kind], images), network, self.control_plane, directory)
+                    Node(
+                        number,
+                        kind,
+                        (systems[kind], images),
+                        network,
+                        self.control_plane,
+                        directory,
+                    )
                     for number, kind in enumerate(self._kinds, start=1)
                 ]
                 for node in self.nodes:
@@ -73,7 +80,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """End everything by process id and remove all data."""
         self._resources.close()
@@ -100,7 +110,9 @@ class Cluster:
                     )
             time.sleep(POLL_SECONDS)
             waiting = [node for node in waiting if not self._ready(node)]
-        progress(f"{', '.join(node.name for node in nodes)} Ready, waited for {patience.elapsed:.0f} s")
+        progress(
+            f"{', '.join(node.name for node in nodes)} Ready, waited for {patience.elapsed:.0f} s"
+        )
 
     def _ready(self, node: Node) -> bool:
         """Whether the API server calls a node Ready, untainted, and in the boot that it is in now."""

@@ -41,7 +41,11 @@ def run(
     """
     with scratch("command") as folder:
         return _run(
-            argv, cwd, {**(os.environ if env is None else env), "TMPDIR": str(folder)}, stdin, consume
+            argv,
+            cwd,
+            {**(os.environ if env is None else env), "TMPDIR": str(folder)},
+            stdin,
+            consume,
         )
 
 
@@ -76,7 +80,9 @@ def _run(
     if process.returncode:
         check_stopped()
         end = (messages or output).strip()[-TAIL_CHARACTERS:]
-        raise ClusterError(f"{' '.join(map(str, argv))[:200]}: exit status {process.returncode}\n{end}")
+        raise ClusterError(
+            f"{' '.join(map(str, argv))[:200]}: exit status {process.returncode}\n{end}"
+        )
     return output
 
 

@@ -99,7 +99,10 @@ class ControlPlane:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """End every part, last started first, and remove the data."""
         self._resources.close()
@@ -142,7 +145,9 @@ class ControlPlane:
 
     def _child(self, name: str) -> Child:
         if name not in self._children:
-            raise ClusterError(f"this control plane has no {name}, only {', '.join(self._children)}")
+            raise ClusterError(
+                f"this control plane has no {name}, only {', '.join(self._children)}"
+            )
         return self._children[name]
 
     def _prepare(self, resources: ExitStack) -> None:
@@ -174,7 +179,8 @@ class ControlPlane:
             ETCD: lambda: self._answers(f"{self._etcd_health}/health"),
             # /readyz remembers an answer of etcd for a while; a GET of one object always asks etcd
             API_SERVER: lambda: (
-                self._answers(f"{self.url}/readyz") and self._answers(f"{self.url}/api/v1/namespaces/default")
+                self._answers(f"{self.url}/readyz")
+                and self._answers(f"{self.url}/api/v1/namespaces/default")
             ),
             CONTROLLER_MANAGER: lambda: self._answers(
                 f"{self.url}/api/v1/namespaces/default/serviceaccounts/default"
@@ -183,7 +189,9 @@ class ControlPlane:
         }
         prefix = self._network.enter if self._network else []
         self._children = {
-            name: Child(name, [*prefix, str(path), *arguments[name]()], self.directory / f"{name}.log")
+            name: Child(
+                name, [*prefix, str(path), *arguments[name]()], self.directory / f"{name}.log"
+            )
             for name, path in executables.items()
         }
         self._ready = {name: ready[name] for name in executables}
@@ -217,7 +225,9 @@ class ControlPlane:
 
     def _api_server_arguments(self) -> list[str]:
         certificate, key = self._authority.server()
-        disabled = [] if self._with_controller_manager else ["--disable-admission-plugins=ServiceAccount"]
+        disabled = (
+            [] if self._with_controller_manager else ["--disable-admission-plugins=ServiceAccount"]
+        )
         return [
             *self._listening_arguments(),
             *(self._audit_arguments() if self._audit else []),
@@ -242,7 +252,9 @@ class ControlPlane:
         self.audit_log = self.directory / "audit.log"
         policy = self.directory / "audit-policy.json"
         rules = [{"level": "Metadata", "omitStages": ["RequestReceived"]}]
-        policy.write_text(json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
+        policy.write_text(
+            json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules})
+        )
         return [
             f"--audit-policy-file={policy}",
             f"--audit-log-path={self.audit_log}",
@@ -256,7 +268,9 @@ class ControlPlane:
                 f"--advertise-address={HOST}",
                 "--endpoint-reconciler-type=none",  # an Endpoints object must not hold a loopback address
             ]
-        certificate, key = self._authority.client("kube-apiserver-kubelet-client", ["system:masters"])
+        certificate, key = self._authority.client(
+            "kube-apiserver-kubelet-client", ["system:masters"]
+        )
         return [
             "--bind-address=0.0.0.0",
             f"--advertise-address={GATEWAY}",
@@ -296,7 +310,9 @@ class ControlPlane:
 
     def _answers(self, url: str) -> bool:
         """Whether a GET with the admin's token gets a status of 2xx."""
-        headers = {"Authorization": f"Bearer {self.admin_token}"} if url.startswith(self.url) else {}
+        headers = (
+            {"Authorization": f"Bearer {self.admin_token}"} if url.startswith(self.url) else {}
+        )
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._tls)
         )

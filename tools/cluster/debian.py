@@ -64,7 +64,9 @@ def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
         if release == RELEASE:
             lines.append(f"{ARCHIVE} {mirror} {BACKPORTS} main\n")
     if not lines:
-        raise ClusterError(f"apt's sources name no Debian {RELEASE} archive: guests need its packages")
+        raise ClusterError(
+            f"apt's sources name no Debian {RELEASE} archive: guests need its packages"
+        )
     return lines
 
 
@@ -207,7 +209,9 @@ def kernel(flavour: str, release: str = BACKPORTS) -> Path:
 
     def download(archives: Path) -> list[Path]:
         apt = Apt()
-        return apt.alone([apt.dependency(f"linux-image-{flavour}", "linux-image-", release)], archives)
+        return apt.alone(
+            [apt.dependency(f"linux-image-{flavour}", "linux-image-", release)], archives
+        )
 
     inputs = [repr((CONFIGURATION, flavour, release)).encode()]
     return cached(f"kernel-{release}-{flavour}", inputs, lambda folder: _unpacked(download, folder))

@@ -79,7 +79,9 @@ def run(
     Raises ClusterError when the command does not end in time, when guests keep dying, or a piece cannot be built.
     """
     if os.geteuid() != 0:
-        raise ClusterError("a guest sees the host's files with the rights of its user: run it as root")
+        raise ClusterError(
+            "a guest sees the host's files with the rights of its user: run it as root"
+        )
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     with scratch("guest") as folder:
         (folder / "job").write_text(_job(argv, environment, directory or Path.cwd()))

@@ -41,7 +41,9 @@ def image_tools() -> Path:
 
 
 def _sources(tree: Path) -> Iterator[Path]:
-    yield from (tree / name for name in FILES if (tree / name).is_file())  # an older tree may lack one
+    yield from (
+        tree / name for name in FILES if (tree / name).is_file()
+    )  # an older tree may lack one
     yield from sorted(
         path
         for path in (tree / "operator").rglob("*")
@@ -97,7 +99,11 @@ def _base(buildah: _Buildah) -> str:
 
 
 def build(
-    tree: Path, archive: Path, store: Path, labels: Mapping[str, str] | None = None, name: str = NAME
+    tree: Path,
+    archive: Path,
+    store: Path,
+    labels: Mapping[str, str] | None = None,
+    name: str = NAME,
 ) -> None:
     """Build the image of a source tree into an OCI archive.
 
@@ -146,7 +152,9 @@ def _cached(tree: Path, name: str) -> Path:
             build(tree, folder / "image.tar", cache_root() / "image-store", name=name)
 
     sources = [
-        part for path in _sources(tree) for part in (str(path.relative_to(tree)).encode(), path.read_bytes())
+        part
+        for path in _sources(tree)
+        for part in (str(path.relative_to(tree)).encode(), path.read_bytes())
     ]
     return cached("image", [name.encode(), BASE_PYTHON.encode(), *sources], work) / "image.tar"
 
@@ -158,7 +166,9 @@ def _build_pause(folder: Path) -> None:
         buildah.run("add", "--quiet", container, debian.busybox(), "/busybox")
         buildah.run("config", "--entrypoint", PAUSE_ENTRY, container)
         buildah.run("commit", "--quiet", container, PAUSE)
-        buildah.run("push", "--disable-compression", PAUSE, f"oci-archive:{folder / 'image.tar'}:{PAUSE}")
+        buildah.run(
+            "push", "--disable-compression", PAUSE, f"oci-archive:{folder / 'image.tar'}:{PAUSE}"
+        )
 
 
 def pause_image() -> Path:

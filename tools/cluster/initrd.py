@@ -71,5 +71,8 @@ def initrd(kernel_modules: Path, busybox: Path, init: Path, modules: Sequence[st
         (folder / "initrd.gz").write_bytes(gzip.compress(packed.stdout, 1, mtime=0))
         shutil.rmtree(tree)
 
-    inputs = [init.read_bytes(), repr((str(kernel_modules), busybox.parents[1].name, modules)).encode()]
+    inputs = [
+        init.read_bytes(),
+        repr((str(kernel_modules), busybox.parents[1].name, modules)).encode(),
+    ]
     return cached("initrd", inputs, build) / "initrd.gz"

@@ -58,7 +58,9 @@ class Network:
     def __init__(self, nodes: int, directory: Path) -> None:
         self.taps = [f"tap{number}" for number in range(1, nodes + 1)]
         self._holder = Child(
-            "network namespace", ["unshare", "--net", "sleep", "infinity"], directory / "network.log"
+            "network namespace",
+            ["unshare", "--net", "sleep", "infinity"],
+            directory / "network.log",
         )
         self._listeners: list[socket.socket] = []
         self._maker: ThreadPoolExecutor | None = None
@@ -76,7 +78,10 @@ class Network:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Take the relays down and give the namespace up."""
         for listener in self._listeners:
@@ -139,8 +144,12 @@ class Network:
                 f"link set {tap} master br0 up",
                 f"route add {pod_subnet(number)} via {node_address(number)}",
             ]
-        script = "".join(f"ip {line}\n" for line in lines) + "echo 1 >/proc/sys/net/ipv4/ip_forward\n"
-        done = subprocess.run([*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=False)
+        script = (
+            "".join(f"ip {line}\n" for line in lines) + "echo 1 >/proc/sys/net/ipv4/ip_forward\n"
+        )
+        done = subprocess.run(
+            [*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise ClusterError(
                 f"the nodes' network cannot be made (it needs root, iproute2 and /dev/net/tun): {done.stderr.strip()}"
@@ -157,7 +166,10 @@ class Network:
     def _join(self, outside: socket.socket, address: str, port: int) -> None:
         try:
             inside = self.connect(address, port)
-        except (OSError, RuntimeError):  # nobody listens there now, or the network is being taken down
+        except (
+            OSError,
+            RuntimeError,
+        ):  # nobody listens there now, or the network is being taken down
             outside.close()
             return
         back = threading.Thread(target=_pump, args=(inside, outside), daemon=True)

@@ -71,7 +71,9 @@ class Node:
         """End the guest as a power cut would (SIGKILL); its disks stay."""
         self._guest.kill()
 
-    def exec(self, argv: Sequence[str], *, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def exec(
+        self, argv: Sequence[str], *, timeout: float = 30.0
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the guest; standard error comes with the output. ``timeout`` is in seconds.
 
         Raises ClusterError when the guest does not answer, or the command does not end in time.
@@ -147,7 +149,9 @@ class Node:
         plugin = {"type": "ptp", "mtu": 1500, "ipMasq": False, "ipam": ipam}
         network = {"cniVersion": "1.0.0", "name": "pinwarden", "plugins": [plugin]}
         files = {
-            "etc/node.env": "".join(f"{name}={value}\n" for name, value in settings.items()).encode(),
+            "etc/node.env": "".join(
+                f"{name}={value}\n" for name, value in settings.items()
+            ).encode(),
             "etc/cni/net.d/10-ptp.conflist": json.dumps(network).encode(),
             "etc/kubernetes/ca.crt": self._control_plane.ca_file.read_bytes(),
             "etc/kubernetes/kubeconfig": self._kubeconfig(),
@@ -192,7 +196,9 @@ class Node:
         """Boot the guest again when it died by itself, say so, and return whether it had to be."""
         if self.running:
             return False
-        progress(f"{self.name} died and is started again; the end of its console:\n{self.console()}")
+        progress(
+            f"{self.name} died and is started again; the end of its console:\n{self.console()}"
+        )
         self._guest.kill()
         time.sleep(0.1)
         self.boot()

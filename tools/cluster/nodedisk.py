@@ -65,7 +65,16 @@ START_SECONDS = 20.0
 
 def _format(tree: Path, disk: Path, size: str) -> None:
     """Write an ext4 file system that holds a folder; the file is sparse."""
-    command = ["mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,root_owner=0:0", "-d", str(tree)]
+    command = [
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-E",
+        "lazy_itable_init=1,root_owner=0:0",
+        "-d",
+        str(tree),
+    ]
     run([*command, disk, size])
 
 
@@ -122,7 +131,9 @@ def _import(archives: Sequence[Path], folder: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not socket.exists():
             if not server.running or time.monotonic() > deadline:
-                raise ClusterError(f"containerd did not start; the end of its log:\n{server.tail()}")
+                raise ClusterError(
+                    f"containerd did not start; the end of its log:\n{server.tail()}"
+                )
             time.sleep(0.05)
         for archive in archives:
             run(

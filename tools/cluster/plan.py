@@ -132,7 +132,9 @@ def _watch(runs: "dict[Future[None], _Run]") -> None:
                 progress(f"{'':8} {outlook.line(f'{run.step.name}: {far}')}")
 
 
-def _wait(futures: "set[Future[None]]", seconds: float, event: str = FIRST_COMPLETED) -> "set[Future[None]]":
+def _wait(
+    futures: "set[Future[None]]", seconds: float, event: str = FIRST_COMPLETED
+) -> "set[Future[None]]":
     """Wait for an event, but no longer than a time; return what still runs. Raises what a step raised."""
     done, left = wait(futures, seconds, event)
     for future in done:

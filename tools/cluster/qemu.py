@@ -24,9 +24,7 @@ from cluster.machine import (
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
-KERNEL_PARAMETERS = (
-    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
-)
+KERNEL_PARAMETERS = "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
 CONSOLE = ("-chardev", "file,id=console,path=/dev/stdout,append=on", "-serial", "chardev:console")
 PROCESSORS = 2
 NODE_FLAVOUR = "cloud-amd64"
@@ -49,7 +47,14 @@ def _arguments(
         *(word for part in FIRMWARE for word in ("-L", str(root / part))),
         *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", str(processors), "-m", MEMORY),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", str(image), "-initrd", str(disk), "-append", f"{KERNEL_PARAMETERS} {parameters}"),
+        *(
+            "-kernel",
+            str(image),
+            "-initrd",
+            str(disk),
+            "-append",
+            f"{KERNEL_PARAMETERS} {parameters}",
+        ),
         *CONSOLE,
     ]
 
@@ -76,7 +81,9 @@ class Qemu:
             (devices.identity, "readonly=on"),
         ]
         return [
-            *_arguments(self._node_kernel(), NODE_INIT, NODE_BOOT_MODULES, cgroup_parameters(self._cgroups)),
+            *_arguments(
+                self._node_kernel(), NODE_INIT, NODE_BOOT_MODULES, cgroup_parameters(self._cgroups)
+            ),
             *(
                 word
                 for disk, option in disks
@@ -92,8 +99,15 @@ class Qemu:
         kernel = debian.kernel(GUEST_FLAVOUR, self._release)
         return [
             *_arguments(kernel, GUEST_INIT, GUEST_MODULES, job_parameters(job), job.processors),
-            *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
-            *(word for name in ("output", "status") for word in ("-serial", f"file:{job.folder / name}")),
+            *(
+                "-virtfs",
+                "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+            ),
+            *(
+                word
+                for name in ("output", "status")
+                for word in ("-serial", f"file:{job.folder / name}")
+            ),
         ]
 
     def _node_kernel(self) -> Path:

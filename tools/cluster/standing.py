@@ -63,7 +63,9 @@ def up(nodes: Sequence[Kind]) -> None:
     _wait(keeper, folder)
     programs = ":".join(str(binary(name).parent) for name in ("kubectl", "helm"))
     print(f"export KUBECONFIG={folder / 'kubeconfig'}\nexport PATH={programs}:$PATH")
-    print("`kubectl get pods -A` shows pinwarden running; `make down` ends it and leaves nothing behind.")
+    print(
+        "`kubectl get pods -A` shows pinwarden running; `make down` ends it and leaves nothing behind."
+    )
 
 
 def _wait(keeper: "subprocess.Popen[bytes]", folder: Path) -> None:

@@ -40,14 +40,20 @@ def _kernel() -> Path:
     return debian.alone("uml", PACKAGES, SUITE)
 
 
-def _arguments(umid: str, directory: Path, memory: str, init: Path, modules: Sequence[str]) -> list[str]:
+def _arguments(
+    umid: str, directory: Path, memory: str, init: Path, modules: Sequence[str]
+) -> list[str]:
     """Return a command line that boots the kernel with an initial RAM disk; devices are the caller's to add."""
     kernel = _kernel()
     tree = kernel / "usr/lib/uml/modules"
     return [
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", ENTER, str(kernel)),
         *(str(kernel / "usr/bin/linux.uml"), "seccomp=on", f"mem={memory}"),
-        *(f"umid={umid}", f"uml_dir={directory}/", f"initrd={initrd(tree, debian.busybox(), init, modules)}"),
+        *(
+            f"umid={umid}",
+            f"uml_dir={directory}/",
+            f"initrd={initrd(tree, debian.busybox(), init, modules)}",
+        ),
         *("con=null", "con0=null,fd:1", "ssl=null", "panic=-1", "quiet"),
     ]
 
@@ -77,4 +83,12 @@ class Uml:
         """Return the command line of a guest; it has one processor."""
         command = _arguments("guest", job.folder, GUEST_MEMORY, GUEST_INIT, GUEST_MODULES)
         channels = ["con1=null,fd:3", "con2=null,fd:4"]
-        return ["sh", "-c", WITH_OUTPUT, str(job.folder), *command, *channels, *job_parameters(job).split()]
+        return [
+            "sh",
+            "-c",
+            WITH_OUTPUT,
+            str(job.folder),
+            *command,
+            *channels,
+            *job_parameters(job).split(),
+        ]

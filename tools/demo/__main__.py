@@ -44,7 +44,9 @@ def _settle(shell: Shell) -> None:
     say()
     _roll_out(shell, "daemonset/pinwarden-agent")
     _roll_out(shell, "deployment/pinwarden-operator")
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s")
+    shell.run(
+        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s"
+    )
     shell.until(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
         _all_wait,
@@ -121,7 +123,9 @@ def main() -> int:
         cluster = None
         if not given:
             build_cluster(NODES)
-            say("Bringing up a real cluster: control plane on this machine, two nodes in guests ...")
+            say(
+                "Bringing up a real cluster: control plane on this machine, two nodes in guests ..."
+            )
             cluster = stack.enter_context(Cluster(NODES, wait=False))
         variables = environment(cluster.kubeconfig if cluster else Path(given or ""))
         shell = Shell(ROOT, variables)
@@ -139,7 +143,9 @@ def main() -> int:
         verdict = f"{'FAILED' if each.problem else 'shown '} {each.seconds:4.0f} s"
         say(f"  {verdict}  {each.claim.title}{each.problem and f': {each.problem}'}")
     failures = sum(bool(each.problem) for each in shown)
-    say(f"{len(shown) - failures} of {len(PINNED + SHARED)} claims shown in {time.monotonic() - began:.0f} s")
+    say(
+        f"{len(shown) - failures} of {len(PINNED + SHARED)} claims shown in {time.monotonic() - began:.0f} s"
+    )
     return 0 if len(shown) == len(PINNED + SHARED) and not failures else 1
 
 

@@ -128,7 +128,8 @@ def lowered_below_use(shell: Shell) -> None:
         shell,
         "pinlimit/one",
         lambda status: (
-            _condition(status, "WithinLimit")[0] == "False" and _condition(status, "Applied")[0] == "True"
+            _condition(status, "WithinLimit")[0] == "False"
+            and _condition(status, "Applied")[0] == "True"
         ),
         _conditions("WithinLimit"),
         "WithinLimit False, Applied True",
@@ -172,7 +173,9 @@ def _settled(shell: Shell, least: int, pod: str = "race") -> None:
     """Wait until each of the four racing processes is refused, or has all it wants, and they hold at least so many bytes together."""
 
     def wanted(log: str) -> bool:
-        held = dict(re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log))
+        held = dict(
+            re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log)
+        )
         return len(held) == 4 and sum(map(int, held.values())) >= least
 
     shell.until_logged(
@@ -188,7 +191,9 @@ def four_processes_reserve(shell: Shell) -> None:
     _apply(shell, "race")
     _settled(shell, 1)
     total = _total(shell)
-    shell.say(f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}")
+    shell.say(
+        f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}"
+    )
     if not 0 < total <= 4 * MIB:
         raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
 
@@ -205,7 +210,8 @@ def four_processes_race(shell: Shell) -> None:
         "pinlimit/race",
         lambda status: (
             abs(status.get("pinnedBytes", 0) - total) <= UNREPORTED_SHARE * 12 * MIB
-            and status.get("overshoot", {}).get("peakBytes", 0) >= excess - UNREPORTED_SHARE * 12 * MIB
+            and status.get("overshoot", {}).get("peakBytes", 0)
+            >= excess - UNREPORTED_SHARE * 12 * MIB
         ),
         _conditions("Enforced", "WithinLimit") + "overshoot: {.status.overshoot}",
         f"{total} bytes pinned, an overshoot of at least {excess} bytes",
@@ -213,10 +219,14 @@ def four_processes_race(shell: Shell) -> None:
     if total >= 4 * 8 * MIB:
         raise ClaimError(f"the race took {total} bytes, all that the runtime gave: nothing held it")
     if excess and "overshoot" not in status:
-        shell.say(f"  -> overshoot at this level (Converge): {excess} bytes, not seen by a sample yet")
+        shell.say(
+            f"  -> overshoot at this level (Converge): {excess} bytes, not seen by a sample yet"
+        )
     elif excess:
         seconds = status["overshoot"]["seconds"]
-        shell.say(f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far")
+        shell.say(
+            f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far"
+        )
     else:
         shell.say("  -> no overshoot this time; at this level (Converge) a race can have one")
 
@@ -303,7 +313,9 @@ def raised_for_the_whole_pod(shell: Shell) -> None:
 
 def the_node_says_the_same(shell: Shell) -> None:
     """H1, H2: the agent on the node, asked directly, tells the same story."""
-    node = shell.run(f"kubectl -n {NAMESPACE} get pod gated -o jsonpath='{{.spec.nodeName}}'").strip()
+    node = shell.run(
+        f"kubectl -n {NAMESPACE} get pod gated -o jsonpath='{{.spec.nodeName}}'"
+    ).strip()
     agent = shell.run(
         f"kubectl -n pinwarden-system get pod -l {AGENT_SELECTOR} --field-selector spec.nodeName={node} -o name"
     ).split()[0]
@@ -317,10 +329,15 @@ PINNED = (
     Claim("One process is refused with ENOMEM exactly at the limit (P5)", refused_at_the_limit),
     Claim("A raised limit lets the running process go on (P12)", raised_live),
     Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
-    Claim("A limit lowered below use evicts nothing and reports the excess (P11)", lowered_below_use),
+    Claim(
+        "A limit lowered below use evicts nothing and reports the excess (P11)", lowered_below_use
+    ),
     Claim("A deleted limit gives back what the runtime gave (P14)", given_back),
     Claim("Audit evaluates and touches nothing (P13)", audit_touches_nothing),
-    Claim("Four racing processes under Reserve never pass the pod's limit (P1)", four_processes_reserve),
+    Claim(
+        "Four racing processes under Reserve never pass the pod's limit (P1)",
+        four_processes_reserve,
+    ),
     Claim(
         "Four racing processes under Share settle at it; the overshoot is reported (P1, H2)",
         four_processes_race,
@@ -337,7 +354,10 @@ PINNED = (
 """The first act."""
 
 SHARED = (
-    Claim("Three pods share one object: one charge, and a borrow for each (M3, M5)", shared.three_pods_share),
+    Claim(
+        "Three pods share one object: one charge, and a borrow for each (M3, M5)",
+        shared.three_pods_share,
+    ),
     Claim("A mapping is a loan: borrow goes up and down with it (M6)", shared.a_mapping_is_a_loan),
     Claim("A mapping past the borrow limit is refused (M8)", shared.a_borrow_limit_refuses),
     Claim("A pod that is no member is refused (M2)", shared.a_stranger_is_refused),

@@ -62,12 +62,16 @@ def prepare(shell: Shell) -> None:
         f"kubectl -n {NAMESPACE} create configmap borrower --from-file=examples/demo/borrower.py"
         " --dry-run=client -o yaml | kubectl apply -f -"
     )
-    shell.run(f"kubectl -n {NAMESPACE} apply -f examples/demo/shared.yaml -f examples/demo/borrowers.yaml")
+    shell.run(
+        f"kubectl -n {NAMESPACE} apply -f examples/demo/shared.yaml -f examples/demo/borrowers.yaml"
+    )
 
 
 def three_pods_share(shell: Shell) -> None:
     """M1, M3, M5: one charge, whoever writes; each pod borrows what it has mapped."""
-    shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod -l demo=borrower --timeout=600s")
+    shell.run(
+        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod -l demo=borrower --timeout=600s"
+    )
     _order(shell, "reader", 8)
     _says(shell, "reader", 8)
     _status(shell, reader=8)
@@ -122,7 +126,9 @@ def the_fair_view(shell: Shell) -> None:
         wanted,
         f"a pod with less than {CAPACITY} bytes current that borrows {CAPACITY}",
     )
-    shell.say("  -> the writer's 32 MiB are in no pod's memory.current: the group's own cgroup pays for them")
+    shell.say(
+        "  -> the writer's 32 MiB are in no pod's memory.current: the group's own cgroup pays for them"
+    )
 
 
 def orphaned_not_lost(shell: Shell) -> None:
@@ -130,7 +136,9 @@ def orphaned_not_lost(shell: Shell) -> None:
     shell.run(f"kubectl -n {NAMESPACE} delete pod writer greedy")
     status = _status(shell, reader=2)
     if (status.get("chargeBytes"), status.get("orphanedBytes")) != (CAPACITY, CAPACITY - 2 * MIB):
-        raise ClaimError(f"charge {status.get('chargeBytes')}, orphaned {status.get('orphanedBytes')}")
+        raise ClaimError(
+            f"charge {status.get('chargeBytes')}, orphaned {status.get('orphanedBytes')}"
+        )
 
 
 def draining(shell: Shell) -> None:
@@ -143,5 +151,7 @@ def draining(shell: Shell) -> None:
     )
     _order(shell, "reader", 0)
     shell.run(f"kubectl -n {NAMESPACE} delete pod reader stranger")
-    shell.until(f"{_GROUP} --ignore-not-found -o name", lambda text: not text.strip(), "the group is gone")
+    shell.until(
+        f"{_GROUP} --ignore-not-found -o name", lambda text: not text.strip(), "the group is gone"
+    )
     shell.run("kubectl delete persistentvolume demo-shared --wait=false")

@@ -64,7 +64,9 @@ class Curtain:
 class Shell:
     """Runs command lines in the project's root with an environment of its own, such as KUBECONFIG and PATH; ``say`` shows text."""
 
-    def __init__(self, root: Path, environment: Mapping[str, str], say: Callable[[str], None] = say) -> None:
+    def __init__(
+        self, root: Path, environment: Mapping[str, str], say: Callable[[str], None] = say
+    ) -> None:
         self.say = say
         self._root = root
         self._environment = os.environ | environment
@@ -103,13 +105,18 @@ class Shell:
         """
         command = f"{logs} --tail={lines}"
         output, problem = self._follow(
-            f"{command} --follow", lambda log: "".join(log.splitlines(keepends=True)[-lines:]), wanted, what
+            f"{command} --follow",
+            lambda log: "".join(log.splitlines(keepends=True)[-lines:]),
+            wanted,
+            what,
         )
         self._show(command, output)
         if problem:
             raise ClaimError(problem)
 
-    def wait(self, get: str, name: str, wanted: Callable[[dict[str, Any]], bool], what: str) -> None:
+    def wait(
+        self, get: str, name: str, wanted: Callable[[dict[str, Any]], bool], what: str
+    ) -> None:
         """Watch the object of this name of those that ``get`` prints, a `kubectl get` command, until it is as wanted; show nothing.
 
         It is selected from the list: kubectl drops a change between its first look and its watch when it is given a name.
@@ -191,15 +198,21 @@ class Shell:
             try:
                 output, errors = process.communicate(timeout=COMMAND_SECONDS)
             except subprocess.TimeoutExpired as error:
-                raise ClaimError(f"`{command}` did not end within {COMMAND_SECONDS:.0f} s") from error
+                raise ClaimError(
+                    f"`{command}` did not end within {COMMAND_SECONDS:.0f} s"
+                ) from error
         if process.returncode:
-            raise ClaimError(f"`{command}` ended with {process.returncode}: {errors.decode().strip()}")
+            raise ClaimError(
+                f"`{command}` ended with {process.returncode}: {errors.decode().strip()}"
+            )
         return output.decode()
 
     def _show(self, command: str, output: str) -> None:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         self.say(f"  {bold}$ {command}{plain}")
-        self.say(textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)")
+        self.say(
+            textwrap.indent(output.rstrip("\n"), "    ") if output.strip() else "    (no output)"
+        )
 
 
 @contextmanager

@@ -166,7 +166,9 @@ def _meaning(field: Schema, types: Mapping[str, Schema]) -> str:
 
     A field without a description of its own has the description of its type.
     """
-    description = field.get("description") or types.get(_named(_present(field)), {}).get("description", "")
+    description = field.get("description") or types.get(_named(_present(field)), {}).get(
+        "description", ""
+    )
     bounds = ", ".join(_bounds(_present(field)))
     return " ".join(filter(None, (_flat(description), bounds and f"Bounds: {bounds}.")))
 

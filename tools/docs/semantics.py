@@ -26,26 +26,35 @@ class Rule(NamedTuple):
 
 
 _UNGATED = "pods without the seccomp gate's profile"
-_GATE = "pods without the seccomp gate's profile, and pins by drivers: a gate that sees each pin (eBPF)"
+_GATE = (
+    "pods without the seccomp gate's profile, and pins by drivers: a gate that sees each pin (eBPF)"
+)
 _LEDGER = "a ledger of what drivers pin"
 RULES: dict[str, Rule] = {
-    "P1": Rule("The subject is a cgroup: the sum over everything in a pod", f"no overshoot in {_GATE}"),
+    "P1": Rule(
+        "The subject is a cgroup: the sum over everything in a pod", f"no overshoot in {_GATE}"
+    ),
     "P2": Rule(
         "Every kind of pin counts into one total",
         f"AF_XDP, perf, udmabuf, SHM_LOCK and zero-copy sends, which are in no per-process counter: {_LEDGER}",
     ),
     "P3": Rule("The one who pins pays", "address spaces that tasks of two cgroups share"),
-    "P4": Rule("Two payers for a shared page", "driver pins, seen so far only where they are in VmPin"),
+    "P4": Rule(
+        "Two payers for a shared page", "driver pins, seen so far only where they are in VmPin"
+    ),
     "P5": Rule(
         "Denied at the call, and a pin that fits is not denied",
         f"exactness in {_GATE}",
     ),
     "P6": Rule("The charge lives as long as the pin", f"pins that outlive a process: {_LEDGER}"),
-    "P7": Rule("Two ways to count, the user chooses", "OncePerPod, rejected as NotSupported until then"),
+    "P7": Rule(
+        "Two ways to count, the user chooses", "OncePerPod, rejected as NotSupported until then"
+    ),
     "P8": Rule("mlock is the kernel's VMA accounting", ""),
     "P9": Rule("Payer unknown: the node's system account", _LEDGER),
     "P10": Rule(
-        "A task that moves takes its locked memory with it", f"what stays where it was pinned: {_LEDGER}"
+        "A task that moves takes its locked memory with it",
+        f"what stays where it was pinned: {_LEDGER}",
     ),
     "P11": Rule("A limit below today's use evicts nothing", "other reactions than denying"),
     "P12": Rule("Raising works live", ""),
@@ -60,7 +69,8 @@ RULES: dict[str, Rule] = {
     "M7": Rule("A pin is a loan that outlives the mapping", f"all of it: {_LEDGER}"),
     "M8": Rule("Three limits", f"pinLimit: {_LEDGER}; denying at borrowLimit in {_UNGATED}"),
     "M9": Rule(
-        "No hidden zombies", "bytes on dead cgroups for memfd, sysvShm, hugetlbfs, and posixShm in pods"
+        "No hidden zombies",
+        "bytes on dead cgroups for memfd, sysvShm, hugetlbfs, and posixShm in pods",
     ),
     "M10": Rule("A group with pins pending does not go", f"waiting for pins: {_LEDGER}"),
     "M11": Rule("The fair view", ""),
@@ -95,7 +105,9 @@ def shown(folder: Path) -> Iterator[Shown]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 for mark in _rule_marks(node):
-                    options = {word.arg: ast.literal_eval(word.value) for word in mark.keywords if word.arg}
+                    options = {
+                        word.arg: ast.literal_eval(word.value) for word in mark.keywords if word.arg
+                    }
                     backings = tuple(options.get("backing", "").split())
                     for rule in map(ast.literal_eval, mark.args):
                         _ = RULES[rule]

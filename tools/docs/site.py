@@ -46,7 +46,9 @@ def _toctrees(index: str) -> Iterator[str]:
     for caption, section in zip(rest[::2], rest[1::2], strict=True):
         pages = [page for page in _PAGE.findall(section) if not page.startswith("../")]
         if pages:
-            yield "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
+            yield "\n".join(
+                ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"]
+            )
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:
@@ -62,7 +64,10 @@ class Outward(SphinxTransform):
     def apply(self) -> None:
         """Replace the references that the Markdown parser made of such links."""
         for node in list(self.document.findall(nodes.Element)):
-            if isinstance(node, (addnodes.download_reference, addnodes.pending_xref)) and "reftarget" in node:
+            if (
+                isinstance(node, (addnodes.download_reference, addnodes.pending_xref))
+                and "reftarget" in node
+            ):
                 self._turn(node)
 
     def _turn(self, node: nodes.Element) -> None:

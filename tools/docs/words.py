@@ -82,7 +82,9 @@ def sentences(markdown: str) -> Iterator[str]:
 def _text(inline: Token) -> str:
     parts = {"softbreak": " ", "hardbreak": " ", "link_open": "[", "link_close": "]"}
     return "".join(
-        f"`{child.content}`" if child.type == "code_inline" else parts.get(child.type, child.content)
+        f"`{child.content}`"
+        if child.type == "code_inline"
+        else parts.get(child.type, child.content)
         for child in inline.children or []
     )
 
@@ -131,7 +133,9 @@ def summary(root: Path = ROOT) -> Iterator[str]:
     """Yield the figures of the project."""
     total, by_word = rates_of(modules(root))
     yield f"{total} words in docstrings of operator/; in 1,000 words:"
-    yield from (f"  {word}: {rate:.1f}, under {RATES[word]} wanted" for word, rate in by_word.items())
+    yield from (
+        f"  {word}: {rate:.1f}, under {RATES[word]} wanted" for word, rate in by_word.items()
+    )
     lengths = [
         (length(sentence), path.relative_to(root).as_posix(), sentence)
         for path in pages(root)

@@ -39,7 +39,9 @@ class Program:
         """Bytes held, and errno."""
         error = 0
         while self._held < most and not error:
-            if _libc.mlock(ctypes.c_void_p(self._start + self._held), ctypes.c_size_t(mmap.PAGESIZE)):
+            if _libc.mlock(
+                ctypes.c_void_p(self._start + self._held), ctypes.c_size_t(mmap.PAGESIZE)
+            ):
                 error = ctypes.get_errno()
             else:
                 self._held += mmap.PAGESIZE

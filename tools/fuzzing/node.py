@@ -45,7 +45,15 @@ SLICE = "fuzz.slice"
 AMOUNTS = (MIB, 2 * MIB)
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 32 * MIB, 48
 DEEPEST = 1200
-KINDS = {"configuration": 1, "cgroups": 1, "names": 6, "calls": 1, "packets": 4, "clients": 3, "files": 1}
+KINDS = {
+    "configuration": 1,
+    "cgroups": 1,
+    "names": 6,
+    "calls": 1,
+    "packets": 4,
+    "clients": 3,
+    "files": 1,
+}
 """The kinds of inputs, and how often each comes in a long run."""
 _CALLS = (
     9,
@@ -156,7 +164,9 @@ class Node:
         getattr(self, f"_send_{kind}")(count)
         sent = time.monotonic()
         self.check(kind)
-        _log.info("%d %s: %.1f s, checked in %.1f s", count, kind, sent - began, time.monotonic() - sent)
+        _log.info(
+            "%d %s: %.1f s, checked in %.1f s", count, kind, sent - began, time.monotonic() - sent
+        )
 
     # -- what must hold ---------------------------------------------------------------------------------------------
 
@@ -173,7 +183,9 @@ class Node:
         wanted = Limits(self._amount, self._amount)
         for process in (self._canary, late):
             self._holds(partial(_has, process.pid, wanted), f"the canary is not held after {after}")
-        self._holds(self._canary_reported, f"the canary is not reported as it is held after {after}")
+        self._holds(
+            self._canary_reported, f"the canary is not reported as it is held after {after}"
+        )
         late.kill()
         late.wait()
         self._workers.remove(late)
@@ -191,7 +203,9 @@ class Node:
                 self.tally.found(f"{each.name} has grown by more than {GROWTH_BYTES} bytes")
                 each.grown_from = (bytes_now, each.grown_from[1])
             if descriptors > each.grown_from[1] + GROWTH_DESCRIPTORS:
-                self.tally.found(f"{each.name} has grown by more than {GROWTH_DESCRIPTORS} descriptors")
+                self.tally.found(
+                    f"{each.name} has grown by more than {GROWTH_DESCRIPTORS} descriptors"
+                )
                 each.grown_from = (each.grown_from[0], descriptors)
 
     def _canary_reported(self) -> bool:
@@ -213,7 +227,10 @@ class Node:
 
     def _files_whole(self) -> bool:
         gate = gate_status.load(self.run_dir / gate_status.NAME)
-        whole = gate is not None and {self.gated.container, self.hostile.container} <= gate.containers.keys()
+        whole = (
+            gate is not None
+            and {self.gated.container, self.hostile.container} <= gate.containers.keys()
+        )
         kept = config_path(self._state, local=True)
         return whole and kept.exists() and ConfigFile(kept).load() is not None
 
@@ -228,7 +245,9 @@ class Node:
         for _ in range(count):
             spec = json.dumps(self._spec()).encode()
             data = damage.damaged(self._rng, spec) if self._rng.random() < 0.5 else spec
-            name = text.file_name(self._rng)[:200].lstrip(b".") + self._rng.choice([b".yaml", b".json"])
+            name = text.file_name(self._rng)[:200].lstrip(b".") + self._rng.choice(
+                [b".yaml", b".json"]
+            )
             beside = self._config / ".fuzz"
             beside.write_bytes(data)
             self._remove_file()
@@ -253,7 +272,9 @@ class Node:
         if "problem" in status or "configuration" not in status:
             return False
         report = status["report"]
-        answered = {each["uid"] for each in (*report["appliedLimits"], *report["unsupportedLimits"])}
+        answered = {
+            each["uid"] for each in (*report["appliedLimits"], *report["unsupportedLimits"])
+        }
         known = {each["name"] for each in status["configuration"]["limits"]}
         return {limit.name for limit in spec.limits} == known and {
             limit.uid for limit in spec.limits
@@ -267,7 +288,21 @@ class Node:
     def _spec(self) -> dict[str, Any]:
         """A NodePinConfig's spec within the CRD's schema, which does not concern the canaries."""
         rng = self._rng
-        patterns = ("**", "*", "?", "[a-z]*", "a", "**/*", "x" * 255, "é", "..", "***", " ", "\\", "[")
+        patterns = (
+            "**",
+            "*",
+            "?",
+            "[a-z]*",
+            "a",
+            "**/*",
+            "x" * 255,
+            "é",
+            "..",
+            "***",
+            " ",
+            "\\",
+            "[",
+        )
         hints: Mapping[str, Callable[[random.Random], Any]] = {
             "cgroupPattern": lambda rng: f"{SLICE}/{rng.choice(patterns)}/{rng.choice(patterns)}",
         }
@@ -306,7 +341,9 @@ class Node:
                     self._rng.randrange(DEEPEST),
                 )
         here = [path for path in made if path.startswith(os.fsencode(self.slice))]
-        self._holds(lambda: self._in_slice() >= len(here), "a folder below a pattern is not reported")
+        self._holds(
+            lambda: self._in_slice() >= len(here), "a folder below a pattern is not reported"
+        )
         self.check("cgroups, while they are there")
         for path in made:
             subprocess.run([b"find", path, b"-depth", b"-type", b"d", b"-delete"], check=False)
@@ -321,7 +358,9 @@ class Node:
             kind = self._rng.choice(["comm", "memfd", "shm", "exe", "leave"])
             self.tally.sent["names"] += 1
             name = text.file_name(self._rng)
-            answer = self._ask(self._program_of_hostile, kind if kind == "leave" else f"{kind} {name.hex()}")
+            answer = self._ask(
+                self._program_of_hostile, kind if kind == "leave" else f"{kind} {name.hex()}"
+            )
             if answer.startswith("error"):
                 self.tally.refused["names"] += 1
 
@@ -341,14 +380,20 @@ class Node:
         state = b'{"state": {"id": "x", "annotations": {"io.kubernetes.pod.uid": "y"}}, "metadata": "pinwarden-v2"}'
         for _ in range(count):
             runtime = rng.random() < 0.7
-            data = rng.choice([damage.damaged(rng, state)[:70_000], rng.randbytes(rng.randrange(64)), state])
+            data = rng.choice(
+                [damage.damaged(rng, state)[:70_000], rng.randbytes(rng.randrange(64)), state]
+            )
             with socket.socket(
                 socket.AF_UNIX, socket.SOCK_STREAM if runtime else socket.SOCK_SEQPACKET
             ) as client:
                 client.settimeout(20)
                 with Path("/dev/null").open("rb") as null, _pipe() as pipe, suppress(OSError):
-                    client.connect(str(self.run_dir / ("seccomp.sock" if runtime else "holder.sock")))
-                    files = rng.choice([[], [null.fileno()], [pipe[1]], [pipe[0]] * rng.randrange(6)])
+                    client.connect(
+                        str(self.run_dir / ("seccomp.sock" if runtime else "holder.sock"))
+                    )
+                    files = rng.choice(
+                        [[], [null.fileno()], [pipe[1]], [pipe[0]] * rng.randrange(6)]
+                    )
                     socket.send_fds(client, [data or b"x"], files)
             self.tally.sent["packets"] += 1
 
@@ -357,10 +402,15 @@ class Node:
         rng = self._rng
         for _ in range(count):
             web = rng.random() < 0.5
-            with socket.socket(socket.AF_INET if web else socket.AF_UNIX) as client, suppress(OSError):
+            with (
+                socket.socket(socket.AF_INET if web else socket.AF_UNIX) as client,
+                suppress(OSError),
+            ):
                 client.settimeout(0.2)
                 client.connect(("127.0.0.1", self._port) if web else str(self._socket))
-                data = rng.choice([b"GET /metrics HTTP/1.1\r\n\r\n", b"GET ", rng.randbytes(200), b"\n" * 9])
+                data = rng.choice(
+                    [b"GET /metrics HTTP/1.1\r\n\r\n", b"GET ", rng.randbytes(200), b"\n" * 9]
+                )
                 client.sendall(data)
                 if rng.random() < 0.5:
                     client.recv(rng.choice([1, 65536]))
@@ -488,9 +538,13 @@ class Node:
         """Note `otherwise` when the condition does not come true."""
         patience = Patience(SPARE_SECONDS)
         while not condition():
-            if patience.ended or any(each.process.poll() is not None for each in self.processes.values()):
+            if patience.ended or any(
+                each.process.poll() is not None for each in self.processes.values()
+            ):
                 self.tally.found(otherwise)
-                _log.error("status: %.1500s", {key: self._status.get(key) for key in ("problem", "report")})
+                _log.error(
+                    "status: %.1500s", {key: self._status.get(key) for key in ("problem", "report")}
+                )
                 return
             time.sleep(0.02)
 
@@ -534,5 +588,7 @@ def _pipe() -> Iterator[tuple[int, int]]:
 def _schema() -> Mapping[str, Any]:
     """That of a NodePinConfig's spec, as installed in clusters."""
     crd = yaml.safe_load((ROOT / "crds" / "nodepinconfigs.yaml").read_text())
-    schema: Mapping[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    schema: Mapping[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
+        "properties"
+    ]["spec"]
     return schema

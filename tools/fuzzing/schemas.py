@@ -12,9 +12,37 @@ Hint = Callable[[random.Random], Any]
 _ITEMS = 4
 _LENGTH = 300
 _LARGEST = 2**63 - 1
-_QUANTITIES = ("0", "4096", "64Ki", "1Mi", "1.5Gi", "4Pi", "1e6", "100M", "8Ei", "-1", "0.5", "1k", "12E")
-_TIMES = ("2026-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z")
-_EXAMPLES = ("a", "app.kubernetes.io/name", "web-1", "x" * 63, "/srv/x", "/srv/名/x y", "ring*", "0")
+_QUANTITIES = (
+    "0",
+    "4096",
+    "64Ki",
+    "1Mi",
+    "1.5Gi",
+    "4Pi",
+    "1e6",
+    "100M",
+    "8Ei",
+    "-1",
+    "0.5",
+    "1k",
+    "12E",
+)
+_TIMES = (
+    "2026-01-01T00:00:00Z",
+    "1970-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    "0001-01-01T00:00:00Z",
+)
+_EXAMPLES = (
+    "a",
+    "app.kubernetes.io/name",
+    "web-1",
+    "x" * 63,
+    "/srv/x",
+    "/srv/名/x y",
+    "ring*",
+    "0",
+)
 
 
 class Values:
@@ -40,7 +68,9 @@ class Values:
                 return [self.value(schema["items"]) for _ in range(self._count(schema))]
             case "integer":
                 low, high = schema.get("minimum", -_LARGEST), schema.get("maximum", _LARGEST)
-                return rng.choice([low, high, max(low, 0), min(max(low, 4096), high), rng.randint(low, high)])
+                return rng.choice(
+                    [low, high, max(low, 0), min(max(low, 4096), high), rng.randint(low, high)]
+                )
             case "number":
                 return rng.choice([schema.get("minimum", -1.5), 0.5, schema.get("maximum", 1e300)])
             case "boolean":

@@ -24,14 +24,26 @@ from fuzzing.text import label, words
 
 SPARE_SECONDS = 60.0
 AMOUNTS = (1 << 20, 2 << 20)
-KINDS = {"pods": 4, "pod_statuses": 3, "nodes": 1, "namespaces": 1, "limits": 2, "groups": 1, "reports": 3}
+KINDS = {
+    "pods": 4,
+    "pod_statuses": 3,
+    "nodes": 1,
+    "namespaces": 1,
+    "limits": 2,
+    "groups": 1,
+    "reports": 3,
+}
 """The kinds of objects, and how often each comes in a long run."""
 _CRDS = Path(__file__).parents[2] / "crds"
 _API = "/apis/pinwarden.io/v1alpha1"
 _PLACES = 8
 _MOST_PODS = 400
 _KEPT = 60
-_ANNOTATIONS = ("kubernetes.io/config.hash", "kubernetes.io/config.source", "pinwarden.io/shared-memory")
+_ANNOTATIONS = (
+    "kubernetes.io/config.hash",
+    "kubernetes.io/config.source",
+    "pinwarden.io/shared-memory",
+)
 _log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
@@ -93,7 +105,11 @@ class Server:
         self._namespaces = [self._mark, *(f"{self._mark}-{number}" for number in range(_PLACES))]
         self._nodes = [f"{self._mark}-{number}" for number in range(_PLACES)]
         for name in self._namespaces:
-            self._must("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": {"fuzz": "yes"}}})
+            self._must(
+                "POST",
+                "/api/v1/namespaces",
+                {"metadata": {"name": name, "labels": {"fuzz": "yes"}}},
+            )
         for name in self._nodes:
             self._must("POST", "/api/v1/nodes", {"metadata": {"name": name}})
 
@@ -117,7 +133,9 @@ class Server:
                 self.tally.sent[kind] += 1
         sent = time.monotonic()
         self.check(kind)
-        _log.info("%d %s: %.1f s, checked in %.1f s", count, kind, sent - began, time.monotonic() - sent)
+        _log.info(
+            "%d %s: %.1f s, checked in %.1f s", count, kind, sent - began, time.monotonic() - sent
+        )
 
     def check(self, after: str) -> None:
         """Note what does not hold."""
@@ -136,7 +154,9 @@ class Server:
             self._delete(f"{self._pods.pop(0)}?gracePeriodSeconds=0")
 
     def _compiled(self) -> bool:
-        return self._api.held(self._canary.node).get(self._canary.uid) == {self._canary.name: self._amount}
+        return self._api.held(self._canary.node).get(self._canary.uid) == {
+            self._canary.name: self._amount
+        }
 
     def _is_true(self, kind: str) -> bool:
         """Whether this condition of the canary's newest spec is True, once its agent has acknowledged what the node is asked for now."""
@@ -144,7 +164,9 @@ class Server:
         found = self._api.find(self._canary.limit)
         status = found.get("status", {})
         current = status.get("observedGeneration") == found["metadata"]["generation"]
-        return current and (kind, "True") in ((each["type"], each["status"]) for each in status["conditions"])
+        return current and (kind, "True") in (
+            (each["type"], each["status"]) for each in status["conditions"]
+        )
 
     def _judged(self, path: str) -> bool:
         found = self._api.find(path)
@@ -157,7 +179,10 @@ class Server:
         containers = [{"name": label(rng), "image": "x"} for _ in range(rng.choice([1, 1, 2, 20]))]
         body: Json = {
             "metadata": self._metadata(owners=True),
-            "spec": {"containers": containers, "nodeName": rng.choice([*self._nodes, self._canary.node])},
+            "spec": {
+                "containers": containers,
+                "nodeName": rng.choice([*self._nodes, self._canary.node]),
+            },
         }
         if rng.random() < 0.3:
             body["spec"]["initContainers"] = [
@@ -175,9 +200,13 @@ class Server:
         change = rng.choice(["metadata", "status", "status"])
         if change == "metadata":
             metadata = self._metadata()
-            self._api.merge(path, {"metadata": {key: metadata[key] for key in ("labels", "annotations")}})
+            self._api.merge(
+                path, {"metadata": {key: metadata[key] for key in ("labels", "annotations")}}
+            )
             return
-        names = [each["name"] for each in self._api.find(path).get("spec", {}).get("containers", [])]
+        names = [
+            each["name"] for each in self._api.find(path).get("spec", {}).get("containers", [])
+        ]
         statuses = [
             {
                 "name": rng.choice([*names, label(rng)]),
@@ -188,7 +217,9 @@ class Server:
                 "imageID": "",
                 "ready": rng.random() < 0.5,
                 "restartCount": rng.choice([0, 2**31 - 1]),
-                "state": rng.choice([{}, {"running": {}}, {"terminated": {"exitCode": 1}}, {"waiting": {}}]),
+                "state": rng.choice(
+                    [{}, {"running": {}}, {"terminated": {"exitCode": 1}}, {"waiting": {}}]
+                ),
             }
             for _ in range(rng.choice([0, 1, 5]))
         ]
@@ -196,7 +227,10 @@ class Server:
             "phase": rng.choice(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
             "containerStatuses": statuses,
             "conditions": [
-                {"type": rng.choice(["Ready", label(rng)]), "status": rng.choice(["True", "Unknown"])}
+                {
+                    "type": rng.choice(["Ready", label(rng)]),
+                    "status": rng.choice(["True", "Unknown"]),
+                }
             ],
             "reason": words(rng, 100),
         }
@@ -205,13 +239,16 @@ class Server:
     def _send_nodes(self) -> None:
         metadata = self._metadata()
         path = f"/api/v1/nodes/{self._rng.choice(self._nodes)}"
-        self._api.merge(path, {"metadata": {key: metadata[key] for key in ("labels", "annotations")}})
+        self._api.merge(
+            path, {"metadata": {key: metadata[key] for key in ("labels", "annotations")}}
+        )
 
     def _send_namespaces(self) -> None:
         metadata = self._metadata()
         path = f"/api/v1/namespaces/{self._rng.choice(self._namespaces)}"
         self._api.merge(
-            path, {"metadata": {"annotations": metadata["annotations"], "labels": metadata["labels"]}}
+            path,
+            {"metadata": {"annotations": metadata["annotations"], "labels": metadata["labels"]}},
         )
 
     def _send_limits(self) -> None:
@@ -233,7 +270,9 @@ class Server:
             "pod": lambda rng: str(rng.choice(uids)),
         }
         status = Values(rng, hints).value(self._schemas["nodepinconfigs"]["status"])
-        self._api.merge(f"{_API}/nodepinconfigs/{rng.choice(self._nodes)}/status", {"status": status})
+        self._api.merge(
+            f"{_API}/nodepinconfigs/{rng.choice(self._nodes)}/status", {"status": status}
+        )
 
     def _uids(self) -> list[str]:
         config = self._api.find(f"{_API}/nodepinconfigs/{self._rng.choice(self._nodes)}")
@@ -254,7 +293,11 @@ class Server:
         if self._rng.random() < 0.9:  # what CEL refuses
             spec.pop("maxGrant", None)
             if "backing" in spec:
-                spec |= {"backing": _backing(self._rng), "management": "Adopt", "accounting": "Borrow"}
+                spec |= {
+                    "backing": _backing(self._rng),
+                    "management": "Adopt",
+                    "accounting": "Borrow",
+                }
                 spec["members"] = spec.get("members", [])[:1]
                 spec.pop("owner", None)
             for key in ("containers",) if spec.get("scope") != "Container" else ():
@@ -271,7 +314,12 @@ class Server:
             "sharedmemorygroups": "SharedMemoryGroup",
         }[plural]
         metadata = self._metadata()
-        body = {"apiVersion": "pinwarden.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+        body = {
+            "apiVersion": "pinwarden.io/v1alpha1",
+            "kind": kind,
+            "metadata": metadata,
+            "spec": spec,
+        }
         made = self._api.send("POST", f"{_API}{place}/{plural}", body)
         self._limits.append(f"{_API}{place}/{plural}/{made['metadata']['name']}")
 
@@ -280,7 +328,10 @@ class Server:
         name = rng.choice(
             [f"x{rng.getrandbits(64):x}", ".".join([label(rng)] * 3) + f"{rng.getrandbits(40):x}"]
         )
-        labels = {rng.choice(["a", "app", label(rng)]): rng.choice(["b", "", label(rng)]) for _ in range(3)}
+        labels = {
+            rng.choice(["a", "app", label(rng)]): rng.choice(["b", "", label(rng)])
+            for _ in range(3)
+        }
         annotations = {
             rng.choice([*_ANNOTATIONS, label(rng)]): rng.choice(
                 [words(rng, 65), words(rng, 5000), rng.randbytes(16).hex(), "tmpfs:/run/*", "{", ""]
@@ -289,7 +340,10 @@ class Server:
         }
         metadata: Json = {"name": name[:253], "labels": labels, "annotations": annotations}
         if owners and rng.random() < 0.5:
-            owner = {"apiVersion": rng.choice(["v1", "apps/v1", words(rng, 30, 1)]), "uid": words(rng, 80, 1)}
+            owner = {
+                "apiVersion": rng.choice(["v1", "apps/v1", words(rng, 30, 1)]),
+                "uid": words(rng, 80, 1),
+            }
             metadata["ownerReferences"] = [
                 {
                     **owner,
@@ -339,5 +393,7 @@ def _backing(rng: random.Random) -> Json:
 def _schema(path: Path) -> Mapping[str, Any]:
     """The properties of a CRD's object."""
     crd = yaml.safe_load(path.read_text())
-    properties: Mapping[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    properties: Mapping[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
+        "properties"
+    ]
     return properties

@@ -11,7 +11,11 @@ _lib.seccomp_init.argtypes = [ctypes.c_uint32]
 _lib.seccomp_load.argtypes = _lib.seccomp_notify_fd.argtypes = [ctypes.c_void_p]
 _lib.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
 _lib.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
-_ACTIONS = {"SCMP_ACT_ALLOW": 0x7FFF0000, "SCMP_ACT_NOTIFY": 0x7FC00000, "SCMP_ACT_ERRNO": 0x00050000}
+_ACTIONS = {
+    "SCMP_ACT_ALLOW": 0x7FFF0000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
+    "SCMP_ACT_ERRNO": 0x00050000,
+}
 _OPERATORS = {
     "SCMP_CMP_NE": 1,
     "SCMP_CMP_LT": 2,
@@ -85,7 +89,9 @@ def _context(profile: Mapping[str, Any]) -> ctypes.c_void_p:
         )
         for rule_comparisons in together:
             array = (_Comparison * len(rule_comparisons))(*rule_comparisons)
-            _check(_lib.seccomp_rule_add_array(context, action, number, len(rule_comparisons), array))
+            _check(
+                _lib.seccomp_rule_add_array(context, action, number, len(rule_comparisons), array)
+            )
     return context
 
 

@@ -88,7 +88,9 @@ class ForkServer:
 
         The arguments are JSON values. Raises OSError.
         """
-        (stdin, input_end), (output_end, stdout), (answers, status) = (os.pipe() for _ in range(_STANDARD))
+        (stdin, input_end), (output_end, stdout), (answers, status) = (
+            os.pipe() for _ in range(_STANDARD)
+        )
         try:
             request = json.dumps([function, *arguments]).encode()
             socket.send_fds(self._requests, [request], [stdin, stdout, stderr, status])
@@ -104,7 +106,9 @@ def serve(descriptor: int) -> tuple[str, list[Any]]:
     When the client has ended, kill its remaining processes and exit.
     """
     requests = socket.socket(fileno=descriptor)
-    children: dict[int, tuple[int, int]] = {}  # by pidfd: process id, and the pipe for its exit code
+    children: dict[
+        int, tuple[int, int]
+    ] = {}  # by pidfd: process id, and the pipe for its exit code
     events = select.poll()
     events.register(requests, select.POLLIN)
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -59,7 +59,12 @@ class Pod:
         self.processes: list[Process] = []
 
     def run(
-        self, argv: Sequence[str], *, user: int = NOBODY, profile: str = "unconfined", name: str = "main"
+        self,
+        argv: Sequence[str],
+        *,
+        user: int = NOBODY,
+        profile: str = "unconfined",
+        name: str = "main",
     ) -> Forked:
         """Start a process with pipes as a container runtime does.
 
@@ -115,7 +120,11 @@ class Pod:
             _end(process)
         end = time.monotonic() + DEADLINE_SECONDS
         while self.directory.exists() and time.monotonic() < end:
-            for directory in (self.directory / self.sandbox, self.directory / self.container, self.directory):
+            for directory in (
+                self.directory / self.sandbox,
+                self.directory / self.container,
+                self.directory,
+            ):
                 try:
                     directory.rmdir()
                 except OSError:
@@ -131,7 +140,10 @@ class Node:
         """Start both processes by fork, or `executed` with their own interpreters."""
         self._executed = executed
         self._log = folder / "gate.log"
-        self.state_dir, self.run_dir = folder / "state", Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}")
+        self.state_dir, self.run_dir = (
+            folder / "state",
+            Path(f"/run/pinwarden-test-{uuid.uuid4().hex[:8]}"),
+        )
         self.state_dir.mkdir()
         self.run_dir.mkdir(mode=0o700)
         self.pods = process_hierarchy(CGROUP) / "kubepods" / "burstable"
@@ -166,7 +178,9 @@ class Node:
         """Kill the gate, as a crash does, and start a new gate."""
         self.gate.kill()
         self.gate.wait()
-        self.gate = self.start("gate", "--state-dir", str(self.state_dir), capabilities=capabilities)
+        self.gate = self.start(
+            "gate", "--state-dir", str(self.state_dir), capabilities=capabilities
+        )
 
     def pod(self, uid: str = "") -> Pod:
         """Return a new pod without limits, with the given UID or a random UID."""
@@ -174,7 +188,11 @@ class Node:
         return self._made[-1]
 
     def set_limits(
-        self, limits: Mapping[str, int], *, free: Sequence[Pod] = (), minimum_level: str = "Converge"
+        self,
+        limits: Mapping[str, int],
+        *,
+        free: Sequence[Pod] = (),
+        minimum_level: str = "Converge",
     ) -> None:
         """Apply a limit in bytes to each of these pods, by UID."""
         names = {uid: f"test/{uid[:8]}" for uid in limits}

@@ -13,7 +13,12 @@ from pinwarden.api.pinlimit import Contention, Enforcement, Level, Scope, Source
 from pinwarden.api.sharedmemorygroup import Accounting, Backing, Management, Phase
 from pinwarden.controller import metrics as operator
 from pinwarden.controller.items import Items
-from pinwarden.controller.metrics_collector import MOST_GROUPS, MOST_LIMITS, MOST_NAMESPACES, ClusterCollector
+from pinwarden.controller.metrics_collector import (
+    MOST_GROUPS,
+    MOST_LIMITS,
+    MOST_NAMESPACES,
+    ClusterCollector,
+)
 from pinwarden.controller.metrics_families import CONDITIONS, GROUP_CONDITIONS, MOST_NODES, STATUSES
 from pinwarden.controller.metrics_totals import FAIR_PARTS, LEVELS, PROBLEMS, REASONS
 from pinwarden.controller.store import Store
@@ -164,16 +169,24 @@ AGENT: Final[Mapping[str, Labels]] = {
     "unsupported_limits": {},
 }
 RULES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("governed_pods", "namespace_pods", "source_nodes", "source_level", "pod_level"), "H1"),
+    **dict.fromkeys(
+        ("governed_pods", "namespace_pods", "source_nodes", "source_level", "pod_level"), "H1"
+    ),
     **dict.fromkeys(("limit_condition", "limits", "limit_info"), "H1, P13"),
-    **dict.fromkeys(("governed_pinned_bytes", "limit_pinned_bytes", "namespace_pinned_bytes"), "P1, P2, H2"),
+    **dict.fromkeys(
+        ("governed_pinned_bytes", "limit_pinned_bytes", "namespace_pinned_bytes"), "P1, P2, H2"
+    ),
     **dict.fromkeys(("pod_pinned_bytes", "limit_pods"), "P1, P2, H2"),
     **dict.fromkeys(("denials", "limit_denials", "pod_denials"), "P5, H2"),
     **dict.fromkeys(("limit_overshoots", "limit_overshoot_peak_bytes", "overshoots"), "P11, H2"),
-    **dict.fromkeys(("overshoot_peak_bytes", "pod_peak_bytes", "limit_recommended_bytes"), "P11, H2"),
+    **dict.fromkeys(
+        ("overshoot_peak_bytes", "pod_peak_bytes", "limit_recommended_bytes"), "P11, H2"
+    ),
     **dict.fromkeys(("nodes", "nodes_with_problem", "node_problem", "truncated"), "H1, H2"),
     **dict.fromkeys(("group_charge_bytes", "group_fullest_bytes", "shared_charge_bytes"), "M1, M3"),
-    **dict.fromkeys(("group_borrowed_bytes", "group_borrowers", "shared_borrowed_bytes"), "M3, M4, M6"),
+    **dict.fromkeys(
+        ("group_borrowed_bytes", "group_borrowers", "shared_borrowed_bytes"), "M3, M4, M6"
+    ),
     **dict.fromkeys(("pod_borrowed_bytes", "pod_mapped_bytes"), "M3, M4, M6"),
     **dict.fromkeys(("group_orphaned_bytes", "shared_orphaned_bytes"), "M9"),
     **dict.fromkeys(("group_dead_cgroup_bytes", "shared_dead_cgroup_bytes"), "M9"),
@@ -219,7 +232,9 @@ def labels_of(sample: str) -> Labels:
         if name != sample:
             for suffix in ("_bucket", "_sum", "_count", "_total", "_info", ""):
                 if name.endswith(suffix) and (base := name.removesuffix(suffix)) in known:
-                    bucket: Labels = {"le": "an upper bound in seconds"} if suffix == "_bucket" else {}
+                    bucket: Labels = (
+                        {"le": "an upper bound in seconds"} if suffix == "_bucket" else {}
+                    )
                     return {**known[base], **bucket}
     raise KeyError(sample)
 
@@ -230,7 +245,10 @@ def document() -> str:
 
 
 def _tables() -> Iterator[str]:
-    for title, program, known in (("The operator", "operator", OPERATOR), ("The agent", "agent", AGENT)):
+    for title, program, known in (
+        ("The operator", "operator", OPERATOR),
+        ("The agent", "agent", AGENT),
+    ):
         default, all_of = families(program, pods=False), families(program, pods=True)
         yield f"\n## {title}\n"
         yield from _table(program, known, {name: all_of[name] for name in sorted(default)})
@@ -240,11 +258,15 @@ def _tables() -> Iterator[str]:
         )
 
 
-def _table(program: str, known: Mapping[str, Labels], metrics: Mapping[str, Metric]) -> Iterator[str]:
+def _table(
+    program: str, known: Mapping[str, Labels], metrics: Mapping[str, Metric]
+) -> Iterator[str]:
     yield "| metric | type | unit | labels | meaning | rules |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, metric in metrics.items():
-        labels = "<br>".join(f"`{label}`: {_values(values)}" for label, values in known[name].items())
+        labels = "<br>".join(
+            f"`{label}`: {_values(values)}" for label, values in known[name].items()
+        )
         suffix = _SUFFIX.get(metric.type, "") if not name.endswith("_info") else ""
         text = metric.documentation.replace("|", "\\|")
         rules = RULES.get(name, "")

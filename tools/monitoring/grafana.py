@@ -169,7 +169,10 @@ def _panel(panel: Panel) -> Json:
         "description": panel.description,
         "datasource": DATASOURCE,
         "targets": targets,
-        "fieldConfig": {"defaults": {"unit": panel.unit, **_defaults(panel)}, "overrides": _overrides(panel)},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, **_defaults(panel)},
+            "overrides": _overrides(panel),
+        },
         "options": _options(panel),
         **_transformations(panel),
     }
@@ -181,7 +184,11 @@ def _defaults(panel: Panel) -> Json:
     stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
     return {
         "min": 0,
-        "custom": {"fillOpacity": 20 if panel.stacked else 0, "showPoints": "never", "stacking": stacking},
+        "custom": {
+            "fillOpacity": 20 if panel.stacked else 0,
+            "showPoints": "never",
+            "stacking": stacking,
+        },
     }
 
 
@@ -199,7 +206,11 @@ def _overrides(panel: Panel) -> list[Json]:
 def _options(panel: Panel) -> Json:
     match panel.kind:
         case "stat":
-            return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "none"}
+            return {
+                "reduceOptions": {"calcs": ["lastNotNull"]},
+                "colorMode": "none",
+                "graphMode": "none",
+            }
         case "table":
             return {"showHeader": True, "cellHeight": "sm"}
         case _:
@@ -211,7 +222,10 @@ def _transformations(panel: Panel) -> Json:
     """A table has a column for each query, joined by the labels; time and the scraped process say nothing there."""
     if panel.kind != "table":
         return {}
-    names = {f"Value #{chr(ord('A') + number)}": query.legend for number, query in enumerate(panel.queries)}
+    names = {
+        f"Value #{chr(ord('A') + number)}": query.legend
+        for number, query in enumerate(panel.queries)
+    }
     if len(panel.queries) == 1:
         names = {"Value": panel.queries[0].legend}
     hidden = {"Time": True, **{column: True for column, name in names.items() if not name}}
@@ -219,7 +233,9 @@ def _transformations(panel: Panel) -> Json:
         "excludeByName": hidden,
         "renameByName": {column: name for column, name in names.items() if name},
     }
-    return {"transformations": [{"id": "merge", "options": {}}, {"id": "organize", "options": organize}]}
+    return {
+        "transformations": [{"id": "merge", "options": {}}, {"id": "organize", "options": organize}]
+    }
 
 
 def _datasource() -> Json:

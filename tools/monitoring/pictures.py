@@ -64,7 +64,9 @@ def draw(board: Dashboard, answers: Mapping[Panel, Answer], start: float, end: f
             )
         else:
             parts.append(f'<g transform="translate({x + 3},{y + 3})">')
-            parts.append(f'<rect width="{width - 6}" height="{tall - 6}" fill="white" stroke="#d8d9da"/>')
+            parts.append(
+                f'<rect width="{width - 6}" height="{tall - 6}" fill="white" stroke="#d8d9da"/>'
+            )
             parts.append(f'<text x="8" y="16" font-weight="bold">{escape(each.title)}</text>')
             parts += _content(each, answers.get(each, ()), width - 6, tall - 6, start, end)
             parts.append("</g>")
@@ -109,17 +111,25 @@ def _table(panel: Panel, answer: Answer, width: int, height: int) -> Iterator[st
         yield f'<text x="{width - 8}" y="16" text-anchor="end" fill="#888">and {len(rows) - len(shown)} more</text>'
 
 
-def _chart(panel: Panel, answer: Answer, width: int, height: int, start: float, end: float) -> Iterator[str]:
+def _chart(
+    panel: Panel, answer: Answer, width: int, height: int, start: float, end: float
+) -> Iterator[str]:
     left, top, right, bottom = 62, 26, width - 10, height - 36
-    lines = _stack(answer) if panel.stacked else [(name, list(series.points)) for name, series in answer]
-    drawn = [(name, [point for point in points if math.isfinite(point[1])]) for name, points in lines]
+    lines = (
+        _stack(answer)
+        if panel.stacked
+        else [(name, list(series.points)) for name, series in answer]
+    )
+    drawn = [
+        (name, [point for point in points if math.isfinite(point[1])]) for name, points in lines
+    ]
     most = max((value for _, points in drawn for _, value in points), default=0.0) or 1.0
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         time, value = point
-        return left + (time - start) / (end - start) * (right - left), bottom - max(value, 0.0) / most * (
-            bottom - top
-        )
+        return left + (time - start) / (end - start) * (right - left), bottom - max(
+            value, 0.0
+        ) / most * (bottom - top)
 
     for part in (0.0, 0.5, 1.0):
         y = bottom - part * (bottom - top)
@@ -157,7 +167,9 @@ def _stack(answer: Answer) -> list[tuple[str, list[tuple[float, float]]]]:
     return stacked
 
 
-def _unbroken(points: Sequence[tuple[float, float]], step: float) -> Iterator[list[tuple[float, float]]]:
+def _unbroken(
+    points: Sequence[tuple[float, float]], step: float
+) -> Iterator[list[tuple[float, float]]]:
     """The parts of a line between gaps, where nothing was known."""
     line: list[tuple[float, float]] = []
     for point in points:

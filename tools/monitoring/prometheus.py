@@ -60,7 +60,10 @@ class Prometheus:
     """A server for the length of a ``with`` block; `folder` is empty and its own. `jobs` have what each does with its targets' labels."""
 
     def __init__(
-        self, folder: Path, rules: Mapping[str, Any], jobs: Mapping[str, Sequence[Mapping[str, Any]]]
+        self,
+        folder: Path,
+        rules: Mapping[str, Any],
+        jobs: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
         self._targets = {job: folder / f"{job}.json" for job in jobs}
         self.scrape([])
@@ -116,7 +119,10 @@ class Prometheus:
             time.sleep(0.1)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """End it."""
         self._child.stop()
@@ -126,7 +132,9 @@ class Prometheus:
         known = list(targets)
         for job, path in self._targets.items():
             content = [
-                {"targets": [each.address], "labels": dict(each.labels)} for each in known if each.job == job
+                {"targets": [each.address], "labels": dict(each.labels)}
+                for each in known
+                if each.job == job
             ]
             draft = path.with_suffix(".new")
             draft.write_text(json.dumps(content))
@@ -135,19 +143,24 @@ class Prometheus:
     def query(self, expr: str) -> list[Series]:
         """What it answers now. Raises PrometheusError when it does not understand the query."""
         found = self._ask("query", query=expr)
-        return [Series(each["metric"], (_point(each["value"]),)) for each in found["data"]["result"]]
+        return [
+            Series(each["metric"], (_point(each["value"]),)) for each in found["data"]["result"]
+        ]
 
     def course(self, expr: str, start: float, end: float, step: float) -> list[Series]:
         """What it answers over a time, of Unix time in seconds. Raises PrometheusError when it does not understand the query."""
         found = self._ask("query_range", query=expr, start=start, end=end, step=step)
         return [
-            Series(each["metric"], tuple(map(_point, each["values"]))) for each in found["data"]["result"]
+            Series(each["metric"], tuple(map(_point, each["values"])))
+            for each in found["data"]["result"]
         ]
 
     def firing(self, within: float = 0.0) -> set[str]:
         """Names of the alerts that fire now, or did at a time of the last `within` seconds."""
         firing = 'ALERTS{alertstate="firing"}'
-        found = self.query(f"last_over_time({firing}[{round(within * 1000)}ms])" if within else firing)
+        found = self.query(
+            f"last_over_time({firing}[{round(within * 1000)}ms])" if within else firing
+        )
         return {each.labels["alertname"] for each in found}
 
     def texts(self) -> dict[str, list[str]]:

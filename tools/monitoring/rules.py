@@ -76,7 +76,10 @@ def rules(groups: Iterable[Group], pace: Pace = Pace()) -> dict[str, Any]:
     """The content of a rules file."""
     return {
         "groups": [
-            {"name": f"pinwarden-{group.name}", "rules": [_rule(alert, pace) for alert in group.alerts]}
+            {
+                "name": f"pinwarden-{group.name}",
+                "rules": [_rule(alert, pace) for alert in group.alerts],
+            }
             for group in groups
         ]
     }

@@ -37,7 +37,9 @@ def _image(output: Path) -> None:
 
 def _make(version: str, output: Path) -> None:
     if found := list(problems(ROOT, version)):
-        raise ReleaseError("this tree cannot be released:\n" + "\n".join(f"- {each}" for each in found))
+        raise ReleaseError(
+            "this tree cannot be released:\n" + "\n".join(f"- {each}" for each in found)
+        )
     revision, created = git(ROOT, "log", "-1", "--format=%H %cI").split()
     if output.exists():
         if any(output.iterdir()) and not (output / SUMS).exists():
@@ -66,10 +68,16 @@ def main() -> int:
     """Run one command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    only = commands.add_parser("image", help="the image of the source tree as it is now, as an OCI archive")
-    only.add_argument("--output", type=Path, default=ROOT / "build", metavar="FOLDER", help="default: build/")
+    only = commands.add_parser(
+        "image", help="the image of the source tree as it is now, as an OCI archive"
+    )
+    only.add_argument(
+        "--output", type=Path, default=ROOT / "build", metavar="FOLDER", help="default: build/"
+    )
     whole = commands.add_parser("make", help="every file of a release, of the last commit")
-    whole.add_argument("--version", default=PROJECT["version"], help="default: that of pyproject.toml")
+    whole.add_argument(
+        "--version", default=PROJECT["version"], help="default: that of pyproject.toml"
+    )
     whole.add_argument(
         "--output",
         type=Path,

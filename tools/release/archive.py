@@ -69,5 +69,12 @@ class Image:
     def unpack(self, folder: Path) -> None:
         """Write the tree into an existing folder, with its owners and modes; needs root."""
         for layer in self._layers:
-            command = ["tar", "--extract", "--gzip", "--preserve-permissions", "--directory", str(folder)]
+            command = [
+                "tar",
+                "--extract",
+                "--gzip",
+                "--preserve-permissions",
+                "--directory",
+                str(folder),
+            ]
             subprocess.run(command, input=layer, check=True)

@@ -22,7 +22,13 @@ BASE = "tools/release/base.lock"
 
 
 def _chart(tree: Path, output: Path) -> None:
-    command = [str(binary("helm")), "package", str(tree / "charts/pinwarden"), "--destination", str(output)]
+    command = [
+        str(binary("helm")),
+        "package",
+        str(tree / "charts/pinwarden"),
+        "--destination",
+        str(output),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ReleaseError(f"helm package: {done.stderr.strip()}")
@@ -66,7 +72,9 @@ def make(tree: Path, version: str, labels: dict[str, str], output: Path) -> Imag
         )
     (output / f"{stem}-sbom.cdx.json").write_text(bill(built, image.wheels(tree)))
     _chart(tree, output)
-    crds = [path.read_text().removeprefix("---\n") for path in sorted((tree / "crds").glob("*.yaml"))]
+    crds = [
+        path.read_text().removeprefix("---\n") for path in sorted((tree / "crds").glob("*.yaml"))
+    ]
     (output / f"{stem}-crds.yaml").write_text("---\n".join(crds))
     shutil.copyfile(tree / "manifests/pinwarden.yaml", output / f"{stem}.yaml")
     (output / SUMS).write_text(sums(output.iterdir()))

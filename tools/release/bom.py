@@ -45,7 +45,9 @@ def headers(image: Image, pattern: str) -> Iterator[Message]:
 
 
 def _license(metadata: Message) -> list[License]:
-    declared = metadata["License-Expression"] or (metadata["License"] or "").strip().partition("\n")[0]
+    declared = (
+        metadata["License-Expression"] or (metadata["License"] or "").strip().partition("\n")[0]
+    )
     if not declared:
         return []
     made = LicenseFactory().make_from_string(
@@ -70,7 +72,9 @@ def distributions(image: Image, wheels: Path) -> Iterator[Component]:
         name, version = normalised(metadata["Name"]), metadata["Version"]
         digest = known.get((name, version))
         if digest is None and name != "pinwarden":
-            raise ReleaseError(f"the image has {name} {version}, of which there is no wheel in {wheels}")
+            raise ReleaseError(
+                f"the image has {name} {version}, of which there is no wheel in {wheels}"
+            )
         url = PackageURL("pypi", name=name, version=version)
         yield Component(
             type=ComponentType.LIBRARY if digest else ComponentType.APPLICATION,
@@ -85,12 +89,18 @@ def distributions(image: Image, wheels: Path) -> Iterator[Component]:
 
 def packages(image: Image) -> Iterator[Component]:
     """The Debian packages."""
-    release = dict(line.split("=", 1) for line in image.read("usr/lib/os-release").decode().splitlines())
+    release = dict(
+        line.split("=", 1) for line in image.read("usr/lib/os-release").decode().splitlines()
+    )
     distribution = f"{release['ID']}-{release['VERSION_ID']}".replace('"', "")
     for stanza in headers(image, r"var/lib/dpkg/status\.d/[^/]+"):
         name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
         url = PackageURL(
-            "deb", "debian", name, version, qualifiers={"arch": architecture, "distro": distribution}
+            "deb",
+            "debian",
+            name,
+            version,
+            qualifiers={"arch": architecture, "distro": distribution},
         )
         yield Component(
             type=ComponentType.LIBRARY,
@@ -121,7 +131,9 @@ def bill(image: Image, wheels: Path) -> str:
         serial_number=uuid5(NAMESPACE_URL, image.digest),
         metadata=BomMetaData(
             component=whole,
-            timestamp=datetime.fromisoformat(image.labels.get(f"{OCI}.created") or image.config["created"]),
+            timestamp=datetime.fromisoformat(
+                image.labels.get(f"{OCI}.created") or image.config["created"]
+            ),
             tools=[],
         ),
         components=parts,

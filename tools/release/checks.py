@@ -64,7 +64,9 @@ def problems(tree: Path, version: str) -> Iterator[str]:
 
 def git(tree: Path, *arguments: str) -> str:
     """Run git in a tree and return what it prints. Raises ReleaseError when it fails."""
-    done = subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=tree, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise ReleaseError(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.rstrip()

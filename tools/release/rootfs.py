@@ -36,7 +36,16 @@ UNUSED = (
     ),
     *("_test*", "_ctypes_test*", "_xxtestfuzz*", "xxlimited*", "xxsubtype*"),
     # Terminals, windows, and the libraries that they need.
-    *("idlelib", "tkinter", "_tkinter*", "turtle.py", "turtledemo", "curses", "_curses*", "readline*"),
+    *(
+        "idlelib",
+        "tkinter",
+        "_tkinter*",
+        "turtle.py",
+        "turtledemo",
+        "curses",
+        "_curses*",
+        "readline*",
+    ),
     # Files of databases, and of passwords.
     *("sqlite3", "_sqlite3*", "dbm", "_dbm*", "_gdbm*", "nis.*", "crypt.py", "_crypt*"),
 )
@@ -103,9 +112,13 @@ def libraries(programs: Iterable[Path]) -> set[Path]:
     """The shared libraries that programs and extension modules need, by the names under which the linker looks for them."""
     found = set()
     for program in programs:
-        text = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            ["ldd", str(program)], capture_output=True, text=True, check=True
+        ).stdout
         if missing := re.findall(r"(\S+) => not found", text):
-            raise SystemExit(f"{program} needs {', '.join(missing)}, which the base image does not have")
+            raise SystemExit(
+                f"{program} needs {', '.join(missing)}, which the base image does not have"
+            )
         found |= {Path(name) for name in re.findall(r"(/\S+) \(0x", text)}
     # glibc opens it by name when a thread is ended: no program lists it.
     (libc,) = (path for path in found if path.name == "libc.so.6")
@@ -146,7 +159,11 @@ def gather(target: Path, applications: list[Path]) -> None:
     standard = list(used(Path(sysconfig.get_path("stdlib"))))
     own = [path for folder in applications for path in sorted(folder.rglob("*"))]
     for path in (
-        *(interpreter, *standard, *libraries([interpreter, *extensions(standard), *extensions(own)])),
+        *(
+            interpreter,
+            *standard,
+            *libraries([interpreter, *extensions(standard), *extensions(own)]),
+        ),
         *filter(Path.exists, DISTRIBUTION),
         *sorted(Path("/usr/share/common-licenses").glob("*")),
     ):
@@ -164,10 +181,15 @@ def gather(target: Path, applications: list[Path]) -> None:
     (target / "tmp").mkdir()
     (target / "tmp").chmod(0o1777)
     modules = sorted(
-        {path.name.partition(".")[0] for path in standard if path.name.endswith(tuple(EXTENSION_SUFFIXES))}
+        {
+            path.name.partition(".")[0]
+            for path in standard
+            if path.name.endswith(tuple(EXTENSION_SUFFIXES))
+        }
     )
     subprocess.run(
-        ["chroot", str(target), str(interpreter), "-IBc", f"import {', '.join(modules)}"], check=True
+        ["chroot", str(target), str(interpreter), "-IBc", f"import {', '.join(modules)}"],
+        check=True,
     )
 
 

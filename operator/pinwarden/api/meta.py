@@ -25,7 +25,11 @@ class Model(BaseModel):
     """Base of every part of a resource: immutable, camelCase on the wire, unknown fields rejected."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, extra="forbid", frozen=True, use_enum_values=False
+        alias_generator=to_camel,
+        validate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_enum_values=False,
     )
 
     def to_wire(self) -> dict[str, Any]:
@@ -37,7 +41,9 @@ class Model(BaseModel):
 class ObjectMeta(BaseModel):
     """The metadata of a resource that pinwarden uses; other fields are kept unchanged."""
 
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, extra="allow", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, extra="allow", frozen=True
+    )
 
     name: str
     namespace: str | None = None

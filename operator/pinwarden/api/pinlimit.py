@@ -21,7 +21,9 @@ from pinwarden.api.cel import ONCE, cel
 from pinwarden.api.meta import Condition, LabelSelector, Model, ObjectMeta
 from pinwarden.api.quantity import Quantity
 
-ContainerName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+ContainerName = Annotated[
+    str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+]
 
 
 ReadableAmount = Annotated[str, StringConstraints(max_length=16)]
@@ -137,7 +139,8 @@ class PinLimitSpec(Model):
     containers: list[ContainerName] = Field(
         default_factory=list,
         max_length=64,
-        json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each container once")]},
+        json_schema_extra=_SUBSET
+        | {"x-kubernetes-validations": [cel(ONCE, "name each container once")]},
         description="With scope Container: names of the containers; absent selects all containers of the pod.",
     )
     counting: Counting = Field(
@@ -148,7 +151,8 @@ class PinLimitSpec(Model):
     sources: list[Source] = Field(
         default_factory=list,
         max_length=32,
-        json_schema_extra=_SUBSET | {"x-kubernetes-validations": [cel(ONCE, "name each source once")]},
+        json_schema_extra=_SUBSET
+        | {"x-kubernetes-validations": [cel(ONCE, "name each source once")]},
         description="The counted sources; absent means all.",
     )
     enforcement: Enforcement = Field(
@@ -181,7 +185,9 @@ class PinLimitSpec(Model):
     def _without_empty_subsets(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out an empty list whose absence means all, because the API server rejects it."""
         wire: dict[str, Any] = serialize(self)
-        return {field: value for field, value in wire.items() if value != [] or field not in _SUBSETS}
+        return {
+            field: value for field, value in wire.items() if value != [] or field not in _SUBSETS
+        }
 
 
 class ClusterPinLimitSpec(PinLimitSpec):
@@ -191,7 +197,11 @@ class ClusterPinLimitSpec(PinLimitSpec):
         json_schema_extra={
             "x-kubernetes-validations": [
                 *_COMMON_RULES,
-                cel("self.scope != 'Node' || !self.grant", "a grant needs scope: Pod or Container", ".grant"),
+                cel(
+                    "self.scope != 'Node' || !self.grant",
+                    "a grant needs scope: Pod or Container",
+                    ".grant",
+                ),
                 cel(
                     "!has(self.maxGrant) || !isQuantity(string(self.maxGrant)) || !isQuantity(string(self.limit)) || "
                     "quantity(string(self.maxGrant)).compareTo(quantity(string(self.limit))) <= 0",
@@ -212,7 +222,8 @@ class ClusterPinLimitSpec(PinLimitSpec):
         "named by the label kubernetes.io/metadata.name.",
     )
     node_selector: LabelSelector = Field(
-        default_factory=LabelSelector, description="Labels of the pods' nodes; empty selects every node."
+        default_factory=LabelSelector,
+        description="Labels of the pods' nodes; empty selects every node.",
     )
     scope: Scope = Field(  # type: ignore[assignment]  # the cluster-wide kind has one scope more
         Scope.POD,
@@ -238,7 +249,9 @@ class PodUsage(Model):
     name: str
     node: str
     pinned_bytes: int = Field(ge=0, description="Pinned and locked bytes at the last sample.")
-    level: Level | None = Field(None, description="Level of the pod; absent if no agent reports it.")
+    level: Level | None = Field(
+        None, description="Level of the pod; absent if no agent reports it."
+    )
     reason: str | None = Field(None, description="Why the level is not higher.")
     denials: int | None = Field(
         None,
@@ -250,8 +263,12 @@ class PodUsage(Model):
 class Overshoot(Model):
     """The worst use above the limit; sampled, so a lower bound (H2)."""
 
-    peak_bytes: int = Field(ge=0, description="Highest sampled bytes above the limit: a lower bound.")
-    seconds: float = Field(ge=0, description="Longest time above the limit in seconds: a lower bound.")
+    peak_bytes: int = Field(
+        ge=0, description="Highest sampled bytes above the limit: a lower bound."
+    )
+    seconds: float = Field(
+        ge=0, description="Longest time above the limit in seconds: a lower bound."
+    )
     count: int = Field(ge=0, description="How often use was seen above the limit.")
 
 
@@ -271,7 +288,9 @@ class PinLimitStatus(Model):
     pinned_bytes: int | None = Field(
         None, ge=0, description="Sum of pinned and locked bytes of the matching pods."
     )
-    pinned: ReadableAmount | None = Field(None, description="`pinnedBytes` rounded, with a unit: `40Mi`.")
+    pinned: ReadableAmount | None = Field(
+        None, description="`pinnedBytes` rounded, with a unit: `40Mi`."
+    )
     denials: int | None = Field(
         None,
         ge=0,
@@ -303,9 +322,17 @@ class Resource(Model):
     metadata: ObjectMeta
 
 
-def printer_column(name: str, kind: str, path: str, description: str, priority: int = 0) -> dict[str, Any]:
+def printer_column(
+    name: str, kind: str, path: str, description: str, priority: int = 0
+) -> dict[str, Any]:
     """Return an entry of `additionalPrinterColumns`; columns of priority 1 show with `-o wide`."""
-    return {"name": name, "type": kind, "jsonPath": path, "description": description, "priority": priority}
+    return {
+        "name": name,
+        "type": kind,
+        "jsonPath": path,
+        "description": description,
+        "priority": priority,
+    }
 
 
 NAME_RULE = cel("size(self.metadata.name) <= 63", "metadata.name must be at most 63 characters")

@@ -25,7 +25,9 @@ from pinwarden.api.cel import cel
 
 MAX_INT64: Final = 2**63 - 1
 MAX_BYTES: Final = 2**52
-_PATTERN: Final = r"^[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+_PATTERN: Final = (
+    r"^[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+)
 _PAGE: Final = 4096
 _NANO: Final = Fraction(1, 10**9)
 _GRAMMAR: Final = re.compile(
@@ -33,7 +35,13 @@ _GRAMMAR: Final = re.compile(
     r"(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE](?P<exponent>[+-]?[0-9]+))?"
 )
 _FACTORS: Final[dict[str, Fraction]] = (
-    {"": Fraction(1), "n": _NANO, "u": Fraction(1, 10**6), "m": Fraction(1, 10**3), "k": Fraction(10**3)}
+    {
+        "": Fraction(1),
+        "n": _NANO,
+        "u": Fraction(1, 10**6),
+        "m": Fraction(1, 10**3),
+        "k": Fraction(10**3),
+    }
     | {letter: Fraction(10 ** (3 * power)) for power, letter in enumerate("MGTPE", start=2)}
     | {letter + "i": Fraction(1024**power) for power, letter in enumerate("KMGTPE", start=1)}
 )
@@ -73,14 +81,18 @@ class Quantity(str):
         return math.floor(self.value)
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        cls, source: type[Any], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         """Accept an int or a string, and serialize the unchanged text."""
         return core_schema.no_info_plain_validator_function(
             _from_json, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         """Return the structural schema of a number of bytes: 0, or from a page up to `MAX_BYTES`.
 
         The grammar is part of a rule, not a `pattern`, so that the error for 64MB says the correct spelling. CEL's

@@ -30,10 +30,12 @@ MISSPELLINGS: Final = (
     Misspelling(rf"^[+]?({_NUMBER}) *[kKmMgGtTpP][bB]?$", _EITHER),
     Misspelling(rf"^[+]?({_NUMBER}) *([bB]|[bB]ytes?)$", "write {number}"),
     Misspelling(
-        r"^[0-9]+([_,][0-9]+)+", "write the number without commas and underscores, with a point for fractions"
+        r"^[0-9]+([_,][0-9]+)+",
+        "write the number without commas and underscores, with a point for fractions",
     ),
     Misspelling(
-        r"^0[xXoObB][0-9a-fA-F]+$", "write the number in decimal; YAML takes hexadecimal without quotes"
+        r"^0[xXoObB][0-9a-fA-F]+$",
+        "write the number in decimal; YAML takes hexadecimal without quotes",
     ),
     Misspelling(
         r"^[-]?(unlimited|Unlimited|infinity|Infinity|inf|max|none|None)$",
@@ -77,7 +79,9 @@ def cel_explain_small(text: str) -> str:
 def _fill(answer: str, text: str) -> str:
     number, letter = re.search(_NUMBER, text), re.search(_LETTER, text)
     upper = letter[0].upper() if letter else ""
-    return answer.format(number=number[0] if number else "", letter=upper, decimal=upper.replace("K", "k"))
+    return answer.format(
+        number=number[0] if number else "", letter=upper, decimal=upper.replace("K", "k")
+    )
 
 
 def _cel(answer: str, text: str) -> str:

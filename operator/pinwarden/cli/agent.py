@@ -19,16 +19,26 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
     parser = commands.add_parser("agent", help="run the node agent")
     parser.add_argument(
-        "--node", metavar="NAME", help="name of the node (default: $NODE_NAME, else the host's name)"
+        "--node",
+        metavar="NAME",
+        help="name of the node (default: $NODE_NAME, else the host's name)",
     )
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument(
-        "--kubeconfig", type=Path, metavar="FILE", help="how to reach the API server (default: as a pod)"
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="how to reach the API server (default: as a pod)",
     )
     origin.add_argument(
-        "--config", type=Path, metavar="PATH", help="a file or directory to follow instead of an API server"
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help="a file or directory to follow instead of an API server",
     )
-    parser.add_argument("--release", action="store_true", help="give every process back what it had, and end")
+    parser.add_argument(
+        "--release", action="store_true", help="give every process back what it had, and end"
+    )
     host_paths.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
     parser.add_argument(
         "--gates",
@@ -36,7 +46,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         default="auto",
         help="auto: what works on this node; rlimit: this one alone, or fail; none: observe only (default: auto)",
     )
-    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
+    parser.add_argument(
+        "--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}"
+    )
     metrics.add_options(parser, METRICS_PORT)
     log_format.add_option(parser)
     parser.set_defaults(run=_run)
@@ -69,5 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     except daemon.StartError as error:
         sys.stderr.write(f"pinwarden agent: {error}\n")
     except Exception:
-        logging.getLogger(__name__).critical("the agent failed; limits stay in force", exc_info=True)
+        logging.getLogger(__name__).critical(
+            "the agent failed; limits stay in force", exc_info=True
+        )
     return 1

@@ -8,8 +8,12 @@ from typing import Any
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
-    parser = commands.add_parser("crds", help="print the CRDs, for kubectl apply --server-side -f -")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write one file per CRD there instead")
+    parser = commands.add_parser(
+        "crds", help="print the CRDs, for kubectl apply --server-side -f -"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="write one file per CRD there instead"
+    )
     parser.set_defaults(run=_run)
 
 

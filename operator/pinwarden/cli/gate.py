@@ -21,7 +21,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     host_paths.add_options(gate, "--cgroup-root", "--proc-root", "--state-dir")
     gate.set_defaults(run=_gate)
-    holder = commands.add_parser("holder", help="keep the descriptors of the gate, and do nothing else")
+    holder = commands.add_parser(
+        "holder", help="keep the descriptors of the gate, and do nothing else"
+    )
     holder.add_argument(
         "--profiles",
         type=Path,

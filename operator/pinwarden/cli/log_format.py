@@ -12,7 +12,9 @@ Format = Literal["text", "json"]
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Declare --log-format."""
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="default: text"
+    )
 
 
 def configure(log_format: Format) -> None:

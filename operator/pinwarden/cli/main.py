@@ -15,7 +15,9 @@ SUBCOMMANDS = (operator, agent, gate, accountant, status, probe, crds, uninstall
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    parser = argparse.ArgumentParser(prog="pinwarden", description="Limits pinned memory per Kubernetes pod.")
+    parser = argparse.ArgumentParser(
+        prog="pinwarden", description="Limits pinned memory per Kubernetes pod."
+    )
     parser.add_argument("--version", action="version", version=f"pinwarden {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for subcommand in SUBCOMMANDS:

@@ -63,7 +63,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         sys.stderr.write(f"pinwarden operator: {error}\n")
         return 1
     except Exception:
-        logging.getLogger(__name__).critical("the operator failed; limits stay in force", exc_info=True)
+        logging.getLogger(__name__).critical(
+            "the operator failed; limits stay in force", exc_info=True
+        )
         return 1
     return 0
 

@@ -16,14 +16,18 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     parser = commands.add_parser(
         "probe", help="show what this node can enforce, per source, and why not more"
     )
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="default: table"
+    )
     host_paths.add_options(parser, "--cgroup-root", "--run-dir")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     result = _probe(options.cgroup_root, options.run_dir)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n" if options.output == "json" else to_text(result))
+    sys.stdout.write(
+        json.dumps(result, indent=2) + "\n" if options.output == "json" else to_text(result)
+    )
     return 0
 
 
@@ -56,13 +60,24 @@ def to_text(result: dict[str, Any]) -> str:
         ("Kernel", result["kernelVersion"]),
         ("Cgroups", result.get("cgroupVersion") or result["cgroupProblem"]),
         *(
-            (f"{name} gate", "available" if gate["available"] else f"not available: {gate['reason']}")
+            (
+                f"{name} gate",
+                "available" if gate["available"] else f"not available: {gate['reason']}",
+            )
             for name, gate in result["gates"].items()
         ),
     ]
     head = ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE")
     rows = [
-        (one["source"], "yes" if one["counted"] else "no", one["level"], one["reason"], one.get("message"))
+        (
+            one["source"],
+            "yes" if one["counted"] else "no",
+            one["level"],
+            one["reason"],
+            one.get("message"),
+        )
         for one in result["sources"]
     ]
-    return "".join(f"{name + ':':<14}{value}\n" for name, value in facts) + "\n" + render(head, rows)
+    return (
+        "".join(f"{name + ':':<14}{value}\n" for name, value in facts) + "\n" + render(head, rows)
+    )

@@ -26,7 +26,17 @@ _HEAD = (
     "LEVEL",
     "REASON",
 )
-_GROUP_HEAD = ("GROUP", "BACKING", "PHASE", "OBJECTS", "CHARGE", "ORPHANED", "DEAD", "REASON", "MESSAGE")
+_GROUP_HEAD = (
+    "GROUP",
+    "BACKING",
+    "PHASE",
+    "OBJECTS",
+    "CHARGE",
+    "ORPHANED",
+    "DEAD",
+    "REASON",
+    "MESSAGE",
+)
 _BORROW_HEAD = (
     "BORROWED OF",
     "SUBJECT",
@@ -38,14 +48,30 @@ _BORROW_HEAD = (
     "LEVEL",
     "REASON",
 )
-_DENIAL_HEAD = ("REFUSED AT", "SUBJECT", "CONTAINER", "PROCESS", "PID", "CALL", "ASKED", "USED", "LIMIT")
+_DENIAL_HEAD = (
+    "REFUSED AT",
+    "SUBJECT",
+    "CONTAINER",
+    "PROCESS",
+    "PID",
+    "CALL",
+    "ASKED",
+    "USED",
+    "LIMIT",
+)
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
-    parser = commands.add_parser("status", help="show what the agent of this node holds and sees (as root)")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}")
+    parser = commands.add_parser(
+        "status", help="show what the agent of this node holds and sees (as root)"
+    )
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="default: table"
+    )
+    parser.add_argument(
+        "--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -94,11 +120,15 @@ def to_text(answer: Mapping[str, Any]) -> str:
         if borrows := list(_borrows(answer, report)):
             parts.append(render(_BORROW_HEAD, borrows))
     if report.get("unsupportedLimits"):
-        unsupported = [(one["uid"], one["reason"], one["message"]) for one in report["unsupportedLimits"]]
+        unsupported = [
+            (one["uid"], one["reason"], one["message"]) for one in report["unsupportedLimits"]
+        ]
         parts.append(render(("NOT TAKEN", "REASON", "MESSAGE"), unsupported))
     if report.get("overshoots"):
         parts.append(
-            render(("OVERSHOOT OF", "SUBJECT", "PEAK", "SECONDS", "COUNT", "LAST"), _overshoots(report))
+            render(
+                ("OVERSHOOT OF", "SUBJECT", "PEAK", "SECONDS", "COUNT", "LAST"), _overshoots(report)
+            )
         )
     if report.get("recentDenials"):
         parts.append(render(_DENIAL_HEAD, _denials(report)))
@@ -114,7 +144,10 @@ def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         ("Agent", report.get("agentVersion")),
         ("Kernel", report.get("kernelVersion")),
         ("Cgroups", report.get("cgroupVersion")),
-        ("Sampled", f"{answer['sampledSecondsAgo']:.1f} s ago; peaks and overshoots are lower bounds"),
+        (
+            "Sampled",
+            f"{answer['sampledSecondsAgo']:.1f} s ago; peaks and overshoots are lower bounds",
+        ),
     ]
     if report.get("truncated"):
         lines.append(("Truncated", "lists were cut at their longest length"))
@@ -229,6 +262,13 @@ def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 def _overshoots(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     return [
-        (one["limit"], one.get("pod"), short(one["peak"]), one["seconds"], one["count"], one["lastTime"])
+        (
+            one["limit"],
+            one.get("pod"),
+            short(one["peak"]),
+            one["seconds"],
+            one["count"],
+            one["lastTime"],
+        )
         for one in report["overshoots"]
     ]

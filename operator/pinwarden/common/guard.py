@@ -107,7 +107,9 @@ def shown(text: str, most: int = _LONGEST_NAME) -> str:
     Characters that are not printable are escaped. A text longer than `most` ends with an ellipsis.
     """
     escaped = "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text[: most + 1]
     )
     return escaped if len(escaped) <= most else f"{escaped[: most - 1]}…"

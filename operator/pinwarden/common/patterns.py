@@ -60,7 +60,9 @@ def _find(root: str, parts: Sequence[str]) -> set[str]:
             if os.path.isdir(child):
                 pending.append((child, at + 1))
         else:
-            pending += [(child, at + 1) for child, name in _children(path) if fnmatchcase(name, parts[at])]
+            pending += [
+                (child, at + 1) for child, name in _children(path) if fnmatchcase(name, parts[at])
+            ]
     return found
 
 
@@ -70,7 +72,9 @@ def _children(path: str) -> Iterator[tuple[str, str]]:
     """
     try:
         with os.scandir(path) as entries:
-            yield from [(entry.path, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            yield from [
+                (entry.path, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)
+            ]
     except OSError as error:
         if error.errno not in _VANISHED:
             raise

@@ -10,7 +10,13 @@ def render(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     None and the empty text are shown as `-`.
     """
-    cells = [list(head), *([("-" if cell in (None, "") else str(cell)) for cell in row] for row in rows)]
+    cells = [
+        list(head),
+        *([("-" if cell in (None, "") else str(cell)) for cell in row] for row in rows),
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    lines = (
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    )
     return "".join(line.rstrip() + "\n" for line in lines)

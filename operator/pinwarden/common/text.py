@@ -26,7 +26,9 @@ def short(amount: int) -> str:
     """Return `40Mi`, `1.5Gi` or `8196Ki` where that is exact, `>40.0Mi` where four digits and one
     decimal are too few.
     """
-    largest = next((number for number, (_, unit) in enumerate(_UNITS) if amount >= unit), len(_UNITS) - 1)
+    largest = next(
+        (number for number, (_, unit) in enumerate(_UNITS) if amount >= unit), len(_UNITS) - 1
+    )
     suffix, unit = _UNITS[largest]
     tenths, rest = divmod(amount * 10, unit)
     if not rest:
@@ -58,8 +60,12 @@ def printable(text: str) -> str:
 
     A process chooses its own name.
     """
-    return "".join(character if character.isprintable() and character != '"' else "?" for character in text)
+    return "".join(
+        character if character.isprintable() and character != '"' else "?" for character in text
+    )
 
 
 def _unit(amount: int) -> int:
-    return next(unit for _, unit in _UNITS if amount >= unit and amount % unit == 0) if amount else 1
+    return (
+        next(unit for _, unit in _UNITS if amount >= unit and amount % unit == 0) if amount else 1
+    )

@@ -40,7 +40,9 @@ class ApiError(Exception):
     server asked for.
     """
 
-    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, status: int | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
@@ -104,13 +106,19 @@ class Api:
     async def patch(self, path: str, operations: Sequence[Json]) -> Json:
         """Send a JSON patch (RFC 6902)."""
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._request("PATCH", path, query, operations, content="application/json-patch+json")
+        return await self._request(
+            "PATCH", path, query, operations, content="application/json-patch+json"
+        )
 
-    async def create(self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS) -> Json:
+    async def create(
+        self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS
+    ) -> Json:
         """POST."""
         return await self._request("POST", path, {}, body, seconds=seconds)
 
-    async def replace(self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS) -> Json:
+    async def replace(
+        self, path: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS
+    ) -> Json:
         """PUT; the resourceVersion in `body` must still be the object's."""
         return await self._request("PUT", path, {}, body, seconds=seconds)
 

@@ -108,7 +108,9 @@ class _Operator:
         )
         self._leader = LeaderElector(api, own, metrics)
         self._guard = guard = WriteGuard(
-            self._leader.leading, self._leader.renewed, RateLimiter(WRITES_PER_SECOND, WRITES_PER_SECOND)
+            self._leader.leading,
+            self._leader.renewed,
+            RateLimiter(WRITES_PER_SECOND, WRITES_PER_SECOND),
         )
         self._recorder = EventRecorder(api, metrics, items)
         self._denial_events = DenialEvents(store, guard, self._recorder, metrics, items)
@@ -122,14 +124,23 @@ class _Operator:
             for source in _sources(settings, store)
         ]
         self._kopf = KopfWatch(
-            configuration, settings.namespaces, metrics, store.put_resource, store.remove_resource, items
+            configuration,
+            settings.namespaces,
+            metrics,
+            store.put_resource,
+            store.remove_resource,
+            items,
         )
-        self._resync = Resync(api, settings.namespaces, metrics, lambda: store.uids, store.remove_uid, items)
+        self._resync = Resync(
+            api, settings.namespaces, metrics, lambda: store.uids, store.remove_uid, items
+        )
         metrics.leads(self._leader.leading, guard.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
         metrics.watch_queues(lambda name: len(queues[name]))
         metrics.watch_missed(lambda: self._resync.missed)
-        metrics.include(ClusterCollector(store, self._leader.leading, items, pods=settings.per_pod_metrics))
+        metrics.include(
+            ClusterCollector(store, self._leader.leading, items, pods=settings.per_pod_metrics)
+        )
 
     async def serve(self, resources: AsyncExitStack) -> None:
         """Start to serve probes and scrapes. Raises StartError."""
@@ -188,7 +199,9 @@ class _Operator:
         self._guard.synced.set()
 
     def _unready(self) -> list[str]:
-        missing = [reflector.resource for reflector in self._reflectors if not reflector.synced.is_set()]
+        missing = [
+            reflector.resource for reflector in self._reflectors if not reflector.synced.is_set()
+        ]
         complete = self._resync.synced.is_set() and not self._resync.missed
         return [*missing, *([] if complete else ["limits"])]
 
@@ -218,7 +231,13 @@ def _sources(settings: OperatorOptions, store: Store) -> Iterable[ReflectorConfi
         label_selector=AGENT_SELECTOR,
     )
     yield ReflectorConfig(
-        "nodes", "Node", "/api/v1/nodes", transform.node, store.put_node, store.remove_node, by_name=True
+        "nodes",
+        "Node",
+        "/api/v1/nodes",
+        transform.node,
+        store.put_node,
+        store.remove_node,
+        by_name=True,
     )
     yield ReflectorConfig(
         "namespaces",

@@ -24,7 +24,13 @@ from pinwarden.controller.ratelimit import RateLimiter
 from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
-from pinwarden.plan.denials import FRESH, SeenDenials, describe_denial, describe_repeats, find_new_denials
+from pinwarden.plan.denials import (
+    FRESH,
+    SeenDenials,
+    describe_denial,
+    describe_repeats,
+    find_new_denials,
+)
 from pinwarden.plan.types import Pod
 
 QUIET_SECONDS = 60.0
@@ -85,7 +91,9 @@ class DenialEvents:
         new = find_new_denials(self._seen.get(node), listed, self._now())
         self._seen[node] = new.seen
         if len(self._seen) > 2 * len(self._store.stored) + _SPARE_NODES:
-            self._seen = {name: seen for name, seen in self._seen.items() if name in self._store.stored}
+            self._seen = {
+                name: seen for name, seen in self._seen.items() if name in self._store.stored
+            }
         if not self._guard.may_write:
             self._forget_old()
         for refusal in new.denials:
@@ -152,7 +160,11 @@ class DenialEvents:
         limit = self._store.resource_of(refusal.uid)
         if limit is not None and limit.namespace not in (None, pod.namespace):
             limit = None  # a limit of another namespace cannot apply to the pod
-        name = f"{limit.kind.__name__} {limit.full_name}" if limit else printable(refusal.name) or "unknown"
+        name = (
+            f"{limit.kind.__name__} {limit.full_name}"
+            if limit
+            else printable(refusal.name) or "unknown"
+        )
         note = describe_denial(refusal, name) + describe_repeats(
             pending.repeated, pending.at_least, refusal.time - pending.first_time
         )

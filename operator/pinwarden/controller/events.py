@@ -36,7 +36,15 @@ _REMEMBERED = 4096
 _NOTE_BYTES = 1024
 _REASON_LENGTH = 128
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
-_REPORTED_CONDITIONS = ("Accepted", "Applied", "Available", "Enforced", "WithinLimit", "Granted", "Drained")
+_REPORTED_CONDITIONS = (
+    "Accepted",
+    "Applied",
+    "Available",
+    "Enforced",
+    "WithinLimit",
+    "Granted",
+    "Drained",
+)
 # Intermediate states, and states that the user asked for, cause no Event.
 _QUIET_REASONS = {
     "Pending",
@@ -76,7 +84,9 @@ class EventRecorder:
         self._sent_at: dict[tuple[str, EventDraft], float] = {}
         self._instance = socket.gethostname()
 
-    def record_change(self, resource: ObservedResource, before: Status | None, after: Status) -> None:
+    def record_change(
+        self, resource: ObservedResource, before: Status | None, after: Status
+    ) -> None:
         """Record the Events of a status that was written."""
         for draft in drafts_of_change(before, after):
             self.record(resource, draft)
@@ -121,7 +131,9 @@ class EventRecorder:
     def bucket_of(self, uid: str) -> TokenBucket:
         """Return the Event budget of the object with this UID."""
         if len(self._buckets) > _REMEMBERED:
-            self._buckets = {uid: bucket for uid, bucket in self._buckets.items() if bucket.delay() > 0}
+            self._buckets = {
+                uid: bucket for uid, bucket in self._buckets.items() if bucket.delay() > 0
+            }
         return self._buckets.setdefault(uid, TokenBucket(_PER_SECOND, _BURST, self._clock))
 
     async def send_denial(
@@ -157,7 +169,9 @@ class EventRecorder:
             await self._api.create(path, body)
         except ApiError as error:
             self._metrics.wrote("event", error.kind)
-            if error.status != 409 and not _is_namespace_terminating(error):  # 409: the server has it already
+            if error.status != 409 and not _is_namespace_terminating(
+                error
+            ):  # 409: the server has it already
                 _log.warning("cannot send an Event, dropping it: %s", error)
         else:
             self._metrics.wrote("event")
@@ -172,7 +186,9 @@ class EventRecorder:
         bucket.take()
         self._sent_at[uid, draft] = now
         if len(self._sent_at) > _REMEMBERED:
-            self._sent_at = {key: at for key, at in self._sent_at.items() if now - at < REPEAT_SECONDS}
+            self._sent_at = {
+                key: at for key, at in self._sent_at.items() if now - at < REPEAT_SECONDS
+            }
         return True
 
     def _event_of_resource(self, resource: ObservedResource, draft: EventDraft) -> tuple[str, Json]:
@@ -181,7 +197,13 @@ class EventRecorder:
         return self._event(namespace, resource.name, digits, reference, draft, datetime.now(UTC))
 
     def _event(
-        self, namespace: str, stem: str, digits: str, regarding: Json, draft: EventDraft, time: datetime
+        self,
+        namespace: str,
+        stem: str,
+        digits: str,
+        regarding: Json,
+        draft: EventDraft,
+        time: datetime,
     ) -> tuple[str, Json]:
         """Return the path and the body of an Event; its name is a stem and 16 digits."""
         name = f"{stem[:_STEM_LENGTH].rstrip('-.')}.{digits}"
@@ -189,7 +211,9 @@ class EventRecorder:
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
-            "eventTime": time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "eventTime": time.astimezone(UTC)
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z"),
             "type": draft.type,
             "reason": draft.reason[:_REASON_LENGTH],
             "action": draft.action,
@@ -220,7 +244,9 @@ def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraf
     old = {condition.type: condition for condition in (before.conditions if before else [])}
     reasons: set[str] = set()
     for condition in after.conditions:
-        if condition.type not in _REPORTED_CONDITIONS or not _is_news(old.get(condition.type), condition):
+        if condition.type not in _REPORTED_CONDITIONS or not _is_news(
+            old.get(condition.type), condition
+        ):
             continue
         if condition.reason not in reasons:
             reasons.add(condition.reason)
@@ -248,7 +274,9 @@ def _is_news(old: Condition | None, new: Condition) -> bool:
 def _draft_of_condition(condition: Condition) -> EventDraft:
     good = condition.status == "True"
     reason = "Applied" if condition.reason == "Acknowledged" else condition.reason
-    return EventDraft("Normal" if good else "Warning", reason, _ACTIONS[condition.type], condition.message)
+    return EventDraft(
+        "Normal" if good else "Warning", reason, _ACTIONS[condition.type], condition.message
+    )
 
 
 _ACTIONS = {

@@ -60,7 +60,9 @@ class Finalizers:
         self._clock = clock
         self._stuck: dict[str, dict[str, float]] = {}
 
-    async def reconcile(self, entry: ManagedResource, waits: Sequence[DrainWait]) -> FinalizerResult:
+    async def reconcile(
+        self, entry: ManagedResource, waits: Sequence[DrainWait]
+    ) -> FinalizerResult:
         """Set or remove the finalizer; `waits` is what the deletion waits for. Raises ApiError."""
         observed = entry.observed
         if observed.kind is not SharedMemoryGroup:
@@ -93,7 +95,9 @@ class Finalizers:
     async def _apply(self, observed: ObservedResource, *, wanted: bool) -> Json:
         path, body = reference(observed)
         if not wanted:
-            return await self._api.patch(path, without(FINALIZER, observed.uid, list(observed.finalizers)))
+            return await self._api.patch(
+                path, without(FINALIZER, observed.uid, list(observed.finalizers))
+            )
         body["metadata"]["finalizers"] = [FINALIZER]
         return await self._api.apply(path, body, FIELD_MANAGER)
 
@@ -104,19 +108,25 @@ class Finalizers:
         """
         now = self._clock()
         before = self._stuck.get(observed.uid, {})
-        since = {wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(observed, wait)}
+        since = {
+            wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(observed, wait)
+        }
         left = max((at + LEFT_SECONDS - now for at in since.values()), default=0.0)
         if len(since) == len(waits) and left <= 0:
             self._stuck.pop(observed.uid, None)
             return None
-        self._stuck = {uid: kept for uid, kept in self._stuck.items() if self._store.resource_of(uid)}
+        self._stuck = {
+            uid: kept for uid, kept in self._stuck.items() if self._store.resource_of(uid)
+        }
         self._stuck[observed.uid] = since
         return left if len(since) == len(waits) else 0.0
 
     def _in_vain(self, observed: ObservedResource, wait: DrainWait) -> bool:
         cluster = self._store.cluster
         abandoned = cluster.namespace(observed.namespace or "").terminating
-        return bool(wait.stuck) or (abandoned and not cluster.members_of(observed.full_name).get(wait.node))
+        return bool(wait.stuck) or (
+            abandoned and not cluster.members_of(observed.full_name).get(wait.node)
+        )
 
 
 def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:

@@ -17,7 +17,9 @@ class HttpServer:
     Raises OSError if no port is free.
     """
 
-    def __init__(self, address: str, port: int, metrics: Metrics, unready: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, address: str, port: int, metrics: Metrics, unready: Callable[[], list[str]]
+    ) -> None:
         self._metrics = metrics
         self._unready = unready
         self._address = address or None

@@ -53,7 +53,9 @@ class Items:
         return sum(failing_loop == loop for failing_loop, _ in self._failing)
 
     @contextmanager
-    def item(self, loop: Loop, name: str, failed: Callable[[str], None] | None = None) -> Iterator[Item]:
+    def item(
+        self, loop: Loop, name: str, failed: Callable[[str], None] | None = None
+    ) -> Iterator[Item]:
         """Process one item in the block. Exceptions end here, except `RetryError`.
 
         `failed` receives the problem. A failure of `failed` counts as an item of its own and ends

@@ -73,7 +73,9 @@ class KopfWatch:
             started = self._loop.time()
             stop = threading.Event()
             ended = asyncio.Event()
-            thread = threading.Thread(target=self._thread, args=(stop, ended), name="kopf", daemon=True)
+            thread = threading.Thread(
+                target=self._thread, args=(stop, ended), name="kopf", daemon=True
+            )
             thread.start()
             try:
                 await ended.wait()
@@ -119,7 +121,9 @@ class KopfWatch:
         for kind in KINDS:
 
             @kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)
-            async def observed(event: kopf.RawEvent, kind: type[UserResource] = kind, **_: object) -> None:
+            async def observed(
+                event: kopf.RawEvent, kind: type[UserResource] = kind, **_: object
+            ) -> None:
                 self._on_event(kind, event["type"], dict(event["object"]))
 
         return registry
@@ -128,7 +132,9 @@ class KopfWatch:
         """Send an event from kopf's thread to the caller's loop."""
         self._post(self._handle_event, kind, event, raw)
 
-    def _handle_event(self, kind: type[UserResource], event: str | None, raw: dict[str, Any]) -> None:
+    def _handle_event(
+        self, kind: type[UserResource], event: str | None, raw: dict[str, Any]
+    ) -> None:
         with self._items.item("limits", f"{kind.plural} {raw['metadata']['uid']}"):
             observed = read(kind, raw)
             if event == "DELETED":

@@ -74,7 +74,9 @@ class LeaderElector:
             if self._was_leading and not self.leading():
                 self._was_leading = False
                 _log.warning("this replica does not hold the Lease any more and writes nothing")
-            await asyncio.sleep(PERIOD_SECONDS if self._was_leading and not failing else POLL_SECONDS)
+            await asyncio.sleep(
+                PERIOD_SECONDS if self._was_leading and not failing else POLL_SECONDS
+            )
 
     async def release(self) -> None:
         """Stop writing and release the Lease, so that another replica acquires it at once."""
@@ -104,8 +106,14 @@ class LeaderElector:
                 raise
             if self._seen and str(self._seen[0]).startswith(UNINSTALL):
                 return
-            body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NAME}}
-            await self._write(self._api.create, self._leases, {**body, "spec": self._spec({})}, sent)
+            body = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": NAME},
+            }
+            await self._write(
+                self._api.create, self._leases, {**body, "spec": self._spec({})}, sent
+            )
             return
         if not self._is_available(lease.get("spec") or {}):
             self._deadline = 0.0
@@ -114,7 +122,9 @@ class LeaderElector:
         lease["spec"] = self._spec(lease.get("spec") or {})
         await self._write(self._api.replace, self._path, lease, sent)
 
-    async def _write(self, write: Callable[..., object], path: str, body: Json, sent: float) -> None:
+    async def _write(
+        self, write: Callable[..., object], path: str, body: Json, sent: float
+    ) -> None:
         try:
             await write(path, body, _REQUEST_SECONDS)  # type: ignore[misc]
         except ApiError as error:

@@ -29,7 +29,9 @@ class ManagedResource:
     unapplied_since: float | None = None
     shares_cache: ShareCache[LimitOnNode] = field(default_factory=ShareCache)
     group_shares_cache: ShareCache[GroupOnNode] = field(default_factory=ShareCache)
-    write_bucket: TokenBucket = field(default_factory=lambda: TokenBucket(STATUSES_PER_SECOND, STATUS_BURST))
+    write_bucket: TokenBucket = field(
+        default_factory=lambda: TokenBucket(STATUSES_PER_SECOND, STATUS_BURST)
+    )
 
     @classmethod
     def of(cls, observed: ObservedResource) -> "ManagedResource":
@@ -48,7 +50,9 @@ class ManagedResource:
             return False
         same_generation = observed.generation == last.generation
         if same_generation and (observed.resource is None) == (last.resource is None):
-            observed = replace(observed, resource=last.resource)  # caches depend on this very object
+            observed = replace(
+                observed, resource=last.resource
+            )  # caches depend on this very object
         is_echo = observed.version <= self.version and essence(observed) == essence(last)
         if observed.version > self.version:
             self.status, self.version = observed.status, observed.version

@@ -28,7 +28,9 @@ ENDS = ("timeout", "gone", "unreachable", "throttled", "conflict", "server", "re
 WRITES = ("spec", "status", "finalizer", "event", "lease")
 RESULTS = ("written", *ENDS[1:])
 QUEUES = ("compile", "spec", "aggregate")
-Loop = Literal["watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics"]
+Loop = Literal[
+    "watch", "limits", "census", "compile", "spec", "aggregate", "refusals", "events", "metrics"
+]
 LOOPS: tuple[Loop, ...] = get_args(Loop)
 _PREFIX = "pinwarden_operator"
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -46,16 +48,23 @@ class Metrics:
         self._registry.register(_Build())
         ProcessCollector(registry=self._registry)
         self._watch_ends = self._counter(
-            "watch_ends", "Watches that ended and were started again.", resource=RESOURCES, reason=ENDS
+            "watch_ends",
+            "Watches that ended and were started again.",
+            resource=RESOURCES,
+            reason=ENDS,
         )
         self._kopf_starts = self._counter(
             "kopf_starts", "How often kopf was started to watch the limits and groups."
         )
         self._census = self._counter(
-            "census_corrections", "Deleted limits and groups that no event told of, found by comparing sets."
+            "census_corrections",
+            "Deleted limits and groups that no event told of, found by comparing sets.",
         )
         self._writes = self._counter(
-            "writes", "Requests that write, by what and how they ended.", kind=WRITES, result=RESULTS
+            "writes",
+            "Requests that write, by what and how they ended.",
+            kind=WRITES,
+            result=RESULTS,
         )
         self._unreadable = self._counter(
             "unreadable",
@@ -67,7 +76,9 @@ class Metrics:
             "Objects and names that a loop of the operator failed on, and went on without.",
             loop=LOOPS,
         )
-        self._dropped_events = self._counter("events_dropped", "Events that were too many to be sent.")
+        self._dropped_events = self._counter(
+            "events_dropped", "Events that were too many to be sent."
+        )
         self._duration = Histogram(
             f"{_PREFIX}_reconcile_seconds",
             "How long it took to compile one node's spec, or to aggregate the status of a limit or group, without writing.",
@@ -145,9 +156,9 @@ class Metrics:
 
     def watch_missed(self, missed: Callable[[], int]) -> None:
         """Set the function that returns how many limits and groups no event reported."""
-        self._gauge("limits_missed", "Limits and groups that exist and that no event told of.").set_function(
-            missed
-        )
+        self._gauge(
+            "limits_missed", "Limits and groups that exist and that no event told of."
+        ).set_function(missed)
 
     def include(self, collector: Collector) -> None:
         """Collect from `collector` at each scrape."""
@@ -179,4 +190,6 @@ class Metrics:
 
 class _Build(Collector):
     def collect(self) -> Iterable[Metric]:
-        yield InfoMetricFamily(f"{_PREFIX}_build", "Version of the operator.", {"version": __version__})
+        yield InfoMetricFamily(
+            f"{_PREFIX}_build", "Version of the operator.", {"version": __version__}
+        )

@@ -41,7 +41,9 @@ class ClusterCollector(Collector):
     With `pods`, also a few series per governed pod.
     """
 
-    def __init__(self, store: Store, leading: Callable[[], bool], items: Items, *, pods: bool) -> None:
+    def __init__(
+        self, store: Store, leading: Callable[[], bool], items: Items, *, pods: bool
+    ) -> None:
         self._store = store
         self._items = items
         self._leading = leading
@@ -143,7 +145,9 @@ class ClusterCollector(Collector):
         fair_views = FilledTable(metrics_resources.POD_FAIR)
         for node, view in views:
             with self._items.item("metrics", f"node {node}"):
-                pods = {uid: [pod.namespace, pod.name, node] for uid, pod in self._pods_on(node).items()}
+                pods = {
+                    uid: [pod.namespace, pod.name, node] for uid, pod in self._pods_on(node).items()
+                }
                 for uid, sample in view.pods.items():
                     if labels := pods.get(uid):
                         samples.add(labels, PodOnNode(view, sample))
@@ -174,7 +178,9 @@ def _not_ready_first(entries: Iterable[ManagedResource], most: int) -> Sequence[
 
     def order(entry: ManagedResource) -> tuple[bool, str]:
         conditions = conditions_of(entry.status)
-        ready = any((condition.type, condition.status) == ("Ready", "True") for condition in conditions)
+        ready = any(
+            (condition.type, condition.status) == ("Ready", "True") for condition in conditions
+        )
         return ready, entry.observed.key
 
     return sorted(entries, key=order)[:most]

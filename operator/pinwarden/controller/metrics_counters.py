@@ -77,7 +77,9 @@ class ReportCounters:
         """Forget a node that is gone."""
         self._last.pop(name, None)
 
-    def _count(self, totals: dict[str, int], last: Mapping[_Key, int], now: Mapping[_Key, int]) -> None:
+    def _count(
+        self, totals: dict[str, int], last: Mapping[_Key, int], now: Mapping[_Key, int]
+    ) -> None:
         for key, count in now.items():
             uid = key[1]
             if (added := _added(last.get(key, 0), count)) and self._exists(uid):
@@ -89,9 +91,13 @@ def _added(before: int, now: int) -> int:
     return now - before if now >= before else now
 
 
-def _with(last: Mapping[_Key, int], now: Iterator[tuple[_Key, int]], view: NodeView) -> dict[_Key, int]:
+def _with(
+    last: Mapping[_Key, int], now: Iterator[tuple[_Key, int]], view: NodeView
+) -> dict[_Key, int]:
     """Return the new counts, and keep the last counts that a truncated report may lack."""
-    kept = {key: count for key, count in last.items() if key[0] in view.pods} if view.truncated else {}
+    kept = (
+        {key: count for key, count in last.items() if key[0] in view.pods} if view.truncated else {}
+    )
     return {**kept, **dict(now)}
 
 

@@ -87,7 +87,9 @@ class Scrape(NamedTuple):
 def _by_condition(entries: Iterable[ManagedResource], types: Sequence[str]) -> Value:
     """Return how many resources have each condition at each status."""
     counts = Counter[tuple[str, str]](
-        (condition.type, condition.status) for entry in entries for condition in conditions_of(entry.status)
+        (condition.type, condition.status)
+        for entry in entries
+        for condition in conditions_of(entry.status)
     )
     return {(kind, status): counts[kind, status] for kind in types for status in STATUSES}
 
@@ -103,7 +105,9 @@ def _unreadable(scrape: Scrape) -> Value:
 def _named_problems(scrape: Scrape) -> Value:
     problems = scrape.totals.problems
     return {
-        (problem, node): 1 for problem in PROBLEMS for node in sorted(problems.get(problem, ()))[:MOST_NODES]
+        (problem, node): 1
+        for problem in PROBLEMS
+        for node in sorted(problems.get(problem, ()))[:MOST_NODES]
     }
 
 
@@ -162,7 +166,9 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
         ("condition", "status"),
         lambda scrape: _by_condition(scrape.groups, GROUP_CONDITIONS),
     ),
-    MetricRow("unreadable_objects", "Objects that this version cannot read.", ("resource",), _unreadable),
+    MetricRow(
+        "unreadable_objects", "Objects that this version cannot read.", ("resource",), _unreadable
+    ),
     MetricRow(
         "series_omitted",
         "Limits, groups and namespaces that are too many to be told of.",
@@ -195,6 +201,8 @@ NAMESPACES: Final[Sequence[MetricRow[NamespaceTotals]]] = (
         "namespace_fair_bytes",
         f"Fair view of pods that are attached to groups: {FAIR_HELP}.",
         (*_NAMESPACE, "part"),
-        lambda totals: {(part,): totals.fair.get(part, 0) for part in FAIR_PARTS if totals.attached},
+        lambda totals: {
+            (part,): totals.fair.get(part, 0) for part in FAIR_PARTS if totals.attached
+        },
     ),
 )

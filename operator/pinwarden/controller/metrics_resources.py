@@ -44,7 +44,9 @@ class PodOnNode(NamedTuple):
 
 def _conditions_among(types: Sequence[str]) -> Callable[[Status], Value]:
     return lambda status: {
-        (condition.type, condition.status): 1 for condition in status.conditions if condition.type in types
+        (condition.type, condition.status): 1
+        for condition in status.conditions
+        if condition.type in types
     }
 
 
@@ -98,7 +100,11 @@ LIMIT_COUNTS: Final[Sequence[MetricRow[ResourceCounts]]] = (
 
 def _acknowledged(status: PinLimitStatus) -> Value:
     nodes = status.nodes
-    return None if nodes is None else {("true",): nodes.applied, ("false",): nodes.desired - nodes.applied}
+    return (
+        None
+        if nodes is None
+        else {("true",): nodes.applied, ("false",): nodes.desired - nodes.applied}
+    )
 
 
 def _overshoot_peak(status: PinLimitStatus) -> Value:

@@ -34,7 +34,14 @@ OTHER: Final = "Other"
 LEVELS: Final = (*(level.value for level in Level), UNKNOWN)
 REASONS: Final = (
     *(SECCOMP_GATE, RLIMIT_GATE, AUDIT, GATE_LOST, GATE_UNAVAILABLE, NOT_READABLE, "NotDealt"),
-    *("UseUnknown", "CapIPCLock", "CapSysResource", "ThreadsUnread", "TreeTooDeep", "ContainerUnknown"),
+    *(
+        "UseUnknown",
+        "CapIPCLock",
+        "CapSysResource",
+        "ThreadsUnread",
+        "TreeTooDeep",
+        "ContainerUnknown",
+    ),
     *("SourceNotSeparable", STARTING, "NotSupported", "InvalidPattern", "NotUnderstood"),
     *(NO_PROCESSES, ENDED, POD_GONE, SILENT, OTHER),
 )

@@ -86,7 +86,9 @@ def read(kind: type[UserResource], raw: Json) -> ObservedResource:
     metadata = {key: raw["metadata"].get(key) for key in _METADATA}
     resource, problem = None, ""
     try:
-        resource = kind.model_validate({"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")})
+        resource = kind.model_validate(
+            {"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")}
+        )
     except ValidationError as error:
         problem = _first(error)
     return ObservedResource(

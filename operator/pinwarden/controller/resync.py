@@ -106,7 +106,9 @@ class Resync:
             return
         missed = len(unknown & self._unknown)
         if missed and not self.missed:
-            _log.error("%d limits exist that the watch never reported; the operator is not ready", missed)
+            _log.error(
+                "%d limits exist that the watch never reported; the operator is not ready", missed
+            )
         self.missed, self._unknown = missed, unknown
 
     async def _list(self, path: str) -> set[str]:

@@ -140,7 +140,9 @@ class SpecReconciler:
             "kind": NodePinConfig.__name__,
             "metadata": {
                 "name": name,
-                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}],
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}
+                ],
             },
             "spec": json.loads(data),
         }

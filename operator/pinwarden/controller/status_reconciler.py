@@ -25,7 +25,13 @@ from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items, RetryError
 from pinwarden.controller.managed_resource import STATUS_BURST, ManagedResource
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.resources import ObservedResource, Status, applied_to, conditions_of, reference
+from pinwarden.controller.resources import (
+    ObservedResource,
+    Status,
+    applied_to,
+    conditions_of,
+    reference,
+)
 from pinwarden.controller.spec_reconciler import REJECTED_SECONDS, SpecReconciler
 from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
@@ -104,7 +110,9 @@ class StatusReconciler:
         """Record an Event, because the status cannot be computed."""
         if entry := self._store.resources.get(key):
             note = f"The status cannot be worked out and stands still: {problem}"
-            self._recorder.record(entry.observed, EventDraft("Warning", "StatusFailed", "Aggregate", note))
+            self._recorder.record(
+                entry.observed, EventDraft("Warning", "StatusFailed", "Aggregate", note)
+            )
 
     async def _reconcile(self, key: str, entry: ManagedResource, computed: ComputedStatus) -> None:
         """Set or remove the finalizer, and write the status now or later if it changed."""
@@ -213,7 +221,10 @@ def _waits(store: Store, group: Group) -> list[DrainWait]:
 
 def _metadata(observed: ObservedResource) -> ObjectMeta:
     return ObjectMeta(
-        name=observed.name, namespace=observed.namespace, uid=observed.uid, generation=observed.generation
+        name=observed.name,
+        namespace=observed.namespace,
+        uid=observed.uid,
+        generation=observed.generation,
     )
 
 

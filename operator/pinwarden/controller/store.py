@@ -264,14 +264,20 @@ class Store:
         elif isinstance(observed.resource, SharedMemoryGroup):
             self._mark(
                 self.cluster.put_group(
-                    Group(observed.resource, observed.created, observed.deleting, entry.has_finalizer)
+                    Group(
+                        observed.resource, observed.created, observed.deleting, entry.has_finalizer
+                    )
                 )
             )
         else:
             self._mark(self.cluster.put_limit(observed.resource))
 
     def _drop_from_cluster(self, observed: ObservedResource) -> None:
-        drop = self.cluster.remove_group if observed.kind is SharedMemoryGroup else self.cluster.remove_limit
+        drop = (
+            self.cluster.remove_group
+            if observed.kind is SharedMemoryGroup
+            else self.cluster.remove_limit
+        )
         self._mark(drop(observed.full_name))
 
     # -- marking ---------------------------------------------------------------------------------------------------
@@ -293,7 +299,9 @@ class Store:
             self._views[view.name] = view
             self._update_presence(view)
             name = view.name
-            self._mark(Dirty(limits=self.cluster.limits_on(name), groups=self.cluster.groups_on(name)))
+            self._mark(
+                Dirty(limits=self.cluster.limits_on(name), groups=self.cluster.groups_on(name))
+            )
             self._remove_stopped(name)
 
     def _update_presence(self, view: NodeView) -> None:
@@ -354,7 +362,8 @@ class Store:
         if pod.cgroup_uid == pod.uid:
             return False
         others = (
-            self.cluster.pod(uid) for uid in self.cluster.claimants(pod.node, pod.cgroup_uid) - {pod.uid}
+            self.cluster.pod(uid)
+            for uid in self.cluster.claimants(pod.node, pod.cgroup_uid) - {pod.uid}
         )
         return any(other is not None and not other.gone for other in others)
 
@@ -380,4 +389,6 @@ class Store:
     def _update_liveness(self, node: str) -> None:
         self._update_view(self.view(node).with_silent(self._agents.silent(node)))
         if node not in self.node_uids and node not in self.stored:
-            self._compile.add(node)  # forgets the node, unless its Node object arrives after its agent
+            self._compile.add(
+                node
+            )  # forgets the node, unless its Node object arrives after its agent

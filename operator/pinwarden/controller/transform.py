@@ -85,7 +85,9 @@ def node_pin_config(raw: Json) -> tuple[str, StoredConfig]:
     config: Json = {key: raw[key] for key in ("spec", "status") if key in raw}
     config["metadata"] = {key: metadata.get(key) for key in ("name", "uid", "generation")}
     owners = [
-        owner.get("uid", "") for owner in metadata.get("ownerReferences") or () if owner["kind"] == "Node"
+        owner.get("uid", "")
+        for owner in metadata.get("ownerReferences") or ()
+        if owner["kind"] == "Node"
     ]
     digest = digest_of(canonical(raw.get("spec") or {}), ",".join(owners))
     return metadata["name"], StoredConfig(

@@ -45,7 +45,9 @@ class WorkQueue:
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return sum((entry.due is not None) + (entry.again is not None) for entry in self._names.values())
+        return sum(
+            (entry.due is not None) + (entry.again is not None) for entry in self._names.values()
+        )
 
     @property
     def idle(self) -> bool:
@@ -54,7 +56,8 @@ class WorkQueue:
         Names that failed and wait for a retry do not count.
         """
         return not any(
-            entry.busy or (entry.due is not None and entry.backoff is None) for entry in self._names.values()
+            entry.busy or (entry.due is not None and entry.backoff is None)
+            for entry in self._names.values()
         )
 
     def add(self, name: str, delay: float = 0.0) -> None:
@@ -133,14 +136,18 @@ class WorkQueue:
     def _prune(self, now: float) -> None:
         """Forget names that have nothing to do and whose quiet time is over."""
         self._names = {
-            name: entry for name, entry in self._names.items() if entry.waiting or entry.not_before > now
+            name: entry
+            for name, entry in self._names.items()
+            if entry.waiting or entry.not_before > now
         }
         self._prune_above = 2 * len(self._names) + _PRUNE_SLACK
 
     def _compact_heap(self) -> None:
         """Rebuild the heap when most of its times are outdated."""
         if len(self._heap) > 2 * len(self._names) + _PRUNE_SLACK:
-            self._heap = [(entry.due, name) for name, entry in self._names.items() if entry.due is not None]
+            self._heap = [
+                (entry.due, name) for name, entry in self._names.items() if entry.due is not None
+            ]
             heapq.heapify(self._heap)
 
     def _until_due(self) -> float | None:

@@ -12,7 +12,9 @@ class WriteGuard:
     The elector sets `renewed` after it took or renewed the Lease, which wakes waiting writers.
     """
 
-    def __init__(self, leading: Callable[[], bool], renewed: asyncio.Event, limiter: RateLimiter) -> None:
+    def __init__(
+        self, leading: Callable[[], bool], renewed: asyncio.Event, limiter: RateLimiter
+    ) -> None:
         self._leading = leading
         self._renewed = renewed
         self._limiter = limiter

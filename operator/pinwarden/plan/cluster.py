@@ -68,7 +68,9 @@ class Cluster:
         old = self._pods.get(pod.uid)
         if old is not None and (old.pod.node, old.pod.namespace) != (pod.node, pod.namespace):
             return self.remove_pod(pod.uid) | self.put_pod(pod)
-        unclaimed = self._unclaim(old.pod) if old and old.pod.cgroup_uid != pod.cgroup_uid else CLEAN
+        unclaimed = (
+            self._unclaim(old.pod) if old and old.pod.cgroup_uid != pod.cgroup_uid else CLEAN
+        )
         claimants = self._claims.get(_claim(pod), set()) - {pod.uid}
         changed = self._put_pod(replace(pod, contested=True) if claimants else pod)
         return unclaimed | changed | self._claim(pod)
@@ -86,7 +88,9 @@ class Cluster:
             groups = self._group_index.put_pod(None, pod)
             return self._dirty([pod.node], new.matching) | self._known(groups)
         self._by_combination.move(pod.uid, old.matching, new.matching)
-        limits = {*old.matching, *new.matching} if _status_fields(old) != _status_fields(new) else ()
+        limits = (
+            {*old.matching, *new.matching} if _status_fields(old) != _status_fields(new) else ()
+        )
         changed = self._spec_fields(old) != self._spec_fields(new)
         groups = self._group_index.put_pod(old.pod, pod)
         return self._dirty([pod.node] if changed else [], limits) | self._known(groups)
@@ -185,7 +189,9 @@ class Cluster:
     def put_group(self, group: Group) -> Dirty:
         """Add or replace a group; an event that changes no field that the rules read returns `CLEAN`."""
         pods = [self._pods[uid].pod for uid in self._by_namespace.get(group.namespace, ())]
-        return self._known(self._group_index.put_group(group, pods, self.namespace(group.namespace)))
+        return self._known(
+            self._group_index.put_group(group, pods, self.namespace(group.namespace))
+        )
 
     def remove_group(self, name: str) -> Dirty:
         """Remove a group. The answer has its name too, so that the caller can forget it."""
@@ -292,7 +298,9 @@ class Cluster:
     def members_of(self, name: str) -> Mapping[str, Sequence[Pod]]:
         """Return the member pods of the group by node, also on unknown nodes."""
         members = self._group_index.members(name)
-        return {node: [self._pods[uid].pod for uid in sorted(uids)] for node, uids in members.items()}
+        return {
+            node: [self._pods[uid].pod for uid in sorted(uids)] for node, uids in members.items()
+        }
 
     def presence(self, node: str) -> Presence:
         """Return the last recorded presence of the node."""
@@ -320,7 +328,9 @@ class Cluster:
         """Mark whether the pods share the name of their cgroup."""
         pods = [self._pods[uid].pod for uid in sorted(claimants)]
         contested = len(claimants) > 1
-        return reduce(or_, [self._put_pod(replace(pod, contested=contested)) for pod in pods], CLEAN)
+        return reduce(
+            or_, [self._put_pod(replace(pod, contested=contested)) for pod in pods], CLEAN
+        )
 
     # -- matching ------------------------------------------------------------------------------
 
@@ -360,9 +370,16 @@ class Cluster:
 
     def _spec_fields(self, entry: _Entry) -> tuple[object, ...]:
         """Return the fields of a pod that the spec of its node has."""
-        by_container = any(self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching)
+        by_container = any(
+            self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching
+        )
         pod = entry.pod
-        return pod.cgroup_uid, pod.contested, entry.matching, pod.containers if by_container else None
+        return (
+            pod.cgroup_uid,
+            pod.contested,
+            entry.matching,
+            pod.containers if by_container else None,
+        )
 
     def _concerned(self, name: str) -> Dirty:
         """Return the nodes with a pod that the limit matches, and all limits that match such a pod."""
@@ -370,7 +387,9 @@ class Cluster:
         combinations = self._by_combination.with_limit(name)
         return self._dirty(nodes, (limit for combination in combinations for limit in combination))
 
-    def _dirty(self, nodes: Iterable[str], limits: Iterable[str], groups: Iterable[str] = ()) -> Dirty:
+    def _dirty(
+        self, nodes: Iterable[str], limits: Iterable[str], groups: Iterable[str] = ()
+    ) -> Dirty:
         return self._known(Dirty(frozenset(nodes), frozenset(limits), frozenset(groups)))
 
     def _known(self, dirty: Dirty) -> Dirty:
@@ -380,7 +399,15 @@ class Cluster:
 def _status_fields(entry: _Entry) -> tuple[object, ...]:
     """Return the fields of a pod that the status of a limit may show; labels matter only for matching."""
     pod = entry.pod
-    return entry.matching, pod.name, pod.cgroup_uid, pod.containers, pod.contested, pod.running, pod.gone
+    return (
+        entry.matching,
+        pod.name,
+        pod.cgroup_uid,
+        pod.containers,
+        pod.contested,
+        pod.running,
+        pod.gone,
+    )
 
 
 def _claim(pod: Pod) -> tuple[str, str]:

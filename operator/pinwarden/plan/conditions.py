@@ -98,17 +98,25 @@ def not_accepted(rejection: Rejection) -> list[UntimedCondition]:
     ]
 
 
-def summary(parts: Sequence[UntimedCondition], needed: Sequence[str], success: str) -> UntimedCondition:
+def summary(
+    parts: Sequence[UntimedCondition], needed: Sequence[str], success: str
+) -> UntimedCondition:
     """Return Ready, as kstatus reads it: the first `needed` condition that is not true, else the `success` one.
 
     A condition with reason NoPods counts as true, so that a client that applies a resource need not wait for a pod.
     """
     by_type = {condition.type: condition for condition in parts}
     unmet = (
-        by_type[name] for name in needed if by_type[name].status != "True" and by_type[name].reason != NO_PODS
+        by_type[name]
+        for name in needed
+        if by_type[name].status != "True" and by_type[name].reason != NO_PODS
     )
     first = next(unmet, None)
-    return first._replace(type="Ready") if first else by_type[success]._replace(type="Ready", status="True")
+    return (
+        first._replace(type="Ready")
+        if first
+        else by_type[success]._replace(type="Ready", status="True")
+    )
 
 
 def with_times(

@@ -41,7 +41,9 @@ def read_pod(raw: Json) -> Pod:
     for part in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
         for container in status.get(part) or ():
             containers[container["name"]] = identity = _container_id(container.get("containerID"))
-            running = running or (identity is not None and not _stopped(container.get("state") or {}))
+            running = running or (
+                identity is not None and not _stopped(container.get("state") or {})
+            )
     return Pod.of(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -118,7 +120,9 @@ def read_namespace(raw: Json) -> Namespace:
 
 def _has_condition(status: Json, kind: str, value: str) -> bool:
     conditions = status.get("conditions") or ()
-    return any((condition["type"], condition["status"]) == (kind, value) for condition in conditions)
+    return any(
+        (condition["type"], condition["status"]) == (kind, value) for condition in conditions
+    )
 
 
 def _stopped(state: Json) -> bool:

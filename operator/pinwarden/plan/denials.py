@@ -49,7 +49,9 @@ class NewDenials:
     seen: SeenDenials
 
 
-def find_new_denials(seen: SeenDenials | None, listed: Sequence[DenialReport], now: datetime) -> NewDenials:
+def find_new_denials(
+    seen: SeenDenials | None, listed: Sequence[DenialReport], now: datetime
+) -> NewDenials:
     """Return which `listed` denials are new after `seen`.
 
     `seen` is None for the first report of a node. Then denials that are older than `FRESH` count as known.

@@ -16,7 +16,9 @@ class Dirty(NamedTuple):
 
     def __or__(self, other: "Dirty") -> "Dirty":
         """Return the union of both."""
-        return Dirty(self.nodes | other.nodes, self.limits | other.limits, self.groups | other.groups)
+        return Dirty(
+            self.nodes | other.nodes, self.limits | other.limits, self.groups | other.groups
+        )
 
     def only_nodes_in(self, known: Collection[str]) -> "Dirty":
         """Return the same without the nodes that are not `known`."""

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 
-def select_fairly(names: Sequence[str], capacity: int, sizes: Mapping[str, int] | None = None) -> set[str]:
+def select_fairly(
+    names: Sequence[str], capacity: int, sizes: Mapping[str, int] | None = None
+) -> set[str]:
     """Return the names that fit into `capacity`, where each name takes its size, or 1.
 
     Names without a namespace come first. Then comes always the next name of the namespace with the smallest sum so

@@ -24,7 +24,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from pinwarden.api.quantity import MAX_BYTES, Quantity
 from pinwarden.api.reasons import NOT_ALLOWED
-from pinwarden.api.sharedmemorygroup import IpcNamespace, Management, Path, SharedMemoryGroupSpec, key_range
+from pinwarden.api.sharedmemorygroup import (
+    IpcNamespace,
+    Management,
+    Path,
+    SharedMemoryGroupSpec,
+    key_range,
+)
 from pinwarden.common.text import compared, exact, short
 from pinwarden.plan.conditions import Rejection
 
@@ -48,7 +54,9 @@ class Allowed:
 
     def folder(self, path: str) -> str | None:
         """Return the longest allowed folder that equals or contains `path`, None if there is none."""
-        above = (folder for folder in self.folders if path == folder or path.startswith(f"{folder}/"))
+        above = (
+            folder for folder in self.folders if path == folder or path.startswith(f"{folder}/")
+        )
         return max(above, key=len, default=None)
 
     def allows_name(self, name: str) -> bool:
@@ -115,7 +123,11 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
         if mount.path is None:
             return Permission()
         folder = allowed.folder(mount.path)
-        return Permission(folder) if folder else _path_rejected(backing.kind, mount.path, mount.path, allowed)
+        return (
+            Permission(folder)
+            if folder
+            else _path_rejected(backing.kind, mount.path, mount.path, allowed)
+        )
     if backing.file:
         path = backing.file.path
         folder, parent = allowed.folder(path), path.rpartition("/")[0]
@@ -126,7 +138,11 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
     if shm and shm.ipc_namespace is IpcNamespace.HOST and not allowed.allows_name(shm.name):
         entry = f"posixShm:{_without_space(shm.name)}"
         return _rejected("spec.backing.posixShm.name", f"{shm.name!r}", entry, allowed)
-    if segment and segment.ipc_namespace is IpcNamespace.HOST and not allowed.allows_keys(*segment.keys):
+    if (
+        segment
+        and segment.ipc_namespace is IpcNamespace.HOST
+        and not allowed.allows_keys(*segment.keys)
+    ):
         keys = "-".join(f"{key:#x}" for key in dict.fromkeys(segment.keys))
         return _rejected("spec.backing.sysvShm.key", keys, f"sysvShm:{keys}", allowed)
     return Permission()
@@ -146,13 +162,19 @@ def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Re
         used, most = compared(taken, allowed.create)
         left = f"{used} of {most} are taken by older groups" if allowed.create else ""
         asked = f"{short(capacity)}{f' ({left})' if left else ''}"
-        rejected[name] = _rejected("spec.capacity", asked, f"create:{exact(taken + capacity)}", allowed)
+        rejected[name] = _rejected(
+            "spec.capacity", asked, f"create:{exact(taken + capacity)}", allowed
+        )
     return rejected
 
 
 def creates(spec: SharedMemoryGroupSpec) -> int | None:
     """Return the bytes that pinwarden is asked to create, None if programs create the object."""
-    return spec.capacity.bytes if spec.management is Management.CREATE and spec.capacity is not None else None
+    return (
+        spec.capacity.bytes
+        if spec.management is Management.CREATE and spec.capacity is not None
+        else None
+    )
 
 
 def _without_space(name: str) -> str:
@@ -164,7 +186,9 @@ def _without_space(name: str) -> str:
 
 def _path_rejected(kind: str, path: str, wanted: str, allowed: Allowed) -> Rejection:
     parts = wanted.split("/")[1:]
-    bad = (number for number, part in enumerate(parts) if _is_pattern(part) or part.split() != [part])
+    bad = (
+        number for number, part in enumerate(parts) if _is_pattern(part) or part.split() != [part]
+    )
     wanted = "".join(f"/{part}" for part in parts[: next(bad, None)])
     return _rejected(f"spec.backing.{kind}.path", path, f"path:{wanted}" if wanted else "", allowed)
 

@@ -154,7 +154,9 @@ def node_groups(
     by_name = {group.name: (group, permission) for group, permission in groups}
     ordered = sorted(by_name, key=lambda name: by_name[name][0].age)
     within_count = select_fairly(ordered, MAX_NODE_GROUPS)
-    compiled = {name: node_group(*by_name[name], pods, listed) for name in ordered if name in within_count}
+    compiled = {
+        name: node_group(*by_name[name], pods, listed) for name in ordered if name in within_count
+    }
     sizes = {name: _size(group) for name, group in compiled.items()}
     selected = select_fairly(list(compiled), MAX_NODE_GROUP_BYTES, sizes)
     return [group for name, group in compiled.items() if name in selected]
@@ -210,7 +212,10 @@ def _bytes(amount: Quantity | None) -> int | None:
 
 
 def groups_on(
-    groups: Iterable[Group], pods: Sequence[Pod], namespaces: Mapping[str, Namespace], presence: Presence
+    groups: Iterable[Group],
+    pods: Sequence[Pod],
+    namespaces: Mapping[str, Namespace],
+    presence: Presence,
 ) -> list[tuple[Group, Permission]]:
     """Return the groups that are on a node with these pods, from scratch."""
     by_namespace: dict[str, list[Group]] = {}
@@ -222,7 +227,9 @@ def groups_on(
         own_pods = [pod for pod in pods if pod.namespace == name]
         for group in own:
             has_members = any(group.has_member(pod.labels) for pod in own_pods)
-            permission = permission_on(group, decided[group.name], presence, has_members=has_members)
+            permission = permission_on(
+                group, decided[group.name], presence, has_members=has_members
+            )
             if permission:
                 placed.append((group, permission))
     return placed

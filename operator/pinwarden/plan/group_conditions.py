@@ -43,7 +43,11 @@ def accepted(group: Group) -> UntimedCondition:
         for number, member in enumerate(spec.members)
         if spec.capacity and member.borrow_limit and member.borrow_limit.value > spec.capacity.value
     ]
-    remark = f" Above capacity {spec.capacity}, which is reached first: {name_some(above)}." if above else ""
+    remark = (
+        f" Above capacity {spec.capacity}, which is reached first: {name_some(above)}."
+        if above
+        else ""
+    )
     message = f"The group is accounted for on each node that has it.{remark}"
     return UntimedCondition("Accepted", "True", "Accepted", message)
 
@@ -100,7 +104,10 @@ def complete(shares: Sequence[GroupOnNode]) -> UntimedCondition:
     if missing := Observations.all(share.missing for share in shares if not share.silent):
         return missing.condition("Complete", "False", "Figures are lower bounds: not known")
     return _unanswered("Complete", shares) or UntimedCondition(
-        "Complete", "True", "AllCounted", "Every object and borrower is counted; figures are sampled."
+        "Complete",
+        "True",
+        "AllCounted",
+        "Every object and borrower is counted; figures are sampled.",
     )
 
 
@@ -132,7 +139,9 @@ def drained(waits: Sequence[DrainWait]) -> UntimedCondition:
 
 def _describe(wait: DrainWait) -> str:
     """Return a node with some of the pods that use the group there."""
-    pods = f"pods {name_some(wait.users)}" if len(wait.users) > 1 else f"pod {name_some(wait.users)}"
+    pods = (
+        f"pods {name_some(wait.users)}" if len(wait.users) > 1 else f"pod {name_some(wait.users)}"
+    )
     details = ": ".join(text for text in (pods if wait.users else "", wait.why) if text)
     return f"node {wait.node} ({details})" if details else f"node {wait.node}"
 

@@ -11,7 +11,14 @@ from operator import or_
 from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.dirty import CLEAN, Dirty
 from pinwarden.plan.group_allowlist import Permission
-from pinwarden.plan.group_compiler import NOWHERE, Admission, Group, Presence, admissions, permission_on
+from pinwarden.plan.group_compiler import (
+    NOWHERE,
+    Admission,
+    Group,
+    Presence,
+    admissions,
+    permission_on,
+)
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -71,7 +78,9 @@ class GroupIndex:
         for node, uids in self._members.pop(name, {}).items():
             self._count_members(node, name, -len(uids))
             for uid in uids:
-                remaining = {other: at for other, at in self._memberships[uid].items() if other != name}
+                remaining = {
+                    other: at for other, at in self._memberships[uid].items() if other != name
+                }
                 self._store_memberships(uid, remaining)
         names = self._by_namespace[group.namespace]
         names.discard(name)
@@ -96,7 +105,9 @@ class GroupIndex:
         elif old is None or _member_fields(old) == _member_fields(pod):
             return CLEAN
         changed = before != after or (old is not None and old.cgroup_uids != pod.cgroup_uids)
-        return Dirty(nodes=frozenset([pod.node] if changed else []), groups=frozenset([*before, *after]))
+        return Dirty(
+            nodes=frozenset([pod.node] if changed else []), groups=frozenset([*before, *after])
+        )
 
     def remove_pod(self, pod: Pod) -> Dirty:
         """Remove a pod."""
@@ -149,7 +160,10 @@ class GroupIndex:
 
     def placed_on(self, node: str) -> Sequence[tuple[Group, Permission]]:
         """Return the groups for the spec of the node, before its capacity is applied."""
-        return [(self._groups[name], permission) for name, permission in sorted(self._placed(node).items())]
+        return [
+            (self._groups[name], permission)
+            for name, permission in sorted(self._placed(node).items())
+        ]
 
     def concerned_on(self, node: str) -> frozenset[str]:
         """Return the groups whose status may change with a report of the node's agent."""
@@ -204,7 +218,9 @@ class GroupIndex:
         memberships: dict[str, tuple[int, ...]] = {}
         for group in groups if pod.node not in self._windows else ():
             members = enumerate(group.resource.spec.members)
-            positions = tuple(at for at, member in members if selects(member.pod_selector, pod.labels))
+            positions = tuple(
+                at for at, member in members if selects(member.pod_selector, pod.labels)
+            )
             if positions:
                 memberships[group.name] = positions
         return memberships

@@ -83,7 +83,9 @@ class GroupOnNode(NodeShare):
     waits: DrainWait | None
 
 
-def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: PodLookup) -> GroupOnNode:
+def summarize_group(
+    group: Group, pods: Sequence[Pod], view: NodeView, find: PodLookup
+) -> GroupOnNode:
     """Return the share of the node of `view`; `pods` are all its member pods of `group`."""
     report = view.groups.get(group.uid)
     requested = view.requested_groups.get(group.uid)
@@ -106,7 +108,9 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Pod
         silent=view.silent,
         reported=report is not None,
         acknowledged=acknowledged,
-        rejected=unsupported_on(view, group.uid) or _crowded_out(group, pods, view) or problem_on(view),
+        rejected=unsupported_on(view, group.uid)
+        or _crowded_out(group, pods, view)
+        or problem_on(view),
         report=report,
         limited=len(limited),
         unheld=Observations.of(observation for known, observation in unheld if known),
@@ -123,7 +127,9 @@ def summarize_group(group: Group, pods: Sequence[Pod], view: NodeView, find: Pod
     )
 
 
-def _absent(group: Group, node: str, report: GroupReport, *, awaited: bool) -> Iterator[Observation]:
+def _absent(
+    group: Group, node: str, report: GroupReport, *, awaited: bool
+) -> Iterator[Observation]:
     """Yield why the object is not as asked for; with `awaited`, why none is known yet.
 
     With management Adopt, programs create the object, and it may be absent.
@@ -136,7 +142,9 @@ def _absent(group: Group, node: str, report: GroupReport, *, awaited: bool) -> I
         yield Observation(f"node {node}", report.reason, report.message)
 
 
-def drain_wait(group: Group, view: NodeView, find: PodLookup, *, rejected: bool = False) -> DrainWait | None:
+def drain_wait(
+    group: Group, view: NodeView, find: PodLookup, *, rejected: bool = False
+) -> DrainWait | None:
     """Return why the deletion of a group waits for the node, None once the node released it or never had it.
 
     The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A user is no such
@@ -173,7 +181,11 @@ def _limits(group: Group, pod: Pod) -> list[Member]:
 
 
 def _unheld(
-    group: Group, limited: Sequence[Pod], borrows: dict[str, BorrowReport], view: NodeView, acknowledged: bool
+    group: Group,
+    limited: Sequence[Pod],
+    borrows: dict[str, BorrowReport],
+    view: NodeView,
+    acknowledged: bool,
 ) -> Iterator[tuple[bool, Observation]]:
     """Yield each limited pod that is not limited as asked, and whether that is known; skip unstarted pods."""
     minimum = group.resource.spec.minimum_level
@@ -192,7 +204,10 @@ def _unheld(
         elif borrow is None or borrow.level is None:
             yield False, Observation(name, NOT_REPORTED, "its agent does not say how it is held")
         elif borrow.level.rank > minimum.rank:
-            yield True, Observation(name, borrow.reason or LEVEL_TOO_LOW, f"held at {borrow.level} only")
+            yield (
+                True,
+                Observation(name, borrow.reason or LEVEL_TOO_LOW, f"held at {borrow.level} only"),
+            )
 
 
 def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observation | None:
@@ -216,7 +231,9 @@ def _over(
     if capacity is not None and report.charge is not None and report.charge > capacity.bytes:
         excess = report.charge - capacity.bytes
         yield Observation(
-            f"node {view.name}", "OverCapacity", f"{short(report.charge)} held, {short(excess)} over"
+            f"node {view.name}",
+            "OverCapacity",
+            f"{short(report.charge)} held, {short(excess)} over",
         )
     members = {uid: pod for pod in pods for uid in pod.cgroup_uids}
     for borrow in report.borrowers:
@@ -240,13 +257,21 @@ def _unjudged(
 ) -> Iterator[Observation]:
     """Yield subjects for which it is unknown whether they exceed a limit."""
     cut = report.truncated or report.omitted > 0
-    if group.resource.spec.capacity is not None and report.objects and (report.charge is None or cut):
-        yield Observation(f"node {view.name}", FIGURE_MISSING if report.charge is None else TRUNCATED)
+    if (
+        group.resource.spec.capacity is not None
+        and report.objects
+        and (report.charge is None or cut)
+    ):
+        yield Observation(
+            f"node {view.name}", FIGURE_MISSING if report.charge is None else TRUNCATED
+        )
     for pod in limited:
         borrow = borrows.get(pod.cgroup_uid)
         if borrow is None and cut:
             yield Observation(f"pod {pod.namespace}/{pod.name}", TRUNCATED)
-        elif borrow is not None and None in [_excess(member, borrow) for member in _limits(group, pod)]:
+        elif borrow is not None and None in [
+            _excess(member, borrow) for member in _limits(group, pod)
+        ]:
             yield Observation(f"pod {pod.namespace}/{pod.name}", FIGURE_MISSING)
 
 

@@ -75,7 +75,9 @@ def group_status(
     borrowers = nsmallest(MOST, all_borrowers, key=_largest_first)
     counts = [share.count for share in shares if share.count is not None]
     with_pods = [share for share in shares if share.pods]
-    nodes = sorted(map(_group_node, shares), key=lambda node: (_PHASES.index(node.phase), node.node))
+    nodes = sorted(
+        map(_group_node, shares), key=lambda node: (_PHASES.index(node.phase), node.node)
+    )
     charge = _sum(report.charge for report in reports)
     borrowed = _sum(share.borrowed for share in shares)
     orphaned = _sum(report.orphaned for report in reports)
@@ -85,7 +87,9 @@ def group_status(
         phase=nodes[0].phase if nodes else None,
         backing=group.resource.spec.backing.kind,
         matched_pods=sum(share.pods for share in shares),
-        node_count=NodeCount(desired=len(with_pods), applied=sum(share.acknowledged for share in with_pods)),
+        node_count=NodeCount(
+            desired=len(with_pods), applied=sum(share.acknowledged for share in with_pods)
+        ),
         charge_bytes=charge,
         charge=readable(charge),
         borrowed_bytes=borrowed,

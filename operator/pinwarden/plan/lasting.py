@@ -98,15 +98,25 @@ def looks_like(value: str) -> str:
         return "a date or a counter"
     lower = value.lower()
     parts = re.split(r"[-_.]", lower)
-    made_up = any((_HEXADECIMAL.fullmatch(part) or _LONG.fullmatch(part)) and _mixed(part) for part in parts)
-    if made_up or _HEXADECIMAL.fullmatch(lower) or (_RANDOM.fullmatch(parts[-1]) and _mixed(parts[-1])):
+    made_up = any(
+        (_HEXADECIMAL.fullmatch(part) or _LONG.fullmatch(part)) and _mixed(part) for part in parts
+    )
+    if (
+        made_up
+        or _HEXADECIMAL.fullmatch(lower)
+        or (_RANDOM.fullmatch(parts[-1]) and _mixed(parts[-1]))
+    ):
         return "a hash"
     return ""
 
 
 def lasting(labels: Mapping[str, str]) -> dict[str, str]:
     """Return the labels that the next version of the same workload keeps."""
-    return {key: value for key, value in labels.items() if not is_changing_key(key) and not looks_like(value)}
+    return {
+        key: value
+        for key, value in labels.items()
+        if not is_changing_key(key) and not looks_like(value)
+    }
 
 
 def names_something(labels: Mapping[str, str]) -> bool:

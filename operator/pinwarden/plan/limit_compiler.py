@@ -41,9 +41,13 @@ class Settings:
 def rejection(limit: Limit) -> Rejection | None:
     """Return what this release does not support in `limit`, None if it supports everything."""
     if limit.spec.counting is Counting.ONCE_PER_POD:
-        return Rejection("NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin")
+        return Rejection(
+            "NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin"
+        )
     if limit.spec.on_overshoot is OnOvershoot.KILL:
-        return Rejection("NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report")
+        return Rejection(
+            "NotSupported", "spec.onOvershoot: Kill needs a gate in the kernel; use Report"
+        )
     if limit.spec.grant and limit.spec.sources and set(limit.spec.sources) != set(Source):
         return Rejection(
             "NotSupported",
@@ -126,7 +130,9 @@ class LimitSet:
     def of(cls, matching: Sequence[Limit]) -> "LimitSet":
         """Compile the `matching` limits; the amount of a grant depends on all of them (P14)."""
         first = sorted(matching, key=lambda limit: (isinstance(limit, PinLimit), limit_name(limit)))
-        limits = [node_limit(limit, effective_grant(limit, matching)) for limit in first[:MAX_POD_LIMITS]]
+        limits = [
+            node_limit(limit, effective_grant(limit, matching)) for limit in first[:MAX_POD_LIMITS]
+        ]
         return cls(
             {limit.name: limit for limit in sorted(limits, key=lambda limit: limit.name)},
             any(limit.scope is Scope.CONTAINER for limit in limits),

@@ -7,12 +7,34 @@ an unknown state before success: a limit counts as enforced only if no observati
 from collections.abc import Iterable, Sequence
 
 from pinwarden.api.pinlimit import Enforcement
-from pinwarden.api.reasons import AUDIT, NO_PODS, NOT_REPORTED, OVER_LIMIT, PENDING, SILENT, TRUNCATED
+from pinwarden.api.reasons import (
+    AUDIT,
+    NO_PODS,
+    NOT_REPORTED,
+    OVER_LIMIT,
+    PENDING,
+    SILENT,
+    TRUNCATED,
+)
 from pinwarden.common.text import compared
-from pinwarden.plan.conditions import Observations, UntimedCondition, name_some, plural, sentence, summary
+from pinwarden.plan.conditions import (
+    Observations,
+    UntimedCondition,
+    name_some,
+    plural,
+    sentence,
+    summary,
+)
 from pinwarden.plan.limit_compiler import Limit
 from pinwarden.plan.limit_on_node import LimitOnNode
-from pinwarden.plan.node_share import applied, cut_figures, missing_reports, no_pods, silence, silent_nodes
+from pinwarden.plan.node_share import (
+    applied,
+    cut_figures,
+    missing_reports,
+    no_pods,
+    silence,
+    silent_nodes,
+)
 
 
 def evaluate_limit(
@@ -43,7 +65,9 @@ def ready(limit: Limit, parts: Sequence[UntimedCondition]) -> UntimedCondition:
 def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
     """Return that pinwarden acts on the limit, and whether other limits make it redundant (P13)."""
     if not overriding:
-        return UntimedCondition("Accepted", "True", "Accepted", "The limit holds beside all others.")
+        return UntimedCondition(
+            "Accepted", "True", "Accepted", "The limit holds beside all others."
+        )
     named = name_some([f"{name!r}" for name in overriding])
     does = "holds" if limit.spec.enforcement is Enforcement.ENFORCE else "is evaluated"
     message = f"The limit {does}, but adds nothing: every matching pod is held to it by {named}."
@@ -53,7 +77,9 @@ def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
 def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Return whether every matching pod is limited at the level asked for; unknown while no pod matches (H1)."""
     if limit.spec.enforcement is Enforcement.AUDIT:
-        return UntimedCondition("Enforced", "False", AUDIT, "The limit is evaluated and refuses nothing.")
+        return UntimedCondition(
+            "Enforced", "False", AUDIT, "The limit is evaluated and refuses nothing."
+        )
     if not shares:
         message = "No pod matches, so nothing shows that it would be held."
         return UntimedCondition("Enforced", "Unknown", NO_PODS, message)
@@ -79,7 +105,9 @@ def complete(shares: Sequence[LimitOnNode]) -> UntimedCondition:
         for source in sorted(share.uncounted):
             sources.setdefault(source, []).append(share.node)
     if sources:
-        where = "" if all(len(nodes) == len(shares) for nodes in sources.values()) else " on some nodes"
+        where = (
+            "" if all(len(nodes) == len(shares) for nodes in sources.values()) else " on some nodes"
+        )
         message = f"Figures are lower bounds: not counted{where}: {', '.join(sources)}."
         return UntimedCondition("Complete", "False", "SourcesNotCounted", message)
     if cut := cut_figures(share.pinned for share in shares):
@@ -93,7 +121,9 @@ def complete(shares: Sequence[LimitOnNode]) -> UntimedCondition:
         message = f"Figures may be stale: no answer from the agent of {silent}."
         return UntimedCondition("Complete", "Unknown", SILENT, message)
     message = "Every selected source is counted; figures are sampled."
-    return missing_reports("Complete", shares) or UntimedCondition("Complete", "True", "AllCounted", message)
+    return missing_reports("Complete", shares) or UntimedCondition(
+        "Complete", "True", "AllCounted", message
+    )
 
 
 def within_limit(shares: Sequence[LimitOnNode]) -> UntimedCondition:
@@ -130,7 +160,9 @@ def granted(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
     cause = "no ClusterPinLimit with maxGrant lets it through"
     if least:
         cause = f"maxGrant lets {granted_text} of {asked_text} through"
-    return UntimedCondition("Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {cause}.")
+    return UntimedCondition(
+        "Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {cause}."
+    )
 
 
 def _not_counting(shares: Iterable[LimitOnNode]) -> str:

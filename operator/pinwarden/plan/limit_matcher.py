@@ -94,7 +94,11 @@ class LimitMatcher:
                 },
             }
         return tuple(
-            sorted(name for name, limit in reaching.items() if selects(limit.spec.pod_selector, pod.labels))
+            sorted(
+                name
+                for name, limit in reaching.items()
+                if selects(limit.spec.pod_selector, pod.labels)
+            )
         )
 
     def _excluded_on(self, node: str) -> frozenset[str]:

@@ -45,7 +45,9 @@ LIMIT_ROOM = (
     f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node, "
     f"or {MAX_NODE_LIMIT_BYTES >> 10} KiB of them"
 )
-POD_ROOM = f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 10} KiB of them, on a node"
+POD_ROOM = (
+    f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 10} KiB of them, on a node"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,12 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
     requested = {request for request in requests.values() if request is not None}
     samples = {pod.uid: view.pods.get(pod.cgroup_uid) for pod in pods}
     unsupported = unsupported_on(view, uid)
-    crowded = (reason for pod in pods if requests[pod.uid] is None and (reason := _crowded_out(view, pod)))
-    uncounted = frozenset(_selected(spec)) - {level.source for level in view.sources if level.counted}
+    crowded = (
+        reason for pod in pods if requests[pod.uid] is None and (reason := _crowded_out(view, pod))
+    )
+    uncounted = frozenset(_selected(spec)) - {
+        level.source for level in view.sources if level.counted
+    }
     unreported = [reason for pod in pods if (reason := _not_sampled(pod, samples[pod.uid]))]
     sampled = [(pod, sample) for pod in pods if (sample := samples[pod.uid]) is not None]
     over, unjudged = _compare(limit, sampled)
@@ -93,7 +99,9 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
         if unsupported:
             yield unsupported
         if view.reported and all(source in uncounted for source in _selected(spec)):
-            yield Observation(f"node {view.name}", NOT_COUNTED, "no selected source is counted there")
+            yield Observation(
+                f"node {view.name}", NOT_COUNTED, "no selected source is counted there"
+            )
         running = (pod for pod in pods if _runs(pod, samples[pod.uid]))
         if weak and not all(_suffices(spec, samples[pod.uid]) for pod in running):
             yield Observation(f"node {view.name}", LEVEL_TOO_LOW, weak)
@@ -136,11 +144,15 @@ def acknowledges(view: NodeView, pod: Pod, uid: str) -> bool:
 
 def largest(sampled: Iterable[tuple[Pod, PodSample]]) -> list[tuple[Pod, PodSample]]:
     """Return the pods that pin most, largest first."""
-    return nsmallest(TOP, sampled, key=lambda entry: (-entry[1].pinned, entry[0].namespace, entry[0].name))
+    return nsmallest(
+        TOP, sampled, key=lambda entry: (-entry[1].pinned, entry[0].namespace, entry[0].name)
+    )
 
 
 def _requested(view: NodeView, pod: Pod, uid: str) -> RequestedLimit | None:
-    return next((limit for limit in view.requested.get(pod.cgroup_uid, ()) if limit.uid == uid), None)
+    return next(
+        (limit for limit in view.requested.get(pod.cgroup_uid, ()) if limit.uid == uid), None
+    )
 
 
 def _acknowledges(view: NodeView, pod: Pod, request: RequestedLimit | None) -> bool:
@@ -162,9 +174,7 @@ def _name(pod: Pod) -> str:
 
 def contested(pod: Pod) -> Observation:
     """Return the observation of a cgroup with an unknown owner."""
-    detail = (
-        f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
-    )
+    detail = f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
     return Observation(_name(pod), CONTESTED, detail)
 
 
@@ -215,7 +225,9 @@ def _unheld(
         return crowded
     if not _runs(pod, sample):
         state = "nothing of it runs" if pod.started else "it has not started"
-        return Observation(_name(pod), PENDING, f"{state}, and on its node {weak}") if weak else None
+        return (
+            Observation(_name(pod), PENDING, f"{state}, and on its node {weak}") if weak else None
+        )
     if not _acknowledges(view, pod, request):
         late = Observation(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
         return problem_on(view) or late
@@ -233,7 +245,11 @@ def _runs(pod: Pod, sample: PodSample | None) -> bool:
     """
     if sample is None:
         return pod.started
-    return sample.processes > 0 or sample.reason == NOT_READABLE or (pod.running and sample.reason != ENDED)
+    return (
+        sample.processes > 0
+        or sample.reason == NOT_READABLE
+        or (pod.running and sample.reason != ENDED)
+    )
 
 
 def _not_sampled(pod: Pod, sample: PodSample | None) -> Observation | None:
@@ -244,7 +260,9 @@ def _not_sampled(pod: Pod, sample: PodSample | None) -> Observation | None:
         detail = "its containers started, but its agent has not reported it"
         return Observation(_name(pod), NOT_REPORTED, detail)
     detail = "its containers run, and no process is in its cgroup"
-    return Observation(_name(pod), NO_PROCESSES, sample.message if sample.reason == NO_PROCESSES else detail)
+    return Observation(
+        _name(pod), NO_PROCESSES, sample.message if sample.reason == NO_PROCESSES else detail
+    )
 
 
 @cache
@@ -272,20 +290,25 @@ def _compare(
         return [_over(f"node {sampled[0][0].node}", total, amount)] if total > amount else [], []
     if limit.spec.scope is not Scope.CONTAINER:
         return [
-            _over(_name(pod), sample.pinned, amount) for pod, sample in sampled if sample.pinned > amount
+            _over(_name(pod), sample.pinned, amount)
+            for pod, sample in sampled
+            if sample.pinned > amount
         ], []
     over = [
         _over(f"{_name(pod)} container {name}", container.pinned, amount)
         for pod, sample in sampled
         for name, container in sample.containers.items()
-        if container.pinned > amount and (not limit.spec.containers or name in limit.spec.containers)
+        if container.pinned > amount
+        and (not limit.spec.containers or name in limit.spec.containers)
     ]
     unknown = [pod for pod, sample in sampled if not sample.containers and sample.pinned > amount]
     return over, [Observation(_name(pod), "ContainerNotReported") for pod in unknown]
 
 
 def _over(subject: str, pinned: int, amount: int) -> Observation:
-    return Observation(subject, OVER_LIMIT, f"{short(pinned)} pinned, {short(pinned - amount)} over")
+    return Observation(
+        subject, OVER_LIMIT, f"{short(pinned)} pinned, {short(pinned - amount)} over"
+    )
 
 
 def _peak(limit: Limit, sampled: Sequence[tuple[Pod, PodSample]]) -> int | None:

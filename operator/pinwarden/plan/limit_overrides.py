@@ -10,7 +10,14 @@ Only the status says that a limit is redundant. Redundant limits are compiled an
 
 from collections.abc import Collection, Sequence
 
-from pinwarden.api.pinlimit import ClusterPinLimit, Contention, Enforcement, OnOvershoot, PinLimitSpec, Scope
+from pinwarden.api.pinlimit import (
+    ClusterPinLimit,
+    Contention,
+    Enforcement,
+    OnOvershoot,
+    PinLimitSpec,
+    Scope,
+)
 from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 
 

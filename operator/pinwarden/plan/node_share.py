@@ -41,7 +41,9 @@ def missing_reports(kind: str, shares: Iterable[NodeShare]) -> UntimedCondition 
     nodes = [f"node {share.node}" for share in shares if not share.reported]
     if not nodes:
         return None
-    return UntimedCondition(kind, "Unknown", NOT_REPORTED, f"Nothing reported yet by {name_some(nodes)}.")
+    return UntimedCondition(
+        kind, "Unknown", NOT_REPORTED, f"Nothing reported yet by {name_some(nodes)}."
+    )
 
 
 def applied(shares: Sequence[NodeShare]) -> UntimedCondition:
@@ -57,7 +59,9 @@ def applied(shares: Sequence[NodeShare]) -> UntimedCondition:
         return silent
     late = [f"node {share.node}" for share in shares if not share.acknowledged]
     if late:
-        return UntimedCondition("Applied", "False", PENDING, f"Not acknowledged yet by {name_some(late)}.")
+        return UntimedCondition(
+            "Applied", "False", PENDING, f"Not acknowledged yet by {name_some(late)}."
+        )
     nodes = plural(len(shares), "node")
     return UntimedCondition("Applied", "True", "Acknowledged", f"Acknowledged by {nodes}.")
 

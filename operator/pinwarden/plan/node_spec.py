@@ -74,7 +74,9 @@ def compile_node(
 
     def limit_set(pod: Pod) -> LimitSet:
         namespace = namespaces.get(pod.namespace) or Namespace(pod.namespace)
-        return LimitSet.of([limit for limit in usable if matches(limit, pod, namespace, node, settings)])
+        return LimitSet.of(
+            [limit for limit in usable if matches(limit, pod, namespace, node, settings)]
+        )
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
     placed = groups_on(groups, [] if node.windows else live, namespaces, presence)
@@ -89,16 +91,22 @@ def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
 
 
 def assemble(
-    limited: Iterable[tuple[Pod, LimitSet]], groups: Sequence[tuple[Group, Permission]], settings: Settings
+    limited: Iterable[tuple[Pod, LimitSet]],
+    groups: Sequence[tuple[Group, Permission]],
+    settings: Settings,
 ) -> tuple[NodePinConfigSpec, Overflow]:
     """Return the spec of a node with these pods and their limits, and with these groups; and the overflow."""
     limited = list(limited)
     cgroups = _by_cgroup(limited)
     limit_sets = {id(cgroup.limit_set): cgroup.limit_set for cgroup in cgroups.values()}
-    wanted = {name: limit for limit_set in limit_sets.values() for name, limit in limit_set.limits.items()}
+    wanted = {
+        name: limit for limit_set in limit_sets.values() for name, limit in limit_set.limits.items()
+    }
     within_count = select_fairly(sorted(wanted), MAX_NODE_LIMITS)
     sizes = {name: _limit_size(wanted[name]) for name in sorted(within_count)}
-    limits = {name: wanted[name] for name in select_fairly(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)}
+    limits = {
+        name: wanted[name] for name in select_fairly(list(sizes), MAX_NODE_LIMIT_BYTES, sizes)
+    }
     listed = frozenset(_select_cgroups(cgroups))
     pods = []
     for uid, cgroup in cgroups.items():
@@ -145,7 +153,9 @@ def _select_cgroups(cgroups: Mapping[str, _Cgroup]) -> Iterable[str]:
         return cgroups.keys()
     selected: list[str] = []
     for has_limits in (True, False):
-        uids = sorted(uid for uid, cgroup in cgroups.items() if bool(cgroup.limit_set.limits) == has_limits)
+        uids = sorted(
+            uid for uid, cgroup in cgroups.items() if bool(cgroup.limit_set.limits) == has_limits
+        )
         named = {f"{cgroups[uid].namespace}/{uid}": sizes[uid] for uid in uids}
         within_count = select_fairly(list(named), count_left)
         names = select_fairly([name for name in named if name in within_count], bytes_left, named)

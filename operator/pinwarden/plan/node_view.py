@@ -111,7 +111,9 @@ class NodeView:
     fair_view: tuple[FairReport, ...] = ()
     denied: int | None = None
 
-    def with_desired(self, spec: NodePinConfigSpec, overflow: Overflow = _NO_OVERFLOW) -> "NodeView":
+    def with_desired(
+        self, spec: NodePinConfigSpec, overflow: Overflow = _NO_OVERFLOW
+    ) -> "NodeView":
         """Return the view after the operator compiled `spec`, written or not."""
         return replace(
             self,
@@ -139,7 +141,9 @@ class NodeView:
             acknowledged=acknowledged,
             applied=frozenset((limit.uid, limit.hash) for limit in status.applied_limits),
             unsupported={report.uid: report for report in status.unsupported_limits},
-            problem=next((report for report in status.unsupported_limits if report.uid in whole_spec), None),
+            problem=next(
+                (report for report in status.unsupported_limits if report.uid in whole_spec), None
+            ),
             sources=_shared_sources(tuple(status.sources)),
             pods={shared_uids.get(pod.uid, pod.uid): _pod_sample(pod) for pod in status.pods},
             overshoots=tuple(status.overshoots),
@@ -173,7 +177,9 @@ class NodeView:
         """
         asked = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(
-            uid for uid in asked & self.groups.keys() if self.groups[uid].phase is not Phase.RELEASED
+            uid
+            for uid in asked & self.groups.keys()
+            if self.groups[uid].phase is not Phase.RELEASED
         )
         return Presence(unreleased=unreleased if self.reported else before.unreleased, asked=asked)
 
@@ -201,7 +207,9 @@ def _from_agent(view: NodeView, report: UnsupportedReport | None) -> Observation
 
 
 def _requested_limits(spec: NodePinConfigSpec) -> RequestedLimits:
-    limits = {limit.name: RequestedLimit(limit.uid, limit.hash, limit.grant) for limit in spec.limits}
+    limits = {
+        limit.name: RequestedLimit(limit.uid, limit.hash, limit.grant) for limit in spec.limits
+    }
     shared: dict[tuple[str, ...], tuple[RequestedLimit, ...]] = {}
     by_pod: dict[str, tuple[RequestedLimit, ...]] = {}
     for pod in spec.pods:
@@ -215,7 +223,8 @@ def _requested_limits(spec: NodePinConfigSpec) -> RequestedLimits:
 
 def _pod_sample(report: PodReport) -> PodSample:
     containers = {
-        container.name: ContainerSample(container.pinned, container.peak) for container in report.containers
+        container.name: ContainerSample(container.pinned, container.peak)
+        for container in report.containers
     }
     denials = None
     if report.denials is not None:

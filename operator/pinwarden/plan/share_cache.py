@@ -34,7 +34,12 @@ class ShareCache(Generic[_Share]):
         for name, pods_on_node in pods.items():
             view = views[name]
             entry = self._entries.get(name)
-            if entry is None or entry[0] is not resource or entry[1] is not view or entry[2] != pods_on_node:
+            if (
+                entry is None
+                or entry[0] is not resource
+                or entry[1] is not view
+                or entry[2] != pods_on_node
+            ):
                 entry = (resource, view, pods_on_node, summarize(resource, pods_on_node, view))
             entries[name] = entry
         self._entries = entries

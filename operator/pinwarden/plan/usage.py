@@ -128,7 +128,10 @@ class FigureFilter(NamedTuple):
 
 
 def pod_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], figure_filter: FigureFilter, now: datetime
+    pods: Sequence[Pod],
+    configs: Iterable[NodePinConfig],
+    figure_filter: FigureFilter,
+    now: datetime,
 ) -> list[PodFigure]:
     """Return the figures of those `pods` that have limits or are reported, largest use first."""
     figures = []
@@ -143,12 +146,19 @@ def pod_figures(
             pod = names.get(uid)
             if figure_filter.includes(pod):
                 limit = _strictest(limits[name] for name in held.get(uid, ()) if name in limits)
-                figures.append(_figure(config, uid, pod, limit, reports.get(uid), figure_filter, now))
-    return sorted(figures, key=lambda figure: (*_largest(figure.total), figure.namespace or "", figure.pod))
+                figures.append(
+                    _figure(config, uid, pod, limit, reports.get(uid), figure_filter, now)
+                )
+    return sorted(
+        figures, key=lambda figure: (*_largest(figure.total), figure.namespace or "", figure.pod)
+    )
 
 
 def shared_figures(
-    pods: Sequence[Pod], configs: Iterable[NodePinConfig], figure_filter: FigureFilter, now: datetime
+    pods: Sequence[Pod],
+    configs: Iterable[NodePinConfig],
+    figure_filter: FigureFilter,
+    now: datetime,
 ) -> SharedFigures:
     """Return the figures of the reported groups and of their pods."""
     groups: list[GroupFigure] = []
@@ -158,7 +168,9 @@ def shared_figures(
     for config in configs:
         names = by_node.get(config.metadata.name, {})
         status = config.status or NodePinConfigStatus()
-        groups += [] if figure_filter.selected else _groups(config, status, figure_filter.namespace, now)
+        groups += (
+            [] if figure_filter.selected else _groups(config, status, figure_filter.namespace, now)
+        )
         borrows += _borrows(config, status, names, figure_filter, now)
         for each in status.fair_view:
             pod = names.get(each.pod)
@@ -189,7 +201,9 @@ def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], l
     found: dict[tuple[Source, ...], list[str]] = {}
     for config in configs:
         sources = tuple(
-            each.source for each in (config.status.sources if config.status else ()) if not each.counted
+            each.source
+            for each in (config.status.sources if config.status else ())
+            if not each.counted
         )
         if sources:
             found.setdefault(sources, []).append(config.metadata.name)
@@ -261,7 +275,9 @@ def _figure(
             "level": report.level if known else None,
             "reason": report.reason if known else SILENT,
             "message": report.message if known else "",
-            "denials": None if report.denials is None else sum(each.count for each in report.denials),
+            "denials": None
+            if report.denials is None
+            else sum(each.count for each in report.denials),
             "sampled_at": sampled,
             "stale": is_stale(sampled, now),
         }
@@ -271,7 +287,10 @@ def _figure(
 def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
     """Return when the oldest figure of the pod's fair view was sampled; the accountant samples groups."""
     attached = {group.uid for group in config.spec.groups if uid in group.pods()}
-    times = [status.sampled_at, *(each.sampled_at for each in status.groups if each.uid in attached)]
+    times = [
+        status.sampled_at,
+        *(each.sampled_at for each in status.groups if each.uid in attached),
+    ]
     return min((time for time in times if time is not None), default=None)
 
 

@@ -28,7 +28,10 @@ OBSERVING: Final = "8Mi"
 
 _HASHES: Final = {"pod-template-hash": "deployment", "rollouts-pod-template-hash": "rollout"}
 """The owner of a ReplicaSet by the label that the ReplicaSet gives its pods; its name ends with the label's value."""
-_SPARK_NAMES: Final = {"sparkoperator.k8s.io/app-name": "sparkapplication", "spark-app-name": "spark"}
+_SPARK_NAMES: Final = {
+    "sparkoperator.k8s.io/app-name": "sparkapplication",
+    "spark-app-name": "spark",
+}
 _SPARK_ROLE: Final = "spark-role"
 _BUILT_IN: Final = ("deployment", "statefulset", "daemonset", "replicaset", "job", "cronjob")
 _SCHEDULED: Final = re.compile(r"(.+)-(\d{8,})")
@@ -66,12 +69,16 @@ class Selection:
 
     def __bool__(self) -> bool:
         """Return whether the selector distinguishes the workload from others."""
-        return names_something(self.labels) or any(each.operator == "In" for each in self.expressions)
+        return names_something(self.labels) or any(
+            each.operator == "In" for each in self.expressions
+        )
 
     @property
     def selector(self) -> LabelSelector:
         """The selector for a limit."""
-        return LabelSelector(match_labels=dict(self.labels), match_expressions=list(self.expressions))
+        return LabelSelector(
+            match_labels=dict(self.labels), match_expressions=list(self.expressions)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,14 @@ class Workload:
     @property
     def selection(self) -> Selection:
         """The selector of the pods and of their next version: the owner's, else the labels that all pods have."""
-        common = dict(sorted(set.intersection(*(set(each.pod.labels.items()) for each in self.pods))))
-        kept = {key: value for key, value in lasting(common).items() if value not in self._of_single_pods}
+        common = dict(
+            sorted(set.intersection(*(set(each.pod.labels.items()) for each in self.pods)))
+        )
+        kept = {
+            key: value
+            for key, value in lasting(common).items()
+            if value not in self._of_single_pods
+        }
         doubtful = [_doubt(key, common[key]) for key in common if not is_changing_key(key)]
         by_labels = Selection(kept, (), [each for each in doubtful if each])
         owner = self.pods[0].selector
@@ -96,7 +109,11 @@ class Workload:
         chosen = Selection(
             {key: value for key, value in kept.items() if key in owner.match_labels},
             [each for each in owner.match_expressions if _lasts(each)],
-            [_doubt(key, common[key]) for key in common if key in owner.match_labels and key not in kept],
+            [
+                _doubt(key, common[key])
+                for key in common
+                if key in owner.match_labels and key not in kept
+            ],
         )
         return chosen or by_labels
 
@@ -105,7 +122,9 @@ class Workload:
         """Values that name a pod or its node, and not the workload."""
         if self.name.startswith("pod/"):
             return frozenset()
-        return frozenset(name for each in self.pods for name in (each.pod.name, each.pod.uid, each.pod.node))
+        return frozenset(
+            name for each in self.pods for name in (each.pod.name, each.pod.uid, each.pod.node)
+        )
 
 
 class Recommendation(Model):
@@ -229,14 +248,20 @@ def advise(workload: Workload) -> Recommendation:
         also = f"{_may_need_more(peak or 0, governing.values())}{_also(workload)}"
         basis = f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, {HEADROOM:.0%} headroom{also}"
         return _with(
-            made, basis, _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values())
+            made,
+            basis,
+            _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values()),
         )
     if peak is not None:
         return _with(made, "nothing was seen pinned so far: that teaches nothing")
     if governing:
-        return _with(made, f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet")
+        return _with(
+            made, f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet"
+        )
     basis = f"nothing was observed yet: agents report governed pods only, so this Audit limit comes first{_also(workload)}"
-    return _with(made, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ()))
+    return _with(
+        made, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ())
+    )
 
 
 def advise_limit(limit: PinLimit) -> Recommendation:
@@ -273,7 +298,11 @@ def advise_limit(limit: PinLimit) -> Recommendation:
 
 def _unselectable(workload: Workload) -> str:
     has = [f"{key}={value}" for key, value in sorted(workload.pods[0].pod.labels.items())]
-    seen = f" ({', '.join(has[:_MOST_NAMED])}{', ...' if len(has) > _MOST_NAMED else ''})" if has else ""
+    seen = (
+        f" ({', '.join(has[:_MOST_NAMED])}{', ...' if len(has) > _MOST_NAMED else ''})"
+        if has
+        else ""
+    )
     return (
         "no limit can be written: its pods have no label that tells this workload from others and that its next version "
         f"keeps{seen}. Add one to the pod template, such as app: {_object_name(workload)}"
@@ -286,7 +315,9 @@ def _warning(selection: Selection) -> str | None:
     return f"left out of the selector, as the next release may change it: {'; '.join(selection.left_out)}"
 
 
-def _with(made: Recommendation, basis: str, manifest: dict[str, Any] | None = None) -> Recommendation:
+def _with(
+    made: Recommendation, basis: str, manifest: dict[str, Any] | None = None
+) -> Recommendation:
     return made.model_copy(update={"basis": basis, "manifest": manifest})
 
 
@@ -349,7 +380,9 @@ def _object_name(workload: Workload) -> str:
 
 
 def _of_limit(limit: PinLimit, amount: Quantity, enforcement: Enforcement) -> dict[str, Any]:
-    spec = limit.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    spec = limit.spec.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
     changed = {"limit": str(amount), "enforcement": str(enforcement)}
     return _object(limit.metadata.namespace or "", limit.metadata.name, spec | changed)
 

@@ -41,7 +41,10 @@ class PluginClient:
     """GET requests with the user's own rights; `namespace` is that of the context."""
 
     def __init__(
-        self, kubeconfig: str | None = None, context: str | None = None, seconds: float = READ_SECONDS
+        self,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        seconds: float = READ_SECONDS,
     ) -> None:
         """Read the kubeconfig, else the service account of a pod; `seconds` is the timeout of an answer.
 
@@ -102,7 +105,9 @@ class PluginClient:
         try:
             answer: Json = json.loads(data)
         except ValueError as error:
-            raise PluginError(f"what answers at {self._configuration.host} is no API server") from error
+            raise PluginError(
+                f"what answers at {self._configuration.host} is no API server"
+            ) from error
         return answer
 
     def items(self, path: str, **query: str | int) -> Iterator[Json]:
@@ -130,7 +135,9 @@ def _api_error(path: str, status: int, data: bytes, selector: str | int | None) 
     try:
         answer: Mapping[str, Any] = json.loads(data)
         message = str(answer.get("message") or status)
-        by_name = answer.get("reason") == "NotFound" and bool((answer.get("details") or {}).get("name"))
+        by_name = answer.get("reason") == "NotFound" and bool(
+            (answer.get("details") or {}).get("name")
+        )
     except (ValueError, AttributeError):
         message, by_name = f"{path}: {status}", False
     if status == 400 and selector:

@@ -72,7 +72,9 @@ _NAMESPACE = Flag(
     values=ValueKind.NAMESPACES,
 )
 _ALL = Flag(("-A", "--all-namespaces"), "look in all namespaces")
-_SELECTOR = Flag(("-l", "--selector"), "pods with these labels only, such as app=db", metavar="LABELS")
+_SELECTOR = Flag(
+    ("-l", "--selector"), "pods with these labels only, such as app=db", metavar="LABELS"
+)
 _NO_HEADERS = Flag(("--no-headers",), "print tables without their heads")
 _SYSTEM = Flag(
     ("--pinwarden-namespace",),
@@ -82,13 +84,20 @@ _SYSTEM = Flag(
     default=SYSTEM_NAMESPACE,
 )
 _CONNECTION = (
-    Flag(("--context",), "context of the kubeconfig to use", metavar="NAME", values=ValueKind.CONTEXTS),
+    Flag(
+        ("--context",),
+        "context of the kubeconfig to use",
+        metavar="NAME",
+        values=ValueKind.CONTEXTS,
+    ),
     Flag(("--kubeconfig",), "kubeconfig to use", metavar="FILE", values=ValueKind.FILES),
 )
 
 
 def _output(*choices: str) -> Flag:
-    return Flag(("-o", "--output"), f"one of: {', '.join(choices)} (default: a table)", choices=choices)
+    return Flag(
+        ("-o", "--output"), f"one of: {', '.join(choices)} (default: a table)", choices=choices
+    )
 
 
 COMMANDS: Final = (
@@ -120,7 +129,10 @@ COMMANDS: Final = (
         "show what nodes can enforce, for each source",
         "probe",
         (
-            Flag(("--strict",), "exit with 1 unless every node that has an agent reports what it can do"),
+            Flag(
+                ("--strict",),
+                "exit with 1 unless every node that has an agent reports what it can do",
+            ),
             _SYSTEM,
             _output("wide", "json", "yaml"),
             _NO_HEADERS,

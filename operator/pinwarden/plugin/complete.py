@@ -99,7 +99,10 @@ def complete(words: Sequence[str]) -> list[str]:
         name, equals, value = typed.partition("=")
         flag = flag_named(command.flags, name)
         if equals and flag is not None and flag.takes_value:
-            return [each if each.startswith(":") else f"{name}={each}" for each in _value(flag, value, line)]
+            return [
+                each if each.startswith(":") else f"{name}={each}"
+                for each in _value(flag, value, line)
+            ]
         return _lines(((name, each.help) for each in command.flags for name in each.names), typed)
     if command.argument is None or line.has_argument:
         return [NO_FILES]
@@ -116,7 +119,10 @@ def _value(flag: Flag, typed: str, line: "_Line") -> list[str]:
 
 def _lines(candidates: Iterable[Candidate], typed: str) -> list[str]:
     found = [(name, description) for name, description in candidates if name.startswith(typed)]
-    return [*(f"{name}\t{description}" if description else name for name, description in found), NO_FILES]
+    return [
+        *(f"{name}\t{description}" if description else name for name, description in found),
+        NO_FILES,
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.common.text import short
-from pinwarden.plan.decode import AGENT_SELECTOR, agent_is_ready, is_lost, read_namespace, read_node, read_pod
+from pinwarden.plan.decode import (
+    AGENT_SELECTOR,
+    agent_is_ready,
+    is_lost,
+    read_namespace,
+    read_node,
+    read_pod,
+)
 from pinwarden.plan.explain import DeniedCall, Evidence, Explanation, Finding, NodeAgent, explain
 from pinwarden.plan.types import Namespace
 from pinwarden.plan.workloads import workload_of
@@ -16,7 +23,18 @@ from pinwarden.plugin.client import Json, PluginClient
 from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, age, amount, paint
 
-_LIMITS = ("LIMIT", "KIND", "AMOUNT", "SCOPE", "MODE", "MINIMUM", "USED", "PEAK", "DENIALS", "STANDING")
+_LIMITS = (
+    "LIMIT",
+    "KIND",
+    "AMOUNT",
+    "SCOPE",
+    "MODE",
+    "MINIMUM",
+    "USED",
+    "PEAK",
+    "DENIALS",
+    "STANDING",
+)
 _SHOWN = 5
 
 
@@ -24,7 +42,9 @@ def run(options: argparse.Namespace) -> None:
     """Print the explanation."""
     client = PluginClient(options.kubeconfig, options.context)
     namespace = options.namespace or client.namespace
-    explanation = explain(_evidence(client, namespace, options.argument, options.pinwarden_namespace))
+    explanation = explain(
+        _evidence(client, namespace, options.argument, options.pinwarden_namespace)
+    )
     if options.output in ("json", "yaml"):
         output.emit(explanation.to_wire(), options.output)
     else:
@@ -42,7 +62,11 @@ def _evidence(client: PluginClient, namespace: str, name: str, system: str) -> E
         config = reader.get(NodePinConfig.plural, bound) if bound else None
         read = fetch.limits(reader, namespace, cluster=True)
         groups = fetch.groups(reader, namespace)
-        agent = _agent(reader, system, bound, lost=node is not None and is_lost(node)) if bound else None
+        agent = (
+            _agent(reader, system, bound, lost=node is not None and is_lost(node))
+            if bound
+            else None
+        )
         events = list(_events(reader, namespace, name))
     if raw is None:
         raise PluginError(f'pods "{name}" not found in namespace {namespace}')
@@ -85,9 +109,13 @@ def _time(event: Json) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def _sections(options: argparse.Namespace, explanation: Explanation, now: datetime) -> Iterator[str]:
+def _sections(
+    options: argparse.Namespace, explanation: Explanation, now: datetime
+) -> Iterator[str]:
     yield _head(explanation, now)
-    yield "".join(_finding(number, finding) for number, finding in enumerate(explanation.findings, 1))
+    yield "".join(
+        _finding(number, finding) for number, finding in enumerate(explanation.findings, 1)
+    )
     if explanation.limits:
         yield _limits(options, explanation)
     if options.output == "wide" and explanation.sources:
@@ -109,16 +137,23 @@ def _sections(options: argparse.Namespace, explanation: Explanation, now: dateti
             ]
             for each in explanation.groups
         ]
-        yield _table(options, ("GROUP", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS"), groups)
+        yield _table(
+            options, ("GROUP", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS"), groups
+        )
     if explanation.refused:
         shown = explanation.refused if options.output == "wide" else explanation.refused[:_SHOWN]
-        lines = "".join(output.paragraph(f"{age(each.time, now)} ago: {each.text}", "  ") for each in shown)
+        lines = "".join(
+            output.paragraph(f"{age(each.time, now)} ago: {each.text}", "  ") for each in shown
+        )
         more = len(explanation.refused) - len(shown)
         yield f"Refused lately:\n{lines}{f'  and {more} more (-o wide)' + chr(10) if more else ''}"
 
 
 def _head(explanation: Explanation, now: datetime) -> str:
-    lines = [("Pod", f"{explanation.namespace}/{explanation.pod}"), ("Node", explanation.node or "none yet")]
+    lines = [
+        ("Pod", f"{explanation.namespace}/{explanation.pod}"),
+        ("Node", explanation.node or "none yet"),
+    ]
     if use := explanation.use:
         sampled = age(use.sampled_at, now)
         lines += [
@@ -168,7 +203,9 @@ def _limits(options: argparse.Namespace, explanation: Explanation) -> str:
     return _table(options, head, rows)
 
 
-def _table(options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(
+    options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]
+) -> str:
     return output.table(
         head,
         rows,

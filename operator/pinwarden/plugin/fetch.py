@@ -97,7 +97,9 @@ class OwnerSelectors(NamedTuple):
     lacking: Sequence[str]
 
 
-def owner_selectors(reader: ApiReader, namespace: str | None, workloads: Collection[str]) -> OwnerSelectors:
+def owner_selectors(
+    reader: ApiReader, namespace: str | None, workloads: Collection[str]
+) -> OwnerSelectors:
     """Return the selectors of the Deployments, StatefulSets and DaemonSets among `workloads`."""
     found: dict[tuple[str, str], LabelSelector] = {}
     lacking = []
@@ -134,7 +136,9 @@ def limits(reader: ApiReader, namespace: str | None, *, cluster: bool) -> LimitL
             try:
                 found.append(_resource(kind, raw))  # type: ignore[type-var]  # one of the two
             except ValidationError as error:
-                name = "/".join(filter(None, (raw["metadata"].get("namespace"), raw["metadata"]["name"])))
+                name = "/".join(
+                    filter(None, (raw["metadata"].get("namespace"), raw["metadata"]["name"]))
+                )
                 unreadable[f"{kind.__name__} {name}"] = _first(error)
     return LimitList(found, unreadable)
 
@@ -157,7 +161,9 @@ def groups(reader: ApiReader, namespace: str) -> list[Group]:
 def agents(reader: ApiReader, system: str, nodes: Iterable[Json]) -> Mapping[str, bool]:
     """Return for each node with an agent whether the agent is alive; `nodes` say which nodes are lost."""
     lost = {raw["metadata"]["name"] for raw in nodes if is_lost(raw)}
-    return agents_by_node(map(read_agent, reader.items("pods", system, labelSelector=AGENT_SELECTOR)), lost)
+    return agents_by_node(
+        map(read_agent, reader.items("pods", system, labelSelector=AGENT_SELECTOR)), lost
+    )
 
 
 def alive(agents: Mapping[str, bool]) -> Collection[str]:

@@ -48,7 +48,9 @@ def table(
     lines = []
     for number, row in enumerate(shown):
         paint = (colours or {}) if number or not headers else {}
-        padded = (_painted(_cut(cell, size), size, paint) for cell, size in zip(row, widths, strict=True))
+        padded = (
+            _painted(_cut(cell, size), size, paint) for cell, size in zip(row, widths, strict=True)
+        )
         lines.append(_GAP.join(padded).rstrip() + "\n")
     return "".join(lines)
 
@@ -79,7 +81,9 @@ def paint(text: str, colour: str) -> str:
 
 def has_colour() -> bool:
     """Return whether colours are enabled (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
 
 
 def level_colours() -> Mapping[str, str]:

@@ -62,7 +62,9 @@ def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Node
         if config is None:
             missing = "it has no NodePinConfig: does the operator run?"
         elif status is None or not status.sources:
-            missing = "no agent has reported: does a pod of the DaemonSet pinwarden-agent run there?"
+            missing = (
+                "no agent has reported: does a pod of the DaemonSet pinwarden-agent run there?"
+            )
         else:
             missing = ""
         found.append(
@@ -79,7 +81,9 @@ def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Node
     return found
 
 
-def _require_reports(probed: Sequence[_NodeProbe], agents: Mapping[str, bool], now: datetime) -> None:
+def _require_reports(
+    probed: Sequence[_NodeProbe], agents: Mapping[str, bool], now: datetime
+) -> None:
     """Raise PluginError unless there are agents, and each is alive and has reported recently."""
     concerned = [node for node in probed if node.node in agents]
     wrong = [
@@ -100,13 +104,20 @@ def _print(
     rows: list[list[object]] = []
     for node in probed:
         for source in node.sources:
-            row: list[object] = [node.node, source.source, "yes" if source.counted else "no", source.level]
+            row: list[object] = [
+                node.node,
+                source.source,
+                "yes" if source.counted else "no",
+                source.level,
+            ]
             if wide:
                 facts = (node.kernel_version, node.cgroup_version, node.agent_version)
                 row += [source.reason, source.message, *facts, output.age(node.sampled_at, now)]
             rows.append(row)
         if not node.sources:
-            rows.append([node.node, *[output.UNKNOWN] * (len(_HEAD) - 1 + (len(_WIDE) if wide else 0))])
+            rows.append(
+                [node.node, *[output.UNKNOWN] * (len(_HEAD) - 1 + (len(_WIDE) if wide else 0))]
+            )
     sys.stdout.write(
         output.table(
             [*_HEAD, *(_WIDE if wide else ())],
@@ -122,7 +133,9 @@ def _print(
             output.remark(f"Node {node.node}: {node.missing}")
         elif node.node not in alive:
             age_text = output.age(node.sampled_at, now) or "an unknown time"
-            output.remark(f"Node {node.node}: its agent is silent; this is what it reported {age_text} ago.")
+            output.remark(
+                f"Node {node.node}: its agent is silent; this is what it reported {age_text} ago."
+            )
         elif is_stale(node.sampled_at, now):
             age_text = output.age(node.sampled_at, now) or "an unknown time"
             output.remark(

@@ -12,7 +12,14 @@ from pinwarden.api.pinlimit import PinLimit
 from pinwarden.plan.decode import read_pod
 from pinwarden.plan.limit_compiler import Settings, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
-from pinwarden.plan.workloads import ObservedPod, Recommendation, advise, advise_limit, workload_of, workloads
+from pinwarden.plan.workloads import (
+    ObservedPod,
+    Recommendation,
+    advise,
+    advise_limit,
+    workload_of,
+    workloads,
+)
 from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Json, PluginClient
 from pinwarden.plugin.errors import PluginError
@@ -54,7 +61,11 @@ def run(options: argparse.Namespace) -> None:
     client = PluginClient(options.kubeconfig, options.context)
     namespace = None if options.all_namespaces else options.namespace or client.namespace
     target = _target(options.argument, namespace)
-    made = _of_limit(client, target) if target.limit else _of_workloads(client, target, options.selector)
+    made = (
+        _of_limit(client, target)
+        if target.limit
+        else _of_workloads(client, target, options.selector)
+    )
     if options.output in ("json", "yaml"):
         _emit(made, options.output)
         return
@@ -88,7 +99,9 @@ def _of_limit(client: PluginClient, target: _Target) -> list[Recommendation]:
     raise PluginError(f'there is no PinLimit "{target.limit}" in namespace {target.namespace}')
 
 
-def _of_workloads(client: PluginClient, target: _Target, selector: str | None) -> list[Recommendation]:
+def _of_workloads(
+    client: PluginClient, target: _Target, selector: str | None
+) -> list[Recommendation]:
     with fetch.ApiReader(client) as reader:
         all_pods = {raw["metadata"]["uid"]: raw for raw in reader.items("pods", target.namespace)}
         chosen: Iterable[str] = all_pods
@@ -101,9 +114,13 @@ def _of_workloads(client: PluginClient, target: _Target, selector: str | None) -
         named = {workload_of(raw["metadata"]) for raw in all_pods.values()}
         owners = fetch.owner_selectors(reader, target.namespace, named)
     if target.workload:
-        chosen = [uid for uid in chosen if workload_of(all_pods[uid]["metadata"]) == target.workload]
+        chosen = [
+            uid for uid in chosen if workload_of(all_pods[uid]["metadata"]) == target.workload
+        ]
         if not chosen:
-            raise PluginError(f"there is no pod of {target.workload} in namespace {target.namespace}")
+            raise PluginError(
+                f"there is no pod of {target.workload} in namespace {target.namespace}"
+            )
     if target.pod:
         chosen = list(_same_workload(target, all_pods, pods))
     observed = [
@@ -118,7 +135,9 @@ def _of_workloads(client: PluginClient, target: _Target, selector: str | None) -
     return [advise(each) for each in workloads(observed, pods.values())]
 
 
-def _same_workload(target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod]) -> Iterator[str]:
+def _same_workload(
+    target: _Target, raws: Mapping[str, Json], pods: Mapping[str, Pod]
+) -> Iterator[str]:
     """Yield the UIDs of all pods of the named pod's workload."""
     uid = next((uid for uid, pod in pods.items() if pod.name == target.pod), None)
     if uid is None:
@@ -157,11 +176,16 @@ def _observed(
     peak = peaks.get((pod.node, pod.cgroup_uid))
     since = None
     if peak is not None:
-        made = [str((limit.metadata.model_extra or {}).get("creationTimestamp", "")) for limit in governing]
+        made = [
+            str((limit.metadata.model_extra or {}).get("creationTimestamp", ""))
+            for limit in governing
+        ]
         text = max(raw["metadata"]["creationTimestamp"], min(filter(None, made), default=""))
         since = datetime.fromisoformat(text)
     workload = workload_of(raw["metadata"])
-    return ObservedPod(pod, workload, peak, since, governing, selectors.get((pod.namespace, workload)))
+    return ObservedPod(
+        pod, workload, peak, since, governing, selectors.get((pod.namespace, workload))
+    )
 
 
 def _emit(made: Sequence[Recommendation], form: str) -> None:
@@ -181,7 +205,9 @@ def _emit(made: Sequence[Recommendation], form: str) -> None:
             output.remark(f"{each.namespace} {each.workload}: warning: {each.warning}")
 
 
-def _print(options: argparse.Namespace, made: Sequence[Recommendation], *, everywhere: bool) -> None:
+def _print(
+    options: argparse.Namespace, made: Sequence[Recommendation], *, everywhere: bool
+) -> None:
     now, wide = datetime.now(UTC), options.output == "wide"
     rows = [
         [

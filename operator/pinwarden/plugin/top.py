@@ -193,7 +193,18 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
 
 
 _GROUPS = ("GROUP", "NODE", "PHASE", "CHARGE", "ORPHANED", "DEAD", "REASON", "AGE")
-_BORROWS = ("GROUP", "POD", "NODE", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS", "AGE")
+_BORROWS = (
+    "GROUP",
+    "POD",
+    "NODE",
+    "MEMBER",
+    "BORROWED",
+    "MAPPED",
+    "LIMIT",
+    "LEVEL",
+    "DENIALS",
+    "AGE",
+)
 _FAIR = ("POD", "NODE", "FAIR", "ANONYMOUS", "SHARED", "CURRENT", "AGE")
 _MAY_BE_CUT = ("NAMESPACE", "GROUP", "POD", "NODE", "SOURCES")
 
@@ -202,7 +213,9 @@ def _bounded(age_text: str | None, truncated: bool) -> str | None:
     return f"{age_text or '-'} (lower bound)" if truncated else age_text
 
 
-def _table(options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _table(
+    options: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
     sys.stdout.write(
         output.table(
             head,

@@ -37,7 +37,9 @@ def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource], folder: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crd_is_not_deleted_by_what_takes_it_for_an_object_of_the_chart(kind: type[Resource]) -> None:
+def test_a_crd_is_not_deleted_by_what_takes_it_for_an_object_of_the_chart(
+    kind: type[Resource],
+) -> None:
     """Argo CD reads Helm's word for it; all limits and groups would go with the CRDs."""
     assert crd(kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
@@ -73,7 +75,9 @@ def test_a_limit_needs_a_selector_and_an_amount() -> None:
 
 def test_the_ceiling_selects_everything_by_default() -> None:
     ceiling = ClusterPinLimit.model_validate({"metadata": {"name": "a"}, "spec": {"limit": "1Gi"}})
-    assert ceiling.spec.namespace_selector == ceiling.spec.node_selector == ceiling.spec.pod_selector
+    assert (
+        ceiling.spec.namespace_selector == ceiling.spec.node_selector == ceiling.spec.pod_selector
+    )
     assert not ceiling.spec.pod_selector.match_labels
 
 
@@ -96,7 +100,9 @@ def test_a_spec_survives_the_wire(known: list[NodeLimit]) -> None:
 @given(
     limits,
     limits,
-    st.sampled_from([{"scope": "Galaxy"}, {"novelty": 1}, {"limit": "much"}, {"counting": "Twice"}]),
+    st.sampled_from(
+        [{"scope": "Galaxy"}, {"novelty": 1}, {"limit": "much"}, {"counting": "Twice"}]
+    ),
 )
 def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
     known: NodeLimit, strange: NodeLimit, change: dict[str, object]
@@ -107,7 +113,9 @@ def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
     assert spec.limits == [known]
     assert [(limit.name, limit.uid) for limit in unsupported] == [(strange.name, strange.uid)]
     assert next(iter(change)) in unsupported[0].message
-    assert spec.pods[0].limits == [strange.name], "a pod held by an unknown limit is never taken for free"
+    assert spec.pods[0].limits == [strange.name], (
+        "a pod held by an unknown limit is never taken for free"
+    )
 
 
 @given(limits, st.integers(0, 2**52))
@@ -140,7 +148,13 @@ def test_refusals_that_cannot_be_seen_are_absent_and_none_of_them_is_a_list() ->
 
 @pytest.mark.parametrize(
     "change",
-    [{"time": "2026-11-24T12:00:00"}, {"process": "x" * 17}, {"asked": 2**62 + 1}, {"number": 0}, {"pid": 0}],
+    [
+        {"time": "2026-11-24T12:00:00"},
+        {"process": "x" * 17},
+        {"asked": 2**62 + 1},
+        {"number": 0},
+        {"pid": 0},
+    ],
 )
 def test_a_refusal_has_a_bounded_size_and_a_time_that_says_where_it_is_from(
     change: dict[str, object],
@@ -163,5 +177,7 @@ def test_the_longest_list_of_refusals_stays_small() -> None:
         "name": f"{'n' * 63}/{'l' * 63}",
         "uid": "0" * 36,
     }
-    listed = [DenialReport.model_validate({**DENIAL, **longest, "number": 2**40 + i}) for i in range(32)]
+    listed = [
+        DenialReport.model_validate({**DENIAL, **longest, "number": 2**40 + i}) for i in range(32)
+    ]
     assert len(NodePinConfigStatus(recent_denials=listed).model_dump_json(by_alias=True)) < 20_000

@@ -64,7 +64,9 @@ def test_other_texts_are_refused_and_named(text: str) -> None:
 def test_a_whole_number_with_a_suffix_is_their_product(number: int, suffix: str) -> None:
     factor = Fraction(2 ** BINARY[suffix]) if suffix in BINARY else Fraction(10) ** DECIMAL[suffix]
     expected = number * factor
-    assert Quantity(f"{number}{suffix}").value == (min(expected, MAX_INT64) if suffix in BINARY else expected)
+    assert Quantity(f"{number}{suffix}").value == (
+        min(expected, MAX_INT64) if suffix in BINARY else expected
+    )
 
 
 @given(st.decimals(min_value=0, max_value=10**9, places=12))
@@ -95,7 +97,9 @@ def test_the_answer_to_a_slip_is_the_spelling_that_works(text: str, answer: str)
     assert answer in str(error.value)
 
 
-@given(st.integers(0, 10**6), st.sampled_from("kKmMgGtTpP"), st.sampled_from(["B", "b", "iB", "ib"]))
+@given(
+    st.integers(0, 10**6), st.sampled_from("kKmMgGtTpP"), st.sampled_from(["B", "b", "iB", "ib"])
+)
 def test_what_an_answer_says_to_write_is_a_quantity(number: int, letter: str, unit: str) -> None:
     with pytest.raises(ValueError, match="write") as error:
         Quantity(f"{number}{letter}{unit}")
@@ -105,10 +109,14 @@ def test_what_an_answer_says_to_write_is_a_quantity(number: int, letter: str, un
 
 
 @given(
-    st.decimals(min_value=4, max_value=2**20, places=6), st.sampled_from(["Ki", "Mi", "Gi"]), st.integers(0)
+    st.decimals(min_value=4, max_value=2**20, places=6),
+    st.sampled_from(["Ki", "Mi", "Gi"]),
+    st.integers(0),
 )
 @pytest.mark.rule("P13")
-def test_a_fraction_of_a_byte_changes_no_comparison(number: Decimal, suffix: str, total: int) -> None:
+def test_a_fraction_of_a_byte_changes_no_comparison(
+    number: Decimal, suffix: str, total: int
+) -> None:
     """A sum of whole bytes exceeds 1.2Gi exactly where it exceeds its bytes rounded down."""
     amount = Quantity(f"{number:f}{suffix}")
     for whole in (total, amount.bytes, amount.bytes + 1):

@@ -42,7 +42,10 @@ SPEC = {
             "management": "Create",
             "accounting": "Borrow",
             "fairShare": "Borrow",
-            "members": [{"pods": ["p1"], "borrowLimit": 8192}, {"pods": ["p1"], "borrowLimit": 4096}],
+            "members": [
+                {"pods": ["p1"], "borrowLimit": 8192},
+                {"pods": ["p1"], "borrowLimit": 4096},
+            ],
         }
     ],
 }
@@ -70,13 +73,20 @@ REPORT = NodePinConfigStatus(
             charge=16384,
             borrowers=[
                 BorrowReport(
-                    pod="p1", member=True, borrowed=4096, mapped=8192, level=Level.CONVERGE, denials=3
+                    pod="p1",
+                    member=True,
+                    borrowed=4096,
+                    mapped=8192,
+                    level=Level.CONVERGE,
+                    denials=3,
                 ),
                 BorrowReport(pod="p7", member=False, borrowed=4096, mapped=4096),
             ],
         )
     ],
-    unsupported_limits=[UnsupportedReport(uid="u9", reason="Unsupported", message="burst: unknown")],
+    unsupported_limits=[
+        UnsupportedReport(uid="u9", reason="Unsupported", message="burst: unknown")
+    ],
     overshoots=[
         OvershootReport.model_validate(
             {
@@ -99,7 +109,9 @@ def test_a_table_is_aligned_and_says_what_is_absent() -> None:
 @pytest.fixture
 def agent(tmp_path: Path) -> Path:
     board = SnapshotBoard()
-    board.publish(Snapshot(REPORT, Configuration.parse(SPEC, "uid-1", 7), limit_names={"p1": ("ns/a", "b")}))
+    board.publish(
+        Snapshot(REPORT, Configuration.parse(SPEC, "uid-1", 7), limit_names={"p1": ("ns/a", "b")})
+    )
     path = tmp_path / "agent.sock"
     threading.Thread(target=StatusSocket(path, "node-1", board).run, daemon=True).start()
     return path
@@ -109,7 +121,9 @@ def cells(text: str, first: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.startswith(first)]
 
 
-def test_status_prints_each_limit_of_each_subject(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_prints_each_limit_of_each_subject(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["status", "--socket", str(agent)]) == 0
     text = capsys.readouterr().out
     assert cells(text, "p1") == [
@@ -132,9 +146,13 @@ def test_status_prints_charge_and_borrows(agent: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.rule("H2")
-def test_status_labels_samples_and_lower_bounds(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_labels_samples_and_lower_bounds(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["status", "--socket", str(agent)]) == 0
-    (sampled,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Sampled:")]
+    (sampled,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Sampled:")
+    ]
     assert sampled.endswith("s ago; peaks and overshoots are lower bounds")
 
 
@@ -148,7 +166,10 @@ def test_status_as_json(agent: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("answer", "text"),
     [
         ({"node": "n"}, "Node n: the agent has not looked yet\n"),
-        ({"node": "n", "report": {}, "sampledSecondsAgo": 0.1}, "No governed subject exists on this node."),
+        (
+            {"node": "n", "report": {}, "sampledSecondsAgo": 0.1},
+            "No governed subject exists on this node.",
+        ),
         ({"node": "n", "report": {"truncated": True}, "sampledSecondsAgo": 0.1}, "Truncated:"),
         (
             {"node": "n", "report": {}, "sampledSecondsAgo": 0.1, "problem": "spec.mode"},
@@ -189,7 +210,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 
 
 def record(message: str, *arguments: object, **more: Any) -> logging.LogRecord:
-    return logging.LogRecord("pinwarden.x", logging.WARNING, "f", 1, message, arguments, more.get("exc_info"))
+    return logging.LogRecord(
+        "pinwarden.x", logging.WARNING, "f", 1, message, arguments, more.get("exc_info")
+    )
 
 
 def test_a_log_line_as_json_is_one_object_also_with_a_trace() -> None:
@@ -197,7 +220,11 @@ def test_a_log_line_as_json_is_one_object_also_with_a_trace() -> None:
     line = JsonFormatter().format(record("a %s", "b\nc", exc_info=(ValueError, error, None)))
     entry = json.loads(line)
     assert "\n" not in line
-    assert (entry["level"], entry["logger"], entry["message"]) == ("warning", "pinwarden.x", "a b\nc")
+    assert (entry["level"], entry["logger"], entry["message"]) == (
+        "warning",
+        "pinwarden.x",
+        "a b\nc",
+    )
     assert entry["time"].endswith("Z")
     assert "ValueError: broken" in entry["exception"]
 

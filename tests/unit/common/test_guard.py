@@ -23,7 +23,9 @@ def fail(guard: Guard, name: str, error: BaseException) -> None:
         raise error
 
 
-def test_each_cause_is_logged_once_and_each_failure_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_cause_is_logged_once_and_each_failure_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     guard = Guard(["pod", "file"])
     for error in (OSError(5, "no"), OSError(5, "no"), RecursionError("deep")):

@@ -27,7 +27,11 @@ def test_directories_are_those_that_pathlib_finds(
 def test_files_match_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.slice" / "b").mkdir(parents=True)
     (tmp_path / "c.slice").touch()
-    assert directories(tmp_path, "*.slice") == directories(tmp_path, "a.slice") == [tmp_path / "a.slice"]
+    assert (
+        directories(tmp_path, "*.slice")
+        == directories(tmp_path, "a.slice")
+        == [tmp_path / "a.slice"]
+    )
     assert directories(tmp_path, "**/b") == [tmp_path / "a.slice" / "b"]
     assert directories(tmp_path, "none/*") == directories(tmp_path, "c.slice/*") == []
 

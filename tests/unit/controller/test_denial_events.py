@@ -83,7 +83,13 @@ class Replica:
             self.report()
 
     def pod(self, uid: str = "p1", node: str = "n1", **changes: Any) -> Pod:
-        fields = {"namespace": "ns", "name": f"pod-{uid}", "uid": uid, "cgroup_uid": uid, "node": node}
+        fields = {
+            "namespace": "ns",
+            "name": f"pod-{uid}",
+            "uid": uid,
+            "cgroup_uid": uid,
+            "node": node,
+        }
         made = Pod(**{**fields, **changes})
         self.store.put_pod(made)
         return made
@@ -139,7 +145,9 @@ def scenario(work: Callable[[Server], Awaitable[None]]) -> Server:
 
 def told(server: Server) -> list[int]:
     """By Event, how many refusals it tells of."""
-    more = [re.search(r"; and (\d+) more in the last minute$", each["note"]) for each in server.events]
+    more = [
+        re.search(r"; and (\d+) more in the last minute$", each["note"]) for each in server.events
+    ]
     return [1 + (int(found[1]) if found else 0) for found in more]
 
 
@@ -191,7 +199,9 @@ def test_a_static_pod_is_known_by_the_hash_that_kubectl_looks_for() -> None:
     assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("etcd-n1", "hash")
 
 
-def test_a_limit_that_is_not_known_is_named_as_the_agent_named_it_and_one_of_elsewhere_is_not() -> None:
+def test_a_limit_that_is_not_known_is_named_as_the_agent_named_it_and_one_of_elsewhere_is_not() -> (
+    None
+):
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.limit("secret-uid", "other", "secret")
@@ -214,7 +224,9 @@ def test_a_limit_that_is_not_known_is_named_as_the_agent_named_it_and_one_of_els
     assert ["related" in each for each in server.events] == [False, False, True, False]
 
 
-def test_what_was_refused_before_the_operator_started_is_told_if_it_is_a_minute_old_at_most() -> None:
+def test_what_was_refused_before_the_operator_started_is_told_if_it_is_a_minute_old_at_most() -> (
+    None
+):
     async def work(server: Server) -> None:
         replica = Replica(server, known=False)
         replica.pod("p2", "n2")
@@ -324,7 +336,9 @@ def test_pods_that_ended_are_remembered_up_to_a_number(monkeypatch: pytest.Monke
     scenario(work)
 
 
-def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each has two UIDs."""
     monkeypatch.setattr("pinwarden.controller.store._ENDED_PODS", 4)
 
@@ -369,7 +383,9 @@ def test_one_pod_has_an_allowance_and_what_waits_for_it_is_counted_on() -> None:
     scenario(work)
 
 
-def test_what_waits_is_bounded_and_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_bounded_and_what_is_dropped_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(denial_events, "_MOST_PENDING", 10)
 
     async def work(server: Server) -> None:

@@ -30,7 +30,11 @@ class Case:
         self.finalizers: list[str] = []
         self.deleting = False
         self.generation = 1
-        self.spec = {"backing": {"memfd": {"name": "ring"}}, "members": [{"podSelector": {}}], **spec}
+        self.spec = {
+            "backing": {"memfd": {"name": "ring"}},
+            "members": [{"podSelector": {}}],
+            **spec,
+        }
         original = operator.server.apply
 
         async def apply(path: str, body: Json, manager: str = "") -> Json:
@@ -42,7 +46,9 @@ class Case:
 
         async def patch(path: str, operations: list[Json]) -> Json:
             await original(path, {"metadata": {}})
-            found, kept = (each["value"] for each in operations if each["path"] == "/metadata/finalizers")
+            found, kept = (
+                each["value"] for each in operations if each["path"] == "/metadata/finalizers"
+            )
             assert found == self.finalizers
             self.finalizers = kept
             return self.raw(operator.server.version)
@@ -79,7 +85,9 @@ class Case:
 
     def report(self, phase: str = "Active", **fields: Any) -> None:
         spec, _ = NodePinConfigSpec.parse(self.operator.spec())
-        groups = [{"uid": one.uid, "hash": one.hash, "phase": phase, **fields} for one in spec.groups]
+        groups = [
+            {"uid": one.uid, "hash": one.hash, "phase": phase, **fields} for one in spec.groups
+        ]
         self.tell({"groups": groups})
 
     def tell(self, status: Json) -> None:
@@ -137,7 +145,11 @@ class Case:
         await self.operator.until(lambda: not self.finalizers)
 
     def events(self) -> list[str]:
-        return [event["note"] for event in self.operator.server.events if event["reason"] == "LeftOnNode"]
+        return [
+            event["note"]
+            for event in self.operator.server.events
+            if event["reason"] == "LeftOnNode"
+        ]
 
 
 @pytest.mark.rule("M10")
@@ -297,7 +309,9 @@ PIN_LIMIT: Json = {"members": [{"podSelector": {}, "pinLimit": "1Mi"}]}
 
 @pytest.mark.rule("M10")
 @pytest.mark.parametrize("watch_first", [False, True])
-def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes(watch_first: bool) -> None:
+def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes(
+    watch_first: bool,
+) -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
@@ -542,8 +556,12 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         accepted = {"condition": "Accepted", "status": "True"}
 
         def counts() -> dict[str, float]:
-            families = [each for each in inventory.collect() if each.name.endswith(("_groups", "_limits"))]
-            samples = (sample for each in families for sample in each.samples if sample.labels == accepted)
+            families = [
+                each for each in inventory.collect() if each.name.endswith(("_groups", "_limits"))
+            ]
+            samples = (
+                sample for each in families for sample in each.samples if sample.labels == accepted
+            )
             return {sample.name.rpartition("_")[2]: sample.value for sample in samples}
 
         await operator.until(lambda: counts() == {"groups": 1, "limits": 1})
@@ -563,7 +581,9 @@ def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
         case.report(charge=8192)
         await operator.rest()
         assert case.status()["chargeBytes"] == 4096
-        case.report(charge=8192, borrowers=[{"pod": "p1", "member": True, "borrowed": 4096, "mapped": 4096}])
+        case.report(
+            charge=8192, borrowers=[{"pod": "p1", "member": True, "borrowed": 4096, "mapped": 4096}]
+        )
         await operator.until(lambda: case.status().get("borrowers"))
         assert case.status()["chargeBytes"] == 8192
         use_up(leave, SPARED_BY_BORROWERS)

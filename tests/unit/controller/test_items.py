@@ -208,7 +208,9 @@ def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
         await operator.until(lambda: operator.spec("n2").get("limits"))
         operator.report(node="n2")
         await operator.until(lambda: operator.condition("Applied") == "NotCompiled")
-        applied = next(each for each in operator.status()["conditions"] if each["type"] == "Applied")
+        applied = next(
+            each for each in operator.status()["conditions"] if each["type"] == "Applied"
+        )
         assert "node n1 (NotCompiled: RuntimeError: a defect)" in applied["message"]
         broken.clear()
         await operator.until(lambda: operator.spec("n1").get("limits"))
@@ -228,7 +230,9 @@ def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_a
     monkeypatch.setattr(
         status_reconciler,
         "aggregate",
-        lambda limit, *rest, **more: (fails if limit.metadata.name == "bad" else whole)(limit, *rest, **more),
+        lambda limit, *rest, **more: (fails if limit.metadata.name == "bad" else whole)(
+            limit, *rest, **more
+        ),
     )
 
     async def work(operator: Operator) -> None:
@@ -261,10 +265,15 @@ def test_a_report_with_texts_beyond_all_bounds_costs_its_own_node() -> None:
             operator.pod(f"p{number}", f"n{number}")
             operator.agent(node=f"n{number}")
         operator.limit()
-        await operator.until(lambda: operator.spec("n1").get("limits") and operator.spec("n2").get("limits"))
+        await operator.until(
+            lambda: operator.spec("n1").get("limits") and operator.spec("n2").get("limits")
+        )
         hostile = operator.server.objects[config_path("n1")]
         bad = {"uid": "p1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": "Observe"}
-        raw = {**hostile, "status": {"observedGeneration": 1, "pods": [bad | {"reason": "x" * 1025}]}}
+        raw = {
+            **hostile,
+            "status": {"observedGeneration": 1, "pods": [bad | {"reason": "x" * 1025}]},
+        }
         operator.store.put_config(transform.node_pin_config(raw)[1])
         operator.report(node="n2")
         await operator.until(lambda: operator.status().get("pinnedBytes") == 4096)
@@ -284,7 +293,9 @@ def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
         monkeypatch.setattr(
             operator.store.counters, "denials", lambda uid: {"limit-uid": 7}[uid]
         )  # fails for the other
-        operator.metrics.include(ClusterCollector(operator.store, lambda: True, operator.items, pods=True))
+        operator.metrics.include(
+            ClusterCollector(operator.store, lambda: True, operator.items, pods=True)
+        )
         text = operator.metrics.render().decode()
         assert [line for line in text.splitlines() if 'limit="l"' in line and line.endswith(" 7.0")]
         assert operator.items.failing("metrics") == 1
@@ -323,7 +334,10 @@ def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(
     free = LimitSet({}, by_container=False)
     held = LimitSet.of([limit()])
     pods = [Pod("b", f"free-{n}", f"free-{n:032}", f"free-{n:032}", "n1") for n in range(count)]
-    ours = [Pod("a", f"p-{n}", f"ours-{n}", f"ours-{n}", "n1", containers={"main": "id"}) for n in range(100)]
+    ours = [
+        Pod("a", f"p-{n}", f"ours-{n}", f"ours-{n}", "n1", containers={"main": "id"})
+        for n in range(100)
+    ]
     both = [*((pod, free) for pod in pods), *((pod, held) for pod in ours)]
     spec, overflow = assemble(both, [], limit_compiler.Settings())
     assert len(spec.pods) == 4096
@@ -331,26 +345,35 @@ def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(
     assert len(overflow.unlisted) == count + 100 - 4096
 
     crowd = [
-        Pod("a", f"p-{n}", f"u-{n:05}", f"u-{n:05}", "n1", containers={"main": "id"}) for n in range(5000)
+        Pod("a", f"p-{n}", f"u-{n:05}", f"u-{n:05}", "n1", containers={"main": "id"})
+        for n in range(5000)
     ]
     spec, overflow = assemble(((pod, held) for pod in crowd), [], limit_compiler.Settings())
     status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, overflow))
     assert told(status, "Applied") == ("False", "TooManyPods")
     assert told(status, "Enforced")[0] == "False"
     assert "there is room for 4096 pods" in condition(status, "Applied").message
-    assert limit_status.aggregate(limit(), crowd, {}, None, status.conditions[0].last_transition_time)
+    assert limit_status.aggregate(
+        limit(), crowd, {}, None, status.conditions[0].last_transition_time
+    )
 
 
 def test_one_namespace_with_many_names_crowds_out_no_other_and_the_spec_fits() -> None:
     def named(number: int) -> PinLimit:
-        metadata = {"name": "l" * 60 + f"{number:03}", "namespace": "n" * 63, "uid": f"uid-{number}"}
+        metadata = {
+            "name": "l" * 60 + f"{number:03}",
+            "namespace": "n" * 63,
+            "uid": f"uid-{number}",
+        }
         spec = {"podSelector": {}, "limit": "1Mi", "scope": "Container"}
         return PinLimit.model_validate({"metadata": metadata, "spec": spec})
 
     many = [named(number) for number in range(32)]
     wide = LimitSet.of(many)
     containers = {f"{'c' * 50}-{n:03}": "i" * 64 for n in range(100)}
-    greedy = [Pod("n" * 63, f"p{n}", f"g-{n:030}", f"g-{n:030}", "n1", {}, containers) for n in range(500)]
+    greedy = [
+        Pod("n" * 63, f"p{n}", f"g-{n:030}", f"g-{n:030}", "n1", {}, containers) for n in range(500)
+    ]
     small = Pod("a", "p", "u1", "u1", "n1", {}, {"main": "id"})
     spec, overflow = assemble(
         [*((pod, wide) for pod in greedy), (small, LimitSet.of([pinlimit("x")]))],

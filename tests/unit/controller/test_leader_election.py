@@ -125,7 +125,9 @@ def test_a_renewal_counts_from_when_it_was_sent(leases: Leases, clock: Clock) ->
     assert not first.leading()
 
 
-def test_a_lease_that_changes_is_not_taken_however_long_it_is_watched(leases: Leases, clock: Clock) -> None:
+def test_a_lease_that_changes_is_not_taken_however_long_it_is_watched(
+    leases: Leases, clock: Clock
+) -> None:
     first, second = candidate(leases), candidate(leases)
     for _ in range(20):
         turn(first)

@@ -33,13 +33,24 @@ LIMIT_STATUS: Json = {
 
 def condition(kind: str, status: str, reason: str = "X") -> Json:
     when = "2026-01-01T00:00:00Z"
-    return {"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": when}
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": "",
+        "lastTransitionTime": when,
+    }
 
 
 def limit(
     name: str = "db", *, ready: str = "True", kind: str = "PinLimit", **status: Any
 ) -> resources.ObservedResource:
-    metadata: Json = {"name": name, "uid": f"uid-{kind}-{name}", "generation": 1, "resourceVersion": "1"}
+    metadata: Json = {
+        "name": name,
+        "uid": f"uid-{kind}-{name}",
+        "generation": 1,
+        "resourceVersion": "1",
+    }
     if kind == "PinLimit":
         metadata["namespace"] = "ns"
     raw = {"kind": kind, "metadata": metadata, "spec": {"limit": "1Mi", "podSelector": {}}}
@@ -61,15 +72,24 @@ def group(name: str = "cache", **spec: Any) -> resources.ObservedResource:
         "accounting": "Borrow",
         **spec,
     }
-    status: Json = {"conditions": [condition("Drained", "False")], "phase": "Draining", "chargeBytes": 8192}
+    status: Json = {
+        "conditions": [condition("Drained", "False")],
+        "phase": "Draining",
+        "chargeBytes": 8192,
+    }
     return resources.read(
-        SharedMemoryGroup, {"kind": "SharedMemoryGroup", "metadata": metadata, "spec": full, "status": status}
+        SharedMemoryGroup,
+        {"kind": "SharedMemoryGroup", "metadata": metadata, "spec": full, "status": status},
     )
 
 
 def report(*pods: Json, **status: Any) -> StoredConfig:
     content = {"pods": list(pods), "denialsDropped": 0, **status}
-    config = {"metadata": {"name": "n1", "uid": "u", "generation": 1}, "spec": {}, "status": content}
+    config = {
+        "metadata": {"name": "n1", "uid": "u", "generation": 1},
+        "spec": {},
+        "status": content,
+    }
     return StoredConfig("n1", "u", 1, b"", config)
 
 
@@ -157,7 +177,9 @@ def test_a_replica_that_may_not_write_tells_nothing_of_the_cluster(store: Store)
 def test_nodes_pods_and_namespaces_are_summed_up(store: Store) -> None:
     fair = {"pod": "p1", "current": 10, "anonymous": 4, "shared": 3}
     store.put_config(
-        report(pod_report("p1"), pod_report("p2", level="Observe", reason="Unheard"), fairView=[fair])
+        report(
+            pod_report("p1"), pod_report("p2", level="Observe", reason="Unheard"), fairView=[fair]
+        )
     )
     store.put_node(KnownNode(Node("n2"), "other"))
     told = collected(store)
@@ -204,7 +226,9 @@ def test_refusals_and_overshoots_are_counters_of_the_limit(store: Store) -> None
             "lastTime": "2026-01-01T00:00:00Z",
         }
         denials = [{"uid": "uid-PinLimit-db", "count": count}]
-        store.put_config(report(pod_report("p1", denials=denials), denialsDropped=count, overshoots=[over]))
+        store.put_config(
+            report(pod_report("p1", denials=denials), denialsDropped=count, overshoots=[over])
+        )
     told = collected(store)
     assert told["limit_denials"] == told["limit_overshoots"] == {DB: 3}
     assert told["denials"] == {(): 3}
@@ -212,7 +236,9 @@ def test_refusals_and_overshoots_are_counters_of_the_limit(store: Store) -> None
     assert collected(store)["limit_denials"] == {}
 
 
-def test_of_too_many_those_are_told_that_are_not_ready(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_those_are_told_that_are_not_ready(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics_collector, "MOST_LIMITS", 3)
     for number in range(6):
         store.put_resource(limit(f"l{number}", ready="False" if number == 5 else "True"))
@@ -225,12 +251,22 @@ def test_of_too_many_those_are_told_that_are_not_ready(store: Store, monkeypatch
 def test_a_limit_that_cannot_be_read_has_its_conditions_alone(store: Store) -> None:
     raw = {
         "kind": "PinLimit",
-        "metadata": {"name": "new", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"},
+        "metadata": {
+            "name": "new",
+            "namespace": "ns",
+            "uid": "u",
+            "generation": 1,
+            "resourceVersion": "1",
+        },
     }
     store.put_resource(
         resources.read(
             PinLimit,
-            {**raw, "spec": {"later": 1}, "status": {"conditions": [condition("Accepted", "False")]}},
+            {
+                **raw,
+                "spec": {"later": 1},
+                "status": {"conditions": [condition("Accepted", "False")]},
+            },
         )
     )
     told = collected(store)
@@ -262,4 +298,8 @@ def test_all_that_is_told_is_in_the_catalogue_and_few_series_are_for_a_limit_and
         known = catalogue.labels_of(sample.name)
         assert tuple(sample.labels) == tuple(known), sample.name
         for label, value in sample.labels.items():
-            assert isinstance(known[label], str) or value in known[label], (sample.name, label, value)
+            assert isinstance(known[label], str) or value in known[label], (
+                sample.name,
+                label,
+                value,
+            )

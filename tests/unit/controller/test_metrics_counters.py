@@ -25,7 +25,9 @@ def overshot(count: int, *, truncated: bool = False, listed: bool = True) -> Nod
     entry = OvershootReport(
         limit=LIMIT, pod="p", peak=1, seconds=0, count=count, last_time="2026-01-01T00:00:00Z"
     )
-    return NodeView("n1", pods={"p": use(0)}, overshoots=(entry,) if listed else (), truncated=truncated)
+    return NodeView(
+        "n1", pods={"p": use(0)}, overshoots=(entry,) if listed else (), truncated=truncated
+    )
 
 
 def counters() -> ReportCounters:

@@ -10,12 +10,21 @@ from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
-from pinwarden.controller.metrics_totals import LEVELS, OTHER, PROBLEMS, REASONS, TotalsCache, node_totals
+from pinwarden.controller.metrics_totals import (
+    LEVELS,
+    OTHER,
+    PROBLEMS,
+    REASONS,
+    TotalsCache,
+    node_totals,
+)
 from pinwarden.plan.node_view import NodeView, PodSample, RequestedLimit
 from pinwarden.plan.types import Pod
 
 ASKED = {"p": (RequestedLimit("u", "h", None),)}
-SOURCES = (SourceLevel(source=Source.MLOCK, counted=True, level=Level.CONVERGE, reason="RlimitGate"),)
+SOURCES = (
+    SourceLevel(source=Source.MLOCK, counted=True, level=Level.CONVERGE, reason="RlimitGate"),
+)
 
 ITEMS = Items(Metrics())
 
@@ -41,7 +50,10 @@ views = st.builds(
     pods=st.dictionaries(
         st.sampled_from(["p0", "p1", "p2", "p3", "stranger"]),
         st.builds(
-            use, st.integers(0, 9), st.sampled_from(Level), st.sampled_from(["Audit", "GateLost", "new"])
+            use,
+            st.integers(0, 9),
+            st.sampled_from(Level),
+            st.sampled_from(["Audit", "GateLost", "new"]),
         ),
     ),
     fair_view=st.lists(
@@ -58,7 +70,9 @@ views = st.builds(
 
 
 @given(st.lists(st.lists(views, unique_by=lambda view: view.name), min_size=1, max_size=6))
-def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(moments: list[list[NodeView]]) -> None:
+def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(
+    moments: list[list[NodeView]],
+) -> None:
     kept = TotalsCache()
     for moment in moments:
         by_name = {view.name: view for view in moment}
@@ -66,7 +80,11 @@ def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(moments: li
         for problem in PROBLEMS:
             assert found.problems.get(problem, set()) == fresh.problems.get(problem, set())
         assert (found.pinned, found.silent) == (fresh.pinned, fresh.silent)
-        assert (found.pods, found.sources, found.namespaces) == (fresh.pods, fresh.sources, fresh.namespaces)
+        assert (found.pods, found.sources, found.namespaces) == (
+            fresh.pods,
+            fresh.sources,
+            fresh.namespaces,
+        )
 
 
 def test_a_node_is_looked_at_once_for_each_view() -> None:
@@ -84,7 +102,9 @@ def test_a_node_is_looked_at_once_for_each_view() -> None:
 
 
 def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -> None:
-    share = node_totals(NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1"))
+    share = node_totals(
+        NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1")
+    )
     assert share.pods == {("Unknown", "AgentSilent"): 1}
     assert share.pinned == share.namespaces["ns0"].pinned == 5
     assert share.problems == {"AgentSilent": {"n1"}}
@@ -96,13 +116,17 @@ def test_a_node_without_an_agent_is_no_problem_while_nothing_shall_be_held_there
 
 
 def test_a_word_that_is_not_known_is_another_reason() -> None:
-    share = node_totals(NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1"))
+    share = node_totals(
+        NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1")
+    )
     assert share.pods == {("Deny", OTHER): 1}
     assert all(level in LEVELS and reason in REASONS for level, reason in share.pods)
 
 
 def test_each_problem_is_found() -> None:
-    observed = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, reason="GateUnavailable")
+    observed = SourceLevel(
+        source=Source.MLOCK, counted=True, level=Level.OBSERVE, reason="GateUnavailable"
+    )
     group = GroupReport(uid="g", phase=Phase.PENDING, reason="AccountantSilent")
     view = NodeView(
         "n1",

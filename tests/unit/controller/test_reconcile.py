@@ -22,7 +22,11 @@ from pinwarden.controller.managed_resource import STATUS_BURST, STATUSES_PER_SEC
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.ratelimit import RateLimiter, TokenBucket
 from pinwarden.controller.spec_reconciler import SpecReconciler
-from pinwarden.controller.status_reconciler import QUIET_SECONDS, SPARED_BY_FIGURES, StatusReconciler
+from pinwarden.controller.status_reconciler import (
+    QUIET_SECONDS,
+    SPARED_BY_FIGURES,
+    StatusReconciler,
+)
 from pinwarden.controller.store import Store
 from pinwarden.controller.transform import AgentPod, KnownNode
 from pinwarden.controller.workqueue import WorkQueue
@@ -114,14 +118,20 @@ class Operator:
         self.store.put_node(KnownNode(Node(name), uid, lost))
 
     def pod(self, uid: str = "p1", node: str = "n1") -> None:
-        pod = Pod(namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"})
+        pod = Pod(
+            namespace="ns", name=uid, uid=uid, cgroup_uid=uid, node=node, containers={"main": "id"}
+        )
         self.store.put_pod(pod)
 
     def agent(self, ready: bool = True, node: str = "n1") -> None:
         self.store.put_agent(AgentPod(f"agent-{node}", node, ready))
 
-    def limit(self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any) -> None:
-        self.store.put_resource(resources.read(PinLimit, limit(version, generation, status, **spec)))
+    def limit(
+        self, version: int = 1, generation: int = 1, status: Json | None = None, **spec: Any
+    ) -> None:
+        self.store.put_resource(
+            resources.read(PinLimit, limit(version, generation, status, **spec))
+        )
 
     def spec(self, node: str = "n1") -> Json:
         found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
@@ -133,7 +143,12 @@ class Operator:
 
     def condition(self, kind: str) -> str:
         return next(
-            (each["reason"] for each in self.status().get("conditions", []) if each["type"] == kind), ""
+            (
+                each["reason"]
+                for each in self.status().get("conditions", [])
+                if each["type"] == kind
+            ),
+            "",
         )
 
     def report(self, pinned: int = 4096, node: str = "n1", *, ended: Sequence[str] = ()) -> None:
@@ -146,7 +161,14 @@ class Operator:
             "appliedLimits": [{"uid": each.uid, "hash": each.hash} for each in spec.limits],
             "sources": [{"source": source, "counted": True, **level} for source in Source],
             "pods": [
-                {"uid": each.uid, "vmLck": pinned, "vmPin": 0, "peak": pinned, "processes": 1, **level}
+                {
+                    "uid": each.uid,
+                    "vmLck": pinned,
+                    "vmPin": 0,
+                    "peak": pinned,
+                    "processes": 1,
+                    **level,
+                }
                 for each in spec.pods
                 if each.limits and each.uid not in ended
             ],
@@ -262,7 +284,9 @@ def test_what_is_held_already_is_not_written() -> None:
         operator.pod()
         await operator.until(operator.spec)
         before = list(operator.server.applied)
-        held = transform.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[1]
+        held = transform.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[
+            1
+        ]
         operator.store.put_config(held)
         await operator.rest()
         assert operator.server.applied == before
@@ -290,7 +314,9 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
-        await operator.until(lambda: "n1" in operator.store.stored)  # the answer to its write has come
+        await operator.until(
+            lambda: "n1" in operator.store.stored
+        )  # the answer to its write has come
         path = config_path("n1")
         good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
         count = operator.server.applied.count(path)
@@ -335,7 +361,9 @@ def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
 
         def deleted(at: str) -> None:
             if at == path and operator.server.applied.count(path) == 1:
-                operator.store.put_config(transform.node_pin_config(operator.server.objects.pop(path))[1])
+                operator.store.put_config(
+                    transform.node_pin_config(operator.server.objects.pop(path))[1]
+                )
                 operator.store.remove_config("n1")
 
         operator.server.meanwhile = deleted
@@ -387,7 +415,11 @@ def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> Non
 
 def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
     async def work(operator: Operator) -> None:
-        operator.server.errors = [ApiError("no answer"), ApiError("busy", 429, 0.01), ApiError("broken", 500)]
+        operator.server.errors = [
+            ApiError("no answer"),
+            ApiError("busy", 429, 0.01),
+            ApiError("broken", 500),
+        ]
         operator.node()
         operator.pod()
         await operator.until(lambda: operator.server.applied)
@@ -551,7 +583,9 @@ def test_conditions_that_flap_wait_for_leave() -> None:
         operator.agent(ready=False)
         await operator.rest()
         assert operator.condition("Enforced") == "Enforced"
-        operator.store.resources["ns/l"].write_bucket = TokenBucket(STATUSES_PER_SECOND, STATUS_BURST)
+        operator.store.resources["ns/l"].write_bucket = TokenBucket(
+            STATUSES_PER_SECOND, STATUS_BURST
+        )
         operator.report(pinned=8192)
         await operator.until(lambda: operator.condition("Enforced") != "Enforced")
 
@@ -673,9 +707,9 @@ def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
     assert good.resource is not None
     assert resources.read(PinLimit, limit(7, 2, limit="lots")).problem.startswith("spec.limit: ")
     assert resources.read(PinLimit, limit(7, 2, status={"matchedPods": "many"})).status is None
-    assert resources.read(PinLimit, limit(7, 2, status={"matchedPods": 3})).status == PinLimitStatus(
-        matched_pods=3
-    )
+    assert resources.read(
+        PinLimit, limit(7, 2, status={"matchedPods": 3})
+    ).status == PinLimitStatus(matched_pods=3)
     raw = limit(7, 2)
     raw["kind"] = "ClusterPinLimit"
     del raw["metadata"]["namespace"]
@@ -686,7 +720,9 @@ def apply_seconds(operator: Operator) -> float:
     """How often a generation was told to have reached its nodes."""
     families = operator.metrics.families()
     samples = (sample for family in families for sample in family.samples)
-    return next(each.value for each in samples if each.name == "pinwarden_operator_apply_seconds_count")
+    return next(
+        each.value for each in samples if each.name == "pinwarden_operator_apply_seconds_count"
+    )
 
 
 def test_the_time_from_an_edit_to_its_acknowledgement_is_measured_once() -> None:
@@ -740,7 +776,9 @@ def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: s
             pod = operator.store.cluster.pod("p1")
             assert pod is not None
             operator.store.put_pod(replace(pod, terminal=True))
-        await operator.until(lambda: (operator.status().get("topPods") or [{}])[0].get("reason") == "PodGone")
+        await operator.until(
+            lambda: (operator.status().get("topPods") or [{}])[0].get("reason") == "PodGone"
+        )
         assert (operator.status()["matchedPods"], operator.status()["pinnedBytes"]) == (1, 4096)
         assert operator.condition("Enforced") == "Enforced"
         assert held_pods(operator) == [("p1", ["ns/l"])]
@@ -776,7 +814,9 @@ def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: 
         selected = {"matchLabels": {"tier": "guest"}}
         raw = limit(1, 1, namespaceSelector=selected)
         del raw["metadata"]["namespace"]
-        operator.store.put_resource(resources.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"}))
+        operator.store.put_resource(
+            resources.read(ClusterPinLimit, {**raw, "kind": "ClusterPinLimit"})
+        )
         operator.store.put_namespace(Namespace("ns", {"tier": "guest"}))
         operator.node()
         operator.agent()
@@ -891,7 +931,9 @@ def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
         operator.store.remove_pod("p1")
         assert operator.store.cluster.pod("p1") is not None
         operator.store.remove_config("n1")
-        assert operator.store.cluster.pod("p1") is not None, "an object that is made again takes nothing back"
+        assert operator.store.cluster.pod("p1") is not None, (
+            "an object that is made again takes nothing back"
+        )
         operator.store.remove_node("n1")
         await operator.until(lambda: operator.store.cluster.pod("p1") is None)
 

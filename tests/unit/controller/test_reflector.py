@@ -123,7 +123,9 @@ def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> Non
 
 def test_a_bookmark_moves_the_version_and_hands_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
-    script = Script([([], "5", "")], [[event("ADDED", "a", "6"), event("DELETED", "a", "7"), bookmark]])
+    script = Script(
+        [([], "5", "")], [[event("ADDED", "a", "6"), event("DELETED", "a", "7"), bookmark]]
+    )
     assert run(script, monkeypatch) == ["+a", "-a"]
     assert script.asked[-1] == "watch 9"
 
@@ -156,8 +158,12 @@ def test_after_a_gap_what_is_not_listed_any_more_is_removed(
         b'{"type": "ADD',
     ],
 )
-def test_a_watch_that_breaks_goes_on_where_it_was(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script([(["a"], "5", "")], [[event("ADDED", "b", "6"), failure], [event("ADDED", "c", "7")]])
+def test_a_watch_that_breaks_goes_on_where_it_was(
+    failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(
+        [(["a"], "5", "")], [[event("ADDED", "b", "6"), failure], [event("ADDED", "c", "7")]]
+    )
     assert run(script, monkeypatch) == ["+a", "+b", "+c"]
     assert script.asked == ["list", "watch 5", "watch 6", "watch 7"]
 
@@ -241,7 +247,9 @@ def test_the_limits_are_synced_once_all_that_are_listed_are_known() -> None:
     assert listed >= 6
 
 
-def test_a_first_comparison_that_took_long_does_not_put_off_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_comparison_that_took_long_does_not_put_off_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(census_module, "_SHARE_OF_TIME", 1e-9)
     known: set[str] = set()
     api = Listing({"a"}, on_list=lambda: known.add("a") if asked() else None)

@@ -10,7 +10,11 @@ from pinwarden.controller import transform
 
 def pod(**parts: Any) -> dict[str, Any]:
     metadata = {"name": "p", "namespace": "ns", "uid": "u1", **parts.pop("metadata", {})}
-    spec = {"nodeName": "n1", "containers": [{"name": "main", "image": "i"}], **parts.pop("spec", {})}
+    spec = {
+        "nodeName": "n1",
+        "containers": [{"name": "main", "image": "i"}],
+        **parts.pop("spec", {}),
+    }
     return {"metadata": metadata, "spec": spec, **parts}
 
 
@@ -52,12 +56,18 @@ def test_a_static_pod_bears_the_hash_of_its_configuration() -> None:
 @pytest.mark.parametrize(
     "forged",
     [
-        pytest.param(mirror({"kubernetes.io/config.hash": HASH}), id="an annotation that anybody may set"),
+        pytest.param(
+            mirror({"kubernetes.io/config.hash": HASH}), id="an annotation that anybody may set"
+        ),
         pytest.param(mirror(status={}), id="a mirror that no kubelet started"),
         pytest.param(mirror(owner=OWNER | {"name": "n2"}), id="a mirror of another node"),
         pytest.param(mirror(owner=OWNER | {"kind": "ReplicaSet"}), id="a mirror that no node owns"),
-        pytest.param(mirror(owner=OWNER | {"controller": False}), id="a mirror that no node controls"),
-        pytest.param(mirror({MIRROR: "11111111-2222-4333-8444-555555555555"}), id="another pod's UID"),
+        pytest.param(
+            mirror(owner=OWNER | {"controller": False}), id="a mirror that no node controls"
+        ),
+        pytest.param(
+            mirror({MIRROR: "11111111-2222-4333-8444-555555555555"}), id="another pod's UID"
+        ),
         pytest.param(mirror({MIRROR: "x" * 65}), id="a long annotation"),
         pytest.param(mirror({MIRROR: ""}), id="an empty annotation"),
     ],
@@ -104,9 +114,16 @@ def test_a_pod_may_say_that_it_is_for_windows(os: dict[str, str] | None, windows
 
 @pytest.mark.parametrize(
     ("status", "leaving", "ready"),
-    [("True", False, True), ("False", False, False), ("Unknown", False, False), ("True", True, False)],
+    [
+        ("True", False, True),
+        ("False", False, False),
+        ("Unknown", False, False),
+        ("True", True, False),
+    ],
 )
-def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(status: str, leaving: bool, ready: bool) -> None:
+def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(
+    status: str, leaving: bool, ready: bool
+) -> None:
     metadata = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
     raw = pod(metadata=metadata, status={"conditions": [{"type": "Ready", "status": status}]})
     assert transform.agent_pod(raw)[1] == transform.AgentPod("u1", "n1", ready)
@@ -116,8 +133,14 @@ def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(status: str, leaving
 @pytest.mark.rule("H1")
 def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
     def status(agent: bool, accountant: bool) -> dict[str, Any]:
-        containers = [{"name": "agent", "ready": agent}, {"name": "accountant", "ready": accountant}]
-        return {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": containers}
+        containers = [
+            {"name": "agent", "ready": agent},
+            {"name": "accountant", "ready": accountant},
+        ]
+        return {
+            "conditions": [{"type": "Ready", "status": "False"}],
+            "containerStatuses": containers,
+        }
 
     assert transform.agent_pod(pod(status=status(True, False)))[1].ready
     assert not transform.agent_pod(pod(status=status(False, True)))[1].ready
@@ -147,7 +170,13 @@ def test_a_node_is_lost_while_its_condition_ready_is_unknown() -> None:
 
 def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:
     owners = [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": owner}]
-    metadata = {"name": "n1", "uid": "c1", "generation": 3, "ownerReferences": owners, "managedFields": [1]}
+    metadata = {
+        "name": "n1",
+        "uid": "c1",
+        "generation": 3,
+        "ownerReferences": owners,
+        "managedFields": [1],
+    }
     return {"metadata": metadata, "spec": spec}
 
 
@@ -162,5 +191,10 @@ def test_what_was_written_and_what_is_held_have_the_same_digest() -> None:
 
 def test_another_owner_an_added_field_or_no_spec_make_another_digest() -> None:
     spec = NodePinConfigSpec().to_wire()
-    variants = [config(spec), config(spec, "other"), config({**spec, "unknownPods": 0}), config(None)]
+    variants = [
+        config(spec),
+        config(spec, "other"),
+        config({**spec, "unknownPods": 0}),
+        config(None),
+    ]
     assert len({transform.node_pin_config(each)[1].digest for each in variants}) == len(variants)

@@ -12,9 +12,14 @@ from pinwarden.controller.uninstall.blockers import draining, is_gated, made, re
 from pinwarden.controller.uninstall.uninstall import GatedPods, Uninstaller, UninstallOptions
 from pinwarden.plan.group_compiler import FINALIZER
 
-PROFILE = {"seccompProfile": {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}}
+PROFILE = {
+    "seccompProfile": {"type": "Localhost", "localhostProfile": "pinwarden/unconfined-v1.json"}
+}
 SPELT = {
-    "seccompProfile": {"type": "Localhost", "localhostProfile": ".//pinwarden/./runtime-default-v2.json"}
+    "seccompProfile": {
+        "type": "Localhost",
+        "localhostProfile": ".//pinwarden/./runtime-default-v2.json",
+    }
 }
 OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/pinwarden/x.json"}}
 
@@ -25,11 +30,19 @@ OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/p
         ({"containers": [{"name": "a"}]}, False),
         ({"securityContext": PROFILE, "containers": [{"name": "a"}]}, True),
         (
-            {"containers": [{"name": "a", "securityContext": {}}, {"name": "b", "securityContext": PROFILE}]},
+            {
+                "containers": [
+                    {"name": "a", "securityContext": {}},
+                    {"name": "b", "securityContext": PROFILE},
+                ]
+            },
             True,
         ),
         (
-            {"containers": [{"name": "a"}], "initContainers": [{"name": "b", "securityContext": PROFILE}]},
+            {
+                "containers": [{"name": "a"}],
+                "initContainers": [{"name": "b", "securityContext": PROFILE}],
+            },
             True,
         ),
         (
@@ -79,7 +92,11 @@ def config(report: dict[str, Any] | None) -> NodePinConfig:
         "fairShare": "Borrow",
         "draining": True,
     }
-    raw = {"apiVersion": "pinwarden.io/v1alpha1", "metadata": {"name": "n"}, "spec": {"groups": [group]}}
+    raw = {
+        "apiVersion": "pinwarden.io/v1alpha1",
+        "metadata": {"name": "n"},
+        "spec": {"groups": [group]},
+    }
     asked = NodePinConfig.model_validate(raw)
     if report is None:
         return asked
@@ -106,7 +123,9 @@ def test_a_released_group_is_not_waited_for() -> None:
         ({"phase": "Pending", "reason": "AccountantAway", "hash": ""}, "AccountantAway", False),
     ],
 )
-def test_one_that_stays_is_told_with_its_reason(report: dict[str, Any] | None, why: str, stays: bool) -> None:
+def test_one_that_stays_is_told_with_its_reason(
+    report: dict[str, Any] | None, why: str, stays: bool
+) -> None:
     assert list(remaining_groups(config(report))) == [("team/cache", why, stays)]
 
 
@@ -134,10 +153,19 @@ class Refusing:
         return GROUP
 
 
-GROUP = {"metadata": {"namespace": "team", "name": "cache", "uid": "u", "finalizers": ["other", FINALIZER]}}
+GROUP = {
+    "metadata": {
+        "namespace": "team",
+        "name": "cache",
+        "uid": "u",
+        "finalizers": ["other", FINALIZER],
+    }
+}
 
 
-@pytest.mark.parametrize(("refused", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)])
+@pytest.mark.parametrize(
+    ("refused", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)]
+)
 def test_a_group_that_is_changed_meanwhile_is_remove_finalizer_and_one_that_cannot_be_changed_is_told(
     refused: int, patches: int, fails: bool
 ) -> None:

@@ -133,7 +133,9 @@ def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
     asyncio.run(scenario())
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["add", "work", "fail", "wait"]))))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["add", "work", "fail", "wait"])))
+)
 def test_what_was_added_last_is_always_worked_on_after_it(steps: list[tuple[str, str]]) -> None:
     async def scenario() -> None:
         clock = Clock()

@@ -55,7 +55,9 @@ def a_pod(
     )
 
 
-def namespaced(name: str, namespace: str, amount: str, selector: Any, scope: str, grant: bool) -> PinLimit:
+def namespaced(
+    name: str, namespace: str, amount: str, selector: Any, scope: str, grant: bool
+) -> PinLimit:
     return PinLimit.model_validate(
         {
             "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}"},
@@ -67,10 +69,17 @@ def namespaced(name: str, namespace: str, amount: str, selector: Any, scope: str
 def cluster_wide(
     name: str, amount: str, pods: Any, namespaces: Any, nodes: Any, granted: str | None
 ) -> ClusterPinLimit:
-    spec = {"podSelector": pods, "namespaceSelector": namespaces, "nodeSelector": nodes, "limit": amount}
+    spec = {
+        "podSelector": pods,
+        "namespaceSelector": namespaces,
+        "nodeSelector": nodes,
+        "limit": amount,
+    }
     if granted is not None:
         spec["maxGrant"] = granted
-    return ClusterPinLimit.model_validate({"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
+    return ClusterPinLimit.model_validate(
+        {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec}
+    )
 
 
 PODS = st.builds(
@@ -166,7 +175,9 @@ class Mirror:
             assert all(pod.contested == self.contested(pod) for pod in pods)
             assert self.world.rejection(name) == rejection(limit)
         for node_name in NODES:
-            governing = {name for name, limit in self.limits.items() if self.held_on(limit, node_name)}
+            governing = {
+                name for name, limit in self.limits.items() if self.held_on(limit, node_name)
+            }
             assert self.world.limits_on(node_name) == governing
 
     def held_on(self, limit: Limit, node: str) -> bool:
@@ -340,7 +351,9 @@ def test_a_pod_event_that_says_nothing_new_dirties_nothing() -> None:
 
 
 def test_a_started_container_is_news_for_the_node_only_where_a_limit_is_per_container() -> None:
-    waiting, running = (a_pod("1", "a", "n1", {}, running, terminal=False) for running in (False, True))
+    waiting, running = (
+        a_pod("1", "a", "n1", {}, running, terminal=False) for running in (False, True)
+    )
     by_pod = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False))
     by_pod.put_pod(waiting)
     assert by_pod.put_pod(running) == Dirty(limits=frozenset({"a/p"}))
@@ -361,7 +374,9 @@ def test_a_terminal_or_unbound_pod_is_gone() -> None:
 
 
 def test_a_pod_for_windows_is_held_by_no_limit_whether_it_says_so_or_its_node() -> None:
-    world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False), cluster_wide("u", "1Mi", {}, {}, {}, None))
+    world = loaded(
+        namespaced("p", "a", "1Mi", {}, "Pod", False), cluster_wide("u", "1Mi", {}, {}, {}, None)
+    )
     world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False, windows=True))
     assert world.pods_of("a/p") == world.pods_of("u") == []
     world.put_pod(a_pod("2", "a", "n3", {}, running=True, terminal=False))
@@ -403,7 +418,9 @@ def test_pods_that_are_alike_share_their_labels() -> None:
 
 @pytest.mark.rule("P14")
 def test_a_ceiling_that_lets_a_grant_through_or_goes_is_news_for_the_grant() -> None:
-    world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", True), namespaced("q", "b", "1Mi", {}, "Pod", True))
+    world = loaded(
+        namespaced("p", "a", "1Mi", {}, "Pod", True), namespaced("q", "b", "1Mi", {}, "Pod", True)
+    )
     world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
     ceiling = cluster_wide("u", "1Gi", {}, {}, {}, "1Mi")
     assert world.put_limit(ceiling) == Dirty(frozenset({"n1"}), frozenset({"u", "a/p"}))

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import DenialReport
 from pinwarden.api.pinlimit import Source
 from pinwarden.common.text import printable
-from pinwarden.plan.denials import FRESH, SeenDenials, describe_denial, describe_repeats, find_new_denials
+from pinwarden.plan.denials import (
+    FRESH,
+    SeenDenials,
+    describe_denial,
+    describe_repeats,
+    find_new_denials,
+)
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LISTED = 32
@@ -72,7 +78,9 @@ def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_resta
 @given(st.integers(0, 100), st.integers(1, 100), st.booleans())
 def test_what_no_list_had_is_noticed(before: int, more: int, restarted: bool) -> None:
     def window(first: int, last: int, hour: int) -> list[DenialReport]:
-        return [denial(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][-LISTED:]
+        return [denial(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][
+            -LISTED:
+        ]
 
     seen = find_new_denials(SeenDenials(), window(1, before, 12), NOON).seen
     listed = window(1, more, 13) if restarted else window(1, before + more, 12)
@@ -132,7 +140,12 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
             'mlock of 4Mi by process "db" (pid 4242) in container main refused: the cause is not known',
         ),
         (
-            {"asked": 0, "used": 0, "call": "mlockall(MCL_FUTURE)", "message": "minimumLevel is Deny"},
+            {
+                "asked": 0,
+                "used": 0,
+                "call": "mlockall(MCL_FUTURE)",
+                "message": "minimumLevel is Deny",
+            },
             'mlockall(MCL_FUTURE) by process "db" (pid 4242) in container main refused: '
             "minimumLevel is Deny; limit PinLimit team-a/db of 64Mi",
         ),
@@ -169,8 +182,14 @@ def test_repeats_are_said_with_the_time_they_took_and_whether_there_were_others(
     minute = timedelta(minutes=1)
     assert describe_repeats(0, at_least=True, span=minute) == ""
     assert (
-        describe_repeats(41, at_least=False, span=timedelta(seconds=2)) == "; and 41 more in the last minute"
+        describe_repeats(41, at_least=False, span=timedelta(seconds=2))
+        == "; and 41 more in the last minute"
     )
-    assert describe_repeats(41, at_least=True, span=minute) == "; and at least 41 more in the last minute"
-    assert describe_repeats(1, at_least=False, span=3 * minute) == "; and 1 more in the last 3 minutes"
+    assert (
+        describe_repeats(41, at_least=True, span=minute)
+        == "; and at least 41 more in the last minute"
+    )
+    assert (
+        describe_repeats(1, at_least=False, span=3 * minute) == "; and 1 more in the last 3 minutes"
+    )
     assert describe_repeats(1, at_least=False, span=-minute) == "; and 1 more in the last minute"

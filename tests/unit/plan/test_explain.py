@@ -34,7 +34,12 @@ SOURCES = [
 def limit(name: str = "db", amount: str = "64Mi", **spec: Any) -> PinLimit:
     return PinLimit.model_validate(
         {
-            "metadata": {"name": name, "namespace": "team-a", "uid": f"uid-{name}", "generation": 1},
+            "metadata": {
+                "name": name,
+                "namespace": "team-a",
+                "uid": f"uid-{name}",
+                "generation": 1,
+            },
             "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "limit": amount, **spec},
         }
     )
@@ -63,11 +68,17 @@ def denial(limit: Limit, used: int, asked: int, **more: Any) -> dict[str, Any]:
     return {"number": 1, "time": "2026-11-24T11:59:00Z", **who, **why, **named, **more}
 
 
-def config(limits: Sequence[Limit], pod: Pod, *, taken: bool = True, **status: Any) -> NodePinConfig:
+def config(
+    limits: Sequence[Limit], pod: Pod, *, taken: bool = True, **status: Any
+) -> NodePinConfig:
     """A NodePinConfig as the operator writes it, whose agent took all of it, or nothing."""
     spec = compile_node(Node(NODE), [pod], {}, limits, Settings())
     applied = [{"uid": each.uid, "hash": each.hash} for each in spec.limits] if taken else []
-    reported = {"observedGeneration": 7 if taken else 6, "appliedLimits": applied, "sources": SOURCES}
+    reported = {
+        "observedGeneration": 7 if taken else 6,
+        "appliedLimits": applied,
+        "sources": SOURCES,
+    }
     return NodePinConfig.model_validate(
         {
             "metadata": {"name": NODE, "uid": "uid-n1", "generation": 7},
@@ -118,7 +129,10 @@ def test_a_pod_without_processes_says_where_to_look_only_while_it_runs() -> None
     assert "no process is in its cgroup" in message
     assert command == "kubectl get --raw /api/v1/nodes/n1/proxy/configz"
     for pod, report in ((POD, nothing), (running, {**nothing, "reason": "ProcessesEnded"})):
-        assert first(explain(evidence(limit(), pod=pod, uses=[report])))[:2] == (Cause.NOT_STARTED, False)
+        assert first(explain(evidence(limit(), pod=pod, uses=[report])))[:2] == (
+            Cause.NOT_STARTED,
+            False,
+        )
 
 
 RESTART = "kubectl label namespace team-a pinwarden.io/gate=runtime-default && kubectl -n team-a rollout restart deployment/db"
@@ -137,9 +151,14 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     assert (cause, problem) == (Cause.DENIED_BY_GATE, True)
     assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
     assert 'mlock of 4Ki by process "db" (pid 42) in container main refused' in message
-    assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    assert (
+        command
+        == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    )
     assert Cause.HELD_EXACTLY in causes(told)
-    assert [each.text for each in told.refused] == [message.partition("the last one: ")[2].rstrip(".")]
+    assert [each.text for each in told.refused] == [
+        message.partition("the last one: ")[2].rstrip(".")
+    ]
     assert told.limits[0].denials == 3
 
 
@@ -162,7 +181,9 @@ def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to()
     told = explain(
         evidence(
             limit(amount="8Mi"),
-            uses=[use(7 * MIB + 4096, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
+            uses=[
+                use(7 * MIB + 4096, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
+            ],
             status={"recentDenials": [denial(old, 4 * MIB, MIB)]},
         )
     )
@@ -175,7 +196,9 @@ def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to()
 def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitting() -> None:
     refused = denial(limit(amount="4Mi"), 4 * MIB, MIB)
     counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
-    told = explain(evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]}))
+    told = explain(
+        evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]})
+    )
     assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE]
     assert "since" not in told.findings[1].message
     assert told.findings[1].problem
@@ -187,12 +210,18 @@ def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
     denied = {key: value for key, value in denial(one, 0, 0).items() if key not in unnamed}
     denied["message"] = "it would loosen the pod"
     told = explain(
-        evidence(one, uses=[use(0, "Deny", "SeccompGate", denials=[])], status={"recentDenials": [denied]})
+        evidence(
+            one,
+            uses=[use(0, "Deny", "SeccompGate", denials=[])],
+            status={"recentDenials": [denied]},
+        )
     )
     cause, _, message, command = first(told)
     assert cause is Cause.DENIED_BY_GATE
     assert "it would loosen the pod" in message
-    assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Converge"}}\'')
+    assert command.endswith(
+        'patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Converge"}}\''
+    )
 
 
 def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
@@ -201,14 +230,20 @@ def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
     assert (cause, problem) == (Cause.AT_LIMIT, True)
     assert "came up to 62Mi of 64Mi (PinLimit team-a/db); 2Mi are left now" in message
     assert "nobody sees or counts that" in message
-    assert command == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    assert (
+        command
+        == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
+    )
     assert told.limits[0].denials is None
 
 
 def test_held_by_rlimit_with_room_says_what_the_runtime_may_refuse() -> None:
     cause, problem, message, command = first(explain(evidence(limit())))
     assert (cause, problem, command) == (Cause.HELD_BY_RLIMIT, False, RESTART)
-    assert "A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant" in message
+    assert (
+        "A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
+        in message
+    )
 
 
 @pytest.mark.parametrize("pinned", [0, MIB])
@@ -233,9 +268,9 @@ def test_a_stricter_ceiling_overrides() -> None:
         ("top", "Strictest"),
         ("team-a/db", "Overridden"),
     ]
-    assert first(explain(evidence(limit(), ceiling(amount="32Mi"), uses=[use(31 * MIB)])))[3].startswith(
-        "kubectl patch clusterpinlimit top"
-    )
+    assert first(explain(evidence(limit(), ceiling(amount="32Mi"), uses=[use(31 * MIB)])))[
+        3
+    ].startswith("kubectl patch clusterpinlimit top")
 
 
 def test_a_ceiling_above_a_limit_is_nothing_to_tell() -> None:
@@ -259,20 +294,29 @@ def test_a_grant_that_no_ceiling_lets_through() -> None:
     manifest = json.loads(command.partition("'")[2].rpartition("'")[0])
     made = ClusterPinLimit.model_validate(manifest)
     assert (made.spec.limit, made.spec.max_grant) == ("64Mi", "64Mi")
-    again = explain(evidence(limit(grant=True), made.model_copy(update={"metadata": ceiling().metadata})))
+    again = explain(
+        evidence(limit(grant=True), made.model_copy(update={"metadata": ceiling().metadata}))
+    )
     assert Cause.GRANTED in causes(again)
     assert Cause.GRANT_LIMITED not in causes(again)
 
 
 def test_a_grant_that_a_ceiling_cuts_names_the_ceiling() -> None:
-    cause, _, message, command = first(explain(evidence(limit(grant=True), ceiling(maxGrant="16Mi"))))
+    cause, _, message, command = first(
+        explain(evidence(limit(grant=True), ceiling(maxGrant="16Mi")))
+    )
     assert cause is Cause.GRANT_LIMITED
     assert "lets 16Mi of it through" in message
-    assert command == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"maxGrant":"64Mi"}}\''
+    assert (
+        command
+        == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"maxGrant":"64Mi"}}\''
+    )
 
 
 def test_audit_only() -> None:
-    told = explain(evidence(limit(enforcement="Audit"), uses=[use(level="Observe", reason="Audit")]))
+    told = explain(
+        evidence(limit(enforcement="Audit"), uses=[use(level="Observe", reason="Audit")])
+    )
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.AUDIT, False)
     assert "Only Audit limits match (PinLimit team-a/db)" in message
@@ -309,7 +353,8 @@ def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
 
 @pytest.mark.rule("P11")
 @pytest.mark.parametrize(
-    ("level", "rest"), [("Deny", [Cause.HELD_EXACTLY]), ("Converge", [Cause.AT_LIMIT, Cause.OVERSHOT])]
+    ("level", "rest"),
+    [("Deny", [Cause.HELD_EXACTLY]), ("Converge", [Cause.AT_LIMIT, Cause.OVERSHOT])],
 )
 def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
     level: str, rest: list[Cause]
@@ -362,16 +407,24 @@ def test_a_static_pod_gets_its_profile_in_its_file() -> None:
     held = use(level="Observe", reason="CapIPCLock")
     finding = explain(evidence(limit(), pod=pod, uses=[held], workload="")).findings[0]
     assert "static pod" in finding.next.text
-    assert finding.next.command == "kubectl -n team-a get pod db-0 -o 'jsonpath={.spec.securityContext}'"
+    assert (
+        finding.next.command
+        == "kubectl -n team-a get pod db-0 -o 'jsonpath={.spec.securityContext}'"
+    )
 
 
 def test_a_gated_pod_that_a_call_loosened() -> None:
     loosened = use(message="not exactly: mlockall(MCL_FUTURE)", denials=[])
     cause, _, _, command = first(explain(evidence(limit(), uses=[loosened])))
     assert cause is Cause.HELD_BY_RLIMIT
-    assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Deny"}}\'')
+    assert command.endswith(
+        'patch pinlimit db --type=merge -p \'{"spec":{"minimumLevel":"Deny"}}\''
+    )
     cause, _, _, command = first(explain(evidence(limit(minimumLevel="Deny"), uses=[loosened])))
-    assert (cause, command) == (Cause.LEVEL_TOO_LOW, "kubectl -n team-a rollout restart deployment/db")
+    assert (cause, command) == (
+        Cause.LEVEL_TOO_LOW,
+        "kubectl -n team-a rollout restart deployment/db",
+    )
 
 
 def test_a_node_without_a_gate_is_told_by_probe() -> None:
@@ -382,7 +435,11 @@ def test_a_node_without_a_gate_is_told_by_probe() -> None:
 
 
 def test_sources_that_cannot_be_told_apart() -> None:
-    report = {"uid": "uid-db", "reason": "SourceNotSeparable", "message": "sources: the counters do not tell"}
+    report = {
+        "uid": "uid-db",
+        "reason": "SourceNotSeparable",
+        "message": "sources: the counters do not tell",
+    }
     told = explain(
         evidence(
             limit(sources=["Mlock"]),
@@ -398,7 +455,9 @@ def test_sources_that_cannot_be_told_apart() -> None:
 
 def test_deny_that_the_rlimit_gate_does_not_reach() -> None:
     held = use(message="not exactly: created without the gate's profile")
-    cause, problem, message, command = first(explain(evidence(limit(minimumLevel="Deny"), uses=[held])))
+    cause, problem, message, command = first(
+        explain(evidence(limit(minimumLevel="Deny"), uses=[held]))
+    )
     assert (cause, problem, command) == (Cause.LEVEL_TOO_LOW, True, RESTART)
     assert "created without the gate's profile" in message
 
@@ -418,7 +477,9 @@ def test_a_node_that_is_not_known() -> None:
 
 
 def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
-    told = explain(evidence(limit(), uses=[use(70 * MIB)], agent=NodeAgent("pinwarden-agent-x", ready=False)))
+    told = explain(
+        evidence(limit(), uses=[use(70 * MIB)], agent=NodeAgent("pinwarden-agent-x", ready=False))
+    )
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.AGENT_SILENT, True)
     assert "agent of node n1 (pinwarden-agent-x) is not ready" in message
@@ -461,7 +522,10 @@ def relabelled(first_limit: Limit, new: Limit, pinned: dict[str, Any], **more: A
     pod = replace(POD, labels={"app": "db", "tier": "gold"})
     other = Pod("team-a", "x", "u2", "u2", NODE, {"tier": "gold"}, {"main": "c2"})
     spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], Settings())
-    assert {each.uid: each.limits for each in spec.pods} == {"u1": ["team-a/db"], "u2": ["team-a/new"]}
+    assert {each.uid: each.limits for each in spec.pods} == {
+        "u1": ["team-a/db"],
+        "u2": ["team-a/new"],
+    }
     made = config([first_limit, new], pod, pods=[pinned])
     assert {each.uid for each in made.status.applied_limits} == {"uid-db", "uid-new"}  # type: ignore[union-attr]
     made = made.model_copy(update={"spec": spec})
@@ -474,7 +538,9 @@ def new_limit(**spec: Any) -> PinLimit:
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("level", ["Deny", "Converge"])
-def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_one(level: str) -> None:
+def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_one(
+    level: str,
+) -> None:
     told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
     assert causes(told) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
     missing, over, part = told.findings
@@ -576,14 +642,18 @@ def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> 
 
 
 @pytest.mark.rule("H1", "H2")
-@pytest.mark.parametrize("sampled", [NOW - timedelta(days=1), NOW - STALE - timedelta(seconds=1), None])
+@pytest.mark.parametrize(
+    "sampled", [NOW - timedelta(days=1), NOW - STALE - timedelta(seconds=1), None]
+)
 def test_a_report_that_is_stale_is_like_an_agent_that_is_silent(sampled: datetime | None) -> None:
     status = {"sampledAt": sampled and sampled.isoformat()}
     told = explain(evidence(limit(), uses=[EXACT], status=status))
     assert causes(told) == [Cause.AGENT_SILENT]
     _, problem, message, command = first(told)
     assert problem
-    assert (f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when") in message
+    assert (
+        f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when"
+    ) in message
     assert command.endswith("logs pinwarden-agent-x -c agent --tail=20")
     assert told.use is not None
     assert (told.use.level, told.use.reason, told.use.stale) == (None, "AgentSilent", True)
@@ -633,7 +703,9 @@ def test_a_pod_for_windows(said: dict[str, Any]) -> None:
 
 
 def test_over_the_limit_after_it_was_lowered() -> None:
-    told = explain(evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])]))
+    told = explain(
+        evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])])
+    )
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.OVER_LIMIT, True)
     assert (
@@ -675,7 +747,9 @@ def test_no_limit_matches_and_the_nearest_says_which_label_differs() -> None:
 
 
 def test_a_label_that_the_pod_lacks_can_be_given() -> None:
-    told = explain(evidence(limit(podSelector={"matchLabels": {"app": "db", "tier": "x"}}), uses=[]))
+    told = explain(
+        evidence(limit(podSelector={"matchLabels": {"app": "db", "tier": "x"}}), uses=[])
+    )
     assert first(told)[3] == "kubectl -n team-a label pod db-0 tier=x"
 
 
@@ -755,14 +829,21 @@ def test_a_pod_that_has_not_started_and_one_that_is_not_reported() -> None:
 
 
 def test_a_limit_of_another_version_is_named() -> None:
-    told = explain(evidence(limit(), unreadable={"PinLimit team-a/new": "spec.burst: Extra inputs"}))
+    told = explain(
+        evidence(limit(), unreadable={"PinLimit team-a/new": "spec.burst: Extra inputs"})
+    )
     (found,) = [each for each in told.findings if each.cause is Cause.LIMIT_NOT_UNDERSTOOD]
     assert "PinLimit team-a/new is of another version" in found.message
 
 
 def group(**spec: Any) -> Group:
     member = {"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "4Mi"}
-    body = {"backing": {"memfd": {"name": "ring"}}, "accounting": "Borrow", "members": [member], **spec}
+    body = {
+        "backing": {"memfd": {"name": "ring"}},
+        "accounting": "Borrow",
+        "members": [member],
+        **spec,
+    }
     metadata = {"name": "cache", "namespace": "team-a", "uid": "uid-cache"}
     return Group(SharedMemoryGroup.model_validate({"metadata": metadata, "spec": body}))
 
@@ -810,7 +891,9 @@ def test_earlier_refusals_are_taken_from_events() -> None:
     one = limit()
     earlier = DeniedCall(time=NOW - timedelta(hours=1), text="earlier")
     known = DeniedCall(time=NOW, text="the same as listed")
-    told = explain(evidence(one, status={"recentDenials": [denial(one, 0, 1)]}, events=[earlier, known]))
+    told = explain(
+        evidence(one, status={"recentDenials": [denial(one, 0, 1)]}, events=[earlier, known])
+    )
     assert [each.text for each in told.refused][1:] == ["earlier"]
     assert len(told.refused) == 2
 
@@ -827,8 +910,16 @@ def test_earlier_refusals_are_taken_from_events() -> None:
 def test_a_source_is_held_no_better_than_node_and_pod(
     level: str, reason: str, expected: dict[str, str]
 ) -> None:
-    ring = {"source": "IoUring", "counted": True, "level": "Converge", "reason": "RlimitGate", "message": "m"}
-    told = explain(evidence(limit(), uses=[use(0, level, reason)], status={"sources": [*SOURCES, ring]}))
+    ring = {
+        "source": "IoUring",
+        "counted": True,
+        "level": "Converge",
+        "reason": "RlimitGate",
+        "message": "m",
+    }
+    told = explain(
+        evidence(limit(), uses=[use(0, level, reason)], status={"sources": [*SOURCES, ring]})
+    )
     assert {str(each.source): str(each.level) for each in told.sources} == expected
     mlock = next(each for each in told.sources if each.source == "Mlock")
     assert mlock.reason == reason

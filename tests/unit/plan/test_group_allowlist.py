@@ -44,7 +44,9 @@ def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | 
         ("", "/run", None),
     ],
 )
-def test_a_path_is_allowed_at_and_below_a_folder(allowed: str, path: str, folder: str | None) -> None:
+def test_a_path_is_allowed_at_and_below_a_folder(
+    allowed: str, path: str, folder: str | None
+) -> None:
     found = judge({"tmpfs": {"path": path}}, allowed)
     assert (found.folder if isinstance(found, Permission) else None) == folder
     assert judge({"hugetlbfs": {"path": path}}, allowed) == found or isinstance(found, Rejection)
@@ -61,7 +63,9 @@ PARTS = st.sampled_from(["a", "ab", "b", "..", ".", "", "*", "a b"])
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
 
 
-@given(PATHS, st.lists(st.sampled_from(["/a", "/a/b", "/ab", "/a/..", "/a/./b", "a", "/"]), max_size=3))
+@given(
+    PATHS, st.lists(st.sampled_from(["/a", "/a/b", "/ab", "/a/..", "/a/./b", "a", "/"]), max_size=3)
+)
 def test_no_path_outside_of_a_folder_is_ever_allowed(path: str, folders: list[str]) -> None:
     allowed = parse(" ".join(f"path:{folder}" for folder in folders))
     try:
@@ -157,9 +161,21 @@ def test_what_is_found_in_member_pods_needs_no_entry(backing: dict[str, Any]) ->
         ({"tmpfs": {"path": "/run/a"}}, "spec.backing.tmpfs.path", "path:/run/a"),
         ({"file": {"path": "/run/a/ring*"}}, "spec.backing.file.path", "path:/run/a"),
         ({"hugetlbfs": {"path": "/run/a b/c"}}, "spec.backing.hugetlbfs.path", "path:/run"),
-        ({"posixShm": {"name": "a ?", "ipcNamespace": HOST}}, "spec.backing.posixShm.name", "posixShm:a*"),
-        ({"posixShm": {"name": "a b", "ipcNamespace": HOST}}, "spec.backing.posixShm.name", "posixShm:a?b"),
-        ({"sysvShm": {"key": 80, "ipcNamespace": HOST}}, "spec.backing.sysvShm.key", "sysvShm:0x50"),
+        (
+            {"posixShm": {"name": "a ?", "ipcNamespace": HOST}},
+            "spec.backing.posixShm.name",
+            "posixShm:a*",
+        ),
+        (
+            {"posixShm": {"name": "a b", "ipcNamespace": HOST}},
+            "spec.backing.posixShm.name",
+            "posixShm:a?b",
+        ),
+        (
+            {"sysvShm": {"key": 80, "ipcNamespace": HOST}},
+            "spec.backing.sysvShm.key",
+            "sysvShm:0x50",
+        ),
         (
             {"sysvShm": {"key": "80-0x00000060", "ipcNamespace": HOST}},
             "spec.backing.sysvShm.key",

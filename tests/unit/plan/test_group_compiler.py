@@ -57,12 +57,23 @@ def a_group(
         "uid": f"uid-{namespace}-{name}",
         "resourceVersion": version,
     }
-    resource = SharedMemoryGroup.model_validate({"metadata": metadata, "spec": {"members": members, **spec}})
+    resource = SharedMemoryGroup.model_validate(
+        {"metadata": metadata, "spec": {"members": members, **spec}}
+    )
     return Group(resource, **of)
 
 
 def a_pod(uid: str, namespace: str = "a", node: str = "n1", tier: str = "x", **fields: Any) -> Pod:
-    return Pod(namespace, f"pod-{uid}", uid, f"cgroup-{uid}", node, {"tier": tier}, {"main": "id"}, **fields)
+    return Pod(
+        namespace,
+        f"pod-{uid}",
+        uid,
+        f"cgroup-{uid}",
+        node,
+        {"tier": tier},
+        {"main": "id"},
+        **fields,
+    )
 
 
 def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) -> list[NodeGroup]:
@@ -76,7 +87,11 @@ def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) ->
 @pytest.mark.rule("M2")
 def test_a_group_is_attached_to_the_pods_of_its_own_namespace_that_its_members_select() -> None:
     members = [
-        {"podSelector": {"matchLabels": {"tier": "x"}}, "borrowLimit": "1Mi", "borrowLimitOn": "Resident"},
+        {
+            "podSelector": {"matchLabels": {"tier": "x"}},
+            "borrowLimit": "1Mi",
+            "borrowLimitOn": "Resident",
+        },
         {"podSelector": {}, "borrowLimit": "4Mi"},
     ]
     group = a_group(spec={**MEMFD, "accounting": "Borrow"}, members=members)
@@ -122,20 +137,35 @@ def test_a_group_that_drains_stays_where_it_was_asked_for() -> None:
 @pytest.mark.rule("M10")
 def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
     assert compiled(a_group(held=False), pods=[a_pod("1")]) == []
-    assert compiled(a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, held=False), pods=[a_pod("1")])
+    assert compiled(
+        a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, held=False), pods=[a_pod("1")]
+    )
 
 
 @pytest.mark.parametrize(
     ("spec", "members", "reason", "field"),
     [
-        (MEMFD, [{"podSelector": {}, "pinLimit": "1Mi"}], "NotSupported", "spec.members[0].pinLimit"),
+        (
+            MEMFD,
+            [{"podSelector": {}, "pinLimit": "1Mi"}],
+            "NotSupported",
+            "spec.members[0].pinLimit",
+        ),
         ({**MEMFD, "capacity": "-1"}, None, "Invalid", "spec.capacity"),
         ({**MEMFD, "capacity": "5Pi"}, None, "Invalid", "spec.capacity"),
-        (MEMFD, [{"podSelector": {}, "borrowLimit": "1m"}], "Invalid", "spec.members[0].borrowLimit"),
+        (
+            MEMFD,
+            [{"podSelector": {}, "borrowLimit": "1m"}],
+            "Invalid",
+            "spec.members[0].borrowLimit",
+        ),
         ({"backing": {}}, None, "Invalid", "spec.backing"),
         (
             MEMFD,
-            [{"podSelector": {}}, {"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [ABSENT]}}],
+            [
+                {"podSelector": {}},
+                {"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [ABSENT]}},
+            ],
             "SelectsNothing",
             "spec.members[1].podSelector",
         ),
@@ -153,13 +183,15 @@ def test_what_cannot_be_done_is_refused(spec: Any, members: Any, reason: str, fi
 
 
 def test_no_namespace_crowds_out_another_and_the_oldest_come_first() -> None:
-    many = [a_group(f"g{number}", created=f"2024-{number:04}") for number in range(MAX_NODE_GROUPS + 5)]
+    many = [
+        a_group(f"g{number}", created=f"2024-{number:04}") for number in range(MAX_NODE_GROUPS + 5)
+    ]
     late = a_group("late", "b", created="2025")
     found = compiled(*many, late, pods=[a_pod("1"), a_pod("2", namespace="b")])
     assert len(found) == MAX_NODE_GROUPS
-    assert [group.name for group in found] == [f"a/g{number}" for number in range(MAX_NODE_GROUPS - 1)] + [
-        "b/late"
-    ]
+    assert [group.name for group in found] == [
+        f"a/g{number}" for number in range(MAX_NODE_GROUPS - 1)
+    ] + ["b/late"]
 
 
 @pytest.mark.rule("H1")
@@ -194,16 +226,27 @@ def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_n
     (found,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
     assert not found.draining
     (found,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
-    assert (found.draining, found.capacity, found.pods()) == (True, 2 << 20, frozenset({"1", "cgroup-1"}))
+    assert (found.draining, found.capacity, found.pods()) == (
+        True,
+        2 << 20,
+        frozenset({"1", "cgroup-1"}),
+    )
     assert compiled(group, pods=pods, allowed="create:1Mi") == []
-    for never in (replace(group, held=False), a_group(spec={**created, "deletionPolicy": "Orphan"})):
+    for never in (
+        replace(group, held=False),
+        a_group(spec={**created, "deletionPolicy": "Orphan"}),
+    ):
         assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
 
 
 @pytest.mark.parametrize("amount", ["-1", "5Pi", "1500m"])
-def test_what_a_group_is_refused_for_is_not_given_to_the_nodes_that_it_drains_from(amount: str) -> None:
+def test_what_a_group_is_refused_for_is_not_given_to_the_nodes_that_it_drains_from(
+    amount: str,
+) -> None:
     members = [{"podSelector": {}, "borrowLimit": amount}]
-    group = a_group(spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members)
+    group = a_group(
+        spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members
+    )
     asked = Presence(asked=frozenset({group.uid}))
     (found,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
     assert (found.draining, found.allowed, found.capacity) == (True, None, None)
@@ -236,7 +279,9 @@ GROUPS = st.builds(
 UIDS = st.frozensets(st.sampled_from(["uid-a-g", "uid-a-h", "uid-b-g"]))
 
 
-@given(st.lists(GROUPS, max_size=4), st.lists(PODS, max_size=4), st.sampled_from(ALLOWED), st.randoms())
+@given(
+    st.lists(GROUPS, max_size=4), st.lists(PODS, max_size=4), st.sampled_from(ALLOWED), st.randoms()
+)
 def test_a_spec_is_the_same_for_its_input_in_any_order(
     groups: list[Group], pods: list[Pod], allowed: str, random: Random
 ) -> None:
@@ -301,8 +346,14 @@ class Mirror:
         refusals = self.refusals()
         for name, group in self.groups.items():
             found = [pod for pods in self.world.members_of(name).values() for pod in pods]
-            assert sorted(pod.uid for pod in found) == sorted(pod.uid for pod in self.members(group))
-            on = {node for node, spec in specs.items() if any(each.name == name for each in spec.groups)}
+            assert sorted(pod.uid for pod in found) == sorted(
+                pod.uid for pod in self.members(group)
+            )
+            on = {
+                node
+                for node, spec in specs.items()
+                if any(each.name == name for each in spec.groups)
+            }
             assert self.world.nodes_of_group(name) == on
             assert self.world.group_rejection(name) == refusals[name]
             assert all(name in self.world.groups_on(node) for node in on)
@@ -314,9 +365,15 @@ class Mirror:
             name: (
                 group.resource.spec,
                 group.deleting,
-                sorted((pod.uid, pod.name, pod.cgroup_uid, pod.node) for pod in self.members(group)),
+                sorted(
+                    (pod.uid, pod.name, pod.cgroup_uid, pod.node) for pod in self.members(group)
+                ),
                 refusals[name],
-                [node for node, spec in self.specs().items() if any(g.name == name for g in spec.groups)],
+                [
+                    node
+                    for node, spec in self.specs().items()
+                    if any(g.name == name for g in spec.groups)
+                ],
             )
             for name, group in self.groups.items()
         }
@@ -385,7 +442,9 @@ def test_after_any_events_the_index_says_what_a_compilation_from_scratch_says(
 
 
 @given(st.lists(OPERATIONS, min_size=1, max_size=14))
-def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(operations: list[Operation]) -> None:
+def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
+    operations: list[Operation],
+) -> None:
     mirror = Mirror()
     for operation in [*(put_node(name) for name in NODES), *operations]:
         specs, facts = mirror.specs(), mirror.facts()
@@ -439,7 +498,8 @@ def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
 def test_a_group_with_more_pods_than_fit_on_a_node_has_those_that_the_node_lists() -> None:
     """https://github.com/virtual-kubelet/virtual-kubelet/issues/809"""
     pods = [
-        Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"}) for n in range(4200)
+        Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"})
+        for n in range(4200)
     ]
     spec = compile_node(Node("n1"), pods, {}, [], Settings(), [a_group()])
     assert len(spec.pods) == 4096

@@ -26,7 +26,9 @@ from pinwarden.plan.types import Namespace, Node, Pod
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SAMPLED = "2024-05-01T11:59:00Z"
 BORROW: dict[str, Any] = {"accounting": "Borrow", "capacity": "1Mi"}
-LIMITED: list[dict[str, Any]] = [{"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "8Ki"}]
+LIMITED: list[dict[str, Any]] = [
+    {"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "8Ki"}
+]
 Json = dict[str, Any]
 ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
 
@@ -34,8 +36,14 @@ ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
 class Scenario:
     """A group, pods, and a view of each node as it follows from a report."""
 
-    def __init__(self, *pods: Pod, deleting: bool = False, members: Any = None, **spec: Any) -> None:
-        spec = {"backing": {"memfd": {"name": "ring"}}, "members": members or [{"podSelector": {}}], **spec}
+    def __init__(
+        self, *pods: Pod, deleting: bool = False, members: Any = None, **spec: Any
+    ) -> None:
+        spec = {
+            "backing": {"memfd": {"name": "ring"}},
+            "members": members or [{"podSelector": {}}],
+            **spec,
+        }
         metadata = {"name": "g", "namespace": "a", "uid": "uid", "generation": 3}
         resource = SharedMemoryGroup.model_validate({"metadata": metadata, "spec": spec})
         self.group = Group(resource, deleting=deleting)
@@ -51,10 +59,19 @@ class Scenario:
         presence = Presence(asked=frozenset({"uid"})) if self.group.deleting else NOWHERE
         spec = compile_node(Node(node), pods, ALLOWED, [], Settings(), [self.group], presence)
         hashed = spec.groups[0].hash if spec.groups else ""
-        report = {"uid": "uid", "hash": hashed if acknowledge else "older", "sampledAt": SAMPLED, **fields}
+        report = {
+            "uid": "uid",
+            "hash": hashed if acknowledge else "older",
+            "sampledAt": SAMPLED,
+            **fields,
+        }
         report.setdefault("objects", 1)
         status = {"observedGeneration": 1, "groups": [report] if "phase" in fields else []}
-        raw = {"metadata": {"name": node, "uid": "u", "generation": 1}, "spec": spec, "status": status}
+        raw = {
+            "metadata": {"name": node, "uid": "u", "generation": 1},
+            "spec": spec,
+            "status": status,
+        }
         view = NodeView(node).with_desired(spec).with_object(NodePinConfig.model_validate(raw))
         self.views[node] = view.with_silent(silent)
 
@@ -65,19 +82,25 @@ class Scenario:
                 members.setdefault(pod.node, []).append(pod)
 
         def find(node: str, uid: str) -> Pod | None:
-            return next((pod for pod in self.pods if (pod.node, pod.cgroup_uid) == (node, uid)), None)
+            return next(
+                (pod for pod in self.pods if (pod.node, pod.cgroup_uid) == (node, uid)), None
+            )
 
         shares = group_shares(self.group, members, self.views, self.views, find, self.cache)
         return group_status(self.group, shares, previous, NOW)
 
     def condition(self, kind: str) -> tuple[str, str]:
-        return next((each.status, each.reason) for each in self.status().conditions if each.type == kind)
+        return next(
+            (each.status, each.reason) for each in self.status().conditions if each.type == kind
+        )
 
     def message(self, kind: str) -> str:
         return next(each.message for each in self.status().conditions if each.type == kind)
 
 
-def a_pod(name: str, node: str = "n1", app: str = "db", namespace: str = "a", started: bool = True) -> Pod:
+def a_pod(
+    name: str, node: str = "n1", app: str = "db", namespace: str = "a", started: bool = True
+) -> Pod:
     containers = {"main": "id" if started else None}
     return Pod(namespace, name, f"api-{name}", name, node, {"app": app}, containers)
 
@@ -117,7 +140,9 @@ def test_what_nobody_counts_is_absent_and_not_zero() -> None:
     assert (status.borrower_count, status.dead_cgroup_bytes, status.omitted) == (None, None, None)
     counting = Scenario(a_pod("p1"), **BORROW)
     counting.reports(phase="Active", acknowledge=False)
-    assert counting.status().borrowed_bytes is None, "the report may be from before borrows were counted"
+    assert counting.status().borrowed_bytes is None, (
+        "the report may be from before borrows were counted"
+    )
     counting.reports(phase="Active", charge=0)
     status = counting.status()
     assert (status.borrowed_bytes, status.borrower_count, status.charge_bytes) == (0, 0, 0)
@@ -133,7 +158,9 @@ def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_
     for number, pod in enumerate(pods):
         phase = "Pending" if number == 110 else "Active"
         more: Json = {"omitted": 2} if number == 5 else {}
-        cluster.reports(pod.node, phase=phase, borrowers=[borrow(pod.cgroup_uid, number + 1)], **more)
+        cluster.reports(
+            pod.node, phase=phase, borrowers=[borrow(pod.cgroup_uid, number + 1)], **more
+        )
     status = cluster.status()
     assert [each.pod for each in status.borrowers[:2]] == ["p119", "p118"]
     assert (len(status.borrowers), status.borrower_count, status.omitted) == (100, 122, 22)
@@ -142,7 +169,9 @@ def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_
 
 def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "4Ki"}]
-    cluster = Scenario(a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW)
+    cluster = Scenario(
+        a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW
+    )
     gone = borrow("gone", member=False)
     cluster.reports(
         phase="Active", borrowers=[held("p1", denials=2), borrow("web", 1, 1, member=False), gone]
@@ -151,7 +180,12 @@ def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
     assert first == Borrower(
         pod="gone", namespace="", node="n1", member=False, borrowed_bytes=4096, mapped_bytes=4096
     )
-    assert (second.pod, second.limit_bytes, second.level, second.denials) == ("p1", 4096, "Converge", 2)
+    assert (second.pod, second.limit_bytes, second.level, second.denials) == (
+        "p1",
+        4096,
+        "Converge",
+        2,
+    )
     assert (third.namespace, third.member, third.limit_bytes) == ("b", False, None)
 
 
@@ -175,11 +209,15 @@ def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_mem
 @pytest.mark.rule("H1", "M8")
 def test_enforced_names_who_is_not_held() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
-    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")])
+    cluster.reports(
+        phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")]
+    )
     assert cluster.condition("Enforced") == ("False", "NotGated")
     assert "pod a/p2 (NotGated: held at Observe only)" in cluster.message("Enforced")
     cluster.reports(phase="Active", borrowers=[held("p1")])
-    assert cluster.condition("Enforced") == ("Unknown", "NotReported"), "nobody says how p2 would be held"
+    assert cluster.condition("Enforced") == ("Unknown", "NotReported"), (
+        "nobody says how p2 would be held"
+    )
     cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", borrowed=0, mapped=0)])
     assert cluster.condition("Enforced") == ("True", "Enforced")
     assert cluster.status().borrower_count == 1, "one that has nothing mapped is no borrower"
@@ -200,7 +238,11 @@ def test_a_pod_that_has_not_started_is_not_missed() -> None:
     [
         ({"enforcement": "Audit"}, LIMITED, ("False", "Audit")),
         ({}, None, ("True", "NoLimits")),
-        ({}, [{"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"}], ("Unknown", "NoPods")),
+        (
+            {},
+            [{"podSelector": {"matchLabels": {"app": "x"}}, "borrowLimit": "1"}],
+            ("Unknown", "NoPods"),
+        ),
         (
             {},
             [
@@ -211,7 +253,9 @@ def test_a_pod_that_has_not_started_is_not_missed() -> None:
         ),
     ],
 )
-def test_enforced_where_there_is_none_to_hold(spec: Json, members: Any, expected: tuple[str, str]) -> None:
+def test_enforced_where_there_is_none_to_hold(
+    spec: Json, members: Any, expected: tuple[str, str]
+) -> None:
     cluster = Scenario(a_pod("p1"), members=members, **BORROW, **spec)
     cluster.reports(phase="Active")
     assert cluster.condition("Enforced") == expected
@@ -257,7 +301,10 @@ def test_a_limit_on_resident_pages_compares_these() -> None:
         ({"phase": "Active", "charge": 1, "borrowers": [borrow("p1")]}, ("True", "AllCounted")),
         ({"phase": "Active", "charge": 1, "truncated": True}, ("False", "Truncated")),
         ({"phase": "Active", "charge": 1, "omitted": 3}, ("False", "Truncated")),
-        ({"phase": "Active", "charge": 1, "borrowers": [borrow("p1", None)]}, ("False", "FigureMissing")),
+        (
+            {"phase": "Active", "charge": 1, "borrowers": [borrow("p1", None)]},
+            ("False", "FigureMissing"),
+        ),
         ({"phase": "Active"}, ("False", "FigureMissing")),
         ({"phase": "Active", "charge": 1, "silent": True}, ("Unknown", "AgentSilent")),
         ({}, ("Unknown", "NotReported")),
@@ -270,7 +317,9 @@ def test_figures_that_lack_something_are_said_to(fields: Json, expected: tuple[s
 
 
 @pytest.mark.rule("M10")
-def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_this_very_spec() -> None:
+def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_this_very_spec() -> (
+    None
+):
     nodes = [f"n{number}" for number in range(5)]
     cluster = Scenario(*(a_pod(f"p{node}", node) for node in nodes), deleting=True)
     for node in nodes:
@@ -282,7 +331,9 @@ def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_thi
     assert cluster.condition("Ready") == ("False", "Draining")
     for node in nodes:
         cluster.reports(node, phase="Released", acknowledge=node != "n3", objects=0)
-    assert cluster.condition("Drained") == ("False", "Draining"), "n3 released what it was asked before"
+    assert cluster.condition("Drained") == ("False", "Draining"), (
+        "n3 released what it was asked before"
+    )
     assert "n3" in cluster.message("Drained")
     cluster.reports("n3", phase="Released", objects=0)
     assert cluster.condition("Drained") == ("True", "Released")
@@ -295,11 +346,14 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
     full = NodeView("n1").with_desired(NodePinConfigSpec())
     cluster.views["n1"] = full.with_silent(False)
     assert cluster.condition("Applied") == ("False", "TooManyGroups")
-    assert "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them" in cluster.message(
-        "Applied"
+    assert (
+        "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them"
+        in cluster.message("Applied")
     )
     cluster.group = replace(cluster.group, held=False)
-    assert cluster.condition("Applied") == ("False", "Pending"), "no node is asked before it is held"
+    assert cluster.condition("Applied") == ("False", "Pending"), (
+        "no node is asked before it is held"
+    )
 
 
 @pytest.mark.rule("M10")
@@ -361,7 +415,9 @@ def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
         ("Accepted", "False", "NotAllowed"),
     ]
     assert (
-        rejected_group_status(metadata, Rejection("NotAllowed", "why"), first, NOW + timedelta(hours=1))
+        rejected_group_status(
+            metadata, Rejection("NotAllowed", "why"), first, NOW + timedelta(hours=1)
+        )
         == first
     )
     waits = [DrainWait("n1", ("a/p1",), "InUse", None, "")]

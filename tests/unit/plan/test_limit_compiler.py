@@ -32,7 +32,9 @@ def ceiling(name: str, limit: str = "1Gi", **spec: Any) -> ClusterPinLimit:
 
 
 def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
-    return Pod(namespace, f"pod-{uid}", uid, uid, NODE.name, labels, {"main": "id-" + uid, "side": None})
+    return Pod(
+        namespace, f"pod-{uid}", uid, uid, NODE.name, labels, {"main": "id-" + uid, "side": None}
+    )
 
 
 def held(
@@ -40,7 +42,9 @@ def held(
 ) -> dict[str, list[str]]:
     namespaces = {"a": Namespace("a", {"team": "red"}), "kube-system": Namespace("kube-system")}
     spec = compile_node(node, pods, namespaces, limits, settings or Settings())
-    assert {name for entry in spec.pods for name in entry.limits} == {limit.name for limit in spec.limits}
+    assert {name for entry in spec.pods for name in entry.limits} == {
+        limit.name for limit in spec.limits
+    }
     return {entry.uid: entry.limits for entry in spec.pods}
 
 
@@ -55,14 +59,19 @@ def test_every_pod_is_listed_also_the_free_ones() -> None:
 
 @pytest.mark.rule("P13")
 def test_several_limits_on_a_pod_all_hold_audit_beside_them() -> None:
-    limits: list[Limit] = [pinlimit("x", "64Mi"), pinlimit("y", "32Mi", enforcement="Audit"), ceiling("top")]
+    limits: list[Limit] = [
+        pinlimit("x", "64Mi"),
+        pinlimit("y", "32Mi", enforcement="Audit"),
+        ceiling("top"),
+    ]
     assert held(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
 
 
 def test_the_ceiling_follows_namespace_and_node() -> None:
     red = ceiling("red", namespaceSelector={"matchLabels": {"team": "red"}})
     gpu = ceiling(
-        "gpu", nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]}
+        "gpu",
+        nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]},
     )
     assert held([red, gpu], pod("u1"), pod("u2", "b")) == {"u1": ["gpu", "red"], "u2": ["gpu"]}
     assert held([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
@@ -73,28 +82,37 @@ def test_system_namespaces_are_exempt_unless_named() -> None:
         "named", namespaceSelector={"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
     )
     broad = ceiling(
-        "broad", namespaceSelector={"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}
+        "broad",
+        namespaceSelector={"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]},
     )
     assert held([named, broad, ceiling("all")], pod("u1", "kube-system")) == {"u1": ["named"]}
 
 
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize(
-    ("ceilings", "granted"), [([], 0), (["16Mi"], 16), (["16Mi", "48Mi"], 48), (["1Gi"], 64)], ids=str
+    ("ceilings", "granted"),
+    [([], 0), (["16Mi"], 16), (["16Mi", "48Mi"], 48), (["1Gi"], 64)],
+    ids=str,
 )
 def test_a_namespaces_grant_reaches_as_far_as_the_administrator_allows(
     ceilings: list[str], granted: int
 ) -> None:
     tops: list[Limit] = [ceiling(f"top{i}", maxGrant=amount) for i, amount in enumerate(ceilings)]
-    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], Settings())
+    spec = compile_node(
+        NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], Settings()
+    )
     (grant,) = [limit for limit in spec.limits if limit.uid == "uid-a-g"]
     assert grant.grant == granted * MIB
     assert grant.limit == 64 * MIB, "a clipped grant is still a limit"
 
 
 @pytest.mark.rule("P14")
-def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_needs_no_leave() -> None:
-    spec = compile_node(NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings())
+def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_needs_no_leave() -> (
+    None
+):
+    spec = compile_node(
+        NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings()
+    )
     assert {limit.name: limit.grant for limit in spec.limits} == {"a/x": None, "top": 1024 * MIB}
 
 
@@ -105,14 +123,18 @@ def test_pods_that_differ_in_the_grant_get_their_own_amounts() -> None:
         NODE, [pod("u1", tier="one"), pod("u2")], {}, [pinlimit("g", grant=True), some], Settings()
     )
     grants = {limit.name: limit.grant for limit in spec.limits}
-    assert [[grants[name] for name in entry.limits if name.startswith("a/")] for entry in spec.pods] == [
+    assert [
+        [grants[name] for name in entry.limits if name.startswith("a/")] for entry in spec.pods
+    ] == [
         [16 * MIB],
         [0],
     ]
 
 
 def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
-    scoped = pinlimit("c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}})
+    scoped = pinlimit(
+        "c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}}
+    )
     spec = compile_node(NODE, [pod("u1", app="db"), pod("u2")], {}, [scoped], Settings())
     assert [[(c.name, c.id) for c in entry.containers] for entry in spec.pods] == [
         [("main", "id-u1"), ("side", None)],
@@ -132,7 +154,9 @@ def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(spec: dict[str, Any]) -> None:
+def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(
+    spec: dict[str, Any],
+) -> None:
     broken = pinlimit("broken", **spec)
     refused = rejection(broken)
     assert refused is not None
@@ -171,7 +195,9 @@ def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: st
 )
 def test_the_order_of_the_input_does_not_matter(limits: list[Limit], uids: list[str]) -> None:
     spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
-    assert spec == compile_node(NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings())
+    assert spec == compile_node(
+        NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings()
+    )
 
 
 def test_many_limits_on_a_pod_crowd_out_no_ceiling_and_no_other_pod() -> None:
@@ -184,7 +210,9 @@ def test_many_limits_on_a_pod_crowd_out_no_ceiling_and_no_other_pod() -> None:
 def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
     def own(namespace: str, count: int) -> list[Limit]:
         return [
-            pinlimit(f"x{i:04}", namespace=namespace, podSelector={"matchLabels": {"n": str(i // 30)}})
+            pinlimit(
+                f"x{i:04}", namespace=namespace, podSelector={"matchLabels": {"n": str(i // 30)}}
+            )
             for i in range(count)
         ]
 
@@ -216,7 +244,11 @@ def test_a_cgroup_that_two_pods_claim_is_held_to_the_limits_of_both() -> None:
     limits: list[Limit] = [pinlimit("x"), pinlimit("y", namespace="b"), ceiling("top")]
     found = held(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
     assert found[HASH] == ["a/x", "b/y", "top"]
-    assert (found["m1"], found["m2"], found["u1"]) == (["a/x", "top"], ["b/y", "top"], ["a/x", "top"])
+    assert (found["m1"], found["m2"], found["u1"]) == (
+        ["a/x", "top"],
+        ["b/y", "top"],
+        ["a/x", "top"],
+    )
 
 
 @pytest.mark.rule("P14")
@@ -256,10 +288,20 @@ def test_a_container_of_a_contested_cgroup_has_an_id_only_where_all_agree() -> N
 def test_entries_of_one_cgroup_in_a_spec_add_up_for_every_reader() -> None:
     """An older operator lists a cgroup twice where two pods claim it."""
     entries = [
-        {"uid": "u1", "limits": ["a/x"], "containers": [{"name": "main", "id": "1"}, {"name": "b"}]},
+        {
+            "uid": "u1",
+            "limits": ["a/x"],
+            "containers": [{"name": "main", "id": "1"}, {"name": "b"}],
+        },
         {"uid": "u2", "limits": []},
         {"uid": "u1", "limits": ["top", "a/x"], "containers": [{"name": "main", "id": "2"}]},
     ]
     spec, _ = NodePinConfigSpec.parse({"pods": entries})
-    assert [(entry.uid, entry.limits) for entry in spec.pods] == [("u1", ["a/x", "top"]), ("u2", [])]
-    assert [(each.name, each.id) for each in spec.pods[0].containers] == [("main", None), ("b", None)]
+    assert [(entry.uid, entry.limits) for entry in spec.pods] == [
+        ("u1", ["a/x", "top"]),
+        ("u2", []),
+    ]
+    assert [(each.name, each.id) for each in spec.pods[0].containers] == [
+        ("main", None),
+        ("b", None),
+    ]

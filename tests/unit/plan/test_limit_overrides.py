@@ -52,7 +52,10 @@ def test_what_implies_asks_for_at_least_as_much_in_everything(
         one["enforcement"] == "Enforce"
         and one["amount"] <= other["amount"]
         and one["scope"] == other["scope"]
-        and (not one["sources"] or (other["sources"] and set(other["sources"]) <= set(one["sources"])))
+        and (
+            not one["sources"]
+            or (other["sources"] and set(other["sources"]) <= set(one["sources"]))
+        )
         and (one["minimumLevel"] == "Deny" or other["minimumLevel"] == "Converge")
         and (one["contention"] == "Reserve" or other["contention"] == "Share")
     )
@@ -61,7 +64,9 @@ def test_what_implies_asks_for_at_least_as_much_in_everything(
 
 @pytest.mark.rule("P13")
 @given(SPECS, SPECS, SPECS)
-def test_implying_is_transitive(one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]) -> None:
+def test_implying_is_transitive(
+    one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]
+) -> None:
     a, b, c = limit("a", **one), limit("b", **two), limit("c", **three)
     if implied(a, b, c) and implied(b, c, a):
         assert implied(a, c, b)
@@ -91,7 +96,9 @@ def test_a_limit_that_gives_is_not_implied_by_one_that_gives_less() -> None:
     assert implied(grant, plain, leave)
     assert implied(plain, grant), "no administrator's leave: the grant gives nothing"
     assert implied(limit("h", "8Mi", grant=True), grant, leave)
-    assert implied(limit("t", "2Mi", grant=True), grant, leave), "nobody is raised past 2Mi in either case"
+    assert implied(limit("t", "2Mi", grant=True), grant, leave), (
+        "nobody is raised past 2Mi in either case"
+    )
 
 
 @pytest.mark.rule("P14")

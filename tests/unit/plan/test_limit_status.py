@@ -108,7 +108,10 @@ def told(status: PinLimitStatus, kind: str) -> tuple[str, str]:
 def test_a_limit_that_all_hold_is_ready() -> None:
     one, pods = limit(), [pod("1"), pod("2", "n2")]
     status = status_of(
-        one, pods, view(pods[:1], [one], [use("1", MIB)]), view(pods[1:], [one], [use("2", 2 * MIB)])
+        one,
+        pods,
+        view(pods[:1], [one], [use("1", MIB)]),
+        view(pods[1:], [one], [use("2", 2 * MIB)]),
     )
     assert [(each.type, each.status, each.reason) for each in status.conditions] == [
         ("Ready", "True", "Enforced"),
@@ -165,12 +168,17 @@ def test_an_acknowledgement_of_another_spec_does_not_count() -> None:
 @pytest.mark.rule("H1")
 def test_a_pod_that_came_under_a_known_limit_is_not_held_before_the_agent_took_it() -> None:
     one, other = limit("db", podSelector={"matchLabels": {"app": "db"}}), limit("other")
-    old, relabelled = replace(pod("1"), labels={"app": "db"}), replace(pod("2"), labels={"app": "db"})
+    old, relabelled = (
+        replace(pod("1"), labels={"app": "db"}),
+        replace(pod("2"), labels={"app": "db"}),
+    )
     before = view([old, pod("2")], [one, other], [use("1"), use("2")])
     assert told(status_of(one, [old], before), "Enforced") == ("True", "Enforced")
     desired = compile_node(Node("n1"), [old, relabelled], {}, [one, other], Settings())
     status = status_of(one, [old, relabelled], before.with_desired(desired))
-    assert told(status, "Applied") == ("True", "Acknowledged"), "the limit itself is known to the node"
+    assert told(status, "Applied") == ("True", "Acknowledged"), (
+        "the limit itself is known to the node"
+    )
     assert told(status, "Enforced") == ("False", "Pending")
     assert "pod a/pod-2" in condition(status, "Enforced").message
 
@@ -198,7 +206,10 @@ def test_a_spec_on_its_way_takes_nothing_back() -> None:
             },
         }
     )
-    assert told(status_of(one, pods, before.with_object(config)), "Enforced") == ("True", "Enforced")
+    assert told(status_of(one, pods, before.with_object(config)), "Enforced") == (
+        "True",
+        "Enforced",
+    )
     forgotten = before.without_object().with_object(config)
     assert told(status_of(one, pods, forgotten), "Enforced") == ("False", "Pending"), (
         "nobody remembers what it took"
@@ -209,7 +220,10 @@ def test_a_spec_on_its_way_takes_nothing_back() -> None:
 def test_a_silent_agent_makes_it_unknown() -> None:
     one, pods = limit(), [pod("1"), pod("2", "n2")]
     status = status_of(
-        one, pods, view(pods[:1], [one], [use("1", MIB)]), view(pods[1:], [one], [use("2", MIB)], silent=True)
+        one,
+        pods,
+        view(pods[:1], [one], [use("1", MIB)]),
+        view(pods[1:], [one], [use("2", MIB)], silent=True),
     )
     for kind in ("Ready", "Applied", "Enforced", "Complete", "WithinLimit"):
         assert told(status, kind) == ("Unknown", "AgentSilent")
@@ -228,7 +242,10 @@ def test_a_node_that_nobody_knows_is_silent() -> None:
 @pytest.mark.rule("H1")
 def test_who_is_not_held_is_named_with_the_reason_even_beside_a_silent_node() -> None:
     one, pods = limit(), [*(pod(str(i)) for i in range(6)), pod("x", "n2")]
-    uses = [use(str(i), level="Observe", reason="CapIPCLock", message="holds CAP_IPC_LOCK") for i in range(5)]
+    uses = [
+        use(str(i), level="Observe", reason="CapIPCLock", message="holds CAP_IPC_LOCK")
+        for i in range(5)
+    ]
     status = status_of(
         one, pods, view(pods[:6], [one], [*uses, use("5")]), view(pods[6:], [one], silent=True)
     )
@@ -264,7 +281,9 @@ def test_a_counted_source_below_the_level_is_named_where_a_pod_is_not_known_to_b
 
 
 @pytest.mark.rule("H1")
-def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_not_speak_against_it() -> None:
+def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_not_speak_against_it() -> (
+    None
+):
     one, pods = limit(sources=["Mlock", "IoUring"], minimumLevel="Deny"), [pod("1"), pod("2")]
 
     def judged(*levels: str) -> PinLimitStatus:
@@ -299,7 +318,12 @@ def test_a_pod_that_may_start_at_a_lower_level_is_not_called_held_before_it_did(
     )
 
 
-EMPTY = {"processes": 0, "level": "Observe", "reason": NO_PROCESSES, "message": "no process is in kubepods"}
+EMPTY = {
+    "processes": 0,
+    "level": "Observe",
+    "reason": NO_PROCESSES,
+    "message": "no process is in kubepods",
+}
 
 
 @pytest.mark.rule("H1")
@@ -333,12 +357,17 @@ def test_a_pod_of_which_nothing_runs_is_no_alarm(running: bool, report: dict[str
 def test_a_pod_whose_processes_cannot_be_read_says_that(running: bool) -> None:
     one, pods = limit(), [replace(pod("1"), running=running)]
     unread = use("1", processes=0, level="Observe", reason="NotReadable")
-    assert told(status_of(one, pods, view(pods, [one], [unread])), "Enforced") == ("False", "NotReadable")
+    assert told(status_of(one, pods, view(pods, [one], [unread])), "Enforced") == (
+        "False",
+        "NotReadable",
+    )
 
 
 @pytest.mark.rule("H1")
 @given(
-    st.lists(st.sampled_from(["Deny", "Kill", "Converge", "Observe", None]), min_size=1, max_size=5),
+    st.lists(
+        st.sampled_from(["Deny", "Kill", "Converge", "Observe", None]), min_size=1, max_size=5
+    ),
     st.sampled_from(["Deny", "Kill", "Converge", "Observe"]),
     st.lists(st.sampled_from(["Deny", "Converge", "Observe"]), min_size=1, max_size=3),
 )
@@ -375,10 +404,18 @@ def test_nothing_is_held_where_no_selected_source_is_counted() -> None:
 @pytest.mark.rule("H1")
 def test_a_running_pod_that_is_not_reported_is_not_held_and_one_that_has_not_started_is() -> None:
     one, running, waiting = limit(), pod("1"), pod("2", started=False)
-    assert told(status_of(one, [running], view([running], [one])), "Enforced") == ("False", "NotReported")
-    assert told(status_of(one, [waiting], view([waiting], [one])), "Enforced") == ("True", "Enforced")
+    assert told(status_of(one, [running], view([running], [one])), "Enforced") == (
+        "False",
+        "NotReported",
+    )
+    assert told(status_of(one, [waiting], view([waiting], [one])), "Enforced") == (
+        "True",
+        "Enforced",
+    )
     not_yet = status_of(one, [waiting], view([waiting], [one], acknowledged=False))
-    assert told(not_yet, "Enforced") == ("True", "Enforced"), "a pod that comes has nothing to hold yet"
+    assert told(not_yet, "Enforced") == ("True", "Enforced"), (
+        "a pod that comes has nothing to hold yet"
+    )
     assert told(not_yet, "Ready") == ("False", "Pending")
 
 
@@ -386,10 +423,15 @@ def test_a_running_pod_that_is_not_reported_is_not_held_and_one_that_has_not_sta
 def test_an_agent_that_does_not_understand_a_limit_is_named_with_its_reason() -> None:
     one, pods = limit(), [pod("1")]
     report = {"uid": "uid-db", "reason": "UnknownField", "message": "limits.0.weight"}
-    status = status_of(one, pods, view(pods, [one], [use("1")], appliedLimits=[], unsupportedLimits=[report]))
+    status = status_of(
+        one, pods, view(pods, [one], [use("1")], appliedLimits=[], unsupportedLimits=[report])
+    )
     for kind in ("Ready", "Applied", "Enforced"):
         assert told(status, kind) == ("False", "Unsupported")
-        assert "node n1 (Unsupported: UnknownField: limits.0.weight)" in condition(status, kind).message
+        assert (
+            "node n1 (Unsupported: UnknownField: limits.0.weight)"
+            in condition(status, kind).message
+        )
 
 
 @pytest.mark.rule("H1")
@@ -406,7 +448,10 @@ def test_a_spec_that_an_agent_cannot_read_is_told_of_what_it_has_not_taken(uid: 
     for one, pods in ((known, [old_pod, new_pod]), (new, [old_pod])):
         status = status_of(one, pods, node)
         assert told(status, "Enforced") == ("False", "Unsupported")
-        assert "node n1 (Unsupported: InvalidSpec: mode: unknown)" in condition(status, "Enforced").message
+        assert (
+            "node n1 (Unsupported: InvalidSpec: mode: unknown)"
+            in condition(status, "Enforced").message
+        )
     assert told(status_of(new, [old_pod], node), "Applied") == ("False", "Unsupported")
 
 
@@ -460,7 +505,9 @@ def test_what_no_node_reported_is_absent_and_not_zero() -> None:
     one, pods = limit(), [pod("1")]
     spec = compile_node(Node("n1"), pods, {}, [one], Settings())
     status = status_of(one, pods, NodeView("n1", silent=False).with_desired(spec))
-    assert (status.pinned_bytes, status.denials, status.overshoot, status.recommendation) == (None,) * 4
+    assert (status.pinned_bytes, status.denials, status.overshoot, status.recommendation) == (
+        None,
+    ) * 4
     assert status.top_pods == []
     assert told(status, "Complete") == ("False", "NotReported")
     assert told(status, "WithinLimit") == ("Unknown", "NotReported")
@@ -480,8 +527,13 @@ def test_the_excess_is_told_per_pod() -> None:
     one, pods = limit(), [pod("1"), pod("2")]
     status = status_of(one, pods, view(pods, [one], [use("1", 8 * MIB), use("2", 8 * MIB + 4096)]))
     assert told(status, "WithinLimit") == ("False", "OverLimit")
-    assert "pod a/pod-2 (OverLimit: 8196Ki pinned, 4Ki over)" in condition(status, "WithinLimit").message
-    assert told(status, "Enforced") == ("True", "Enforced"), "held all the same: nothing new is let in"
+    assert (
+        "pod a/pod-2 (OverLimit: 8196Ki pinned, 4Ki over)"
+        in condition(status, "WithinLimit").message
+    )
+    assert told(status, "Enforced") == ("True", "Enforced"), (
+        "held all the same: nothing new is let in"
+    )
 
 
 def test_a_sum_over_a_node_is_judged_over_its_pods() -> None:
@@ -524,14 +576,20 @@ def test_a_limit_on_containers_that_no_pod_has_is_not_enforced() -> None:
         assert told(status, "Enforced") == expected
     assert (
         "'mian'"
-        in condition(status_of(limit(scope="Container", containers=["mian"]), pods), "Enforced").message
+        in condition(
+            status_of(limit(scope="Container", containers=["mian"]), pods), "Enforced"
+        ).message
     )
 
 
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize(
     ("max_grant", "expected"),
-    [("1Gi", ("True", "Granted")), ("4Mi", ("False", "BeyondMaxGrant")), (None, ("False", "BeyondMaxGrant"))],
+    [
+        ("1Gi", ("True", "Granted")),
+        ("4Mi", ("False", "BeyondMaxGrant")),
+        (None, ("False", "BeyondMaxGrant")),
+    ],
 )
 def test_a_grant_says_whether_it_reaches(max_grant: str | None, expected: tuple[str, str]) -> None:
     one, pods = limit(grant=True, sources=[]), [pod("1")]
@@ -545,7 +603,9 @@ def test_a_grant_says_whether_it_reaches(max_grant: str | None, expected: tuple[
 @pytest.mark.rule("P14")
 def test_only_a_grant_speaks_of_granting() -> None:
     one, pods = limit(), [pod("1")]
-    assert "Granted" not in {each.type for each in status_of(one, pods, view(pods, [one])).conditions}
+    assert "Granted" not in {
+        each.type for each in status_of(one, pods, view(pods, [one])).conditions
+    }
 
 
 @pytest.mark.rule("H2")
@@ -580,8 +640,12 @@ def test_a_limit_counts_what_was_refused_for_it_and_nothing_where_that_cannot_be
         return [{"uid": uid.replace("_", "-"), "count": count} for uid, count in counts.items()]
 
     views = [
-        view(pods[:2], [one, other], [use("1", denials=denied(uid_db=3, uid_gone=9)), use("2", MIB)]),
-        view(pods[2:3], [one, other], [use("3", denials=denied(uid_db=4, uid_other=1))], silent=True),
+        view(
+            pods[:2], [one, other], [use("1", denials=denied(uid_db=3, uid_gone=9)), use("2", MIB)]
+        ),
+        view(
+            pods[2:3], [one, other], [use("3", denials=denied(uid_db=4, uid_other=1))], silent=True
+        ),
         view(pods[3:], [one, other], [use("4", denials=[])]),
     ]
     status, theirs = status_of(one, pods, *views), status_of(other, pods, *views)
@@ -632,7 +696,9 @@ STATES = st.fixed_dictionaries(
 )
 
 
-def cluster(limit: Limit, states: Sequence[Mapping[str, Any]]) -> tuple[list[Pod], dict[str, NodeView]]:
+def cluster(
+    limit: Limit, states: Sequence[Mapping[str, Any]]
+) -> tuple[list[Pod], dict[str, NodeView]]:
     """One pod on a node for each state."""
     pods = [pod(str(i), f"n{i}", started=state["started"]) for i, state in enumerate(states)]
     views = {}

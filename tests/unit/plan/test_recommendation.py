@@ -33,7 +33,9 @@ def test_there_is_headroom_and_not_much_more(peak: int) -> None:
     amount = recommend(peak)
     assert amount is not None
     assert amount.bytes % 4096 == 0
-    assert peak * (1 + HEADROOM) - 1 <= amount.bytes <= max(4096, peak * (1 + HEADROOM)) * 1.125 + 4096
+    assert (
+        peak * (1 + HEADROOM) - 1 <= amount.bytes <= max(4096, peak * (1 + HEADROOM)) * 1.125 + 4096
+    )
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40))

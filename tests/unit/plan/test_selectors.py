@@ -19,15 +19,21 @@ expressions = st.one_of(
         operator=st.sampled_from(["In", "NotIn"]),
         values=st.lists(values, min_size=1),
     ),
-    st.builds(LabelSelectorRequirement, key=keys, operator=st.sampled_from(["Exists", "DoesNotExist"])),
+    st.builds(
+        LabelSelectorRequirement, key=keys, operator=st.sampled_from(["Exists", "DoesNotExist"])
+    ),
 )
-selectors = st.builds(LabelSelector, match_labels=labels, match_expressions=st.lists(expressions, max_size=3))
+selectors = st.builds(
+    LabelSelector, match_labels=labels, match_expressions=st.lists(expressions, max_size=3)
+)
 
 OPPOSITE = {"In": "NotIn", "NotIn": "In", "Exists": "DoesNotExist", "DoesNotExist": "Exists"}
 
 
 @given(labels)
-def test_an_empty_selector_selects_everything_and_an_absent_one_nothing(found: dict[str, str]) -> None:
+def test_an_empty_selector_selects_everything_and_an_absent_one_nothing(
+    found: dict[str, str],
+) -> None:
     assert selects(LabelSelector(), found)
     assert not selects(None, found)
 
@@ -44,8 +50,12 @@ def test_each_operator_is_the_negation_of_its_opposite(
 
 @given(selectors, labels)
 def test_all_requirements_hold_together(selector: LabelSelector, found: dict[str, str]) -> None:
-    parts = [LabelSelector(match_labels={key: value}) for key, value in selector.match_labels.items()]
-    parts += [LabelSelector(match_expressions=[requirement]) for requirement in selector.match_expressions]
+    parts = [
+        LabelSelector(match_labels={key: value}) for key, value in selector.match_labels.items()
+    ]
+    parts += [
+        LabelSelector(match_expressions=[requirement]) for requirement in selector.match_expressions
+    ]
     assert selects(selector, found) == all(selects(part, found) for part in parts)
 
 
@@ -75,7 +85,9 @@ def test_naming_is_more_than_selecting() -> None:
     assert names_value(LabelSelector(match_expressions=[requirement]), "k", "b")
     assert not names_value(LabelSelector(), "k", "a")
     assert not names_value(
-        LabelSelector(match_expressions=[LabelSelectorRequirement(key="k", operator="Exists")]), "k", "a"
+        LabelSelector(match_expressions=[LabelSelectorRequirement(key="k", operator="Exists")]),
+        "k",
+        "a",
     )
 
 
@@ -83,7 +95,9 @@ KEYS = ("app", "tier", "example.com/zone")
 
 
 @given(selectors)
-def test_a_contradiction_is_told_exactly_where_no_labels_are_selected(selector: LabelSelector) -> None:
+def test_a_contradiction_is_told_exactly_where_no_labels_are_selected(
+    selector: LabelSelector,
+) -> None:
     """Values that no requirement names are all alike: one of them, and the absence of the key, stand for the rest."""
     some = ("a", "b", "", "other", None)
     every = (

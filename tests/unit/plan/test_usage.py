@@ -9,7 +9,14 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.node.agent.source_levels import source_levels
 from pinwarden.node.linux.prlimit import GateAbility
 from pinwarden.plan.types import Pod
-from pinwarden.plan.usage import COUNTED_IN, STALE, FigureFilter, pod_figures, shared_figures, uncounted
+from pinwarden.plan.usage import (
+    COUNTED_IN,
+    STALE,
+    FigureFilter,
+    pod_figures,
+    shared_figures,
+    uncounted,
+)
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 MIB = 1 << 20
@@ -27,7 +34,9 @@ def config(
     ]
     spec = {"limits": limits, "pods": [], **parts.pop("spec", {})}
     status = {"sampledAt": (NOW - timedelta(seconds=age)).isoformat(), "pods": uses or [], **parts}
-    return NodePinConfig.model_validate({"metadata": {"name": name}, "spec": spec, "status": status})
+    return NodePinConfig.model_validate(
+        {"metadata": {"name": name}, "spec": spec, "status": status}
+    )
 
 
 def use(uid: str, locked: int = MIB, **more: Any) -> dict[str, Any]:
@@ -91,11 +100,19 @@ def test_a_report_that_is_too_old_tells_no_level(age: float, level: str | None) 
 @pytest.mark.rule("H1")
 def test_a_silent_agent_makes_the_level_unknown() -> None:
     (figure,) = pod_figures([OTHER], [config("n2", [use("u2")])], FigureFilter({"n1"}), NOW)
-    assert (figure.level, figure.reason, figure.stale, figure.total) == (None, "AgentSilent", False, 2 * MIB)
+    assert (figure.level, figure.reason, figure.stale, figure.total) == (
+        None,
+        "AgentSilent",
+        False,
+        2 * MIB,
+    )
 
 
 def test_a_uid_of_another_node_is_not_taken_for_the_pod() -> None:
-    assert pod_figures([POD], [config("n9", [use("static-hash")])], FigureFilter(NODES, "team-a"), NOW) == []
+    assert (
+        pod_figures([POD], [config("n9", [use("static-hash")])], FigureFilter(NODES, "team-a"), NOW)
+        == []
+    )
 
 
 def test_the_counters_are_those_of_the_agent() -> None:
@@ -124,20 +141,37 @@ def test_shared_figures_have_groups_of_the_namespace_and_borrows_of_its_pods() -
         "members": [{"pods": ["static-hash"], "borrowLimit": 8 * MIB}],
     }
     borrowers = [
-        {"pod": "static-hash", "member": True, "borrowed": MIB, "mapped": 2 * MIB, "level": "Converge"},
+        {
+            "pod": "static-hash",
+            "member": True,
+            "borrowed": MIB,
+            "mapped": 2 * MIB,
+            "level": "Converge",
+        },
         {"pod": "stranger", "member": False, "mapped": MIB},
     ]
-    report = {"uid": "g1", "phase": "Active", "objects": 1, "charge": 4 * MIB, "borrowers": borrowers}
+    report = {
+        "uid": "g1",
+        "phase": "Active",
+        "objects": 1,
+        "charge": 4 * MIB,
+        "borrowers": borrowers,
+    }
     fair = {"pod": "static-hash", "current": 9, "anonymous": 4, "shared": 3}
     made = config(spec={"groups": [group]}, groups=[report], fairView=[fair])
     shared = shared_figures([POD], [made], FigureFilter(NODES, "team-a"), NOW)
     assert [(each.group, each.charge, each.orphaned) for each in shared.groups] == [
         ("team-a/cache", 4 * MIB, None)
     ]
-    assert [(each.pod, each.borrowed, each.limit) for each in shared.borrows] == [("db-0", MIB, 8 * MIB)]
+    assert [(each.pod, each.borrowed, each.limit) for each in shared.borrows] == [
+        ("db-0", MIB, 8 * MIB)
+    ]
     assert [(each.pod, each.fair) for each in shared.fair_view] == [("db-0", 7)]
     assert not shared_figures([], [made], FigureFilter(NODES, "team-b"), NOW).groups
-    assert [each.pod for each in shared_figures([POD], [made], ALL, NOW).borrows] == ["db-0", "stranger"]
+    assert [each.pod for each in shared_figures([POD], [made], ALL, NOW).borrows] == [
+        "db-0",
+        "stranger",
+    ]
 
 
 def frames(sampled: datetime | None, *, age: float = 3.0) -> NodePinConfig:
@@ -151,11 +185,19 @@ def frames(sampled: datetime | None, *, age: float = 3.0) -> NodePinConfig:
         "fairShare": "Borrow",
         "members": [{"pods": ["static-hash"], "borrowLimit": MIB}],
     }
-    borrow = {"pod": "static-hash", "member": True, "borrowed": MIB, "mapped": MIB, "level": "Converge"}
+    borrow = {
+        "pod": "static-hash",
+        "member": True,
+        "borrowed": MIB,
+        "mapped": MIB,
+        "level": "Converge",
+    }
     report = {"uid": "g1", "phase": "Active", "objects": 1, "charge": MIB, "borrowers": [borrow]}
     if sampled:
         report["sampledAt"] = sampled.isoformat()
-    views = [{"pod": uid, "current": 9, "anonymous": 4, "shared": 3} for uid in ("static-hash", "other")]
+    views = [
+        {"pod": uid, "current": 9, "anonymous": 4, "shared": 3} for uid in ("static-hash", "other")
+    ]
     return config(spec={"groups": [group]}, groups=[report], fairView=views, age=age)
 
 

@@ -20,8 +20,15 @@ def pod(name: str, **labels: str) -> Pod:
 
 
 def limit(**spec: Any) -> PinLimit:
-    body = {"podSelector": {"matchLabels": {"app": "db"}}, "limit": "8Mi", "enforcement": "Audit", **spec}
-    return PinLimit.model_validate({"metadata": {"name": "mine", "namespace": "team-a"}, "spec": body})
+    body = {
+        "podSelector": {"matchLabels": {"app": "db"}},
+        "limit": "8Mi",
+        "enforcement": "Audit",
+        **spec,
+    }
+    return PinLimit.model_validate(
+        {"metadata": {"name": "mine", "namespace": "team-a"}, "spec": body}
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,8 +92,16 @@ def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_
     )
     assert told.manifest is not None
     made = PinLimit.model_validate(told.manifest)
-    assert (made.metadata.name, made.spec.limit, made.spec.enforcement) == ("db", "24Mi", Enforcement.ENFORCE)
-    assert [selects(made.spec.pod_selector, each.labels) for each in [*pods, web]] == [True, True, False]
+    assert (made.metadata.name, made.spec.limit, made.spec.enforcement) == (
+        "db",
+        "24Mi",
+        Enforcement.ENFORCE,
+    )
+    assert [selects(made.spec.pod_selector, each.labels) for each in [*pods, web]] == [
+        True,
+        True,
+        False,
+    ]
     assert advise(other).workload == "pod/web-0"
 
 
@@ -107,7 +122,9 @@ def test_what_was_seen_to_pin_nothing_teaches_nothing() -> None:
 
 
 def test_what_a_limit_observes_already_gets_no_second_one() -> None:
-    (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db", limits=[limit()])], [])
+    (workload,) = workloads(
+        [ObservedPod(pod("db-0", app="db"), "deployment/db", limits=[limit()])], []
+    )
     assert advise(workload).manifest is None
     assert "mine matches" in advise(workload).basis
 
@@ -172,9 +189,16 @@ def test_a_limit_is_recommended_what_its_status_says() -> None:
     assert told.manifest["spec"]["containers"] == ["main"]
 
 
-CHART = {"helm.sh/chart": "db-18.1.0", "app.kubernetes.io/version": "7.2.4", "app.kubernetes.io/name": "db"}
+CHART = {
+    "helm.sh/chart": "db-18.1.0",
+    "app.kubernetes.io/version": "7.2.4",
+    "app.kubernetes.io/name": "db",
+}
 SPARK = {"spark-role": "driver", "spark-app-selector": "spark-0aab"}
-VIRT = {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab"}
+VIRT = {
+    "kubevirt.io": "virt-launcher",
+    "kubevirt.io/created-by": "7d0c2a3e-8e4b-4d0f-9a53-0123456789ab",
+}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +211,11 @@ VIRT = {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "7d0c2a3e-8e4b
             {**VIRT, "kubevirt.io/domain": "vm1", "kubevirt.io/nodeName": "n1"},
             {"kubevirt.io": "virt-launcher", "kubevirt.io/domain": "vm1"},
         ),
-        ("spark/pi", {**SPARK, "spark-app-name": "pi"}, {"spark-app-name": "pi", "spark-role": "driver"}),
+        (
+            "spark/pi",
+            {**SPARK, "spark-app-name": "pi"},
+            {"spark-app-name": "pi", "spark-role": "driver"},
+        ),
         ("spark/driver", SPARK, None),
         ("virtualmachineinstance/vm1", {**VIRT, "kubevirt.io/nodeName": "n1"}, None),
         ("statefulset/db", {"app": "db", "member": "db-0"}, {"app": "db"}),
@@ -233,7 +261,9 @@ def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
 
 
 def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
-    (one,) = workloads([ObservedPod(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], [])
+    (one,) = workloads(
+        [ObservedPod(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], []
+    )
     told = advise(one)
     assert told.manifest is not None
     assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}

@@ -29,7 +29,9 @@ def test_a_table_is_cut_to_a_width_the_widest_first() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.text("ab", max_size=60), st.text("c", max_size=60)), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.text("ab", max_size=60), st.text("c", max_size=60)), min_size=1, max_size=5
+    ),
     st.integers(30, 120),
 )
 def test_no_line_is_wider_than_the_width_where_columns_may_be_cut(
@@ -43,7 +45,10 @@ def test_no_line_is_wider_than_the_width_where_columns_may_be_cut(
 def test_colours_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pinwarden.plugin.output.has_colour", lambda: True)
     text = table(("LEVEL", "X"), [("Deny", 1), ("Converge", 2)], colours={"Deny": "green"})
-    assert text.replace("\033[32m", "").replace("\033[0m", "") == "LEVEL      X\nDeny       1\nConverge   2\n"
+    assert (
+        text.replace("\033[32m", "").replace("\033[0m", "")
+        == "LEVEL      X\nDeny       1\nConverge   2\n"
+    )
     assert "\033[32mDeny\033[0m  " in text
 
 
@@ -106,8 +111,12 @@ def test_flags_may_stand_before_the_subcommand(words: str, expected: str) -> Non
     assert ordered(words.split()) == expected.split()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["top", "--help"], ["recommend", "-h"], ["--version"]])
-def test_help_goes_to_standard_output(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["top", "--help"], ["recommend", "-h"], ["--version"]]
+)
+def test_help_goes_to_standard_output(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         run(arguments)
     assert ended.value.code == 0
@@ -154,6 +163,8 @@ def test_nothing_is_said_where_names_cannot_be_had(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_ask_the_program_that_kubectl_asks(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_ask_the_program_that_kubectl_asks(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["completion", shell]) == 0
     assert "kubectl_complete-pinwarden" in capsys.readouterr().out

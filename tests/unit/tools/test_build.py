@@ -94,7 +94,9 @@ def test_a_full_disk_is_said_and_leaves_no_half_piece(cache: Path) -> None:
     assert pieces(cache) == set()
 
 
-def test_an_interrupted_build_ends_its_commands_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_ends_its_commands_and_leaves_nothing(
+    cache: Path, tmp_path: Path
+) -> None:
     process = start(tmp_path / "pids", WITH_CHILD, 4)
     assert len(pieces(cache)) == 2
     process.send_signal(signal.SIGINT)
@@ -103,7 +105,9 @@ def test_an_interrupted_build_ends_its_commands_and_leaves_nothing(cache: Path, 
     assert pieces(cache) == set()
 
 
-def test_a_killed_build_ends_its_commands_and_the_next_removes_its_draft(cache: Path, tmp_path: Path) -> None:
+def test_a_killed_build_ends_its_commands_and_the_next_removes_its_draft(
+    cache: Path, tmp_path: Path
+) -> None:
     process = start(tmp_path / "pids", ALONE, 2)
     (draft, _) = sorted(pieces(cache))
     process.kill()
@@ -123,7 +127,9 @@ def test_a_failed_step_ends_the_commands_of_the_others(cache: Path, tmp_path: Pa
         raise ClusterError("no such mirror")
 
     def endless() -> None:
-        cached("endless", [], lambda _: print(run(["sh", "-c", "touch $0; sleep infinity", started])))
+        cached(
+            "endless", [], lambda _: print(run(["sh", "-c", "touch $0; sleep infinity", started]))
+        )
 
     with pytest.raises(ClusterError, match="no such mirror"):
         carry_out([Step("endless", endless, 1), Step("failing", fail, 1)])
@@ -136,7 +142,8 @@ def test_a_command_that_fails_is_named_with_its_messages() -> None:
         run(["sh", "-c", "echo broken >&2; exit 3"])
     with pytest.raises(ClusterError, match=r"exit status 1\nno such thing\Z"):
         run(
-            ["sh", "-c", "echo fmt >&2; echo no such thing >&2; exit 1"], consume=lambda line: line == "fmt\n"
+            ["sh", "-c", "echo fmt >&2; echo no such thing >&2; exit 1"],
+            consume=lambda line: line == "fmt\n",
         )
 
 
@@ -201,11 +208,15 @@ def test_each_step_is_one_line_and_a_long_one_says_how_far_it_is(
     said += capsys.readouterr().err
     lines = said.splitlines()
     assert " 0 of 1000" not in said
-    assert re.fullmatch(r"  1 of 2   0:\d\d  compiler built in \d+ s(, about \d+ s left)?", lines[-2])
+    assert re.fullmatch(
+        r"  1 of 2   0:\d\d  compiler built in \d+ s(, about \d+ s left)?", lines[-2]
+    )
     assert re.fullmatch(r"  2 of 2   0:\d\d  disk built in 0 s", lines[-1])
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_sums_of_a_module_cover_its_commands(name: str) -> None:
-    imported = re.findall(r'^\s*(?:import )?_ "(\S+)"$', (GO_MODULES / name / "tools.go").read_text(), re.M)
+    imported = re.findall(
+        r'^\s*(?:import )?_ "(\S+)"$', (GO_MODULES / name / "tools.go").read_text(), re.M
+    )
     assert sorted(imported) == sorted(MODULES[name].packages.values())

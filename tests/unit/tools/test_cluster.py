@@ -44,4 +44,13 @@ def test_a_module_that_the_kernel_lacks_is_named(tmp_path: Path) -> None:
 def test_a_job_keeps_every_word_and_has_no_other_environment(tmp_path: Path) -> None:
     argv = ["sh", "-c", "echo 'a  b' \"$HOME\"", ""]
     words = shlex.split(_job(argv, {"PATH": "/bin:/x y"}, tmp_path / "it's"))
-    assert words == ["cd", str(tmp_path / "it's"), "&&", "exec", "env", "-i", "PATH=/bin:/x y", *argv]
+    assert words == [
+        "cd",
+        str(tmp_path / "it's"),
+        "&&",
+        "exec",
+        "env",
+        "-i",
+        "PATH=/bin:/x y",
+        *argv,
+    ]

@@ -76,7 +76,13 @@ def test_links_and_anchors_resolve(page: Path) -> None:
 
 def test_pages_include_those_that_people_start_from() -> None:
     names = {page.relative_to(ROOT).as_posix() for page in PAGES}
-    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/index.md", "bench/README.md"} <= names
+    assert {
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/index.md",
+        "bench/README.md",
+    } <= names
     assert "tools/cluster/README.md" in names
 
 

@@ -34,7 +34,9 @@ def parsed(path: Path) -> Iterator[dict[str, Any]]:
 OBJECTS = [
     each
     for path in sorted(TEMPLATES.rglob("*.yaml"))
-    if re.search(rf"^kind: ({'|'.join((*RUNS, 'ClusterRole', 'Role'))})$", path.read_text(), re.MULTILINE)
+    if re.search(
+        rf"^kind: ({'|'.join((*RUNS, 'ClusterRole', 'Role'))})$", path.read_text(), re.MULTILINE
+    )
     for each in parsed(path)
 ]
 
@@ -51,7 +53,9 @@ def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for each in OBJECTS:
         if each["kind"] in RUNS:
             spec = each["spec"] if each["kind"] == "Pod" else each["spec"]["template"]["spec"]
-            yield from ((one, spec) for one in (*spec["containers"], *spec.get("initContainers", [])))
+            yield from (
+                (one, spec) for one in (*spec["containers"], *spec.get("initContainers", []))
+            )
 
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -66,7 +70,9 @@ def test_the_chart_is_read() -> None:
     assert {"pinwarden-agent", "pinwarden-operator", "pinwarden-uninstall"} <= ACCOUNTS
 
 
-@pytest.mark.parametrize(("container", "spec"), CONTAINERS, ids=[one["name"] for one, _ in CONTAINERS])
+@pytest.mark.parametrize(
+    ("container", "spec"), CONTAINERS, ids=[one["name"] for one, _ in CONTAINERS]
+)
 def test_the_page_names_everything_that_a_container_has(
     container: dict[str, Any], spec: dict[str, Any]
 ) -> None:
@@ -77,14 +83,19 @@ def test_the_page_names_everything_that_a_container_has(
     added = set(security["capabilities"].get("add", []))
     assert added == set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", first_cells(text)))
 
-    paths = {each["name"]: each["hostPath"]["path"] for each in spec.get("volumes", []) if "hostPath" in each}
+    paths = {
+        each["name"]: each["hostPath"]["path"]
+        for each in spec.get("volumes", [])
+        if "hostPath" in each
+    }
     mounts = {
         paths[each["name"]] + (", read-only" if each.get("readOnly") else "")
         for each in container.get("volumeMounts", [])
         if each["name"] in paths
     }
     assert mounts == {
-        path.replace("`", "") for path in re.findall(r"hostPath (`[^`]+`(?:, read-only)?)", first_cells(text))
+        path.replace("`", "")
+        for path in re.findall(r"hostPath (`[^`]+`(?:, read-only)?)", first_cells(text))
     }
 
     assert bool(spec.get("hostPID")) == ("`hostPID: true`" in text)
@@ -110,10 +121,13 @@ def test_the_page_names_the_rights_of_an_account(account: str) -> None:
         for rule in each["rules"]
     ]
     wanted = {
-        (", ".join(f"`{one}`" for one in rule["resources"]), ", ".join(rule["verbs"])) for rule in rules
+        (", ".join(f"`{one}`" for one in rule["resources"]), ", ".join(rule["verbs"]))
+        for rule in rules
     }
     assert rights()[account] == wanted
-    assert not [rule for rule in rules if "*" in rule["resources"] + rule["verbs"] + rule["apiGroups"]]
+    assert not [
+        rule for rule in rules if "*" in rule["resources"] + rule["verbs"] + rule["apiGroups"]
+    ]
     assert "secrets" not in str(rules)
 
 

@@ -72,7 +72,9 @@ def test_links_to_other_files_lead_to_the_repository(site: Path) -> None:
         if target.startswith(("http", "../../"))
     ]
     paths = {
-        target.removeprefix(BASE + "/").partition("#")[0] for target in outward if target.startswith(BASE)
+        target.removeprefix(BASE + "/").partition("#")[0]
+        for target in outward
+        if target.startswith(BASE)
     }
     assert "bench/README.md" in paths
     assert not [path for path in paths if not (ROOT / path).exists()]
@@ -84,7 +86,9 @@ def written(folder: Path, pages: dict[str, str]) -> Path:
     source = folder / "docs"
     shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.md"))
     conf = source / "conf.py"
-    conf.write_text(conf.read_text().replace("Path(__file__).resolve().parents[1]", f"Path({str(ROOT)!r})"))
+    conf.write_text(
+        conf.read_text().replace("Path(__file__).resolve().parents[1]", f"Path({str(ROOT)!r})")
+    )
     for name, text in pages.items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(text)
@@ -105,7 +109,9 @@ def test_links_without_a_repository_lead_to_the_checkout(tmp_path: Path) -> None
         for name in pages:
             page = (out / "site" / name).with_suffix(".html")
             (target,) = (link for link in Links(page).found if re.match(r"\.\./(\.\./)+", link))
-            assert (page.parent / target.partition("#")[0]).resolve() == ROOT / "bench" / "README.md"
+            assert (
+                page.parent / target.partition("#")[0]
+            ).resolve() == ROOT / "bench" / "README.md"
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
@@ -117,5 +123,7 @@ def test_a_link_to_nothing_ends_the_build(tmp_path: Path) -> None:
 
 
 def test_headings_with_pages_are_the_contents() -> None:
-    index = "# A\n\n## One\n\n- [b](b.md): c\n- [d](how-to/d.md#e) [f](../f.md)\n\n## None\n\ntext\n"
+    index = (
+        "# A\n\n## One\n\n- [b](b.md): c\n- [d](how-to/d.md#e) [f](../f.md)\n\n## None\n\ntext\n"
+    )
     assert extension.contents(index) == ("\n```{toctree}\n:hidden:\n:caption: One\n\nb\n```")

@@ -37,7 +37,12 @@ Not. Read.
 
 
 def test_docstrings_of_module_class_attribute_and_method_are_found() -> None:
-    assert sorted(text.split()[0] for text in words.docstrings(SOURCE)) == ["A", "Count", "Its", "Open"]
+    assert sorted(text.split()[0] for text in words.docstrings(SOURCE)) == [
+        "A",
+        "Count",
+        "Its",
+        "Open",
+    ]
 
 
 def test_rates_leave_out_code_in_backticks() -> None:
@@ -100,7 +105,9 @@ def test_files_meet_the_rules_or_are_listed() -> None:
 
 def test_modules_that_are_not_listed_keep_the_rates_together() -> None:
     listed = set(words.listed())
-    new = [path for path in words.modules() if path.relative_to(words.ROOT).as_posix() not in listed]
+    new = [
+        path for path in words.modules() if path.relative_to(words.ROOT).as_posix() not in listed
+    ]
     _, rates = words.rates_of(new)
     assert {word: rate for word, rate in rates.items() if rate >= words.RATES[word]} == {}
 

@@ -53,7 +53,9 @@ def test_what_is_generated_is_up_to_date(path: Path) -> None:
     assert path.read_text() == generated.files()[path], "run `make docs`"
 
 
-@pytest.mark.parametrize(("program", "known"), [("operator", catalogue.OPERATOR), ("agent", catalogue.AGENT)])
+@pytest.mark.parametrize(
+    ("program", "known"), [("operator", catalogue.OPERATOR), ("agent", catalogue.AGENT)]
+)
 def test_the_catalogue_has_what_the_registries_have(program: str, known: catalogue.Labels) -> None:
     there = catalogue.families(program, pods=True)
     assert there.keys() == known.keys()
@@ -98,7 +100,9 @@ def test_every_reason_that_an_agent_may_give_is_in_the_closed_set() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("PodLevel", "report"):
                 words = {each.value for each in node.args if isinstance(each, ast.Constant)}
-                given_by_agent |= {word for word in words if isinstance(word, str) and word.isalpha()}
+                given_by_agent |= {
+                    word for word in words if isinstance(word, str) and word.isalpha()
+                }
     assert given_by_agent == set(REASONS)
 
 
@@ -118,7 +122,10 @@ def test_a_query_asks_for_metrics_and_labels_that_there_are(where: str, expr: st
 def test_all_dashboards_but_that_of_a_node_need_the_operator_alone() -> None:
     for board in BOARDS:
         found = {
-            name for panel in board.panels() for query in panel.queries for name in METRIC.findall(query.expr)
+            name
+            for panel in board.panels()
+            for query in panel.queries
+            for name in METRIC.findall(query.expr)
         }
         assert found
         assert any("_agent_" in name for name in found) == (board is NODE), board.title
@@ -136,10 +143,14 @@ def test_dashboards_keep_their_identity_and_say_what_they_show() -> None:
             if panel["type"] != "row":
                 assert panel["description"].endswith((".", ")."))
                 assert panel["targets"]
-                assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+                assert {target["datasource"]["uid"] for target in panel["targets"]} == {
+                    "${datasource}"
+                }
         chosen = {variable["name"] for variable in content["templating"]["list"]}
         used = set(
-            re.findall(r"\$\{?([a-z]+)", json.dumps([panel.get("targets") for panel in content["panels"]]))
+            re.findall(
+                r"\$\{?([a-z]+)", json.dumps([panel.get("targets") for panel in content["panels"]])
+            )
         )
         assert used == chosen
 
@@ -210,7 +221,9 @@ def test_an_alert_reads_no_label_that_its_series_have_not() -> None:
     for alert in alerts.alerts():
         for label in re.findall(r"\$labels\.(\w+)", alert.summary + alert.description):
             grouped = {
-                each for names in re.findall(r"by \(([^)]*)\)", alert.expr) for each in names.split(", ")
+                each
+                for names in re.findall(r"by \(([^)]*)\)", alert.expr)
+                for each in names.split(", ")
             }
             assert label in grouped, (alert.name, label)
 

@@ -67,7 +67,9 @@ def test_a_tree_that_is_fit_has_no_problems(tree: Path) -> None:
         ("examples/a/pod.yaml", "examples/a/pod.yaml"),
     ],
 )
-def test_a_place_with_another_version_is_named_with_what_to_do(tree: Path, name: str, told: str) -> None:
+def test_a_place_with_another_version_is_named_with_what_to_do(
+    tree: Path, name: str, told: str
+) -> None:
     (tree / name).write_text(FILES[name].replace("1.2.3", "1.2.4", 1))
     commit(tree)
     assert list(problems(tree, "1.2.3")) == [f"{told} names version 1.2.4: change it to 1.2.3"]
@@ -89,15 +91,23 @@ def test_another_version_than_the_trees_is_refused_with_every_place(tree: Path) 
         "docker build --label org.opencontainers.image.version={} .",
     ],
 )
-def test_a_document_that_names_an_earlier_version_beside_this_one_is_told(tree: Path, text: str) -> None:
+def test_a_document_that_names_an_earlier_version_beside_this_one_is_told(
+    tree: Path, text: str
+) -> None:
     document = tree / "docs/how-to/page.md"
     document.parent.mkdir(parents=True)
-    document.write_text(f"{text.format('1.2.3')}\n{text.format('1.2.2')}\n{text.format('VERSION')}\n")
+    document.write_text(
+        f"{text.format('1.2.3')}\n{text.format('1.2.2')}\n{text.format('VERSION')}\n"
+    )
     commit(tree)
-    assert list(problems(tree, "1.2.3")) == ["docs/how-to/page.md names version 1.2.2: change it to 1.2.3"]
+    assert list(problems(tree, "1.2.3")) == [
+        "docs/how-to/page.md names version 1.2.2: change it to 1.2.3"
+    ]
 
 
-@pytest.mark.parametrize("version", ["v1.2.3", "1.2", "1.2.3-rc.1", "1.2.3rc1", "01.2.3", "1.2.3\n"])
+@pytest.mark.parametrize(
+    "version", ["v1.2.3", "1.2", "1.2.3-rc.1", "1.2.3rc1", "01.2.3", "1.2.3\n"]
+)
 def test_what_python_and_helm_do_not_read_alike_is_no_version(tree: Path, version: str) -> None:
     assert "is no version" in next(problems(tree, version))
 
@@ -166,10 +176,19 @@ def test_a_file_is_copied_with_every_link_on_the_way_to_it(tmp_path: Path) -> No
 
 
 def test_the_unused_part_of_the_library_is_left_out_at_any_depth(tmp_path: Path) -> None:
-    for name in ("os.py", "json/__init__.py", "json/__pycache__/x.pyc", "ctypes/test/a.py", "_testcapi.so"):
+    for name in (
+        "os.py",
+        "json/__init__.py",
+        "json/__pycache__/x.pyc",
+        "ctypes/test/a.py",
+        "_testcapi.so",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in used(tmp_path)] == ["json/__init__.py", "os.py"]
+    assert [str(path.relative_to(tmp_path)) for path in used(tmp_path)] == [
+        "json/__init__.py",
+        "os.py",
+    ]
 
 
 def test_the_packages_of_files_are_told_whatever_name_the_folder_goes_by(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_a_folder_ends_with_its_block_also_after_an_error(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_stays(
+    tmp_path: Path,
+) -> None:
     living, held = hold(tmp_path)
     killed, left = hold(tmp_path)
     killed.send_signal(signal.SIGKILL)

@@ -44,7 +44,9 @@ def document() -> str:
     for group in GROUPS:
         for alert in group.alerts:
             after = "at once" if alert.lasting == "0s" else alert.lasting
-            lines.append(f"| [{alert.name}](#{alert.anchor}) | {group.title} | {alert.severity} | {after} |")
+            lines.append(
+                f"| [{alert.name}](#{alert.anchor}) | {group.title} | {alert.severity} | {after} |"
+            )
     for group in GROUPS:
         lines += ["", f"## {group.title}"]
         for alert in group.alerts:

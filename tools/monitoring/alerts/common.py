@@ -41,7 +41,9 @@ def problem(name: str) -> str:
 def condition(kind: str, condition: str, status: str, equals: str = "=") -> str:
     """That a condition of a `limit` or `group` has this status, or with `!=` any other."""
     by = LIMIT if kind == "limit" else GROUP
-    selected = f'pinwarden_operator_{kind}_condition{{condition="{condition}",status{equals}"{status}"}}'
+    selected = (
+        f'pinwarden_operator_{kind}_condition{{condition="{condition}",status{equals}"{status}"}}'
+    )
     return f"max by ({by}) ({selected}) == 1"
 
 
@@ -50,4 +52,6 @@ def not_enforced(kind: str) -> str:
     by = LIMIT if kind == "limit" else GROUP
     wanted = f'pinwarden_operator_{kind}_info{{enforcement="Enforce"}}'
     pods = f"pinwarden_operator_{kind}_pods > 0"
-    return f"({condition(kind, 'Enforced', 'True', '!=')}) and on ({by}) {wanted} and on ({by}) {pods}"
+    return (
+        f"({condition(kind, 'Enforced', 'True', '!=')}) and on ({by}) {wanted} and on ({by}) {pods}"
+    )

@@ -46,7 +46,8 @@ OPERATOR: Final = Group(
             meaning="A replica writes nothing until it has listed everything; with a partial list it would release limits it had "
             "not seen yet.",
             impact="This replica cannot take over. If it holds the Lease, nothing is written.",
-            diagnosis=SEE_OPERATOR + "\n\n`/readyz` of the replica names what is missing:\n\n```console\n"
+            diagnosis=SEE_OPERATOR
+            + "\n\n`/readyz` of the replica names what is missing:\n\n```console\n"
             "$ kubectl -n pinwarden-system port-forward POD 8080   # POD is the replica's\n"
             "$ curl -s localhost:8080/readyz                       # in another terminal\n```",
             mitigation="Install the CRDs of this version (`kubectl apply --server-side --force-conflicts --field-manager=helm -f "

@@ -33,9 +33,15 @@ CLUSTER: Final = Dashboard(
                     "Nodes with a ready agent.",
                     'sum(pinwarden_operator_nodes{agent="answering"})',
                 ),
-                _stat("Nodes silent", "Nodes without one.", 'sum(pinwarden_operator_nodes{agent="silent"})'),
                 _stat(
-                    "Governed pods", "Pods that a limit holds for.", "sum(pinwarden_operator_governed_pods)"
+                    "Nodes silent",
+                    "Nodes without one.",
+                    'sum(pinwarden_operator_nodes{agent="silent"})',
+                ),
+                _stat(
+                    "Governed pods",
+                    "Pods that a limit holds for.",
+                    "sum(pinwarden_operator_governed_pods)",
                 ),
                 _stat("Pinned", SAMPLED, "sum(pinwarden_operator_governed_pinned_bytes)", "bytes"),
                 _stat(
@@ -125,7 +131,12 @@ CLUSTER: Final = Dashboard(
                 Panel(
                     "Nodes by problem",
                     "See the alerts of the same names.",
-                    (Query(_summed("problem", "pinwarden_operator_nodes_with_problem"), "{{problem}}"),),
+                    (
+                        Query(
+                            _summed("problem", "pinwarden_operator_nodes_with_problem"),
+                            "{{problem}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Nodes with a problem",
@@ -136,7 +147,12 @@ CLUSTER: Final = Dashboard(
                 Panel(
                     "Nodes by source, level and whether it is counted",
                     "Figures lack what sources that are not counted pin: they are lower bounds (H2).",
-                    (Query(_summed("source, level, counted", "pinwarden_operator_source_nodes"), "nodes"),),
+                    (
+                        Query(
+                            _summed("source, level, counted", "pinwarden_operator_source_nodes"),
+                            "nodes",
+                        ),
+                    ),
                     "table",
                 ),
                 Panel(
@@ -209,7 +225,12 @@ CLUSTER: Final = Dashboard(
                 Panel(
                     "Resident memory",
                     "Of each replica.",
-                    (Query('process_resident_memory_bytes{job="pinwarden-operator"}', "{{instance}}"),),
+                    (
+                        Query(
+                            'process_resident_memory_bytes{job="pinwarden-operator"}',
+                            "{{instance}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
             ),

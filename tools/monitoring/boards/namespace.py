@@ -21,7 +21,9 @@ NAMESPACE: Final = Dashboard(
     title="Pinwarden / Namespace",
     description="What the pods of a namespace pin, what they are held to, what they are refused, and what they share.",
     variables=(
-        Variable("namespace", "Namespace", "pinwarden_operator_namespace_pods", "resource_namespace"),
+        Variable(
+            "namespace", "Namespace", "pinwarden_operator_namespace_pods", "resource_namespace"
+        ),
     ),
     rows=(
         Row(
@@ -42,7 +44,12 @@ NAMESPACE: Final = Dashboard(
                     "Governed pods by level",
                     "Deny refuses exactly, Converge may overshoot for a moment, Observe only counts; Unknown where the agent is "
                     "silent (H1).",
-                    (Query(f"sum by (level) (pinwarden_operator_namespace_pods{SPACE})", "{{level}}"),),
+                    (
+                        Query(
+                            f"sum by (level) (pinwarden_operator_namespace_pods{SPACE})",
+                            "{{level}}",
+                        ),
+                    ),
                     stacked=True,
                 ),
                 Panel(
@@ -109,7 +116,12 @@ NAMESPACE: Final = Dashboard(
                 Panel(
                     "Fair view",
                     FAIR,
-                    (Query(f"sum by (part) (pinwarden_operator_namespace_fair_bytes{SPACE})", "{{part}}"),),
+                    (
+                        Query(
+                            f"sum by (part) (pinwarden_operator_namespace_fair_bytes{SPACE})",
+                            "{{part}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
             ),

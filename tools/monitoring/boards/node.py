@@ -25,7 +25,12 @@ NODE: Final = Dashboard(
                 Panel(
                     "Locked and pinned by governed pods",
                     "Locked is mlock and the like (VmLck), pinned what drivers hold (VmPin). Sampled.",
-                    (Query(_on_node("governed_pinned_bytes", "node, counter"), "{{node}} {{counter}}"),),
+                    (
+                        Query(
+                            _on_node("governed_pinned_bytes", "node, counter"),
+                            "{{node}} {{counter}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
                 Panel(
@@ -48,7 +53,12 @@ NODE: Final = Dashboard(
                 Panel(
                     "Refused calls",
                     "By the seccomp gate; absent without one.",
-                    (Query(f"sum by (node) (rate(pinwarden_agent_denials_total{_NODE}{RATE}))", "{{node}}"),),
+                    (
+                        Query(
+                            f"sum by (node) (rate(pinwarden_agent_denials_total{_NODE}{RATE}))",
+                            "{{node}}",
+                        ),
+                    ),
                     unit="ops",
                 ),
                 Panel(
@@ -59,7 +69,12 @@ NODE: Final = Dashboard(
                 Panel(
                     "The most that was seen above a limit",
                     LOWER,
-                    (Query(f"max by (node) (pinwarden_agent_overshoot_peak_bytes{_NODE})", "{{node}}"),),
+                    (
+                        Query(
+                            f"max by (node) (pinwarden_agent_overshoot_peak_bytes{_NODE})",
+                            "{{node}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
                 Panel(
@@ -88,7 +103,12 @@ NODE: Final = Dashboard(
                     (Query(_on_node("shared_groups", "phase"), "{{phase}}"),),
                     stacked=True,
                 ),
-                Panel("Fair view", FAIR, (Query(_on_node("fair_bytes", "part"), "{{part}}"),), unit="bytes"),
+                Panel(
+                    "Fair view",
+                    FAIR,
+                    (Query(_on_node("fair_bytes", "part"), "{{part}}"),),
+                    unit="bytes",
+                ),
                 Panel(
                     "Limits",
                     "In force; dealt to every process that they govern; not possible here.",
@@ -164,7 +184,8 @@ NODE: Final = Dashboard(
                     "Of its process.",
                     (
                         Query(
-                            'process_resident_memory_bytes{job="pinwarden-agent",node=~"$node"}', "{{node}}"
+                            'process_resident_memory_bytes{job="pinwarden-agent",node=~"$node"}',
+                            "{{node}}",
                         ),
                     ),
                     unit="bytes",
@@ -177,7 +198,12 @@ NODE: Final = Dashboard(
                 Panel(
                     "The ten that pin most, by UID",
                     "Names: the operator's pinwarden_operator_pod_pinned_bytes, or kube_pod_info joined by uid.",
-                    (Query(f"topk(10, sum by (uid) (pinwarden_agent_pod_pinned_bytes{_NODE}))", "{{uid}}"),),
+                    (
+                        Query(
+                            f"topk(10, sum by (uid) (pinwarden_agent_pod_pinned_bytes{_NODE}))",
+                            "{{uid}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
                 Panel(
@@ -185,7 +211,8 @@ NODE: Final = Dashboard(
                     "Resident pages of groups that they have mapped.",
                     (
                         Query(
-                            f"topk(10, sum by (uid) (pinwarden_agent_pod_borrowed_bytes{_NODE}))", "{{uid}}"
+                            f"topk(10, sum by (uid) (pinwarden_agent_pod_borrowed_bytes{_NODE}))",
+                            "{{uid}}",
                         ),
                     ),
                     unit="bytes",

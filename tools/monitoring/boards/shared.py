@@ -9,7 +9,9 @@ SHARED: Final = Dashboard(
     name="shared-memory",
     title="Pinwarden / Shared memory",
     description="What groups of shared memory hold, who borrows, what nobody uses, and what is refused.",
-    variables=(Variable("namespace", "Namespace", "pinwarden_operator_group_info", "resource_namespace"),),
+    variables=(
+        Variable("namespace", "Namespace", "pinwarden_operator_group_info", "resource_namespace"),
+    ),
     rows=(
         Row(
             "Groups",
@@ -79,13 +81,22 @@ SHARED: Final = Dashboard(
                 Panel(
                     "Fair view",
                     FAIR,
-                    (Query(f"sum by (part) (pinwarden_operator_namespace_fair_bytes{SPACE})", "{{part}}"),),
+                    (
+                        Query(
+                            f"sum by (part) (pinwarden_operator_namespace_fair_bytes{SPACE})",
+                            "{{part}}",
+                        ),
+                    ),
                     unit="bytes",
                 ),
                 Panel(
                     "Groups by phase",
                     "The worst phase of a group's instances.",
-                    (Query(f"sum by (phase) (pinwarden_operator_group_phase{SPACE})", "{{phase}}"),),
+                    (
+                        Query(
+                            f"sum by (phase) (pinwarden_operator_group_phase{SPACE})", "{{phase}}"
+                        ),
+                    ),
                     stacked=True,
                 ),
                 Panel(

@@ -71,7 +71,10 @@ class NodePinConfig(Resource):
     printer_columns: ClassVar[list[dict[str, Any]]] = [
         printer_column("Mode", "string", ".spec.mode", "Active or Release"),
         printer_column(
-            "Observed", "integer", ".status.observedGeneration", "Generation that the agent last took"
+            "Observed",
+            "integer",
+            ".status.observedGeneration",
+            "Generation that the agent last took",
         ),
         printer_column("Agent", "string", ".status.agentVersion", "Version of the agent"),
         printer_column("Kernel", "string", ".status.kernelVersion", "Kernel of the node", 1),

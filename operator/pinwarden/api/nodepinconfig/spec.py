@@ -40,7 +40,8 @@ class NodeLimit(Model):
     scope: Scope
     limit: int = Field(ge=0, description="Bytes that may be pinned and locked.")
     containers: list[str] = Field(
-        default_factory=list, description="With scope Container: names of the containers; empty selects all."
+        default_factory=list,
+        description="With scope Container: names of the containers; empty selects all.",
     )
     cgroup_pattern: str | None = Field(
         None,
@@ -49,7 +50,9 @@ class NodeLimit(Model):
         description="Shell pattern of cgroup directories below the root, for hosts without Kubernetes. The limit applies to each match.",
     )
     counting: Counting = Counting.EVERY_PIN
-    sources: list[Source] = Field(default_factory=list, description="The counted sources; empty means all.")
+    sources: list[Source] = Field(
+        default_factory=list, description="The counted sources; empty means all."
+    )
     enforcement: Enforcement = Enforcement.ENFORCE
     minimum_level: Level = Field(
         Level.CONVERGE,
@@ -82,9 +85,12 @@ class NodePod(Model):
         max_length=64,
         description="UID in the name of the pod's cgroup; for a static pod the hash of its configuration.",
     )
-    limits: list[str] = Field(default_factory=list, description="Names of the limits that apply to the pod.")
+    limits: list[str] = Field(
+        default_factory=list, description="Names of the limits that apply to the pod."
+    )
     containers: list[PodContainer] = Field(
-        default_factory=list, description="Listed if a limit with scope Container applies to the pod."
+        default_factory=list,
+        description="Listed if a limit with scope Container applies to the pod.",
     )
 
     def with_claim(self, other: "NodePod") -> "NodePod":
@@ -167,7 +173,9 @@ class NodePinConfigSpec(Model):
         description="With Release, the agent restores the original limit of every process, and acknowledges it.",
     )
     unknown_pods: int | None = Field(
-        None, ge=0, description="Bytes that a pod outside of this list may pin; absent means no limit."
+        None,
+        ge=0,
+        description="Bytes that a pod outside of this list may pin; absent means no limit.",
     )
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
     pods: list[NodePod] = Field(default_factory=list, json_schema_extra=_at_most(4096))
@@ -197,7 +205,9 @@ class NodePinConfigSpec(Model):
         return spec.model_copy(update={"limits": limits, "groups": groups}), [*unsupported, *more]
 
 
-def _known(kind: type[_Part], entries: Iterable[object]) -> tuple[list[_Part], list[UnsupportedLimit]]:
+def _known(
+    kind: type[_Part], entries: Iterable[object]
+) -> tuple[list[_Part], list[UnsupportedLimit]]:
     """Return the entries that this version understands, and why it does not understand the others."""
     known: list[_Part] = []
     unsupported: list[UnsupportedLimit] = []

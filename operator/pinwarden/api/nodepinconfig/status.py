@@ -22,7 +22,9 @@ def _fit(text: Any) -> Any:
     return text[: _MOST_TEXT - len(_CUT)] + _CUT if too_long else text
 
 
-Text = Annotated[str, BeforeValidator(_fit), WithJsonSchema({"type": "string", "maxLength": _MOST_TEXT})]
+Text = Annotated[
+    str, BeforeValidator(_fit), WithJsonSchema({"type": "string", "maxLength": _MOST_TEXT})
+]
 """A message, cut to fit. A length constraint of pydantic would reject a path that is not valid UTF-8."""
 Uid = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 1024})]
 """A UID in a report of an agent, bounded only by the API server.
@@ -68,7 +70,9 @@ class LimitDenials(Model):
     """The number of denied calls of a pod for one limit."""
 
     uid: str = Field(max_length=64, description="UID of the resource, or unknownPods.")
-    count: int = Field(ge=1, le=2**62, description="Calls that the gate denied since it manages the pod.")
+    count: int = Field(
+        ge=1, le=2**62, description="Calls that the gate denied since it manages the pod."
+    )
 
 
 class PodReport(Model):
@@ -127,7 +131,9 @@ class DenialReport(Model):
         max_length=16,
         description="Name of the process (comm), which the process chooses: it may have any characters.",
     )
-    pid: int = Field(ge=1, le=2**31 - 1, description="Process id in the node's initial PID namespace.")
+    pid: int = Field(
+        ge=1, le=2**31 - 1, description="Process id in the node's initial PID namespace."
+    )
     source: Source
     asked: int | None = Field(
         None,
@@ -135,12 +141,16 @@ class DenialReport(Model):
         le=2**62,
         description="Bytes that the call would have added, at most 4Ei; absent if unknown.",
     )
-    used: Count | None = Field(None, description="Bytes in use at that time; absent without a limit.")
+    used: Count | None = Field(
+        None, description="Bytes in use at that time; absent without a limit."
+    )
     limit: Count | None = Field(
         None,
         description="Bytes of the limit; absent if the cause is not a limit.",
     )
-    name: str = Field("", max_length=384, description="Name of the limit in the spec, or unknownPods.")
+    name: str = Field(
+        "", max_length=384, description="Name of the limit in the spec, or unknownPods."
+    )
     uid: str = Field("", max_length=64, description="UID of the resource, or unknownPods.")
     message: str = Field("", max_length=256, description="Cause in words if it is not a limit.")
     call: str = Field(
@@ -160,7 +170,9 @@ class BorrowReport(Model):
         description="Resident pages that the pod has mapped, each counted once; absent if unknown.",
     )
     mapped: Count | None = Field(None, description="Size of its mappings, resident or not.")
-    level: Level | None = Field(None, description="Level of its borrow limits; absent without a limit.")
+    level: Level | None = Field(
+        None, description="Level of its borrow limits; absent without a limit."
+    )
     reason: Word = ""
     denials: Count | None = Field(
         None,
@@ -182,10 +194,13 @@ class GroupReport(Model):
     objects: Count = 0
     charge: Count | None = Field(None, description="Memory of the objects (M3).")
     orphaned: Count | None = Field(
-        None, description="Part of the charge that no pod has mapped (M9); exact with accounting Borrow."
+        None,
+        description="Part of the charge that no pod has mapped (M9); exact with accounting Borrow.",
     )
     dead: Count | None = Field(None, description="Bytes charged to deleted cgroups (M9).")
-    own: Count | None = Field(None, description="Bytes charged to the group's own cgroup (memory.current).")
+    own: Count | None = Field(
+        None, description="Bytes charged to the group's own cgroup (memory.current)."
+    )
     truncated: bool = Field(
         False,
         description="True if some objects or borrowers were not examined or listed, if a process could not be read, or if a /dev/shm has "
@@ -193,7 +208,9 @@ class GroupReport(Model):
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
     omitted: Count = Field(0, description="Number of further borrowers.")
-    sampled_at: AwareDatetime | None = Field(None, description="Time of the oldest of these figures.")
+    sampled_at: AwareDatetime | None = Field(
+        None, description="Time of the oldest of these figures."
+    )
 
 
 class FairReport(Model):

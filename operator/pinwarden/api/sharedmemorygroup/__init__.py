@@ -23,7 +23,12 @@ from pinwarden.api.sharedmemorygroup.spec import (
     Owner,
     SharedMemoryGroupSpec,
 )
-from pinwarden.api.sharedmemorygroup.status import Borrower, GroupNode, Phase, SharedMemoryGroupStatus
+from pinwarden.api.sharedmemorygroup.status import (
+    Borrower,
+    GroupNode,
+    Phase,
+    SharedMemoryGroupStatus,
+)
 
 __all__ = [
     "Accounting",

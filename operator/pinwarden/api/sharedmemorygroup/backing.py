@@ -17,7 +17,9 @@ Path = Annotated[
     ),
 ]
 """An absolute path without `.`, `..`, empty parts, a trailing slash, or control characters."""
-ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=249, pattern=r"^[^/\x00-\x1f\x7f]+$")]
+ObjectName = Annotated[
+    str, StringConstraints(min_length=1, max_length=249, pattern=r"^[^/\x00-\x1f\x7f]+$")
+]
 
 
 MAX_KEY: Final = 2**32 - 1
@@ -81,7 +83,8 @@ class PosixShmBacking(Model):
         description="Name without its leading slash; * and ? match any characters, and the name may match several objects."
     )
     ipc_namespace: IpcNamespace = Field(
-        IpcNamespace.POD, description="Pod: the /dev/shm of each member pod. Host: that of the node."
+        IpcNamespace.POD,
+        description="Pod: the /dev/shm of each member pod. Host: that of the node.",
     )
 
 
@@ -105,7 +108,8 @@ class SysvShmBacking(Model):
         "of the pod, also those with IPC_PRIVATE, which have no key."
     )
     ipc_namespace: IpcNamespace = Field(
-        IpcNamespace.POD, description="Pod: the segments of each member pod. Host: those of the node."
+        IpcNamespace.POD,
+        description="Pod: the segments of each member pod. Host: those of the node.",
     )
 
     @property
@@ -133,7 +137,9 @@ class MemfdBacking(Model):
 class DmabufBacking(Model):
     """DMA buffers that processes of member pods have open or mapped."""
 
-    exporter: ObjectName = Field(description="Name of the exporting driver (exp_name), such as udmabuf.")
+    exporter: ObjectName = Field(
+        description="Name of the exporting driver (exp_name), such as udmabuf."
+    )
 
 
 class Backing(Model):

@@ -141,7 +141,9 @@ class SharedMemoryGroupSpec(Model):
         Management.ADOPT,
         description="Adopt finds objects that programs create. Create creates the object on each node with a member pod.",
     )
-    owner: Owner | None = Field(None, description="With management: Create, the owner of the object.")
+    owner: Owner | None = Field(
+        None, description="With management: Create, the owner of the object."
+    )
     prefault: bool = Field(
         True,
         description="With management: Create, allocate all pages at once, charged to a separate cgroup. "
@@ -177,7 +179,8 @@ class SharedMemoryGroupSpec(Model):
         description="Enforce denies what a gate can deny; Audit evaluates and changes nothing.",
     )
     minimum_level: Level = Field(
-        Level.CONVERGE, description="Weakest level at which a borrow limit of a pod counts as enforced."
+        Level.CONVERGE,
+        description="Weakest level at which a borrow limit of a pod counts as enforced.",
     )
     deletion_policy: DeletionPolicy = Field(
         DeletionPolicy.DRAIN,

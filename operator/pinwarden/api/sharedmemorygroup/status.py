@@ -29,10 +29,14 @@ class Borrower(Model):
         None, ge=0, description="Resident bytes of the object that the pod has mapped."
     )
     mapped_bytes: int | None = Field(None, ge=0, description="Size of its mappings.")
-    limit_bytes: int | None = Field(None, ge=0, description="Least of its limits; absent without a limit.")
+    limit_bytes: int | None = Field(
+        None, ge=0, description="Least of its limits; absent without a limit."
+    )
     level: Level | None = Field(None, description="Level of its limits.")
     reason: str | None = Field(None, description="Why the level is not higher.")
-    denials: int | None = Field(None, ge=0, description="Calls that a gate denied; absent without a gate.")
+    denials: int | None = Field(
+        None, ge=0, description="Calls that a gate denied; absent without a gate."
+    )
 
 
 class GroupNode(Model):
@@ -64,20 +68,26 @@ class SharedMemoryGroupStatus(Model):
     charge_bytes: int | None = Field(
         None, ge=0, description="Memory of the objects on all nodes, also swapped out."
     )
-    charge: ReadableAmount | None = Field(None, description="`chargeBytes` rounded, with a unit: `40Mi`.")
+    charge: ReadableAmount | None = Field(
+        None, description="`chargeBytes` rounded, with a unit: `40Mi`."
+    )
     borrowed_bytes: int | None = Field(
         None,
         ge=0,
         description="Sum of what all pods borrow; a page that two pods have mapped counts twice.",
     )
-    borrowed: ReadableAmount | None = Field(None, description="`borrowedBytes` rounded, with a unit: `40Mi`.")
+    borrowed: ReadableAmount | None = Field(
+        None, description="`borrowedBytes` rounded, with a unit: `40Mi`."
+    )
     pinned_bytes: int | None = Field(
         None,
         ge=0,
         description="Bytes that drivers have pinned; always absent, because nothing counts it yet.",
     )
     orphaned_bytes: int | None = Field(None, ge=0, description="Bytes that no pod has mapped.")
-    orphaned: ReadableAmount | None = Field(None, description="`orphanedBytes` rounded, with a unit: `40Mi`.")
+    orphaned: ReadableAmount | None = Field(
+        None, description="`orphanedBytes` rounded, with a unit: `40Mi`."
+    )
     dead_cgroup_bytes: int | None = Field(
         None,
         ge=0,

@@ -31,7 +31,10 @@ def is_gated(pod: Json) -> bool:
     contexts = [spec.get("securityContext")] + [
         each.get("securityContext") for part in parts for each in spec.get(part) or ()
     ]
-    profiles = (((each or {}).get("seccompProfile") or {}).get("localhostProfile") or "" for each in contexts)
+    profiles = (
+        ((each or {}).get("seccompProfile") or {}).get("localhostProfile") or ""
+        for each in contexts
+    )
     return any(
         "/".join(part for part in profile.split("/") if part not in ("", ".")).startswith(PROFILES)
         for profile in profiles
@@ -58,7 +61,9 @@ def draining(config: Json, made: frozenset[str]) -> Json | None:
     """Return a spec that drains these groups and limits no pod, None if the node has none of the
     groups.
     """
-    groups = [each for each in (config.get("spec") or {}).get("groups") or () if each.get("uid") in made]
+    groups = [
+        each for each in (config.get("spec") or {}).get("groups") or () if each.get("uid") in made
+    ]
     if not groups:
         return None
     return {"mode": Mode.ACTIVE.value, "groups": [{**each, "draining": True} for each in groups]}
@@ -74,5 +79,7 @@ def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
         if not group.draining or (known and report and report.phase is Phase.RELEASED):
             continue
         why = (report.message or report.reason) if report else "the node does not report it"
-        remaining.append(RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS)))
+        remaining.append(
+            RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS))
+        )
     return remaining

@@ -35,7 +35,9 @@ class OperatorLease:
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{leader_election.NAME}"
+        self._path = (
+            f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{leader_election.NAME}"
+        )
         self._identity = f"{leader_election.UNINSTALL}_{uuid.uuid4()}"
         self._held = False
         self._renewed = 0.0

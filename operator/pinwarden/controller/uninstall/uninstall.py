@@ -74,7 +74,9 @@ class UninstallOptions:
     gated_pods: GatedPods
 
 
-async def run(kubeconfig: Path | None, settings: UninstallOptions, say: Callable[[str], None]) -> None:
+async def run(
+    kubeconfig: Path | None, settings: UninstallOptions, say: Callable[[str], None]
+) -> None:
     """Uninstall.
 
     Raises UninstallError, ConnectionSetupError, and ApiError if the API server fails.
@@ -105,7 +107,9 @@ class Uninstaller:
             await self._check_never_used()
         try:
             started = monotonic()
-            await asyncio.sleep(leader_election.RENEW_SECONDS)  # afterwards no replica begins a write
+            await asyncio.sleep(
+                leader_election.RENEW_SECONDS
+            )  # afterwards no replica begins a write
             await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
             # List the groups only now: a write in flight may still have set a finalizer.
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
@@ -138,7 +142,9 @@ class Uninstaller:
             )
 
     async def _check_gated_pods(self) -> None:
-        names = await self._list("/api/v1/pods", lambda pod: full_name(pod) if is_gated(pod) else None)
+        names = await self._list(
+            "/api/v1/pods", lambda pod: full_name(pod) if is_gated(pod) else None
+        )
         gated = [name for name in names if name]
         if not gated:
             return
@@ -159,7 +165,10 @@ class Uninstaller:
         """
 
         def wanted(raw: Json) -> Json:
-            return {"mode": Mode.RELEASE.value, "groups": (raw.get("spec") or {}).get("groups") or []}
+            return {
+                "mode": Mode.RELEASE.value,
+                "groups": (raw.get("spec") or {}).get("groups") or [],
+            }
 
         missing = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
         if silent := [name for name, alive in missing.items() if alive]:
@@ -214,7 +223,9 @@ class Uninstaller:
             missing = {
                 config.name: agents.get(config.name, False)
                 for config in concerned
-                if config.waits or not config.answered or config.generation != asked.get(config.name)
+                if config.waits
+                or not config.answered
+                or config.generation != asked.get(config.name)
             }
             if (not missing and monotonic() >= quiet) or late:
                 return missing
@@ -244,7 +255,9 @@ class Uninstaller:
 
     async def _agents(self) -> Mapping[str, bool]:
         """Return by node whether an agent is alive."""
-        nodes = await self._list("/api/v1/nodes", lambda raw: raw["metadata"]["name"] if is_lost(raw) else "")
+        nodes = await self._list(
+            "/api/v1/nodes", lambda raw: raw["metadata"]["name"] if is_lost(raw) else ""
+        )
         path = f"/api/v1/namespaces/{self._settings.namespace}/pods"
         return agents_by_node(
             await self._list(path, read_agent, labelSelector=AGENT_SELECTOR), frozenset(nodes)
@@ -261,7 +274,9 @@ class Uninstaller:
             if FINALIZER not in (metadata.get("finalizers") or ()):
                 return
             try:
-                await self._api.patch(path, without(FINALIZER, metadata["uid"], metadata["finalizers"]))
+                await self._api.patch(
+                    path, without(FINALIZER, metadata["uid"], metadata["finalizers"])
+                )
             except ApiError as error:
                 if error.status != 422 or not left:
                     raise

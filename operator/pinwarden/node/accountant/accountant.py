@@ -183,7 +183,10 @@ class Accountant:
             state.problem = state.problem if state.problem[0] else (error.reason, str(error))
             return taken
         except OSError as error:
-            state.problem = NOT_READABLE, f"{error.filename or ''} {error.strerror or error}".strip()
+            state.problem = (
+                NOT_READABLE,
+                f"{error.filename or ''} {error.strerror or error}".strip(),
+            )
             return taken
         except Exception as error:  # noqa: BLE001 - a failure of one group must not stop the others
             self._guard.failed("group", group.uid, error)
@@ -195,7 +198,9 @@ class Accountant:
             state.claimed = objects
             return taken
         state.objects = objects
-        return ObjectSet(taken.devices | state.object_set.devices, taken.objects | state.object_set.objects)
+        return ObjectSet(
+            taken.devices | state.object_set.devices, taken.objects | state.object_set.objects
+        )
 
     def _provision(self, state: GroupState) -> None:
         """Provision a group's object, or set the `problem`."""
@@ -232,14 +237,20 @@ class Accountant:
         borrows = dict(self._members.sample(now, members, objects, objects.keys(), dmabufs, stamps))
         if counted and now >= self._others_due:
             spent = time.process_time()
-            strangers = self._explore({uid: cgroups for uid, cgroups in paths.items() if uid not in pods})
+            strangers = self._explore(
+                {uid: cgroups for uid, cgroups in paths.items() if uid not in pods}
+            )
             others = {uid: pod.members for uid, pod in strangers}
-            self._others_borrows = self._others.sample(now, others, objects, objects.keys(), dmabufs, stamps)
+            self._others_borrows = self._others.sample(
+                now, others, objects, objects.keys(), dmabufs, stamps
+            )
             others_cost = time.process_time() - spent
             self._others_due = now + max(OTHERS_SECONDS, others_cost * TIMES_ITS_COST)
         others_now = paths.keys() - pods.keys()
         self._others.retain(others_now)
-        borrows |= {key: borrow for key, borrow in self._others_borrows.items() if key[1] in others_now}
+        borrows |= {
+            key: borrow for key, borrow in self._others_borrows.items() if key[1] in others_now
+        }
         for (uid, pod_uid), borrow in borrows.items():
             if uid in counted:
                 counted[uid].borrows[pod_uid] = borrow
@@ -274,7 +285,9 @@ class Accountant:
             return
         objects = state.claimed if self._is_left(state) else state.objects
         try:
-            if objects and (users := find_users(self._proc_root, objects.object_set, opened=created)):
+            if objects and (
+                users := find_users(self._proc_root, objects.object_set, opened=created)
+            ):
                 state.problem = "InUse", f"it waits for {_named(users)}"
                 return
             if objects and objects.cause:

@@ -52,7 +52,8 @@ def run(settings: Settings) -> None:
     with shutdown_on_signals(), suppress(ShutdownError):
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(
-            settings.run_dir / LOCK, waiting="another accountant works on this node; this one stands by"
+            settings.run_dir / LOCK,
+            waiting="another accountant works on this node; this one stands by",
         ):
             guard = Guard(KINDS)
             accountant = Accountant(

@@ -11,4 +11,6 @@ def pod_memory(cgroups: Iterable[Path]) -> MemoryUsage | None:
     usages = [usage for path in cgroups if (usage := memory_usage(path))]
     if not usages:
         return None
-    return MemoryUsage(sum(usage.current for usage in usages), sum(usage.anonymous for usage in usages))
+    return MemoryUsage(
+        sum(usage.current for usage in usages), sum(usage.anonymous for usage in usages)
+    )

@@ -36,7 +36,10 @@ class PodPages:
 
 
 def walk(
-    proc_root: Path, pids: Iterable[int], wanted: RegionFilter, is_walked: Callable[[ObjectId], bool]
+    proc_root: Path,
+    pids: Iterable[int],
+    wanted: RegionFilter,
+    is_walked: Callable[[ObjectId], bool],
 ) -> PodPages:
     """Return the pages of these processes; resident ones only of objects with `is_walked`.
 
@@ -47,16 +50,16 @@ def walk(
     count = 0
     for pid in pids:
         if count > MOST_MAPPINGS:
-            pages.reason = (
-                f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
-            )
+            pages.reason = f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
             break
         process = ProcessMaps(proc_root, pid)
         try:
             regions = wanted.regions(process)
             for _ in range(_ATTEMPTS):
                 by_object = _by_object(regions)
-                walked = {identity: some for identity, some in by_object.items() if is_walked(identity)}
+                walked = {
+                    identity: some for identity, some in by_object.items() if is_walked(identity)
+                }
                 resident = _walk_tables(pages, process.folder, walked)
                 before, regions = regions, wanted.regions(process) if resident else regions
                 if before == regions:
@@ -64,7 +67,9 @@ def walk(
             else:
                 pages.reason = f"process {pid} maps and unmaps faster than it can be read"
             for identity, some in by_object.items():
-                ends = ((region.offset, region.offset + region.end - region.start) for region in some)
+                ends = (
+                    (region.offset, region.offset + region.end - region.start) for region in some
+                )
                 pieces.setdefault(identity, set()).update(ends)
             count += len(regions)
             pages.resident.update(resident)

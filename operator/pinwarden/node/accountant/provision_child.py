@@ -98,11 +98,14 @@ def ensure_segment(key: int, size: int, owner: Owner, prefault: bool, record: Se
     elif record.matches(existing, size):
         if existing.size != size:
             raise OSError(
-                errno.EINVAL, f"it has {existing.size} bytes, and a segment keeps the size it was made with"
+                errno.EINVAL,
+                f"it has {existing.size} bytes, and a segment keeps the size it was made with",
             )
         identity, held = existing.id, existing.held
     else:
-        raise OSError(errno.EEXIST, f"a segment of {existing.size} bytes has the key {key:#x} already")
+        raise OSError(
+            errno.EEXIST, f"a segment of {existing.size} bytes has the key {key:#x} already"
+        )
     sysvshm.set_owner(identity, owner.user, owner.group, owner.mode & ~_EXECUTE)
     if prefault and held < size:
         sysvshm.populate(identity, size)
@@ -183,7 +186,9 @@ def _empty(folder: int) -> None:
             with _opened(name, os.O_DIRECTORY, folder) as inner:
                 for entry in os.listdir(inner):
                     number += 1
-                    os.rename(entry, f".{os.getpid()}.{number}", src_dir_fd=inner, dst_dir_fd=folder)
+                    os.rename(
+                        entry, f".{os.getpid()}.{number}", src_dir_fd=inner, dst_dir_fd=folder
+                    )
             os.rmdir(name, dir_fd=folder)
 
 

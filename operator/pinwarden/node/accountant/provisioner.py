@@ -45,7 +45,13 @@ from pinwarden.node.accountant import provision_child as child
 from pinwarden.node.accountant.provision_child import FileSystemSpec, SegmentRecord
 from pinwarden.node.linux.cgroupfs import memory_charge, memory_hierarchy
 from pinwarden.node.linux.mountinfo import read_mountinfo
-from pinwarden.node.linux.namespaces import NEWCGROUP, NEWIPC, NEWNS, enter_namespace, run_in_namespaces
+from pinwarden.node.linux.namespaces import (
+    NEWCGROUP,
+    NEWIPC,
+    NEWNS,
+    enter_namespace,
+    run_in_namespaces,
+)
 from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, write_atomically
 
 PREFIX: Final = "/run/pinwarden-shared"
@@ -104,7 +110,8 @@ class Provisioner:
         page = _huge_page() if group.backing.hugetlbfs else mmap.PAGESIZE
         if size % page or not size:
             raise ProvisionError(
-                "Invalid", f"capacity: {exact(size)} is not a whole number of pages of {short(page)}"
+                "Invalid",
+                f"capacity: {exact(size)} is not a whole number of pages of {short(page)}",
             )
         if not group.backing.hugetlbfs:
             self._take(_cgroup_name(group), size)
@@ -113,7 +120,9 @@ class Provisioner:
             cgroup = self._ensure_cgroup(group)
             if segment := group.backing.sysv_shm:
                 record = self._segments.begin(group.uid)
-                work = partial(child.ensure_segment, segment.keys[0], size, owner, group.prefault, record)
+                work = partial(
+                    child.ensure_segment, segment.keys[0], size, owner, group.prefault, record
+                )
                 self._segments.created(group.uid, self._run_in(cgroup, NEWIPC, "ipc", work))
             else:
                 spec = FileSystemSpec(mount_point(group), _kind(group), size, owner, group.prefault)

@@ -82,12 +82,16 @@ class GroupReporter:
             left -= len(report.borrowers)
             yield report
 
-    def fair_view(self, states: Sequence[GroupState], pods: Mapping[str, PodCgroup]) -> Iterator[FairReport]:
+    def fair_view(
+        self, states: Sequence[GroupState], pods: Mapping[str, PodCgroup]
+    ) -> Iterator[FairReport]:
         """Yield the fair view of each attached pod whose shares are all known (M11)."""
         unread = self.members.incomplete()
         for uid, pod in sorted(pods.items()):
             shares = [
-                _share(state, uid) for state in states if uid in state.group.pods() and state.has_shares
+                _share(state, uid)
+                for state in states
+                if uid in state.group.pods() and state.has_shares
             ]
             if None in shares or uid in unread:
                 continue
@@ -127,7 +131,8 @@ class GroupReporter:
             or len(borrowers) > most
             or (counted and self._incomplete),
             borrowers=[
-                _borrower(group, uid, borrow, pods.get(uid), gate) for uid, borrow in borrowers[:most]
+                _borrower(group, uid, borrow, pods.get(uid), gate)
+                for uid, borrow in borrowers[:most]
             ],
             omitted=max(0, len(borrowers) - most),
             sampled_at=sampled.replace(microsecond=0),
@@ -144,7 +149,10 @@ class GroupReporter:
         The report shows at which level such a member is limited, too (H1).
         """
         limited = {
-            uid for member in state.group.members if member.borrow_limit is not None for uid in member.pods
+            uid
+            for member in state.group.members
+            if member.borrow_limit is not None
+            for uid in member.pods
         }
         unread = self.members.incomplete()
         nothing = Borrow(mapped=0, resident=0, time=0.0)
@@ -159,7 +167,9 @@ class GroupReporter:
         if mapped is None or mapped.resident is None:
             return charge
         # The charge has all pages that a shared mapping of hugetlbfs reserves (hugetlb_reserve_pages).
-        return max(0, charge - (mapped.mapped if state.group.backing.hugetlbfs else mapped.resident))
+        return max(
+            0, charge - (mapped.mapped if state.group.backing.hugetlbfs else mapped.resident)
+        )
 
     def _dead(self, state: GroupState) -> int | None:
         """Return the bytes charged to removed cgroups (M9); None if unknown."""
@@ -211,7 +221,9 @@ def _share(state: GroupState, uid: str) -> int | None:
 
 def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:
     """Return the level of a member's borrow limits and a reason; None without a limit."""
-    limits = [member for member in group.members if uid in member.pods and member.borrow_limit is not None]
+    limits = [
+        member for member in group.members if uid in member.pods and member.borrow_limit is not None
+    ]
     if not limits:
         return None, ""
     if group.enforcement is Enforcement.AUDIT:
@@ -229,6 +241,8 @@ def _gated(pod: PodCgroup, gate: GateStatus) -> bool:
         if any(member_pids(member) for member in container.members)
     }
     sandboxes = {
-        gate.containers[identity][2] for identity in running & gate.mapping if identity in gate.containers
+        gate.containers[identity][2]
+        for identity in running & gate.mapping
+        if identity in gate.containers
     }
     return bool(running & gate.mapping) and running <= gate.mapping | sandboxes

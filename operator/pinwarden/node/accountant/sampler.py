@@ -144,7 +144,11 @@ class BorrowSampler:
 
     def incomplete(self) -> dict[str, str]:
         """Return the pods of the last sample with possibly unknown mappings, and the reasons."""
-        return {uid: pod_walk.pages.reason for uid, pod_walk in self._walks.items() if pod_walk.pages.reason}
+        return {
+            uid: pod_walk.pages.reason
+            for uid, pod_walk in self._walks.items()
+            if pod_walk.pages.reason
+        }
 
     def _set_query(self, query: _Query) -> None:
         if query == self._query:
@@ -194,7 +198,9 @@ class BorrowSampler:
         state = _PodState(cgroups, tuple(pids), activity)
         if last and not reason and _is_current(last, state, now, counters, stamps):
             return last
-        pages = walk(self._proc_root, sorted(frozenset[int]().union(*pids)), self._wanted, self._is_walked)
+        pages = walk(
+            self._proc_root, sorted(frozenset[int]().union(*pids)), self._wanted, self._is_walked
+        )
         pages.reason = pages.reason or reason
         new = _Walk(now, state, tops, counters if calm else None, pages)
         for identity, mapped in pages.mapped.items():
@@ -211,7 +217,9 @@ class BorrowSampler:
     @staticmethod
     def _unread(now: float, cgroups: tuple[Path, ...]) -> _Walk:
         """Return the walk of an unreadable pod."""
-        return _Walk(now, _PodState(cgroups, (), ()), (), None, PodPages(reason="it cannot be read"))
+        return _Walk(
+            now, _PodState(cgroups, (), ()), (), None, PodPages(reason="it cannot be read")
+        )
 
     def _borrow(self, group: str, walks: Sequence[_Walk]) -> Borrow:
         reasons = [pod_walk.pages.reason for pod_walk in walks if pod_walk.pages.reason]
@@ -264,7 +272,9 @@ def _is_current(
         and None not in state.activity
         and state == last.state
         and (not last.stamps or (counters is not None and counters == last.counters))
-        and all(stamp is not None and stamps.get(group) == stamp for group, stamp in last.stamps.items())
+        and all(
+            stamp is not None and stamps.get(group) == stamp for group, stamp in last.stamps.items()
+        )
     )
 
 

@@ -37,7 +37,10 @@ def find_users(proc_root: Path, objects: ObjectSet, *, opened: bool) -> list[int
 
 
 def _has_open(proc_root: Path, pid: int, objects: ObjectSet) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"{proc_root}/{pid}/fd") as entries:
+    with (
+        suppress(FileNotFoundError, ProcessLookupError),
+        os.scandir(f"{proc_root}/{pid}/fd") as entries,
+    ):
         for entry in islice(entries, MOST_DESCRIPTORS):
             with suppress(FileNotFoundError, ProcessLookupError):
                 if objects.has(object_at(entry.path)):

@@ -27,7 +27,9 @@ class AllocationHistory:
         When there are too many pairs, the least recently added is removed.
         """
         known = self._original.get(applied, original)
-        self._original[applied] = Limits(min(known.soft, original.soft), min(known.hard, original.hard))
+        self._original[applied] = Limits(
+            min(known.soft, original.soft), min(known.hard, original.hard)
+        )
         self._original.move_to_end(applied)
         if len(self._original) > _REMEMBERED:
             self._original.popitem(last=False)

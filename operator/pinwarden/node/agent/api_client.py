@@ -215,7 +215,9 @@ def _event(content: Mapping[str, Any]) -> Event:
 
 def _object(body: Mapping[str, Any]) -> Object:
     return _well_formed(
-        lambda: Object(str(body["metadata"]["uid"]), int(body["metadata"]["generation"]), body.get("spec"))
+        lambda: Object(
+            str(body["metadata"]["uid"]), int(body["metadata"]["generation"]), body.get("spec")
+        )
     )
 
 

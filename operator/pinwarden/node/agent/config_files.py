@@ -68,7 +68,9 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
         if (kind, name) not in seen:
             seen[kind, name] = (file, value)
         elif kind != "field" or seen[kind, name][1] != value:
-            raise ConfigurationError(f"{file}: {kind} {name!r} stands in {seen[kind, name][0]} already")
+            raise ConfigurationError(
+                f"{file}: {kind} {name!r} stands in {seen[kind, name][0]} already"
+            )
 
     for file, spec in specs:
         for field in sorted(spec.model_fields_set - {"limits", "pods"}):
@@ -81,7 +83,11 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
     def values(kind: str) -> dict[str, Any]:
         return {name: value for (of, name), (_, value) in seen.items() if of == kind}
 
-    fields = {"limits": [*values("limit").values()], "pods": [*values("pod").values()], **values("field")}
+    fields = {
+        "limits": [*values("limit").values()],
+        "pods": [*values("pod").values()],
+        **values("field"),
+    }
     try:
         return NodePinConfigSpec(**fields)
     except ValidationError as error:  # more of something than an object may have
@@ -139,7 +145,9 @@ class ConfigFileWatcher:
             return
         self._posted = self._unsaved = configuration
         self._save_due = float("-inf")
-        _log.info("configuration of %s taken: %d limits", self._path, len(configuration.spec.limits))
+        _log.info(
+            "configuration of %s taken: %d limits", self._path, len(configuration.spec.limits)
+        )
 
     def _remember(self) -> None:
         if self._unsaved is None or time.monotonic() < self._save_due:
@@ -148,7 +156,9 @@ class ConfigFileWatcher:
             self._memory.save(self._unsaved)
         except OSError as error:
             self._failed("remember")
-            _log.warning("the configuration in force is not on disk, for a restart or a gate: %s", error)
+            _log.warning(
+                "the configuration in force is not on disk, for a restart or a gate: %s", error
+            )
             self._save_due = time.monotonic() + SAVE_AGAIN_SECONDS
             return
         self._unsaved = None
@@ -172,7 +182,9 @@ def _files(path: Path) -> list[Path]:
         path.stat()
         return [path]
     return sorted(
-        file for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")
+        file
+        for file in path.iterdir()
+        if file.suffix in _SUFFIXES and not file.name.startswith(".")
     )
 
 
@@ -217,7 +229,9 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
         found = NodePinConfigSpec.model_validate(_completed(spec))
         found.model_dump_json()  # a half of a surrogate pair, as JSON may have it, is no text that could be told or kept
     except ValidationError as error:
-        raise ConfigurationError(f"{name}: {first_problem(error, 'spec' if whole else '')}") from error
+        raise ConfigurationError(
+            f"{name}: {first_problem(error, 'spec' if whole else '')}"
+        ) from error
     except UNUSABLE as error:
         raise ConfigurationError(f"{name}: {error}") from error
     return found
@@ -242,7 +256,9 @@ def _completed_limit(index: int, limit: Any) -> Any:
     name = str(limit.get("name", ""))
     uid = name if len(name) <= _UID_LENGTH else hashlib.sha256(name.encode()).hexdigest()
     amounts = {
-        field: _bytes(f"limits[{index}].{field}", limit[field]) for field in _AMOUNTS if field in limit
+        field: _bytes(f"limits[{index}].{field}", limit[field])
+        for field in _AMOUNTS
+        if field in limit
     }
     return {"uid": uid, "scope": "Pod", **limit, **amounts}
 

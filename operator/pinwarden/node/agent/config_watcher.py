@@ -81,7 +81,9 @@ class ConfigWatcher:
                     self._backoff.succeeded()
                 self._failed(self._operation)
                 if not self._outage:
-                    _log.warning("%s of the NodePinConfig failed, trying again: %s", self._operation, error)
+                    _log.warning(
+                        "%s of the NodePinConfig failed, trying again: %s", self._operation, error
+                    )
                 self._outage = True
                 self._sleep(self._backoff.failed(error.retry_after))
 
@@ -108,7 +110,9 @@ class ConfigWatcher:
         if found is None:
             self._announce(None)
             if not self._missing:
-                _log.warning("there is no NodePinConfig for this node: what is in force stays in force")
+                _log.warning(
+                    "there is no NodePinConfig for this node: what is in force stays in force"
+                )
             self._missing = True
             return
         self._missing = False
@@ -141,7 +145,9 @@ class ConfigWatcher:
         self._refuse(found, self._guard.cause(*_ITEM))
 
     def _refuse(self, found: Object, cause: str) -> None:
-        self._post(Problem(shown(f"generation {found.generation}: {cause}", LONGEST_MESSAGE), found.uid))
+        self._post(
+            Problem(shown(f"generation {found.generation}: {cause}", LONGEST_MESSAGE), found.uid)
+        )
 
     def _remember(self) -> None:
         if not self._memory.intact:

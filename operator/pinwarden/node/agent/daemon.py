@@ -46,7 +46,9 @@ from pinwarden.node.state.statefile import file_lock
 
 Gates = Literal["auto", "rlimit", "none"]
 LOCK = "agent.lock"
-KINDS = tuple(dict.fromkeys((*RECONCILER_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file")))
+KINDS = tuple(
+    dict.fromkeys((*RECONCILER_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file"))
+)
 """Kinds of items that the agent guards."""
 _LOCK_PATIENCE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -138,7 +140,9 @@ def _ability(gates: Gates) -> GateAbility:
     if gates == "rlimit" and not ability.available:
         raise StartError(f"--gates rlimit: {ability.reason}")
     if not ability.available:
-        _log.warning("the rlimit gate is not available, limits are only observed: %s", ability.reason)
+        _log.warning(
+            "the rlimit gate is not available, limits are only observed: %s", ability.reason
+        )
     return ability
 
 
@@ -158,7 +162,9 @@ class _Agent:
             records["gate"] = settings.run_dir / GATE_RECORD
         self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
         self._kept: Configuration | None = None
-        self._memory = ConfigFile(config_path(settings.state_dir, local=settings.config is not None))
+        self._memory = ConfigFile(
+            config_path(settings.state_dir, local=settings.config is not None)
+        )
         self._guard = Guard(KINDS)
 
     def start(self, resources: ExitStack) -> Loop:
@@ -207,7 +213,9 @@ class _Agent:
         with self._guard.item("file", "the last configuration"):
             self._kept = self._memory.load()
         if self._kept:
-            _log.info("the last configuration is taken from disk: generation %s", self._kept.generation)
+            _log.info(
+                "the last configuration is taken from disk: generation %s", self._kept.generation
+            )
             self._inbox.put(self._kept)
 
     def _serve_status(self) -> None:
@@ -227,7 +235,9 @@ class _Agent:
                 settings.metrics_address, settings.metrics_port, self._pulse, self._metrics.render
             )
         except OSError as error:
-            raise StartError(f"--metrics-port {settings.metrics_port}: {error.strerror or error}") from error
+            raise StartError(
+                f"--metrics-port {settings.metrics_port}: {error.strerror or error}"
+            ) from error
         _log.info("metrics are at %s/metrics", web.url)
         self._workers.start("web", web.serve_forever)
 

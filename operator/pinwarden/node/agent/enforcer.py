@@ -95,7 +95,9 @@ class RlimitEnforcer:
         self._recall_all(subject, new)
         untouched = {process.key for process in new if process.key not in self._records}
         for process in new:
-            if process.key not in self._records and self._find_original(subject, process, untouched):
+            if process.key not in self._records and self._find_original(
+                subject, process, untouched
+            ):
                 untouched.discard(process.key)
 
     def save(self, now: float, *, at_once: bool = False) -> bool:
@@ -136,7 +138,9 @@ class RlimitEnforcer:
         settled = True
         for _ in range(_ROUNDS):
             changes = self._changes(subjects, covered, constraints)
-            lowered = [change for change in changes if change.limits.hard < change.record.applied.hard]
+            lowered = [
+                change for change in changes if change.limits.hard < change.record.applied.hard
+            ]
             self._set_all(subjects, lowered)
             grown = [change for change in lowered if _exceeds(change)]
             if not grown:
@@ -153,7 +157,9 @@ class RlimitEnforcer:
         covered: frozenset[ProcessKey],
         constraints: Sequence[Constraint],
     ) -> list[_Change]:
-        exact = frozenset[ProcessKey]().union(*(subject.keys for subject in subjects if subject.exact))
+        exact = frozenset[ProcessKey]().union(
+            *(subject.keys for subject in subjects if subject.exact)
+        )
         wanted = allocate(
             (self._described(key, exact=key in exact) for key in covered),
             constraints,
@@ -247,7 +253,9 @@ class RlimitEnforcer:
 
     def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Process]:
         """Return these processes by start time, so that a parent comes before its children."""
-        return [self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))]
+        return [
+            self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))
+        ]
 
     def _may_live(self, key: ProcessKey) -> bool:
         try:
@@ -319,7 +327,9 @@ class RlimitEnforcer:
         del self._unclaimed[process.key]
         return record
 
-    def _find_original(self, subject: Subject, process: Process, untouched: Container[ProcessKey]) -> bool:
+    def _find_original(
+        self, subject: Subject, process: Process, untouched: Container[ProcessKey]
+    ) -> bool:
         """Add a record by the rules of the module.
 
         Return whether the process came with applied limits.
@@ -333,10 +343,14 @@ class RlimitEnforcer:
             self._unwritten.add(process.key)
         return False
 
-    def _inherit(self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()) -> bool:
+    def _inherit(
+        self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()
+    ) -> bool:
         """Add a record if the process came with applied limits. Return whether it did."""
         parent, history = self._table.get(process.status.parent), self._histories[subject.uid]
-        of_parent = self._records.get(parent.key) if parent and parent.key not in untouched else None
+        of_parent = (
+            self._records.get(parent.key) if parent and parent.key not in untouched else None
+        )
         if not (of_parent or history) or (current := self._current(process)) is None:
             return False
         original = of_parent.original if of_parent else history.original(current)
@@ -371,7 +385,9 @@ class RlimitEnforcer:
         self._update(process.key, record, previous, limits)
         return True
 
-    def _update(self, key: ProcessKey, record: RlimitRecord, current: Limits, applied: Limits) -> None:
+    def _update(
+        self, key: ProcessKey, record: RlimitRecord, current: Limits, applied: Limits
+    ) -> None:
         original = record.updated(current).original
         self._unsaved |= original != record.original
         self._records[key] = RlimitRecord(original, applied)

@@ -85,13 +85,19 @@ class GateReader:
         }
         if not told.lost.isdisjoint(running):
             return GateCoverage(
-                True, lost=True, why="the descriptors of its gate are lost: its pinning calls end with ENOSYS"
+                True,
+                lost=True,
+                why="the descriptors of its gate are lost: its pinning calls end with ENOSYS",
             )
         if not gated:
             return GateCoverage(why=UNGATED)
         sandboxes = {told.containers[identity][2] for identity in gated}
         covered = frozenset().union(
-            *(subject.by_container[identity] for identity in running if identity in gated | sandboxes)
+            *(
+                subject.by_container[identity]
+                for identity in running
+                if identity in gated | sandboxes
+            )
         )
         why = "; ".join(told.inexact.get(subject.uid, ()))
         if not subject.keys <= covered:
@@ -99,7 +105,11 @@ class GateReader:
         elif subject.pinned and not why:
             why = "a driver has pinned memory for it"
         behind = not why and self._is_behind(subject, told)
-        if behind and not self.silent and self._clock() - self._behind[subject.uid] > BEHIND_SECONDS:
+        if (
+            behind
+            and not self.silent
+            and self._clock() - self._behind[subject.uid] > BEHIND_SECONDS
+        ):
             why = BEHIND
         if not why:
             return GateCoverage(True, exact=True, behind=behind, why=SILENT if self.silent else "")

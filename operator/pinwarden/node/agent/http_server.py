@@ -50,7 +50,9 @@ class WebServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: str, port: int, pulse: Pulse, render_metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self, address: str, port: int, pulse: Pulse, render_metrics: Callable[[], bytes]
+    ) -> None:
         self.pulse = pulse
         self.render_metrics = render_metrics
         self._free = threading.BoundedSemaphore(_CLIENTS)
@@ -114,7 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(503, f"the main loop did not tick within {seconds:.0f} s\n".encode())
 
-    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+    def _answer(
+        self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8"
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

@@ -68,7 +68,10 @@ def in_cluster(
 
     Raises KubeconfigError outside a pod or without a service account.
     """
-    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
+    host, port = (
+        environment.get("KUBERNETES_SERVICE_HOST"),
+        environment.get("KUBERNETES_SERVICE_PORT"),
+    )
     if not host or not port:
         raise KubeconfigError(
             "not in a pod (KUBERNETES_SERVICE_HOST is not set): give --kubeconfig or --config"
@@ -78,7 +81,9 @@ def in_cluster(
         token()
         tls = ssl.create_default_context(cafile=str(service_account / "ca.crt"))
     except (OSError, ssl.SSLError) as error:
-        raise KubeconfigError(f"the service account in {service_account} is not usable: {error}") from error
+        raise KubeconfigError(
+            f"the service account in {service_account} is not usable: {error}"
+        ) from error
     return ApiServer(f"https://{f'[{host}]' if ':' in host else host}:{port}", tls, token)
 
 
@@ -120,13 +125,20 @@ class _Kubeconfig:
         if not isinstance(url, str) or not url.startswith("https://"):
             raise self._error("cluster.server: not an https:// address")
         return ApiServer(
-            url.rstrip("/"), self._tls(cluster, user), self._token(user), cluster.get("tls-server-name")
+            url.rstrip("/"),
+            self._tls(cluster, user),
+            self._token(user),
+            cluster.get("tls-server-name"),
         )
 
     def _entry(self, plural: str, key: str, name: object) -> dict[str, Any]:
         entries = self._content.get(plural)
         for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(key), dict):
+            if (
+                isinstance(entry, dict)
+                and entry.get("name") == name
+                and isinstance(entry.get(key), dict)
+            ):
                 found: dict[str, Any] = entry[key]
                 return found
         raise self._error(f"{plural}: none is named {name!r}")
@@ -146,7 +158,9 @@ class _Kubeconfig:
     def _token(self, user: Mapping[str, Any]) -> Callable[[], str | None]:
         for field in _REFUSED_USER_FIELDS:
             if field in user:
-                raise self._error(f"user.{field}: not supported, use a token or a client certificate")
+                raise self._error(
+                    f"user.{field}: not supported, use a token or a client certificate"
+                )
         if isinstance(name := user.get("tokenFile"), str):
             return TokenFile(self._path.parent / name)
         token = user.get("token")

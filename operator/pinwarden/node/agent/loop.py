@@ -100,7 +100,9 @@ class Loop:
 
     def _configure(self, newest: Configuration) -> None:
         with self._guard.item("configuration"):
-            self._reconciler.configure(newest.spec, newest.unsupported, newest.generation, newest.gone)
+            self._reconciler.configure(
+                newest.spec, newest.unsupported, newest.generation, newest.gone
+            )
             self._configuration = newest
             _log.info(
                 "configuration in force: generation %s, %d limits, %d not understood",
@@ -134,5 +136,8 @@ def _with_problem(report: NodePinConfigStatus, problem: Problem) -> NodePinConfi
     listed = [entry, *report.unsupported_limits]
     cut = len(listed) > MOST_UNSUPPORTED
     return report.model_copy(
-        update={"unsupported_limits": listed[:MOST_UNSUPPORTED], "truncated": report.truncated or cut}
+        update={
+            "unsupported_limits": listed[:MOST_UNSUPPORTED],
+            "truncated": report.truncated or cut,
+        }
     )

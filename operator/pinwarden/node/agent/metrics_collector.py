@@ -76,7 +76,9 @@ def _of_pods(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         "counter",
     )
     levels = _family(
-        "governed_pods", "Governed pods whose cgroup exists, by the level they are held at.", "level"
+        "governed_pods",
+        "Governed pods whose cgroup exists, by the level they are held at.",
+        "level",
     )
     reasons = _family(
         "governed_pods_by_reason",
@@ -137,14 +139,22 @@ def _of_groups(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     sums = {
         "charge": ("What the objects of all groups hold.", [each.charge for each in groups]),
         "orphaned": ("What no pod has mapped of it.", [each.orphaned for each in groups]),
-        "dead_cgroup": ("What of it is charged to cgroups that are gone.", [each.dead for each in groups]),
-        "borrowed": ("What pods borrow, added up over pods.", [borrow.borrowed for borrow in borrows]),
+        "dead_cgroup": (
+            "What of it is charged to cgroups that are gone.",
+            [each.dead for each in groups],
+        ),
+        "borrowed": (
+            "What pods borrow, added up over pods.",
+            [borrow.borrowed for borrow in borrows],
+        ),
     }
     for name, (text, amounts) in sums.items():
         known = [amount for amount in amounts if amount is not None]
         there = report and (known or not groups)
         yield _single(f"shared_{name}_bytes", text, sum(known) if there else None)
-    fair = _family("fair_bytes", f"Fair view of all pods that are attached to groups (M11): {_FAIR}.", "part")
+    fair = _family(
+        "fair_bytes", f"Fair view of all pods that are attached to groups (M11): {_FAIR}.", "part"
+    )
     if report and report.fair_view:
         for part in FAIR_PARTS:
             fair.add_metric([part], sum(getattr(each, part) for each in report.fair_view))
@@ -181,7 +191,9 @@ def _of_configuration(snapshot: Snapshot | None) -> Iterator[Metric]:
         snapshot.problem is not None if snapshot else None,
     )
     yield _single(
-        "configured_limits", "Limits in force.", len(configuration.spec.limits) if configuration else None
+        "configured_limits",
+        "Limits in force.",
+        len(configuration.spec.limits) if configuration else None,
     )
     yield _single(
         "configuration_generation",
@@ -202,7 +214,9 @@ def _of_failures(snapshot: Snapshot | None) -> Metric:
 
 
 def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
-    pinned = _family("pod_pinned_bytes", "What a governed pod has locked and pinned.", "uid", "counter")
+    pinned = _family(
+        "pod_pinned_bytes", "What a governed pod has locked and pinned.", "uid", "counter"
+    )
     peak = _family("pod_peak_bytes", "The most that was seen of it together: a lower bound.", "uid")
     processes = _family("pod_processes", "Its processes.", "uid")
     level = _family(
@@ -224,10 +238,16 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
             denials.add_metric([uid], sum(each.count for each in pod.denials))
     yield from (pinned, peak, processes, level, denials)
     borrowed = _family(
-        "pod_borrowed_bytes", "Pages of a group, by its UID, that it has mapped.", "uid", "group_uid"
+        "pod_borrowed_bytes",
+        "Pages of a group, by its UID, that it has mapped.",
+        "uid",
+        "group_uid",
     )
     mapped = _family(
-        "pod_mapped_bytes", "The extent of a group, by its UID, that it has mapped.", "uid", "group_uid"
+        "pod_mapped_bytes",
+        "The extent of a group, by its UID, that it has mapped.",
+        "uid",
+        "group_uid",
     )
     for group in report.groups if report else ():
         for borrow in group.borrowers:

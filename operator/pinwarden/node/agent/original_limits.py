@@ -77,7 +77,12 @@ class RlimitRecordStore:
 def _encode(boot_id: str, records: Mapping[ProcessKey, RlimitRecord]) -> bytes:
     rows = [[*key, *record.original, *record.applied] for key, record in sorted(records.items())]
     return json.dumps(
-        {"version": _VERSION, "bootId": boot_id, "digest": _digest(boot_id, rows), "processes": rows}
+        {
+            "version": _VERSION,
+            "bootId": boot_id,
+            "digest": _digest(boot_id, rows),
+            "processes": rows,
+        }
     ).encode()
 
 

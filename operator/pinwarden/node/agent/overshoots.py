@@ -36,7 +36,13 @@ class Overshoots:
         self._above: dict[tuple[str, str | None, str | None], float] = {}
 
     def sample(
-        self, limit: str, pod: str | None, container: str | None, excess: int, now: float, time: datetime
+        self,
+        limit: str,
+        pod: str | None,
+        container: str | None,
+        excess: int,
+        now: float,
+        time: datetime,
     ) -> None:
         """Add a sample of `excess` bytes above the limit, if positive.
 

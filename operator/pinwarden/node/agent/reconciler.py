@@ -152,7 +152,12 @@ class Reconciler:
         """Return the status as of the last tick."""
         subjects = [subject for _, subject in sorted(self._subjects.items())]
         return self._status.build(
-            self._acknowledged, subjects, self._table, self._enforcer, self._overshoots, self._sampled
+            self._acknowledged,
+            subjects,
+            self._table,
+            self._enforcer,
+            self._overshoots,
+            self._sampled,
         )
 
     @property
@@ -290,12 +295,16 @@ class Reconciler:
             (subjects, constraints)
             for subjects in self._batches
             if not due.isdisjoint(subjects)
-            for constraints in self._of_batch("scope", subjects, now, partial(constraints_on, subjects))
+            for constraints in self._of_batch(
+                "scope", subjects, now, partial(constraints_on, subjects)
+            )
         ]
         if self._ability.available:
             self._allocate(sampled, now)
         for subjects, constraints in sampled:
-            self._of_batch("evaluate", subjects, now, partial(self._evaluate, subjects, constraints, now))
+            self._of_batch(
+                "evaluate", subjects, now, partial(self._evaluate, subjects, constraints, now)
+            )
 
     def _of_batch(
         self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
@@ -327,7 +336,9 @@ class Reconciler:
                 for subject in () if settled else subjects:
                     subject.heat(now)
 
-    def _adopt(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
+    def _adopt(
+        self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float
+    ) -> None:
         """Find the original limits of new processes, and accept the limits that programs set."""
         covered = frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
         for subject in subjects:
@@ -337,13 +348,17 @@ class Reconciler:
             if self._enforcer.adopt_external_changes(subject.keys):
                 subject.heat(now)
 
-    def _evaluate(self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float) -> None:
+    def _evaluate(
+        self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float
+    ) -> None:
         """Compare use with limits, including audited ones, and record peaks."""
         time = datetime.now(UTC)
         for constraint in constraints:
             limit = constraint.limit
             excess = self._use(constraint.members) - limit.limit
-            self._overshoots.sample(limit.uid, constraint.pod, constraint.container, excess, now, time)
+            self._overshoots.sample(
+                limit.uid, constraint.pod, constraint.container, excess, now, time
+            )
         for subject in subjects:
             peaks = subject.peaks.containers
             for name, keys in running_containers(subject.policy.by_container, subject).items():
@@ -372,7 +387,9 @@ class Reconciler:
             try:
                 self._releaser.begin_unclaimed(self._root)
             except OSError as error:
-                _log.error("cannot find the pods of processes limited by a previous agent: %s", error)
+                _log.error(
+                    "cannot find the pods of processes limited by a previous agent: %s", error
+                )
         self._releaser.sweep(now)
         if readable:
             self._enforcer.restore_unclaimed()

@@ -93,6 +93,8 @@ def _owners(root: Path, pids: set[int]) -> dict[str, Path]:
     owners: dict[str, Path] = {}
     for directory in explore("", [root]).members:
         if directory != root and not pids.isdisjoint(member_pids(directory)):
-            pod = next((path for path in (directory, *directory.parents) if pod_uid(path)), directory)
+            pod = next(
+                (path for path in (directory, *directory.parents) if pod_uid(path)), directory
+            )
             owners[pod_uid(pod) or pod.relative_to(root).as_posix()] = pod
     return owners

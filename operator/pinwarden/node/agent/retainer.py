@@ -69,14 +69,18 @@ class Retainer:
 
     def _add_gone(self, new: Configuration) -> Configuration:
         missing = (
-            _limited(self._last) - {pod.uid for pod in new.spec.pods} if self._last else frozenset[str]()
+            _limited(self._last) - {pod.uid for pod in new.spec.pods}
+            if self._last
+            else frozenset[str]()
         )
         if self._last is None or not missing:
             return new
         gone = self._fitting(missing)
         if not gone:
             return new
-        raw = merge(new.raw, self._last.raw, gone, {group.uid: group.hash for group in new.spec.groups})
+        raw = merge(
+            new.raw, self._last.raw, gone, {group.uid: group.hash for group in new.spec.groups}
+        )
         merged = Configuration.parse(raw, new.uid, new.generation)
         return replace(merged, gone=gone)
 
@@ -116,7 +120,9 @@ def _named(uids: Collection[str]) -> str:
     return f"{names} and {len(uids) - _SHOWN} more" if len(uids) > _SHOWN else names
 
 
-def merge(new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str]) -> dict[str, Any]:
+def merge(
+    new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new`
     has not, and their part in its groups.
 
@@ -194,4 +200,6 @@ def _limited(configuration: Configuration) -> frozenset[str]:
     if spec.mode is Mode.RELEASE:
         return frozenset()
     listed = (pod.uid for pod in spec.pods if pod.limits)
-    return frozenset(listed).union(*(group.pods() for group in spec.groups)) & {pod.uid for pod in spec.pods}
+    return frozenset(listed).union(*(group.pods() for group in spec.groups)) & {
+        pod.uid for pod in spec.pods
+    }

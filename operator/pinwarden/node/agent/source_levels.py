@@ -55,4 +55,6 @@ def _level(source: Source, ability: GateAbility, *, gated: bool) -> SourceLevel:
             reason=GATE_UNAVAILABLE,
             message=f"{counter}; {ability.reason}",
         )
-    return SourceLevel(source=source, counted=True, level=Level.CONVERGE, reason=RLIMIT_GATE, message=counter)
+    return SourceLevel(
+        source=source, counted=True, level=Level.CONVERGE, reason=RLIMIT_GATE, message=counter
+    )

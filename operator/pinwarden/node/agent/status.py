@@ -137,7 +137,11 @@ class StatusBuilder:
         )
 
     def _guarded_pod(
-        self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
+        self,
+        subject: Subject,
+        coverage: GateCoverage,
+        table: ProcessTable,
+        enforcer: RlimitEnforcer,
     ) -> PodReport:
         """Return the report of a pod; at level Observe if it cannot be built (H1)."""
         with self._guard.item("report", subject.uid):
@@ -154,7 +158,11 @@ class StatusBuilder:
         )
 
     def _pod(
-        self, subject: Subject, coverage: GateCoverage, table: ProcessTable, enforcer: RlimitEnforcer
+        self,
+        subject: Subject,
+        coverage: GateCoverage,
+        table: ProcessTable,
+        enforcer: RlimitEnforcer,
     ) -> PodReport:
         level = _level(
             subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, coverage
@@ -193,7 +201,10 @@ class StatusBuilder:
 
 
 def acknowledge(
-    policy: NodePolicy, subjects: Iterable[Subject], enforcer: RlimitEnforcer, behind: Collection[str] = ()
+    policy: NodePolicy,
+    subjects: Iterable[Subject],
+    enforcer: RlimitEnforcer,
+    behind: Collection[str] = (),
 ) -> list[AppliedLimit]:
     """Return the limits that are applied to all their processes.
 
@@ -204,11 +215,15 @@ def acknowledge(
     failed = {
         limit.name
         for subject in subjects
-        if subject.failure or subject.uid in behind or any(key in enforcer.failures for key in subject.keys)
+        if subject.failure
+        or subject.uid in behind
+        or any(key in enforcer.failures for key in subject.keys)
         for limit in subject.policy.limits
     }
     return [
-        AppliedLimit(uid=limit.uid, hash=limit.hash) for limit in policy.limits if limit.name not in failed
+        AppliedLimit(uid=limit.uid, hash=limit.hash)
+        for limit in policy.limits
+        if limit.name not in failed
     ]
 
 
@@ -233,7 +248,9 @@ def _level(
     if not ability.available:
         return PodLevel(Level.OBSERVE, GATE_UNAVAILABLE, ability.reason)
     if not subject.policy.limits:
-        return PodLevel(Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here")
+        return PodLevel(
+            Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here"
+        )
     if not subject.policy.enforced:
         return PodLevel(Level.OBSERVE, AUDIT, "its limits are evaluated only")
     own, passing = {process.key.pid for process in processes}, None
@@ -254,7 +271,9 @@ def _level(
             "ContainerUnknown",
             "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
         )
-    return PodLevel(Level.CONVERGE, RLIMIT_GATE, f"not exactly: {coverage.why}" if coverage.why else "")
+    return PodLevel(
+        Level.CONVERGE, RLIMIT_GATE, f"not exactly: {coverage.why}" if coverage.why else ""
+    )
 
 
 def _gone(level: PodLevel) -> PodLevel:
@@ -290,7 +309,9 @@ def _not_enforced(process: Process, failure: str, own: Collection[int]) -> PodLe
         return None
     if process.held_back is HeldBackReason.THREADS_UNREAD:
         return PodLevel(
-            Level.OBSERVE, process.held_back.value, f"process {pid}: not all of its threads are read yet"
+            Level.OBSERVE,
+            process.held_back.value,
+            f"process {pid}: not all of its threads are read yet",
         )
     if _is_starting(process, own):
         why = f"process {pid} has {process.held_back} or can gain it, and may be the runtime's own before its program begins"

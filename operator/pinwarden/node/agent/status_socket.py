@@ -28,7 +28,9 @@ class StatusSocket:
     Creation sets the umask for a moment, so no other thread may create a file meanwhile.
     """
 
-    def __init__(self, path: Path, node: str, board: SnapshotBoard, guard: Guard | None = None) -> None:
+    def __init__(
+        self, path: Path, node: str, board: SnapshotBoard, guard: Guard | None = None
+    ) -> None:
         """Replace the socket of an earlier agent. Raises OSError."""
         self._node = node
         self._board = board

@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from pinwarden.api.nodepinconfig import GroupReport, NodePinConfigSpec, NodePinConfigStatus, PodReport
+from pinwarden.api.nodepinconfig import (
+    GroupReport,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    PodReport,
+)
 from pinwarden.common.backoff import Backoff
 from pinwarden.node.agent.api_client import ApiError, NodePinConfigClient
 from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
@@ -33,7 +38,9 @@ def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
     """
     capacities = {group.uid: group.capacity for group in spec.groups if group.capacity is not None}
     amounts = {limit.name: limit.limit for limit in spec.limits}
-    known = {pod.uid: [amounts[name] for name in pod.limits if name in amounts] for pod in spec.pods}
+    known = {
+        pod.uid: [amounts[name] for name in pod.limits if name in amounts] for pod in spec.pods
+    }
     return {uid: min(limits) for uid, limits in known.items() if limits} | capacities
 
 
@@ -78,7 +85,9 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
 
 def _group_statement(group: GroupReport) -> tuple[object, ...]:
     """Return the report of a group without its amounts and times."""
-    borrowers = {(each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers}
+    borrowers = {
+        (each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers
+    }
     return (
         group.uid,
         group.hash,
@@ -109,11 +118,15 @@ def _group_moved(before: GroupReport, now: GroupReport, capacity: int) -> bool:
 
 def _moved(before: PodReport, now: PodReport, limit: int) -> bool:
     threshold = max(PAGE_BYTES, limit * SHARE_OF_LIMIT)
-    return any(abs(new - old) > threshold for old, new in zip(_amounts(before), _amounts(now), strict=True))
+    return any(
+        abs(new - old) > threshold for old, new in zip(_amounts(before), _amounts(now), strict=True)
+    )
 
 
 def _amounts(pod: PodReport) -> list[int]:
-    containers = [amount for container in pod.containers for amount in (container.pinned, container.peak)]
+    containers = [
+        amount for container in pod.containers for amount in (container.pinned, container.peak)
+    ]
     return [pod.vm_lck, pod.vm_pin, pod.peak, *containers]
 
 
@@ -126,7 +139,9 @@ class WritePolicy:
         self._not_before = 0.0
         self._heartbeat = 0.0
 
-    def wait(self, now: float, uid: str, report: NodePinConfigStatus, limits: Mapping[str, int]) -> float:
+    def wait(
+        self, now: float, uid: str, report: NodePinConfigStatus, limits: Mapping[str, int]
+    ) -> float:
         """Return the seconds until `report` is to be written to the object `uid`, 0 for now."""
         if (
             self._written is None

@@ -34,7 +34,11 @@ def maximum(proc_root: Path, pending: PendingNotification, request: PinRequest) 
 
 
 def exact(
-    proc_root: Path, pending: PendingNotification, request: PinRequest, most: int, space: AddressSpace
+    proc_root: Path,
+    pending: PendingNotification,
+    request: PinRequest,
+    most: int,
+    space: AddressSpace,
 ) -> int:
     """Return the bytes a call adds now. Raises OSError while they are unknown."""
     if request.adds not in (Growth.NOT_LOCKED, Growth.IF_LOCKED):

@@ -98,7 +98,9 @@ class BorrowGate:
         pool = self._read_pool
         return BorrowCheck(notification, request, AsyncRead(pool, pod), AsyncRead(pool, pod))
 
-    def decide(self, check: BorrowCheck, pod: str, end_returned: EndReturned) -> BorrowDenial | None:
+    def decide(
+        self, check: BorrowCheck, pod: str, end_returned: EndReturned
+    ) -> BorrowDenial | None:
         """Return a denial, or settle the check and return None."""
         try:
             denial = self._decide(check, pod, end_returned)
@@ -146,7 +148,9 @@ class BorrowGate:
             return
         _log.warning(
             "%s: pod %s, process %r (%d): %s; asked %s, mapped %s, limit %s bytes; %d more were left out",
-            f"a mapping of group {name} is refused" if name else "what a mapping is of is not known",
+            f"a mapping of group {name} is refused"
+            if name
+            else "what a mapping is of is not known",
             pod,
             command(self._proc_root, notification.tid),
             notification.tid,
@@ -162,7 +166,9 @@ class BorrowGate:
         """Stop the reads."""
         self._read_pool.close()
 
-    def _decide(self, check: BorrowCheck, pod: str, end_returned: EndReturned) -> BorrowDenial | None:
+    def _decide(
+        self, check: BorrowCheck, pod: str, end_returned: EndReturned
+    ) -> BorrowDenial | None:
         rules, root, tid = self._rules, self._proc_root, check.notification.tid
         if check.target is None:
             check.target = check.target_read.get(lambda: target(root, tid, check.request, rules))

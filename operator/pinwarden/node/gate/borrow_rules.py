@@ -73,7 +73,9 @@ class BorrowRules:
             if segment.space
         }
         self._sizes = {
-            segment: size for group in self._groups for segment, size in self._objects[group.uid].sizes
+            segment: size
+            for group in self._groups
+            for segment, size in self._objects[group.uid].sizes
         }
 
     def __bool__(self) -> bool:

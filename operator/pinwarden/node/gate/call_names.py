@@ -18,10 +18,16 @@ _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
             pin_requests.MCL_ONFAULT: "MCL_ONFAULT",
         },
     ),
-    "mmap": (3, {pin_requests.MAP_LOCKED: "MAP_LOCKED", pin_requests.MAP_GROWSDOWN: "MAP_GROWSDOWN"}),
+    "mmap": (
+        3,
+        {pin_requests.MAP_LOCKED: "MAP_LOCKED", pin_requests.MAP_GROWSDOWN: "MAP_GROWSDOWN"},
+    ),
     "mremap": (
         3,
-        {pin_requests.MREMAP_FIXED: "MREMAP_FIXED", pin_requests.MREMAP_DONTUNMAP: "MREMAP_DONTUNMAP"},
+        {
+            pin_requests.MREMAP_FIXED: "MREMAP_FIXED",
+            pin_requests.MREMAP_DONTUNMAP: "MREMAP_DONTUNMAP",
+        },
     ),
 }
 """By call: the register of its flags, and its flags for pinning."""

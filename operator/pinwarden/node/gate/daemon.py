@@ -109,7 +109,9 @@ def run(settings: GateSettings) -> None:
         dispatcher = Dispatcher(journal, pods, settings.proc_root, publisher, guard=guard)
         resources.callback(dispatcher.close)
         process = _GateProcess(settings, dispatcher, guard)
-        ending.at_once = False  # a packet that is being read could contain the only copy of a listener
+        ending.at_once = (
+            False  # a packet that is being read could contain the only copy of a listener
+        )
         process.start(ending)
         while not ending.asked:
             signal.alarm(STALL_SECONDS)
@@ -144,7 +146,11 @@ class _GateProcess:
             if self._holder is None:
                 time.sleep(_RETRY_SECONDS)
         self._dispatcher.recover()
-        _log.info("the gate answers, process %d, %d listeners", os.getpid(), len(self._dispatcher.listeners))
+        _log.info(
+            "the gate answers, process %d, %d listeners",
+            os.getpid(),
+            len(self._dispatcher.listeners),
+        )
 
     def turn(self) -> None:
         """Poll the files, connect to the holder if needed, and answer once."""

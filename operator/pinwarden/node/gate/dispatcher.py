@@ -121,7 +121,10 @@ class Dispatcher:
     @property
     def listeners(self) -> dict[int, tuple[int, GatedContainer]]:
         """The descriptor and the container of each listener, by its number."""
-        return {origin.number: (descriptor, origin.container) for descriptor, origin in self._origins.items()}
+        return {
+            origin.number: (descriptor, origin.container)
+            for descriptor, origin in self._origins.items()
+        }
 
     def configure(self, policy: NodePolicy | None, groups: Iterable[NodeGroup] = ()) -> None:
         """Apply a configuration to the next and to all pending notifications (P12). Raises OSError."""
@@ -227,7 +230,9 @@ class Dispatcher:
         )
         self._publisher.set_fingerprints(self._pods.fingerprints())
         kept = {self._pods.queue_key(origin.ref.pod) for origin in self._origins.values()}
-        self._queues = {key: queue for key, queue in self._queues.items() if key in kept or queue.pending}
+        self._queues = {
+            key: queue for key, queue in self._queues.items() if key in kept or queue.pending
+        }
         self._up_to_date = True
 
     def _queue(self, ref: ContainerRef) -> _PodQueue:

@@ -30,7 +30,12 @@ from pinwarden.node.gate.caller import SyscallExit
 from pinwarden.node.gate.container import ContainerRef
 from pinwarden.node.gate.decision import Allow, Decision, Fail, Retry
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pending import UNLISTED_SECONDS, ContainerListener, PendingNotification, WaitReason
+from pinwarden.node.gate.pending import (
+    UNLISTED_SECONDS,
+    ContainerListener,
+    PendingNotification,
+    WaitReason,
+)
 from pinwarden.node.gate.pin_requests import PinRequest
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import Denial, GatePublisher
@@ -89,7 +94,9 @@ class NotificationHandler:
         read = AsyncRead[int](self._read_pool, origin.ref.pod)
         return PendingNotification(slot, notification, origin, now, read)
 
-    def receive_again(self, pending: PendingNotification, slot: int, notification: Notification) -> None:
+    def receive_again(
+        self, pending: PendingNotification, slot: int, notification: Notification
+    ) -> None:
         """Replace a pending notification after a signal interrupted its thread.
 
         The thread makes the same call again, or another call.
@@ -193,7 +200,9 @@ class NotificationHandler:
 
     def _record(self, pending: PendingNotification, decision: Fail, now: float) -> None:
         if decision.cause is not None:
-            _log.error("a call of pod %s is refused, it cannot be counted: %s", pending.pod, decision.cause)
+            _log.error(
+                "a call of pod %s is refused, it cannot be counted: %s", pending.pod, decision.cause
+            )
         denial = decision.denial
         if isinstance(denial, Denial):
             self._publisher.record_denial(denial)
@@ -229,7 +238,9 @@ class NotificationHandler:
         if self._budgets.count_in_flight(ref) >= MAX_IN_FLIGHT:
             self.end_returned(self._budgets.in_flight(ref))
             if self._budgets.count_in_flight(ref) >= MAX_IN_FLIGHT:
-                raise amounts.NotYetError(f"{MAX_IN_FLIGHT} calls of it are under way and do not end")
+                raise amounts.NotYetError(
+                    f"{MAX_IN_FLIGHT} calls of it are under way and do not end"
+                )
         most = amounts.maximum(self._proc_root, pending, request)
         if self._waits_for_rlimit(pending, most, now):
             return Retry(_POLL_SECONDS)
@@ -268,7 +279,9 @@ class NotificationHandler:
         if space is None:
             raise ProcessLookupError(f"thread {pending.tid} has no address space")
         if self._pods.has_deep_stack(ref.pod):
-            self._publisher.mark_inexact(ref.pod, "a stack that is deeper than stacks are looked for")
+            self._publisher.mark_inexact(
+                ref.pod, "a stack that is deeper than stacks are looked for"
+            )
         if not self._pods.contains(ref.pod, space.pid):
             self._publisher.mark_inexact(ref.pod, "a process of it is in another cgroup")
         amount = amounts.exact(self._proc_root, pending, request, most, space)
@@ -288,7 +301,9 @@ class NotificationHandler:
         error = request.refusal if limit is None or limit.limit else errno.EPERM
         return Fail(error, self._denial(pending, request, amount, key))
 
-    def _decide_unreadable(self, pending: PendingNotification, now: float, error: Exception) -> Decision:
+    def _decide_unreadable(
+        self, pending: PendingNotification, now: float, error: Exception
+    ) -> Decision:
         """Return the decision if data for it cannot be read: retry, and fail in the end."""
         if not pending.expired(WaitReason.AMOUNT, now):
             return Retry(pending.next_retry())
@@ -299,7 +314,9 @@ class NotificationHandler:
         denial = self._denial(pending, request, request.most, None, message)
         return Fail(request.refusal, denial, error)
 
-    def _deny_inexact(self, pending: PendingNotification, request: PinRequest, reason: str) -> Fail | None:
+    def _deny_inexact(
+        self, pending: PendingNotification, request: PinRequest, reason: str
+    ) -> Fail | None:
         """Return a failure if a limit requires Deny, else mark the pod as inexact. Raises OSError.
 
         The mark is written before the call is continued (H1).
@@ -311,7 +328,9 @@ class NotificationHandler:
         message = f"minimumLevel is Deny; {reason}"
         return Fail(request.refusal, self._denial(pending, request, request.most, key, message))
 
-    def _depends_on_calls_in_flight(self, ref: ContainerRef, amount: int, most: int, now: float) -> bool:
+    def _depends_on_calls_in_flight(
+        self, ref: ContainerRef, amount: int, most: int, now: float
+    ) -> bool:
         """Return whether calls in flight could make a fitting call exceed a limit.
 
         Later calls wait for this call once it is continued. Ungated calls can change its range too,

@@ -60,7 +60,9 @@ class Journal:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._free = [slot for slot in range(SLOTS - 1, -1, -1) if self._is_free(slot)]
 
-    def receive(self, listener: seccomp_notify.Listener, number: int) -> tuple[int, Notification] | None:
+    def receive(
+        self, listener: seccomp_notify.Listener, number: int
+    ) -> tuple[int, Notification] | None:
         """Receive a notification of a listener into a slot, and return both.
 
         Return None if the notification is gone or no slot is free. Raises OSError.

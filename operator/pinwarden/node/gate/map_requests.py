@@ -78,7 +78,11 @@ def _mremap(arch: int, registers: Registers) -> MapRequest | None:
 
 
 def _remap_file_pages(_: int, registers: Registers) -> MapRequest | None:
-    start, size, offset = registers[0] // PAGE * PAGE, registers[1] // PAGE * PAGE, registers[3] * PAGE
+    start, size, offset = (
+        registers[0] // PAGE * PAGE,
+        registers[1] // PAGE * PAGE,
+        registers[3] * PAGE,
+    )
     if not size or registers[2] or offset + size > _MOST:
         return None
     return MapRequest(NamedBy.ADDRESS, start, offset, size)
@@ -91,5 +95,7 @@ _READERS: Final[Mapping[str, Callable[[int, Registers], MapRequest | None]]] = {
     "remap_file_pages": _remap_file_pages,
 }
 _BY_NUMBER = {
-    (arch, numbers[name]): reader for arch, numbers in NUMBERS.items() for name, reader in _READERS.items()
+    (arch, numbers[name]): reader
+    for arch, numbers in NUMBERS.items()
+    for name, reader in _READERS.items()
 }

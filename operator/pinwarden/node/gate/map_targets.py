@@ -64,7 +64,9 @@ def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -
         return NOTHING
 
 
-def mapped(proc_root: Path, cgroups: Iterable[Path], region_filter: RegionFilter) -> list[ObjectRange]:
+def mapped(
+    proc_root: Path, cgroups: Iterable[Path], region_filter: RegionFilter
+) -> list[ObjectRange]:
     """Return the mapped ranges of the filter's objects in the processes of these cgroups.
 
     New processes are read too: a child keeps mappings after its parent unmaps them. Raises OSError.
@@ -110,7 +112,9 @@ def by_mount(process: Path, number: int) -> ObjectId | None:
 
     No file system is asked. `fdinfo` shows the inode since Linux 5.14. Raises OSError.
     """
-    fdinfo = dict(re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M))
+    fdinfo = dict(
+        re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M)
+    )
     if "ino" not in fdinfo:
         return None
     pattern = rf"^{fdinfo['mnt_id']} \d+ (\d+):(\d+) "
@@ -182,6 +186,8 @@ def _at_address(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRul
         return NOTHING
     for region in rules.region_filter.regions(ProcessMaps(proc_root, tid)):
         if region.shared and region.start <= request.name < region.end:
-            offset = request.offset + (region.offset + request.name - region.start if request.relative else 0)
+            offset = request.offset + (
+                region.offset + request.name - region.start if request.relative else 0
+            )
             return MapTarget(ObjectRange(region.object, offset, offset + request.size))
     return NOTHING

@@ -128,7 +128,9 @@ def _in_stack(start: int, size: int) -> bool:
     The stack of a 32-bit program is below 4 GiB.
     """
     end = start + size
-    return end > STACK_REGION or any(start < stack.stop and end > stack.start for stack in _STACKS_OF_32_BIT)
+    return end > STACK_REGION or any(
+        start < stack.stop and end > stack.start for stack in _STACKS_OF_32_BIT
+    )
 
 
 Registers = tuple[int, int, int, int, int, int]
@@ -161,7 +163,9 @@ def _mlockall(registers: Registers) -> PinRequest | None:
     flags = registers[0] & _INT
     if flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags in (0, MCL_ONFAULT):
         return None
-    inexact = "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
+    inexact = (
+        "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
+    )
     if not flags & MCL_CURRENT:
         return PinRequest(Source.MLOCK, 0, errno.ENOMEM, inexact=inexact)
     return PinRequest(Source.MLOCK, None, errno.ENOMEM, Growth.ADDRESS_SPACE, inexact=inexact)
@@ -172,7 +176,9 @@ def _mmap(registers: Registers) -> PinRequest | None:
     if size == 0 or not registers[3] & (MAP_LOCKED | MAP_GROWSDOWN):
         return None
     inexact = _STACK if registers[3] & MAP_GROWSDOWN else ""
-    return PinRequest(Source.MLOCK, size if registers[3] & MAP_LOCKED else 0, errno.EAGAIN, inexact=inexact)
+    return PinRequest(
+        Source.MLOCK, size if registers[3] & MAP_LOCKED else 0, errno.EAGAIN, inexact=inexact
+    )
 
 
 def _mremap(registers: Registers) -> PinRequest | None:
@@ -197,7 +203,9 @@ def _memfd_secret(_: Registers) -> PinRequest:
 def _shmctl(registers: Registers) -> PinRequest | None:
     if registers[1] & _INT != SHM_LOCK:
         return None
-    return PinRequest(Source.SHM_LOCK, 0, errno.ENOMEM, inexact="SHM_LOCK: in no per-process counter")
+    return PinRequest(
+        Source.SHM_LOCK, 0, errno.ENOMEM, inexact="SHM_LOCK: in no per-process counter"
+    )
 
 
 def _io_uring_setup(_: Registers) -> PinRequest:
@@ -209,11 +217,17 @@ def _io_uring_setup(_: Registers) -> PinRequest:
 def _socket(registers: Registers) -> PinRequest | None:
     if registers[0] & _INT != AF_XDP:
         return None
-    return PinRequest(Source.XDP, 0, errno.EPERM, inexact="AF_XDP: its frames are in no per-process counter")
+    return PinRequest(
+        Source.XDP, 0, errno.EPERM, inexact="AF_XDP: its frames are in no per-process counter"
+    )
 
 
 def _io_uring_register(registers: Registers) -> PinRequest | None:
-    opcode, address, count = registers[1] & _INT & ~USE_REGISTERED_RING, registers[2], registers[3] & _INT
+    opcode, address, count = (
+        registers[1] & _INT & ~USE_REGISTERED_RING,
+        registers[2],
+        registers[3] & _INT,
+    )
 
     def amount(read: Read) -> int:
         if opcode == REGISTER_BUFFERS:
@@ -225,7 +239,9 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
         return _iovecs(read, data, number) if data else 0
 
     if opcode not in (REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE):
-        return PinRequest(Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring in memory of its own")
+        return PinRequest(
+            Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring in memory of its own"
+        )
     inexact = "io_uring: the list of its buffers can change after the look"
     return PinRequest(
         Source.IO_URING, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount
@@ -256,17 +272,24 @@ def _ioctl(registers: Registers) -> PinRequest | None:
     match command >> 8 & 0xFF:
         case kind if kind == _RDMA_TYPE:
             return PinRequest(
-                Source.RDMA, 0, errno.ENOMEM, inexact="RDMA: drivers pin by more calls than are seen"
+                Source.RDMA,
+                0,
+                errno.ENOMEM,
+                inexact="RDMA: drivers pin by more calls than are seen",
             )
         case kind if kind == _UDMABUF_TYPE:
-            return PinRequest(Source.UDMABUF, 0, errno.ENOMEM, inexact="udmabuf: in no per-process counter")
+            return PinRequest(
+                Source.UDMABUF, 0, errno.ENOMEM, inexact="udmabuf: in no per-process counter"
+            )
         case kind if kind != _VFIO_TYPE:
             return None
     source = Source.IOMMUFD if command & 0xFF >= 0x80 else Source.VFIO
     inexact = f"{source}: its structures in memory can change after the look"
     if command not in (VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP):
         return PinRequest(source, 0, errno.ENOMEM, inexact=inexact)
-    return PinRequest(source, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount)
+    return PinRequest(
+        source, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount
+    )
 
 
 def _pins_nothing(_: Registers) -> None:
@@ -289,7 +312,9 @@ _READERS: Final[Mapping[str, Callable[[Registers], PinRequest | None]]] = {
     "ioctl": _ioctl,
 }
 _BY_NUMBER = {
-    (arch, number): _READERS[name] for arch, numbers in NUMBERS.items() for name, number in numbers.items()
+    (arch, number): _READERS[name]
+    for arch, numbers in NUMBERS.items()
+    for name, number in numbers.items()
 }
 
 

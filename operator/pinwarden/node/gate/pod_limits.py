@@ -70,7 +70,9 @@ class PodLimits:
     def budget_keys(self) -> dict[ContainerRef, tuple[BudgetKey, ...]]:
         """Return the enforced limits of each container."""
         return {
-            ref: tuple(key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None)
+            ref: tuple(
+                key for limit in self._enforced(ref.pod) if (key := _key(limit, ref)) is not None
+            )
             for ref in {container.ref for container in self._gated_containers}
         }
 
@@ -112,7 +114,9 @@ class PodLimits:
     def has_deep_stack(self, pod: str) -> bool:
         """Return whether a stack of the pod reached below the stack region at the last sample."""
         subject = self._subjects.get(pod)
-        return subject is not None and any(self._table[key].status.stack > STACK_GAP for key in subject.keys)
+        return subject is not None and any(
+            self._table[key].status.stack > STACK_GAP for key in subject.keys
+        )
 
     def contains(self, pod: str, pid: int) -> bool:
         """Return whether a process was in the pod's cgroup at the last sample."""
@@ -173,7 +177,9 @@ class PodLimits:
     def _gated_keys(self, subject: Subject) -> frozenset[ProcessKey]:
         """Return the processes in the sandbox and in containers with a listener."""
         sandboxes = {
-            container.sandbox for container in self._gated_containers if container.ref.pod == subject.uid
+            container.sandbox
+            for container in self._gated_containers
+            if container.ref.pod == subject.uid
         }
         return frozenset[ProcessKey]().union(
             *(
@@ -195,7 +201,9 @@ class PodLimits:
             return sum(use for _, use in uses)
         uses.sort(key=cmp_to_key(_by_address_space))
         return sum(use for _, use in uses) - sum(
-            use for before, (pid, use) in pairwise(uses) if not compare_address_spaces(before[0], pid)
+            use
+            for before, (pid, use) in pairwise(uses)
+            if not compare_address_spaces(before[0], pid)
         )
 
     def _use_of(self, process: Process) -> int:
@@ -220,7 +228,9 @@ class PodLimits:
         self._cgroup_paths.clear()
         before, self._subjects = self._subjects, {}
         listed = self._policy.listed if self._policy else ()
-        for pod in {container.ref.pod for container in self._gated_containers}.union(paths_by_pod, listed):
+        for pod in {container.ref.pod for container in self._gated_containers}.union(
+            paths_by_pod, listed
+        ):
             held = self._held(pod)
             if held is None:
                 continue
@@ -231,7 +241,9 @@ class PodLimits:
             subject.policy = replace(held, containers=self._known_containers(pod, held))
             self._subjects[pod] = subject
         self._groups = {
-            subject.uid: subjects for subjects in batches(self._subjects.values()) for subject in subjects
+            subject.uid: subjects
+            for subjects in batches(self._subjects.values())
+            for subject in subjects
         }
         self._drop_unlisted()
 

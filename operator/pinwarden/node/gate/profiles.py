@@ -184,7 +184,10 @@ def encode(profile: Mapping[str, Any]) -> bytes:
 def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the runtime's rules, with rules of the gate for the allowed gated calls."""
     allowed = {
-        name for rule in rules if rule["action"] == _ALLOW and not rule.get("args") for name in rule["names"]
+        name
+        for rule in rules
+        if rule["action"] == _ALLOW and not rule.get("args")
+        for name in rule["names"]
     }
     gated_rules = []
     for rule in rules:
@@ -197,7 +200,9 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             gated_rules.append(_notify(name, condition))
             if condition is not None:
                 rest = complement(condition.patterns, condition.width)
-                gated_rules.append({"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)})
+                gated_rules.append(
+                    {"names": [name], "action": _ALLOW, "args": _arguments(condition, rest)}
+                )
     return gated_rules
 
 
@@ -219,7 +224,9 @@ def _notify(name: str, condition: ArgumentCondition | None) -> dict[str, Any]:
     return rule
 
 
-def _arguments(condition: ArgumentCondition, patterns: Iterable[BitPattern]) -> list[dict[str, Any]]:
+def _arguments(
+    condition: ArgumentCondition, patterns: Iterable[BitPattern]
+) -> list[dict[str, Any]]:
     """Return conditions, which runc joins by "or". `value` is the mask, `valueTwo` the value."""
     return [
         {

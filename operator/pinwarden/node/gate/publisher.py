@@ -89,7 +89,9 @@ class GatePublisher:
     ) -> None:
         """Set the containers with a listener, and forget deleted pods."""
         containers = tuple(containers)
-        self._containers = {container.id: (*container.ref, container.sandbox) for container in containers}
+        self._containers = {
+            container.id: (*container.ref, container.sandbox) for container in containers
+        }
         pods = {*existing_pods, *(pod for pod, _, _ in self._containers.values())}
         self._inexact = {pod: reasons for pod, reasons in self._inexact.items() if pod in pods}
         self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
@@ -154,7 +156,8 @@ class GatePublisher:
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
             current = (
-                self._written_failures == dict(self._failures) and self._written == self._file_identity()
+                self._written_failures == dict(self._failures)
+                and self._written == self._file_identity()
             )
             self._changed = self._changed or not current
             with suppress(OSError):

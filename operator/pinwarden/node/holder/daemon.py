@@ -74,7 +74,9 @@ class Holder:
         now = time.monotonic()
         for descriptor, (_, deadline, _, _) in list(self._arriving.items()):
             if now > deadline:
-                _log.warning("a container runtime connected and did not finish within %.0f s", SECONDS)
+                _log.warning(
+                    "a container runtime connected and did not finish within %.0f s", SECONDS
+                )
                 self._end_arrival(descriptor)
 
     def close(self) -> None:
@@ -147,7 +149,9 @@ class Holder:
         if not came:
             return
         if not message or len(message) > MESSAGE_BYTES:
-            _log.error("a descriptor came without a message that says of which container; it is let go")
+            _log.error(
+                "a descriptor came without a message that says of which container; it is let go"
+            )
             os.close(came[0])
             return
         listener = protocol.new_number()
@@ -243,7 +247,8 @@ class Holder:
             protocol.send(self._gate, packet)
         except OSError as error:
             _log.warning(
-                "the gate does not take a listener, it will get all when it connects again: %s", error
+                "the gate does not take a listener, it will get all when it connects again: %s",
+                error,
             )
             self._drop_gate()
 
@@ -271,7 +276,8 @@ class Holder:
             source.close()
         self._drop_gate()
         _log.info(
-            "another holder has taken over; this one keeps what it has, %d listeners", len(self._listeners)
+            "another holder has taken over; this one keeps what it has, %d listeners",
+            len(self._listeners),
         )
 
     def _take_over(self, gates: Path) -> tuple[socket.socket, socket.socket] | None:
@@ -283,7 +289,9 @@ class Holder:
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except OSError as error:
-            _log.error("the holder that runs does not hand over, its sockets are replaced: %s", error)
+            _log.error(
+                "the holder that runs does not hand over, its sockets are replaced: %s", error
+            )
             return None
 
     def _take_all(self, connection: socket.socket) -> tuple[socket.socket, socket.socket]:
@@ -310,10 +318,14 @@ def run(runtime: Path, gates: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     holder = Holder(runtime, gates)
-    _log.info("the holder listens on %s, with %d listeners taken over", runtime, holder.listener_count)
+    _log.info(
+        "the holder listens on %s, with %d listeners taken over", runtime, holder.listener_count
+    )
     while not ended:
         holder.turn(1.0)
-    _log.info("the holder ends; %d listeners live as long as a gate has them", holder.listener_count)
+    _log.info(
+        "the holder ends; %d listeners live as long as a gate has them", holder.listener_count
+    )
 
 
 def _accept(source: socket.socket) -> socket.socket | None:

@@ -72,7 +72,9 @@ def subdirectories(cgroup: Path) -> list[Path]:
     """Return the child cgroups, sorted; an empty list if the cgroup is gone."""
     try:
         with os.scandir(cgroup) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+            return sorted(
+                Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)
+            )
     except OSError as error:
         if error.errno in _VANISHED:
             return []

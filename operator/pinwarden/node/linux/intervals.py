@@ -79,7 +79,9 @@ class Intervals:
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end)
         edges = zip(
-            chain((start,), self._ends[first:last]), chain(self._starts[first:last], (end,)), strict=True
+            chain((start,), self._ends[first:last]),
+            chain(self._starts[first:last], (end,)),
+            strict=True,
         )
         return [edge for edge in edges if edge[0] < edge[1]]
 

@@ -36,7 +36,9 @@ def last_error(path: str | None = None) -> OSError:
 
 
 @contextmanager
-def opened(path: str, flags: int = os.O_RDONLY, at: int | None = None, mode: int = 0o600) -> Iterator[int]:
+def opened(
+    path: str, flags: int = os.O_RDONLY, at: int | None = None, mode: int = 0o600
+) -> Iterator[int]:
     """Yield a descriptor of a file, closed at the end. Raises OSError."""
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=at)
     try:

@@ -95,7 +95,9 @@ def _run(
         signal.alarm(CHILD_SECONDS)
         result: object
         try:
-            descriptors = [(os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind) for path, kind in namespaces]
+            descriptors = [
+                (os.open(path, os.O_RDONLY | os.O_CLOEXEC), kind) for path, kind in namespaces
+            ]
             if before:
                 before()
             for descriptor, kind in descriptors:

@@ -120,7 +120,11 @@ class PageMap:
         if gaps == [(start, end)]:  # all pages are present, or the scan skips the whole range
             return self._file_pages(start, start + PAGE) and Intervals.of(gaps)
         present = Intervals.of(gaps)
-        return union([present, self._file_pages(swapped[0][0], swapped[-1][1])]) if swapped else present
+        return (
+            union([present, self._file_pages(swapped[0][0], swapped[-1][1])])
+            if swapped
+            else present
+        )
 
     def _file_pages(self, start: int, end: int) -> Intervals:
         starts, ends, _ = self._scan(start, end, _FILE, 0, _FILE)

@@ -112,7 +112,9 @@ def _try_on(child: int, prlimit: Prlimit) -> GateAbility:
     try:
         before = prlimit(child, lowered)
     except PermissionError:
-        return GateAbility(False, "lowering RLIMIT_MEMLOCK of a child process is not permitted (EPERM)")
+        return GateAbility(
+            False, "lowering RLIMIT_MEMLOCK of a child process is not permitted (EPERM)"
+        )
     raised = Limits(before.soft, max(before.hard, 1))
     try:
         was_lowered = prlimit(child, raised) == lowered
@@ -173,7 +175,10 @@ class ProcessHandle:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

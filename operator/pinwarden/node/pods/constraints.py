@@ -50,7 +50,9 @@ def constraints_on(subjects: Sequence[Subject]) -> list[Constraint]:
     return constraints
 
 
-def running_containers(limits: Iterable[NodeLimit], subject: Subject) -> dict[str, frozenset[ProcessKey]]:
+def running_containers(
+    limits: Iterable[NodeLimit], subject: Subject
+) -> dict[str, frozenset[ProcessKey]]:
     """Return the processes of each running container that one of the limits selects, by container
     name.
     """
@@ -84,7 +86,9 @@ def _unresolved(limit: NodeLimit, subject: Subject) -> bool:
     """Return whether the limit selects a container without a known running id."""
     listed = subject.policy.containers
     return not listed or any(
-        container.id not in subject.by_container for container in listed if _selects(limit, container.name)
+        container.id not in subject.by_container
+        for container in listed
+        if _selects(limit, container.name)
     )
 
 
@@ -93,7 +97,9 @@ def _unnamed(subject: Subject) -> dict[str, frozenset[ProcessKey]]:
     id.
     """
     named = {container.id for container in subject.policy.containers}
-    return {identity: keys for identity, keys in subject.by_container.items() if identity not in named}
+    return {
+        identity: keys for identity, keys in subject.by_container.items() if identity not in named
+    }
 
 
 def _selects(limit: NodeLimit, name: str) -> bool:

@@ -145,7 +145,9 @@ class NodePolicy:
 
     def _of_listed(self, pod: NodePod) -> SubjectPolicy:
         missing = [name for name in pod.limits if name not in self._by_name]
-        limits = tuple(self._by_name[name] for name in dict.fromkeys(pod.limits) if name in self._by_name)
+        limits = tuple(
+            self._by_name[name] for name in dict.fromkeys(pod.limits) if name in self._by_name
+        )
         return SubjectPolicy(
             limits=limits,
             names=tuple(pod.limits),
@@ -173,7 +175,8 @@ def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
 
     if limit.sources and set(limit.sources) != set(Source):
         return report(
-            "SourceNotSeparable", "sources: the kernel's counters per process do not tell them apart"
+            "SourceNotSeparable",
+            "sources: the kernel's counters per process do not tell them apart",
         )
     if limit.counting is Counting.ONCE_PER_POD:
         return report("NotSupported", "counting: OncePerPod needs a ledger per page")
@@ -182,6 +185,10 @@ def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
     if limit.scope is Scope.CONTAINER:
         return report("NotSupported", "scope: Container does not go with cgroupPattern")
     parts = parts_of(limit.cgroup_pattern)
-    if not parts or any(part == ".." or "\0" in part or ("**" in part and part != "**") for part in parts):
-        return report("InvalidPattern", "cgroupPattern: not a pattern of directories below the root")
+    if not parts or any(
+        part == ".." or "\0" in part or ("**" in part and part != "**") for part in parts
+    ):
+        return report(
+            "InvalidPattern", "cgroupPattern: not a pattern of directories below the root"
+        )
     return None

@@ -142,12 +142,16 @@ class Subject:
         pod = explore(self.uid, self.paths)
         self.truncated = pod.truncated
         identities = dict.fromkeys(pod.strays, STRAY)
-        identities |= {path: container.id for container in pod.containers for path in container.members}
+        identities |= {
+            path: container.id for container in pod.containers for path in container.members
+        }
         below = dict.fromkeys(pod.members, 0)
         for path in pod.members:
             if path.parent in below:
                 below[path.parent] += 1
-        self._directories = {str(path): (identities.get(path), count) for path, count in below.items()}
+        self._directories = {
+            str(path): (identities.get(path), count) for path, count in below.items()
+        }
 
     def _read(self, *, walked: bool = False) -> dict[int, str | None] | None:
         """Read all directories. Return None if the tree changed since it was walked.

@@ -106,7 +106,11 @@ class RegionFilter:
                 continue
             start, _, end = fields[0].partition(b"-")
             space = 0
-            if device in self._segments and len(fields) > 5 and fields[5].lstrip().startswith(_SYSTEM_V):
+            if (
+                device in self._segments
+                and len(fields) > 5
+                and fields[5].lstrip().startswith(_SYSTEM_V)
+            ):
                 space = process.space
             identity = ObjectId(device, int(fields[4]), space)
             if device in self._devices or identity in self._objects:

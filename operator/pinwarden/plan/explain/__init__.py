@@ -69,7 +69,9 @@ def _findings(case: Case) -> Iterator[Finding]:
     yield from matching.standing(case)
     if case.pod.terminal or not case.pod.node:
         return
-    concerned = case.matching or any(group.has_member(case.pod.labels) for group in case.evidence.groups)
+    concerned = case.matching or any(
+        group.has_member(case.pod.labels) for group in case.evidence.groups
+    )
     if concerned:
         yield from propagation.reaching(case)
     if case.evidence.node is not None:
@@ -86,7 +88,9 @@ def _counted(case: Case) -> Finding:
         cause=Cause.COUNTED,
         problem=False,
         message="The pod's use is counted, as its limits ask for.",
-        next=NextStep(text="Watch its use.", command=kubectl("pinwarden", "top", "-n", case.pod.namespace)),
+        next=NextStep(
+            text="Watch its use.", command=kubectl("pinwarden", "top", "-n", case.pod.namespace)
+        ),
     )
 
 
@@ -138,7 +142,9 @@ def _denied_calls(case: Case) -> list[DeniedCall]:
     """Return the known denials, newest first: those that the node lists, and older ones from Events."""
     names = {limit.metadata.uid: display_name(limit) for limit in case.selecting}
     known = [
-        DeniedCall(time=each.time, text=describe_denial(each, names.get(each.uid, each.name or "of none")))
+        DeniedCall(
+            time=each.time, text=describe_denial(each, names.get(each.uid, each.name or "of none"))
+        )
         for each in limits.listed(case)
     ]
     first = min((each.time for each in known), default=None)

@@ -51,13 +51,20 @@ def recreate_gated(evidence: Evidence, why: str) -> NextStep:
     pod = evidence.pod
     if _is_static(pod):
         show = kubectl(
-            "get", "pod", pod.name, "-o", "jsonpath={.spec.securityContext}", namespace=pod.namespace
+            "get",
+            "pod",
+            pod.name,
+            "-o",
+            "jsonpath={.spec.securityContext}",
+            namespace=pod.namespace,
         )
         text = f"{why}: it is a static pod, so its file on the node must name the profile (seccompProfile, Localhost, {PROFILE})."
         return NextStep(text=text, command=show)
     commands = []
     if GATE_LABEL not in evidence.namespace.labels:
-        commands.append(kubectl("label", "namespace", pod.namespace, f"{GATE_LABEL}=runtime-default"))
+        commands.append(
+            kubectl("label", "namespace", pod.namespace, f"{GATE_LABEL}=runtime-default")
+        )
     text = f"{why}: have the pod made anew with the seccomp gate's profile."
     return NextStep(text=text, command=" && ".join([*commands, _recreate(evidence)]))
 

@@ -51,15 +51,22 @@ def denied_calls(case: Case) -> Iterator[Finding]:
             again = now_used + (known[-1].asked or 0) <= amount
             now = f". The limit was raised since{': the call would fit now' if again else ', above what was needed then'}"
         step = watch(case.pod) if raised else raise_to(limit, max(_needed(case, limit), amount))
-        yield Finding(cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{words}{last}{now}.", next=step)
+        yield Finding(
+            cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{words}{last}{now}.", next=step
+        )
     others = [denial for denial in listed(case) if denial.uid not in seen]
     if others:
-        yield _other_denial(case, others[-1].uid, describe_denial(others[-1], others[-1].name or "of none"))
+        yield _other_denial(
+            case, others[-1].uid, describe_denial(others[-1], others[-1].name or "of none")
+        )
 
 
 def _would_have_allowed(known: Iterable[DenialReport]) -> int:
     """Return the smallest limit that would have allowed each of these calls; 0 if unknown."""
-    return max((each.used + each.asked for each in known if each.used is not None and each.asked), default=0)
+    return max(
+        (each.used + each.asked for each in known if each.used is not None and each.asked),
+        default=0,
+    )
 
 
 def _needed(case: Case, limit: Limit) -> int:
@@ -74,7 +81,9 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
     if uid == _UNKNOWN_PODS:
         step = NextStep(
             text="The node did not know the pod yet; see which limit it has for such pods (operator's --unknown-pods).",
-            command=kubectl("get", "nodepinconfig", case.pod.node, "-o", "jsonpath={.spec.unknownPods}"),
+            command=kubectl(
+                "get", "nodepinconfig", case.pod.node, "-o", "jsonpath={.spec.unknownPods}"
+            ),
         )
     elif not uid and exact:
         step = NextStep(
@@ -84,10 +93,15 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
     else:
         step = NextStep(
             text="The limit behind it does not hold for the pod now, or is gone; see its Events.",
-            command=kubectl("events", "--for", f"pod/{case.pod.name}", namespace=case.pod.namespace),
+            command=kubectl(
+                "events", "--for", f"pod/{case.pod.name}", namespace=case.pod.namespace
+            ),
         )
     return Finding(
-        cause=Cause.DENIED_BY_GATE, problem=True, message=f"The gate refused a call: {text}.", next=step
+        cause=Cause.DENIED_BY_GATE,
+        problem=True,
+        message=f"The gate refused a call: {text}.",
+        next=step,
     )
 
 
@@ -155,7 +169,13 @@ def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
             next=NextStep(
                 text="See what a process may lock now, in KiB.",
                 command=kubectl(
-                    "exec", case.pod.name, "--", "sh", "-c", "ulimit -l", namespace=case.pod.namespace
+                    "exec",
+                    case.pod.name,
+                    "--",
+                    "sh",
+                    "-c",
+                    "ulimit -l",
+                    namespace=case.pod.namespace,
                 ),
             ),
         )
@@ -165,7 +185,11 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
     """Return the finding of a grant above `maxGrant` (P14)."""
     wanted = str(limit.spec.limit)
     giving = max(
-        (each for each in case.matching if isinstance(each, ClusterPinLimit) and each.spec.max_grant),
+        (
+            each
+            for each in case.matching
+            if isinstance(each, ClusterPinLimit) and each.spec.max_grant
+        ),
         key=lambda each: (each.spec.limit.bytes, each.metadata.name),
         default=None,
     )
@@ -179,7 +203,8 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
         if giving.spec.limit.bytes < limit.spec.limit.bytes:
             change["limit"] = wanted
         step = NextStep(
-            text=f"An administrator lets it through by {display_name(giving)}.", command=patch(giving, change)
+            text=f"An administrator lets it through by {display_name(giving)}.",
+            command=patch(giving, change),
         )
     lets = f"lets {short(reached)} of it through" if reached else "lets none of it through"
     return Finding(

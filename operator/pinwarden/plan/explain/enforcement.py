@@ -185,7 +185,9 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     if not all(map(case.acknowledges, _enforced(case))):
         yield _held_in_part(case, by)
     elif not asking and not near:
-        given = ". A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
+        given = (
+            ". A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
+        )
         granted = any(each.spec.grant for each in case.matching)
         yield Finding(
             cause=Cause.HELD_BY_RLIMIT,
@@ -207,7 +209,9 @@ def _shared_by_user(case: Case) -> str:
 
 def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
     amount = limit.spec.limit.bytes
-    left = "nothing is left" if use.pinned >= amount else f"{short(amount - use.pinned)} are left now"
+    left = (
+        "nothing is left" if use.pinned >= amount else f"{short(amount - use.pinned)} are left now"
+    )
     return Finding(
         cause=Cause.AT_LIMIT,
         problem=True,
@@ -223,7 +227,8 @@ def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
     enforced = _enforced(case)
     if any(limit.spec.minimum_level is Level.DENY for limit in enforced):
         return recreate(
-            case.evidence, "A call loosened the pod before it was forbidden. To have it held exactly again"
+            case.evidence,
+            "A call loosened the pod before it was forbidden. To have it held exactly again",
         )
     return NextStep(
         text="The gate holds the pod, and a call loosened it. To have such calls refused, in pods that are made from now on, ask for Deny.",

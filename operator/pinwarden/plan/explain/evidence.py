@@ -147,7 +147,10 @@ class Case:
     @cached_property
     def shares(self) -> Mapping[str, LimitOnNode]:
         """The share of the node in each matching limit by name, for this pod only."""
-        return {limit_name(limit): summarize_limit(limit, [self.pod], self.view) for limit in self.matching}
+        return {
+            limit_name(limit): summarize_limit(limit, [self.pod], self.view)
+            for limit in self.matching
+        }
 
     @cached_property
     def limit_set(self) -> LimitSet:
@@ -160,7 +163,12 @@ class Case:
         config = self.evidence.config
         if config is None:
             return {}
-        names = {name for pod in config.spec.pods if pod.uid == self.pod.cgroup_uid for name in pod.limits}
+        names = {
+            name
+            for pod in config.spec.pods
+            if pod.uid == self.pod.cgroup_uid
+            for name in pod.limits
+        }
         return {limit.name: limit for limit in config.spec.limits if limit.name in names}
 
     @property

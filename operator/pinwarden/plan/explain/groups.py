@@ -20,14 +20,18 @@ def uses(case: Case) -> Iterator[GroupUse]:
         limits = _limits(case, group)
         report = case.view.groups.get(group.uid)
         known = (
-            not case.view.silent and report is not None and not is_stale(report.sampled_at, case.evidence.now)
+            not case.view.silent
+            and report is not None
+            and not is_stale(report.sampled_at, case.evidence.now)
         )
         yield GroupUse(
             name=group.name,
             member=_is_member(case, group),
             borrowed=borrow.borrowed if borrow else None,
             mapped=borrow.mapped if borrow else None,
-            limit=min((each.borrow_limit.bytes for each in limits if each.borrow_limit), default=None),
+            limit=min(
+                (each.borrow_limit.bytes for each in limits if each.borrow_limit), default=None
+            ),
             level=borrow.level if borrow and known else None,
             denials=borrow.denials if borrow else None,
         )
@@ -92,7 +96,11 @@ def _concerned(case: Case) -> Iterator[tuple[Group, BorrowReport | None]]:
 
 
 def _is_member(case: Case, group: Group) -> bool:
-    return not case.windows and group.namespace == case.pod.namespace and group.has_member(case.pod.labels)
+    return (
+        not case.windows
+        and group.namespace == case.pod.namespace
+        and group.has_member(case.pod.labels)
+    )
 
 
 def _limits(case: Case, group: Group) -> list[Member]:
@@ -100,7 +108,11 @@ def _limits(case: Case, group: Group) -> list[Member]:
     if group.namespace != case.pod.namespace:
         return []
     members = group.resource.spec.members
-    return [each for each in members if each.borrow_limit and selects(each.pod_selector, case.pod.labels)]
+    return [
+        each
+        for each in members
+        if each.borrow_limit and selects(each.pod_selector, case.pod.labels)
+    ]
 
 
 def _describe(group: Group, text: str) -> NextStep:

@@ -28,8 +28,15 @@ def strictest(case: Case) -> Limit | None:
 def overridden(case: Case) -> Mapping[str, Sequence[Limit]]:
     """Return the redundant limits by name, each with the acknowledged limits that imply it (P13)."""
     by_name = {limit_name(limit): limit for limit in case.matching}
-    found = {name: overriding(limit, [case.matching]) & case.acknowledged for name, limit in by_name.items()}
-    return {name: [by_name[other] for other in sorted(others)] for name, others in found.items() if others}
+    found = {
+        name: overriding(limit, [case.matching]) & case.acknowledged
+        for name, limit in by_name.items()
+    }
+    return {
+        name: [by_name[other] for other in sorted(others)]
+        for name, others in found.items()
+        if others
+    }
 
 
 def uses(case: Case) -> Iterator[LimitUse]:
@@ -53,7 +60,11 @@ def denials(case: Case, limit: Limit) -> Sequence[DenialReport]:
 def listed(case: Case) -> Sequence[DenialReport]:
     """Return the listed denials of the pod."""
     status = case.evidence.config.status if case.evidence.config else None
-    return [each for each in (status.recent_denials if status else ()) if each.pod == case.pod.cgroup_uid]
+    return [
+        each
+        for each in (status.recent_denials if status else ())
+        if each.pod == case.pod.cgroup_uid
+    ]
 
 
 def overshoots(case: Case) -> Sequence[OvershootReport]:
@@ -74,7 +85,9 @@ def used(limit: Limit, use: PodSample) -> tuple[int | None, int | None]:
         return use.pinned, use.peak
     selected = limit.spec.containers
     own = [each for name, each in use.containers.items() if not selected or name in selected]
-    return max((each.pinned for each in own), default=None), max((each.peak for each in own), default=None)
+    return max((each.pinned for each in own), default=None), max(
+        (each.peak for each in own), default=None
+    )
 
 
 def _use(case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Limit]) -> LimitUse:
@@ -117,5 +130,8 @@ def _standing(
         return Standing.STRICTEST, "the pod as a whole reaches it first"
     if limit.spec.scope is Scope.POD and first is not None:
         same = first.spec.limit.bytes == limit.spec.limit.bytes
-        return Standing.HOLDS, f"{display_name(first)} is reached {'at the same amount' if same else 'first'}"
+        return (
+            Standing.HOLDS,
+            f"{display_name(first)} is reached {'at the same amount' if same else 'first'}",
+        )
     return Standing.HOLDS, "it sums in another scope"

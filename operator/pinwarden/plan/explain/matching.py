@@ -80,7 +80,9 @@ def selecting(case: Case) -> Iterator[Finding]:
 
 def standing(case: Case) -> Iterator[Finding]:
     """Yield findings about Audit limits and redundant limits."""
-    if case.matching and all(limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching):
+    if case.matching and all(
+        limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching
+    ):
         limit = case.matching[0]
         yield Finding(
             cause=Cause.AUDIT,
@@ -119,7 +121,11 @@ def _overridden(case: Case) -> Iterator[Finding]:
 
 
 def _who(limit: Limit) -> str:
-    return "somebody with rights on the namespace" if isinstance(limit, PinLimit) else "an administrator"
+    return (
+        "somebody with rights on the namespace"
+        if isinstance(limit, PinLimit)
+        else "an administrator"
+    )
 
 
 def _refused(limit: Limit, rejection: Rejection) -> Finding:
@@ -146,7 +152,8 @@ def _exempt(case: Case) -> Finding | None:
     reached = [
         limit
         for limit in evidence.limits
-        if matches(limit, case.pod, evidence.namespace, node, everywhere) and limit not in case.selecting
+        if matches(limit, case.pod, evidence.namespace, node, everywhere)
+        and limit not in case.selecting
     ]
     if not reached and case.matching:
         return None

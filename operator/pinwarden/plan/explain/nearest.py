@@ -42,7 +42,9 @@ def near(limit: Limit, evidence: Evidence) -> NearMiss:
     pod, namespace = evidence.pod, evidence.namespace
     differences = list(_unmet(limit.spec.pod_selector, pod.labels, "the pod's label"))
     wanted = limit.spec.pod_selector
-    labels = {key: value for key, value in wanted.match_labels.items() if pod.labels.get(key) != value}
+    labels = {
+        key: value for key, value in wanted.match_labels.items() if pod.labels.get(key) != value
+    }
     reached = reaches_namespace(limit, namespace, evidence.settings)
     if not isinstance(limit, PinLimit):
         own = {**namespace.labels, NAME_LABEL: namespace.name}

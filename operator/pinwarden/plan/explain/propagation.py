@@ -28,7 +28,9 @@ def reaching(case: Case) -> Iterator[Finding]:
             message=f"Node {node} has no NodePinConfig: the operator has not told it anything yet.",
             next=NextStep(
                 text="See whether the operator runs.",
-                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+                command=kubectl(
+                    "get", "deployment", "pinwarden-operator", namespace=evidence.system
+                ),
             ),
         )
     elif case.released:
@@ -38,7 +40,9 @@ def reaching(case: Case) -> Iterator[Finding]:
             message=f"Node {node} is in mode Release: every process there has the limits that it had before.",
             next=NextStep(
                 text="See who released it; the operator sets Active by itself while it runs.",
-                command=kubectl("get", "deployment", "pinwarden-operator", namespace=evidence.system),
+                command=kubectl(
+                    "get", "deployment", "pinwarden-operator", namespace=evidence.system
+                ),
             ),
         )
     if evidence.agent is None:
@@ -70,7 +74,11 @@ def reaching(case: Case) -> Iterator[Finding]:
 def _stale(case: Case, agent: str) -> Finding:
     status = case.evidence.config.status if case.evidence.config else None
     sampled = status.sampled_at if status else None
-    last = f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when it reported"
+    last = (
+        f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}"
+        if sampled
+        else "does not say when it reported"
+    )
     return Finding(
         cause=Cause.AGENT_SILENT,
         problem=True,
@@ -101,7 +109,9 @@ def taking(case: Case) -> Iterator[Finding]:
     if room:
         yield _no_room(case, room)
     stored = {(limit.uid, limit.hash) for limit in case.stored.values()}
-    written = {limit.uid for limit in case.limit_set.limits.values() if (limit.uid, limit.hash) in stored}
+    written = {
+        limit.uid for limit in case.limit_set.limits.values() if (limit.uid, limit.hash) in stored
+    }
     if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
         yield _unwritten(case, unwritten)
     if untaken := [limit for limit in late if limit.metadata.uid in written]:

@@ -105,7 +105,9 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
         (ObjectSet(), ObjectSet(frozenset({1})), False),
     ],
 )
-def test_an_object_belongs_to_one_group_only(first: ObjectSet, second: ObjectSet, clash: bool) -> None:
+def test_an_object_belongs_to_one_group_only(
+    first: ObjectSet, second: ObjectSet, clash: bool
+) -> None:
     assert _claimed(second, first) is clash
 
 
@@ -120,7 +122,9 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
 
     monkeypatch.setattr(Finder, "find", find)
     (tmp_path / "cgroup.controllers").touch()
-    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    accountant = Accountant(
+        cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0
+    )
     groups = [group(uid=uid, management="Adopt") for uid in ("odd", "even")]
     accountant.configure(NodePinConfigSpec(groups=groups))
     accountant.tick()
@@ -135,11 +139,17 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
     ("found", "phase", "reason"),
     [
         (ObjectsNotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
-        (ObjectsNotFoundError("NotReadable", "no such object is known"), Phase.DRAINING, "NotReadable"),
+        (
+            ObjectsNotFoundError("NotReadable", "no such object is known"),
+            Phase.DRAINING,
+            "NotReadable",
+        ),
         (GroupObjects(objects={ObjectId(1, 5): 4096}), Phase.RELEASED, ""),
         (GroupObjects(objects={ObjectId(1, 5): 4096}, truncated=True), Phase.RELEASED, ""),
         (
-            GroupObjects(objects={ObjectId(1, 5): 4096}, truncated=True, cause="some may be unknown"),
+            GroupObjects(
+                objects={ObjectId(1, 5): 4096}, truncated=True, cause="some may be unknown"
+            ),
             Phase.DRAINING,
             "NotReadable",
         ),
@@ -160,7 +170,9 @@ def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
     monkeypatch.setattr(Finder, "find", find)
     monkeypatch.setattr("pinwarden.node.accountant.accountant.find_users", lambda *_, **__: [])
     (tmp_path / "cgroup.controllers").touch()
-    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
+    accountant = Accountant(
+        cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0
+    )
     backing = {"posixShm": {"name": "x", "ipcNamespace": "Host"}}
     accountant.configure(
         NodePinConfigSpec(groups=[group(management="Adopt", draining=True, backing=backing)])
@@ -171,14 +183,20 @@ def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
 
 
 @pytest.mark.rule("M10", "H2")
-def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_read(tmp_path: Path) -> None:
+def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_read(
+    tmp_path: Path,
+) -> None:
     uid = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
     processes = tmp_path / "kubepods" / f"pod{uid}" / "cgroup.procs"
     processes.parent.mkdir(parents=True)
     processes.write_text("no number")
     (tmp_path / "cgroup.controllers").touch()
-    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
-    drained = group({"pods": [uid]}, management="Adopt", draining=True, backing={"memfd": {"name": "x"}})
+    accountant = Accountant(
+        cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0
+    )
+    drained = group(
+        {"pods": [uid]}, management="Adopt", draining=True, backing={"memfd": {"name": "x"}}
+    )
     accountant.configure(NodePinConfigSpec(groups=[drained]))
     accountant.tick()
     (report,) = accountant.status.groups
@@ -210,13 +228,24 @@ def test_an_unreadable_pod_keeps_no_group_from_being_accounted(
         (pod / "cgroup.procs").write_text("no number" if uid == odd else "")
         (pod / "memory.current").write_text("no number" if uid == odd else "4096")
         (pod / "memory.stat").write_text("anon 4096\n")
-    monkeypatch.setattr(Finder, "find", lambda *_, **__: GroupObjects(objects={ObjectId(1, 5): 4096}))
+    monkeypatch.setattr(
+        Finder, "find", lambda *_, **__: GroupObjects(objects={ObjectId(1, 5): 4096})
+    )
     (tmp_path / "cgroup.controllers").touch()
-    accountant = Accountant(cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0)
-    groups = [group(uid="g", management="Adopt", accounting="Borrow", members=[{"pods": [odd, even]}])]
+    accountant = Accountant(
+        cgroup_root=tmp_path, proc_root=Path("/proc"), run_dir=tmp_path, budget=0
+    )
+    groups = [
+        group(uid="g", management="Adopt", accounting="Borrow", members=[{"pods": [odd, even]}])
+    ]
     accountant.configure(NodePinConfigSpec(groups=groups))
     accountant.tick()
     (report,) = accountant.status.groups
-    assert (report.reason, report.charge, report.orphaned, report.truncated) == ("", 4096, None, True)
+    assert (report.reason, report.charge, report.orphaned, report.truncated) == (
+        "",
+        4096,
+        None,
+        True,
+    )
     assert [each.pod for each in accountant.status.fair_view] == [even]
     assert accountant.status.failures["pod"] > 0

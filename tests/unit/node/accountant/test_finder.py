@@ -48,9 +48,9 @@ def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
     """A name can have a character that ends a line in Unicode, and bytes that are no text."""
     point = "/a\r\x0b\x1c\x85\u2028b".encode() + b"\xff"
     (tmp_path / "mountinfo").write_bytes(b"30 1 0:25 / %b rw - tmpfs tmpfs rw\n" % point)
-    assert [(each.device, os.fsencode(each.point), each.type) for each in read_mountinfo(tmp_path)] == [
-        (os.makedev(0, 25), point, "tmpfs")
-    ]
+    assert [
+        (each.device, os.fsencode(each.point), each.type) for each in read_mountinfo(tmp_path)
+    ] == [(os.makedev(0, 25), point, "tmpfs")]
 
 
 @pytest.mark.rule("M3")
@@ -64,7 +64,8 @@ def test_a_mapping_that_goes_or_lies_low_hides_no_memfd(tmp_path: Path) -> None:
         "7f0000000000-7f0000001000": 10,
     }
     lines = [
-        f"{where} rw-s 00000000 00:01 {inode}    /memfd:pw (deleted)\n" for where, inode in mappings.items()
+        f"{where} rw-s 00000000 00:01 {inode}    /memfd:pw (deleted)\n"
+        for where, inode in mappings.items()
     ]
     (process / "maps").write_text("".join(lines))
     for name in ("6000000-6001000", "10000-11000", "7f0000000000-7f0000001000"):
@@ -80,7 +81,9 @@ def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
     files = tmp_path / str(PID + 1) / "map_files"
     thread.mkdir(parents=True)
     files.mkdir(parents=True)
-    (thread / "maps").write_text("7f0000000000-7f0000001000 rw-s 00000000 00:01 8    /memfd:pw (deleted)\n")
+    (thread / "maps").write_text(
+        "7f0000000000-7f0000001000 rw-s 00000000 00:01 8    /memfd:pw (deleted)\n"
+    )
     (files / "7f0000000000-7f0000001000").touch()
     found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
     assert found.count == 1
@@ -106,11 +109,16 @@ class SharedMemory:
         patch.setattr(
             unlinked,
             "used_bytes",
-            lambda _: self.hidden + UNLINKED * len({name for names in self.shown.values() for name in names}),
+            lambda _: (
+                self.hidden
+                + UNLINKED * len({name for names in self.shown.values() for name in names})
+            ),
         )
         patch.setattr(unlinked, "_unlinked", self.unlinked)
 
-    def unlinked(self, _: Path, pid: int, device: int, deadline: float) -> Iterator[unlinked.UnlinkedObject]:
+    def unlinked(
+        self, _: Path, pid: int, device: int, deadline: float
+    ) -> Iterator[unlinked.UnlinkedObject]:
         self.read.append(pid)
         for name in unlinked._before(deadline, self.shown.get(pid, ())):
             inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
@@ -149,7 +157,9 @@ def charges(found: dict[str, GroupObjects | ObjectsNotFoundError]) -> dict[str, 
 
 
 @pytest.mark.rule("M3", "H2")
-def test_two_groups_over_one_dev_shm_each_find_what_their_own_members_show(shm: SharedMemory) -> None:
+def test_two_groups_over_one_dev_shm_each_find_what_their_own_members_show(
+    shm: SharedMemory,
+) -> None:
     shm.shown = {B: ["pw-hidden-b"]}
     assert charges(shm.look()) == {"a": "NotThere", "b": (UNLINKED, False)}
     shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
@@ -190,7 +200,9 @@ def test_a_wrong_type_is_not_said_while_bytes_are_unexplained(
 
 
 @pytest.mark.rule("M10")
-def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(shm: SharedMemory) -> None:
+def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(
+    shm: SharedMemory,
+) -> None:
     """Otherwise a stranger could keep a draining group whose last pod has ended."""
     shm.hidden = UNLINKED
     backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
@@ -219,7 +231,9 @@ def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
 ) -> None:
     """Each look at the clock of a process of the older group takes a second, without an end."""
     clock = [0.0]
-    monkeypatch.setattr("pinwarden.node.accountant.finder.unlinked.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        "pinwarden.node.accountant.finder.unlinked.time.monotonic", lambda: clock[0]
+    )
 
     def slow(_: Path, pid: int, device: int, deadline: float) -> Iterator[unlinked.UnlinkedObject]:
         if pid == A:

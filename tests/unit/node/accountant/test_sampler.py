@@ -112,7 +112,10 @@ def test_resident_pages_are_looked_for_only_where_they_are_wanted(
 
 @pytest.mark.rule("M3")
 def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
-    place.objects |= {"device": ObjectSet(devices=frozenset([place.object.device])), "none": ObjectSet()}
+    place.objects |= {
+        "device": ObjectSet(devices=frozenset([place.object.device])),
+        "none": ObjectSet(),
+    }
     place.pod("a", place.child(0))
     assert place.sample(resident=("device",)) == {
         ("group", "a"): Borrow(SIZE, None, 0),
@@ -127,7 +130,9 @@ def test_a_device_whose_objects_are_whole_is_resident_where_it_is_mapped(place: 
     assert found == {("group", "a"): Borrow(8 * PAGE, 8 * PAGE, 0)}
 
 
-def test_a_process_is_not_walked_for_what_another_has(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_not_walked_for_what_another_has(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
 
     class Counted(PageMap):
@@ -156,7 +161,9 @@ def test_an_unchanged_pod_is_not_walked_again(place: Place) -> None:
     place.pod("b", place.child(1))
     place.sample(-1)
     place.sample(0)
-    assert place.borrows.walked == 2, "before the first sample the kernel may have been taking pages"
+    assert place.borrows.walked == 2, (
+        "before the first sample the kernel may have been taking pages"
+    )
     assert place.sample(1)["group", "a"].time == 0
     assert place.borrows.walked == 0
 
@@ -297,7 +304,9 @@ def test_a_process_that_maps_meanwhile_is_read_again(
         assert "faster" in found.reason
 
 
-def test_a_process_that_ends_meanwhile_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_meanwhile_is_left_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.pod("a", place.child(0), place.child(1))
 
     class Gone:

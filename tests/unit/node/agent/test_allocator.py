@@ -30,7 +30,9 @@ def process_lists(draw: st.DrawFn, *, one_kind: bool = False) -> list[ProcessUsa
         locked, pinned = draw(st.permutations([first, second]))
         hard = draw(hard_limits)
         found.append(
-            ProcessUsage(ProcessKey(pid, 100 + pid), locked, pinned, min(draw(hard_limits), hard), hard)
+            ProcessUsage(
+                ProcessKey(pid, 100 + pid), locked, pinned, min(draw(hard_limits), hard), hard
+            )
         )
     return found
 
@@ -53,7 +55,9 @@ def constraint_lists(draw: st.DrawFn, processes: list[ProcessUsage]) -> list[Con
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, one_kind: bool = False) -> tuple[list[ProcessUsage], list[Constraint]]:
+def cases(
+    draw: st.DrawFn, *, one_kind: bool = False
+) -> tuple[list[ProcessUsage], list[Constraint]]:
     processes = draw(process_lists(one_kind=one_kind))
     return processes, draw(constraint_lists(processes))
 
@@ -67,7 +71,9 @@ def process(
 def constraint(
     limit: int, members: frozenset[ProcessKey], contention: Contention, grant: int | None = None
 ) -> Constraint:
-    asked = NodeLimit(name="l", uid="u", scope=Scope.POD, limit=limit, contention=contention, grant=grant)
+    asked = NodeLimit(
+        name="l", uid="u", scope=Scope.POD, limit=limit, contention=contention, grant=grant
+    )
     return Constraint(asked, members, "p")
 
 
@@ -88,7 +94,9 @@ def test_no_process_gets_more_than_it_had_or_was_granted(
     processes, constraints = case
     for one in processes:
         limits = allocate(processes, constraints, page_size=PAGE)[one.key]
-        grants = [c.limit.grant for c in constraints if one.key in c.members and c.limit.grant is not None]
+        grants = [
+            c.limit.grant for c in constraints if one.key in c.members and c.limit.grant is not None
+        ]
         assert limits.soft <= limits.hard <= max([one.original_hard, *grants])
         assert limits.soft <= max([one.original_soft, *grants])
 
@@ -103,11 +111,15 @@ def test_one_taker_passes_no_constraint(case: tuple[list[ProcessUsage], list[Con
         after = use | {taker.key: max(taker.use, dealt[taker.key].hard)}
         for constraint in constraints:
             before = sum(use[key] for key in constraint.members)
-            assert sum(after[key] for key in constraint.members) <= max(constraint.limit.limit, before)
+            assert sum(after[key] for key in constraint.members) <= max(
+                constraint.limit.limit, before
+            )
 
 
 @given(process_lists(), st.integers(0, 600 * PAGE))
-def test_reserve_never_sums_past_a_limit_that_use_fits_in(processes: list[ProcessUsage], room: int) -> None:
+def test_reserve_never_sums_past_a_limit_that_use_fits_in(
+    processes: list[ProcessUsage], room: int
+) -> None:
     limit = sum(one.use for one in processes) + room
     dealt = allocate(processes, [over(processes, limit, Contention.RESERVE)], page_size=PAGE)
     assert sum(limits.hard for limits in dealt.values()) <= limit
@@ -145,7 +157,9 @@ def test_dealing_what_was_dealt_changes_nothing_and_order_does_not_matter(
     processes, constraints = case
     dealt = allocate(processes, constraints, page_size=PAGE)
     again = [
-        dataclasses.replace(one, original_soft=dealt[one.key].soft, original_hard=dealt[one.key].hard)
+        dataclasses.replace(
+            one, original_soft=dealt[one.key].soft, original_hard=dealt[one.key].hard
+        )
         for one in processes
     ]
     assert allocate(again, constraints, page_size=PAGE) == dealt
@@ -155,7 +169,12 @@ def test_dealing_what_was_dealt_changes_nothing_and_order_does_not_matter(
 
 
 @pytest.mark.rule("P12")
-@given(process_lists(), st.integers(0, 600 * PAGE), st.integers(0, 600 * PAGE), st.sampled_from(Contention))
+@given(
+    process_lists(),
+    st.integers(0, 600 * PAGE),
+    st.integers(0, 600 * PAGE),
+    st.sampled_from(Contention),
+)
 def test_a_raised_limit_lowers_nobody(
     processes: list[ProcessUsage], limit: int, more: int, contention: Contention
 ) -> None:
@@ -197,16 +216,19 @@ def test_a_grant_raises_and_a_limit_without_one_does_not() -> None:
 
 def test_a_program_keeps_its_own_lower_soft_limit() -> None:
     modest = [process(1, soft=MIB)]
-    assert allocate(modest, [over(modest, 64 * MIB)], page_size=PAGE)[modest[0].key] == (MIB, 64 * MIB)
+    assert allocate(modest, [over(modest, 64 * MIB)], page_size=PAGE)[modest[0].key] == (
+        MIB,
+        64 * MIB,
+    )
 
 
 @pytest.mark.parametrize("page_size", [4096, 16384, 65536])
 def test_part_of_a_page_allows_nothing(page_size: int) -> None:
     trio = [process(pid) for pid in (1, 2, 3)]
     limit = 10 * page_size - 1
-    assert {one.hard for one in allocate(trio, [over(trio, limit)], page_size=page_size).values()} == {
-        9 * page_size
-    }
+    assert {
+        one.hard for one in allocate(trio, [over(trio, limit)], page_size=page_size).values()
+    } == {9 * page_size}
     reserved = allocate(trio, [over(trio, limit, Contention.RESERVE)], page_size=page_size)
     assert {one.hard for one in reserved.values()} == {3 * page_size}
 
@@ -225,7 +247,10 @@ def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
         4 * MIB,
         32 * MIB,
     )
-    assert allocate(rich, [over(rich, 64 * MIB, grant=0)], page_size=PAGE)[rich[0].key] == (MIB, 32 * MIB)
+    assert allocate(rich, [over(rich, 64 * MIB, grant=0)], page_size=PAGE)[rich[0].key] == (
+        MIB,
+        32 * MIB,
+    )
 
 
 @pytest.mark.rule("P1", "P14")
@@ -239,10 +264,14 @@ def test_exact_processes_may_have_the_whole_limit_and_no_more_than_they_had(
     for each in exact:
         limits = [one.limit.limit for one in constraints if each.key in one.members]
         grants = [
-            one.limit.grant for one in constraints if each.key in one.members and one.limit.grant is not None
+            one.limit.grant
+            for one in constraints
+            if each.key in one.members and one.limit.grant is not None
         ]
         may = max(each.own, min(limits, default=UNLIMITED))
-        most = min(may if may == UNLIMITED else may - may % PAGE, max(each.original_hard, *grants, 0))
+        most = min(
+            may if may == UNLIMITED else may - may % PAGE, max(each.original_hard, *grants, 0)
+        )
         assert dealt[each.key].hard == most
         assert dealt[each.key].soft <= most
 

@@ -27,7 +27,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append((self.command, self.path, self.headers.get("Authorization"), body))
+        self.server.requests.append(
+            (self.command, self.path, self.headers.get("Authorization"), body)
+        )
         status, headers, content = self.server.reply
         self.send_response(status)
         for name, value in headers.items():
@@ -55,7 +57,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server) -> NodePinConfigClient:
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    return NodePinConfigClient(ApiServer(url, ssl.create_default_context(), lambda: "t0ken"), "node-1")
+    return NodePinConfigClient(
+        ApiServer(url, ssl.create_default_context(), lambda: "t0ken"), "node-1"
+    )
 
 
 def lines(*events: object) -> Reply:
@@ -94,7 +98,9 @@ def test_watch_yields_what_happens(server: Server, client: NodePinConfigClient) 
 
 
 def test_an_expired_watch_says_410(server: Server, client: NodePinConfigClient) -> None:
-    server.reply = lines({"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}})
+    server.reply = lines(
+        {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
+    )
     with pytest.raises(ApiError, match="too old resource version") as caught:
         list(client.watch_own("8"))
     assert caught.value.status == 410
@@ -116,8 +122,14 @@ def test_status_is_replaced_as_a_whole_of_that_object_only(
     ]
 
 
-def test_a_refusal_keeps_the_servers_words_and_wait(server: Server, client: NodePinConfigClient) -> None:
-    server.reply = (429, {"Retry-After": "2"}, json.dumps({"message": "too many requests"}).encode())
+def test_a_refusal_keeps_the_servers_words_and_wait(
+    server: Server, client: NodePinConfigClient
+) -> None:
+    server.reply = (
+        429,
+        {"Retry-After": "2"},
+        json.dumps({"message": "too many requests"}).encode(),
+    )
     with pytest.raises(ApiError, match="HTTP 429: too many requests") as caught:
         client.list_own()
     assert (caught.value.status, caught.value.retry_after) == (429, 2.0)
@@ -153,14 +165,18 @@ def test_what_is_no_answer_of_an_api_server_is_an_error(
         (200, {"Transfer-Encoding": "chunked"}, b"5\r\nab"),
     ],
 )
-def test_what_is_no_watch_is_an_error(server: Server, client: NodePinConfigClient, reply: Reply) -> None:
+def test_what_is_no_watch_is_an_error(
+    server: Server, client: NodePinConfigClient, reply: Reply
+) -> None:
     server.reply = reply
     with pytest.raises(ApiError):
         list(client.watch_own("8"))
 
 
 def test_no_server_is_an_error_without_a_status() -> None:
-    nobody = NodePinConfigClient(ApiServer("http://127.0.0.1:1", ssl.create_default_context()), "node-1")
+    nobody = NodePinConfigClient(
+        ApiServer("http://127.0.0.1:1", ssl.create_default_context()), "node-1"
+    )
     for call in (
         nobody.list_own,
         lambda: list(nobody.watch_own("1")),

@@ -50,7 +50,11 @@ def test_what_a_person_leaves_out_is_filled_in(tmp_path: Path) -> None:
     (one,) = configuration.spec.limits
     assert (one.name, one.uid, one.limit, one.scope) == ("qemu", "qemu", 64 << 20, Scope.POD)
     assert one.cgroup_pattern == "machine.slice/*.scope"
-    assert (configuration.uid, configuration.generation, configuration.unsupported) == (None, None, ())
+    assert (configuration.uid, configuration.generation, configuration.unsupported) == (
+        None,
+        None,
+        (),
+    )
 
 
 def test_a_long_name_gets_a_uid_that_fits(tmp_path: Path) -> None:
@@ -60,9 +64,7 @@ def test_a_long_name_gets_a_uid_that_fits(tmp_path: Path) -> None:
 
 def test_a_whole_object_and_several_documents(tmp_path: Path) -> None:
     path = tmp_path / "limits.yaml"
-    whole = (
-        "apiVersion: pinwarden.io/v1alpha1\nkind: NodePinConfig\nmetadata: {name: n}\nspec: {mode: Release}\n"
-    )
+    whole = "apiVersion: pinwarden.io/v1alpha1\nkind: NodePinConfig\nmetadata: {name: n}\nspec: {mode: Release}\n"
     path.write_text(f"{QEMU}\n---\n{whole}---\n")
     configuration = read_files(path)
     assert names(configuration) == ["qemu"]
@@ -95,9 +97,21 @@ def test_an_empty_directory_holds_nothing(tmp_path: Path) -> None:
             {"limits": [limit("a")]},
             "two.json: limit 'a' stands in one.json already",
         ),
-        ({"limits": [limit("a"), limit("a")]}, {}, "one.json: limit 'a' stands in one.json already"),
-        ({"pods": [{"uid": "p"}]}, {"pods": [{"uid": "p"}]}, "two.json: pod 'p' stands in one.json already"),
-        ({"mode": "Active"}, {"mode": "Release"}, "two.json: field 'mode' stands in one.json already"),
+        (
+            {"limits": [limit("a"), limit("a")]},
+            {},
+            "one.json: limit 'a' stands in one.json already",
+        ),
+        (
+            {"pods": [{"uid": "p"}]},
+            {"pods": [{"uid": "p"}]},
+            "two.json: pod 'p' stands in one.json already",
+        ),
+        (
+            {"mode": "Active"},
+            {"mode": "Release"},
+            "two.json: field 'mode' stands in one.json already",
+        ),
     ],
 )
 def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, message: str) -> None:
@@ -116,12 +130,21 @@ def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, messa
             json.dumps({"limits": [limit("a", "64Q")]}),
             r"a\.json: limits\[0\]\.limit: '64Q' is not a quantity",
         ),
-        (json.dumps({"limits": [limit("a", -1)]}), r"a\.json: limits\[0\]\.limit: Input should be greater"),
-        (json.dumps({"limits": [limit("a", burst=1)]}), r"a\.json: limits\[0\]\.burst: Extra inputs"),
+        (
+            json.dumps({"limits": [limit("a", -1)]}),
+            r"a\.json: limits\[0\]\.limit: Input should be greater",
+        ),
+        (
+            json.dumps({"limits": [limit("a", burst=1)]}),
+            r"a\.json: limits\[0\]\.burst: Extra inputs",
+        ),
         (json.dumps({"limits": [1]}), r"a\.json: limits\[0\]: Input should be"),
         (json.dumps({"limits": {}}), r"a\.json: limits: Input should be a valid list"),
         ('{"unknownPods": "1.5"}', r"a\.json: unknownPods: 1.5: must be 0 or at least a page"),
-        ('{"kind": "NodePinConfig", "spec": {"mode": "x"}}', r"a\.json: spec\.mode: Input should be"),
+        (
+            '{"kind": "NodePinConfig", "spec": {"mode": "x"}}',
+            r"a\.json: spec\.mode: Input should be",
+        ),
     ],
 )
 def test_a_broken_file_says_which_and_where(tmp_path: Path, content: str, message: str) -> None:
@@ -208,7 +231,9 @@ def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
         write(folder, b={"limits": [limit("b")]})
         posts.sees_names("a", "b")
         (folder / "b.json").write_text('{"limits": [{"name": "b", "limit": -1}]}')
-        posts.sees(lambda last: isinstance(last, Problem) and "b.json: limits[0].limit" in last.message)
+        posts.sees(
+            lambda last: isinstance(last, Problem) and "b.json: limits[0].limit" in last.message
+        )
         assert posts.failed == ["local"]
         assert "b.json: limits[0].limit" in caplog.text
         assert "the last good state stays in force" in caplog.text
@@ -219,7 +244,9 @@ def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
         posts.sees_names("a")
 
 
-def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(tmp_path: Path) -> None:
+def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.json"
     write(tmp_path, a={"limits": [limit("a")]})
     with Posts(path, tmp_path / "last") as posts:
@@ -317,7 +344,9 @@ def test_the_kept_file_is_written_again_when_somebody_changed_it(tmp_path: Path)
     assert names(kept) == ["qemu"]
 
 
-def pause(times: int, after: dict[int, Callable[[], None]] | None = None) -> Callable[[float], None]:
+def pause(
+    times: int, after: dict[int, Callable[[], None]] | None = None
+) -> Callable[[float], None]:
     """A sleep that returns so many times and does something in some of them, and then ends who sleeps."""
     count = 0
 

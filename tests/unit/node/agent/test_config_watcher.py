@@ -79,7 +79,9 @@ class Run:
 
     @property
     def generations(self) -> list[object]:
-        return [one.generation if isinstance(one, Configuration) else "problem" for one in self.posted]
+        return [
+            one.generation if isinstance(one, Configuration) else "problem" for one in self.posted
+        ]
 
 
 def test_what_is_listed_and_watched_is_posted_once_and_kept(tmp_path: Path) -> None:
@@ -166,7 +168,9 @@ def test_a_broken_watch_is_waited_out_and_lists_again(tmp_path: Path, error: Api
     assert 0 < run.slept[0] <= 0.1
 
 
-def test_a_watch_goes_on_from_the_last_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_goes_on_from_the_last_bookmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pinwarden.node.agent.config_watcher._SHORT_WATCH_SECONDS", 0.0)
     script = Script([ONE], [[Event("150")], [Event("160", TWO)], [ApiError("gone")]])
     assert Run(script, tmp_path).generations == [1, 2]

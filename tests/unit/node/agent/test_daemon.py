@@ -41,7 +41,9 @@ def options(tmp_path: Path) -> list[str]:
 
 def refusal(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(options) == 1
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("pinwarden agent: ")]
+    (line,) = [
+        one for one in capsys.readouterr().err.splitlines() if one.startswith("pinwarden agent: ")
+    ]
     return line
 
 
@@ -52,12 +54,16 @@ def test_a_port_that_is_taken(options: list[str], capsys: pytest.CaptureFixture[
     assert line == f"pinwarden agent: --metrics-port {port}: Address already in use"
 
 
-def test_a_socket_that_cannot_be_made(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_socket_that_cannot_be_made(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     line = refusal([*options, "--socket=/proc/none/agent.sock"], capsys)
     assert line.startswith("pinwarden agent: --socket /proc/none/agent.sock: ")
 
 
-def test_no_cgroup_hierarchy(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_cgroup_hierarchy(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = refusal([*options, f"--cgroup-root={tmp_path / 'config'}"], capsys)
     assert "no cgroup hierarchy is mounted there" in line
 
@@ -73,8 +79,13 @@ def test_nothing_is_said_to_be_given_back_where_nothing_can_be(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal([*options, "--release"], capsys)
-    assert line == "pinwarden agent: nothing can be given back: the rlimit gate is turned off (--gates none)"
+    assert (
+        line
+        == "pinwarden agent: nothing can be given back: the rlimit gate is turned off (--gates none)"
+    )
 
 
-def test_a_state_folder_that_cannot_be_made(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_folder_that_cannot_be_made(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "/proc/none" in refusal([*options, "--state-dir=/proc/none"], capsys)

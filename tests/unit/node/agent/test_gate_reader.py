@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePinConfigStatus, NodePod, PodReport
+from pinwarden.api.nodepinconfig import (
+    NodeLimit,
+    NodePinConfigSpec,
+    NodePinConfigStatus,
+    NodePod,
+    PodReport,
+)
 from pinwarden.api.pinlimit import Enforcement, Level, Scope, Source
 from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import (
@@ -39,10 +45,14 @@ def key(pid: int) -> frozenset[ProcessKey]:
     return frozenset({ProcessKey(pid, pid)})
 
 
-def subject(containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit, more: int = 0) -> Subject:
+def subject(
+    containers: Mapping[str, frozenset[ProcessKey]], *limits: NodeLimit, more: int = 0
+) -> Subject:
     made = Subject(POD, (), SubjectPolicy(limits or (LIMIT,)))
     made.by_container = containers
-    made.keys = frozenset[ProcessKey]().union(*containers.values()) | (key(more) if more else frozenset())
+    made.keys = frozenset[ProcessKey]().union(*containers.values()) | (
+        key(more) if more else frozenset()
+    )
     return made
 
 
@@ -97,7 +107,9 @@ def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> 
         ({MAIN: key(1)}, 9, "has not the gate's profile"),
     ],
 )
-def test_a_process_beside_the_gate_is_told(tmp_path: Path, containers: Any, more: int, why: str) -> None:
+def test_a_process_beside_the_gate_is_told(
+    tmp_path: Path, containers: Any, more: int, why: str
+) -> None:
     recorded(tmp_path)
     standing = reading(tmp_path).coverage(subject(containers, more=more))
     assert not standing.exact
@@ -120,7 +132,9 @@ def report(gate: GateReader, one: Subject, ability: GateAbility | None = None) -
     return whole(gate, one, ability).pods[0]
 
 
-def whole(gate: GateReader, one: Subject, ability: GateAbility | None = None) -> NodePinConfigStatus:
+def whole(
+    gate: GateReader, one: Subject, ability: GateAbility | None = None
+) -> NodePinConfigStatus:
     one.keys = frozenset()  # what its processes are is judged elsewhere
     builder = StatusBuilder(ability or GateAbility(True), "v2", gate)
     return built(builder, None, one)
@@ -128,7 +142,9 @@ def whole(gate: GateReader, one: Subject, ability: GateAbility | None = None) ->
 
 def built(builder: StatusBuilder, policy: NodePolicy | None, one: Subject) -> NodePinConfigStatus:
     table = ProcessTable(Path("/proc"))
-    enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
+    enforcer = RlimitEnforcer(
+        table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096
+    )
     return builder.build(policy, [one], table, enforcer, Overshoots(), None)
 
 
@@ -168,7 +184,9 @@ def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(tmp_path: Path) -> None:
+def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(
+    tmp_path: Path,
+) -> None:
     recorded(tmp_path)
     directory = subject({MAIN: key(1)})
     directory.uid = "docker"
@@ -176,7 +194,9 @@ def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(tmp
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(tmp_path: Path) -> None:
+def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(
+    tmp_path: Path,
+) -> None:
     record = recorded(tmp_path)
     now = 0.0
     gate = GateReader(tmp_path / "gate.json", lambda: now)
@@ -239,7 +259,9 @@ def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_pa
     assert report(reading(tmp_path), subject({SIDE: key(1)})).denials is None
     other = LIMIT.model_copy(update={"uid": "another"})
     for limit in (LIMIT, LIMIT, other):
-        record.record_denial(Denial(ContainerRef(POD, "main"), 7, "db", Source.MLOCK, 4096, 0, limit))
+        record.record_denial(
+            Denial(ContainerRef(POD, "main"), 7, "db", Source.MLOCK, 4096, 0, limit)
+        )
     record.flush(float("inf"))
     found = whole(reading(tmp_path), subject({MAIN: key(1)}))
     (pod,) = found.pods
@@ -254,7 +276,9 @@ def test_the_table_of_sources_says_where_deny_is_to_be_had(tmp_path: Path) -> No
     recorded(tmp_path)
     for gate, said in ((reading(tmp_path), True), (GateReader(None), False)):
         (mlock,) = (
-            each for each in whole(gate, subject({MAIN: key(1)})).sources if each.source is Source.MLOCK
+            each
+            for each in whole(gate, subject({MAIN: key(1)})).sources
+            if each.source is Source.MLOCK
         )
         assert ("Deny" in mlock.message) == said
         assert mlock.level is Level.CONVERGE

@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pinwarden.api.nodepinconfig import BorrowReport, GroupReport, NodePinConfigStatus, PodReport, SourceLevel
+from pinwarden.api.nodepinconfig import (
+    BorrowReport,
+    GroupReport,
+    NodePinConfigStatus,
+    PodReport,
+    SourceLevel,
+)
 from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.cli.status import ask
@@ -35,7 +41,9 @@ REPORT = NodePinConfigStatus(
         for source in Source
     ],
     pods=[
-        PodReport(uid="p1", vm_lck=4096, vm_pin=8192, peak=12288, processes=2, level=Level.CONVERGE),
+        PodReport(
+            uid="p1", vm_lck=4096, vm_pin=8192, peak=12288, processes=2, level=Level.CONVERGE
+        ),
         PodReport(uid="p2", vm_lck=1, vm_pin=0, peak=1, processes=1, level=Level.OBSERVE),
     ],
     groups=[
@@ -91,7 +99,9 @@ def test_metrics_say_what_the_snapshot_says(board: SnapshotBoard) -> None:
         ("failures_total", ("list",)): 0,
         ("status_writes_total", ()): 1,
         ("tick_seconds_count", ()): 1,
-        ("sampled_timestamp_seconds", ()): REPORT.sampled_at.timestamp() if REPORT.sampled_at else None,
+        ("sampled_timestamp_seconds", ()): REPORT.sampled_at.timestamp()
+        if REPORT.sampled_at
+        else None,
     }
     for (name, labels), value in expected.items():
         assert found[f"pinwarden_agent_{name}", labels] == value, name
@@ -103,7 +113,9 @@ def test_metrics_say_what_the_snapshot_says(board: SnapshotBoard) -> None:
 def test_what_is_not_known_yet_is_absent(board: SnapshotBoard) -> None:
     found = {name for name, _ in values(Metrics(board).render())}
     assert "pinwarden_agent_failures_total" in found
-    assert not {name for name in found if "pinned" in name or "generation" in name or "sampled" in name}
+    assert not {
+        name for name in found if "pinned" in name or "generation" in name or "sampled" in name
+    }
 
 
 @pytest.fixture
@@ -158,7 +170,9 @@ def test_a_failure_of_our_own_is_logged(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize(("address", "client"), [("", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")])
-def test_all_addresses_are_served_by_default(board: SnapshotBoard, address: str, client: str) -> None:
+def test_all_addresses_are_served_by_default(
+    board: SnapshotBoard, address: str, client: str
+) -> None:
     with WebServer(address, 0, Pulse(), Metrics(board).render) as server:
         socket.create_connection((client, server.socket.getsockname()[1])).close()
         assert server.url.startswith("http://")
@@ -171,9 +185,13 @@ def status_path(tmp_path: Path, board: SnapshotBoard) -> Path:
     return path
 
 
-def test_the_socket_answers_the_report_with_what_is_in_force(status_path: Path, board: SnapshotBoard) -> None:
+def test_the_socket_answers_the_report_with_what_is_in_force(
+    status_path: Path, board: SnapshotBoard
+) -> None:
     assert ask(status_path) == {"node": "node-1"}
-    board.publish(Snapshot(REPORT, CONFIGURATION, Problem("generation 8: no"), limit_names={"p1": ("ns/a",)}))
+    board.publish(
+        Snapshot(REPORT, CONFIGURATION, Problem("generation 8: no"), limit_names={"p1": ("ns/a",)})
+    )
     answer = ask(status_path)
     assert answer["report"] == json.loads(json.dumps(REPORT.to_wire()))
     assert (answer["generation"], answer["problem"]) == (7, "generation 8: no")

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from pinwarden.node.agent.kubeconfig import ApiServer, KubeconfigError, TokenFile, from_kubeconfig, in_cluster
+from pinwarden.node.agent.kubeconfig import (
+    ApiServer,
+    KubeconfigError,
+    TokenFile,
+    from_kubeconfig,
+    in_cluster,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +23,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "tls.crt", folder / "tls.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ]
     files = ["-keyout", str(key), "-out", str(certificate), "-days", "1", "-subj", "/CN=test"]
     subprocess.run([*command, *files], check=True, capture_output=True)
     return certificate, key
@@ -25,7 +40,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def write(folder: Path, *, cluster: Any = None, user: Any = None, **changes: Any) -> Path:
     content = {
-        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443/", **(cluster or {})}}],
+        "clusters": [
+            {"name": "c", "cluster": {"server": "https://10.0.0.1:6443/", **(cluster or {})}}
+        ],
         "users": [{"name": "u", "user": {"token": "secret"} if user is None else user}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
@@ -42,11 +59,17 @@ def inline(path: Path) -> str:
 
 def test_a_token(tmp_path: Path) -> None:
     server = from_kubeconfig(write(tmp_path))
-    assert (server.url, server.token(), server.server_name) == ("https://10.0.0.1:6443", "secret", None)
+    assert (server.url, server.token(), server.server_name) == (
+        "https://10.0.0.1:6443",
+        "secret",
+        None,
+    )
     assert server.tls.verify_mode is ssl.CERT_REQUIRED
 
 
-def test_a_token_file_relative_to_the_kubeconfig_is_read_again_when_it_changed(tmp_path: Path) -> None:
+def test_a_token_file_relative_to_the_kubeconfig_is_read_again_when_it_changed(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "token").write_text("first\n")
     server = from_kubeconfig(write(tmp_path, user={"tokenFile": "token"}))
     assert server.token() == "first"
@@ -68,7 +91,9 @@ def test_a_token_replaced_through_a_link_as_the_kubelet_does(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("as_data", [True, False])
-def test_a_client_certificate(tmp_path: Path, certificate: tuple[Path, Path], as_data: bool) -> None:
+def test_a_client_certificate(
+    tmp_path: Path, certificate: tuple[Path, Path], as_data: bool
+) -> None:
     names = ("client-certificate", "client-key")
     files = dict(zip(names, certificate, strict=True))
     user = (
@@ -84,7 +109,10 @@ def test_a_client_certificate(tmp_path: Path, certificate: tuple[Path, Path], as
 
 
 def test_inline_authority_wins_over_a_file(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    cluster = {"certificate-authority": "/nowhere", "certificate-authority-data": inline(certificate[0])}
+    cluster = {
+        "certificate-authority": "/nowhere",
+        "certificate-authority-data": inline(certificate[0]),
+    }
     assert len(from_kubeconfig(write(tmp_path, cluster=cluster)).tls.get_ca_certs()) == 1
 
 
@@ -108,7 +136,10 @@ def test_yaml(tmp_path: Path) -> None:
         ({"current-context": "y"}, "contexts: none is named 'y'"),
         ({"clusters": None}, "clusters: none is named 'c'"),
         ({"cluster": {"server": "http://h"}}, "cluster.server: not an https:// address"),
-        ({"cluster": {"certificate-authority-data": "%"}}, "certificate-authority-data: not base64"),
+        (
+            {"cluster": {"certificate-authority-data": "%"}},
+            "certificate-authority-data: not base64",
+        ),
         ({"cluster": {"certificate-authority": "/nowhere"}}, "No such file"),
         ({"user": {"exec": {"command": "aws"}}}, "user.exec: not supported"),
         ({"user": {"username": "a", "password": "b"}}, "user.username: not supported"),
@@ -145,4 +176,6 @@ def test_outside_a_pod_the_options_are_named(tmp_path: Path) -> None:
     with pytest.raises(KubeconfigError, match="give --kubeconfig or --config"):
         in_cluster({}, tmp_path)
     with pytest.raises(KubeconfigError, match="is not usable"):
-        in_cluster({"KUBERNETES_SERVICE_HOST": "h", "KUBERNETES_SERVICE_PORT": "1"}, tmp_path / "none")
+        in_cluster(
+            {"KUBERNETES_SERVICE_HOST": "h", "KUBERNETES_SERVICE_PORT": "1"}, tmp_path / "none"
+        )

@@ -62,7 +62,9 @@ class Running:
             failed=lambda: self.workers.failed,
         )
         self.result: list[bool] = []
-        self.thread = threading.Thread(target=lambda: self.result.append(self.loop.run()), daemon=True)
+        self.thread = threading.Thread(
+            target=lambda: self.result.append(self.loop.run()), daemon=True
+        )
         self.thread.start()
 
     def published(self, holds: Callable[[Snapshot], bool]) -> Snapshot:
@@ -107,7 +109,11 @@ def test_a_problem_leaves_the_last_good_one_and_is_reported_until_it_is_mended()
     assert snapshot.configuration is not None
     assert snapshot.configuration.generation == snapshot.report.observed_generation == 1
     (entry,) = snapshot.report.unsupported_limits
-    assert (entry.uid, entry.reason, entry.message) == ("uid-1", "InvalidSpec", "generation 2: spec.mode: no")
+    assert (entry.uid, entry.reason, entry.message) == (
+        "uid-1",
+        "InvalidSpec",
+        "generation 2: spec.mode: no",
+    )
     running.inbox.put(configuration(3))
     assert not running.published(lambda s: s.problem is None).report.unsupported_limits
     running.loop.stop()
@@ -138,7 +144,9 @@ def fails() -> None:
 
 
 @pytest.mark.parametrize("run", [fails, lambda: None])
-def test_a_thread_that_ends_ends_the_agent(run: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thread_that_ends_ends_the_agent(
+    run: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
     running = Running(Engine(wait=3600))
     running.workers.start("watcher", run)
     assert running.ended() is False
@@ -147,7 +155,9 @@ def test_a_thread_that_ends_ends_the_agent(run: Callable[[], None], caplog: pyte
 
 
 @pytest.mark.rule("H3")
-def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Broken(Engine):
         def tick(self) -> float:
             super().tick()

@@ -37,8 +37,15 @@ def snapshot(*pods: PodReport) -> Snapshot:
     borrow = BorrowReport(pod="p0", member=True, borrowed=5)
     report = NodePinConfigStatus(
         pods=list(pods),
-        sources=[SourceLevel(source=each, counted=True, level=Level.OBSERVE, reason="X") for each in Source],
-        groups=[GroupReport(uid="g", phase=Phase.ACTIVE, charge=1, orphaned=1, dead=1, borrowers=[borrow])],
+        sources=[
+            SourceLevel(source=each, counted=True, level=Level.OBSERVE, reason="X")
+            for each in Source
+        ],
+        groups=[
+            GroupReport(
+                uid="g", phase=Phase.ACTIVE, charge=1, orphaned=1, dead=1, borrowers=[borrow]
+            )
+        ],
         fair_view=[FairReport(pod="p0", current=10, anonymous=4, shared=3)],
         denials_dropped=0,
         sampled_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -51,7 +58,8 @@ def rendered(metrics: Metrics) -> Found:
     families = text_string_to_metric_families(metrics.render().decode())
     samples = (sample for family in families for sample in family.samples)
     return {
-        (each.name.removeprefix("pinwarden_agent_"), *each.labels.values()): each.value for each in samples
+        (each.name.removeprefix("pinwarden_agent_"), *each.labels.values()): each.value
+        for each in samples
     }
 
 
@@ -61,7 +69,9 @@ def test_there_are_under_a_hundred_series_whatever_runs_on_the_node(tmp_path: Pa
         path.touch()
     board = SnapshotBoard()
     metrics = Metrics(board, records)
-    board.publish(snapshot(*(pod(f"p{number}", REASONS[number % len(REASONS)]) for number in range(500))))
+    board.publish(
+        snapshot(*(pod(f"p{number}", REASONS[number % len(REASONS)]) for number in range(500)))
+    )
     assert len(rendered(metrics)) < 100
 
 
@@ -97,14 +107,20 @@ def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
     assert not [key for key in rendered(metrics) if key[0] == "heard_timestamp_seconds"]
     gate.touch()
     os.utime(gate, (1000, 1000))
-    heard = {key[1]: value for key, value in rendered(metrics).items() if key[0] == "heard_timestamp_seconds"}
+    heard = {
+        key[1]: value
+        for key, value in rendered(metrics).items()
+        if key[0] == "heard_timestamp_seconds"
+    }
     assert heard == {"gate": 1000}
 
 
 @pytest.mark.rule("H2")
 def test_before_the_first_look_only_what_the_agent_did_is_told() -> None:
     told = {
-        key[0] for key in rendered(Metrics(SnapshotBoard(), pods=True)) if not key[0].startswith("process_")
+        key[0]
+        for key in rendered(Metrics(SnapshotBoard(), pods=True))
+        if not key[0].startswith("process_")
     }
     assert told == {
         "build_info",
@@ -124,4 +140,8 @@ def test_all_that_is_told_is_in_the_catalogue() -> None:
             known = catalogue.labels_of(sample.name)
             assert sample.labels.keys() == known.keys(), sample.name
             for label, value in sample.labels.items():
-                assert isinstance(known[label], str) or value in known[label], (sample.name, label, value)
+                assert isinstance(known[label], str) or value in known[label], (
+                    sample.name,
+                    label,
+                    value,
+                )

@@ -27,7 +27,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @given(processes=st.dictionaries(keys, saved_values))
-def test_what_is_saved_is_loaded_by_the_next_agent(processes: dict[ProcessKey, RlimitRecord]) -> None:
+def test_what_is_saved_is_loaded_by_the_next_agent(
+    processes: dict[ProcessKey, RlimitRecord],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         RlimitRecordStore(Path(folder) / "saved.json", "boot-1").save(processes)
         assert RlimitRecordStore(Path(folder) / "saved.json", "boot-1").load() == processes
@@ -56,10 +58,15 @@ def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> Non
         else:
             data[position] ^= flip
         path.write_bytes(data)
-        assert store.load() in ({}, {KEY: SAVED})  # a changed space between two fields changes nothing
+        assert store.load() in (
+            {},
+            {KEY: SAVED},
+        )  # a changed space between two fields changes nothing
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff\xfe"]
+)
 def test_a_corrupt_file_is_set_aside_with_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:

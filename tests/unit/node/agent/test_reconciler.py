@@ -162,16 +162,23 @@ class Node:
     def tell(self, *gated: str, loosened: str = "") -> None:
         """What a seccomp gate writes that has the listeners of these containers."""
         record = GatePublisher(self.gate)
-        record.set_containers(GatedContainer(each, ContainerRef(UID, each), SANDBOX, b"") for each in gated)
+        record.set_containers(
+            GatedContainer(each, ContainerRef(UID, each), SANDBOX, b"") for each in gated
+        )
         if loosened:
             record.mark_inexact(UID, loosened)
         record.flush(0.0)
 
     def configure(
-        self, limits: list[dict[str, Any]], pods: list[dict[str, Any]], generation: int = 1, **more: Any
+        self,
+        limits: list[dict[str, Any]],
+        pods: list[dict[str, Any]],
+        generation: int = 1,
+        **more: Any,
     ) -> None:
         limits = [
-            {"name": "l", "uid": f"uid-{one.get('name', 'l')}", "scope": "Pod", **one} for one in limits
+            {"name": "l", "uid": f"uid-{one.get('name', 'l')}", "scope": "Pod", **one}
+            for one in limits
         ]
         spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})
         self.engine.configure(spec, [], generation)
@@ -582,7 +589,9 @@ def test_a_child_that_was_never_seen_gets_back_what_its_parent_had(
 
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize("mode", ["Active", "Release"])
-def test_a_child_whose_fork_was_under_way_gets_back_what_its_parent_had(node: Node, mode: str) -> None:
+def test_a_child_whose_fork_was_under_way_gets_back_what_its_parent_had(
+    node: Node, mode: str
+) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -699,7 +708,11 @@ def test_without_the_ability_everything_is_observed(node: Node) -> None:
     node.tick()
     assert node.writes == []
     pod = node.pod()
-    assert (pod.level, pod.reason, pod.message) == (Level.OBSERVE, "GateUnavailable", "no capability")
+    assert (pod.level, pod.reason, pod.message) == (
+        Level.OBSERVE,
+        "GateUnavailable",
+        "no capability",
+    )
     assert pod.vm_lck == PAGE
 
 
@@ -732,7 +745,9 @@ def test_scope_container_holds_each_by_itself_and_leaves_the_sandbox(node: Node)
     assert node.hard(one) == 4 * PAGE
     assert {pid for pid, _ in node.writes} == {one.pid}
     assert node.pod().level is Level.CONVERGE
-    assert [(each.name, each.pinned, each.peak) for each in node.pod().containers] == [("a", PAGE, PAGE)]
+    assert [(each.name, each.pinned, each.peak) for each in node.pod().containers] == [
+        ("a", PAGE, PAGE)
+    ]
 
 
 @pytest.mark.rule("H1")
@@ -769,7 +784,10 @@ def test_ended_init_containers_add_nothing_to_a_container_of_an_unreported_id(
     if sandbox:
         node.put([node.hire().pid], container=SANDBOX)
     names = [{"name": f"init-{number}", "id": f"{number:064x}"} for number in range(ended)]
-    pod = {**POD, "containers": [*names, {"name": "main", "id": "ff" * 32}, {"name": "proxy", "id": TWO}]}
+    pod = {
+        **POD,
+        "containers": [*names, {"name": "main", "id": "ff" * 32}, {"name": "proxy", "id": TWO}],
+    }
     node.configure([{"limit": 4 * PAGE, "scope": "Container"}], [pod])
     node.tick()
     assert (node.hard(worker), node.hard(proxy)) == (4 * PAGE, 4 * PAGE)
@@ -804,7 +822,9 @@ def test_a_pod_without_processes_is_at_observe_and_says_where_to_look(node: Node
     assert node.pod().level is Level.CONVERGE
     node.put([])
     node.tick()
-    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, ENDED), "no alarm at each restart"
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, ENDED), (
+        "no alarm at each restart"
+    )
     for _ in range(int(ENDED_SECONDS)):
         node.tick(2.0)
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, NO_PROCESSES)
@@ -817,7 +837,9 @@ def test_a_container_beside_its_pod_is_held_and_counted(node: Node) -> None:
     worker, other = node.hire(), node.hire()
     (node.root / "kubepods.slice" / "kubepods-burstable.slice" / name).mkdir(parents=True)
     for identity, hired in ((ONE, worker), (TWO, other)):
-        directory = node.root / "system.slice" / "containerd.service" / f"{name}:cri-containerd:{identity}"
+        directory = (
+            node.root / "system.slice" / "containerd.service" / f"{name}:cri-containerd:{identity}"
+        )
         directory.mkdir(parents=True)
         (directory / "cgroup.procs").write_text(f"{hired.pid}\n")
     pod = {**POD, "containers": [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]}
@@ -839,7 +861,10 @@ def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
     worker.lock(2 * PAGE)
     node.put([worker.pid])
     spec = NodePinConfigSpec.model_validate(
-        {"limits": [{"name": "l", "uid": "uid-l", "scope": "Pod", "limit": 4 * PAGE}], "pods": [POD]}
+        {
+            "limits": [{"name": "l", "uid": "uid-l", "scope": "Pod", "limit": 4 * PAGE}],
+            "pods": [POD],
+        }
     )
     node.engine.configure(spec, [], 1, frozenset({UID}))
     node.tick()
@@ -914,7 +939,9 @@ def test_what_cannot_be_held_is_said_and_never_acknowledged(
     node.configure([{"limit": PAGE, **field}], [POD])
     node.tick()
     assert node.writes == []
-    assert [(one.uid, one.reason) for one in node.engine.report().unsupported_limits] == [("uid-l", reason)]
+    assert [(one.uid, one.reason) for one in node.engine.report().unsupported_limits] == [
+        ("uid-l", reason)
+    ]
     assert node.applied() == []
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason)
 
@@ -925,7 +952,9 @@ def test_a_name_without_a_limit_leaves_the_pod_reported(node: Node) -> None:
     node.engine.configure(spec, [UnsupportedLimit("newer", "uid-newer", "burst: unknown")], 1)
     node.tick()
     status = node.engine.report()
-    assert [(one.uid, one.message) for one in status.unsupported_limits] == [("uid-newer", "burst: unknown")]
+    assert [(one.uid, one.message) for one in status.unsupported_limits] == [
+        ("uid-newer", "burst: unknown")
+    ]
     assert node.pod().level is Level.OBSERVE
     assert node.writes == []
 
@@ -960,7 +989,9 @@ def test_a_capability_that_only_the_first_thread_gave_up_is_named(
         pytest.skip("needs a capability, to keep it in a thread")
     monkeypatch.setattr(status, "STARTING_SECONDS", 0.0)
     program = [sys.executable, "-c", KEEPER]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as keeper:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == "ready\n"
         node.put([keeper.pid])
@@ -1014,7 +1045,9 @@ def test_busy_pods_are_looked_at_often_and_idle_ones_seldom(node: Node) -> None:
 
 
 @pytest.mark.rule("P5", "H1")
-def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dealt_again(node: Node) -> None:
+def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dealt_again(
+    node: Node,
+) -> None:
     first, second, pause = node.hire(), node.hire(), node.hire()
     first.lock(3 * PAGE)
     node.put([first.pid, second.pid])
@@ -1026,7 +1059,11 @@ def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dea
     node.tell(ONE)
     node.tick()
     assert [node.hard(each) for each in (first, second, pause)] == [8 * PAGE] * 3
-    assert (node.pod().level, node.pod().reason, node.pod().denials) == (Level.DENY, "SeccompGate", [])
+    assert (node.pod().level, node.pod().reason, node.pod().denials) == (
+        Level.DENY,
+        "SeccompGate",
+        [],
+    )
     node.tell(ONE, loosened="SHM_LOCK")
     node.tick()
     assert (node.hard(first), node.hard(second)) == (8 * PAGE, 5 * PAGE)
@@ -1082,7 +1119,9 @@ def test_an_idle_pod_is_dealt_to_as_soon_as_the_gate_says_that_it_is_loosened(no
 
 
 @pytest.mark.rule("H1")
-def test_a_capability_that_ignores_rlimits_does_not_lower_the_level_of_an_exact_pod(node: Node) -> None:
+def test_a_capability_that_ignores_rlimits_does_not_lower_the_level_of_an_exact_pod(
+    node: Node,
+) -> None:
     node.put([os.getpid()])
     node.tell(ONE)
     node.configure([{"limit": PAGE}], [POD])

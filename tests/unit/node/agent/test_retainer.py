@@ -33,7 +33,9 @@ def configuration(generation: int = 1, **spec: Any) -> Configuration:
     return Configuration.parse(spec, "uid", generation)
 
 
-def retained(last: Configuration, new: Configuration, there: Collection[str] = ("zombie",)) -> Configuration:
+def retained(
+    last: Configuration, new: Configuration, there: Collection[str] = ("zombie",)
+) -> Configuration:
     return Retainer(last, lambda: dict.fromkeys(there, ())).retain(new)
 
 
@@ -103,7 +105,10 @@ def test_a_retained_pod_keeps_what_it_may_borrow() -> None:
     last = configuration(groups=[{**GROUP, "members": members}], pods=pods)
     now = {**GROUP, "members": [{"pods": ["b"], "borrowLimit": 8192}]}
     (group,) = retained(last, configuration(2, groups=[now], pods=pods[:1])).spec.groups
-    assert [(each.pods, each.borrow_limit) for each in group.members] == [(["b"], 8192), (["zombie"], 4096)]
+    assert [(each.pods, each.borrow_limit) for each in group.members] == [
+        (["b"], 8192),
+        (["zombie"], 4096),
+    ]
     assert not retained(last, configuration(2, pods=pods[:1])).spec.groups, "the group was deleted"
 
 
@@ -116,11 +121,16 @@ def test_retained_members_with_one_allowance_share_an_entry() -> None:
         members = [{"pods": left[1:], "borrowLimit": 8192}, {"pods": left[:1], "borrowLimit": 4096}]
         found = retainer.retain(
             configuration(
-                generation, groups=[{**GROUP, "members": members}], pods=[{"uid": uid} for uid in left]
+                generation,
+                groups=[{**GROUP, "members": members}],
+                pods=[{"uid": uid} for uid in left],
             )
         )
     (group,) = found.spec.groups
-    assert [(len(member.pods), member.borrow_limit) for member in group.members] == [(0, 8192), (40, 4096)]
+    assert [(len(member.pods), member.borrow_limit) for member in group.members] == [
+        (0, 8192),
+        (40, 4096),
+    ]
 
 
 @pytest.mark.rule("M8", "H3")
@@ -146,7 +156,9 @@ def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path
 @pytest.mark.rule("M8", "H3")
 def test_a_member_that_the_new_group_names_takes_the_allowance_of_the_new_group() -> None:
     last = configuration(
-        groups=[{**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 4096}]}], pods=[POD], limits=[LIMIT]
+        groups=[{**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 4096}]}],
+        pods=[POD],
+        limits=[LIMIT],
     )
     now = {**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 8192}]}
     (group,) = retained(last, configuration(2, groups=[now])).spec.groups
@@ -192,7 +204,9 @@ def test_pods_with_processes_are_retained_first_where_not_all_can_be(
 ) -> None:
     last = configuration(limits=[LIMIT], pods=[*crowd(MOST_RETAINED, "empty"), *crowd(2, "used")])
     uids = {pod.uid for pod in last.spec.pods}
-    retainer = Retainer(last, lambda: dict.fromkeys(uids, PATHS), lambda uid, _: uid.startswith("used"))
+    retainer = Retainer(
+        last, lambda: dict.fromkeys(uids, PATHS), lambda uid, _: uid.startswith("used")
+    )
     found = retainer.retain(configuration(2, pods=[{"uid": "new"}]))
     assert len(found.gone) == MOST_RETAINED
     assert {"used-00000", "used-00001"} < found.gone
@@ -200,10 +214,14 @@ def test_pods_with_processes_are_retained_first_where_not_all_can_be(
 
 
 @pytest.mark.rule("H3")
-def test_a_pod_with_processes_that_cannot_be_retained_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pod_with_processes_that_cannot_be_retained_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     last = configuration(limits=[LIMIT], pods=crowd(MOST_RETAINED + 1))
     uids = {pod.uid for pod in last.spec.pods}
-    found = Retainer(last, lambda: dict.fromkeys(uids, PATHS), lambda *_: True).retain(configuration(2))
+    found = Retainer(last, lambda: dict.fromkeys(uids, PATHS), lambda *_: True).retain(
+        configuration(2)
+    )
     (released,) = uids - found.gone
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert released in caplog.text
@@ -231,7 +249,9 @@ def test_mode_release_retains_nothing_and_names_nobody(caplog: pytest.LogCapture
     assert not caplog.records
 
 
-def test_the_log_names_a_few_of_many_retained_pods_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_a_few_of_many_retained_pods_and_counts_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     last = configuration(limits=[LIMIT], pods=crowd(100))
     with caplog.at_level(logging.INFO):
         retained(last, configuration(2), there=[pod.uid for pod in last.spec.pods])

@@ -21,17 +21,33 @@ from pinwarden.node.pods.subject import Subject
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def sample(overshoots: Overshoots, now: float, excess: int, pod: str | None = "p", limit: str = "l") -> None:
+def sample(
+    overshoots: Overshoots, now: float, excess: int, pod: str | None = "p", limit: str = "l"
+) -> None:
     overshoots.sample(limit, pod, None, excess, now, NOON + timedelta(seconds=now))
 
 
 @pytest.mark.rule("H2")
 def test_an_overshoot_counts_the_time_between_samples_above() -> None:
     overshoots = Overshoots()
-    for now, excess in ((0.0, 0), (0.5, 100), (1.0, 300), (1.25, 200), (1.5, 0), (2.0, 50), (2.5, -1)):
+    for now, excess in (
+        (0.0, 0),
+        (0.5, 100),
+        (1.0, 300),
+        (1.25, 200),
+        (1.5, 0),
+        (2.0, 50),
+        (2.5, -1),
+    ):
         sample(overshoots, now, excess)
     ([found], cut) = overshoots.reports()
-    assert (found.limit, found.pod, found.peak, found.seconds, found.count) == ("l", "p", 300, 0.75, 2)
+    assert (found.limit, found.pod, found.peak, found.seconds, found.count) == (
+        "l",
+        "p",
+        300,
+        0.75,
+        2,
+    )
     assert found.last_time == NOON + timedelta(seconds=2)
     assert not cut
 
@@ -82,7 +98,9 @@ def test_the_overshoot_of_a_deleted_limit_is_forgotten() -> None:
 def status(pods: int = 0, policy: NodePolicy | None = None) -> NodePinConfigStatus:
     subjects = [Subject(f"{number:04}", (), SubjectPolicy(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
-    enforcer = RlimitEnforcer(table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096)
+    enforcer = RlimitEnforcer(
+        table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096
+    )
     return StatusBuilder(GateAbility(True), "v2", GateReader(None)).build(
         policy, subjects, table, enforcer, Overshoots(), None
     )
@@ -130,4 +148,6 @@ def test_text_too_long_for_the_object_is_cut_and_says_so() -> None:
     report = UnsupportedReport(uid="u", reason="NotSupported", message="x" * 5000)
     assert len(report.message) == 4096
     assert report.message.endswith("x ... (cut)")
-    assert UnsupportedReport(uid="u", reason="NotSupported", message="x/\udcff").message == "x/\udcff"
+    assert (
+        UnsupportedReport(uid="u", reason="NotSupported", message="x/\udcff").message == "x/\udcff"
+    )

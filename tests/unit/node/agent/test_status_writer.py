@@ -44,7 +44,14 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def pod(**changes: Any) -> PodReport:
-    fields = {"uid": "p1", "vm_lck": 0, "vm_pin": 0, "peak": 0, "processes": 1, "level": Level.CONVERGE}
+    fields = {
+        "uid": "p1",
+        "vm_lck": 0,
+        "vm_pin": 0,
+        "peak": 0,
+        "processes": 1,
+        "level": Level.CONVERGE,
+    }
     return PodReport(**{**fields, **changes})
 
 
@@ -59,7 +66,9 @@ def denial(**changes: Any) -> DenialReport:
 
 
 def status(**fields: Any) -> NodePinConfigStatus:
-    return NodePinConfigStatus(**{"observed_generation": 1, "pods": [pod()], "sampled_at": NOON, **fields})
+    return NodePinConfigStatus(
+        **{"observed_generation": 1, "pods": [pod()], "sampled_at": NOON, **fields}
+    )
 
 
 BASE = status()
@@ -112,7 +121,9 @@ def test_the_same_overshoot_is_not_news_and_a_further_one_is() -> None:
 def test_each_refusal_is_news_and_the_list_as_it_was_is_not() -> None:
     before = status(recent_denials=[denial(), denial(number=2)])
     assert not worth_writing(before, status(recent_denials=[denial(), denial(number=2)]), LIMITS)
-    assert worth_writing(before, status(recent_denials=[denial(number=2), denial(number=3)]), LIMITS)
+    assert worth_writing(
+        before, status(recent_denials=[denial(number=2), denial(number=3)]), LIMITS
+    )
     again = denial(number=2, time=NOON.replace(hour=13))
     assert worth_writing(before, status(recent_denials=[denial(), again]), LIMITS), (
         "a journal that began anew"

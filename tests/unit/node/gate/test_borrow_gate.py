@@ -178,7 +178,8 @@ def test_refusals_are_logged_once_a_second_and_counted(
     assert len(caplog.records) == 2
     first, second = (record.getMessage() for record in caplog.records)
     assert all(
-        part in first for part in ("ns/g", "pod", str(os.getpid()), f"asked {11 * PAGE}", "limit 40960")
+        part in first
+        for part in ("ns/g", "pod", str(os.getpid()), f"asked {11 * PAGE}", "limit 40960")
     )
     assert "2 more" in second
     gate.forget("pod")

@@ -40,7 +40,8 @@ def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
 def test_each_group_that_has_an_object_has_its_say() -> None:
     both = [group(), group("h", members=[]), group("i")]
     groups = BorrowRules(
-        both, {"g": EXTENT, "h": ObjectSet(objects=frozenset({ONE})), "i": ObjectSet(frozenset({9}))}
+        both,
+        {"g": EXTENT, "h": ObjectSet(objects=frozenset({ONE})), "i": ObjectSet(frozenset({9}))},
     )
     assert [each.uid for each in groups.groups_of(ONE)] == ["g", "h"]
     assert [each.uid for each in groups.groups_of(SECOND)] == ["g"]
@@ -58,7 +59,10 @@ def test_each_group_that_has_an_object_has_its_say() -> None:
 def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
     def limit(*members: tuple[int | None, str]) -> int | None:
         one = group(
-            members=[{"pods": ["pod"], "borrowLimit": amount, "borrowLimitOn": on} for amount, on in members]
+            members=[
+                {"pods": ["pod"], "borrowLimit": amount, "borrowLimitOn": on}
+                for amount, on in members
+            ]
         )
         return BorrowRules([one], {"g": EXTENT}).limit(one, "pod")
 
@@ -105,7 +109,9 @@ def test_a_group_that_drains_takes_no_new_borrower() -> None:
     assert judged(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
 
 
-PAIRS = st.lists(st.tuples(st.sampled_from([ONE, SECOND, FOREIGN]), st.integers(0, 30), st.integers(0, 30)))
+PAIRS = st.lists(
+    st.tuples(st.sampled_from([ONE, SECOND, FOREIGN]), st.integers(0, 30), st.integers(0, 30))
+)
 
 
 @given(pairs=PAIRS)

@@ -26,7 +26,11 @@ from pinwarden.node.gate.container import ContainerRef
 
 MAIN, SIDE, NEAR = ContainerRef("a", "main"), ContainerRef("a", "side"), ContainerRef("b", "main")
 THREADS: Mapping[int, ContainerRef] = dict(enumerate((MAIN, MAIN, SIDE, SIDE, NEAR, NEAR), 1))
-OF_POD, OF_CONTAINER, OF_NODE = BudgetKey("pod", "a"), BudgetKey("each", "a", "main"), BudgetKey("node")
+OF_POD, OF_CONTAINER, OF_NODE = (
+    BudgetKey("pod", "a"),
+    BudgetKey("each", "a", "main"),
+    BudgetKey("node"),
+)
 MEMBERS = {OF_POD: {MAIN, SIDE}, OF_CONTAINER: {MAIN}, OF_NODE: {MAIN, SIDE, NEAR}}
 RANGE = 8
 
@@ -129,7 +133,9 @@ class Node(RuleBasedStateMachine):
             self.judge(fit, where, thread.ref, adds)
         if fit is Fit.FITS:
             self.budgets.track(tid, thread.ref, most)
-            thread.reach, thread.left, thread.most = (most, 0, most) if in_range else (0, most, most)
+            thread.reach, thread.left, thread.most = (
+                (most, 0, most) if in_range else (0, most, most)
+            )
 
     def judge(self, fit: Fit, where: BudgetKey | None, ref: ContainerRef, adds: int) -> None:
         """Check a decision after a sample.
@@ -157,7 +163,8 @@ class Node(RuleBasedStateMachine):
 
     def look(self, ref: ContainerRef) -> None:
         self.budgets.update(
-            {key: LimitUsage(self.limits[key], self.locked(key)) for key in self.covering(ref)}, self.now
+            {key: LimitUsage(self.limits[key], self.locked(key)) for key in self.covering(ref)},
+            self.now,
         )
 
     @rule(tid=threads)
@@ -185,7 +192,9 @@ class Node(RuleBasedStateMachine):
             key: sum(amount for tid, amount in seen.items() if THREADS[tid] in MEMBERS[key])
             for key in self.covering(ref)
         }
-        self.budgets.update({key: LimitUsage(self.limits[key], use) for key, use in sums.items()}, self.now)
+        self.budgets.update(
+            {key: LimitUsage(self.limits[key], use) for key, use in sums.items()}, self.now
+        )
 
     @precondition(lambda self: self.asked > 6)
     @rule(limits=st.dictionaries(st.sampled_from(list(MEMBERS)), st.integers(0, 4 * RANGE)))

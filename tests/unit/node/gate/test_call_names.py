@@ -15,7 +15,9 @@ X86 = NUMBERS[AUDIT_ARCH_X86_64]
 
 def named(name: str, *registers: int) -> str:
     first, second, third, fourth, *_ = (*registers, 0, 0, 0, 0)
-    return describe(Notification(1, 1, X86[name], AUDIT_ARCH_X86_64, (first, second, third, fourth, 0, 0)))
+    return describe(
+        Notification(1, 1, X86[name], AUDIT_ARCH_X86_64, (first, second, third, fourth, 0, 0))
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,19 @@ def test_a_call_that_no_profile_gates_is_a_number() -> None:
 
 
 @given(st.sampled_from(sorted(X86)), st.tuples(*[st.integers(0, 2**64 - 1)] * 6))
-def test_every_name_fits_in_a_report(name: str, registers: tuple[int, int, int, int, int, int]) -> None:
+def test_every_name_fits_in_a_report(
+    name: str, registers: tuple[int, int, int, int, int, int]
+) -> None:
     text = describe(Notification(1, 1, X86[name], AUDIT_ARCH_X86_64, registers))
-    fields = {"number": 1, "time": "2026-01-01T00:00:00Z", "pod": "p", "container": "", "process": "x"}
-    assert DenialReport.model_validate({**fields, "pid": 1, "source": "Mlock", "call": text}).call == text
+    fields = {
+        "number": 1,
+        "time": "2026-01-01T00:00:00Z",
+        "pod": "p",
+        "container": "",
+        "process": "x",
+    }
+    assert (
+        DenialReport.model_validate({**fields, "pid": 1, "source": "Mlock", "call": text}).call
+        == text
+    )
     assert text.isprintable()

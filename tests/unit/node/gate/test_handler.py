@@ -13,7 +13,12 @@ from pinwarden.node.gate.budgets import BudgetKey, LimitUsage
 from pinwarden.node.gate.container import ContainerRef, GatedContainer
 from pinwarden.node.gate.handler import NotificationHandler
 from pinwarden.node.gate.journal import Journal
-from pinwarden.node.gate.pending import RAISED_SECONDS, RETURN_SECONDS, ContainerListener, PendingNotification
+from pinwarden.node.gate.pending import (
+    RAISED_SECONDS,
+    RETURN_SECONDS,
+    ContainerListener,
+    PendingNotification,
+)
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
@@ -96,7 +101,9 @@ def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path
             number: int, ref: ContainerRef, tid: int, *, alive: bool = True
         ) -> tuple[Caller, PendingNotification]:
             caller = Caller(valid=alive)
-            call = Notification(number, tid, 149, 0xC000003E, (0x10000000 * number, 8 * PAGE, 0, 0, 0, 0))
+            call = Notification(
+                number, tid, 149, 0xC000003E, (0x10000000 * number, 8 * PAGE, 0, 0, 0, 0)
+            )
             origin = ContainerListener(number, caller, GatedContainer("x", ref, "", b""))
             return caller, handler.receive(number, call, origin, 0.0)
 
@@ -122,7 +129,9 @@ class Granted(TwoPods):
 def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Path) -> None:
     """On a busy machine, the read of the locked bytes takes long."""
     process(tmp_path, 5)
-    (tmp_path / "5" / "status").write_text("Tgid:\t5\nVmSize:\t100 kB\nVmLck:\t4 kB\nVmPin:\t0 kB\n")
+    (tmp_path / "5" / "status").write_text(
+        "Tgid:\t5\nVmSize:\t100 kB\nVmLck:\t4 kB\nVmPin:\t0 kB\n"
+    )
     (tmp_path / "5" / "limits").write_text(
         "Max locked memory         4096                 4096                 bytes\n"
     )
@@ -168,7 +177,9 @@ def test_a_call_that_nobody_foresaw_is_denied_in_the_end_and_counted(tmp_path: P
     guard = Guard(["call"])
     with closing(Journal(tmp_path / "journal")) as journal:
         record = GatePublisher(tmp_path / "gate.json", guard.failures)
-        handler = NotificationHandler(journal, cast(PodLimits, Unforeseen()), tmp_path, record, guard)
+        handler = NotificationHandler(
+            journal, cast(PodLimits, Unforeseen()), tmp_path, record, guard
+        )
         handler.configure()
         caller = Caller(valid=True)
         call = Notification(1, 5, 149, 0xC000003E, (0x10000000, 20 * PAGE, 0, 0, 0, 0))

@@ -80,7 +80,9 @@ def test_a_file_of_another_kind_begins_anew(path: Path, content: bytes) -> None:
         assert list(journal.left()) == []
 
 
-def test_slots_are_used_again_and_can_all_be_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_used_again_and_can_all_be_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journals, "SLOTS", 2)
     with closing(Journal(path)) as journal:
         for number in range(1, 6):

@@ -43,7 +43,9 @@ def test_a_shared_mapping_is_of_its_descriptor(arch: int, flags: int) -> None:
         ("ioctl", (3, 0x3B71, 0)),
     ],
 )
-def test_what_maps_nothing_that_others_have_is_not_asked_about(name: str, registers: tuple[int, ...]) -> None:
+def test_what_maps_nothing_that_others_have_is_not_asked_about(
+    name: str, registers: tuple[int, ...]
+) -> None:
     assert map_requests.read(call(name, *registers)) is None
 
 
@@ -57,9 +59,9 @@ def test_other_calls_name_a_segment_or_what_is_mapped_already() -> None:
     )
     tagged = call("mremap", 0xAB << 56 | PAGE, 0, PAGE, 1, arch=AUDIT_ARCH_AARCH64)
     assert map_requests.read(tagged) == MapRequest(NamedBy.ADDRESS, PAGE, 0, PAGE, relative=True)
-    assert map_requests.read(call("remap_file_pages", PAGE + 1, 2 * PAGE + 1, 0, 7, 0)) == MapRequest(
-        NamedBy.ADDRESS, PAGE, 7 * PAGE, 2 * PAGE
-    )
+    assert map_requests.read(
+        call("remap_file_pages", PAGE + 1, 2 * PAGE + 1, 0, 7, 0)
+    ) == MapRequest(NamedBy.ADDRESS, PAGE, 7 * PAGE, 2 * PAGE)
 
 
 @given(

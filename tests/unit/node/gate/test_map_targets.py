@@ -60,11 +60,15 @@ def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
     with mmap.mmap(descriptor, 4 * PAGE, offset=2 * PAGE) as area:
         anchor = ctypes.c_char.from_buffer(area)
         address = ctypes.addressof(anchor)
-        assert target(MapRequest(NamedBy.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)) == MapTarget(
-            ObjectRange(one, 3 * PAGE, 8 * PAGE)
+        assert target(
+            MapRequest(NamedBy.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)
+        ) == MapTarget(ObjectRange(one, 3 * PAGE, 8 * PAGE))
+        assert target(MapRequest(NamedBy.ADDRESS, address, 0, PAGE)) == MapTarget(
+            ObjectRange(one, 0, PAGE)
         )
-        assert target(MapRequest(NamedBy.ADDRESS, address, 0, PAGE)) == MapTarget(ObjectRange(one, 0, PAGE))
-        assert target(MapRequest(NamedBy.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING
+        assert (
+            target(MapRequest(NamedBy.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING
+        )
         del anchor
     assert (
         map_targets.target(PROC, 2**22 + 1, MapRequest(NamedBy.DESCRIPTOR, 0, 0, PAGE), groups)

@@ -26,8 +26,9 @@ WORDS = st.integers(0, 2**64 - 1)
 
 
 def ask(name: str, *registers: int) -> PinRequest | None:
-    six = (*registers, *[0] * (6 - len(registers)))
-    return pin_requests.read(Notification(1, 1, NUMBERS[AUDIT_ARCH_X86_64][name], AUDIT_ARCH_X86_64, six))  # type: ignore[arg-type]
+    number = NUMBERS[AUDIT_ARCH_X86_64][name]
+    a, b, c, d, e, f = (*registers, *[0] * (6 - len(registers)))
+    return pin_requests.read(Notification(1, 1, number, AUDIT_ARCH_X86_64, (a, b, c, d, e, f)))
 
 
 def most(name: str, *registers: int) -> int | None:
@@ -67,7 +68,13 @@ def test_a_call_that_no_profile_sends_is_an_error() -> None:
 @pytest.mark.rule("P8")
 @pytest.mark.parametrize(
     ("start", "length", "pages"),
-    [(HERE, PAGE, 1), (HERE, 1, 1), (HERE + 1, PAGE, 2), (HERE + PAGE - 1, 2, 2), (HERE, 3 * PAGE, 3)],
+    [
+        (HERE, PAGE, 1),
+        (HERE, 1, 1),
+        (HERE + 1, PAGE, 2),
+        (HERE + PAGE - 1, 2, 2),
+        (HERE, 3 * PAGE, 3),
+    ],
 )
 def test_a_range_is_locked_by_whole_pages(start: int, length: int, pages: int) -> None:
     for name in ("mlock", "mlock2"):
@@ -101,7 +108,11 @@ def test_mlockall_locks_what_is_there_or_what_comes() -> None:
 
 @pytest.mark.rule("P8", "H1")
 def test_a_stack_grows_when_it_is_locked() -> None:
-    for found in (ask("mlock", STACK_REGION, 1), ask("mlockall", 1), ask("mmap", 0, PAGE, 3, 0x122)):
+    for found in (
+        ask("mlock", STACK_REGION, 1),
+        ask("mlockall", 1),
+        ask("mmap", 0, PAGE, 3, 0x122),
+    ):
         assert found is not None
         assert "stack" in found.inexact
     assert most("mmap", 0, PAGE, 3, 0x122) == 0
@@ -109,8 +120,12 @@ def test_a_stack_grows_when_it_is_locked() -> None:
 
 
 def test_the_stack_region_reaches_from_where_stacks_lie_to_the_end() -> None:
-    assert pin_requests.stack_region(0x7FFD18AAF670, "x86_64") == 0x800000000000 - (16 << 30) - (128 << 20)
-    assert pin_requests.stack_region(0xFFFFC0000000, "aarch64") == 0x1000000000000 - (1 << 30) - (128 << 20)
+    assert pin_requests.stack_region(0x7FFD18AAF670, "x86_64") == 0x800000000000 - (16 << 30) - (
+        128 << 20
+    )
+    assert pin_requests.stack_region(0xFFFFC0000000, "aarch64") == 0x1000000000000 - (1 << 30) - (
+        128 << 20
+    )
 
 
 def test_mappings_count_when_they_are_locked() -> None:
@@ -143,7 +158,9 @@ def test_a_mapping_that_is_moved_adds_what_it_grows_by(old: int, new: int) -> No
         ("ioctl", (3, 0x3B81), Source.IOMMUFD),
     ],
 )
-def test_what_cannot_be_held_exactly_loosens(name: str, registers: tuple[int, ...], source: Source) -> None:
+def test_what_cannot_be_held_exactly_loosens(
+    name: str, registers: tuple[int, ...], source: Source
+) -> None:
     found = ask(name, *registers)
     assert found is not None
     assert found.source is source

@@ -36,7 +36,9 @@ def start(root: Path, container: str, pid: int, service: str) -> GatedContainer:
 
 
 @pytest.mark.rule("P1", "H1")
-def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_from_them(root: Path) -> None:
+def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_from_them(
+    root: Path,
+) -> None:
     pods = PodLimits(root, Path("/proc"), lambda: 0.0)
     pods.configure(
         NodePolicy(NodePinConfigSpec(limits=[LIMIT], pods=[NodePod(uid=UID, limits=["l"])]), (), 1)

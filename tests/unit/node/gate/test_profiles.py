@@ -45,7 +45,9 @@ def matches(bits: BitPattern, number: int) -> bool:
 
 
 @given(taken=patterns(8))
-def test_the_complement_has_every_other_number_once_and_none_of_the_taken(taken: list[BitPattern]) -> None:
+def test_the_complement_has_every_other_number_once_and_none_of_the_taken(
+    taken: list[BitPattern],
+) -> None:
     rest = complement(taken, 8)
     for number in range(2**8):
         is_taken = any(matches(each, number) for each in taken)
@@ -54,7 +56,9 @@ def test_the_complement_has_every_other_number_once_and_none_of_the_taken(taken:
 
 
 @given(taken=patterns(32), number=st.integers(0, 2**64 - 1))
-def test_the_complement_leaves_what_is_above_its_width_alone(taken: list[BitPattern], number: int) -> None:
+def test_the_complement_leaves_what_is_above_its_width_alone(
+    taken: list[BitPattern], number: int
+) -> None:
     rest = complement(taken, 32)
     is_taken = any(matches(each, number) for each in taken)
     assert sum(matches(each, number) for each in rest) == (0 if is_taken else 1)
@@ -140,7 +144,9 @@ def test_the_gate_can_read_every_call_that_is_sent(arch: int) -> None:
 
 
 def test_a_released_profile_never_changes() -> None:
-    now = {name: hashlib.sha256(encode(profile)).hexdigest() for name, profile in profiles().items()}
+    now = {
+        name: hashlib.sha256(encode(profile)).hexdigest() for name, profile in profiles().items()
+    }
     assert now == RELEASED, "running pods refer to a released profile: make a new version instead"
 
 
@@ -171,7 +177,9 @@ def test_files_of_an_earlier_version_stay_for_the_pods_that_refer_to_them(tmp_pa
     assert {path.name for path in earlier.parent.iterdir()} == {earlier.name, *RELEASED}
 
 
-def test_a_file_that_comes_first_in_between_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_comes_first_in_between_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path)
     changed = tmp_path / "pinwarden" / "unconfined-v2.json"
     changed.write_text("another's")

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from pinwarden.api.nodepinconfig import DenialReport, NodeLimit
 from pinwarden.api.pinlimit import Scope, Source
 from pinwarden.node.gate.container import ContainerRef, GatedContainer
-from pinwarden.node.gate.publisher import BEAT_SECONDS, BETWEEN_WRITES_SECONDS, Denial, GatePublisher
+from pinwarden.node.gate.publisher import (
+    BEAT_SECONDS,
+    BETWEEN_WRITES_SECONDS,
+    Denial,
+    GatePublisher,
+)
 from pinwarden.node.state.gate_status import GateStatus, load
 
 ID = "a1" * 32
@@ -22,7 +27,10 @@ LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
 
 
 def denial(
-    process: str = "db", asked: int | None = 4096, limit: NodeLimit | None = LIMIT, message: str = ""
+    process: str = "db",
+    asked: int | None = 4096,
+    limit: NodeLimit | None = LIMIT,
+    message: str = "",
 ) -> Denial:
     return Denial(ONE.ref, 4242, process, Source.MLOCK, asked, 0, limit, message)
 
@@ -94,7 +102,9 @@ def test_what_loosens_a_pod_is_news_until_it_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containers(tmp_path: Path) -> None:
+def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containers(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "gate.json"
     record = GatePublisher(path)
     record.set_containers([ONE])
@@ -106,7 +116,9 @@ def test_what_loosened_a_pod_is_forgotten_with_the_pod_and_not_with_its_containe
 
 
 @pytest.mark.rule("H1")
-def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_another(tmp_path: Path) -> None:
+def test_a_container_whose_descriptor_is_lost_stays_so_though_an_exec_brings_another(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "gate.json"
     before = GatePublisher(path)
     before.set_containers([ONE])

@@ -96,7 +96,9 @@ def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = GateSettings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
-    _GateProcess(where, cast(Dispatcher, None), Guard(["packet"]))._take(Packet(Kind.LISTENER, 1, b"{}"))
+    _GateProcess(where, cast(Dispatcher, None), Guard(["packet"]))._take(
+        Packet(Kind.LISTENER, 1, b"{}")
+    )
     assert [each.levelname for each in caplog.records] == ["ERROR"]
 
 
@@ -132,7 +134,8 @@ def test_a_descriptor_that_is_no_listener_costs_itself(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    data=st.binary(max_size=100) | st.sampled_from([b"x" * (MESSAGE_BYTES + 1), b"\x03" + bytes(8), b"\x01"]),
+    data=st.binary(max_size=100)
+    | st.sampled_from([b"x" * (MESSAGE_BYTES + 1), b"\x03" + bytes(8), b"\x01"]),
     files=st.integers(0, 8),
     runtime=st.booleans(),
 )

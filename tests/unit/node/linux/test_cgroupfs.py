@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from pinwarden.node.linux import cgroupfs
-from pinwarden.node.linux.cgroupfs import Layout, cpu_time, detect_layout, member_pids, process_hierarchy
+from pinwarden.node.linux.cgroupfs import (
+    Layout,
+    cpu_time,
+    detect_layout,
+    member_pids,
+    process_hierarchy,
+)
 
 
 def test_pids_of_one_directory(tmp_path: Path) -> None:
@@ -16,7 +22,9 @@ def test_pids_of_one_directory(tmp_path: Path) -> None:
     assert member_pids(tmp_path / "absent") == frozenset()
 
 
-@pytest.mark.parametrize(("number", "tolerated"), [("ENODEV", True), ("EOPNOTSUPP", True), ("EACCES", False)])
+@pytest.mark.parametrize(
+    ("number", "tolerated"), [("ENODEV", True), ("EOPNOTSUPP", True), ("EACCES", False)]
+)
 def test_removed_and_threaded_cgroups_have_no_members(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, tolerated: bool
 ) -> None:
@@ -48,7 +56,11 @@ V1_FILES = ("memory/cgroup.procs", "pids/cgroup.procs", "systemd/cgroup.procs")
         (("cgroup.controllers", "cgroup.procs", "system.slice/cgroup.procs"), Layout.V2, "."),
         (V1_FILES, Layout.V1, "memory"),
         (V1_FILES[1:], Layout.V1, "pids"),
-        ((*V1_FILES, "unified/cgroup.controllers", "unified/cgroup.procs"), Layout.HYBRID, "memory"),
+        (
+            (*V1_FILES, "unified/cgroup.controllers", "unified/cgroup.procs"),
+            Layout.HYBRID,
+            "memory",
+        ),
     ],
 )
 def test_layouts(tmp_path: Path, files: tuple[str, ...], layout: Layout, hierarchy: str) -> None:
@@ -68,7 +80,9 @@ def test_a_folder_without_hierarchy_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H2")
-@pytest.mark.parametrize(("step", "seen"), [(200, b"usage_usec 7"), (1_000_000, None), (10_000_000, None)])
+@pytest.mark.parametrize(
+    ("step", "seen"), [(200, b"usage_usec 7"), (1_000_000, None), (10_000_000, None)]
+)
 def test_cpu_time_on_a_kernel_that_counts_ticks_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int, seen: bytes | None
 ) -> None:

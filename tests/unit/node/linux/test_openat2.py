@@ -57,7 +57,11 @@ def test_what_leads_elsewhere_is_an_error(tmp_path: Path, rest: str, expected: i
     assert refused.value.errno == expected
 
 
-@given(parts=st.lists(st.sampled_from(["a", "b", "..", ".", "link", "up", "f"]), min_size=1, max_size=6))
+@given(
+    parts=st.lists(
+        st.sampled_from(["a", "b", "..", ".", "link", "up", "f"]), min_size=1, max_size=6
+    )
+)
 def test_no_path_ever_names_something_outside(
     tmp_path_factory: pytest.TempPathFactory, parts: list[str]
 ) -> None:

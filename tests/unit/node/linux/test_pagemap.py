@@ -91,10 +91,15 @@ def test_any_part_can_be_asked_for(touched: set[int], first: int, last: int) -> 
     for page in touched:
         area.memory[page * PAGE] = 1
     expected = Intervals.of(
-        (area.start + page * PAGE, area.start + (page + 1) * PAGE) for page in touched if first <= page < last
+        (area.start + page * PAGE, area.start + (page + 1) * PAGE)
+        for page in touched
+        if first <= page < last
     )
     with PageMap("/proc/self") as tables:
-        assert tables.resident(area.start + first * PAGE, area.start + last * PAGE, shared=True) == expected
+        assert (
+            tables.resident(area.start + first * PAGE, area.start + last * PAGE, shared=True)
+            == expected
+        )
 
 
 @pytest.mark.usefixtures("way")
@@ -109,7 +114,8 @@ def test_addresses_that_nothing_is_mapped_at_are_not_resident() -> None:
     again.restype = ctypes.c_void_p
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
     assert (
-        again(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 0, flags, -1, ctypes.c_long(0)) == start
+        again(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 0, flags, -1, ctypes.c_long(0))
+        == start
     )
 
 
@@ -169,7 +175,9 @@ def test_an_address_space_that_has_gone_ends_the_reading(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         pagemap,
         "os",
-        SimpleNamespace(open=os.open, close=os.close, O_RDONLY=0, O_CLOEXEC=0, pread=lambda *_: b""),
+        SimpleNamespace(
+            open=os.open, close=os.close, O_RDONLY=0, O_CLOEXEC=0, pread=lambda *_: b""
+        ),
     )
     with PageMap("/proc/self") as tables:
         assert tables.resident(0, 10 * PAGE, shared=True) == EMPTY

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pinwarden.node.linux.prlimit import UNLIMITED, GateAbility, Limits, ProcessHandle, prlimit_memlock, probe
+from pinwarden.node.linux.prlimit import (
+    UNLIMITED,
+    GateAbility,
+    Limits,
+    ProcessHandle,
+    prlimit_memlock,
+    probe,
+)
 from pinwarden.node.linux.procfs import StatusReader
 
 PROC = Path("/proc")
@@ -57,7 +64,9 @@ def lower_soft(limits: Limits) -> Limits:
     return Limits(PAGE, limits.hard)
 
 
-def test_set_changes_the_process_and_returns_the_previous_limits(child: subprocess.Popen[bytes]) -> None:
+def test_set_changes_the_process_and_returns_the_previous_limits(
+    child: subprocess.Popen[bytes],
+) -> None:
     with StatusReader(PROC, child.pid) as reader, ProcessHandle(reader) as handle:
         assert handle.key == reader.key
         before = handle.get()
@@ -187,7 +196,9 @@ def test_a_denial_for_another_process_is_reported_as_gone(child: subprocess.Pope
 def test_the_probe_says_what_the_capabilities_say() -> None:
     before = children()
     status = (PROC / "self/status").read_text()
-    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    effective = int(
+        next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16
+    )
     initial = (PROC / "self/uid_map").read_text().split() == IDENTITY.split()
     ability = probe()
     assert ability.available == (bool(effective & SYS_RESOURCE) and initial)

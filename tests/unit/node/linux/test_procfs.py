@@ -152,7 +152,9 @@ def test_a_status_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> No
     process = tmp_path / "77"
     process.mkdir()
     (process / "stat").write_bytes((PROC / "self" / "stat").read_bytes())
-    (process / "status").write_bytes(own.replace(b"\nVmLck:\t", b"\nGroups:\t" + groups + b"\nVmLck:\t"))
+    (process / "status").write_bytes(
+        own.replace(b"\nVmLck:\t", b"\nGroups:\t" + groups + b"\nVmLck:\t")
+    )
     with StatusReader(tmp_path, 77) as reader:
         assert reader.read() == parse_status(own)
 
@@ -165,7 +167,9 @@ def test_closing_twice_closes_nobody_elses_descriptor() -> None:
         os.fstat(other.fileno())
 
 
-@pytest.mark.parametrize("missing", [b"PPid", b"Threads", b"CapInh", b"CapPrm", b"CapBnd", b"NoNewPrivs"])
+@pytest.mark.parametrize(
+    "missing", [b"PPid", b"Threads", b"CapInh", b"CapPrm", b"CapBnd", b"NoNewPrivs"]
+)
 def test_a_missing_line_is_an_error(missing: bytes) -> None:
     own = (PROC / "self" / "status").read_bytes()
     with pytest.raises(ValueError, match=missing.decode()):

@@ -77,7 +77,12 @@ def test_what_only_looks_like_a_pod(path: str) -> None:
 
 @given(ids)
 def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
-    for name in (identity, f"crio-{identity}", f"cri-containerd-{identity}.scope", f"crio-{identity}.scope"):
+    for name in (
+        identity,
+        f"crio-{identity}",
+        f"cri-containerd-{identity}.scope",
+        f"crio-{identity}.scope",
+    ):
         assert container_id(name) == identity
     for name in (
         f"crio-conmon-{identity}",
@@ -95,7 +100,9 @@ def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
 
 
 @given(ids, st.sampled_from(["docker", "cri-containerd", "crio", "a-runtime.of_its-own"]))
-def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(identity: str, prefix: str) -> None:
+def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(
+    identity: str, prefix: str
+) -> None:
     """cri-dockerd has `docker-<id>.scope`: https://github.com/kinvolk/traceloop/pull/34."""
     assert container_id(f"{prefix}-{identity}.scope") == identity
     for name in (
@@ -108,7 +115,13 @@ def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(identity: str
 
 # https://github.com/kubernetes/kubernetes/issues/106514, https://github.com/hubblo-org/scaphandre/pull/143
 @pytest.mark.rule("P1", "H1")
-@given(uids, classes, ids, st.sampled_from(["", "kubelet-"]), st.sampled_from(["cri-containerd", "crio"]))
+@given(
+    uids,
+    classes,
+    ids,
+    st.sampled_from(["", "kubelet-"]),
+    st.sampled_from(["cri-containerd", "crio"]),
+)
 def test_a_container_beside_its_pod_is_the_pods(
     uid: str, qos: str, identity: str, prefix: str, runtime: str
 ) -> None:
@@ -141,7 +154,9 @@ def test_what_is_no_container_and_no_monitor_is_a_stray(tmp_path: Path) -> None:
     pod = cgroupfs_pod(UID, "")
     build(tmp_path, pod / ONE, pod / "kata_1a" / "vm", pod / f"crio-conmon-{CONMON}")
     (found,) = find_pods(tmp_path)
-    assert set(found.strays) == {tmp_path / each for each in (pod, pod / "kata_1a", pod / "kata_1a" / "vm")}
+    assert set(found.strays) == {
+        tmp_path / each for each in (pod, pod / "kata_1a", pod / "kata_1a" / "vm")
+    }
     assert [each.id for each in found.containers] == [ONE]
 
 
@@ -157,7 +172,13 @@ def build(root: Path, *directories: Path) -> None:
 @pytest.mark.rule("P1")
 def test_cgroupfs_tree_with_nested_cgroups(tmp_path: Path) -> None:
     pod, static = cgroupfs_pod(UID, "burstable"), cgroupfs_pod(STATIC, "")
-    build(tmp_path, pod / ONE / "init" / "worker", pod / TWO, static / ONE, Path("system.slice/a.service"))
+    build(
+        tmp_path,
+        pod / ONE / "init" / "worker",
+        pod / TWO,
+        static / ONE,
+        Path("system.slice/a.service"),
+    )
     found = find_pods(tmp_path)
     assert [one.uid for one in found] == [UID, STATIC]
     first = found[0]
@@ -167,7 +188,11 @@ def test_cgroupfs_tree_with_nested_cgroups(tmp_path: Path) -> None:
     assert first.containers[0].path == one
     assert first.containers[0].members == (one, one / "init", one / "init" / "worker")
     assert first.containers[1].members == (tmp_path / pod / TWO,)
-    assert first.members == (tmp_path / pod, *first.containers[0].members, *first.containers[1].members)
+    assert first.members == (
+        tmp_path / pod,
+        *first.containers[0].members,
+        *first.containers[1].members,
+    )
     assert found[1].members == (tmp_path / static, tmp_path / static / ONE)
 
 
@@ -176,7 +201,9 @@ def test_systemd_tree_with_a_monitor_outside_the_containers(tmp_path: Path) -> N
     build(tmp_path, pod / f"crio-{ONE}.scope" / "container", pod / f"crio-conmon-{CONMON}.scope")
     (found,) = find_pods(tmp_path)
     scope = tmp_path / pod / f"crio-{ONE}.scope"
-    assert [(one.id, one.members) for one in found.containers] == [(ONE, (scope, scope / "container"))]
+    assert [(one.id, one.members) for one in found.containers] == [
+        (ONE, (scope, scope / "container"))
+    ]
     assert set(found.members) == {
         tmp_path / pod,
         scope,
@@ -216,7 +243,8 @@ def test_every_directory_is_in_exactly_one_pod(
     for uid, qos, systemd in pods:
         build(
             root,
-            (systemd_pod if systemd else cgroupfs_pod)(uid, qos) / (f"crio-{ONE}.scope" if systemd else ONE),
+            (systemd_pod if systemd else cgroupfs_pod)(uid, qos)
+            / (f"crio-{ONE}.scope" if systemd else ONE),
         )
     found = find_pods(root)
     assert [one.uid for one in found] == sorted(uid for uid, _, _ in pods)
@@ -233,7 +261,9 @@ def test_a_link_is_no_cgroup_and_a_missing_root_has_no_pods(tmp_path: Path) -> N
     assert find_pods(tmp_path / "absent") == []
 
 
-def test_a_pod_that_goes_during_the_walk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_that_goes_during_the_walk_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone, stays = cgroupfs_pod(UID, "burstable"), cgroupfs_pod(NEAR, "burstable")
     build(tmp_path, gone, stays / ONE)
     scandir = os.scandir
@@ -268,7 +298,9 @@ def step(directory: int, name: str) -> int:
 
 
 @pytest.mark.rule("P1", "H2")
-@pytest.mark.parametrize(("name", "depth", "truncated"), [("d", 1500, False), ("d" * 200, 30, True)])
+@pytest.mark.parametrize(
+    ("name", "depth", "truncated"), [("d", 1500, False), ("d" * 200, 30, True)]
+)
 def test_a_deep_tree_is_walked_as_far_as_paths_reach(
     tmp_path: Path, name: str, depth: int, truncated: bool
 ) -> None:

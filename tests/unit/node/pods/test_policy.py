@@ -13,7 +13,9 @@ def test_a_pod_that_is_not_listed_has_the_limit_for_such_pods() -> None:
 
 def test_a_listed_pod_has_all_limits_that_it_names() -> None:
     limit = {"name": "a", "uid": "u", "scope": "Pod", "limit": 1, "counting": "OncePerPod"}
-    spec = NodePinConfigSpec.model_validate({"limits": [limit], "pods": [{"uid": "p", "limits": ["a"]}]})
+    spec = NodePinConfigSpec.model_validate(
+        {"limits": [limit], "pods": [{"uid": "p", "limits": ["a"]}]}
+    )
     policy = NodePolicy(spec, (), 7).of_pod("p")
     assert policy is not None
     assert (policy.names, policy.limits, policy.unsupported) == (("a",), (), "NotSupported")

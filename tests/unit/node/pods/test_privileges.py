@@ -68,7 +68,11 @@ def sample(
         (sample(), IDENTITY, None),
         (sample(~(IPC_LOCK | SYS_RESOURCE) & (1 << 41) - 1), IDENTITY, None),
         (sample(permitted=IPC_LOCK, no_new_privs=True), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
-        (sample(permitted=SYS_RESOURCE, no_new_privs=True), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
+        (
+            sample(permitted=SYS_RESOURCE, no_new_privs=True),
+            IDENTITY,
+            HeldBackReason.CAP_SYS_RESOURCE,
+        ),
         (sample(bounding=IPC_LOCK), IDENTITY, HeldBackReason.CAP_IPC_LOCK),
         (sample(bounding=SYS_RESOURCE), IDENTITY, HeldBackReason.CAP_SYS_RESOURCE),
         (sample(bounding=IPC_LOCK | SYS_RESOURCE, no_new_privs=True), IDENTITY, None),

@@ -77,7 +77,9 @@ def test_a_thread_that_keeps_what_the_first_gave_up_is_found(tmp_path: Path) -> 
 
 
 @pytest.mark.rule("H1")
-def test_what_the_first_thread_gives_up_later_is_looked_for_in_the_others_at_once(tmp_path: Path) -> None:
+def test_what_the_first_thread_gives_up_later_is_looked_for_in_the_others_at_once(
+    tmp_path: Path,
+) -> None:
     process = FakeProcess(tmp_path, IPC_LOCK)
     process.start(PID + 1, SYS_RESOURCE)
     assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK

@@ -42,7 +42,9 @@ def test_every_mapping_of_a_wanted_device_is_found_and_nothing_else(tmp_path: Pa
 
 def test_a_single_object_is_told_from_others_of_its_device(tmp_path: Path) -> None:
     process = made(tmp_path, MAPS)
-    assert len(RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 7)]))]).regions(process)) == 2
+    assert (
+        len(RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 7)]))]).regions(process)) == 2
+    )
     assert RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 8)]))]).regions(process) == []
     (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(DISK, 99)]))]).regions(process)
     assert not found.shared
@@ -66,7 +68,9 @@ def test_a_segment_does_not_pass_for_a_memfd_where_no_segment_is_wanted(tmp_path
     os.close(file)
     device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}".encode()
     process = made(tmp_path, MAPS.replace(b" 00:01 5 ", b" %s 5 " % device))
-    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(process)
+    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(
+        process
+    )
     assert found.start == 0x7F0000005000
 
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, NodeGroup, NodePinConfigStatus
+from pinwarden.api.nodepinconfig import (
+    BorrowReport,
+    FairReport,
+    GroupReport,
+    NodeGroup,
+    NodePinConfigStatus,
+)
 from pinwarden.api.sharedmemorygroup import Phase
 from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.status_writer import worth_writing
@@ -44,13 +50,23 @@ def test_what_is_saved_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory, extents: dict[str, ObjectSet]
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "shared.json"
-    told = AccountantStatus(extents, (report(),), (FairReport(pod="p", current=3, anonymous=2, shared=1),))
+    told = AccountantStatus(
+        extents, (report(),), (FairReport(pod="p", current=3, anonymous=2, shared=1),)
+    )
     save(path, told)
     assert load(path) == told
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b'{"version": 1, "extents": {"g": 1}}']
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 2}',
+        b'{"version": 1}',
+        b'{"version": 1, "extents": {"g": 1}}',
+    ],
 )
 def test_a_file_of_another_form_tells_nothing_and_ends_nobody(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "shared.json").write_bytes(text)

@@ -60,7 +60,9 @@ def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> Non
         assert file.load() in (None, SPEC)  # a changed space between two fields changes nothing
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff"]
+)
 def test_a_corrupt_file_is_set_aside_with_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -152,7 +154,9 @@ def test_without_a_file_there_is_no_last_configuration(path: Path) -> None:
     assert ConfigFile(path).load() is None
 
 
-@pytest.mark.parametrize("content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}])
+@pytest.mark.parametrize(
+    "content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}]
+)
 def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, content: Any) -> None:
     StateFile(path, 1).save(content)
     assert ConfigFile(path).load() is None
@@ -243,11 +247,23 @@ def test_files_set_aside_do_not_fill_the_disk(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [None, 1, [1], [[]], [["a", 1, 2, 3, 4, 5]], [[1, 2, 3]], [[-1, 0, 0, 0, 0, 0]], [[1.5] * 6], {"a": 1}],
+    [
+        None,
+        1,
+        [1],
+        [[]],
+        [["a", 1, 2, 3, 4, 5]],
+        [[1, 2, 3]],
+        [[-1, 0, 0, 0, 0, 0]],
+        [[1.5] * 6],
+        {"a": 1},
+    ],
 )
 def test_processes_of_other_types_are_set_aside(path: Path, rows: object) -> None:
     path.write_text(
-        json.dumps({"version": 1, "bootId": "boot", "digest": _digest("boot", rows), "processes": rows})
+        json.dumps(
+            {"version": 1, "bootId": "boot", "digest": _digest("boot", rows), "processes": rows}
+        )
     )
     assert RlimitRecordStore(path, "boot").load() == {}
     assert path.with_name("state.json.corrupt-1").exists()

@@ -25,7 +25,12 @@ from pinwarden.api.reasons import NOT_THERE
 from pinwarden.node.accountant.finder import dmabuf, memfd, sysv
 from pinwarden.node.accountant.finder.paths import NodePaths
 from pinwarden.node.accountant.finder.posix_shm import PosixShm, is_on_node
-from pinwarden.node.accountant.finder.result import MOST_OBJECTS, GroupObjects, ObjectsNotFoundError, Pids
+from pinwarden.node.accountant.finder.result import (
+    MOST_OBJECTS,
+    GroupObjects,
+    ObjectsNotFoundError,
+    Pids,
+)
 from pinwarden.node.accountant.finder.unlinked import SHM
 
 _UNREAD = "a member's processes cannot be read"
@@ -78,7 +83,9 @@ class Finder:
         elif shm := backing.posix_shm:
             self._posix_shm.find(objects, group.uid, shm.name, shm.ipc_namespace, pids)
         elif segment := backing.sysv_shm:
-            sysv.find(objects, self._proc_root, self._first, segment.keys, segment.ipc_namespace, pids)
+            sysv.find(
+                objects, self._proc_root, self._first, segment.keys, segment.ipc_namespace, pids
+            )
         elif backing.memfd:
             memfd.find(objects, self._proc_root, backing.memfd.name, pids)
         elif backing.dmabuf:
@@ -99,4 +106,6 @@ class Finder:
             return self._paths.open_files(backing.file.path, group.allowed)
         if backing.posix_shm and is_on_node(group):
             return self._paths.open_files(f"{SHM}/{backing.posix_shm.name}", SHM)
-        raise ObjectsNotFoundError("NotSupported", "its objects have no name on the node to open them by")
+        raise ObjectsNotFoundError(
+            "NotSupported", "its objects have no name on the node to open them by"
+        )

@@ -41,7 +41,9 @@ class NodePaths:
             if mount is None or mount.type != kind:
                 raise ObjectsNotFoundError("WrongType", f"{path} is not on a {kind}")
             if mount.root != "/" or mount.point != path:
-                raise ObjectsNotFoundError("WrongType", f"{path} is not where a whole {kind} is mounted")
+                raise ObjectsNotFoundError(
+                    "WrongType", f"{path} is not where a whole {kind} is mounted"
+                )
             objects.devices.add(mount.device)
             objects.filesystem_bytes = used_bytes(descriptor)
 
@@ -68,7 +70,8 @@ class NodePaths:
             for count, descriptor in enumerate(openat2.walk_files(top)):
                 if count == MOST_OBJECTS:
                     raise ObjectsNotFoundError(
-                        "TooMany", f"{path} has more than {MOST_OBJECTS} files, and no more are looked at"
+                        "TooMany",
+                        f"{path} has more than {MOST_OBJECTS} files, and no more are looked at",
                     )
                 yield descriptor
 
@@ -95,7 +98,9 @@ class NodePaths:
         try:
             with (
                 openat2.opened_folder(f"{self._first}/root", allowed, links=True) as folder,
-                openat2.opened_below(folder, path[len(allowed.rstrip("/")) :].strip("/")) as descriptor,
+                openat2.opened_below(
+                    folder, path[len(allowed.rstrip("/")) :].strip("/")
+                ) as descriptor,
             ):
                 yield descriptor
         except OSError as error:

@@ -38,10 +38,14 @@ class PosixShm:
         self._unlinked.begin()
         shm = {group.uid: group for group in groups if group.backing.posix_shm}
         self._time.begin(list(shm))
-        pods = sorted(frozenset[str]().union(*(group.pods() for group in shm.values() if is_on_node(group))))
+        pods = sorted(
+            frozenset[str]().union(*(group.pods() for group in shm.values() if is_on_node(group)))
+        )
         self._on_node = list(by_pod({uid: pids[uid] for uid in pods if uid in pids}))
 
-    def find(self, objects: GroupObjects, uid: str, name: str, namespace: IpcNamespace, pids: Pids) -> None:
+    def find(
+        self, objects: GroupObjects, uid: str, name: str, namespace: IpcNamespace, pids: Pids
+    ) -> None:
         """Add the objects of the group `uid`. Raises ObjectsNotFoundError and OSError."""
         self._time.enter(uid)
         if namespace is IpcNamespace.HOST:

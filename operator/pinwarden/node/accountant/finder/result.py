@@ -46,7 +46,9 @@ class GroupObjects:
     @property
     def object_set(self) -> ObjectSet:
         """The objects as /proc/PID/maps shows them."""
-        return ObjectSet(frozenset(self.devices), frozenset(self.objects), frozenset(self.sizes.items()))
+        return ObjectSet(
+            frozenset(self.devices), frozenset(self.objects), frozenset(self.sizes.items())
+        )
 
     @property
     def count(self) -> int:

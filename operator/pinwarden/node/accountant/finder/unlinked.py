@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from pinwarden.node.accountant.finder.paths import used_bytes
-from pinwarden.node.accountant.finder.processes import BLOCK, DELETED, GONE, descriptors, mapping_path
+from pinwarden.node.accountant.finder.processes import (
+    BLOCK,
+    DELETED,
+    GONE,
+    descriptors,
+    mapping_path,
+)
 from pinwarden.node.linux import openat2
 from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps, printed_device
@@ -93,7 +99,9 @@ class UnlinkedFinder:
         )
         return UnlinkedObjects(tuple(own.values()), complete, late)
 
-    def _shown(self, pid: int, device: int, deadline: float) -> tuple[Sequence[UnlinkedObject], bool]:
+    def _shown(
+        self, pid: int, device: int, deadline: float
+    ) -> tuple[Sequence[UnlinkedObject], bool]:
         """Return the unlinked objects of a process, and whether the deadline came before its end."""
         if (known := self._read.get((device, pid))) is not None:
             return known, False
