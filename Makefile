@@ -58,7 +58,7 @@ profiles: venv ## write the runtime's default seccomp rules anew from containerd
 	mv $(RULES).new $(RULES)
 
 RUNTIME := tools/cluster/go/cluster
-RULES := operator/pinwarden/node/gate/runtime_default.json
+RULES := operator/pinwarden/node/seccomp/runtime_default.json
 
 docs: venv ## write anew what is generated: docs/ semantics, reference, metrics, alerts, dashboards, and the chart's README and files
 	$(BIN)/python tools/docs/semantics.py

@@ -20,5 +20,5 @@ def test_the_runtimes_default_rules_are_those_of_its_source() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    carried = resources.files("pinwarden.node.gate").joinpath("runtime_default.json").read_text()
+    carried = resources.files("pinwarden.node.seccomp").joinpath("runtime_default.json").read_text()
     assert carried == done.stdout, "run `make profiles`"

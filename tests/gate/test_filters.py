@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from gate_node.filters import install
-from pinwarden.node.gate.profiles import profiles
 from pinwarden.node.linux import seccomp_notify
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
+from pinwarden.node.seccomp.profiles import profiles
 
 from .filters import ALLOW, ERRNO, KILL_THREAD, NOTIFY, Program, program
 
@@ -329,7 +329,7 @@ def check(
 
 
 def test_the_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
-    folder = resources.files("pinwarden.node.gate")
+    folder = resources.files("pinwarden.node.seccomp")
     default = program(json.loads(folder.joinpath("runtime_default.json").read_text()))
     assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {
         ALLOW,

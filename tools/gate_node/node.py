@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gate_node.forks import Forked, ForkServer
-from pinwarden.node.gate.profiles import METADATA
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
+from pinwarden.node.seccomp.profiles import METADATA
 from pinwarden.node.shm.objects import ObjectSet
 from pinwarden.node.state import accountant_status as shared
 from pinwarden.node.state.config import ConfigFile, Configuration

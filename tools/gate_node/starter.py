@@ -25,7 +25,7 @@ import pinwarden.node.holder.daemon  # noqa: F401 - imported by `main` otherwise
 from gate_node.filters import install
 from gate_node.forks import serve
 from pinwarden.cli.main import main
-from pinwarden.node.gate.profiles import profiles
+from pinwarden.node.seccomp.profiles import profiles
 
 
 def container(settings: dict[str, Any]) -> None:

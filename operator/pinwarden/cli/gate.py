@@ -64,7 +64,7 @@ def _hold(options: argparse.Namespace) -> int:
     rlimits.allow_all()
     try:
         if options.profiles is not None:
-            from pinwarden.node.gate.profiles import install
+            from pinwarden.node.seccomp.profiles import install
 
             for path in install(options.profiles):
                 logging.getLogger(__name__).error(

@@ -16,9 +16,9 @@ from pinwarden.node.gate.pin_requests import (
     Growth,
     PinRequest,
 )
-from pinwarden.node.gate.profiles import GATED
 from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
+from pinwarden.node.seccomp.gated_calls import GATED
 
 HERE = 0x10000000
 GARBAGE = 0xDEADBEEF << 32

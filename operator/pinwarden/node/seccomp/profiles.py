@@ -27,96 +27,17 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-LISTENER_PATH: Final = "/run/pinwarden/seccomp.sock"
+from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH, ArgumentCondition
+from pinwarden.node.seccomp.patterns import BitPattern, complement
+
 FOLDER: Final = "pinwarden"
 VERSION: Final = 2
 METADATA: Final = f"pinwarden-v{VERSION}"
 _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class BitPattern:
-    """All numbers with the bits `value` under `mask`."""
-
-    mask: int
-    value: int
-
-    def meets(self, other: "BitPattern") -> bool:
-        """Return whether both patterns match some number."""
-        return not (self.value ^ other.value) & self.mask & other.mask
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentCondition:
-    """The values of an argument for which a call is gated. Only the lower `width` bits count."""
-
-    argument: int
-    width: int
-    patterns: tuple[BitPattern, ...]
-
-
-def _number(argument: int, *values: int, ignoring: int = 0) -> ArgumentCondition:
-    """Return the condition for an argument of the C type `int`."""
-    mask = (1 << 32) - 1 & ~ignoring
-    return ArgumentCondition(argument, 32, tuple(BitPattern(mask, value) for value in values))
-
-
-def _type_byte(*values: int) -> ArgumentCondition:
-    """Return the condition for the type byte of an ioctl command (_IOC_TYPE)."""
-    return ArgumentCondition(1, 32, tuple(BitPattern(0xFF00, value << 8) for value in values))
-
-
-GATED: Final[Mapping[str, ArgumentCondition | None]] = {
-    "mlock": None,
-    "mlock2": None,
-    "mlockall": None,
-    "mremap": None,
-    "memfd_secret": None,
-    # MAP_LOCKED, MAP_GROWSDOWN, and MAP_SHARED or MAP_SHARED_VALIDATE without MAP_ANONYMOUS
-    "mmap": ArgumentCondition(
-        3, 32, (BitPattern(0x2000, 0x2000), BitPattern(0x100, 0x100), BitPattern(0x21, 0x01))
-    ),
-    "shmat": None,
-    "remap_file_pages": None,
-    "shmctl": _number(1, 11),  # SHM_LOCK
-    "io_uring_setup": None,
-    # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS and _MEM_REGION, also with
-    # IORING_REGISTER_USE_REGISTERED_RING
-    "io_uring_register": _number(1, 0, 15, 16, 22, 32, 33, 34, ignoring=1 << 31),
-    "socket": _number(0, 44),  # AF_XDP
-    "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf
-}
-"""The gated calls, each with the condition on an argument, or None if always gated."""
-
-
-def complement(patterns: Iterable[BitPattern], width: int) -> list[BitPattern]:
-    """Return disjoint patterns for all other numbers of `width` bits."""
-    rest = [BitPattern(0, 0)]
-    for taken in patterns:
-        rest = [part for pattern in rest for part in _without(pattern, taken, width)]
-    return sorted(rest)
-
-
-def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPattern]:
-    """Return patterns for the numbers of `whole` without those of `taken`.
-
-    Each bit fixed only by `taken` has a pattern: the numbers with their first difference at this
-    bit.
-    """
-    if not whole.meets(taken):
-        return [whole]
-    parts = []
-    mask, value = whole.mask, whole.value
-    for bit in (1 << position for position in range(width - 1, -1, -1)):
-        if taken.mask & bit and not whole.mask & bit:
-            parts.append(BitPattern(mask | bit, value | (~taken.value & bit)))
-            mask, value = mask | bit, value | (taken.value & bit)
-    return parts
 
 
 def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:

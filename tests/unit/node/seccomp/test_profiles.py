@@ -12,23 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.gate.profiles import (
-    GATED,
-    LISTENER_PATH,
-    BitPattern,
-    complement,
-    encode,
-    install,
-    profiles,
-)
 from pinwarden.node.linux.syscalls import NUMBERS
+from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH
+from pinwarden.node.seccomp.patterns import BitPattern, complement
+from pinwarden.node.seccomp.profiles import encode, install, profiles
 
 RELEASED = {
     "runtime-default-v2.json": "f29eace600b7c6a18e9304cecc4c13252f10da3b6e7428befaa76143bc5887a4",
     "unconfined-v2.json": "53f08af8c8d107edb977c061fbe26cf39b759951f2367c22e25df688a8ee631a",
 }
 DEFAULT: dict[str, Any] = json.loads(
-    resources.files("pinwarden.node.gate").joinpath("runtime_default.json").read_text()
+    resources.files("pinwarden.node.seccomp").joinpath("runtime_default.json").read_text()
 )
 RUNTIME, UNCONFINED = (profiles()[name] for name in RELEASED)
 
