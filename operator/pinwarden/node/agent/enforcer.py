@@ -194,7 +194,11 @@ class RlimitEnforcer:
             if process.key not in self._records:
                 self._inherit(subject, process)
         clean = all(process.key not in self._records for process in new)
-        restored = {process.key for process in new if self.restore(process)}
+        restored = {
+            process.key
+            for process in new
+            if process.key not in self._unclaimed and self.restore(process)
+        }
         history.restored = (history.restored & keys) | restored
         return clean and len(restored) == len(new)
 
@@ -219,12 +223,15 @@ class RlimitEnforcer:
         self._unsaved = True
         return True
 
-    def restore_unclaimed(self) -> None:
-        """Restore the processes of an earlier agent that no subject has.
+    def restore_unclaimed(self, subjects: Iterable[Subject]) -> None:
+        """Restore the processes of an earlier agent that none of the subjects has.
 
-        Those that fail stay in the store.
+        A process that fails stays in the store.
         """
+        owned = frozenset[ProcessKey]().union(*(subject.keys for subject in subjects))
         for key, record in list(self._unclaimed.items()):
+            if key in owned:
+                continue
             try:
                 process = self._living(key)
             except OSError:

@@ -385,14 +385,14 @@ class Reconciler:
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
             try:
-                self._releaser.begin_unclaimed(self._root)
+                self._releaser.begin_unclaimed(self._root, self._subjects)
             except OSError as error:
                 _log.error(
                     "cannot find the pods of processes limited by a previous agent: %s", error
                 )
         self._releaser.sweep(now)
         if readable:
-            self._enforcer.restore_unclaimed()
+            self._enforcer.restore_unclaimed(self._subjects.values())
 
     def _release_all(self) -> bool:
         """Return whether every process was restored. Then the store is empty."""

@@ -9,6 +9,7 @@ After a restart, the same is done for the processes of an earlier agent. Their s
 the processes in the file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pinwarden.node.agent.enforcer import RlimitEnforcer
@@ -50,16 +51,17 @@ class Releaser:
         """Release a subject."""
         self._quiet[subject] = 0
 
-    def begin_unclaimed(self, root: Path) -> None:
-        """Release the subjects of an earlier agent's processes.
+    def begin_unclaimed(self, root: Path, limited: Mapping[str, Subject]) -> None:
+        """Release the subjects of an earlier agent's processes, except `limited` ones, by uid.
 
         Raises OSError if a tree cannot be read.
         """
-        watched = self.keys
+        watched = self.keys.union(*(subject.keys for subject in limited.values()))
         pids = {key.pid for key in self._enforcer.unclaimed() if key not in watched}
         if pids:
             for uid, path in _owners(root, pids).items():
-                self.begin(Subject(uid, (path,), SubjectPolicy(())))
+                if uid not in limited:
+                    self.begin(Subject(uid, (path,), SubjectPolicy(())))
 
     def cancel(self, uid: str) -> None:
         """Stop releasing a subject: limits apply to it again."""

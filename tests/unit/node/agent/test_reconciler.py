@@ -122,6 +122,7 @@ class Node:
         self.limits: dict[int, Limits] = {}
         self.writes: list[tuple[int, Limits]] = []
         self.refused: set[int] = set()
+        self.unreadable: set[int] = set()
         self.before_write: Callable[[int], None] = lambda _: None
         self.workers: list[Worker] = []
         self.engine = self.start()
@@ -139,6 +140,8 @@ class Node:
         return self.engine
 
     def prlimit(self, pid: int, limits: Limits | None) -> Limits:
+        if pid in self.unreadable:
+            raise PermissionError(1, "Operation not permitted")
         before = self.limits.get(pid, GIVEN)
         if limits is not None:
             self.before_write(pid)
@@ -406,6 +409,52 @@ def test_a_limit_that_went_while_no_engine_ran_is_given_back(node: Node) -> None
     node.start()
     node.configure([], [{"uid": UID}])
     node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.rule("H3")
+def test_a_process_that_prlimit_rejects_after_a_restart_releases_no_limit_of_its_pod(
+    node: Node,
+) -> None:
+    rejected, other = node.hire(), node.hire()
+    node.put([rejected.pid, other.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.configure([{"limit": PAGE}], [POD])
+    node.unreadable.add(rejected.pid)
+    node.writes.clear()
+    for _ in range(4):
+        node.tick()
+    assert node.writes == [], "the limit of the other process stays"
+    assert node.pod().reason == "NotDealt"
+    node.unreadable.clear()
+    node.tick()
+    assert (node.hard(rejected), node.hard(other)) == (PAGE, PAGE)
+    assert node.pod().reason == "RlimitGate"
+    node.engine.release()
+    assert (node.limits[rejected.pid], node.limits[other.pid]) == (GIVEN, GIVEN)
+
+
+@pytest.mark.rule("H3")
+def test_a_process_that_prlimit_rejects_after_a_restart_is_restored_in_an_audited_pod_later(
+    node: Node,
+) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.configure([{"limit": PAGE, "enforcement": "Audit"}], [POD])
+    node.unreadable.add(worker.pid)
+    for _ in range(4):
+        node.tick()
+    assert node.hard(worker) == PAGE
+    node.unreadable.clear()
+    for _ in range(2):
+        node.tick()
     assert node.limits[worker.pid] == GIVEN
 
 
