@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 
 from gate_node.node import CGROUP, MIB, NOBODY, Node, Pod, Process
-from pinwarden.node.agent.gate_reader import GateCoverage, GateReader
+from pinwarden.node.agent.gate_reader import GateReader
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.cgroupfs import member_pids, process_hierarchy
 from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, NUMBERS
 from pinwarden.node.pods.policy import SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Subject
+from pinwarden.node.pods.subject import GateCoverage, Subject
 
 from .processes import HERE, PAGE, ask, compiled, hear, start, tell
 
@@ -107,7 +107,8 @@ def coverage(node: Node, pod: Pod) -> GateCoverage:
     table.close()
     record = GateReader(node.run_dir / "gate.json")
     record.poll()
-    return record.coverage(subject)
+    record.observe([subject], [subject])
+    return subject.coverage
 
 
 def assert_held(node: Node, pod: Pod, limit: int = LIMIT) -> None:

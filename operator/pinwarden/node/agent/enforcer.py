@@ -158,7 +158,7 @@ class RlimitEnforcer:
         constraints: Sequence[Constraint],
     ) -> list[_Change]:
         exact = frozenset[ProcessKey]().union(
-            *(subject.keys for subject in subjects if subject.exact)
+            *(subject.keys for subject in subjects if subject.coverage.exact)
         )
         wanted = allocate(
             (self._described(key, exact=key in exact) for key in covered),

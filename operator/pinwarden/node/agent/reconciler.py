@@ -132,7 +132,8 @@ class Reconciler:
                 self._acknowledged = policy
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
-        self._poll(now)
+        self._guarded("record", "accountant", self._accountant.poll)
+        self._guarded("record", "gate", self._gate.poll)
         acknowledged, listed, sample_all = self._acknowledged, False, False
         if now >= self._list_due:
             try:
@@ -174,7 +175,7 @@ class Reconciler:
             (process, kind): count
             for process, counts in (
                 ("agent", self._guard.failures),
-                ("gate", self._gate.told.failures if self._gate.told else {}),
+                ("gate", self._gate.status.failures if self._gate.status else {}),
                 ("accountant", self._accountant.failures),
             )
             for kind, count in counts.items()
@@ -193,16 +194,6 @@ class Reconciler:
         self._table.close()
         self._subjects.clear()
         self._batches.clear()
-
-    def _poll(self, now: float) -> None:
-        """Read the state files of the other processes, and sample subjects whose gate coverage
-        changed.
-        """
-        self._guarded("record", "accountant", self._accountant.poll)
-        if self._guarded("record", "gate", self._gate.poll):
-            for subject in self._subjects.values():
-                if self._gate.coverage(subject).exact != subject.exact:
-                    subject.heat(now)
 
     def _list(self, policy: NodePolicy, now: float) -> bool:
         """List the subjects of the policy. Raises OSError.
@@ -275,6 +266,9 @@ class Reconciler:
                 if subject not in due:
                     self._sample_subject(subject, now)
             due = set(self._subjects.values())
+        for subject in self._gate.observe(self._subjects.values(), due):
+            subject.heat(now)
+            due.add(subject)
         self._enforce(due, now)
         return moved
 
@@ -282,7 +276,6 @@ class Reconciler:
         """Return the processes that left the subject."""
         with self._guard.item("subject", subject.uid):
             left = subject.sample(self._table, now)
-            subject.exact = self._gate.coverage(subject).exact
             subject.failure = ""
             return left
         subject.failure = self._guard.cause("subject", subject.uid)

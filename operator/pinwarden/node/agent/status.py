@@ -5,7 +5,6 @@ Names and messages are cut and escaped here. So neither a name that a user chose
 report cannot be built keeps the API server from accepting the reports of all other pods.
 """
 
-import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -39,7 +38,7 @@ from pinwarden.api.reasons import (
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.enforcer import RlimitEnforcer
-from pinwarden.node.agent.gate_reader import GateCoverage, GateReader
+from pinwarden.node.agent.gate_reader import GateReader
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.source_levels import source_levels
 from pinwarden.node.linux.prlimit import GateAbility
@@ -59,7 +58,7 @@ STARTING_SECONDS = 5.0
 """A process of the runtime keeps all capabilities for about this long, until it runs its program.
 """
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_log = logging.getLogger(__name__)
+_SILENT = "its gate does not answer: pinning calls wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +107,7 @@ class StatusBuilder:
         """
         subjects = [subject for subject in subjects if subject.keys or not subject.policy.gone]
         listed, cut = overshoots.reports()
-        coverages = [(subject, self._gate.coverage(subject)) for subject in subjects]
-        behind = {subject.uid for subject, coverage in coverages if coverage.behind}
-        applied = acknowledge(acknowledged, subjects, enforcer, behind) if acknowledged else []
+        applied = acknowledge(acknowledged, subjects, enforcer) if acknowledged else []
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
         fair_view = self._accountant.fair_view(groups)
@@ -120,11 +117,10 @@ class StatusBuilder:
                 "applied_limits": applied[:_LIMITS],
                 "unsupported_limits": unsupported[:_LIMITS],
                 "pods": [
-                    self._guarded_pod(subject, coverage, table, enforcer)
-                    for subject, coverage in coverages[:_PODS]
+                    self._guarded_pod(subject, table, enforcer) for subject in subjects[:_PODS]
                 ],
                 "overshoots": listed,
-                "sources": self._sources[self._gate.told is not None],
+                "sources": self._sources[self._gate.status is not None],
                 "groups": self._accountant.groups(groups),
                 "fair_view": fair_view[:_FAIR],
                 "truncated": cut
@@ -137,15 +133,11 @@ class StatusBuilder:
         )
 
     def _guarded_pod(
-        self,
-        subject: Subject,
-        coverage: GateCoverage,
-        table: ProcessTable,
-        enforcer: RlimitEnforcer,
+        self, subject: Subject, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
         """Return the report of a pod; at level Observe if it cannot be built (H1)."""
         with self._guard.item("report", subject.uid):
-            return self._pod(subject, coverage, table, enforcer)
+            return self._pod(subject, table, enforcer)
         return PodReport(
             uid=reported_name(subject.uid),
             vm_lck=0,
@@ -157,16 +149,9 @@ class StatusBuilder:
             message=self._guard.cause("report", subject.uid),
         )
 
-    def _pod(
-        self,
-        subject: Subject,
-        coverage: GateCoverage,
-        table: ProcessTable,
-        enforcer: RlimitEnforcer,
-    ) -> PodReport:
-        level = _level(
-            subject, [table[key] for key in sorted(subject.keys)], enforcer, self._ability, coverage
-        )
+    def _pod(self, subject: Subject, table: ProcessTable, enforcer: RlimitEnforcer) -> PodReport:
+        processes = [table[key] for key in sorted(subject.keys)]
+        level = _level(subject, processes, enforcer, self._ability, gate_silent=self._gate.silent)
         if subject.policy.gone:
             level = _gone(level)
         return PodReport(
@@ -178,37 +163,36 @@ class StatusBuilder:
             level=level.level,
             reason=level.reason,
             message=shown(level.message, LONGEST_MESSAGE),
-            denials=self._denials_of(subject) if coverage.gated else None,
+            denials=self._denials_of(subject) if subject.coverage.gated else None,
             containers=_containers(subject, table)[:_CONTAINERS],
         )
 
     def _denials_of(self, subject: Subject) -> list[LimitDenials]:
-        counts = self._gate.told.denials.get(subject.uid, {}) if self._gate.told else {}
-        held = {limit.uid for limit in subject.policy.limits}
-        found = [LimitDenials(uid=uid, count=count) for uid, count in counts.items() if uid in held]
-        return found[:_DENIALS]
+        counts = self._gate.status.denials.get(subject.uid, {}) if self._gate.status else {}
+        limits = {limit.uid for limit in subject.policy.limits}
+        denials = [
+            LimitDenials(uid=uid, count=count) for uid, count in counts.items() if uid in limits
+        ]
+        return denials[:_DENIALS]
 
     def _denials(self) -> dict[str, object]:
         """Return the fields about recent denials; none without a gate."""
-        told = self._gate.told
-        if told is None:
+        status = self._gate.status
+        if status is None:
             return {}
         recent: list[DenialReport] = []
-        for denial in told.recent:
+        for denial in status.recent:
             with self._guard.item("report", "denial"):
                 recent.append(DenialReport.model_validate(denial))
-        return {"recent_denials": recent, "denials_dropped": max(0, told.number - len(recent))}
+        return {"recent_denials": recent, "denials_dropped": max(0, status.number - len(recent))}
 
 
 def acknowledge(
-    policy: NodePolicy,
-    subjects: Iterable[Subject],
-    enforcer: RlimitEnforcer,
-    behind: Collection[str] = (),
+    policy: NodePolicy, subjects: Iterable[Subject], enforcer: RlimitEnforcer
 ) -> list[AppliedLimit]:
-    """Return the limits that are applied to all their processes.
+    """Return the limits that apply to all their processes, empty in mode Release.
 
-    None in mode Release. A limit on a subject whose gate is `behind` is not applied.
+    A limit on a subject whose gate is behind does not apply yet.
     """
     if policy.release:
         return []
@@ -216,7 +200,7 @@ def acknowledge(
         limit.name
         for subject in subjects
         if subject.failure
-        or subject.uid in behind
+        or subject.coverage.behind
         or any(key in enforcer.failures for key in subject.keys)
         for limit in subject.policy.limits
     }
@@ -232,17 +216,17 @@ def _level(
     processes: Sequence[Process],
     enforcer: RlimitEnforcer,
     ability: GateAbility,
-    coverage: GateCoverage,
+    *,
+    gate_silent: bool,
 ) -> PodLevel:
-    """Return the level of a subject with these processes, and the first reason against a better
-    one.
-    """
+    """Return the level of a subject with these processes, and the reason against a better level."""
+    coverage = subject.coverage
     if subject.failure:
         return PodLevel(Level.OBSERVE, NOT_READABLE, subject.failure)
     if coverage.lost:
         return PodLevel(Level.OBSERVE, GATE_LOST, coverage.why)
     if coverage.exact and subject.policy.enforced and not subject.truncated:
-        return PodLevel(Level.DENY, SECCOMP_GATE, coverage.why)
+        return PodLevel(Level.DENY, SECCOMP_GATE, _SILENT if gate_silent else "")
     if not (subject.keys or subject.by_container):
         return _without_processes(subject)
     if not ability.available:

@@ -40,6 +40,24 @@ STRAY = ""
 """The container id of the processes of a pod that are in no directory of a container."""
 
 
+@dataclass(frozen=True, slots=True)
+class GateCoverage:
+    """How far the seccomp gate enforces the limits of one pod.
+
+    `exact`: the gate enforces the sum. `behind`: the sum of other limits than the agent has.
+    `lost`: the listener of a container is lost. `why` is the reason against exact enforcement.
+    """
+
+    gated: bool = False
+    exact: bool = False
+    lost: bool = False
+    behind: bool = False
+    why: str = ""
+
+
+NO_COVERAGE = GateCoverage()
+
+
 @dataclass
 class Peaks:
     """The largest sampled amounts, in bytes: lower bounds (H2)."""
@@ -53,7 +71,7 @@ class Subject:
 
     `keys` are its processes with an address space, `by_container` those of each container, by id or
     `STRAY`. `failure` is why the subject cannot be read, or empty. `ended`: the last process ended
-    less than `ENDED_SECONDS` ago. `exact`: the seccomp gate enforces the sum.
+    less than `ENDED_SECONDS` ago.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], policy: SubjectPolicy) -> None:
@@ -64,7 +82,7 @@ class Subject:
         self.keys: frozenset[ProcessKey] = frozenset()
         self.by_container: Mapping[str, frozenset[ProcessKey]] = {}
         self.truncated = False
-        self.exact = False
+        self.coverage = NO_COVERAGE
         self.failure = ""
         self.ended = False
         self.peaks = Peaks()

@@ -22,7 +22,6 @@ from pinwarden.node.agent.gate_reader import (
     BEHIND_SECONDS,
     SILENT_SECONDS,
     UNGATED,
-    GateCoverage,
     GateReader,
 )
 from pinwarden.node.agent.original_limits import RlimitRecordStore
@@ -34,7 +33,7 @@ from pinwarden.node.linux.prlimit import GateAbility, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.policy import NodePolicy, SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Subject
+from pinwarden.node.pods.subject import GateCoverage, Subject
 
 POD, MAIN, SIDE, SANDBOX = "pod", "a1" * 32, "b2" * 32, "c3" * 32
 LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
@@ -72,10 +71,15 @@ def reading(folder: Path) -> GateReader:
     return gate
 
 
+def coverage(gate: GateReader, one: Subject) -> GateCoverage:
+    gate.observe([one], [one])
+    return one.coverage
+
+
 def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
     for gate in (GateReader(None), reading(tmp_path)):
-        standing = gate.coverage(subject({MAIN: key(1)}))
-        assert standing == GateCoverage()
+        seen = coverage(gate, subject({MAIN: key(1)}))
+        assert seen == GateCoverage()
         assert not gate.silent
 
 
@@ -84,18 +88,19 @@ def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path:
     recorded(tmp_path)
     gate = reading(tmp_path)
     (tmp_path / "gate.json").write_text('{"version": 2}')
-    assert gate.poll()
+    gate.poll()
+    assert gate.status is None
     one = subject({MAIN: key(1)})
-    assert gate.coverage(one) == GateCoverage()
+    assert coverage(gate, one) == GateCoverage()
     assert whole(gate, one).denials_dropped is None
 
 
 @pytest.mark.rule("H1")
 def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> None:
     recorded(tmp_path)
-    standing = reading(tmp_path).coverage(subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
-    assert standing.exact
-    assert not standing.why
+    seen = coverage(reading(tmp_path), subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
+    assert seen.exact
+    assert not seen.why
 
 
 @pytest.mark.rule("H1")
@@ -111,9 +116,9 @@ def test_a_process_beside_the_gate_is_told(
     tmp_path: Path, containers: Any, more: int, why: str
 ) -> None:
     recorded(tmp_path)
-    standing = reading(tmp_path).coverage(subject(containers, more=more))
-    assert not standing.exact
-    assert why in standing.why
+    seen = coverage(reading(tmp_path), subject(containers, more=more))
+    assert not seen.exact
+    assert why in seen.why
 
 
 @pytest.mark.rule("H1")
@@ -121,11 +126,11 @@ def test_a_pod_that_is_loosened_or_pins_by_a_driver_is_not_exact(tmp_path: Path)
     record = recorded(tmp_path)
     pinning = subject({MAIN: key(1)})
     pinning.pinned = 4096
-    assert "driver" in reading(tmp_path).coverage(pinning).why
+    assert "driver" in coverage(reading(tmp_path), pinning).why
     record.mark_inexact(POD, "it grows")
     record.mark_inexact(POD, "and more")
-    standing = reading(tmp_path).coverage(pinning)
-    assert (standing.exact, standing.why) == (False, "it grows; and more")
+    seen = coverage(reading(tmp_path), pinning)
+    assert (seen.exact, seen.why) == (False, "it grows; and more")
 
 
 def report(gate: GateReader, one: Subject, ability: GateAbility | None = None) -> PodReport:
@@ -136,6 +141,7 @@ def whole(
     gate: GateReader, one: Subject, ability: GateAbility | None = None
 ) -> NodePinConfigStatus:
     one.keys = frozenset()  # what its processes are is judged elsewhere
+    gate.observe([one], [one])
     builder = StatusBuilder(ability or GateAbility(True), "v2", gate)
     return built(builder, None, one)
 
@@ -190,7 +196,7 @@ def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(
     recorded(tmp_path)
     directory = subject({MAIN: key(1)})
     directory.uid = "docker"
-    assert reading(tmp_path).coverage(directory) == GateCoverage(why=UNGATED)
+    assert coverage(reading(tmp_path), directory) == GateCoverage(why=UNGATED)
 
 
 @pytest.mark.rule("H1")
@@ -212,17 +218,18 @@ def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_e
     def applied() -> list[str]:
         builder = StatusBuilder(GateAbility(True), "v2", gate)
         one.keys = frozenset()
+        gate.observe([one], [one])
         found = built(builder, policy, one)
         return [each.uid for each in found.applied_limits]
 
     assert applied() == []
-    assert gate.coverage(one) == GateCoverage(True, exact=True, behind=True)
+    assert coverage(gate, one) == GateCoverage(True, exact=True, behind=True)
     now = BEHIND_SECONDS + 1
-    assert gate.coverage(one) == GateCoverage(True, why=BEHIND)
+    assert coverage(gate, one) == GateCoverage(True, why=BEHIND)
     record.set_fingerprints({POD: held.fingerprint})
     record.flush(0)
     gate.poll()
-    assert gate.coverage(one) == GateCoverage(True, exact=True)
+    assert coverage(gate, one) == GateCoverage(True, exact=True)
     assert applied() == [LIMIT.uid]
 
 
@@ -236,9 +243,9 @@ def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
     gate.poll()
     one = subject({MAIN: key(1)})
     one.policy = SubjectPolicy((LIMIT,), fingerprint="newer")
-    first = gate.coverage(one)
+    first = coverage(gate, one)
     now = 1000.0
-    for found in (first, gate.coverage(one)):
+    for found in (first, coverage(gate, one)):
         assert (found.exact, found.behind) == (True, True), "no call is answered before it has"
 
 
