@@ -72,7 +72,7 @@ def limit(item: Json) -> Limit:
 
 def reported(cluster: Cluster, name: str) -> NodeView:
     """A node whose agent acknowledged and reported all that it is asked."""
-    spec = cluster.spec_for(name)
+    spec = cluster.compiled(name)[0]
     config = NodePinConfig.model_validate(
         {
             "metadata": {"name": name, "generation": 1},
@@ -110,7 +110,7 @@ def measure(nodes: int, pods: int, limits: int) -> None:
         return f"{(time.perf_counter() - started) / EVENTS * 1e6:.0f} us each"
 
     def compile_all() -> str:
-        sizes = [len(cluster.spec_for(name).pods) for name in cluster.nodes]
+        sizes = [len(cluster.compiled(name)[0].pods) for name in cluster.nodes]
         return f"{sum(sizes) / len(sizes):.0f} pods per node"
 
     views: dict[str, NodeView] = {}
@@ -120,7 +120,7 @@ def measure(nodes: int, pods: int, limits: int) -> None:
         views.update((name, reported(cluster, name)) for name in cluster.nodes)
         return f"{(resident() - before) / nodes / 1024:.1f} KiB per node kept"
 
-    ceiling = cluster.limit("ceiling-0")
+    ceiling = cluster.limits["ceiling-0"]
     cache = ShareCache[LimitOnNode]()
 
     def edit() -> str:

@@ -9,7 +9,8 @@ ONCE = "self.all(one, self.exists_one(other, other == one))"
 def cel(rule: str, message: str, field: str | None = None, expression: str = "") -> JsonDict:
     """Return one entry of `x-kubernetes-validations`.
 
-    `field` names the field that the server blames (`fieldPath`). `expression` computes the message (`messageExpression`).
+    `field` names the field that the server blames (`fieldPath`). `expression` computes the message
+    (`messageExpression`).
     """
     return {
         "rule": rule,

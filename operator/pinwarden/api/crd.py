@@ -1,7 +1,8 @@
 """Generate the CustomResourceDefinitions from the models.
 
-pydantic generates JSON schema. The API server takes structural schemas (`apiextensions.k8s.io/v1`): without references,
-null types, `const`, and `additionalProperties: false`, because it prunes unknown fields itself. This module translates.
+pydantic generates JSON schema. The API server takes structural schemas (`apiextensions.k8s.io/v1`):
+without references, null types, `const`, and `additionalProperties: false`, because it prunes
+unknown fields itself. This module translates.
 """
 
 from typing import Any, get_args
@@ -141,7 +142,8 @@ def _structural(schema: Schema) -> Schema:
 def _without_defaults(schema: Schema) -> Schema:
     """Return the schema of a list item without defaults at any depth; an absent field means the model's default.
 
-    Clients compare a list as a whole, so a default that the server adds to an item would always be a difference.
+    Clients compare a list as a whole, so a default that the server adds to an item would always be
+    a difference.
     """
     return {
         key: {name: _without_defaults(part) for name, part in value.items()}

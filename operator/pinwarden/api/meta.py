@@ -1,7 +1,8 @@
 """The common parts of resources: the base model, object metadata, label selectors and conditions.
 
-The models have Python names in code, and the camelCase of the Kubernetes API on the wire. An unknown field is an error:
-the API server prunes unknown fields, so such a field belongs to another version, and must not be lost silently.
+The models have Python names in code, and the camelCase of the Kubernetes API on the wire. An
+unknown field is an error: the API server prunes unknown fields, so such a field belongs to another
+version, and must not be lost silently.
 """
 
 from datetime import datetime

@@ -1,8 +1,9 @@
 """PinLimit and ClusterPinLimit: how much memory the selected pods may pin.
 
-A limit is a constraint (P13): the sum over its sources, in its scope and counting, stays at or under `limit`. A limit
-raises nothing unless it is a grant (P14). The schema rejects every error that it can express, with a message that
-names the field. Other errors give the condition Accepted=False with a reason.
+A limit is a constraint (P13): the sum over its sources, in its scope and counting, stays at or
+under `limit`. A limit raises nothing unless it is a grant (P14). The schema rejects every error
+that it can express, with a message that names the field. Other errors give the condition
+Accepted=False with a reason.
 """
 
 from enum import StrEnum

@@ -1,14 +1,14 @@
 """Resource quantities, parsed exactly as Kubernetes parses them.
 
-A quantity has its original text, so that reading and writing a resource loses nothing, and its exact value. The grammar
-is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
+A quantity has its original text, so that reading and writing a resource loses nothing, and its
+exact value. The grammar is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
 
     quantity = sign? number suffix?      number = digits | digits "." digits? | "." digits
     suffix   = "n" "u" "m" "k" "M" "G" "T" "P" "E" | "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" | ("e" | "E") sign? digits
 
-As in Kubernetes, `E` alone is the suffix exa, and `E` before a number is an exponent. Values finer than nano are rounded
-away from zero. A value with a binary suffix is capped at 2^63 - 1. At least one digit is required, as in the OpenAPI
-pattern of the API server.
+As in Kubernetes, `E` alone is the suffix exa, and `E` before a number is an exponent. Values finer
+than nano are rounded away from zero. A value with a binary suffix is capped at 2^63 - 1. At least
+one digit is required, as in the OpenAPI pattern of the API server.
 """
 
 import math
@@ -95,9 +95,10 @@ class Quantity(str):
     ) -> JsonSchemaValue:
         """Return the structural schema of a number of bytes: 0, or from a page up to `MAX_BYTES`.
 
-        The grammar is part of a rule, not a `pattern`, so that the error for 64MB says the correct spelling. CEL's
-        `isQuantity` accepts a suffix without a number. An amount above 0 and below the smallest page acts as 0, so it
-        is an error. All this is one rule, because the server repeats its error for a JSON float for each rule.
+        The grammar is part of a rule, not a `pattern`, so that the error for 64MB says the correct
+        spelling. CEL's `isQuantity` accepts a suffix without a number. An amount above 0 and below
+        the smallest page acts as 0, so it is an error. All this is one rule, because the server
+        repeats its error for a JSON float for each rule.
         """
         text = "string(self)"
         value = f"quantity({text})"

@@ -1,7 +1,7 @@
 """The reasons of conditions and levels that more than one process writes or reads.
 
-An agent writes them into the status of its NodePinConfig. The operator repeats them in the conditions of limits and
-groups.
+An agent writes them into the status of its NodePinConfig. The operator repeats them in the
+conditions of limits and groups.
 """
 
 from typing import Final

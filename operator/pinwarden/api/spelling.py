@@ -1,7 +1,7 @@
 """Misspelled amounts, and the correct spelling.
 
-The API server answers with these sentences (CEL), and every other reader of an amount too (Python). The patterns use
-only what RE2 and `re` have in common.
+The API server answers with these sentences (CEL), and every other reader of an amount too (Python).
+The patterns use only what RE2 and `re` have in common.
 """
 
 import re

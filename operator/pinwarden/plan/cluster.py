@@ -1,19 +1,19 @@
-"""Index of the cluster: the cost of an event follows from the objects it touches, not from the cluster's size.
+"""Index of the cluster: an event costs as much as the objects that it concerns, not the whole cluster.
 
-The controller puts each object that it sees into a `Cluster`. The answer says which nodes and limits to reconcile:
-the compiled spec of these nodes, and the status of these limits, may differ now. Each answer depends only on the
-known objects, not on the order of events: `spec_for` returns what `compile_node` returns from scratch.
+The controller puts each observed object into a `Cluster`. The answer names the nodes whose spec,
+and the limits and groups whose status, may differ now. Each answer depends only on the known
+objects, not on the order of events: `compiled` equals `compile_node` over all known objects.
 
-A pod that is terminal, for Windows or unscheduled counts as absent. A pod may arrive before its node or namespace.
-Until then the pod is matched as if the node had no labels, and as if the namespace had only its name as label.
-For limits, a namespace that is removed keeps its labels until its last pod is removed.
+A terminal or unscheduled pod, or a pod for Windows, counts as absent. A pod may arrive before its
+node or namespace. Until then the pod is matched as if the node had no labels, and as if the
+namespace had only its name as label. For limits, a removed namespace keeps its labels until its
+last pod is removed.
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
-from typing import TypeVar
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import PinLimit, Scope
@@ -26,10 +26,8 @@ from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, limit_name,
 from pinwarden.plan.limit_matcher import LimitMatcher
 from pinwarden.plan.limit_overrides import overriding
 from pinwarden.plan.node_spec import Overflow, assemble
+from pinwarden.plan.sets import discard
 from pinwarden.plan.types import Namespace, Node, Pod
-
-_K = TypeVar("_K")
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -39,10 +37,11 @@ class _Entry:
 
 
 class Cluster:
-    """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` returns what it made dirty.
+    """Pods, nodes, namespaces, limits and groups; each `put_*` and `remove_*` returns a `Dirty`.
 
-    A `put_*` without a change and a `remove_*` of an unknown object return `CLEAN`. A `Cluster` does no I/O, never
-    blocks, and is for one thread (the event loop). Pods have the API object's UID as key, limits `limit_name`.
+    A `put_*` without a change and a `remove_*` of an unknown object return `CLEAN`. A `Cluster`
+    does no I/O, never blocks, and belongs to one thread (the event loop). The key of a pod is the
+    UID of the API object, the key of a limit is `limit_name`.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -62,7 +61,7 @@ class Cluster:
     # -- changes -------------------------------------------------------------------------------
 
     def put_pod(self, pod: Pod) -> Dirty:
-        """Add or replace a pod. The `Cluster` decides whether the pod is contested."""
+        """Add or replace a pod; the `Cluster` sets `contested`."""
         if pod.terminal or pod.windows or not pod.node:
             return self.remove_pod(pod.uid)
         old = self._pods.get(pod.uid)
@@ -100,8 +99,8 @@ class Cluster:
         entry = self._pods.pop(uid, None)
         if entry is None:
             return CLEAN
-        _discard(self._by_node, entry.pod.node, uid)
-        _discard(self._by_namespace, entry.pod.namespace, uid)
+        discard(self._by_node, entry.pod.node, uid)
+        discard(self._by_namespace, entry.pod.namespace, uid)
         self._drop_namespace_without_pods(entry.pod.namespace)
         self._by_combination.remove(uid, entry.matching)
         groups = self._known(self._group_index.remove_pod(entry.pod))
@@ -119,7 +118,7 @@ class Cluster:
         return dirty | self._apply_labels(node)
 
     def remove_node(self, name: str) -> Dirty:
-        """Remove a node; pods that the garbage collector has not deleted yet stay, on an unknown node."""
+        """Remove a node; its pods stay, on an unknown node, until they are deleted."""
         if name not in self._matcher.nodes:
             return CLEAN
         self._matcher.remove_node(name)
@@ -153,7 +152,7 @@ class Cluster:
             self._matcher.remove_namespace(name)
 
     def put_limit(self, limit: Limit) -> Dirty:
-        """Add or replace a limit; an event that changes neither spec nor UID returns `CLEAN`.
+        """Add or replace a limit; return `CLEAN` if neither spec nor UID changed.
 
         A rejected limit (`rejection`) matches no pod.
         """
@@ -175,7 +174,7 @@ class Cluster:
         return self._dirty([], [name]) | before | self._concerned(name)
 
     def remove_limit(self, name: str) -> Dirty:
-        """Remove a limit. The answer has its name too, so that the caller can forget it."""
+        """Remove a limit; the answer has its name, so the caller can forget the limit."""
         limit = self._limits.pop(name, None)
         if limit is None:
             return CLEAN
@@ -187,19 +186,19 @@ class Cluster:
         return self._dirty([], [name]) | before
 
     def put_group(self, group: Group) -> Dirty:
-        """Add or replace a group; an event that changes no field that the rules read returns `CLEAN`."""
+        """Add or replace a group; return `CLEAN` if no field of the rules changed."""
         pods = [self._pods[uid].pod for uid in self._by_namespace.get(group.namespace, ())]
         return self._known(
             self._group_index.put_group(group, pods, self.namespace(group.namespace))
         )
 
     def remove_group(self, name: str) -> Dirty:
-        """Remove a group. The answer has its name too, so that the caller can forget it."""
+        """Remove a group; the answer has its name, so the caller can forget the group."""
         namespace = self.namespace(name.partition("/")[0])
         return self._known(self._group_index.remove_group(name, namespace))
 
     def put_presence(self, node: str, presence: Presence) -> Dirty:
-        """Record why groups stay on a node that has no member pod of them."""
+        """Record why groups stay on a node without a member pod."""
         return self._known(self._group_index.put_presence(node, presence))
 
     # -- queries -------------------------------------------------------------------------------
@@ -210,34 +209,22 @@ class Cluster:
         return self._matcher.nodes.keys()
 
     @property
-    def limits(self) -> KeysView[str]:
-        """Names of the limits, also of rejected limits."""
-        return self._limits.keys()
-
-    def limit(self, name: str) -> Limit:
-        """Return the limit with this name.
-
-        Raises:
-            KeyError: the limit is unknown.
-        """
-        return self._limits[name]
+    def limits(self) -> Mapping[str, Limit]:
+        """The limits by name, also rejected limits."""
+        return self._limits
 
     def rejection(self, name: str) -> Rejection | None:
         """Return why pinwarden does not act on the limit, None if it does."""
         return self._rejections.get(name)
 
-    def spec_for(self, node: str) -> NodePinConfigSpec:
-        """Return the spec of the node's NodePinConfig; equal to `compile_node` over all known objects.
+    def compiled(self, node: str) -> tuple[NodePinConfigSpec, Overflow]:
+        """Return the spec of the node's NodePinConfig and its overflow.
 
-        Each call compiles again. 5,000 specs of 30 pods take 300 MB, so a caller that compares keeps a digest.
+        Each call compiles again. 5,000 specs of 30 pods take 300 MB, so keep a digest to compare.
 
         Raises:
             KeyError: the node is unknown.
         """
-        return self.compiled(node)[0]
-
-    def compiled(self, node: str) -> tuple[NodePinConfigSpec, Overflow]:
-        """Return the spec of the node, and what did not fit into it."""
         _ = self._matcher.nodes[node]
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
         limited = ((entry.pod, self._limit_set(entry.matching)) for entry in entries)
@@ -253,20 +240,20 @@ class Cluster:
         return [self._pods[uid].pod for uid in self._by_node.get(node, ())]
 
     def claimants(self, node: str, cgroup_uid: str) -> Set[str]:
-        """Return the UIDs of the node's pods that name this cgroup in an annotation, as mirror pods do."""
+        """Return the UIDs of the node's pods with this cgroup in the annotation of mirror pods."""
         return self._claims.get((node, cgroup_uid), frozenset())
 
     def limits_on(self, node: str) -> frozenset[str]:
-        """Return the limits of the node's pods: their status may change with a report of the node's agent."""
+        """Return the limits of the node's pods: a report of the node may change their status."""
         combinations = {self._pods[uid].matching for uid in self._by_node.get(node, ())}
         return frozenset(name for combination in combinations for name in combination)
 
     def pods_of(self, name: str) -> Sequence[Pod]:
-        """Return the pods that the limit matches in any order; empty for a rejected or unknown limit."""
+        """Return the matching pods in any order; empty for a rejected or unknown limit."""
         return [self._pods[uid].pod for uid in self._by_combination.pods_with_limit(name)]
 
     def overriding(self, name: str) -> frozenset[str]:
-        """Return the limits that make this limit redundant, empty if it matters for some pod (P13)."""
+        """Return the limits that make this limit redundant, empty if it matters (P13)."""
         limit = self._limits.get(name)
         if limit is None:
             return frozenset()
@@ -288,7 +275,7 @@ class Cluster:
         return self._group_index.rejection(name)
 
     def groups_on(self, node: str) -> frozenset[str]:
-        """Return the groups whose status may change with a report of the node's agent."""
+        """Return the groups whose status a report of the node may change."""
         return self._group_index.concerned_on(node)
 
     def nodes_of_group(self, name: str) -> frozenset[str]:
@@ -309,7 +296,7 @@ class Cluster:
     # -- cgroups of static pods ----------------------------------------------------------------
 
     def _claim(self, pod: Pod) -> Dirty:
-        """Record that a pod names the cgroup of a static pod."""
+        """Record a pod with the cgroup of a static pod."""
         if pod.cgroup_uid == pod.uid:
             return CLEAN
         claimants = self._claims.setdefault(_claim(pod), set())
@@ -317,11 +304,11 @@ class Cluster:
         return self._set_contested(claimants) if len(claimants) == 2 else CLEAN
 
     def _unclaim(self, pod: Pod) -> Dirty:
-        """Record that a pod no longer names the cgroup of a static pod."""
+        """Remove a pod with the cgroup of a static pod."""
         claimants = self._claims.get(_claim(pod), set())
         if pod.uid not in claimants:
             return CLEAN
-        _discard(self._claims, _claim(pod), pod.uid)
+        discard(self._claims, _claim(pod), pod.uid)
         return self._set_contested(claimants) if len(claimants) == 1 else CLEAN
 
     def _set_contested(self, claimants: set[str]) -> Dirty:
@@ -369,20 +356,14 @@ class Cluster:
     # -- what is dirty -------------------------------------------------------------------------
 
     def _spec_fields(self, entry: _Entry) -> tuple[object, ...]:
-        """Return the fields of a pod that the spec of its node has."""
-        by_container = any(
-            self._limits[name].spec.scope is Scope.CONTAINER for name in entry.matching
-        )
-        pod = entry.pod
-        return (
-            pod.cgroup_uid,
-            pod.contested,
-            entry.matching,
-            pod.containers if by_container else None,
-        )
+        """Return the fields of a pod in the spec of its node."""
+        limits = self._limits_of(entry.matching)
+        by_container = any(limit.spec.scope is Scope.CONTAINER for limit in limits)
+        pod, containers = entry.pod, entry.pod.containers if by_container else None
+        return pod.cgroup_uid, pod.contested, entry.matching, containers
 
     def _concerned(self, name: str) -> Dirty:
-        """Return the nodes with a pod that the limit matches, and all limits that match such a pod."""
+        """Return the nodes of the limit's pods, and all limits of these pods."""
         nodes = {self._pods[uid].pod.node for uid in self._by_combination.pods_with_limit(name)}
         combinations = self._by_combination.with_limit(name)
         return self._dirty(nodes, (limit for combination in combinations for limit in combination))
@@ -397,7 +378,7 @@ class Cluster:
 
 
 def _status_fields(entry: _Entry) -> tuple[object, ...]:
-    """Return the fields of a pod that the status of a limit may show; labels matter only for matching."""
+    """Return the fields of a pod in the status of a limit; labels matter only for matching."""
     pod = entry.pod
     return (
         entry.matching,
@@ -411,13 +392,5 @@ def _status_fields(entry: _Entry) -> tuple[object, ...]:
 
 
 def _claim(pod: Pod) -> tuple[str, str]:
-    """Return the key of the cgroup that the pod names."""
+    """Return the key of the pod's cgroup."""
     return pod.node, pod.cgroup_uid
-
-
-def _discard(sets: dict[_K, set[_T]], key: _K, value: _T) -> None:
-    """Remove `value` from the set at `key`, and the set with its last value."""
-    members = sets[key]
-    members.discard(value)
-    if not members:
-        del sets[key]

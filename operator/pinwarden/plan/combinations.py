@@ -1,13 +1,15 @@
-"""Pods by the combination of limits that match them.
+"""Pods by combination: the set of their limits.
 
-A cluster of 150,000 pods has few combinations. So a pod needs one entry, however many limits match it,
-and a result that depends only on the combination is computed once.
+A cluster of 150,000 pods has few combinations. So a pod needs one entry for all its limits, and a
+result for a combination is computed once.
 """
 
 from collections.abc import Collection, Iterator
 
+from pinwarden.plan.sets import discard
+
 Combination = tuple[str, ...]
-"""The sorted names of all limits that match a pod."""
+"""The sorted names of all limits of a pod."""
 
 
 class PodsByCombination:
@@ -19,24 +21,17 @@ class PodsByCombination:
 
     def add(self, uid: str, combination: Combination) -> None:
         """Add a pod."""
-        pods = self._pods.get(combination)
-        if pods is None:
-            pods = self._pods[combination] = set()
+        if combination not in self._pods:
             for limit in combination:
                 self._combinations.setdefault(limit, set()).add(combination)
-        pods.add(uid)
+        self._pods.setdefault(combination, set()).add(uid)
 
     def remove(self, uid: str, combination: Combination) -> None:
         """Remove a pod."""
-        pods = self._pods[combination]
-        pods.discard(uid)
-        if pods:
-            return
-        del self._pods[combination]
-        for limit in combination:
-            self._combinations[limit].discard(combination)
-            if not self._combinations[limit]:
-                del self._combinations[limit]
+        discard(self._pods, combination, uid)
+        if combination not in self._pods:
+            for limit in combination:
+                discard(self._combinations, limit, combination)
 
     def move(self, uid: str, old: Combination, new: Combination) -> None:
         """Move a pod to another combination."""
@@ -45,9 +40,9 @@ class PodsByCombination:
             self.add(uid, new)
 
     def with_limit(self, limit: str) -> Collection[Combination]:
-        """Return the combinations that contain the limit."""
+        """Return the combinations with the limit."""
         return self._combinations.get(limit, ())
 
     def pods_with_limit(self, limit: str) -> Iterator[str]:
-        """Yield the UIDs of the pods that the limit matches."""
+        """Yield the UIDs of the limit's pods."""
         return (uid for combination in self.with_limit(limit) for uid in self._pods[combination])

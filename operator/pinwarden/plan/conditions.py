@@ -1,6 +1,7 @@
 """Build conditions: observations in little memory, sentences about them, and transition times.
 
-A message names at most `NAMED` subjects, so a person can read the status of a resource with 150,000 pods.
+A message names at most `NAMED` subjects, so a person can read the status of a resource with 150,000
+pods.
 """
 
 from collections import Counter
@@ -103,7 +104,8 @@ def summary(
 ) -> UntimedCondition:
     """Return Ready, as kstatus reads it: the first `needed` condition that is not true, else the `success` one.
 
-    A condition with reason NoPods counts as true, so that a client that applies a resource need not wait for a pod.
+    A condition with reason NoPods counts as true, so that a client that applies a resource need not
+    wait for a pod.
     """
     by_type = {condition.type: condition for condition in parts}
     unmet = (

@@ -1,12 +1,13 @@
 """Read the values of `types` from API objects. A missing field reads as empty.
 
-The name of a pod's cgroup has the pod's UID, which the API server chooses and nobody can change. The name of a static
-pod's cgroup has the hash of its configuration, which its mirror pod has in an annotation. An author can create a pod
-with that annotation and with the owner of a mirror pod. An author can also give any pod `kubernetes.io/config.hash` at
-any time, but cannot write the status. So a hash counts only if all of these are present:
+The name of a pod's cgroup has the pod's UID, which the API server chooses and nobody can change.
+The name of a static pod's cgroup has the hash of its configuration, which its mirror pod has in an
+annotation. An author can create a pod with that annotation and with the owner of a mirror pod. An
+author can also give any pod `kubernetes.io/config.hash` at any time, but cannot write the status.
+So a hash counts only if all of these are present:
 
-- `kubernetes.io/config.mirror` with 32 hexadecimal digits. It cannot be added or changed later, and no UID of the API
-  server looks like it.
+- `kubernetes.io/config.mirror` with 32 hexadecimal digits. It cannot be added or changed later, and
+  no UID of the API server looks like it.
 - The owner that the API server requires of mirror pods: the pod's own Node, as controller.
 - The id of a container in the status. Kubelets report it only for pods that they run.
 """
@@ -72,8 +73,8 @@ def _static_hash(metadata: Json, spec: Json) -> str:
 def agent_is_ready(raw: Json) -> bool:
     """Return whether the `agent` container of a pod of the node agent is ready.
 
-    The agent itself reports a missing gate or accountant. On a lost node (`is_lost`) the answer means nothing,
-    because the last report of the kubelet stays.
+    The agent itself reports a missing gate or accountant. On a lost node (`is_lost`) the answer
+    means nothing, because the last report of the kubelet stays.
     """
     status = raw.get("status") or {}
     ready = _has_condition(status, "Ready", "True")

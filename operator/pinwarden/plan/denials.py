@@ -1,7 +1,7 @@
 """Find new denied calls in the reports of a node, and describe them in a sentence.
 
-A node's agent lists the last denials of its gate in each report. Number and time identify a denial: numbers restart at
-1 with a new journal, and a clock may step, but both rarely repeat together.
+A node's agent lists the last denials of its gate in each report. Number and time identify a denial:
+numbers restart at 1 with a new journal, and a clock may step, but both rarely repeat together.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,8 @@ def find_new_denials(
 ) -> NewDenials:
     """Return which `listed` denials are new after `seen`.
 
-    `seen` is None for the first report of a node. Then denials that are older than `FRESH` count as known.
+    `seen` is None for the first report of a node. Then denials that are older than `FRESH` count as
+    known.
     """
     first = seen is None
     seen = seen or SeenDenials()

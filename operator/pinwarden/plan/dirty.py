@@ -1,4 +1,4 @@
-"""The names that a change in the cluster made dirty."""
+"""The names to reconcile after a change in the cluster."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Dirty(NamedTuple):
         )
 
     def only_nodes_in(self, known: Collection[str]) -> "Dirty":
-        """Return the same without the nodes that are not `known`."""
+        """Return the same without unknown nodes."""
         if all(node in known for node in self.nodes):
             return self
         return self._replace(nodes=frozenset(node for node in self.nodes if node in known))

@@ -8,9 +8,10 @@ def select_fairly(
 ) -> set[str]:
     """Return the names that fit into `capacity`, where each name takes its size, or 1.
 
-    Names without a namespace come first. Then comes always the next name of the namespace with the smallest sum so
-    far. With equal sizes, that is the first name of each namespace, then the second of each. So each of n namespaces
-    gets at least `capacity` / n. A name that does not fit takes nothing from the others.
+    Names without a namespace come first. Then comes always the next name of the namespace with the
+    smallest sum so far. With equal sizes, that is the first name of each namespace, then the second
+    of each. So each of n namespaces gets at least `capacity` / n. A name that does not fit takes
+    nothing from the others.
     """
     sizes = dict.fromkeys(names, 1) if sizes is None else sizes
     if sum(sizes[name] for name in names) <= capacity:

@@ -9,8 +9,9 @@ The annotation `ANNOTATION` of a Namespace has entries, separated by white space
 | `sysvShm:0x5000-0x5fff` | keys of System V segments of the node, or one key; decimal or hexadecimal |
 | `create:256Mi` | objects that pinwarden creates, up to this sum of capacities on each node |
 
-An invalid entry allows nothing. Objects in the processes and IPC namespaces of the group's own member pods need no
-entry. Paths are compared as text: the agent follows no symbolic link below the allowed folder.
+An invalid entry allows nothing. Objects in the processes and IPC namespaces of the group's own
+member pods need no entry. Paths are compared as text: the agent follows no symbolic link below the
+allowed folder.
 """
 
 import re
@@ -151,7 +152,8 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
 def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Rejection]:
     """Return the rejections of groups with `management: Create` that exceed the quota of their namespace.
 
-    `creating` has names and capacities, the oldest group first. A group that does not fit takes nothing from others.
+    `creating` has names and capacities, the oldest group first. A group that does not fit takes
+    nothing from others.
     """
     taken = 0
     rejected = {}

@@ -1,16 +1,18 @@
 """Compile SharedMemoryGroups into the groups of one node's NodePinConfig.
 
-A group concerns only pods of its own namespace. A node has the group while a member pod runs there. The group stays
-while the node's agent reports an instance that is not released, so that leftovers stay visible (M1, M9).
+A group concerns only pods of its own namespace. A node has the group while a member pod runs there.
+The group stays while the node's agent reports an instance that is not released, so that leftovers
+stay visible (M1, M9).
 
-A draining group stays on each node that was asked to have it, until the resource is gone. The agent's report says
-when the node has released the group. A group that is rejected later drains in the same way, and is placed on no
-other node.
+A draining group stays on each node that was asked to have it, until the resource is gone. The
+agent's report says when the node has released the group. A group that is rejected later drains in
+the same way, and is placed on no other node.
 
-If an object matches two groups, the agent gives it to the first. So the spec lists groups from oldest to newest.
+If an object matches two groups, the agent gives it to the first. So the spec lists groups from
+oldest to newest.
 
-A node has at most `MAX_NODE_GROUPS` groups, and at most `MAX_NODE_GROUP_BYTES` of them. So the NodePinConfig always
-fits into the API server.
+A node has at most `MAX_NODE_GROUPS` groups, and at most `MAX_NODE_GROUP_BYTES` of them. So the
+NodePinConfig always fits into the API server.
 """
 
 import json
@@ -38,9 +40,9 @@ Admission = Permission | Rejection
 class Group:
     """A SharedMemoryGroup with the metadata that the rules read.
 
-    `created` is its creationTimestamp, which sorts as text. `deleting`: it has a deletionTimestamp. `held`: it has the
-    operator's finalizer. A group with deletionPolicy Drain is placed on no node before that, because the operator
-    would miss its deletion.
+    `created` is its creationTimestamp, which sorts as text. `deleting`: it has a deletionTimestamp.
+    `held`: it has the operator's finalizer. A group with deletionPolicy Drain is placed on no node
+    before that, because the operator would miss its deletion.
     """
 
     resource: SharedMemoryGroup

@@ -1,7 +1,8 @@
-"""Index of the SharedMemoryGroups on each node: the cost of an event follows from the objects it touches.
+"""Index of the SharedMemoryGroups on each node; an event costs as much as the concerned objects.
 
-A group concerns only pods of its own namespace, so a pod of a namespace without groups costs nothing.
-Each answer depends only on the known objects: `placed_on` equals `group_compiler.groups_on` from scratch.
+A group concerns only pods of its own namespace, so a pod of a namespace without groups costs
+nothing. Each answer depends only on the known objects: `placed_on` equals
+`group_compiler.groups_on` from scratch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +21,17 @@ from pinwarden.plan.group_compiler import (
     permission_on,
 )
 from pinwarden.plan.selectors import selects
+from pinwarden.plan.sets import discard
 from pinwarden.plan.types import Namespace, Node, Pod
 
 Memberships = Mapping[str, tuple[int, ...]]
-"""For each group that has the pod as a member: the positions of the `members` entries that select it."""
+"""The groups of a member pod, each with the positions of the `members` entries for the pod."""
 
 _NO_MEMBERSHIPS: Memberships = {}
 
 
 class GroupIndex:
-    """Groups and their member pods; each change returns what it made dirty, also nodes that are unknown."""
+    """Groups and their member pods; a change returns a `Dirty`, which may name unknown nodes."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Group] = {}
@@ -82,14 +84,11 @@ class GroupIndex:
                     other: at for other, at in self._memberships[uid].items() if other != name
                 }
                 self._store_memberships(uid, remaining)
-        names = self._by_namespace[group.namespace]
-        names.discard(name)
-        if not names:
-            del self._by_namespace[group.namespace]
+        discard(self._by_namespace, group.namespace, name)
         return self._admit_again(namespace) | Dirty(nodes=nodes, groups=frozenset([name]))
 
     def put_namespace(self, namespace: Namespace) -> Dirty:
-        """Apply the annotation of a namespace to its groups, and whether the namespace is being deleted."""
+        """Apply the annotation of a namespace to its groups, and its deletion."""
         names = frozenset(self._by_namespace.get(namespace.name, ()))
         return self._admit_again(namespace) | Dirty(groups=names)
 
@@ -118,22 +117,20 @@ class GroupIndex:
         return Dirty(nodes=frozenset([pod.node]), groups=frozenset(before))
 
     def put_node(self, node: Node, pods: Iterable[Pod]) -> Dirty:
-        """Record whether a node runs Windows, where no pod is a member; `pods` are the pods on the node."""
+        """Record whether a node runs Windows, where no pod is a member; `pods` run on the node."""
         if node.windows == (node.name in self._windows):
             return CLEAN
         (self._windows.add if node.windows else self._windows.discard)(node.name)
         return reduce(or_, [self.put_pod(pod, pod) for pod in pods], CLEAN)
 
     def put_presence(self, node: str, presence: Presence) -> Dirty:
-        """Record why groups stay on a node that has no member pod of them."""
+        """Record why groups stay on a node without a member pod."""
         old = self._presences.get(node, NOWHERE)
         if old == presence:
             return CLEAN
         before = self._placed(node).keys()
         for uid in (old.unreleased | old.asked) - (presence.unreleased | presence.asked):
-            self._nodes_with_presence[uid].discard(node)
-            if not self._nodes_with_presence[uid]:
-                del self._nodes_with_presence[uid]
+            discard(self._nodes_with_presence, uid, node)
         for uid in presence.unreleased | presence.asked:
             self._nodes_with_presence.setdefault(uid, set()).add(node)
         self._presences[node] = presence
@@ -166,7 +163,7 @@ class GroupIndex:
         ]
 
     def concerned_on(self, node: str) -> frozenset[str]:
-        """Return the groups whose status may change with a report of the node's agent."""
+        """Return the groups whose status a report of the node may change."""
         return frozenset(self._candidates(node))
 
     def members(self, name: str) -> Mapping[str, set[str]]:
@@ -194,12 +191,12 @@ class GroupIndex:
         return Dirty(nodes=frozenset[str]().union(*nodes), groups=frozenset(changed))
 
     def _nodes_with(self, group: Group) -> frozenset[str]:
-        """Return the nodes that have a member pod or a presence of the group."""
+        """Return the nodes with a member pod or a presence of the group."""
         present = frozenset(self._nodes_with_presence.get(group.uid, ()))
         return present | self._members.get(group.name, {}).keys()
 
     def _candidates(self, node: str) -> set[str]:
-        """Return the groups that the node has a member pod or a presence of."""
+        """Return the groups with a member pod or a presence on the node."""
         presence = self.presence(node)
         present = {self._names.get(uid) for uid in presence.unreleased | presence.asked}
         return {name for name in present if name} | self._member_counts.get(node, {}).keys()
@@ -228,10 +225,7 @@ class GroupIndex:
     def _set_memberships(self, pod: Pod, after: Memberships) -> None:
         before = self._memberships.get(pod.uid, _NO_MEMBERSHIPS)
         for name in before.keys() - after.keys():
-            uids = self._members[name][pod.node]
-            uids.discard(pod.uid)
-            if not uids:
-                del self._members[name][pod.node]
+            discard(self._members[name], pod.node, pod.uid)
             self._count_members(pod.node, name, -1)
         for name in after.keys() - before.keys():
             self._members.setdefault(name, {}).setdefault(pod.node, set()).add(pod.uid)
@@ -254,10 +248,10 @@ class GroupIndex:
 
 
 def _member_fields(pod: Pod) -> tuple[object, ...]:
-    """Return the fields of a member pod that the status of a group may show."""
+    """Return the fields of a member pod in the status of a group."""
     return pod.cgroup_uid, pod.contested, pod.name, pod.started
 
 
 def _relevant_fields(group: Group) -> tuple[object, ...]:
-    """Return the fields of a group that the rules read."""
+    """Return the fields of a group for the rules."""
     return group.uid, group.resource.spec, group.created, group.deleting, group.held

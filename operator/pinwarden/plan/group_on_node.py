@@ -1,7 +1,7 @@
 """One SharedMemoryGroup on one node: the agent's report, pods above borrow limits, and the reason for a waiting drain.
 
-This module yields facts; `group_conditions` and `group_status` make sentences and sums of them. Amounts are in bytes
-and sampled by the agent (H2).
+This module yields facts; `group_conditions` and `group_status` make sentences and sums of them.
+Amounts are in bytes and sampled by the agent (H2).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +46,9 @@ PodLookup = Callable[[str, str], Pod | None]
 class DrainWait(NamedTuple):
     """A node that the deletion of a group waits for (M10).
 
-    `users` use the group there, `why` says why the deletion waits. `charge` is the memory left there in bytes, None
-    if unknown. `stuck` is a reason in one word why the wait may never end, empty if there is none.
+    `users` use the group there, `why` says why the deletion waits. `charge` is the memory left
+    there in bytes, None if unknown. `stuck` is a reason in one word why the wait may never end,
+    empty if there is none.
     """
 
     node: str
@@ -61,11 +62,12 @@ class DrainWait(NamedTuple):
 class GroupOnNode(NodeShare):
     """The share of one node in the status of a group.
 
-    `limited` counts the pods with a borrow limit. `unheld` pods are limited less well than asked, and for `unknown`
-    pods that is unknown; both are empty for a silent node. `absent`: why the object is not as asked for. `awaited`:
-    the object may still come; both are empty while the group drains. `over`: subjects above a limit, and pods that
-    borrow without being a member. `unjudged`: subjects for which that is unknown. `missing`: figures that the sums
-    lack. `borrowed` and `count` are None if nobody counts them. `waits` is set only while the group drains.
+    `limited` counts the pods with a borrow limit. `unheld` pods are limited less well than asked,
+    and for `unknown` pods that is unknown; both are empty for a silent node. `absent`: why the
+    object is not as asked for. `awaited`: the object may still come; both are empty while the group
+    drains. `over`: subjects above a limit, and pods that borrow without being a member. `unjudged`:
+    subjects for which that is unknown. `missing`: figures that the sums lack. `borrowed` and
+    `count` are None if nobody counts them. `waits` is set only while the group drains.
     """
 
     report: GroupReport | None
@@ -147,9 +149,9 @@ def drain_wait(
 ) -> DrainWait | None:
     """Return why the deletion of a group waits for the node, None once the node released it or never had it.
 
-    The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A user is no such
-    reason. A `rejected` group does not wait if the agent may no longer look: pinwarden creates nothing below
-    a folder that an administrator allows.
+    The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A
+    user is no such reason. A `rejected` group does not wait if the agent may no longer look:
+    pinwarden creates nothing below a folder that an administrator allows.
     """
     report = view.groups.get(group.uid)
     requested = view.requested_groups.get(group.uid)

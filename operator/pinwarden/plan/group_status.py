@@ -1,7 +1,7 @@
 """Compute the status of one SharedMemoryGroup from the views of its nodes, as `limit_status` for limits.
 
-A status that differs from the previous one only in the times of its samples is not written at once: `settled` returns
-the previous status then.
+A status that differs from the previous one only in the times of its samples is not written at once:
+`settled` returns the previous status then.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,9 +1,9 @@
 """Find the labels of a pod that survive its next version, for a selector that still matches.
 
-Charts and controllers add labels of a version, chart, revision, instance, run or node to pods. Such a label has a
-known key, or a value that looks like a version, a date, a counter or a hash. A selector with such a label matches
-nothing after the next release. A selector without a permanent label matches more pods, which a recommendation says.
-So a doubtful label is left out.
+Charts and controllers add labels of a version, chart, revision, instance, run or node to pods. Such
+a label has a known key, or a value that looks like a version, a date, a counter or a hash. A
+selector with such a label matches nothing after the next release. A selector without a permanent
+label matches more pods, which a recommendation says. So a doubtful label is left out.
 """
 
 import re

@@ -1,12 +1,12 @@
 """Compile limits into the constraints that a node enforces on a pod.
 
-Every limit that matches a pod is a constraint on it, and all constraints apply at once (P13). No limit is left out
-because another limit looks stricter.
+Every limit that matches a pod is a constraint on it, and all constraints apply at once (P13). No
+limit is left out because another limit looks stricter.
 
-A grant is bounded by its own limit, and by the largest `maxGrant` of the ClusterPinLimits that match the same pod.
-So a namespace's grant without such a `maxGrant` raises nothing (P14). The grant of a ClusterPinLimit needs no
-`maxGrant`. The granted amount depends on the pod. So a limit is in the spec once for each amount, and a suffix of
-its name says which amount.
+A grant is bounded by its own limit, and by the largest `maxGrant` of the ClusterPinLimits that
+match the same pod. So a namespace's grant without such a `maxGrant` raises nothing (P14). The grant
+of a ClusterPinLimit needs no `maxGrant`. The granted amount depends on the pod. So a limit is in
+the spec once for each amount, and a suffix of its name says which amount.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ MAX_POD_LIMITS = 32
 class Settings:
     """Settings of the operator.
 
-    A ClusterPinLimit reaches an `exempt` namespace only by naming it. `unknown_pods` is the limit in bytes for pods
-    that a node does not know yet, None for no limit.
+    A ClusterPinLimit reaches an `exempt` namespace only by naming it. `unknown_pods` is the limit
+    in bytes for pods that a node does not know yet, None for no limit.
     """
 
     exempt: frozenset[str] = frozenset({"kube-system", SYSTEM_NAMESPACE})

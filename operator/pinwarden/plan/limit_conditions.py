@@ -1,7 +1,8 @@
 """Evaluate the conditions of a limit from the shares of its nodes.
 
-Each function returns one condition, in the order of the status. A definite failure comes before an unknown state, and
-an unknown state before success: a limit counts as enforced only if no observation contradicts it (H1).
+Each function returns one condition, in the order of the status. A definite failure comes before an
+unknown state, and an unknown state before success: a limit counts as enforced only if no
+observation contradicts it (H1).
 """
 
 from collections.abc import Iterable, Sequence

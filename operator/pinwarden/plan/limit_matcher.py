@@ -1,8 +1,9 @@
 """Match limits to pods, with caches that similar pods share.
 
-Which limits match a pod depends on its namespace, its labels and its node. The matcher caches each step: the limits
-that reach a namespace, the limits that select the labels, and the limits that the node excludes. Pods from `Pod.of`
-share their label maps, so a ReplicaSet of 1,000 pods is matched once. Each answer equals `limit_compiler.matches`.
+Which limits match a pod depends on its namespace, its labels and its node. The matcher caches each
+step: the limits that reach a namespace, the limits that select the labels, and the limits that the
+node excludes. Pods from `Pod.of` share their label maps, so a ReplicaSet of 1,000 pods is matched
+once. Each answer equals `limit_compiler.matches`.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,11 @@
 """One limit on one node: which pods are not limited as asked and why, and what the pods pin there.
 
-This module yields facts; `limit_conditions` and `limit_status` make sentences and sums of them. Amounts are in bytes
-and sampled by the agent (H2).
+This module yields facts; `limit_conditions` and `limit_status` make sentences and sums of them.
+Amounts are in bytes and sampled by the agent (H2).
 
-The pod's own report decides whether the pod is limited (H1). Its level covers every source that the pod can use or
-has used, so a source that the node enforces less well does not matter for such a pod. If a pod's level is too low or
-unknown, the sources of the node say why.
+The pod's own report decides whether the pod is limited (H1). Its level covers every source that the
+pod can use or has used, so a source that the node enforces less well does not matter for such a
+pod. If a pod's level is too low or unknown, the sources of the node say why.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,10 +54,11 @@ POD_ROOM = (
 class LimitOnNode(NodeShare):
     """The share of one node in the status of a limit.
 
-    `unheld`: why pods are not limited as asked; empty for a silent node. `over`: subjects above the limit.
-    `unjudged`: subjects whose use is unknown. `pinned` and `peak` are None if no pod is reported; `peak` is the
-    smallest limit that would have sufficed. `denials`: denied calls of the limit, None if unknown for every pod.
-    `grant`: the least amount granted to a pod here. `reachable`: a pod has a container that the limit selects.
+    `unheld`: why pods are not limited as asked; empty for a silent node. `over`: subjects above the
+    limit. `unjudged`: subjects whose use is unknown. `pinned` and `peak` are None if no pod is
+    reported; `peak` is the smallest limit that would have sufficed. `denials`: denied calls of the
+    limit, None if unknown for every pod. `grant`: the least amount granted to a pod here.
+    `reachable`: a pod has a container that the limit selects.
     """
 
     truncated: bool
@@ -217,7 +218,8 @@ def _unheld(
 ) -> Observation | None:
     """Return why the pod is not limited as asked, None if it is.
 
-    A pod without processes is not named unless `weak` sources of its node may limit it less well than asked.
+    A pod without processes is not named unless `weak` sources of its node may limit it less well
+    than asked.
     """
     if pod.contested:
         return contested(pod)
@@ -240,8 +242,8 @@ def _unheld(
 def _runs(pod: Pod, sample: PodSample | None) -> bool:
     """Return whether the pod has processes, as far as kubelet and agent know.
 
-    If the agent sees no process, the kubelet decides. But if the agent just saw the last process end, the kubelet
-    may not have noticed yet.
+    If the agent sees no process, the kubelet decides. But if the agent just saw the last process
+    end, the kubelet may not have noticed yet.
     """
     if sample is None:
         return pod.started

@@ -1,7 +1,8 @@
 """Compute the status of one limit from the views of its nodes.
 
-`aggregate` summarizes each node (`summarize_limit`), and combines the shares (`combine`). If the result equals
-`previous`, no write is needed: a condition keeps its transition time while its status stays the same.
+`aggregate` summarizes each node (`summarize_limit`), and combines the shares (`combine`). If the
+result equals `previous`, no write is needed: a condition keeps its transition time while its status
+stays the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +34,10 @@ def aggregate(
 ) -> PinLimitStatus:
     """Return the status of `limit`.
 
-    `pods`, `rejection` and `overriding` are the answers of the `Cluster`. `nodes` has the views by node name; a node
-    without a view counts as silent. `previous` is the status in the API server. `now` has a time zone. If a caller
-    passes the same `cache` for each status of a limit, unchanged nodes are not summarized again.
+    `pods`, `rejection` and `overriding` are the answers of the `Cluster`. `nodes` has the views by
+    node name; a node without a view counts as silent. `previous` is the status in the API server.
+    `now` has a time zone. If a caller passes the same `cache` for each status of a limit, unchanged
+    nodes are not summarized again.
     """
     by_node: dict[str, list[Pod]] = {}
     for pod in pods:

@@ -12,8 +12,8 @@ from pinwarden.plan.conditions import Observation, Observations, UntimedConditio
 class NodeShare:
     """The contribution of a node to a status.
 
-    `silent`: the agent is not alive. `reported`: the agent has written a report. `acknowledged`: the agent took this
-    very spec of the resource; `rejected`: why the agent never will.
+    `silent`: the agent is not alive. `reported`: the agent has written a report. `acknowledged`:
+    the agent took this very spec of the resource; `rejected`: why the agent never will.
     """
 
     node: str

@@ -1,14 +1,16 @@
 """Build the spec of one node's NodePinConfig from its pods, limits and groups.
 
-The spec lists every pod of the node, pods without limits too. So the agent can tell a pod without limits from a pod
-that it does not know yet. A pod is listed with its own UID, a static pod also with the hash of its configuration.
-If several pods name one hash, the limits of all of them apply to that cgroup (P13). None of their grants applies,
-because only one of the pods may own the cgroup (P14).
+The spec lists every pod of the node, pods without limits too. So the agent can tell a pod without
+limits from a pod that it does not know yet. A pod is listed with its own UID, a static pod also
+with the hash of its configuration. If several pods name one hash, the limits of all of them apply
+to that cgroup (P13). None of their grants applies, because only one of the pods may own the cgroup
+(P14).
 
-The object must fit into the API server. So a pod has at most `MAX_POD_LIMITS` limits, and a node at most
-`MAX_NODE_LIMITS` limits and `MAX_NODE_PODS` pods, each with a budget of bytes. An author of more limits or pods
-takes no room from others. ClusterPinLimits come before PinLimits, and pods with limits before pods without.
-The rest of the room is shared fairly between namespaces. Status names the pods that a limit does not reach.
+The object must fit into the API server. So a pod has at most `MAX_POD_LIMITS` limits, and a node at
+most `MAX_NODE_LIMITS` limits and `MAX_NODE_PODS` pods, each with a budget of bytes. An author of
+more limits or pods takes no room from others. ClusterPinLimits come before PinLimits, and pods with
+limits before pods without. The rest of the room is shared fairly between namespaces. Status names
+the pods that a limit does not reach.
 """
 
 from collections import Counter
@@ -67,8 +69,9 @@ def compile_node(
 ) -> NodePinConfigSpec:
     """Return the spec of the node's NodePinConfig, which does not depend on the order of the input.
 
-    A pod of an unknown namespace is matched as if the namespace had only its name as label. Terminal pods and pods
-    for Windows are left out. `presence` says which groups stay without a member pod.
+    A pod of an unknown namespace is matched as if the namespace had only its name as label.
+    Terminal pods and pods for Windows are left out. `presence` says which groups stay without a
+    member pod.
     """
     usable = [limit for limit in limits if rejection(limit) is None]
 

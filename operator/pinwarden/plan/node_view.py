@@ -1,11 +1,12 @@
 """The operator's view of one node: requested, acknowledged and reported limits.
 
-A `NodeView` is small, immutable and shared by all limits. The controller keeps one per node, applies each change, and
-forgets the NodePinConfig.
+A `NodeView` is small, immutable and shared by all limits. The controller keeps one per node,
+applies each change, and forgets the NodePinConfig.
 
-A pod is limited only if the agent took a spec that says so. So the view has, for each pod, the limits of the last
-spec that the agent took (`status.observedGeneration` equals `metadata.generation`). A newer spec that the agent has
-not taken yet neither removes nor adds such a limit (H1).
+A pod is limited only if the agent took a spec that says so. So the view has, for each pod, the
+limits of the last spec that the agent took (`status.observedGeneration` equals
+`metadata.generation`). A newer spec that the agent has not taken yet neither removes nor adds such
+a limit (H1).
 """
 
 from collections.abc import Mapping
@@ -80,14 +81,16 @@ RequestedLimits = Mapping[str, tuple[RequestedLimit, ...]]
 class NodeView:
     """One node as status and metrics read it.
 
-    `requested` limits are those of the compiled spec; `overflow` did not fit into it. `not_compiled`: why compiling
-    failed. `acknowledged` limits are those of the last spec that the agent took. `problem`: why the agent took
-    nothing of the newest spec and keeps the last good one. A node is `silent` until its agent is known to be alive,
-    and `reported` once the agent wrote a status.
+    `requested` limits are those of the compiled spec; `overflow` did not fit into it.
+    `not_compiled`: why compiling failed. `acknowledged` limits are those of the last spec that the
+    agent took. `problem`: why the agent took nothing of the newest spec and keeps the last good
+    one. A node is `silent` until its agent is known to be alive, and `reported` once the agent
+    wrote a status.
 
-    `groups` are the reported SharedMemoryGroups by UID. `requested_groups` has the hash of each group in the
-    compiled spec, once `compiled`. `stored_groups` are those of the API server's spec. `fair_view` is about member
-    pods (M11). `denied` counts the calls that the node's gate denied since its journal began, None without a gate (H2).
+    `groups` are the reported SharedMemoryGroups by UID. `requested_groups` has the hash of each
+    group in the compiled spec, once `compiled`. `stored_groups` are those of the API server's spec.
+    `fair_view` is about member pods (M11). `denied` counts the calls that the node's gate denied
+    since its journal began, None without a gate (H2).
     """
 
     name: str
@@ -172,8 +175,8 @@ class NodeView:
     def presence(self, before: Presence) -> Presence:
         """Return why groups stay on the node; without a report, they stay `unreleased` as `before`.
 
-        The report counts only for groups that the node was asked to have. Else one agent's token could put any
-        group on its node, and the deletion of that group would wait for the node.
+        The report counts only for groups that the node was asked to have. Else one agent's token
+        could put any group on its node, and the deletion of that group would wait for the node.
         """
         asked = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(

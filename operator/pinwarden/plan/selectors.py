@@ -1,7 +1,7 @@
 """Match label selectors, as `metav1.LabelSelectorAsSelector` defines them.
 
-An object must meet all requirements. An empty selector selects every object, an absent selector no object. `NotIn` is
-also true for an object without the key.
+An object must meet all requirements. An empty selector selects every object, an absent selector no
+object. `NotIn` is also true for an object without the key.
 """
 
 from collections.abc import Mapping

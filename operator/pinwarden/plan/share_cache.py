@@ -1,6 +1,7 @@
 """Cache of the shares of nodes in the status of one limit or group.
 
-The status of a ceiling over 150,000 pods is computed every few seconds, while few nodes have changed.
+The status of a ceiling over 150,000 pods is computed every few seconds, while few nodes have
+changed.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,8 @@
 """The few fields of pods, nodes and namespaces that the rules read, so that 150,000 pods fit in memory.
 
-Many pods are copies of each other. `Pod.of` shares their label maps, container names, and names of namespaces and
-nodes. The caches of shared values are bounded, so label values that never return (Jobs) leak nothing.
+Many pods are copies of each other. `Pod.of` shares their label maps, container names, and names of
+namespaces and nodes. The caches of shared values are bounded, so label values that never return
+(Jobs) leak nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,7 +18,8 @@ _OS_LABEL = "kubernetes.io/os"
 class Namespace:
     """A namespace; the API server adds its name to its labels (`NAME_LABEL`).
 
-    `allowed` is the text of the annotation `group_allowlist.ANNOTATION`. `terminating`: the namespace is being deleted.
+    `allowed` is the text of the annotation `group_allowlist.ANNOTATION`. `terminating`: the
+    namespace is being deleted.
     """
 
     name: str
@@ -43,16 +45,18 @@ class Node:
 class Pod:
     """A pod bound to a node.
 
-    `uid` is that of the API object. `cgroup_uid` is the UID in the name of its cgroup: the pod's own UID, or the
-    hash of a static pod's configuration. `contested`: another pod of the node names the same hash, so the owner of
-    that cgroup is unknown.
+    `uid` is that of the API object. `cgroup_uid` is the UID in the name of its cgroup: the pod's
+    own UID, or the hash of a static pod's configuration. `contested`: another pod of the node names
+    the same hash, so the owner of that cgroup is unknown.
 
-    `containers` maps the name of each container to its id, None until the kubelet reports an id. `node` is empty
-    until the pod is scheduled. `terminal`: the phase is Succeeded or Failed, so all containers have ended for good.
-    `windows`: the pod names Windows as its operating system. The rules ignore terminal pods and pods for Windows.
+    `containers` maps the name of each container to its id, None until the kubelet reports an id.
+    `node` is empty until the pod is scheduled. `terminal`: the phase is Succeeded or Failed, so all
+    containers have ended for good. `windows`: the pod names Windows as its operating system. The
+    rules ignore terminal pods and pods for Windows.
 
-    `running`: the kubelet last reported a running container, also an init container. `gone`: the pod has ended or is
-    not in the API server any more, but some of its processes still run. Callers must not change the maps.
+    `running`: the kubelet last reported a running container, also an init container. `gone`: the
+    pod has ended or is not in the API server any more, but some of its processes still run. Callers
+    must not change the maps.
     """
 
     namespace: str

@@ -1,11 +1,12 @@
 """The figures of all nodes by pod and by group, for `kubectl pinwarden top`.
 
-NodePinConfigs identify pods by the UIDs of their cgroups; this module joins them with the Pods. If a node reports a
-pod that the API server does not have, the pod's UID is its name: the pod has just ended, or left something (P6).
+NodePinConfigs identify pods by the UIDs of their cgroups; this module joins them with the Pods. If
+a node reports a pod that the API server does not have, the pod's UID is its name: the pod has just
+ended, or left something (P6).
 
-An unknown figure is None, not 0 (H2). A report is *stale* if it is older than a live agent lets it become; its figures
-are shown with their age. If the report is stale, or the agent is not alive, the levels are unknown (H1). Figures of
-groups are as old as the sample of the accountant.
+An unknown figure is None, not 0 (H2). A report is *stale* if it is older than a live agent lets it
+become; its figures are shown with their age. If the report is stale, or the agent is not alive, the
+levels are unknown (H1). Figures of groups are as old as the sample of the accountant.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,11 +1,12 @@
 """Recommend limits for workloads from the peaks of their pods.
 
-A workload is the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind the owner references of a pod, a
-Spark application, or the pod itself. Its selector is that of the owner if known, else the labels that all its pods
-have. Both without the labels that the next version of the workload does not keep (`lasting`).
+A workload is the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind the owner
+references of a pod, a Spark application, or the pod itself. Its selector is that of the owner if
+known, else the labels that all its pods have. Both without the labels that the next version of the
+workload does not keep (`lasting`).
 
-Agents report only pods with limits. So if no pod was observed, the recommendation is an Audit limit, which denies
-nothing and starts to observe.
+Agents report only pods with limits. So if no pod was observed, the recommendation is an Audit
+limit, which denies nothing and starts to observe.
 """
 
 import re
@@ -147,9 +148,9 @@ class Recommendation(Model):
 def workload_of(metadata: Mapping[str, Any]) -> str:
     """Return the workload of a pod in kubectl's spelling, such as `deployment/db`; empty if it has no owner.
 
-    Only the pod is read. The name of a ReplicaSet is that of its Deployment or Rollout with a hash, which its pods
-    have as a label. The name of a CronJob's Job is that of the CronJob with the minute. Spark's driver and executors
-    have the name of their application as a label.
+    Only the pod is read. The name of a ReplicaSet is that of its Deployment or Rollout with a hash,
+    which its pods have as a label. The name of a CronJob's Job is that of the CronJob with the
+    minute. Spark's driver and executors have the name of their application as a label.
     """
     labels = metadata.get("labels") or {}
     if _SPARK_ROLE in labels:

@@ -168,7 +168,7 @@ class Mirror:
         assert set(self.world.nodes) == set(self.nodes)
         assert set(self.world.limits) == set(self.limits)
         for node in self.nodes.values():
-            assert self.world.spec_for(node.name) == self.spec(node)
+            assert self.world.compiled(node.name)[0] == self.spec(node)
         for name, limit in self.limits.items():
             pods = self.world.pods_of(name)
             assert sorted(pod.uid for pod in pods) == self.pods_of(limit)
@@ -370,7 +370,7 @@ def test_a_terminal_or_unbound_pod_is_gone() -> None:
     ):
         world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
         assert world.put_pod(last) == Dirty(frozenset({"n1"}), frozenset({"a/p"}))
-        assert world.spec_for("n1").pods == []
+        assert world.compiled("n1")[0].pods == []
 
 
 def test_a_pod_for_windows_is_held_by_no_limit_whether_it_says_so_or_its_node() -> None:
@@ -400,14 +400,14 @@ def test_a_status_write_of_its_own_dirties_nothing_but_a_recreated_limit_does() 
     world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
     written = limit.model_copy(update={"status": {"matchedPods": 1}})
     assert world.put_limit(written) == CLEAN
-    assert world.limit("a/p") is written
+    assert world.limits["a/p"] is written
     metadata = limit.metadata.model_copy(update={"uid": "other"})
     assert world.put_limit(limit.model_copy(update={"metadata": metadata})).nodes == {"n1"}
 
 
 def test_an_unknown_node_has_no_spec() -> None:
     with pytest.raises(KeyError):
-        Cluster().spec_for("n1")
+        Cluster().compiled("n1")
 
 
 def test_pods_that_are_alike_share_their_labels() -> None:

@@ -341,7 +341,7 @@ class Mirror:
 
     def check(self) -> None:
         specs = self.specs()
-        assert {name: self.world.spec_for(name) for name in self.nodes} == specs
+        assert {name: self.world.compiled(name)[0] for name in self.nodes} == specs
         assert self.world.groups == self.groups
         refusals = self.refusals()
         for name, group in self.groups.items():

@@ -194,7 +194,8 @@ class NodePinConfigSpec(Model):
     def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:
         """Return the spec without the limits and groups that this version does not understand, and these.
 
-        Pods keep the names of such limits, so a pod with such a limit never counts as a pod without limits.
+        Pods keep the names of such limits, so a pod with such a limit never counts as a pod without
+        limits.
 
         Raises:
             pydantic.ValidationError: the rest of the spec is not understood.

@@ -78,8 +78,8 @@ class LimitDenials(Model):
 class PodReport(Model):
     """A pod with limits whose cgroup exists; amounts are in bytes and sampled (H2).
 
-    `denials` has an entry for each limit, because the status of each limit counts only its own denials. The key is the
-    UID, because the name of a limit changes with the granted amount.
+    `denials` has an entry for each limit, because the status of each limit counts only its own
+    denials. The key is the UID, because the name of a limit changes with the granted amount.
     """
 
     uid: Uid

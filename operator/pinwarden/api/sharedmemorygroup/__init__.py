@@ -1,11 +1,11 @@
 """SharedMemoryGroup: shared memory objects as a resource, and how much of them each pod borrows.
 
-A group stands for one kind of object (`backing`) wherever a node has it (M1); `members` selects its pods (M2). The
-*charge* is the memory of the object, the *borrow* of a pod is what the pod has mapped of it (M3). Amounts in a status
-are in bytes, sampled, and absent if unknown (H2).
+A group stands for one kind of object (`backing`) wherever a node has it (M1); `members` selects its
+pods (M2). The *charge* is the memory of the object, the *borrow* of a pod is what the pod has
+mapped of it (M3). Amounts in a status are in bytes, sampled, and absent if unknown (H2).
 
-An administrator bounds what a namespace may name (annotation `pinwarden.io/allow-shared-memory` of the Namespace). A
-group outside of that is Accepted=False.
+An administrator bounds what a namespace may name (annotation `pinwarden.io/allow-shared-memory` of
+the Namespace). A group outside of that is Accepted=False.
 """
 
 from typing import Any, ClassVar, Literal

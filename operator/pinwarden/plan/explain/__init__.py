@@ -1,8 +1,9 @@
 """Explain why a pod is limited as it is, and what to do next: a pure function from API objects to findings.
 
-From the bottom up: `findings` defines an answer, `evidence` applies the operator's rules to what is known, and `advice`
-has the commands. `nearest` and `limits` compare limits. `matching`, `propagation`, `enforcement`, `amounts` and `groups`
-follow a limit from its selector to the denied call, and yield the findings of their stage.
+From the bottom up: `findings` defines an answer, `evidence` applies the operator's rules to what is
+known, and `advice` has the commands. `nearest` and `limits` compare limits. `matching`,
+`propagation`, `enforcement`, `amounts` and `groups` follow a limit from its selector to the denied
+call, and yield the findings of their stage.
 """
 
 from collections.abc import Iterator
@@ -128,7 +129,8 @@ def _sources(case: Case) -> list[SourceLevel]:
 def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
     """Return a source in this pod: the weaker of the node's level for it and the pod's level.
 
-    A pod is limited exactly while it uses only Mlock. A call of another source loosens it to the node's level.
+    A pod is limited exactly while it uses only Mlock. A call of another source loosens it to the
+    node's level.
     """
     if pod.level is Level.DENY and node.source is not Source.MLOCK:
         loosens = "; a call of it takes the pod from Deny to this" if node.counted else ""

@@ -29,8 +29,8 @@ _LEAST_MARGIN: Final = 64 << 10
 def level(case: Case) -> Iterator[Finding]:
     """Yield the level of the pod; nothing while its agent is silent or has not reported it.
 
-    The level is about the limits that the agent took. If the agent did not take all enforced limits of the pod, the
-    finding says which limits it took. If it took none, there is no finding (H1).
+    The level is about the limits that the agent took. If the agent did not take all enforced limits
+    of the pod, the finding says which limits it took. If it took none, there is no finding (H1).
     """
     use, enforced = case.use, _enforced(case)
     if case.view.silent or not case.matching:

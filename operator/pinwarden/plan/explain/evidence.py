@@ -1,8 +1,8 @@
 """The evidence about a pod, and the conclusions of the operator's own rules.
 
-An explanation must not interpret the rules a second time. So `Case` calls the functions of the operator: `compile_node`
-for the limits and the spec of the node, `NodeView` for what the agent took, `summarize_limit` for whether the pod is
-limited as asked.
+An explanation must not interpret the rules a second time. So `Case` calls the functions of the
+operator: `compile_node` for the limits and the spec of the node, `NodeView` for what the agent
+took, `summarize_limit` for whether the pod is limited as asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,10 +35,10 @@ class NodeAgent:
 class Evidence:
     """The objects of the API server about a pod.
 
-    `limits` are the PinLimits of its namespace and all ClusterPinLimits. `unreadable` are limits of another version by
-    name, each with the problem. `node`, `config` and `agent` are None if the Node, its NodePinConfig or its agent does
-    not exist. `workload` is as in `workloads.workload_of`. `events` are earlier denials. `system` is pinwarden's own
-    namespace.
+    `limits` are the PinLimits of its namespace and all ClusterPinLimits. `unreadable` are limits of
+    another version by name, each with the problem. `node`, `config` and `agent` are None if the
+    Node, its NodePinConfig or its agent does not exist. `workload` is as in
+    `workloads.workload_of`. `events` are earlier denials. `system` is pinwarden's own namespace.
     """
 
     pod: Pod

@@ -1,7 +1,7 @@
 """The parts of an explanation: findings, each with a cause for programs, a message, and one next step.
 
-`Cause` is in order of importance: first causes that make everything else unknown, then causes of a denial, then remarks.
-The first finding answers "why"; its next step says what to do.
+`Cause` is in order of importance: first causes that make everything else unknown, then causes of a
+denial, then remarks. The first finding answers "why"; its next step says what to do.
 """
 
 from datetime import datetime
@@ -89,8 +89,9 @@ class Standing(StrEnum):
 class LimitUse(Model):
     """A limit whose selectors match the pod; amounts are in bytes, and absent if unknown (H2).
 
-    `used` and `peak` are in the scope of the limit: those of the fullest container with scope Container, absent with
-    scope Node. `because` explains `standing`. `acknowledged`: the node acknowledged the limit for this pod.
+    `used` and `peak` are in the scope of the limit: those of the fullest container with scope
+    Container, absent with scope Node. `because` explains `standing`. `acknowledged`: the node
+    acknowledged the limit for this pod.
     """
 
     kind: str
