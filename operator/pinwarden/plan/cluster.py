@@ -1,4 +1,4 @@
-"""Index of the cluster: an event costs as much as the objects that it concerns, not the whole cluster.
+"""Index of the cluster: an event costs as much as the concerned objects, not the whole cluster.
 
 The controller puts each observed object into a `Cluster`. The answer names the nodes whose spec,
 and the limits and groups whose status, may differ now. Each answer depends only on the known

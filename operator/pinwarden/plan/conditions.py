@@ -32,7 +32,7 @@ class Rejection:
 
 
 def selects_nothing(field: str, selector: LabelSelector) -> Rejection | None:
-    """Return the rejection of a selector that can match no object; `field` is its place in the spec."""
+    """Return the rejection of a selector without any possible object; `field` is its place."""
     problem = contradiction(selector)
     return Rejection("SelectsNothing", f"spec.{field}: {problem}") if problem else None
 
@@ -47,7 +47,7 @@ class UntimedCondition(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """A fact for a condition: the subject (pod, node or source), a reason in one word, and details."""
+    """A fact for a condition: the subject (pod, node or source), a reason, and details."""
 
     subject: str
     reason: str
@@ -56,7 +56,7 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Many observations in little memory: the count of each reason, and the first `NAMED` of each reason."""
+    """Many observations in little memory: the count and the first `NAMED` of each reason."""
 
     counts: Mapping[str, int]
     named: tuple[Observation, ...]
@@ -84,7 +84,7 @@ class Observations:
         return bool(self.counts)
 
     def condition(self, kind: str, status: Status, sentence_start: str) -> UntimedCondition:
-        """Return a condition that names some of the observations."""
+        """Return a condition with some of the observations."""
         return UntimedCondition(kind, status, main_reason(self), sentence(sentence_start, self))
 
 
@@ -102,10 +102,9 @@ def not_accepted(rejection: Rejection) -> list[UntimedCondition]:
 def summary(
     parts: Sequence[UntimedCondition], needed: Sequence[str], success: str
 ) -> UntimedCondition:
-    """Return Ready, as kstatus reads it: the first `needed` condition that is not true, else the `success` one.
+    """Return Ready, as kstatus reads it: the first unmet `needed` condition, else `success`.
 
-    A condition with reason NoPods counts as true, so that a client that applies a resource need not
-    wait for a pod.
+    A condition with reason NoPods counts as true, so a client need not wait for a first pod.
     """
     by_type = {condition.type: condition for condition in parts}
     unmet = (
@@ -127,7 +126,7 @@ def with_times(
     now: datetime,
     generation: int | None,
 ) -> list[Condition]:
-    """Return the conditions in order, each with the time of its last transition, in whole seconds."""
+    """Return the conditions in order, each with its last transition in whole seconds."""
     before = {condition.type: condition for condition in previous}
     timed = []
     for condition in conditions:
@@ -149,19 +148,19 @@ def with_times(
 
 
 def cut(text: str, most: int) -> str:
-    """Return the text, cut to `most` characters with a mark at the end that says so (H2)."""
+    """Return the text, cut to `most` characters with a mark at the end (H2)."""
     return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
 
 
 def main_reason(observations: Observations) -> str:
-    """Return the most frequent reason, the first by name among equals; a `PASSING` reason only without others."""
+    """Return the most frequent reason, then the first by name; `PASSING` reasons come last."""
     counts = observations.counts
     lasting = {reason: count for reason, count in counts.items() if reason not in PASSING} or counts
     return min(lasting, key=lambda reason: (-lasting[reason], reason))
 
 
 def sentence(start: str, observations: Observations) -> str:
-    """Return a sentence that names some of the observations."""
+    """Return a sentence with some of the observations."""
     ordered = sorted(observations.named, key=lambda observation: observation.reason in PASSING)
     texts = [
         f"{subject} ({reason}{': ' + detail if detail else ''})"
@@ -171,7 +170,7 @@ def sentence(start: str, observations: Observations) -> str:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names and the number of the others."""
     return ", ".join(names[:NAMED]) + _more(len(names))
 
 

@@ -90,7 +90,7 @@ def read_agent(raw: Json) -> tuple[str, bool]:
 
 
 def agents_by_node(agents: Iterable[tuple[str, bool]], lost: Collection[str]) -> dict[str, bool]:
-    """Return for each node with an agent whether one is alive; during an update a node may have two."""
+    """Return whether each node has a live agent; during an update a node may have two agents."""
     alive: dict[str, bool] = {}
     for node, ready in agents:
         alive[node] = (alive.get(node, False) or ready) and node not in lost
@@ -98,7 +98,7 @@ def agents_by_node(agents: Iterable[tuple[str, bool]], lost: Collection[str]) ->
 
 
 def is_lost(raw: Json) -> bool:
-    """Return whether the node controller lost the node: only then the condition Ready is Unknown."""
+    """Return whether the node is lost: then its controller sets the condition Ready to Unknown."""
     return _has_condition(raw.get("status") or {}, "Ready", "Unknown")
 
 
@@ -132,5 +132,5 @@ def _stopped(state: Json) -> bool:
 
 
 def _container_id(text: str | None) -> str | None:
-    """Return `containerd://0123...` without the runtime's name, as in the name of the container's cgroup."""
+    """Return `containerd://0123...` without the runtime's name, as in the name of the cgroup."""
     return text.rpartition("//")[2] or None if text else None

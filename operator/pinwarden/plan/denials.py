@@ -42,7 +42,7 @@ class SeenDenials:
 
 @dataclass(frozen=True, slots=True)
 class NewDenials:
-    """Denials that are new, newest last, and the updated `seen`. `missed`: there were others in no report."""
+    """New denials, newest last, and the updated `seen`. `missed`: others were in no report."""
 
     denials: Sequence[DenialReport]
     missed: bool
@@ -54,8 +54,7 @@ def find_new_denials(
 ) -> NewDenials:
     """Return which `listed` denials are new after `seen`.
 
-    `seen` is None for the first report of a node. Then denials that are older than `FRESH` count as
-    known.
+    `seen` is None for the first report of a node. Then denials older than `FRESH` count as known.
     """
     first = seen is None
     seen = seen or SeenDenials()
@@ -71,7 +70,7 @@ def find_new_denials(
 
 
 def describe_denial(denial: DenialReport, limit: str) -> str:
-    """Return a sentence with the process, the call and the cause of the denial; `limit` names the limit."""
+    """Return a sentence with the process, the call and the cause; `limit` names the limit."""
     asked = " of an unknown amount" if denial.asked is None else f" of {short(denial.asked)}"
     if denial.asked == 0:
         asked = ""  # the call pins nothing itself; what it allows later is the cause
@@ -97,7 +96,7 @@ def _cause(denial: DenialReport, limit: str) -> str:
 
 
 def describe_repeats(more: int, at_least: bool, span: timedelta) -> str:
-    """Return how many similar denials followed within the time, to append to a sentence; empty for none."""
+    """Return the end of a sentence about similar denials within the time; empty for none."""
     if not more:
         return ""
     minutes = max(1, round(span / timedelta(minutes=1)))

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 def select_fairly(
     names: Sequence[str], capacity: int, sizes: Mapping[str, int] | None = None
 ) -> set[str]:
-    """Return the names that fit into `capacity`, where each name takes its size, or 1.
+    """Return the names for `capacity`, where each name takes its size, or 1.
 
     Names without a namespace come first. Then comes always the next name of the namespace with the
-    smallest sum so far. With equal sizes, that is the first name of each namespace, then the second
-    of each. So each of n namespaces gets at least `capacity` / n. A name that does not fit takes
-    nothing from the others.
+    smallest sum so far. With equal sizes, the order is the first name of each namespace, then the
+    second of each. So each of n namespaces gets at least `capacity` / n. A name too large to fit
+    takes nothing from the others.
     """
     sizes = dict.fromkeys(names, 1) if sizes is None else sizes
     if sum(sizes[name] for name in names) <= capacity:

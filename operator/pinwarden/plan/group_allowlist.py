@@ -1,4 +1,4 @@
-"""The objects of the nodes that an administrator allows the SharedMemoryGroups of a namespace to name.
+"""The objects of nodes for the SharedMemoryGroups of a namespace, as an administrator allows.
 
 The annotation `ANNOTATION` of a Namespace has entries, separated by white space:
 
@@ -6,8 +6,8 @@ The annotation `ANNOTATION` of a Namespace has entries, separated by white space
 | --- | --- |
 | `path:/run/team-a` | this path, and paths below it, of a tmpfs, hugetlbfs or file |
 | `posixShm:team-a-*` | names of POSIX shared memory of the node; * and ? stand for any characters |
-| `sysvShm:0x5000-0x5fff` | keys of System V segments of the node, or one key; decimal or hexadecimal |
-| `create:256Mi` | objects that pinwarden creates, up to this sum of capacities on each node |
+| `sysvShm:0x5000-0x5fff` | a key or a range of keys of System V segments of the node |
+| `create:256Mi` | objects created by pinwarden, up to this sum of capacities on each node |
 
 An invalid entry allows nothing. Objects in the processes and IPC namespaces of the group's own
 member pods need no entry. Paths are compared as text: the agent follows no symbolic link below the
@@ -45,7 +45,7 @@ _KINDS: Final = "it must begin with path:, posixShm:, sysvShm: or create:"
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """A parsed annotation. `create` is the largest amount in bytes; `problems` are those of invalid entries."""
+    """A parsed annotation. `create` is the largest amount in bytes; `problems`: invalid entries."""
 
     folders: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -54,14 +54,14 @@ class Allowed:
     problems: tuple[str, ...] = ()
 
     def folder(self, path: str) -> str | None:
-        """Return the longest allowed folder that equals or contains `path`, None if there is none."""
+        """Return the longest allowed folder that is or contains `path`, None if there is none."""
         above = (
             folder for folder in self.folders if path == folder or path.startswith(f"{folder}/")
         )
         return max(above, key=len, default=None)
 
     def allows_name(self, name: str) -> bool:
-        """Return whether every name that the pattern `name` matches is allowed."""
+        """Return whether every name with the pattern `name` is allowed."""
         return any(covers(entry, name) for entry in self.names)
 
     def allows_keys(self, lowest: int, highest: int) -> bool:
@@ -71,9 +71,10 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The permission of a group to name its object; `folder` is the allowed folder of a backing with a path.
+    """The permission of a group to name its object.
 
-    `ending`: the group lost its permission, and may only release what it has.
+    `folder` is the allowed folder of a backing with a path. `ending`: the group lost its
+    permission, and may only release its objects.
     """
 
     folder: str | None = None
@@ -82,7 +83,7 @@ class Permission:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Allowed:
-    """Return what the text of an annotation allows; never fails."""
+    """Return the parsed text of an annotation; never fail."""
     folders: list[str] = []
     names: list[str] = []
     keys: list[tuple[int, int]] = []
@@ -108,7 +109,7 @@ def parse(text: str) -> Allowed:
 
 
 def covers(entry: str, name: str) -> bool:
-    """Return whether the pattern `entry` certainly matches everything that the pattern `name` matches."""
+    """Return whether the pattern `entry` certainly matches every name with the pattern `name`."""
     if entry == name:
         return True
     if not _is_pattern(name):
@@ -150,10 +151,10 @@ def permission(spec: SharedMemoryGroupSpec, allowed: Allowed) -> Permission | Re
 
 
 def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Rejection]:
-    """Return the rejections of groups with `management: Create` that exceed the quota of their namespace.
+    """Return the rejections of groups with `management: Create` above their namespace's quota.
 
-    `creating` has names and capacities, the oldest group first. A group that does not fit takes
-    nothing from others.
+    `creating` has names and capacities, the oldest group first. A rejected group takes nothing from
+    others.
     """
     taken = 0
     rejected = {}
@@ -171,7 +172,7 @@ def admit(creating: Iterable[tuple[str, int]], allowed: Allowed) -> dict[str, Re
 
 
 def creates(spec: SharedMemoryGroupSpec) -> int | None:
-    """Return the bytes that pinwarden is asked to create, None if programs create the object."""
+    """Return the bytes to create, None if programs create the object."""
     return (
         spec.capacity.bytes
         if spec.management is Management.CREATE and spec.capacity is not None
@@ -180,7 +181,7 @@ def creates(spec: SharedMemoryGroupSpec) -> int | None:
 
 
 def _without_space(name: str) -> str:
-    """Return a pattern without white space that covers the name."""
+    """Return a pattern for the name without white space."""
     if not _SPACE.search(name):
         return name
     return f"{_SPACE_OR_WILD.split(name)[0]}*" if _is_pattern(name) else _SPACE.sub("?", name)

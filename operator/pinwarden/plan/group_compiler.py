@@ -1,15 +1,14 @@
 """Compile SharedMemoryGroups into the groups of one node's NodePinConfig.
 
 A group concerns only pods of its own namespace. A node has the group while a member pod runs there.
-The group stays while the node's agent reports an instance that is not released, so that leftovers
-stay visible (M1, M9).
+The group stays until the node's agent reports its release, so leftovers stay visible (M1, M9).
 
-A draining group stays on each node that was asked to have it, until the resource is gone. The
-agent's report says when the node has released the group. A group that is rejected later drains in
-the same way, and is placed on no other node.
+A draining group stays in the spec of each of its nodes, until the resource is gone. The agent's
+report says when the node has released the group. A group rejected later drains in the same way, and
+comes to no other node.
 
-If an object matches two groups, the agent gives it to the first. So the spec lists groups from
-oldest to newest.
+The agent counts an object for the first matching group. So the spec lists groups from oldest to
+newest.
 
 A node has at most `MAX_NODE_GROUPS` groups, and at most `MAX_NODE_GROUP_BYTES` of them. So the
 NodePinConfig always fits into the API server.
@@ -38,17 +37,18 @@ Admission = Permission | Rejection
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A SharedMemoryGroup with the metadata that the rules read.
+    """A SharedMemoryGroup with the metadata for the rules.
 
-    `created` is its creationTimestamp, which sorts as text. `deleting`: it has a deletionTimestamp.
-    `held`: it has the operator's finalizer. A group with deletionPolicy Drain is placed on no node
-    before that, because the operator would miss its deletion.
+    `created` is the creationTimestamp, which sorts as text. `deleting`: the group has a
+    deletionTimestamp. `has_finalizer`: the group has the operator's finalizer. Without the
+    finalizer, a group with deletionPolicy Drain is on no node, because the operator would miss its
+    deletion.
     """
 
     resource: SharedMemoryGroup
     created: str = ""
     deleting: bool = False
-    held: bool = True
+    has_finalizer: bool = True
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """The groups, by UID, that a node reports as not released, and that it was asked to have."""
+    """The UIDs of the groups without a reported release, and of the `asked` groups of the spec."""
 
     unreleased: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
@@ -102,7 +102,7 @@ _ENDING = Permission(ending=True)
 
 
 def invalid(group: SharedMemoryGroup) -> Rejection | None:
-    """Return why the group is invalid whatever the annotation allows, None if it is valid."""
+    """Return why the group is invalid whatever the annotation allows, None if valid."""
     spec = group.spec
     if len(spec.backing.to_wire()) != 1:
         return Rejection("Invalid", "spec.backing: give exactly one kind of object")
@@ -133,7 +133,7 @@ def invalid(group: SharedMemoryGroup) -> Rejection | None:
 
 
 def admissions(groups: Iterable[Group], namespace: Namespace) -> dict[str, Admission]:
-    """Return the admission of all groups of a namespace by name; groups to create share one quota."""
+    """Return the admission of each group of a namespace by name; created groups share one quota."""
     allowed = parse(namespace.allowed)
     decided: dict[str, Admission] = {}
     creating = []
@@ -149,7 +149,7 @@ def admissions(groups: Iterable[Group], namespace: Namespace) -> dict[str, Admis
 def node_groups(
     groups: Iterable[tuple[Group, Permission]], pods: Sequence[Pod], listed: Collection[str]
 ) -> list[NodeGroup]:
-    """Return the groups that fit into the spec of a node with these pods, oldest first.
+    """Return the groups with room in the spec of a node with these pods, oldest first.
 
     `listed` are the UIDs of the cgroups in the spec; no other cgroup is a member.
     """
@@ -172,7 +172,7 @@ def _size(group: NodeGroup) -> int:
 def node_group(
     group: Group, permission: Permission, pods: Iterable[Pod], listed: Collection[str]
 ) -> NodeGroup:
-    """Return the group in the form that the agent reads; pods of other namespaces are no members."""
+    """Return the group in the agent's form; pods of other namespaces are no members."""
     spec = group.resource.spec
     own = [pod for pod in pods if pod.namespace == group.namespace]
     return NodeGroup(
@@ -206,7 +206,7 @@ def node_group(
 
 
 def _bytes(amount: Quantity | None) -> int | None:
-    """Return an amount in bytes, None also for an amount that rejects its group."""
+    """Return an amount in bytes, None also for an invalid amount."""
     try:
         return amount.bytes if amount is not None and 0 <= amount.bytes <= MAX_BYTES else None
     except ValueError:
@@ -219,7 +219,7 @@ def groups_on(
     namespaces: Mapping[str, Namespace],
     presence: Presence,
 ) -> list[tuple[Group, Permission]]:
-    """Return the groups that are on a node with these pods, from scratch."""
+    """Return the groups on a node with these pods, from scratch."""
     by_namespace: dict[str, list[Group]] = {}
     for group in groups:
         by_namespace.setdefault(group.namespace, []).append(group)
@@ -238,8 +238,8 @@ def groups_on(
 
 
 def _usable(group: Group, admission: Admission) -> Permission | None:
-    """Return the permission of a group that nodes may have; a rejected group may only end where it is."""
-    if group.drains and not group.held:
+    """Return the permission of a group for nodes; a rejected group may only end where present."""
+    if group.drains and not group.has_finalizer:
         return None
     if isinstance(admission, Permission):
         return admission
@@ -249,9 +249,9 @@ def _usable(group: Group, admission: Admission) -> Permission | None:
 def permission_on(
     group: Group, admission: Admission, presence: Presence, *, has_members: bool
 ) -> Permission | None:
-    """Return the permission of the group on a node, None if it is not on the node.
+    """Return the permission of the group on a node, None if absent there.
 
-    `has_members`: a member pod runs there.
+    `has_members`: a member pod runs on the node.
     """
     permission = _usable(group, admission)
     if permission is None:

@@ -1,4 +1,4 @@
-"""Evaluate the conditions of a SharedMemoryGroup from the shares of its nodes, as `limit_conditions` for limits.
+"""Evaluate the conditions of a SharedMemoryGroup from its nodes' shares, like `limit_conditions`.
 
 A definite failure comes before an unknown state, and an unknown state before success (H1).
 """
@@ -16,7 +16,7 @@ NO_LIMITS = "NoLimits"
 
 
 def evaluate_group(group: Group, shares: Sequence[GroupOnNode]) -> list[UntimedCondition]:
-    """Return the conditions of an accepted group: Ready first, then its parts; Drained only while it drains."""
+    """Return the conditions of an accepted group: Ready, its parts, and Drained if draining."""
     with_pods = [share for share in shares if share.pods]
     parts = [
         accepted(group),
@@ -36,7 +36,7 @@ def evaluate_group(group: Group, shares: Sequence[GroupOnNode]) -> list[UntimedC
 
 
 def accepted(group: Group) -> UntimedCondition:
-    """Return that pinwarden acts on the group, with each borrowLimit above the capacity."""
+    """Return Accepted, with each borrowLimit above the capacity."""
     spec = group.resource.spec
     above = [
         f"members[{number}].borrowLimit {member.borrow_limit}"
@@ -53,9 +53,9 @@ def accepted(group: Group) -> UntimedCondition:
 
 
 def available(shares: Sequence[GroupOnNode]) -> UntimedCondition:
-    """Return whether each node with member pods has the object as asked for.
+    """Return whether each node with member pods has the requested object.
 
-    An object that programs create themselves may be absent (M1).
+    With management Adopt, the object may be absent (M1).
     """
     if not shares:
         return no_pods("Available")
@@ -69,7 +69,7 @@ def available(shares: Sequence[GroupOnNode]) -> UntimedCondition:
 
 
 def enforced(group: Group, shares: Sequence[GroupOnNode]) -> UntimedCondition:
-    """Return whether every pod with a borrow limit is limited at the level asked for (H1, M8)."""
+    """Return whether every pod with a borrow limit has the requested level (H1, M8)."""
     spec = group.resource.spec
     if spec.enforcement is Enforcement.AUDIT:
         message = "The borrow limits are evaluated and refuse nothing."
@@ -84,8 +84,8 @@ def enforced(group: Group, shares: Sequence[GroupOnNode]) -> UntimedCondition:
     if not limited:
         message = "No matching pod has a borrowLimit to be held to."
         return UntimedCondition("Enforced", "True", NO_LIMITS, message)
-    if unheld := Observations.all(share.unheld for share in limited):
-        return unheld.condition("Enforced", "False", "Not held")
+    if unenforced := Observations.all(share.unenforced for share in limited):
+        return unenforced.condition("Enforced", "False", "Not held")
     if silent := silence("Enforced", limited):
         return silent
     if unknown := Observations.all(share.unknown for share in limited):
@@ -96,7 +96,7 @@ def enforced(group: Group, shares: Sequence[GroupOnNode]) -> UntimedCondition:
 
 
 def complete(shares: Sequence[GroupOnNode]) -> UntimedCondition:
-    """Return whether the figures include every object and borrower; else they are lower bounds (H2)."""
+    """Return whether the figures include every object and borrower (H2)."""
     if not shares:
         return no_pods("Complete")
     if cut := cut_figures(share.report.charge for share in shares if share.report):
@@ -112,7 +112,7 @@ def complete(shares: Sequence[GroupOnNode]) -> UntimedCondition:
 
 
 def within_limit(group: Group, shares: Sequence[GroupOnNode]) -> UntimedCondition:
-    """Return whether the last sampled use is within capacity and borrow limits, and only members borrow (M2, M8)."""
+    """Return whether the last sample is within all limits, and only members borrow (M2, M8)."""
     if not shares:
         return no_pods("WithinLimit")
     if over := Observations.all(share.over for share in shares if not share.silent):
@@ -121,15 +121,15 @@ def within_limit(group: Group, shares: Sequence[GroupOnNode]) -> UntimedConditio
     if spec.capacity is None and all(member.borrow_limit is None for member in spec.members):
         message = "Neither capacity nor borrowLimit is set."
         return UntimedCondition("WithinLimit", "True", NO_LIMITS, message)
-    if unjudged := Observations.all(share.unjudged for share in shares if not share.silent):
-        return unjudged.condition("WithinLimit", "Unknown", "Use not known")
+    if undecided := Observations.all(share.undecided for share in shares if not share.silent):
+        return undecided.condition("WithinLimit", "Unknown", "Use not known")
     return _unanswered("WithinLimit", shares) or UntimedCondition(
         "WithinLimit", "True", "Sampled", "At or under every limit as last sampled."
     )
 
 
 def drained(waits: Sequence[DrainWait]) -> UntimedCondition:
-    """Return whether every node has released the group, else which nodes its deletion waits for (M10)."""
+    """Return whether every node has released the group, else the nodes that have not (M10)."""
     if not waits:
         message = "Nothing of it is used or left on any node."
         return UntimedCondition("Drained", "True", "Released", message)
@@ -138,7 +138,7 @@ def drained(waits: Sequence[DrainWait]) -> UntimedCondition:
 
 
 def _describe(wait: DrainWait) -> str:
-    """Return a node with some of the pods that use the group there."""
+    """Return a node with some of the group's users there."""
     pods = (
         f"pods {name_some(wait.users)}" if len(wait.users) > 1 else f"pod {name_some(wait.users)}"
     )

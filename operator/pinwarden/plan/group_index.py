@@ -254,4 +254,4 @@ def _member_fields(pod: Pod) -> tuple[object, ...]:
 
 def _relevant_fields(group: Group) -> tuple[object, ...]:
     """Return the fields of a group for the rules."""
-    return group.uid, group.resource.spec, group.created, group.deleting, group.held
+    return group.uid, group.resource.spec, group.created, group.deleting, group.has_finalizer

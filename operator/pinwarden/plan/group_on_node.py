@@ -1,4 +1,4 @@
-"""One SharedMemoryGroup on one node: the agent's report, pods above borrow limits, and the reason for a waiting drain.
+"""One SharedMemoryGroup on one node: the agent's report, pods above limits, and a waiting drain.
 
 This module yields facts; `group_conditions` and `group_status` make sentences and sums of them.
 Amounts are in bytes and sampled by the agent (H2).
@@ -40,15 +40,14 @@ _AWAITED = frozenset({NOT_THERE, NOT_LOOKED_AT, ACCOUNTANT_SILENT})
 _STUCK = frozenset({NOT_REMOVED, NOT_READABLE, NOT_MADE, NOT_ALLOWED, ACCOUNTANT_SILENT})
 
 PodLookup = Callable[[str, str], Pod | None]
-"""Return the pod of a node by the UID of its cgroup, also a pod that ended recently."""
+"""Return the pod of a node by the UID of its cgroup, also a recently ended pod."""
 
 
 class DrainWait(NamedTuple):
-    """A node that the deletion of a group waits for (M10).
+    """A node for which the deletion of a group waits (M10).
 
-    `users` use the group there, `why` says why the deletion waits. `charge` is the memory left
-    there in bytes, None if unknown. `stuck` is a reason in one word why the wait may never end,
-    empty if there is none.
+    `users` use the group there, `why` says why the deletion waits. `charge` is the remaining memory
+    in bytes, None if unknown. `stuck` is a reason why the wait may never end, else empty.
     """
 
     node: str
@@ -62,22 +61,22 @@ class DrainWait(NamedTuple):
 class GroupOnNode(NodeShare):
     """The share of one node in the status of a group.
 
-    `limited` counts the pods with a borrow limit. `unheld` pods are limited less well than asked,
-    and for `unknown` pods that is unknown; both are empty for a silent node. `absent`: why the
-    object is not as asked for. `awaited`: the object may still come; both are empty while the group
-    drains. `over`: subjects above a limit, and pods that borrow without being a member. `unjudged`:
-    subjects for which that is unknown. `missing`: figures that the sums lack. `borrowed` and
-    `count` are None if nobody counts them. `waits` is set only while the group drains.
+    `limited` counts the pods with a borrow limit. `unenforced` pods are below the minimum level,
+    and for `unknown` pods the level is unknown; both are empty for a silent node. `absent`: why the
+    object is not as requested. `awaited`: the object may still come; both are empty while the group
+    drains. `over`: subjects above a limit, and borrowers without membership. `undecided`: subjects
+    of unknown use. `missing`: figures missing in the sums. `borrowed` and `count` are None if not
+    counted. `waits` is set only while the group drains.
     """
 
     report: GroupReport | None
     limited: int
-    unheld: Observations
+    unenforced: Observations
     unknown: Observations
     absent: Observations
     awaited: Observations
     over: Observations
-    unjudged: Observations
+    undecided: Observations
     missing: Observations
     borrowed: int | None
     count: int | None
@@ -94,7 +93,9 @@ def summarize_group(
     acknowledged = report is not None and report.hash == requested and not view.not_compiled
     borrows = {borrow.pod: borrow for borrow in report.borrowers} if report else {}
     limited = [pod for pod in pods if _limits(group, pod)]
-    unheld = [] if view.silent else list(_unheld(group, limited, borrows, view, acknowledged))
+    unenforced = (
+        [] if view.silent else list(_unenforced(group, limited, borrows, view, acknowledged))
+    )
     borrowing = [borrow for borrow in borrows.values() if _borrows(borrow)]
     figures = [borrow.borrowed for borrow in borrowing if borrow.borrowed is not None]
     counts = report is not None and group.resource.spec.accounting is Accounting.BORROW
@@ -115,12 +116,12 @@ def summarize_group(
         or problem_on(view),
         report=report,
         limited=len(limited),
-        unheld=Observations.of(observation for known, observation in unheld if known),
-        unknown=Observations.of(observation for known, observation in unheld if not known),
+        unenforced=Observations.of(observation for known, observation in unenforced if known),
+        unknown=Observations.of(observation for known, observation in unenforced if not known),
         absent=if_reported(lambda report: _absent(group, view.name, report, awaited=False)),
         awaited=if_reported(lambda report: _absent(group, view.name, report, awaited=True)),
         over=if_reported(lambda report: _over(group, pods, view, report, find)),
-        unjudged=if_reported(lambda report: _unjudged(group, limited, view, report, borrows)),
+        undecided=if_reported(lambda report: _undecided(group, limited, view, report, borrows)),
         missing=if_reported(lambda report: _missing(view, report, find)),
         borrowed=sum(figures) if complete else None,
         count=len(borrowing) + (report.omitted if report else 0) if counts else None,
@@ -132,7 +133,7 @@ def summarize_group(
 def _absent(
     group: Group, node: str, report: GroupReport, *, awaited: bool
 ) -> Iterator[Observation]:
-    """Yield why the object is not as asked for; with `awaited`, why none is known yet.
+    """Yield why the object is not as requested; with `awaited`, why no object is known yet.
 
     With management Adopt, programs create the object, and it may be absent.
     """
@@ -147,11 +148,11 @@ def _absent(
 def drain_wait(
     group: Group, view: NodeView, find: PodLookup, *, rejected: bool = False
 ) -> DrainWait | None:
-    """Return why the deletion of a group waits for the node, None once the node released it or never had it.
+    """Return why the deletion of a group waits for the node, None if the node does not have it.
 
-    The wait may never end (`stuck`) if the agent does not answer, or cannot act on what it found. A
-    user is no such reason. A `rejected` group does not wait if the agent may no longer look:
-    pinwarden creates nothing below a folder that an administrator allows.
+    The wait may never end (`stuck`) if the agent is silent, or cannot act on the object. A user is
+    no such reason. A `rejected` group does not wait if the agent may not look any more: pinwarden
+    creates nothing below an administrator's folder.
     """
     report = view.groups.get(group.uid)
     requested = view.requested_groups.get(group.uid)
@@ -174,7 +175,7 @@ def drain_wait(
 
 
 def _limits(group: Group, pod: Pod) -> list[Member]:
-    """Return the entries of `members` with a borrow limit that select the pod; all of them apply (M8)."""
+    """Return the entries of `members` with a borrow limit for the pod; all of them apply (M8)."""
     return [
         member
         for member in group.resource.spec.members
@@ -182,14 +183,14 @@ def _limits(group: Group, pod: Pod) -> list[Member]:
     ]
 
 
-def _unheld(
+def _unenforced(
     group: Group,
     limited: Sequence[Pod],
     borrows: dict[str, BorrowReport],
     view: NodeView,
     acknowledged: bool,
 ) -> Iterator[tuple[bool, Observation]]:
-    """Yield each limited pod that is not limited as asked, and whether that is known; skip unstarted pods."""
+    """Yield started pods below the minimum level, each with True, or False if unknown."""
     minimum = group.resource.spec.minimum_level
     for pod in limited:
         name = f"pod {pod.namespace}/{pod.name}"
@@ -218,7 +219,7 @@ def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observati
         not pods
         or not view.compiled
         or group.uid in view.requested_groups
-        or (group.drains and not group.held)
+        or (group.drains and not group.has_finalizer)
     ):
         return None
     room = f"there is room for {MAX_NODE_GROUPS}, and for {MAX_NODE_GROUP_BYTES >> 10} KiB of them, on a node"
@@ -250,14 +251,14 @@ def _over(
             yield Observation(f"pod {pod.namespace}/{pod.name}", OVER_LIMIT, f"{short(worst)} over")
 
 
-def _unjudged(
+def _undecided(
     group: Group,
     limited: Sequence[Pod],
     view: NodeView,
     report: GroupReport,
     borrows: dict[str, BorrowReport],
 ) -> Iterator[Observation]:
-    """Yield subjects for which it is unknown whether they exceed a limit."""
+    """Yield subjects with an unknown use."""
     cut = report.truncated or report.omitted > 0
     if (
         group.resource.spec.capacity is not None
@@ -297,7 +298,7 @@ def _excess(member: Member, borrow: BorrowReport) -> int | None:
 
 
 def _borrows(borrow: BorrowReport) -> bool:
-    """Return whether the pod may have something of the group mapped; an unknown figure counts as such."""
+    """Return whether the pod may have the group mapped, as with an unknown figure."""
     return borrow.borrowed != 0 or borrow.mapped != 0
 
 

@@ -1,7 +1,7 @@
-"""Compute the status of one SharedMemoryGroup from the views of its nodes, as `limit_status` for limits.
+"""Compute the status of one SharedMemoryGroup from the views of its nodes, like `limit_status`.
 
-A status that differs from the previous one only in the times of its samples is not written at once:
-`settled` returns the previous status then.
+If a status differs from the previous one only in sample times, no write is needed at once: then
+`settled` returns the previous status.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ def group_shares(
     find: PodLookup,
     cache: ShareCache[GroupOnNode] | None = None,
 ) -> list[GroupOnNode]:
-    """Return the shares, in order, of nodes with a member pod (`members`) and of other nodes with the group (`on`).
+    """Return the shares of nodes with a member pod (`members`) or only the group (`on`), by name.
 
     A node without a view counts as silent. `cache` is as in `limit_status.aggregate`.
     """
@@ -52,7 +52,7 @@ def rejected_group_status(
     now: datetime,
     waits: Sequence[DrainWait] = (),
 ) -> SharedMemoryGroupStatus:
-    """Return the status of a rejected group; `waits` are the nodes that still have it from before."""
+    """Return the status of a rejected group; `waits` are the nodes with the group from before."""
     before = previous.conditions if previous else ()
     generation = metadata.generation
     conditions = [*not_accepted(rejection), *([drained(waits)] if waits else [])]
@@ -67,7 +67,7 @@ def group_status(
     previous: SharedMemoryGroupStatus | None,
     now: datetime,
 ) -> SharedMemoryGroupStatus:
-    """Return the status of an accepted group from the share of each of its nodes; `now` has a time zone."""
+    """Return the status of an accepted group from its shares; `now` has a time zone."""
     generation = group.resource.metadata.generation
     before = previous.conditions if previous else ()
     reports = [share.report for share in shares if share.report is not None]

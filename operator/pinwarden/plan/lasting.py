@@ -1,9 +1,9 @@
-"""Find the labels of a pod that survive its next version, for a selector that still matches.
+"""Find the labels of a pod for a selector that matches its next version too.
 
 Charts and controllers add labels of a version, chart, revision, instance, run or node to pods. Such
-a label has a known key, or a value that looks like a version, a date, a counter or a hash. A
-selector with such a label matches nothing after the next release. A selector without a permanent
-label matches more pods, which a recommendation says. So a doubtful label is left out.
+a label has a known key, or its value looks like a version, a date, a counter or a hash. With such a
+label, a selector matches nothing after the next release. Without a permanent label, a selector
+matches more pods, which a recommendation says. So a doubtful label is left out.
 """
 
 import re
@@ -111,7 +111,7 @@ def looks_like(value: str) -> str:
 
 
 def lasting(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the labels that the next version of the same workload keeps."""
+    """Return the labels that the next version of the workload keeps."""
     return {
         key: value
         for key, value in labels.items()
@@ -120,10 +120,10 @@ def lasting(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def names_something(labels: Mapping[str, str]) -> bool:
-    """Return whether the labels distinguish a workload, and do not only name the tool that created it."""
+    """Return whether the labels distinguish a workload, and name more than its tool."""
     return not labels.keys() <= _NAMES_NOTHING
 
 
 def _mixed(text: str) -> bool:
-    """Return whether the text has letters and digits: a word has no digit, a year or a port no letter."""
+    """Return whether the text has letters and digits, unlike a word, a year or a port."""
     return bool(_DIGIT.search(text) and _LETTER.search(text))

@@ -1,12 +1,12 @@
 """Compile limits into the constraints that a node enforces on a pod.
 
-Every limit that matches a pod is a constraint on it, and all constraints apply at once (P13). No
+Every matching limit is a constraint on a pod, and all constraints apply at once (P13). No
 limit is left out because another limit looks stricter.
 
 A grant is bounded by its own limit, and by the largest `maxGrant` of the ClusterPinLimits that
-match the same pod. So a namespace's grant without such a `maxGrant` raises nothing (P14). The grant
-of a ClusterPinLimit needs no `maxGrant`. The granted amount depends on the pod. So a limit is in
-the spec once for each amount, and a suffix of its name says which amount.
+match the same pod. Without such a `maxGrant`, the grant of a namespace raises nothing (P14). The
+grant of a ClusterPinLimit needs no `maxGrant`. The granted amount depends on the pod. So the spec
+has a limit once for each amount, which is a suffix of the name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ MAX_POD_LIMITS = 32
 class Settings:
     """Settings of the operator.
 
-    A ClusterPinLimit reaches an `exempt` namespace only by naming it. `unknown_pods` is the limit
-    in bytes for pods that a node does not know yet, None for no limit.
+    A ClusterPinLimit reaches an `exempt` namespace only by name. `unknown_pods` is the limit in
+    bytes for pods unknown to their node, None for no limit.
     """
 
     exempt: frozenset[str] = frozenset({"kube-system", SYSTEM_NAMESPACE})
@@ -39,7 +39,7 @@ class Settings:
 
 
 def rejection(limit: Limit) -> Rejection | None:
-    """Return what this release does not support in `limit`, None if it supports everything."""
+    """Return an invalid or unsupported field of `limit`, None if there is none."""
     if limit.spec.counting is Counting.ONCE_PER_POD:
         return Rejection(
             "NotSupported", "spec.counting: OncePerPod needs a ledger per page; use EveryPin"
@@ -80,7 +80,7 @@ def _selects_nothing(limit: Limit) -> Rejection | None:
 
 
 def limit_name(limit: Limit) -> str:
-    """Return `namespace/name` of a PinLimit or `name` of a ClusterPinLimit; the two are never equal."""
+    """Return `namespace/name` of a PinLimit, or `name` of a ClusterPinLimit."""
     if isinstance(limit, PinLimit):
         return f"{limit.metadata.namespace}/{limit.metadata.name}"
     return limit.metadata.name
@@ -99,7 +99,7 @@ def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: 
 def reaches_namespace(limit: Limit, namespace: Namespace, settings: Settings) -> bool:
     """Return whether `limit` can apply to pods of `namespace`.
 
-    A ClusterPinLimit reaches an exempt namespace only by naming it.
+    A ClusterPinLimit reaches an exempt namespace only by name.
     """
     if isinstance(limit, PinLimit):
         return limit.metadata.namespace == namespace.name
@@ -116,14 +116,14 @@ def reaches_node(limit: Limit, node: Node) -> bool:
 
 @dataclass(frozen=True)
 class LimitSet:
-    """The constraints of all limits that match a pod, by name. `by_container`: a limit has scope Container."""
+    """The constraints of a pod by name. `by_container`: a limit has scope Container."""
 
     limits: Mapping[str, NodeLimit]
     by_container: bool
 
     @cached_property
     def size(self) -> int:
-        """The approximate bytes that the names of the limits take as JSON in the entry of a pod."""
+        """The approximate bytes of the limits' names as JSON in the entry of a pod."""
         return sum(len(name) + 3 for name in self.limits)
 
     @classmethod
@@ -140,7 +140,7 @@ class LimitSet:
 
     @classmethod
     def union(cls, limit_sets: Iterable["LimitSet"]) -> "LimitSet":
-        """Return the limits for a cgroup that several pods claim: the limits of all pods, without grants."""
+        """Return the limits of a contested cgroup: the limits of all its pods, without grants."""
         limit_sets = list(limit_sets)
         limits = {
             limit.name: limit
@@ -160,7 +160,7 @@ def _without_grant(limit: NodeLimit) -> NodeLimit:
 
 
 def effective_grant(limit: Limit, matching: Sequence[Limit]) -> int | None:
-    """Return how many bytes `limit` may grant a pod of the `matching` limits, None if it is no grant (P14)."""
+    """Return the bytes granted to a pod of the `matching` limits, None if `limit` is no grant."""
     if not limit.spec.grant:
         return None
     if isinstance(limit, ClusterPinLimit):
@@ -174,7 +174,7 @@ def effective_grant(limit: Limit, matching: Sequence[Limit]) -> int | None:
 
 
 def node_limit(limit: Limit, grant: int | None) -> NodeLimit:
-    """Return `limit` in the form that the agent reads, with the granted amount."""
+    """Return `limit` in the agent's form, with the granted amount."""
     spec = limit.spec
     name = limit_name(limit)
     return NodeLimit(

@@ -41,7 +41,7 @@ from pinwarden.plan.node_share import (
 def evaluate_limit(
     limit: Limit, shares: Sequence[LimitOnNode], overriding: Sequence[str]
 ) -> list[UntimedCondition]:
-    """Return the conditions of an accepted limit: Ready first, then its parts; Granted only for a grant."""
+    """Return the conditions of an accepted limit: Ready, its parts, and Granted if a grant."""
     parts = [
         accepted(limit, overriding),
         applied(shares),
@@ -54,7 +54,7 @@ def evaluate_limit(
 
 
 def ready(limit: Limit, parts: Sequence[UntimedCondition]) -> UntimedCondition:
-    """Return the first unmet condition of those that the limit needs; an Audit limit needs no Enforced."""
+    """Return the first unmet needed condition; an Audit limit does not need Enforced."""
     needed = ["Accepted", "Applied"]
     if limit.spec.enforcement is Enforcement.ENFORCE:
         needed.append("Enforced")
@@ -64,7 +64,7 @@ def ready(limit: Limit, parts: Sequence[UntimedCondition]) -> UntimedCondition:
 
 
 def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
-    """Return that pinwarden acts on the limit, and whether other limits make it redundant (P13)."""
+    """Return Accepted, and whether other limits make the limit redundant (P13)."""
     if not overriding:
         return UntimedCondition(
             "Accepted", "True", "Accepted", "The limit holds beside all others."
@@ -76,7 +76,7 @@ def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
 
 
 def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
-    """Return whether every matching pod is limited at the level asked for; unknown while no pod matches (H1)."""
+    """Return whether every matching pod has the requested level; unknown without a pod (H1)."""
     if limit.spec.enforcement is Enforcement.AUDIT:
         return UntimedCondition(
             "Enforced", "False", AUDIT, "The limit is evaluated and refuses nothing."
@@ -88,8 +88,8 @@ def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
         named = name_some([repr(name) for name in limit.spec.containers])
         message = f"No matching pod has a container {named}."
         return UntimedCondition("Enforced", "False", "NoSuchContainer", message)
-    if unheld := Observations.all(share.unheld for share in shares):
-        return unheld.condition("Enforced", "False", "Not held")
+    if unenforced := Observations.all(share.unenforced for share in shares):
+        return unenforced.condition("Enforced", "False", "Not held")
     if silent := silence("Enforced", shares):
         return silent
     pods = plural(sum(share.pods for share in shares), "pod")
@@ -98,7 +98,7 @@ def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
 
 
 def complete(shares: Sequence[LimitOnNode]) -> UntimedCondition:
-    """Return whether the figures include every selected source and pod; else they are lower bounds (H2)."""
+    """Return whether the figures include every selected source and pod (H2)."""
     if not shares:
         return no_pods("Complete")
     sources: dict[str, list[str]] = {}
@@ -137,8 +137,8 @@ def within_limit(shares: Sequence[LimitOnNode]) -> UntimedCondition:
         return UntimedCondition("WithinLimit", "False", OVER_LIMIT, message)
     if silent := silence("WithinLimit", shares):
         return silent
-    if unjudged := Observations.all(share.unjudged for share in shares):
-        return unjudged.condition("WithinLimit", "Unknown", "Use not known")
+    if undecided := Observations.all(share.undecided for share in shares):
+        return undecided.condition("WithinLimit", "Unknown", "Use not known")
     message = f"At or under the limit as last sampled{_not_counting(shares)}."
     return missing_reports("WithinLimit", shares) or UntimedCondition(
         "WithinLimit", "True", "Sampled", message
@@ -167,6 +167,6 @@ def granted(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
 
 
 def _not_counting(shares: Iterable[LimitOnNode]) -> str:
-    """Return the sources that the figures lack, as the end of a sentence (H2)."""
+    """Return the missing sources as the end of a sentence (H2)."""
     sources = sorted({source for share in shares for source in share.uncounted})
     return f", not counting {', '.join(sources)}" if sources else ""

@@ -1,9 +1,9 @@
-"""Match limits to pods, with caches that similar pods share.
+"""Match limits to pods, with shared caches for similar pods.
 
 Which limits match a pod depends on its namespace, its labels and its node. The matcher caches each
-step: the limits that reach a namespace, the limits that select the labels, and the limits that the
-node excludes. Pods from `Pod.of` share their label maps, so a ReplicaSet of 1,000 pods is matched
-once. Each answer equals `limit_compiler.matches`.
+step: the limits of a namespace, the limits of the labels, and the limits excluded by the node. Pods
+from `Pod.of` share their label maps, so a ReplicaSet of 1,000 pods is matched once. Each answer
+equals `limit_compiler.matches`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ _MAX_CACHED = 65536
 
 
 class LimitMatcher:
-    """The accepted limits, the namespaces and the nodes. After a change, the caller matches the concerned pods again."""
+    """The accepted limits, the namespaces and the nodes.
+
+    After a change, the caller matches the concerned pods again."""
 
     def __init__(self, settings: Settings) -> None:
         self.nodes: dict[str, Node] = {}
@@ -52,7 +54,7 @@ class LimitMatcher:
         self._excluded.pop(node.name, None)
 
     def remove_node(self, name: str) -> None:
-        """Remove a node; its pods are matched as if it had no labels."""
+        """Remove a node; its pods are matched as on a node without labels."""
         self.nodes.pop(name, None)
         self._excluded.pop(name, None)
 
@@ -62,7 +64,7 @@ class LimitMatcher:
         self._clear_caches()
 
     def remove_namespace(self, name: str) -> None:
-        """Remove a namespace; its pods are matched as if it had only its name as label."""
+        """Remove a namespace; its pods are matched with only its name as label."""
         self.namespaces.pop(name, None)
         self._clear_caches()
 

@@ -3,9 +3,9 @@
 This module yields facts; `limit_conditions` and `limit_status` make sentences and sums of them.
 Amounts are in bytes and sampled by the agent (H2).
 
-The pod's own report decides whether the pod is limited (H1). Its level covers every source that the
-pod can use or has used, so a source that the node enforces less well does not matter for such a
-pod. If a pod's level is too low or unknown, the sources of the node say why.
+The pod's own report decides whether the pod is limited (H1). Its level covers every source of the
+pod, used or possible. So a weaker source of the node does not matter for other pods. If the level
+of a pod is too low or unknown, the sources of the node say why.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,19 +54,19 @@ POD_ROOM = (
 class LimitOnNode(NodeShare):
     """The share of one node in the status of a limit.
 
-    `unheld`: why pods are not limited as asked; empty for a silent node. `over`: subjects above the
-    limit. `unjudged`: subjects whose use is unknown. `pinned` and `peak` are None if no pod is
-    reported; `peak` is the smallest limit that would have sufficed. `denials`: denied calls of the
-    limit, None if unknown for every pod. `grant`: the least amount granted to a pod here.
-    `reachable`: a pod has a container that the limit selects.
+    `unenforced`: why pods are below the minimum level; empty for a silent node. `over`: subjects
+    above the limit. `undecided`: subjects whose use is unknown. `pinned` and `peak` are None if no
+    pod is reported; `peak` is the smallest sufficient limit. `denials`: denied calls of the limit,
+    None if unknown for every pod. `grant`: the least amount granted to a pod here. `reachable`: a
+    pod has a selected container.
     """
 
     truncated: bool
-    unheld: Observations
+    unenforced: Observations
     uncounted: frozenset[Source]
     unreported: Observations
     over: Observations
-    unjudged: Observations
+    undecided: Observations
     pinned: int | None
     peak: int | None
     denials: int | None
@@ -77,7 +77,7 @@ class LimitOnNode(NodeShare):
 
 
 def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitOnNode:
-    """Return the share of the node of `view`; `pods` are all its pods that `limit` matches (at least one)."""
+    """Return the share of the node of `view`; `pods` are all its matching pods (at least one)."""
     spec: PinLimitSpec = limit.spec
     uid = limit.metadata.uid or ""
     requests = {pod.uid: _requested(view, pod, uid) for pod in pods}
@@ -92,11 +92,11 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
     }
     unreported = [reason for pod in pods if (reason := _not_sampled(pod, samples[pod.uid]))]
     sampled = [(pod, sample) for pod in pods if (sample := samples[pod.uid]) is not None]
-    over, unjudged = _compare(limit, sampled)
+    over, undecided = _compare(limit, sampled)
     denied = [count for _, sample in sampled if (count := sample.denied(uid)) is not None]
     weak = _weak_sources(spec, view)
 
-    def unheld() -> Iterator[Observation]:
+    def unenforced() -> Iterator[Observation]:
         if unsupported:
             yield unsupported
         if view.reported and all(source in uncounted for source in _selected(spec)):
@@ -107,7 +107,7 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
         if weak and not all(_suffices(spec, samples[pod.uid]) for pod in running):
             yield Observation(f"node {view.name}", LEVEL_TOO_LOW, weak)
         for pod in pods:
-            reason = _unheld(spec, pod, requests[pod.uid], samples[pod.uid], view, weak)
+            reason = _unenforced(spec, pod, requests[pod.uid], samples[pod.uid], view, weak)
             if reason:
                 yield reason
 
@@ -122,11 +122,11 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
         and all((request.uid, request.hash) in view.applied for request in requested),
         rejected=unsupported or next(crowded, None) or problem_on(view),
         truncated=view.truncated,
-        unheld=NO_OBSERVATIONS if view.silent else Observations.of(unheld()),
+        unenforced=NO_OBSERVATIONS if view.silent else Observations.of(unenforced()),
         uncounted=uncounted if view.reported else frozenset(),
         unreported=Observations.of(unreported),
         over=Observations.of(over),
-        unjudged=Observations.of([*unjudged, *unreported]),
+        undecided=Observations.of([*undecided, *unreported]),
         pinned=sum(sample.pinned for _, sample in sampled) if sampled else None,
         peak=_peak(limit, sampled),
         denials=sum(denied) if denied else None,
@@ -139,12 +139,12 @@ def summarize_limit(limit: Limit, pods: Sequence[Pod], view: NodeView) -> LimitO
 
 
 def acknowledges(view: NodeView, pod: Pod, uid: str) -> bool:
-    """Return whether the node's agent took the current limit with this UID for this pod, and applies it (H1)."""
+    """Return whether the node's agent applies the current limit with this UID to the pod (H1)."""
     return _acknowledges(view, pod, _requested(view, pod, uid))
 
 
 def largest(sampled: Iterable[tuple[Pod, PodSample]]) -> list[tuple[Pod, PodSample]]:
-    """Return the pods that pin most, largest first."""
+    """Return the pods with most pinned memory, largest first."""
     return nsmallest(
         TOP, sampled, key=lambda entry: (-entry[1].pinned, entry[0].namespace, entry[0].name)
     )
@@ -180,7 +180,7 @@ def contested(pod: Pod) -> Observation:
 
 
 def _overshoot(view: NodeView, uid: str) -> tuple[int, float, int] | None:
-    """Return the highest peak in bytes, the longest time in seconds, and the count of overshoots on the node."""
+    """Return the highest peak in bytes, the longest time in seconds, and the count."""
     overshoots = [overshoot for overshoot in view.overshoots if overshoot.limit == uid]
     if not overshoots:
         return None
@@ -208,7 +208,7 @@ def _suffices(spec: PinLimitSpec, sample: PodSample | None) -> bool:
     return sample is not None and sample.level not in _weaker(spec.minimum_level)
 
 
-def _unheld(
+def _unenforced(
     spec: PinLimitSpec,
     pod: Pod,
     request: RequestedLimit | None,
@@ -216,10 +216,9 @@ def _unheld(
     view: NodeView,
     weak: str,
 ) -> Observation | None:
-    """Return why the pod is not limited as asked, None if it is.
+    """Return why the pod is below the minimum level, None if it is not.
 
-    A pod without processes is not named unless `weak` sources of its node may limit it less well
-    than asked.
+    A pod without processes is named only if sources of its node are `weak`.
     """
     if pod.contested:
         return contested(pod)
@@ -242,8 +241,8 @@ def _unheld(
 def _runs(pod: Pod, sample: PodSample | None) -> bool:
     """Return whether the pod has processes, as far as kubelet and agent know.
 
-    If the agent sees no process, the kubelet decides. But if the agent just saw the last process
-    end, the kubelet may not have noticed yet.
+    Without a process in the agent's report, the kubelet decides. But if the last process has just
+    ended, the kubelet may not know yet.
     """
     if sample is None:
         return pod.started
@@ -255,7 +254,7 @@ def _runs(pod: Pod, sample: PodSample | None) -> bool:
 
 
 def _not_sampled(pod: Pod, sample: PodSample | None) -> Observation | None:
-    """Return why the agent does not see a running pod, None if it does."""
+    """Return why the agent does not see a running pod, None if seen or not running."""
     if not _runs(pod, sample) or (sample and (sample.processes or sample.reason == NOT_READABLE)):
         return None
     if sample is None:
@@ -285,7 +284,7 @@ def _crowded_out(view: NodeView, pod: Pod) -> Observation | None:
 def _compare(
     limit: Limit, sampled: Sequence[tuple[Pod, PodSample]]
 ) -> tuple[list[Observation], list[Observation]]:
-    """Return the subjects above the limit, and those whose containers are not reported separately."""
+    """Return the subjects above the limit, and the pods without reports of containers."""
     amount = limit.spec.limit.bytes
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         total = sum(sample.pinned for _, sample in sampled)
@@ -314,7 +313,7 @@ def _over(subject: str, pinned: int, amount: int) -> Observation:
 
 
 def _peak(limit: Limit, sampled: Sequence[tuple[Pod, PodSample]]) -> int | None:
-    """Return the smallest limit that would have sufficed; with scope Node, peaks add up as if simultaneous."""
+    """Return the smallest sufficient limit; with scope Node, peaks add up as if simultaneous."""
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         return sum(sample.peak for _, sample in sampled) if sampled else None
     if limit.spec.scope is Scope.CONTAINER:

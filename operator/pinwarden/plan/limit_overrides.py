@@ -1,13 +1,12 @@
-"""Find limits that other limits make redundant (P13).
+"""Find redundant limits (P13).
 
-Limit A *implies* limit B for a pod that both match, if a pod within A is always within B. So A and
-B have the same scope and counting, and the amount of A is not above that of B. A counts all sources
-and containers that B counts. A is enforced, because an Audit limit denies nothing. If B grants
-(P14), or allows grants (`maxGrant`), A grants or allows as much. If B asks for more than the amount
-(`minimumLevel`, `contention: Reserve`, `onOvershoot: Kill`), so does A.
+Limit A *implies* limit B for a pod of both, if a pod within A is always within B. So A and B have
+the same scope and counting, and the amount of A is not above B's. A counts all sources and
+containers of B. A is enforced, because an Audit limit denies nothing. If B grants (P14), or allows
+grants (`maxGrant`), A grants or allows as much. If B asks for more than the amount (`minimumLevel`,
+`contention: Reserve`, `onOvershoot: Kill`), so does A.
 
-Only the status says that a limit is redundant. Redundant limits are compiled and enforced as all
-others.
+Only the status shows redundancy. Redundant limits are compiled and enforced as all others.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,10 +23,9 @@ from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 
 
 def implies(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
-    """Return whether `strong` implies `weak` for a pod with exactly these `matching` limits, both included.
+    """Return whether `strong` implies `weak` for a pod with exactly these `matching` limits.
 
-    With scope Node, limits sum over pods, so the answer matters only if it is the same for all
-    pods.
+    With scope Node, limits sum over pods, so only an answer for all pods matters.
     """
     a: PinLimitSpec = strong.spec
     b: PinLimitSpec = weak.spec
@@ -45,11 +43,11 @@ def implies(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
 
 
 def overriding(limit: Limit, combinations: Collection[Sequence[Limit]]) -> frozenset[str]:
-    """Return the limits that make `limit` redundant, empty if it matters for some pod, or matches no pod.
+    """Return the limits that make `limit` redundant, empty if `limit` matters or has no pod.
 
     `combinations` are the distinct sets of limits of its pods; each contains `limit`. If two limits
     imply each other, the limit with the later name is redundant. With scope Node, the same limit
-    must imply it for every pod.
+    must imply `limit` for every pod.
     """
     by_combination = [
         {limit_name(other) for other in combination if _overrides(other, limit, combination)}
@@ -71,12 +69,12 @@ def _overrides(other: Limit, limit: Limit, combination: Sequence[Limit]) -> bool
 
 
 def _covers(wide: Sequence[str], narrow: Sequence[str]) -> bool:
-    """Return whether `wide` includes `narrow`, where an empty selection means everything."""
+    """Return whether `wide` includes `narrow`, where an empty list means everything."""
     return not wide or (bool(narrow) and set(narrow) <= set(wide))
 
 
 def _grants_as_much(strong: Limit, weak: Limit, matching: Sequence[Limit]) -> bool:
-    """Return whether `strong` grants as much as `weak`; no grant can exceed the limit of `strong`."""
+    """Return whether `strong` grants as much as `weak`; its own limit bounds each grant."""
     raised = min(effective_grant(weak, matching) or 0, strong.spec.limit.bytes)
     if raised > (effective_grant(strong, matching) or 0):
         return False

@@ -57,7 +57,7 @@ def combine(
     rejection: Rejection | None = None,
     overriding: Iterable[str] = (),
 ) -> PinLimitStatus:
-    """Return the status of `limit` from the share of each node with a matching pod; see `aggregate`."""
+    """Return the status of `limit` from the share of each node with a matching pod."""
     generation = limit.metadata.generation
     before = previous.conditions if previous else ()
     if rejection is not None:
@@ -88,7 +88,7 @@ def combine(
 
 
 def _pod_usage(pod: Pod, sample: PodSample, uid: str, silent: bool) -> PodUsage:
-    """Return an entry of `topPods` of the limit with this UID; the level is unknown if the agent is silent (H1)."""
+    """Return an entry of `topPods` of the limit with this UID; `silent`: level unknown (H1)."""
     return PodUsage(
         namespace=pod.namespace,
         name=pod.name,

@@ -13,7 +13,7 @@ class NodeShare:
     """The contribution of a node to a status.
 
     `silent`: the agent is not alive. `reported`: the agent has written a report. `acknowledged`:
-    the agent took this very spec of the resource; `rejected`: why the agent never will.
+    the agent acknowledged this very spec of the resource; `rejected`: why the agent never will.
     """
 
     node: str

@@ -1,16 +1,15 @@
 """Build the spec of one node's NodePinConfig from its pods, limits and groups.
 
-The spec lists every pod of the node, pods without limits too. So the agent can tell a pod without
-limits from a pod that it does not know yet. A pod is listed with its own UID, a static pod also
-with the hash of its configuration. If several pods name one hash, the limits of all of them apply
-to that cgroup (P13). None of their grants applies, because only one of the pods may own the cgroup
-(P14).
+The spec lists every pod of the node, pods without limits too. So the agent can distinguish a pod
+without limits from an unknown pod. A pod is listed with its own UID, a static pod also with the
+hash of its configuration. If several pods name one hash, the limits of all of them apply to this
+cgroup (P13). Their grants do not apply, because only one of the pods may own the cgroup (P14).
 
 The object must fit into the API server. So a pod has at most `MAX_POD_LIMITS` limits, and a node at
 most `MAX_NODE_LIMITS` limits and `MAX_NODE_PODS` pods, each with a budget of bytes. An author of
-more limits or pods takes no room from others. ClusterPinLimits come before PinLimits, and pods with
-limits before pods without. The rest of the room is shared fairly between namespaces. Status names
-the pods that a limit does not reach.
+many limits or pods takes no room from others. ClusterPinLimits come before PinLimits, and pods with
+limits before pods without. The rest of the room is shared fairly between namespaces. The status
+names pods without one of their limits.
 """
 
 from collections import Counter
@@ -34,7 +33,7 @@ _ENTRY_BYTES = 48  # a pod or a container as JSON, without its texts and lists
 
 
 class Overflow(NamedTuple):
-    """What did not fit into a spec: some limits (`limits_cut`), and the `unlisted` cgroups by UID."""
+    """The entries left out of a full spec: limits (`limits_cut`), and the UIDs of cgroups."""
 
     limits_cut: bool = False
     unlisted: frozenset[str] = frozenset()
@@ -87,7 +86,7 @@ def compile_node(
 
 
 def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
-    """Return the pods of one node, each with `contested` set if another pod names the same cgroup."""
+    """Return the pods of one node, with `contested` set if another pod names the same cgroup."""
     pods = list(pods)
     counts = Counter(pod.cgroup_uid for pod in pods if pod.cgroup_uid != pod.uid)
     return [replace(pod, contested=True) if counts[pod.cgroup_uid] > 1 else pod for pod in pods]
@@ -98,7 +97,7 @@ def assemble(
     groups: Sequence[tuple[Group, Permission]],
     settings: Settings,
 ) -> tuple[NodePinConfigSpec, Overflow]:
-    """Return the spec of a node with these pods and their limits, and with these groups; and the overflow."""
+    """Return the spec of a node with these pods, limits and groups; and its overflow."""
     limited = list(limited)
     cgroups = _by_cgroup(limited)
     limit_sets = {id(cgroup.limit_set): cgroup.limit_set for cgroup in cgroups.values()}
@@ -133,7 +132,7 @@ def assemble(
 
 
 def _by_cgroup(limited: Iterable[tuple[Pod, LimitSet]]) -> dict[str, _Cgroup]:
-    """Return each cgroup that a pod may have by UID."""
+    """Return each possible cgroup of the pods by UID."""
     claims: dict[str, list[tuple[Pod, LimitSet]]] = {}
     cgroups: dict[str, _Cgroup] = {}
     for pod, limit_set in limited:
@@ -149,7 +148,7 @@ def _by_cgroup(limited: Iterable[tuple[Pod, LimitSet]]) -> dict[str, _Cgroup]:
 
 
 def _select_cgroups(cgroups: Mapping[str, _Cgroup]) -> Iterable[str]:
-    """Return the UIDs that fit: cgroups with limits first, then fairly between namespaces."""
+    """Return the UIDs with room: cgroups with limits first, then fairly between namespaces."""
     sizes = {uid: cgroup.size for uid, cgroup in cgroups.items()}
     count_left, bytes_left = MAX_NODE_PODS, MAX_NODE_POD_BYTES
     if len(sizes) <= count_left and sum(sizes.values()) <= bytes_left:

@@ -1,12 +1,11 @@
 """The operator's view of one node: requested, acknowledged and reported limits.
 
-A `NodeView` is small, immutable and shared by all limits. The controller keeps one per node,
+A `NodeView` is small, immutable and shared by all limits. The controller keeps a view per node,
 applies each change, and forgets the NodePinConfig.
 
-A pod is limited only if the agent took a spec that says so. So the view has, for each pod, the
-limits of the last spec that the agent took (`status.observedGeneration` equals
-`metadata.generation`). A newer spec that the agent has not taken yet neither removes nor adds such
-a limit (H1).
+A pod is limited only by an acknowledged spec. So the view has, for each pod, the limits of the last
+spec that the agent acknowledged (`status.observedGeneration` equals `metadata.generation`). A newer
+spec neither removes nor adds such a limit before its acknowledgement (H1).
 """
 
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ _NO_DENIALS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class RequestedLimit(NamedTuple):
-    """A limit in a node's spec: UID of the resource, hash of the constraint, and bytes granted (P14)."""
+    """A limit in a node's spec: UID of the resource, hash of the constraint, granted bytes."""
 
     uid: str
     hash: str
@@ -57,7 +56,7 @@ class ContainerSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PodSample:
-    """The pinned memory of a pod at the last sample and its peak, in bytes; its processes and its level."""
+    """The last sample of a pod, its peak in bytes, its processes and its level."""
 
     pinned: int
     peak: int
@@ -82,15 +81,14 @@ class NodeView:
     """One node as status and metrics read it.
 
     `requested` limits are those of the compiled spec; `overflow` did not fit into it.
-    `not_compiled`: why compiling failed. `acknowledged` limits are those of the last spec that the
-    agent took. `problem`: why the agent took nothing of the newest spec and keeps the last good
-    one. A node is `silent` until its agent is known to be alive, and `reported` once the agent
-    wrote a status.
+    `not_compiled`: why compiling failed. `acknowledged` limits are those of the last acknowledged
+    spec. `problem`: why the agent rejected the newest spec and keeps the last good spec. A node is
+    `silent` until its agent is known to be alive, and `reported` once the agent wrote a status.
 
     `groups` are the reported SharedMemoryGroups by UID. `requested_groups` has the hash of each
     group in the compiled spec, once `compiled`. `stored_groups` are those of the API server's spec.
-    `fair_view` is about member pods (M11). `denied` counts the calls that the node's gate denied
-    since its journal began, None without a gate (H2).
+    `fair_view` is about member pods (M11). `denied` counts the denied calls since the gate's
+    journal began, None without a gate (H2).
     """
 
     name: str
@@ -175,8 +173,8 @@ class NodeView:
     def presence(self, before: Presence) -> Presence:
         """Return why groups stay on the node; without a report, they stay `unreleased` as `before`.
 
-        The report counts only for groups that the node was asked to have. Else one agent's token
-        could put any group on its node, and the deletion of that group would wait for the node.
+        The report counts only for groups of the spec. Else the token of an agent could put any
+        group on its node, and the deletion of the group would wait for the node.
         """
         asked = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(
@@ -197,7 +195,7 @@ def unsupported_on(view: NodeView, uid: str) -> Observation | None:
 
 
 def problem_on(view: NodeView) -> Observation | None:
-    """Return why there is no newest spec, or why the agent took nothing of it; None without a problem."""
+    """Return why the newest spec was not compiled, or rejected by the agent; else None."""
     if view.not_compiled:
         return Observation(f"node {view.name}", NOT_COMPILED, view.not_compiled)
     return _from_agent(view, view.problem)

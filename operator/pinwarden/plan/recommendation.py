@@ -8,7 +8,7 @@ _LEAST = 4096
 
 
 def recommend(peak: int | None) -> Quantity | None:
-    """Return `peak` bytes with `HEADROOM`, rounded up to an eighth of its power of two and to pages of 4Ki.
+    """Return `peak` with `HEADROOM`, rounded up to an eighth of its power of two and to pages.
 
     Return None without a peak, for a peak of 0, and if the result is more than a limit may be (H2).
     The peak is sampled, so the result is a lower bound.

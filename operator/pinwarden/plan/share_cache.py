@@ -30,7 +30,7 @@ class ShareCache(Generic[_Share]):
         views: Mapping[str, NodeView],
         summarize: Callable[[_Resource, list[Pod], NodeView], _Share],
     ) -> list[_Share]:
-        """Return the share of each node in `pods`, from `summarize` if needed; forget all other nodes."""
+        """Return the share of each node in `pods`, if new from `summarize`; forget other nodes."""
         entries: dict[str, tuple[object, NodeView, list[Pod], _Share]] = {}
         for name, pods_on_node in pods.items():
             view = views[name]

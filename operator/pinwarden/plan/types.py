@@ -1,8 +1,8 @@
-"""The few fields of pods, nodes and namespaces that the rules read, so that 150,000 pods fit in memory.
+"""The few used fields of pods, nodes and namespaces, so that 150,000 pods fit in memory.
 
 Many pods are copies of each other. `Pod.of` shares their label maps, container names, and names of
-namespaces and nodes. The caches of shared values are bounded, so label values that never return
-(Jobs) leak nothing.
+namespaces and nodes. The caches of shared values are bounded, so the label values of Jobs leak
+nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -37,7 +37,7 @@ class Node:
 
     @property
     def windows(self) -> bool:
-        """Whether the node runs Windows, where no agent can run: limits and groups do not apply to its pods."""
+        """Whether the node runs Windows, where no agent, limit or group applies."""
         return self.labels.get(_OS_LABEL) == WINDOWS
 
 
@@ -45,9 +45,9 @@ class Node:
 class Pod:
     """A pod bound to a node.
 
-    `uid` is that of the API object. `cgroup_uid` is the UID in the name of its cgroup: the pod's
+    `uid` is the UID of the API object. `cgroup_uid` is the UID in the name of its cgroup: the pod's
     own UID, or the hash of a static pod's configuration. `contested`: another pod of the node names
-    the same hash, so the owner of that cgroup is unknown.
+    the same hash, so the owner of the cgroup is unknown.
 
     `containers` maps the name of each container to its id, None until the kubelet reports an id.
     `node` is empty until the pod is scheduled. `terminal`: the phase is Succeeded or Failed, so all
@@ -74,14 +74,14 @@ class Pod:
 
     @property
     def cgroup_uids(self) -> Collection[str]:
-        """The UIDs that only a cgroup of this pod can have: its own, and its hash unless it is contested."""
+        """The UIDs of the pod's possible cgroups: its own, and its hash unless contested."""
         if self.contested or self.cgroup_uid == self.uid:
             return (self.uid,)
         return self.cgroup_uid, self.uid
 
     @property
     def started(self) -> bool:
-        """Whether the kubelet reported the id of a container, as it does once a container was created."""
+        """Whether the kubelet reported the id of a container, as after its creation."""
         return any(self.containers.values())
 
     @classmethod
@@ -99,7 +99,7 @@ class Pod:
         windows: bool = False,
         running: bool = False,
     ) -> "Pod":
-        """Return a pod that shares values with similar pods; equal to a pod without sharing."""
+        """Return a pod with values shared with similar pods; equal to a pod without sharing."""
         return cls(
             namespace=_string(namespace),
             name=name,

@@ -31,7 +31,7 @@ COUNTED_IN: Final[Mapping[str, tuple[Source, ...]]] = {
 
 
 class PodFigure(Model):
-    """The pinned memory of a pod at the last sample, in bytes, and its level. `limit` is its strictest limit, of `scope`."""
+    """The last sample of a pod in bytes, and its level; `limit` is the strictest, of `scope`."""
 
     namespace: str | None = None
     pod: str
@@ -87,7 +87,7 @@ class BorrowFigure(Model):
 
 
 class FairFigure(Model):
-    """The fair view of a pod (M11), in bytes: `fair` is its anonymous memory and its share of its groups."""
+    """The fair view of a pod (M11) in bytes: `fair` is the sum of `anonymous` and `shared`."""
 
     namespace: str | None = None
     pod: str
@@ -109,9 +109,9 @@ class SharedFigures(Model):
 
 
 class FigureFilter(NamedTuple):
-    """The figures to show: of one `namespace`, or of all (None); `selected`: only of the given pods.
+    """The figures to show: of one `namespace`, or of all (None).
 
-    `alive` are the nodes with a live agent.
+    `selected`: only of the given pods. `alive` are the nodes with a live agent.
     """
 
     alive: Collection[str]
@@ -140,13 +140,15 @@ def pod_figures(
     for config in configs:
         names = by_node.get(config.metadata.name, {})
         limits = {limit.name: limit for limit in config.spec.limits}
-        held = {pod.uid: pod.limits for pod in config.spec.pods if pod.limits}
+        limit_names = {pod.uid: pod.limits for pod in config.spec.pods if pod.limits}
         reports = {pod.uid: pod for pod in config.status.pods} if config.status else {}
         mirrors = {pod.uid for pod in names.values() if pod.uid != pod.cgroup_uid}
-        for uid in (held.keys() - mirrors) | reports.keys():
+        for uid in (limit_names.keys() - mirrors) | reports.keys():
             pod = names.get(uid)
             if figure_filter.includes(pod):
-                limit = _strictest(limits[name] for name in held.get(uid, ()) if name in limits)
+                limit = _strictest(
+                    limits[name] for name in limit_names.get(uid, ()) if name in limits
+                )
                 figures.append(
                     _figure(config, uid, pod, limit, reports.get(uid), figure_filter, now)
                 )
@@ -173,42 +175,44 @@ def shared_figures(
             [] if figure_filter.selected else _groups(config, status, figure_filter.namespace, now)
         )
         borrows += _borrows(config, status, names, figure_filter, now)
-        for each in status.fair_view:
-            pod = names.get(each.pod)
+        for view in status.fair_view:
+            pod = names.get(view.pod)
             if figure_filter.includes(pod):
-                sampled = _sampled(config, status, each.pod)
+                sampled = _sampled(config, status, view.pod)
                 fair.append(
                     FairFigure(
                         namespace=pod.namespace if pod else None,
-                        pod=pod.name if pod else each.pod,
+                        pod=pod.name if pod else view.pod,
                         node=config.metadata.name,
-                        current=each.current,
-                        anonymous=each.anonymous,
-                        shared=each.shared,
-                        fair=each.anonymous + each.shared,
+                        current=view.current,
+                        anonymous=view.anonymous,
+                        shared=view.shared,
+                        fair=view.anonymous + view.shared,
                         sampled_at=sampled,
                         stale=is_stale(sampled, now),
                     )
                 )
     return SharedFigures(
-        groups=sorted(groups, key=lambda each: (each.group, *_largest(each.charge), each.node)),
-        borrows=sorted(borrows, key=lambda each: (each.group, *_largest(each.borrowed), each.pod)),
-        fair_view=sorted(fair, key=lambda each: (-each.fair, each.namespace or "", each.pod)),
+        groups=sorted(groups, key=lambda group: (group.group, *_largest(group.charge), group.node)),
+        borrows=sorted(
+            borrows, key=lambda borrow: (borrow.group, *_largest(borrow.borrowed), borrow.pod)
+        ),
+        fair_view=sorted(fair, key=lambda view: (-view.fair, view.namespace or "", view.pod)),
     )
 
 
 def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], list[str]]:
-    """Return the sources that nodes do not count, with these nodes; their figures are lower bounds (H2)."""
-    found: dict[tuple[Source, ...], list[str]] = {}
+    """Return the uncounted sources with their nodes, whose figures are lower bounds (H2)."""
+    nodes_of: dict[tuple[Source, ...], list[str]] = {}
     for config in configs:
         sources = tuple(
-            each.source
-            for each in (config.status.sources if config.status else ())
-            if not each.counted
+            level.source
+            for level in (config.status.sources if config.status else ())
+            if not level.counted
         )
         if sources:
-            found.setdefault(sources, []).append(config.metadata.name)
-    return found
+            nodes_of.setdefault(sources, []).append(config.metadata.name)
+    return nodes_of
 
 
 def is_stale(sampled: datetime | None, now: datetime) -> bool:
@@ -223,14 +227,14 @@ def _largest(amount: int | None) -> tuple[bool, int]:
 
 def _by_node(pods: Iterable[Pod]) -> Mapping[str, Mapping[str, Pod]]:
     """Return the pods of each node by the UIDs of their cgroups."""
-    found: dict[str, dict[str, Pod]] = {}
+    by_node: dict[str, dict[str, Pod]] = {}
     for pod in pods:
-        found.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
-    return found
+        by_node.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
+    return by_node
 
 
 def _strictest(limits: Iterable[NodeLimit]) -> NodeLimit | None:
-    """Return the limit to show: enforced before Audit, then the scope of the whole pod, then the least amount."""
+    """Return the limit to show: enforced before Audit, then scope Pod, then the least amount."""
     return min(
         limits,
         key=lambda limit: (
@@ -278,7 +282,7 @@ def _figure(
             "message": report.message if known else "",
             "denials": None
             if report.denials is None
-            else sum(each.count for each in report.denials),
+            else sum(denial.count for denial in report.denials),
             "sampled_at": sampled,
             "stale": is_stale(sampled, now),
         }
@@ -286,11 +290,11 @@ def _figure(
 
 
 def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
-    """Return when the oldest figure of the pod's fair view was sampled; the accountant samples groups."""
+    """Return the time of the oldest figure of the pod's fair view."""
     attached = {group.uid for group in config.spec.groups if uid in group.pods()}
     times = [
         status.sampled_at,
-        *(each.sampled_at for each in status.groups if each.uid in attached),
+        *(group.sampled_at for group in status.groups if group.uid in attached),
     ]
     return min((time for time in times if time is not None), default=None)
 
@@ -328,23 +332,23 @@ def _borrows(
         group = asked.get(report.uid)
         stale = is_stale(report.sampled_at, now)
         known = figure_filter.trusts_levels(config, now) and not stale
-        for each in report.borrowers:
-            pod = names.get(each.pod)
+        for borrow in report.borrowers:
+            pod = names.get(borrow.pod)
             if not figure_filter.includes(pod):
                 continue
             members = group.members if group else []
-            limits = [member.borrow_limit for member in members if each.pod in member.pods]
+            limits = [member.borrow_limit for member in members if borrow.pod in member.pods]
             yield BorrowFigure(
                 group=group.name if group else report.uid,
                 namespace=pod.namespace if pod else None,
-                pod=pod.name if pod else each.pod,
+                pod=pod.name if pod else borrow.pod,
                 node=config.metadata.name,
-                member=each.member,
-                borrowed=each.borrowed,
-                mapped=each.mapped,
+                member=borrow.member,
+                borrowed=borrow.borrowed,
+                mapped=borrow.mapped,
                 limit=min((limit for limit in limits if limit is not None), default=None),
-                level=each.level if known else None,
-                denials=each.denials,
+                level=borrow.level if known else None,
+                denials=borrow.denials,
                 sampled_at=report.sampled_at,
                 stale=stale,
             )

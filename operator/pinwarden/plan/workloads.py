@@ -1,9 +1,9 @@
 """Recommend limits for workloads from the peaks of their pods.
 
 A workload is the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind the owner
-references of a pod, a Spark application, or the pod itself. Its selector is that of the owner if
-known, else the labels that all its pods have. Both without the labels that the next version of the
-workload does not keep (`lasting`).
+references of a pod, a Spark application, or the pod itself. Its selector is the owner's if known,
+else the common labels of its pods. Labels that the next version of the workload does not keep are
+left out (`lasting`).
 
 Agents report only pods with limits. So if no pod was observed, the recommendation is an Audit
 limit, which denies nothing and starts to observe.
@@ -28,7 +28,7 @@ OBSERVING: Final = "8Mi"
 """The amount of an Audit limit that only observes: the usual default of runtimes."""
 
 _HASHES: Final = {"pod-template-hash": "deployment", "rollouts-pod-template-hash": "rollout"}
-"""The owner of a ReplicaSet by the label that the ReplicaSet gives its pods; its name ends with the label's value."""
+"""The owner of a ReplicaSet by a label of its pods; the ReplicaSet's name ends with the value."""
 _SPARK_NAMES: Final = {
     "sparkoperator.k8s.io/app-name": "sparkapplication",
     "spark-app-name": "spark",
@@ -44,9 +44,10 @@ _MOST_NAMED: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
-    """A pod, its workload, and its peak since `since` or later; the peak is None if no agent reports the pod.
+    """A pod, its workload, and its peak since `since` or later.
 
-    `selector` is that of the workload, None if it has none or cannot be read.
+    The peak is None if no agent reports the pod. `selector` is the workload's, None if absent or
+    unreadable.
     """
 
     pod: Pod
@@ -61,7 +62,7 @@ class ObservedPod:
 class Selection:
     """A selector for a workload and its next version.
 
-    `left_out` are the labels that a reader may miss in it, each with the reason.
+    `left_out` are labels that a reader may expect, each with the reason.
     """
 
     labels: Mapping[str, str]
@@ -71,7 +72,7 @@ class Selection:
     def __bool__(self) -> bool:
         """Return whether the selector distinguishes the workload from others."""
         return names_something(self.labels) or any(
-            each.operator == "In" for each in self.expressions
+            expression.operator == "In" for expression in self.expressions
         )
 
     @property
@@ -93,9 +94,9 @@ class Workload:
 
     @property
     def selection(self) -> Selection:
-        """The selector of the pods and of their next version: the owner's, else the labels that all pods have."""
+        """The selector of these pods and their next version: the owner's, else common labels."""
         common = dict(
-            sorted(set.intersection(*(set(each.pod.labels.items()) for each in self.pods)))
+            sorted(set.intersection(*(set(observed.pod.labels.items()) for observed in self.pods)))
         )
         kept = {
             key: value
@@ -103,13 +104,13 @@ class Workload:
             if value not in self._of_single_pods
         }
         doubtful = [_doubt(key, common[key]) for key in common if not is_changing_key(key)]
-        by_labels = Selection(kept, (), [each for each in doubtful if each])
+        by_labels = Selection(kept, (), [doubt for doubt in doubtful if doubt])
         owner = self.pods[0].selector
         if owner is None:
             return by_labels
         chosen = Selection(
             {key: value for key, value in kept.items() if key in owner.match_labels},
-            [each for each in owner.match_expressions if _lasts(each)],
+            [expression for expression in owner.match_expressions if _lasts(expression)],
             [
                 _doubt(key, common[key])
                 for key in common
@@ -124,7 +125,9 @@ class Workload:
         if self.name.startswith("pod/"):
             return frozenset()
         return frozenset(
-            name for each in self.pods for name in (each.pod.name, each.pod.uid, each.pod.node)
+            name
+            for observed in self.pods
+            for name in (observed.pod.name, observed.pod.uid, observed.pod.node)
         )
 
 
@@ -146,11 +149,11 @@ class Recommendation(Model):
 
 
 def workload_of(metadata: Mapping[str, Any]) -> str:
-    """Return the workload of a pod in kubectl's spelling, such as `deployment/db`; empty if it has no owner.
+    """Return the workload of a pod, such as `deployment/db`; empty without an owner.
 
-    Only the pod is read. The name of a ReplicaSet is that of its Deployment or Rollout with a hash,
-    which its pods have as a label. The name of a CronJob's Job is that of the CronJob with the
-    minute. Spark's driver and executors have the name of their application as a label.
+    Only the pod is read. The name of a ReplicaSet is the name of its Deployment or Rollout with a
+    hash, which its pods have as a label. The name of a CronJob's Job is the name of the CronJob
+    with the minute. Spark's driver and executors have the name of their application as a label.
     """
     labels = metadata.get("labels") or {}
     if _SPARK_ROLE in labels:
@@ -179,7 +182,7 @@ def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _spark_application(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """Return the application by its label, else by the driver's pod `pi-<hash>-driver`, which owns the executors."""
+    """Return the application by its label, else by its driver `pi-<hash>-driver`."""
     for label, kind in _SPARK_NAMES.items():
         if labels.get(label):
             return f"{kind}/{labels[label]}"
@@ -200,7 +203,7 @@ def _is_minute(minute: int, created: str | None) -> bool:
 
 
 def _doubt(key: str, value: str) -> str:
-    """Return the label and why it is left out; empty if its key and value look permanent."""
+    """Return the label and why it is left out; empty if key and value look permanent."""
     looks = looks_like(value)
     if is_changing_key(key):
         return f"{key}={value} is of one version, instance, run or node"
@@ -226,42 +229,45 @@ def workloads(observed: Iterable[ObservedPod], all_pods: Iterable[Pod]) -> list[
 
 def advise(workload: Workload) -> Recommendation:
     """Return the recommendation for a workload."""
-    peaks = [each.peak for each in workload.pods if each.peak is not None]
+    peaks = [observed.peak for observed in workload.pods if observed.peak is not None]
     peak = max(peaks, default=None)
-    governing = {limit.metadata.name: limit for each in workload.pods for limit in each.limits}
+    governing = {
+        limit.metadata.name: limit for observed in workload.pods for limit in observed.limits
+    }
     amount = recommend(peak)
-    made = Recommendation(
+    advice = Recommendation(
         namespace=workload.namespace,
         workload=workload.name,
         pods=len(workload.pods),
         observed=len(peaks),
         peak=peak,
-        since=min((each.since for each in workload.pods if each.since), default=None),
+        since=min((observed.since for observed in workload.pods if observed.since), default=None),
         limit=amount,
         current=_current(governing.values()),
         basis="",
     )
     selection = workload.selection
     if not selection:
-        return _with(made, _unselectable(workload))
-    made = made.model_copy(update={"warning": _warning(selection)})
+        return _with(advice, _unselectable(workload))
+    advice = advice.model_copy(update={"warning": _warning(selection)})
     if amount is not None:
         also = f"{_may_need_more(peak or 0, governing.values())}{_also(workload)}"
         basis = f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, {HEADROOM:.0%} headroom{also}"
         return _with(
-            made,
+            advice,
             basis,
             _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values()),
         )
     if peak is not None:
-        return _with(made, "nothing was seen pinned so far: that teaches nothing")
+        return _with(advice, "nothing was seen pinned so far: that teaches nothing")
     if governing:
         return _with(
-            made, f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet"
+            advice,
+            f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet",
         )
     basis = f"nothing was observed yet: agents report governed pods only, so this Audit limit comes first{_also(workload)}"
     return _with(
-        made, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ())
+        advice, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ())
     )
 
 
@@ -269,7 +275,7 @@ def advise_limit(limit: PinLimit) -> Recommendation:
     """Return the recommendation in the status of a limit."""
     status = limit.status
     amount = status.recommendation if status else None
-    made = Recommendation(
+    advice = Recommendation(
         namespace=limit.metadata.namespace or "",
         workload=f"pinlimit/{limit.metadata.name}",
         pods=(status.matched_pods or 0) if status else 0,
@@ -279,22 +285,26 @@ def advise_limit(limit: PinLimit) -> Recommendation:
         basis="",
     )
     if amount is None:
-        return _with(made, "its status has no recommendation: nothing was seen pinned so far")
+        return _with(advice, "its status has no recommendation: nothing was seen pinned so far")
     manifest = _of_limit(limit, amount, Enforcement.ENFORCE)
     basis = f"its status recommends it: {HEADROOM:.0%} above the most that a pod was seen to pin, which is not listed there"
     changing = [
-        each
+        doubt
         for key, value in sorted(limit.spec.pod_selector.match_labels.items())
-        if (each := _doubt(key, value))
+        if (doubt := _doubt(key, value))
     ]
-    changing += [each.key for each in limit.spec.pod_selector.match_expressions if not _lasts(each)]
+    changing += [
+        expression.key
+        for expression in limit.spec.pod_selector.match_expressions
+        if not _lasts(expression)
+    ]
     if changing:
-        made = made.model_copy(
+        advice = advice.model_copy(
             update={
                 "warning": f"its selector may match nothing after the next release: {'; '.join(changing)}"
             }
         )
-    return _with(made, basis, manifest)
+    return _with(advice, basis, manifest)
 
 
 def _unselectable(workload: Workload) -> str:
@@ -317,9 +327,9 @@ def _warning(selection: Selection) -> str | None:
 
 
 def _with(
-    made: Recommendation, basis: str, manifest: dict[str, Any] | None = None
+    advice: Recommendation, basis: str, manifest: dict[str, Any] | None = None
 ) -> Recommendation:
-    return made.model_copy(update={"basis": basis, "manifest": manifest})
+    return advice.model_copy(update={"basis": basis, "manifest": manifest})
 
 
 def _current(limits: Iterable[PinLimit]) -> str | None:
@@ -331,7 +341,7 @@ def _current(limits: Iterable[PinLimit]) -> str | None:
 
 
 def _others(name: str, pods: Sequence[ObservedPod], all_pods: Iterable[Pod]) -> Iterator[Pod]:
-    own = {each.pod.uid for each in pods}
+    own = {observed.pod.uid for observed in pods}
     selection = Workload("", name, pods).selection
     for pod in all_pods if selection else ():
         same = pod.namespace == pods[0].pod.namespace and selects(selection.selector, pod.labels)
@@ -363,7 +373,7 @@ def _manifest(
     enforcement: Enforcement,
     governing: Iterable[PinLimit],
 ) -> dict[str, Any]:
-    """Return the PinLimit with exactly this selector: an existing limit with a new amount, or a new limit."""
+    """Return the PinLimit with exactly this selector: an existing limit with `amount`, or new."""
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         if limit.spec.pod_selector == selection.selector and limit.spec.scope is Scope.POD:
             return _of_limit(limit, amount, enforcement)
@@ -375,7 +385,7 @@ def _manifest(
 
 
 def _object_name(workload: Workload) -> str:
-    """Return the workload's name in the letters that the name of an object may have."""
+    """Return the workload's name in the allowed letters of an object's name."""
     name = _NO_NAME.sub("-", workload.name.partition("/")[2].lower())
     return name[:_LONGEST_NAME].strip("-.") or "workload"
 

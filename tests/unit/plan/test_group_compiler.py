@@ -136,9 +136,9 @@ def test_a_group_that_drains_stays_where_it_was_asked_for() -> None:
 
 @pytest.mark.rule("M10")
 def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
-    assert compiled(a_group(held=False), pods=[a_pod("1")]) == []
+    assert compiled(a_group(has_finalizer=False), pods=[a_pod("1")]) == []
     assert compiled(
-        a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, held=False), pods=[a_pod("1")]
+        a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, has_finalizer=False), pods=[a_pod("1")]
     )
 
 
@@ -233,7 +233,7 @@ def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_n
     )
     assert compiled(group, pods=pods, allowed="create:1Mi") == []
     for never in (
-        replace(group, held=False),
+        replace(group, has_finalizer=False),
         a_group(spec={**created, "deletionPolicy": "Orphan"}),
     ):
         assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
@@ -274,7 +274,7 @@ GROUPS = st.builds(
     ),
     created=st.sampled_from("12"),
     deleting=st.booleans(),
-    held=st.sampled_from([True, True, False]),
+    has_finalizer=st.sampled_from([True, True, False]),
 )
 UIDS = st.frozensets(st.sampled_from(["uid-a-g", "uid-a-h", "uid-b-g"]))
 

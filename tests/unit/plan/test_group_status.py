@@ -350,7 +350,7 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
         "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them"
         in cluster.message("Applied")
     )
-    cluster.group = replace(cluster.group, held=False)
+    cluster.group = replace(cluster.group, has_finalizer=False)
     assert cluster.condition("Applied") == ("False", "Pending"), (
         "no node is asked before it is held"
     )

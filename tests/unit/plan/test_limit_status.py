@@ -762,8 +762,8 @@ def test_a_great_many_findings_take_little_room() -> None:
     one, pods = limit(), [pod(f"{i:03}") for i in range(500)]
     node = view(pods, [one], [use(each.uid, level="Observe", reason="CapIPCLock") for each in pods])
     share = summarize_limit(one, pods, node)
-    assert share.unheld.counts == {"CapIPCLock": 500}
-    assert len(share.unheld.named) == 3
+    assert share.unenforced.counts == {"CapIPCLock": 500}
+    assert len(share.unenforced.named) == 3
     assert condition(status_of(one, pods, node), "Enforced").message.endswith("and 497 more.")
 
 

@@ -1,9 +1,9 @@
-"""Explain why a pod is limited as it is, and what to do next: a pure function from API objects to findings.
+"""Explain how and why a pod is limited: a pure function from API objects to findings.
 
-From the bottom up: `findings` defines an answer, `evidence` applies the operator's rules to what is
-known, and `advice` has the commands. `nearest` and `limits` compare limits. `matching`,
-`propagation`, `enforcement`, `amounts` and `groups` follow a limit from its selector to the denied
-call, and yield the findings of their stage.
+`findings` defines the answer, `evidence` applies the operator's rules to the known objects, and
+`advice` has the commands. `nearest` and `limits` compare limits. `matching`, `propagation`,
+`enforcement`, `amounts` and `groups` follow a limit from its selector to the denied call, and yield
+the findings of their stage.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def _findings(case: Case) -> Iterator[Finding]:
     if concerned:
         yield from propagation.reaching(case)
     if case.evidence.node is not None:
-        yield from propagation.taking(case)
+        yield from propagation.acknowledging(case)
         yield from enforcement.level(case)
         yield from amounts.denied_calls(case)
         yield from amounts.use_and_grants(case)
@@ -84,7 +84,7 @@ def _findings(case: Case) -> Iterator[Finding]:
 
 
 def _counted(case: Case) -> Finding:
-    """Return the finding for a pod without any other finding."""
+    """Return the finding for a pod without other findings."""
     return Finding(
         cause=Cause.COUNTED,
         problem=False,
@@ -109,7 +109,7 @@ def _use(case: Case) -> PodUse | None:
         level=None if silent else report.level,
         reason=SILENT if silent else report.reason,
         message="" if silent else report.message,
-        denials=None if report.denials is None else sum(each.count for each in report.denials),
+        denials=None if report.denials is None else sum(denial.count for denial in report.denials),
         sampled_at=status.sampled_at,
         stale=case.stale,
     )
@@ -121,13 +121,13 @@ def _sources(case: Case) -> list[SourceLevel]:
     if report is None or case.view.silent:
         return []
     return [
-        _source(each, report)
-        for each in sorted(case.view.sources, key=lambda each: list(Source).index(each.source))
+        _source(level, report)
+        for level in sorted(case.view.sources, key=lambda level: list(Source).index(level.source))
     ]
 
 
 def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
-    """Return a source in this pod: the weaker of the node's level for it and the pod's level.
+    """Return a source in this pod, with the weaker level of node and pod.
 
     A pod is limited exactly while it uses only Mlock. A call of another source loosens it to the
     node's level.
@@ -141,14 +141,14 @@ def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
 
 
 def _denied_calls(case: Case) -> list[DeniedCall]:
-    """Return the known denials, newest first: those that the node lists, and older ones from Events."""
+    """Return the known denials, newest first: of the node's report, and older ones from Events."""
     names = {limit.metadata.uid: display_name(limit) for limit in case.selecting}
     known = [
         DeniedCall(
-            time=each.time, text=describe_denial(each, names.get(each.uid, each.name or "of none"))
+            time=call.time, text=describe_denial(call, names.get(call.uid, call.name or "of none"))
         )
-        for each in limits.listed(case)
+        for call in limits.listed(case)
     ]
-    first = min((each.time for each in known), default=None)
-    earlier = [each for each in case.evidence.events if first is None or each.time < first]
-    return sorted([*known, *earlier], key=lambda each: each.time, reverse=True)
+    first = min((call.time for call in known), default=None)
+    earlier = [call for call in case.evidence.events if first is None or call.time < first]
+    return sorted([*known, *earlier], key=lambda call: call.time, reverse=True)

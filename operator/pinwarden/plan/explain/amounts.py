@@ -62,21 +62,25 @@ def denied_calls(case: Case) -> Iterator[Finding]:
 
 
 def _would_have_allowed(known: Iterable[DenialReport]) -> int:
-    """Return the smallest limit that would have allowed each of these calls; 0 if unknown."""
+    """Return the smallest limit that would have allowed all these calls; 0 if unknown."""
     return max(
-        (each.used + each.asked for each in known if each.used is not None and each.asked),
+        (
+            denial.used + denial.asked
+            for denial in known
+            if denial.used is not None and denial.asked
+        ),
         default=0,
     )
 
 
 def _needed(case: Case, limit: Limit) -> int:
-    """Return the smallest limit that allows today's use, and would have allowed each known denied call."""
+    """Return the smallest limit for today's use and all known denied calls."""
     now, _ = used(limit, case.use) if case.use else (None, None)
     return max(_would_have_allowed(denials(case, limit)), now or 0)
 
 
 def _other_denial(case: Case, uid: str, text: str) -> Finding:
-    """Return the denial of a call for another reason than a limit that matches now."""
+    """Return the denial of a call for another reason than a matching limit."""
     exact = [limit for limit in case.matching if limit.spec.minimum_level is Level.DENY]
     if uid == _UNKNOWN_PODS:
         step = NextStep(
@@ -114,7 +118,7 @@ def use_and_grants(case: Case) -> Iterator[Finding]:
         if limit.spec.grant:
             yield from _grant(case, limit)
     for shot in overshoots(case):
-        limit = next(each for each in case.matching if each.metadata.uid == shot.limit)
+        limit = next(matching for matching in case.matching if matching.metadata.uid == shot.limit)
         step = recreate_gated(case.evidence, "To have it held exactly")
         if case.use and case.use.level is Level.DENY:
             if (share := case.shares[limit_name(limit)]).over and not share.silent:
@@ -184,27 +188,27 @@ def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
 def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
     """Return the finding of a grant above `maxGrant` (P14)."""
     wanted = str(limit.spec.limit)
-    giving = max(
+    granting = max(
         (
-            each
-            for each in case.matching
-            if isinstance(each, ClusterPinLimit) and each.spec.max_grant
+            other
+            for other in case.matching
+            if isinstance(other, ClusterPinLimit) and other.spec.max_grant
         ),
-        key=lambda each: (each.spec.limit.bytes, each.metadata.name),
+        key=lambda other: (other.spec.limit.bytes, other.metadata.name),
         default=None,
     )
-    if giving is None:
+    if granting is None:
         step = NextStep(
             text="An administrator lets it through by a ClusterPinLimit with maxGrant, such as this one for these pods.",
             command=grant_ceiling(limit, wanted),
         )
     else:
         change = {"maxGrant": wanted}
-        if giving.spec.limit.bytes < limit.spec.limit.bytes:
+        if granting.spec.limit.bytes < limit.spec.limit.bytes:
             change["limit"] = wanted
         step = NextStep(
-            text=f"An administrator lets it through by {display_name(giving)}.",
-            command=patch(giving, change),
+            text=f"An administrator lets it through by {display_name(granting)}.",
+            command=patch(granting, change),
         )
     lets = f"lets {short(reached)} of it through" if reached else "lets none of it through"
     return Finding(

@@ -29,8 +29,8 @@ _LEAST_MARGIN: Final = 64 << 10
 def level(case: Case) -> Iterator[Finding]:
     """Yield the level of the pod; nothing while its agent is silent or has not reported it.
 
-    The level is about the limits that the agent took. If the agent did not take all enforced limits
-    of the pod, the finding says which limits it took. If it took none, there is no finding (H1).
+    The level is about the acknowledged limits. If only some enforced limits of the pod are
+    acknowledged, the finding names them. Without an acknowledged limit, there is no finding (H1).
     """
     use, enforced = case.use, _enforced(case)
     if case.view.silent or not case.matching:
@@ -188,7 +188,7 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
         given = (
             ". A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
         )
-        granted = any(each.spec.grant for each in case.matching)
+        granted = any(matching.spec.grant for matching in case.matching)
         yield Finding(
             cause=Cause.HELD_BY_RLIMIT,
             problem=False,
@@ -221,7 +221,7 @@ def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
 
 
 def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
-    """Return how to have the pod limited exactly: with the gate's profile, or without calls that loosen it."""
+    """Return how to limit the pod exactly: with the gate's profile, or without loosening calls."""
     if use.denials is None:
         return recreate_gated(case.evidence, "To have it held exactly, and refusals explained")
     enforced = _enforced(case)

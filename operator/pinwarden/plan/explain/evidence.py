@@ -1,8 +1,8 @@
 """The evidence about a pod, and the conclusions of the operator's own rules.
 
 An explanation must not interpret the rules a second time. So `Case` calls the functions of the
-operator: `compile_node` for the limits and the spec of the node, `NodeView` for what the agent
-took, `summarize_limit` for whether the pod is limited as asked.
+operator: `compile_node` for the spec of the node, `NodeView` for its acknowledgements, and
+`summarize_limit` for the level of the pod.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,12 +77,12 @@ class Case:
         """The limits whose selectors match the pod, also rejected limits, by name."""
         pod, settings = self.pod, self.evidence.settings
         node = self.evidence.node or Node(pod.node)
-        found = (
+        limits = (
             limit
             for limit in self.evidence.limits
             if matches(limit, pod, self.evidence.namespace, node, settings)
         )
-        return sorted(found, key=limit_name)
+        return sorted(limits, key=limit_name)
 
     @cached_property
     def rejected(self) -> Mapping[str, Rejection]:
@@ -105,7 +105,7 @@ class Case:
         stored = evidence.config.spec if evidence.config else NodePinConfigSpec()
         full = len(stored.limits) >= MAX_NODE_LIMITS
         missing = {pod.cgroup_uid} if len(stored.pods) >= MAX_NODE_PODS else set[str]()
-        unlisted = missing - {each.uid for each in stored.pods}
+        unlisted = missing - {entry.uid for entry in stored.pods}
         if full:
             names = {limit.name for limit in stored.limits}
             desired = desired.model_copy(
@@ -180,5 +180,5 @@ class Case:
     def report(self) -> PodReport | None:
         """The agent's report of the pod."""
         status = self.evidence.config.status if self.evidence.config else None
-        found = (pod for pod in (status.pods if status else ()) if pod.uid == self.pod.cgroup_uid)
-        return next(found, None)
+        reports = (pod for pod in (status.pods if status else ()) if pod.uid == self.pod.cgroup_uid)
+        return next(reports, None)

@@ -1,7 +1,7 @@
-"""The parts of an explanation: findings, each with a cause for programs, a message, and one next step.
+"""The parts of an explanation: findings, each with a cause, a message, and a next step.
 
-`Cause` is in order of importance: first causes that make everything else unknown, then causes of a
-denial, then remarks. The first finding answers "why"; its next step says what to do.
+`Cause` is for programs, in order of importance: first causes that make everything else unknown,
+then causes of a denial, then remarks. The first finding answers "why", its next step "and now".
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from pinwarden.api.pinlimit import Enforcement, Level, Scope
 
 
 class Cause(StrEnum):
-    """Why a pod is limited as it is, in one CamelCase word."""
+    """Why a pod is limited so, in one CamelCase word."""
 
     POD_ENDED = "PodEnded"
     ON_WINDOWS = "OnWindows"
@@ -60,14 +60,14 @@ class Cause(StrEnum):
 
 
 class NextStep(Model):
-    """An action, and the command that does it or shows more."""
+    """An action, and its command."""
 
     text: str
     command: str
 
 
 class Finding(Model):
-    """A fact that explains how the pod is limited. `problem`: something is not as asked."""
+    """A fact about the limits of the pod. `problem`: something is not as requested."""
 
     cause: Cause
     problem: bool
@@ -76,7 +76,7 @@ class Finding(Model):
 
 
 class Standing(StrEnum):
-    """The effect of a matching limit on the pod; `Pending` until its node acknowledges the limit."""
+    """The effect of a matching limit on the pod; `Pending` until acknowledged by the node."""
 
     STRICTEST = "Strictest"
     HOLDS = "Holds"
@@ -110,7 +110,7 @@ class LimitUse(Model):
 
 
 class PodUse(Model):
-    """The pinned memory of the pod at the last sample, in bytes; `level` is absent if unknown (H1)."""
+    """The last sample of the pod in bytes; `level` is absent if unknown (H1)."""
 
     locked: int
     pinned: int

@@ -1,4 +1,4 @@
-"""Findings about SharedMemoryGroups that the pod is a member of or borrows from."""
+"""Findings about SharedMemoryGroups with the pod as member or borrower."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from pinwarden.plan.usage import is_stale
 
 
 def uses(case: Case) -> Iterator[GroupUse]:
-    """Yield a row for each group that the pod is a member of or borrows from."""
+    """Yield a row for each group with the pod as member or borrower."""
     for group, borrow in _concerned(case):
         limits = _limits(case, group)
         report = case.view.groups.get(group.uid)
@@ -30,7 +30,8 @@ def uses(case: Case) -> Iterator[GroupUse]:
             borrowed=borrow.borrowed if borrow else None,
             mapped=borrow.mapped if borrow else None,
             limit=min(
-                (each.borrow_limit.bytes for each in limits if each.borrow_limit), default=None
+                (member.borrow_limit.bytes for member in limits if member.borrow_limit),
+                default=None,
             ),
             level=borrow.level if borrow and known else None,
             denials=borrow.denials if borrow else None,
@@ -90,7 +91,7 @@ def _concerned(case: Case) -> Iterator[tuple[Group, BorrowReport | None]]:
     for group in sorted(case.evidence.groups, key=lambda group: group.name):
         report = case.view.groups.get(group.uid)
         borrows = report.borrowers if report else ()
-        borrow = next((each for each in borrows if each.pod == case.pod.cgroup_uid), None)
+        borrow = next((borrow for borrow in borrows if borrow.pod == case.pod.cgroup_uid), None)
         if borrow is not None or _is_member(case, group):
             yield group, borrow
 
@@ -109,9 +110,9 @@ def _limits(case: Case, group: Group) -> list[Member]:
         return []
     members = group.resource.spec.members
     return [
-        each
-        for each in members
-        if each.borrow_limit and selects(each.pod_selector, case.pod.labels)
+        member
+        for member in members
+        if member.borrow_limit and selects(member.pod_selector, case.pod.labels)
     ]
 
 

@@ -15,26 +15,28 @@ from pinwarden.plan.node_view import PodSample
 
 def strictest(case: Case) -> Limit | None:
     """Return the acknowledged limit with the least amount and scope Pod, None if there is none."""
-    held = [
+    acknowledged = [
         limit
         for limit in case.matching
         if limit.spec.enforcement is Enforcement.ENFORCE
         and limit.spec.scope is Scope.POD
         and case.acknowledges(limit)
     ]
-    return min(held, key=lambda limit: (limit.spec.limit.bytes, limit_name(limit)), default=None)
+    return min(
+        acknowledged, key=lambda limit: (limit.spec.limit.bytes, limit_name(limit)), default=None
+    )
 
 
 def overridden(case: Case) -> Mapping[str, Sequence[Limit]]:
-    """Return the redundant limits by name, each with the acknowledged limits that imply it (P13)."""
+    """Return redundant limits by name, each with the acknowledged limits that imply it (P13)."""
     by_name = {limit_name(limit): limit for limit in case.matching}
-    found = {
+    implying = {
         name: overriding(limit, [case.matching]) & case.acknowledged
         for name, limit in by_name.items()
     }
     return {
         name: [by_name[other] for other in sorted(others)]
-        for name, others in found.items()
+        for name, others in implying.items()
         if others
     }
 
@@ -54,16 +56,16 @@ def uses(case: Case) -> Iterator[LimitUse]:
 
 def denials(case: Case, limit: Limit) -> Sequence[DenialReport]:
     """Return the listed denials of this limit for the pod, oldest first."""
-    return [each for each in listed(case) if each.uid == limit.metadata.uid]
+    return [denial for denial in listed(case) if denial.uid == limit.metadata.uid]
 
 
 def listed(case: Case) -> Sequence[DenialReport]:
     """Return the listed denials of the pod."""
     status = case.evidence.config.status if case.evidence.config else None
     return [
-        each
-        for each in (status.recent_denials if status else ())
-        if each.pod == case.pod.cgroup_uid
+        denial
+        for denial in (status.recent_denials if status else ())
+        if denial.pod == case.pod.cgroup_uid
     ]
 
 
@@ -71,22 +73,24 @@ def overshoots(case: Case) -> Sequence[OvershootReport]:
     """Return the overshoots of the pod's limits, also of limits on the whole node."""
     uids = {limit.metadata.uid for limit in case.matching}
     return [
-        each
-        for each in case.view.overshoots
-        if each.limit in uids and each.pod in (None, case.pod.cgroup_uid)
+        overshoot
+        for overshoot in case.view.overshoots
+        if overshoot.limit in uids and overshoot.pod in (None, case.pod.cgroup_uid)
     ]
 
 
 def used(limit: Limit, use: PodSample) -> tuple[int | None, int | None]:
-    """Return the use and the peak that count for the limit, in bytes; None if other pods count too."""
+    """Return use and peak in the limit's scope in bytes, None if other pods count too."""
     if isinstance(limit, ClusterPinLimit) and limit.spec.scope is Scope.NODE:
         return None, None
     if limit.spec.scope is Scope.POD:
         return use.pinned, use.peak
     selected = limit.spec.containers
-    own = [each for name, each in use.containers.items() if not selected or name in selected]
-    return max((each.pinned for each in own), default=None), max(
-        (each.peak for each in own), default=None
+    own = [
+        container for name, container in use.containers.items() if not selected or name in selected
+    ]
+    return max((container.pinned for container in own), default=None), max(
+        (container.peak for container in own), default=None
     )
 
 

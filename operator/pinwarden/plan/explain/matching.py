@@ -12,7 +12,7 @@ from pinwarden.plan.explain.nearest import NearMiss, nearest
 from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches
 from pinwarden.plan.types import Node
 
-_MENDED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
+_SUPPORTED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
 
 
 def placing(case: Case) -> Iterator[Finding]:
@@ -51,10 +51,10 @@ def placing(case: Case) -> Iterator[Finding]:
 
 
 def selecting(case: Case) -> Iterator[Finding]:
-    """Yield rejected and unreadable limits, and that no limit matches."""
+    """Yield rejected and unreadable limits, or a finding without a matching limit."""
     for limit in case.selecting:
         if rejection := case.rejected.get(limit_name(limit)):
-            yield _refused(limit, rejection)
+            yield _rejected(limit, rejection)
     for name, problem in sorted(case.evidence.unreadable.items()):
         yield Finding(
             cause=Cause.LIMIT_NOT_UNDERSTOOD,
@@ -75,7 +75,7 @@ def selecting(case: Case) -> Iterator[Finding]:
     if exempt := _exempt(case):
         yield exempt
     elif not case.matching:
-        yield _none(case)
+        yield _unlimited(case)
 
 
 def standing(case: Case) -> Iterator[Finding]:
@@ -114,13 +114,13 @@ def _overridden(case: Case) -> Iterator[Finding]:
             message=f"{display_name(limit)} ({limit.spec.limit}) adds nothing: "
             f"{display_name(other)} ({other.spec.limit}) is reached first.",
             next=NextStep(
-                text=f"For more than {other.spec.limit}, {_who(other)} must raise {display_name(other)}.",
+                text=f"For more than {other.spec.limit}, {_author(other)} must raise {display_name(other)}.",
                 command=patch(other, {"limit": str(limit.spec.limit)}),
             ),
         )
 
 
-def _who(limit: Limit) -> str:
+def _author(limit: Limit) -> str:
     return (
         "somebody with rights on the namespace"
         if isinstance(limit, PinLimit)
@@ -128,10 +128,12 @@ def _who(limit: Limit) -> str:
     )
 
 
-def _refused(limit: Limit, rejection: Rejection) -> Finding:
+def _rejected(limit: Limit, rejection: Rejection) -> Finding:
     field = rejection.message.removeprefix("spec.").partition(":")[0]
-    if field in _MENDED:
-        step = NextStep(text=f"Change spec.{field}.", command=patch(limit, {field: _MENDED[field]}))
+    if field in _SUPPORTED:
+        step = NextStep(
+            text=f"Change spec.{field}.", command=patch(limit, {field: _SUPPORTED[field]})
+        )
     else:
         kind = "pinlimit" if isinstance(limit, PinLimit) else "clusterpinlimit"
         command = kubectl("edit", kind, limit.metadata.name, namespace=limit.metadata.namespace)
@@ -167,7 +169,7 @@ def _exempt(case: Case) -> Finding | None:
     )
 
 
-def _none(case: Case) -> Finding:
+def _unlimited(case: Case) -> Finding:
     """Return the finding without a matching limit: the nearest limit, and the smallest change."""
     near = nearest(case.evidence)
     message, step = "There is no limit that could match the pod.", first_limit(case.pod)
@@ -178,7 +180,7 @@ def _none(case: Case) -> Finding:
 
 
 def _to_match(case: Case, near: NearMiss) -> NextStep | None:
-    """Return how to make the nearest limit match, None if that needs other changes than a label."""
+    """Return how to make the nearest limit match by a label, None if impossible."""
     pod, limit = case.pod, near.limit
     if not near.labels:
         return None

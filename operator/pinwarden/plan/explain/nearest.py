@@ -1,4 +1,4 @@
-"""Find why a limit does not match a pod: the requirements that pod, namespace and node do not meet.
+"""Find why a limit does not match: the unmet requirements of pod, namespace and node.
 
 `selectors.selects` checks each requirement separately, so the answer agrees with the operator.
 """
@@ -16,7 +16,7 @@ from pinwarden.plan.types import NAME_LABEL, Node
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A limit that does not match, and why; `labels` are missing on the pod, if nothing else is."""
+    """A limit without a match, and why; `labels` are missing on the pod, if nothing else is."""
 
     limit: Limit
     differences: tuple[str, ...]
@@ -24,14 +24,14 @@ class NearMiss:
 
 
 def nearest(evidence: Evidence) -> NearMiss | None:
-    """Return the limit with the fewest differences; among equals a PinLimit, then the first by name."""
-    found = [near(limit, evidence) for limit in evidence.limits]
+    """Return the limit with the fewest differences; then a PinLimit, then the first by name."""
+    misses = [near(limit, evidence) for limit in evidence.limits]
     return min(
-        (each for each in found if each.differences),
-        key=lambda each: (
-            len(each.differences),
-            not isinstance(each.limit, PinLimit),
-            limit_name(each.limit),
+        (miss for miss in misses if miss.differences),
+        key=lambda miss: (
+            len(miss.differences),
+            not isinstance(miss.limit, PinLimit),
+            limit_name(miss.limit),
         ),
         default=None,
     )
@@ -66,17 +66,17 @@ def near(limit: Limit, evidence: Evidence) -> NearMiss:
 def _unmet(selector: LabelSelector, labels: Labels, whose: str) -> Iterator[str]:
     for key, value in selector.match_labels.items():
         if not selects(LabelSelector(match_labels={key: value}), labels):
-            yield f"{whose} {key} is {_told(labels, key)}, and the limit wants {value!r}"
+            yield f"{whose} {key} is {_value(labels, key)}, and the limit wants {value!r}"
     for requirement in selector.match_expressions:
         if not selects(LabelSelector(match_expressions=[requirement]), labels):
-            yield f"{whose} {requirement.key} is {_told(labels, requirement.key)}, and the limit wants {_words(requirement)}"
+            yield f"{whose} {requirement.key} is {_value(labels, requirement.key)}, and the limit wants {_wanted(requirement)}"
 
 
-def _told(labels: Labels, key: str) -> str:
+def _value(labels: Labels, key: str) -> str:
     return repr(labels[key]) if key in labels else "absent"
 
 
-def _words(requirement: LabelSelectorRequirement) -> str:
+def _wanted(requirement: LabelSelectorRequirement) -> str:
     values: Sequence[str] = [repr(value) for value in requirement.values]
     match requirement.operator:
         case "In":

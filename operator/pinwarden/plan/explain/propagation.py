@@ -1,4 +1,4 @@
-"""Findings about propagation: the operator writes a limit for the node, and the node's agent takes it."""
+"""Findings about propagation: whether a limit is written for the node and acknowledged there."""
 
 from collections.abc import Iterator
 
@@ -88,10 +88,10 @@ def _stale(case: Case, agent: str) -> Finding:
     )
 
 
-def taking(case: Case) -> Iterator[Finding]:
-    """Yield limits that are not written for the pod, not acknowledged, or not supported.
+def acknowledging(case: Case) -> Iterator[Finding]:
+    """Yield unwritten, unacknowledged and unsupported limits of the pod.
 
-    Nothing for a node with a silent agent or with mode Release.
+    Yield nothing for a node with a silent agent or with mode Release.
     """
     if case.view.silent or case.evidence.config is None or case.released:
         return
@@ -114,8 +114,8 @@ def taking(case: Case) -> Iterator[Finding]:
     }
     if unwritten := [limit for limit in late if limit.metadata.uid not in written]:
         yield _unwritten(case, unwritten)
-    if untaken := [limit for limit in late if limit.metadata.uid in written]:
-        yield _untaken(case, untaken)
+    if unacknowledged := [limit for limit in late if limit.metadata.uid in written]:
+        yield _unacknowledged(case, unacknowledged)
 
 
 def _no_room(case: Case, room: str) -> Finding:
@@ -164,7 +164,7 @@ def _unwritten(case: Case, limits: list[Limit]) -> Finding:
     )
 
 
-def _untaken(case: Case, limits: list[Limit]) -> Finding:
+def _unacknowledged(case: Case, limits: list[Limit]) -> Finding:
     names, config = ", ".join(map(display_name, limits)), case.evidence.config
     status = config.status if config else None
     took = "none yet" if status is None else status.observed_generation
