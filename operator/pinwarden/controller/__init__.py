@@ -1,9 +1,9 @@
 """The operator: a thin layer around `plan`, in one asyncio process; see docs/semantics.md.
 
 - Input: `client` sends requests to the API server. `reflector` lists and watches a resource, and
-  `transform` selects the stored fields. `kopf_watch` watches PinLimits, ClusterPinLimits and
-  SharedMemoryGroups with kopf in a thread, `resources` reads them, and `resync` finds the changes
-  that kopf does not report.
+  `transform` selects the stored fields. `handlers` receives kopf's events of PinLimits,
+  ClusterPinLimits and SharedMemoryGroups, `kopf_thread` hosts kopf, `resources` reads the objects,
+  and `resync` finds the changes without an event.
 - State: `store` has all known objects and the dirty names; `managed_resource` is the entry of a
   limit or group; `agent_liveness` tracks the agents.
 - Output: `spec_reconciler`, `status_reconciler` and `finalizers` write for dirty names. `workqueue`

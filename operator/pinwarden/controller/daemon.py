@@ -24,9 +24,10 @@ from pinwarden.controller.client import Api, ConnectionSetupError, configure
 from pinwarden.controller.denial_events import DenialEvents
 from pinwarden.controller.events import EventRecorder
 from pinwarden.controller.finalizers import Finalizers
+from pinwarden.controller.handlers import OperatorMemo
 from pinwarden.controller.http_server import HttpServer
 from pinwarden.controller.items import Items
-from pinwarden.controller.kopf_watch import KopfWatch
+from pinwarden.controller.kopf_thread import KopfThread
 from pinwarden.controller.leader_election import LeaderElector
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.metrics_collector import ClusterCollector
@@ -123,14 +124,8 @@ class _Operator:
             Reflector(api, source, metrics, items, self._record_unreadable)
             for source in _sources(settings, store)
         ]
-        self._kopf = KopfWatch(
-            configuration,
-            settings.namespaces,
-            metrics,
-            store.put_resource,
-            store.remove_resource,
-            items,
-        )
+        memo = OperatorMemo(configuration, store, metrics, items, asyncio.get_running_loop())
+        self._kopf = KopfThread(memo, settings.namespaces)
         self._resync = Resync(
             api, settings.namespaces, metrics, lambda: store.uids, store.remove_uid, items
         )
