@@ -11,8 +11,6 @@ another boot id counts as empty. A file that is truncated, altered or of another
 aside with a warning.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +18,10 @@ from typing import Any
 
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.state.statefile import load_or_set_aside, write_atomically
+from pinwarden.node.state.statefile import StateFile
 
 _VERSION = 1
+_FIELDS = ("bootId", "processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class RlimitRecordStore:
     """The file, with one writer at a time. `boot_id` is `/proc/sys/kernel/random/boot_id`."""
 
     def __init__(self, path: Path, boot_id: str) -> None:
-        self._path = path
+        self._file = _RecordFile(path, _VERSION)
         self._boot_id = boot_id
 
     def load(self) -> dict[ProcessKey, RlimitRecord]:
@@ -66,42 +65,35 @@ class RlimitRecordStore:
 
         Raises OSError.
         """
-        boot_id, records = load_or_set_aside(self._path, _decode) or ("", {})
+        boot_id, records = self._file.load(_parse) or ("", {})
         return records if boot_id == self._boot_id else {}
 
     def save(self, records: Mapping[ProcessKey, RlimitRecord]) -> None:
         """Replace the file and sync it. Raises OSError, and then the earlier file stays."""
-        write_atomically(self._path, _encode(self._boot_id, records))
+        rows = [
+            [*key, *record.original, *record.applied] for key, record in sorted(records.items())
+        ]
+        self._file.save([self._boot_id, rows])
 
 
-def _encode(boot_id: str, records: Mapping[ProcessKey, RlimitRecord]) -> bytes:
-    rows = [[*key, *record.original, *record.applied] for key, record in sorted(records.items())]
-    return json.dumps(
-        {
-            "version": _VERSION,
-            "bootId": boot_id,
-            "digest": _digest(boot_id, rows),
-            "processes": rows,
-        }
-    ).encode()
+class _RecordFile(StateFile):
+    """A state file with two fields instead of `content`, as agents before `StateFile` read it."""
+
+    def _to_fields(self, content: Any) -> dict[str, Any]:
+        return dict(zip(_FIELDS, content, strict=True))
+
+    def _from_fields(self, whole: dict[str, Any]) -> Any:
+        return [whole.get(field) for field in _FIELDS]
 
 
-def _decode(data: bytes) -> tuple[str, dict[ProcessKey, RlimitRecord]]:
-    """Return the boot id and the records. Raises ValueError if `_encode` did not write the file."""
-    content: Any = json.loads(data)
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise ValueError(f"not a file of version {_VERSION}")
-    boot_id: Any = content.get("bootId")
-    rows: Any = content.get("processes")
-    if not isinstance(boot_id, str) or content.get("digest") != _digest(boot_id, rows):
-        raise ValueError("the digest does not fit")
+def _parse(content: Any) -> tuple[str, dict[ProcessKey, RlimitRecord]]:
+    """Return the boot id and the records. Raises one of `UNUSABLE` for other content."""
+    boot_id, rows = content
+    if not isinstance(boot_id, str):
+        raise ValueError("the boot id is not a text")
     if not all(type(number) is int and 0 <= number < 2**64 for row in rows for number in row):
-        raise ValueError("a process of it is not described by numbers")
+        raise ValueError("a process is not described by numbers")
     return boot_id, {
         ProcessKey(pid, start): RlimitRecord(Limits(soft, hard), Limits(applied_soft, applied_hard))
         for pid, start, soft, hard, applied_soft, applied_hard in rows
     }
-
-
-def _digest(boot_id: str, rows: object) -> str:
-    return hashlib.sha256(json.dumps([boot_id, rows]).encode()).hexdigest()

@@ -116,19 +116,16 @@ class ConfigFile:
 
     def load(self) -> Configuration | None:
         """Return the last configuration, None without a usable file. Raises OSError."""
-        content = self._file.load()
-        if content is None:
-            return None
-        try:
-            uid, generation = content["uid"], content["generation"]
-            if not isinstance(uid, str | None) or not isinstance(generation, int | None):
-                raise ConfigurationError("its uid or generation is none")
-            configuration = Configuration.parse(content["spec"], uid, generation)
-            configuration.spec.model_dump_json()  # a local file is checked the same way
-        except UNUSABLE as error:
-            self._file.set_aside(str(error))
-            return None
-        return configuration
+        return self._file.load(_parse)
+
+
+def _parse(content: Any) -> Configuration:
+    uid, generation = content["uid"], content["generation"]
+    if not isinstance(uid, str | None) or not isinstance(generation, int | None):
+        raise ConfigurationError("the uid or the generation has another type")
+    configuration = Configuration.parse(content["spec"], uid, generation)
+    configuration.spec.model_dump_json()  # a local file is checked the same way
+    return configuration
 
 
 class ConfigFollower:

@@ -44,27 +44,39 @@ class StateFile:
         self._path = path
         self._version = version
 
-    def load(self) -> Any:
-        """Return the content, None without a usable file. Raises OSError."""
-        return load_or_set_aside(self._path, self._decode)
+    def load(self, parse: Callable[[Any], _Content]) -> _Content | None:
+        """Return the parsed content, None without a usable file. Raises OSError.
+
+        A file whose content `parse` rejects is not usable.
+        """
+        try:
+            return parse(self._decode(read_whole(self._path)))
+        except FileNotFoundError:
+            return None
+        except UNUSABLE as error:
+            set_aside(self._path, str(error))
+            return None
 
     def save(self, content: Any) -> None:
         """Replace the file and sync it. Raises OSError, and then the earlier file stays."""
-        whole = {"version": self._version, "digest": _digest(content), "content": content}
+        fields = self._to_fields(content)
+        whole = {"version": self._version, "digest": _digest(content), **fields}
         write_atomically(self._path, json.dumps(whole).encode())
-
-    def set_aside(self, reason: str) -> None:
-        """Rename a file that cannot be used, with a warning. Raises OSError."""
-        set_aside(self._path, reason)
 
     def _decode(self, data: bytes) -> Any:
         whole: Any = json.loads(data)
         if not isinstance(whole, dict) or whole.get("version") != self._version:
             raise ValueError(f"not a file of version {self._version}")
-        content: Any = whole.get("content")
+        content = self._from_fields(whole)
         if whole.get("digest") != _digest(content):
-            raise ValueError("the digest does not fit")
+            raise ValueError("the digest does not match")
         return content
+
+    def _to_fields(self, content: Any) -> dict[str, Any]:
+        return {"content": content}
+
+    def _from_fields(self, whole: dict[str, Any]) -> Any:
+        return whole.get("content")
 
 
 class PolledFile:
@@ -106,17 +118,6 @@ class PolledFile:
     def age(self) -> float:
         """Seconds since the file's time at the last call; infinite if there was no file yet."""
         return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
-
-
-def load_or_set_aside(path: Path, decode: Callable[[bytes], _Content]) -> _Content | None:
-    """Return the decoded content, None without a usable file. Raises OSError."""
-    try:
-        return decode(read_whole(path))
-    except FileNotFoundError:
-        return None
-    except UNUSABLE as error:
-        set_aside(path, str(error))
-        return None
 
 
 def read_whole(path: Path) -> bytes:

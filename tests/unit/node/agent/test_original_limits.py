@@ -1,5 +1,6 @@
 """What processes had before the first deal: kept over restarts, and never taken from a damaged file."""
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -33,6 +34,22 @@ def test_what_is_saved_is_loaded_by_the_next_agent(
     with tempfile.TemporaryDirectory() as folder:
         RlimitRecordStore(Path(folder) / "saved.json", "boot-1").save(processes)
         assert RlimitRecordStore(Path(folder) / "saved.json", "boot-1").load() == processes
+
+
+WRITTEN = (
+    '{"version": 1, "bootId": "boot-1", "digest": '
+    '"fca618d074dbffc62fbfcf42b558cf7a38b516f9c5b25fb39ea2aad53d143611", '
+    '"processes": [[12, 3456, 4096, 18446744073709551615, 0, 8192]]}'
+)
+
+
+@pytest.mark.rule("H3")
+def test_a_file_of_an_earlier_agent_is_loaded_and_saved_in_its_format(path: Path) -> None:
+    path.write_text(WRITTEN)
+    store = RlimitRecordStore(path, "boot-1")
+    assert store.load() == {KEY: SAVED}
+    store.save({KEY: SAVED})
+    assert json.loads(path.read_bytes()) == json.loads(WRITTEN)
 
 
 def test_without_a_file_there_is_nothing(path: Path) -> None:
