@@ -23,7 +23,7 @@ from pinwarden.node.seccomp.profiles import METADATA
 from pinwarden.node.shm.objects import ObjectSet
 from pinwarden.node.state import accountant_status as shared
 from pinwarden.node.state.config import ConfigFile, Configuration
-from pinwarden.node.state.gate_status import GateStatus, load
+from pinwarden.node.state.gate_status import GateStatus, empty, load
 
 CGROUP = Path("/sys/fs/cgroup")
 ROOT = Path(__file__).parents[2]
@@ -230,7 +230,7 @@ class Node:
     @property
     def status(self) -> GateStatus:
         """The status file of the gate."""
-        return load(self.run_dir / "gate.json") or GateStatus()
+        return load(self.run_dir / "gate.json") or empty()
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until a condition holds. Raises AssertionError after a minute."""

@@ -12,30 +12,28 @@ else at most every `BETWEEN_WRITES_SECONDS`. The gate renews the time of the fil
 file.
 """
 
-import json
 import logging
 import os
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.gate.container import ContainerRef, GatedContainer
-from pinwarden.node.state.gate_status import GateStatus, load
+from pinwarden.node.state.gate_status import empty, load
 from pinwarden.node.state.statefile import write_atomically
 
 BETWEEN_WRITES_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 LISTED = 32
 _LOST = 1024
-_VERSION = 1
 # the maximum lengths in a DenialReport
 _POD, _NAME, _COMMAND, _MESSAGE, _CALL, _MOST = 1024, 63, 16, 256, 128, 2**62
+_Value = TypeVar("_Value")
 _log = logging.getLogger(__name__)
 
 
@@ -68,17 +66,9 @@ class GatePublisher:
         """
         self._path = path
         self._failures = failures or {}
-        earlier = load(path) or GateStatus()
-        self._earlier = dict(earlier.containers)
-        self._containers: dict[str, tuple[str, str, str]] = {}
-        self._lost = set(earlier.lost)
-        self._inexact = {pod: list(reasons) for pod, reasons in earlier.inexact.items()}
-        self._denials = {pod: dict(counts) for pod, counts in earlier.denials.items()}
-        self._recent = deque(earlier.recent, LISTED)
-        self._number = earlier.number
-        self._group_denials = {uid: dict(counts) for uid, counts in earlier.group_denials.items()}
-        self._mapping: frozenset[str] = frozenset()
-        self._held: Mapping[str, str] = {}
+        self._status = load(path) or empty()
+        self._earlier = self._status.containers
+        self._status.containers, self._status.mapping, self._status.held = {}, frozenset(), {}
         self._written_failures: Mapping[str, int] = {}
         self._written: tuple[int, int] | None = None
         self._changed = True
@@ -88,31 +78,29 @@ class GatePublisher:
         self, containers: Iterable[GatedContainer], existing_pods: Collection[str] = ()
     ) -> None:
         """Set the containers with a listener, and forget deleted pods."""
-        containers = tuple(containers)
-        self._containers = {
+        status, containers = self._status, tuple(containers)
+        status.containers = {
             container.id: (*container.ref, container.sandbox) for container in containers
         }
-        pods = {*existing_pods, *(pod for pod, _, _ in self._containers.values())}
-        self._inexact = {pod: reasons for pod, reasons in self._inexact.items() if pod in pods}
-        self._denials = {pod: counts for pod, counts in self._denials.items() if pod in pods}
-        kept = {
-            uid: {pod: count for pod, count in counts.items() if pod in pods}
-            for uid, counts in self._group_denials.items()
-        }
-        self._group_denials = {uid: counts for uid, counts in kept.items() if counts}
-        self._mapping = frozenset(container.id for container in containers if container.maps)
+        status.mapping = frozenset(container.id for container in containers if container.maps)
+        pods = {*existing_pods, *(container.ref.pod for container in containers)}
+        status.inexact = _of_pods(status.inexact, pods)
+        status.denials = _of_pods(status.denials, pods)
+        kept = {uid: _of_pods(counts, pods) for uid, counts in status.group_denials.items()}
+        status.group_denials = {uid: counts for uid, counts in kept.items() if counts}
         self._changed = True
 
-    def set_fingerprints(self, held: Mapping[str, str]) -> None:
+    def set_fingerprints(self, held: dict[str, str]) -> None:
         """Set the policy fingerprints of gated pods. The next flush writes them: the agent waits."""
-        if held != self._held:
-            self._held, self._changed, self._due = held, True, float("-inf")
+        if held != self._status.held:
+            self._status.held, self._changed, self._due = held, True, float("-inf")
 
     def finish_recovery(self) -> None:
         """Mark as lost all containers of an earlier gate without a listener now."""
-        newly = self._earlier.keys() - self._containers.keys()
-        self._lost = set([*sorted(newly), *sorted(self._lost - newly)][:_LOST])
-        self._earlier.clear()
+        status = self._status
+        newly = self._earlier.keys() - status.containers.keys()
+        status.lost = frozenset([*sorted(newly), *sorted(status.lost - newly)][:_LOST])
+        self._earlier = {}
         self._changed = True
 
     def mark_inexact(self, pod: str, reason: str) -> None:
@@ -120,29 +108,28 @@ class GatePublisher:
 
         Raises OSError; the reason then counts as not written.
         """
-        reasons = self._inexact.setdefault(pod, [])
+        inexact = self._status.inexact
+        reasons = inexact.get(pod, ())
         if reason in reasons:
             return
-        reasons.append(reason)
+        inexact[pod] = (*reasons, reason)
         try:
             self._write()
         except OSError:
-            reasons.remove(reason)
+            inexact[pod] = reasons
             raise
 
     def record_denial(self, denial: Denial) -> None:
         """Count and list a denied call."""
-        uid = denial.limit.uid if denial.limit else ""
-        counts = self._denials.setdefault(denial.ref.pod, {})
-        counts[uid] = counts.get(uid, 0) + 1
-        self._number += 1
-        self._recent.append(_wire(denial, self._number))
+        status = self._status
+        _count(status.denials, denial.ref.pod, denial.limit.uid if denial.limit else "")
+        status.number += 1
+        status.recent = (*status.recent, _wire(denial, status.number))[-LISTED:]
         self._changed = True
 
     def record_group_denial(self, group: str, pod: str) -> None:
         """Count a mapping of a pod, denied by a group (its UID)."""
-        counts = self._group_denials.setdefault(group, {})
-        counts[pod] = counts.get(pod, 0) + 1
+        _count(self._status.group_denials, group, pod)
         self._changed = True
 
     def flush(self, now: float) -> None:
@@ -165,25 +152,13 @@ class GatePublisher:
 
     def remove_if_unused(self) -> None:
         """Delete the file on shutdown if no container is gated or lost. Raises OSError."""
-        if not self._containers and not self._lost:
+        if not self._status.containers and not self._status.lost:
             self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        content = {
-            "version": _VERSION,
-            "containers": self._containers,
-            "lost": sorted(self._lost),
-            "loosened": self._inexact,
-            "denials": self._denials,
-            "recent": list(self._recent),
-            "number": self._number,
-            "groupDenials": self._group_denials,
-            "mapping": sorted(self._mapping),
-            "held": self._held,
-            "failures": self._failures,
-        }
-        write_atomically(self._path, json.dumps(content).encode())
-        self._written_failures = dict(self._failures)
+        self._status.failures = dict(self._failures)
+        write_atomically(self._path, self._status.dump())
+        self._written_failures = self._status.failures
         self._written = self._file_identity()
         self._changed = False
 
@@ -194,6 +169,15 @@ class GatePublisher:
         except OSError:
             return None
         return status.st_ino, status.st_size
+
+
+def _of_pods(by_pod: Mapping[str, _Value], pods: Collection[str]) -> dict[str, _Value]:
+    return {pod: value for pod, value in by_pod.items() if pod in pods}
+
+
+def _count(counts: dict[str, dict[str, int]], outer: str, inner: str) -> None:
+    by_inner = counts.setdefault(outer, {})
+    by_inner[inner] = by_inner.get(inner, 0) + 1
 
 
 def _wire(denial: Denial, number: int) -> dict[str, Any]:

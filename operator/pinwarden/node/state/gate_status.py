@@ -5,12 +5,10 @@ The gate writes the file (`gate.publisher`). A newer gate can write more fields.
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PlainSerializer, Strict
 from pydantic.alias_generators import to_camel
 
 from pinwarden.common.guard import shown
@@ -19,9 +17,11 @@ from pinwarden.node.state.statefile import UNUSABLE, read_whole
 NAME = "gate.json"
 _log = logging.getLogger(__name__)
 
+_Ids = Annotated[frozenset[str], Strict(False), PlainSerializer(sorted)]
+_Counts = dict[str, dict[str, NonNegativeInt]]
 
-@dataclass(frozen=True)
-class GateStatus:
+
+class GateStatus(BaseModel):
     """The content of the file.
 
     `containers` are the containers with a listener, by id: the uid of the pod, the name of the
@@ -34,54 +34,38 @@ class GateStatus:
     enforces, per pod with limits (`pods.policy`). `failures` counts failed items by kind.
     """
 
-    containers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
-    lost: frozenset[str] = frozenset()
-    inexact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    recent: tuple[Mapping[str, Any], ...] = ()
-    number: int = 0
-    group_denials: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    mapping: frozenset[str] = frozenset()
-    held: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, int] = field(default_factory=dict)
-
-
-class _Content(BaseModel):
-    """The schema of the file."""
-
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, strict=True)
 
     version: Literal[1]
     containers: dict[str, Annotated[tuple[str, str, str], Strict(False)]]
-    lost: list[str]
-    loosened: dict[str, list[str]]
-    denials: dict[str, dict[str, NonNegativeInt]]
-    recent: list[dict[str, Any]]
+    lost: _Ids
+    inexact: dict[str, Annotated[tuple[str, ...], Strict(False)]] = Field(alias="loosened")
+    denials: _Counts
+    recent: Annotated[tuple[dict[str, Any], ...], Strict(False)]
     number: NonNegativeInt
-    group_denials: dict[str, dict[str, NonNegativeInt]] = {}
-    mapping: list[str] = []
+    group_denials: _Counts = {}
+    mapping: _Ids = frozenset()
     held: dict[str, str] = {}
     failures: dict[str, NonNegativeInt] = {}
 
+    def dump(self) -> bytes:
+        """Return the content of the file."""
+        return json.dumps(self.model_dump(by_alias=True)).encode()
+
+
+def empty() -> GateStatus:
+    """Return the status of a gate without containers."""
+    return GateStatus(
+        version=1, containers={}, lost=frozenset(), inexact={}, denials={}, recent=(), number=0
+    )
+
 
 def load(path: Path) -> GateStatus | None:
-    """Return the content, None without a file that is understood. Raises OSError."""
+    """Return the content, None without a file that can be parsed. Raises OSError."""
     try:
-        content = _Content.model_validate(json.loads(read_whole(path)))
+        return GateStatus.model_validate(json.loads(read_whole(path)), by_name=False)
     except FileNotFoundError:
         return None
     except UNUSABLE as error:
-        _log.warning("%s is not understood: %s", path, shown(str(error)))
+        _log.warning("%s cannot be parsed and is ignored: %s", path, shown(str(error)))
         return None
-    return GateStatus(
-        containers=content.containers,
-        lost=frozenset(content.lost),
-        inexact={pod: tuple(reasons) for pod, reasons in content.loosened.items()},
-        denials=content.denials,
-        recent=tuple(content.recent),
-        number=content.number,
-        group_denials=content.group_denials,
-        mapping=frozenset(content.mapping),
-        held=content.held,
-        failures=content.failures,
-    )

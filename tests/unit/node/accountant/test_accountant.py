@@ -14,7 +14,7 @@ from pinwarden.node.accountant.report import _gated, _level
 from pinwarden.node.pods.cgroups import ContainerCgroup, PodCgroup
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.state.config import ConfigFile, ConfigFollower, Configuration
-from pinwarden.node.state.gate_status import GateStatus
+from pinwarden.node.state.gate_status import GateStatus, empty
 
 
 def group(*members: dict[str, object], **more: object) -> NodeGroup:
@@ -73,12 +73,15 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
         False,
     )
     both = {name: ("p", name, "sandbox") for name in ("one", "two")}
-    assert _gated(pod, GateStatus(containers=both, mapping=frozenset(both)))
-    assert not _gated(pod, GateStatus(containers={"one": both["one"]}, mapping=frozenset({"one"})))
-    assert not _gated(pod, GateStatus(containers=both, mapping=frozenset({"one"}))), (
-        "the other has an older profile"
-    )
-    assert not _gated(pod, GateStatus())
+
+    def status(gated: set[str], mapping: set[str]) -> GateStatus:
+        containers = {name: both[name] for name in gated}
+        return empty().model_copy(update={"containers": containers, "mapping": frozenset(mapping)})
+
+    assert _gated(pod, status({"one", "two"}, {"one", "two"}))
+    assert not _gated(pod, status({"one"}, {"one"}))
+    assert not _gated(pod, status({"one", "two"}, {"one"})), "the other has an older profile"
+    assert not _gated(pod, empty())
 
 
 @pytest.mark.parametrize(

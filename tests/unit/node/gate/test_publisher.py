@@ -251,6 +251,17 @@ def test_every_refusal_fits_into_its_report(
     assert report.limit == (limit.limit if limit else None)
 
 
+def test_a_status_file_keeps_its_bytes_after_load_and_dump(tmp_path: Path) -> None:
+    content = (
+        '{"version": 1, "containers": {"c": ["p", "main", ""]}, "lost": ["a", "b"], '
+        '"loosened": {"p": ["why"]}, "denials": {"p": {"u": 1}}, "recent": [{"name": "\\ud800"}], '
+        '"number": 1, "groupDenials": {"g": {"p": 2}}, "mapping": ["c"], "held": {"p": "print"}, '
+        '"failures": {"call": 3}}'
+    )
+    (tmp_path / "gate.json").write_text(content)
+    assert told(tmp_path / "gate.json").dump().decode() == content
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "containers": 5}']
 )
