@@ -28,6 +28,7 @@ from pinwarden.node.gate.borrow_rules import BorrowRules, ObjectRange
 from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.linux.cgroupfs import member_pids
 from pinwarden.node.linux.libc import libc
+from pinwarden.node.linux.mountinfo import read_mountinfo
 from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.linux.openat2 import HUGETLBFS
 from pinwarden.node.shm.objects import ObjectId, object_at
@@ -112,16 +113,13 @@ def by_mount(process: Path, number: int) -> ObjectId | None:
 
     No file system is asked. `fdinfo` shows the inode since Linux 5.14. Raises OSError.
     """
-    fdinfo = dict(
-        re.findall(r"^(mnt_id|ino):\s*(\d+)", (process / "fdinfo" / str(number)).read_text(), re.M)
-    )
+    text = (process / "fdinfo" / str(number)).read_text()
+    fdinfo = {key: int(value) for key, value in re.findall(r"^(mnt_id|ino):\s*(\d+)", text, re.M)}
     if "ino" not in fdinfo:
         return None
-    pattern = rf"^{fdinfo['mnt_id']} \d+ (\d+):(\d+) "
-    mount = re.search(pattern, (process / "mountinfo").read_text(errors="surrogateescape"), re.M)
-    if mount is None:
-        return None
-    return ObjectId(os.makedev(int(mount[1]), int(mount[2])), int(fdinfo["ino"]))
+    devices = {mount.id: mount.device for mount in read_mountinfo(process)}
+    device = devices.get(fdinfo["mnt_id"])
+    return None if device is None else ObjectId(device, fdinfo["ino"])
 
 
 def by_copy(process: Path, number: int) -> ObjectId | None:
