@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     except ValueError as error:
         sys.stderr.write(f"pinwarden accountant: --shared-memory: {error}\n")
         return 2
-    settings = daemon.Settings(
+    settings = daemon.AccountantSettings(
         configuration=config_path(options.state_dir, local=options.local),
         run_dir=options.run_dir,
         cgroup_root=options.cgroup_root,

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class AccountantSettings:
     """Paths: `configuration` is the agent's file, `run_dir` is in a tmpfs. `budget` is in bytes."""
 
     configuration: Path
@@ -44,7 +44,7 @@ class Settings:
     budget: int
 
 
-def run(settings: Settings) -> None:
+def run(settings: AccountantSettings) -> None:
     """Account until SIGTERM or SIGINT.
 
     Raises OSError, and ValueError if there is no cgroup hierarchy.
@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(
             settings.run_dir / LOCK,
-            waiting="another accountant works on this node; this one stands by",
+            waiting="another accountant works on this node; this accountant stands by",
         ):
             guard = Guard(KINDS)
             accountant = Accountant(
@@ -63,11 +63,11 @@ def run(settings: Settings) -> None:
                 run_dir=settings.run_dir,
                 budget=settings.budget,
             )
-            _log.info("the accountant of shared memory works, process %d", os.getpid())
+            _log.info("the accountant works, process %d", os.getpid())
             _work(settings, accountant, guard)
 
 
-def _work(settings: Settings, accountant: Accountant, guard: Guard) -> None:
+def _work(settings: AccountantSettings, accountant: Accountant, guard: Guard) -> None:
     follower = ConfigFollower(settings.configuration)
     path = settings.run_dir / accountant_status.NAME
     due = renewed = 0.0

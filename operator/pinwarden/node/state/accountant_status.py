@@ -44,8 +44,8 @@ class _Objects(BaseModel):
     sizes: list[tuple[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], NonNegativeInt]]
 
 
-class _Content(BaseModel):
-    """The file's content. A newer accountant may write more fields."""
+class _StatusFile(BaseModel):
+    """The content of the file. A newer accountant can write more fields."""
 
     model_config = ConfigDict(alias_generator=to_camel)
 
@@ -57,13 +57,13 @@ class _Content(BaseModel):
 
 
 def load(path: Path) -> AccountantStatus | None:
-    """Return the file's content; None without a file in this format. Raises OSError."""
+    """Return the file's content; None without a file that can be parsed. Raises OSError."""
     try:
-        content = _Content.model_validate(json.loads(read_whole(path)))
+        content = _StatusFile.model_validate(json.loads(read_whole(path)))
     except FileNotFoundError:
         return None
     except UNUSABLE as error:
-        _log.warning("%s is not understood: %s", path, shown(str(error)))
+        _log.warning("%s cannot be parsed and is ignored: %s", path, shown(str(error)))
         return None
     return AccountantStatus(
         objects={

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pinwarden.node.accountant import daemon
-from pinwarden.node.accountant.daemon import Settings
+from pinwarden.node.accountant.daemon import AccountantSettings
 from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.state import accountant_status
 from pinwarden.node.state.accountant_status import AccountantStatus
@@ -47,8 +47,10 @@ def left_behind(folder: Path) -> AccountantReader:
     return AccountantReader(folder / accountant_status.NAME)
 
 
-def settings(folder: Path) -> Settings:
-    return Settings(folder / "none.json", folder, Path("/sys/fs/cgroup"), Path("/proc"), 0)
+def settings(folder: Path) -> AccountantSettings:
+    return AccountantSettings(
+        folder / "none.json", folder, Path("/sys/fs/cgroup"), Path("/proc"), 0
+    )
 
 
 @pytest.mark.rule("H2")
