@@ -184,7 +184,7 @@ def test_a_created_tmpfs_grows_with_its_capacity_and_shrinks_to_no_less_than_it_
     shares.configure(created(pod, capacity=4 * MIB))
     report = shares.report()
     assert (report.reason, report.charge) == ("NotMade", 8 * MIB)
-    assert "it holds more than this capacity" in report.message
+    assert "more bytes are in use than this capacity" in report.message
 
 
 @pytest.mark.rule("M10")
@@ -309,9 +309,9 @@ def test_names_that_are_no_text_stop_nobody(shares: SharedNode) -> None:
 
 
 def test_a_child_that_dies_is_an_error_and_no_more(shares: SharedNode) -> None:
-    with pytest.raises(OSError, match="the child for it ended"):
+    with pytest.raises(OSError, match="the child process ended"):
         run_in_namespaces([], lambda: os.kill(os.getpid(), signal.SIGBUS))
-    with pytest.raises(OSError, match="the child for it ended"):
+    with pytest.raises(OSError, match="the child process ended"):
         run_in_namespaces([], lambda: int("x"))
 
 
@@ -431,7 +431,7 @@ def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
     shares.configure({**made, "capacity": 2 * MIB})
     report = shares.report()
     assert (report.reason, report.charge) == ("NotMade", MIB)
-    assert f"it has {MIB} bytes, and a segment keeps the size it was made with" in report.message
+    assert f"the segment has {MIB} bytes, and its size cannot change" in report.message
 
 
 @pytest.mark.rule("M10")
@@ -467,7 +467,7 @@ def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(
     shares.configure(other)
     report = shares.report()
     assert (report.phase, report.reason) == (Phase.PENDING, "NotMade")
-    assert "another group left something mounted there" in report.message
+    assert "a file system of another group is mounted there" in report.message
     shares.configure({**other, "draining": True})
     assert shares.report().phase is Phase.RELEASED
     assert os.stat(MEMORY).st_blocks * 512 == 4 * MIB

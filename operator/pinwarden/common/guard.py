@@ -73,7 +73,7 @@ class Guard:
         if failing.cause != cause:
             expected = isinstance(error, OSError)
             _log.error(
-                "%s failed, all others go on, trying again: %s",
+                "%s failed, all others continue, trying again: %s",
                 shown(f"{kind} {name}".rstrip()),
                 shown(cause),
                 exc_info=None if expected else error,

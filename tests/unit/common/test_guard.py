@@ -32,8 +32,8 @@ def test_each_cause_is_logged_once_and_each_failure_is_counted(
         fail(guard, "a\nb", error)
     assert guard.failures == {"pod": 3, "file": 0}
     assert [record.getMessage() for record in caplog.records] == [
-        "pod a\\nb failed, all others go on, trying again: OSError: [Errno 5] no",
-        "pod a\\nb failed, all others go on, trying again: RecursionError: deep",
+        "pod a\\nb failed, all others continue, trying again: OSError: [Errno 5] no",
+        "pod a\\nb failed, all others continue, trying again: RecursionError: deep",
     ]
     with guard.item("pod", "a\nb"):
         pass

@@ -142,7 +142,7 @@ class Accountant:
                 yield uid, explore(uid, cgroups)
 
     def _load_gate_status(self) -> GateStatus | None:
-        with self._guard.item("round", "the gate's record"):
+        with self._guard.item("round", "the gate's status file"):
             return load_gate_status(self._gate_status)
         return None
 
@@ -159,7 +159,7 @@ class Accountant:
                 pids[uid] = [pid for member in pod.members for pid in sorted(member_pids(member))]
         with self._guard.item("budget"):
             self._provisioner.begin()
-        with self._guard.item("round", "what a round looks at once"):
+        with self._guard.item("round", "the finder"):
             self._finder.begin(self._groups, pids)
         states = [GroupState(group) for group in self._groups]
         taken = ObjectSet()
@@ -194,7 +194,7 @@ class Accountant:
             return taken
         self._guard.succeeded("group", group.uid)
         if _claimed(objects.object_set, taken):
-            state.problem = "Claimed", "another group, which is older, stands for this object"
+            state.problem = "Claimed", "an older group has this object"
             state.claimed = objects
             return taken
         state.objects = objects
@@ -205,7 +205,10 @@ class Accountant:
     def _provision(self, state: GroupState) -> None:
         """Provision a group's object, or set the `problem`."""
         if not self._guard.due("budget"):
-            state.problem = NOT_MADE, f"what is there cannot be told: {self._guard.cause('budget')}"
+            state.problem = (
+                NOT_MADE,
+                f"the existing objects are unknown: {self._guard.cause('budget')}",
+            )
             return
         try:
             self._provisioner.ensure(state.group)

@@ -3,8 +3,8 @@
 Only on v2: no process can be in a cgroup with the memory controller enabled for its children. So a
 charge of such a cgroup is left from a removed child. On v1 such a cgroup may have processes.
 
-The measurement takes about a second for 4 GiB, so measurements are rare. A child process measures, because
-a file truncated meanwhile ends the reader (SIGBUS).
+The measurement takes about a second for 4 GiB, so measurements are rare. A child process measures,
+because a file truncated meanwhile ends the reader (SIGBUS).
 """
 
 import os

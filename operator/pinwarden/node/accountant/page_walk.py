@@ -50,7 +50,7 @@ def walk(
     count = 0
     for pid in pids:
         if count > MOST_MAPPINGS:
-            pages.reason = f"it has more than {MOST_MAPPINGS} mappings of wanted objects, and no more are looked at"
+            pages.reason = f"only the first {MOST_MAPPINGS} mappings of objects are read"
             break
         process = ProcessMaps(proc_root, pid)
         try:

@@ -60,7 +60,7 @@ def ensure_file_system(spec: FileSystemSpec) -> None:
         _mount(spec)
     with _opened(spec.path, os.O_DIRECTORY) as mounted:
         if openat2.filesystem_magic(mounted) != _MAGIC[spec.kind]:
-            raise OSError(errno.EBUSY, "another group left something mounted there", spec.path)
+            raise OSError(errno.EBUSY, "a file system of another group is mounted there", spec.path)
         space = os.fstatvfs(mounted)
         if space.f_blocks * space.f_bsize != spec.size:
             _mount(spec, _REMOUNT)
@@ -84,7 +84,7 @@ def remove_file_system(path: str, kind: str, known: bool) -> bool:
     """
     if not _unmount(path, kind, known):
         return False
-    with suppress(OSError):  # other groups of the namespace have theirs in it
+    with suppress(OSError):  # it has the mount points of other groups
         os.rmdir(os.path.dirname(path))
     return True
 
@@ -99,7 +99,7 @@ def ensure_segment(key: int, size: int, owner: Owner, prefault: bool, record: Se
         if existing.size != size:
             raise OSError(
                 errno.EINVAL,
-                f"it has {existing.size} bytes, and a segment keeps the size it was made with",
+                f"the segment has {existing.size} bytes, and its size cannot change",
             )
         identity, held = existing.id, existing.held
     else:
@@ -117,7 +117,9 @@ def remove_segment(key: int, size: int, record: SegmentRecord) -> None:
     for segment in sysvshm.own_segments():
         if segment.key == key and record.matches(segment, size):
             if segment.attached:
-                raise OSError(errno.EBUSY, f"{segment.attached} processes have it attached")
+                raise OSError(
+                    errno.EBUSY, f"{segment.attached} processes have the segment attached"
+                )
             sysvshm.remove(segment.id)
 
 
@@ -130,7 +132,7 @@ def _mount(spec: FileSystemSpec, more: int = 0) -> None:
     flags = ctypes.c_ulong(_NOSUID | _NODEV | _NOEXEC | more)
     if libc.mount(b"pinwarden", os.fsencode(spec.path), spec.kind.encode(), flags, options):
         number = ctypes.get_errno()
-        why = "it holds more than this capacity" if more else os.strerror(number)
+        why = "more bytes are in use than this capacity" if more else os.strerror(number)
         raise OSError(number, why, spec.path)
 
 
@@ -163,7 +165,9 @@ def _unmount(path: str, kind: str, known: bool) -> bool:
             if openat2.filesystem_magic(top) != _MAGIC[kind]:
                 return False
         if not known:
-            raise OSError(errno.EBUSY, "who uses what is mounted there is not known yet", path)
+            raise OSError(
+                errno.EBUSY, "the users of the mounted file system are not known yet", path
+            )
         with suppress(FileNotFoundError), _opened(f"{path}/{FOLDER}", os.O_DIRECTORY) as folder:
             _empty(folder)
         if libc.umount2(os.fsencode(path), 0):

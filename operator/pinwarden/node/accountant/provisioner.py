@@ -10,7 +10,8 @@ the file system are as large as the capacity.
 
 The kernel charges a page to the cgroup of the process with the fault. So a child in the group's
 own cgroup, `pinwarden/<namespace>_<name>`, populates the file, and a writer is charged nothing
-(M1, M9). A hole punched by a pod is filled in the next round; until then the first pod to touch it is charged.
+(M1, M9). A hole punched by a pod is filled in the next round. Until then the first pod with a fault
+in the hole is charged.
 
 This memory is outside of all pods. At most `--shared-memory` bytes are provisioned, and an
 administrator reserves them on the node (`systemReserved` of the kubelet) for the scheduler to see.
@@ -57,8 +58,8 @@ from pinwarden.node.state.statefile import UNUSABLE, read_whole, set_aside, writ
 PREFIX: Final = "/run/pinwarden-shared"
 _PARENT: Final = "pinwarden"
 _CAUSES: Final = {
-    errno.ENOSPC: "there is no room for it",
-    errno.ENOMEM: "the node has no memory for it",
+    errno.ENOSPC: "there is no room for the object",
+    errno.ENOMEM: "the node has no memory for the object",
     errno.EPERM: "the accountant lacks CAP_SYS_ADMIN, or a security module forbids it",
 }
 _Result = TypeVar("_Result")
@@ -130,7 +131,7 @@ class Provisioner:
         except OSError as error:
             why = _CAUSES.get(error.errno or 0, error.strerror or str(error))
             raise ProvisionError(
-                NOT_MADE, f"{error.filename or 'it'}: {why}" if error.filename else why
+                NOT_MADE, f"{error.filename}: {why}" if error.filename else why
             ) from error
 
     def release(self, group: NodeGroup, *, known: bool) -> None:
@@ -150,7 +151,7 @@ class Provisioner:
                 return
         with suppress(FileNotFoundError):
             self._cgroup(group).rmdir()
-        with suppress(OSError):  # other groups have theirs in it
+        with suppress(OSError):  # it has the cgroups of other groups
             self._cgroup(group).parent.rmdir()
 
     def charged(self, group: NodeGroup) -> int | None:
@@ -164,8 +165,8 @@ class Provisioner:
         if size > max(left, have):
             raise ProvisionError(
                 "NoRoom",
-                f"{short(size)} is wanted, and {short(left)} is left of the {short(self._budget)} "
-                "that this node sets aside (--shared-memory)",
+                f"{short(size)} is requested, and {short(left)} is left of the {short(self._budget)} "
+                "that this node reserves (--shared-memory)",
             )
         self._taken[name] = size
 

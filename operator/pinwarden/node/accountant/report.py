@@ -166,7 +166,7 @@ class GroupReporter:
         mapped = BorrowSampler.together(state.group.uid, [self.members, self.others])
         if mapped is None or mapped.resident is None:
             return charge
-        # The charge has all pages that a shared mapping of hugetlbfs reserves (hugetlb_reserve_pages).
+        # the charge includes pages that a shared mapping reserves (hugetlb_reserve_pages)
         return max(
             0, charge - (mapped.mapped if state.group.backing.hugetlbfs else mapped.resident)
         )
@@ -179,7 +179,7 @@ class GroupReporter:
                 group.uid, lambda: self.finder.open_files(group, path=state.path), self.clock()
             )
         except (OSError, ObjectsNotFoundError) as error:
-            _log.debug("%s: who pays for it cannot be told: %s", group.name, error)
+            _log.debug("%s: the charged cgroups are unknown: %s", group.name, error)
             return None
 
 

@@ -68,7 +68,7 @@ class _PodState:
 
 @dataclass(slots=True)
 class _Walk:
-    """A walk over a pod: its result, the conditions of the result, and the objects of each group."""
+    """A walk over a pod: its result, the result's conditions, and the objects of each group."""
 
     time: float
     state: _PodState
@@ -218,7 +218,7 @@ class BorrowSampler:
     def _unread(now: float, cgroups: tuple[Path, ...]) -> _Walk:
         """Return the walk of an unreadable pod."""
         return _Walk(
-            now, _PodState(cgroups, (), ()), (), None, PodPages(reason="it cannot be read")
+            now, _PodState(cgroups, (), ()), (), None, PodPages(reason="the pod cannot be read")
         )
 
     def _borrow(self, group: str, walks: Sequence[_Walk]) -> Borrow:

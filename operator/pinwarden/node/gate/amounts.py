@@ -56,5 +56,5 @@ def exact(
 def _read(pending: PendingNotification, read: Callable[[], int]) -> int:
     result = pending.async_read.get(read)
     if result is None:
-        raise NotYetError("its address space stays locked")
+        raise NotYetError("another thread keeps the lock of its address space")
     return result

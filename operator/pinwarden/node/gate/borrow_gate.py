@@ -147,10 +147,11 @@ class BorrowGate:
             rate.left_out += 1
             return
         _log.warning(
-            "%s: pod %s, process %r (%d): %s; asked %s, mapped %s, limit %s bytes; %d more were left out",
-            f"a mapping of group {name} is refused"
+            "%s: pod %s, process %r (%d): %s; asked %s, mapped %s, limit %s bytes; "
+            "%d more lines left out",
+            f"a mapping of group {name} is denied"
             if name
-            else "what a mapping is of is not known",
+            else "a mapping of an unknown object is allowed",
             pod,
             command(self._proc_root, notification.tid),
             notification.tid,
@@ -173,7 +174,7 @@ class BorrowGate:
         if check.target is None:
             check.target = check.target_read.get(lambda: target(root, tid, check.request, rules))
             if check.target is None:
-                return self._unknown(check, "what it is for is still being read")
+                return self._unknown(check, "its object is still being read")
         wanted = check.target.range
         groups = rules.groups_of(wanted.object) if wanted else ()
         if wanted is None or not groups:
@@ -193,7 +194,7 @@ class BorrowGate:
         paths = self._pods.cgroup_paths(pod)
         read = check.mapped_read.get(lambda: (rules, mapped(root, paths, rules.region_filter)))
         if read is None:
-            return self._unknown(check, "what the pod has mapped is still being read")
+            return self._unknown(check, "the pod's mappings are still being read")
         before, check.in_flight = check.in_flight, None
         rules_of_read, mapped_ranges = read
         if rules_of_read is not rules:

@@ -23,7 +23,7 @@ from pinwarden.node.linux.intervals import Intervals
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import RegionFilter
 
-CALLS_IN_FLIGHT = "calls that are under way do not end"
+CALLS_IN_FLIGHT = "calls in flight do not return"
 
 
 class ObjectRange(NamedTuple):
@@ -98,7 +98,7 @@ class BorrowRules:
         """Return a denial if a pod is not a member of a group."""
         if pod in self._limits[group.uid]:
             return None
-        return BorrowDenial(group, errno.EACCES, "the pod is no member", not_member=True)
+        return BorrowDenial(group, errno.EACCES, "the pod is not a member", not_member=True)
 
     def limit(self, group: NodeGroup, pod: str) -> int | None:
         """Return the limit on a member's mapped bytes, or None without a limit."""
@@ -128,7 +128,7 @@ class BorrowRules:
             coming = [item for item in in_flight if objects.has(item.object)]
         before = total(mine)
         if group.draining and not before and not coming and coming is not None:
-            reason = "it is being drained, and the pod has nothing of it"
+            reason = "the group drains, and the pod has none of its bytes mapped"
             return BorrowDenial(group, errno.EACCES, reason, mapped=0)
         limit = self.limit(group, pod)
         if limit is None:
@@ -142,7 +142,7 @@ class BorrowRules:
         return BorrowDenial(
             group,
             errno.ENOMEM,
-            "it does not fit in the borrow limit" if exceeds else CALLS_IN_FLIGHT,
+            "the mapping exceeds the borrow limit" if exceeds else CALLS_IN_FLIGHT,
             final=exceeds,
             asked=after - before,
             mapped=before,

@@ -62,7 +62,7 @@ def parse(message: bytes) -> GatedContainer:
         raise ValueError(f"not an OCI container process state: {error!r}") from error
     if not container_id or not all(isinstance(value, str) for value in (container_id, *values)):
         raise ValueError(
-            "not an OCI container process state: no container's id, or annotations that are no text"
+            "not an OCI container process state: no container id, or annotations that are not text"
         )
     pod, name, sandbox = values
     return GatedContainer(

@@ -29,7 +29,7 @@ from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.holder import protocol
 from pinwarden.node.holder.protocol import Kind, Packet
 from pinwarden.node.pods.policy import NodePolicy
-from pinwarden.node.state import accountant_status as shared
+from pinwarden.node.state import accountant_status
 from pinwarden.node.state.config import ConfigFollower, Configuration
 from pinwarden.node.state.gate_status import NAME
 from pinwarden.node.state.shutdown import Shutdown, ShutdownError, shutdown_on_signals
@@ -75,9 +75,9 @@ class GateSettings:
         return self.run_dir / NAME
 
     @property
-    def shared(self) -> Path:
+    def accountant_status(self) -> Path:
         """The status file of the accountant."""
-        return self.run_dir / shared.NAME
+        return self.run_dir / accountant_status.NAME
 
 
 def ability(run_dir: Path) -> str:
@@ -109,9 +109,7 @@ def run(settings: GateSettings) -> None:
         dispatcher = Dispatcher(journal, pods, settings.proc_root, publisher, guard=guard)
         resources.callback(dispatcher.close)
         process = _GateProcess(settings, dispatcher, guard)
-        ending.at_once = (
-            False  # a packet that is being read could contain the only copy of a listener
-        )
+        ending.at_once = False  # a packet being read may contain the only copy of a listener
         process.start(ending)
         while not ending.asked:
             signal.alarm(STALL_SECONDS)
@@ -128,7 +126,7 @@ class _GateProcess:
         self._guard = guard
         self._newest: Configuration | None = None
         self._configuration = ConfigFollower(settings.configuration)
-        self._shared = PolledFile(settings.shared)
+        self._accountant_status = PolledFile(settings.accountant_status)
         self._next_poll = self._next_connect = float("-inf")
         self._holder: socket.socket | None = None
 
@@ -183,9 +181,9 @@ class _GateProcess:
             with self._guard.item("configuration"):
                 self._configure(self._newest)
                 self._newest = None
-        with self._guard.item("file", "the accountant's record"):
-            if told := self._shared.read_if_changed(shared.load):
-                self._dispatcher.set_objects(told.objects)
+        with self._guard.item("file", "the accountant's status file"):
+            if status := self._accountant_status.read_if_changed(accountant_status.load):
+                self._dispatcher.set_objects(status.objects)
 
     def _configure(self, configuration: Configuration) -> None:
         policy = NodePolicy(configuration.spec, configuration.unsupported, configuration.generation)
@@ -208,18 +206,18 @@ class _GateProcess:
         try:
             protocol.send(connection, Packet(Kind.GATE))
             known = self._dispatcher.listeners
-            told: set[int] = set()
+            received: set[int] = set()
             while (packet := protocol.receive(connection)) and packet.kind is not Kind.COMPLETE:
-                told.add(packet.number)
+                received.add(packet.number)
                 self._take(packet)
             if packet is None:
-                raise ConnectionResetError("it ended before all was told")
-            for number in known.keys() - told:
+                raise ConnectionResetError("it ended before it sent all listeners")
+            for number in known.keys() - received:
                 descriptor, container = known[number]
                 packet = Packet(Kind.LISTENER, number, container.message, (descriptor,))
                 protocol.send(connection, packet)
         except OSError as error:
-            _log.warning("the holder does not tell all: %s", error)
+            _log.warning("the holder did not send all listeners, trying again: %s", error)
             connection.close()
             return
         self._holder = connection
@@ -244,7 +242,7 @@ class _GateProcess:
             protocol.close(packet.descriptors)
             return
         if not packet.descriptors:
-            _log.error("the holder told of a listener without its descriptor; its calls wait")
+            _log.error("the holder sent a listener without its descriptor; its calls wait")
             return
         descriptor, *others = packet.descriptors
         protocol.close(others)
@@ -255,7 +253,10 @@ class _GateProcess:
             try:
                 self._dispatcher.add(packet.number, descriptor, parse(packet.message))
             except ValueError as error:
-                _log.error("who sent a listener is no container runtime: %s", shown(str(error)))
+                _log.error(
+                    "a listener is closed, because no container runtime sent it: %s",
+                    shown(str(error)),
+                )
             else:
                 return
         os.close(descriptor)
@@ -268,6 +269,6 @@ def _journal(path: Path) -> Journal:
         with suppress(BlockingIOError):
             return Journal(path)
         if not waited:
-            _log.info("another gate answers; this one stands by")
+            _log.info("another gate answers; this gate stands by")
         waited = True
         time.sleep(_STANDBY_SECONDS)

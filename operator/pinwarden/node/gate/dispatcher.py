@@ -113,7 +113,7 @@ class Dispatcher:
         owns the descriptor.
         """
         if os.readlink(f"/proc/self/fd/{descriptor}") != _LISTENER:
-            raise ValueError("the descriptor is no seccomp listener")
+            raise ValueError("the descriptor is not a seccomp listener")
         self._origins[descriptor] = ContainerListener(number, Listener(descriptor), container)
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLONESHOT)
         self._up_to_date = False
@@ -127,7 +127,7 @@ class Dispatcher:
         }
 
     def configure(self, policy: NodePolicy | None, groups: Iterable[NodeGroup] = ()) -> None:
-        """Apply a configuration to the next and to all pending notifications (P12). Raises OSError."""
+        """Apply a configuration to all pending and later notifications (P12). Raises OSError."""
         self._pods.configure(policy)
         self._publisher.set_fingerprints(self._pods.fingerprints())
         self._handler.configure(() if policy is None or policy.release else groups)
@@ -138,9 +138,9 @@ class Dispatcher:
         for item in sorted(pending, key=lambda item: item.received):
             self._enqueue(item)
 
-    def set_objects(self, extents: Mapping[str, ObjectSet]) -> None:
+    def set_objects(self, objects: Mapping[str, ObjectSet]) -> None:
         """Set the objects of each group of shared memory, by the group's UID."""
-        self._handler.set_objects(extents)
+        self._handler.set_objects(objects)
 
     def recover(self) -> None:
         """Continue the work in the journal of an earlier gate, once all listeners are added.
@@ -182,7 +182,7 @@ class Dispatcher:
         for queue in [queue for queue in self._busy.values() if queue.not_before <= self._clock()]:
             try:
                 self._handle_first(queue)
-            except Exception as error:  # noqa: BLE001 - other pods must not suffer from a program's call
+            except Exception as error:  # noqa: BLE001 - a pod's call must not delay other pods
                 pod = queue.pending[0].pod if queue.pending else ""
                 queue.not_before = self._clock() + self._guard.failed("call", pod, error)
             active.append(queue)

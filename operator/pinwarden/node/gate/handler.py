@@ -47,7 +47,7 @@ MAX_IN_FLIGHT = 64
 READERS, READERS_PER_POD = 64, 8
 _POLL_SECONDS = 0.01
 _MOST = 2**62
-_CHANGEABLE = "a call at the limit depends on others that do not end"
+_CHANGEABLE = "a call at the limit depends on calls in flight that do not return"
 _log = logging.getLogger(__name__)
 
 
@@ -201,7 +201,9 @@ class NotificationHandler:
     def _record(self, pending: PendingNotification, decision: Fail, now: float) -> None:
         if decision.cause is not None:
             _log.error(
-                "a call of pod %s is refused, it cannot be counted: %s", pending.pod, decision.cause
+                "a call of pod %s is denied because its bytes cannot be counted: %s",
+                pending.pod,
+                decision.cause,
             )
         denial = decision.denial
         if isinstance(denial, Denial):
@@ -220,7 +222,7 @@ class NotificationHandler:
             request = pin_requests.read(notification)
         except KeyError:
             _log.error(
-                "call %d of architecture %#x is not one to be sent here",
+                "system call %d of architecture %#x is not gated, and fails with ENOSYS",
                 notification.number,
                 notification.arch,
             )
@@ -238,9 +240,7 @@ class NotificationHandler:
         if self._budgets.count_in_flight(ref) >= MAX_IN_FLIGHT:
             self.end_returned(self._budgets.in_flight(ref))
             if self._budgets.count_in_flight(ref) >= MAX_IN_FLIGHT:
-                raise amounts.NotYetError(
-                    f"{MAX_IN_FLIGHT} calls of it are under way and do not end"
-                )
+                raise amounts.NotYetError(f"{MAX_IN_FLIGHT} calls in flight do not return")
         most = amounts.maximum(self._proc_root, pending, request)
         if self._waits_for_rlimit(pending, most, now):
             return Retry(_POLL_SECONDS)
@@ -280,10 +280,10 @@ class NotificationHandler:
             raise ProcessLookupError(f"thread {pending.tid} has no address space")
         if self._pods.has_deep_stack(ref.pod):
             self._publisher.mark_inexact(
-                ref.pod, "a stack that is deeper than stacks are looked for"
+                ref.pod, "a stack grew below the addresses that are gated as stacks"
             )
         if not self._pods.contains(ref.pod, space.pid):
-            self._publisher.mark_inexact(ref.pod, "a process of it is in another cgroup")
+            self._publisher.mark_inexact(ref.pod, "a process of the pod is in another cgroup")
         amount = amounts.exact(self._proc_root, pending, request, most, space)
         fit, key = self._budgets.fit(ref, amount, now)
         if fit is not Fit.FITS:
@@ -310,7 +310,7 @@ class NotificationHandler:
         request = pin_requests.read(pending.notification)
         if request is None:
             return Fail(errno.ENOMEM, cause=error)
-        message = f"what the pod has cannot be counted: {error}"
+        message = f"the pod's locked and pinned bytes cannot be counted: {error}"
         denial = self._denial(pending, request, request.most, None, message)
         return Fail(request.refusal, denial, error)
 

@@ -45,7 +45,7 @@ class Journal:
         """
         size = _HEADER + SLOTS * _SLOT
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            set_aside(path, "it is no regular file")
+            set_aside(path, "not a regular file")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ class NamedBy(Enum):
 
     DESCRIPTOR = "a number in the caller's table"
     SEGMENT = "a System V id in the caller's IPC namespace"
-    ADDRESS = "an address in a mapping that is there already"
+    ADDRESS = "an address in an existing mapping"
 
 
 @dataclass(frozen=True, slots=True)

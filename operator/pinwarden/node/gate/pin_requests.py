@@ -67,11 +67,11 @@ _MAP = struct.Struct("=24xQ")  # vfio_iommu_type1_dma_map.size and iommu_ioas_ma
 class Growth(Enum):
     """How to find the real bytes of a call."""
 
-    ALL = "all of it"
-    NOT_LOCKED = "what of its range is not locked"
-    IF_LOCKED = "all of it, if the mapping at its start is locked"
-    ADDRESS_SPACE = "what of the address space is not locked"
-    IN_MEMORY = "what its structures in memory say"
+    ALL = "all bytes"
+    NOT_LOCKED = "the bytes of the range that are not locked"
+    IF_LOCKED = "all bytes if the mapping at the start is locked"
+    ADDRESS_SPACE = "the bytes of the address space that are not locked"
+    IN_MEMORY = "the amount in the structures in memory"
 
 
 Read = Callable[[int, int], bytes]
@@ -97,7 +97,7 @@ class PinRequest:
     in_memory: Callable[[Read], int] | None = None
 
 
-_STACK: Final = "a locked stack: it grows as it is used"
+_STACK: Final = "a locked stack grows with its use"
 _STACK_RANDOM: Final = {"x86_64": 16 << 30, "aarch64": 1 << 30}
 STACK_GAP = 128 << 20
 """The bytes that the kernel keeps free below a stack (MIN_GAP of arch/x86/mm/mmap.c)."""
@@ -164,7 +164,7 @@ def _mlockall(registers: Registers) -> PinRequest | None:
     if flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags in (0, MCL_ONFAULT):
         return None
     inexact = (
-        "mlockall(MCL_FUTURE): its address space grows locked" if flags & MCL_FUTURE else _STACK
+        "mlockall(MCL_FUTURE): later mappings are locked too" if flags & MCL_FUTURE else _STACK
     )
     if not flags & MCL_CURRENT:
         return PinRequest(Source.MLOCK, 0, errno.ENOMEM, inexact=inexact)
@@ -187,7 +187,7 @@ def _mremap(registers: Registers) -> PinRequest | None:
     if _in_stack(start, max(old, PAGE)):
         inexact = _STACK  # a moved stack grows outside the stack region
     elif registers[3] & MREMAP_FIXED:
-        inexact = "mremap to a fixed place: what is locked can be moved away under another call"
+        inexact = "mremap to a fixed address: locked memory can move away during another call"
     most = new if registers[3] & MREMAP_DONTUNMAP else max(0, new - old)
     if start % PAGE or new == 0 or not (most or inexact):
         return None
@@ -196,7 +196,10 @@ def _mremap(registers: Registers) -> PinRequest | None:
 
 def _memfd_secret(_: Registers) -> PinRequest:
     return PinRequest(
-        Source.MEMFD_SECRET, 0, errno.ENOSYS, inexact="memfd_secret: its mappings are locked unseen"
+        Source.MEMFD_SECRET,
+        0,
+        errno.ENOSYS,
+        inexact="memfd_secret: its mappings are locked without a gated call",
     )
 
 
@@ -210,7 +213,10 @@ def _shmctl(registers: Registers) -> PinRequest | None:
 
 def _io_uring_setup(_: Registers) -> PinRequest:
     return PinRequest(
-        Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring can be in memory of its own"
+        Source.IO_URING,
+        0,
+        errno.ENOMEM,
+        inexact="io_uring: a ring can be in the program's own memory",
     )
 
 
@@ -240,9 +246,9 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
 
     if opcode not in (REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE):
         return PinRequest(
-            Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring in memory of its own"
+            Source.IO_URING, 0, errno.ENOMEM, inexact="io_uring: a ring in the program's own memory"
         )
-    inexact = "io_uring: the list of its buffers can change after the look"
+    inexact = "io_uring: the list of buffers can change after the gate reads it"
     return PinRequest(
         Source.IO_URING, None, errno.ENOMEM, Growth.IN_MEMORY, inexact=inexact, in_memory=amount
     )
@@ -275,7 +281,7 @@ def _ioctl(registers: Registers) -> PinRequest | None:
                 Source.RDMA,
                 0,
                 errno.ENOMEM,
-                inexact="RDMA: drivers pin by more calls than are seen",
+                inexact="RDMA: drivers also pin by other calls than the gated ones",
             )
         case kind if kind == _UDMABUF_TYPE:
             return PinRequest(
@@ -284,7 +290,7 @@ def _ioctl(registers: Registers) -> PinRequest | None:
         case kind if kind != _VFIO_TYPE:
             return None
     source = Source.IOMMUFD if command & 0xFF >= 0x80 else Source.VFIO
-    inexact = f"{source}: its structures in memory can change after the look"
+    inexact = f"{source}: structures in memory can change after the gate reads them"
     if command not in (VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP):
         return PinRequest(source, 0, errno.ENOMEM, inexact=inexact)
     return PinRequest(

@@ -77,7 +77,7 @@ class PodLimits:
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprint of the policy of each gated pod with limits; none in mode Release."""
+        """Return the policy's fingerprint of each gated pod with limits; none in mode Release."""
         if self._policy is None or self._policy.release:
             return {}
         pods = {container.ref.pod for container in self._gated_containers}
@@ -146,7 +146,7 @@ class PodLimits:
             if subject.sample(self._table, now):
                 self._drop_unlisted()
             if subject.uid == ref.pod and not subject.keys:
-                raise FileNotFoundError(f"no cgroup of pod {ref.pod} is found that has processes")
+                raise FileNotFoundError(f"no cgroup of pod {ref.pod} with processes is found")
         return self.totals(ref)
 
     def totals(self, ref: ContainerRef, *, distinct: bool = False) -> dict[BudgetKey, LimitUsage]:

@@ -91,7 +91,10 @@ class GatePublisher:
         self._changed = True
 
     def set_fingerprints(self, held: dict[str, str]) -> None:
-        """Set the policy fingerprints of gated pods. The next flush writes them: the agent waits."""
+        """Set the policy fingerprints of gated pods.
+
+        The next flush writes them, because the agent waits for them.
+        """
         if held != self._status.held:
             self._status.held, self._changed, self._due = held, True, float("-inf")
 
@@ -139,7 +142,7 @@ class GatePublisher:
             try:
                 self._write()
             except OSError as error:
-                _log.error("%s cannot be written: %s", self._path, error)
+                _log.error("%s cannot be written, trying again: %s", self._path, error)
         elif now >= self._beat:
             self._beat = now + BEAT_SECONDS
             current = (

@@ -106,7 +106,7 @@ class Holder:
         self._poll.unregister(source)
         del self._ready[source.fileno()]
 
-    # -- listeners ---------------------------------------------------------------------------------------------------
+    # -- listeners -----------------------------------------------------------------------------------
 
     def _accept_runtime(self, _: int) -> None:
         if connection := _accept(self._runtime):
@@ -119,7 +119,9 @@ class Holder:
         try:
             _need_room()
         except OSError as error:
-            _log.error("a container runtime has to wait with its listener: %s", error)
+            _log.error(
+                "a container runtime has to wait, its listener cannot be received: %s", error
+            )
             time.sleep(PAUSE_SECONDS)
             self._arriving[number] = (connection, time.monotonic() + SECONDS, before, kept)
             return
@@ -130,7 +132,7 @@ class Holder:
         except BlockingIOError:
             return
         except OSError as error:
-            _log.warning("a container runtime went away: %s", error)
+            _log.warning("a container runtime disconnected: %s", error)
             self._end_arrival(number)
             return
         if flags & socket.MSG_CTRUNC:
@@ -149,9 +151,7 @@ class Holder:
         if not came:
             return
         if not message or len(message) > MESSAGE_BYTES:
-            _log.error(
-                "a descriptor came without a message that says of which container; it is let go"
-            )
+            _log.error("a descriptor without the message of its container is closed")
             os.close(came[0])
             return
         listener = protocol.new_number()
@@ -166,7 +166,7 @@ class Holder:
         try:
             self._poll.register(descriptor, 0)  # epoll always reports a hang-up
         except OSError as error:
-            _log.error("a descriptor that is no listener came, and is let go: %s", error)
+            _log.error("a descriptor that is not a listener is closed: %s", error)
             os.close(descriptor)
             return False
         self._listeners[number] = (descriptor, message)
@@ -180,7 +180,7 @@ class Holder:
         del self._ready[descriptor]
         os.close(descriptor)
 
-    # -- gates and successors ----------------------------------------------------------------------------------------
+    # -- gates and successors ------------------------------------------------------------------------
 
     def _accept_gate(self, _: int) -> None:
         connection = _accept(self._gates)
@@ -202,7 +202,7 @@ class Holder:
             if packet is not None and packet.kind is Kind.SUCCESSOR:
                 self._hand_over(connection)
         except OSError as error:
-            _log.warning("who connected was not served: %s", error)
+            _log.warning("a connection of a gate or a new holder failed: %s", error)
         connection.close()
 
     def _drain_gate(self) -> None:
@@ -246,10 +246,7 @@ class Holder:
         try:
             protocol.send(self._gate, packet)
         except OSError as error:
-            _log.warning(
-                "the gate does not take a listener, it will get all when it connects again: %s",
-                error,
-            )
+            _log.warning("a listener is not sent to the gate until it connects again: %s", error)
             self._drop_gate()
 
     def _drop_gate(self) -> None:
@@ -270,13 +267,13 @@ class Holder:
         self._send_all(connection)
         packet = protocol.receive(connection)
         if packet is None or packet.kind is not Kind.TAKEN:
-            raise OSError("the successor did not take all")
+            raise OSError("the successor did not confirm all listeners")
         for source in (self._runtime, self._gates):
             self._unwatch(source)
             source.close()
         self._drop_gate()
         _log.info(
-            "another holder has taken over; this one keeps what it has, %d listeners",
+            "another holder has taken over; this holder keeps its %d listeners",
             len(self._listeners),
         )
 
@@ -289,9 +286,7 @@ class Holder:
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except OSError as error:
-            _log.error(
-                "the holder that runs does not hand over, its sockets are replaced: %s", error
-            )
+            _log.error("the running holder does not hand over, its sockets are replaced: %s", error)
             return None
 
     def _take_all(self, connection: socket.socket) -> tuple[socket.socket, socket.socket]:
@@ -304,7 +299,7 @@ class Holder:
             if packet.kind is Kind.COMPLETE and len(sockets) == 2:
                 protocol.send(connection, Packet(Kind.TAKEN))
                 return sockets[0], sockets[1]
-        raise OSError("it ended before all was handed over")
+        raise OSError("it ended before it sent all listeners")
 
 
 def run(runtime: Path, gates: Path) -> None:
@@ -324,7 +319,7 @@ def run(runtime: Path, gates: Path) -> None:
     while not ended:
         holder.turn(1.0)
     _log.info(
-        "the holder ends; %d listeners live as long as a gate has them", holder.listener_count
+        "the holder ends; %d listeners stay open while a gate has them", holder.listener_count
     )
 
 
@@ -335,7 +330,7 @@ def _accept(source: socket.socket) -> socket.socket | None:
     except BlockingIOError:
         return None
     except OSError as error:
-        _log.error("who connects has to wait: %s", error)
+        _log.error("a connection has to wait: %s", error)
         time.sleep(PAUSE_SECONDS)
         return None
     return connection

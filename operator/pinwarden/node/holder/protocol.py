@@ -86,10 +86,10 @@ def receive(connection: socket.socket) -> Packet | None:
         packet = Packet(Kind(kind), number, data[_HEAD.size :], tuple(descriptors))
     except (struct.error, ValueError) as error:
         close(descriptors)
-        raise OSError(f"what came is no packet: {error}") from error
+        raise OSError(f"the data is not a packet: {error}") from error
     if flags & socket.MSG_CTRUNC:
         close(descriptors)
-        raise OSError("a packet came without its descriptors: there is no room for them")
+        raise OSError("a packet is without its descriptors: there is no room for them")
     return packet
 
 

@@ -100,9 +100,9 @@ def member_pids(cgroup: Path | str) -> frozenset[int]:
 def cpu_time(cgroup: Path | str) -> bytes | None:
     """Return the processor time of a cgroup and its descendants, as bytes to compare.
 
-    The value changes once anything runs there. The source is `usage_usec` of `cpu.stat`, which every v2
-    cgroup has, also without the cpu controller (cgroup_base_stat_cputime_show). Return None for a
-    v1 cgroup, for an unreadable one, and if the kernel counts processor time in ticks.
+    The value changes once anything runs there. The source is `usage_usec` of `cpu.stat`, which
+    every v2 cgroup has, also without the cpu controller (cgroup_base_stat_cputime_show). Return
+    None for a v1 or unreadable cgroup, and if the kernel counts processor time in ticks.
     """
     if _counts_ticks():
         return None

@@ -63,7 +63,7 @@ def run_in_namespaces(
     finally:
         _, status = os.waitpid(child, 0)
     if not data:
-        raise OSError(f"the child for it ended with status {status}")
+        raise OSError(f"the child process ended with status {status}")
     result: Any = pickle.loads(data)  # noqa: S301 - from the child, which is this very program
     if isinstance(result, OSError):
         raise result

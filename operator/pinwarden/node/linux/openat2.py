@@ -50,7 +50,7 @@ def opened_folder(root: str, path: str, *, links: bool) -> Iterator[int]:
 
 @contextmanager
 def opened_below(at: int, path: str) -> Iterator[int]:
-    """Yield the file or folder at a relative path below the folder `at`; the empty path is the folder.
+    """Yield the file or folder at a relative path below the folder `at`, or `at` for "".
 
     Raises OSError: ELOOP if a symbolic link is in the way, EXDEV if the path leads out.
     """

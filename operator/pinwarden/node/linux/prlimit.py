@@ -121,7 +121,8 @@ def _try_on(child: int, prlimit: Prlimit) -> GateAbility:
     except PermissionError:
         return GateAbility(
             False,
-            "raising a hard limit again is not permitted (EPERM): lacks CAP_SYS_RESOURCE in the initial user namespace",
+            "raising a hard limit again is not permitted (EPERM): "
+            "lacks CAP_SYS_RESOURCE in the initial user namespace",
         )
     if not was_lowered or prlimit(child, None) != raised:
         return GateAbility(False, "prlimit succeeds, but the limits do not change")
@@ -198,7 +199,7 @@ class ProcessHandle:
         raise self._gone()
 
     def _undo(self, limits: Limits, previous: Limits) -> None:
-        """Undo the change of another process (step 4). Raises ProcessLookupError if the id is free."""
+        """Undo a change of another process (step 4). Raises ProcessLookupError for a free id."""
         if self._prlimit(self.key.pid, None) == limits:
             self._prlimit(self.key.pid, previous)
 

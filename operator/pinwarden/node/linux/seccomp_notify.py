@@ -86,7 +86,7 @@ class Listener:
         return self._answer(_RESPONSE.pack(notification_id, 0, 0, _CONTINUE))
 
     def fail(self, notification_id: int, error: int) -> bool:
-        """Make the call fail with an errno value. Return False if no thread waits. Raises OSError."""
+        """Make the call fail with an errno value; False if no thread waits. Raises OSError."""
         return self._answer(_RESPONSE.pack(notification_id, 0, -error, 0))
 
     def is_valid(self, notification_id: int) -> bool:

@@ -141,7 +141,7 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
 @pytest.mark.parametrize(
     ("found", "phase", "reason"),
     [
-        (ObjectsNotFoundError("NotThere", "no such object is there now"), Phase.RELEASED, ""),
+        (ObjectsNotFoundError("NotThere", "no such object exists now"), Phase.RELEASED, ""),
         (
             ObjectsNotFoundError("NotReadable", "no such object is known"),
             Phase.DRAINING,

@@ -178,7 +178,7 @@ def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(
         time.sleep(0.01)
     assert len(engine.failed) == 3
     assert len(running.ticks) == 1
-    assert caplog.text.count("tick failed, all others go on") == 1
+    assert caplog.text.count("tick failed, all others continue") == 1
     running.loop.stop()
     assert running.ended()
 

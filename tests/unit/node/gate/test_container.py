@@ -70,5 +70,5 @@ def test_what_no_runtime_sends_is_refused(message: bytes) -> None:
 
 def test_an_annotation_that_is_no_text_is_refused() -> None:
     content: dict[str, Any] = {"state": {"id": ID, "annotations": {"io.kubernetes.pod.uid": 5}}}
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="not text"):
         parse(json.dumps(content).encode())

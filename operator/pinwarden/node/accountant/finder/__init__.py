@@ -75,7 +75,7 @@ class Finder:
         if mount := backing.tmpfs or backing.hugetlbfs:
             point = path or mount.path
             if point is None:
-                raise ObjectsNotFoundError(NOT_THERE, "it is not made yet")
+                raise ObjectsNotFoundError(NOT_THERE, "the object is not created yet")
             kind = "tmpfs" if backing.tmpfs else "hugetlbfs"
             self._paths.find_mount(objects, point, "/" if path else group.allowed, kind)
         elif backing.file:
@@ -107,5 +107,5 @@ class Finder:
         if backing.posix_shm and is_on_node(group):
             return self._paths.open_files(f"{SHM}/{backing.posix_shm.name}", SHM)
         raise ObjectsNotFoundError(
-            "NotSupported", "its objects have no name on the node to open them by"
+            "NotSupported", "its objects cannot be opened by a name on the node"
         )

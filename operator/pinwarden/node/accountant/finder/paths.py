@@ -42,7 +42,7 @@ class NodePaths:
                 raise ObjectsNotFoundError("WrongType", f"{path} is not on a {kind}")
             if mount.root != "/" or mount.point != path:
                 raise ObjectsNotFoundError(
-                    "WrongType", f"{path} is not where a whole {kind} is mounted"
+                    "WrongType", f"{path} is not the mount point of a whole {kind}"
                 )
             objects.devices.add(mount.device)
             objects.filesystem_bytes = used_bytes(descriptor)
@@ -71,7 +71,7 @@ class NodePaths:
                 if count == MOST_OBJECTS:
                     raise ObjectsNotFoundError(
                         "TooMany",
-                        f"{path} has more than {MOST_OBJECTS} files, and no more are looked at",
+                        f"{path} has more than {MOST_OBJECTS} files",
                     )
                 yield descriptor
 
@@ -154,17 +154,17 @@ def not_found(path: str, error: OSError) -> ObjectsNotFoundError:
     """Return the exception for a failure to open a path."""
     match error.errno:
         case errno.ENOENT:
-            return ObjectsNotFoundError(NOT_THERE, f"{path} is not there")
+            return ObjectsNotFoundError(NOT_THERE, f"{path} does not exist")
         case errno.ELOOP:
             return ObjectsNotFoundError(
-                "SymbolicLink", f"{path}: a symbolic link is in the way, and none is followed"
+                "SymbolicLink", f"{path}: a component is a symbolic link, which is not followed"
             )
         case errno.EXDEV:
             return ObjectsNotFoundError(
                 NOT_ALLOWED, f"{path} leads out of the folder that an administrator allowed"
             )
         case errno.ENOTDIR:
-            return ObjectsNotFoundError("WrongType", f"{path}: a part of it is not a folder")
+            return ObjectsNotFoundError("WrongType", f"{path}: a component is not a folder")
     return ObjectsNotFoundError(NOT_READABLE, f"{path}: {error.strerror or error}")
 
 

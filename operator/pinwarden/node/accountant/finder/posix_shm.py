@@ -18,7 +18,7 @@ from pinwarden.node.accountant.round_time import RoundTime
 from pinwarden.node.linux import openat2
 
 ROUND_SECONDS: Final = 30.0
-_UNSEEN: Final = "a /dev/shm holds bytes that have no name and that no member's process shows"
+_UNSEEN: Final = "a /dev/shm has bytes without a name that no member's process shows"
 
 
 class PosixShm:

@@ -78,8 +78,8 @@ class GroupObjects:
         if self.count:
             return
         if self.truncated:
-            why = self.cause or "there are more objects than are looked at"
+            why = self.cause or "there are more objects than can be accounted"
             raise ObjectsNotFoundError(NOT_READABLE, f"no such object is known: {why}")
         if self.not_regular:
             raise ObjectsNotFoundError("WrongType", f"{self.not_regular} is not a regular file")
-        raise ObjectsNotFoundError(NOT_THERE, "no such object is there now")
+        raise ObjectsNotFoundError(NOT_THERE, "no such object exists now")

@@ -102,7 +102,7 @@ class UnlinkedFinder:
     def _shown(
         self, pid: int, device: int, deadline: float
     ) -> tuple[Sequence[UnlinkedObject], bool]:
-        """Return the unlinked objects of a process, and whether the deadline came before its end."""
+        """Return the unlinked objects of a process, and whether the deadline ended the read."""
         if (known := self._read.get((device, pid))) is not None:
             return known, False
         shown: list[UnlinkedObject] = []
