@@ -130,14 +130,14 @@ def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     start(pod, "locker.py", LIMIT)
-    node.until(lambda: pod.uid in node.status.held)
-    first = node.status.held[pod.uid]
+    node.until(lambda: pod.uid in node.status.fingerprints)
+    first = node.status.fingerprints[pod.uid]
     node.set_limits({pod.uid: 2 * LIMIT})
-    node.until(lambda: node.status.held[pod.uid] != first)
+    node.until(lambda: node.status.fingerprints[pod.uid] != first)
     node.set_limits({pod.uid: LIMIT})
-    node.until(lambda: node.status.held[pod.uid] == first)
+    node.until(lambda: node.status.fingerprints[pod.uid] == first)
     node.configure(limits=[], pods=[{"uid": pod.uid}])
-    node.until(lambda: pod.uid not in node.status.held)
+    node.until(lambda: pod.uid not in node.status.fingerprints)
 
 
 @pytest.mark.rule("H1", level="Deny")

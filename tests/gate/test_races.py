@@ -100,7 +100,9 @@ def coverage(node: Node, pod: Pod) -> GateCoverage:
     """What the agent would say of the pod now."""
     node.until(lambda: pod.container in node.status.containers)
     subject = Subject(
-        pod.uid, (pod.directory,), SubjectPolicy((), fingerprint=node.status.held.get(pod.uid, ""))
+        pod.uid,
+        (pod.directory,),
+        SubjectPolicy((), fingerprint=node.status.fingerprints.get(pod.uid, "")),
     )
     table = ProcessTable(Path("/proc"))
     subject.sample(table, time.monotonic())

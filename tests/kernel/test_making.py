@@ -116,7 +116,7 @@ def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of
         else:
             found = segment()
             assert found is not None
-            assert (found.size, found.held) == (MIB, MIB), line
+            assert (found.size, found.used) == (MIB, MIB), line
         assert charged() == MIB, line
         taken = dies(line, partial(maker().release, asked, known=True))
         # The kernel may let go later of what a dead process had in use.

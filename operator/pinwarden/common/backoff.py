@@ -1,6 +1,4 @@
-"""How long to wait after a failure: twice as long each time up to a cap, and never in step with
-others.
-"""
+"""Delays after failures: twice as long each time up to a cap, with a random share."""
 
 import random
 from collections.abc import Callable
@@ -9,10 +7,9 @@ RETRY_AFTER_CAP_SECONDS = 30.0
 
 
 class Backoff:
-    """Delays in seconds: `first`, then doubled up to `cap`, each shortened at random by up to a
-    half.
+    """Delays in seconds: `first`, then doubled up to `cap`, each less a random part up to a half.
 
-    A delay that the server asks for (Retry-After) is believed up to `asked_cap`.
+    A delay requested by the server (Retry-After) counts up to `asked_cap`.
     """
 
     def __init__(
@@ -29,11 +26,11 @@ class Backoff:
         self._asked_cap = asked_cap
 
     def failed(self, at_least: float | None = None) -> float:
-        """Return the delay after one more failure; `at_least` is what the server asked for."""
+        """Return the delay after a failure; `at_least` is the delay requested by the server."""
         delay = self._uniform(self._next / 2, self._next)
         self._next = min(self._next * 2, self._cap)
         return max(delay, min(at_least or 0.0, self._asked_cap))
 
     def succeeded(self) -> None:
-        """The next failure is a first one."""
+        """Start again with the first delay."""
         self._next = self._first

@@ -1,8 +1,8 @@
-"""Contains the failure of one item of a loop, so that the loop continues with all others.
+"""Contains the failure of one item of a loop, so the loop continues with all others.
 
 An item is a pod, a pattern of a limit, a group, a call, a connection or a file. Names, registers
 and files come from untrusted programs, so the work on an item can raise any exception. `Guard.item`
-catches it. The failure is logged once for each cause and counted by kind, and the item is due again
+catches the exception. The failure is logged once for each cause and counted by kind, and the item is due again
 after a backoff. Kinds are a closed set, because they label a metric. Names are untrusted, and are
 logged escaped.
 
@@ -25,10 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Failing:
-    """An item whose last try failed with `cause`.
-
-    The next try is `due` at this time of the clock.
-    """
+    """An item with a failure for `cause`. The next try is `due` at this time of the clock."""
 
     cause: str
     due: float
@@ -54,10 +51,7 @@ class Guard:
 
     @contextmanager
     def item(self, kind: str, name: str = "") -> Iterator[None]:
-        """Work on one item.
-
-        Any exception ends the work and is noted; signals that end the process are no `Exception`.
-        """
+        """Work on one item. An `Exception` ends the work and is recorded; others propagate."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever an untrusted item causes
@@ -66,7 +60,7 @@ class Guard:
             self.succeeded(kind, name)
 
     def failed(self, kind: str, name: str, error: Exception) -> float:
-        """Record a failure that the caller caught. Return the seconds until the next try."""
+        """Record a failure caught by the caller. Return the seconds until the next try."""
         self._failures[kind] += 1
         cause = f"{type(error).__name__}: {error}"
         failing = self._failing.pop((kind, name), None) or _Failing("", 0.0)
@@ -86,7 +80,7 @@ class Guard:
         return wait
 
     def succeeded(self, kind: str, name: str = "") -> None:
-        """Record that the item works."""
+        """Record a success."""
         if self._failing.pop((kind, name), None):
             _log.info("%s works again", shown(f"{kind} {name}".rstrip()))
 
@@ -104,7 +98,7 @@ class Guard:
 def shown(text: str, most: int = _LONGEST_NAME) -> str:
     """Return the text for one line of a log or report.
 
-    Characters that are not printable are escaped. A text longer than `most` ends with an ellipsis.
+    Unprintable characters are escaped. A text longer than `most` ends with an ellipsis.
     """
     escaped = "".join(
         character

@@ -1,11 +1,9 @@
-"""Finds cgroup directories by shell pattern, as `Path.glob` does: `**` stands for any number of
-directories.
+"""Finds cgroup directories by shell pattern, as `Path.glob` does; `**` is any number of them.
 
-A user who can create cgroups in a matched tree chooses its depth and names. So nothing here
-recurses, and a pattern costs at most its parts times the directories. A tree deeper than a path can
-name is followed to that depth. Each match is sampled with everything below it. So of nested matches
-only the outermost `MOST_NESTED` are returned: their limits cover the processes of the inner ones
-too.
+A user who can create cgroups in a matched tree chooses its depth and names. So the search does not
+recurse, and a pattern costs at most its parts times the directories. A tree deeper than the longest
+path is searched to the depth of this path. A limit on a match includes all processes below. So only
+the outermost `MOST_NESTED` of nested matches are returned.
 """
 
 import errno
@@ -26,10 +24,9 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 
 
 def directories(root: Path, pattern: str) -> list[Path]:
-    """Return the matching directories below `root` in order, at most `MOST_NESTED` inside each
-    other.
+    """Return the matching directories below `root` in order, at most `MOST_NESTED` nested.
 
-    Raises OSError, except for a directory that vanished.
+    Raises OSError, except for a vanished directory.
     """
     found, around = [], list[str]()
     for path in sorted(_find(os.fspath(root), parts_of(pattern)), key=lambda path: path.split("/")):
@@ -67,9 +64,7 @@ def _find(root: str, parts: Sequence[str]) -> set[str]:
 
 
 def _children(path: str) -> Iterator[tuple[str, str]]:
-    """Yield path and name of each subdirectory; none if the directory vanished or its path is too
-    long.
-    """
+    """Yield path and name of each subdirectory; none of a vanished directory or too long path."""
     try:
         with os.scandir(path) as entries:
             yield from [

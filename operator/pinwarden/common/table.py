@@ -1,15 +1,10 @@
-"""Tables as kubectl prints them: columns padded with spaces, an upper-case head, `-` where there is
-nothing.
-"""
+"""Tables as kubectl prints them: padded columns, an upper-case head, `-` for a missing value."""
 
 from collections.abc import Sequence
 
 
 def render(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lines without trailing spaces, each ended by a newline.
-
-    None and the empty text are shown as `-`.
-    """
+    """Return the table's lines. None and the empty text are shown as `-`."""
     cells = [
         list(head),
         *([("-" if cell in (None, "") else str(cell)) for cell in row] for row in rows),

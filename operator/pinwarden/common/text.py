@@ -1,7 +1,7 @@
-"""Text for users: amounts in bytes that never mislead, and untrusted names.
+"""Text for users: amounts in bytes, and untrusted names.
 
-An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: it is cut and
-never rounded up. So an amount below or above a limit never reads like the limit.
+An amount without a mark is exact. `>40.0Mi` is more than 40.0Mi and less than 40.1Mi: amounts are
+cut and never rounded up. So an amount below or above a limit never reads like the limit.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Final
 MOST: Final = 2**63 - 1
 """The largest int64 of the API.
 
-Only a lying node reports a larger sum; `Complete` reports that then.
+Only a lying node reports a larger sum; `Complete` then reports this.
 """
 
 _UNITS: Final = (("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10), ("", 1))
@@ -18,13 +18,14 @@ _DIGITS: Final = 10_000
 
 
 def total(figures: Iterable[int]) -> int:
-    """Return the sum, at most `MOST`, so that the API server accepts the status of a limit."""
+    """Return the sum, at most `MOST`, because the API server rejects a larger number."""
     return min(MOST, sum(figures))
 
 
 def short(amount: int) -> str:
-    """Return `40Mi`, `1.5Gi` or `8196Ki` where that is exact, `>40.0Mi` where four digits and one
-    decimal are too few.
+    """Return the exact amount, as `40Mi`, `1.5Gi` or `8196Ki`, or a cut one, as `>40.0Mi`.
+
+    An amount is cut if four digits and one decimal are too few.
     """
     largest = next(
         (number for number, (_, unit) in enumerate(_UNITS) if amount >= unit), len(_UNITS) - 1
@@ -44,7 +45,7 @@ def readable(amount: int | None) -> str | None:
 
 
 def exact(amount: int) -> str:
-    """Return the amount in the largest unit that divides it, as Kubernetes writes it: `40964Ki`."""
+    """Return the amount in the largest dividing unit, as Kubernetes writes amounts: `40964Ki`."""
     unit = _unit(amount)
     return f"{amount // unit}{next(suffix for suffix, size in _UNITS if size == unit)}"
 

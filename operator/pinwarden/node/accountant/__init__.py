@@ -6,8 +6,7 @@ token and may not. From the bottom up:
 
 - `finder`: the objects of a group; `provisioner`: the objects with `management: Create`.
 - `page_walk`: the mapped pages of an object in a pod; `sampler`: the borrows of pods.
-- `users`: the processes that use an object; `dead_cgroups`: charges of removed cgroups;
-  `fair_view`: the memory of a pod itself.
+- `users`: the processes that use an object; `dead_cgroups`: charges of removed cgroups.
 - `round_time`: the seconds for each group; `report`: the reports for the agent;
   `accountant`: a round of all of this; `daemon`: the process.
 """

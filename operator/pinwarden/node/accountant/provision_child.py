@@ -94,20 +94,20 @@ def ensure_segment(key: int, size: int, owner: Owner, prefault: bool, record: Se
     existing = next((segment for segment in sysvshm.own_segments() if segment.key == key), None)
     if existing is None:
         identity = sysvshm.create(key, size, sysvshm.IPC_CREAT | sysvshm.IPC_EXCL | 0o600)
-        held = 0
+        used = 0
     elif record.matches(existing, size):
         if existing.size != size:
             raise OSError(
                 errno.EINVAL,
                 f"the segment has {existing.size} bytes, and its size cannot change",
             )
-        identity, held = existing.id, existing.held
+        identity, used = existing.id, existing.used
     else:
         raise OSError(
             errno.EEXIST, f"a segment of {existing.size} bytes has the key {key:#x} already"
         )
     sysvshm.set_owner(identity, owner.user, owner.group, owner.mode & ~_EXECUTE)
-    if prefault and held < size:
+    if prefault and used < size:
         sysvshm.populate(identity, size)
     return identity
 

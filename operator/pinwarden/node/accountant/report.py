@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from pinwarden.api.nodepinconfig import BorrowReport, FairReport, GroupReport, NodeGroup
@@ -13,12 +14,11 @@ from pinwarden.api.sharedmemorygroup import Accounting, LimitOn, Management, Pha
 from pinwarden.common.guard import Guard
 from pinwarden.common.text import printable
 from pinwarden.node.accountant.dead_cgroups import DeadCgroups
-from pinwarden.node.accountant.fair_view import pod_memory
 from pinwarden.node.accountant.finder import Finder
 from pinwarden.node.accountant.finder.result import GroupObjects, ObjectsNotFoundError
 from pinwarden.node.accountant.provisioner import Provisioner, mount_point
 from pinwarden.node.accountant.sampler import Borrow, BorrowSampler
-from pinwarden.node.linux.cgroupfs import member_pids
+from pinwarden.node.linux.cgroupfs import MemoryUsage, member_pids, memory_usage
 from pinwarden.node.pods.cgroups import PodCgroup
 from pinwarden.node.shm.objects import ObjectSet
 from pinwarden.node.state.gate_status import GateStatus
@@ -96,7 +96,7 @@ class GroupReporter:
             if None in shares or uid in unread:
                 continue
             with self.guard.item("pod", f"{uid}: memory"):
-                if own := pod_memory(pod.paths):
+                if own := _pod_memory(pod.paths):
                     yield FairReport(
                         pod=uid,
                         current=own.current,
@@ -217,6 +217,16 @@ def _share(state: GroupState, uid: str) -> int | None:
         return state.objects.charge
     borrow = state.borrows.get(uid)
     return borrow.resident if borrow else 0
+
+
+def _pod_memory(cgroups: Iterable[Path]) -> MemoryUsage | None:
+    """Return the memory of a pod with these cgroups; None if unknown (H2)."""
+    usages = [usage for path in cgroups if (usage := memory_usage(path))]
+    if not usages:
+        return None
+    return MemoryUsage(
+        sum(usage.current for usage in usages), sum(usage.anonymous for usage in usages)
+    )
 
 
 def _level(group: NodeGroup, uid: str, gated: bool) -> tuple[Level | None, str]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from pinwarden.node.linux.namespaces import list_pids
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectSet, object_at
 from pinwarden.node.shm.regions import ProcessMaps, RegionFilter
 
@@ -25,10 +25,10 @@ def find_users(proc_root: Path, objects: ObjectSet, *, opened: bool) -> list[int
     Raises PermissionError, because an unreadable process may use an object.
     """
     wanted = RegionFilter([objects])
-    everyone = list_pids(proc_root)
-    users = {pid for pid in everyone if wanted.regions(ProcessMaps(proc_root, pid))}
+    pids = sorted(int(name) for name in os.listdir(proc_root) if name.isdecimal())
+    users = {pid for pid in pids if wanted.regions(ProcessMaps(proc_root, pid))}
     deadline = time.monotonic() + SECONDS
-    for pid in everyone if opened else ():
+    for pid in pids if opened else ():
         if time.monotonic() > deadline:
             break
         if pid not in users and _has_open(proc_root, pid, objects):
@@ -37,12 +37,9 @@ def find_users(proc_root: Path, objects: ObjectSet, *, opened: bool) -> list[int
 
 
 def _has_open(proc_root: Path, pid: int, objects: ObjectSet) -> bool:
-    with (
-        suppress(FileNotFoundError, ProcessLookupError),
-        os.scandir(f"{proc_root}/{pid}/fd") as entries,
-    ):
+    with suppress(*GONE), os.scandir(f"{proc_root}/{pid}/fd") as entries:
         for entry in islice(entries, MOST_DESCRIPTORS):
-            with suppress(FileNotFoundError, ProcessLookupError):
+            with suppress(*GONE):
                 if objects.has(object_at(entry.path)):
                     return True
     return False

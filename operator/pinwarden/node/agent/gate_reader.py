@@ -77,7 +77,7 @@ class GateReader:
 
 def _has_limits(status: GateStatus, subject: Subject) -> bool:
     """Return whether the gate has the same limits of the pod as the agent."""
-    return status.held.get(subject.uid, "") == subject.policy.fingerprint
+    return status.fingerprints.get(subject.uid, "") == subject.policy.fingerprint
 
 
 def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:

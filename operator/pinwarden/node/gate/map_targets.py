@@ -31,6 +31,7 @@ from pinwarden.node.linux.libc import libc
 from pinwarden.node.linux.mountinfo import read_mountinfo
 from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.linux.openat2 import HUGETLBFS
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId, object_at
 from pinwarden.node.shm.regions import ProcessMaps, RegionFilter
 
@@ -39,7 +40,6 @@ _ROUNDS = 4
 _PROCMAP_QUERY, _QUERY_SHARED = 0xC0689F11, 0x08
 _QUERY: Final = struct.Struct("=QQQ80x")  # struct procmap_query: size, query_flags, query_addr
 _PIDFD_GETFD = 438
-_NONE = (FileNotFoundError, ProcessLookupError)
 
 
 class MapTarget(NamedTuple):
@@ -61,7 +61,7 @@ def target(proc_root: Path, tid: int, request: MapRequest, rules: BorrowRules) -
                 return _of_segment(proc_root / str(tid), request.name, rules)
             case NamedBy.ADDRESS:
                 return _at_address(proc_root, tid, request, rules)
-    except _NONE:
+    except GONE:
         return NOTHING
 
 

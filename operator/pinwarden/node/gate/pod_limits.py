@@ -81,7 +81,9 @@ class PodLimits:
         if self._policy is None or self._policy.release:
             return {}
         pods = {container.ref.pod for container in self._gated_containers}
-        return {pod: held.fingerprint for pod in pods if (held := self._held(pod)) is not None}
+        return {
+            pod: policy.fingerprint for pod in pods if (policy := self._policy_of(pod)) is not None
+        }
 
     def limit(self, key: BudgetKey) -> NodeLimit | None:
         """Return the limit of a key."""
@@ -215,11 +217,11 @@ class PodLimits:
         """Return the enforced limits of a pod, or of all pods with None."""
         if self._policy is None or self._policy.release:
             return ()
-        held = self._policy.of_pod(pod) if pod is not None else None
-        limits = self._policy.limits if pod is None else held.limits if held else ()
+        policy = self._policy.of_pod(pod) if pod is not None else None
+        limits = self._policy.limits if pod is None else policy.limits if policy else ()
         return tuple(limit for limit in limits if limit.enforcement is Enforcement.ENFORCE)
 
-    def _held(self, pod: str) -> SubjectPolicy | None:
+    def _policy_of(self, pod: str) -> SubjectPolicy | None:
         return self._policy.of_pod(pod) if self._policy else None
 
     def _refresh(self, *, everywhere: bool = False) -> None:
@@ -231,14 +233,14 @@ class PodLimits:
         for pod in {container.ref.pod for container in self._gated_containers}.union(
             paths_by_pod, listed
         ):
-            held = self._held(pod)
-            if held is None:
+            policy = self._policy_of(pod)
+            if policy is None:
                 continue
             paths = paths_by_pod.get(pod, ())
-            subject = before.get(pod) or Subject(pod, paths, held)
+            subject = before.get(pod) or Subject(pod, paths, policy)
             if paths and subject.paths != paths:
                 subject.move(paths)
-            subject.policy = replace(held, containers=self._known_containers(pod, held))
+            subject.policy = replace(policy, containers=self._known_containers(pod, policy))
             self._subjects[pod] = subject
         self._groups = {
             subject.uid: subjects
@@ -247,12 +249,12 @@ class PodLimits:
         }
         self._drop_unlisted()
 
-    def _known_containers(self, pod: str, held: SubjectPolicy) -> tuple[PodContainer, ...]:
+    def _known_containers(self, pod: str, policy: SubjectPolicy) -> tuple[PodContainer, ...]:
         """Return the known containers of a pod by name.
 
         The runtime's id precedes the kubelet's, which may be of an earlier start.
         """
-        known = {container.name: container.id for container in held.containers}
+        known = {container.name: container.id for container in policy.containers}
         known |= {
             container.ref.container: container.id
             for container in self._gated_containers

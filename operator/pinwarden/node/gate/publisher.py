@@ -68,7 +68,8 @@ class GatePublisher:
         self._failures = failures or {}
         self._status = load(path) or empty()
         self._earlier = self._status.containers
-        self._status.containers, self._status.mapping, self._status.held = {}, frozenset(), {}
+        self._status.containers, self._status.mapping = {}, frozenset()
+        self._status.fingerprints = {}
         self._written_failures: Mapping[str, int] = {}
         self._written: tuple[int, int] | None = None
         self._changed = True
@@ -90,13 +91,14 @@ class GatePublisher:
         status.group_denials = {uid: counts for uid, counts in kept.items() if counts}
         self._changed = True
 
-    def set_fingerprints(self, held: dict[str, str]) -> None:
+    def set_fingerprints(self, fingerprints: dict[str, str]) -> None:
         """Set the policy fingerprints of gated pods.
 
         The next flush writes them, because the agent waits for them.
         """
-        if held != self._status.held:
-            self._status.held, self._changed, self._due = held, True, float("-inf")
+        if fingerprints != self._status.fingerprints:
+            self._status.fingerprints = fingerprints
+            self._changed, self._due = True, float("-inf")
 
     def finish_recovery(self) -> None:
         """Mark as lost all containers of an earlier gate without a listener now."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pinwarden.node.linux.procfs import GONE
+
 _MOUNT: Final = re.compile(
     r"(?P<id>\d+) \d+ (?P<major>\d+):(?P<minor>\d+) (?P<root>[^ ]+) (?P<point>[^ ]+) "
     r"\S+(?: \S+:\S+| unbindable)* - (?P<type>\S+) "
@@ -32,7 +34,7 @@ def read_mountinfo(process: Path) -> list[Mount]:
     """
     try:
         text = os.fsdecode((process / "mountinfo").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return []
     except OSError as error:
         if error.errno == errno.EINVAL:  # a zombie has none (mounts_open_common)

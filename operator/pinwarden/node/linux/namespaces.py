@@ -16,16 +16,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from pinwarden.node.linux.libc import libc, opened
+from pinwarden.node.linux.procfs import GONE
 
 NEWNS, NEWIPC, NEWCGROUP = 0x00020000, 0x08000000, 0x02000000
 CHILD_SECONDS: Final = 300
 _NUMBER: Final = re.compile(r"\[(\d+)\]")
 _Result = TypeVar("_Result")
-
-
-def list_pids(proc_root: Path) -> list[int]:
-    """Return all process ids."""
-    return sorted(int(name) for name in os.listdir(proc_root) if name.isdecimal())
 
 
 def ipc_namespace(process: Path | str) -> int | None:
@@ -35,7 +31,7 @@ def ipc_namespace(process: Path | str) -> int | None:
     """
     try:
         link = _NUMBER.search(os.readlink(f"{process}/ns/ipc"))
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return None
     return int(link[1]) if link else None
 

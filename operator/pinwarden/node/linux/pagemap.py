@@ -64,7 +64,7 @@ class _ScanArg(ctypes.Structure):
 
 
 class PageMap:
-    """The page tables of one process; close it, or use it as a context manager.
+    """The page tables of one process; close the object after use.
 
     The object stays bound to the address space at opening. Opening raises ProcessLookupError if
     the process is gone, and PermissionError if the reader may not ptrace the process.
@@ -85,12 +85,6 @@ class PageMap:
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-    def __enter__(self) -> "PageMap":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def resident(self, start: int, end: int, *, shared: bool) -> Intervals:
         """Return the addresses in [start, end) with a page of the mapped object in the page tables.

@@ -13,12 +13,12 @@ descriptor.
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+
+from pinwarden.node.linux.libc import opened
 
 _FIRST_READ = 4096
 _START_TIME = 22  # the field's number in proc_pid_stat(5), counted from 1; field 2 is a free name
@@ -85,12 +85,9 @@ def parse_start_ticks(text: bytes) -> int:
 def read_thread_status(directory: str) -> ProcessStatus | None:
     """Return a sample of one thread, /proc/PID/task/TID; None if the thread has ended."""
     try:
-        descriptor = os.open(f"{directory}/status", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(f"{directory}/status") as descriptor:
             return parse_status(_read_whole(descriptor))
-        finally:
-            os.close(descriptor)
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return None
 
 
@@ -105,16 +102,12 @@ class StatusReader:
     def __init__(self, proc_root: Path, pid: int) -> None:
         self._last: tuple[bytes, ProcessStatus] | None = None
         try:
-            directory = os.open(proc_root / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with opened(f"{proc_root}/{pid}", os.O_RDONLY | os.O_DIRECTORY) as directory:
+                with opened("stat", at=directory) as stat:
+                    self.key = ProcessKey(pid, parse_start_ticks(_read_whole(stat)))
+                self._fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         except FileNotFoundError as error:
             raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
-        try:
-            self.key = ProcessKey(pid, parse_start_ticks(_read_file_at(directory, "stat")))
-            self._fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        except FileNotFoundError as error:
-            raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
-        finally:
-            os.close(directory)
 
     def read(self) -> ProcessStatus:
         """Return a sample: the same object as before while nothing changed, which is cheap.
@@ -153,14 +146,6 @@ def _read_whole(descriptor: int) -> bytes:
     while len(text := os.pread(descriptor, size, 0)) == size:
         size *= 2
     return text
-
-
-def _read_file_at(directory: int, name: str) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return _read_whole(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _value(text: bytes, name: bytes) -> bytes | None:
@@ -218,7 +203,7 @@ def locked_within(proc_root: Path, tid: int, start: int, size: int) -> int:
     end, locked, rest = start + size, 0, b""
     first = last = 0
     try:
-        with _opened(proc_root / str(tid) / "smaps") as descriptor:
+        with opened(f"{proc_root}/{tid}/smaps") as descriptor:
             while data := os.read(descriptor, _CHUNK):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
@@ -239,7 +224,7 @@ def read_memory(proc_root: Path, tid: int, address: int, size: int) -> bytes:
 
     Waits for the lock of the address space. Raises OSError unless every byte can be read.
     """
-    with _opened(proc_root / str(tid) / "mem") as descriptor:
+    with opened(f"{proc_root}/{tid}/mem") as descriptor:
         data = os.pread(descriptor, size, address) if address < 2**63 else b""
     if len(data) < size:
         raise OSError(f"{size} bytes at {address:#x} are not readable")
@@ -283,12 +268,3 @@ def use_of_threads(proc_root: Path, pid: int) -> int:
         if space := address_space(proc_root / str(pid) / "task", int(tid)):
             return space.locked + space.pinned
     return 0
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

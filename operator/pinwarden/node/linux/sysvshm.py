@@ -24,7 +24,7 @@ _TABLE: Final = "/proc/sysvipc/shm"
 
 
 class Segment(NamedTuple):
-    """One line of the table, in bytes: `held` is resident and swapped out memory together.
+    """One line of the table, in bytes: `used` is resident and swapped out memory together.
 
     `changed` is when the segment was created or got an owner.
     """
@@ -32,7 +32,7 @@ class Segment(NamedTuple):
     id: int
     key: int
     size: int
-    held: int
+    used: int
     attached: int
     creator: int
     changed: int
@@ -55,7 +55,7 @@ def own_segments() -> list[Segment]:
             id=int(row["shmid"]),
             key=int(row["key"]) % 2**32,
             size=int(row["size"]),
-            held=int(row["rss"]) + int(row["swap"]),
+            used=int(row["rss"]) + int(row["swap"]),
             attached=int(row["nattch"]),
             creator=int(row["cuid"]),
             changed=int(row["ctime"]),

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from pinwarden.node.linux.libc import opened
 from pinwarden.node.linux.namespaces import ipc_namespace
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 
 _CHUNK: Final = 1 << 16
@@ -60,7 +61,7 @@ class ProcessMaps:
             return
         try:
             threads = os.listdir(f"{self.folder}/task")
-        except (FileNotFoundError, ProcessLookupError):
+        except GONE:
             return
         for thread in threads:
             for line in _lines(f"{self.folder}/task/{thread}/maps"):
@@ -144,5 +145,5 @@ def _lines(path: str) -> Iterator[bytes]:
             while chunk := os.read(descriptor, _CHUNK):
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return

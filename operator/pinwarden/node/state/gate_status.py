@@ -27,11 +27,11 @@ class GateStatus(BaseModel):
     `containers` are the containers with a listener, by id: the uid of the pod, the name of the
     container and the id of the sandbox. `lost` are the ids of containers whose listener is lost.
     `inexact` are the reasons, per pod, why its limits are not enforced exactly. `denials` counts
-    the denied calls per pod and uid of a limit. `recent` are the latest of them in the wire form of
-    `DenialReport`, and `number` is the number of the last one. `group_denials` counts the denied
-    mappings per uid of a group and pod, which are in no other count. `mapping` are the ids of
-    containers whose profile gates mappings. `held` is the fingerprint of the policy that the gate
-    enforces, per pod with limits (`pods.policy`). `failures` counts failed items by kind.
+    the denied calls per pod and uid of a limit. `recent` are the latest denied calls in the wire
+    form of `DenialReport`, and `number` is the last of their numbers. `group_denials` counts the
+    denied mappings per uid of a group and pod; no other count includes them. `mapping` are the ids
+    of containers whose profile gates mappings. `fingerprints` are of the policies in force, per pod
+    with limits (`pods.policy`). `failures` counts failed items by kind.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, strict=True)
@@ -45,7 +45,7 @@ class GateStatus(BaseModel):
     number: NonNegativeInt
     group_denials: _Counts = {}
     mapping: _Ids = frozenset()
-    held: dict[str, str] = {}
+    fingerprints: dict[str, str] = Field(default={}, alias="held")
     failures: dict[str, NonNegativeInt] = {}
 
     def dump(self) -> bytes:

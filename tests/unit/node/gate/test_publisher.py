@@ -143,7 +143,7 @@ def test_by_what_the_gate_holds_a_pod_is_told_without_delay(tmp_path: Path) -> N
     record.flush(0)
     record.set_fingerprints({"pod-1": "print"})
     record.flush(0)
-    assert told(path).held == {"pod-1": "print"}
+    assert told(path).fingerprints == {"pod-1": "print"}
 
 
 @pytest.mark.rule("M8", "H2")

@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 from array import array
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +41,7 @@ class Area:
         self.memory.madvise(mmap.MADV_RANDOM)  # no pages around the one that is touched
 
     def resident(self) -> list[int]:
-        with PageMap("/proc/self") as tables:
+        with closing(PageMap("/proc/self")) as tables:
             found = tables.resident(self.start, self.end, shared=self.shared)
         return [
             page
@@ -95,7 +96,7 @@ def test_any_part_can_be_asked_for(touched: set[int], first: int, last: int) -> 
         for page in touched
         if first <= page < last
     )
-    with PageMap("/proc/self") as tables:
+    with closing(PageMap("/proc/self")) as tables:
         assert (
             tables.resident(area.start + first * PAGE, area.start + last * PAGE, shared=True)
             == expected
@@ -108,7 +109,7 @@ def test_addresses_that_nothing_is_mapped_at_are_not_resident() -> None:
     start, end = area.start, area.end
     area.memory.madvise(mmap.MADV_NORMAL)
     ctypes.CDLL(None).munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
-    with PageMap("/proc/self") as tables:
+    with closing(PageMap("/proc/self")) as tables:
         assert tables.resident(start, end, shared=True) == EMPTY
     again = ctypes.CDLL(None).mmap  # so that the end of `area` unmaps only what is its own
     again.restype = ctypes.c_void_p
@@ -158,7 +159,7 @@ def test_a_page_on_the_move_counts_and_a_marker_does_not(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(PageMap, "scans", True)
     monkeypatch.setattr(pagemap, "ioctl", answer)
-    with PageMap("/proc/self") as tables:
+    with closing(PageMap("/proc/self")) as tables:
         assert list(tables.resident(0, 10, shared=True)) == [(0, 5), (6, 7), (8, 10)]
 
 
@@ -179,5 +180,5 @@ def test_an_address_space_that_has_gone_ends_the_reading(monkeypatch: pytest.Mon
             open=os.open, close=os.close, O_RDONLY=0, O_CLOEXEC=0, pread=lambda *_: b""
         ),
     )
-    with PageMap("/proc/self") as tables:
+    with closing(PageMap("/proc/self")) as tables:
         assert tables.resident(0, 10 * PAGE, shared=True) == EMPTY

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pinwarden.node.accountant.finder.processes import GONE, descriptors, in_time
+from pinwarden.node.accountant.finder.processes import descriptors, in_time
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId
 
 _DMABUF: Final = "/dmabuf:"

@@ -10,13 +10,13 @@ from typing import Final
 from pinwarden.node.accountant.finder.processes import (
     BLOCK,
     DELETED,
-    GONE,
     descriptors,
     in_time,
     mapping_path,
 )
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
 from pinwarden.node.linux import openat2
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps
 

@@ -118,7 +118,7 @@ def add_matching(
     folder: int,
     pattern: str,
     path: str,
-    held_bytes: Callable[[int, os.stat_result], int],
+    object_bytes: Callable[[int, os.stat_result], int],
 ) -> None:
     """Add each regular file of a folder whose name matches. Raises OSError.
 
@@ -131,7 +131,9 @@ def add_matching(
             with openat2.opened_below(folder, name) as descriptor:
                 about = os.fstat(descriptor)
                 if stat.S_ISREG(about.st_mode):
-                    objects.add(ObjectId(about.st_dev, about.st_ino), held_bytes(descriptor, about))
+                    objects.add(
+                        ObjectId(about.st_dev, about.st_ino), object_bytes(descriptor, about)
+                    )
                 else:
                     objects.not_regular = f"{path}: {name}"
         except OSError as error:

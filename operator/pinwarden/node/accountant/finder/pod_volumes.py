@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pinwarden.node.accountant.finder.processes import GONE
 from pinwarden.node.linux.mountinfo import Mount, read_mountinfo
+from pinwarden.node.linux.procfs import GONE
 
 _VOLUME: Final = re.compile(r"/pods/([^/]+)/volumes/kubernetes\.io~empty-dir/[^/]+")
 _SANDBOX: Final = "pause"

@@ -95,7 +95,7 @@ class PosixShm:
                 unlinked = self._unlinked.find(folder, pids, others, seconds)
             for item in unlinked.objects:
                 if item.name and openat2.matches(item.name, name):
-                    objects.add(item.object, item.held)
+                    objects.add(item.object, item.used)
             if not unlinked.complete:
                 objects.miss(processes.LATE if unlinked.late else _UNSEEN)
             return device

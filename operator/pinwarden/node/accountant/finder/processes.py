@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
+from pinwarden.node.linux.procfs import GONE
 
 MOST_DESCRIPTORS: Final = 1 << 14
 SECONDS: Final = 3.0
 BLOCK: Final = 512  # bytes of `st_blocks` in every file system
 DELETED: Final = " (deleted)"
-GONE: Final = (FileNotFoundError, ProcessLookupError)
 LATE: Final = "the time was too short to read all processes that may have an object"
 
 

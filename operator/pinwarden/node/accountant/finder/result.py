@@ -62,10 +62,10 @@ class GroupObjects:
             return self.filesystem_bytes
         return sum(self.objects.values())
 
-    def add(self, identity: ObjectId, held: int) -> None:
+    def add(self, identity: ObjectId, used: int) -> None:
         """Add an object with its bytes, unless there is no room."""
         if len(self.objects) < self.room or identity in self.objects:
-            self.objects[identity] = held
+            self.objects[identity] = used
         else:
             self.truncated = True
 

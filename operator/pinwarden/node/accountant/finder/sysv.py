@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from pinwarden.api.sharedmemorygroup import IpcNamespace
-from pinwarden.node.accountant.finder.processes import GONE, one_per_namespace
+from pinwarden.node.accountant.finder.processes import one_per_namespace
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
 from pinwarden.node.linux import sysvshm
 from pinwarden.node.linux.namespaces import ipc_namespace
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId
 
 
@@ -38,5 +39,5 @@ def find(
         for segment in segments:
             if keys[0] <= segment.key <= keys[1]:
                 identity = ObjectId(sysvshm.device(), segment.id, space)
-                objects.add(identity, segment.held)
+                objects.add(identity, segment.used)
                 objects.sizes[identity] = segment.size

@@ -19,11 +19,11 @@ from pinwarden.node.accountant.finder.paths import used_bytes
 from pinwarden.node.accountant.finder.processes import (
     BLOCK,
     DELETED,
-    GONE,
     descriptors,
     mapping_path,
 )
 from pinwarden.node.linux import openat2
+from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps, printed_device
 
@@ -39,7 +39,7 @@ class UnlinkedObject(NamedTuple):
 
     object: ObjectId
     name: str
-    held: int
+    used: int
 
 
 class UnlinkedObjects(NamedTuple):
@@ -81,21 +81,21 @@ class UnlinkedFinder:
         own: dict[ObjectId, UnlinkedObject] = {}
         every: dict[ObjectId, UnlinkedObject] = {}
         deadline = time.monotonic() + seconds
-        held = 0
+        used = 0
         late = False
         for is_own, pid in _own_first(pids, () if before is None else others):
-            if late or (before is not None and before <= linked + held):
+            if late or (before is not None and before <= linked + used):
                 break
             shown, late = self._shown(pid, os.fstat(folder).st_dev, deadline)
             for unlinked in shown:
                 every.setdefault(unlinked.object, unlinked)
                 if is_own:
                     own.setdefault(unlinked.object, unlinked)
-            held = sum(unlinked.held for unlinked in every.values())
+            used = sum(unlinked.used for unlinked in every.values())
         after = used_bytes(folder)
         total = None if before is None or after is None else min(before, after)
         complete = not late and (
-            total is None or total <= linked + held or total <= linked + held + nested_bytes(folder)
+            total is None or total <= linked + used or total <= linked + used + nested_bytes(folder)
         )
         return UnlinkedObjects(tuple(own.values()), complete, late)
 
