@@ -267,7 +267,7 @@ def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Cas
     assert (event["related"]["kind"], event["related"]["uid"]) == ("PinLimit", limit_uid(case))
     name = case.pod["metadata"]["name"]
     said = (
-        'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+        'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
         f"60Mi of 64Mi used, limit PinLimit {case.namespace}/{case.name}"
     )
     assert said in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
@@ -359,8 +359,8 @@ def test_deny_is_enforced_when_every_pod_is_reported_at_it_and_else_names_who_is
         conditions = cluster.find(case.limit)["status"]["conditions"]
         return str(next(each["message"] for each in conditions if each["type"] == "Enforced"))
 
-    said = eventually(message, lambda text: text.startswith("Not held"))
-    assert f"pod {case.namespace}/{second['name']} (RlimitGate: held at Converge only)" in said
+    said = eventually(message, lambda text: text.startswith("Not enforced"))
+    assert f"pod {case.namespace}/{second['name']} (RlimitGate: level Converge only)" in said
     assert "Mlock is at Converge: RlimitGate" in said
     assert case.pod["metadata"]["name"] not in said
     assert cluster.condition(case.limit, "Enforced")[0] == "False"

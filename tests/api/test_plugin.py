@@ -646,7 +646,7 @@ def test_a_recommended_limit_selects_the_pods_of_the_next_release(
     )
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
     done = shell.run(f"{recommend} -o yaml")
-    told = "left out of the selector, as the next release may change it: track=7.2.4 looks like a version"
+    told = "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
     assert f"# warning: {told}\n" in done.stdout
     assert told in done.stderr
     shell(f"{recommend} -o yaml | kubectl apply -f -")
@@ -682,8 +682,8 @@ def test_the_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell)
 def test_a_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shell: Shell) -> None:
     case = Case(cluster, shell, app="6c7f8d9b5")
     done = shell.run(f"kubectl pinwarden recommend -n {case.namespace} -o yaml")
-    assert "no limit can be written" in done.stdout
-    assert "no limit can be written" in done.stderr
+    assert "no limit is possible" in done.stdout
+    assert "no limit is possible" in done.stderr
     assert "kind:" not in done.stdout
 
 

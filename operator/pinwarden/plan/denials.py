@@ -78,7 +78,7 @@ def describe_denial(denial: DenialReport, limit: str) -> str:
     call = printable(denial.call) or _WORDS[denial.source]
     return (
         f'{call}{asked} by process "{printable(denial.process)}" (pid {denial.pid}){where} '
-        f"refused: {_cause(denial, limit)}"
+        f"denied: {_cause(denial, limit)}"
     )
 
 
@@ -86,7 +86,7 @@ def _cause(denial: DenialReport, limit: str) -> str:
     """Return the message of the gate, or the use and the limit if the use is the cause."""
     message = printable(denial.message)
     if denial.limit is None:
-        return message or "the cause is not known"
+        return message or "the cause is unknown"
     if message:
         return f"{message}; limit {limit} of {short(denial.limit)}"
     used, most = ("unknown", short(denial.limit))

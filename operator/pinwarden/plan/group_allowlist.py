@@ -40,7 +40,7 @@ _PATH: Final = TypeAdapter[str](Path)
 _SPACE: Final = re.compile(r"\s")
 _SPACE_OR_WILD: Final = re.compile(r"[\s*?]")
 _MOST_ENTRY: Final = 64
-_KINDS: Final = "it must begin with path:, posixShm:, sysvShm: or create:"
+_KINDS: Final = "must begin with path:, posixShm:, sysvShm: or create:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ def parse(text: str) -> Allowed:
                 case "create":
                     create = max(create, _amount(pattern))
                 case _:
-                    problems.append(f"entry {_short(entry)!r} cannot be read: {_KINDS}")
+                    problems.append(f"entry {_short(entry)!r} is invalid: {_KINDS}")
         except ValueError as error:
-            problems.append(f"entry {_short(entry)!r} cannot be read: {error}")
+            problems.append(f"entry {_short(entry)!r} is invalid: {error}")
     return Allowed(tuple(folders), tuple(names), tuple(keys), create, tuple(problems))
 
 
@@ -199,7 +199,7 @@ def _path_rejected(kind: str, path: str, wanted: str, allowed: Allowed) -> Rejec
 def _rejected(field: str, value: str, entry: str, allowed: Allowed) -> Rejection:
     advice = f": an administrator may add {entry!r} to the annotation {ANNOTATION} of the Namespace"
     if not entry:
-        advice = ": no folder above it can be allowed"
+        advice = ": no parent folder can be allowed"
     return Rejection(
         NOT_ALLOWED, "; ".join([f"{field}: {value} is not allowed{advice}", *allowed.problems[:1]])
     )
@@ -207,23 +207,25 @@ def _rejected(field: str, value: str, entry: str, allowed: Allowed) -> Rejection
 
 def _folder(text: str) -> str:
     if _is_pattern(text):
-        raise ValueError("a folder is given without * and ?")
+        raise ValueError("a folder must not contain * or ?")
     try:
         return _PATH.validate_python(text[:-1] if len(text) > 1 and text.endswith("/") else text)
     except ValidationError:
-        raise ValueError("it must be an absolute path below /, without '.' and '..'") from None
+        raise ValueError(
+            "a folder must be an absolute path below /, without '.' and '..'"
+        ) from None
 
 
 def _name(text: str) -> str:
     if not text or "/" in text:
-        raise ValueError("it must be a name without a slash")
+        raise ValueError("a name must have a character and no slash")
     return text
 
 
 def _amount(text: str) -> int:
     amount = Quantity(text).bytes
     if amount > MAX_BYTES:
-        raise ValueError("it is above 4Pi")
+        raise ValueError("the amount is above the maximum of 4Pi")
     return amount
 
 

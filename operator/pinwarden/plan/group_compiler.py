@@ -107,7 +107,7 @@ def invalid(group: SharedMemoryGroup) -> Rejection | None:
     if len(spec.backing.to_wire()) != 1:
         return Rejection("Invalid", "spec.backing: give exactly one kind of object")
     if spec.management is Management.CREATE and spec.capacity is None:
-        return Rejection("Invalid", "spec.capacity: management: Create needs one")
+        return Rejection("Invalid", "spec.capacity: required with management: Create")
     if spec.backing.sysv_shm:
         try:
             _ = spec.backing.sysv_shm.keys
@@ -121,12 +121,12 @@ def invalid(group: SharedMemoryGroup) -> Rejection | None:
         if member.pin_limit is not None:
             return Rejection(
                 "NotSupported",
-                f"spec.members[{number}].pinLimit needs a gate in the kernel that sees each pin; leave it out",
+                f"spec.members[{number}].pinLimit: needs a gate in the kernel; remove pinLimit",
             )
     for field, amount in amounts.items():
         try:
             if amount is not None and amount.bytes > MAX_BYTES:
-                return Rejection("Invalid", f"spec.{field}: {amount} is above 4Pi")
+                return Rejection("Invalid", f"spec.{field}: {amount} is above the maximum of 4Pi")
         except ValueError as error:
             return Rejection("Invalid", f"spec.{field}: {error}")
     return None

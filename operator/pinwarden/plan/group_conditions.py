@@ -48,7 +48,7 @@ def accepted(group: Group) -> UntimedCondition:
         if above
         else ""
     )
-    message = f"The group is accounted for on each node that has it.{remark}"
+    message = f"The group is accounted on each of its nodes.{remark}"
     return UntimedCondition("Accepted", "True", "Accepted", message)
 
 
@@ -60,11 +60,11 @@ def available(shares: Sequence[GroupOnNode]) -> UntimedCondition:
     if not shares:
         return no_pods("Available")
     if absent := Observations.all(share.absent for share in shares if not share.silent):
-        return absent.condition("Available", "False", "Not as asked for")
+        return absent.condition("Available", "False", "Not as requested")
     if awaited := Observations.all(share.awaited for share in shares if not share.silent):
         return awaited.condition("Available", "Unknown", "Not known yet")
     return _unanswered("Available", shares) or UntimedCondition(
-        "Available", "True", "Available", "What there is, is found and accounted for."
+        "Available", "True", "Available", "All existing objects are found and accounted."
     )
 
 
@@ -72,26 +72,26 @@ def enforced(group: Group, shares: Sequence[GroupOnNode]) -> UntimedCondition:
     """Return whether every pod with a borrow limit has the requested level (H1, M8)."""
     spec = group.resource.spec
     if spec.enforcement is Enforcement.AUDIT:
-        message = "The borrow limits are evaluated and refuse nothing."
+        message = "The borrow limits are evaluated and deny nothing."
         return UntimedCondition("Enforced", "False", AUDIT, message)
     if all(member.borrow_limit is None for member in spec.members):
-        message = "No borrowLimit is set, so there is none to enforce."
+        message = "No borrowLimit is set."
         return UntimedCondition("Enforced", "True", NO_LIMITS, message)
     if not shares:
-        message = "No pod matches, so nothing shows that it would be held."
+        message = "No pod matches, so enforcement is not confirmed."
         return UntimedCondition("Enforced", "Unknown", NO_PODS, message)
     limited = [share for share in shares if share.limited]
     if not limited:
-        message = "No matching pod has a borrowLimit to be held to."
+        message = "No matching pod has a borrowLimit."
         return UntimedCondition("Enforced", "True", NO_LIMITS, message)
     if unenforced := Observations.all(share.unenforced for share in limited):
-        return unenforced.condition("Enforced", "False", "Not held")
+        return unenforced.condition("Enforced", "False", "Not enforced")
     if silent := silence("Enforced", limited):
         return silent
     if unknown := Observations.all(share.unknown for share in limited):
-        return unknown.condition("Enforced", "Unknown", "Not known to be held")
+        return unknown.condition("Enforced", "Unknown", "Level unknown")
     pods = plural(sum(share.limited for share in limited), "pod")
-    message = f"{pods} held at {spec.minimum_level} or better."
+    message = f"{pods} limited at {spec.minimum_level} or better."
     return UntimedCondition("Enforced", "True", "Enforced", message)
 
 
@@ -131,7 +131,7 @@ def within_limit(group: Group, shares: Sequence[GroupOnNode]) -> UntimedConditio
 def drained(waits: Sequence[DrainWait]) -> UntimedCondition:
     """Return whether every node has released the group, else the nodes that have not (M10)."""
     if not waits:
-        message = "Nothing of it is used or left on any node."
+        message = "Every node has released the group."
         return UntimedCondition("Drained", "True", "Released", message)
     message = f"Waits for {name_some([_describe(wait) for wait in waits])}."
     return UntimedCondition("Drained", "False", "Draining", message)

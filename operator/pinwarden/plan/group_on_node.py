@@ -163,7 +163,7 @@ def drain_wait(
     if report is not None and over and requested in (None, report.hash):
         return None
     problem = unsupported_on(view, group.uid) or problem_on(view)
-    stuck, why = "", "nothing is reported of it yet"
+    stuck, why = "", "the agent has not reported the group yet"
     if report is not None:
         stuck = report.reason if report.reason in _STUCK else ""
         why = ": ".join(text for text in (stuck, report.message) if text) or report.reason
@@ -202,14 +202,16 @@ def _unenforced(
             continue
         if not acknowledged:
             problem = unsupported_on(view, group.uid) or problem_on(view)
-            late = Observation(name, PENDING, f"node {view.name} has not acknowledged it yet")
+            late = Observation(
+                name, PENDING, f"node {view.name} has not acknowledged the group yet"
+            )
             yield True, problem or late
         elif borrow is None or borrow.level is None:
-            yield False, Observation(name, NOT_REPORTED, "its agent does not say how it is held")
+            yield False, Observation(name, NOT_REPORTED, "the agent has not reported its level")
         elif borrow.level.rank > minimum.rank:
             yield (
                 True,
-                Observation(name, borrow.reason or LEVEL_TOO_LOW, f"held at {borrow.level} only"),
+                Observation(name, borrow.reason or LEVEL_TOO_LOW, f"level {borrow.level} only"),
             )
 
 
@@ -222,7 +224,10 @@ def _crowded_out(group: Group, pods: Sequence[Pod], view: NodeView) -> Observati
         or (group.drains and not group.has_finalizer)
     ):
         return None
-    room = f"there is room for {MAX_NODE_GROUPS}, and for {MAX_NODE_GROUP_BYTES >> 10} KiB of them, on a node"
+    room = (
+        f"a node has room for {MAX_NODE_GROUPS} groups, "
+        f"and for {MAX_NODE_GROUP_BYTES >> 10} KiB of groups"
+    )
     return Observation(f"node {view.name}", TOO_MANY_GROUPS, room)
 
 
@@ -236,7 +241,7 @@ def _over(
         yield Observation(
             f"node {view.name}",
             "OverCapacity",
-            f"{short(report.charge)} held, {short(excess)} over",
+            f"{short(report.charge)} charged, {short(excess)} over",
         )
     members = {uid: pod for pod in pods for uid in pod.cgroup_uids}
     for borrow in report.borrowers:
@@ -283,7 +288,7 @@ def _missing(view: NodeView, report: GroupReport, find: PodLookup) -> Iterator[O
     if report.truncated or report.omitted:
         yield Observation(f"node {view.name}", TRUNCATED, "" if report.reason else report.message)
     if report.objects and report.charge is None:
-        yield Observation(f"node {view.name}", FIGURE_MISSING, "the charge is not known")
+        yield Observation(f"node {view.name}", FIGURE_MISSING, "the charge is unknown")
     for borrow in report.borrowers:
         if borrow.borrowed is None or borrow.mapped is None:
             yield Observation(f"pod {_name(view.name, borrow.pod, find)}", FIGURE_MISSING)

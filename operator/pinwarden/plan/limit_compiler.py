@@ -51,8 +51,8 @@ def rejection(limit: Limit) -> Rejection | None:
     if limit.spec.grant and limit.spec.sources and set(limit.spec.sources) != set(Source):
         return Rejection(
             "NotSupported",
-            "spec.sources: RLIMIT_MEMLOCK cannot tell sources apart, so a grant for some would raise all; "
-            "leave sources out",
+            "spec.sources: RLIMIT_MEMLOCK covers all sources, so a grant for some would raise all; "
+            "remove sources",
         )
     if problem := _selects_nothing(limit):
         return problem
@@ -62,7 +62,7 @@ def rejection(limit: Limit) -> Rejection | None:
     for field, amount in amounts.items():
         try:
             if amount.bytes > MAX_BYTES:
-                return Rejection("Invalid", f"spec.{field}: {amount} is above 4Pi")
+                return Rejection("Invalid", f"spec.{field}: {amount} is above the maximum of 4Pi")
         except ValueError as error:
             return Rejection("Invalid", f"spec.{field}: {error}")
     return None

@@ -67,11 +67,10 @@ def accepted(limit: Limit, overriding: Sequence[str]) -> UntimedCondition:
     """Return Accepted, and whether other limits make the limit redundant (P13)."""
     if not overriding:
         return UntimedCondition(
-            "Accepted", "True", "Accepted", "The limit holds beside all others."
+            "Accepted", "True", "Accepted", "The limit applies beside all others."
         )
     named = name_some([f"{name!r}" for name in overriding])
-    does = "holds" if limit.spec.enforcement is Enforcement.ENFORCE else "is evaluated"
-    message = f"The limit {does}, but adds nothing: every matching pod is held to it by {named}."
+    message = f"Redundant: every matching pod has this limit or a stricter limit from {named}."
     return UntimedCondition("Accepted", "True", "Overridden", message)
 
 
@@ -79,21 +78,21 @@ def enforced(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
     """Return whether every matching pod has the requested level; unknown without a pod (H1)."""
     if limit.spec.enforcement is Enforcement.AUDIT:
         return UntimedCondition(
-            "Enforced", "False", AUDIT, "The limit is evaluated and refuses nothing."
+            "Enforced", "False", AUDIT, "The limit is evaluated and denies nothing."
         )
     if not shares:
-        message = "No pod matches, so nothing shows that it would be held."
+        message = "No pod matches, so enforcement is not confirmed."
         return UntimedCondition("Enforced", "Unknown", NO_PODS, message)
     if not any(share.reachable for share in shares):
         named = name_some([repr(name) for name in limit.spec.containers])
         message = f"No matching pod has a container {named}."
         return UntimedCondition("Enforced", "False", "NoSuchContainer", message)
     if unenforced := Observations.all(share.unenforced for share in shares):
-        return unenforced.condition("Enforced", "False", "Not held")
+        return unenforced.condition("Enforced", "False", "Not enforced")
     if silent := silence("Enforced", shares):
         return silent
     pods = plural(sum(share.pods for share in shares), "pod")
-    message = f"{pods} held at {limit.spec.minimum_level} or better{_not_counting(shares)}."
+    message = f"{pods} limited at {limit.spec.minimum_level} or better{_not_counting(shares)}."
     return UntimedCondition("Enforced", "True", "Enforced", message)
 
 
@@ -158,9 +157,9 @@ def granted(limit: Limit, shares: Sequence[LimitOnNode]) -> UntimedCondition:
         message = f"Every matching pod may be raised up to {limit.spec.limit}."
         return UntimedCondition("Granted", "True", "Granted", message)
     granted_text, asked_text = compared(least, amount)
-    cause = "no ClusterPinLimit with maxGrant lets it through"
+    cause = "no matching ClusterPinLimit has a maxGrant"
     if least:
-        cause = f"maxGrant lets {granted_text} of {asked_text} through"
+        cause = f"maxGrant allows {granted_text} of {asked_text}"
     return UntimedCondition(
         "Granted", "False", "BeyondMaxGrant", f"Not for every matching pod: {cause}."
     )

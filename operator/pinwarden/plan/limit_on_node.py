@@ -42,11 +42,11 @@ TOO_MANY_LIMITS = "TooManyLimits"
 CONTESTED = "CgroupContested"
 TOO_MANY_PODS = "TooManyPods"
 LIMIT_ROOM = (
-    f"there is room for {MAX_POD_LIMITS} limits on a pod and {MAX_NODE_LIMITS} on a node, "
-    f"or {MAX_NODE_LIMIT_BYTES >> 10} KiB of them"
+    f"a pod has room for {MAX_POD_LIMITS} limits, "
+    f"a node for {MAX_NODE_LIMITS} limits or {MAX_NODE_LIMIT_BYTES >> 10} KiB of limits"
 )
 POD_ROOM = (
-    f"there is room for {MAX_NODE_PODS} pods, or {MAX_NODE_POD_BYTES >> 10} KiB of them, on a node"
+    f"a node has room for {MAX_NODE_PODS} pods or {MAX_NODE_POD_BYTES >> 10} KiB of their entries"
 )
 
 
@@ -175,7 +175,10 @@ def _name(pod: Pod) -> str:
 
 def contested(pod: Pod) -> Observation:
     """Return the observation of a cgroup with an unknown owner."""
-    detail = f"another pod of its node names cgroup {pod.cgroup_uid} too, for which the limits of all of them hold"
+    detail = (
+        f"another pod of the node names cgroup {pod.cgroup_uid} too, "
+        "so the limits of all these pods apply to the cgroup"
+    )
     return Observation(_name(pod), CONTESTED, detail)
 
 
@@ -225,15 +228,17 @@ def _unenforced(
     if request is None and (crowded := _crowded_out(view, pod)):
         return crowded
     if not _runs(pod, sample):
-        state = "nothing of it runs" if pod.started else "it has not started"
+        state = "no process runs" if pod.started else "the pod has not started"
         return (
             Observation(_name(pod), PENDING, f"{state}, and on its node {weak}") if weak else None
         )
     if not _acknowledges(view, pod, request):
-        late = Observation(_name(pod), PENDING, f"node {view.name} has not acknowledged it yet")
+        late = Observation(
+            _name(pod), PENDING, f"node {view.name} has not acknowledged the limit yet"
+        )
         return problem_on(view) or late
     if sample is not None and not _suffices(spec, sample):
-        detail = sample.message or f"held at {sample.level} only"
+        detail = sample.message or f"level {sample.level} only"
         return Observation(_name(pod), sample.reason or LEVEL_TOO_LOW, detail)
     return _not_sampled(pod, sample)
 
@@ -258,9 +263,9 @@ def _not_sampled(pod: Pod, sample: PodSample | None) -> Observation | None:
     if not _runs(pod, sample) or (sample and (sample.processes or sample.reason == NOT_READABLE)):
         return None
     if sample is None:
-        detail = "its containers started, but its agent has not reported it"
+        detail = "its containers started, but the agent has not reported the pod"
         return Observation(_name(pod), NOT_REPORTED, detail)
-    detail = "its containers run, and no process is in its cgroup"
+    detail = "its containers run, but its cgroup has no process"
     return Observation(
         _name(pod), NO_PROCESSES, sample.message if sample.reason == NO_PROCESSES else detail
     )

@@ -54,7 +54,7 @@ def applied(shares: Sequence[NodeShare]) -> UntimedCondition:
         share.rejected for share in shares if share.rejected and not share.acknowledged
     )
     if rejected:
-        return rejected.condition("Applied", "False", "Not taken")
+        return rejected.condition("Applied", "False", "Not applied")
     if silent := silence("Applied", shares):
         return silent
     late = [f"node {share.node}" for share in shares if not share.acknowledged]
@@ -70,7 +70,9 @@ def cut_figures(figures: Iterable[int | None]) -> UntimedCondition | None:
     """Return a condition if the sum of the figures is too large for a status, else None."""
     if sum(figure for figure in figures if figure is not None) <= MOST:
         return None
-    message = f"Figures are lower bounds: nodes report more than {MOST} bytes in sum, which no machine has."
+    message = (
+        f"Figures are lower bounds: the reports of the nodes sum up to more than {MOST} bytes."
+    )
     return UntimedCondition("Complete", "False", "FiguresCut", message)
 
 

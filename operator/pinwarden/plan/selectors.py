@@ -47,7 +47,7 @@ def contradiction(selector: LabelSelector) -> str | None:
                 absent.add(key)
     for key in sorted(present):
         if key in absent:
-            return f"the label {key} must exist and must not"
+            return f"the label {key} must both exist and be absent"
         if key in values and not values[key] - excluded.get(key, set()):
             return f"no value of the label {key} meets all requirements"
     return None

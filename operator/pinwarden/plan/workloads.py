@@ -19,6 +19,7 @@ from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement, Model
 from pinwarden.api.pinlimit import Enforcement, PinLimit, Scope
 from pinwarden.api.quantity import Quantity
 from pinwarden.common.text import short
+from pinwarden.plan.conditions import plural
 from pinwarden.plan.lasting import is_changing_key, lasting, looks_like, names_something
 from pinwarden.plan.recommendation import HEADROOM, recommend
 from pinwarden.plan.selectors import selects
@@ -252,20 +253,26 @@ def advise(workload: Workload) -> Recommendation:
     advice = advice.model_copy(update={"warning": _warning(selection)})
     if amount is not None:
         also = f"{_may_need_more(peak or 0, governing.values())}{_also(workload)}"
-        basis = f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, {HEADROOM:.0%} headroom{also}"
+        basis = (
+            f"peak {short(peak or 0)} of {len(peaks)} of {len(workload.pods)} pods, "
+            f"{HEADROOM:.0%} headroom{also}"
+        )
         return _with(
             advice,
             basis,
             _manifest(workload, selection, amount, Enforcement.ENFORCE, governing.values()),
         )
     if peak is not None:
-        return _with(advice, "nothing was seen pinned so far: that teaches nothing")
+        return _with(advice, "no pinned memory was observed yet")
     if governing:
         return _with(
             advice,
-            f"{', '.join(sorted(governing))} matches, and no agent has reported the pods yet",
+            f"no agent has reported the pods yet; limits: {', '.join(sorted(governing))}",
         )
-    basis = f"nothing was observed yet: agents report governed pods only, so this Audit limit comes first{_also(workload)}"
+    basis = (
+        "nothing was observed yet: agents report only pods with limits, "
+        f"so apply this Audit limit first{_also(workload)}"
+    )
     return _with(
         advice, basis, _manifest(workload, selection, Quantity(OBSERVING), Enforcement.AUDIT, ())
     )
@@ -285,9 +292,9 @@ def advise_limit(limit: PinLimit) -> Recommendation:
         basis="",
     )
     if amount is None:
-        return _with(advice, "its status has no recommendation: nothing was seen pinned so far")
+        return _with(advice, "its status has no recommendation: no pinned memory was observed yet")
     manifest = _of_limit(limit, amount, Enforcement.ENFORCE)
-    basis = f"its status recommends it: {HEADROOM:.0%} above the most that a pod was seen to pin, which is not listed there"
+    basis = f"recommended in its status: {HEADROOM:.0%} above the highest observed use of a pod"
     changing = [
         doubt
         for key, value in sorted(limit.spec.pod_selector.match_labels.items())
@@ -301,7 +308,8 @@ def advise_limit(limit: PinLimit) -> Recommendation:
     if changing:
         advice = advice.model_copy(
             update={
-                "warning": f"its selector may match nothing after the next release: {'; '.join(changing)}"
+                "warning": "its selector may match nothing after the next release: "
+                + "; ".join(changing)
             }
         )
     return _with(advice, basis, manifest)
@@ -315,15 +323,16 @@ def _unselectable(workload: Workload) -> str:
         else ""
     )
     return (
-        "no limit can be written: its pods have no label that tells this workload from others and that its next version "
-        f"keeps{seen}. Add one to the pod template, such as app: {_object_name(workload)}"
+        f"no limit is possible: the pods have no permanent label of this workload only{seen}. "
+        f"Add a label to the pod template, such as app: {_object_name(workload)}"
     )
 
 
 def _warning(selection: Selection) -> str | None:
     if not selection.left_out:
         return None
-    return f"left out of the selector, as the next release may change it: {'; '.join(selection.left_out)}"
+    left_out = "; ".join(selection.left_out)
+    return f"left out of the selector, because the next release may change: {left_out}"
 
 
 def _with(
@@ -334,7 +343,8 @@ def _with(
 
 def _current(limits: Iterable[PinLimit]) -> str | None:
     names = [
-        f"{limit.metadata.name} {limit.spec.limit}{' (Audit)' if limit.spec.enforcement is Enforcement.AUDIT else ''}"
+        f"{limit.metadata.name} {limit.spec.limit}"
+        f"{' (Audit)' if limit.spec.enforcement is Enforcement.AUDIT else ''}"
         for limit in sorted(limits, key=lambda limit: limit.metadata.name)
     ]
     return ", ".join(names) or None
@@ -354,8 +364,8 @@ def _may_need_more(peak: int, governing: Iterable[PinLimit]) -> str:
     for limit in sorted(governing, key=lambda limit: limit.metadata.name):
         amount = limit.spec.limit.bytes
         if limit.spec.enforcement is Enforcement.ENFORCE and 0 < amount <= peak + amount // 16:
-            does = "held it there" if peak <= amount else "is below that"
-            return f"; {limit.metadata.name} ({limit.spec.limit}) {does}, so it may want more"
+            why = "limited the pods there" if peak <= amount else "is lower"
+            return f"; {limit.metadata.name} ({limit.spec.limit}) {why}, so they may need more"
     return ""
 
 
@@ -363,7 +373,8 @@ def _also(workload: Workload) -> str:
     count = len(workload.others)
     if not count:
         return ""
-    return f"; its selector takes in {count} other pod{'' if count == 1 else 's'}, such as {workload.others[0].name}"
+    first = workload.others[0].name
+    return f"; its selector also matches {plural(count, 'other pod')}, such as {first}"
 
 
 def _manifest(

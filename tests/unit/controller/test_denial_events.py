@@ -183,7 +183,7 @@ def test_a_refusal_is_told_once_on_the_pod_with_the_limit_beside_it() -> None:
     }
     assert (event["type"], event["reason"], event["action"]) == ("Warning", "PinRefused", "Refuse")
     assert event["note"] == (
-        'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+        'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
         "60Mi of 64Mi used, limit PinLimit ns/db"
     )
 

@@ -352,7 +352,7 @@ def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(
     status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, overflow))
     assert told(status, "Applied") == ("False", "TooManyPods")
     assert told(status, "Enforced")[0] == "False"
-    assert "there is room for 4096 pods" in condition(status, "Applied").message
+    assert "a node has room for 4096 pods" in condition(status, "Applied").message
     assert limit_status.aggregate(
         limit(), crowd, {}, None, status.conditions[0].last_transition_time
     )

@@ -118,26 +118,26 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
     [
         (
             {},
-            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
             "60Mi of 64Mi used, limit PinLimit team-a/db",
         ),
         (
             {"asked": None, "container": "", "source": "IoUring"},
-            'io_uring of an unknown amount by process "db" (pid 4242) refused: '
+            'io_uring of an unknown amount by process "db" (pid 4242) denied: '
             "60Mi of 64Mi used, limit PinLimit team-a/db",
         ),
         (
             {"used": None, "limit": None, "message": "the pod was not known yet"},
-            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the pod was not known yet',
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: the pod was not known yet',
         ),
         (
             {"used": None, "message": "not\nread"},
-            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
             "not?read; limit PinLimit team-a/db of 64Mi",
         ),
         (
             {"used": None, "limit": None},
-            'mlock of 4Mi by process "db" (pid 4242) in container main refused: the cause is not known',
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: the cause is unknown',
         ),
         (
             {
@@ -146,17 +146,17 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
                 "call": "mlockall(MCL_FUTURE)",
                 "message": "minimumLevel is Deny",
             },
-            'mlockall(MCL_FUTURE) by process "db" (pid 4242) in container main refused: '
+            'mlockall(MCL_FUTURE) by process "db" (pid 4242) in container main denied: '
             "minimumLevel is Deny; limit PinLimit team-a/db of 64Mi",
         ),
         (
             {"call": "mmap(MAP_LOCKED)", "used": 64 * 2**20 - 4096},
-            'mmap(MAP_LOCKED) of 4Mi by process "db" (pid 4242) in container main refused: '
+            'mmap(MAP_LOCKED) of 4Mi by process "db" (pid 4242) in container main denied: '
             ">63.9Mi of 64Mi used, limit PinLimit team-a/db",
         ),
         (
             {"used": None},
-            'mlock of 4Mi by process "db" (pid 4242) in container main refused: '
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
             "unknown of 64Mi used, limit PinLimit team-a/db",
         ),
     ],

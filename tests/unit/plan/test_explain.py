@@ -150,7 +150,7 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.DENIED_BY_GATE, True)
     assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
-    assert 'mlock of 4Ki by process "db" (pid 42) in container main refused' in message
+    assert 'mlock of 4Ki by process "db" (pid 42) in container main denied' in message
     assert (
         command
         == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''

@@ -204,7 +204,7 @@ def test_an_entry_that_cannot_be_read_allows_nothing_and_is_named(entry: str) ->
     assert (allowed.create, allowed.keys) == (0, ())
     found = judge({"tmpfs": {"path": "/run"}}, f"{entry} path:/srv")
     assert isinstance(found, Rejection)
-    assert f"{entry!r} cannot be read" in found.message
+    assert f"{entry!r} is invalid" in found.message
 
 
 def test_the_oldest_groups_get_what_may_be_created() -> None:

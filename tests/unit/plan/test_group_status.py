@@ -213,7 +213,7 @@ def test_enforced_names_who_is_not_held() -> None:
         phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")]
     )
     assert cluster.condition("Enforced") == ("False", "NotGated")
-    assert "pod a/p2 (NotGated: held at Observe only)" in cluster.message("Enforced")
+    assert "pod a/p2 (NotGated: level Observe only)" in cluster.message("Enforced")
     cluster.reports(phase="Active", borrowers=[held("p1")])
     assert cluster.condition("Enforced") == ("Unknown", "NotReported"), (
         "nobody says how p2 would be held"
@@ -347,7 +347,7 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
     cluster.views["n1"] = full.with_silent(False)
     assert cluster.condition("Applied") == ("False", "TooManyGroups")
     assert (
-        "node n1 (TooManyGroups: there is room for 256, and for 256 KiB of them"
+        "node n1 (TooManyGroups: a node has room for 256 groups, and for 256 KiB of groups"
         in cluster.message("Applied")
     )
     cluster.group = replace(cluster.group, has_finalizer=False)

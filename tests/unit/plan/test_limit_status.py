@@ -295,10 +295,10 @@ def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_no
 
     good, bad = judged("Deny", "Deny"), judged("Deny", "Converge")
     assert told(good, "Enforced") == ("True", "Enforced")
-    assert condition(good, "Enforced").message == "2 pods held at Deny or better."
+    assert condition(good, "Enforced").message == "2 pods limited at Deny or better."
     assert told(bad, "Enforced")[0] == "False"
     message = condition(bad, "Enforced").message
-    assert "pod a/pod-2 (NotGated: held at Converge only)" in message
+    assert "pod a/pod-2 (NotGated: level Converge only)" in message
     assert "Mlock is at Converge: RlimitGate, IoUring is at Observe: SharedUid" in message
     assert "pod-1" not in message
 
@@ -309,7 +309,8 @@ def test_a_pod_that_may_start_at_a_lower_level_is_not_called_held_before_it_did(
     status = status_of(one, pods, view(pods, [one], [use("1", level="Deny")]))
     assert told(status, "Enforced") == ("False", "Pending")
     assert condition(status, "Enforced").message == (
-        "Not held: pod a/pod-2 (Pending: it has not started, and on its node Mlock is at Converge: RlimitGate)."
+        "Not enforced: pod a/pod-2 (Pending: the pod has not started, "
+        "and on its node Mlock is at Converge: RlimitGate)."
     )
     strong = [{**SOURCES[0], "level": "Deny"}]
     status = status_of(one, pods, view(pods, [one], [use("1", level="Deny")], sources=strong))

@@ -113,7 +113,7 @@ def test_without_an_observation_an_audit_limit_comes_first() -> None:
     assert told.manifest is not None
     made = PinLimit.model_validate(told.manifest)
     assert (made.spec.enforcement, made.spec.limit) == (Enforcement.AUDIT, "8Mi")
-    assert "agents report governed pods only" in told.basis
+    assert "agents report only pods with limits" in told.basis
 
 
 def test_what_was_seen_to_pin_nothing_teaches_nothing() -> None:
@@ -126,7 +126,7 @@ def test_what_a_limit_observes_already_gets_no_second_one() -> None:
         [ObservedPod(pod("db-0", app="db"), "deployment/db", limits=[limit()])], []
     )
     assert advise(workload).manifest is None
-    assert "mine matches" in advise(workload).basis
+    assert "limits: mine" in advise(workload).basis
 
 
 def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
@@ -162,17 +162,17 @@ def test_a_peak_that_a_limit_held_says_so(amount: str, held_back: bool) -> None:
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
     )
-    assert ("so it may want more" in advise(workload).basis) is held_back
+    assert ("so they may need more" in advise(workload).basis) is held_back
 
 
 def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_not_made() -> None:
     mine, other = pod("db-0", app="db"), pod("copy-0", app="db", tier="x")
     (workload,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE)], [mine, other])
-    assert "takes in 1 other pod, such as copy-0" in advise(workload).basis
+    assert "also matches 1 other pod, such as copy-0" in advise(workload).basis
     bare = pod("bare", **{"pod-template-hash": "1"})
     (workload,) = workloads([ObservedPod(bare, "deployment/bare", MIB, SINCE)], [bare, other])
     assert advise(workload).manifest is None
-    assert "no limit can be written: its pods have no label" in advise(workload).basis
+    assert "no limit is possible: the pods have no permanent label" in advise(workload).basis
 
 
 def test_a_limit_is_recommended_what_its_status_says() -> None:
@@ -231,7 +231,7 @@ def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
     told = advise(one)
     if selector is None:
         assert told.manifest is None
-        assert "no limit can be written" in told.basis
+        assert "no limit is possible" in told.basis
     else:
         assert told.manifest is not None
         assert told.manifest["spec"]["podSelector"] == {"matchLabels": selector}
@@ -268,7 +268,7 @@ def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
     assert told.manifest is not None
     assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
     assert told.warning == (
-        "left out of the selector, as the next release may change it: track=7.2.4 looks like a version"
+        "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
     )
 
 

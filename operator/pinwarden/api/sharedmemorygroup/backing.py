@@ -48,7 +48,7 @@ def key_range(text: str) -> tuple[int, int]:
     """Return the lowest and the highest key of a key or a range, decimal or hexadecimal. Raises ValueError."""
     found = _KEYS.fullmatch(text)
     if found is None:
-        raise ValueError("it must be a key or two with '-' between them, decimal or hexadecimal")
+        raise ValueError("must be a key, or two keys with '-' between them, decimal or hexadecimal")
     low = _number(found[1])
     high = _number(found[2]) if found[2] else low
     if not 1 <= low <= high <= MAX_KEY:
