@@ -222,7 +222,7 @@ def test_a_refusal_by_the_gate_is_explained_and_raising_the_limit_ends_it(case: 
     report()
     command = case.explained("RefusedByGate")
     text = case.shell(f"kubectl pinwarden explain {case.name} -n {case.namespace}")
-    assert f"The gate refused 2 calls for PinLimit {case.namespace}/{name} (64Mi)" in " ".join(
+    assert f"The gate denied 2 calls for PinLimit {case.namespace}/{name} (64Mi)" in " ".join(
         text.split()
     )
     assert command in text

@@ -149,7 +149,7 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     )
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.DENIED_BY_GATE, True)
-    assert "refused 3 calls for PinLimit team-a/db (64Mi)" in message
+    assert "denied 3 calls for PinLimit team-a/db (64Mi)" in message
     assert 'mlock of 4Ki by process "db" (pid 42) in container main denied' in message
     assert (
         command
@@ -157,7 +157,7 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     )
     assert Cause.HELD_EXACTLY in causes(told)
     assert [each.text for each in told.refused] == [
-        message.partition("the last one: ")[2].rstrip(".")
+        message.partition("the last call: ")[2].rstrip(".")
     ]
     assert told.limits[0].denials == 3
 
@@ -228,8 +228,8 @@ def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
     told = explain(evidence(limit(), uses=[use(62 * MIB)]))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.AT_LIMIT, True)
-    assert "came up to 62Mi of 64Mi (PinLimit team-a/db); 2Mi are left now" in message
-    assert "nobody sees or counts that" in message
+    assert "reached 62Mi of 64Mi (PinLimit team-a/db); 2Mi are left now" in message
+    assert "these denials are not counted" in message
     assert (
         command
         == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
@@ -240,17 +240,14 @@ def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
 def test_held_by_rlimit_with_room_says_what_the_runtime_may_refuse() -> None:
     cause, problem, message, command = first(explain(evidence(limit())))
     assert (cause, problem, command) == (Cause.HELD_BY_RLIMIT, False, RESTART)
-    assert (
-        "A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
-        in message
-    )
+    assert "Only a grant raises the runtime's own limit (often 8Mi)" in message
 
 
 @pytest.mark.parametrize("pinned", [0, MIB])
 def test_a_pod_with_pinned_buffers_hears_that_its_uid_shares_them(pinned: int) -> None:
     """https://github.com/axboe/liburing/issues/93: refused below its own limit, because of another pod."""
     message = first(explain(evidence(limit(), uses=[{**use(), "vmPin": pinned}])))[2]
-    assert ("pods with the same uid use up each other's" in message) is bool(pinned)
+    assert ("pods with the same uid share one allowance" in message) is bool(pinned)
 
 
 def test_a_stricter_ceiling_overrides() -> None:
@@ -258,7 +255,7 @@ def test_a_stricter_ceiling_overrides() -> None:
     found = next(each for each in told.findings if each.cause is Cause.OVERRIDDEN)
     assert (
         found.message
-        == "PinLimit team-a/db (64Mi) adds nothing: ClusterPinLimit top (32Mi) is reached first."
+        == "PinLimit team-a/db (64Mi) is redundant: ClusterPinLimit top (32Mi) is reached first."
     )
     assert (
         found.next.command
@@ -290,7 +287,7 @@ def test_a_grant_that_a_ceiling_lets_through_lifts() -> None:
 def test_a_grant_that_no_ceiling_lets_through() -> None:
     cause, problem, message, command = first(explain(evidence(limit(grant=True))))
     assert (cause, problem) == (Cause.GRANT_LIMITED, True)
-    assert "lets none of it through" in message
+    assert "allows nothing" in message
     manifest = json.loads(command.partition("'")[2].rpartition("'")[0])
     made = ClusterPinLimit.model_validate(manifest)
     assert (made.spec.limit, made.spec.max_grant) == ("64Mi", "64Mi")
@@ -306,7 +303,7 @@ def test_a_grant_that_a_ceiling_cuts_names_the_ceiling() -> None:
         explain(evidence(limit(grant=True), ceiling(maxGrant="16Mi")))
     )
     assert cause is Cause.GRANT_LIMITED
-    assert "lets 16Mi of it through" in message
+    assert "allows 16Mi" in message
     assert (
         command
         == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"maxGrant":"64Mi"}}\''
@@ -332,7 +329,7 @@ def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
     cause, problem, message, command = first(explain(evidence(limit(), uses=[held])))
     assert (cause, problem, command) == (Cause.NOT_ENFORCEABLE, True, RESTART)
     assert "CapIPCLock: process 7" in message
-    assert "The kernel does not hold a process that can have CAP_IPC_LOCK" in message
+    assert "does not apply RLIMIT_MEMLOCK to a process that can have CAP_IPC_LOCK" in message
 
 
 @pytest.mark.rule("H1")
@@ -341,7 +338,7 @@ def test_what_passes_by_itself_is_neither_called_held_nor_a_problem(reason: str)
     held = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
     told = explain(evidence(limit(), uses=[held]))
     assert causes(told) == [Cause.NOT_STARTED]
-    assert "is not known to be held: process 7 has CapIPCLock" in told.findings[0].message
+    assert "level is not known yet: process 7 has CapIPCLock" in told.findings[0].message
     assert not told.findings[0].problem
 
 
@@ -449,7 +446,7 @@ def test_sources_that_cannot_be_told_apart() -> None:
     )
     cause, _, message, command = first(told)
     assert cause is Cause.UNSUPPORTED
-    assert "Node n1 cannot hold PinLimit team-a/db: SourceNotSeparable" in message
+    assert "Node n1 cannot enforce PinLimit team-a/db: SourceNotSeparable" in message
     assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"sources":null}}\'')
 
 
@@ -473,7 +470,7 @@ def test_no_node_pin_config(uses: list[dict[str, Any]]) -> None:
 def test_a_node_that_is_not_known() -> None:
     cause, _, message, command = first(explain(evidence(limit(), node=None, config=None)))
     assert (cause, command) == (Cause.NODE_UNKNOWN, "kubectl get nodes")
-    assert "bound to node n1, and there is no such Node" in message
+    assert "bound to node n1, but this Node does not exist" in message
 
 
 def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
@@ -500,7 +497,7 @@ def test_a_limit_that_the_agent_has_not_taken() -> None:
     told = explain(evidence(limit(), uses=[], taken=False))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.NOT_ACKNOWLEDGED, True)
-    assert "generation 7 is written, it took 6" in message
+    assert "generation 7 is written, 6 is acknowledged" in message
     assert command == "kubectl -n pinwarden-system logs pinwarden-agent-x -c agent --tail=20"
     assert told.limits[0].acknowledged is False
 
@@ -509,7 +506,7 @@ def test_a_limit_that_the_operator_has_not_written() -> None:
     changed = evidence(limit(amount="32Mi"), config=config([limit()], POD, pods=[use()]))
     cause, _, message, command = first(explain(changed))
     assert cause is Cause.NOT_WRITTEN
-    assert "the operator has not written it" in message
+    assert "the operator has not updated the NodePinConfig" in message
     assert command == "kubectl -n pinwarden-system logs deployment/pinwarden-operator --tail=20"
 
 
@@ -544,11 +541,11 @@ def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_o
     told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
     assert causes(told) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
     missing, over, part = told.findings
-    assert "PinLimit team-a/new: the operator has not written it for the pod" in missing.message
+    assert "PinLimit team-a/new: the operator has not updated the NodePinConfig" in missing.message
     assert "team-a/db" not in missing.message
-    assert "nothing is known to refuse new pins for it" in over.message
+    assert "nothing is known to deny new pins for the limit" in over.message
     assert part.message.endswith(
-        "but to PinLimit team-a/db only: not, as far as is known, to PinLimit team-a/new."
+        "but only for PinLimit team-a/db. Not known to be enforced: PinLimit team-a/new."
     )
     assert [(each.name, each.standing, each.acknowledged) for each in told.limits] == [
         ("team-a/db", "Strictest", True),
@@ -624,7 +621,7 @@ def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
     told = explain(evidence(raised, config=made))
     found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
     assert found.problem
-    assert "will fit once the node's agent has taken that" in found.message
+    assert "will fit once the node's agent acknowledges the new limit" in found.message
     assert "patch" not in found.next.command
 
 
@@ -638,7 +635,7 @@ def test_a_grant_that_the_node_has_not_taken_raises_nothing_yet() -> None:
 def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> None:
     told = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
     found = next(each for each in told.findings if each.cause is Cause.OVER_LIMIT)
-    assert "nothing is known to refuse new pins" in found.message
+    assert "nothing is known to deny new pins" in found.message
 
 
 @pytest.mark.rule("H1", "H2")
@@ -729,7 +726,7 @@ def test_a_limit_that_is_refused(spec: dict[str, Any], reason: str, mend: str) -
     told = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.LIMIT_REJECTED, True)
-    assert f"does not act on it ({reason})" in message
+    assert f"is rejected ({reason})" in message
     assert mend in command
     assert (told.limits[0].standing, told.limits[0].limit) == ("Refused", None)
 
@@ -776,7 +773,10 @@ def test_expressions_namespaces_and_nodes_that_differ_are_named() -> None:
 
 def test_no_limit_at_all() -> None:
     cause, _, message, command = first(explain(evidence(uses=[])))
-    assert (cause, message) == (Cause.NO_LIMIT, "There is no limit that could match the pod.")
+    assert (cause, message) == (
+        Cause.NO_LIMIT,
+        "The pod's namespace has no limit, and there is no ClusterPinLimit.",
+    )
     assert command.startswith("kubectl pinwarden recommend db-0")
 
 

@@ -88,7 +88,7 @@ def _counted(case: Case) -> Finding:
     return Finding(
         cause=Cause.COUNTED,
         problem=False,
-        message="The pod's use is counted, as its limits ask for.",
+        message="The pod's use is counted, as its limits require.",
         next=NextStep(
             text="Watch its use.", command=kubectl("pinwarden", "top", "-n", case.pod.namespace)
         ),
@@ -133,7 +133,7 @@ def _source(node: SourceLevel, pod: PodReport) -> SourceLevel:
     node's level.
     """
     if pod.level is Level.DENY and node.source is not Source.MLOCK:
-        loosens = "; a call of it takes the pod from Deny to this" if node.counted else ""
+        loosens = "; its calls loosen the pod from Deny to this level" if node.counted else ""
         return node.model_copy(update={"message": f"{node.message}{loosens}".removeprefix("; ")})
     if pod.level is Level.DENY or (node.counted and pod.level.rank >= node.level.rank):
         return node.model_copy(update={"level": pod.level, "reason": pod.reason})
@@ -145,7 +145,7 @@ def _denied_calls(case: Case) -> list[DeniedCall]:
     names = {limit.metadata.uid: display_name(limit) for limit in case.selecting}
     known = [
         DeniedCall(
-            time=call.time, text=describe_denial(call, names.get(call.uid, call.name or "of none"))
+            time=call.time, text=describe_denial(call, names.get(call.uid, call.name or "unknown"))
         )
         for call in limits.listed(case)
     ]

@@ -42,7 +42,10 @@ def raise_to(limit: Limit, needed: int) -> NextStep:
     if amount is None or amount.bytes < least:
         amount = recommend(least)
     who = "an administrator raises" if isinstance(limit, ClusterPinLimit) else "raise"
-    text = f"If the pod needs it, {who} {display_name(limit)} to {amount}; running processes get it at once."
+    text = (
+        f"If the pod needs more, {who} {display_name(limit)} to {amount}; running processes get "
+        "the new limit at once."
+    )
     return NextStep(text=text, command=patch(limit, {"limit": str(amount)}))
 
 
@@ -58,20 +61,23 @@ def recreate_gated(evidence: Evidence, why: str) -> NextStep:
             "jsonpath={.spec.securityContext}",
             namespace=pod.namespace,
         )
-        text = f"{why}: it is a static pod, so its file on the node must name the profile (seccompProfile, Localhost, {PROFILE})."
+        text = (
+            f"{why}, name the profile in the file of the static pod on its node (seccompProfile, "
+            f"Localhost, {PROFILE})."
+        )
         return NextStep(text=text, command=show)
     commands = []
     if GATE_LABEL not in evidence.namespace.labels:
         commands.append(
             kubectl("label", "namespace", pod.namespace, f"{GATE_LABEL}=runtime-default")
         )
-    text = f"{why}: have the pod made anew with the seccomp gate's profile."
+    text = f"{why}, recreate the pod with the seccomp gate's profile."
     return NextStep(text=text, command=" && ".join([*commands, _recreate(evidence)]))
 
 
 def recreate(evidence: Evidence, why: str) -> NextStep:
     """Return how to recreate the pod unchanged; `why` has no full stop."""
-    return NextStep(text=f"{why}: have the pod made anew.", command=_recreate(evidence))
+    return NextStep(text=f"{why}, recreate the pod.", command=_recreate(evidence))
 
 
 def _recreate(evidence: Evidence) -> str:
@@ -105,7 +111,7 @@ def first_limit(pod: Pod) -> NextStep:
     """Return how to create a first limit for the pod, which only observes."""
     command = kubectl("pinwarden", "recommend", pod.name, "-n", pod.namespace, "-o", "yaml")
     return NextStep(
-        text="Apply a limit for it; it is an Audit one, which refuses nothing, until there is something observed to go by.",
+        text="Apply a limit: an Audit limit, which denies nothing, until use has been observed.",
         command=f"{command} | kubectl apply -f -",
     )
 

@@ -40,16 +40,22 @@ def denied_calls(case: Case) -> Iterator[Finding]:
         fits = raised and case.acknowledges(limit)
         was_other = bool(known) and known[-1].limit not in (None, amount)
         words = (
-            f"The gate refused {'a call' if count == 1 else f'{count} calls'} for {display_name(limit)} "
-            f"({limit.spec.limit}{' now' if was_other else ''})"
+            f"The gate denied {'a call' if count == 1 else f'{count} calls'} for "
+            f"{display_name(limit)} ({limit.spec.limit}{' now' if was_other else ''})"
         )
-        last = f"; the last one: {describe_denial(known[-1], display_name(limit))}" if known else ""
+        last = (
+            f"; the last call: {describe_denial(known[-1], display_name(limit))}" if known else ""
+        )
         now = ""
         if raised and not fits:
-            now = ". The limit was raised since: the call will fit once the node's agent has taken that"
+            now = (
+                ". The limit was raised since: the call will fit once the node's agent "
+                "acknowledges the new limit"
+            )
         elif fits:
             again = now_used + (known[-1].asked or 0) <= amount
-            now = f". The limit was raised since{': the call would fit now' if again else ', above what was needed then'}"
+            fit = ": the call would fit now" if again else ", above what was needed then"
+            now = f". The limit was raised since{fit}"
         step = watch(case.pod) if raised else raise_to(limit, max(_needed(case, limit), amount))
         yield Finding(
             cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{words}{last}{now}.", next=step
@@ -57,7 +63,7 @@ def denied_calls(case: Case) -> Iterator[Finding]:
     others = [denial for denial in listed(case) if denial.uid not in seen]
     if others:
         yield _other_denial(
-            case, others[-1].uid, describe_denial(others[-1], others[-1].name or "of none")
+            case, others[-1].uid, describe_denial(others[-1], others[-1].name or "unknown")
         )
 
 
@@ -84,19 +90,22 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
     exact = [limit for limit in case.matching if limit.spec.minimum_level is Level.DENY]
     if uid == _UNKNOWN_PODS:
         step = NextStep(
-            text="The node did not know the pod yet; see which limit it has for such pods (operator's --unknown-pods).",
+            text="The node did not know the pod yet. See its limit for unknown pods "
+            "(--unknown-pods of the operator).",
             command=kubectl(
                 "get", "nodepinconfig", case.pod.node, "-o", "jsonpath={.spec.unknownPods}"
             ),
         )
     elif not uid and exact:
         step = NextStep(
-            text="Calls after which a pod cannot be held exactly are refused under minimumLevel: Deny; let them through.",
+            text="minimumLevel: Deny denies calls that loosen the pod. To allow such calls, use "
+            "Converge.",
             command=patch(exact[0], {"minimumLevel": "Converge"}),
         )
     else:
         step = NextStep(
-            text="The limit behind it does not hold for the pod now, or is gone; see its Events.",
+            text="The limit of the denial does not apply to the pod any more. See the pod's "
+            "Events.",
             command=kubectl(
                 "events", "--for", f"pod/{case.pod.name}", namespace=case.pod.namespace
             ),
@@ -104,7 +113,7 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
     return Finding(
         cause=Cause.DENIED_BY_GATE,
         problem=True,
-        message=f"The gate refused a call: {text}.",
+        message=f"The gate denied a call: {text}.",
         next=step,
     )
 
@@ -119,22 +128,23 @@ def use_and_grants(case: Case) -> Iterator[Finding]:
             yield from _grant(case, limit)
     for shot in overshoots(case):
         limit = next(matching for matching in case.matching if matching.metadata.uid == shot.limit)
-        step = recreate_gated(case.evidence, "To have it held exactly")
+        step = recreate_gated(case.evidence, "To limit the pod exactly")
         if case.use and case.use.level is Level.DENY:
             if (share := case.shares[limit_name(limit)]).over and not share.silent:
                 continue  # the finding about use above the limit says why
             step = watch(case.pod)
         elif limit.spec.contention is Contention.SHARE:
             step = NextStep(
-                text="Divide what is left among the processes, so that they cannot race; some are then refused early.",
+                text="Divide the allowance among the processes, so they cannot race; some calls "
+                "are then denied early.",
                 command=patch(limit, {"contention": "Reserve"}),
             )
         yield Finding(
             cause=Cause.OVERSHOT,
             problem=False,
-            message=f"Use was seen above {display_name(limit)} {shot.count} time(s), last at {shot.last_time:%Y-%m-%dT%H:%M:%SZ}: "
-            f"{short(shot.peak)} over for {shot.seconds:g} s at worst (a lower bound). "
-            "A race passed it, or it was lowered below its use for a while.",
+            message=f"Use exceeded {display_name(limit)} {shot.count} time(s), last at "
+            f"{shot.last_time:%Y-%m-%dT%H:%M:%SZ}: {short(shot.peak)} over for {shot.seconds:g} s "
+            "at worst (a lower bound). The cause was a race, or a lowered limit.",
             next=step,
         )
 
@@ -143,20 +153,21 @@ def _over(case: Case, limit: Limit) -> Finding:
     use = case.use
     now, _ = used(limit, use) if use else (None, None)
     exact = use is not None and use.level is Level.DENY
-    whence = (
+    cause = (
         "the limit was lowered below its use, or came later"
         if exact
-        else "the limit was lowered below its use or came later, or a race passed it"
+        else "the limit was lowered below its use or came later, or a race exceeded the limit"
     )
-    what = "Nothing is evicted; new pins are refused until its use is below"
+    effect = "Nothing is evicted; new pins are denied until the use is below the limit"
     if limit.spec.enforcement is Enforcement.AUDIT:
-        what = "It is an Audit limit and refuses nothing"
+        effect = "An Audit limit denies nothing"
     elif not case.acknowledges(limit) or (use is not None and use.level is Level.OBSERVE):
-        what = "Nothing is evicted, and nothing is known to refuse new pins for it"
+        effect = "Nothing is evicted, and nothing is known to deny new pins for the limit"
     return Finding(
         cause=Cause.OVER_LIMIT,
         problem=True,
-        message=f"{'The node' if now is None else short(now)} is above {display_name(limit)} ({limit.spec.limit}): {whence}. {what}.",
+        message=f"{'The node' if now is None else short(now)} is above {display_name(limit)} "
+        f"({limit.spec.limit}): {cause}. {effect}.",
         next=raise_to(limit, max(_needed(case, limit), limit.spec.limit.bytes)),
     )
 
@@ -169,9 +180,10 @@ def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.GRANTED,
             problem=False,
-            message=f"{display_name(limit)} is a grant: what the runtime gave the processes is raised up to {limit.spec.limit}.",
+            message=f"{display_name(limit)} is a grant: the limit of the processes is raised up to "
+            f"{limit.spec.limit}.",
             next=NextStep(
-                text="See what a process may lock now, in KiB.",
+                text="See the limit of a process in KiB.",
                 command=kubectl(
                     "exec",
                     case.pod.name,
@@ -199,7 +211,8 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
     )
     if granting is None:
         step = NextStep(
-            text="An administrator lets it through by a ClusterPinLimit with maxGrant, such as this one for these pods.",
+            text="An administrator can allow the grant by a ClusterPinLimit with maxGrant, as in "
+            "this command.",
             command=grant_ceiling(limit, wanted),
         )
     else:
@@ -207,14 +220,14 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
         if granting.spec.limit.bytes < limit.spec.limit.bytes:
             change["limit"] = wanted
         step = NextStep(
-            text=f"An administrator lets it through by {display_name(granting)}.",
+            text=f"An administrator can allow the grant by {display_name(granting)}.",
             command=patch(granting, change),
         )
-    lets = f"lets {short(reached)} of it through" if reached else "lets none of it through"
+    allowed = short(reached) if reached else "nothing"
     return Finding(
         cause=Cause.GRANT_LIMITED,
         problem=True,
-        message=f"{display_name(limit)} is a grant of {wanted}, and the maxGrant of the matching ClusterPinLimits {lets}; "
-        "above that, the limit that the runtime gave stays.",
+        message=f"{display_name(limit)} is a grant of {wanted}, but the maxGrant of the matching "
+        f"ClusterPinLimits allows {allowed}; beyond, the runtime's own limit stays.",
         next=step,
     )

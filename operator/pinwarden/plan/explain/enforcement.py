@@ -42,8 +42,10 @@ def level(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.GATE_LOST,
             problem=True,
-            message=f"The gate has lost the pod: {use.message or 'its pinning calls end with ENOSYS'}. Only a new pod can be held again.",
-            next=recreate(case.evidence, "To have it held again"),
+            message="The gate has lost the pod: "
+            f"{use.message or 'its pinning calls fail with ENOSYS'}. Only a new pod can be limited "
+            "again.",
+            next=recreate(case.evidence, "To limit the workload again"),
         )
     elif use.reason in (NO_PROCESSES, ENDED):
         yield _without_processes(case, use)
@@ -52,12 +54,12 @@ def level(case: Case) -> Iterator[Finding]:
     elif use.reason == STARTING:
         yield _not_started(
             case,
-            f"A process starts in the pod, and until it has, the pod is not known to be held: {use.message}.",
+            f"A process starts in the pod, so the level is not known yet: {use.message}.",
         )
     elif use.reason == UNREAD:
         yield _not_started(
             case,
-            f"The pod's processes are being looked at, and until that is done, it is not known to be held: {use.message}.",
+            f"The agent reads the pod's processes, so the level is not known yet: {use.message}.",
         )
     elif use.level is Level.OBSERVE:
         yield _not_enforceable(case, use)
@@ -69,11 +71,12 @@ def level(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.HELD_EXACTLY,
             problem=False,
-            message=f"The seccomp gate holds the pod exactly: a call that would pass the limit fails{_remark(use)}.",
+            message="The seccomp gate limits the pod exactly: a call above the limit "
+            f"fails{_remark(use)}.",
             next=watch(case.pod),
         )
     else:
-        yield _held_in_part(case, f"The seccomp gate holds the pod exactly{_remark(use)}")
+        yield _held_in_part(case, f"The seccomp gate limits the pod exactly{_remark(use)}")
 
 
 def _enforced(case: Case) -> list[Limit]:
@@ -89,15 +92,16 @@ def _unreported(case: Case) -> Iterator[Finding]:
     if not pod.started:
         yield _not_started(
             case,
-            "No container of the pod has started; it is held from its first instruction with the gate's profile, and else from "
-            "when the agent sees it.",
+            "No container of the pod has started. The pod is limited from its first instruction "
+            "with the gate's profile, and without the profile once the agent finds its processes.",
         )
     elif all(map(case.acknowledges, case.matching)):
         yield Finding(
             cause=Cause.NOT_REPORTED,
             problem=True,
-            message=f"Its containers have started, but the agent of node {pod.node} has not reported the pod.",
-            next=NextStep(text="See what the agent says.", command=agent_log(case.evidence)),
+            message=f"Containers have started, but the agent of node {pod.node} has not reported "
+            "the pod.",
+            next=NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
         )
 
 
@@ -108,7 +112,7 @@ def _not_started(case: Case, what: str) -> Finding:
         problem=False,
         message=what,
         next=NextStep(
-            text="See what it waits for, and look again in some seconds.",
+            text="See what the pod waits for, and try again in some seconds.",
             command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
         ),
     )
@@ -117,31 +121,35 @@ def _not_started(case: Case, what: str) -> Finding:
 def _without_processes(case: Case, use: PodSample) -> Finding:
     """Return the finding of a cgroup without processes."""
     if use.reason == ENDED or not case.pod.running:
-        return _not_started(case, f"Nothing of the pod runs: {use.message}.")
+        return _not_started(case, f"No process of the pod runs: {use.message}.")
     return Finding(
         cause=Cause.NOT_ENFORCEABLE,
         problem=True,
-        message=f"The pod's containers run, and nobody counts or holds what they pin: {use.message}.",
+        message=f"The pod's containers run, but are neither counted nor limited: {use.message}.",
         next=NextStep(
-            text="Compare the kubelet's cgroupDriver with SystemdCgroup of the runtime, also of the pod's RuntimeClass.",
+            text="Compare the kubelet's cgroupDriver with SystemdCgroup of the runtime, also of "
+            "the pod's RuntimeClass.",
             command=kubectl("get", "--raw", f"/api/v1/nodes/{case.pod.node}/proxy/configz"),
         ),
     )
 
 
 def _not_enforceable(case: Case, use: PodSample) -> Finding:
-    why = f"{use.reason or 'no reason is given'}{': ' + use.message if use.message else ''}"
-    message = f"The pod's use is counted, and nothing refuses what would pass its limit ({why})"
+    why = f"{use.reason or 'unknown reason'}{': ' + use.message if use.message else ''}"
+    message = f"The pod's use is counted, but no call above its limit is denied ({why})"
     if capability := _BY_CAPABILITY.get(use.reason):
-        message += f". The kernel does not hold a process that can have {capability} to RLIMIT_MEMLOCK; the seccomp gate can hold it"
-        step = recreate_gated(case.evidence, "To have it held")
+        message += (
+            f". The kernel does not apply RLIMIT_MEMLOCK to a process that can have {capability}, "
+            "but the seccomp gate can limit the pod"
+        )
+        step = recreate_gated(case.evidence, "To limit the pod")
     elif use.reason == GATE_UNAVAILABLE:
         step = NextStep(
-            text="See what the node can hold, and why not more.",
+            text="See the levels of the node and their reasons.",
             command=kubectl("pinwarden", "probe", case.pod.node, "-o", "wide"),
         )
     else:
-        step = NextStep(text="See what the agent says.", command=agent_log(case.evidence))
+        step = NextStep(text="See the log of the agent.", command=agent_log(case.evidence))
     return Finding(cause=Cause.NOT_ENFORCEABLE, problem=True, message=f"{message}.", next=step)
 
 
@@ -152,9 +160,9 @@ def _held_in_part(case: Case, how: str) -> Finding:
     return Finding(
         cause=Cause.HELD_IN_PART,
         problem=True,
-        message=f"{how}, but to {held} only: not, as far as is known, to {others}.",
+        message=f"{how}, but only for {held}. Not known to be enforced: {others}.",
         next=NextStep(
-            text="What those wait for is a finding of its own; see what the node is told to hold.",
+            text="See the findings of the other limits, and the spec of the node.",
             command=kubectl("get", "nodepinconfig", case.pod.node, "-o", "yaml"),
         ),
     )
@@ -162,10 +170,10 @@ def _held_in_part(case: Case, how: str) -> Finding:
 
 def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     level = "; ".join(filter(None, (f"level {use.level}", use.message)))
-    by = f"The pod is held by RLIMIT_MEMLOCK, which the agent deals to its processes ({level})"
+    by = f"RLIMIT_MEMLOCK limits the pod ({level})"
     unseen = (
-        "The kernel itself refuses what does not fit (ENOMEM, or EAGAIN from mmap), and nobody sees or counts that"
-        f"{_shared_by_user(case)}"
+        "The kernel itself denies calls above the limit (ENOMEM, or EAGAIN from mmap), and these "
+        f"denials are not counted{_shared_by_user(case)}"
     )
     asking = [limit for limit in _enforced(case) if limit.spec.minimum_level.rank < use.level.rank]
     if asking:
@@ -175,7 +183,7 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.LEVEL_TOO_LOW,
             problem=True,
-            message=f"{by}, and {names} asks for more.",
+            message=f"{by}, but a higher level is required by {names}.",
             next=_to_hold_exactly(case, use),
         )
     limit = strictest(case)
@@ -185,9 +193,7 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     if not all(map(case.acknowledges, _enforced(case))):
         yield _held_in_part(case, by)
     elif not asking and not near:
-        given = (
-            ". A limit raises nothing above what the runtime gave (often 8Mi) unless it is a grant"
-        )
+        given = ". Only a grant raises the runtime's own limit (often 8Mi)"
         granted = any(matching.spec.grant for matching in case.matching)
         yield Finding(
             cause=Cause.HELD_BY_RLIMIT,
@@ -202,8 +208,8 @@ def _shared_by_user(case: Case) -> str:
     if case.report is None or not case.report.vm_pin:
         return ""
     return (
-        ". Of io_uring's buffers it compares the sum of the user id on the node: pods with the same uid use up each other's, and "
-        "hostUsers: false gives the pod a user of its own"
+        ". For buffers of io_uring, the kernel sums over the user id on the node: pods with the "
+        "same uid share one allowance, and hostUsers: false separates the pod"
     )
 
 
@@ -215,7 +221,8 @@ def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
     return Finding(
         cause=Cause.AT_LIMIT,
         problem=True,
-        message=f"{by}, and its use came up to {short(use.peak)} of {limit.spec.limit} ({display_name(limit)}); {left}. {unseen}.",
+        message=f"{by}, and its use reached {short(use.peak)} of {limit.spec.limit} "
+        f"({display_name(limit)}); {left}. {unseen}.",
         next=raise_to(limit, max(use.peak, amount)),
     )
 
@@ -223,15 +230,16 @@ def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
 def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
     """Return how to limit the pod exactly: with the gate's profile, or without loosening calls."""
     if use.denials is None:
-        return recreate_gated(case.evidence, "To have it held exactly, and refusals explained")
+        return recreate_gated(case.evidence, "To limit the pod exactly and to see denied calls")
     enforced = _enforced(case)
     if any(limit.spec.minimum_level is Level.DENY for limit in enforced):
         return recreate(
             case.evidence,
-            "A call loosened the pod before it was forbidden. To have it held exactly again",
+            "A call loosened the pod earlier. To limit the pod exactly again",
         )
     return NextStep(
-        text="The gate holds the pod, and a call loosened it. To have such calls refused, in pods that are made from now on, ask for Deny.",
+        text="A call loosened the gated pod. To deny such calls in new pods, set minimumLevel: "
+        "Deny.",
         command=patch(enforced[0], {"minimumLevel": "Deny"}),
     )
 

@@ -50,8 +50,8 @@ def findings(case: Case) -> Iterator[Finding]:
             yield Finding(
                 cause=Cause.GROUP_REJECTED,
                 problem=True,
-                message=f"SharedMemoryGroup {group.name} has the pod as a member, but pinwarden does not act on it ({how.reason}): "
-                f"{how.message}.",
+                message=f"The pod is a member of SharedMemoryGroup {group.name}, which is rejected "
+                f"({how.reason}): {how.message}.",
                 next=_describe(group, "See its conditions."),
             )
         if borrow is not None and not case.view.silent:
@@ -63,8 +63,8 @@ def _of_borrow(case: Case, group: Group, borrow: BorrowReport) -> Iterator[Findi
         yield Finding(
             cause=Cause.NOT_MEMBER,
             problem=True,
-            message=f"The pod has something of SharedMemoryGroup {group.name} mapped and is no member of it.",
-            next=_describe(group, "See whom its members select."),
+            message=f"The pod has SharedMemoryGroup {group.name} mapped, but is not a member.",
+            next=_describe(group, "See the selectors of its members."),
         )
         return
     for member in _limits(case, group):
@@ -74,15 +74,17 @@ def _of_borrow(case: Case, group: Group, borrow: BorrowReport) -> Iterator[Findi
             yield Finding(
                 cause=Cause.BORROW_OVER,
                 problem=True,
-                message=f"The pod's borrow of SharedMemoryGroup {group.name} is {short(figure)} {member.borrow_limit_on}, its borrowLimit "
-                f"{member.borrow_limit}: nothing is taken back, and more is refused only where the gate holds the pod.",
+                message=f"The pod's borrow of SharedMemoryGroup {group.name} is {short(figure)} "
+                f"{member.borrow_limit_on}, its borrowLimit {member.borrow_limit}: existing "
+                "mappings stay, and new mappings are denied only in a gated pod.",
                 next=_edit(group),
             )
     if borrow.denials:
         yield Finding(
             cause=Cause.BORROW_DENIED,
             problem=True,
-            message=f"The gate refused {borrow.denials} mapping(s) of SharedMemoryGroup {group.name}.",
+            message=f"The gate denied {borrow.denials} mapping(s) of SharedMemoryGroup "
+            f"{group.name}.",
             next=_edit(group),
         )
 
@@ -126,6 +128,6 @@ def _describe(group: Group, text: str) -> NextStep:
 def _edit(group: Group) -> NextStep:
     name = group.resource.metadata.name
     return NextStep(
-        text="If the pod needs it, raise the borrowLimit of the entry of spec.members that selects it.",
+        text="If the pod needs more, raise the borrowLimit of its entry in spec.members.",
         command=kubectl("edit", "sharedmemorygroup", name, namespace=group.namespace),
     )

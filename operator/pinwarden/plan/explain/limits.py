@@ -125,17 +125,17 @@ def _standing(
     case: Case, limit: Limit, first: Limit | None, implied_by: Sequence[Limit]
 ) -> tuple[Standing, str]:
     if limit.spec.enforcement is Enforcement.AUDIT:
-        return Standing.AUDIT, "it is evaluated and refuses nothing"
+        return Standing.AUDIT, "the limit denies nothing"
     if implied_by:
-        return Standing.OVERRIDDEN, f"it adds nothing to {', '.join(map(display_name, implied_by))}"
+        return Standing.OVERRIDDEN, f"redundant beside {', '.join(map(display_name, implied_by))}"
     if not case.acknowledges(limit):
-        return Standing.PENDING, "no agent has said that it holds the pod to it"
+        return Standing.PENDING, "not acknowledged by an agent yet"
     if limit is first:
-        return Standing.STRICTEST, "the pod as a whole reaches it first"
+        return Standing.STRICTEST, "reached first by the pod as a whole"
     if limit.spec.scope is Scope.POD and first is not None:
         same = first.spec.limit.bytes == limit.spec.limit.bytes
         return (
             Standing.HOLDS,
             f"{display_name(first)} is reached {'at the same amount' if same else 'first'}",
         )
-    return Standing.HOLDS, "it sums in another scope"
+    return Standing.HOLDS, "the limit has another scope"

@@ -22,9 +22,9 @@ def placing(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.POD_ENDED,
             problem=False,
-            message="All containers of the pod have ended for good: no limit holds for it any more.",
+            message="All containers of the pod have ended, so no limit applies any more.",
             next=NextStep(
-                text="Remove the pod when nobody needs its log any more.",
+                text="Delete the pod when its log is no longer needed.",
                 command=kubectl("delete", "pod", pod.name, namespace=pod.namespace),
             ),
         )
@@ -32,9 +32,10 @@ def placing(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.NOT_SCHEDULED,
             problem=True,
-            message="The pod is not bound to a node yet; its limits hold once it is, and limits that choose nodes are not judged yet.",
+            message="The pod has no node yet. Its limits apply once it is scheduled; limits with a "
+            "nodeSelector are not evaluated yet.",
             next=NextStep(
-                text="See why the scheduler has not placed it.",
+                text="See why the pod is not scheduled.",
                 command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
             ),
         )
@@ -42,9 +43,9 @@ def placing(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.ON_WINDOWS,
             problem=False,
-            message="The pod is for Windows, where no agent runs: no limit and no group reaches it, whatever they select.",
+            message="The pod is for Windows, where no agent runs, so no limit or group applies.",
             next=NextStep(
-                text="See what its node runs.",
+                text="See the operating system of its node.",
                 command=kubectl("get", "node", pod.node, "-o", "wide"),
             ),
         )
@@ -59,7 +60,8 @@ def selecting(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.LIMIT_NOT_UNDERSTOOD,
             problem=False,
-            message=f"{name} is of another version of pinwarden, so it is not known whether it holds for the pod: {problem}.",
+            message=f"{name} is of another version of pinwarden, so its effect is unknown: "
+            f"{problem}.",
             next=NextStep(
                 text="Use a kubectl-pinwarden of the operator's version.",
                 command=kubectl(
@@ -87,9 +89,10 @@ def standing(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.AUDIT,
             problem=False,
-            message=f"Only Audit limits match ({', '.join(map(display_name, case.matching))}): they evaluate and refuse nothing.",
+            message=f"Only Audit limits match ({', '.join(map(display_name, case.matching))}), "
+            "which deny nothing.",
             next=NextStep(
-                text="Have it refused when the figures are as you expect.",
+                text="Enforce the limit if its figures are as expected.",
                 command=patch(limit, {"enforcement": "Enforce"}),
             ),
         )
@@ -111,10 +114,11 @@ def _overridden(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.OVERRIDDEN,
             problem=False,
-            message=f"{display_name(limit)} ({limit.spec.limit}) adds nothing: "
+            message=f"{display_name(limit)} ({limit.spec.limit}) is redundant: "
             f"{display_name(other)} ({other.spec.limit}) is reached first.",
             next=NextStep(
-                text=f"For more than {other.spec.limit}, {_author(other)} must raise {display_name(other)}.",
+                text=f"For more than {other.spec.limit}, {_author(other)} must raise "
+                f"{display_name(other)}.",
                 command=patch(other, {"limit": str(limit.spec.limit)}),
             ),
         )
@@ -122,9 +126,7 @@ def _overridden(case: Case) -> Iterator[Finding]:
 
 def _author(limit: Limit) -> str:
     return (
-        "somebody with rights on the namespace"
-        if isinstance(limit, PinLimit)
-        else "an administrator"
+        "a user with rights on the namespace" if isinstance(limit, PinLimit) else "an administrator"
     )
 
 
@@ -141,7 +143,8 @@ def _rejected(limit: Limit, rejection: Rejection) -> Finding:
     return Finding(
         cause=Cause.LIMIT_REJECTED,
         problem=True,
-        message=f"{display_name(limit)} matches, but pinwarden does not act on it ({rejection.reason}): {rejection.message}.",
+        message=f"{display_name(limit)} matches, but is rejected ({rejection.reason}): "
+        f"{rejection.message}.",
         next=step,
     )
 
@@ -164,7 +167,8 @@ def _exempt(case: Case) -> Finding | None:
     return Finding(
         cause=Cause.EXEMPT_NAMESPACE,
         problem=False,
-        message=f"Namespace {case.pod.namespace} is exempt from a ClusterPinLimit that does not name it{besides}.",
+        message=f"Namespace {case.pod.namespace} is exempt: a ClusterPinLimit reaches the "
+        f"namespace only by name{besides}.",
         next=first_limit(case.pod),
     )
 
@@ -172,9 +176,15 @@ def _exempt(case: Case) -> Finding | None:
 def _unlimited(case: Case) -> Finding:
     """Return the finding without a matching limit: the nearest limit, and the smallest change."""
     near = nearest(case.evidence)
-    message, step = "There is no limit that could match the pod.", first_limit(case.pod)
+    message, step = (
+        "The pod's namespace has no limit, and there is no ClusterPinLimit.",
+        first_limit(case.pod),
+    )
     if near is not None:
-        message = f"No limit matches the pod. The nearest is {display_name(near.limit)}: {'; '.join(near.differences)}."
+        message = (
+            f"No limit matches the pod. The nearest is {display_name(near.limit)}: "
+            f"{'; '.join(near.differences)}."
+        )
         step = _to_match(case, near) or step
     return Finding(cause=Cause.NO_LIMIT, problem=not case.rejected, message=message, next=step)
 
@@ -187,7 +197,7 @@ def _to_match(case: Case, near: NearMiss) -> NextStep | None:
     if not near.labels.keys() & pod.labels.keys():
         labels = [f"{key}={value}" for key, value in sorted(near.labels.items())]
         return NextStep(
-            text=f"To have {display_name(limit)} hold, label the pod, and the template that it is made from.",
+            text=f"To apply {display_name(limit)}, label the pod and its template.",
             command=kubectl("label", "pod", pod.name, *labels, namespace=pod.namespace),
         )
     if (
@@ -197,7 +207,8 @@ def _to_match(case: Case, near: NearMiss) -> NextStep | None:
     ):
         own = {key: pod.labels[key] for key in sorted(near.labels)}
         return NextStep(
-            text=f"{display_name(limit)} matches no pod at all. If it is meant for this one, correct its podSelector.",
+            text=f"{display_name(limit)} matches no pod at all. If it is meant for this pod, "
+            "correct its podSelector.",
             command=patch(limit, {"podSelector": {"matchLabels": own}}),
         )
     return None

@@ -51,7 +51,7 @@ def near(limit: Limit, evidence: Evidence) -> NearMiss:
         unmet = list(_unmet(limit.spec.namespace_selector, own, "the namespace's label"))
         if not unmet and not reached:
             unmet = [
-                f"namespace {namespace.name} is exempt unless it is named by the label {NAME_LABEL}",
+                f"namespace {namespace.name} is exempt unless selected by the label {NAME_LABEL}",
             ]
         node = evidence.node or Node(pod.node)
         unmet += _unmet(
@@ -69,7 +69,8 @@ def _unmet(selector: LabelSelector, labels: Labels, whose: str) -> Iterator[str]
             yield f"{whose} {key} is {_value(labels, key)}, and the limit wants {value!r}"
     for requirement in selector.match_expressions:
         if not selects(LabelSelector(match_expressions=[requirement]), labels):
-            yield f"{whose} {requirement.key} is {_value(labels, requirement.key)}, and the limit wants {_wanted(requirement)}"
+            has, wanted = _value(labels, requirement.key), _wanted(requirement)
+            yield f"{whose} {requirement.key} is {has}, and the limit wants {wanted}"
 
 
 def _value(labels: Labels, key: str) -> str:
@@ -86,4 +87,4 @@ def _wanted(requirement: LabelSelectorRequirement) -> str:
         case "Exists":
             return "any value"
         case "DoesNotExist":
-            return "it absent"
+            return "no such label"

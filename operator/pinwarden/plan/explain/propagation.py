@@ -1,6 +1,7 @@
 """Findings about propagation: whether a limit is written for the node and acknowledged there."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from pinwarden.plan.decode import AGENT_SELECTOR
 from pinwarden.plan.explain.advice import agent_log, display_name, kubectl, patch
@@ -8,6 +9,8 @@ from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.limit_compiler import Limit, limit_name
 from pinwarden.plan.limit_on_node import TOO_MANY_LIMITS
+
+_IN_FORCE: Final = "Limits in force stay in force."
 
 
 def reaching(case: Case) -> Iterator[Finding]:
@@ -17,15 +20,17 @@ def reaching(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.NODE_UNKNOWN,
             problem=True,
-            message=f"The pod is bound to node {node}, and there is no such Node: nobody holds it.",
-            next=NextStep(text="See which nodes there are.", command=kubectl("get", "nodes")),
+            message=f"The pod is bound to node {node}, but this Node does not exist: no agent "
+            "limits the pod.",
+            next=NextStep(text="See the existing nodes.", command=kubectl("get", "nodes")),
         )
         return
     if evidence.config is None:
         yield Finding(
             cause=Cause.NO_CONFIG,
             problem=True,
-            message=f"Node {node} has no NodePinConfig: the operator has not told it anything yet.",
+            message=f"Node {node} has no NodePinConfig: the operator has not written its limits "
+            "yet.",
             next=NextStep(
                 text="See whether the operator runs.",
                 command=kubectl(
@@ -37,9 +42,9 @@ def reaching(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.RELEASED,
             problem=True,
-            message=f"Node {node} is in mode Release: every process there has the limits that it had before.",
+            message=f"Node {node} is in mode Release: every process there has its original limit.",
             next=NextStep(
-                text="See who released it; the operator sets Active by itself while it runs.",
+                text="See whether the operator runs; a running operator sets mode Active again.",
                 command=kubectl(
                     "get", "deployment", "pinwarden-operator", namespace=evidence.system
                 ),
@@ -50,7 +55,8 @@ def reaching(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.AGENT_MISSING,
             problem=True,
-            message=f"No agent runs on node {node}, so how the pod is held is not known. Limits that were in force stay so.",
+            message=f"No agent runs on node {node}, so the level of the pod is unknown. "
+            f"{_IN_FORCE}",
             next=NextStep(
                 text="See why the DaemonSet has no pod there (taints, node selector, quota).",
                 command=kubectl("get", "pods", *where, namespace=evidence.system),
@@ -60,10 +66,10 @@ def reaching(case: Case) -> Iterator[Finding]:
         yield Finding(
             cause=Cause.AGENT_SILENT,
             problem=True,
-            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is lost: how the pod is held, and what it "
-            "uses, is not known. Limits that were in force stay so.",
+            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is "
+            f"lost: level and use of the pod are unknown. {_IN_FORCE}",
             next=NextStep(
-                text="See what its agent says.",
+                text="See why the agent is not ready.",
                 command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
             ),
         )
@@ -82,9 +88,9 @@ def _stale(case: Case, agent: str) -> Finding:
     return Finding(
         cause=Cause.AGENT_SILENT,
         problem=True,
-        message=f"The agent of node {case.pod.node} ({agent}) {last}, and one that is well reports every five minutes: how the pod is "
-        "held, and what it uses now, is not known. Limits that were in force stay so.",
-        next=NextStep(text="See what the agent says.", command=agent_log(case.evidence)),
+        message=f"The agent of node {case.pod.node} ({agent}) {last}, but a healthy agent reports "
+        f"every five minutes: level and use of the pod are unknown. {_IN_FORCE}",
+        next=NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
     )
 
 
@@ -122,9 +128,9 @@ def _no_room(case: Case, room: str) -> Finding:
     return Finding(
         cause=Cause.NO_ROOM,
         problem=True,
-        message=f"Not every limit of the pod found room on its node: {room}.",
+        message=f"Some limits of the pod have no room on its node: {room}.",
         next=NextStep(
-            text="Remove limits that add nothing to others; their status says Overridden.",
+            text="Remove redundant limits; their status has the reason Overridden.",
             command=kubectl("get", "pinlimits", "-o", "wide", namespace=case.pod.namespace),
         ),
     )
@@ -133,18 +139,18 @@ def _no_room(case: Case, room: str) -> Finding:
 def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
     node = case.pod.node
     step = NextStep(
-        text="See what the node can hold, and why not more.",
+        text="See the levels of the node and their reasons.",
         command=kubectl("pinwarden", "probe", node, "-o", "wide"),
     )
     if detail.startswith("SourceNotSeparable"):
         step = NextStep(
-            text="Leave out spec.sources, so that the limit is on all sources together.",
+            text="Remove spec.sources, so the limit covers all sources together.",
             command=patch(limit, {"sources": None}),
         )
     return Finding(
         cause=Cause.UNSUPPORTED,
         problem=True,
-        message=f"Node {node} cannot hold {display_name(limit)}: {detail}.",
+        message=f"Node {node} cannot enforce {display_name(limit)}: {detail}.",
         next=step,
     )
 
@@ -153,10 +159,10 @@ def _unwritten(case: Case, limits: list[Limit]) -> Finding:
     return Finding(
         cause=Cause.NOT_WRITTEN,
         problem=True,
-        message=f"{', '.join(map(display_name, limits))}: the operator has not written it for the pod into the NodePinConfig of node "
-        f"{case.pod.node} yet.",
+        message=f"{', '.join(map(display_name, limits))}: the operator has not updated the "
+        f"NodePinConfig of node {case.pod.node} for the pod yet.",
         next=NextStep(
-            text="It takes a moment. If it stays so, see what the operator says.",
+            text="Wait a moment. If nothing changes, see the log of the operator.",
             command=kubectl(
                 "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
             ),
@@ -167,14 +173,15 @@ def _unwritten(case: Case, limits: list[Limit]) -> Finding:
 def _unacknowledged(case: Case, limits: list[Limit]) -> Finding:
     names, config = ", ".join(map(display_name, limits)), case.evidence.config
     status = config.status if config else None
-    took = "none yet" if status is None else status.observed_generation
+    acknowledged = "none" if status is None else status.observed_generation
     is_at = config.metadata.generation if config else None
     return Finding(
         cause=Cause.NOT_ACKNOWLEDGED,
         problem=True,
-        message=f"{names}: the agent of node {case.pod.node} has not acknowledged it yet (generation {is_at} is written, it took {took}).",
+        message=f"{names}: the agent of node {case.pod.node} has not acknowledged the spec yet "
+        f"(generation {is_at} is written, {acknowledged} is acknowledged).",
         next=NextStep(
-            text="It takes a moment. If it stays so, see what the agent says.",
+            text="Wait a moment. If nothing changes, see the log of the agent.",
             command=agent_log(case.evidence),
         ),
     )
