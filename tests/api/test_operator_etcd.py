@@ -23,7 +23,10 @@ def test_it_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_path: 
         cluster.merge(path, {"spec": {"limit": "2Mi"}})
         cluster.server.kill(ETCD)
         eventually(
-            lambda: [line for line in operator.log if "trying again" in line["message"]], bool
+            lambda: [
+                line for line in operator.log if "cannot acquire the Lease" in line["message"]
+            ],
+            bool,
         )
         cluster.server.start(ETCD)
         eventually(

@@ -36,7 +36,10 @@ def test_it_is_consistent_within_15_seconds_of_the_api_server(
         cluster.server.kill(API_SERVER)
         operator.process.send_signal(signal.SIGCONT)
         eventually(
-            lambda: [line for line in operator.log if "trying again" in line["message"]], bool
+            lambda: [
+                line for line in operator.log if "cannot acquire the Lease" in line["message"]
+            ],
+            bool,
         )
         cluster.server.start(API_SERVER)
         expected = {uid: {names[0]: 2 * MIB}, new: {names[0]: 2 * MIB}}

@@ -190,8 +190,8 @@ def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
         said, wrong = output(run, 60)
         assert run.returncode == 0, wrong
         assert (
-            f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
-            in said
+            "no agent runs on these nodes, so their limits and shared memory stay until a reboot: "
+            f"{node}" in said
         )
         assert cluster.find(group)["metadata"]["finalizers"] == ["example.org/mine"]
         assert not cluster.send("GET", f"{PINWARDEN}/nodepinconfigs")["items"]

@@ -59,8 +59,8 @@ def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(
     said, wrong = output(run, 60)
     assert run.returncode == 0, wrong
     assert (
-        f"no agent runs on these nodes, so what they hold stays until they are rebooted: {node}"
-        in said
+        "no agent runs on these nodes, so their limits and shared memory stay until a reboot: "
+        f"{node}" in said
     )
     own.send("DELETE", agent)
     own.send("DELETE", f"/api/v1/nodes/{node}")

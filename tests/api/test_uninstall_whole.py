@@ -46,7 +46,7 @@ def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator
     run.terminate()
     _, said = output(run)
     assert run.returncode == 1
-    assert "it was ended before it was done" in said
+    assert "interrupted before the end" in said
     eventually(lambda: own.config(node)["spec"], lambda last: last == before)
     own.send("DELETE", agent)
     own.send("DELETE", f"/api/v1/nodes/{node}")

@@ -4,14 +4,14 @@ from pinwarden.controller.transform import AgentPod
 
 
 class AgentLiveness:
-    """Count the ready pods of agents by node, and keep the nodes that the node controller lost."""
+    """Count the ready agent pods by node, and keep the nodes that the node controller lost."""
 
     def __init__(self) -> None:
         self._pods: dict[str, AgentPod] = {}
         self._ready: dict[str, int] = {}
         self._lost: set[str] = set()
 
-    def silent(self, node: str) -> bool:
+    def is_silent(self, node: str) -> bool:
         """Return whether the node is lost or has no ready agent."""
         return node in self._lost or not self._ready.get(node)
 
@@ -28,13 +28,13 @@ class AgentLiveness:
         return self._count(self._pods.pop(uid, None), -1)
 
     def put_node(self, name: str, *, lost: bool) -> bool:
-        """Store whether the node is lost and return whether that changed."""
+        """Store whether the node is lost, and return whether this is a change."""
         changed = lost != (name in self._lost)
         (self._lost.add if lost else self._lost.discard)(name)
         return changed
 
     def forget_node(self, name: str) -> None:
-        """Forget that a node was lost."""
+        """Forget a deleted node."""
         self._lost.discard(name)
 
     def _count(self, pod: AgentPod | None, change: int) -> list[str]:

@@ -71,7 +71,7 @@ async def configure(kubeconfig: Path | None) -> Configuration:
                 path, client_configuration=configuration, persist_config=False
             )
     except (ConfigException, OSError, ValueError, TypeError) as error:
-        raise ConnectionSetupError(f"cannot tell how to reach the API server: {error}") from error
+        raise ConnectionSetupError(f"cannot find an API server to connect to: {error}") from error
     return configuration
 
 
@@ -136,7 +136,7 @@ class Api:
         try:
             async with response:
                 if response.status != 200:
-                    raise await _refused(response)
+                    raise await _error_of(response)
                 with suppress(aiohttp.SocketTimeoutError):
                     async for line in response.content:
                         yield line
@@ -159,7 +159,7 @@ class Api:
         try:
             async with response:
                 if response.status >= 300:
-                    raise await _refused(response)
+                    raise await _error_of(response)
                 answer: Json = json.loads(await response.read())
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"{method} {path}: {error or type(error).__name__}") from error
@@ -195,7 +195,7 @@ class Api:
 
 
 def as_yaml(body: Mapping[str, Any]) -> str:
-    r"""Return JSON that is valid YAML for an apply patch: non-ASCII as `\U0001f9f7`, no surrogates."""
+    r"""Return JSON that is valid YAML for an apply patch; non-ASCII is escaped as `\U0001f9f7`."""
     text = json.dumps(body, ensure_ascii=False)
     return re.sub("[^\x00-\x7e]", lambda match: f"\\U{ord(match[0]):08x}", text)
 
@@ -214,7 +214,7 @@ async def pages(
             return
 
 
-async def _refused(response: aiohttp.ClientResponse) -> ApiError:
+async def _error_of(response: aiohttp.ClientResponse) -> ApiError:
     """Return the server's answer as an error; the body is usually a `Status` object."""
     text = (await response.read()).decode(errors="replace")
     try:

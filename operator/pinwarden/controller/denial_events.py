@@ -1,9 +1,8 @@
-"""Events on pods about denied calls, from the denials that the agents report.
+"""Events on pods about denied calls, from the reports of the agents.
 
 Each pod, limit and source has one Event at a time. The first denial is sent at once. Denials of the
 following `QUIET_SECONDS` are counted in the note of the next Event. All Events share a rate limit,
-and each pod has a budget; denials that wait for either are counted. A pod that is gone gets no
-Event.
+and each pod has a budget; waiting denials are counted. A deleted pod gets no Event.
 
 Every replica keeps new denials, and only the leader sends them. The other replicas keep the denials
 of the last minute, because the leader may end before it sends them. The name of an Event follows
@@ -43,9 +42,9 @@ _CREDIBLE = timedelta(days=1)  # of a node's clock
 
 @dataclass(slots=True)
 class _PendingDenials:
-    """Denials of one pod, limit and source on a node that are not sent yet.
+    """Unsent denials of one pod, limit and source on a node.
 
-    `at` is when the newest arrived.
+    `at` is the time at which the newest arrived.
     """
 
     node: str
@@ -57,7 +56,7 @@ class _PendingDenials:
 
 
 class DenialEvents:
-    """Send the denials that the agents report. `clock` is monotonic; `now` is the time of day."""
+    """Send reported denials as Events. `clock` is monotonic; `now` is the time of day."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class DenialEvents:
         store.denial_listeners.append(self.observe)
 
     def observe(self, node: str, listed: Sequence[DenialReport]) -> None:
-        """Add the new denials of a node's report. A failure ends here, and the report counts."""
+        """Add the new denials of a node's report. A failure ends here."""
         with self._items.item("refusals", f"denials of node {node}"):
             self._observe(node, listed)
 
@@ -96,8 +95,8 @@ class DenialEvents:
             }
         if not self._guard.may_write:
             self._forget_old()
-        for refusal in new.denials:
-            self._add(node, refusal, new.missed)
+        for denial in new.denials:
+            self._add(node, denial, new.missed)
 
     async def run(self) -> None:
         """Send Events until cancelled."""
@@ -110,13 +109,13 @@ class DenialEvents:
         await self._guard.acquire()
         return await self._process_pending(key)
 
-    def _add(self, node: str, refusal: DenialReport, missed: bool) -> None:
-        key = "|".join((node, refusal.pod, refusal.uid, refusal.source))
+    def _add(self, node: str, denial: DenialReport, missed: bool) -> None:
+        key = "|".join((node, denial.pod, denial.uid, denial.source))
         pending = self._pending.pop(key, None)
         if pending is None:
-            pending = _PendingDenials(node, refusal.time, refusal, self._clock(), at_least=missed)
+            pending = _PendingDenials(node, denial.time, denial, self._clock(), at_least=missed)
         else:
-            pending.newest, pending.at = refusal, self._clock()
+            pending.newest, pending.at = denial, self._clock()
             pending.repeated += 1
             pending.at_least |= missed
         self._pending[key] = pending  # last in the order: the first entry has waited longest
@@ -127,7 +126,7 @@ class DenialEvents:
                 self._metrics.event_dropped()
 
     def _forget_old(self) -> None:
-        """Drop denials older than `FRESH`: the replica that led meanwhile has sent them."""
+        """Drop denials older than `FRESH`: the previous leader has sent them."""
         oldest = self._clock() - FRESH.total_seconds()
         for key in [key for key, pending in self._pending.items() if pending.at < oldest]:
             self._drop(key)
@@ -137,9 +136,7 @@ class DenialEvents:
         self._queue.discard(key)
 
     async def _process_pending(self, key: str) -> float:
-        """Send a pending Event if its pod's budget allows, and return the seconds until the next of
-        its kind.
-        """
+        """Send the Event if its pod's budget allows, and return the seconds until the next run."""
         pending = self._pending.get(key)
         pod = self._store.pod_at(pending.node, pending.newest.pod) if pending else None
         if pending is None or pod is None:
@@ -156,19 +153,19 @@ class DenialEvents:
         return QUIET_SECONDS
 
     async def _send(self, pod: Pod, pending: _PendingDenials) -> None:
-        refusal = pending.newest
-        limit = self._store.resource_of(refusal.uid)
+        denial = pending.newest
+        limit = self._store.resource_of(denial.uid)
         if limit is not None and limit.namespace not in (None, pod.namespace):
             limit = None  # a limit of another namespace cannot apply to the pod
         name = (
             f"{limit.kind.__name__} {limit.full_name}"
             if limit
-            else printable(refusal.name) or "unknown"
+            else printable(denial.name) or "unknown"
         )
-        note = describe_denial(refusal, name) + describe_repeats(
-            pending.repeated, pending.at_least, refusal.time - pending.first_time
+        note = describe_denial(denial, name) + describe_repeats(
+            pending.repeated, pending.at_least, denial.time - pending.first_time
         )
         now = self._now()
-        time = refusal.time if abs(now - refusal.time) < _CREDIBLE else now
-        identity = f"{pending.node} {refusal.number} {refusal.time.isoformat()}"
+        time = denial.time if abs(now - denial.time) < _CREDIBLE else now
+        identity = f"{pending.node} {denial.number} {denial.time.isoformat()}"
         await self._recorder.send_denial(pod, limit, note, time, identity)

@@ -3,8 +3,8 @@ and `kubectl events`.
 
 Events on a limit or group follow from the difference between two written statuses. Their number is
 bounded: one per reason and change, no repetition of a text within ten minutes, and a small budget
-per object. Events on a pod report denied calls, see `denial_events`. An Event that cannot be sent
-is dropped and counted, because the status has the facts.
+per object. Events on a pod report denied calls, see `denial_events`. If sending fails, the Event is
+dropped and counted, because the status has the facts.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from time import monotonic
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from pinwarden.api.reasons import AUDIT, NO_PODS, NOT_LOOKED_AT, NOT_THERE, STAR
 from pinwarden.common.text import short
 from pinwarden.controller.client import Api, ApiError, Json
 from pinwarden.controller.items import Items
+from pinwarden.controller.leader_election import micro_time
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.ratelimit import TokenBucket
 from pinwarden.controller.resources import ObservedResource, Status
@@ -45,7 +46,7 @@ _REPORTED_CONDITIONS = (
     "Granted",
     "Drained",
 )
-# Intermediate states, and states that the user asked for, cause no Event.
+# Intermediate and requested states cause no Event.
 _QUIET_REASONS = {
     "Pending",
     AUDIT,
@@ -61,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventDraft(NamedTuple):
-    """The content of an Event that is not sent yet."""
+    """The content of an Event."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -87,46 +88,38 @@ class EventRecorder:
     def record_change(
         self, resource: ObservedResource, before: Status | None, after: Status
     ) -> None:
-        """Record the Events of a status that was written."""
+        """Record the Events of a written status."""
         for draft in drafts_of_change(before, after):
             self.record(resource, draft)
 
     def record(self, resource: ObservedResource, draft: EventDraft) -> None:
         """Record an Event, unless it repeats a recent Event or exceeds the object's budget."""
-        if not self._allowed(resource.uid, draft):
-            self._metrics.event_dropped()
-            return
-        self._put(self._event_of_resource(resource, draft))
-
-    def _put(self, event: tuple[str, Json]) -> None:
-        try:
-            self._queue.put_nowait(event)
-        except asyncio.QueueFull:
+        if self._allowed(resource.uid, draft):
+            self._put(_reference(resource), draft)
+        else:
             self._metrics.event_dropped()
 
     def record_on_node(self, node: str, draft: EventDraft) -> None:
         """Record an Event on the Node; such an Event outlives every namespace."""
-        if not self._allowed(node, draft):
+        if self._allowed(node, draft):
+            # The kubelet also uses the name of the Node as the UID.
+            self._put({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}, draft)
+        else:
             self._metrics.event_dropped()
-            return
-        regarding = {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "name": node,
-            "uid": node,
-        }  # as the kubelet refers to it
-        digits = uuid.uuid4().hex[:16]
-        self._put(self._event("default", node, digits, regarding, draft, datetime.now(UTC)))
 
     def record_unreadable(self, regarding: Json, problem: str) -> None:
-        """Record that the operator cannot read the object `regarding` and continues without it."""
-        note = f"pinwarden cannot read this object and goes on without it: {problem}"
+        """Record that the operator cannot read the object `regarding` and ignores it."""
+        note = f"pinwarden cannot read this object and continues without it: {problem}"
         draft = EventDraft("Warning", "NotUnderstood", "Read", note)
-        uid, name = regarding.get("uid") or "", regarding.get("name") or ""
-        if not (uid and name and self._allowed(uid, draft)):
-            return
-        space, digits = regarding.get("namespace") or "default", uuid.uuid4().hex[:16]
-        self._put(self._event(space, name, digits, regarding, draft, datetime.now(UTC)))
+        uid, name = regarding.get("uid"), regarding.get("name")
+        if uid and name and self._allowed(uid, draft):
+            self._put(regarding, draft)
+
+    def _put(self, regarding: Json, draft: EventDraft) -> None:
+        try:
+            self._queue.put_nowait(self._event(regarding, draft))
+        except asyncio.QueueFull:
+            self._metrics.event_dropped()
 
     def bucket_of(self, uid: str) -> TokenBucket:
         """Return the Event budget of the object with this UID."""
@@ -139,20 +132,18 @@ class EventRecorder:
     async def send_denial(
         self, pod: Pod, limit: ObservedResource | None, note: str, time: datetime, identity: str
     ) -> None:
-        """Send an Event about a denied call of the pod.
-
-        Two calls with one identity make one Event.
-        """
+        """Send an Event about a denied call of the pod; equal identities make one Event."""
+        # kubectl and the kubelet refer to a static pod by its hash, not by its mirror pod's UID.
         regarding = {
             "apiVersion": "v1",
             "kind": "Pod",
             "namespace": pod.namespace,
             "name": pod.name,
-            "uid": pod.cgroup_uid,  # also of a static pod: kubectl and the kubelet go by its hash, not by its mirror's UID
+            "uid": pod.cgroup_uid,
         }
         digits = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
         draft = EventDraft("Warning", "PinRefused", "Refuse", note)
-        path, body = self._event(pod.namespace, pod.name, digits, regarding, draft, time)
+        path, body = self._event(regarding, draft, time, digits)
         if limit is not None:
             body["related"] = _reference(limit)
         await self._send(path, body)
@@ -169,10 +160,9 @@ class EventRecorder:
             await self._api.create(path, body)
         except ApiError as error:
             self._metrics.wrote("event", error.kind)
-            if error.status != 409 and not _is_namespace_terminating(
-                error
-            ):  # 409: the server has it already
-                _log.warning("cannot send an Event, dropping it: %s", error)
+            # 409: the server already has this Event.
+            if error.status != 409 and not _is_namespace_terminating(error):
+                _log.warning("cannot send an Event, dropping the Event: %s", error)
         else:
             self._metrics.wrote("event")
 
@@ -191,29 +181,18 @@ class EventRecorder:
             }
         return True
 
-    def _event_of_resource(self, resource: ObservedResource, draft: EventDraft) -> tuple[str, Json]:
-        namespace, digits = resource.namespace or "default", uuid.uuid4().hex[:16]
-        reference = _reference(resource)
-        return self._event(namespace, resource.name, digits, reference, draft, datetime.now(UTC))
-
     def _event(
-        self,
-        namespace: str,
-        stem: str,
-        digits: str,
-        regarding: Json,
-        draft: EventDraft,
-        time: datetime,
+        self, regarding: Json, draft: EventDraft, time: datetime | None = None, digits: str = ""
     ) -> tuple[str, Json]:
-        """Return the path and the body of an Event; its name is a stem and 16 digits."""
-        name = f"{stem[:_STEM_LENGTH].rstrip('-.')}.{digits}"
+        """Return the path and the body of an Event, by default of now and with random digits."""
+        namespace = regarding.get("namespace") or "default"
+        stem = regarding["name"][:_STEM_LENGTH].rstrip("-.")
+        name = f"{stem}.{digits or uuid.uuid4().hex[:16]}"
         return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
-            "eventTime": time.astimezone(UTC)
-            .isoformat(timespec="microseconds")
-            .replace("+00:00", "Z"),
+            "eventTime": micro_time(time),
             "type": draft.type,
             "reason": draft.reason[:_REASON_LENGTH],
             "action": draft.action,
@@ -257,7 +236,8 @@ def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraf
             "Warning",
             "Overshoot",
             "Enforce",
-            f"Use was seen above the limit: {short(worst.peak_bytes)} over for {worst.seconds:g} s at worst.",
+            f"Samples exceeded the limit, at worst by {short(worst.peak_bytes)} "
+            f"for {worst.seconds:g} s.",
         )
 
 

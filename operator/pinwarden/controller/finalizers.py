@@ -1,10 +1,11 @@
 """The finalizer of a SharedMemoryGroup, which delays the deletion until every node has released the
 group (M10).
 
-The finalizer is set before any node gets the group, and removed once every node has released it. A
-deleted node does not delay the deletion. Some nodes delay it for at most `LEFT_SECONDS`: the agent
-or accountant is silent, does not understand the group or cannot release it, or the namespace is
-being deleted and the node has no member pod. An Event then reports what may be left on the node.
+The finalizer is set before any node gets the group, and removed once every node has released the
+group. A deleted node does not delay the deletion. Some nodes delay the deletion for at most
+`LEFT_SECONDS`: the agent or accountant is silent, does not understand the group or cannot release
+the group, or the namespace is being deleted and the node has no member pod. An Event then reports
+the memory that may be left on the node.
 
 A rejected group keeps the finalizer until its nodes have released it. A group without nodes, or
 with the policy `Orphan`, has no finalizer.
@@ -31,10 +32,7 @@ LEFT_SECONDS = 120.0
 
 
 class FinalizerResult(NamedTuple):
-    """The result: whether the group is gone, and the seconds until the next check.
-
-    0 waits for a change.
-    """
+    """Whether the group is gone, and the seconds until the next check; 0 waits for a change."""
 
     gone: bool = False
     requeue_after: float = 0.0
@@ -63,7 +61,7 @@ class Finalizers:
     async def reconcile(
         self, entry: ManagedResource, waits: Sequence[DrainWait]
     ) -> FinalizerResult:
-        """Set or remove the finalizer; `waits` is what the deletion waits for. Raises ApiError."""
+        """Set or remove the finalizer; `waits` are the reasons to wait. Raises ApiError."""
         observed = entry.observed
         if observed.kind is not SharedMemoryGroup:
             return FinalizerResult()
@@ -86,7 +84,7 @@ class Finalizers:
         return FinalizerResult(gone=answer.deleting and not answer.finalizers)
 
     def _record_leftover(self, observed: ObservedResource, wait: DrainWait) -> None:
-        """Record what is left; use the Node if the namespace accepts no more Events."""
+        """Record an Event, on the Node if the namespace accepts no more Events."""
         if self._store.cluster.namespace(observed.namespace or "").terminating:
             self._recorder.record_on_node(wait.node, _leftover_event(observed, wait))
         else:
@@ -102,15 +100,11 @@ class Finalizers:
         return await self._api.apply(path, body, FIELD_MANAGER)
 
     def _delay(self, observed: ObservedResource, waits: Sequence[DrainWait]) -> float | None:
-        """Return None if the deletion may proceed, else the seconds to wait.
-
-        0 waits for a report.
-        """
+        """Return the seconds to wait, 0 for a report, or None if the deletion may proceed."""
         now = self._clock()
         before = self._stuck.get(observed.uid, {})
-        since = {
-            wait.node: before.get(wait.node, now) for wait in waits if self._in_vain(observed, wait)
-        }
+        stuck = (wait.node for wait in waits if self._is_stuck(observed, wait))
+        since = {node: before.get(node, now) for node in stuck}
         left = max((at + LEFT_SECONDS - now for at in since.values()), default=0.0)
         if len(since) == len(waits) and left <= 0:
             self._stuck.pop(observed.uid, None)
@@ -121,7 +115,7 @@ class Finalizers:
         self._stuck[observed.uid] = since
         return left if len(since) == len(waits) else 0.0
 
-    def _in_vain(self, observed: ObservedResource, wait: DrainWait) -> bool:
+    def _is_stuck(self, observed: ObservedResource, wait: DrainWait) -> bool:
         cluster = self._store.cluster
         abandoned = cluster.namespace(observed.namespace or "").terminating
         return bool(wait.stuck) or (
@@ -150,6 +144,6 @@ def _leftover_event(observed: ObservedResource, wait: DrainWait) -> EventDraft:
     amount = "an unknown amount" if wait.charge is None else short(wait.charge)
     note = (
         f"{observed.kind.__name__} {observed.full_name} is not released on node {wait.node}, "
-        f"where {amount} of it may be left: {wait.why}."
+        f"where {amount} of its memory may be left: {wait.why}."
     )
     return EventDraft("Warning", "LeftOnNode", "Drain", note)

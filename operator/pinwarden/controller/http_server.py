@@ -1,7 +1,7 @@
-"""/metrics, /healthz and /readyz over plain HTTP, served by the event loop that does all the work.
+"""/metrics, /healthz and /readyz over plain HTTP, served by the operator's event loop.
 
 Any answer shows that the loop is alive. /readyz also says whether everything has been listed. A
-replica that waits for the Lease is as ready as the leader.
+replica without the Lease is as ready as the leader.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,8 @@
-"""The boundary at which the failure of one item ends: every loop of the operator processes its
-items here.
+"""The boundary at which the failure of one item ends: all loops of the operator use this module.
 
-An item is a node to compile, a limit to aggregate, an object of a watch, or a series of a metric. A
-failure affects that item only. The failure is logged, counted and remembered until the item
-succeeds, and the loop continues with the other items. A failure of the loop itself is a defect and
-ends the operator.
+An item is a node to compile, a limit to aggregate, an object of a watch, or a series of a metric.
+The failure of an item is logged, counted and remembered until the item succeeds, and the loop
+continues with the other items. A failure of the loop itself is a defect and ends the operator.
 """
 
 import logging
@@ -30,7 +28,7 @@ class RetryError(Exception):
 
 
 class Item:
-    """An item that a loop processes; afterwards `error` holds its failure, None if it succeeded."""
+    """An item of a loop; `error` is the failure of its run, None if the run succeeded."""
 
     error: Exception | None = None
 
@@ -41,7 +39,7 @@ class Item:
 
 
 class Items:
-    """Handle the failures of items, and count by loop the items that fail now."""
+    """Handle the failures of items, and count the failing items by loop."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -66,7 +64,7 @@ class Items:
             yield item
         except RetryError:
             raise
-        except Exception as error:  # noqa: BLE001 - the only place where the failure of an item ends
+        except Exception as error:  # noqa: BLE001 - the failure of an item ends only here
             item.error = error
             if self._is_new_failure(loop, name, item.problem):
                 _log.exception("%s: %s failed, others go on: %s", loop, name, item.problem)
@@ -77,7 +75,7 @@ class Items:
             self.forget(loop, name)
 
     def forget(self, loop: Loop, name: str) -> None:
-        """Forget the failures of an item that is gone or succeeded."""
+        """Forget the failures of an item, because the item is gone or succeeded."""
         self._failing.pop((loop, name), None)
         self._failing.pop((loop, _handler_of(name)), None)
 
@@ -90,9 +88,9 @@ class Items:
     ) -> NoReturn:
         """Call `work` for each name of the queue when the name is due, until cancelled.
 
-        `work` returns the seconds until the name may be processed again, or raises `RetryError`. A
-        name that fails is retried after a growing pause, and `failed` receives the name and the
-        problem.
+        `work` returns the seconds until the name may be processed again, or raises `RetryError`.
+        After a failure, `failed` receives the name and the problem, and the name is retried after a
+        growing pause.
         """
         while True:
             name = await queue.get()

@@ -1,16 +1,16 @@
 """Leader election: a Lease (`coordination.k8s.io/v1`) allows one replica to write.
 
-The leader renews its Lease every two seconds. It may write until `RENEW_SECONDS` after it *sent*
-its last successful renewal. Its monotonic clock also advances while the process is stopped. A
-leader therefore stops writing before the Lease expires for others, and a leader that was suspended
-writes nothing when it continues.
+The leader renews its Lease every two seconds. The leader may write until `RENEW_SECONDS` after the
+*sending* of its last successful renewal. Its monotonic clock also advances while the process is
+stopped. A leader therefore stops writing before the Lease expires for others, and a suspended
+leader writes nothing when it continues.
 
 Other replicas take the Lease when *they* have observed no change for `DURATION_SECONDS`, so clocks
-need not agree. A replica that loses the Lease only stops writing and becomes a candidate again.
+need not agree. A replica without the Lease stops writing and becomes a candidate again.
 
 The `leaderelection` of the kubernetes package compares times of day, counts a renewal from its
-answer, and ends on the first connection error. It also never releases the Lease, so each update of
-the operator would wait for the expiry.
+answer, ends on the first connection error, and never releases the Lease. Each update of the
+operator would wait for the expiry.
 """
 
 import asyncio
@@ -32,9 +32,7 @@ POLL_SECONDS = 1.0
 _REQUEST_SECONDS = 3.0
 NAME = "pinwarden-operator"
 UNINSTALL = "pinwarden-uninstall"
-"""The prefix of an identity that took the Lease for good: a candidate that saw it creates no new
-Lease.
-"""
+"""The prefix of the identity of `pinwarden uninstall`, after which no candidate creates a Lease."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,11 +67,11 @@ class LeaderElector:
                 failing = False
             except ApiError as error:
                 if not failing:
-                    _log.warning("the Lease cannot be had, trying again: %s", error)
+                    _log.warning("cannot acquire the Lease, retrying: %s", error)
                 failing = True
             if self._was_leading and not self.leading():
                 self._was_leading = False
-                _log.warning("this replica does not hold the Lease any more and writes nothing")
+                _log.warning("this replica lost the Lease and writes nothing")
             await asyncio.sleep(
                 PERIOD_SECONDS if self._was_leading and not failing else POLL_SECONDS
             )
@@ -94,10 +92,10 @@ class LeaderElector:
                     }
                     await self._api.replace(self._path, lease)
         except (ApiError, TimeoutError) as error:
-            _log.warning("cannot release the Lease, it will expire: %s", error)
+            _log.warning("cannot release the Lease, which will expire: %s", error)
 
     async def _try_once(self) -> None:
-        """Takes the Lease when it is free or already this replica's."""
+        """Acquire or renew an available Lease."""
         sent = monotonic()
         try:
             lease = await self._api.get(self._path, _REQUEST_SECONDS)
@@ -140,9 +138,7 @@ class LeaderElector:
         self.renewed.set()
 
     def _is_available(self, spec: Json) -> bool:
-        """Return whether the Lease is free, belongs to this replica, or has not changed for its
-        duration.
-        """
+        """Return whether the Lease is free, expired, or already this replica's."""
         holder = spec.get("holderIdentity")
         if not holder or holder == self.identity:
             return True
@@ -163,6 +159,7 @@ class LeaderElector:
         }
 
 
-def micro_time() -> str:
-    """Return the current time as a MicroTime."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def micro_time(time: datetime | None = None) -> str:
+    """Return a time, by default now, as a `MicroTime` of the Kubernetes API."""
+    time = time.astimezone(UTC) if time else datetime.now(UTC)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""A limit or group as the operator manages it: the observed object, its status, and a write budget."""
+"""A limit or group in the operator: the observed object, its status, and a write budget."""
 
 from dataclasses import dataclass, field, replace
 from time import monotonic

@@ -49,20 +49,20 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._watch_ends = self._counter(
             "watch_ends",
-            "Watches that ended and were started again.",
+            "Ended watches, each of which was restarted.",
             resource=RESOURCES,
             reason=ENDS,
         )
         self._kopf_starts = self._counter(
-            "kopf_starts", "How often kopf was started to watch the limits and groups."
+            "kopf_starts", "Starts of kopf, which watches the limits and groups."
         )
         self._census = self._counter(
             "census_corrections",
-            "Deleted limits and groups that no event told of, found by comparing sets.",
+            "Deletions of limits and groups that no event reported, found by comparing lists.",
         )
         self._writes = self._counter(
             "writes",
-            "Requests that write, by what and how they ended.",
+            "Write requests, by the kind of object and the result.",
             kind=WRITES,
             result=RESULTS,
         )
@@ -73,15 +73,16 @@ class Metrics:
         )
         self._item_failures = self._counter(
             "item_failures",
-            "Objects and names that a loop of the operator failed on, and went on without.",
+            "Failures of single objects and names in a loop, which continued with the others.",
             loop=LOOPS,
         )
         self._dropped_events = self._counter(
-            "events_dropped", "Events that were too many to be sent."
+            "events_dropped", "Events that were repetitions or exceeded a rate limit."
         )
         self._duration = Histogram(
             f"{_PREFIX}_reconcile_seconds",
-            "How long it took to compile one node's spec, or to aggregate the status of a limit or group, without writing.",
+            "Time to compile the spec of a node, or to aggregate the status of a limit or group, "
+            "without the write.",
             ["stage"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -90,7 +91,8 @@ class Metrics:
             self._duration.labels(stage)
         self._apply = Histogram(
             f"{_PREFIX}_apply_seconds",
-            "From when a generation of a limit or group was first seen until its status said that every node concerned has it.",
+            "Time from the observation of a new generation of a limit or group until its status "
+            "says Applied.",
             buckets=_APPLY_SECONDS,
             registry=self._registry,
         )
@@ -102,11 +104,11 @@ class Metrics:
         self._watch_ends.labels(resource, reason).inc()
 
     def kopf_started(self) -> None:
-        """Count a start of kopf, also the first."""
+        """Count a start of kopf."""
         self._kopf_starts.inc()
 
     def census_corrected(self, count: int) -> None:
-        """Count limits and groups whose deletion only a resync found."""
+        """Count deletions of limits and groups that only a resync found."""
         self._census.inc(count)
 
     def wrote(self, kind: str, result: str = "written") -> None:
@@ -114,7 +116,7 @@ class Metrics:
         self._writes.labels(kind, result).inc()
 
     def unreadable(self, resource: str) -> None:
-        """Count an object that this version cannot read."""
+        """Count an unreadable object."""
         self._unreadable.labels(resource).inc()
 
     def item_failed(self, loop: Loop) -> None:
@@ -122,15 +124,13 @@ class Metrics:
         self._item_failures.labels(loop).inc()
 
     def watch_failing(self, failing: Callable[[str], int]) -> None:
-        """Set the function that returns how many items of a loop failed in their last run."""
-        gauge = self._gauge(
-            "items_failing", "Objects and names that failed when they were last tried.", "loop"
-        )
+        """Set the function for the number of failing items of a loop."""
+        gauge = self._gauge("items_failing", "Objects and names whose last run failed.", "loop")
         for loop in LOOPS:
             gauge.labels(loop).set_function(partial(failing, loop))
 
     def event_dropped(self) -> None:
-        """Count an Event that was dropped."""
+        """Count a dropped Event."""
         self._dropped_events.inc()
 
     def reconciled(self, stage: Stage, seconds: float) -> None:
@@ -142,22 +142,22 @@ class Metrics:
         self._apply.observe(seconds)
 
     def leads(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
-        """Set the functions that return whether this replica leads and has listed everything."""
+        """Set the functions for `leader` and `synced`."""
         self._leader.set_function(leading)
         self._synced.set_function(synced)
 
     def watch_queues(self, lengths: Callable[[str], int]) -> None:
-        """Set the function that returns the length of each of `QUEUES`."""
+        """Set the function for the length of each of `QUEUES`."""
         gauge = self._gauge(
-            "queue_length", "Nodes, or limits and groups, that wait to be looked at.", "queue"
+            "queue_length", "Nodes, or limits and groups, that wait to be processed.", "queue"
         )
         for name in QUEUES:
             gauge.labels(name).set_function(partial(lengths, name))
 
     def watch_missed(self, missed: Callable[[], int]) -> None:
-        """Set the function that returns how many limits and groups no event reported."""
+        """Set the function for the number of unreported limits and groups."""
         self._gauge(
-            "limits_missed", "Limits and groups that exist and that no event told of."
+            "limits_missed", "Existing limits and groups that no event has reported."
         ).set_function(missed)
 
     def include(self, collector: Collector) -> None:

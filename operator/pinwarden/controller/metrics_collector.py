@@ -1,11 +1,10 @@
-"""The operator's knowledge of the cluster as metrics, read at each scrape, and reported by the
-leader only.
+"""The operator's knowledge of the cluster as metrics, read at each scrape from the leader only.
 
 No value is therefore counted twice over the replicas, and a sum over a metric is correct. Figures
 of limits and groups come from their status; an unknown figure is absent (H2). A limit or group has
-about 20 series. At most `MOST_LIMITS` limits and `MOST_GROUPS` groups have series, those that are
-not Ready first. `series_omitted` counts the rest, and the counts by condition include all. Series
-of pods are opt-in, because only the number of pods bounds them.
+about 20 series. At most `MOST_LIMITS` limits and `MOST_GROUPS` groups have series, first those
+without Ready=True. `series_omitted` counts the rest, and the counts by condition include all.
+Series of pods are opt-in, because only the number of pods bounds them.
 
 The labels are called `resource_namespace`, `resource_pod` and `resource_node`, because Prometheus
 adds `namespace`, `pod` and `node` of the scraped process.
@@ -55,7 +54,7 @@ class ClusterCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics; they have no samples on a replica that does not lead."""
+        """Yield all metrics, with samples only on the leader."""
         scrape = self._scrape() if self._leading() else None
         cluster, namespaces = (
             FilledTable(metrics_families.CLUSTER),
@@ -174,7 +173,7 @@ def _charges(group: ManagedResource) -> Sequence[int]:
 
 
 def _not_ready_first(entries: Iterable[ManagedResource], most: int) -> Sequence[ManagedResource]:
-    """Return at most `most` of the resources, those that are not Ready first, in a stable order."""
+    """Return at most `most` resources in a stable order, first those without Ready=True."""
 
     def order(entry: ManagedResource) -> tuple[bool, str]:
         conditions = conditions_of(entry.status)

@@ -2,8 +2,8 @@
 
 A report has a count per pod. The count disappears with the pod and restarts with the gate's journal
 or the agent, so the sum may fall, and a rate of the sum would be wrong. The counters here add each
-increase and never fall while the operator runs. The first report of a node adds nothing: a new
-replica does not count old denials again.
+increase and never fall while the operator runs. The first report of a node adds nothing, because a
+new replica must not count old denials again.
 
 A stolen token of an agent could name any UID, so only existing limits and groups are counted. No
 I/O; for one thread.
@@ -21,7 +21,7 @@ _Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """The counts of a node, for pods that it still reports; `denied` is None without a gate."""
+    """The counts of a node for its reported pods; `denied` is None without a gate."""
 
     denied: int | None = None
     denials: Mapping[_Key, int] = field(default_factory=dict)
@@ -69,12 +69,12 @@ class ReportCounters:
         self._count(self._overshoots, last.overshoots, now.overshoots)
 
     def forget(self, uid: str) -> None:
-        """Forget a limit or group that is gone."""
+        """Forget a deleted limit or group."""
         self._denials.pop(uid, None)
         self._overshoots.pop(uid, None)
 
     def forget_node(self, name: str) -> None:
-        """Forget a node that is gone."""
+        """Forget a deleted node."""
         self._last.pop(name, None)
 
     def _count(
@@ -94,7 +94,7 @@ def _added(before: int, now: int) -> int:
 def _with(
     last: Mapping[_Key, int], now: Iterator[tuple[_Key, int]], view: NodeView
 ) -> dict[_Key, int]:
-    """Return the new counts, and keep the last counts that a truncated report may lack."""
+    """Return the new counts, and the last counts that a truncated report may lack."""
     kept = (
         {key: count for key, count in last.items() if key[0] in view.pods} if view.truncated else {}
     )

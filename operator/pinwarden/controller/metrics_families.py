@@ -28,8 +28,12 @@ MOST_NODES: Final = 50
 CONDITIONS = ("Ready", "Accepted", "Applied", "Enforced", "Complete", "WithinLimit", "Granted")
 GROUP_CONDITIONS = (*CONDITIONS[:3], "Available", *CONDITIONS[3:-1], "Drained")
 STATUSES = ("True", "False", "Unknown")
+SINCE = "since the first report of each node to this replica"
 _NAMESPACE = ("resource_namespace",)
-FAIR_HELP = "current is what the kernel charges, anonymous its own anonymous memory, shared what counts as its own of its groups"
+FAIR_HELP = (
+    "current is the kernel's charge, anonymous the pod's anonymous memory, "
+    "shared the pod's share of its groups"
+)
 
 T = TypeVar("T")
 Value = float | Mapping[tuple[str, ...], float] | None
@@ -114,7 +118,7 @@ def _named_problems(scrape: Scrape) -> Value:
 CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
     MetricRow(
         "nodes",
-        "Known nodes, by whether their agent answers: it is ready, and the node is not lost.",
+        "Known nodes, by whether the agent is ready and the node is not lost.",
         ("agent",),
         lambda scrape: {
             ("answering",): len(scrape.store.views) - scrape.totals.silent,
@@ -123,7 +127,7 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
     ),
     MetricRow(
         "nodes_with_problem",
-        "Nodes by what is wrong with them.",
+        "Nodes by problem.",
         ("problem",),
         lambda scrape: {(name,): len(scrape.totals.problems.get(name, ())) for name in PROBLEMS},
     ),
@@ -135,7 +139,7 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
     ),
     MetricRow(
         "source_nodes",
-        "Nodes by the level that they reach for a source, and whether their ledger counts it.",
+        "Nodes by source, by the level for the source, and by whether the source is counted.",
         ("source", "level", "counted"),
         lambda scrape: {
             (source, level, str(counted).lower()): count
@@ -144,13 +148,13 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
     ),
     MetricRow(
         "governed_pods",
-        "Governed pods by the level that they are held at, and why at no better.",
+        "Governed pods by level, and by the reason for no higher level.",
         ("level", "reason"),
         lambda scrape: dict(sorted(scrape.totals.pods.items())),
     ),
     MetricRow(
         "governed_pinned_bytes",
-        "What all governed pods have locked and pinned, as last reported, also by agents that are silent now.",
+        "Locked and pinned bytes of all governed pods, as last reported, also by silent agents.",
         (),
         lambda scrape: scrape.totals.pinned,
     ),
@@ -171,13 +175,13 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
     ),
     MetricRow(
         "series_omitted",
-        "Limits, groups and namespaces that are too many to be told of.",
+        "Limits, groups and namespaces without series, because there are too many.",
         ("of",),
         lambda scrape: {(kind,): count for kind, count in scrape.omitted.items()},
     ),
     MetricRow(
         "denials",
-        "Calls that the seccomp gates of all nodes refused, as reported since this replica's first look at each.",
+        f"Calls that the gates of all nodes denied, {SINCE}.",
         (),
         lambda scrape: scrape.store.counters.denied,
         counter=True,
@@ -187,19 +191,19 @@ CLUSTER: Final[Sequence[MetricRow[Scrape]]] = (
 NAMESPACES: Final[Sequence[MetricRow[NamespaceTotals]]] = (
     MetricRow(
         "namespace_pinned_bytes",
-        "What the governed pods of a namespace have pinned.",
+        "Locked and pinned bytes of the governed pods of a namespace.",
         _NAMESPACE,
         lambda totals: totals.pinned if totals.levels else None,
     ),
     MetricRow(
         "namespace_pods",
-        "Governed pods of a namespace by the level that they are held at.",
+        "Governed pods of a namespace by level.",
         (*_NAMESPACE, "level"),
         lambda totals: {(level,): totals.levels.get(level, 0) for level in LEVELS if totals.levels},
     ),
     MetricRow(
         "namespace_fair_bytes",
-        f"Fair view of pods that are attached to groups: {FAIR_HELP}.",
+        f"Fair view of pods attached to groups: {FAIR_HELP}.",
         (*_NAMESPACE, "part"),
         lambda totals: {
             (part,): totals.fair.get(part, 0) for part in FAIR_PARTS if totals.attached

@@ -15,6 +15,7 @@ from pinwarden.controller.metrics_families import (
     CONDITIONS,
     FAIR_HELP,
     GROUP_CONDITIONS,
+    SINCE,
     MetricRow,
     Value,
 )
@@ -25,7 +26,6 @@ from pinwarden.plan.node_view import NodeView, PodSample
 _LIMIT = ("kind", "resource_namespace", "limit")
 _GROUP = ("resource_namespace", "group")
 _POD = ("resource_namespace", "resource_pod", "resource_node")
-_SINCE = "as reported since this replica's first look at each node"
 
 
 class ResourceCounts(NamedTuple):
@@ -53,7 +53,7 @@ def _conditions_among(types: Sequence[str]) -> Callable[[Status], Value]:
 LIMIT_CONDITION: Final[Sequence[MetricRow[Status]]] = (
     MetricRow(
         "limit_condition",
-        "1 for the status of each of its conditions.",
+        "1 for the status of each condition of a limit.",
         (*_LIMIT, "condition", "status"),
         _conditions_among(CONDITIONS),
     ),
@@ -61,7 +61,7 @@ LIMIT_CONDITION: Final[Sequence[MetricRow[Status]]] = (
 LIMIT_SPECS: Final[Sequence[MetricRow[PinLimitSpec]]] = (
     MetricRow(
         "limit_info",
-        "1 for each limit, with what its spec says.",
+        "1 for each limit, with fields of its spec as labels.",
         (*_LIMIT, "scope", "enforcement", "minimum_level", "contention", "grant"),
         lambda spec: {
             (
@@ -75,7 +75,7 @@ LIMIT_SPECS: Final[Sequence[MetricRow[PinLimitSpec]]] = (
     ),
     MetricRow(
         "limit_bytes",
-        "What may be pinned, in the limit's scope.",
+        "The limit, in its scope.",
         _LIMIT,
         lambda spec: spec.limit.bytes,
     ),
@@ -83,14 +83,14 @@ LIMIT_SPECS: Final[Sequence[MetricRow[PinLimitSpec]]] = (
 LIMIT_COUNTS: Final[Sequence[MetricRow[ResourceCounts]]] = (
     MetricRow(
         "limit_denials",
-        f"Calls that gates refused for it, {_SINCE}.",
+        f"Calls that gates denied because of the limit, {SINCE}.",
         _LIMIT,
         lambda counts: counts.denials,
         counter=True,
     ),
     MetricRow(
         "limit_overshoots",
-        f"How often use was seen to pass it, {_SINCE}: a lower bound.",
+        f"How often sampled use exceeded the limit, {SINCE}: a lower bound.",
         _LIMIT,
         lambda counts: counts.overshoots,
         counter=True,
@@ -114,28 +114,28 @@ def _overshoot_peak(status: PinLimitStatus) -> Value:
 
 
 LIMIT_STATUSES: Final[Sequence[MetricRow[PinLimitStatus]]] = (
-    MetricRow("limit_pods", "Pods that match.", _LIMIT, lambda status: status.matched_pods),
+    MetricRow("limit_pods", "Matching pods.", _LIMIT, lambda status: status.matched_pods),
     MetricRow(
         "limit_pinned_bytes",
-        "What the matching pods have pinned together, as last sampled.",
+        "Locked and pinned bytes of all matching pods, as last sampled.",
         _LIMIT,
         lambda status: status.pinned_bytes,
     ),
     MetricRow(
         "limit_recommended_bytes",
-        "A limit that the observed use would have fitted in.",
+        "A limit that the observed use would not have exceeded.",
         _LIMIT,
         lambda status: status.recommendation.bytes if status.recommendation is not None else None,
     ),
     MetricRow(
         "limit_nodes",
-        "Nodes with a matching pod, by whether they acknowledged it.",
+        "Nodes with a matching pod, by whether they acknowledged the limit.",
         (*_LIMIT, "acknowledged"),
         _acknowledged,
     ),
     MetricRow(
         "limit_overshoot_peak_bytes",
-        "The most that was seen above it: a lower bound.",
+        "Highest sampled use above the limit: a lower bound.",
         _LIMIT,
         _overshoot_peak,
     ),
@@ -144,7 +144,7 @@ LIMIT_STATUSES: Final[Sequence[MetricRow[PinLimitStatus]]] = (
 GROUP_CONDITION: Final[Sequence[MetricRow[Status]]] = (
     MetricRow(
         "group_condition",
-        "1 for the status of each of its conditions.",
+        "1 for the status of each condition of a group.",
         (*_GROUP, "condition", "status"),
         _conditions_among(GROUP_CONDITIONS),
     ),
@@ -159,13 +159,14 @@ def _group_info(spec: SharedMemoryGroupSpec) -> Value:
 GROUP_SPECS: Final[Sequence[MetricRow[SharedMemoryGroupSpec]]] = (
     MetricRow(
         "group_info",
-        "1 for each group, with what its spec says; prefault is true where pinwarden takes all pages at once.",
+        "1 for each group, with fields of its spec as labels; "
+        "prefault is true if pinwarden allocates all pages at once.",
         (*_GROUP, "backing", "management", "accounting", "enforcement", "prefault"),
         _group_info,
     ),
     MetricRow(
         "group_capacity_bytes",
-        "What its object may hold, on each node.",
+        "Capacity of the group's object on each node.",
         _GROUP,
         lambda spec: spec.capacity.bytes if spec.capacity is not None else None,
     ),
@@ -173,7 +174,7 @@ GROUP_SPECS: Final[Sequence[MetricRow[SharedMemoryGroupSpec]]] = (
 GROUP_COUNTS: Final[Sequence[MetricRow[ResourceCounts]]] = (
     MetricRow(
         "group_denials",
-        f"Mappings of it that gates refused, {_SINCE}.",
+        f"Mappings of the group that gates denied, {SINCE}.",
         _GROUP,
         lambda counts: counts.denials,
         counter=True,
@@ -182,7 +183,7 @@ GROUP_COUNTS: Final[Sequence[MetricRow[ResourceCounts]]] = (
 GROUP_SHARES: Final[Sequence[MetricRow[Sequence[int]]]] = (
     MetricRow(
         "group_fullest_bytes",
-        "What its object holds on the node where that is most.",
+        "Charge of the group on the node with the highest charge.",
         _GROUP,
         lambda charges: max(charges, default=None),
     ),
@@ -190,38 +191,38 @@ GROUP_SHARES: Final[Sequence[MetricRow[Sequence[int]]]] = (
 GROUP_STATUSES: Final[Sequence[MetricRow[SharedMemoryGroupStatus]]] = (
     MetricRow(
         "group_charge_bytes",
-        "What its objects hold, over all nodes.",
+        "Charge of the group on all nodes.",
         _GROUP,
         lambda status: status.charge_bytes,
     ),
     MetricRow(
         "group_borrowed_bytes",
-        "What pods borrow of it, added up over pods.",
+        "Borrowed bytes of the group, summed over pods.",
         _GROUP,
         lambda status: status.borrowed_bytes,
     ),
     MetricRow(
         "group_orphaned_bytes",
-        "What no pod has mapped of its charge.",
+        "Charge of the group that no pod has mapped.",
         _GROUP,
         lambda status: status.orphaned_bytes,
     ),
     MetricRow(
         "group_dead_cgroup_bytes",
-        "What is charged to cgroups that are gone.",
+        "Charge of the group to deleted cgroups.",
         _GROUP,
         lambda status: status.dead_cgroup_bytes,
     ),
     MetricRow(
         "group_borrowers",
-        "Pods that have some of it mapped.",
+        "Pods that have mapped memory of the group.",
         _GROUP,
         lambda status: status.borrower_count,
     ),
-    MetricRow("group_pods", "Pods that are attached.", _GROUP, lambda status: status.matched_pods),
+    MetricRow("group_pods", "Attached pods.", _GROUP, lambda status: status.matched_pods),
     MetricRow(
         "group_phase",
-        "1 for the worst phase of its instances.",
+        "1 for the worst phase of the group's instances.",
         (*_GROUP, "phase"),
         lambda status: {(phase.value,): phase is status.phase for phase in Phase if status.phase},
     ),
@@ -230,25 +231,25 @@ GROUP_STATUSES: Final[Sequence[MetricRow[SharedMemoryGroupStatus]]] = (
 PODS: Final[Sequence[MetricRow[PodOnNode]]] = (
     MetricRow(
         "pod_pinned_bytes",
-        "What a governed pod was last seen to have locked and pinned.",
+        "Locked and pinned bytes of a governed pod, as last sampled.",
         _POD,
         lambda pod: pod.sample.pinned,
     ),
     MetricRow(
         "pod_peak_bytes",
-        "The most that was seen of it: a lower bound.",
+        "Highest sampled use of the pod: a lower bound.",
         _POD,
         lambda pod: pod.sample.peak,
     ),
     MetricRow(
         "pod_level",
-        "1 for the level that it is held at, and the reason.",
+        "1 for the level of the pod, and the reason.",
         (*_POD, "level", "reason"),
         lambda pod: {level_and_reason(pod.view, pod.sample): 1},
     ),
     MetricRow(
         "pod_denials",
-        "Calls of it that its gate refused for limits that hold for it; absent without a gate.",
+        "Calls of the pod that its gate denied because of its limits; absent without a gate.",
         _POD,
         lambda pod: None if pod.sample.denials is None else sum(pod.sample.denials.values()),
         counter=True,
@@ -257,13 +258,13 @@ PODS: Final[Sequence[MetricRow[PodOnNode]]] = (
 POD_BORROWS: Final[Sequence[MetricRow[BorrowReport]]] = (
     MetricRow(
         "pod_borrowed_bytes",
-        "Pages of a group that it has mapped, each once.",
+        "Pages of a group that the pod has mapped, each counted once.",
         (*_POD, "group"),
         lambda borrow: borrow.borrowed,
     ),
     MetricRow(
         "pod_mapped_bytes",
-        "The extent of a group that it has mapped.",
+        "Extent of a group that the pod has mapped.",
         (*_POD, "group"),
         lambda borrow: borrow.mapped,
     ),
@@ -271,7 +272,7 @@ POD_BORROWS: Final[Sequence[MetricRow[BorrowReport]]] = (
 POD_FAIR: Final[Sequence[MetricRow[FairReport]]] = (
     MetricRow(
         "pod_fair_bytes",
-        f"Its fair view (M11): {FAIR_HELP}.",
+        f"Fair view of the pod (M11): {FAIR_HELP}.",
         (*_POD, "part"),
         lambda fair: {(part,): getattr(fair, part) for part in FAIR_PARTS},
     ),

@@ -48,25 +48,23 @@ REASONS: Final = (
 """The reasons why a pod does not reach a better level."""
 
 PROBLEMS: Final = {
-    SILENT: "something shall be held there, and no agent is ready, or the node is lost",
-    "SpecNotTaken": "its agent does not understand the newest spec and keeps the last good one",
-    "Truncated": "a list of its report was cut, so that figures are lower bounds",
-    GATE_LOST: "a pod's gate is lost: its pinning calls end with ENOSYS",
-    "ObserveOnly": "nothing is refused to a pod without the seccomp gate's profile: the agent may not set limits",
-    ACCOUNTANT_SILENT: "nobody accounts shared memory there, and figures of groups are old",
+    SILENT: "the node has limits or groups, and no agent is ready, or the node is lost",
+    "SpecNotTaken": "the agent cannot read the newest spec and keeps the last good spec",
+    "Truncated": "a list of the report was truncated, so figures are lower bounds",
+    GATE_LOST: "a pod's gate is lost: its pinning calls fail with ENOSYS",
+    "ObserveOnly": "the agent may not set limits, so only gated pods are limited",
+    ACCOUNTANT_SILENT: "the accountant is silent, so figures of groups are old",
 }
 FAIR_PARTS: Final = ("current", "anonymous", "shared")
 
 _Key = TypeVar("_Key")
 PodsOn = Callable[[str], Mapping[str, Pod]]
-"""The pods of a node, by the UIDs that their cgroups bear."""
+"""The pods of a node, by the UIDs of their cgroups."""
 
 
 @dataclass(slots=True)
 class NamespaceTotals:
-    """A namespace, on one node or on all: governed pods by level, and the fair view of `attached`
-    pods (M11).
-    """
+    """A namespace: governed pods by level, and the fair view of `attached` pods (M11)."""
 
     pinned: int = 0
     attached: int = 0
@@ -74,7 +72,7 @@ class NamespaceTotals:
     fair: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Self, times: int = 1) -> None:
-        """The other one comes to it, or with -1 goes from it."""
+        """Add other totals, or with -1 subtract them."""
         self.pinned += other.pinned * times
         self.attached += other.attached * times
         _add(self.levels, other.levels, times)
@@ -83,10 +81,7 @@ class NamespaceTotals:
 
 @dataclass(slots=True)
 class Totals:
-    """Totals, of one node or of all: pods by level and reason.
-
-    Nodes by source, level and whether it is counted.
-    """
+    """Pods by level and reason, and nodes by source, level and whether the source is counted."""
 
     silent: int = 0
     pinned: int = 0
@@ -96,7 +91,7 @@ class Totals:
     problems: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, other: Self, times: int = 1) -> None:
-        """The other one comes to it, or with -1 goes from it."""
+        """Add other totals, or with -1 subtract them."""
         self.silent += other.silent * times
         self.pinned += other.pinned * times
         _add(self.pods, other.pods, times)
@@ -119,10 +114,7 @@ class TotalsCache:
         self._shares: dict[str, tuple[NodeView, Totals]] = {}
 
     def update(self, views: Mapping[str, NodeView], pods_on: PodsOn, items: Items) -> Totals:
-        """Return the totals of all views.
-
-        Only changed views are read; a view that fails is left out.
-        """
+        """Return the totals of all views; read only the changed views, and omit failed views."""
         for name in self._shares.keys() - views.keys():
             self._total.add(self._shares.pop(name)[1], -1)
         for name, view in views.items():

@@ -1,4 +1,4 @@
-"""Rate limits: a token bucket for one object, and a rate limiter that all writers share."""
+"""Rate limits: a token bucket for one object, and a rate limiter shared by all writers."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,15 +16,12 @@ class TokenBucket:
         self._at = clock()
 
     def delay(self, spare: float = 0.0) -> float:
-        """Return the seconds until one action is allowed that leaves `spare` tokens.
-
-        0 if it is allowed now.
-        """
+        """Return the seconds until an action may take a token and leave `spare`; 0 if now."""
         self._fill()
         return max(0.0, (1.0 + spare - self._tokens) / self._rate)
 
     def take(self) -> None:
-        """Take one token. The bucket may be overdrawn, which delays later actions."""
+        """Take one token. An overdrawn bucket delays later actions."""
         self._fill()
         self._tokens -= 1.0
 

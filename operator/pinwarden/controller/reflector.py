@@ -5,7 +5,7 @@ The `informer` of the kubernetes package keeps whole typed objects and lists wit
 transforms its objects, and forgets it.
 
 Updates are level-triggered: `put` may repeat a known object. After a gap in the history (410) the
-reflector lists again and removes the objects that are missing. It keeps only the keys for that.
+reflector lists again and removes the missing objects, for which it keeps only the keys.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from pinwarden.controller.metrics import Metrics
 
 PAGE = 250
 _YIELD_EVERY = 50
-# 410 Gone: the history does not reach back that far. 504 Timeout: the server's data is older than the version.
+# 410 Gone: the history starts later. 504 Timeout: the server's data is older than the version.
 _LOST = {410, 504}
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -74,8 +74,8 @@ class Reflector(Generic[T]):
     """List and watch until cancelled; `synced` is set after the first list.
 
     If an object cannot be read, the store keeps its last state, and `on_failure` receives a
-    reference and the problem. The object is read again when it changes, and with the list that
-    follows the end of the watch.
+    reference and the problem. The object is read again when it changes, and with the list after
+    the end of the watch.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""PinLimits, ClusterPinLimits and SharedMemoryGroups as the operator observes them on the API
-server.
-"""
+"""PinLimits, ClusterPinLimits and SharedMemoryGroups as observed on the API server."""
 
 from dataclasses import dataclass
 
@@ -27,10 +25,9 @@ _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
 class ObservedResource:
     """A resource as observed on the API server.
 
-    `resource` is None if it cannot be read, and `problem` says why.
-
-    `version` orders the states of one object. A status that cannot be read is None. `created` is
-    the text of `creationTimestamp`; `deleting` means that the object has a `deletionTimestamp`.
+    An unreadable `resource` or `status` is None, and `problem` says why the resource is unreadable.
+    `version` orders the states of one object. `created` is the text of `creationTimestamp`;
+    `deleting` is set for an object with a `deletionTimestamp`.
     """
 
     kind: type[UserResource]
@@ -48,29 +45,22 @@ class ObservedResource:
 
     @property
     def full_name(self) -> str:
-        """Return `name` or `namespace/name`, also of a resource that cannot be read."""
+        """Return `name` or `namespace/name`, also of an unreadable resource."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     @property
     def key(self) -> str:
-        """Return the unique key: the full name of a limit, or the plural kind and the full name of
-        a group.
-        """
+        """Return the unique key: the full name, with the plural kind in front for a group."""
         return group_key(self.full_name) if self.kind is SharedMemoryGroup else self.full_name
 
 
 def group_key(name: str) -> str:
-    """Return the key of the group with this `namespace/name`.
-
-    The key of a limit has at most one slash.
-    """
+    """Return the key of a group; unlike the key of a limit, it has two slashes."""
     return f"{SharedMemoryGroup.plural}/{name}"
 
 
 def reference(observed: ObservedResource) -> tuple[str, Json]:
-    """Return the path of a resource, and an apply body with its UID, which excludes a recreated
-    object.
-    """
+    """Return the path and an apply body; the UID in the body excludes a recreated object."""
     metadata = {"name": observed.name, "uid": observed.uid}
     space = ""
     if observed.namespace:
@@ -135,5 +125,5 @@ def applied_to(status: Status | None, generation: int) -> str:
 
 
 def essence(observed: ObservedResource) -> tuple[object, ...]:
-    """Return the fields of a resource, besides its status, that a watch event may change."""
+    """Return the fields outside the status that a watch event may change."""
     return observed.generation, observed.deleting, observed.finalizers

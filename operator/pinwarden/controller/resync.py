@@ -1,13 +1,13 @@
 """The comparison of existing and known limits and groups, here both called limits.
 
 kopf does not report when its first list is complete. After a gap in the history kopf lists again
-and reports every object, but no deletion of the gap. Therefore a resync lists the metadata of all
+and reports every object, but no deletion in the gap. Therefore a resync lists the metadata of all
 limits every few seconds:
 
-- A limit that was known before the list and is missing in the list was deleted: a UID is never used
-  again.
+- If a limit was known before the list and is missing in the list, it was deleted: a UID is never
+  used again.
 - The limits are synced once each limit of a list is known.
-- A limit that is in two lists in a row and still unknown was never reported. The operator is not
+- If a limit is in two lists in a row and still unknown, kopf missed the limit. The operator is not
   ready meanwhile.
 """
 
@@ -33,9 +33,8 @@ _log = logging.getLogger(__name__)
 class Resync:
     """Compare until cancelled.
 
-    `synced` is set once every limit is known, `missed` counts limits that stay unknown.
-
-    `known` returns the UIDs that the store knows; `gone` receives the UID of a deleted limit.
+    `synced` is set once every limit is known. `missed` counts limits that stay unknown.
+    `known` returns the UIDs in the store; `gone` receives the UID of a deleted limit.
     """
 
     def __init__(

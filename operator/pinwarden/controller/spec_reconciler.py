@@ -1,7 +1,7 @@
 """The specs of the NodePinConfigs, from a dirty node to the API server, in two stages.
 
-*compile*: compute the node's spec in memory, at once, and also on a replica that does not lead. A
-spec that differs from the stored one waits as JSON of a few kilobytes. As models, 5,000 specs would
+*compile*: compute the node's spec in memory, at once, also on a replica without the Lease. If the
+spec differs from the stored spec, it waits as JSON of a few kilobytes. As models, 5,000 specs would
 take 300 MB.
 
 *write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class _NodeSpec:
     """The spec of a node as a digest, and as JSON while it waits to be written.
 
-    `rewritten` is set if the API server stored another spec than it received: the digests of both.
+    `rewritten` has the digests of the sent and the stored spec if the API server changed the spec.
     """
 
     desired: bytes = b""
@@ -48,7 +48,7 @@ class _NodeSpec:
 
 
 class SpecReconciler:
-    """Compile dirty nodes and write the specs that differ."""
+    """Compile dirty nodes and write changed specs."""
 
     def __init__(
         self,
@@ -154,7 +154,8 @@ class SpecReconciler:
             if spec:
                 spec.rewritten = (sent, stored.digest)
             _log.warning(
-                "NodePinConfig %s was stored with other fields than written; check that the CRDs are of this version",
+                "the API server changed the fields of NodePinConfig %s; "
+                "check that the CRDs are of this version",
                 name,
             )
         if spec and spec.pending is data:

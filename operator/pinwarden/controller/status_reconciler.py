@@ -5,7 +5,7 @@ A dirty resource waits until all nodes are compiled: a status must never judge a
 the specs before the edit (H1). Each resource has a budget of twenty writes at once and one more
 every five seconds. Changed conditions may use the whole budget. Changed borrowers of a group must
 leave a quarter, and changed figures half. The aggregation of one resource takes at most a tenth of
-the time, whatever number of pods it matches.
+the time.
 """
 
 import logging
@@ -52,9 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class ComputedStatus(NamedTuple):
-    """The status that a limit or group should have, and the nodes that the deletion of a group
-    waits for.
-    """
+    """The status of a limit or group, and the nodes that delay the deletion of a group."""
 
     status: Status
     waits: Sequence[DrainWait] = ()
@@ -109,7 +107,7 @@ class StatusReconciler:
     def _report_failure(self, key: str, problem: str) -> None:
         """Record an Event, because the status cannot be computed."""
         if entry := self._store.resources.get(key):
-            note = f"The status cannot be worked out and stands still: {problem}"
+            note = f"The status cannot be computed and stays unchanged: {problem}"
             self._recorder.record(
                 entry.observed, EventDraft("Warning", "StatusFailed", "Aggregate", note)
             )
@@ -125,7 +123,8 @@ class StatusReconciler:
             self._queue.add(key, result.requeue_after)
         if result.gone or computed.status == entry.status:
             return
-        if (delay := _delay(entry, computed.status)) > 0:
+        spared = _spared(entry.status, computed.status)
+        if (delay := entry.write_bucket.delay(spared)) > 0:
             self._queue.add(key, delay)
             return
         await self._guard.acquire()
@@ -139,10 +138,8 @@ class StatusReconciler:
     async def _apply(self, entry: ManagedResource, status: Status) -> None:
         observed = entry.observed
         path, body = reference(observed)
-        before, unapplied_since = (
-            entry.status,
-            entry.unapplied_since,
-        )  # the watch may tell of the write before it is answered
+        # The watch may deliver the write before the answer.
+        before, unapplied_since = entry.status, entry.unapplied_since
         answer = await self._api.apply(f"{path}/status", {**body, "status": status.to_wire()})
         version = int(answer["metadata"]["resourceVersion"])
         if version > entry.version:
@@ -161,14 +158,14 @@ class StatusReconciler:
             return _GONE_SECONDS
         if error.status == 429:
             self._guard.pause(error.retry_after or 1.0)
-        refused = error.kind == "refused"
-        if refused:
+        rejected = error.kind == "refused"
+        if rejected:
             _log.warning("cannot write the status of %s, retrying: %s", key, error)
-        raise RetryError(REJECTED_SECONDS if refused else error.retry_after) from error
+        raise RetryError(REJECTED_SECONDS if rejected else error.retry_after) from error
 
 
 def compute_status(store: Store, entry: ManagedResource) -> ComputedStatus:
-    """Return the status that the limit or group should have, and what its deletion waits for."""
+    """Return the status, and the nodes that delay a deletion."""
     now = datetime.now(UTC)
     if entry.observed.kind is SharedMemoryGroup:
         return _compute_group(store, entry, now)
@@ -179,8 +176,8 @@ def _limit_status(store: Store, entry: ManagedResource, now: datetime) -> PinLim
     observed = entry.observed
     previous = entry.status if isinstance(entry.status, PinLimitStatus) else None
     if not isinstance(observed.resource, PinLimit | ClusterPinLimit):
-        refusal = Rejection("Invalid", observed.problem)
-        return combine(_unreadable(entry), [], previous, now, rejection=refusal)
+        rejection = Rejection("Invalid", observed.problem)
+        return combine(_unreadable(entry), [], previous, now, rejection=rejection)
     return aggregate(
         observed.resource,
         store.cluster.pods_of(observed.key),
@@ -198,13 +195,12 @@ def _compute_group(store: Store, entry: ManagedResource, now: datetime) -> Compu
     name = observed.full_name
     group = cluster.groups.get(name)
     previous = entry.status if isinstance(entry.status, SharedMemoryGroupStatus) else None
-    refusal = cluster.group_rejection(name) if group else Rejection("Invalid", observed.problem)
-    if group is None or refusal is not None:
-        refusal = refusal or Rejection("Invalid", observed.problem)
+    rejection = cluster.group_rejection(name) if group else Rejection("Invalid", observed.problem)
+    if group is None or rejection is not None:
+        rejection = rejection or Rejection("Invalid", observed.problem)
         waits = _waits(store, group) if group else []
-        return ComputedStatus(
-            rejected_group_status(_metadata(observed), refusal, previous, now, waits), waits
-        )
+        status = rejected_group_status(_metadata(observed), rejection, previous, now, waits)
+        return ComputedStatus(status, waits)
     members, on = cluster.members_of(name), cluster.nodes_of_group(name)
     views = {node: store.view(node) for node in {*members, *on} if node in cluster.nodes}
     shares = group_shares(group, members, on, views, store.pod_at, entry.group_shares_cache)
@@ -213,7 +209,7 @@ def _compute_group(store: Store, entry: ManagedResource, now: datetime) -> Compu
 
 
 def _waits(store: Store, group: Group) -> list[DrainWait]:
-    """Return what the deletion of a rejected group waits for."""
+    """Return the nodes that delay the deletion of a rejected group."""
     nodes = sorted(store.cluster.nodes_of_group(group.name))
     waits = (drain_wait(group, store.view(node), store.pod_at, rejected=True) for node in nodes)
     return [wait for wait in waits if wait]
@@ -229,14 +225,9 @@ def _metadata(observed: ObservedResource) -> ObjectMeta:
 
 
 def _unreadable(entry: ManagedResource) -> PinLimit:
-    """Return a limit with the metadata of a limit that cannot be read."""
+    """Return a limit with the metadata of an unreadable limit."""
     spec = PinLimitSpec(pod_selector=LabelSelector(), limit=Quantity(0))
     return PinLimit(metadata=_metadata(entry.observed), spec=spec)
-
-
-def _delay(entry: ManagedResource, status: Status) -> float:
-    """Return the seconds until this status may be written."""
-    return entry.write_bucket.delay(_spared(entry.status, status))
 
 
 def _spared(before: Status | None, status: Status) -> float:
@@ -254,6 +245,6 @@ def _conditions(status: Status | None) -> object:
 
 
 def _borrowers(status: Status | None) -> frozenset[tuple[str, str]]:
-    """Return namespace and name of each pod that a group's status lists; none for a limit."""
+    """Return namespace and name of each pod in a group's status; none for a limit."""
     listed = status.borrowers if isinstance(status, SharedMemoryGroupStatus) else None
     return frozenset((borrower.namespace, borrower.pod) for borrower in listed or ())

@@ -1,9 +1,9 @@
-"""The operator's knowledge of the cluster, and the names that must be processed again.
+"""The operator's knowledge of the cluster, and the names to process again.
 
 Reflectors and kopf fill the store. The store updates `plan`'s Cluster and adds dirty names to two
-queues: nodes to `compile`, and keys of limits and groups to `aggregate`. It keeps a digest of each
-NodePinConfig's spec instead of the spec, and the parts of each node's report that the aggregation
-reads. No I/O; for one thread.
+queues: nodes to `compile`, and keys of limits and groups to `aggregate`. The store keeps a digest
+of each NodePinConfig's spec instead of the spec, and the fields of each node's report for the
+aggregation. No I/O; for one thread.
 """
 
 import logging
@@ -35,9 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """The known objects. `denial_listeners` receive the denials that a node reports.
+    """The known objects.
 
-    `unreadable` names the NodePinConfigs that this version cannot read.
+    `denial_listeners` receive the reported denials. `unreadable` names the NodePinConfigs with an
+    unreadable spec or status.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Store:
         self._agents = AgentLiveness()
         self._keys: dict[str, str] = {}
 
-    # -- pods, nodes, namespaces -----------------------------------------------------------------------------------
+    # -- pods, nodes, namespaces ---------------------------------------------------------------
 
     def put_pod(self, pod: Pod) -> None:
-        """Store a pod, or end a pod that has terminated."""
+        """Store a pod, or end a terminated pod."""
         if pod.terminal:
             self._remember_ended(pod)
             self._end_pod(pod.uid)
@@ -76,15 +77,15 @@ class Store:
         self._remove_stopped(pod.node, self.cluster.claimants(pod.node, pod.cgroup_uid))
 
     def remove_pod(self, uid: str) -> None:
-        """Remove a pod that was deleted, has ended, or is not bound to a node."""
+        """Remove a pod: it was deleted, has ended, or is not bound to a node."""
         if pod := self.cluster.pod(uid):
             self._remember_ended(pod)
         self._end_pod(uid)
 
     def pod_at(self, node: str, cgroup_uid: str) -> Pod | None:
-        """Return the node's pod whose cgroup has this UID, None if several pods claim that cgroup.
+        """Return the pod of this cgroup, None if several pods claim the cgroup.
 
-        The pod may have ended recently: a denial may be the reason why it ended.
+        The pod may have ended recently: a denial may be the reason of its end.
         """
         own = self.cluster.pod(cgroup_uid)
         if own is not None and own.node == node:
@@ -118,7 +119,7 @@ class Store:
         """Remove a namespace."""
         self._mark(self.cluster.remove_namespace(name))
 
-    # -- agents and what they report -------------------------------------------------------------------------------
+    # -- agents and their reports --------------------------------------------------------------
 
     def put_agent(self, agent: AgentPod) -> None:
         """Store a pod of an agent."""
@@ -147,8 +148,7 @@ class Store:
     def config_written(self, config: StoredConfig, before: StoredSpec | None) -> None:
         """Store the answer to the operator's own write; `before` was stored when the write began.
 
-        Drop the answer if the watch delivered the object meanwhile: the watch has this write or a
-        later state.
+        Drop the answer if the watch delivered this write or a later state meanwhile.
         """
         if self.stored.get(config.name) is before:
             self.stored[config.name] = StoredSpec(config.uid, config.generation, config.digest)
@@ -157,7 +157,7 @@ class Store:
                 self._read_config(config)
 
     def remove_config(self, name: str) -> None:
-        """Remove a NodePinConfig that was deleted."""
+        """Remove a deleted NodePinConfig."""
         self.unreadable.discard(name)
         if name in self.stored:
             self.stored[name] = StoredSpec("", 0, b"")
@@ -165,12 +165,12 @@ class Store:
             self._compile.add(name)
 
     def forget_report(self, name: str) -> None:
-        """Forget the report of a node: it cannot be read, so the node's state is unknown (H1)."""
+        """Forget an unreadable report: the state of the node is unknown (H1)."""
         self._update_view(self.view(name).without_object())
 
     def view(self, node: str) -> NodeView:
-        """Return the view of a node, of a silent one if nothing is known."""
-        return self._views.get(node) or NodeView(node, silent=self._agents.silent(node))
+        """Return the view of a node, an empty view if nothing is known."""
+        return self._views.get(node) or NodeView(node, silent=self._agents.is_silent(node))
 
     @property
     def views(self) -> Mapping[str, NodeView]:
@@ -178,10 +178,7 @@ class Store:
         return self._views
 
     def set_desired(self, view: NodeView) -> None:
-        """Store the view with the compiled spec.
-
-        The event that made the node dirty has marked the limits.
-        """
+        """Store the view with the compiled spec; the limits of the node are already dirty."""
         before = self._views.get(view.name)
         if before is not None and before.not_compiled:
             self._update_view(view)
@@ -190,13 +187,11 @@ class Store:
             self._update_presence(view)
 
     def compile_failed(self, name: str, problem: str) -> None:
-        """Record that the spec could not be compiled: the node keeps its last spec, and its limits
-        report it.
-        """
+        """Record a failed compilation: the node keeps its last spec, and its limits report this."""
         self._update_view(replace(self.view(name), not_compiled=problem))
 
     def forget_node(self, name: str) -> None:
-        """Forget a node that is gone."""
+        """Forget a deleted node."""
         if name not in self.stored or not self.stored[name].uid:
             self.stored.pop(name, None)
             self._views.pop(name, None)
@@ -205,7 +200,7 @@ class Store:
             self.counters.forget_node(name)
             self._mark(self.cluster.put_presence(name, NOWHERE))
 
-    # -- limits and groups -----------------------------------------------------------------------------------------
+    # -- limits and groups ---------------------------------------------------------------------
 
     def put_resource(self, observed: ObservedResource) -> None:
         """Store an observed limit or group, unless a newer version is known."""
@@ -223,7 +218,7 @@ class Store:
         self._aggregate.add(key, COALESCE_SECONDS)
 
     def resource_written(self, observed: ObservedResource) -> None:
-        """Store the answer to the operator's own write, unless the limit or group is gone by now."""
+        """Store the answer to the operator's own write, unless the object was deleted meanwhile."""
         if observed.uid in self._keys:
             self.put_resource(observed)
 
@@ -252,35 +247,30 @@ class Store:
         return self.resources[key].observed if key else None
 
     def _add_to_cluster(self, entry: ManagedResource) -> None:
-        """Add a resource to the cluster, or drop it if it cannot be read."""
+        """Add a resource to the cluster, or drop an unreadable resource."""
         observed = entry.observed
-        refused = self.cluster.group_rejection(observed.full_name) is not None
+        rejected = self.cluster.group_rejection(observed.full_name) is not None
         entry.has_finalizer = FINALIZER in observed.finalizers or (
-            entry.has_finalizer and not observed.deleting and not refused
+            entry.has_finalizer and not observed.deleting and not rejected
         )
         if observed.resource is None:
             self._metrics.unreadable("groups" if observed.kind is SharedMemoryGroup else "limits")
             self._drop_from_cluster(observed)
         elif isinstance(observed.resource, SharedMemoryGroup):
-            self._mark(
-                self.cluster.put_group(
-                    Group(
-                        observed.resource, observed.created, observed.deleting, entry.has_finalizer
-                    )
-                )
+            group = Group(
+                observed.resource, observed.created, observed.deleting, entry.has_finalizer
             )
+            self._mark(self.cluster.put_group(group))
         else:
             self._mark(self.cluster.put_limit(observed.resource))
 
     def _drop_from_cluster(self, observed: ObservedResource) -> None:
-        drop = (
-            self.cluster.remove_group
-            if observed.kind is SharedMemoryGroup
-            else self.cluster.remove_limit
-        )
-        self._mark(drop(observed.full_name))
+        if observed.kind is SharedMemoryGroup:
+            self._mark(self.cluster.remove_group(observed.full_name))
+        else:
+            self._mark(self.cluster.remove_limit(observed.full_name))
 
-    # -- marking ---------------------------------------------------------------------------------------------------
+    # -- marking -------------------------------------------------------------------------------
 
     def _mark(self, dirty: Dirty) -> None:
         for name in dirty.nodes:
@@ -291,18 +281,13 @@ class Store:
             self._aggregate.add(group_key(name), COALESCE_SECONDS)
 
     def _update_view(self, view: NodeView) -> None:
-        """Store a view.
-
-        If it changed, mark the limits of the node's pods and the groups on the node.
-        """
+        """Store a view; after a change, mark the limits and groups of the node as dirty."""
         if self._views.get(view.name) != view:
             self._views[view.name] = view
             self._update_presence(view)
-            name = view.name
-            self._mark(
-                Dirty(limits=self.cluster.limits_on(name), groups=self.cluster.groups_on(name))
-            )
-            self._remove_stopped(name)
+            limits, groups = self.cluster.limits_on(view.name), self.cluster.groups_on(view.name)
+            self._mark(Dirty(limits=limits, groups=groups))
+            self._remove_stopped(view.name)
 
     def _update_presence(self, view: NodeView) -> None:
         before = self.cluster.presence(view.name)
@@ -332,11 +317,9 @@ class Store:
                 listener(stored.name, config.status.recent_denials if config.status else [])
 
     def _end_pod(self, uid: str) -> None:
-        """Remove a pod that is gone or has ended.
+        """Remove a deleted or ended pod, but only after its processes.
 
-        Keep it while its processes run and limits apply to them.
-
-        Do not wait for a silent agent: it keeps such limits by itself.
+        Do not wait for a silent agent, which keeps the limits of such processes by itself.
         """
         pod = self.cluster.pod(uid)
         if pod is None or self.view(pod.node).silent or not self._has_processes(pod):
@@ -346,8 +329,7 @@ class Store:
         self._mark(self.cluster.put_pod(replace(pod, gone=True)))
 
     def _has_processes(self, pod: Pod) -> bool:
-        """Return whether the agent last reported processes of the pod, and no other pod has its
-        cgroup.
+        """Return whether the agent reports processes of the pod, and no other pod has its cgroup.
 
         A deleted mirror pod is recreated with another UID and the same cgroup.
         """
@@ -355,10 +337,7 @@ class Store:
         return use is not None and use.processes > 0 and not self._is_replaced(pod)
 
     def _is_replaced(self, pod: Pod) -> bool:
-        """Return whether another pod has the cgroup now.
-
-        A cgroup named by the pod's own UID belongs to the pod.
-        """
+        """Return whether another pod has the cgroup now, unless the pod's own UID names it."""
         if pod.cgroup_uid == pod.uid:
             return False
         others = (
@@ -368,7 +347,7 @@ class Store:
         return any(other is not None and not other.gone for other in others)
 
     def _remove_stopped(self, node: str, only: Set[str] | None = None) -> None:
-        """Remove the gone pods, or `only` these, of which the node reports no process any more."""
+        """Remove deleted pods without reported processes, among all or `only` these UIDs."""
         still_running = self._still_running.get(node)
         if still_running is None or (node in self._views and not self._views[node].reported):
             return
@@ -387,8 +366,7 @@ class Store:
             del self._ended[next(iter(self._ended))]
 
     def _update_liveness(self, node: str) -> None:
-        self._update_view(self.view(node).with_silent(self._agents.silent(node)))
+        self._update_view(self.view(node).with_silent(self._agents.is_silent(node)))
         if node not in self.node_uids and node not in self.stored:
-            self._compile.add(
-                node
-            )  # forgets the node, unless its Node object arrives after its agent
+            # Forgets the node, unless its Node object arrives after its agent.
+            self._compile.add(node)

@@ -1,4 +1,4 @@
-"""Transforms from API objects to the few fields that the operator keeps; equal parts are shared."""
+"""Transforms from API objects to the few fields in the store; equal parts are shared."""
 
 import hashlib
 import json
@@ -13,10 +13,7 @@ from pinwarden.plan.types import Namespace, Node, Pod
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """A node, and the UID that owns its NodePinConfig.
-
-    `lost` while the node controller cannot reach it.
-    """
+    """A node, and the UID that owns its NodePinConfig; `lost` if it is unreachable."""
 
     node: Node
     uid: str
@@ -34,10 +31,7 @@ class AgentPod:
 
 @dataclass(frozen=True, slots=True)
 class StoredConfig:
-    """A NodePinConfig as stored.
-
-    `digest` stands for its spec and owner, `config` has the fields that are read.
-    """
+    """A stored NodePinConfig: a digest of its spec and owner, and the fields to read."""
 
     name: str
     uid: str
@@ -96,7 +90,7 @@ def node_pin_config(raw: Json) -> tuple[str, StoredConfig]:
 
 
 def canonical(value: Any) -> bytes:
-    """Return JSON that is the same for equal values."""
+    """Return the same JSON for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 

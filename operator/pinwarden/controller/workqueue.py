@@ -1,6 +1,6 @@
 """A queue of names to work on.
 
-A name that is added while it waits is processed once. A name that is added while it is processed is
+If a name is added while it waits, it is processed once. If a name is added during its run, it is
 processed again. A burst of events therefore costs one run, and no two workers process the same
 name.
 """
@@ -20,7 +20,7 @@ _PRUNE_SLACK = 1024
 class _QueuedName:
     """The state of a name, in times of the queue's clock.
 
-    `again` is set for a name that was added while busy.
+    `again` is set if the name was added while busy.
     """
 
     due: float | None = None
@@ -35,7 +35,7 @@ class _QueuedName:
 
 
 class WorkQueue:
-    """Names that become due, each no sooner than its last run asked for."""
+    """Names that become due, each after the pause of its last run."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -51,20 +51,14 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Return whether no name waits and none is processed.
-
-        Names that failed and wait for a retry do not count.
-        """
+        """Return whether no name waits or is processed; failed names do not count."""
         return not any(
             entry.busy or (entry.due is not None and entry.backoff is None)
             for entry in self._names.values()
         )
 
     def add(self, name: str, delay: float = 0.0) -> None:
-        """Process `name` in `delay` seconds or later.
-
-        Of several calls, the earliest time counts.
-        """
+        """Process `name` in `delay` seconds or later; the earliest of several calls counts."""
         entry = self._names.setdefault(name, _QueuedName())
         due = self._clock() + delay
         if entry.busy:
@@ -78,19 +72,13 @@ class WorkQueue:
             self._changed.set()
 
     def discard(self, name: str) -> None:
-        """Forget `name`.
-
-        A worker that processes it now still has to end with `done` or `failed`.
-        """
+        """Forget `name`; a worker in its run must still call `done` or `failed`."""
         entry = self._names.pop(name, None)
         if entry is not None and entry.busy:
             self._names[name] = _QueuedName(busy=True)
 
     async def get(self) -> str:
-        """Wait for a name that is due and return it.
-
-        The caller must end with `done` or `failed`.
-        """
+        """Return the next due name; the caller must end its run with `done` or `failed`."""
         while True:
             self._changed.clear()
             delay = self._until_due()
@@ -114,7 +102,7 @@ class WorkQueue:
         self._end(name, entry, quiet)
 
     def failed(self, name: str, at_least: float | None = None) -> None:
-        """End the run of `name` and retry after a pause that grows with each failure."""
+        """End the run of `name`, and retry after a growing pause."""
         entry = self._names[name]
         entry.backoff = entry.backoff or Backoff()
         if entry.again is None:
@@ -134,7 +122,7 @@ class WorkQueue:
             self._prune(now)
 
     def _prune(self, now: float) -> None:
-        """Forget names that have nothing to do and whose quiet time is over."""
+        """Forget idle names whose quiet time is over."""
         self._names = {
             name: entry
             for name, entry in self._names.items()

@@ -8,7 +8,12 @@ import pytest
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.finalizers import without
-from pinwarden.controller.uninstall.blockers import draining, is_gated, made, remaining_groups
+from pinwarden.controller.uninstall.blockers import (
+    created_uids,
+    draining,
+    is_gated,
+    remaining_groups,
+)
 from pinwarden.controller.uninstall.uninstall import GatedPods, Uninstaller, UninstallOptions
 from pinwarden.plan.group_compiler import FINALIZER
 
@@ -72,14 +77,16 @@ def test_only_what_pinwarden_made_and_shall_not_leave_drains() -> None:
         group("found", management="Adopt"),
         group("silent"),
     ]
-    assert made(groups) == {"made"}
+    assert created_uids(groups) == {"made"}
     groups_there = [{"uid": "made"}, {"uid": "found"}]
-    assert draining({"spec": {"mode": "Release", "groups": groups_there}}, made(groups)) == {
+    assert draining(
+        {"spec": {"mode": "Release", "groups": groups_there}}, created_uids(groups)
+    ) == {
         "mode": "Active",
         "groups": [{"uid": "made", "draining": True}],
     }
-    assert draining({"spec": {"mode": "Active"}}, made(groups)) is None
-    assert draining({"spec": {"groups": [{"uid": "found"}]}}, made(groups)) is None
+    assert draining({"spec": {"mode": "Active"}}, created_uids(groups)) is None
+    assert draining({"spec": {"groups": [{"uid": "found"}]}}, created_uids(groups)) is None
 
 
 def config(report: dict[str, Any] | None) -> NodePinConfig:
@@ -111,7 +118,7 @@ def test_a_released_group_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     ("report", "why", "stays"),
     [
-        (None, "the node does not report it", False),
+        (None, "the node does not report the group", False),
         ({"phase": "Released", "hash": "of an older"}, "", False),
         ({"phase": "Active"}, "", False),
         (

@@ -1,4 +1,4 @@
-"""`pinwarden uninstall`; `lease` takes the operator's Lease.
+"""`pinwarden uninstall`.
 
-`blockers` finds gated pods and created memory.
+`lease` takes the operator's Lease. `blockers` finds gated pods and created memory.
 """

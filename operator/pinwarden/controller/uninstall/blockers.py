@@ -1,4 +1,4 @@
-"""Blockers of an uninstallation: gated pods, and shared memory that pinwarden created. No I/O."""
+"""Blockers of an uninstallation: gated pods, and shared memory from pinwarden. No I/O."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _STAYS = ("InUse", NOT_REMOVED)
 
 
 class RemainingGroup(NamedTuple):
-    """A group that a node has not released; `stays` means that waiting is useless."""
+    """A group on a node before its release; `stays` is set if waiting is useless."""
 
     group: str
     why: str
@@ -21,23 +21,20 @@ class RemainingGroup(NamedTuple):
 
 
 def is_gated(pod: Json) -> bool:
-    """Return whether a running pod has a container with pinwarden's profile, in any accepted
-    spelling.
-    """
+    """Return whether a running pod has pinwarden's profile, in any accepted spelling."""
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return False
     spec = pod["spec"]
-    parts = ("containers", "initContainers", "ephemeralContainers")
-    contexts = [spec.get("securityContext")] + [
-        each.get("securityContext") for part in parts for each in spec.get(part) or ()
-    ]
+    fields = ("containers", "initContainers", "ephemeralContainers")
+    containers = [container for field in fields for container in spec.get(field) or ()]
     profiles = (
-        ((each or {}).get("seccompProfile") or {}).get("localhostProfile") or ""
-        for each in contexts
+        ((secured.get("securityContext") or {}).get("seccompProfile") or {}).get("localhostProfile")
+        for secured in (spec, *containers)
     )
+    paths = ((profile or "").split("/") for profile in profiles)
     return any(
-        "/".join(part for part in profile.split("/") if part not in ("", ".")).startswith(PROFILES)
-        for profile in profiles
+        "/".join(part for part in path if part not in ("", ".")).startswith(PROFILES)
+        for path in paths
     )
 
 
@@ -46,31 +43,26 @@ def full_name(pod: Json) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
-def made(groups: Iterable[Json]) -> frozenset[str]:
+def created_uids(groups: Iterable[Json]) -> frozenset[str]:
     """Return the UIDs of the groups whose objects pinwarden created and must remove."""
     orphan = DeletionPolicy.ORPHAN.value
     return frozenset(
-        each["metadata"]["uid"]
-        for each in groups
-        if each["spec"].get("management") == Management.CREATE.value
-        and each["spec"].get("deletionPolicy") != orphan
+        group["metadata"]["uid"]
+        for group in groups
+        if group["spec"].get("management") == Management.CREATE.value
+        and group["spec"].get("deletionPolicy") != orphan
     )
 
 
-def draining(config: Json, made: frozenset[str]) -> Json | None:
-    """Return a spec that drains these groups and limits no pod, None if the node has none of the
-    groups.
-    """
-    groups = [
-        each for each in (config.get("spec") or {}).get("groups") or () if each.get("uid") in made
-    ]
-    if not groups:
-        return None
-    return {"mode": Mode.ACTIVE.value, "groups": [{**each, "draining": True} for each in groups]}
+def draining(config: Json, uids: frozenset[str]) -> Json | None:
+    """Return a spec to drain these groups and limit no pod, None if the node has no such group."""
+    groups = (config.get("spec") or {}).get("groups") or ()
+    drained = [{**group, "draining": True} for group in groups if group.get("uid") in uids]
+    return {"mode": Mode.ACTIVE.value, "groups": drained} if drained else None
 
 
 def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
-    """Return the draining groups that the node has not released."""
+    """Return the draining groups without a released report."""
     reports = {group.uid: group for group in config.status.groups} if config.status else {}
     remaining: list[RemainingGroup] = []
     for group in config.spec.groups:
@@ -78,7 +70,7 @@ def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:
         known = report is not None and report.hash == group.hash
         if not group.draining or (known and report and report.phase is Phase.RELEASED):
             continue
-        why = (report.message or report.reason) if report else "the node does not report it"
+        why = (report.message or report.reason) if report else "the node does not report the group"
         remaining.append(
             RemainingGroup(group.name, why, bool(known and report and report.reason in _STAYS))
         )

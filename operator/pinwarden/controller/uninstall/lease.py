@@ -1,5 +1,4 @@
-"""The operator's Lease during `pinwarden uninstall`: taken from any holder, renewed, and released
-on failure.
+"""The operator's Lease during `pinwarden uninstall`: taken, renewed, and released on failure.
 
 If the command is killed, the renewals stop, and a replica of the operator continues.
 `LEFT_LEASE_SECONDS` applies at the end, shortly before the operator is deleted.
@@ -43,15 +42,12 @@ class OperatorLease:
         self._renewed = 0.0
 
     async def take(self) -> bool:
-        """Take the Lease from any holder and return whether it exists."""
+        """Take the Lease from any holder, and return False if there is no Lease."""
         self._held = await self._replace(LEASE_SECONDS, from_anyone=True)
         return self._held
 
     async def renew(self) -> None:
-        """Renew the Lease.
-
-        Raises UninstallError if another holder took it, so that two never write.
-        """
+        """Renew the Lease. Raises UninstallError if another process has taken it meanwhile."""
         if self._held and monotonic() - self._renewed > LEASE_SECONDS / 10:
             await self._replace(LEASE_SECONDS)
 
@@ -62,13 +58,10 @@ class OperatorLease:
         try:
             await self._replace(1, holder="")
         except (ApiError, UninstallError) as error:
-            _log.error("cannot release the Lease, it expires in %d s: %s", LEASE_SECONDS, error)
+            _log.error("cannot release the Lease, which expires in %d s: %s", LEASE_SECONDS, error)
 
     async def hand_over(self) -> bool:
-        """Let the operator's Deployment own the Lease.
-
-        Without a Deployment, release it and return False.
-        """
+        """Let the operator's Deployment own the Lease; without one, release and return False."""
         path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{leader_election.NAME}"
         try:
             deployment = await self._api.get(path)
@@ -100,7 +93,7 @@ class OperatorLease:
             had = (lease.get("spec") or {}).get("holderIdentity")
             if not from_anyone and had != self._identity:
                 raise UninstallError(
-                    f"the Lease {leader_election.NAME} was taken by {had or 'nobody'} meanwhile"
+                    f"the Lease {leader_election.NAME} has another holder now: {had or 'none'}"
                 )
             written = {
                 "holderIdentity": self._identity if holder is None else holder,

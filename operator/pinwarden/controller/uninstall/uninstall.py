@@ -1,14 +1,14 @@
 """`pinwarden uninstall`: undo pinwarden's changes on every node, before its programs are deleted.
 
-The command takes the operator's Lease, so that no replica writes meanwhile. On failure the command
-releases the Lease, and the operator puts everything in force again. On success the operator's
-Deployment owns the Lease, and both are deleted together.
+The command takes the operator's Lease, so no replica writes meanwhile. On failure the command
+releases the Lease, and the operator enforces the limits again. On success the operator's Deployment
+owns the Lease, and both are deleted together.
 
 Every node restores the original limits of each process (mode `Release`). Then nodes remove the
-shared memory that pinwarden created, unless a process uses it. The command writes a spec again
-until the node has applied it. At the timeout, a node without a running agent is reported and
-skipped. A node with a running agent that did not answer fails the command. Nothing is changed while
-gated pods run, because no gate would answer their calls.
+unused shared memory created by pinwarden. The command writes a spec again until the node has
+applied the spec. At the timeout, a node without a running agent is reported and skipped. A node
+whose agent runs and did not answer fails the command. While gated pods run, the command changes
+nothing, because no gate would answer their calls.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, co
 from pinwarden.controller.finalizers import without
 from pinwarden.controller.uninstall.blockers import (
     RemainingGroup,
+    created_uids,
     draining,
     full_name,
     is_gated,
-    made,
     remaining_groups,
 )
 from pinwarden.controller.uninstall.lease import OperatorLease, UninstallError, with_retries
@@ -77,10 +77,7 @@ class UninstallOptions:
 async def run(
     kubeconfig: Path | None, settings: UninstallOptions, say: Callable[[str], None]
 ) -> None:
-    """Uninstall.
-
-    Raises UninstallError, ConnectionSetupError, and ApiError if the API server fails.
-    """
+    """Uninstall. Raises UninstallError, ConnectionSetupError, and ApiError."""
     async with Api(await configure(kubeconfig)) as api:
         work = asyncio.create_task(Uninstaller(api, settings, say).run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +85,7 @@ async def run(
         try:
             await work
         except asyncio.CancelledError as error:
-            raise UninstallError("it was ended before it was done") from error
+            raise UninstallError("interrupted before the end") from error
 
 
 class Uninstaller:
@@ -101,21 +98,20 @@ class Uninstaller:
         self._lease = OperatorLease(api, settings.namespace)
 
     async def run(self) -> None:
-        """Uninstall. Raises UninstallError, and ApiError if the API server fails."""
+        """Uninstall. Raises UninstallError and ApiError."""
         await self._check_gated_pods()
         if not await self._lease.take():
             await self._check_never_used()
         try:
             started = monotonic()
-            await asyncio.sleep(
-                leader_election.RENEW_SECONDS
-            )  # afterwards no replica begins a write
+            # Afterwards no replica begins a write.
+            await asyncio.sleep(leader_election.RENEW_SECONDS)
             await self._release(started + QUIET_SECONDS, started + self._settings.timeout)
             # List the groups only now: a write in flight may still have set a finalizer.
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._check_gated_pods()
             half = 0.5 * self._settings.timeout
-            await self._drain(made(groups), max(started + 3 * half, monotonic() + half))
+            await self._drain(created_uids(groups), max(started + 3 * half, monotonic() + half))
             await self._run_all([partial(self._remove_finalizer, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
             await self._run_all([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
@@ -124,21 +120,22 @@ class Uninstaller:
             await self._lease.release()
             raise
         self._say(
-            f"released: {plural(len(names), 'NodePinConfig')} deleted, {plural(len(groups), 'SharedMemoryGroup')} freed of "
-            "pinwarden's finalizer"
+            f"released: {plural(len(names), 'NodePinConfig')} deleted, "
+            f"finalizer removed from {plural(len(groups), 'SharedMemoryGroup')}"
         )
         if not left:
             self._say(
-                f"there is no Deployment {leader_election.NAME} in the namespace {self._settings.namespace}: an operator that runs anyway "
-                "puts limits in force again; end it, and run this again"
+                f"there is no Deployment {leader_election.NAME} in the namespace "
+                f"{self._settings.namespace}: if an operator runs elsewhere, stop that operator, "
+                "because it enforces the limits again, and run this command again"
             )
 
     async def _check_never_used(self) -> None:
         """Raise UninstallError if an operator has written NodePinConfigs."""
         if await self._list(_CONFIGS, lambda raw: raw["metadata"]["name"]):
             raise UninstallError(
-                f"there are NodePinConfigs and no Lease {leader_election.NAME} in the namespace {self._settings.namespace}: "
-                "name the operator's namespace (--namespace)"
+                f"there are NodePinConfigs and no Lease {leader_election.NAME} in the namespace "
+                f"{self._settings.namespace}: name the operator's namespace (--namespace)"
             )
 
     async def _check_gated_pods(self) -> None:
@@ -152,17 +149,14 @@ class Uninstaller:
             self._say(f"pinning calls of these pods fail with ENOSYS from now on: {_few(gated)}")
             return
         raise UninstallError(
-            f"{len(gated)} pods have the gate's seccomp profile, and their pinning calls would fail with ENOSYS without the gate:"
-            f" {_few(gated)}."
-            " Remove the label pinwarden.io/gate from their namespaces, or the profile from their manifests, and make these pods anew;"
-            " or have it go on (uninstall.gatedPods=Break, --gated-pods=Break): docs/uninstall.md"
+            f"{len(gated)} pods have the gate's seccomp profile, and their pinning calls would "
+            f"fail with ENOSYS without the gate: {_few(gated)}. Remove the label pinwarden.io/gate "
+            "from their namespaces, or the profile from their manifests, and recreate these pods. "
+            "To uninstall anyway: uninstall.gatedPods=Break, --gated-pods=Break, docs/uninstall.md"
         )
 
     async def _release(self, quiet: float, deadline: float) -> None:
-        """Let nodes restore the limits of every process.
-
-        Raises UninstallError if a live agent did not.
-        """
+        """Let nodes restore the limits of every process. Raises UninstallError."""
 
         def wanted(raw: Json) -> Json:
             return {
@@ -173,25 +167,25 @@ class Uninstaller:
         missing = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
         if silent := [name for name, alive in missing.items() if alive]:
             raise UninstallError(
-                f"these nodes did not do what they were asked to within {self._settings.timeout:.0f} s, though their agents run: "
-                f"{_few(silent)}. What an agent says: kubectl -n {self._settings.namespace} logs ds/pinwarden-agent"
+                f"these nodes did not restore the limits within {self._settings.timeout:.0f} s, "
+                f"though their agents run: {_few(silent)}. To see an agent's log: "
+                f"kubectl -n {self._settings.namespace} logs ds/pinwarden-agent"
             )
         if missing:
             self._say(
-                f"no agent runs on these nodes, so what they hold stays until they are rebooted: {', '.join(missing)}"
+                "no agent runs on these nodes, so their limits and shared memory stay until a "
+                f"reboot: {', '.join(missing)}"
             )
 
-    async def _drain(self, made: frozenset[str], deadline: float) -> None:
-        """Let nodes remove the shared memory that pinwarden created, and report memory that is in
-        use.
-        """
+    async def _drain(self, uids: frozenset[str], deadline: float) -> None:
+        """Let nodes remove the memory of these groups, and report the memory that stays."""
         left: dict[str, Sequence[RemainingGroup]] = {}
 
         def waits(config: NodePinConfig) -> Sequence[RemainingGroup]:
             left[config.metadata.name] = remaining = remaining_groups(config)
             return [group for group in remaining if not group.stays]
 
-        await self._apply_to_nodes(lambda raw: draining(raw, made), waits, deadline)
+        await self._apply_to_nodes(lambda raw: draining(raw, uids), waits, deadline)
         for node, waited in sorted(left.items()):
             for wait in waited:
                 self._say(f"shared memory stays on node {node}: {wait.group}: {wait.why}")
@@ -205,8 +199,8 @@ class Uninstaller:
     ) -> dict[str, bool]:
         """Write the `wanted` specs until every node has applied its spec and has no more `waits`.
 
-        Continue at least until `quiet`. Return the nodes that did not finish by the `deadline`, and
-        whether an agent runs on each.
+        Continue at least until `quiet`. Return the unfinished nodes at the `deadline`, and whether
+        an agent runs on each.
         """
         asked: dict[str, int] = {}
         poll = POLL_SECONDS
@@ -240,7 +234,7 @@ class Uninstaller:
             poll = min(poll * 1.5, LONGEST_POLL_SECONDS)
 
     async def _write(self, config: "_NodeConfig", asked: dict[str, int]) -> None:
-        """Write a spec; the next list shows a node that was deleted or recreated meanwhile."""
+        """Write a spec, unless the object was deleted or recreated meanwhile."""
         patch: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": config.uid},
             {"op": "replace", "path": "/spec", "value": config.spec},
@@ -264,12 +258,10 @@ class Uninstaller:
         )
 
     async def _remove_finalizer(self, group: Json) -> None:
-        """Remove the finalizer, also of another manager, because no operator will.
-
-        Raises ApiError.
-        """
+        """Remove the finalizer, also of another manager. Raises ApiError."""
         metadata = group["metadata"]
-        path = f"{_API}/namespaces/{metadata['namespace']}/{SharedMemoryGroup.plural}/{metadata['name']}"
+        namespace, name = metadata["namespace"], metadata["name"]
+        path = f"{_API}/namespaces/{namespace}/{SharedMemoryGroup.plural}/{name}"
         for left in range(_CHANGED_MEANWHILE, -1, -1):
             if FINALIZER not in (metadata.get("finalizers") or ()):
                 return
@@ -285,13 +277,10 @@ class Uninstaller:
                 return
 
     async def _run_all(self, works: Sequence[Callable[[], Awaitable[Any]]]) -> None:
-        """Run all, some in parallel.
-
-        Ignore objects that are gone; raise the first other failure at the end.
-        """
+        """Run all, some in parallel. Ignore deleted objects; raise the first other failure."""
         at_once = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(work: Callable[[], Awaitable[Any]]) -> None:
+        async def run(work: Callable[[], Awaitable[Any]]) -> None:
             async with at_once:
                 try:
                     await with_retries(work)
@@ -302,7 +291,7 @@ class Uninstaller:
         for start in range(0, len(works), _BATCH):
             await self._lease.renew()
             done = await asyncio.gather(
-                *(one(work) for work in works[start : start + _BATCH]), return_exceptions=True
+                *(run(work) for work in works[start : start + _BATCH]), return_exceptions=True
             )
             for result in done:
                 if isinstance(result, BaseException):
@@ -326,9 +315,7 @@ class Uninstaller:
 
 
 class _NodeConfig(NamedTuple):
-    """A NodePinConfig: whether an agent ever `reported` and has `answered` this generation, and the
-    wanted spec.
-    """
+    """A NodePinConfig with the wanted spec, and whether an agent `answered` this generation."""
 
     name: str
     uid: str
@@ -352,7 +339,7 @@ def _read_config(
             left = waits(NodePinConfig.model_validate(raw))
         except ValidationError as error:
             _log.warning("cannot read NodePinConfig %s: %s", metadata["name"], error)
-            left = ["it cannot be read"]
+            left = ["unreadable"]
     return _NodeConfig(
         metadata["name"],
         metadata["uid"],
