@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def render(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the table's lines. None and the empty text are shown as `-`."""
+    """Return the table's lines, with `-` for None and for the empty text."""
     cells = [
         list(head),
         *([("-" if cell in (None, "") else str(cell)) for cell in row] for row in rows),

@@ -1,7 +1,7 @@
 """The mapped and the resident parts of wanted objects in the processes of one pod.
 
-The processes are read one after the other. Of each process the page tables are read only for pages
-not seen in a process before. So an object mapped in fifty processes is walked once, and only
+The processes are read one after the other. Page tables are read only for pages not seen in an
+earlier process. So an object mapped in fifty processes is walked once, and only
 the missing pages are searched in the next process.
 
 A process continues meanwhile. Its mappings are read before and after its page tables. If they

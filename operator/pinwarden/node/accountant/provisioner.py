@@ -13,15 +13,15 @@ own cgroup, `pinwarden/<namespace>_<name>`, populates the file, and a writer is 
 (M1, M9). A hole punched by a pod is filled in the next round. Until then the first pod with a fault
 in the hole is charged.
 
-This memory is outside of all pods. At most `--shared-memory` bytes are provisioned, and an
-administrator reserves them on the node (`systemReserved` of the kubelet) for the scheduler to see.
+This memory is outside of all pods. At most `--shared-memory` bytes are provisioned. An
+administrator reserves them on the node (`systemReserved` of the kubelet), so the scheduler knows.
 Existing objects count, including leftovers of deleted groups. Pages of hugetlbfs come from the
 node's pool of huge pages and do not count.
 
 Each round repeats all steps, and a repeated step changes nothing. So a crash in between
 loses nothing. The object of a group stays if the group leaves the configuration undrained. A
 System V segment is recognised by a record from before its creation. Another segment
-with the key belongs to somebody else.
+with the key belongs to other software.
 """
 
 import errno

@@ -3,13 +3,15 @@
 The pages in a pod's page tables change for three reasons. The pod did it, and used processor time.
 Or pages of the object were freed or replaced, and the object's charge changed. Or the kernel
 removed pages on its own (`vmstat`). Without any of these, the figure of the last walk is still
-true and keeps its time. The kernel counts some of its work before the page tables change, so a
+true and keeps its time. The kernel counts some of its work before the page tables change. So a
 walk is not kept if the counters changed since the previous sample.
 
-Some changes are missed: pages punched out and filled again at once, a write past the page cache,
-a page inserted by another pod through userfaultfd, and a page table that khugepaged replaces some
-time after it collapsed the pages (collapse_pte_mapped_thp). They are rare, and a walk every
-`FRESH_SECONDS` corrects them.
+Some rare changes are missed until the next walk, after `FRESH_SECONDS` at most:
+
+- pages punched out and filled again at once, and a write past the page cache,
+- a page inserted by another pod through userfaultfd,
+- a page table replaced by khugepaged long after the collapse of its pages
+  (collapse_pte_mapped_thp).
 
 A System V segment is known by its number in an IPC namespace. If a process attaches a segment
 and then moves to another IPC namespace, the mapping is not found: its number belongs to the other

@@ -119,7 +119,7 @@ class BorrowRules:
         """Return a denial if a group does not allow a member to map a range.
 
         `mapped` are the member's mapped ranges. The ranges of calls `in_flight` may or may not be
-        in `mapped`. None stands for any ranges.
+        in `mapped`; None stands for any ranges.
         """
         objects = self._objects[group.uid]
         mine = [item for item in mapped if objects.has(item.object)]

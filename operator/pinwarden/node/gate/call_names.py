@@ -57,9 +57,7 @@ _NAMES: Final = {
 
 
 def describe(call: Notification) -> str:
-    """Return a call's name, with its flags or command in brackets. The name of an ungated call is
-    `system call N`.
-    """
+    """Return a call's name with its flags or command in brackets, or `system call N` if ungated."""
     name = _NAMES.get((call.arch, call.number))
     if name is None:
         return f"system call {call.number}"

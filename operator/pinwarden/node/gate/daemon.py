@@ -27,7 +27,7 @@ from pinwarden.node.gate.journal import Journal
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.holder import protocol
-from pinwarden.node.holder.protocol import Kind, Packet
+from pinwarden.node.holder.protocol import Packet, PacketKind
 from pinwarden.node.pods.policy import NodePolicy
 from pinwarden.node.state import accountant_status
 from pinwarden.node.state.config import ConfigFollower, Configuration
@@ -204,17 +204,19 @@ class _GateProcess:
             _log.debug("no holder answers: %s", error)
             return
         try:
-            protocol.send(connection, Packet(Kind.GATE))
+            protocol.send(connection, Packet(PacketKind.GATE))
             known = self._dispatcher.listeners
             received: set[int] = set()
-            while (packet := protocol.receive(connection)) and packet.kind is not Kind.COMPLETE:
+            while (
+                packet := protocol.receive(connection)
+            ) and packet.kind is not PacketKind.COMPLETE:
                 received.add(packet.number)
                 self._take(packet)
             if packet is None:
                 raise ConnectionResetError("it ended before it sent all listeners")
             for number in known.keys() - received:
                 descriptor, container = known[number]
-                packet = Packet(Kind.LISTENER, number, container.message, (descriptor,))
+                packet = Packet(PacketKind.LISTENER, number, container.message, (descriptor,))
                 protocol.send(connection, packet)
         except OSError as error:
             _log.warning("the holder did not send all listeners, trying again: %s", error)
@@ -238,7 +240,7 @@ class _GateProcess:
             self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        if packet.kind is not Kind.LISTENER:
+        if packet.kind is not PacketKind.LISTENER:
             protocol.close(packet.descriptors)
             return
         if not packet.descriptors:

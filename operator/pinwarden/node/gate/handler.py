@@ -119,7 +119,7 @@ class NotificationHandler:
     ) -> None:
         """Track a call of this gate or its predecessor.
 
-        The call pins at most `amount` bytes and maps `ranges`. None stands for any ranges, if the
+        The call pins at most `amount` bytes and maps `ranges`; None stands for any ranges if the
         call maps an object.
         """
         if amount:

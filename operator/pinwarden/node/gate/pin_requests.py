@@ -80,10 +80,10 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """The amount of a pinning call. `most` is its maximum in bytes, None without it in the
-    registers.
+    """The amount of a pinning call.
 
-    `start` is the first byte of its range. `inexact` is why the pod becomes inexact, or "".
+    `most` is the maximum in bytes, None if the registers do not show it. `start` is the first byte
+    of the range. `inexact` is why the pod becomes inexact, or "".
     `refusal` is the kernel's errno value for a limit. `in_memory` reads the amount for
     `Growth.IN_MEMORY`.
     """

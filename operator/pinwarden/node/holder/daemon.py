@@ -1,5 +1,4 @@
-"""Keeps the descriptors of listeners. The holder does nothing else, so nothing makes the holder
-end.
+"""Keeps the descriptors of listeners. The holder does nothing else, so no other work can end it.
 
 While any process has a copy of a listener's descriptor open, calls wait for an answer. Without a
 copy, the calls end with ENOSYS until the container ends. So the container runtime sends each
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from pinwarden.common.guard import Guard
 from pinwarden.node.holder import protocol
-from pinwarden.node.holder.protocol import MESSAGE_BYTES, Kind, Packet
+from pinwarden.node.holder.protocol import MESSAGE_BYTES, Packet, PacketKind
 
 SECONDS = 5.0
 PAUSE_SECONDS = 0.5
@@ -156,7 +155,7 @@ class Holder:
             return
         listener = protocol.new_number()
         if self._keep(listener, came[0], message):
-            self._send_to_gate(Packet(Kind.LISTENER, listener, message, (came[0],)))
+            self._send_to_gate(Packet(PacketKind.LISTENER, listener, message, (came[0],)))
 
     def _keep(self, number: int, descriptor: int, message: bytes) -> bool:
         """Keep a listener and return whether it is kept.
@@ -191,7 +190,7 @@ class Holder:
             packet = protocol.receive(connection)
             if packet is not None:
                 protocol.close(packet.descriptors)
-            if packet is not None and packet.kind is Kind.GATE:
+            if packet is not None and packet.kind is PacketKind.GATE:
                 self._drain_gate()
                 self._send_all(connection)
                 self._drop_gate()
@@ -199,7 +198,7 @@ class Holder:
                 self._watch(connection, lambda _: self._read_gate(connection))
                 connection.settimeout(SECONDS)
                 return
-            if packet is not None and packet.kind is Kind.SUCCESSOR:
+            if packet is not None and packet.kind is PacketKind.SUCCESSOR:
                 self._hand_over(connection)
         except OSError as error:
             _log.warning("a connection of a gate or a new holder failed: %s", error)
@@ -216,8 +215,8 @@ class Holder:
 
     def _send_all(self, connection: socket.socket) -> None:
         for number, (descriptor, message) in self._listeners.items():
-            protocol.send(connection, Packet(Kind.LISTENER, number, message, (descriptor,)))
-        protocol.send(connection, Packet(Kind.COMPLETE))
+            protocol.send(connection, Packet(PacketKind.LISTENER, number, message, (descriptor,)))
+        protocol.send(connection, Packet(PacketKind.COMPLETE))
 
     def _read_gate(self, connection: socket.socket) -> None:
         """Receive a listener from the gate, or notice its end."""
@@ -232,10 +231,8 @@ class Holder:
         self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        """Keep the listener of a packet if the holder lacks this listener. Close all other
-        descriptors.
-        """
-        wanted = packet.kind is Kind.LISTENER and packet.number not in self._listeners
+        """Keep the listener of a packet if it is a new listener, and close all other descriptors."""
+        wanted = packet.kind is PacketKind.LISTENER and packet.number not in self._listeners
         protocol.close(packet.descriptors[1:] if wanted else packet.descriptors)
         if wanted and packet.descriptors:
             self._keep(packet.number, packet.descriptors[0], packet.message)
@@ -263,10 +260,10 @@ class Holder:
         while self._arriving:
             self.turn(0.1)
         sockets = (self._runtime.fileno(), self._gates.fileno())
-        protocol.send(connection, Packet(Kind.SOCKETS, descriptors=sockets))
+        protocol.send(connection, Packet(PacketKind.SOCKETS, descriptors=sockets))
         self._send_all(connection)
         packet = protocol.receive(connection)
-        if packet is None or packet.kind is not Kind.TAKEN:
+        if packet is None or packet.kind is not PacketKind.TAKEN:
             raise OSError("the successor did not confirm all listeners")
         for source in (self._runtime, self._gates):
             self._unwatch(source)
@@ -281,7 +278,7 @@ class Holder:
         """Take over the listeners and return the sockets of the running holder, or None."""
         try:
             with protocol.connect(gates, 3 * SECONDS) as connection:
-                protocol.send(connection, Packet(Kind.SUCCESSOR))
+                protocol.send(connection, Packet(PacketKind.SUCCESSOR))
                 return self._take_all(connection)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
@@ -292,12 +289,12 @@ class Holder:
     def _take_all(self, connection: socket.socket) -> tuple[socket.socket, socket.socket]:
         sockets: list[socket.socket] = []
         while packet := protocol.receive(connection):
-            if packet.kind is Kind.SOCKETS:
+            if packet.kind is PacketKind.SOCKETS:
                 sockets = [socket.socket(fileno=descriptor) for descriptor in packet.descriptors]
                 continue
             self._take(packet)
-            if packet.kind is Kind.COMPLETE and len(sockets) == 2:
-                protocol.send(connection, Packet(Kind.TAKEN))
+            if packet.kind is PacketKind.COMPLETE and len(sockets) == 2:
+                protocol.send(connection, Packet(PacketKind.TAKEN))
                 return sockets[0], sockets[1]
         raise OSError("it ended before it sent all listeners")
 

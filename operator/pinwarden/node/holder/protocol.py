@@ -20,7 +20,7 @@ _HEAD = struct.Struct("=BQ")
 _DESCRIPTORS = 8
 
 
-class Kind(IntEnum):
+class PacketKind(IntEnum):
     """The kind of a packet."""
 
     GATE = 1
@@ -38,7 +38,7 @@ class Packet:
     The receiver owns the `descriptors`.
     """
 
-    kind: Kind
+    kind: PacketKind
     number: int = 0
     message: bytes = b""
     descriptors: tuple[int, ...] = ()
@@ -83,7 +83,7 @@ def receive(connection: socket.socket) -> Packet | None:
         return None
     try:
         kind, number = _HEAD.unpack_from(data)
-        packet = Packet(Kind(kind), number, data[_HEAD.size :], tuple(descriptors))
+        packet = Packet(PacketKind(kind), number, data[_HEAD.size :], tuple(descriptors))
     except (struct.error, ValueError) as error:
         close(descriptors)
         raise OSError(f"the data is not a packet: {error}") from error

@@ -102,9 +102,7 @@ class PageMap:
         return Intervals.of(self._read(start, end))
 
     def _scanned(self, start: int, end: int, shared: bool) -> Intervals:
-        """Scan a range. In a shared mapping a seemingly swapped out page may be under migration,
-        so the scan asks for this page again.
-        """
+        """Scan a range. Pages of a shared mapping under migration look swapped out at first."""
         if not shared:
             return self._file_pages(start, end)
         starts, ends, kinds = self._scan(start, end, _PRESENT, _PRESENT, _SWAPPED)

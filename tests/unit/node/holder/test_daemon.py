@@ -17,7 +17,7 @@ from pinwarden.node.gate.daemon import GateSettings, _GateProcess
 from pinwarden.node.gate.dispatcher import Dispatcher
 from pinwarden.node.holder import daemon, protocol
 from pinwarden.node.holder.daemon import Holder
-from pinwarden.node.holder.protocol import MESSAGE_BYTES, Kind, Packet
+from pinwarden.node.holder.protocol import MESSAGE_BYTES, Packet, PacketKind
 
 ROOM = 32
 
@@ -77,17 +77,17 @@ def test_a_gate_waits_until_there_is_room(holder: Holder, tmp_path: Path) -> Non
         with full():
             gate.connect(str(tmp_path / "gates"))
             holder.turn(0)
-        protocol.send(gate, Packet(Kind.GATE))
+        protocol.send(gate, Packet(PacketKind.GATE))
         holder.turn(0)
         packet = protocol.receive(gate)
     assert packet is not None
-    assert packet.kind is Kind.COMPLETE
+    assert packet.kind is PacketKind.COMPLETE
 
 
 def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there:
-        protocol.send(here, Packet(Kind.LISTENER, 1, b"{}", (0,)))
+        protocol.send(here, Packet(PacketKind.LISTENER, 1, b"{}", (0,)))
         with full(), pytest.raises(OSError, match="no room"):
             protocol.receive(there)
 
@@ -97,7 +97,7 @@ def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
 ) -> None:
     where = GateSettings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
     _GateProcess(where, cast(Dispatcher, None), Guard(["packet"]))._take(
-        Packet(Kind.LISTENER, 1, b"{}")
+        Packet(PacketKind.LISTENER, 1, b"{}")
     )
     assert [each.levelname for each in caplog.records] == ["ERROR"]
 
