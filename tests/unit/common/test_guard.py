@@ -1,4 +1,4 @@
-"""What fails is the item: counted, logged once for each cause, due again after a backoff."""
+"""A failing item is counted, logged once for each cause, and due again after a backoff."""
 
 import logging
 
@@ -23,7 +23,7 @@ def fail(guard: Guard, name: str, error: BaseException) -> None:
         raise error
 
 
-def test_each_cause_is_logged_once_and_each_failure_is_counted(
+def test_cause_is_logged_once_and_each_failure_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -41,7 +41,7 @@ def test_each_cause_is_logged_once_and_each_failure_is_counted(
     assert guard.cause("pod", "a\nb") == ""
 
 
-def test_an_item_that_failed_waits_longer_each_time_and_no_other_does() -> None:
+def test_failing_item_waits_longer_each_time_and_others_do_not() -> None:
     clock = Clock()
     guard = Guard(["pod"], clock)
     waits = []
@@ -57,7 +57,7 @@ def test_an_item_that_failed_waits_longer_each_time_and_no_other_does() -> None:
     assert 1.9 < max(waits) < 4.1
 
 
-def test_many_items_that_fail_take_no_more_room() -> None:
+def test_many_failing_items_take_bounded_room() -> None:
     guard = Guard(["pod"])
     for number in range(REMEMBERED + 100):
         fail(guard, str(number), ValueError())
@@ -66,7 +66,7 @@ def test_many_items_that_fail_take_no_more_room() -> None:
     assert guard.cause("pod", str(REMEMBERED + 99)) == "ValueError: "
 
 
-def test_a_signal_that_ends_the_process_is_no_failure() -> None:
+def test_shutdown_signal_is_no_failure() -> None:
     guard = Guard(["pod"])
     with pytest.raises(ShutdownError):
         fail(guard, "a", ShutdownError())
@@ -77,13 +77,13 @@ texts = st.text(st.characters() | st.characters(categories=["Cs"]))
 
 
 @given(text=texts, most=st.integers(2, 300))
-def test_what_is_shown_is_one_line_of_printable_characters(text: str, most: int) -> None:
+def test_shown_text_is_one_line_of_printable_characters(text: str, most: int) -> None:
     assert shown(text, most).isprintable()
     assert len(shown(text, most)) <= most
 
 
-@given(one=texts, other=texts)
-def test_two_subjects_never_have_one_reported_name(one: str, other: str) -> None:
-    assert (reported_name(one) == reported_name(other)) == (one == other)
-    assert reported_name(one).isprintable()
-    assert len(reported_name(one * 300)) <= 1024
+@given(first=texts, second=texts)
+def test_different_subjects_have_different_reported_names(first: str, second: str) -> None:
+    assert (reported_name(first) == reported_name(second)) == (first == second)
+    assert reported_name(first).isprintable()
+    assert len(reported_name(first * 300)) <= 1024

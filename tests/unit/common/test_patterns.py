@@ -1,4 +1,4 @@
-"""Patterns of directories against trees that somebody else makes: as pathlib matches them, at any depth and with any name."""
+"""Patterns match as in pathlib, in trees of other users with any depth and any names."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ paths = st.lists(st.sampled_from(["a", "b", "ab", "c\n"]), min_size=1, max_size=
 
 
 @given(pattern=patterns, trees=st.lists(paths, max_size=6))
-def test_directories_are_those_that_pathlib_finds(
+def test_directories_are_the_ones_of_pathlib(
     pattern: str, trees: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("tree")
@@ -24,7 +24,7 @@ def test_directories_are_those_that_pathlib_finds(
     assert found == sorted({path for path in root.glob(pattern) if path.is_dir()})
 
 
-def test_files_match_nothing(tmp_path: Path) -> None:
+def test_files_do_not_match(tmp_path: Path) -> None:
     (tmp_path / "a.slice" / "b").mkdir(parents=True)
     (tmp_path / "c.slice").touch()
     assert (
@@ -37,7 +37,7 @@ def test_files_match_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deep_tree", ["d", "e" * 200], indirect=True)
-def test_a_tree_deeper_than_any_stack_or_path_hides_no_other_directory(deep_tree: Path) -> None:
+def test_tree_deeper_than_a_path_hides_no_other_directory(deep_tree: Path) -> None:
     (deep_tree / "vm").mkdir()
     assert directories(deep_tree, "**/vm") == [deep_tree / "vm"]
     assert len(directories(deep_tree, "**")) == MOST_NESTED + 1
@@ -56,7 +56,7 @@ def test_a_tree_deeper_than_any_stack_or_path_hides_no_other_directory(deep_tree
         ("**/vm-?.scope", "a/b/vm-10.scope", False),
     ],
 )
-def test_a_directory_is_found_if_the_pattern_matches_it(
+def test_matching_directory_is_found(
     pattern: str, subject: str, holds: bool, tmp_path: Path
 ) -> None:
     (tmp_path / subject).mkdir(parents=True)

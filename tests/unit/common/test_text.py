@@ -1,4 +1,4 @@
-"""Amounts as people read them are never misleading."""
+"""Texts of amounts are never misleading."""
 
 from fractions import Fraction
 
@@ -38,12 +38,12 @@ def value(text: str) -> Fraction:
         (2**50, "1Pi"),
     ],
 )
-def test_amounts_read_as(amount: int, text: str) -> None:
+def test_amount_is_shown_as_text(amount: int, text: str) -> None:
     assert short(amount) == text
 
 
 @given(amounts)
-def test_a_text_without_a_mark_is_exact_and_one_with_it_a_cut(amount: int) -> None:
+def test_text_without_a_mark_is_exact_and_with_a_mark_cut(amount: int) -> None:
     text = short(amount)
     assert len(text) <= 9
     if not text.startswith(">"):
@@ -54,20 +54,20 @@ def test_a_text_without_a_mark_is_exact_and_one_with_it_a_cut(amount: int) -> No
 
 
 @given(amounts, amounts)
-def test_texts_keep_the_order(one: int, other: int) -> None:
-    if one < other:
-        assert value(short(one)) <= value(short(other))
+def test_texts_keep_the_order_of_amounts(first: int, second: int) -> None:
+    if first < second:
+        assert value(short(first)) <= value(short(second))
 
 
 @given(amounts, amounts)
 @pytest.mark.rule("H2")
-def test_two_amounts_in_a_sentence_read_the_same_only_if_they_are(one: int, other: int) -> None:
-    texts = compared(one, other)
-    assert (texts[0] == texts[1]) == (one == other)
+def test_compared_amounts_read_the_same_only_if_equal(first: int, second: int) -> None:
+    texts = compared(first, second)
+    assert (texts[0] == texts[1]) == (first == second)
 
 
 @given(st.integers(0, 5000), st.sampled_from([1, 2**10, MIB, 2**30]), st.integers(1, 2**40))
-def test_an_amount_beside_a_limit_as_people_write_it_never_reads_like_it(
+def test_amount_beside_a_round_limit_never_reads_like_the_limit(
     count: int, unit: int, distance: int
 ) -> None:
     limit = count * unit

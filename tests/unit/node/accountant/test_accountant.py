@@ -48,13 +48,13 @@ RESIDENT = {"pods": ["p"], "borrowLimit": 1, "borrowLimitOn": "Resident"}
         (group(LIMIT, enforcement="Audit"), True, (Level.OBSERVE, "Audit")),
     ],
 )
-def test_a_borrow_limit_is_reported_at_its_true_level(
+def test_borrow_limit_is_reported_with_its_level(
     asked: NodeGroup, gated: bool, expected: tuple[Level | None, str]
 ) -> None:
     assert _level(asked, "p", gated) == expected
 
 
-def test_a_pod_is_gated_when_each_of_its_running_containers_is(
+def test_pod_is_gated_if_each_running_container_is_gated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = {"one", "two", "sandbox"}
@@ -108,14 +108,14 @@ def test_a_pod_is_gated_when_each_of_its_running_containers_is(
         (ObjectSet(), ObjectSet(frozenset({1})), False),
     ],
 )
-def test_an_object_belongs_to_one_group_only(
+def test_object_of_two_groups_belongs_to_the_older(
     first: ObjectSet, second: ObjectSet, clash: bool
 ) -> None:
     assert _claimed(second, first) is clash
 
 
 @pytest.mark.rule("H1")
-def test_a_failed_group_keeps_no_other_group_from_being_accounted(
+def test_failed_group_leaves_other_groups_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(_: Finder, asked: NodeGroup, __: object, **___: object) -> GroupObjects:
@@ -131,7 +131,7 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
     groups = [group(uid=uid, management="Adopt") for uid in ("odd", "even")]
     accountant.configure(NodePinConfigSpec(groups=groups))
     accountant.tick()
-    assert [(each.uid, each.reason, each.charge) for each in accountant.status.groups] == [
+    assert [(report.uid, report.reason, report.charge) for report in accountant.status.groups] == [
         ("odd", "NotReadable", None),
         ("even", "", 4096),
     ]
@@ -139,7 +139,7 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
 
 @pytest.mark.rule("M10", "H2")
 @pytest.mark.parametrize(
-    ("found", "phase", "reason"),
+    ("result", "phase", "reason"),
     [
         (ObjectsNotFoundError("NotThere", "no such object exists now"), Phase.RELEASED, ""),
         (
@@ -158,17 +158,17 @@ def test_a_failed_group_keeps_no_other_group_from_being_accounted(
         ),
     ],
 )
-def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
+def test_draining_group_with_unknown_objects_is_not_released(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    found: GroupObjects | ObjectsNotFoundError,
+    result: GroupObjects | ObjectsNotFoundError,
     phase: Phase,
     reason: str,
 ) -> None:
     def find(*_: object, **__: object) -> GroupObjects:
-        if isinstance(found, ObjectsNotFoundError):
-            raise found
-        return found
+        if isinstance(result, ObjectsNotFoundError):
+            raise result
+        return result
 
     monkeypatch.setattr(Finder, "find", find)
     monkeypatch.setattr("pinwarden.node.accountant.accountant.find_users", lambda *_, **__: [])
@@ -186,7 +186,7 @@ def test_a_draining_group_is_not_released_while_its_objects_are_not_known(
 
 
 @pytest.mark.rule("M10", "H2")
-def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_read(
+def test_draining_group_with_an_unreadable_member_is_not_released(
     tmp_path: Path,
 ) -> None:
     uid = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123456"
@@ -207,21 +207,21 @@ def test_a_draining_group_is_not_released_while_a_members_processes_cannot_be_re
     assert "a member's processes cannot be read" in report.message
 
 
-def test_a_configuration_is_followed_by_its_file(tmp_path: Path) -> None:
+def test_changed_configuration_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "nodepinconfig.json"
     followed = ConfigFollower(path)
     assert followed.read_if_changed() is None
     ConfigFile(path).save(Configuration.parse({"unknownPods": 5}, "u", 1))
-    found = followed.read_if_changed()
-    assert found is not None
-    assert found.spec.unknown_pods == 5
+    configuration = followed.read_if_changed()
+    assert configuration is not None
+    assert configuration.spec.unknown_pods == 5
     assert followed.read_if_changed() is None
     path.write_text("{")
-    assert followed.read_if_changed() is None, "what cannot be read takes nothing back"
+    assert followed.read_if_changed() is None, "an unreadable file changes nothing"
 
 
 @pytest.mark.rule("H1", "H2")
-def test_an_unreadable_pod_keeps_no_group_from_being_accounted(
+def test_unreadable_pod_leaves_groups_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd, even = (f"3f2a9c1e-0b7d-4e55-9a10-c0ffee12345{number}" for number in (6, 7))
@@ -250,5 +250,5 @@ def test_an_unreadable_pod_keeps_no_group_from_being_accounted(
         None,
         True,
     )
-    assert [each.pod for each in accountant.status.fair_view] == [even]
+    assert [report.pod for report in accountant.status.fair_view] == [even]
     assert accountant.status.failures["pod"] > 0

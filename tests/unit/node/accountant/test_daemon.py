@@ -41,7 +41,7 @@ class Accountant:
 
 
 def left_behind(folder: Path) -> AccountantReader:
-    """Return the status of an accountant that is long gone."""
+    """Return a reader of the status of a long gone accountant."""
     accountant_status.save(folder / accountant_status.NAME, AccountantStatus())
     os.utime(folder / accountant_status.NAME, (LONG_AGO, LONG_AGO))
     return AccountantReader(folder / accountant_status.NAME)
@@ -55,7 +55,7 @@ def settings(folder: Path) -> AccountantSettings:
 
 @pytest.mark.rule("H2")
 @pytest.mark.parametrize("error", [OSError("no"), ValueError("no")])
-def test_an_accountant_whose_rounds_fail_is_silent(
+def test_accountant_with_failing_rounds_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     seen = left_behind(tmp_path)
@@ -67,20 +67,20 @@ def test_an_accountant_whose_rounds_fail_is_silent(
 
 
 @pytest.mark.rule("H2")
-def test_an_accountant_is_not_silent_until_its_next_round_is_due(
+def test_accountant_between_rounds_is_not_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = left_behind(tmp_path)
-    told = tmp_path / accountant_status.NAME
+    status_file = tmp_path / accountant_status.NAME
     monkeypatch.setattr(daemon, "_RENEW_SECONDS", 0.05)
     monkeypatch.setattr(daemon, "Accountant", Accountant(3600.0))
     first: list[int] = []
 
     def watch() -> None:
         deadline = time.monotonic() + 60
-        while told.stat().st_mtime <= LONG_AGO + 1 and time.monotonic() < deadline:
+        while status_file.stat().st_mtime <= LONG_AGO + 1 and time.monotonic() < deadline:
             time.sleep(0.01)
-        first.append(told.stat().st_mtime_ns)
+        first.append(status_file.stat().st_mtime_ns)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -90,4 +90,4 @@ def test_an_accountant_is_not_silent_until_its_next_round_is_due(
     watching.join()
     seen.poll()
     assert not seen.silent
-    assert told.stat().st_mtime_ns > first[0]
+    assert status_file.stat().st_mtime_ns > first[0]

@@ -32,29 +32,29 @@ def group(backing: dict[str, Any]) -> NodeGroup:
 
 
 @pytest.mark.rule("M3")
-def test_a_dma_buf_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dma_buf_with_any_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DMA_BUF_SET_NAME takes any bytes, and fdinfo shows them."""
     buffer, folder = tmp_path / "buffer", tmp_path / str(PID) / "fdinfo"
     buffer.touch()
     folder.mkdir(parents=True)
     (folder / "3").write_bytes(b"size:\t8192\ncount:\t1\nexp_name:\tudmabuf\nname:\t\xff\n")
     monkeypatch.setattr(dmabuf, "descriptors", lambda *_: [("3", str(buffer), "/dmabuf:\udcff")])
-    found = Finder(tmp_path).find(group({"dmabuf": {"exporter": "udmabuf"}}), {"p": [PID]})
+    results = Finder(tmp_path).find(group({"dmabuf": {"exporter": "udmabuf"}}), {"p": [PID]})
     about = buffer.stat()
-    assert found.objects == {ObjectId(about.st_dev, about.st_ino): 8192}
+    assert results.objects == {ObjectId(about.st_dev, about.st_ino): 8192}
 
 
-def test_a_mount_may_have_any_name(tmp_path: Path) -> None:
-    """A name can have a character that ends a line in Unicode, and bytes that are no text."""
+def test_mount_with_any_name_is_read(tmp_path: Path) -> None:
+    """A name can have a character that ends a line in Unicode, and bytes that are not text."""
     point = "/a\r\x0b\x1c\x85\u2028b".encode() + b"\xff"
     (tmp_path / "mountinfo").write_bytes(b"30 1 0:25 / %b rw - tmpfs tmpfs rw\n" % point)
     assert [
-        (each.device, os.fsencode(each.point), each.type) for each in read_mountinfo(tmp_path)
+        (mount.device, os.fsencode(mount.point), mount.type) for mount in read_mountinfo(tmp_path)
     ] == [(os.makedev(0, 25), point, "tmpfs")]
 
 
 @pytest.mark.rule("M3")
-def test_a_mapping_that_goes_or_lies_low_hides_no_memfd(tmp_path: Path) -> None:
+def test_vanished_or_low_mapping_hides_no_memfd(tmp_path: Path) -> None:
     process = tmp_path / str(PID)
     (process / "map_files").mkdir(parents=True)
     mappings = {
@@ -70,13 +70,13 @@ def test_a_mapping_that_goes_or_lies_low_hides_no_memfd(tmp_path: Path) -> None:
     (process / "maps").write_text("".join(lines))
     for name in ("6000000-6001000", "10000-11000", "7f0000000000-7f0000001000"):
         (process / "map_files" / name).touch()
-    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
-    assert found.count == 3
+    results = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert results.count == 3
 
 
 @pytest.mark.rule("M3")
-def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
-    """Its process has no mappings to show then; another thread has, also in a folder of its own."""
+def test_ended_first_thread_hides_no_memfd(tmp_path: Path) -> None:
+    """Its process then shows no mappings. Another thread does, also in a folder of its own."""
     thread = tmp_path / str(PID) / "task" / str(PID + 1)
     files = tmp_path / str(PID + 1) / "map_files"
     thread.mkdir(parents=True)
@@ -85,8 +85,8 @@ def test_a_first_thread_that_ended_hides_no_memfd(tmp_path: Path) -> None:
         "7f0000000000-7f0000001000 rw-s 00000000 00:01 8    /memfd:pw (deleted)\n"
     )
     (files / "7f0000000000-7f0000001000").touch()
-    found = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
-    assert found.count == 1
+    results = Finder(tmp_path).find(group({"memfd": {"name": "pw"}}), {"p": [PID]})
+    assert results.count == 1
 
 
 UNLINKED = 40960
@@ -94,13 +94,13 @@ A, B = 11, 12
 
 
 class SharedMemory:
-    """The node's /dev/shm with unlinked objects, and the processes that show them."""
+    """The node's /dev/shm with unlinked objects, and the processes with them open."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.shown: dict[int, list[str]] = {}
         self.inodes: dict[str, int] = {}
         self.hidden = 0
-        """Bytes that no process shows."""
+        """Bytes without a process that shows them."""
         self.read: list[int] = []
         self.finder = Finder(Path("/proc"), os.getpid())
         self.rooms = {"a": MOST_OBJECTS, "b": MOST_OBJECTS}
@@ -124,24 +124,22 @@ class SharedMemory:
             inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
             yield unlinked.UnlinkedObject(ObjectId(device, inode), name, UNLINKED)
 
-    def look(self) -> dict[str, GroupObjects | ObjectsNotFoundError]:
-        """A round with two groups over /dev/shm, the older one first."""
+    def find_all(self) -> dict[str, GroupObjects | ObjectsNotFoundError]:
+        """Do a round with two groups over /dev/shm, the older group first."""
         pids = {"a": [A], "b": [B]}
         backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Host"}}
-        groups = [
-            group(backing).model_copy(update={"uid": uid, "members": [NodeMember(pods=[uid])]})
+        groups = {
+            uid: group(backing).model_copy(update={"uid": uid, "members": [NodeMember(pods=[uid])]})
             for uid in pids
-        ]
-        self.finder.begin(groups, pids)
-        found: dict[str, GroupObjects | ObjectsNotFoundError] = {}
-        for each in groups:
+        }
+        self.finder.begin(groups.values(), pids)
+        results: dict[str, GroupObjects | ObjectsNotFoundError] = {}
+        for uid, pod_pids in pids.items():
             try:
-                found[each.uid] = self.finder.find(
-                    each, {each.uid: pids[each.uid]}, room=self.rooms[each.uid]
-                )
+                results[uid] = self.finder.find(groups[uid], {uid: pod_pids}, room=self.rooms[uid])
             except ObjectsNotFoundError as error:
-                found[each.uid] = error
-        return found
+                results[uid] = error
+        return results
 
 
 @pytest.fixture
@@ -149,58 +147,60 @@ def shm(monkeypatch: pytest.MonkeyPatch) -> SharedMemory:
     return SharedMemory(monkeypatch)
 
 
-def charges(found: dict[str, GroupObjects | ObjectsNotFoundError]) -> dict[str, object]:
+def charges(results: dict[str, GroupObjects | ObjectsNotFoundError]) -> dict[str, object]:
     return {
-        uid: (one.charge, one.truncated) if isinstance(one, GroupObjects) else one.reason
-        for uid, one in found.items()
+        uid: (result.charge, result.truncated)
+        if isinstance(result, GroupObjects)
+        else result.reason
+        for uid, result in results.items()
     }
 
 
 @pytest.mark.rule("M3", "H2")
-def test_two_groups_over_one_dev_shm_each_find_what_their_own_members_show(
+def test_groups_over_one_dev_shm_find_the_objects_of_their_own_members(
     shm: SharedMemory,
 ) -> None:
     shm.shown = {B: ["pw-hidden-b"]}
-    assert charges(shm.look()) == {"a": "NotThere", "b": (UNLINKED, False)}
+    assert charges(shm.find_all()) == {"a": "NotThere", "b": (UNLINKED, False)}
     shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
-    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": (UNLINKED, False)}
+    assert charges(shm.find_all()) == {"a": (UNLINKED, False), "b": (UNLINKED, False)}
     shm.shown = {A: ["pw-hidden-a", "pw-hidden-b"], B: ["pw-hidden-b"]}
-    assert charges(shm.look()) == {"a": (2 * UNLINKED, False), "b": (UNLINKED, False)}
+    assert charges(shm.find_all()) == {"a": (2 * UNLINKED, False), "b": (UNLINKED, False)}
 
 
-def test_each_process_is_read_once_in_a_round_for_all_groups(shm: SharedMemory) -> None:
+def test_process_is_read_once_in_a_round_for_all_groups(shm: SharedMemory) -> None:
     shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
-    shm.look()
+    shm.find_all()
     assert sorted(shm.read) == [A, B]
-    shm.look()
+    shm.find_all()
     assert sorted(shm.read) == [A, A, B, B]
 
 
 @pytest.mark.rule("H2", "M10")
-def test_no_object_is_not_said_while_bytes_are_unexplained(shm: SharedMemory) -> None:
+def test_missing_object_with_unexplained_bytes_is_not_readable(shm: SharedMemory) -> None:
     shm.shown, shm.hidden = {B: ["pw-hidden-b"]}, UNLINKED
-    found = shm.look()
-    assert charges(found) == {"a": "NotReadable", "b": (UNLINKED, True)}
-    assert "no member's process shows" in str(found["a"])
+    results = shm.find_all()
+    assert charges(results) == {"a": "NotReadable", "b": (UNLINKED, True)}
+    assert "no member's process shows" in str(results["a"])
 
 
 @pytest.mark.rule("H2", "M10")
-def test_a_wrong_type_is_not_said_while_bytes_are_unexplained(
+def test_wrong_type_with_unexplained_bytes_is_not_readable(
     shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member could make a folder of a matching name, and have its group released."""
 
-    def folder(found: GroupObjects, *__: object) -> None:
-        found.not_regular = "/dev/shm/pw-hidden-folder"
+    def folder(results: GroupObjects, *__: object) -> None:
+        results.not_regular = "/dev/shm/pw-hidden-folder"
 
     monkeypatch.setattr(posix_shm, "add_matching", folder)
-    assert charges(shm.look()) == {"a": "WrongType", "b": "WrongType"}
+    assert charges(shm.find_all()) == {"a": "WrongType", "b": "WrongType"}
     shm.hidden = UNLINKED
-    assert charges(shm.look()) == {"a": "NotReadable", "b": "NotReadable"}
+    assert charges(shm.find_all()) == {"a": "NotReadable", "b": "NotReadable"}
 
 
 @pytest.mark.rule("M10")
-def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(
+def test_group_without_processes_ignores_unexplained_bytes(
     shm: SharedMemory,
 ) -> None:
     """Otherwise a stranger could keep a draining group whose last pod has ended."""
@@ -212,24 +212,24 @@ def test_bytes_that_no_process_shows_are_not_those_of_a_group_without_processes(
 
 
 @pytest.mark.rule("H2")
-def test_no_object_is_not_said_while_time_or_room_is_too_short(
+def test_missing_object_without_time_or_room_is_not_readable(
     shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shm.shown = {A: ["pw-hidden-a"], B: ["pw-hidden-b"]}
     shm.rooms["b"] = 0
-    assert charges(shm.look()) == {"a": (UNLINKED, False), "b": "NotReadable"}
+    assert charges(shm.find_all()) == {"a": (UNLINKED, False), "b": "NotReadable"}
     monkeypatch.setattr(processes, "SECONDS", 0.0)
-    found = shm.look()
-    assert charges(found) == {"a": "NotReadable", "b": "NotReadable"}
-    assert "the time was too short" in str(found["a"])
-    assert "no member's process" not in str(found["a"])
+    results = shm.find_all()
+    assert charges(results) == {"a": "NotReadable", "b": "NotReadable"}
+    assert "the time was too short" in str(results["a"])
+    assert "no member's process" not in str(results["a"])
 
 
 @pytest.mark.rule("H2")
-def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
+def test_group_with_slow_members_leaves_other_groups_known(
     shm: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look at the clock of a process of the older group takes a second, without an end."""
+    """Each read of the clock for a process of the older group takes a second, without an end."""
     clock = [0.0]
     monkeypatch.setattr(
         "pinwarden.node.accountant.finder.unlinked.time.monotonic", lambda: clock[0]
@@ -247,4 +247,4 @@ def test_a_group_whose_members_take_all_the_time_keeps_no_other_group_unknown(
     shm.finder._posix_shm._time = RoundTime(posix_shm.ROUND_SECONDS, lambda: clock[0])
     shm.shown = {B: ["pw-hidden-b"]}
     for _ in range(3):
-        assert charges(shm.look()) == {"a": "NotReadable", "b": (UNLINKED, False)}
+        assert charges(shm.find_all()) == {"a": "NotReadable", "b": (UNLINKED, False)}

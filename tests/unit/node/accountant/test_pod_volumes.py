@@ -46,7 +46,7 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.mark.rule("M9")
-def test_a_device_that_was_seen_is_found_again(node: Node) -> None:
+def test_volume_seen_before_is_found_again(node: Node) -> None:
     node.mounts({SHM: at(UID, "shm"), CACHE: at(UID, "cache")})
     assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES, CONTAINER: SHM}) == []
     assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == [at(UID, "shm")]
@@ -57,16 +57,16 @@ def test_a_device_that_was_seen_is_found_again(node: Node) -> None:
 
 @pytest.mark.rule("M9")
 @pytest.mark.parametrize("pids", [[SANDBOX], [], [SANDBOX, STARTING], [99]])
-def test_the_only_volume_is_taken_while_no_container_was_seen(node: Node, pids: list[int]) -> None:
+def test_only_volume_is_used_before_any_container_is_seen(node: Node, pids: list[int]) -> None:
     assert node.left(pids, {}) == [at(UID, "shm")]
 
 
-def test_a_container_with_another_volume_ends_the_guess(node: Node) -> None:
+def test_guess_ends_with_a_container_with_another_volume(node: Node) -> None:
     assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES, CONTAINER: RUNTIMES}) == []
     assert node.left([SANDBOX], {SANDBOX: RUNTIMES}) == []
 
 
-def test_a_container_without_a_volume_ends_the_guess(node: Node) -> None:
+def test_guess_ends_with_a_container_without_a_volume(node: Node) -> None:
     assert node.left([SANDBOX, CONTAINER], {SANDBOX: RUNTIMES}) == []
 
 
@@ -81,14 +81,14 @@ def test_a_container_without_a_volume_ends_the_guess(node: Node) -> None:
         ({SHM: at(UID, "shm")}, {"folder": "/part"}),
     ],
 )
-def test_no_volume_is_guessed_among_several_or_of_another_kind(
+def test_several_volumes_or_another_kind_are_no_guess(
     node: Node, points: dict[int, str], more: dict[str, str]
 ) -> None:
     node.mounts(points, **more)
     assert node.left([SANDBOX], {}) == []
 
 
-def test_a_pod_that_is_no_member_any_more_is_forgotten(node: Node) -> None:
+def test_former_member_is_forgotten(node: Node) -> None:
     node.mounts({SHM: at(UID, "shm"), CACHE: at(UID, "cache")})
     node.left([CONTAINER], {CONTAINER: SHM})
     node.volumes.begin([OTHER])

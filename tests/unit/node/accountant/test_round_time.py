@@ -15,35 +15,37 @@ class Clock:
 
 
 def spend(time: RoundTime, clock: Clock, uid: str, wanted: float, most: float = 100) -> float:
-    """Return the seconds that the group was given, and take `wanted` of them."""
+    """Return the seconds for the group, and take `wanted` of them."""
     time.enter(uid)
     with time.spend(most) as seconds:
         clock.now += min(wanted, seconds)
     return seconds
 
 
-def test_a_group_leaves_the_others_their_shares_and_each_has_its_turn() -> None:
+def test_slow_group_leaves_the_others_their_seconds_and_their_turn() -> None:
     clock = Clock()
     time = RoundTime(30, clock)
-    given = {uid: list[float]() for uid in "abc"}
+    shares = {uid: list[float]() for uid in "abc"}
     for _ in range(3):
-        time.begin(list(given))
-        for uid, seconds in given.items():
+        time.begin(list(shares))
+        for uid, seconds in shares.items():
             seconds.append(spend(time, clock, uid, wanted=100))
-    assert all(sorted(seconds) == [5, 5, 20] for seconds in given.values())
+    assert all(sorted(seconds) == [5, 5, 20] for seconds in shares.values())
 
 
-def test_the_next_groups_get_what_a_group_leaves_over() -> None:
+def test_seconds_left_by_a_group_go_to_the_next_groups() -> None:
     clock = Clock()
     time = RoundTime(30, clock)
     time.begin(["a", "b"])
     assert spend(time, clock, "a", wanted=1) == 7.5
     assert spend(time, clock, "b", wanted=100) == 29
-    assert spend(time, clock, "b", wanted=100) == 0, "a share is given once"
+    assert spend(time, clock, "b", wanted=100) == 0, "a group gets its share once"
 
 
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=20), st.floats(0.1, 10))
-def test_all_groups_together_take_no_more_than_the_round(wanted: list[float], most: float) -> None:
+def test_groups_together_take_at_most_the_seconds_of_a_round(
+    wanted: list[float], most: float
+) -> None:
     clock = Clock()
     time = RoundTime(30, clock)
     time.begin([str(number) for number in range(len(wanted))])

@@ -87,7 +87,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.mark.rule("M3")
-def test_each_page_counts_once_in_each_pod_that_has_it_mapped(place: Place) -> None:
+def test_page_counts_once_in_each_pod_with_a_mapping(place: Place) -> None:
     place.pod("a", place.child(0, 1), place.child(1, 2, 3))
     place.pod("b", place.child(3, length=8 * PAGE))
     place.pod("c")
@@ -99,7 +99,7 @@ def test_each_page_counts_once_in_each_pod_that_has_it_mapped(place: Place) -> N
 
 
 @pytest.mark.rule("M4")
-def test_resident_pages_are_looked_for_only_where_they_are_wanted(
+def test_resident_pages_are_read_only_for_wanted_groups(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(walking, "PageMap", None)
@@ -111,7 +111,7 @@ def test_resident_pages_are_looked_for_only_where_they_are_wanted(
 
 
 @pytest.mark.rule("M3")
-def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
+def test_object_of_several_groups_counts_in_each(place: Place) -> None:
     place.objects |= {
         "device": ObjectSet(devices=frozenset([place.object.device])),
         "none": ObjectSet(),
@@ -123,14 +123,14 @@ def test_an_object_counts_for_every_group_that_has_it(place: Place) -> None:
     }
 
 
-def test_a_device_whose_objects_are_whole_is_resident_where_it_is_mapped(place: Place) -> None:
+def test_dma_buf_is_resident_wherever_it_is_mapped(place: Place) -> None:
     place.pod("a", place.child(length=8 * PAGE))
     whole = frozenset([place.object.device])
-    found = place.borrows.sample(0, place.pods, place.objects, ["group"], whole)
-    assert found == {("group", "a"): Borrow(8 * PAGE, 8 * PAGE, 0)}
+    borrows = place.borrows.sample(0, place.pods, place.objects, ["group"], whole)
+    assert borrows == {("group", "a"): Borrow(8 * PAGE, 8 * PAGE, 0)}
 
 
-def test_a_process_is_not_walked_for_what_another_has(
+def test_page_seen_in_a_process_is_not_walked_in_another(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
@@ -147,7 +147,7 @@ def test_a_process_is_not_walked_for_what_another_has(
 
 
 @pytest.mark.parametrize("gaps", [0, 100])
-def test_pages_far_apart_are_found_whole_and_piece_by_piece(
+def test_distant_pages_are_found_in_whole_and_in_pieces(
     place: Place, monkeypatch: pytest.MonkeyPatch, gaps: int
 ) -> None:
     monkeypatch.setattr(walking, "_MOST_GAPS", gaps)
@@ -156,14 +156,12 @@ def test_pages_far_apart_are_found_whole_and_piece_by_piece(
 
 
 @pytest.mark.rule("M4")
-def test_an_unchanged_pod_is_not_walked_again(place: Place) -> None:
+def test_unchanged_pod_is_not_walked_again(place: Place) -> None:
     place.pod("a", first := place.child(0))
     place.pod("b", place.child(1))
     place.sample(-1)
     place.sample(0)
-    assert place.borrows.walked == 2, (
-        "before the first sample the kernel may have been taking pages"
-    )
+    assert place.borrows.walked == 2, "the kernel may have removed pages before the first sample"
     assert place.sample(1)["group", "a"].time == 0
     assert place.borrows.walked == 0
 
@@ -180,23 +178,24 @@ def test_an_unchanged_pod_is_not_walked_again(place: Place) -> None:
 
     place.taken = (b"1",)
     place.sample(5, stamp=2)
-    assert place.borrows.walked == 2, "the kernel took pages"
+    assert place.borrows.walked == 2, "the kernel removed pages"
     place.sample(5, stamp=2)
-    assert place.borrows.walked == 2, "it may have been taking them while they were walked"
+    assert place.borrows.walked == 2, "the kernel may have removed pages during the walk"
 
     place.objects = {**place.objects, "more": ObjectSet(devices=frozenset([place.object.device]))}
     assert ("more", "a") in place.sample(6, stamp=2)
     place.sample(7, stamp=2)
     assert place.borrows.walked == 0
     place.sample(6 + FRESH_SECONDS, stamp=2)
-    assert place.borrows.walked == 2, "it is time"
+    assert place.borrows.walked == 2, "the figures are too old"
 
 
 @pytest.mark.rule("M4")
-def test_a_walk_while_the_kernel_takes_pages_is_not_kept(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel counts a huge page first (thp_collapse_alloc), and takes the small ones out later (retract_page_tables)."""
+def test_walk_during_reclaim_is_not_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel counts a huge page first, and removes the small pages later.
+
+    See thp_collapse_alloc and retract_page_tables.
+    """
     place.pod("a", place.child(0, 1))
     for now in range(2):
         place.sample(now)
@@ -207,7 +206,7 @@ def test_a_walk_while_the_kernel_takes_pages_is_not_kept(
     assert place.sample(4)["group", "a"].time == 3, "the counters stood still"
 
 
-def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(place: Place) -> None:
+def test_idle_pod_without_mappings_depends_on_no_object_and_no_kernel(place: Place) -> None:
     place.pod("a", os.getpid())
     place.objects = {"group": ObjectSet(objects=frozenset([ObjectId(place.object.device, 0)]))}
     place.sample(0)
@@ -217,7 +216,7 @@ def test_an_idle_pod_with_nothing_mapped_depends_on_no_object_and_no_kernel(plac
 
 
 @pytest.mark.parametrize("unknown", ["activity", "reclaim_counters", "stamp"])
-def test_a_pod_with_an_unknown_condition_is_walked_again(place: Place, unknown: str) -> None:
+def test_pod_with_an_unknown_condition_is_walked_again(place: Place, unknown: str) -> None:
     place.pod("a", place.child(0))
     stamp = None if unknown == "stamp" else 1
     if unknown == "activity":
@@ -230,7 +229,7 @@ def test_a_pod_with_an_unknown_condition_is_walked_again(place: Place, unknown: 
 
 
 @pytest.mark.rule("M6")
-def test_a_pod_that_ends_borrows_nothing(place: Place) -> None:
+def test_ended_pod_borrows_nothing(place: Place) -> None:
     place.pod("a", place.child(0))
     assert place.sample()
     del place.pods["a"]
@@ -241,19 +240,19 @@ def test_a_pod_that_ends_borrows_nothing(place: Place) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_process_that_cannot_be_read_makes_a_lower_bound(
+def test_unreadable_process_makes_a_lower_bound(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readable, hidden = place.child(0), place.child(1)
     place.pod("a", readable, hidden)
     place.pod("b", hidden)
     place.pod("c", readable)
-    truly = ProcessMaps.lines
+    original = ProcessMaps.lines
 
     def guarded(process: ProcessMaps) -> Iterator[bytes]:
         if process.folder.endswith(f"/{hidden}"):
             raise PermissionError(13, "Permission denied")
-        return truly(process)
+        return original(process)
 
     monkeypatch.setattr(ProcessMaps, "lines", guarded)
     reason = f"process {hidden} cannot be read: Permission denied"
@@ -267,12 +266,12 @@ def test_a_process_that_cannot_be_read_makes_a_lower_bound(
     assert (together.complete, together.reason) == (False, reason)
     monkeypatch.undo()
     monkeypatch.setattr(module, "reclaim_counters", lambda _: place.taken)
-    assert place.sample(1)["group", "b"] == Borrow(SIZE, PAGE, 1), "it is tried again"
+    assert place.sample(1)["group", "b"] == Borrow(SIZE, PAGE, 1), "the process is read again"
     assert place.borrows.incomplete() == {}
 
 
 @pytest.mark.rule("H2")
-def test_a_directory_that_cannot_be_read_makes_a_lower_bound(place: Place) -> None:
+def test_unreadable_cgroup_makes_a_lower_bound(place: Place) -> None:
     place.pod("a", place.child(0))
     file = place.pods["a"][0] / "cgroup.procs"
     file.unlink()
@@ -281,30 +280,30 @@ def test_a_directory_that_cannot_be_read_makes_a_lower_bound(place: Place) -> No
 
 
 @pytest.mark.parametrize("settles", [True, False])
-def test_a_process_that_maps_meanwhile_is_read_again(
+def test_process_with_a_new_mapping_meanwhile_is_read_again(
     place: Place, monkeypatch: pytest.MonkeyPatch, settles: bool
 ) -> None:
     place.pod("a", place.child(0, 1))
-    truly = RegionFilter.regions
+    original = RegionFilter.regions
     calls: list[int] = []
 
     def moving(wanted: RegionFilter, process: ProcessMaps) -> list[Region]:
         calls.append(1)
-        (found,) = truly(wanted, process)
+        (region,) = original(wanted, process)
         if settles and len(calls) > 2:
-            return [found]
-        return [found._replace(end=found.start + (1 + len(calls) % 2) * PAGE)]
+            return [region]
+        return [region._replace(end=region.start + (1 + len(calls) % 2) * PAGE)]
 
     monkeypatch.setattr(RegionFilter, "regions", moving)
-    found = place.sample()["group", "a"]
-    assert found.complete is settles
+    borrow = place.sample()["group", "a"]
+    assert borrow.complete is settles
     if settles:
-        assert (found.mapped, found.resident) == (SIZE, 2 * PAGE)
+        assert (borrow.mapped, borrow.resident) == (SIZE, 2 * PAGE)
     else:
-        assert "faster" in found.reason
+        assert "faster" in borrow.reason
 
 
-def test_a_process_that_ends_meanwhile_is_left_out(
+def test_process_that_ends_meanwhile_is_left_out(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.pod("a", place.child(0), place.child(1))
@@ -317,7 +316,7 @@ def test_a_process_that_ends_meanwhile_is_left_out(
     assert place.sample() == {}
 
 
-def test_pods_of_two_samplers_are_taken_together(place: Place) -> None:
+def test_pods_of_two_samplers_are_counted_together(place: Place) -> None:
     place.pod("a", place.child(0, 1))
     place.sample(1)
     other = BorrowSampler()
@@ -328,18 +327,21 @@ def test_pods_of_two_samplers_are_taken_together(place: Place) -> None:
 
 
 def test_reclaim_counters_change_once_pages_may_leave_page_tables(tmp_path: Path) -> None:
-    def told(text: str) -> object:
+    def counters(text: str) -> object:
         (tmp_path / "vmstat").write_text(text)
         return reclaim_counters(tmp_path)
 
-    calm = "nr_shmem_hugepages 0\nnr_file_hugepages 0\npgfault 1\npswpout 0\npgscan_anon 1\npgscan_file 2\nthp_split_pmd 3\n"
+    calm = (
+        "nr_shmem_hugepages 0\nnr_file_hugepages 0\npgfault 1\npswpout 0\n"
+        "pgscan_anon 1\npgscan_file 2\nthp_split_pmd 3\n"
+    )
     assert reclaim_counters(tmp_path) is None
-    assert told("pgscan_kswapd 1\n") is None
-    quiet = told(calm)
+    assert counters("pgscan_kswapd 1\n") is None
+    quiet = counters(calm)
     assert quiet is not None
-    assert told(calm.replace("pgfault 1", "pgfault 2")) == quiet
-    assert told(calm.replace("split_pmd 3", "split_pmd 4")) == quiet
-    assert told(calm.replace("pgscan_file 2", "pgscan_file 3")) != quiet
+    assert counters(calm.replace("pgfault 1", "pgfault 2")) == quiet
+    assert counters(calm.replace("split_pmd 3", "split_pmd 4")) == quiet
+    assert counters(calm.replace("pgscan_file 2", "pgscan_file 3")) != quiet
     huge = calm.replace("shmem_hugepages 0", "shmem_hugepages 1")
-    assert told(huge) not in (quiet, told(huge.replace("split_pmd 3", "split_pmd 4")))
+    assert counters(huge) not in (quiet, counters(huge.replace("split_pmd 3", "split_pmd 4")))
     assert reclaim_counters(Path("/proc")) is not None

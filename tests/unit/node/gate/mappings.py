@@ -1,4 +1,4 @@
-"""What the tests of mappings share: calls, groups of shared memory, and ranges of their objects."""
+"""Calls, groups of shared memory, and ranges of objects for the tests of mappings."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LIMIT = 10 * PAGE
 
 
 def call(name: str, *registers: int, arch: int = AUDIT_ARCH_X86_64, tid: int = 1) -> Notification:
-    six = tuple(each % 2**64 for each in (*registers, *[0] * (6 - len(registers))))
+    six = tuple(register % 2**64 for register in (*registers, *[0] * (6 - len(registers))))
     return Notification(1, tid, NUMBERS[arch][name], arch, six)  # type: ignore[arg-type]
 
 
@@ -34,5 +34,5 @@ def group(uid: str = "g", limit: int | None = LIMIT, **more: Any) -> NodeGroup:
     )
 
 
-def pages(one: ObjectId, start: int, end: int) -> ObjectRange:
-    return ObjectRange(one, start * PAGE, end * PAGE)
+def pages(object_id: ObjectId, start: int, end: int) -> ObjectRange:
+    return ObjectRange(object_id, start * PAGE, end * PAGE)

@@ -18,14 +18,14 @@ def readers() -> Iterator[ReadPool]:
     readers.close()
 
 
-def read(aside: AsyncRead[int], says: Callable[[], int]) -> int:
-    while (found := aside.get(says)) is None:
+def read(async_read: AsyncRead[int], says: Callable[[], int]) -> int:
+    while (result := async_read.get(says)) is None:
         time.sleep(0.001)
-    return found
+    return result
 
 
 @pytest.mark.rule("P5")
-def test_a_pod_whose_reads_hang_keeps_only_its_own_threads_busy(readers: ReadPool) -> None:
+def test_pod_with_hanging_reads_occupies_only_its_own_threads(readers: ReadPool) -> None:
     ends = threading.Event()
 
     def hangs() -> int:
@@ -36,16 +36,16 @@ def test_a_pod_whose_reads_hang_keeps_only_its_own_threads_busy(readers: ReadPoo
     assert read(AsyncRead(readers, "quiet"), lambda: 5) == 5
     readers.forget("hanging")
     late = AsyncRead[int](readers, "hanging")
-    assert late.get(lambda: 6) is None, "what hangs stays counted"
+    assert late.get(lambda: 6) is None, "a hanging read stays counted"
     ends.set()
     assert read(late, lambda: 6) == 6
 
 
-def test_what_a_read_raises_is_raised(readers: ReadPool) -> None:
+def test_exception_of_a_read_is_raised(readers: ReadPool) -> None:
     def fails() -> int:
         raise OSError("no")
 
-    aside = AsyncRead[int](readers, "pod")
+    async_read = AsyncRead[int](readers, "pod")
     with pytest.raises(OSError, match="no"):
-        read(aside, fails)
-    assert read(aside, lambda: 7) == 7
+        read(async_read, fails)
+    assert read(async_read, lambda: 7) == 7

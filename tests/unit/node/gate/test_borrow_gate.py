@@ -31,7 +31,7 @@ class OnePod:
 
     def cgroup_paths(self, pod: str) -> tuple[Path, ...]:
         if not self.readable:
-            raise PermissionError(errno.EACCES, "not to be read")
+            raise PermissionError(errno.EACCES, "unreadable")
         return ()
 
 
@@ -46,33 +46,37 @@ def gate(pods: OnePod, monkeypatch: pytest.MonkeyPatch) -> BorrowGate:
     made = BorrowGate(PROC, cast(PodLimits, pods))
     made.configure([group()])
     made.set_objects({"g": EXTENT})
-    found(
+    replace_target(
         monkeypatch,
         lambda request: MapTarget(ObjectRange(ONE, request.offset, request.offset + request.size)),
     )
     return made
 
 
-def found(monkeypatch: pytest.MonkeyPatch, target: Callable[[MapRequest], MapTarget]) -> None:
+def replace_target(
+    monkeypatch: pytest.MonkeyPatch, target: Callable[[MapRequest], MapTarget]
+) -> None:
     monkeypatch.setattr(borrow_gate, "target", lambda root, tid, request, groups: target(request))
 
 
-def asked(gate: BorrowGate, first: int, last: int, tid: int = 1) -> BorrowCheck:
-    one = gate.begin(call("mmap", 0, (last - first) * PAGE, 3, 1, 5, first * PAGE, tid=tid), "pod")
-    assert one is not None
-    return one
+def begun(gate: BorrowGate, first: int, last: int, tid: int = 1) -> BorrowCheck:
+    check = gate.begin(
+        call("mmap", 0, (last - first) * PAGE, 3, 1, 5, first * PAGE, tid=tid), "pod"
+    )
+    assert check is not None
+    return check
 
 
-def decided(gate: BorrowGate, one: BorrowCheck, pod: str = "pod") -> BorrowDenial | None:
+def decided(gate: BorrowGate, check: BorrowCheck, pod: str = "pod") -> BorrowDenial | None:
     """Repeat the decision until its reads have ended."""
     for _ in range(1000):
-        denial = gate.decide(one, pod, lambda tids: None)
+        denial = gate.decide(check, pod, lambda tids: None)
         if denial is None or "still being read" not in denial.reason:
             return denial
-    raise AssertionError("it is never read")
+    raise AssertionError("the reads do not end")
 
 
-def test_a_node_without_groups_has_nothing_to_decide() -> None:
+def test_node_without_groups_checks_no_call() -> None:
     gate = BorrowGate(PROC, cast(PodLimits, OnePod()))
     assert gate.begin(call("mmap", 0, PAGE, 3, 1, 5, 0), "pod") is None
     gate.configure([group()])
@@ -85,8 +89,8 @@ def test_a_node_without_groups_has_nothing_to_decide() -> None:
 
 
 @pytest.mark.rule("M8")
-def test_a_call_that_was_let_through_counts_until_it_is_over(gate: BorrowGate) -> None:
-    first, second = asked(gate, 0, 6), asked(gate, 6, 11, tid=2)
+def test_continued_call_counts_until_its_return(gate: BorrowGate) -> None:
+    first, second = begun(gate, 0, 6), begun(gate, 6, 11, tid=2)
     assert decided(gate, first) is None
     gate.track(1, "pod", first.ranges)
     denial = decided(gate, second)
@@ -100,56 +104,56 @@ def test_a_call_that_was_let_through_counts_until_it_is_over(gate: BorrowGate) -
 
 
 @pytest.mark.rule("M8")
-def test_what_an_earlier_gate_let_through_stands_for_anything(gate: BorrowGate) -> None:
+def test_call_of_an_earlier_gate_stands_for_any_ranges(gate: BorrowGate) -> None:
     gate.track(1, "pod", None)
-    denial = decided(gate, asked(gate, 0, 1))
+    denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert not denial.final
     gate.end(1)
-    assert decided(gate, asked(gate, 0, 1)) is None
+    assert decided(gate, begun(gate, 0, 1)) is None
 
 
-def test_a_pod_has_no_more_than_so_many_calls_under_way(gate: BorrowGate) -> None:
+def test_pod_with_the_maximum_of_calls_in_flight_waits(gate: BorrowGate) -> None:
     for tid in range(borrow_gate.MAX_IN_FLIGHT):
         gate.track(100 + tid, "pod", (pages(ONE, 0, 1),))
-    denial = decided(gate, asked(gate, 0, 1))
+    denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert not denial.final
     gate.end(100)
-    assert decided(gate, asked(gate, 0, 1)) is None
+    assert decided(gate, begun(gate, 0, 1)) is None
 
 
-def test_what_was_settled_is_decided_anew_when_the_groups_change(gate: BorrowGate) -> None:
-    one = asked(gate, 0, 6)
-    assert decided(gate, one) is None
-    assert gate.is_settled(one)
+def test_settled_call_is_decided_again_after_a_change_of_groups(gate: BorrowGate) -> None:
+    check = begun(gate, 0, 6)
+    assert decided(gate, check) is None
+    assert gate.is_settled(check)
     gate.set_objects({"g": EXTENT})
-    assert gate.is_settled(one)
+    assert gate.is_settled(check)
     gate.configure([group(limit=PAGE)])
-    assert not gate.is_settled(one)
-    assert decided(gate, one) is not None
+    assert not gate.is_settled(check)
+    assert decided(gate, check) is not None
 
 
-def test_what_cannot_be_read_refuses_what_is_known_to_be_a_group_s(
+def test_unreadable_pod_denies_only_mappings_of_known_group_objects(
     gate: BorrowGate, pods: OnePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods.readable = False
-    denial = decided(gate, asked(gate, 0, 1))
+    denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert denial.group is not None
     assert (denial.error, denial.final) == (errno.ENOMEM, False)
 
     def unreadable(request: MapRequest) -> MapTarget:
-        raise PermissionError(errno.EACCES, "not to be read")
+        raise PermissionError(errno.EACCES, "unreadable")
 
-    found(monkeypatch, unreadable)
-    denial = decided(gate, asked(gate, 0, 1))
+    replace_target(monkeypatch, unreadable)
+    denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert denial.group is None
     assert denial.final
 
 
-def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
+def test_file_with_a_silent_server_delays_no_other_pod(
     gate: BorrowGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = threading.Event()
@@ -158,23 +162,23 @@ def test_a_file_whose_server_does_not_answer_holds_up_nobody_else(
         answers.wait(10)
         return map_targets.NOTHING
 
-    found(monkeypatch, hangs)
-    one = asked(gate, 0, 1)
-    denial = gate.decide(one, "pod", lambda tids: None)
+    replace_target(monkeypatch, hangs)
+    check = begun(gate, 0, 1)
+    denial = gate.decide(check, "pod", lambda tids: None)
     assert denial is not None
     assert (denial.group, denial.final) == (None, False)
     answers.set()
-    assert decided(gate, one) is None
+    assert decided(gate, check) is None
 
 
-def test_refusals_are_logged_once_a_second_and_counted(
+def test_denials_are_logged_once_a_second_and_counted(
     gate: BorrowGate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = asked(gate, 0, 11, tid=os.getpid())
-    denial = decided(gate, one)
+    check = begun(gate, 0, 11, tid=os.getpid())
+    denial = decided(gate, check)
     assert denial is not None
     for now in (0.0, 0.1, 0.2, 2.0):
-        gate.log(denial, one.notification, "pod", now)
+        gate.log(denial, check.notification, "pod", now)
     assert len(caplog.records) == 2
     first, second = (record.getMessage() for record in caplog.records)
     assert all(
@@ -183,5 +187,5 @@ def test_refusals_are_logged_once_a_second_and_counted(
     )
     assert "2 more" in second
     gate.forget("pod")
-    gate.log(denial, one.notification, "pod", 2.1)
+    gate.log(denial, check.notification, "pod", 2.1)
     assert len(caplog.records) == 3

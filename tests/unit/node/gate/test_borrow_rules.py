@@ -17,18 +17,17 @@ from .mappings import EXTENT, LIMIT, SEGMENT, group, pages
 ONE, SECOND, FOREIGN = ObjectId(7, 1), ObjectId(7, 2), ObjectId(8, 1)
 
 
-def judged(
+def checked(
     wanted: ObjectRange,
     has: Iterable[ObjectRange] = (),
     coming: Sequence[ObjectRange] | None = (),
     **more: Any,
 ) -> BorrowDenial | None:
-    one = group(**more)
-    groups = BorrowRules([one], {"g": EXTENT})
-    return groups.check(one, "pod", wanted, has, coming)
+    only = group(**more)
+    return BorrowRules([only], {"g": EXTENT}).check(only, "pod", wanted, has, coming)
 
 
-def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
+def test_group_in_audit_or_without_objects_has_no_rules() -> None:
     assert not BorrowRules([group(enforcement="Audit")], {"g": EXTENT})
     assert not BorrowRules([group()], {})
     assert not BorrowRules([group()], {"g": ObjectSet()})
@@ -37,14 +36,14 @@ def test_groups_that_are_audited_or_not_known_yet_have_nothing() -> None:
 
 
 @pytest.mark.rule("M2")
-def test_each_group_that_has_an_object_has_its_say() -> None:
+def test_object_of_several_groups_needs_each_group() -> None:
     both = [group(), group("h", members=[]), group("i")]
     groups = BorrowRules(
         both,
         {"g": EXTENT, "h": ObjectSet(objects=frozenset({ONE})), "i": ObjectSet(frozenset({9}))},
     )
-    assert [each.uid for each in groups.groups_of(ONE)] == ["g", "h"]
-    assert [each.uid for each in groups.groups_of(SECOND)] == ["g"]
+    assert [owner.uid for owner in groups.groups_of(ONE)] == ["g", "h"]
+    assert [owner.uid for owner in groups.groups_of(SECOND)] == ["g"]
     assert groups.groups_of(FOREIGN) == ()
     assert groups.segment(5, SEGMENT.space) == SEGMENT
     assert groups.segment(5, 1) is None
@@ -56,15 +55,15 @@ def test_each_group_that_has_an_object_has_its_say() -> None:
 
 
 @pytest.mark.rule("M8")
-def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
+def test_lowest_mapped_limit_applies() -> None:
     def limit(*members: tuple[int | None, str]) -> int | None:
-        one = group(
+        only = group(
             members=[
                 {"pods": ["pod"], "borrowLimit": amount, "borrowLimitOn": on}
                 for amount, on in members
             ]
         )
-        return BorrowRules([one], {"g": EXTENT}).limit(one, "pod")
+        return BorrowRules([only], {"g": EXTENT}).limit(only, "pod")
 
     assert limit((None, "Mapped")) is None
     assert limit((5, "Mapped"), (None, "Mapped"), (3, "Mapped"), (1, "Resident")) == 3
@@ -73,40 +72,40 @@ def test_the_tightest_limit_on_what_is_mapped_holds() -> None:
 
 
 @pytest.mark.rule("M8")
-def test_what_does_not_fit_is_refused_and_what_adds_nothing_never() -> None:
-    assert judged(pages(ONE, 0, 10)) is None
-    denial = judged(pages(ONE, 0, 11))
+def test_mapping_above_the_limit_is_denied_unless_it_adds_nothing() -> None:
+    assert checked(pages(ONE, 0, 10)) is None
+    denial = checked(pages(ONE, 0, 11))
     assert denial is not None
     assert (denial.error, denial.final) == (errno.ENOMEM, True)
     assert (denial.asked, denial.mapped, denial.limit) == (11 * PAGE, 0, LIMIT)
-    denial = judged(pages(ONE, 5, 11), [pages(ONE, 0, 6), pages(ONE, 3, 8), pages(SECOND, 0, 2)])
+    denial = checked(pages(ONE, 5, 11), [pages(ONE, 0, 6), pages(ONE, 3, 8), pages(SECOND, 0, 2)])
     assert denial is not None
     assert (denial.asked, denial.mapped) == (3 * PAGE, 10 * PAGE)
-    assert judged(pages(ONE, 2, 8), [pages(ONE, 0, 30)]) is None
-    assert judged(pages(ONE, 0, 10), [pages(FOREIGN, 0, 30)]) is None
-    assert judged(pages(ONE, 0, 30), limit=None) is None
+    assert checked(pages(ONE, 2, 8), [pages(ONE, 0, 30)]) is None
+    assert checked(pages(ONE, 0, 10), [pages(FOREIGN, 0, 30)]) is None
+    assert checked(pages(ONE, 0, 30), limit=None) is None
 
 
 @pytest.mark.rule("M8")
-def test_calls_under_way_are_waited_for_where_it_depends_on_them() -> None:
-    assert judged(pages(ONE, 0, 5), coming=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
+def test_mapping_that_depends_on_calls_in_flight_waits() -> None:
+    assert checked(pages(ONE, 0, 5), coming=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
     for coming in ([pages(ONE, 5, 11)], None):
-        denial = judged(pages(ONE, 0, 5), coming=coming)
+        denial = checked(pages(ONE, 0, 5), coming=coming)
         assert denial is not None
         assert (denial.error, denial.final) == (errno.ENOMEM, False)
-    denial = judged(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
+    denial = checked(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
     assert denial is not None
     assert denial.final
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_drains_takes_no_new_borrower() -> None:
-    denial = judged(pages(ONE, 0, 1), draining=True, limit=None)
+def test_draining_group_denies_a_new_borrower() -> None:
+    denial = checked(pages(ONE, 0, 1), draining=True, limit=None)
     assert denial is not None
     assert (denial.error, denial.final, denial.not_member) == (errno.EACCES, True, False)
-    assert judged(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
-    assert judged(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
-    assert judged(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
+    assert checked(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
+    assert checked(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
+    assert checked(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
 
 
 PAIRS = st.lists(
@@ -115,8 +114,8 @@ PAIRS = st.lists(
 
 
 @given(pairs=PAIRS)
-def test_each_byte_of_each_object_counts_once(pairs: list[tuple[ObjectId, int, int]]) -> None:
-    ranges = [ObjectRange(one, min(a, b), max(a, b)) for one, a, b in pairs]
+def test_each_byte_of_an_object_counts_once(pairs: list[tuple[ObjectId, int, int]]) -> None:
+    ranges = [ObjectRange(object_id, min(ends), max(ends)) for object_id, *ends in pairs]
     assert total(ranges) == len(
-        {(each.object, byte) for each in ranges for byte in range(each.start, each.end)}
+        {(item.object, byte) for item in ranges for byte in range(item.start, item.end)}
     )

@@ -24,7 +24,7 @@ class Kernel:
     in_flight: dict[int, int] = field(default_factory=dict)
 
 
-def held(*covering: BudgetKey) -> Budgets:
+def configured(*covering: BudgetKey) -> Budgets:
     budgets = Budgets()
     budgets.configure({PLACE: covering or (KEY,)})
     return budgets
@@ -32,17 +32,15 @@ def held(*covering: BudgetKey) -> Budgets:
 
 @pytest.mark.rule("P1", "P5")
 @given(st.data())
-def test_no_order_of_events_passes_the_limit_and_what_fits_a_quiet_look_is_let_through(
+def test_any_order_of_events_exceeds_no_limit_and_fitting_calls_are_allowed(
     data: st.DataObject,
 ) -> None:
-    budgets, kernel = held(), Kernel()
+    budgets, kernel = configured(), Kernel()
     for _ in range(data.draw(st.integers(1, 40))):
-        event = data.draw(st.sampled_from(("ask", "add", "end", "unlock", "look")))
+        event = data.draw(st.sampled_from(("ask", "add", "end", "unlock", "sample")))
         thread, amount = data.draw(THREADS), data.draw(AMOUNTS)
         if event == "ask":
-            if (
-                thread in kernel.in_flight
-            ):  # a thread that asks has ended its last call, which added what was left of it or less
+            if thread in kernel.in_flight:  # its last call has returned, and added up to its rest
                 kernel.locked += data.draw(st.integers(0, kernel.in_flight.pop(thread)))
                 budgets.end(thread)
             fit, _ = budgets.fit(PLACE, amount, 0)
@@ -63,23 +61,23 @@ def test_no_order_of_events_passes_the_limit_and_what_fits_a_quiet_look_is_let_t
             budgets.end(thread)
         elif event == "unlock":
             kernel.locked = max(0, kernel.locked - amount)
-        elif event == "look":
+        elif event == "sample":
             budgets.update({KEY: LimitUsage(LIMIT, kernel.locked)}, 0)
         assert kernel.locked <= LIMIT
 
 
 @pytest.mark.rule("P8", "P11")
-def test_what_adds_nothing_fits_also_above_the_limit() -> None:
-    budgets = held()
+def test_call_without_new_bytes_fits_above_the_limit() -> None:
+    budgets = configured()
     budgets.update({KEY: LimitUsage(LIMIT, LIMIT + 7)}, 0)
     assert budgets.fit(PLACE, 0, 0) == (Fit.FITS, None)
     assert budgets.fit(PLACE, 1, 0) == (Fit.EXCEEDS, KEY)
 
 
 @pytest.mark.rule("P13")
-def test_all_limits_hold_and_the_one_that_says_no_is_named() -> None:
+def test_exceeded_limit_among_several_is_named() -> None:
     tight, wide = BudgetKey("tight", "pod", "main"), BudgetKey("wide")
-    budgets = held(wide, tight)
+    budgets = configured(wide, tight)
     budgets.update({wide: LimitUsage(100, 0), tight: LimitUsage(LIMIT, 0)}, 0)
     assert budgets.fit(PLACE, LIMIT, 0)[0] is Fit.FITS
     assert budgets.fit(PLACE, LIMIT + 1, 0) == (Fit.EXCEEDS, tight)
@@ -87,8 +85,8 @@ def test_all_limits_hold_and_the_one_that_says_no_is_named() -> None:
     assert budgets.fit(PLACE, 1, 0) == (Fit.EXCEEDS, wide)
 
 
-def test_a_call_under_way_may_still_add_and_is_waited_for() -> None:
-    budgets = held()
+def test_call_in_flight_makes_a_call_wait() -> None:
+    budgets = configured()
     budgets.update({KEY: LimitUsage(LIMIT, 0)}, 0)
     budgets.track(1, PLACE, LIMIT)
     budgets.update({KEY: LimitUsage(LIMIT, 0)}, 0)
@@ -99,8 +97,8 @@ def test_a_call_under_way_may_still_add_and_is_waited_for() -> None:
 
 
 @pytest.mark.rule("P1")
-def test_an_account_is_good_for_a_while_and_an_open_one_for_one_decision() -> None:
-    budgets = held()
+def test_budget_is_valid_for_a_while_and_with_ungated_processes_for_one_decision() -> None:
+    budgets = configured()
     assert budgets.fit(PLACE, 1, 0)[0] is Fit.MAYBE
     budgets.update({KEY: LimitUsage(LIMIT, 0)}, 5)
     assert budgets.fit(PLACE, 1, 5 + VALID_SECONDS)[0] is Fit.FITS
@@ -111,8 +109,8 @@ def test_an_account_is_good_for_a_while_and_an_open_one_for_one_decision() -> No
 
 
 @pytest.mark.rule("P12")
-def test_a_new_configuration_is_looked_at_before_it_is_decided_by() -> None:
-    budgets = held()
+def test_budget_after_a_new_configuration_needs_a_sample() -> None:
+    budgets = configured()
     budgets.update({KEY: LimitUsage(LIMIT, LIMIT)}, 0)
     budgets.track(1, PLACE, 3)
     budgets.configure({PLACE: (KEY,)})
@@ -123,7 +121,7 @@ def test_a_new_configuration_is_looked_at_before_it_is_decided_by() -> None:
 
 
 @pytest.mark.rule("P1")
-def test_pods_that_share_a_limit_wait_for_each_other() -> None:
+def test_pods_with_a_common_limit_share_calls_in_flight() -> None:
     node, other = BudgetKey("node"), ContainerRef("other", "main")
     budgets = Budgets()
     budgets.configure({PLACE: (node,), other: (node,), ContainerRef("third", "main"): ()})

@@ -80,13 +80,13 @@ class Node(RuleBasedStateMachine):
         self.ceilings: dict[BudgetKey, int] = {}
 
     def of(self, key: BudgetKey) -> Iterable[Thread]:
-        return (each for each in self.threads.values() if each.ref in MEMBERS[key])
+        return (other for other in self.threads.values() if other.ref in MEMBERS[key])
 
     def locked(self, key: BudgetKey) -> int:
-        return sum(each.locked for each in self.of(key))
+        return sum(other.locked for other in self.of(key))
 
     def may_become(self, key: BudgetKey) -> int:
-        return sum(each.locked + each.pending for each in self.of(key))
+        return sum(other.locked + other.pending for other in self.of(key))
 
     def covering(self, ref: ContainerRef) -> tuple[BudgetKey, ...]:
         return tuple(key for key in self.limits if ref in MEMBERS[key])
@@ -107,19 +107,19 @@ class Node(RuleBasedStateMachine):
             assert most <= self.ceilings[key], key
             self.ceilings[key] = max(limit, most)
 
-    # -- what the gate does -------------------------------------------------------------------------------------------
+    # -- actions of the gate -------------------------------------------------------------------
 
     @rule(
         tid=threads,
         amount=amounts,
         in_range=st.booleans(),
-        told=st.booleans(),
+        known=st.booleans(),
         seconds=st.sampled_from((0.001, 0.001, VALID_SECONDS)),
     )
-    def ask(self, tid: int, amount: int, in_range: bool, told: bool, seconds: float) -> None:
-        """Handle a notification. The last call of its thread has returned, known to the gate or not."""
+    def ask(self, tid: int, amount: int, in_range: bool, known: bool, seconds: float) -> None:
+        """Handle a notification. Its thread's last call has returned, known to the gate or not."""
         self.threads[tid].over()
-        if told:
+        if known:
             self.end(tid)
         self.now += seconds
         self.asked += 1
@@ -127,17 +127,19 @@ class Node(RuleBasedStateMachine):
         most = adds = min(amount, RANGE) if in_range else amount
         fit, _ = self.budgets.fit(thread.ref, most, self.now)
         if fit is not Fit.FITS:
-            self.look(thread.ref)
+            self.sample(thread.ref)
             adds = max(0, most - thread.inside) if in_range else most
             fit, where = self.budgets.fit(thread.ref, adds, self.now)
-            self.judge(fit, where, thread.ref, adds)
+            self.check_decision(fit, where, thread.ref, adds)
         if fit is Fit.FITS:
             self.budgets.track(tid, thread.ref, most)
             thread.reach, thread.left, thread.most = (
                 (most, 0, most) if in_range else (0, most, most)
             )
 
-    def judge(self, fit: Fit, where: BudgetKey | None, ref: ContainerRef, adds: int) -> None:
+    def check_decision(
+        self, fit: Fit, where: BudgetKey | None, ref: ContainerRef, adds: int
+    ) -> None:
         """Check a decision after a sample.
 
         A denied call did not fit. A call that fits with all calls in flight does not wait.
@@ -149,38 +151,38 @@ class Node(RuleBasedStateMachine):
             assert self.locked(where) + adds > self.limits[where]
         elif fit is Fit.MAYBE:
             assert where in keys
-            assert any(each.most for each in self.threads.values())
+            assert any(other.most for other in self.threads.values())
         if adds == 0 or all(self.bound(key) + adds <= self.limits[key] for key in keys):
             assert fit is Fit.FITS
 
     def bound(self, key: BudgetKey) -> int:
-        return self.locked(key) + sum(each.most or 0 for each in self.of(key))
+        return self.locked(key) + sum(other.most or 0 for other in self.of(key))
 
     def end(self, tid: int) -> None:
         self.threads[tid].over()
         self.threads[tid].most = None
         self.budgets.end(tid)
 
-    def look(self, ref: ContainerRef) -> None:
+    def sample(self, ref: ContainerRef) -> None:
         self.budgets.update(
             {key: LimitUsage(self.limits[key], self.locked(key)) for key in self.covering(ref)},
             self.now,
         )
 
     @rule(tid=threads)
-    def tell_of_an_end(self, tid: int) -> None:
+    def end_known_call(self, tid: int) -> None:
         self.end(tid)
 
     @rule(ref=st.sampled_from((MAIN, SIDE, NEAR)))
-    def look_at_once(self, ref: ContainerRef) -> None:
-        self.look(ref)
+    def sample_at_once(self, ref: ContainerRef) -> None:
+        self.sample(ref)
 
     @rule(
         ref=st.sampled_from((MAIN, SIDE, NEAR)),
         order=st.permutations(sorted(THREADS)),
         meanwhile=st.lists(st.tuples(threads, amounts, st.booleans()), min_size=6, max_size=6),
     )
-    def look_while_things_happen(
+    def sample_during_changes(
         self, ref: ContainerRef, order: list[int], meanwhile: list[tuple[int, int, bool]]
     ) -> None:
         """Sample one thread after the other. In between, bytes are added or unlocked."""
@@ -201,7 +203,7 @@ class Node(RuleBasedStateMachine):
     def change_limits(self, limits: dict[BudgetKey, int]) -> None:
         self.configure(limits)
 
-    # -- what nobody tells the gate of --------------------------------------------------------------------------------
+    # -- events unknown to the gate ------------------------------------------------------------
 
     @rule(tid=threads, amount=amounts)
     def take_effect(self, tid: int, amount: int) -> None:
@@ -220,17 +222,17 @@ class Node(RuleBasedStateMachine):
         thread.inside -= part
         thread.elsewhere -= min(thread.elsewhere, amount - part)
 
-    @precondition(lambda self: any(each.most for each in self.threads.values()))
+    @precondition(lambda self: any(other.most for other in self.threads.values()))
     @rule(tid=threads)
-    def end_untold(self, tid: int) -> None:
+    def end_unknown_call(self, tid: int) -> None:
         self.threads[tid].over()
 
     @rule(tid=threads)
-    def die_untold(self, tid: int) -> None:
+    def die_unknown(self, tid: int) -> None:
         self.threads[tid].over()
         self.threads[tid].inside = self.threads[tid].elsewhere = 0
 
 
 @pytest.mark.rule("P1", "P5", "P8", "P11", "P12", "P13")
-def test_no_order_of_events_takes_a_limit_past_what_it_allows_or_refuses_what_fits() -> None:
+def test_any_order_of_events_exceeds_no_limit_and_denies_no_fitting_call() -> None:
     run_state_machine_as_test(Node, settings=settings(max_examples=100, stateful_step_count=60))

@@ -41,18 +41,18 @@ def named(name: str, *registers: int) -> str:
         ("ioctl", (3, 0xC0181B01), "ioctl(0xc0181b01)"),
     ],
 )
-def test_a_call_is_named_with_what_made_it_a_gated_one(
+def test_gated_call_is_named_with_its_flags(
     name: str, registers: tuple[int, ...], text: str
 ) -> None:
     assert named(name, *registers) == text
 
 
-def test_a_call_that_no_profile_gates_is_a_number() -> None:
+def test_ungated_call_is_named_by_its_number() -> None:
     assert describe(Notification(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0))) == "system call 0"
 
 
 @given(st.sampled_from(sorted(X86)), st.tuples(*[st.integers(0, 2**64 - 1)] * 6))
-def test_every_name_fits_in_a_report(
+def test_any_call_name_fits_into_a_report(
     name: str, registers: tuple[int, int, int, int, int, int]
 ) -> None:
     text = describe(Notification(1, 1, X86[name], AUDIT_ARCH_X86_64, registers))

@@ -14,7 +14,7 @@ def state(**annotations: str) -> bytes:
     return json.dumps({"pid": 1, "state": {"id": ID, "annotations": annotations}}).encode()
 
 
-def test_both_runtimes_say_which_container_it_is() -> None:
+def test_message_of_each_runtime_names_the_container() -> None:
     containerd = {
         "io.kubernetes.cri.sandbox-uid": "u",
         "io.kubernetes.cri.container-name": "main",
@@ -26,11 +26,15 @@ def test_both_runtimes_say_which_container_it_is() -> None:
         "io.kubernetes.cri-o.SandboxID": "s",
     }
     for annotations in (containerd, crio):
-        found = parse(state(**annotations))
-        assert (found.id, found.ref, found.sandbox) == (ID, ContainerRef("u", "main"), "s")
+        container = parse(state(**annotations))
+        assert (container.id, container.ref, container.sandbox) == (
+            ID,
+            ContainerRef("u", "main"),
+            "s",
+        )
 
 
-def test_a_container_of_no_pod_is_of_none() -> None:
+def test_container_outside_kubernetes_has_no_pod() -> None:
     assert parse(state()).ref == ContainerRef("", "")
 
 
@@ -46,7 +50,7 @@ def test_a_container_of_no_pod_is_of_none() -> None:
         ("pinwarden-v2x", 1),
     ],
 )
-def test_a_profile_tells_its_version(metadata: object, version: int) -> None:
+def test_profile_metadata_has_the_version(metadata: object, version: int) -> None:
     message = json.dumps({"metadata": metadata, "state": {"id": ID}}).encode()
     assert (parse(message).version, parse(message).maps) == (version, version > 1)
 
@@ -63,12 +67,12 @@ def test_a_profile_tells_its_version(metadata: object, version: int) -> None:
         b'{"state": {"id": "a", "annotations": 7}}',
     ],
 )
-def test_what_no_runtime_sends_is_refused(message: bytes) -> None:
+def test_message_of_no_runtime_is_rejected(message: bytes) -> None:
     with pytest.raises(ValueError, match="not an OCI container process state"):
         parse(message)
 
 
-def test_an_annotation_that_is_no_text_is_refused() -> None:
+def test_annotation_that_is_not_text_is_rejected() -> None:
     content: dict[str, Any] = {"state": {"id": ID, "annotations": {"io.kubernetes.pod.uid": 5}}}
     with pytest.raises(ValueError, match="not text"):
         parse(json.dumps(content).encode())

@@ -29,7 +29,7 @@ ONE, OTHER = ContainerRef("one", "main"), ContainerRef("other", "main")
 
 
 class Caller(Listener):
-    """Replaces the kernel: whether the thread still waits, and the answers that it got."""
+    """Replaces the kernel: whether the thread still waits, and the answers."""
 
     def __init__(self, *, valid: bool) -> None:
         self._valid = valid
@@ -84,7 +84,7 @@ def process(proc_root: Path, tid: int) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_a_dead_call_ends_nothing_of_the_thread_that_has_its_number_now(tmp_path: Path) -> None:
+def test_ended_call_with_a_reused_thread_id_ends_no_other_call(tmp_path: Path) -> None:
     for tid in (5, 6):
         process(tmp_path, tid)
     with closing(Journal(tmp_path / "journal")) as journal:
@@ -126,7 +126,7 @@ class Granted(TwoPods):
 
 
 @pytest.mark.rule("P5")
-def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Path) -> None:
+def test_read_after_the_wait_for_the_rlimit_has_its_full_time(tmp_path: Path) -> None:
     """On a busy machine, the read of the locked bytes takes long."""
     process(tmp_path, 5)
     (tmp_path / "5" / "status").write_text(
@@ -136,7 +136,7 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
         "Max locked memory         4096                 4096                 bytes\n"
     )
     smaps = tmp_path / "5" / "smaps"
-    os.mkfifo(smaps)  # whoever opens it waits
+    os.mkfifo(smaps)  # opening it waits
     with closing(Journal(tmp_path / "journal")) as journal:
         handler = NotificationHandler(
             journal,
@@ -153,7 +153,7 @@ def test_a_read_after_the_wait_for_a_raised_rlimit_has_its_own_time(tmp_path: Pa
         )
         assert handler.handle(request, 1.0) > 0.0, "the agent may still raise the rlimit"
         late = 1.0 + 1.1 * RAISED_SECONDS
-        assert handler.handle(request, late) > 0.0, "what is locked is being read"
+        assert handler.handle(request, late) > 0.0, "the locked bytes are being read"
         smaps.write_text("")
         while handler.handle(request, late) > 0.0:
             pass
@@ -165,20 +165,20 @@ class Unforeseen(TwoPods):
     """Pods whose state causes an unexpected exception."""
 
     def sample(self, ref: ContainerRef) -> dict[BudgetKey, LimitUsage]:
-        raise RecursionError("a tree that somebody made")
+        raise RecursionError("a tree of another user")
 
     def limit(self, key: BudgetKey) -> None:
         return None
 
 
 @pytest.mark.rule("P5")
-def test_a_call_that_nobody_foresaw_is_denied_in_the_end_and_counted(tmp_path: Path) -> None:
+def test_call_with_an_unexpected_exception_is_denied_and_counted(tmp_path: Path) -> None:
     process(tmp_path, 5)
     guard = Guard(["call"])
     with closing(Journal(tmp_path / "journal")) as journal:
-        record = GatePublisher(tmp_path / "gate.json", guard.failures)
+        publisher = GatePublisher(tmp_path / "gate.json", guard.failures)
         handler = NotificationHandler(
-            journal, cast(PodLimits, Unforeseen()), tmp_path, record, guard
+            journal, cast(PodLimits, Unforeseen()), tmp_path, publisher, guard
         )
         handler.configure()
         caller = Caller(valid=True)
@@ -190,9 +190,9 @@ def test_a_call_that_nobody_foresaw_is_denied_in_the_end_and_counted(tmp_path: P
         assert handler.handle(request, 1.0 + 2 * RETURN_SECONDS) == 0.0
         assert caller.failed == [errno.ENOMEM]
         assert not caller.continued
-        record.flush(0.0)
+        publisher.flush(0.0)
         handler.close()
-    told = load(tmp_path / "gate.json")
-    assert told is not None
-    assert told.failures == {"call": 2}
-    assert "a tree that somebody made" in told.recent[0]["message"]
+    status = load(tmp_path / "gate.json")
+    assert status is not None
+    assert status.failures == {"call": 2}
+    assert "a tree of another user" in status.recent[0]["message"]

@@ -1,4 +1,4 @@
-"""Notifications that a gate received stay in the journal for the next gate."""
+"""Received notifications stay in the journal for the next gate."""
 
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.rule("H3")
-def test_a_call_that_was_received_is_there_for_the_next_gate(path: Path) -> None:
+def test_received_notification_is_read_by_the_next_gate(path: Path) -> None:
     with closing(Journal(path)) as journal:
         first = journal.receive(Queue(call(1)), 7)
         second = journal.receive(Queue(call(2)), 8)
@@ -61,26 +61,26 @@ def test_a_call_that_was_received_is_there_for_the_next_gate(path: Path) -> None
         ]
 
 
-def test_nothing_is_received_when_the_call_is_gone(path: Path) -> None:
+def test_receive_of_an_ended_call_returns_none(path: Path) -> None:
     with closing(Journal(path)) as journal:
         assert journal.receive(Queue(), 7) is None
         assert list(journal.left()) == []
 
 
-def test_one_gate_at_a_time_has_it(path: Path) -> None:
+def test_journal_is_open_in_one_gate_at_a_time(path: Path) -> None:
     with closing(Journal(path)), pytest.raises(BlockingIOError):
         Journal(path)
     Journal(path).close()
 
 
 @pytest.mark.parametrize("content", [b"", b"other", b"pinwarden-gate-1" + bytes(10)])
-def test_a_file_of_another_kind_begins_anew(path: Path, content: bytes) -> None:
+def test_journal_of_another_format_is_replaced(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with closing(Journal(path)) as journal:
         assert list(journal.left()) == []
 
 
-def test_slots_are_used_again_and_can_all_be_taken(
+def test_slots_are_reused_and_can_all_be_in_use(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals, "SLOTS", 2)

@@ -16,9 +16,11 @@ GARBAGE = 0xABCD << 32
 
 @pytest.mark.parametrize("arch", NUMBERS)
 @pytest.mark.parametrize("flags", [1, 3, 1 | 0x2000, 1 | 0x8000, 1 | GARBAGE])
-def test_a_shared_mapping_is_of_its_descriptor(arch: int, flags: int) -> None:
-    found = map_requests.read(call("mmap", 0, 2 * PAGE - 1, 3, flags, 5 | GARBAGE, PAGE, arch=arch))
-    assert found == MapRequest(NamedBy.DESCRIPTOR, 5, PAGE, 2 * PAGE)
+def test_shared_mmap_names_its_descriptor(arch: int, flags: int) -> None:
+    request = map_requests.read(
+        call("mmap", 0, 2 * PAGE - 1, 3, flags, 5 | GARBAGE, PAGE, arch=arch)
+    )
+    assert request == MapRequest(NamedBy.DESCRIPTOR, 5, PAGE, 2 * PAGE)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +45,13 @@ def test_a_shared_mapping_is_of_its_descriptor(arch: int, flags: int) -> None:
         ("ioctl", (3, 0x3B71, 0)),
     ],
 )
-def test_what_maps_nothing_that_others_have_is_not_asked_about(
+def test_call_without_a_shared_mapping_has_no_map_request(
     name: str, registers: tuple[int, ...]
 ) -> None:
     assert map_requests.read(call(name, *registers)) is None
 
 
-def test_other_calls_name_a_segment_or_what_is_mapped_already() -> None:
+def test_other_calls_name_a_segment_or_an_existing_mapping() -> None:
     assert map_requests.read(call("shmat", 5 | GARBAGE, 0, 0)) == MapRequest(NamedBy.SEGMENT, 5)
     assert map_requests.read(call("mremap", PAGE, PAGE + 1, 3 * PAGE, 1)) == MapRequest(
         NamedBy.ADDRESS, PAGE, 0, 3 * PAGE, relative=True
@@ -69,5 +71,5 @@ def test_other_calls_name_a_segment_or_what_is_mapped_already() -> None:
     registers=st.tuples(*[st.integers(0, 2**64 - 1)] * 6),
 )
 def test_no_registers_are_too_strange(name: str, registers: tuple[int, ...]) -> None:
-    found = map_requests.read(call(name, *registers))
-    assert found is None or 0 <= found.offset <= found.offset + found.size <= 2**63
+    request = map_requests.read(call(name, *registers))
+    assert request is None or 0 <= request.offset <= request.offset + request.size <= 2**63

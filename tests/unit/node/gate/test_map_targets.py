@@ -19,7 +19,7 @@ from .mappings import group
 PROC, OWN = Path("/proc"), Path("/proc/self")
 
 
-def test_every_way_to_look_at_a_descriptor_finds_the_same_file(tmp_path: Path) -> None:
+def test_descriptor_read_by_each_way_is_the_same_file(tmp_path: Path) -> None:
     with open(tmp_path / "file", "w") as file:
         about = os.fstat(file.fileno())
         expected = ObjectId(about.st_dev, about.st_ino)
@@ -40,19 +40,19 @@ def test_every_way_to_look_at_a_descriptor_finds_the_same_file(tmp_path: Path) -
             identify(OWN, 999999)
 
 
-def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
+def test_mapped_object_is_found_by_descriptor_and_by_address() -> None:
     descriptor, other = os.memfd_create("x"), os.memfd_create("y")
     os.ftruncate(descriptor, 8 * PAGE)
     about = os.fstat(descriptor)
-    one = ObjectId(about.st_dev, about.st_ino)
-    groups = BorrowRules([group()], {"g": ObjectSet(objects=frozenset({one}))})
+    file_id = ObjectId(about.st_dev, about.st_ino)
+    groups = BorrowRules([group()], {"g": ObjectSet(objects=frozenset({file_id}))})
     pid = os.getpid()
 
     def target(request: MapRequest) -> MapTarget:
         return map_targets.target(PROC, pid, request, groups)
 
     assert target(MapRequest(NamedBy.DESCRIPTOR, descriptor, PAGE, PAGE)) == MapTarget(
-        ObjectRange(one, PAGE, 2 * PAGE)
+        ObjectRange(file_id, PAGE, 2 * PAGE)
     )
     for missing in (other, 999999):
         assert target(MapRequest(NamedBy.DESCRIPTOR, missing, 0, PAGE)) == map_targets.NOTHING
@@ -62,9 +62,9 @@ def test_what_is_mapped_is_found_by_descriptor_and_by_address() -> None:
         address = ctypes.addressof(anchor)
         assert target(
             MapRequest(NamedBy.ADDRESS, address + PAGE, 0, 5 * PAGE, relative=True)
-        ) == MapTarget(ObjectRange(one, 3 * PAGE, 8 * PAGE))
+        ) == MapTarget(ObjectRange(file_id, 3 * PAGE, 8 * PAGE))
         assert target(MapRequest(NamedBy.ADDRESS, address, 0, PAGE)) == MapTarget(
-            ObjectRange(one, 0, PAGE)
+            ObjectRange(file_id, 0, PAGE)
         )
         assert (
             target(MapRequest(NamedBy.ADDRESS, address + 4 * PAGE, 0, PAGE)) == map_targets.NOTHING

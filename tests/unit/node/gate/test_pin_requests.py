@@ -1,4 +1,4 @@
-"""The bytes that a call asks for, from its registers."""
+"""The amount of a call, from its registers."""
 
 import errno
 import struct
@@ -32,8 +32,8 @@ def ask(name: str, *registers: int) -> PinRequest | None:
 
 
 def most(name: str, *registers: int) -> int | None:
-    found = ask(name, *registers)
-    return found.most if found else -1
+    request = ask(name, *registers)
+    return request.most if request else -1
 
 
 def reading(memory: bytes, at: int = HERE) -> Callable[[int, int], bytes]:
@@ -45,20 +45,20 @@ def reading(memory: bytes, at: int = HERE) -> Callable[[int, int], bytes]:
     return read
 
 
-def in_memory(found: PinRequest | None, memory: bytes) -> int:
-    assert found is not None
-    assert found.in_memory is not None
-    assert found.adds is Growth.IN_MEMORY
-    return found.in_memory(reading(memory))
+def in_memory(request: PinRequest | None, memory: bytes) -> int:
+    assert request is not None
+    assert request.in_memory is not None
+    assert request.adds is Growth.IN_MEMORY
+    return request.in_memory(reading(memory))
 
 
-def test_every_gated_call_has_a_number_and_a_reader_on_each_architecture() -> None:
+def test_gated_call_has_a_number_and_a_reader_on_each_architecture() -> None:
     for numbers in NUMBERS.values():
         assert numbers.keys() == GATED.keys()
         assert len(set(numbers.values())) == len(numbers)
 
 
-def test_a_call_that_no_profile_sends_is_an_error() -> None:
+def test_ungated_call_is_an_error() -> None:
     with pytest.raises(KeyError):
         pin_requests.read(Notification(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0)))
     with pytest.raises(KeyError):
@@ -76,20 +76,24 @@ def test_a_call_that_no_profile_sends_is_an_error() -> None:
         (HERE, 3 * PAGE, 3),
     ],
 )
-def test_a_range_is_locked_by_whole_pages(start: int, length: int, pages: int) -> None:
+def test_mlock_counts_whole_pages(start: int, length: int, pages: int) -> None:
     for name in ("mlock", "mlock2"):
-        found = ask(name, start, length)
-        assert found is not None
-        assert (found.most, found.start, found.adds) == (pages * PAGE, HERE, Growth.NOT_LOCKED)
-        assert (found.refusal, found.inexact) == (errno.ENOMEM, "")
+        request = ask(name, start, length)
+        assert request is not None
+        assert (request.most, request.start, request.adds) == (
+            pages * PAGE,
+            HERE,
+            Growth.NOT_LOCKED,
+        )
+        assert (request.refusal, request.inexact) == (errno.ENOMEM, "")
 
 
 @pytest.mark.parametrize(("start", "length"), [(HERE, 0), (HERE, 2**64 - 1), (HERE, 2**64 - HERE)])
-def test_a_range_that_is_none_asks_for_nothing(start: int, length: int) -> None:
+def test_mlock_of_an_invalid_range_asks_for_nothing(start: int, length: int) -> None:
     assert ask("mlock", start, length) is None
 
 
-def test_flags_that_the_kernel_does_not_know_ask_for_nothing() -> None:
+def test_unknown_flags_ask_for_nothing() -> None:
     assert ask("mlock2", HERE, PAGE, 2) is None
     assert most("mlock2", HERE, PAGE, 1 | GARBAGE) == PAGE
     for flags in (0, 4, 8, 1 | 8):
@@ -97,7 +101,7 @@ def test_flags_that_the_kernel_does_not_know_ask_for_nothing() -> None:
 
 
 @pytest.mark.rule("P8")
-def test_mlockall_locks_what_is_there_or_what_comes() -> None:
+def test_mlockall_asks_for_current_or_later_memory() -> None:
     now, later = ask("mlockall", 1 | GARBAGE), ask("mlockall", 2)
     assert now is not None
     assert later is not None
@@ -107,19 +111,19 @@ def test_mlockall_locks_what_is_there_or_what_comes() -> None:
 
 
 @pytest.mark.rule("P8", "H1")
-def test_a_stack_grows_when_it_is_locked() -> None:
-    for found in (
+def test_lock_of_a_stack_is_inexact() -> None:
+    for request in (
         ask("mlock", STACK_REGION, 1),
         ask("mlockall", 1),
         ask("mmap", 0, PAGE, 3, 0x122),
     ):
-        assert found is not None
-        assert "stack" in found.inexact
+        assert request is not None
+        assert "stack" in request.inexact
     assert most("mmap", 0, PAGE, 3, 0x122) == 0
     assert most("mmap", 0, PAGE, 3, 0x2122) == PAGE
 
 
-def test_the_stack_region_reaches_from_where_stacks_lie_to_the_end() -> None:
+def test_stack_region_reaches_from_the_lowest_stack_to_the_end() -> None:
     assert pin_requests.stack_region(0x7FFD18AAF670, "x86_64") == 0x800000000000 - (16 << 30) - (
         128 << 20
     )
@@ -128,17 +132,17 @@ def test_the_stack_region_reaches_from_where_stacks_lie_to_the_end() -> None:
     )
 
 
-def test_mappings_count_when_they_are_locked() -> None:
+def test_mmap_counts_only_if_locked() -> None:
     assert most("mmap", 0, 3 * PAGE + 1, 3, 0x2022) == 4 * PAGE
     assert ask("mmap", 0, 0, 3, 0x2022) is None
     assert ask("mmap", 0, PAGE, 3, 0x22) is None
-    found = ask("mmap", 0, PAGE, 3, 0x2022)
-    assert found is not None
-    assert (found.adds, found.refusal) == (Growth.ALL, errno.EAGAIN)
+    request = ask("mmap", 0, PAGE, 3, 0x2022)
+    assert request is not None
+    assert (request.adds, request.refusal) == (Growth.ALL, errno.EAGAIN)
 
 
 @given(old=st.integers(0, 10 * PAGE), new=st.integers(0, 10 * PAGE))
-def test_a_mapping_that_is_moved_adds_what_it_grows_by(old: int, new: int) -> None:
+def test_mremap_adds_the_growth_of_a_mapping(old: int, new: int) -> None:
     pages = -(-new // PAGE) - -(-old // PAGE)
     assert most("mremap", HERE, old, new) == (pages * PAGE if pages > 0 else -1)
 
@@ -158,16 +162,16 @@ def test_a_mapping_that_is_moved_adds_what_it_grows_by(old: int, new: int) -> No
         ("ioctl", (3, 0x3B81), Source.IOMMUFD),
     ],
 )
-def test_what_cannot_be_held_exactly_loosens(
+def test_call_with_an_unknown_amount_is_inexact(
     name: str, registers: tuple[int, ...], source: Source
 ) -> None:
-    found = ask(name, *registers)
-    assert found is not None
-    assert found.source is source
-    assert found.inexact
+    request = ask(name, *registers)
+    assert request is not None
+    assert request.source is source
+    assert request.inexact
 
 
-def test_buffers_of_io_uring_count_by_the_pages_that_they_touch() -> None:
+def test_io_uring_buffers_count_by_touched_pages() -> None:
     vectors = struct.pack("=6Q", HERE, PAGE, HERE + 1, PAGE, 0, 99 * PAGE)
     assert in_memory(ask("io_uring_register", 3, GARBAGE, HERE, 3), vectors) == 3 * PAGE
     assert in_memory(ask("io_uring_register", 3, 1 << 31, HERE, 3), vectors) == 3 * PAGE
@@ -180,18 +184,18 @@ def test_buffers_of_io_uring_count_by_the_pages_that_they_touch() -> None:
     assert in_memory(ask("io_uring_register", 3, 0, HERE, 1 << 20), b"") == 0
 
 
-def test_maps_of_devices_count_by_the_size_in_their_structure() -> None:
+def test_device_maps_count_by_the_size_in_their_structure() -> None:
     for command in (0x3B71, 0x3B85):
         structure = struct.pack("=24xQ8x", 3 * PAGE - 1)
         assert in_memory(ask("ioctl", 3, command, HERE), structure) == 3 * PAGE
 
 
-def test_memory_that_is_not_there_is_an_error() -> None:
+def test_unreadable_caller_memory_is_an_error() -> None:
     with pytest.raises(OSError, match="unreadable"):
         in_memory(ask("io_uring_register", 3, 0, 0x40, 1), b"")
 
 
 @given(name=st.sampled_from(sorted(GATED)), registers=st.tuples(*[WORDS] * 6))
 def test_no_registers_are_too_strange(name: str, registers: tuple[int, ...]) -> None:
-    found = ask(name, *registers)
-    assert found is None or found.most is None or 0 <= found.most < 2**64
+    request = ask(name, *registers)
+    assert request is None or request.most is None or 0 <= request.most < 2**64

@@ -36,7 +36,7 @@ def start(root: Path, container: str, pid: int, service: str) -> GatedContainer:
 
 
 @pytest.mark.rule("P1", "H1")
-def test_containers_beside_their_pod_are_the_pods_as_soon_as_a_call_can_come_from_them(
+def test_container_beside_its_pod_with_a_listener_belongs_to_the_pod(
     root: Path,
 ) -> None:
     pods = PodLimits(root, Path("/proc"), lambda: 0.0)

@@ -36,8 +36,8 @@ def full() -> Iterator[list[int]]:
         yield taken
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for each in taken:
-            os.close(each)
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Holder]:
     holder.close()
 
 
-def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_room(
+def test_listener_without_room_for_a_descriptor_waits_for_room(
     holder: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as resources:
@@ -72,7 +72,7 @@ def test_a_listener_that_comes_when_no_descriptor_is_left_waits_until_there_is_r
     assert "lost" not in caplog.text
 
 
-def test_a_gate_waits_until_there_is_room(holder: Holder, tmp_path: Path) -> None:
+def test_gate_without_room_for_a_descriptor_waits_for_room(holder: Holder, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
         with full():
             gate.connect(str(tmp_path / "gates"))
@@ -84,7 +84,7 @@ def test_a_gate_waits_until_there_is_room(holder: Holder, tmp_path: Path) -> Non
     assert packet.kind is PacketKind.COMPLETE
 
 
-def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
+def test_packet_without_its_descriptor_is_rejected() -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there:
         protocol.send(here, Packet(PacketKind.LISTENER, 1, b"{}", (0,)))
@@ -92,14 +92,14 @@ def test_a_packet_that_lost_its_descriptor_is_not_taken() -> None:
             protocol.receive(there)
 
 
-def test_a_listener_without_its_descriptor_is_an_error_in_the_gate_s_log(
+def test_listener_without_its_descriptor_is_logged_by_the_gate(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = GateSettings(tmp_path / "configuration", tmp_path, tmp_path, tmp_path)
     _GateProcess(where, cast(Dispatcher, None), Guard(["packet"]))._take(
         Packet(PacketKind.LISTENER, 1, b"{}")
     )
-    assert [each.levelname for each in caplog.records] == ["ERROR"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 def open_files() -> int:
@@ -112,7 +112,7 @@ def send_as_runtime(path: Path, data: bytes, files: list[int]) -> None:
         socket.send_fds(runtime, [data], files)
 
 
-def test_a_descriptor_that_is_no_listener_costs_itself(
+def test_descriptor_that_is_not_a_listener_is_closed(
     holder: Holder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, write = os.pipe()
@@ -128,7 +128,7 @@ def test_a_descriptor_that_is_no_listener_costs_itself(
     assert "not a listener" in caplog.text
     for _ in range(3):
         holder.turn(0)
-    assert holder.listener_count == 0, "nobody reads the pipe any more, which is told as an error"
+    assert holder.listener_count == 0, "a pipe without a reader is reported as an error"
     assert open_files() == before - 3
 
 
@@ -139,7 +139,7 @@ def test_a_descriptor_that_is_no_listener_costs_itself(
     files=st.integers(0, 8),
     runtime=st.booleans(),
 )
-def test_whatever_is_sent_ends_no_holder_and_takes_no_descriptors(
+def test_any_data_ends_no_holder_and_leaks_no_descriptor(
     holder: Holder, data: bytes, files: int, runtime: bool
 ) -> None:
     kept, before = holder.listener_count, open_files()

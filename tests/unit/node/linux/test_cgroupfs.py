@@ -1,4 +1,4 @@
-"""Reading the files of cgroups, over directories that look like a hierarchy."""
+"""Reading the files of cgroups, over folders like a hierarchy."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from pinwarden.node.linux.cgroupfs import (
 )
 
 
-def test_pids_of_one_directory(tmp_path: Path) -> None:
+def test_pids_of_one_cgroup_are_returned(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("12\n0\n7\n12\n")
     assert member_pids(tmp_path) == {7, 12}
     assert member_pids(tmp_path / "absent") == frozenset()
@@ -63,13 +63,15 @@ V1_FILES = ("memory/cgroup.procs", "pids/cgroup.procs", "systemd/cgroup.procs")
         ),
     ],
 )
-def test_layouts(tmp_path: Path, files: tuple[str, ...], layout: Layout, hierarchy: str) -> None:
+def test_layout_of_a_mounted_hierarchy_is_detected(
+    tmp_path: Path, files: tuple[str, ...], layout: Layout, hierarchy: str
+) -> None:
     touch(tmp_path, *files)
     assert detect_layout(tmp_path) is layout
     assert process_hierarchy(tmp_path) == tmp_path / hierarchy
 
 
-def test_a_folder_without_hierarchy_is_an_error(tmp_path: Path) -> None:
+def test_folder_without_hierarchy_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no cgroup hierarchy"):
         detect_layout(tmp_path)
     touch(tmp_path, "cpu/cgroup.procs")
@@ -86,7 +88,7 @@ def test_a_folder_without_hierarchy_is_an_error(tmp_path: Path) -> None:
 def test_cpu_time_on_a_kernel_that_counts_ticks_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int, seen: bytes | None
 ) -> None:
-    """A cgroup that ran for less than a tick shows no other value: nobody may conclude that nothing ran there."""
+    """A cgroup may have run for less than a tick, although its value is unchanged."""
     (tmp_path / "cpu.stat").write_text("usage_usec 7\nuser_usec 7\n")
     calls = iter(range(10**9))
     monkeypatch.setattr("time.thread_time_ns", lambda: next(calls) // 3 * step)

@@ -14,7 +14,7 @@ def plain(pairs: list[tuple[int, int]]) -> set[int]:
 
 
 @given(PAIRS)
-def test_a_set_contains_the_numbers_of_its_pairs(pairs: list[tuple[int, int]]) -> None:
+def test_set_contains_the_numbers_of_its_pairs(pairs: list[tuple[int, int]]) -> None:
     made = Intervals.of(pairs)
     assert plain(list(made)) == plain(pairs)
     assert made.total == len(plain(pairs))
@@ -27,7 +27,7 @@ def test_intervals_are_sorted_and_do_not_touch(pairs: list[tuple[int, int]]) -> 
 
 
 @given(PAIRS, PAIRS)
-def test_equal_sets_are_equal_however_they_were_made(
+def test_sets_with_equal_numbers_are_equal(
     one: list[tuple[int, int]], two: list[tuple[int, int]]
 ) -> None:
     first, second = Intervals.of(one), Intervals.of(two)
@@ -37,14 +37,14 @@ def test_equal_sets_are_equal_however_they_were_made(
 
 
 @given(st.lists(PAIRS, max_size=5))
-def test_a_union_contains_the_numbers_of_every_set(many: list[list[tuple[int, int]]]) -> None:
+def test_union_contains_the_numbers_of_every_set(many: list[list[tuple[int, int]]]) -> None:
     joined = union(Intervals.of(pairs) for pairs in many)
     assert joined == Intervals.of([pair for pairs in many for pair in pairs])
     assert plain(list(joined)) == set().union(*map(plain, many))
 
 
 @given(PAIRS, NUMBER, NUMBER)
-def test_gaps_are_what_is_missing(pairs: list[tuple[int, int]], start: int, end: int) -> None:
+def test_gaps_are_the_missing_numbers(pairs: list[tuple[int, int]], start: int, end: int) -> None:
     gaps = Intervals.of(pairs).gaps(start, end)
     assert plain(gaps) == set(range(start, end)) - plain(pairs)
     assert gaps == list(Intervals.of(gaps))
@@ -57,7 +57,7 @@ def test_moving_adds_to_each_number(pairs: list[tuple[int, int]], by: int) -> No
     assert made.moved(by).moved(-by) == made
 
 
-def test_the_ends_of_an_address_space_are_numbers_too() -> None:
+def test_ends_of_an_address_space_are_numbers_too() -> None:
     whole = Intervals.of([(0, 2**64 - 1)])
     assert whole.total == 2**64 - 1
     assert union([whole, EMPTY]) is whole

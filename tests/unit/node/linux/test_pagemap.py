@@ -42,16 +42,16 @@ class Area:
 
     def resident(self) -> list[int]:
         with closing(PageMap("/proc/self")) as tables:
-            found = tables.resident(self.start, self.end, shared=self.shared)
+            intervals = tables.resident(self.start, self.end, shared=self.shared)
         return [
             page
-            for first, last in found
+            for first, last in intervals
             for page in range((first - self.start) // PAGE, (last - self.start) // PAGE)
         ]
 
 
 @pytest.mark.usefixtures("way")
-def test_pages_are_resident_once_they_were_touched() -> None:
+def test_pages_are_resident_once_touched() -> None:
     area = Area()
     assert area.resident() == []
     for page in (3, 4, 39):
@@ -65,7 +65,7 @@ def test_pages_are_resident_once_they_were_touched() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_copy_of_a_page_is_not_the_objects() -> None:
+def test_private_copy_of_a_page_is_not_resident() -> None:
     area = Area(mmap.MAP_PRIVATE)
     for page in range(PAGES):
         _ = area.memory[page * PAGE]
@@ -87,7 +87,7 @@ def test_many_stretches_take_several_calls(monkeypatch: pytest.MonkeyPatch) -> N
 
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, PAGES - 1)), st.integers(0, PAGES), st.integers(0, PAGES))
-def test_any_part_can_be_asked_for(touched: set[int], first: int, last: int) -> None:
+def test_any_part_of_a_mapping_can_be_read(touched: set[int], first: int, last: int) -> None:
     area = Area()
     for page in touched:
         area.memory[page * PAGE] = 1
@@ -104,7 +104,7 @@ def test_any_part_can_be_asked_for(touched: set[int], first: int, last: int) -> 
 
 
 @pytest.mark.usefixtures("way")
-def test_addresses_that_nothing_is_mapped_at_are_not_resident() -> None:
+def test_unmapped_addresses_are_not_resident() -> None:
     area = Area()
     start, end = area.start, area.end
     area.memory.madvise(mmap.MADV_NORMAL)
@@ -120,7 +120,7 @@ def test_addresses_that_nothing_is_mapped_at_are_not_resident() -> None:
     )
 
 
-def test_a_kernel_without_the_scan_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_the_scan_is_detected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def missing(*_: object) -> int:
@@ -135,7 +135,7 @@ def test_a_kernel_without_the_scan_is_found_out_once(monkeypatch: pytest.MonkeyP
     assert len(calls) == 1
 
 
-def test_other_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_error_of_the_scan_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> int:
         raise OSError(errno.EFAULT, "")
 
@@ -145,17 +145,17 @@ def test_other_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         Area().resident()
 
 
-def test_a_page_on_the_move_counts_and_a_marker_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_under_migration_counts_and_a_marker_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel would answer: both look swapped out, and only the page is a file's."""
 
     def answer(_: int, __: int, arg: "pagemap._ScanArg") -> int:
         absent = [(2, 3, pagemap._SWAPPED), (5, 6, pagemap._SWAPPED), (7, 8, 0)]
-        found = absent if arg.category_inverted else [(2, 3, 4)]
-        for number, region in enumerate(found):
+        regions = absent if arg.category_inverted else [(2, 3, 4)]
+        for number, region in enumerate(regions):
             for column, value in enumerate(region):
                 pagemap._vector[number * 3 + column] = value
         arg.walk_end = arg.end
-        return len(found)
+        return len(regions)
 
     monkeypatch.setattr(PageMap, "scans", True)
     monkeypatch.setattr(pagemap, "ioctl", answer)
@@ -163,7 +163,7 @@ def test_a_page_on_the_move_counts_and_a_marker_does_not(monkeypatch: pytest.Mon
         assert list(tables.resident(0, 10, shared=True)) == [(0, 5), (6, 7), (8, 10)]
 
 
-def test_a_gone_process_has_no_page_tables(tmp_path: Path) -> None:
+def test_gone_process_has_no_page_tables(tmp_path: Path) -> None:
     with pytest.raises(ProcessLookupError):
         PageMap(str(tmp_path / "1"))
     tables = PageMap("/proc/self")
@@ -171,7 +171,7 @@ def test_a_gone_process_has_no_page_tables(tmp_path: Path) -> None:
     tables.close()
 
 
-def test_an_address_space_that_has_gone_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gone_address_space_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageMap, "scans", False)
     monkeypatch.setattr(
         pagemap,

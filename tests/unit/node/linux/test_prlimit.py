@@ -79,7 +79,7 @@ def test_set_changes_the_process_and_returns_the_previous_limits(
         assert handle.get() == before
 
 
-def test_unlimited_goes_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlimited_is_set_and_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 
     def record(pid: int, which: int, limits: tuple[int, int]) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def test_unlimited_goes_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(8192, resource.RLIM_INFINITY)]
 
 
-def test_a_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
+def test_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
     with StatusReader(PROC, child.pid) as reader:
         end(child)
         descriptors = len(os.listdir("/proc/self/fd"))
@@ -100,7 +100,7 @@ def test_a_gone_process_is_not_opened(child: subprocess.Popen[bytes]) -> None:
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_a_reused_id_is_not_opened(
+def test_reused_id_is_not_opened(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
     with StatusReader(PROC, child.pid) as reader:
@@ -112,7 +112,7 @@ def test_a_reused_id_is_not_opened(
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_a_gone_process_is_not_touched(child: subprocess.Popen[bytes]) -> None:
+def test_gone_process_is_not_changed(child: subprocess.Popen[bytes]) -> None:
     calls: list[int] = []
 
     def count(pid: int, limits: Limits | None) -> Limits:
@@ -129,7 +129,7 @@ def test_a_gone_process_is_not_touched(child: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.rule("P14")
-def test_a_process_with_a_reused_id_gets_its_limits_back(
+def test_process_with_a_reused_id_has_its_limits_restored(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
     """The process exits during the call, and the bystander has its id from then on."""
@@ -155,7 +155,7 @@ def test_a_process_with_a_reused_id_gets_its_limits_back(
 
 
 @pytest.mark.rule("P14")
-def test_an_unchanged_process_with_a_reused_id_keeps_its_limits(
+def test_unchanged_process_with_a_reused_id_keeps_its_limits(
     child: subprocess.Popen[bytes], bystander: subprocess.Popen[bytes]
 ) -> None:
     """The process exits just after the call, and the bystander has its id at the undo."""
@@ -179,7 +179,7 @@ def test_an_unchanged_process_with_a_reused_id_keeps_its_limits(
     assert prlimit_memlock(bystander.pid) == own
 
 
-def test_a_denial_for_another_process_is_reported_as_gone(child: subprocess.Popen[bytes]) -> None:
+def test_denial_for_another_process_is_reported_as_gone(child: subprocess.Popen[bytes]) -> None:
     def refused(pid: int, limits: Limits | None) -> Limits:
         end(child)
         raise PermissionError
@@ -193,7 +193,7 @@ def test_a_denial_for_another_process_is_reported_as_gone(child: subprocess.Pope
 
 
 @pytest.mark.rule("H1")
-def test_the_probe_says_what_the_capabilities_say() -> None:
+def test_probe_agrees_with_the_capabilities() -> None:
     before = children()
     status = (PROC / "self/status").read_text()
     effective = int(
@@ -207,7 +207,7 @@ def test_the_probe_says_what_the_capabilities_say() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_the_probe_finds_a_raise_that_works() -> None:
+def test_probe_with_a_working_raise_is_available() -> None:
     limits = Limits(PAGE, UNLIMITED)
 
     def permitted(pid: int, wanted: Limits | None) -> Limits:
@@ -219,7 +219,7 @@ def test_the_probe_finds_a_raise_that_works() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_the_probe_believes_no_success_without_effect() -> None:
+def test_probe_without_an_effect_is_not_available() -> None:
     before = children()
     ability = probe(lambda pid, wanted: Limits(PAGE, PAGE))
     assert not ability.available
@@ -227,7 +227,7 @@ def test_the_probe_believes_no_success_without_effect() -> None:
     assert children() == before
 
 
-def test_the_probe_leaves_no_child_when_it_fails() -> None:
+def test_probe_that_fails_leaves_no_child() -> None:
     before = children()
 
     def broken(pid: int, wanted: Limits | None) -> Limits:

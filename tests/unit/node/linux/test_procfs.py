@@ -16,7 +16,7 @@ from pinwarden.node.linux.procfs import ProcessKey, StatusReader, parse_start_ti
 PROC = Path("/proc")
 PR_SET_NO_NEW_PRIVS = 38
 
-# Locks as many pages as each line of its input says, all the old ones released before; answers each with a line.
+# For each line of input: unlocks all, locks as many pages as the line says, and writes a line.
 LOCKER = """
 import ctypes, mmap, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -66,7 +66,7 @@ def test_locked_bytes_follow_mlock_and_munlock(locker: Child) -> None:
         assert reader.read().pinned == 0
 
 
-def test_parent_threads_and_key(locker: Child) -> None:
+def test_status_has_parent_threads_and_key(locker: Child) -> None:
     with StatusReader(PROC, locker.pid) as reader, StatusReader(PROC, os.getpid()) as own:
         status = reader.read()
         assert status.parent == os.getpid()
@@ -75,7 +75,7 @@ def test_parent_threads_and_key(locker: Child) -> None:
         assert reader.key.start_ticks >= own.key.start_ticks > 0
 
 
-def test_capabilities_agree_with_the_kernels_own_answer() -> None:
+def test_capabilities_agree_with_the_kernel() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)()
@@ -90,8 +90,9 @@ def test_capabilities_agree_with_the_kernels_own_answer() -> None:
     assert status.no_new_privs == bool(libc.prctl(pr_get_no_new_privs, 0, 0, 0, 0))
 
 
-def test_no_new_privs_of_a_child_is_seen() -> None:
-    code = f"import ctypes, sys; print(ctypes.CDLL(None).prctl({PR_SET_NO_NEW_PRIVS}, 1, 0, 0, 0), flush=True); sys.stdin.read()"
+def test_no_new_privs_of_a_child_is_read() -> None:
+    set_it = f"ctypes.CDLL(None).prctl({PR_SET_NO_NEW_PRIVS}, 1, 0, 0, 0)"
+    code = f"import ctypes, sys; print({set_it}, flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -101,7 +102,7 @@ def test_no_new_privs_of_a_child_is_seen() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_zombie_has_no_locked_bytes_and_then_is_gone(locker: Child) -> None:
+def test_zombie_has_no_locked_bytes_and_then_is_gone(locker: Child) -> None:
     _lock(locker, 5)
     with StatusReader(PROC, locker.pid) as reader:
         assert reader.read().locked == 5 * os.sysconf("SC_PAGESIZE")
@@ -117,17 +118,18 @@ def test_a_zombie_has_no_locked_bytes_and_then_is_gone(locker: Child) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_kernel_thread_has_no_locked_bytes() -> None:
+def test_kernel_thread_has_no_locked_bytes() -> None:
     text = (
         b"Name:\tkthreadd\nPPid:\t0\nThreads:\t1\n"
-        b"CapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\nNoNewPrivs:\t0\n"
+        b"CapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\n"
+        b"NoNewPrivs:\t0\n"
     )
     status = parse_status(text)
     assert (status.locked, status.pinned) == (None, None)
     assert status.cap_permitted == (1 << 41) - 1
 
 
-def test_a_hostile_name_forges_nothing() -> None:
+def test_hostile_name_forges_no_line() -> None:
     code = (
         "import ctypes, sys\n"
         "print(ctypes.CDLL(None).prctl(15, b') R 9\\nVmLck:9', 0, 0, 0), flush=True)\n"
@@ -146,7 +148,7 @@ def test_a_hostile_name_forges_nothing() -> None:
             assert after.key == before.key
 
 
-def test_a_status_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
+def test_status_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
     groups = b" ".join(str(group).encode() for group in range(20000))
     own = (PROC / "self" / "status").read_bytes()
     process = tmp_path / "77"
@@ -159,7 +161,7 @@ def test_a_status_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> No
         assert reader.read() == parse_status(own)
 
 
-def test_closing_twice_closes_nobody_elses_descriptor() -> None:
+def test_second_close_closes_no_other_descriptor() -> None:
     reader = StatusReader(PROC, os.getpid())
     reader.close()
     with open("/dev/null") as other:
@@ -170,14 +172,14 @@ def test_closing_twice_closes_nobody_elses_descriptor() -> None:
 @pytest.mark.parametrize(
     "missing", [b"PPid", b"Threads", b"CapInh", b"CapPrm", b"CapBnd", b"NoNewPrivs"]
 )
-def test_a_missing_line_is_an_error(missing: bytes) -> None:
+def test_missing_line_is_an_error(missing: bytes) -> None:
     own = (PROC / "self" / "status").read_bytes()
     with pytest.raises(ValueError, match=missing.decode()):
         parse_status(own.replace(b"\n" + missing + b":", b"\nOther:"))
 
 
 @given(name=st.binary(max_size=15), start=st.integers(0, 2**63))
-def test_start_time_is_found_behind_every_name(name: bytes, start: int) -> None:
+def test_start_time_is_found_after_any_name(name: bytes, start: int) -> None:
     fields = [b"S", *[b"1"] * 18, str(start).encode(), b"5", b"6"]
     text = b"12 (" + name + b") " + b" ".join(fields) + b"\n"
     assert ProcessKey(12, parse_start_ticks(text)) == (12, start)

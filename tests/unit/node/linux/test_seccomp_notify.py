@@ -13,7 +13,7 @@ from pinwarden.node.linux.seccomp_notify import Listener
 
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
-    """Return a listener whose every second ioctl succeeds; the others are interrupted by a signal."""
+    """Return a listener with every second ioctl interrupted by a signal."""
     calls: list[int] = []
 
     def ioctl(descriptor: int, request: int, argument: object) -> int:
@@ -26,7 +26,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
 
 
 @pytest.mark.rule("P5")
-def test_an_interrupted_ioctl_is_repeated(listener: Listener) -> None:
+def test_interrupted_ioctl_is_repeated(listener: Listener) -> None:
     assert listener.is_valid(7)
     assert listener.continue_(7)
     assert listener.fail(7, errno.ENOMEM)

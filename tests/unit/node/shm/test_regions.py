@@ -13,10 +13,12 @@ from pinwarden.node.shm.regions import ProcessMaps, Region, RegionFilter
 SHM, DISK = os.makedev(0, 0x2F), os.makedev(0x103, 0x1A)
 MAPS = b"""\
 55d0c0a00000-55d0c0a01000 r--p 00000000 103:1a 99                        /usr/bin/python3.11
-7f0000000000-7f0000002000 rw-s 00003000 00:2f 7                          /dev/shm/a 00:30 b\\012c (deleted)
+7f0000000000-7f0000002000 rw-s 00003000 00:2f 7                  \
+        /dev/shm/a 00:30 b\\012c (deleted)
 7f0000002000-7f0000003000 rw-p 00000000 00:2f 7                          /dev/shm/a
 7f0000004000-7f0000005000 rw-s 00000000 00:01 5                          /SYSV00000000 (deleted)
-7f0000005000-7f0000006000 rw-s 00000000 00:01 5                          /memfd:/SYSV00000000 (deleted)
+7f0000005000-7f0000006000 rw-s 00000000 00:01 5                  \
+        /memfd:/SYSV00000000 (deleted)
 7f0000007000-7f0000008000 rw-p 00000000 00:00 0\x20
 7f0000008000-7f0000009000 rw-p 00000000 00:00 0                          [anon:rw-s 0 00:2f 7 ]
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
@@ -32,25 +34,27 @@ def made(root: Path, text: bytes, pid: int = 1, space: int = 77) -> ProcessMaps:
     return ProcessMaps(root, pid)
 
 
-def test_every_mapping_of_a_wanted_device_is_found_and_nothing_else(tmp_path: Path) -> None:
-    one = ObjectId(SHM, 7)
+def test_mappings_of_a_wanted_device_are_found_and_no_others(tmp_path: Path) -> None:
+    object_id = ObjectId(SHM, 7)
     assert RegionFilter([ObjectSet(devices=frozenset([SHM]))]).regions(made(tmp_path, MAPS)) == [
-        Region(0x7F0000000000, 0x7F0000002000, 0x3000, one, True),
-        Region(0x7F0000002000, 0x7F0000003000, 0, one, False),
+        Region(0x7F0000000000, 0x7F0000002000, 0x3000, object_id, True),
+        Region(0x7F0000002000, 0x7F0000003000, 0, object_id, False),
     ]
 
 
-def test_a_single_object_is_told_from_others_of_its_device(tmp_path: Path) -> None:
+def test_single_object_is_distinguished_from_others_of_its_device(tmp_path: Path) -> None:
     process = made(tmp_path, MAPS)
     assert (
         len(RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 7)]))]).regions(process)) == 2
     )
     assert RegionFilter([ObjectSet(objects=frozenset([ObjectId(SHM, 8)]))]).regions(process) == []
-    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(DISK, 99)]))]).regions(process)
-    assert not found.shared
+    (found_region,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(DISK, 99)]))]).regions(
+        process
+    )
+    assert not found_region.shared
 
 
-def test_a_segment_is_told_from_a_memfd_of_the_same_number_and_from_one_of_another_namespace(
+def test_segment_is_distinguished_from_a_memfd_and_from_other_namespaces(
     tmp_path: Path,
 ) -> None:
     process = made(tmp_path, MAPS)
@@ -58,35 +62,35 @@ def test_a_segment_is_told_from_a_memfd_of_the_same_number_and_from_one_of_anoth
     segment, memfd, other = ObjectId(device, 5, 77), ObjectId(device, 5), ObjectId(device, 5, 78)
     for wanted, start in ((segment, 0x7F0000004000), (memfd, 0x7F0000005000)):
         objects = [ObjectSet(objects=frozenset([wanted, other]))]
-        (found,) = RegionFilter(objects).regions(process)
-        assert (found.object, found.start) == (wanted, start)
+        (found_region,) = RegionFilter(objects).regions(process)
+        assert (found_region.object, found_region.start) == (wanted, start)
 
 
-def test_a_segment_does_not_pass_for_a_memfd_where_no_segment_is_wanted(tmp_path: Path) -> None:
+def test_segment_is_no_memfd_without_a_wanted_segment(tmp_path: Path) -> None:
     file = os.memfd_create("ring")
     about = os.fstat(file)
     os.close(file)
     device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}".encode()
     process = made(tmp_path, MAPS.replace(b" 00:01 5 ", b" %s 5 " % device))
-    (found,) = RegionFilter([ObjectSet(objects=frozenset([ObjectId(about.st_dev, 5)]))]).regions(
-        process
-    )
-    assert found.start == 0x7F0000005000
+    (found_region,) = RegionFilter(
+        [ObjectSet(objects=frozenset([ObjectId(about.st_dev, 5)]))]
+    ).regions(process)
+    assert found_region.start == 0x7F0000005000
 
 
-def test_a_file_that_is_called_like_a_segment_does_not_pass_for_one(tmp_path: Path) -> None:
-    """A pod can have such a file at the root that its processes see."""
+def test_file_named_like_a_segment_is_no_segment(tmp_path: Path) -> None:
+    """A pod can have such a file at the root of its processes."""
     process = made(tmp_path, MAPS.replace(b"/dev/shm/a\n", b"/SYSV00000000\n"))
     segment, file = ObjectId(os.makedev(0, 1), 5, 77), ObjectId(SHM, 7)
-    found = RegionFilter([ObjectSet(objects=frozenset([segment, file]))]).regions(process)
-    assert [region.object for region in found] == [file, file, segment]
+    regions = RegionFilter([ObjectSet(objects=frozenset([segment, file]))]).regions(process)
+    assert [region.object for region in regions] == [file, file, segment]
 
 
-def test_nothing_is_read_where_nothing_is_wanted(tmp_path: Path) -> None:
+def test_filter_without_objects_reads_nothing(tmp_path: Path) -> None:
     assert RegionFilter([ObjectSet()]).regions(ProcessMaps(tmp_path, 1)) == []
 
 
-def test_a_process_that_is_gone_or_a_kernel_thread_has_nothing_mapped(tmp_path: Path) -> None:
+def test_gone_process_and_kernel_thread_have_no_mappings(tmp_path: Path) -> None:
     wanted = RegionFilter([ObjectSet(devices=frozenset([SHM]))])
     assert wanted.regions(ProcessMaps(tmp_path, 1)) == []
     assert wanted.regions(made(tmp_path, b"")) == []
@@ -100,7 +104,7 @@ def test_a_process_that_is_gone_or_a_kernel_thread_has_nothing_mapped(tmp_path: 
     assert ProcessMaps("/proc", child).space == 0
 
 
-def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> None:
+def test_another_thread_is_read_after_the_first_has_ended(tmp_path: Path) -> None:
     process = made(tmp_path, b"")
     for thread, text in (("1", b""), ("2", MAPS)):
         (tmp_path / "1" / "task" / thread).mkdir(parents=True)
@@ -109,29 +113,27 @@ def test_another_thread_is_asked_when_the_first_has_ended(tmp_path: Path) -> Non
     assert process.folder.endswith("/1/task/2")
 
 
-def test_an_unreadable_process_is_an_error_and_not_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_process_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = made(tmp_path, MAPS)
 
-    def refuse(*_: object, **__: object) -> int:
+    def deny(*_: object, **__: object) -> int:
         raise PermissionError(13, "no")
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", deny)
     with pytest.raises(PermissionError):
         list(process.lines())
 
 
-def test_what_this_process_maps_is_found() -> None:
+def test_mapping_of_this_process_is_found() -> None:
     file = os.memfd_create("odd\nname (deleted)")
     os.ftruncate(file, 3 * mmap.PAGESIZE)
     area = mmap.mmap(file, mmap.PAGESIZE, offset=mmap.PAGESIZE)
     about = os.fstat(file)
-    one = ObjectId(about.st_dev, about.st_ino)
+    object_id = ObjectId(about.st_dev, about.st_ino)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     process = ProcessMaps("/proc", os.getpid())
-    assert RegionFilter([ObjectSet(objects=frozenset([one]))]).regions(process) == [
-        Region(start, start + mmap.PAGESIZE, mmap.PAGESIZE, one, True)
+    assert RegionFilter([ObjectSet(objects=frozenset([object_id]))]).regions(process) == [
+        Region(start, start + mmap.PAGESIZE, mmap.PAGESIZE, object_id, True)
     ]
     assert process.space == os.stat("/proc/self/ns/ipc").st_ino
     os.close(file)
