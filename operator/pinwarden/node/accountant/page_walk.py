@@ -58,7 +58,9 @@ def walk(
             for _ in range(_ATTEMPTS):
                 by_object = _by_object(regions)
                 walked = {
-                    identity: some for identity, some in by_object.items() if is_walked(identity)
+                    identity: mappings
+                    for identity, mappings in by_object.items()
+                    if is_walked(identity)
                 }
                 resident = _walk_tables(pages, process.folder, walked)
                 before, regions = regions, wanted.regions(process) if resident else regions
@@ -66,9 +68,10 @@ def walk(
                     break
             else:
                 pages.reason = f"process {pid} maps and unmaps faster than it can be read"
-            for identity, some in by_object.items():
+            for identity, mappings in by_object.items():
                 ends = (
-                    (region.offset, region.offset + region.end - region.start) for region in some
+                    (region.offset, region.offset + region.end - region.start)
+                    for region in mappings
                 )
                 pieces.setdefault(identity, set()).update(ends)
             count += len(regions)

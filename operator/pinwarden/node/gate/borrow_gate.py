@@ -182,8 +182,8 @@ class BorrowGate:
         not_member = (rules.check_member(group, pod) for group in groups)
         if denial := next(filter(None, not_member), None):
             return denial
-        asking = [group for group in groups if rules.depends_on_mapped(group, pod)]
-        if not asking:
+        deciding = [group for group in groups if rules.depends_on_mapped(group, pod)]
+        if not deciding:
             return None
         if check.in_flight is None:
             end_returned(list(self._in_flight.get(pod, ())))
@@ -199,13 +199,13 @@ class BorrowGate:
         rules_of_read, mapped_ranges = read
         if rules_of_read is not rules:
             return self._unknown(check, "the groups have changed")
-        coming = None
+        pending = None
         if None not in before:
-            coming = [item for ranges in before if ranges for item in ranges]
-        checks = (rules.check(group, pod, wanted, mapped_ranges, coming) for group in asking)
+            pending = [item for ranges in before if ranges for item in ranges]
+        checks = (rules.check(group, pod, wanted, mapped_ranges, pending) for group in deciding)
         if denials := [denial for denial in checks if denial]:
             return min(denials, key=lambda denial: not denial.final)
-        if any(rules.limit(group, pod) is not None for group in asking):
+        if any(rules.limit(group, pod) is not None for group in deciding):
             check.ranges = (wanted,)
         return None
 

@@ -122,22 +122,22 @@ class BorrowRules:
         in `mapped`; None stands for any ranges.
         """
         objects = self._objects[group.uid]
-        mine = [item for item in mapped if objects.has(item.object)]
-        coming = None
+        present = [item for item in mapped if objects.has(item.object)]
+        pending = None
         if in_flight is not None:
-            coming = [item for item in in_flight if objects.has(item.object)]
-        before = total(mine)
-        if group.draining and not before and not coming and coming is not None:
+            pending = [item for item in in_flight if objects.has(item.object)]
+        before = total(present)
+        if group.draining and not before and pending == []:
             reason = "the group drains, and the pod has none of its bytes mapped"
             return BorrowDenial(group, errno.EACCES, reason, mapped=0)
         limit = self.limit(group, pod)
         if limit is None:
             return None
-        after = total([*mine, wanted])
+        after = total([*present, wanted])
         if after == before:
             return None
         exceeds = after > limit
-        if not exceeds and coming is not None and total([*mine, wanted, *coming]) <= limit:
+        if not exceeds and pending is not None and total([*present, wanted, *pending]) <= limit:
             return None
         return BorrowDenial(
             group,

@@ -20,11 +20,11 @@ ONE, SECOND, FOREIGN = ObjectId(7, 1), ObjectId(7, 2), ObjectId(8, 1)
 def checked(
     wanted: ObjectRange,
     has: Iterable[ObjectRange] = (),
-    coming: Sequence[ObjectRange] | None = (),
+    in_flight: Sequence[ObjectRange] | None = (),
     **more: Any,
 ) -> BorrowDenial | None:
     only = group(**more)
-    return BorrowRules([only], {"g": EXTENT}).check(only, "pod", wanted, has, coming)
+    return BorrowRules([only], {"g": EXTENT}).check(only, "pod", wanted, has, in_flight)
 
 
 def test_group_in_audit_or_without_objects_has_no_rules() -> None:
@@ -88,12 +88,12 @@ def test_mapping_above_the_limit_is_denied_unless_it_adds_nothing() -> None:
 
 @pytest.mark.rule("M8")
 def test_mapping_that_depends_on_calls_in_flight_waits() -> None:
-    assert checked(pages(ONE, 0, 5), coming=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
-    for coming in ([pages(ONE, 5, 11)], None):
-        denial = checked(pages(ONE, 0, 5), coming=coming)
+    assert checked(pages(ONE, 0, 5), in_flight=[pages(ONE, 0, 10), pages(FOREIGN, 0, 99)]) is None
+    for in_flight in ([pages(ONE, 5, 11)], None):
+        denial = checked(pages(ONE, 0, 5), in_flight=in_flight)
         assert denial is not None
         assert (denial.error, denial.final) == (errno.ENOMEM, False)
-    denial = checked(pages(ONE, 0, 11), coming=[pages(ONE, 0, 11)])
+    denial = checked(pages(ONE, 0, 11), in_flight=[pages(ONE, 0, 11)])
     assert denial is not None
     assert denial.final
 
@@ -105,7 +105,7 @@ def test_draining_group_denies_a_new_borrower() -> None:
     assert (denial.error, denial.final, denial.not_member) == (errno.EACCES, True, False)
     assert checked(pages(ONE, 0, 1), [pages(FOREIGN, 0, 1)], draining=True) is not None
     assert checked(pages(ONE, 5, 6), [pages(SECOND, 0, 1)], draining=True) is None
-    assert checked(pages(ONE, 5, 6), coming=[pages(ONE, 0, 1)], draining=True) is None
+    assert checked(pages(ONE, 5, 6), in_flight=[pages(ONE, 0, 1)], draining=True) is None
 
 
 PAIRS = st.lists(
