@@ -163,7 +163,7 @@ BAD: list[tuple[str, Json, str]] = [
         smg(backing={"sysvShm": {"key": 7}}, management="Create", capacity="1Mi"),
         "spec.backing",
     ),
-    ("an owner of what others make", smg(owner={"user": 1}), "owner goes with management"),
+    ("an owner of what others make", smg(owner={"user": 1}), "owner needs management"),
     ("a negative capacity", smg(capacity="-1Mi"), "spec.capacity"),
     ("a fraction of a byte", smg(capacity="1500m"), "spec.capacity"),
     ("a capacity above all", smg(capacity="5Pi"), "spec.capacity"),

@@ -194,7 +194,7 @@ def test_a_slip_is_answered_with_the_one_sentence_of_the_program(
     [
         ("64MB", "write 64M (powers of 1000) or 64Mi (powers of 1024)"),
         ("64m", "m is a thousandth: write 64M (powers of 1000) or 64Mi (powers of 1024)"),
-        ("5Pi", "must be at most 4Pi, what a physical address of 52 bits reaches"),
+        ("5Pi", "must be at most 4Pi, the range of a physical address of 52 bits"),
     ],
 )
 def test_a_slip_is_named_with_the_spelling_that_works(

@@ -3,7 +3,10 @@
 from pydantic.config import JsonDict
 
 ONCE = "self.all(one, self.exists_one(other, other == one))"
-"""CEL: a list has no duplicates. The list stays atomic; as a `set`, the server would merge it with other clients' lists."""
+"""CEL: a list has no duplicates.
+
+The list stays atomic; the server would merge a `set` with the lists of other clients.
+"""
 
 
 def cel(rule: str, message: str, field: str | None = None, expression: str = "") -> JsonDict:

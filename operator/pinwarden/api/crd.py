@@ -19,7 +19,7 @@ from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 KINDS: tuple[type[Resource], ...] = (PinLimit, ClusterPinLimit, SharedMemoryGroup, NodePinConfig)
 
 KEPT = {"helm.sh/resource-policy": "keep"}
-"""For tools that delete the CRDs of a chart like other objects (Argo CD), and all limits and groups with them."""
+"""For tools that delete the CRDs with a chart, and so all limits and groups (Argo CD)."""
 
 Schema = dict[str, Any]
 _DROPPED = {"title", "additionalProperties", "propertyNames"}
@@ -92,7 +92,7 @@ def _field(kind: type[Resource], name: str) -> Schema:
 
 
 def _resolve(node: Any, definitions: dict[str, Schema]) -> Any:
-    """Return the schema with every reference replaced by its target; siblings of a reference override it."""
+    """Return the schema with references replaced by their targets; siblings override the target."""
     if isinstance(node, list):
         return [_resolve(item, definitions) for item in node]
     if not isinstance(node, dict):
@@ -140,7 +140,7 @@ def _structural(schema: Schema) -> Schema:
 
 
 def _without_defaults(schema: Schema) -> Schema:
-    """Return the schema of a list item without defaults at any depth; an absent field means the model's default.
+    """Return the schema of a list item without defaults; an absent field means the model's default.
 
     Clients compare a list as a whole, so a default that the server adds to an item would always be
     a difference.
@@ -160,5 +160,6 @@ def _key_rule(pattern: str, max_length: int) -> JsonDict:
     """Return CEL for the keys of an object, which a structural schema cannot express."""
     return cel(
         f"self.all(key, size(key) <= {max_length} && key.matches(r'{pattern}'))",
-        "each key must be a label key: an optional prefix/ and a name of letters, digits, '-', '_' and '.'",
+        "each key must be a label key: an optional prefix/ and a name of letters, digits, '-', '_' "
+        "and '.'",
     )

@@ -23,7 +23,7 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317, patter
 
 
 class Model(BaseModel):
-    """Base of every part of a resource: immutable, camelCase on the wire, unknown fields rejected."""
+    """Base of every part of a resource: immutable, camelCase on the wire, no unknown fields."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -60,7 +60,8 @@ class LabelSelectorRequirement(Model):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                    "(self.operator in ['In', 'NotIn']) == "
+                    "(has(self.values) && size(self.values) > 0)",
                     "In and NotIn need at least one value, Exists and DoesNotExist take none",
                     ".values",
                 )
@@ -83,21 +84,24 @@ _ONLY_NOTHING = "the requirements contradict each other: no object can have such
 
 
 class LabelSelector(Model):
-    """Selects objects by their labels: those that meet all requirements. An empty selector selects every object."""
+    """Selects the objects that meet all requirements. An empty selector selects every object."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "!has(self.matchLabels) || !has(self.matchExpressions) || self.matchExpressions.all(one, "
-                    "!(one.key in self.matchLabels) || one.operator == 'Exists' || (one.operator == 'In' && "
-                    "self.matchLabels[one.key] in one.values) || (one.operator == 'NotIn' && !(self.matchLabels[one.key] in one.values)))",
-                    f"{_ONLY_NOTHING}: an expression rejects the value that matchLabels asks for",
+                    "!has(self.matchLabels) || !has(self.matchExpressions) || "
+                    "self.matchExpressions.all(one, !(one.key in self.matchLabels) || "
+                    "one.operator == 'Exists' || "
+                    "(one.operator == 'In' && self.matchLabels[one.key] in one.values) || "
+                    "(one.operator == 'NotIn' && !(self.matchLabels[one.key] in one.values)))",
+                    f"{_ONLY_NOTHING}: an expression excludes a value of matchLabels",
                     ".matchExpressions",
                 ),
                 cel(
-                    "!has(self.matchExpressions) || self.matchExpressions.all(one, one.operator != 'DoesNotExist' || "
-                    "self.matchExpressions.all(other, other.key != one.key || other.operator in ['DoesNotExist', 'NotIn']))",
+                    "!has(self.matchExpressions) || self.matchExpressions.all(one, "
+                    "one.operator != 'DoesNotExist' || self.matchExpressions.all(other, "
+                    "other.key != one.key || other.operator in ['DoesNotExist', 'NotIn']))",
                     f"{_ONLY_NOTHING}: a key both exists and does not",
                     ".matchExpressions",
                 ),

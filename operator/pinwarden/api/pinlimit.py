@@ -1,9 +1,9 @@
 """PinLimit and ClusterPinLimit: how much memory the selected pods may pin.
 
 A limit is a constraint (P13): the sum over its sources, in its scope and counting, stays at or
-under `limit`. A limit raises nothing unless it is a grant (P14). The schema rejects every error
-that it can express, with a message that names the field. Other errors give the condition
-Accepted=False with a reason.
+under `limit`. A limit raises nothing unless it is a grant (P14). The schema rejects most errors
+with a message and the name of the field. Other errors lead to the condition Accepted=False with a
+reason.
 """
 
 from enum import StrEnum
@@ -28,11 +28,11 @@ ContainerName = Annotated[
 
 
 ReadableAmount = Annotated[str, StringConstraints(max_length=16)]
-"""An amount of bytes with a unit: exact, or cut after one decimal and marked with `>` (`>40.0Mi`)."""
+"""An amount of bytes with a unit: exact, or cut after one decimal and marked: `>40.0Mi`."""
 
 
 class Source(StrEnum):
-    """The kernel interface that pins memory (P2)."""
+    """The kernel interface of a pin (P2)."""
 
     MLOCK = "Mlock"
     SHM_LOCK = "ShmLock"
@@ -49,7 +49,7 @@ class Source(StrEnum):
 
 
 class Scope(StrEnum):
-    """The subjects that a limit sums over (P1). Only a ClusterPinLimit may have Node."""
+    """The subject of a limit (P1). Only a ClusterPinLimit may have Node."""
 
     POD = "Pod"
     CONTAINER = "Container"
@@ -57,7 +57,7 @@ class Scope(StrEnum):
 
 
 class Counting(StrEnum):
-    """How a page counts that is pinned several times (P7)."""
+    """How a page with several pins counts (P7)."""
 
     EVERY_PIN = "EveryPin"
     ONCE_PER_POD = "OncePerPod"
@@ -71,7 +71,7 @@ class Enforcement(StrEnum):
 
 
 class Level(StrEnum):
-    """What happens if a pin would exceed the limit, from strongest to weakest (H1)."""
+    """The effect on a pin above the limit, from strongest to weakest (H1)."""
 
     DENY = "Deny"
     KILL = "Kill"
@@ -92,19 +92,19 @@ class Contention(StrEnum):
 
 
 class OnOvershoot(StrEnum):
-    """What happens if a race exceeds the limit."""
+    """The reaction if a race exceeds the limit."""
 
     REPORT = "Report"
     KILL = "Kill"
 
 
 _SUBSET: JsonDict = {"minItems": 1}
-"""For a list whose absence means all: an empty list is rejected, but stored objects may have one."""
+"""For a list whose absence means all: an empty list is rejected, but may be stored already."""
 _SUBSETS = ("containers", "sources")
 _COMMON_RULES: list[JsonValue] = [
     cel(
         "self.scope == 'Container' || !has(self.containers) || size(self.containers) == 0",
-        "containers goes with scope: Container only",
+        "containers needs scope: Container",
         ".containers",
     ),
     cel(
@@ -114,7 +114,7 @@ _COMMON_RULES: list[JsonValue] = [
     ),
     cel(
         "self.enforcement == 'Enforce' || !self.grant",
-        "a grant needs enforcement: Enforce, because Audit touches nothing",
+        "a grant needs enforcement: Enforce, because Audit changes nothing",
         ".grant",
     ),
 ]
@@ -126,28 +126,30 @@ class PinLimitSpec(Model):
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _COMMON_RULES})
 
     pod_selector: LabelSelector = Field(
-        description="Labels of the pods that the limit applies to. An empty selector selects every pod of the namespace."
+        description="Labels of the limited pods. An empty selector selects every pod of the "
+        "namespace."
     )
     limit: Quantity = Field(
-        description="Maximum of pinned and locked memory in whole bytes; 0 forbids pinning. The kernel "
-        "compares whole pages: a limit that is "
-        "not a multiple of the page size acts as the next lower multiple."
+        description="Maximum of pinned and locked memory in whole bytes; 0 forbids pinning. The "
+        "kernel compares whole pages, so the limit is rounded down to a multiple of the page size."
     )
     scope: Literal[Scope.POD, Scope.CONTAINER] = Field(
         Scope.POD,
-        description="What the limit sums over: the whole pod, or each selected container separately.",
+        description="Subject of the limit: the whole pod, or each selected container separately.",
     )
     containers: list[ContainerName] = Field(
         default_factory=list,
         max_length=64,
         json_schema_extra=_SUBSET
         | {"x-kubernetes-validations": [cel(ONCE, "name each container once")]},
-        description="With scope Container: names of the containers; absent selects all containers of the pod.",
+        description="With scope Container: names of the containers; absent selects all containers "
+        "of the pod.",
     )
     counting: Counting = Field(
         Counting.EVERY_PIN,
-        description="EveryPin counts each pin operation, also a second pin of the same page. OncePerPod counts a page once per pod; it is "
-        "not implemented yet, and such a limit is not accepted.",
+        description="EveryPin counts each pin operation, also a second pin of the same page. "
+        "OncePerPod counts a page once per pod; such a limit is rejected, because OncePerPod is "
+        "not implemented yet.",
     )
     sources: list[Source] = Field(
         default_factory=list,
@@ -158,28 +160,30 @@ class PinLimitSpec(Model):
     )
     enforcement: Enforcement = Field(
         Enforcement.ENFORCE,
-        description="Enforce denies what would exceed the limit; Audit evaluates and changes nothing.",
+        description="Enforce denies calls above the limit; Audit evaluates and changes nothing.",
     )
     minimum_level: Level = Field(
         Level.CONVERGE,
-        description="Weakest level at which the limit counts as enforced: Deny (the call is denied), Kill (the task ends before the call "
-        "returns), Converge (a race can exceed the limit for a moment), Observe (counted only). With Deny, the gate also denies "
-        "calls after which it could not limit the pod exactly.",
+        description="Weakest level at which the limit counts as enforced: Deny (the call is "
+        "denied), Kill (the task ends before the call returns), Converge (a race can exceed the "
+        "limit for a moment), Observe (counted only). With Deny, the gate also denies calls after "
+        "which it could not limit the pod exactly.",
     )
     contention: Contention = Field(
         Contention.SHARE,
-        description="How the processes of a pod compete. With Share, no call is denied early, and a race "
-        "can exceed the limit. With Reserve, "
-        "the sum of all allowances never exceeds the limit, and a call can be denied early.",
+        description="How the processes of a pod compete. With Share, no call is denied early, and "
+        "a race can exceed the limit. With Reserve, the sum of all allowances never exceeds the "
+        "limit, and a call can be denied early.",
     )
     on_overshoot: OnOvershoot = Field(
         OnOvershoot.REPORT,
-        description="What happens if a race exceeds the limit: Report reports it. Kill is not implemented yet, and such a limit is not "
-        "accepted.",
+        description="Reaction if a race exceeds the limit: Report reports the overshoot. A limit "
+        "with Kill is rejected, because Kill is not implemented yet.",
     )
     grant: bool = Field(
         False,
-        description="Also raise the original limit of the processes up to this limit, as far as the maxGrant of a ClusterPinLimit allows.",
+        description="Also raise the original limit of the processes up to this limit, as far as "
+        "the maxGrant of a ClusterPinLimit allows.",
     )
 
     @model_serializer(mode="wrap")
@@ -204,9 +208,11 @@ class ClusterPinLimitSpec(PinLimitSpec):
                     ".grant",
                 ),
                 cel(
-                    "!has(self.maxGrant) || !isQuantity(string(self.maxGrant)) || !isQuantity(string(self.limit)) || "
+                    "!has(self.maxGrant) || !isQuantity(string(self.maxGrant)) || "
+                    "!isQuantity(string(self.limit)) || "
                     "quantity(string(self.maxGrant)).compareTo(quantity(string(self.limit))) <= 0",
-                    "maxGrant must not be above limit: this ceiling holds against the grant too",
+                    "maxGrant must not be above limit, because the limit applies to granted memory "
+                    "too",
                     ".maxGrant",
                 ),
             ]
@@ -215,12 +221,13 @@ class ClusterPinLimitSpec(PinLimitSpec):
 
     pod_selector: LabelSelector = Field(
         default_factory=LabelSelector,
-        description="Labels of the pods that the limit applies to; empty selects every pod.",
+        description="Labels of the limited pods; empty selects every pod.",
     )
     namespace_selector: LabelSelector = Field(
         default_factory=LabelSelector,
-        description="Labels of the pods' namespaces. Empty selects every namespace except kube-system and pinwarden's own, which must be "
-        "named by the label kubernetes.io/metadata.name.",
+        description="Labels of the pods' namespaces. Empty selects every namespace except "
+        "kube-system and pinwarden's own, which must be named by the label "
+        "kubernetes.io/metadata.name.",
     )
     node_selector: LabelSelector = Field(
         default_factory=LabelSelector,
@@ -228,11 +235,13 @@ class ClusterPinLimitSpec(PinLimitSpec):
     )
     scope: Scope = Field(  # type: ignore[assignment]  # the cluster-wide kind has one scope more
         Scope.POD,
-        description="What the limit sums over: the whole pod, each selected container separately, or all matching pods of a node.",
+        description="Subject of the limit: the whole pod, each selected container separately, or "
+        "all matching pods of a node.",
     )
     max_grant: Quantity | None = Field(
         None,
-        description="Maximum bytes of a PinLimit's grant to the matching pods; absent allows no grant.",
+        description="Maximum bytes of a PinLimit's grant to the matching pods; absent allows no "
+        "grant.",
     )
 
 
@@ -244,7 +253,7 @@ class NodeCount(Model):
 
 
 class PodUsage(Model):
-    """A pod among those that pin most."""
+    """A pod with much pinned memory."""
 
     namespace: str
     name: str
@@ -295,9 +304,9 @@ class PinLimitStatus(Model):
     denials: int | None = Field(
         None,
         ge=0,
-        description="Calls that gates denied for this limit in the pods that match now; absent if no gate "
-        "manages any of them. A lower bound: "
-        "calls that the kernel denies are not counted, and the count of a pod ends with the pod or its gate.",
+        description="Calls that gates denied for this limit in the pods that match now; absent if "
+        "no gate manages any of them. A lower bound: calls that the kernel denies are not counted, "
+        "and the count of a pod ends with the pod or its gate.",
     )
     overshoot: Overshoot | None = None
     top_pods: list[PodUsage] = Field(
@@ -305,12 +314,13 @@ class PinLimitStatus(Model):
     )
     recommendation: Quantity | None = Field(
         None,
-        description="A limit that would have sufficed for the observed use, with headroom; sampled, so a lower bound.",
+        description="A limit that would have sufficed for the observed use, with headroom; "
+        "sampled, so a lower bound.",
     )
 
 
 class Resource(Model):
-    """An object of the API; its class has what the CRD generator needs."""
+    """An object of the API; its class has constants for the CRD generator."""
 
     plural: ClassVar[str]
     short_names: ClassVar[list[str]]
@@ -338,10 +348,10 @@ def printer_column(
 
 NAME_RULE = cel("size(self.metadata.name) <= 63", "metadata.name must be at most 63 characters")
 _COLUMNS = [
-    printer_column("Limit", "string", ".spec.limit", "Bytes that may be pinned"),
-    printer_column("Scope", "string", ".spec.scope", "What the limit sums over"),
+    printer_column("Limit", "string", ".spec.limit", "Maximum of pinned bytes"),
+    printer_column("Scope", "string", ".spec.scope", "Subject of the limit"),
     printer_column("Mode", "string", ".spec.enforcement", "Enforce or Audit"),
-    printer_column("Pods", "integer", ".status.matchedPods", "Pods that the selectors match"),
+    printer_column("Pods", "integer", ".status.matchedPods", "Matching pods"),
     printer_column("Pinned", "string", ".status.pinned", "Memory pinned by the matching pods"),
     printer_column("Denied", "integer", ".status.denials", "Denied calls, if a gate counts them"),
     printer_column(
@@ -355,7 +365,7 @@ _COLUMNS = [
 
 
 class PinLimit(Resource):
-    """Limits the memory that the selected pods of a namespace may pin and lock."""
+    """Limits pinned and locked memory of the selected pods of a namespace."""
 
     plural = "pinlimits"
     short_names: ClassVar[list[str]] = ["pinl"]
@@ -369,7 +379,7 @@ class PinLimit(Resource):
 
 
 class ClusterPinLimit(Resource):
-    """Limits the memory that the selected pods of the selected namespaces and nodes may pin and lock."""
+    """Limits pinned and locked memory of the selected pods of the selected namespaces and nodes."""
 
     plural = "clusterpinlimits"
     short_names: ClassVar[list[str]] = ["cpinl"]

@@ -4,7 +4,8 @@ A quantity has its original text, so that reading and writing a resource loses n
 exact value. The grammar is that of `k8s.io/apimachinery/pkg/api/resource` (`ParseQuantity`):
 
     quantity = sign? number suffix?      number = digits | digits "." digits? | "." digits
-    suffix   = "n" "u" "m" "k" "M" "G" "T" "P" "E" | "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" | ("e" | "E") sign? digits
+    suffix   = "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | ... | "Ei"
+             | ("e" | "E") sign? digits
 
 As in Kubernetes, `E` alone is the suffix exa, and `E` before a number is an exponent. Values finer
 than nano are rounded away from zero. A value with a binary suffix is capped at 2^63 - 1. At least
@@ -72,7 +73,8 @@ class Quantity(str):
         """The value in whole bytes, rounded down: a sum of whole bytes exceeds both or none.
 
         Raises:
-            ValueError: the value is negative, or it is below a page and written in thousandths or not a whole number of bytes.
+            ValueError: the value is negative, or a value below a page is written in thousandths
+                or has a fraction of a byte.
         """
         if self.value < 0:
             raise ValueError(f"{self!s} {spelling.NEGATIVE}")
@@ -116,8 +118,9 @@ class Quantity(str):
                 cel(
                     f"{spelled} && !{negative} && !{large} && ({fits})",
                     spelling.GENERIC,
-                    expression=f"!({spelled}) ? ({spelling.cel_explain(text)}) : {negative} ? '{spelling.NEGATIVE}' : "
-                    f"{large} ? 'must be at most 4Pi, what a physical address of 52 bits reaches' : "
+                    expression=f"!({spelled}) ? ({spelling.cel_explain(text)}) : "
+                    f"{negative} ? '{spelling.NEGATIVE}' : "
+                    f"{large} ? '{spelling.LARGE}' : "
                     f"({spelling.cel_explain_small(text)})",
                 ),
             ],

@@ -12,7 +12,10 @@ STARTING: Final = "ProcessStarting"
 UNREAD: Final = "ThreadsUnread"
 """The privileges of a process's threads are not known yet."""
 NO_PROCESSES: Final = "NoProcesses"
-"""A pod's cgroups have no process. If its containers run, they run elsewhere, and are neither limited nor counted."""
+"""A pod's cgroups have no process.
+
+If its containers run, their processes are elsewhere, and neither limited nor counted.
+"""
 ENDED: Final = "ProcessesEnded"
 """The last process of a pod has just ended: its containers ended, or the next process starts."""
 POD_GONE: Final = "PodGone"

@@ -11,6 +11,7 @@ GENERIC: Final = "must be a number of bytes with a suffix such as Ki, Mi or Gi, 
 NEGATIVE: Final = (
     "must not be negative: give a whole number of bytes, 0 or more; to limit nothing, set no limit"
 )
+LARGE: Final = "must be at most 4Pi, the range of a physical address of 52 bits"
 SMALL: Final = "must be 0 or at least a page (4Ki): use a suffix such as Ki, Mi or Gi"
 _NUMBER: Final = r"[0-9]+[.]?[0-9]*|[.][0-9]+"
 _LETTER: Final = "[A-Za-z]"
@@ -18,7 +19,7 @@ _EITHER: Final = "write {number}{decimal} (powers of 1000) or {number}{letter}i 
 
 
 class Misspelling(NamedTuple):
-    """A pattern of misspelled amounts, and the answer; `{number}`, `{letter}` and `{decimal}` are parts of the text."""
+    """A pattern of misspelled amounts, and the answer with parts of the text in braces."""
 
     pattern: str
     answer: str
@@ -67,7 +68,8 @@ def cel_explain(text: str) -> str:
     """Return `explain` as a CEL expression over the expression `text`."""
     answer = f"'{GENERIC}'"
     for misspelling in reversed(MISSPELLINGS):
-        answer = f"{text}.matches(r'{misspelling.pattern}') ? {_cel(misspelling.answer, text)} : ({answer})"
+        correct = _cel(misspelling.answer, text)
+        answer = f"{text}.matches(r'{misspelling.pattern}') ? {correct} : ({answer})"
     return answer
 
 

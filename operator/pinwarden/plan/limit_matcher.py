@@ -20,7 +20,8 @@ _MAX_CACHED = 65536
 class LimitMatcher:
     """The accepted limits, the namespaces and the nodes.
 
-    After a change, the caller matches the concerned pods again."""
+    After a change, the caller matches the concerned pods again.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.nodes: dict[str, Node] = {}

@@ -31,7 +31,7 @@ def test_a_field_has_its_type_default_and_bounds() -> None:
         "Weakest level at which the limit counts as enforced" in page
     )
     assert "One of `Deny`, `Kill`, `Converge`, `Observe`." in page
-    assert "- `containers`: containers goes with scope: Container only" in page
+    assert "- `containers`: containers needs scope: Container" in page
     assert "| `limit` | quantity | required |" in page
     assert "from 0 to 4Pi bytes" in page
 

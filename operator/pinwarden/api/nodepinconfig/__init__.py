@@ -1,12 +1,12 @@
 """NodePinConfig: the limits of one node, and the report of its agent.
 
 One object per node, cluster-scoped and named after it. Only the operator writes the spec, only the
-agent the status. The spec is one atomic map, so that an apply also reverts fields that somebody
-else added. A limit is in the spec once, and pods refer to it by name, which keeps the object small
-with many pods. Pods have the UID of their cgroup; the spec has no names of pods.
+agent the status. The spec is one atomic map, so an apply also reverts fields of other clients. A
+limit is in the spec once, and pods refer to its name, which keeps the object small with many pods.
+Pods have the UID of their cgroup; the spec has no names of pods.
 
-An agent may read a spec of a newer operator: `NodePinConfigSpec.parse` sets aside each limit that
-it does not understand, and keeps the rest.
+An agent may read a spec of a newer operator: `NodePinConfigSpec.parse` sets limits of another
+version aside, and keeps the rest.
 """
 
 from typing import Any, ClassVar, Literal
@@ -74,7 +74,7 @@ class NodePinConfig(Resource):
             "Observed",
             "integer",
             ".status.observedGeneration",
-            "Generation that the agent last took",
+            "Last acknowledged generation",
         ),
         printer_column("Agent", "string", ".status.agentVersion", "Version of the agent"),
         printer_column("Kernel", "string", ".status.kernelVersion", "Kernel of the node", 1),

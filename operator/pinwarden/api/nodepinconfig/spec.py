@@ -18,7 +18,7 @@ _Part = TypeVar("_Part", bound=Model)
 
 
 def _at_most(items: int) -> dict[str, JsonValue]:
-    """Return the schema of a list that only the API server bounds: on its node, an agent adds retained pods (H3)."""
+    """Return the schema of a list bounded by the API server only; an agent adds pods (H3)."""
     return {"maxItems": items}
 
 
@@ -34,7 +34,8 @@ class NodeLimit(Model):
 
     name: str = Field(
         max_length=384,
-        description="namespace/name of a PinLimit, or name of a ClusterPinLimit; followed by @bytes if pods differ in the grant.",
+        description="namespace/name of a PinLimit, or name of a ClusterPinLimit; followed by "
+        "@bytes if pods differ in the grant.",
     )
     uid: str = Field(max_length=64, description="UID of the resource.")
     scope: Scope
@@ -47,7 +48,8 @@ class NodeLimit(Model):
         None,
         min_length=1,
         max_length=1024,
-        description="Shell pattern of cgroup directories below the root, for hosts without Kubernetes. The limit applies to each match.",
+        description="Shell pattern of cgroup directories below the root, for hosts without "
+        "Kubernetes. The limit applies to each match.",
     )
     counting: Counting = Counting.EVERY_PIN
     sources: list[Source] = Field(
@@ -56,7 +58,8 @@ class NodeLimit(Model):
     enforcement: Enforcement = Enforcement.ENFORCE
     minimum_level: Level = Field(
         Level.CONVERGE,
-        description="With Deny, a gate also denies calls after which it could not limit the pod exactly.",
+        description="With Deny, a gate also denies calls after which it could not limit the pod "
+        "exactly.",
     )
     contention: Contention = Contention.SHARE
     grant: int | None = Field(
@@ -83,7 +86,8 @@ class NodePod(Model):
 
     uid: str = Field(
         max_length=64,
-        description="UID in the name of the pod's cgroup; for a static pod the hash of its configuration.",
+        description="UID in the name of the pod's cgroup; for a static pod the hash of its "
+        "configuration.",
     )
     limits: list[str] = Field(
         default_factory=list, description="Names of the limits that apply to the pod."
@@ -94,7 +98,7 @@ class NodePod(Model):
     )
 
     def with_claim(self, other: "NodePod") -> "NodePod":
-        """Return both entries of one cgroup as one; a container keeps its id only if both agree on it."""
+        """Return both entries of one cgroup as one; a container keeps its id only if both agree."""
         ids = {container.name: container.id for container in self.containers}
         for name, identity in ((container.name, container.id) for container in other.containers):
             ids[name] = identity if ids.get(name, identity) == identity else None
@@ -123,7 +127,8 @@ class NodeGroup(Model):
     backing: Backing
     allowed: Path | None = Field(
         None,
-        description="For a backing with a path: the folder that the administrator allowed. No symbolic link leads out of it.",
+        description="For a backing with a path: the folder that the administrator allowed. No "
+        "symbolic link leads out of it.",
     )
     management: Management
     owner: Owner | None = None
@@ -135,11 +140,12 @@ class NodeGroup(Model):
     members: list[NodeMember] = Field(default_factory=list, json_schema_extra=_at_most(16))
     draining: bool = Field(
         False,
-        description="New borrows are denied. A created object is removed with its last borrower; then the report says Released.",
+        description="New borrows are denied. A created object is removed with its last borrower; "
+        "then the report says Released.",
     )
 
     asked_hash: SkipJsonSchema[str | None] = Field(None, exclude=True)
-    """The hash of the group in the operator's spec, if the agent added pods that are gone; local to the node."""
+    """The hash of the group in the operator's spec, if the agent added pods; local to the node."""
 
     @cached_property
     def hash(self) -> str:
@@ -156,7 +162,7 @@ def _hash(part: Model) -> str:
 
 
 class UnsupportedLimit(NamedTuple):
-    """A limit or group that this version does not understand; it is reported, and the others still apply."""
+    """A limit or group of another version; the agent reports it, and the others still apply."""
 
     name: str
     uid: str
@@ -170,7 +176,8 @@ class NodePinConfigSpec(Model):
 
     mode: Mode = Field(
         Mode.ACTIVE,
-        description="With Release, the agent restores the original limit of every process, and acknowledges it.",
+        description="With Release, the agent restores the original limit of every process, and "
+        "acknowledges it.",
     )
     unknown_pods: int | None = Field(
         None,
@@ -184,7 +191,7 @@ class NodePinConfigSpec(Model):
     @field_validator("pods")
     @classmethod
     def _each_once(cls, pods: list[NodePod]) -> list[NodePod]:
-        """Join entries with the same UID, because the limits of all entries apply to that cgroup (P13)."""
+        """Join entries with the same UID, because the limits of all entries apply (P13)."""
         by_uid: dict[str, NodePod] = {}
         for pod in pods:
             by_uid[pod.uid] = by_uid[pod.uid].with_claim(pod) if pod.uid in by_uid else pod
@@ -192,10 +199,9 @@ class NodePinConfigSpec(Model):
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> tuple["NodePinConfigSpec", list[UnsupportedLimit]]:
-        """Return the spec without the limits and groups that this version does not understand, and these.
+        """Return the spec without limits and groups of other versions, and these limits and groups.
 
-        Pods keep the names of such limits, so a pod with such a limit never counts as a pod without
-        limits.
+        Pods keep the names of such limits, so they never count as pods without limits.
 
         Raises:
             pydantic.ValidationError: the rest of the spec is not understood.
@@ -209,7 +215,7 @@ class NodePinConfigSpec(Model):
 def _known(
     kind: type[_Part], entries: Iterable[object]
 ) -> tuple[list[_Part], list[UnsupportedLimit]]:
-    """Return the entries that this version understands, and why it does not understand the others."""
+    """Return the entries of this version, and the other entries with their errors."""
     known: list[_Part] = []
     unsupported: list[UnsupportedLimit] = []
     for entry in entries:

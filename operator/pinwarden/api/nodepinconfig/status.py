@@ -9,7 +9,7 @@ from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.sharedmemorygroup import Phase
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
-"""A number in a report of an agent, bounded so that it fits into an int64."""
+"""A number in a report of an agent, within the range of an int64."""
 Word = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z][A-Za-z0-9]*)?$")]
 """A reason in a report of an agent: CamelCase, or empty."""
 _MOST_TEXT = 4096
@@ -17,7 +17,7 @@ _CUT = " ... (cut)"
 
 
 def _fit(text: Any) -> Any:
-    """Return the text, cut with a mark if too long (H2), so that a long path does not invalidate a report."""
+    """Return the text, cut with a mark if too long (H2); a long path must not end a report."""
     too_long = isinstance(text, str) and len(text) > _MOST_TEXT
     return text[: _MOST_TEXT - len(_CUT)] + _CUT if too_long else text
 
@@ -25,7 +25,7 @@ def _fit(text: Any) -> Any:
 Text = Annotated[
     str, BeforeValidator(_fit), WithJsonSchema({"type": "string", "maxLength": _MOST_TEXT})
 ]
-"""A message, cut to fit. A length constraint of pydantic would reject a path that is not valid UTF-8."""
+"""A message, cut to fit. A length constraint of pydantic would reject a path with invalid UTF-8."""
 Uid = Annotated[str, WithJsonSchema({"type": "string", "maxLength": 1024})]
 """A UID in a report of an agent, bounded only by the API server.
 
@@ -88,20 +88,23 @@ class PodReport(Model):
     peak: Count = Field(description="Highest sampled sum of both: a lower bound.")
     processes: Count
     level: Level = Field(
-        description="Level of the pod over every source that it can use or has used, whatever the node reaches for other pods (H1)."
+        description="Level of the pod over every source that it can use or has used, whatever the "
+        "level of other pods (H1)."
     )
     reason: Word = ""
     message: Text = ""
     denials: list[LimitDenials] | None = Field(
         None,
         max_length=32,
-        description="Calls that the gate denied, by limit that still applies to the pod. Empty if it denied none; absent if no gate "
-        "manages the pod (H2). Calls that the kernel denies are not counted.",
+        description="Calls that the gate denied, by limit that still applies to the pod. Empty "
+        "without a denied call; absent if no gate manages the pod (H2). Calls that the kernel "
+        "denies are not counted.",
     )
     containers: list[ContainerReport] = Field(
         default_factory=list,
         max_length=64,
-        description="Listed if a limit with scope Container applies to the pod: its running containers.",
+        description="Listed if a limit with scope Container applies to the pod: its running "
+        "containers.",
     )
 
 
@@ -117,19 +120,21 @@ class OvershootReport(Model):
 
 
 class DenialReport(Model):
-    """A denied call and its cause. A field that does not apply or is unknown is absent (H2)."""
+    """A denied call and its cause. An unknown or inapplicable field is absent (H2)."""
 
     number: int = Field(
         ge=1,
         le=2**62,
-        description="Number of the denial on the node; restarts at 1 with a new journal of the gate. Number and time identify a denial.",
+        description="Number of the denial on the node; restarts at 1 with a new journal of the "
+        "gate. Number and time identify a denial.",
     )
     time: AwareDatetime
     pod: str = Field(max_length=1024, description="UID in the name of the pod's cgroup.")
     container: str = Field(max_length=63)
     process: str = Field(
         max_length=16,
-        description="Name of the process (comm), which the process chooses: it may have any characters.",
+        description="Name of the process (comm), which the process chooses: it may have any "
+        "characters.",
     )
     pid: int = Field(
         ge=1, le=2**31 - 1, description="Process id in the node's initial PID namespace."
@@ -156,12 +161,13 @@ class DenialReport(Model):
     call: str = Field(
         "",
         max_length=128,
-        description="System call with its relevant flags, such as mlockall(MCL_FUTURE); empty from an older gate.",
+        description="System call with its relevant flags, such as mlockall(MCL_FUTURE); empty from "
+        "an older gate.",
     )
 
 
 class BorrowReport(Model):
-    """What a pod borrows from a group; amounts are in bytes and sampled (H2)."""
+    """The borrow of a pod from a group; amounts are in bytes and sampled (H2)."""
 
     pod: str = Field(max_length=64, description="UID in the name of the pod's cgroup.")
     member: bool = Field(description="Whether the pod is a member of the group.")
@@ -181,13 +187,13 @@ class BorrowReport(Model):
 
 
 class GroupReport(Model):
-    """A group on this node; amounts are in bytes, sampled at `sampledAt` or later, and absent if unknown (H2)."""
+    """A group on this node; amounts are in bytes, sampled, and absent if unknown (H2)."""
 
     uid: str = Field(max_length=64)
     hash: str = Field("", max_length=12, description="Hash of the acknowledged spec of the group.")
     phase: Phase = Field(
-        description="Pending while there is no object. Draining while it waits for the last borrower. Released when nobody borrows, and "
-        "nothing is left here that pinwarden created."
+        description="Pending while there is no object. Draining while it waits for the last "
+        "borrower. Released when nobody borrows, and nothing is left here that pinwarden created."
     )
     reason: Word = ""
     message: str = Field("", max_length=1024)
@@ -203,8 +209,8 @@ class GroupReport(Model):
     )
     truncated: bool = Field(
         False,
-        description="True if some objects or borrowers were not examined or listed, if a process could not be read, or if a /dev/shm has "
-        "files that no process shows.",
+        description="True if some objects or borrowers were not examined or listed, if a process "
+        "could not be read, or if a /dev/shm has files that no process shows.",
     )
     borrowers: list[BorrowReport] = Field(default_factory=list, max_length=100)
     omitted: Count = Field(0, description="Number of further borrowers.")
@@ -220,7 +226,8 @@ class FairReport(Model):
     current: Count = Field(description="memory.current of the kernel.")
     anonymous: Count = Field(description="Anonymous memory (anon in memory.stat).")
     shared: Count = Field(
-        description="Share of its groups: what the pod borrows, or the whole charge, as fairShare of each group says.",
+        description="Share of its groups: what the pod borrows, or the whole charge, as fairShare "
+        "of each group says.",
     )
 
 
@@ -239,12 +246,13 @@ class NodePinConfigStatus(Model):
     recent_denials: list[DenialReport] = Field(
         default_factory=list,
         max_length=32,
-        description="Recently denied calls on the node, newest last; the operator sends Events about them.",
+        description="Recently denied calls on the node, newest last; the operator sends Events "
+        "about them.",
     )
     denials_dropped: Count | None = Field(
         None,
-        description="Denials since the gate's journal began that recentDenials does not list, because newer or different ones are there. "
-        "Absent without a gate (H2).",
+        description="Denials since the gate's journal began that recentDenials does not list, "
+        "because newer or different ones are there. Absent without a gate (H2).",
     )
     groups: list[GroupReport] = Field(default_factory=list, max_length=256)
     fair_view: list[FairReport] = Field(

@@ -1,11 +1,11 @@
-"""SharedMemoryGroup: shared memory objects as a resource, and how much of them each pod borrows.
+"""SharedMemoryGroup: shared memory objects as a resource, and the borrow of each pod.
 
-A group stands for one kind of object (`backing`) wherever a node has it (M1); `members` selects its
-pods (M2). The *charge* is the memory of the object, the *borrow* of a pod is what the pod has
-mapped of it (M3). Amounts in a status are in bytes, sampled, and absent if unknown (H2).
+A group stands for one kind of object (`backing`) on all nodes (M1); `members` selects its pods
+(M2). The *charge* is the memory of the object, the *borrow* is the part mapped by a pod (M3).
+Amounts in a status are in bytes, sampled, and absent if unknown (H2).
 
-An administrator bounds what a namespace may name (annotation `pinwarden.io/allow-shared-memory` of
-the Namespace). A group outside of that is Accepted=False.
+An administrator allows the objects of a namespace (annotation `pinwarden.io/allow-shared-memory` of
+the Namespace). A group with another object is Accepted=False.
 """
 
 from typing import Any, ClassVar, Literal
@@ -51,19 +51,19 @@ __all__ = [
 
 
 class SharedMemoryGroup(Resource):
-    """Shared memory objects as a resource, and how much of them each pod borrows."""
+    """Shared memory objects as a resource, and the borrow of each pod."""
 
     plural = "sharedmemorygroups"
     short_names: ClassVar[list[str]] = ["smg"]
     namespaced = True
     printer_columns: ClassVar[list[dict[str, Any]]] = [
         printer_column("Backing", "string", ".status.backing", "Kind of the object"),
-        printer_column("Capacity", "string", ".spec.capacity", "Bytes that the object may hold"),
+        printer_column("Capacity", "string", ".spec.capacity", "Maximum bytes of the object"),
         printer_column("Charge", "string", ".status.charge", "Memory of the objects"),
-        printer_column("Borrowed", "string", ".status.borrowed", "Memory that pods have mapped"),
-        printer_column("Orphaned", "string", ".status.orphaned", "Memory that no pod has mapped"),
+        printer_column("Borrowed", "string", ".status.borrowed", "Memory mapped by pods"),
+        printer_column("Orphaned", "string", ".status.orphaned", "Memory mapped by no pod"),
         printer_column("Borrowers", "integer", ".status.borrowerCount", "Pods that borrow"),
-        printer_column("Phase", "string", ".status.phase", "The worst of the nodes' phases"),
+        printer_column("Phase", "string", ".status.phase", "Worst phase of the nodes"),
         printer_column("Age", "date", ".metadata.creationTimestamp", "Time since creation"),
     ]
     rules: ClassVar[list[JsonDict]] = [NAME_RULE]

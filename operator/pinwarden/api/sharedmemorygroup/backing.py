@@ -35,8 +35,9 @@ SysvKey = Annotated[
             "maxLength": 32,
             "x-kubernetes-validations": [
                 cel(
-                    f"type(self) == int ? self >= 1 && self <= {MAX_KEY} : self == '*' || self.matches(r'^{_KEY}(-{_KEY})?$')",
-                    f"must be a key from 1 to {MAX_KEY:#x}, decimal or hexadecimal, two with '-' between them, or '*'",
+                    f"type(self) == int ? self >= 1 && self <= {MAX_KEY} : self == '*' || "
+                    f"self.matches(r'^{_KEY}(-{_KEY})?$')",
+                    f"must be a key from 1 to {MAX_KEY:#x}, two keys with '-' between them, or '*'",
                 )
             ],
         }
@@ -45,7 +46,11 @@ SysvKey = Annotated[
 
 
 def key_range(text: str) -> tuple[int, int]:
-    """Return the lowest and the highest key of a key or a range, decimal or hexadecimal. Raises ValueError."""
+    """Return the lowest and the highest key of a key or a range, decimal or hexadecimal.
+
+    Raises:
+        ValueError: the text is neither a key nor a range.
+    """
     found = _KEYS.fullmatch(text)
     if found is None:
         raise ValueError("must be a key, or two keys with '-' between them, decimal or hexadecimal")
@@ -61,7 +66,7 @@ def _number(text: str) -> int:
 
 
 class IpcNamespace(StrEnum):
-    """The IPC namespace of an object: that of each member pod, or that of the node."""
+    """The IPC namespace of an object: each member pod's, or the node's."""
 
     POD = "Pod"
     HOST = "Host"
@@ -72,7 +77,8 @@ class MountBacking(Model):
 
     path: Path | None = Field(
         None,
-        description="Mount point on the node; absent with management: Create, where pinwarden chooses the place.",
+        description="Mount point on the node; absent with management: Create, where pinwarden "
+        "chooses the place.",
     )
 
 
@@ -80,7 +86,8 @@ class PosixShmBacking(Model):
     """POSIX shared memory (shm_open(3))."""
 
     name: ObjectName = Field(
-        description="Name without its leading slash; * and ? match any characters, and the name may match several objects."
+        description="Name without its leading slash; * and ? match any characters, and the name "
+        "may match several objects."
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD,
@@ -96,7 +103,8 @@ class SysvShmBacking(Model):
             "x-kubernetes-validations": [
                 cel(
                     "self.ipcNamespace == 'Pod' || string(self.key) != '*'",
-                    "key '*' is for ipcNamespace: Pod; of the node's segments give a key or a range",
+                    "key '*' needs ipcNamespace: Pod; for segments of the node, set a key or a "
+                    "range",
                     ".key",
                 )
             ]
@@ -104,8 +112,9 @@ class SysvShmBacking(Model):
     )
 
     key: SysvKey = Field(
-        description="Key as a number, or as a text: a key as ipcs prints it (0x0052e2c1), a range (0x5000-0x5fff), or '*' for all segments "
-        "of the pod, also those with IPC_PRIVATE, which have no key."
+        description="Key as a number, or as a text: a key as ipcs prints it (0x0052e2c1), a range "
+        "(0x5000-0x5fff), or '*' for all segments of the pod, also those with IPC_PRIVATE, which "
+        "have no key."
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD,
@@ -122,7 +131,8 @@ class FileBacking(Model):
     """Files of any file system: their pages in the page cache."""
 
     path: Path = Field(
-        description="Path on the node; * and ? in its last part match any characters, and the path may match several files."
+        description="Path on the node; * and ? in its last part match any characters, and the path "
+        "may match several files."
     )
 
 
@@ -130,12 +140,13 @@ class MemfdBacking(Model):
     """Anonymous files (memfd_create(2)) that processes of member pods have open or mapped."""
 
     name: ObjectName = Field(
-        description="Name from the program; * and ? match any characters, and the name may match several files."
+        description="Name from the program; * and ? match any characters, and the name may match "
+        "several files."
     )
 
 
 class DmabufBacking(Model):
-    """DMA buffers that processes of member pods have open or mapped."""
+    """DMA buffers, open or mapped in processes of member pods."""
 
     exporter: ObjectName = Field(
         description="Name of the exporting driver (exp_name), such as udmabuf."
@@ -149,9 +160,10 @@ class Backing(Model):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "[has(self.tmpfs), has(self.posixShm), has(self.sysvShm), has(self.hugetlbfs), has(self.file), has(self.memfd), "
-                    "has(self.dmabuf)].filter(one, one).size() == 1",
-                    "give exactly one of tmpfs, posixShm, sysvShm, hugetlbfs, file, memfd, dmabuf",
+                    "[has(self.tmpfs), has(self.posixShm), has(self.sysvShm), has(self.hugetlbfs), "
+                    "has(self.file), has(self.memfd), has(self.dmabuf)]"
+                    ".filter(one, one).size() == 1",
+                    "set exactly one of tmpfs, posixShm, sysvShm, hugetlbfs, file, memfd, dmabuf",
                 ),
             ]
         }

@@ -19,14 +19,14 @@ class Management(StrEnum):
 
 
 class Accounting(StrEnum):
-    """What is counted (M4)."""
+    """The counted amounts (M4)."""
 
     CHARGE = "Charge"
     BORROW = "Borrow"
 
 
 class LimitOn(StrEnum):
-    """What a borrow limit compares: the size of the mappings, or their resident pages."""
+    """The compared amount of a borrow: the size of the mappings, or their resident pages."""
 
     MAPPED = "Mapped"
     RESIDENT = "Resident"
@@ -40,7 +40,7 @@ class DeletionPolicy(StrEnum):
 
 
 class Owner(Model):
-    """Owner and permissions of an object that pinwarden creates."""
+    """Owner and permissions of a created object."""
 
     user: int = Field(0, ge=0, le=2**31 - 1, description="User id.")
     group: int = Field(0, ge=0, le=2**31 - 1, description="Group id.")
@@ -48,7 +48,8 @@ class Owner(Model):
         0o770,
         ge=0,
         le=0o777,
-        description="Permissions as a number (0770 in octal is 504); execute bits apply only to the folder.",
+        description="Permissions as a number (0770 in octal is 504); execute bits apply only to "
+        "the folder.",
     )
 
 
@@ -63,7 +64,8 @@ class Member(Model):
     )
     borrow_limit_on: LimitOn = Field(
         LimitOn.MAPPED,
-        description="Mapped compares the size of the pod's mappings with the limit, Resident compares their pages in memory.",
+        description="Mapped compares the size of the pod's mappings, Resident compares their pages "
+        "in memory.",
     )
     pin_limit: Quantity | None = Field(
         None, description="Bytes of the group that drivers may pin for each of these pods."
@@ -78,57 +80,65 @@ class SharedMemoryGroupSpec(Model):
             "x-kubernetes-validations": [
                 cel(
                     "self.backing == oldSelf.backing",
-                    "backing cannot be changed: make another group",
+                    "backing cannot be changed: create another group",
                     ".backing",
                 ),
                 cel(
                     "self.management == oldSelf.management",
-                    "management cannot be changed: make another group",
+                    "management cannot be changed: create another group",
                     ".management",
                 ),
                 cel(
-                    "self.management != 'Create' || has(self.backing.tmpfs) || has(self.backing.hugetlbfs) || has(self.backing.sysvShm)",
-                    "management: Create is for tmpfs, hugetlbfs and sysvShm",
+                    "self.management != 'Create' || has(self.backing.tmpfs) || "
+                    "has(self.backing.hugetlbfs) || has(self.backing.sysvShm)",
+                    "management: Create needs tmpfs, hugetlbfs or sysvShm",
                     ".management",
                 ),
                 cel(
                     "self.management != 'Create' || (has(self.capacity) && "
-                    "(!isQuantity(string(self.capacity)) || quantity(string(self.capacity)).isGreaterThan(quantity('0'))))",
+                    "(!isQuantity(string(self.capacity)) || "
+                    "quantity(string(self.capacity)).isGreaterThan(quantity('0'))))",
                     "management: Create needs a capacity above 0",
                     ".management",
                 ),
                 cel(
                     "self.management == 'Create' || !has(self.owner)",
-                    "owner goes with management: Create only",
+                    "owner needs management: Create",
                     ".management",
                 ),
                 cel(
-                    "!has(self.backing.tmpfs) || (self.management == 'Adopt') == has(self.backing.tmpfs.path)",
-                    "tmpfs needs a path with management: Adopt, and takes none with Create",
+                    "!has(self.backing.tmpfs) || "
+                    "(self.management == 'Adopt') == has(self.backing.tmpfs.path)",
+                    "tmpfs needs a path with management: Adopt, and no path with Create",
                     ".backing",
                 ),
                 cel(
-                    "!has(self.backing.hugetlbfs) || (self.management == 'Adopt') == has(self.backing.hugetlbfs.path)",
-                    "hugetlbfs needs a path with management: Adopt, and takes none with Create",
+                    "!has(self.backing.hugetlbfs) || "
+                    "(self.management == 'Adopt') == has(self.backing.hugetlbfs.path)",
+                    "hugetlbfs needs a path with management: Adopt, and no path with Create",
                     ".backing",
                 ),
                 cel(
-                    "self.management == 'Adopt' || !has(self.backing.sysvShm) || self.backing.sysvShm.ipcNamespace == 'Host'",
-                    "a segment can be created in the node's IPC namespace only: give ipcNamespace: Host",
+                    "self.management == 'Adopt' || !has(self.backing.sysvShm) || "
+                    "self.backing.sysvShm.ipcNamespace == 'Host'",
+                    "a created segment needs ipcNamespace: Host",
                     ".backing",
                 ),
                 cel(
-                    "self.management == 'Adopt' || !has(self.backing.sysvShm) || !string(self.backing.sysvShm.key).matches('[*-]')",
-                    "a segment is created with one key",
+                    "self.management == 'Adopt' || !has(self.backing.sysvShm) || "
+                    "!string(self.backing.sysvShm.key).matches('[*-]')",
+                    "a created segment needs exactly one key",
                     ".backing",
                 ),
                 cel(
-                    "self.accounting == 'Borrow' || !self.members.exists(one, has(one.borrowLimit))",
+                    "self.accounting == 'Borrow' || "
+                    "!self.members.exists(one, has(one.borrowLimit))",
                     "a borrowLimit needs accounting: Borrow",
                     ".accounting",
                 ),
                 cel(
-                    "self.accounting == 'Borrow' || !has(self.fairShare) || self.fairShare == 'Charge'",
+                    "self.accounting == 'Borrow' || "
+                    "!has(self.fairShare) || self.fairShare == 'Charge'",
                     "fairShare: Borrow needs accounting: Borrow",
                     ".accounting",
                 ),
@@ -139,27 +149,31 @@ class SharedMemoryGroupSpec(Model):
     backing: Backing
     management: Management = Field(
         Management.ADOPT,
-        description="Adopt finds objects that programs create. Create creates the object on each node with a member pod.",
+        description="Adopt finds objects that programs create. Create creates the object on each "
+        "node with a member pod.",
     )
     owner: Owner | None = Field(
         None, description="With management: Create, the owner of the object."
     )
     prefault: bool = Field(
         True,
-        description="With management: Create, allocate all pages at once, charged to a separate cgroup. "
-        "Else the first user of a page is charged.",
+        description="With management: Create, allocate all pages at once, charged to a separate "
+        "cgroup. Else the first user of a page is charged.",
     )
     capacity: Quantity | None = Field(
         None,
-        description="Maximum bytes of the object. Create creates it with this size; Adopt reports an excess.",
+        description="Maximum bytes of the object. Create creates it with this size; Adopt reports "
+        "an excess.",
     )
     accounting: Accounting = Field(
         Accounting.CHARGE,
-        description="Charge counts the memory of the object; Borrow counts also what each pod has mapped of it.",
+        description="Charge counts the memory of the object; Borrow also counts the part mapped by "
+        "each pod.",
     )
     fair_share: Accounting | None = Field(
         None,
-        description="Share of a pod in the fair view: what it borrows, or the whole charge; absent means the same as accounting.",
+        description="Share of a pod in the fair view: its borrow, or the whole charge; absent "
+        "means the same as accounting.",
     )
     members: list[Member] = Field(
         min_length=1,
@@ -184,6 +198,6 @@ class SharedMemoryGroupSpec(Model):
     )
     deletion_policy: DeletionPolicy = Field(
         DeletionPolicy.DRAIN,
-        description="Drain denies new borrows, waits until no pod has the object mapped, and then removes a created object. "
-        "Orphan leaves everything in place.",
+        description="Drain denies new borrows, waits until no pod has the object mapped, and then "
+        "removes a created object. Orphan leaves everything in place.",
     )

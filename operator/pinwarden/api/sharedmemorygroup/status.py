@@ -19,7 +19,7 @@ class Phase(StrEnum):
 
 
 class Borrower(Model):
-    """What a pod borrows."""
+    """The borrow of a pod."""
 
     pod: str
     namespace: str
@@ -59,7 +59,8 @@ class SharedMemoryGroupStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Accepted, Applied, Available, Enforced, Complete, WithinLimit, Drained.",
+        description="Ready, Accepted, Applied, Available, Enforced, Complete, WithinLimit, "
+        "Drained.",
     )
     phase: Phase | None = Field(None, description="Worst phase of all nodes.")
     backing: str | None = Field(None, description="Kind of the object.")
@@ -74,7 +75,7 @@ class SharedMemoryGroupStatus(Model):
     borrowed_bytes: int | None = Field(
         None,
         ge=0,
-        description="Sum of what all pods borrow; a page that two pods have mapped counts twice.",
+        description="Sum of all borrows; a page that two pods have mapped counts twice.",
     )
     borrowed: ReadableAmount | None = Field(
         None, description="`borrowedBytes` rounded, with a unit: `40Mi`."

@@ -44,7 +44,7 @@ def raise_to(limit: Limit, needed: int) -> NextStep:
     who = "an administrator raises" if isinstance(limit, ClusterPinLimit) else "raise"
     text = (
         f"If the pod needs more, {who} {display_name(limit)} to {amount}; running processes get "
-        "the new limit at once."
+        "the limit at once."
     )
     return NextStep(text=text, command=patch(limit, {"limit": str(amount)}))
 
