@@ -214,9 +214,9 @@ def families(program: str, *, pods: bool) -> dict[str, Metric]:
 def _of_operator(pods: bool) -> Iterator[Metric]:
     metrics = operator.Metrics()
     store = Store(Settings(), WorkQueue(), WorkQueue(), metrics)
-    metrics.leads(lambda: True, lambda: True)
-    metrics.watch_queues(lambda _: 0)
-    metrics.watch_missed(lambda: 0)
+    metrics.set_leading(lambda: True, lambda: True)
+    metrics.set_queue_lengths(lambda _: 0)
+    metrics.set_missed(lambda: 0)
     metrics.include(ClusterCollector(store, lambda: True, Items(metrics), pods=pods))
     yield from metrics.families()
 

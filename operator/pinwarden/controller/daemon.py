@@ -129,10 +129,10 @@ class _Operator:
         self._resync = Resync(
             api, settings.namespaces, metrics, lambda: store.uids, store.remove_uid, items
         )
-        metrics.leads(self._leader.leading, guard.synced.is_set)
+        metrics.set_leading(self._leader.leading, guard.synced.is_set)
         queues = {"compile": compile_queue, "spec": specs.write_queue, "aggregate": aggregate_queue}
-        metrics.watch_queues(lambda name: len(queues[name]))
-        metrics.watch_missed(lambda: self._resync.missed)
+        metrics.set_queue_lengths(lambda name: len(queues[name]))
+        metrics.set_missed(lambda: self._resync.missed)
         metrics.include(
             ClusterCollector(store, self._leader.leading, items, pods=settings.per_pod_metrics)
         )

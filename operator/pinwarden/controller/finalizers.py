@@ -94,7 +94,7 @@ class Finalizers:
         path, body = reference(observed)
         if not wanted:
             return await self._api.patch(
-                path, without(FINALIZER, observed.uid, list(observed.finalizers))
+                path, finalizer_removal(FINALIZER, observed.uid, list(observed.finalizers))
             )
         body["metadata"]["finalizers"] = [FINALIZER]
         return await self._api.apply(path, body, FIELD_MANAGER)
@@ -123,7 +123,7 @@ class Finalizers:
         )
 
 
-def without(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
+def finalizer_removal(finalizer: str, uid: str, finalizers: Sequence[str]) -> list[Json]:
     """Return a JSON patch (RFC 6902) that removes one finalizer, also if another manager set it.
 
     The server rejects the patch with 422 if the object was recreated or its finalizers changed.

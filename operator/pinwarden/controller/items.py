@@ -44,7 +44,7 @@ class Items:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._failing: dict[tuple[Loop, str], str] = {}
-        metrics.watch_failing(self.failing)
+        metrics.set_failing(self.failing)
 
     def failing(self, loop: str) -> int:
         """Return how many items of the loop failed in their last run."""

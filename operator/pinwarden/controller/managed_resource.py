@@ -50,9 +50,8 @@ class ManagedResource:
             return False
         same_generation = observed.generation == last.generation
         if same_generation and (observed.resource is None) == (last.resource is None):
-            observed = replace(
-                observed, resource=last.resource
-            )  # caches depend on this very object
+            # Caches depend on the identity of this object.
+            observed = replace(observed, resource=last.resource)
         is_echo = observed.version <= self.version and essence(observed) == essence(last)
         if observed.version > self.version:
             self.status, self.version = observed.status, observed.version

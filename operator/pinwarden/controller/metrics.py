@@ -107,7 +107,7 @@ class Metrics:
         """Count a start of kopf."""
         self._kopf_starts.inc()
 
-    def census_corrected(self, count: int) -> None:
+    def resync_corrected(self, count: int) -> None:
         """Count deletions of limits and groups that only a resync found."""
         self._census.inc(count)
 
@@ -123,7 +123,7 @@ class Metrics:
         """Count the failure of an item in one of `LOOPS`."""
         self._item_failures.labels(loop).inc()
 
-    def watch_failing(self, failing: Callable[[str], int]) -> None:
+    def set_failing(self, failing: Callable[[str], int]) -> None:
         """Set the function for the number of failing items of a loop."""
         gauge = self._gauge("items_failing", "Objects and names whose last run failed.", "loop")
         for loop in LOOPS:
@@ -141,12 +141,12 @@ class Metrics:
         """Record the time until every node applied a generation of a limit or group."""
         self._apply.observe(seconds)
 
-    def leads(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
+    def set_leading(self, leading: Callable[[], bool], synced: Callable[[], bool]) -> None:
         """Set the functions for `leader` and `synced`."""
         self._leader.set_function(leading)
         self._synced.set_function(synced)
 
-    def watch_queues(self, lengths: Callable[[str], int]) -> None:
+    def set_queue_lengths(self, lengths: Callable[[str], int]) -> None:
         """Set the function for the length of each of `QUEUES`."""
         gauge = self._gauge(
             "queue_length", "Nodes, or limits and groups, that wait to be processed.", "queue"
@@ -154,7 +154,7 @@ class Metrics:
         for name in QUEUES:
             gauge.labels(name).set_function(partial(lengths, name))
 
-    def watch_missed(self, missed: Callable[[], int]) -> None:
+    def set_missed(self, missed: Callable[[], int]) -> None:
         """Set the function for the number of unreported limits and groups."""
         self._gauge(
             "limits_missed", "Existing limits and groups that no event has reported."

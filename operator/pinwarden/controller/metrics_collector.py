@@ -56,10 +56,8 @@ class ClusterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, with samples only on the leader."""
         scrape = self._scrape() if self._leading() else None
-        cluster, namespaces = (
-            FilledTable(metrics_families.CLUSTER),
-            FilledTable(metrics_families.NAMESPACES),
-        )
+        cluster = FilledTable(metrics_families.CLUSTER)
+        namespaces = FilledTable(metrics_families.NAMESPACES)
         if scrape:
             cluster.add([], scrape)
             for name in _largest_namespaces(scrape)[:MOST_NAMESPACES]:
@@ -91,14 +89,10 @@ class ClusterCollector(Collector):
         return ResourceCounts(counters.denials(uid), counters.overshoots(uid))
 
     def _of_limits(self, entries: Iterable[ManagedResource]) -> Iterator[Metric]:
-        conditions, specs = (
-            FilledTable(metrics_resources.LIMIT_CONDITION),
-            FilledTable(metrics_resources.LIMIT_SPECS),
-        )
-        counts, statuses = (
-            FilledTable(metrics_resources.LIMIT_COUNTS),
-            FilledTable(metrics_resources.LIMIT_STATUSES),
-        )
+        conditions = FilledTable(metrics_resources.LIMIT_CONDITION)
+        specs = FilledTable(metrics_resources.LIMIT_SPECS)
+        counts = FilledTable(metrics_resources.LIMIT_COUNTS)
+        statuses = FilledTable(metrics_resources.LIMIT_STATUSES)
         for entry in entries:
             with self._items.item("metrics", entry.observed.key):
                 observed, status = entry.observed, entry.status
@@ -113,14 +107,10 @@ class ClusterCollector(Collector):
         yield from (*conditions, *specs, *counts, *statuses)
 
     def _of_groups(self, entries: Iterable[ManagedResource]) -> Iterator[Metric]:
-        conditions, specs = (
-            FilledTable(metrics_resources.GROUP_CONDITION),
-            FilledTable(metrics_resources.GROUP_SPECS),
-        )
-        counts, statuses = (
-            FilledTable(metrics_resources.GROUP_COUNTS),
-            FilledTable(metrics_resources.GROUP_STATUSES),
-        )
+        conditions = FilledTable(metrics_resources.GROUP_CONDITION)
+        specs = FilledTable(metrics_resources.GROUP_SPECS)
+        counts = FilledTable(metrics_resources.GROUP_COUNTS)
+        statuses = FilledTable(metrics_resources.GROUP_STATUSES)
         shares = FilledTable(metrics_resources.GROUP_SHARES)
         for entry in entries:
             with self._items.item("metrics", entry.observed.key):
@@ -137,10 +127,8 @@ class ClusterCollector(Collector):
         yield from (*conditions, *specs, *counts, *shares, *statuses)
 
     def _of_pods(self, views: Iterable[tuple[str, NodeView]]) -> Iterator[Metric]:
-        samples, borrows = (
-            FilledTable(metrics_resources.PODS),
-            FilledTable(metrics_resources.POD_BORROWS),
-        )
+        samples = FilledTable(metrics_resources.PODS)
+        borrows = FilledTable(metrics_resources.POD_BORROWS)
         fair_views = FilledTable(metrics_resources.POD_FAIR)
         for node, view in views:
             with self._items.item("metrics", f"node {node}"):
@@ -176,10 +164,7 @@ def _not_ready_first(entries: Iterable[ManagedResource], most: int) -> Sequence[
     """Return at most `most` resources in a stable order, first those without Ready=True."""
 
     def order(entry: ManagedResource) -> tuple[bool, str]:
-        conditions = conditions_of(entry.status)
-        ready = any(
-            (condition.type, condition.status) == ("Ready", "True") for condition in conditions
-        )
-        return ready, entry.observed.key
+        statuses = {condition.type: condition.status for condition in conditions_of(entry.status)}
+        return statuses.get("Ready") == "True", entry.observed.key
 
     return sorted(entries, key=order)[:most]

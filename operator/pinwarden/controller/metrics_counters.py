@@ -28,7 +28,7 @@ class _Counts:
     overshoots: Mapping[_Key, int] = field(default_factory=dict)
 
 
-_NONE: Final = _Counts()
+_NO_COUNTS: Final = _Counts()
 
 
 class ReportCounters:
@@ -54,17 +54,17 @@ class ReportCounters:
     def observe(self, view: NodeView) -> None:
         """Add the increase in a node's report."""
         before = self._last.get(view.name)
-        last = before or _NONE
+        last = before or _NO_COUNTS
         now = _Counts(
             denied=view.denied,
-            denials=_with(last.denials, _denials(view), view),
-            overshoots=_with(last.overshoots, _overshoots(view), view),
+            denials=_merge(last.denials, _denials(view), view),
+            overshoots=_merge(last.overshoots, _overshoots(view), view),
         )
         self._last[view.name] = now
         if before is None:
             return
         if last.denied is not None and now.denied is not None:
-            self.denied += _added(last.denied, now.denied)
+            self.denied += _increase(last.denied, now.denied)
         self._count(self._denials, last.denials, now.denials)
         self._count(self._overshoots, last.overshoots, now.overshoots)
 
@@ -82,16 +82,16 @@ class ReportCounters:
     ) -> None:
         for key, count in now.items():
             uid = key[1]
-            if (added := _added(last.get(key, 0), count)) and self._exists(uid):
+            if (added := _increase(last.get(key, 0), count)) and self._exists(uid):
                 totals[uid] = totals.get(uid, 0) + added
 
 
-def _added(before: int, now: int) -> int:
+def _increase(before: int, now: int) -> int:
     """Return the increase; a count that fell has restarted from zero."""
     return now - before if now >= before else now
 
 
-def _with(
+def _merge(
     last: Mapping[_Key, int], now: Iterator[tuple[_Key, int]], view: NodeView
 ) -> dict[_Key, int]:
     """Return the new counts, and the last counts that a truncated report may lack."""

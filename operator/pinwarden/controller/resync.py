@@ -96,7 +96,7 @@ class Resync:
         for uid in gone:
             with self._items.item("census", uid):
                 self._gone(uid)
-        self._metrics.census_corrected(len(gone))
+        self._metrics.resync_corrected(len(gone))
         unknown = listed - set(self._known())
         if not self.synced.is_set():
             if not unknown:

@@ -7,7 +7,7 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller.client import Api, ApiError
-from pinwarden.controller.finalizers import without
+from pinwarden.controller.finalizers import finalizer_removal
 from pinwarden.controller.uninstall.blockers import (
     created_uids,
     draining,
@@ -137,7 +137,7 @@ def test_one_that_stays_is_told_with_its_reason(
 
 
 def test_a_finalizer_goes_whoever_set_it_and_the_others_stay() -> None:
-    assert without("b", "uid", ("a", "b", "c"))[1:] == [
+    assert finalizer_removal("b", "uid", ("a", "b", "c"))[1:] == [
         {"op": "test", "path": "/metadata/finalizers", "value": ["a", "b", "c"]},
         {"op": "replace", "path": "/metadata/finalizers", "value": ["a", "c"]},
     ]

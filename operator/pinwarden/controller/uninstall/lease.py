@@ -127,7 +127,7 @@ async def with_retries(work: Callable[[], Awaitable[_T]]) -> _T:
         try:
             return await work()
         except ApiError as error:
-            if error.kind == "refused" or error.kind == "conflict" or not left:
+            if error.kind in ("refused", "conflict") or not left:
                 raise
             await asyncio.sleep(error.retry_after or 2.0 ** (_TRIES - left - 1) / 2)
     raise AssertionError("unreachable")

@@ -29,7 +29,7 @@ from pinwarden.api.nodepinconfig import Mode, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import leader_election
 from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, configure, pages
-from pinwarden.controller.finalizers import without
+from pinwarden.controller.finalizers import finalizer_removal
 from pinwarden.controller.uninstall.blockers import (
     RemainingGroup,
     created_uids,
@@ -267,7 +267,7 @@ class Uninstaller:
                 return
             try:
                 await self._api.patch(
-                    path, without(FINALIZER, metadata["uid"], metadata["finalizers"])
+                    path, finalizer_removal(FINALIZER, metadata["uid"], metadata["finalizers"])
                 )
             except ApiError as error:
                 if error.status != 422 or not left:
