@@ -2,9 +2,9 @@
 
 An item is a pod, a pattern of a limit, a group, a call, a connection or a file. Names, registers
 and files come from untrusted programs, so the work on an item can raise any exception. `Guard.item`
-catches the exception. The failure is logged once for each cause and counted by kind, and the item is due again
-after a backoff. Kinds are a closed set, because they label a metric. Names are untrusted, and are
-logged escaped.
+catches the exception. The failure is logged once for each cause and counted by kind. The item is
+due again after a backoff. Kinds are a closed set, because they label a metric. Names are untrusted,
+and are logged escaped.
 
 This module imports only the standard library: the holder uses it too.
 """

@@ -224,7 +224,7 @@ class Accountant:
         paths: Mapping[str, Sequence[Path]],
         now: float,
     ) -> float:
-        """Sample the borrows of pods, and return the processor seconds for pods without membership."""
+        """Sample all borrows, and return the processor seconds for pods without membership."""
         others_cost = 0.0
         counted = {
             state.group.uid: state

@@ -165,8 +165,8 @@ class Provisioner:
         if size > max(left, have):
             raise ProvisionError(
                 "NoRoom",
-                f"{short(size)} is requested, and {short(left)} is left of the {short(self._budget)} "
-                "that this node reserves (--shared-memory)",
+                f"{short(size)} is requested, and {short(left)} is left of the "
+                f"{short(self._budget)} that this node reserves (--shared-memory)",
             )
         self._taken[name] = size
 

@@ -105,7 +105,7 @@ class Holder:
         self._poll.unregister(source)
         del self._ready[source.fileno()]
 
-    # -- listeners -----------------------------------------------------------------------------------
+    # -- listeners --------------------------------------------------------------------------------
 
     def _accept_runtime(self, _: int) -> None:
         if connection := _accept(self._runtime):
@@ -179,7 +179,7 @@ class Holder:
         del self._ready[descriptor]
         os.close(descriptor)
 
-    # -- gates and successors ------------------------------------------------------------------------
+    # -- gates and successors ---------------------------------------------------------------------
 
     def _accept_gate(self, _: int) -> None:
         connection = _accept(self._gates)
@@ -231,7 +231,7 @@ class Holder:
         self._take(packet)
 
     def _take(self, packet: Packet) -> None:
-        """Keep the listener of a packet if it is a new listener, and close all other descriptors."""
+        """Keep the listener of a packet if it is new, and close all other descriptors."""
         wanted = packet.kind is PacketKind.LISTENER and packet.number not in self._listeners
         protocol.close(packet.descriptors[1:] if wanted else packet.descriptors)
         if wanted and packet.descriptors:
