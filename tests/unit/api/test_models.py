@@ -32,12 +32,12 @@ limits = st.builds(
 
 @pytest.mark.parametrize("folder", CRDS, ids=["crds", "chart"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_crd_on_disk_is_that_of_the_models(kind: type[Resource], folder: Path) -> None:
+def test_crd_on_disk_is_generated_from_models(kind: type[Resource], folder: Path) -> None:
     assert (folder / f"{kind.plural}.yaml").read_text() == render(kind), "run `make crds`"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crd_is_not_deleted_by_what_takes_it_for_an_object_of_the_chart(
+def test_crd_is_kept_if_treated_as_object_of_the_chart(
     kind: type[Resource],
 ) -> None:
     """Argo CD reads Helm's word for it; all limits and groups would go with the CRDs."""
@@ -50,7 +50,7 @@ def test_no_other_crd_is_on_disk(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_item_of_a_list_has_no_default(kind: type[Resource]) -> None:
+def test_list_item_has_no_default(kind: type[Resource]) -> None:
     """Clients compare lists as a whole: https://github.com/argoproj/argo-cd/issues/28724."""
 
     def defaults(schema: object, inside: bool = False) -> int:
@@ -64,7 +64,7 @@ def test_an_item_of_a_list_has_no_default(kind: type[Resource]) -> None:
     assert defaults(crd(kind)["spec"]["versions"][0]["schema"]) == 0
 
 
-def test_a_limit_needs_a_selector_and_an_amount() -> None:
+def test_limit_needs_selector_and_amount() -> None:
     with pytest.raises(ValidationError) as error:
         PinLimit.model_validate({"metadata": {"name": "a"}, "spec": {}})
     assert {".".join(map(str, part["loc"])) for part in error.value.errors()} == {
@@ -73,7 +73,7 @@ def test_a_limit_needs_a_selector_and_an_amount() -> None:
     }
 
 
-def test_the_ceiling_selects_everything_by_default() -> None:
+def test_ceiling_selects_everything_by_default() -> None:
     ceiling = ClusterPinLimit.model_validate({"metadata": {"name": "a"}, "spec": {"limit": "1Gi"}})
     assert (
         ceiling.spec.namespace_selector == ceiling.spec.node_selector == ceiling.spec.pod_selector
@@ -82,7 +82,7 @@ def test_the_ceiling_selects_everything_by_default() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_levels_are_ranked_from_the_strongest() -> None:
+def test_levels_are_ranked_from_strongest() -> None:
     assert sorted(Level, key=lambda level: level.rank) == [
         "Deny",
         "Kill",
@@ -92,7 +92,7 @@ def test_levels_are_ranked_from_the_strongest() -> None:
 
 
 @given(st.lists(limits, max_size=4, unique_by=lambda limit: limit.name))
-def test_a_spec_survives_the_wire(known: list[NodeLimit]) -> None:
+def test_spec_survives_the_wire(known: list[NodeLimit]) -> None:
     spec = NodePinConfigSpec.model_validate({"limits": [limit.to_wire() for limit in known]})
     assert NodePinConfigSpec.parse(spec.to_wire()) == (spec, [])
 
@@ -104,7 +104,7 @@ def test_a_spec_survives_the_wire(known: list[NodeLimit]) -> None:
         [{"scope": "Galaxy"}, {"novelty": 1}, {"limit": "much"}, {"counting": "Twice"}]
     ),
 )
-def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
+def test_limit_of_another_version_is_set_aside_and_others_kept(
     known: NodeLimit, strange: NodeLimit, change: dict[str, object]
 ) -> None:
     pod = {"uid": "u", "limits": [strange.name]}
@@ -119,7 +119,7 @@ def test_a_limit_of_another_version_is_set_aside_and_the_others_kept(
 
 
 @given(limits, st.integers(0, 2**52))
-def test_the_hash_changes_with_the_constraint(limit: NodeLimit, amount: int) -> None:
+def test_hash_changes_with_the_constraint(limit: NodeLimit, amount: int) -> None:
     other = limit.model_copy(update={"limit": amount})
     assert (other.hash == limit.hash) == (amount == limit.limit)
 
@@ -137,7 +137,7 @@ POD = {"uid": "p1", "vmLck": 0, "vmPin": 0, "peak": 0, "processes": 1, "level": 
 
 
 @pytest.mark.rule("H2")
-def test_refusals_that_cannot_be_seen_are_absent_and_none_of_them_is_a_list() -> None:
+def test_unseen_denials_are_absent_and_no_denials_are_an_empty_list() -> None:
     assert "denials" not in PodReport.model_validate(POD).to_wire()
     assert PodReport.model_validate({**POD, "denials": []}).to_wire()["denials"] == []
     assert "denialsDropped" not in NodePinConfigStatus().to_wire()
@@ -156,7 +156,7 @@ def test_refusals_that_cannot_be_seen_are_absent_and_none_of_them_is_a_list() ->
         {"pid": 0},
     ],
 )
-def test_a_refusal_has_a_bounded_size_and_a_time_that_says_where_it_is_from(
+def test_denial_has_bounded_size_and_time_zone(
     change: dict[str, object],
 ) -> None:
     DenialReport.model_validate(DENIAL)
@@ -164,7 +164,7 @@ def test_a_refusal_has_a_bounded_size_and_a_time_that_says_where_it_is_from(
         DenialReport.model_validate({**DENIAL, **change})
 
 
-def test_the_longest_list_of_refusals_stays_small() -> None:
+def test_longest_list_of_denials_stays_small() -> None:
     """Two thirds of a status at most, where the rest has 10 KB."""
     longest = {
         "pod": "0" * 36,

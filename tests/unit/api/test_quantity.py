@@ -31,7 +31,7 @@ BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
         ("1e30", 10**30),
     ],
 )
-def test_values_that_apimachinery_gives(text: str, value: Fraction | int) -> None:
+def test_quantity_has_value_of_apimachinery(text: str, value: Fraction | int) -> None:
     assert Quantity(text).value == value
 
 
@@ -55,13 +55,13 @@ def test_values_that_apimachinery_gives(text: str, value: Fraction | int) -> Non
         "1Mi\n",
     ],
 )
-def test_other_texts_are_refused_and_named(text: str) -> None:
+def test_invalid_text_is_rejected_and_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         Quantity(text)
 
 
 @given(st.integers(0, 10**12), st.sampled_from([*DECIMAL, *BINARY]))
-def test_a_whole_number_with_a_suffix_is_their_product(number: int, suffix: str) -> None:
+def test_whole_number_with_suffix_is_their_product(number: int, suffix: str) -> None:
     factor = Fraction(2 ** BINARY[suffix]) if suffix in BINARY else Fraction(10) ** DECIMAL[suffix]
     expected = number * factor
     assert Quantity(f"{number}{suffix}").value == (
@@ -70,7 +70,7 @@ def test_a_whole_number_with_a_suffix_is_their_product(number: int, suffix: str)
 
 
 @given(st.decimals(min_value=0, max_value=10**9, places=12))
-def test_what_is_finer_than_nano_is_rounded_up(number: Decimal) -> None:
+def test_value_finer_than_nano_is_rounded_up(number: Decimal) -> None:
     rounded = Quantity(f"{number:f}").value
     assert 0 <= rounded - Fraction(number) < Fraction(1, 10**9)
     assert (rounded * 10**9).denominator == 1
@@ -91,7 +91,7 @@ def test_what_is_finer_than_nano_is_rounded_up(number: Decimal) -> None:
         ("lots", "must be a number of bytes with a suffix such as Ki, Mi or Gi, or none"),
     ],
 )
-def test_the_answer_to_a_slip_is_the_spelling_that_works(text: str, answer: str) -> None:
+def test_answer_to_misspelling_has_correct_spelling(text: str, answer: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity") as error:
         Quantity(text)
     assert answer in str(error.value)
@@ -100,7 +100,7 @@ def test_the_answer_to_a_slip_is_the_spelling_that_works(text: str, answer: str)
 @given(
     st.integers(0, 10**6), st.sampled_from("kKmMgGtTpP"), st.sampled_from(["B", "b", "iB", "ib"])
 )
-def test_what_an_answer_says_to_write_is_a_quantity(number: int, letter: str, unit: str) -> None:
+def test_amount_in_answer_is_a_quantity(number: int, letter: str, unit: str) -> None:
     with pytest.raises(ValueError, match="write") as error:
         Quantity(f"{number}{letter}{unit}")
     said = re.findall(r"\d+[kKMGTP]i?", str(error.value).partition("write ")[2])
@@ -114,9 +114,7 @@ def test_what_an_answer_says_to_write_is_a_quantity(number: int, letter: str, un
     st.integers(0),
 )
 @pytest.mark.rule("P13")
-def test_a_fraction_of_a_byte_changes_no_comparison(
-    number: Decimal, suffix: str, total: int
-) -> None:
+def test_fraction_of_a_byte_changes_no_comparison(number: Decimal, suffix: str, total: int) -> None:
     """A sum of whole bytes exceeds 1.2Gi exactly where it exceeds its bytes rounded down."""
     amount = Quantity(f"{number:f}{suffix}")
     for whole in (total, amount.bytes, amount.bytes + 1):
@@ -124,7 +122,7 @@ def test_a_fraction_of_a_byte_changes_no_comparison(
 
 
 @given(st.integers(-(10**20), 10**20))
-def test_text_and_value_survive(number: int) -> None:
+def test_quantity_keeps_text_and_value(number: int) -> None:
     assert str(Quantity(number)) == str(number)
     assert Quantity(number).value == number
 
@@ -138,6 +136,6 @@ def test_text_and_value_survive(number: int) -> None:
         ("64000m", "m is a thousandth"),
     ],
 )
-def test_bytes_refuses_what_is_no_number_of_bytes(text: str, message: str) -> None:
+def test_bytes_rejects_invalid_number_of_bytes(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ = Quantity(text).bytes

@@ -304,7 +304,7 @@ BOTH_NODES: list[Operation] = [put_node(name, {"tier": "x"}) for name in NODES]
 
 
 @given(SOME_PODS, SOME_LIMITS, st.lists(OPERATIONS, min_size=1, max_size=8))
-def test_after_any_events_it_says_what_a_compilation_from_scratch_says(
+def test_cluster_after_any_events_equals_compilation_from_scratch(
     pods: list[Operation], limits: list[Operation], operations: list[Operation]
 ) -> None:
     mirror = Mirror()
@@ -316,7 +316,7 @@ def test_after_any_events_it_says_what_a_compilation_from_scratch_says(
 
 
 @given(SOME_PODS, SOME_LIMITS, st.lists(OPERATIONS, min_size=1, max_size=4))
-def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
+def test_cluster_event_dirties_what_changed_and_repetition_nothing(
     pods: list[Operation], limits: list[Operation], operations: list[Operation]
 ) -> None:
     mirror = Mirror()
@@ -342,7 +342,7 @@ def loaded(*limits: Limit) -> Cluster:
     return world
 
 
-def test_a_pod_event_that_says_nothing_new_dirties_nothing() -> None:
+def test_pod_event_without_new_field_dirties_nothing() -> None:
     world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False))
     pod = a_pod("1", "a", "n1", {"app": "x"}, running=False, terminal=False)
     assert world.put_pod(pod) == Dirty(frozenset({"n1"}), frozenset({"a/p"}))
@@ -350,7 +350,7 @@ def test_a_pod_event_that_says_nothing_new_dirties_nothing() -> None:
     assert world.put_pod(relabelled) == CLEAN, "the label is read by no selector"
 
 
-def test_a_started_container_is_news_for_the_node_only_where_a_limit_is_per_container() -> None:
+def test_started_container_dirties_node_only_with_limit_per_container() -> None:
     waiting, running = (
         a_pod("1", "a", "n1", {}, running, terminal=False) for running in (False, True)
     )
@@ -362,7 +362,7 @@ def test_a_started_container_is_news_for_the_node_only_where_a_limit_is_per_cont
     assert by_container.put_pod(running) == Dirty(frozenset({"n1"}), frozenset({"a/p"}))
 
 
-def test_a_terminal_or_unbound_pod_is_gone() -> None:
+def test_terminal_or_unbound_pod_is_removed() -> None:
     world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False))
     for last in (
         a_pod("1", "a", "n1", {}, running=True, terminal=True),
@@ -373,7 +373,7 @@ def test_a_terminal_or_unbound_pod_is_gone() -> None:
         assert world.compiled("n1")[0].pods == []
 
 
-def test_a_pod_for_windows_is_held_by_no_limit_whether_it_says_so_or_its_node() -> None:
+def test_windows_pod_or_node_matches_no_limit() -> None:
     world = loaded(
         namespaced("p", "a", "1Mi", {}, "Pod", False), cluster_wide("u", "1Mi", {}, {}, {}, None)
     )
@@ -385,7 +385,7 @@ def test_a_pod_for_windows_is_held_by_no_limit_whether_it_says_so_or_its_node() 
     assert world.pods_of("a/p") == world.pods_of("u") == []
 
 
-def test_a_recreated_pod_of_the_same_name_is_another_one() -> None:
+def test_recreated_pod_of_same_name_is_another_pod() -> None:
     world = loaded(namespaced("p", "a", "1Mi", {}, "Pod", False))
     old = Pod("a", "db-0", "1", "1", "n1")
     world.put_pod(old)
@@ -394,7 +394,7 @@ def test_a_recreated_pod_of_the_same_name_is_another_one() -> None:
     assert [pod.uid for pod in world.pods_of("a/p")] == ["2"]
 
 
-def test_a_status_write_of_its_own_dirties_nothing_but_a_recreated_limit_does() -> None:
+def test_status_write_dirties_nothing_and_recreated_limit_does() -> None:
     limit = namespaced("p", "a", "1Mi", {}, "Pod", False)
     world = loaded(limit)
     world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
@@ -405,19 +405,19 @@ def test_a_status_write_of_its_own_dirties_nothing_but_a_recreated_limit_does() 
     assert world.put_limit(limit.model_copy(update={"metadata": metadata})).nodes == {"n1"}
 
 
-def test_an_unknown_node_has_no_spec() -> None:
+def test_unknown_node_has_no_spec() -> None:
     with pytest.raises(KeyError):
         Cluster().compiled("n1")
 
 
-def test_pods_that_are_alike_share_their_labels() -> None:
+def test_similar_pods_share_labels() -> None:
     one, two = (a_pod(uid, "a", "n1", {"app": "x"}, running=True, terminal=False) for uid in "12")
     assert one.labels is two.labels
     assert one == Pod("a", "pod-1", "1", "1", "n1", {"app": "x"}, {"main": "id-1"})
 
 
 @pytest.mark.rule("P14")
-def test_a_ceiling_that_lets_a_grant_through_or_goes_is_news_for_the_grant() -> None:
+def test_ceiling_that_allows_a_grant_dirties_the_grant() -> None:
     world = loaded(
         namespaced("p", "a", "1Mi", {}, "Pod", True), namespaced("q", "b", "1Mi", {}, "Pod", True)
     )

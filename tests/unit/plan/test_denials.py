@@ -51,7 +51,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_restarts_do(
+def test_denial_in_any_report_is_new_once_whatever_clocks_and_restarts_do(
     steps: list[tuple[str, int, int]],
 ) -> None:
     """A clock steps by whole seconds here, and each refusal takes a little time, so that no two of them are one."""
@@ -76,7 +76,7 @@ def test_each_refusal_that_is_ever_listed_is_news_once_whatever_clocks_and_resta
 
 
 @given(st.integers(0, 100), st.integers(1, 100), st.booleans())
-def test_what_no_list_had_is_noticed(before: int, more: int, restarted: bool) -> None:
+def test_denial_missing_in_all_reports_is_noticed(before: int, more: int, restarted: bool) -> None:
     def window(first: int, last: int, hour: int) -> list[DenialReport]:
         return [denial(number, NOON.replace(hour=hour)) for number in range(first, last + 1)][
             -LISTED:
@@ -89,7 +89,7 @@ def test_what_no_list_had_is_noticed(before: int, more: int, restarted: bool) ->
     assert find_new_denials(seen, listed, NOON).missed == (more > LISTED)
 
 
-def test_at_first_sight_only_the_last_minute_is_news() -> None:
+def test_first_report_has_only_denials_of_last_minute_as_new() -> None:
     times = [NOON - timedelta(hours=1), NOON - FRESH - timedelta(seconds=1), NOON - FRESH, NOON]
     listed = [denial(number, time) for number, time in enumerate(times, start=7)]
     found = find_new_denials(None, listed, NOON)
@@ -98,12 +98,12 @@ def test_at_first_sight_only_the_last_minute_is_news() -> None:
     assert not find_new_denials(found.seen, listed, NOON).denials
 
 
-def test_what_a_known_node_lists_late_is_news_however_old() -> None:
+def test_late_denial_of_known_node_is_new() -> None:
     late = [denial(1, NOON - timedelta(hours=1))]
     assert find_new_denials(find_new_denials(None, [], NOON).seen, late, NOON).denials == late
 
 
-def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
+def test_older_report_forgets_nothing() -> None:
     one, two = denial(1), denial(2)
     seen = find_new_denials(SeenDenials(), [one, two], NOON).seen
     for older in ([], [one]):
@@ -161,7 +161,9 @@ def test_a_list_that_is_older_than_what_is_seen_takes_nothing_back() -> None:
         ),
     ],
 )
-def test_a_refusal_says_who_asked_for_what_and_why_not(changes: dict[str, Any], said: str) -> None:
+def test_denial_is_described_with_process_call_and_cause(
+    changes: dict[str, Any], said: str
+) -> None:
     assert describe_denial(denial(**changes), "PinLimit team-a/db") == said
 
 
@@ -171,14 +173,14 @@ def test_every_source_has_a_word(source: Source) -> None:
 
 
 @given(st.text(max_size=16))
-def test_no_name_of_a_process_ends_the_sentence(name: str) -> None:
+def test_process_name_never_ends_the_sentence(name: str) -> None:
     said = describe_denial(denial(process=name), "PinLimit team-a/db")
     assert said.isprintable()
     assert said.count('"') == 2
     assert len(printable(name)) == len(name)
 
 
-def test_repeats_are_said_with_the_time_they_took_and_whether_there_were_others() -> None:
+def test_repeats_are_described_with_time_and_lower_bound() -> None:
     minute = timedelta(minutes=1)
     assert describe_repeats(0, at_least=True, span=minute) == ""
     assert (

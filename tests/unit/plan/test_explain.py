@@ -120,7 +120,7 @@ def causes(told: Explanation) -> list[Cause]:
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_without_processes_says_where_to_look_only_while_it_runs() -> None:
+def test_running_pod_without_processes_points_to_cgroup_driver() -> None:
     nothing = use(0, "Observe", "NoProcesses", processes=0, message="no process is in its cgroup")
     running = replace(POD, running=True)
     told = explain(evidence(limit(), pod=running, uses=[nothing]))
@@ -138,7 +138,7 @@ def test_a_pod_without_processes_says_where_to_look_only_while_it_runs() -> None
 RESTART = "kubectl label namespace team-a pinwarden.io/gate=runtime-default && kubectl -n team-a rollout restart deployment/db"
 
 
-def test_refused_at_the_limit_by_the_gate() -> None:
+def test_denied_call_at_limit_advises_to_raise_it() -> None:
     one = limit()
     told = explain(
         evidence(
@@ -162,7 +162,7 @@ def test_refused_at_the_limit_by_the_gate() -> None:
     assert told.limits[0].denials == 3
 
 
-def test_a_refusal_that_would_fit_now_is_no_problem_any_more() -> None:
+def test_denied_call_that_fits_now_is_no_problem() -> None:
     old = limit(amount="64Mi")
     told = explain(
         evidence(
@@ -176,7 +176,7 @@ def test_a_refusal_that_would_fit_now_is_no_problem_any_more() -> None:
     assert "would fit now" in found.message
 
 
-def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to() -> None:
+def test_denied_call_is_not_said_to_fit_if_use_has_grown() -> None:
     old = limit(amount="4Mi")
     told = explain(
         evidence(
@@ -193,7 +193,7 @@ def test_a_refusal_that_would_not_fit_again_since_use_has_grown_is_not_said_to()
 
 
 @pytest.mark.rule("P11")
-def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitting() -> None:
+def test_denied_call_with_limit_lowered_again_is_a_problem() -> None:
     refused = denial(limit(amount="4Mi"), 4 * MIB, MIB)
     counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
     told = explain(
@@ -204,7 +204,7 @@ def test_a_refusal_whose_limit_was_raised_and_lowered_again_says_nothing_of_fitt
     assert told.findings[1].problem
 
 
-def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
+def test_denied_loosening_call_names_the_field_to_change() -> None:
     one = limit(minimumLevel="Deny")
     unnamed = {"used", "asked", "limit", "name", "uid"}
     denied = {key: value for key, value in denial(one, 0, 0).items() if key not in unnamed}
@@ -224,7 +224,7 @@ def test_a_refusal_for_staying_exact_says_which_field_lets_it_through() -> None:
     )
 
 
-def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
+def test_rlimit_pod_near_its_limit_was_likely_denied_by_kernel() -> None:
     told = explain(evidence(limit(), uses=[use(62 * MIB)]))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.AT_LIMIT, True)
@@ -237,20 +237,20 @@ def test_held_by_rlimit_and_refused_by_the_kernel() -> None:
     assert told.limits[0].denials is None
 
 
-def test_held_by_rlimit_with_room_says_what_the_runtime_may_refuse() -> None:
+def test_rlimit_pod_with_room_says_that_only_a_grant_raises() -> None:
     cause, problem, message, command = first(explain(evidence(limit())))
     assert (cause, problem, command) == (Cause.HELD_BY_RLIMIT, False, RESTART)
     assert "Only a grant raises the runtime's own limit (often 8Mi)" in message
 
 
 @pytest.mark.parametrize("pinned", [0, MIB])
-def test_a_pod_with_pinned_buffers_hears_that_its_uid_shares_them(pinned: int) -> None:
+def test_pod_with_vm_pin_says_that_its_uid_shares_the_allowance(pinned: int) -> None:
     """https://github.com/axboe/liburing/issues/93: refused below its own limit, because of another pod."""
     message = first(explain(evidence(limit(), uses=[{**use(), "vmPin": pinned}])))[2]
     assert ("pods with the same uid share one allowance" in message) is bool(pinned)
 
 
-def test_a_stricter_ceiling_overrides() -> None:
+def test_stricter_ceiling_makes_limit_overridden() -> None:
     told = explain(evidence(limit(), ceiling(amount="32Mi")))
     found = next(each for each in told.findings if each.cause is Cause.OVERRIDDEN)
     assert (
@@ -270,13 +270,13 @@ def test_a_stricter_ceiling_overrides() -> None:
     ].startswith("kubectl patch clusterpinlimit top")
 
 
-def test_a_ceiling_above_a_limit_is_nothing_to_tell() -> None:
+def test_ceiling_above_limit_is_no_finding() -> None:
     told = explain(evidence(limit(), ceiling()))
     assert causes(told) == [Cause.HELD_BY_RLIMIT]
     assert told.limits[1].standing == "Overridden"
 
 
-def test_a_grant_that_a_ceiling_lets_through_lifts() -> None:
+def test_grant_allowed_by_ceiling_is_granted() -> None:
     told = explain(evidence(limit(grant=True), ceiling(maxGrant="64Mi")))
     found = next(each for each in told.findings if each.cause is Cause.GRANTED)
     assert "raised up to 64Mi" in found.message
@@ -284,7 +284,7 @@ def test_a_grant_that_a_ceiling_lets_through_lifts() -> None:
     assert {each.name: each.grant for each in told.limits} == {"team-a/db": 64 * MIB, "top": None}
 
 
-def test_a_grant_that_no_ceiling_lets_through() -> None:
+def test_grant_without_ceiling_advises_a_ceiling() -> None:
     cause, problem, message, command = first(explain(evidence(limit(grant=True))))
     assert (cause, problem) == (Cause.GRANT_LIMITED, True)
     assert "allows nothing" in message
@@ -298,7 +298,7 @@ def test_a_grant_that_no_ceiling_lets_through() -> None:
     assert Cause.GRANT_LIMITED not in causes(again)
 
 
-def test_a_grant_that_a_ceiling_cuts_names_the_ceiling() -> None:
+def test_grant_above_max_grant_names_the_ceiling() -> None:
     cause, _, message, command = first(
         explain(evidence(limit(grant=True), ceiling(maxGrant="16Mi")))
     )
@@ -310,7 +310,7 @@ def test_a_grant_that_a_ceiling_cuts_names_the_ceiling() -> None:
     )
 
 
-def test_audit_only() -> None:
+def test_audit_limits_only_advise_to_enforce() -> None:
     told = explain(
         evidence(limit(enforcement="Audit"), uses=[use(level="Observe", reason="Audit")])
     )
@@ -324,7 +324,7 @@ def test_audit_only() -> None:
     assert told.limits[0].standing == "Audit"
 
 
-def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
+def test_pod_with_cap_ipc_lock_without_gate_is_not_enforceable() -> None:
     held = use(level="Observe", reason="CapIPCLock", message="process 7 has it or can gain it")
     cause, problem, message, command = first(explain(evidence(limit(), uses=[held])))
     assert (cause, problem, command) == (Cause.NOT_ENFORCEABLE, True, RESTART)
@@ -334,7 +334,7 @@ def test_a_pod_with_cap_ipc_lock_and_without_the_gate_is_not_held() -> None:
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("reason", ["ProcessStarting", "ThreadsUnread"])
-def test_what_passes_by_itself_is_neither_called_held_nor_a_problem(reason: str) -> None:
+def test_starting_pod_is_neither_enforced_nor_a_problem(reason: str) -> None:
     held = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
     told = explain(evidence(limit(), uses=[held]))
     assert causes(told) == [Cause.NOT_STARTED]
@@ -343,7 +343,7 @@ def test_what_passes_by_itself_is_neither_called_held_nor_a_problem(reason: str)
 
 
 @pytest.mark.rule("P13")
-def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
+def test_audit_limit_does_not_override() -> None:
     told = explain(evidence(limit(), limit("watch", "128Mi", enforcement="Audit")))
     assert Cause.OVERRIDDEN not in causes(told)
 
@@ -353,7 +353,7 @@ def test_an_audit_limit_is_no_reason_to_raise_the_one_that_holds() -> None:
     ("level", "rest"),
     [("Deny", [Cause.HELD_EXACTLY]), ("Converge", [Cause.AT_LIMIT, Cause.OVERSHOT])],
 )
-def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
+def test_limit_lowered_below_use_has_one_amount_in_all_advice(
     level: str, rest: list[Cause]
 ) -> None:
     before, lowered = limit(amount="4Mi"), limit(amount="2Mi")
@@ -373,13 +373,13 @@ def test_a_limit_lowered_below_its_use_is_told_with_one_amount_to_raise_it_to(
     assert "(2Mi now)" in told.findings[1].message
 
 
-def test_a_call_that_was_refused_is_told_before_a_limit_that_is_not_acted_on() -> None:
+def test_denied_call_comes_before_rejected_limit() -> None:
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
     told = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
     assert causes(told)[:2] == [Cause.DENIED_BY_GATE, Cause.LIMIT_REJECTED]
 
 
-def test_a_namespace_that_has_the_gate_needs_a_new_pod_only() -> None:
+def test_gated_namespace_needs_only_a_new_pod() -> None:
     held = use(level="Observe", reason="CapIPCLock")
     labelled = Namespace("team-a", {"pinwarden.io/gate": "runtime-default"})
     told = explain(evidence(limit(), uses=[held], namespace=labelled))
@@ -394,12 +394,12 @@ def test_a_namespace_that_has_the_gate_needs_a_new_pod_only() -> None:
         ("statefulset/db", "kubectl -n team-a rollout restart statefulset/db"),
     ],
 )
-def test_a_pod_is_made_anew_by_what_made_it(workload: str, command: str) -> None:
+def test_pod_is_recreated_through_its_workload(workload: str, command: str) -> None:
     lost = use(level="Observe", reason="GateLost")
     assert first(explain(evidence(limit(), uses=[lost], workload=workload)))[3] == command
 
 
-def test_a_static_pod_gets_its_profile_in_its_file() -> None:
+def test_static_pod_gets_profile_in_its_file() -> None:
     pod = Pod("team-a", "db-0", "api", "u1", NODE, {"app": "db"}, {"main": "c1"})
     held = use(level="Observe", reason="CapIPCLock")
     finding = explain(evidence(limit(), pod=pod, uses=[held], workload="")).findings[0]
@@ -410,7 +410,7 @@ def test_a_static_pod_gets_its_profile_in_its_file() -> None:
     )
 
 
-def test_a_gated_pod_that_a_call_loosened() -> None:
+def test_loosened_gated_pod_advises_deny_or_a_new_pod() -> None:
     loosened = use(message="not exactly: mlockall(MCL_FUTURE)", denials=[])
     cause, _, _, command = first(explain(evidence(limit(), uses=[loosened])))
     assert cause is Cause.HELD_BY_RLIMIT
@@ -424,14 +424,14 @@ def test_a_gated_pod_that_a_call_loosened() -> None:
     )
 
 
-def test_a_node_without_a_gate_is_told_by_probe() -> None:
+def test_node_without_gate_advises_probe() -> None:
     held = use(level="Observe", reason="GateUnavailable", message="no CAP_SYS_RESOURCE")
     cause, _, message, command = first(explain(evidence(limit(), uses=[held])))
     assert (cause, command) == (Cause.NOT_ENFORCEABLE, "kubectl pinwarden probe n1 -o wide")
     assert "no CAP_SYS_RESOURCE" in message
 
 
-def test_sources_that_cannot_be_told_apart() -> None:
+def test_inseparable_sources_advise_to_remove_sources() -> None:
     report = {
         "uid": "uid-db",
         "reason": "SourceNotSeparable",
@@ -450,7 +450,7 @@ def test_sources_that_cannot_be_told_apart() -> None:
     assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"sources":null}}\'')
 
 
-def test_deny_that_the_rlimit_gate_does_not_reach() -> None:
+def test_deny_limit_without_profile_advises_the_gate() -> None:
     held = use(message="not exactly: created without the gate's profile")
     cause, problem, message, command = first(
         explain(evidence(limit(minimumLevel="Deny"), uses=[held]))
@@ -460,20 +460,20 @@ def test_deny_that_the_rlimit_gate_does_not_reach() -> None:
 
 
 @pytest.mark.parametrize("uses", [[], [use()]])
-def test_no_node_pin_config(uses: list[dict[str, Any]]) -> None:
+def test_missing_node_pin_config_points_to_operator(uses: list[dict[str, Any]]) -> None:
     cause, _, message, command = first(explain(evidence(limit(), uses=uses, config=None)))
     assert cause is Cause.NO_CONFIG
     assert "Node n1 has no NodePinConfig" in message
     assert command == "kubectl -n pinwarden-system get deployment pinwarden-operator"
 
 
-def test_a_node_that_is_not_known() -> None:
+def test_unknown_node_is_named() -> None:
     cause, _, message, command = first(explain(evidence(limit(), node=None, config=None)))
     assert (cause, command) == (Cause.NODE_UNKNOWN, "kubectl get nodes")
     assert "bound to node n1, but this Node does not exist" in message
 
 
-def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
+def test_silent_agent_makes_level_and_use_unknown() -> None:
     told = explain(
         evidence(limit(), uses=[use(70 * MIB)], agent=NodeAgent("pinwarden-agent-x", ready=False))
     )
@@ -487,13 +487,13 @@ def test_an_agent_that_is_silent_makes_level_and_use_unknown() -> None:
     assert told.sources == []
 
 
-def test_a_node_without_an_agent() -> None:
+def test_missing_agent_points_to_daemonset() -> None:
     cause, _, _, command = first(explain(evidence(limit(), agent=None)))
     assert cause is Cause.AGENT_MISSING
     assert "--field-selector spec.nodeName=n1" in command
 
 
-def test_a_limit_that_the_agent_has_not_taken() -> None:
+def test_unacknowledged_limit_points_to_agent_log() -> None:
     told = explain(evidence(limit(), uses=[], taken=False))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.NOT_ACKNOWLEDGED, True)
@@ -502,7 +502,7 @@ def test_a_limit_that_the_agent_has_not_taken() -> None:
     assert told.limits[0].acknowledged is False
 
 
-def test_a_limit_that_the_operator_has_not_written() -> None:
+def test_unwritten_limit_points_to_operator_log() -> None:
     changed = evidence(limit(amount="32Mi"), config=config([limit()], POD, pods=[use()]))
     cause, _, message, command = first(explain(changed))
     assert cause is Cause.NOT_WRITTEN
@@ -535,7 +535,7 @@ def new_limit(**spec: Any) -> PinLimit:
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("level", ["Deny", "Converge"])
-def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_one(
+def test_limit_acknowledged_for_another_pod_is_not_enforced_on_this_pod(
     level: str,
 ) -> None:
     told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
@@ -554,7 +554,7 @@ def test_a_limit_that_the_node_holds_for_another_pod_only_is_not_held_for_this_o
 
 
 @pytest.mark.rule("H1")
-def test_what_comes_near_the_limit_that_holds_is_told_though_another_is_pending() -> None:
+def test_pod_near_enforced_limit_is_found_beside_pending_limit() -> None:
     found = causes(explain(relabelled(limit(), new_limit(), use(63 * MIB))))
     assert Cause.AT_LIMIT in found
     assert Cause.HELD_IN_PART in found
@@ -562,7 +562,7 @@ def test_what_comes_near_the_limit_that_holds_is_told_though_another_is_pending(
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("level", ["Deny", "Converge"])
-def test_a_limit_that_is_not_written_holds_nothing(level: str) -> None:
+def test_unwritten_limit_is_not_enforced(level: str) -> None:
     old = [limit()]
     told = explain(
         evidence(limit(), new_limit(podSelector={}), config=config(old, POD, pods=[use(0, level)]))
@@ -574,7 +574,7 @@ def test_a_limit_that_is_not_written_holds_nothing(level: str) -> None:
 
 
 @pytest.mark.rule("H1", "P13")
-def test_limits_that_found_no_room_on_a_full_node_are_told_once() -> None:
+def test_limits_without_room_on_full_node_are_found_once() -> None:
     """The operator never writes them; those that found room hold."""
     others = [f"a-{number:04}" for number in range(MAX_NODE_LIMITS - 1)]
     made = config([limit()], POD, pods=[EXACT])
@@ -592,7 +592,7 @@ def test_limits_that_found_no_room_on_a_full_node_are_told_once() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_of_two_limits_that_wait_for_something_else_each_is_told_with_its_own() -> None:
+def test_limits_waiting_for_different_causes_have_own_findings() -> None:
     made = config([limit()], POD, taken=False, pods=[EXACT])
     told = explain(evidence(limit(), new_limit(podSelector={}), config=made))
     assert causes(told) == [Cause.NOT_WRITTEN, Cause.NOT_ACKNOWLEDGED]
@@ -603,7 +603,7 @@ def test_of_two_limits_that_wait_for_something_else_each_is_told_with_its_own() 
 
 
 @pytest.mark.rule("H1")
-def test_only_a_limit_that_holds_overrides() -> None:
+def test_only_acknowledged_limit_overrides() -> None:
     strict = ceiling(amount="32Mi")
     told = explain(evidence(limit(), strict, config=config([limit()], POD, pods=[EXACT])))
     assert Cause.OVERRIDDEN not in causes(told)
@@ -614,7 +614,7 @@ def test_only_a_limit_that_holds_overrides() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
+def test_unacknowledged_raise_does_not_allow_the_call_yet() -> None:
     old, raised = limit(), limit(amount="128Mi")
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
     made = config([old], POD, pods=[counts], recentDenials=[denial(old, 64 * MIB, 4096)])
@@ -626,13 +626,13 @@ def test_a_raise_that_the_node_has_not_taken_lets_no_call_through_yet() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_grant_that_the_node_has_not_taken_raises_nothing_yet() -> None:
+def test_unacknowledged_grant_raises_nothing_yet() -> None:
     limits = limit(grant=True), ceiling(maxGrant="64Mi")
     assert Cause.GRANTED not in causes(explain(evidence(*limits, taken=False)))
 
 
 @pytest.mark.rule("H1")
-def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> None:
+def test_use_above_limit_without_enforcement_is_not_said_to_be_denied() -> None:
     told = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
     found = next(each for each in told.findings if each.cause is Cause.OVER_LIMIT)
     assert "nothing is known to deny new pins" in found.message
@@ -642,7 +642,7 @@ def test_use_above_a_limit_is_not_said_to_be_refused_where_nothing_refuses() -> 
 @pytest.mark.parametrize(
     "sampled", [NOW - timedelta(days=1), NOW - STALE - timedelta(seconds=1), None]
 )
-def test_a_report_that_is_stale_is_like_an_agent_that_is_silent(sampled: datetime | None) -> None:
+def test_stale_report_is_like_a_silent_agent(sampled: datetime | None) -> None:
     status = {"sampledAt": sampled and sampled.isoformat()}
     told = explain(evidence(limit(), uses=[EXACT], status=status))
     assert causes(told) == [Cause.AGENT_SILENT]
@@ -657,13 +657,13 @@ def test_a_report_that_is_stale_is_like_an_agent_that_is_silent(sampled: datetim
     assert (told.sources, told.limits[0].acknowledged) == ([], None)
 
 
-def test_a_report_that_is_as_old_as_one_may_be_is_believed() -> None:
+def test_report_of_maximum_age_is_trusted() -> None:
     told = explain(evidence(limit(), uses=[EXACT], status={"sampledAt": (NOW - STALE).isoformat()}))
     assert causes(told) == [Cause.HELD_EXACTLY]
 
 
 @pytest.mark.rule("H1")
-def test_a_node_that_is_told_to_hold_nothing_holds_nothing() -> None:
+def test_released_node_enforces_nothing() -> None:
     made = config([limit()], POD, pods=[EXACT])
     spec = made.spec.model_copy(update={"mode": Mode.RELEASE})
     told = explain(evidence(limit(), config=made.model_copy(update={"spec": spec})))
@@ -671,7 +671,7 @@ def test_a_node_that_is_told_to_hold_nothing_holds_nothing() -> None:
     assert (told.limits[0].standing, told.limits[0].acknowledged) == ("Pending", False)
 
 
-def test_a_pod_that_is_not_scheduled() -> None:
+def test_unscheduled_pod_points_to_scheduler() -> None:
     pod = Pod("team-a", "db-0", "u1", "u1", "", {"app": "db"})
     told = explain(evidence(limit(), pod=pod, node=None, config=None, agent=None))
     cause, _, _, command = first(told)
@@ -680,7 +680,7 @@ def test_a_pod_that_is_not_scheduled() -> None:
     assert told.node is None
 
 
-def test_a_pod_that_has_ended() -> None:
+def test_ended_pod_has_one_finding() -> None:
     pod = Pod("team-a", "db-0", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"}, terminal=True)
     assert causes(explain(evidence(limit(), pod=pod, uses=[]))) == [Cause.POD_ENDED]
 
@@ -693,13 +693,13 @@ def test_a_pod_that_has_ended() -> None:
     ],
     ids=["by the pod", "by its node"],
 )
-def test_a_pod_for_windows(said: dict[str, Any]) -> None:
+def test_windows_pod_has_one_finding(said: dict[str, Any]) -> None:
     told = explain(evidence(limit(), uses=[], agent=None, **said))
     assert causes(told) == [Cause.ON_WINDOWS]
     assert told.limits == []
 
 
-def test_over_the_limit_after_it_was_lowered() -> None:
+def test_use_above_lowered_limit_advises_to_raise_it() -> None:
     told = explain(
         evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])])
     )
@@ -722,7 +722,7 @@ def test_over_the_limit_after_it_was_lowered() -> None:
         ({"limit": "-1"}, "Invalid", "edit pinlimit db"),
     ],
 )
-def test_a_limit_that_is_refused(spec: dict[str, Any], reason: str, mend: str) -> None:
+def test_rejected_limit_names_field_and_fix(spec: dict[str, Any], reason: str, mend: str) -> None:
     told = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
     cause, problem, message, command = first(told)
     assert (cause, problem) == (Cause.LIMIT_REJECTED, True)
@@ -731,7 +731,7 @@ def test_a_limit_that_is_refused(spec: dict[str, Any], reason: str, mend: str) -
     assert (told.limits[0].standing, told.limits[0].limit) == ("Refused", None)
 
 
-def test_no_limit_matches_and_the_nearest_says_which_label_differs() -> None:
+def test_pod_without_limit_names_nearest_limit_and_label() -> None:
     other = limit("web", podSelector={"matchLabels": {"app": "web", "tier": "front"}})
     told = explain(evidence(limit(podSelector={"matchLabels": {"app": "cache"}}), other, uses=[]))
     cause, problem, message, command = first(told)
@@ -743,14 +743,14 @@ def test_no_limit_matches_and_the_nearest_says_which_label_differs() -> None:
     assert causes(told) == [Cause.NO_LIMIT]
 
 
-def test_a_label_that_the_pod_lacks_can_be_given() -> None:
+def test_missing_label_is_advised() -> None:
     told = explain(
         evidence(limit(podSelector={"matchLabels": {"app": "db", "tier": "x"}}), uses=[])
     )
     assert first(told)[3] == "kubectl -n team-a label pod db-0 tier=x"
 
 
-def test_a_limit_that_matches_no_pod_at_all_may_be_mistaken() -> None:
+def test_limit_without_any_pod_may_have_wrong_selector() -> None:
     mistaken = limit(podSelector={"matchLabels": {"app": "bd"}})
     mistaken = mistaken.model_copy(update={"status": PinLimitStatus(matched_pods=0)})
     _, _, message, command = first(explain(evidence(mistaken, uses=[])))
@@ -758,7 +758,7 @@ def test_a_limit_that_matches_no_pod_at_all_may_be_mistaken() -> None:
     assert command.endswith('{"spec":{"podSelector":{"matchLabels":{"app":"db"}}}}\'')
 
 
-def test_expressions_namespaces_and_nodes_that_differ_are_named() -> None:
+def test_differing_expressions_namespaces_and_nodes_are_named() -> None:
     top = ceiling(
         podSelector={"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
         namespaceSelector={"matchLabels": {"team": "a"}},
@@ -771,7 +771,7 @@ def test_expressions_namespaces_and_nodes_that_differ_are_named() -> None:
     assert command == "kubectl pinwarden recommend db-0 -n team-a -o yaml | kubectl apply -f -"
 
 
-def test_no_limit_at_all() -> None:
+def test_namespace_without_any_limit_advises_a_first_limit() -> None:
     cause, _, message, command = first(explain(evidence(uses=[])))
     assert (cause, message) == (
         Cause.NO_LIMIT,
@@ -780,7 +780,7 @@ def test_no_limit_at_all() -> None:
     assert command.startswith("kubectl pinwarden recommend db-0")
 
 
-def test_a_pod_that_its_gate_has_lost() -> None:
+def test_pod_lost_by_gate_advises_a_new_pod() -> None:
     lost = use(level="Observe", reason="GateLost", message="the descriptors of its gate are lost")
     cause, problem, message, command = first(explain(evidence(limit(), uses=[lost])))
     assert (cause, problem) == (Cause.GATE_LOST, True)
@@ -789,7 +789,7 @@ def test_a_pod_that_its_gate_has_lost() -> None:
 
 
 @pytest.mark.parametrize("system", ["kube-system", "elsewhere"])
-def test_an_exempt_namespace(system: str) -> None:
+def test_exempt_namespace_is_named(system: str) -> None:
     pod = Pod(system, "dns", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"})
     told = explain(evidence(ceiling(), pod=pod, uses=[], system="elsewhere"))
     cause, problem, message, command = first(told)
@@ -802,7 +802,7 @@ def test_an_exempt_namespace(system: str) -> None:
     )
 
 
-def test_overshoots_are_told_with_what_prevents_them() -> None:
+def test_overshoot_advises_reserve() -> None:
     shot = {
         "limit": "uid-db",
         "pod": "u1",
@@ -822,13 +822,13 @@ def test_overshoots_are_told_with_what_prevents_them() -> None:
     assert len(told.overshoots) == 1
 
 
-def test_a_pod_that_has_not_started_and_one_that_is_not_reported() -> None:
+def test_unstarted_pod_and_unreported_pod_have_different_causes() -> None:
     waiting = Pod("team-a", "db-0", "u1", "u1", NODE, {"app": "db"}, {"main": None})
     assert first(explain(evidence(limit(), pod=waiting, uses=[])))[0] is Cause.NOT_STARTED
     assert first(explain(evidence(limit(), uses=[])))[0] is Cause.NOT_REPORTED
 
 
-def test_a_limit_of_another_version_is_named() -> None:
+def test_limit_of_another_version_is_named() -> None:
     told = explain(
         evidence(limit(), unreadable={"PinLimit team-a/new": "spec.burst: Extra inputs"})
     )
@@ -853,7 +853,7 @@ def shared(**borrow: Any) -> dict[str, Any]:
     return {"groups": [{"uid": "uid-cache", "phase": "Active", "objects": 1, "borrowers": [pair]}]}
 
 
-def test_borrowing_that_is_refused_or_above_its_limit() -> None:
+def test_denied_and_exceeding_borrow_have_findings() -> None:
     told = explain(
         evidence(limit(), groups=[group()], status=shared(borrowed=MIB, mapped=8 * MIB, denials=2))
     )
@@ -865,7 +865,7 @@ def test_borrowing_that_is_refused_or_above_its_limit() -> None:
     ]
 
 
-def test_a_group_that_is_refused_and_one_whose_member_the_pod_is_not() -> None:
+def test_rejected_group_and_missing_membership_have_findings() -> None:
     host = group(backing={"posixShm": {"name": "x", "ipcNamespace": "Host"}})
     told = explain(evidence(limit(), groups=[host]))
     assert told.findings[0].cause is Cause.GROUP_REJECTED
@@ -878,7 +878,7 @@ def test_a_group_that_is_refused_and_one_whose_member_the_pod_is_not() -> None:
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize(("age", "level"), [(timedelta(0), "Converge"), (timedelta(hours=1), None)])
-def test_how_a_borrow_is_held_is_not_known_once_the_accountant_is_away(
+def test_borrow_level_is_unknown_if_accountants_sample_is_stale(
     age: timedelta, level: str | None
 ) -> None:
     status = shared(borrowed=MIB, mapped=MIB)
@@ -887,7 +887,7 @@ def test_how_a_borrow_is_held_is_not_known_once_the_accountant_is_away(
     assert told.groups[0].level == level
 
 
-def test_earlier_refusals_are_taken_from_events() -> None:
+def test_earlier_denials_come_from_events() -> None:
     one = limit()
     earlier = DeniedCall(time=NOW - timedelta(hours=1), text="earlier")
     known = DeniedCall(time=NOW, text="the same as listed")
@@ -907,7 +907,7 @@ def test_earlier_refusals_are_taken_from_events() -> None:
         ("Observe", "CapIPCLock", {"Mlock": "Observe", "IoUring": "Observe", "Xdp": "Observe"}),
     ],
 )
-def test_a_source_is_held_no_better_than_node_and_pod(
+def test_source_has_weaker_level_of_node_and_pod(
     level: str, reason: str, expected: dict[str, str]
 ) -> None:
     ring = {
@@ -941,7 +941,7 @@ def test_every_cause_is_documented() -> None:
     ),
 )
 @pytest.mark.rule("H1")
-def test_every_pod_gets_an_answer_and_no_level_that_is_not_known(
+def test_every_pod_has_a_finding_and_no_unknown_level(
     pinned: int, level: str, reason: str, ready: bool, taken: bool, spec: dict[str, Any]
 ) -> None:
     told = explain(

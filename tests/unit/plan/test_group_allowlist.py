@@ -44,15 +44,13 @@ def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | 
         ("", "/run", None),
     ],
 )
-def test_a_path_is_allowed_at_and_below_a_folder(
-    allowed: str, path: str, folder: str | None
-) -> None:
+def test_path_is_allowed_at_and_below_a_folder(allowed: str, path: str, folder: str | None) -> None:
     found = judge({"tmpfs": {"path": path}}, allowed)
     assert (found.folder if isinstance(found, Permission) else None) == folder
     assert judge({"hugetlbfs": {"path": path}}, allowed) == found or isinstance(found, Rejection)
 
 
-def test_a_file_that_is_named_itself_is_looked_up_in_its_folder() -> None:
+def test_file_named_itself_is_looked_up_in_its_folder() -> None:
     assert judge({"file": {"path": "/srv/a/ring"}}, "path:/srv/a/ring") == Permission("/srv/a")
     assert judge({"file": {"path": "/srv/a/r*"}}, "path:/srv") == Permission("/srv")
     assert isinstance(judge({"file": {"path": "/srv/a/r*"}}, "path:/srv/a/ring"), Rejection)
@@ -66,7 +64,7 @@ PATHS = st.lists(PARTS, min_size=1, max_size=4).map(lambda parts: "/" + "/".join
 @given(
     PATHS, st.lists(st.sampled_from(["/a", "/a/b", "/ab", "/a/..", "/a/./b", "a", "/"]), max_size=3)
 )
-def test_no_path_outside_of_a_folder_is_ever_allowed(path: str, folders: list[str]) -> None:
+def test_path_outside_of_folders_is_never_allowed(path: str, folders: list[str]) -> None:
     allowed = parse(" ".join(f"path:{folder}" for folder in folders))
     try:
         found = permission(spec({"tmpfs": {"path": path}}), allowed)
@@ -82,7 +80,7 @@ SOME_TEXT = st.text("ab*?[]", min_size=1, max_size=6)
 
 
 @given(SOME_TEXT, SOME_TEXT, st.text("ab[]", max_size=6))
-def test_an_entry_that_covers_a_pattern_matches_all_that_it_matches(
+def test_entry_that_covers_a_pattern_matches_all_its_names(
     entry: str, pattern: str, name: str
 ) -> None:
     if covers(entry, pattern) and fnmatchcase(name, pattern.replace("[", "[[]")):
@@ -105,7 +103,7 @@ def test_an_entry_that_covers_a_pattern_matches_all_that_it_matches(
         ("*", "?", True),
     ],
 )
-def test_a_name_is_covered_by_a_pattern(entry: str, name: str, covered: bool) -> None:
+def test_pattern_covers_name(entry: str, name: str, covered: bool) -> None:
     found = judge({"posixShm": {"name": name, "ipcNamespace": HOST}}, f"posixShm:{entry}")
     assert isinstance(found, Permission) is covered
 
@@ -133,7 +131,7 @@ def test_a_name_is_covered_by_a_pattern(entry: str, name: str, covered: bool) ->
         ("1-0xffffffff", "*", False),
     ],
 )
-def test_a_key_is_allowed_in_a_range(entry: str, key: int | str, allowed: bool) -> None:
+def test_key_is_allowed_in_range(entry: str, key: int | str, allowed: bool) -> None:
     found = judge({"sysvShm": {"key": key, "ipcNamespace": HOST}}, f"sysvShm:{entry}")
     assert isinstance(found, Permission) is allowed
 
@@ -151,7 +149,7 @@ def test_a_key_is_allowed_in_a_range(entry: str, key: int | str, allowed: bool) 
     ],
     ids=lambda backing: next(iter(backing)),
 )
-def test_what_is_found_in_member_pods_needs_no_entry(backing: dict[str, Any]) -> None:
+def test_object_in_member_pods_needs_no_entry(backing: dict[str, Any]) -> None:
     assert judge(backing, "") == Permission()
 
 
@@ -183,7 +181,7 @@ def test_what_is_found_in_member_pods_needs_no_entry(backing: dict[str, Any]) ->
         ),
     ],
 )
-def test_a_refusal_names_the_field_and_an_entry_that_allows_it(
+def test_rejection_names_field_and_allowing_entry(
     backing: dict[str, Any], field: str, entry: str
 ) -> None:
     found = judge(backing, "")
@@ -198,7 +196,7 @@ def test_a_refusal_names_the_field_and_an_entry_that_allows_it(
 @pytest.mark.parametrize(
     "entry", ["path", "paths:/run", "create:-1", "create:lots", "create:5Pi", "sysvShm:x"]
 )
-def test_an_entry_that_cannot_be_read_allows_nothing_and_is_named(entry: str) -> None:
+def test_invalid_entry_allows_nothing_and_is_named(entry: str) -> None:
     allowed = parse(f"{entry} path:/srv")
     assert allowed.folders == ("/srv",)
     assert (allowed.create, allowed.keys) == (0, ())
@@ -207,7 +205,7 @@ def test_an_entry_that_cannot_be_read_allows_nothing_and_is_named(entry: str) ->
     assert f"{entry!r} is invalid" in found.message
 
 
-def test_the_oldest_groups_get_what_may_be_created() -> None:
+def test_create_quota_goes_to_the_oldest_groups() -> None:
     allowed = parse("create:1Mi create:2Mi")
     assert allowed.create == 2 << 20
     creating = [("a/old", 1 << 20), ("a/large", 2 << 20), ("a/small", 1 << 20), ("a/late", 1)]

@@ -85,7 +85,7 @@ def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) ->
 
 
 @pytest.mark.rule("M2")
-def test_a_group_is_attached_to_the_pods_of_its_own_namespace_that_its_members_select() -> None:
+def test_group_has_selected_pods_of_own_namespace_as_members() -> None:
     members = [
         {
             "podSelector": {"matchLabels": {"tier": "x"}},
@@ -116,7 +116,7 @@ def test_a_group_is_attached_to_the_pods_of_its_own_namespace_that_its_members_s
 
 
 @pytest.mark.rule("M1", "M9")
-def test_what_a_node_reports_unreleased_stays_without_a_member() -> None:
+def test_unreleased_group_stays_without_member() -> None:
     group = a_group()
     assert compiled(group, pods=[], presence=NOWHERE) == []
     assert compiled(group, pods=[], presence=Presence(asked=frozenset({group.uid}))) == []
@@ -125,7 +125,7 @@ def test_what_a_node_reports_unreleased_stays_without_a_member() -> None:
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_drains_stays_where_it_was_asked_for() -> None:
+def test_draining_group_stays_on_nodes_that_were_asked() -> None:
     group = a_group(deleting=True)
     asked = Presence(asked=frozenset({group.uid}))
     (found,) = compiled(group, pods=[], presence=asked)
@@ -135,7 +135,7 @@ def test_a_group_that_drains_stays_where_it_was_asked_for() -> None:
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
+def test_draining_group_without_finalizer_is_on_no_node() -> None:
     assert compiled(a_group(has_finalizer=False), pods=[a_pod("1")]) == []
     assert compiled(
         a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, has_finalizer=False), pods=[a_pod("1")]
@@ -173,7 +173,7 @@ def test_a_group_that_could_go_unseen_is_on_no_node() -> None:
         ({"backing": {"tmpfs": {"path": "/run"}}}, None, "NotAllowed", "spec.backing.tmpfs.path"),
     ],
 )
-def test_what_cannot_be_done_is_refused(spec: Any, members: Any, reason: str, field: str) -> None:
+def test_invalid_group_is_rejected(spec: Any, members: Any, reason: str, field: str) -> None:
     group = a_group(spec=spec, members=members)
     found = admissions([group], Namespace("a"))["a/g"]
     assert isinstance(found, Rejection)
@@ -182,7 +182,7 @@ def test_what_cannot_be_done_is_refused(spec: Any, members: Any, reason: str, fi
     assert compiled(group, pods=[a_pod("1")]) == []
 
 
-def test_no_namespace_crowds_out_another_and_the_oldest_come_first() -> None:
+def test_groups_of_a_namespace_crowd_out_no_other_and_oldest_come_first() -> None:
     many = [
         a_group(f"g{number}", created=f"2024-{number:04}") for number in range(MAX_NODE_GROUPS + 5)
     ]
@@ -195,7 +195,7 @@ def test_no_namespace_crowds_out_another_and_the_oldest_come_first() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_the_groups_of_a_node_fit_in_its_object_whatever_one_namespace_has() -> None:
+def test_groups_of_a_node_fit_whatever_one_namespace_has() -> None:
     many = [
         a_group(f"g{number}", members=[{"podSelector": {}}] * 16, created=f"2024-{number:04}")
         for number in range(60)
@@ -209,7 +209,7 @@ def test_the_groups_of_a_node_fit_in_its_object_whatever_one_namespace_has() -> 
     assert [group.name for group in found[:-5]] == [group.name for group in many[: len(found) - 5]]
 
 
-def test_room_is_given_to_the_namespace_that_has_the_least_and_not_to_what_is_too_large() -> None:
+def test_fair_selection_prefers_smallest_namespace_and_skips_too_large_names() -> None:
     sizes = {"a/1": 50, "a/2": 30, "a/3": 10, "b/1": 40, "b/2": 5, "c/1": 200, "d/1": 10}
     assert select_fairly(list(sizes), 1000, sizes) == set(sizes)
     assert select_fairly(list(sizes), 105, sizes) == {"d/1", "b/1", "b/2", "a/1"}
@@ -218,7 +218,7 @@ def test_room_is_given_to_the_namespace_that_has_the_least_and_not_to_what_is_to
 
 
 @pytest.mark.rule("M10")
-def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_node() -> None:
+def test_rejected_group_drains_where_present_and_comes_to_no_other_node() -> None:
     created = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
     group = a_group(spec=created)
     asked = Presence(asked=frozenset({group.uid}))
@@ -240,7 +240,7 @@ def test_a_held_group_that_is_refused_drains_where_it_is_and_comes_to_no_other_n
 
 
 @pytest.mark.parametrize("amount", ["-1", "5Pi", "1500m"])
-def test_what_a_group_is_refused_for_is_not_given_to_the_nodes_that_it_drains_from(
+def test_rejected_group_drains_without_its_rejected_fields(
     amount: str,
 ) -> None:
     members = [{"podSelector": {}, "borrowLimit": amount}]
@@ -282,7 +282,7 @@ UIDS = st.frozensets(st.sampled_from(["uid-a-g", "uid-a-h", "uid-b-g"]))
 @given(
     st.lists(GROUPS, max_size=4), st.lists(PODS, max_size=4), st.sampled_from(ALLOWED), st.randoms()
 )
-def test_a_spec_is_the_same_for_its_input_in_any_order(
+def test_group_spec_does_not_depend_on_input_order(
     groups: list[Group], pods: list[Pod], allowed: str, random: Random
 ) -> None:
     groups = list({group.name: group for group in groups}.values())
@@ -432,7 +432,7 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
 
 
 @given(st.lists(OPERATIONS, min_size=1, max_size=14))
-def test_after_any_events_the_index_says_what_a_compilation_from_scratch_says(
+def test_group_index_after_any_events_equals_compilation_from_scratch(
     operations: list[Operation],
 ) -> None:
     mirror = Mirror()
@@ -442,7 +442,7 @@ def test_after_any_events_the_index_says_what_a_compilation_from_scratch_says(
 
 
 @given(st.lists(OPERATIONS, min_size=1, max_size=14))
-def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
+def test_group_event_dirties_what_changed_and_repetition_nothing(
     operations: list[Operation],
 ) -> None:
     mirror = Mirror()
@@ -457,7 +457,7 @@ def test_what_an_event_changed_is_dirty_and_its_repetition_is_not(
         assert operation(mirror) == CLEAN
 
 
-def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
+def test_pod_of_namespace_without_groups_concerns_no_group() -> None:
     world = Cluster()
     world.put_node(Node("n1"))
     world.put_group(a_group(namespace="b"))
@@ -465,7 +465,7 @@ def test_a_pod_of_a_namespace_without_groups_concerns_none() -> None:
     assert world.put_pod(a_pod("2", namespace="b")).groups == {"b/g"}
 
 
-def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
+def test_pod_on_windows_node_is_no_member() -> None:
     world = Cluster()
     world.put_group(a_group())
     world.put_pod(a_pod("1"))
@@ -475,7 +475,7 @@ def test_a_pod_on_a_node_that_runs_windows_is_no_member() -> None:
     assert not world.nodes_of_group("a/g")
 
 
-def test_a_status_write_of_its_own_dirties_nothing() -> None:
+def test_group_status_write_dirties_nothing() -> None:
     world = Cluster()
     world.put_node(Node("n1"))
     world.put_group(a_group())
@@ -486,7 +486,7 @@ def test_a_status_write_of_its_own_dirties_nothing() -> None:
 
 
 @pytest.mark.rule("M2")
-def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
+def test_group_does_not_reach_contested_cgroup() -> None:
     thief = replace(a_pod("1"), cgroup_uid="h")
     victim = replace(a_pod("2", "b"), cgroup_uid="h")
     (found,) = compiled(a_group(), pods=[thief, victim])
@@ -495,7 +495,7 @@ def test_a_group_reaches_no_cgroup_that_another_pod_claims_too() -> None:
     assert found.pods() == {"1", "h"}
 
 
-def test_a_group_with_more_pods_than_fit_on_a_node_has_those_that_the_node_lists() -> None:
+def test_group_has_only_listed_pods_of_a_full_node() -> None:
     """https://github.com/virtual-kubelet/virtual-kubelet/issues/809"""
     pods = [
         Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"})

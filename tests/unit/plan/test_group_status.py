@@ -117,7 +117,7 @@ def held(pod: str, level: str = "Converge", **fields: Any) -> Json:
 
 
 @pytest.mark.rule("M3", "M9")
-def test_figures_of_all_nodes_are_added_up_and_unknown_ones_are_absent() -> None:
+def test_group_figures_of_all_nodes_are_summed_and_unknown_ones_absent() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2", "n2"), **BORROW)
     cluster.reports("n1", phase="Active", charge=100, orphaned=10, borrowers=[borrow("p1", 60, 80)])
     cluster.reports("n2", phase="Active", charge=50, dead=7, borrowers=[borrow("p2", 50, 50)])
@@ -132,7 +132,7 @@ def test_figures_of_all_nodes_are_added_up_and_unknown_ones_are_absent() -> None
 
 
 @pytest.mark.rule("H2", "M4")
-def test_what_nobody_counts_is_absent_and_not_zero() -> None:
+def test_uncounted_figure_is_absent_not_zero() -> None:
     cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active", charge=100)
     status = cluster.status()
@@ -152,7 +152,7 @@ def test_what_nobody_counts_is_absent_and_not_zero() -> None:
     assert (status.borrowed_bytes, status.borrower_count) == (None, 1)
 
 
-def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_first() -> None:
+def test_borrowers_and_nodes_are_listed_up_to_a_hundred_largest_and_worst_first() -> None:
     pods = [a_pod(f"p{number:03}", f"n{number:03}") for number in range(120)]
     cluster = Scenario(*pods, **BORROW)
     for number, pod in enumerate(pods):
@@ -167,7 +167,7 @@ def test_at_most_a_hundred_borrowers_and_nodes_are_listed_the_largest_and_worst_
     assert (len(status.nodes), status.nodes[0].node, status.phase) == (100, "n110", "Pending")
 
 
-def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
+def test_borrower_has_pod_name_and_least_limit() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "4Ki"}]
     cluster = Scenario(
         a_pod("p1"), a_pod("web", app="web", namespace="b"), members=members, **BORROW
@@ -193,7 +193,7 @@ def test_a_borrower_is_named_by_its_pod_with_the_least_of_its_limits() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_member() -> None:
+def test_applied_is_true_after_acknowledgement_by_every_node_with_member() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2", "n2"))
     cluster.reports("n1", phase="Active")
     assert cluster.condition("Applied") == ("Unknown", "AgentSilent")
@@ -207,7 +207,7 @@ def test_applied_needs_the_acknowledgement_of_this_spec_by_every_node_with_a_mem
 
 
 @pytest.mark.rule("H1", "M8")
-def test_enforced_names_who_is_not_held() -> None:
+def test_enforced_names_pods_below_minimum_level() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
     cluster.reports(
         phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")]
@@ -227,7 +227,7 @@ def test_enforced_names_who_is_not_held() -> None:
     assert cluster.condition("Enforced") == ("Unknown", "AgentSilent")
 
 
-def test_a_pod_that_has_not_started_is_not_missed() -> None:
+def test_unstarted_pod_is_not_named_in_enforced() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2", started=False), members=LIMITED, **BORROW)
     cluster.reports(phase="Active", borrowers=[held("p1")])
     assert cluster.condition("Enforced") == ("True", "Enforced")
@@ -253,7 +253,7 @@ def test_a_pod_that_has_not_started_is_not_missed() -> None:
         ),
     ],
 )
-def test_enforced_where_there_is_none_to_hold(
+def test_enforced_without_borrow_limit_is_true(
     spec: Json, members: Any, expected: tuple[str, str]
 ) -> None:
     cluster = Scenario(a_pod("p1"), members=members, **BORROW, **spec)
@@ -277,7 +277,7 @@ def test_enforced_where_there_is_none_to_hold(
         ({"charge": 1, "silent": True}, ("Unknown", "AgentSilent")),
     ],
 )
-def test_within_limit_is_judged_by_capacity_borrow_limits_and_who_borrows(
+def test_within_limit_compares_capacity_borrow_limits_and_membership(
     fields: Json, expected: tuple[str, str]
 ) -> None:
     cluster = Scenario(a_pod("p1"), a_pod("web", app="web"), members=LIMITED, **BORROW)
@@ -285,7 +285,7 @@ def test_within_limit_is_judged_by_capacity_borrow_limits_and_who_borrows(
     assert cluster.condition("WithinLimit") == expected
 
 
-def test_a_limit_on_resident_pages_compares_these() -> None:
+def test_borrow_limit_on_resident_compares_resident_pages() -> None:
     members = [{**LIMITED[0], "borrowLimitOn": "Resident"}]
     cluster = Scenario(a_pod("p1"), members=members, **BORROW)
     cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=4096, mapped=1 << 20)])
@@ -310,16 +310,14 @@ def test_a_limit_on_resident_pages_compares_these() -> None:
         ({}, ("Unknown", "NotReported")),
     ],
 )
-def test_figures_that_lack_something_are_said_to(fields: Json, expected: tuple[str, str]) -> None:
+def test_complete_names_missing_figures(fields: Json, expected: tuple[str, str]) -> None:
     cluster = Scenario(a_pod("p1"), **BORROW)
     cluster.reports(**fields)
     assert cluster.condition("Complete") == expected
 
 
 @pytest.mark.rule("M10")
-def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_this_very_spec() -> (
-    None
-):
+def test_draining_group_names_waiting_nodes_until_all_released_this_spec() -> None:
     nodes = [f"n{number}" for number in range(5)]
     cluster = Scenario(*(a_pod(f"p{node}", node) for node in nodes), deleting=True)
     for node in nodes:
@@ -341,7 +339,7 @@ def test_a_draining_group_names_what_it_waits_for_and_ends_when_all_released_thi
 
 
 @pytest.mark.rule("H1")
-def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
+def test_group_without_room_on_a_node_is_not_applied() -> None:
     cluster = Scenario(a_pod("p1"))
     full = NodeView("n1").with_desired(NodePinConfigSpec())
     cluster.views["n1"] = full.with_silent(False)
@@ -370,7 +368,7 @@ def test_a_group_that_found_no_room_on_a_node_says_so() -> None:
         ({}, "", ""),
     ],
 )
-def test_a_node_that_can_do_nothing_about_what_is_left_is_stuck_and_one_in_use_is_not(
+def test_drain_with_unremovable_object_is_stuck_and_with_user_is_not(
     fields: Json, stuck: str, why: str
 ) -> None:
     cluster = Scenario(a_pod("p1"), deleting=True)
@@ -379,7 +377,7 @@ def test_a_node_that_can_do_nothing_about_what_is_left_is_stuck_and_one_in_use_i
     assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None) == expected
 
 
-def test_a_refused_group_does_not_wait_where_the_agent_may_not_look() -> None:
+def test_rejected_group_does_not_wait_for_node_where_agent_may_not_look() -> None:
     cluster = Scenario(a_pod("p1"), deleting=True)
     cluster.reports(phase="Draining", reason="NotAllowed", acknowledge=False)
     assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None, rejected=True)
@@ -387,27 +385,27 @@ def test_a_refused_group_does_not_wait_where_the_agent_may_not_look() -> None:
     assert drain_wait(cluster.group, cluster.views["n1"], lambda *_: None, rejected=True) is None
 
 
-def test_a_living_group_has_no_drained_condition() -> None:
+def test_active_group_has_no_drained_condition() -> None:
     cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active")
     assert "Drained" not in {each.type for each in cluster.status().conditions}
     assert {each.observed_generation for each in cluster.status().conditions} == {3}
 
 
-def test_a_group_without_pods_is_ready_and_has_no_phase() -> None:
+def test_group_without_pods_is_ready_without_phase() -> None:
     status = Scenario().status()
     assert (status.phase, status.charge_bytes, status.matched_pods) == (None, None, 0)
     assert {each.status for each in status.conditions} == {"True"}
 
 
-def test_a_borrow_limit_that_capacity_leaves_no_room_for_is_named() -> None:
+def test_borrow_limit_above_capacity_is_named_in_accepted() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "2Mi"}]
     said = Scenario(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
     assert said.endswith(" Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi.")
     assert "capacity" not in Scenario(accounting="Borrow", members=members).message("Accepted")
 
 
-def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
+def test_rejected_group_has_reason_and_keeps_transition_time() -> None:
     metadata = Scenario().group.resource.metadata
     first = rejected_group_status(metadata, Rejection("NotAllowed", "why"), None, NOW)
     assert [(each.type, each.status, each.reason) for each in first.conditions] == [
@@ -427,7 +425,7 @@ def test_a_group_that_is_not_accepted_says_why_and_keeps_the_time() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_sample_that_says_the_same_is_no_news_until_the_last_one_is_old() -> None:
+def test_group_status_with_new_sample_time_only_is_settled_until_stale() -> None:
     cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active", charge=1)
     first = cluster.status()
@@ -456,7 +454,7 @@ def test_a_sample_that_says_the_same_is_no_news_until_the_last_one_is_old() -> N
         ("NotMade", False, ("False", "NotMade")),
     ],
 )
-def test_a_group_without_its_object_is_not_ready(
+def test_group_without_created_object_is_not_ready(
     reason: str, adopted: bool, expected: tuple[str, str]
 ) -> None:
     made: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}

@@ -94,12 +94,12 @@ def test_names_do_not_look_like_versions(name: str) -> None:
 
 
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=12), min_size=1, max_size=3).map("-".join))
-def test_words_do_not_look_like_versions_unless_they_are_hexadecimal(name: str) -> None:
+def test_words_look_like_hashes_only_if_hexadecimal(name: str) -> None:
     assert looks_like(name) == "" or set(name) <= set("abcdef")
 
 
 @given(changing_values)
-def test_versions_dates_counters_and_hashes_look_like_what_they_are(value: str) -> None:
+def test_versions_dates_counters_and_hashes_are_recognised(value: str) -> None:
     assert looks_like(value)
 
 
@@ -108,7 +108,7 @@ def test_versions_dates_counters_and_hashes_look_like_what_they_are(value: str) 
     *[st.dictionaries(st.sampled_from(CHANGING), st.text(LETTERS, max_size=8)) for _ in range(2)],
     *[st.dictionaries(st.text(LETTERS, min_size=1, max_size=4), changing_values) for _ in range(2)],
 )
-def test_what_lasts_is_in_the_next_version_too(
+def test_lasting_labels_are_in_the_next_version(
     kept: dict[str, str],
     old_keys: dict[str, str],
     new_keys: dict[str, str],

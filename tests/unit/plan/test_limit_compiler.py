@@ -48,7 +48,7 @@ def held(
     return {entry.uid: entry.limits for entry in spec.pods}
 
 
-def test_every_pod_is_listed_also_the_free_ones() -> None:
+def test_spec_lists_every_pod_also_without_limits() -> None:
     limits: list[Limit] = [pinlimit("db", podSelector={"matchLabels": {"app": "db"}})]
     assert held(limits, pod("u1", app="db"), pod("u2", app="web"), pod("u3", "b", app="db")) == {
         "u1": ["a/db"],
@@ -58,7 +58,7 @@ def test_every_pod_is_listed_also_the_free_ones() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_several_limits_on_a_pod_all_hold_audit_beside_them() -> None:
+def test_pod_with_several_limits_has_all_also_audit() -> None:
     limits: list[Limit] = [
         pinlimit("x", "64Mi"),
         pinlimit("y", "32Mi", enforcement="Audit"),
@@ -67,7 +67,7 @@ def test_several_limits_on_a_pod_all_hold_audit_beside_them() -> None:
     assert held(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
 
 
-def test_the_ceiling_follows_namespace_and_node() -> None:
+def test_ceiling_matches_by_namespace_and_node() -> None:
     red = ceiling("red", namespaceSelector={"matchLabels": {"team": "red"}})
     gpu = ceiling(
         "gpu",
@@ -77,7 +77,7 @@ def test_the_ceiling_follows_namespace_and_node() -> None:
     assert held([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
 
 
-def test_system_namespaces_are_exempt_unless_named() -> None:
+def test_system_namespace_is_exempt_unless_named() -> None:
     named = ceiling(
         "named", namespaceSelector={"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
     )
@@ -94,7 +94,7 @@ def test_system_namespaces_are_exempt_unless_named() -> None:
     [([], 0), (["16Mi"], 16), (["16Mi", "48Mi"], 48), (["1Gi"], 64)],
     ids=str,
 )
-def test_a_namespaces_grant_reaches_as_far_as_the_administrator_allows(
+def test_namespace_grant_is_bounded_by_max_grant_of_ceilings(
     ceilings: list[str], granted: int
 ) -> None:
     tops: list[Limit] = [ceiling(f"top{i}", maxGrant=amount) for i, amount in enumerate(ceilings)]
@@ -107,9 +107,7 @@ def test_a_namespaces_grant_reaches_as_far_as_the_administrator_allows(
 
 
 @pytest.mark.rule("P14")
-def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_needs_no_leave() -> (
-    None
-):
+def test_limit_without_grant_raises_nothing_and_ceiling_grant_needs_no_max_grant() -> None:
     spec = compile_node(
         NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings()
     )
@@ -117,7 +115,7 @@ def test_a_limit_that_is_no_grant_raises_nothing_and_the_administrators_grant_ne
 
 
 @pytest.mark.rule("P14")
-def test_pods_that_differ_in_the_grant_get_their_own_amounts() -> None:
+def test_pods_with_different_grants_have_own_amounts() -> None:
     some = ceiling("some", maxGrant="16Mi", podSelector={"matchLabels": {"tier": "one"}})
     spec = compile_node(
         NODE, [pod("u1", tier="one"), pod("u2")], {}, [pinlimit("g", grant=True), some], Settings()
@@ -131,7 +129,7 @@ def test_pods_that_differ_in_the_grant_get_their_own_amounts() -> None:
     ]
 
 
-def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
+def test_container_ids_are_listed_only_for_limits_per_container() -> None:
     scoped = pinlimit(
         "c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}}
     )
@@ -154,7 +152,7 @@ def test_container_ids_are_listed_only_where_a_limit_needs_them() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_by_name_and_the_others_keep_working(
+def test_unsupported_limit_is_rejected_by_name_and_others_apply(
     spec: dict[str, Any],
 ) -> None:
     broken = pinlimit("broken", **spec)
@@ -182,7 +180,7 @@ APART = {
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: str) -> None:
+def test_limit_with_contradictory_selector_is_rejected(limit: Limit, field: str) -> None:
     refused = rejection(limit)
     assert refused is not None
     assert refused.reason == "SelectsNothing"
@@ -193,7 +191,7 @@ def test_a_limit_that_can_select_nothing_is_not_accepted(limit: Limit, field: st
     st.permutations([pinlimit("x"), pinlimit("y", grant=True), ceiling("t", maxGrant="8Mi")]),
     st.permutations("abc"),
 )
-def test_the_order_of_the_input_does_not_matter(limits: list[Limit], uids: list[str]) -> None:
+def test_spec_does_not_depend_on_input_order(limits: list[Limit], uids: list[str]) -> None:
     spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
     assert spec == compile_node(
         NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings()
@@ -233,13 +231,13 @@ def mirror(uid: str, namespace: str = "a", **fields: Any) -> Pod:
 
 
 @pytest.mark.rule("P1")
-def test_a_static_pod_is_held_by_its_hash_and_by_its_own_uid() -> None:
+def test_static_pod_is_listed_with_hash_and_own_uid() -> None:
     """Whatever a kubelet makes of a pod with the annotation, the pod's limits are there."""
     assert held([pinlimit("x")], mirror("m1")) == {HASH: ["a/x"], "m1": ["a/x"]}
 
 
 @pytest.mark.rule("P13")
-def test_a_cgroup_that_two_pods_claim_is_held_to_the_limits_of_both() -> None:
+def test_contested_cgroup_has_limits_of_both_pods() -> None:
     """https://github.com/DataDog/datadog-agent/pull/5916"""
     limits: list[Limit] = [pinlimit("x"), pinlimit("y", namespace="b"), ceiling("top")]
     found = held(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
@@ -252,7 +250,7 @@ def test_a_cgroup_that_two_pods_claim_is_held_to_the_limits_of_both() -> None:
 
 
 @pytest.mark.rule("P14")
-def test_a_cgroup_that_two_pods_claim_is_granted_nothing() -> None:
+def test_contested_cgroup_has_no_grant() -> None:
     limits: list[Limit] = [
         pinlimit("x"),
         pinlimit("g", namespace="b", grant=True),
@@ -266,7 +264,7 @@ def test_a_cgroup_that_two_pods_claim_is_granted_nothing() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_the_limits_of_a_cgroup_that_many_claim_fit_and_ceilings_come_first() -> None:
+def test_contested_cgroup_of_many_pods_has_bounded_limits_ceilings_first() -> None:
     limits: list[Limit] = [
         *(pinlimit(f"l{number:02}", namespace=ns) for number in range(30) for ns in "ab"),
         ceiling("z"),
@@ -277,7 +275,7 @@ def test_the_limits_of_a_cgroup_that_many_claim_fit_and_ceilings_come_first() ->
 
 
 @pytest.mark.rule("H1")
-def test_a_container_of_a_contested_cgroup_has_an_id_only_where_all_agree() -> None:
+def test_container_of_contested_cgroup_has_id_only_if_all_agree() -> None:
     by_container: list[Limit] = [pinlimit("c", scope="Container")]
     spec = compile_node(NODE, [mirror("m1"), mirror("m2")], {}, by_container, Settings())
     ids = {entry.uid: [container.id for container in entry.containers] for entry in spec.pods}
@@ -285,7 +283,7 @@ def test_a_container_of_a_contested_cgroup_has_an_id_only_where_all_agree() -> N
 
 
 @pytest.mark.rule("P13")
-def test_entries_of_one_cgroup_in_a_spec_add_up_for_every_reader() -> None:
+def test_spec_entries_of_one_cgroup_are_joined() -> None:
     """An older operator lists a cgroup twice where two pods claim it."""
     entries = [
         {

@@ -44,7 +44,7 @@ SPECS = st.fixed_dictionaries(
 
 @pytest.mark.rule("P13")
 @given(SPECS, SPECS)
-def test_what_implies_asks_for_at_least_as_much_in_everything(
+def test_implying_limit_asks_for_at_least_as_much(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     strong, weak = limit("s", **one), limit("w", **other)
@@ -83,13 +83,15 @@ def test_implying_is_transitive(
         (["web"], ["log"], False),
     ],
 )
-def test_containers_count_as_sources_do(strong: list[str], weak: list[str], expected: bool) -> None:
+def test_containers_are_covered_like_sources(
+    strong: list[str], weak: list[str], expected: bool
+) -> None:
     one = limit("s", scope="Container", containers=strong)
     assert implied(one, limit("w", scope="Container", containers=weak)) is expected
 
 
 @pytest.mark.rule("P14")
-def test_a_limit_that_gives_is_not_implied_by_one_that_gives_less() -> None:
+def test_grant_is_not_implied_by_smaller_grant() -> None:
     leave = ceiling("leave", "1Gi", maxGrant="4Mi")
     grant, plain = limit("g", "8Mi", grant=True), limit("x", "8Mi")
     assert not implied(plain, grant, leave)
@@ -102,13 +104,13 @@ def test_a_limit_that_gives_is_not_implied_by_one_that_gives_less() -> None:
 
 
 @pytest.mark.rule("P14")
-def test_a_ceiling_that_lets_grants_through_is_not_implied_by_one_that_lets_less_through() -> None:
+def test_ceiling_is_not_implied_by_ceiling_with_smaller_max_grant() -> None:
     assert not implied(ceiling("t", "1Mi"), ceiling("u", "8Mi", maxGrant="8Mi"))
     assert implied(ceiling("t", "8Mi", maxGrant="8Mi"), ceiling("u", "8Mi", maxGrant="4Mi"))
 
 
 @pytest.mark.rule("P13")
-def test_of_equal_limits_exactly_one_stands() -> None:
+def test_of_equal_limits_exactly_one_is_not_redundant() -> None:
     first, second = limit("first"), limit("second")
     both = [first, second]
     assert overriding(first, [both]) == frozenset()
@@ -116,7 +118,7 @@ def test_of_equal_limits_exactly_one_stands() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_overridden_means_for_every_pod() -> None:
+def test_redundant_limit_is_implied_for_every_pod() -> None:
     weak, tight, tighter = limit("weak", "8Mi"), limit("tight", "4Mi"), limit("tighter", "2Mi")
     assert overriding(weak, [[weak, tight], [weak]]) == frozenset()
     assert overriding(weak, [[weak, tight], [weak, tighter]]) == {"a/tight", "a/tighter"}
@@ -125,7 +127,7 @@ def test_overridden_means_for_every_pod() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_a_sum_over_a_node_is_implied_only_by_one_sum_over_all_of_its_pods() -> None:
+def test_node_limit_is_implied_only_by_one_limit_for_all_pods() -> None:
     weak, red, blue = (
         ceiling(name, amount, scope="Node")
         for name, amount in (("weak", "8Mi"), ("red", "1Mi"), ("blue", "1Mi"))

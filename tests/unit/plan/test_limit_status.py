@@ -105,7 +105,7 @@ def told(status: PinLimitStatus, kind: str) -> tuple[str, str]:
     return found.status, found.reason
 
 
-def test_a_limit_that_all_hold_is_ready() -> None:
+def test_limit_enforced_on_all_pods_is_ready() -> None:
     one, pods = limit(), [pod("1"), pod("2", "n2")]
     status = status_of(
         one,
@@ -132,7 +132,7 @@ def test_a_limit_that_all_hold_is_ready() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_without_pods_is_ready_and_not_called_enforced() -> None:
+def test_limit_without_pods_is_ready_with_unknown_enforced() -> None:
     status = status_of(limit(), [])
     assert told(status, "Ready") == ("True", "NoPods")
     assert told(status, "Enforced") == ("Unknown", "NoPods")
@@ -141,7 +141,7 @@ def test_a_limit_without_pods_is_ready_and_not_called_enforced() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_refused_limit_says_why_and_nothing_else() -> None:
+def test_rejected_limit_has_only_its_reason() -> None:
     broken = limit(counting="OncePerPod")
     status = status_of(broken, [], rejection=rejection(broken))
     assert [(each.type, each.status, each.reason) for each in status.conditions] == [
@@ -152,7 +152,7 @@ def test_a_refused_limit_says_why_and_nothing_else() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_an_acknowledgement_of_another_spec_does_not_count() -> None:
+def test_acknowledgement_of_another_spec_does_not_count() -> None:
     old, new, pods = limit(amount="8Mi"), limit(amount="4Mi"), [pod("1")]
     before = view(pods, [old], [use("1")])
     edited = before.with_desired(compile_node(Node("n1"), pods, {}, [new], Settings()))
@@ -166,7 +166,7 @@ def test_an_acknowledgement_of_another_spec_does_not_count() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_that_came_under_a_known_limit_is_not_held_before_the_agent_took_it() -> None:
+def test_pod_under_known_limit_is_not_enforced_before_acknowledgement() -> None:
     one, other = limit("db", podSelector={"matchLabels": {"app": "db"}}), limit("other")
     old, relabelled = (
         replace(pod("1"), labels={"app": "db"}),
@@ -184,14 +184,14 @@ def test_a_pod_that_came_under_a_known_limit_is_not_held_before_the_agent_took_i
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_is_not_held_before_the_spec_that_names_it_is_written() -> None:
+def test_pod_in_unwritten_spec_is_not_enforced() -> None:
     one, old, new = limit(), pod("1"), pod("2")
     status = status_of(one, [old, new], view([old], [one], [use("1"), use("2")], new=[new]))
     assert told(status, "Enforced") == ("False", "Pending")
     assert "pod a/pod-2" in condition(status, "Enforced").message
 
 
-def test_a_spec_on_its_way_takes_nothing_back() -> None:
+def test_unacknowledged_newer_spec_keeps_limits_enforced() -> None:
     one, pods = limit(), [pod("1")]
     before = view(pods, [one], [use("1")])
     config = NodePinConfig.model_validate(
@@ -217,7 +217,7 @@ def test_a_spec_on_its_way_takes_nothing_back() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_silent_agent_makes_it_unknown() -> None:
+def test_silent_agent_makes_conditions_unknown() -> None:
     one, pods = limit(), [pod("1"), pod("2", "n2")]
     status = status_of(
         one,
@@ -235,12 +235,12 @@ def test_a_silent_agent_makes_it_unknown() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_node_that_nobody_knows_is_silent() -> None:
+def test_node_without_view_is_silent() -> None:
     assert told(status_of(limit(), [pod("1")]), "Enforced") == ("Unknown", "AgentSilent")
 
 
 @pytest.mark.rule("H1")
-def test_who_is_not_held_is_named_with_the_reason_even_beside_a_silent_node() -> None:
+def test_enforced_names_weak_pod_even_beside_silent_node() -> None:
     one, pods = limit(), [*(pod(str(i)) for i in range(6)), pod("x", "n2")]
     uses = [
         use(str(i), level="Observe", reason="CapIPCLock", message="holds CAP_IPC_LOCK")
@@ -257,7 +257,7 @@ def test_who_is_not_held_is_named_with_the_reason_even_beside_a_silent_node() ->
 
 
 @pytest.mark.rule("H1")
-def test_a_level_that_suffices_for_one_limit_does_not_for_a_stricter_one() -> None:
+def test_level_sufficient_for_one_limit_fails_stricter_minimum() -> None:
     lax, strict, pods = limit("lax"), limit("strict", minimumLevel="Deny"), [pod("1")]
     node = view(pods, [lax, strict], [use("1")])
     assert told(status_of(lax, pods, node), "Enforced") == ("True", "Enforced")
@@ -269,7 +269,7 @@ WEAK = {"source": "IoUring", "counted": True, "level": "Observe", "reason": "Sha
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("uses", [[use("1", level="Observe", reason="CapIPCLock")], []])
-def test_a_counted_source_below_the_level_is_named_where_a_pod_is_not_known_to_be_held(
+def test_weak_counted_source_is_named_if_pod_level_is_unknown(
     uses: list[dict[str, Any]],
 ) -> None:
     one, pods = limit(sources=["Mlock", "IoUring"]), [pod("1")]
@@ -281,9 +281,7 @@ def test_a_counted_source_below_the_level_is_named_where_a_pod_is_not_known_to_b
 
 
 @pytest.mark.rule("H1")
-def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_not_speak_against_it() -> (
-    None
-):
+def test_weak_source_does_not_matter_for_pod_with_sufficient_level() -> None:
     one, pods = limit(sources=["Mlock", "IoUring"], minimumLevel="Deny"), [pod("1"), pod("2")]
 
     def judged(*levels: str) -> PinLimitStatus:
@@ -304,7 +302,7 @@ def test_the_level_of_a_pod_is_over_all_that_it_can_use_so_a_weak_source_does_no
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_that_may_start_at_a_lower_level_is_not_called_held_before_it_did() -> None:
+def test_unstarted_pod_on_node_with_weak_source_is_pending() -> None:
     one, pods = limit(minimumLevel="Deny"), [pod("1"), pod("2", started=False)]
     status = status_of(one, pods, view(pods, [one], [use("1", level="Deny")]))
     assert told(status, "Enforced") == ("False", "Pending")
@@ -329,7 +327,7 @@ EMPTY = {
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("report", [EMPTY, {"processes": 0}], ids=["agent", "older agent"])
-def test_a_running_pod_without_processes_is_not_called_enforced(report: dict[str, Any]) -> None:
+def test_running_pod_without_processes_is_not_enforced(report: dict[str, Any]) -> None:
     """Seen with a runtime of another cgroup driver: https://github.com/kubernetes/kubernetes/issues/106514."""
     one, pods = limit(), [replace(pod("1"), running=True)]
     status = status_of(one, pods, view(pods, [one], [use("1", **report)]))
@@ -345,7 +343,9 @@ def test_a_running_pod_without_processes_is_not_called_enforced(report: dict[str
     [(False, EMPTY), (False, {"processes": 0}), (True, {**EMPTY, "reason": ENDED})],
     ids=["nothing runs", "nothing runs, older agent", "ended just now"],
 )
-def test_a_pod_of_which_nothing_runs_is_no_alarm(running: bool, report: dict[str, Any]) -> None:
+def test_pod_with_nothing_running_does_not_fail_enforced(
+    running: bool, report: dict[str, Any]
+) -> None:
     one = limit()
     for started in (True, False):
         pods = [replace(pod("1", started=started), running=running)]
@@ -355,7 +355,7 @@ def test_a_pod_of_which_nothing_runs_is_no_alarm(running: bool, report: dict[str
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("running", [True, False])
-def test_a_pod_whose_processes_cannot_be_read_says_that(running: bool) -> None:
+def test_pod_with_unreadable_processes_is_not_enforced(running: bool) -> None:
     one, pods = limit(), [replace(pod("1"), running=running)]
     unread = use("1", processes=0, level="Observe", reason="NotReadable")
     assert told(status_of(one, pods, view(pods, [one], [unread])), "Enforced") == (
@@ -372,7 +372,7 @@ def test_a_pod_whose_processes_cannot_be_read_says_that(running: bool) -> None:
     st.sampled_from(["Deny", "Kill", "Converge", "Observe"]),
     st.lists(st.sampled_from(["Deny", "Converge", "Observe"]), min_size=1, max_size=3),
 )
-def test_a_limit_is_enforced_exactly_when_every_started_pod_reports_the_level(
+def test_limit_is_enforced_exactly_if_every_started_pod_has_level(
     levels: list[str | None], minimum: str, sources: list[str]
 ) -> None:
     ranks = ["Deny", "Kill", "Converge", "Observe"]
@@ -396,14 +396,14 @@ def test_a_limit_is_enforced_exactly_when_every_started_pod_reports_the_level(
 
 
 @pytest.mark.rule("H1")
-def test_nothing_is_held_where_no_selected_source_is_counted() -> None:
+def test_limit_without_counted_source_is_not_enforced() -> None:
     one, pods = limit(sources=["Xdp"]), [pod("1")]
     status = status_of(one, pods, view(pods, [one], [use("1")]))
     assert told(status, "Enforced") == ("False", "NotCounted")
 
 
 @pytest.mark.rule("H1")
-def test_a_running_pod_that_is_not_reported_is_not_held_and_one_that_has_not_started_is() -> None:
+def test_unreported_running_pod_is_not_enforced_and_unstarted_pod_is_ignored() -> None:
     one, running, waiting = limit(), pod("1"), pod("2", started=False)
     assert told(status_of(one, [running], view([running], [one])), "Enforced") == (
         "False",
@@ -421,7 +421,7 @@ def test_a_running_pod_that_is_not_reported_is_not_held_and_one_that_has_not_sta
 
 
 @pytest.mark.rule("H1")
-def test_an_agent_that_does_not_understand_a_limit_is_named_with_its_reason() -> None:
+def test_unsupported_limit_is_not_applied_with_agents_reason() -> None:
     one, pods = limit(), [pod("1")]
     report = {"uid": "uid-db", "reason": "UnknownField", "message": "limits.0.weight"}
     status = status_of(
@@ -437,7 +437,7 @@ def test_an_agent_that_does_not_understand_a_limit_is_named_with_its_reason() ->
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("uid", ["", "uid-n1"])
-def test_a_spec_that_an_agent_cannot_read_is_told_of_what_it_has_not_taken(uid: str) -> None:
+def test_unreadable_spec_fails_only_unacknowledged_limits(uid: str) -> None:
     known, new, old_pod, new_pod = limit("known"), limit("new"), pod("1"), pod("2")
     report = {"uid": uid, "reason": "InvalidSpec", "message": "mode: unknown"}
     node = view([old_pod], [known], [use("1"), use("2")], unsupportedLimits=[report])
@@ -457,7 +457,7 @@ def test_a_spec_that_an_agent_cannot_read_is_told_of_what_it_has_not_taken(uid: 
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_that_found_no_room_on_a_pod_says_so() -> None:
+def test_limit_without_room_on_pod_is_not_applied() -> None:
     many, pods = [limit(f"x{i:03}") for i in range(MAX_POD_LIMITS + 1)], [pod("1")]
     node = view(pods, many, [use("1")])
     assert told(status_of(many[0], pods, node), "Enforced") == ("True", "Enforced")
@@ -467,7 +467,7 @@ def test_a_limit_that_found_no_room_on_a_pod_says_so() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_an_audit_limit_is_ready_when_applied_and_never_enforced() -> None:
+def test_audit_limit_is_ready_if_applied_and_never_enforced() -> None:
     one, pods = limit(enforcement="Audit"), [pod("1")]
     status = status_of(one, pods, view(pods, [one], [use("1", 9 * MIB)]))
     assert told(status, "Enforced") == ("False", "Audit")
@@ -476,7 +476,7 @@ def test_an_audit_limit_is_ready_when_applied_and_never_enforced() -> None:
 
 
 @pytest.mark.rule("P13")
-def test_an_overridden_limit_still_holds_and_says_by_which() -> None:
+def test_overridden_limit_is_accepted_with_names_of_stricter_limits() -> None:
     one, pods = limit(), [pod("1")]
     status = status_of(one, pods, view(pods, [one], [use("1")]), overriding={"top", "a/tight"})
     assert told(status, "Accepted") == ("True", "Overridden")
@@ -485,7 +485,7 @@ def test_an_overridden_limit_still_holds_and_says_by_which() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_source_that_is_not_counted_makes_the_figures_lower_bounds() -> None:
+def test_uncounted_source_makes_figures_lower_bounds() -> None:
     one, pods = limit(sources=["Mlock", "Xdp", "Perf"]), [pod("1"), pod("2", "n2")]
     full = [*SOURCES, *({**SOURCES[0], "source": source} for source in ("Xdp", "Perf"))]
     status = status_of(
@@ -502,7 +502,7 @@ def test_a_source_that_is_not_counted_makes_the_figures_lower_bounds() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_what_no_node_reported_is_absent_and_not_zero() -> None:
+def test_unreported_figures_are_absent_not_zero() -> None:
     one, pods = limit(), [pod("1")]
     spec = compile_node(Node("n1"), pods, {}, [one], Settings())
     status = status_of(one, pods, NodeView("n1", silent=False).with_desired(spec))
@@ -516,7 +516,7 @@ def test_what_no_node_reported_is_absent_and_not_zero() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_report_that_was_cut_is_labelled() -> None:
+def test_truncated_report_is_named_in_complete() -> None:
     one, pods = limit(), [pod("1"), pod("2")]
     status = status_of(one, pods, view(pods, [one], [use("1", MIB)], truncated=True))
     assert told(status, "Complete") == ("False", "Truncated")
@@ -524,7 +524,7 @@ def test_a_report_that_was_cut_is_labelled() -> None:
 
 
 @pytest.mark.rule("P11")
-def test_the_excess_is_told_per_pod() -> None:
+def test_within_limit_names_excess_of_each_pod() -> None:
     one, pods = limit(), [pod("1"), pod("2")]
     status = status_of(one, pods, view(pods, [one], [use("1", 8 * MIB), use("2", 8 * MIB + 4096)]))
     assert told(status, "WithinLimit") == ("False", "OverLimit")
@@ -537,7 +537,7 @@ def test_the_excess_is_told_per_pod() -> None:
     )
 
 
-def test_a_sum_over_a_node_is_judged_over_its_pods() -> None:
+def test_node_scope_compares_sum_of_pods() -> None:
     top, pods = ceiling(amount="8Mi", scope="Node"), [pod("1"), pod("2"), pod("3", "n2")]
     other = view(pods[2:], [top], [use("3", 8 * MIB)])
     within = view(pods[:2], [top], [use("1", 4 * MIB), use("2", 4 * MIB)])
@@ -549,7 +549,7 @@ def test_a_sum_over_a_node_is_judged_over_its_pods() -> None:
     assert status.recommendation == "11Mi"
 
 
-def test_containers_are_judged_each_by_itself() -> None:
+def test_container_scope_compares_each_container() -> None:
     one, pods = limit(amount="8Mi", scope="Container", containers=["main"]), [pod("1")]
 
     def containers(**pinned: int) -> list[dict[str, Any]]:
@@ -566,7 +566,7 @@ def test_containers_are_judged_each_by_itself() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_on_containers_that_no_pod_has_is_not_enforced() -> None:
+def test_limit_on_missing_containers_is_not_enforced() -> None:
     pods = [pod("1"), pod("2")]
     for names, expected in (
         (["mian"], ("False", "NoSuchContainer")),
@@ -592,7 +592,9 @@ def test_a_limit_on_containers_that_no_pod_has_is_not_enforced() -> None:
         (None, ("False", "BeyondMaxGrant")),
     ],
 )
-def test_a_grant_says_whether_it_reaches(max_grant: str | None, expected: tuple[str, str]) -> None:
+def test_granted_says_whether_grant_is_allowed(
+    max_grant: str | None, expected: tuple[str, str]
+) -> None:
     one, pods = limit(grant=True, sources=[]), [pod("1")]
     limits: list[Limit] = [one, *([ceiling(maxGrant=max_grant)] if max_grant else [])]
     status = status_of(one, pods, view(pods, limits, [use("1")]))
@@ -602,7 +604,7 @@ def test_a_grant_says_whether_it_reaches(max_grant: str | None, expected: tuple[
 
 
 @pytest.mark.rule("P14")
-def test_only_a_grant_speaks_of_granting() -> None:
+def test_limit_without_grant_has_no_granted_condition() -> None:
     one, pods = limit(), [pod("1")]
     assert "Granted" not in {
         each.type for each in status_of(one, pods, view(pods, [one])).conditions
@@ -610,7 +612,7 @@ def test_only_a_grant_speaks_of_granting() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_the_worst_overshoot_is_shown() -> None:
+def test_status_has_worst_overshoot() -> None:
     one, pods = limit(), [pod("1"), pod("2", "n2")]
 
     def seen(peak: int, seconds: float, uid: str = "uid-db") -> dict[str, Any]:
@@ -634,7 +636,7 @@ def test_the_worst_overshoot_is_shown() -> None:
 
 
 @pytest.mark.rule("H2", "P13")
-def test_a_limit_counts_what_was_refused_for_it_and_nothing_where_that_cannot_be_seen() -> None:
+def test_denials_count_only_own_limit_and_are_absent_without_gate() -> None:
     one, other, pods = limit(), limit("other"), [pod("1"), pod("2"), pod("3", "n2"), pod("4", "n3")]
 
     def denied(**counts: int) -> list[dict[str, Any]]:
@@ -663,7 +665,7 @@ def test_a_limit_counts_what_was_refused_for_it_and_nothing_where_that_cannot_be
     assert PinLimitStatus.model_validate(status.to_wire()) == status
 
 
-def test_the_ten_largest_pods_are_shown() -> None:
+def test_top_pods_are_the_ten_largest() -> None:
     one, pods = limit(), [pod(f"{i:02}", f"n{i % 2}") for i in range(30)]
     views = [
         view(on_node, [one], [use(each.uid, int(each.uid) * 4096) for each in on_node])
@@ -674,7 +676,7 @@ def test_the_ten_largest_pods_are_shown() -> None:
     assert status.pinned_bytes == sum(range(30)) * 4096
 
 
-def test_a_condition_keeps_its_time_while_its_status_stays_and_nothing_else_is_written() -> None:
+def test_condition_keeps_transition_time_while_status_is_equal() -> None:
     one, pods = limit(), [pod("1")]
     views = {"n1": view(pods, [one], [use("1")])}
     first = aggregate(one, pods, views, None, NOW)
@@ -713,7 +715,7 @@ def cluster(
 
 @pytest.mark.rule("H1", "H2")
 @given(st.lists(STATES, max_size=4))
-def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) -> None:
+def test_status_never_claims_more_than_known(states: list[dict[str, Any]]) -> None:
     one = limit()
     pods, views = cluster(one, states)
     status = aggregate(one, pods, views, None, NOW)
@@ -739,7 +741,7 @@ def test_no_status_claims_more_than_what_is_known(states: list[dict[str, Any]]) 
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), STATES), min_size=1, max_size=6), st.booleans())
-def test_what_is_kept_from_the_last_time_changes_no_answer(
+def test_share_cache_never_changes_the_status(
     changes: list[tuple[int, dict[str, Any]]], shuffle: bool
 ) -> None:
     one, cache = limit(), ShareCache[LimitOnNode]()
@@ -759,7 +761,7 @@ def test_what_is_kept_from_the_last_time_changes_no_answer(
         assert aggregate(one, pods, views, None, NOW, cache=cache) == expected
 
 
-def test_a_great_many_findings_take_little_room() -> None:
+def test_many_observations_take_little_memory() -> None:
     one, pods = limit(), [pod(f"{i:03}") for i in range(500)]
     node = view(pods, [one], [use(each.uid, level="Observe", reason="CapIPCLock") for each in pods])
     share = summarize_limit(one, pods, node)
@@ -769,7 +771,7 @@ def test_a_great_many_findings_take_little_room() -> None:
 
 
 @pytest.mark.rule("H1", "P13")
-def test_a_limit_on_a_pod_whose_cgroup_another_pod_claims_says_so() -> None:
+def test_limit_on_contested_pod_is_not_enforced() -> None:
     one = limit()
     pods = [replace(pod("1"), cgroup_uid="h", contested=True)]
     status = status_of(one, pods, view(pods, [one], [use("h", MIB)]))

@@ -9,7 +9,7 @@ from pinwarden.plan.recommendation import HEADROOM, recommend
 
 @pytest.mark.rule("H2")
 @pytest.mark.parametrize("peak", [None, 0])
-def test_without_an_observation_there_is_none(peak: int | None) -> None:
+def test_recommendation_without_peak_is_none(peak: int | None) -> None:
     assert recommend(peak) is None
 
 
@@ -24,12 +24,12 @@ def test_without_an_observation_there_is_none(peak: int | None) -> None:
         (5 * 2**30, "6Gi"),
     ],
 )
-def test_examples(peak: int, expected: str) -> None:
+def test_recommendation_has_documented_examples(peak: int, expected: str) -> None:
     assert recommend(peak) == expected
 
 
 @given(st.integers(1, 2**50))
-def test_there_is_headroom_and_not_much_more(peak: int) -> None:
+def test_recommendation_has_headroom_within_bounds(peak: int) -> None:
     amount = recommend(peak)
     assert amount is not None
     assert amount.bytes % 4096 == 0
@@ -39,6 +39,6 @@ def test_there_is_headroom_and_not_much_more(peak: int) -> None:
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40))
-def test_more_use_never_means_less(one: int, other: int) -> None:
+def test_recommendation_grows_with_peak(one: int, other: int) -> None:
     low, high = (recommend(peak) for peak in sorted((one, other)))
     assert (low.bytes if low else 0) <= (high.bytes if high else 0)

@@ -31,7 +31,7 @@ OPPOSITE = {"In": "NotIn", "NotIn": "In", "Exists": "DoesNotExist", "DoesNotExis
 
 
 @given(labels)
-def test_an_empty_selector_selects_everything_and_an_absent_one_nothing(
+def test_empty_selector_selects_all_and_absent_selector_nothing(
     found: dict[str, str],
 ) -> None:
     assert selects(LabelSelector(), found)
@@ -39,7 +39,7 @@ def test_an_empty_selector_selects_everything_and_an_absent_one_nothing(
 
 
 @given(expressions, labels)
-def test_each_operator_is_the_negation_of_its_opposite(
+def test_selector_operator_is_negation_of_its_opposite(
     requirement: LabelSelectorRequirement, found: dict[str, str]
 ) -> None:
     other = requirement.model_copy(update={"operator": OPPOSITE[requirement.operator]})
@@ -49,7 +49,7 @@ def test_each_operator_is_the_negation_of_its_opposite(
 
 
 @given(selectors, labels)
-def test_all_requirements_hold_together(selector: LabelSelector, found: dict[str, str]) -> None:
+def test_selector_requires_all_requirements(selector: LabelSelector, found: dict[str, str]) -> None:
     parts = [
         LabelSelector(match_labels={key: value}) for key, value in selector.match_labels.items()
     ]
@@ -70,7 +70,7 @@ def test_all_requirements_hold_together(selector: LabelSelector, found: dict[str
         ("DoesNotExist", [], {"k": ""}, False),
     ],
 )
-def test_the_truth_table_of_the_documentation(
+def test_selector_matches_truth_table_of_kubernetes(
     operator: str, values: list[str], found: dict[str, str], expected: bool
 ) -> None:
     requirement = LabelSelectorRequirement.model_validate(
@@ -79,7 +79,7 @@ def test_the_truth_table_of_the_documentation(
     assert selects(LabelSelector(match_expressions=[requirement]), found) is expected
 
 
-def test_naming_is_more_than_selecting() -> None:
+def test_named_value_is_always_selected() -> None:
     requirement = LabelSelectorRequirement(key="k", operator="In", values=["a", "b"])
     assert names_value(LabelSelector(match_labels={"k": "a"}), "k", "a")
     assert names_value(LabelSelector(match_expressions=[requirement]), "k", "b")
@@ -95,7 +95,7 @@ KEYS = ("app", "tier", "example.com/zone")
 
 
 @given(selectors)
-def test_a_contradiction_is_told_exactly_where_no_labels_are_selected(
+def test_contradiction_is_found_exactly_if_no_labels_match(
     selector: LabelSelector,
 ) -> None:
     """Values that no requirement names are all alike: one of them, and the absence of the key, stand for the rest."""

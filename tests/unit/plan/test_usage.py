@@ -54,7 +54,7 @@ NODES = {"n1", "n2", "n3", "n9"}
 ALL = FigureFilter(NODES)
 
 
-def test_a_static_pod_is_found_by_its_hash_and_shows_the_limit_that_it_reaches_first() -> None:
+def test_static_pod_is_shown_by_hash_with_strictest_limit() -> None:
     held = {"pods": [{"uid": "static-hash", "limits": ["audit", "team-a/each", "team-a/db@0"]}]}
     (figure,) = pod_figures([POD], [config(uses=[use("static-hash")], spec=held)], ALL, NOW)
     assert (figure.namespace, figure.pod, figure.total, figure.locked, figure.pinned) == (
@@ -69,7 +69,7 @@ def test_a_static_pod_is_found_by_its_hash_and_shows_the_limit_that_it_reaches_f
 
 
 @pytest.mark.rule("H2")
-def test_what_is_not_reported_is_absent_and_comes_last() -> None:
+def test_unreported_pod_has_absent_figures_and_comes_last() -> None:
     held = {"pods": [{"uid": "static-hash", "limits": ["audit"]}, {"uid": "free"}]}
     two = config("n2", [use("u2", 0, vmPin=0, denials=[])])
     silent, zero = reversed(pod_figures([POD, OTHER], [config(spec=held), two], ALL, NOW))
@@ -78,7 +78,7 @@ def test_what_is_not_reported_is_absent_and_comes_last() -> None:
     assert "total" not in silent.to_wire()
 
 
-def test_a_pod_that_is_gone_keeps_its_uid_and_shows_where_all_are_asked_for() -> None:
+def test_gone_pod_is_shown_by_uid_without_filter() -> None:
     configs = [config(uses=[use("gone")])]
     (figure,) = pod_figures([POD], configs, ALL, NOW)
     assert (figure.namespace, figure.pod) == (None, "gone")
@@ -90,7 +90,7 @@ def test_a_pod_that_is_gone_keeps_its_uid_and_shows_where_all_are_asked_for() ->
 @pytest.mark.parametrize(
     ("age", "level"), [(STALE.total_seconds(), "Deny"), (STALE.total_seconds() + 1, None)]
 )
-def test_a_report_that_is_too_old_tells_no_level(age: float, level: str | None) -> None:
+def test_stale_report_shows_no_level(age: float, level: str | None) -> None:
     (figure,) = pod_figures([OTHER], [config("n2", [use("u2")], age=age)], ALL, NOW)
     assert figure.level == level
     assert figure.total == 2 * MIB
@@ -98,7 +98,7 @@ def test_a_report_that_is_too_old_tells_no_level(age: float, level: str | None) 
 
 
 @pytest.mark.rule("H1")
-def test_a_silent_agent_makes_the_level_unknown() -> None:
+def test_silent_agent_makes_level_unknown() -> None:
     (figure,) = pod_figures([OTHER], [config("n2", [use("u2")])], FigureFilter({"n1"}), NOW)
     assert (figure.level, figure.reason, figure.stale, figure.total) == (
         None,
@@ -108,14 +108,14 @@ def test_a_silent_agent_makes_the_level_unknown() -> None:
     )
 
 
-def test_a_uid_of_another_node_is_not_taken_for_the_pod() -> None:
+def test_uid_of_another_node_is_not_joined_with_pod() -> None:
     assert (
         pod_figures([POD], [config("n9", [use("static-hash")])], FigureFilter(NODES, "team-a"), NOW)
         == []
     )
 
 
-def test_the_counters_are_those_of_the_agent() -> None:
+def test_counted_in_matches_counters_of_agent() -> None:
     """The plugin may not ask the agent's code; this test may."""
     told = {each.source: each.message for each in source_levels(GateAbility(True, ""))}
     for counter, sources in COUNTED_IN.items():
@@ -124,13 +124,13 @@ def test_the_counters_are_those_of_the_agent() -> None:
     assert {source for source, message in told.items() if "counted in Vm" in message} == counted
 
 
-def test_sources_that_are_not_counted_are_named_with_their_nodes() -> None:
+def test_uncounted_sources_are_listed_with_nodes() -> None:
     blind = [{"source": "Xdp", "counted": False, "level": "Observe", "reason": "NotCounted"}]
     found = uncounted([config("n1", sources=blind), config("n2", sources=blind), config("n3")])
     assert found == {("Xdp",): ["n1", "n2"]}
 
 
-def test_shared_figures_have_groups_of_the_namespace_and_borrows_of_its_pods() -> None:
+def test_shared_figures_have_groups_of_namespace_and_borrows_of_pods() -> None:
     group = {
         "name": "team-a/cache",
         "uid": "g1",
@@ -206,7 +206,7 @@ def frames(sampled: datetime | None, *, age: float = 3.0) -> NodePinConfig:
     ("accountant", "agent", "stale"),
     [(10.0, 3.0, False), (STALE.total_seconds() + 1, 3.0, True), (8000.0, 7000.0, True)],
 )
-def test_shared_figures_are_as_old_as_the_accountants_sample(
+def test_shared_figures_have_age_of_accountants_sample(
     accountant: float, agent: float, stale: bool
 ) -> None:
     sampled = NOW - timedelta(seconds=accountant)

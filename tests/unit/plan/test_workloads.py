@@ -48,7 +48,7 @@ def limit(**spec: Any) -> PinLimit:
         ("Pod", "pi-7f3a9d8b1c2e-driver", {"spark-role": "executor"}, "spark/pi"),
     ],
 )
-def test_a_workload_is_what_kubectl_calls_it(
+def test_workload_has_name_of_kubectl(
     kind: str, name: str, labels: dict[str, str], expected: str
 ) -> None:
     owners = [{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": True}]
@@ -57,7 +57,7 @@ def test_a_workload_is_what_kubectl_calls_it(
     assert workload_of(metadata) == expected
 
 
-def test_kinds_of_other_api_groups_are_not_taken_for_built_in_ones() -> None:
+def test_kind_of_another_api_group_is_not_built_in() -> None:
     owner = {
         "apiVersion": "apps.kruise.io/v1beta1",
         "kind": "StatefulSet",
@@ -67,11 +67,11 @@ def test_kinds_of_other_api_groups_are_not_taken_for_built_in_ones() -> None:
     assert workload_of({"ownerReferences": [owner]}) == "statefulset.apps.kruise.io/db"
 
 
-def test_a_pod_of_its_own_has_no_workload() -> None:
+def test_pod_without_owner_has_no_workload() -> None:
     assert workload_of({}) == ""
 
 
-def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_workload() -> None:
+def test_recommended_limit_has_highest_peak_and_selects_all_pods() -> None:
     pods = [
         pod("db-0", app="db", tier="x", **{"apps.kubernetes.io/pod-index": "0"}),
         pod("db-1", app="db", tier="x"),
@@ -106,7 +106,7 @@ def test_a_limit_has_the_highest_peak_with_headroom_and_selects_all_pods_of_the_
 
 
 @pytest.mark.rule("H2")
-def test_without_an_observation_an_audit_limit_comes_first() -> None:
+def test_workload_without_observation_gets_audit_limit() -> None:
     (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db")], [])
     told = advise(workload)
     assert told.limit is None
@@ -116,12 +116,12 @@ def test_without_an_observation_an_audit_limit_comes_first() -> None:
     assert "agents report only pods with limits" in told.basis
 
 
-def test_what_was_seen_to_pin_nothing_teaches_nothing() -> None:
+def test_workload_without_pinned_memory_gets_no_limit() -> None:
     (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db", 0, SINCE)], [])
     assert (advise(workload).limit, advise(workload).manifest) == (None, None)
 
 
-def test_what_a_limit_observes_already_gets_no_second_one() -> None:
+def test_workload_with_audit_limit_gets_no_second_limit() -> None:
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", limits=[limit()])], []
     )
@@ -129,7 +129,7 @@ def test_what_a_limit_observes_already_gets_no_second_one() -> None:
     assert "limits: mine" in advise(workload).basis
 
 
-def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
+def test_existing_limit_is_changed_and_keeps_other_fields() -> None:
     there = limit(minimumLevel="Deny")
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
@@ -157,7 +157,7 @@ def test_the_limit_that_is_there_is_changed_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize(
     ("amount", "held_back"), [("50Mi", True), ("52Mi", True), ("64Mi", False), ("48Mi", True)]
 )
-def test_a_peak_that_a_limit_held_says_so(amount: str, held_back: bool) -> None:
+def test_peak_at_a_limit_is_remarked(amount: str, held_back: bool) -> None:
     there = limit(limit=amount, enforcement="Enforce")
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
@@ -165,7 +165,7 @@ def test_a_peak_that_a_limit_held_says_so(amount: str, held_back: bool) -> None:
     assert ("so they may need more" in advise(workload).basis) is held_back
 
 
-def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_not_made() -> None:
+def test_selector_that_matches_other_pods_is_remarked_and_selector_of_all_is_not_written() -> None:
     mine, other = pod("db-0", app="db"), pod("copy-0", app="db", tier="x")
     (workload,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE)], [mine, other])
     assert "also matches 1 other pod, such as copy-0" in advise(workload).basis
@@ -175,7 +175,7 @@ def test_a_selector_that_takes_in_others_says_so_and_one_that_takes_in_all_is_no
     assert "no limit is possible: the pods have no permanent label" in advise(workload).basis
 
 
-def test_a_limit_is_recommended_what_its_status_says() -> None:
+def test_limit_is_recommended_as_in_its_status() -> None:
     told = advise_limit(limit().model_copy(update={"status": None}))
     assert (told.limit, told.manifest) == (None, None)
     body = {
@@ -223,7 +223,7 @@ VIRT = {
         ("pod/db-0", {"app": "db-0"}, {"app": "db-0"}),
     ],
 )
-def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
+def test_selector_has_only_labels_of_the_next_version(
     workload: str, labels: dict[str, str], selector: dict[str, str] | None
 ) -> None:
     """https://github.com/helm/charts/issues/7680, https://github.com/argoproj/argo-rollouts/issues/219."""
@@ -237,7 +237,7 @@ def test_a_selector_has_what_the_next_version_keeps_or_none_is_written(
         assert told.manifest["spec"]["podSelector"] == {"matchLabels": selector}
 
 
-def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
+def test_owners_selector_comes_before_labels_of_pods() -> None:
     labels = {"app": "db", "stage": "red"}
     owner = LabelSelector.model_validate(
         {
@@ -260,7 +260,7 @@ def test_the_owners_selector_comes_before_the_labels_of_pods() -> None:
     assert "app.kubernetes.io/version=7" in told.warning
 
 
-def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
+def test_label_left_out_for_its_value_is_named() -> None:
     (one,) = workloads(
         [ObservedPod(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], []
     )
@@ -272,7 +272,7 @@ def test_a_label_that_is_left_out_for_its_looks_is_named() -> None:
     )
 
 
-def test_a_limit_whose_selector_has_a_version_is_warned_of() -> None:
+def test_limit_with_version_in_selector_has_warning() -> None:
     body = {
         "metadata": {"name": "mine", "namespace": "team-a"},
         "spec": {"podSelector": {"matchLabels": CHART}, "limit": "8Mi"},
@@ -283,7 +283,7 @@ def test_a_limit_whose_selector_has_a_version_is_warned_of() -> None:
     assert "helm.sh/chart=db-18.1.0" in warning
 
 
-def test_a_limit_is_named_as_an_object_may_be() -> None:
+def test_limit_name_has_only_allowed_letters() -> None:
     (one,) = workloads([ObservedPod(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
     told = advise(one)
     assert told.manifest is not None
