@@ -1,4 +1,4 @@
-"""The models read and write what the API server stores, without loss; the CRDs on disk are those of the models."""
+"""The models read and write stored objects without loss, and generate the CRDs on disk."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_crd_on_disk_is_generated_from_models(kind: type[Resource], folder: Path
 def test_crd_is_kept_if_treated_as_object_of_the_chart(
     kind: type[Resource],
 ) -> None:
-    """Argo CD reads Helm's word for it; all limits and groups would go with the CRDs."""
+    """Argo CD reads Helm's annotation; without it, all limits and groups end with the CRDs."""
     assert crd(kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
@@ -165,7 +165,7 @@ def test_denial_has_bounded_size_and_time_zone(
 
 
 def test_longest_list_of_denials_stays_small() -> None:
-    """Two thirds of a status at most, where the rest has 10 KB."""
+    """At most two thirds of a status, whose rest has 10 KB."""
     longest = {
         "pod": "0" * 36,
         "container": "c" * 63,

@@ -1,4 +1,4 @@
-"""The index answers what a compilation from scratch would, and says what an event could have changed."""
+"""The index answers like a compilation from scratch, and names the changes of an event."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,7 +117,7 @@ LIMIT_NAMES = ["u", "v", *(f"{namespace}/{name}" for namespace in NAMESPACES for
 
 
 class Mirror:
-    """The same objects in plain dictionaries, and every answer worked out from scratch."""
+    """The same objects in plain dictionaries, with every answer computed from scratch."""
 
     def __init__(self) -> None:
         self.world = Cluster()
@@ -128,7 +128,7 @@ class Mirror:
         self.limits: dict[str, Limit] = {}
 
     def settle(self) -> None:
-        """A removed namespace goes with its last pod."""
+        """A removed namespace ends with its last pod."""
         pods = [pod for pod in self.pods.values() if pod.node and not (pod.terminal or pod.windows)]
         for name in self.removed_namespaces - {pod.namespace for pod in pods}:
             self.removed_namespaces.discard(name)
@@ -187,7 +187,7 @@ class Mirror:
         return {name: self.spec(node) for name, node in self.nodes.items()}
 
     def facts(self) -> dict[str, object]:
-        """All that a limit's status can depend on, but for what agents report."""
+        """All input of a limit's status except the reports of agents."""
         grants = {
             (limit.uid, pod.uid): limit.grant
             for spec in self.specs().values()

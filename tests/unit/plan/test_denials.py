@@ -1,4 +1,4 @@
-"""Every refusal that a node lists is news once, and reads as one sentence that no process can forge."""
+"""Every listed denial is new once, and its sentence cannot be forged by a process."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -54,11 +54,11 @@ steps = st.lists(
 def test_denial_in_any_report_is_new_once_whatever_clocks_and_restarts_do(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    """A clock steps by whole seconds here, and each refusal takes a little time, so that no two of them are one."""
+    """The clock steps by whole seconds, and each denial takes a moment, so no two are equal."""
     journal: list[DenialReport] = []
     seen = SeenDenials()
     listed: list[DenialReport] = []
-    told: list[DenialReport] = []
+    reported: list[DenialReport] = []
     clock, ticks = NOON, 0
     for step, count, jump in steps:
         if step == "refuse":
@@ -68,11 +68,13 @@ def test_denial_in_any_report_is_new_once_whatever_clocks_and_restarts_do(
                 journal.append(denial(len(journal) + 1, clock + timedelta(microseconds=ticks)))
         elif step == "restart":
             journal = []
-        found = find_new_denials(seen, [] if step == "empty" else journal[-LISTED:], NOON)
-        seen = found.seen
-        told += found.denials
+        result = find_new_denials(seen, [] if step == "empty" else journal[-LISTED:], NOON)
+        seen = result.seen
+        reported += result.denials
         listed += journal[-LISTED:] if step != "empty" else []
-    assert [each.time for each in told] == list(dict.fromkeys(each.time for each in listed))
+    assert [denial.time for denial in reported] == list(
+        dict.fromkeys(denial.time for denial in listed)
+    )
 
 
 @given(st.integers(0, 100), st.integers(1, 100), st.booleans())
@@ -92,10 +94,10 @@ def test_denial_missing_in_all_reports_is_noticed(before: int, more: int, restar
 def test_first_report_has_only_denials_of_last_minute_as_new() -> None:
     times = [NOON - timedelta(hours=1), NOON - FRESH - timedelta(seconds=1), NOON - FRESH, NOON]
     listed = [denial(number, time) for number, time in enumerate(times, start=7)]
-    found = find_new_denials(None, listed, NOON)
-    assert [each.number for each in found.denials] == [9, 10]
-    assert not found.missed
-    assert not find_new_denials(found.seen, listed, NOON).denials
+    result = find_new_denials(None, listed, NOON)
+    assert [denial.number for denial in result.denials] == [9, 10]
+    assert not result.missed
+    assert not find_new_denials(result.seen, listed, NOON).denials
 
 
 def test_late_denial_of_known_node_is_new() -> None:
@@ -104,17 +106,17 @@ def test_late_denial_of_known_node_is_new() -> None:
 
 
 def test_older_report_forgets_nothing() -> None:
-    one, two = denial(1), denial(2)
-    seen = find_new_denials(SeenDenials(), [one, two], NOON).seen
-    for older in ([], [one]):
-        found = find_new_denials(seen, older, NOON)
-        assert not found.denials
-        assert not find_new_denials(found.seen, [one, two], NOON).denials
+    first, second = denial(1), denial(2)
+    seen = find_new_denials(SeenDenials(), [first, second], NOON).seen
+    for older in ([], [first]):
+        result = find_new_denials(seen, older, NOON)
+        assert not result.denials
+        assert not find_new_denials(result.seen, [first, second], NOON).denials
 
 
 @pytest.mark.rule("H2")
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         (
             {},
@@ -128,7 +130,8 @@ def test_older_report_forgets_nothing() -> None:
         ),
         (
             {"used": None, "limit": None, "message": "the pod was not known yet"},
-            'mlock of 4Mi by process "db" (pid 4242) in container main denied: the pod was not known yet',
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
+            "the pod was not known yet",
         ),
         (
             {"used": None, "message": "not\nread"},
@@ -137,7 +140,8 @@ def test_older_report_forgets_nothing() -> None:
         ),
         (
             {"used": None, "limit": None},
-            'mlock of 4Mi by process "db" (pid 4242) in container main denied: the cause is unknown',
+            'mlock of 4Mi by process "db" (pid 4242) in container main denied: '
+            "the cause is unknown",
         ),
         (
             {
@@ -162,9 +166,9 @@ def test_older_report_forgets_nothing() -> None:
     ],
 )
 def test_denial_is_described_with_process_call_and_cause(
-    changes: dict[str, Any], said: str
+    changes: dict[str, Any], sentence: str
 ) -> None:
-    assert describe_denial(denial(**changes), "PinLimit team-a/db") == said
+    assert describe_denial(denial(**changes), "PinLimit team-a/db") == sentence
 
 
 @pytest.mark.parametrize("source", Source)
@@ -174,9 +178,9 @@ def test_every_source_has_a_word(source: Source) -> None:
 
 @given(st.text(max_size=16))
 def test_process_name_never_ends_the_sentence(name: str) -> None:
-    said = describe_denial(denial(process=name), "PinLimit team-a/db")
-    assert said.isprintable()
-    assert said.count('"') == 2
+    sentence = describe_denial(denial(process=name), "PinLimit team-a/db")
+    assert sentence.isprintable()
+    assert sentence.count('"') == 2
     assert len(printable(name)) == len(name)
 
 

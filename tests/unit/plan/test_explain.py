@@ -1,4 +1,4 @@
-"""`explain`: each situation has its cause and its next step. The specs are compiled by the operator's own code."""
+"""Each situation has its cause and its next step; the operator's own code compiles the specs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,9 +71,9 @@ def denial(limit: Limit, used: int, asked: int, **more: Any) -> dict[str, Any]:
 def config(
     limits: Sequence[Limit], pod: Pod, *, taken: bool = True, **status: Any
 ) -> NodePinConfig:
-    """A NodePinConfig as the operator writes it, whose agent took all of it, or nothing."""
+    """A NodePinConfig as the operator writes it; `taken`: its agent acknowledged the spec."""
     spec = compile_node(Node(NODE), [pod], {}, limits, Settings())
-    applied = [{"uid": each.uid, "hash": each.hash} for each in spec.limits] if taken else []
+    applied = [{"uid": row.uid, "hash": row.hash} for row in spec.limits] if taken else []
     reported = {
         "observedGeneration": 7 if taken else 6,
         "appliedLimits": applied,
@@ -96,13 +96,13 @@ def evidence(
     **more: Any,
 ) -> Evidence:
     status = more.pop("status", {})
-    made = config(limits, pod, taken=taken, pods=[use()] if uses is None else uses, **status)
+    node_config = config(limits, pod, taken=taken, pods=[use()] if uses is None else uses, **status)
     parts: dict[str, Any] = {
         "pod": pod,
         "now": NOW,
         "namespace": Namespace(pod.namespace),
         "node": Node(NODE),
-        "config": made,
+        "config": node_config,
         "agent": NodeAgent("pinwarden-agent-x", ready=True),
         "limits": limits,
         "workload": "deployment/db",
@@ -110,21 +110,21 @@ def evidence(
     return Evidence(**(parts | more))
 
 
-def first(told: Explanation) -> tuple[Cause, bool, str, str]:
-    finding = told.findings[0]
+def first(explanation: Explanation) -> tuple[Cause, bool, str, str]:
+    finding = explanation.findings[0]
     return finding.cause, finding.problem, finding.message, finding.next.command
 
 
-def causes(told: Explanation) -> list[Cause]:
-    return [finding.cause for finding in told.findings]
+def causes(explanation: Explanation) -> list[Cause]:
+    return [finding.cause for finding in explanation.findings]
 
 
 @pytest.mark.rule("H1")
 def test_running_pod_without_processes_points_to_cgroup_driver() -> None:
     nothing = use(0, "Observe", "NoProcesses", processes=0, message="no process is in its cgroup")
     running = replace(POD, running=True)
-    told = explain(evidence(limit(), pod=running, uses=[nothing]))
-    cause, problem, message, command = first(told)
+    explanation = explain(evidence(limit(), pod=running, uses=[nothing]))
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.NOT_ENFORCEABLE, True)
     assert "no process is in its cgroup" in message
     assert command == "kubectl get --raw /api/v1/nodes/n1/proxy/configz"
@@ -135,19 +135,22 @@ def test_running_pod_without_processes_points_to_cgroup_driver() -> None:
         )
 
 
-RESTART = "kubectl label namespace team-a pinwarden.io/gate=runtime-default && kubectl -n team-a rollout restart deployment/db"
+RESTART = (
+    "kubectl label namespace team-a pinwarden.io/gate=runtime-default && "
+    "kubectl -n team-a rollout restart deployment/db"
+)
 
 
 def test_denied_call_at_limit_advises_to_raise_it() -> None:
-    one = limit()
-    told = explain(
+    db = limit()
+    explanation = explain(
         evidence(
-            one,
+            db,
             uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 3}])],
-            status={"recentDenials": [denial(one, 64 * MIB, 4096)]},
+            status={"recentDenials": [denial(db, 64 * MIB, 4096)]},
         )
     )
-    cause, problem, message, command = first(told)
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.DENIED_BY_GATE, True)
     assert "denied 3 calls for PinLimit team-a/db (64Mi)" in message
     assert 'mlock of 4Ki by process "db" (pid 42) in container main denied' in message
@@ -155,30 +158,32 @@ def test_denied_call_at_limit_advises_to_raise_it() -> None:
         command
         == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
     )
-    assert Cause.HELD_EXACTLY in causes(told)
-    assert [each.text for each in told.refused] == [
+    assert Cause.HELD_EXACTLY in causes(explanation)
+    assert [call.text for call in explanation.refused] == [
         message.partition("the last call: ")[2].rstrip(".")
     ]
-    assert told.limits[0].denials == 3
+    assert explanation.limits[0].denials == 3
 
 
 def test_denied_call_that_fits_now_is_no_problem() -> None:
     old = limit(amount="64Mi")
-    told = explain(
+    explanation = explain(
         evidence(
             limit(amount="128Mi"),
             uses=[use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])],
             status={"recentDenials": [denial(old, 64 * MIB, 4096)]},
         )
     )
-    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
-    assert not found.problem
-    assert "would fit now" in found.message
+    finding = next(
+        finding for finding in explanation.findings if finding.cause is Cause.DENIED_BY_GATE
+    )
+    assert not finding.problem
+    assert "would fit now" in finding.message
 
 
 def test_denied_call_is_not_said_to_fit_if_use_has_grown() -> None:
     old = limit(amount="4Mi")
-    told = explain(
+    explanation = explain(
         evidence(
             limit(amount="8Mi"),
             uses=[
@@ -187,36 +192,38 @@ def test_denied_call_is_not_said_to_fit_if_use_has_grown() -> None:
             status={"recentDenials": [denial(old, 4 * MIB, MIB)]},
         )
     )
-    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
-    assert not found.problem
-    assert found.message.endswith("The limit was raised since, above what was needed then.")
+    finding = next(
+        finding for finding in explanation.findings if finding.cause is Cause.DENIED_BY_GATE
+    )
+    assert not finding.problem
+    assert finding.message.endswith("The limit was raised since, above what was needed then.")
 
 
 @pytest.mark.rule("P11")
 def test_denied_call_with_limit_lowered_again_is_a_problem() -> None:
     refused = denial(limit(amount="4Mi"), 4 * MIB, MIB)
     counts = use(6 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
-    told = explain(
+    explanation = explain(
         evidence(limit(amount="5Mi"), uses=[counts], status={"recentDenials": [refused]})
     )
-    assert causes(told)[:2] == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE]
-    assert "since" not in told.findings[1].message
-    assert told.findings[1].problem
+    assert causes(explanation)[:2] == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE]
+    assert "since" not in explanation.findings[1].message
+    assert explanation.findings[1].problem
 
 
 def test_denied_loosening_call_names_the_field_to_change() -> None:
-    one = limit(minimumLevel="Deny")
+    db = limit(minimumLevel="Deny")
     unnamed = {"used", "asked", "limit", "name", "uid"}
-    denied = {key: value for key, value in denial(one, 0, 0).items() if key not in unnamed}
+    denied = {key: value for key, value in denial(db, 0, 0).items() if key not in unnamed}
     denied["message"] = "it would loosen the pod"
-    told = explain(
+    explanation = explain(
         evidence(
-            one,
+            db,
             uses=[use(0, "Deny", "SeccompGate", denials=[])],
             status={"recentDenials": [denied]},
         )
     )
-    cause, _, message, command = first(told)
+    cause, _, message, command = first(explanation)
     assert cause is Cause.DENIED_BY_GATE
     assert "it would loosen the pod" in message
     assert command.endswith(
@@ -225,8 +232,8 @@ def test_denied_loosening_call_names_the_field_to_change() -> None:
 
 
 def test_rlimit_pod_near_its_limit_was_likely_denied_by_kernel() -> None:
-    told = explain(evidence(limit(), uses=[use(62 * MIB)]))
-    cause, problem, message, command = first(told)
+    explanation = explain(evidence(limit(), uses=[use(62 * MIB)]))
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.AT_LIMIT, True)
     assert "reached 62Mi of 64Mi (PinLimit team-a/db); 2Mi are left now" in message
     assert "these denials are not counted" in message
@@ -234,7 +241,7 @@ def test_rlimit_pod_near_its_limit_was_likely_denied_by_kernel() -> None:
         command
         == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"limit":"80Mi"}}\''
     )
-    assert told.limits[0].denials is None
+    assert explanation.limits[0].denials is None
 
 
 def test_rlimit_pod_with_room_says_that_only_a_grant_raises() -> None:
@@ -245,23 +252,23 @@ def test_rlimit_pod_with_room_says_that_only_a_grant_raises() -> None:
 
 @pytest.mark.parametrize("pinned", [0, MIB])
 def test_pod_with_vm_pin_says_that_its_uid_shares_the_allowance(pinned: int) -> None:
-    """https://github.com/axboe/liburing/issues/93: refused below its own limit, because of another pod."""
+    """https://github.com/axboe/liburing/issues/93: denied for another pod's pins."""
     message = first(explain(evidence(limit(), uses=[{**use(), "vmPin": pinned}])))[2]
     assert ("pods with the same uid share one allowance" in message) is bool(pinned)
 
 
 def test_stricter_ceiling_makes_limit_overridden() -> None:
-    told = explain(evidence(limit(), ceiling(amount="32Mi")))
-    found = next(each for each in told.findings if each.cause is Cause.OVERRIDDEN)
+    explanation = explain(evidence(limit(), ceiling(amount="32Mi")))
+    finding = next(finding for finding in explanation.findings if finding.cause is Cause.OVERRIDDEN)
     assert (
-        found.message
+        finding.message
         == "PinLimit team-a/db (64Mi) is redundant: ClusterPinLimit top (32Mi) is reached first."
     )
     assert (
-        found.next.command
+        finding.next.command
         == 'kubectl patch clusterpinlimit top --type=merge -p \'{"spec":{"limit":"64Mi"}}\''
     )
-    assert [(each.name, each.standing) for each in told.limits] == [
+    assert [(row.name, row.standing) for row in explanation.limits] == [
         ("top", "Strictest"),
         ("team-a/db", "Overridden"),
     ]
@@ -271,17 +278,20 @@ def test_stricter_ceiling_makes_limit_overridden() -> None:
 
 
 def test_ceiling_above_limit_is_no_finding() -> None:
-    told = explain(evidence(limit(), ceiling()))
-    assert causes(told) == [Cause.HELD_BY_RLIMIT]
-    assert told.limits[1].standing == "Overridden"
+    explanation = explain(evidence(limit(), ceiling()))
+    assert causes(explanation) == [Cause.HELD_BY_RLIMIT]
+    assert explanation.limits[1].standing == "Overridden"
 
 
 def test_grant_allowed_by_ceiling_is_granted() -> None:
-    told = explain(evidence(limit(grant=True), ceiling(maxGrant="64Mi")))
-    found = next(each for each in told.findings if each.cause is Cause.GRANTED)
-    assert "raised up to 64Mi" in found.message
-    assert found.next.command == "kubectl -n team-a exec db-0 -- sh -c 'ulimit -l'"
-    assert {each.name: each.grant for each in told.limits} == {"team-a/db": 64 * MIB, "top": None}
+    explanation = explain(evidence(limit(grant=True), ceiling(maxGrant="64Mi")))
+    finding = next(finding for finding in explanation.findings if finding.cause is Cause.GRANTED)
+    assert "raised up to 64Mi" in finding.message
+    assert finding.next.command == "kubectl -n team-a exec db-0 -- sh -c 'ulimit -l'"
+    assert {row.name: row.grant for row in explanation.limits} == {
+        "team-a/db": 64 * MIB,
+        "top": None,
+    }
 
 
 def test_grant_without_ceiling_advises_a_ceiling() -> None:
@@ -289,10 +299,10 @@ def test_grant_without_ceiling_advises_a_ceiling() -> None:
     assert (cause, problem) == (Cause.GRANT_LIMITED, True)
     assert "allows nothing" in message
     manifest = json.loads(command.partition("'")[2].rpartition("'")[0])
-    made = ClusterPinLimit.model_validate(manifest)
-    assert (made.spec.limit, made.spec.max_grant) == ("64Mi", "64Mi")
+    node_config = ClusterPinLimit.model_validate(manifest)
+    assert (node_config.spec.limit, node_config.spec.max_grant) == ("64Mi", "64Mi")
     again = explain(
-        evidence(limit(grant=True), made.model_copy(update={"metadata": ceiling().metadata}))
+        evidence(limit(grant=True), node_config.model_copy(update={"metadata": ceiling().metadata}))
     )
     assert Cause.GRANTED in causes(again)
     assert Cause.GRANT_LIMITED not in causes(again)
@@ -311,22 +321,21 @@ def test_grant_above_max_grant_names_the_ceiling() -> None:
 
 
 def test_audit_limits_only_advise_to_enforce() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(enforcement="Audit"), uses=[use(level="Observe", reason="Audit")])
     )
-    cause, problem, message, command = first(told)
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.AUDIT, False)
     assert "Only Audit limits match (PinLimit team-a/db)" in message
-    assert (
-        command
-        == 'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"enforcement":"Enforce"}}\''
+    assert command == (
+        'kubectl -n team-a patch pinlimit db --type=merge -p \'{"spec":{"enforcement":"Enforce"}}\''
     )
-    assert told.limits[0].standing == "Audit"
+    assert explanation.limits[0].standing == "Audit"
 
 
 def test_pod_with_cap_ipc_lock_without_gate_is_not_enforceable() -> None:
-    held = use(level="Observe", reason="CapIPCLock", message="process 7 has it or can gain it")
-    cause, problem, message, command = first(explain(evidence(limit(), uses=[held])))
+    sample = use(level="Observe", reason="CapIPCLock", message="process 7 has it or can gain it")
+    cause, problem, message, command = first(explain(evidence(limit(), uses=[sample])))
     assert (cause, problem, command) == (Cause.NOT_ENFORCEABLE, True, RESTART)
     assert "CapIPCLock: process 7" in message
     assert "does not apply RLIMIT_MEMLOCK to a process that can have CAP_IPC_LOCK" in message
@@ -335,17 +344,17 @@ def test_pod_with_cap_ipc_lock_without_gate_is_not_enforceable() -> None:
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("reason", ["ProcessStarting", "ThreadsUnread"])
 def test_starting_pod_is_neither_enforced_nor_a_problem(reason: str) -> None:
-    held = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
-    told = explain(evidence(limit(), uses=[held]))
-    assert causes(told) == [Cause.NOT_STARTED]
-    assert "level is not known yet: process 7 has CapIPCLock" in told.findings[0].message
-    assert not told.findings[0].problem
+    sample = use(level="Observe", reason=reason, message="process 7 has CapIPCLock or can gain it")
+    explanation = explain(evidence(limit(), uses=[sample]))
+    assert causes(explanation) == [Cause.NOT_STARTED]
+    assert "level is not known yet: process 7 has CapIPCLock" in explanation.findings[0].message
+    assert not explanation.findings[0].problem
 
 
 @pytest.mark.rule("P13")
 def test_audit_limit_does_not_override() -> None:
-    told = explain(evidence(limit(), limit("watch", "128Mi", enforcement="Audit")))
-    assert Cause.OVERRIDDEN not in causes(told)
+    explanation = explain(evidence(limit(), limit("watch", "128Mi", enforcement="Audit")))
+    assert Cause.OVERRIDDEN not in causes(explanation)
 
 
 @pytest.mark.rule("P11")
@@ -367,23 +376,23 @@ def test_limit_lowered_below_use_has_one_amount_in_all_advice(
         "lastTime": "2026-11-24T11:59:00Z",
     }
     status = {"recentDenials": [denial(before, 4 * MIB, MIB)], "overshoots": [shot]}
-    told = explain(evidence(lowered, uses=[counts], status=status))
-    assert causes(told) == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE, *rest]
-    assert len({each.next.command for each in told.findings[:2]}) == 1
-    assert "(2Mi now)" in told.findings[1].message
+    explanation = explain(evidence(lowered, uses=[counts], status=status))
+    assert causes(explanation) == [Cause.OVER_LIMIT, Cause.DENIED_BY_GATE, *rest]
+    assert len({finding.next.command for finding in explanation.findings[:2]}) == 1
+    assert "(2Mi now)" in explanation.findings[1].message
 
 
 def test_denied_call_comes_before_rejected_limit() -> None:
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
-    told = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
-    assert causes(told)[:2] == [Cause.DENIED_BY_GATE, Cause.LIMIT_REJECTED]
+    explanation = explain(evidence(limit(), limit("other", counting="OncePerPod"), uses=[counts]))
+    assert causes(explanation)[:2] == [Cause.DENIED_BY_GATE, Cause.LIMIT_REJECTED]
 
 
 def test_gated_namespace_needs_only_a_new_pod() -> None:
-    held = use(level="Observe", reason="CapIPCLock")
+    sample = use(level="Observe", reason="CapIPCLock")
     labelled = Namespace("team-a", {"pinwarden.io/gate": "runtime-default"})
-    told = explain(evidence(limit(), uses=[held], namespace=labelled))
-    assert first(told)[3] == "kubectl -n team-a rollout restart deployment/db"
+    explanation = explain(evidence(limit(), uses=[sample], namespace=labelled))
+    assert first(explanation)[3] == "kubectl -n team-a rollout restart deployment/db"
 
 
 @pytest.mark.parametrize(
@@ -401,8 +410,8 @@ def test_pod_is_recreated_through_its_workload(workload: str, command: str) -> N
 
 def test_static_pod_gets_profile_in_its_file() -> None:
     pod = Pod("team-a", "db-0", "api", "u1", NODE, {"app": "db"}, {"main": "c1"})
-    held = use(level="Observe", reason="CapIPCLock")
-    finding = explain(evidence(limit(), pod=pod, uses=[held], workload="")).findings[0]
+    sample = use(level="Observe", reason="CapIPCLock")
+    finding = explain(evidence(limit(), pod=pod, uses=[sample], workload="")).findings[0]
     assert "static pod" in finding.next.text
     assert (
         finding.next.command
@@ -425,8 +434,8 @@ def test_loosened_gated_pod_advises_deny_or_a_new_pod() -> None:
 
 
 def test_node_without_gate_advises_probe() -> None:
-    held = use(level="Observe", reason="GateUnavailable", message="no CAP_SYS_RESOURCE")
-    cause, _, message, command = first(explain(evidence(limit(), uses=[held])))
+    sample = use(level="Observe", reason="GateUnavailable", message="no CAP_SYS_RESOURCE")
+    cause, _, message, command = first(explain(evidence(limit(), uses=[sample])))
     assert (cause, command) == (Cause.NOT_ENFORCEABLE, "kubectl pinwarden probe n1 -o wide")
     assert "no CAP_SYS_RESOURCE" in message
 
@@ -437,23 +446,23 @@ def test_inseparable_sources_advise_to_remove_sources() -> None:
         "reason": "SourceNotSeparable",
         "message": "sources: the counters do not tell",
     }
-    told = explain(
+    explanation = explain(
         evidence(
             limit(sources=["Mlock"]),
             uses=[use(level="Observe", reason="SourceNotSeparable")],
             status={"unsupportedLimits": [report], "appliedLimits": []},
         )
     )
-    cause, _, message, command = first(told)
+    cause, _, message, command = first(explanation)
     assert cause is Cause.UNSUPPORTED
     assert "Node n1 cannot enforce PinLimit team-a/db: SourceNotSeparable" in message
     assert command.endswith('patch pinlimit db --type=merge -p \'{"spec":{"sources":null}}\'')
 
 
 def test_deny_limit_without_profile_advises_the_gate() -> None:
-    held = use(message="not exactly: created without the gate's profile")
+    sample = use(message="not exactly: created without the gate's profile")
     cause, problem, message, command = first(
-        explain(evidence(limit(minimumLevel="Deny"), uses=[held]))
+        explain(evidence(limit(minimumLevel="Deny"), uses=[sample]))
     )
     assert (cause, problem, command) == (Cause.LEVEL_TOO_LOW, True, RESTART)
     assert "created without the gate's profile" in message
@@ -474,17 +483,17 @@ def test_unknown_node_is_named() -> None:
 
 
 def test_silent_agent_makes_level_and_use_unknown() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(), uses=[use(70 * MIB)], agent=NodeAgent("pinwarden-agent-x", ready=False))
     )
-    cause, problem, message, command = first(told)
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.AGENT_SILENT, True)
     assert "agent of node n1 (pinwarden-agent-x) is not ready" in message
     assert command == "kubectl -n pinwarden-system describe pod pinwarden-agent-x"
-    assert causes(told) == [Cause.AGENT_SILENT]
-    assert told.use is not None
-    assert (told.use.level, told.use.reason) == (None, "AgentSilent")
-    assert told.sources == []
+    assert causes(explanation) == [Cause.AGENT_SILENT]
+    assert explanation.use is not None
+    assert (explanation.use.level, explanation.use.reason) == (None, "AgentSilent")
+    assert explanation.sources == []
 
 
 def test_missing_agent_points_to_daemonset() -> None:
@@ -494,12 +503,12 @@ def test_missing_agent_points_to_daemonset() -> None:
 
 
 def test_unacknowledged_limit_points_to_agent_log() -> None:
-    told = explain(evidence(limit(), uses=[], taken=False))
-    cause, problem, message, command = first(told)
+    explanation = explain(evidence(limit(), uses=[], taken=False))
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.NOT_ACKNOWLEDGED, True)
     assert "generation 7 is written, 6 is acknowledged" in message
     assert command == "kubectl -n pinwarden-system logs pinwarden-agent-x -c agent --tail=20"
-    assert told.limits[0].acknowledged is False
+    assert explanation.limits[0].acknowledged is False
 
 
 def test_unwritten_limit_points_to_operator_log() -> None:
@@ -515,18 +524,20 @@ EXACT = use(MIB, "Deny", "SeccompGate", denials=[])
 
 
 def relabelled(first_limit: Limit, new: Limit, pinned: dict[str, Any], **more: Any) -> Evidence:
-    """`new` matches the pod by a label that it has since a moment ago; the node holds another pod to it."""
+    """`new` matches the pod by a recent label; the node enforces `new` on another pod only."""
     pod = replace(POD, labels={"app": "db", "tier": "gold"})
     other = Pod("team-a", "x", "u2", "u2", NODE, {"tier": "gold"}, {"main": "c2"})
     spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], Settings())
-    assert {each.uid: each.limits for each in spec.pods} == {
+    assert {pod.uid: pod.limits for pod in spec.pods} == {
         "u1": ["team-a/db"],
         "u2": ["team-a/new"],
     }
-    made = config([first_limit, new], pod, pods=[pinned])
-    assert {each.uid for each in made.status.applied_limits} == {"uid-db", "uid-new"}  # type: ignore[union-attr]
-    made = made.model_copy(update={"spec": spec})
-    return evidence(first_limit, new, pod=pod, config=made, **more)
+    node_config = config([first_limit, new], pod, pods=[pinned])
+    assert node_config.status is not None
+    applied = {limit.uid for limit in node_config.status.applied_limits}
+    assert applied == {"uid-db", "uid-new"}
+    node_config = node_config.model_copy(update={"spec": spec})
+    return evidence(first_limit, new, pod=pod, config=node_config, **more)
 
 
 def new_limit(**spec: Any) -> PinLimit:
@@ -538,16 +549,16 @@ def new_limit(**spec: Any) -> PinLimit:
 def test_limit_acknowledged_for_another_pod_is_not_enforced_on_this_pod(
     level: str,
 ) -> None:
-    told = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
-    assert causes(told) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
-    missing, over, part = told.findings
+    explanation = explain(relabelled(limit(), new_limit(), use(2 * MIB, level)))
+    assert causes(explanation) == [Cause.NOT_WRITTEN, Cause.OVER_LIMIT, Cause.HELD_IN_PART]
+    missing, over, part = explanation.findings
     assert "PinLimit team-a/new: the operator has not updated the NodePinConfig" in missing.message
     assert "team-a/db" not in missing.message
     assert "nothing is known to deny new pins for the limit" in over.message
     assert part.message.endswith(
         "but only for PinLimit team-a/db. Not known to be enforced: PinLimit team-a/new."
     )
-    assert [(each.name, each.standing, each.acknowledged) for each in told.limits] == [
+    assert [(row.name, row.standing, row.acknowledged) for row in explanation.limits] == [
         ("team-a/db", "Strictest", True),
         ("team-a/new", "Pending", False),
     ]
@@ -555,19 +566,19 @@ def test_limit_acknowledged_for_another_pod_is_not_enforced_on_this_pod(
 
 @pytest.mark.rule("H1")
 def test_pod_near_enforced_limit_is_found_beside_pending_limit() -> None:
-    found = causes(explain(relabelled(limit(), new_limit(), use(63 * MIB))))
-    assert Cause.AT_LIMIT in found
-    assert Cause.HELD_IN_PART in found
+    finding = causes(explain(relabelled(limit(), new_limit(), use(63 * MIB))))
+    assert Cause.AT_LIMIT in finding
+    assert Cause.HELD_IN_PART in finding
 
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("level", ["Deny", "Converge"])
 def test_unwritten_limit_is_not_enforced(level: str) -> None:
     old = [limit()]
-    told = explain(
+    explanation = explain(
         evidence(limit(), new_limit(podSelector={}), config=config(old, POD, pods=[use(0, level)]))
     )
-    assert causes(told) == [Cause.NOT_WRITTEN, Cause.HELD_IN_PART]
+    assert causes(explanation) == [Cause.NOT_WRITTEN, Cause.HELD_IN_PART]
     changed = explain(evidence(limit(amount="32Mi"), config=config(old, POD, pods=[use(0, level)])))
     assert causes(changed) == [Cause.NOT_WRITTEN]
     assert (changed.limits[0].standing, changed.limits[0].acknowledged) == ("Pending", False)
@@ -575,16 +586,18 @@ def test_unwritten_limit_is_not_enforced(level: str) -> None:
 
 @pytest.mark.rule("H1", "P13")
 def test_limits_without_room_on_full_node_are_found_once() -> None:
-    """The operator never writes them; those that found room hold."""
+    """The operator never writes them; limits with room apply."""
     others = [f"a-{number:04}" for number in range(MAX_NODE_LIMITS - 1)]
-    made = config([limit()], POD, pods=[EXACT])
-    rest = [made.spec.limits[0].model_copy(update={"name": name, "uid": name}) for name in others]
-    spec = made.spec.model_copy(update={"limits": [*rest, *made.spec.limits]})
-    full = made.model_copy(update={"spec": spec})
+    node_config = config([limit()], POD, pods=[EXACT])
+    rest = [
+        node_config.spec.limits[0].model_copy(update={"name": name, "uid": name}) for name in others
+    ]
+    spec = node_config.spec.model_copy(update={"limits": [*rest, *node_config.spec.limits]})
+    full = node_config.model_copy(update={"spec": spec})
     late = [limit(name, amount, podSelector={}) for name, amount in (("x", "32Mi"), ("y", "16Mi"))]
-    told = explain(evidence(limit(), *late, config=full))
-    assert causes(told) == [Cause.NO_ROOM, Cause.HELD_IN_PART]
-    assert [(each.name, each.acknowledged) for each in told.limits] == [
+    explanation = explain(evidence(limit(), *late, config=full))
+    assert causes(explanation) == [Cause.NO_ROOM, Cause.HELD_IN_PART]
+    assert [(row.name, row.acknowledged) for row in explanation.limits] == [
         ("team-a/db", True),
         ("team-a/x", False),
         ("team-a/y", False),
@@ -593,10 +606,10 @@ def test_limits_without_room_on_full_node_are_found_once() -> None:
 
 @pytest.mark.rule("H1")
 def test_limits_waiting_for_different_causes_have_own_findings() -> None:
-    made = config([limit()], POD, taken=False, pods=[EXACT])
-    told = explain(evidence(limit(), new_limit(podSelector={}), config=made))
-    assert causes(told) == [Cause.NOT_WRITTEN, Cause.NOT_ACKNOWLEDGED]
-    assert [each.message.partition(":")[0] for each in told.findings] == [
+    node_config = config([limit()], POD, taken=False, pods=[EXACT])
+    explanation = explain(evidence(limit(), new_limit(podSelector={}), config=node_config))
+    assert causes(explanation) == [Cause.NOT_WRITTEN, Cause.NOT_ACKNOWLEDGED]
+    assert [finding.message.partition(":")[0] for finding in explanation.findings] == [
         "PinLimit team-a/new",
         "PinLimit team-a/db",
     ]
@@ -605,9 +618,9 @@ def test_limits_waiting_for_different_causes_have_own_findings() -> None:
 @pytest.mark.rule("H1")
 def test_only_acknowledged_limit_overrides() -> None:
     strict = ceiling(amount="32Mi")
-    told = explain(evidence(limit(), strict, config=config([limit()], POD, pods=[EXACT])))
-    assert Cause.OVERRIDDEN not in causes(told)
-    assert [(each.name, each.standing) for each in told.limits] == [
+    explanation = explain(evidence(limit(), strict, config=config([limit()], POD, pods=[EXACT])))
+    assert Cause.OVERRIDDEN not in causes(explanation)
+    assert [(row.name, row.standing) for row in explanation.limits] == [
         ("team-a/db", "Strictest"),
         ("top", "Pending"),
     ]
@@ -617,12 +630,14 @@ def test_only_acknowledged_limit_overrides() -> None:
 def test_unacknowledged_raise_does_not_allow_the_call_yet() -> None:
     old, raised = limit(), limit(amount="128Mi")
     counts = use(64 * MIB, "Deny", "SeccompGate", denials=[{"uid": "uid-db", "count": 1}])
-    made = config([old], POD, pods=[counts], recentDenials=[denial(old, 64 * MIB, 4096)])
-    told = explain(evidence(raised, config=made))
-    found = next(each for each in told.findings if each.cause is Cause.DENIED_BY_GATE)
-    assert found.problem
-    assert "will fit once the node's agent acknowledges the new limit" in found.message
-    assert "patch" not in found.next.command
+    node_config = config([old], POD, pods=[counts], recentDenials=[denial(old, 64 * MIB, 4096)])
+    explanation = explain(evidence(raised, config=node_config))
+    finding = next(
+        finding for finding in explanation.findings if finding.cause is Cause.DENIED_BY_GATE
+    )
+    assert finding.problem
+    assert "will fit once the node's agent acknowledges the new limit" in finding.message
+    assert "patch" not in finding.next.command
 
 
 @pytest.mark.rule("H1")
@@ -633,9 +648,9 @@ def test_unacknowledged_grant_raises_nothing_yet() -> None:
 
 @pytest.mark.rule("H1")
 def test_use_above_limit_without_enforcement_is_not_said_to_be_denied() -> None:
-    told = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
-    found = next(each for each in told.findings if each.cause is Cause.OVER_LIMIT)
-    assert "nothing is known to deny new pins" in found.message
+    explanation = explain(evidence(limit(), uses=[use(70 * MIB, "Observe", "CapIPCLock")]))
+    finding = next(finding for finding in explanation.findings if finding.cause is Cause.OVER_LIMIT)
+    assert "nothing is known to deny new pins" in finding.message
 
 
 @pytest.mark.rule("H1", "H2")
@@ -644,40 +659,49 @@ def test_use_above_limit_without_enforcement_is_not_said_to_be_denied() -> None:
 )
 def test_stale_report_is_like_a_silent_agent(sampled: datetime | None) -> None:
     status = {"sampledAt": sampled and sampled.isoformat()}
-    told = explain(evidence(limit(), uses=[EXACT], status=status))
-    assert causes(told) == [Cause.AGENT_SILENT]
-    _, problem, message, command = first(told)
+    explanation = explain(evidence(limit(), uses=[EXACT], status=status))
+    assert causes(explanation) == [Cause.AGENT_SILENT]
+    _, problem, message, command = first(explanation)
     assert problem
     assert (
         f"reported last at {sampled:%Y-%m-%dT%H:%M:%SZ}" if sampled else "does not say when"
     ) in message
     assert command.endswith("logs pinwarden-agent-x -c agent --tail=20")
-    assert told.use is not None
-    assert (told.use.level, told.use.reason, told.use.stale) == (None, "AgentSilent", True)
-    assert (told.sources, told.limits[0].acknowledged) == ([], None)
+    assert explanation.use is not None
+    assert (explanation.use.level, explanation.use.reason, explanation.use.stale) == (
+        None,
+        "AgentSilent",
+        True,
+    )
+    assert (explanation.sources, explanation.limits[0].acknowledged) == ([], None)
 
 
 def test_report_of_maximum_age_is_trusted() -> None:
-    told = explain(evidence(limit(), uses=[EXACT], status={"sampledAt": (NOW - STALE).isoformat()}))
-    assert causes(told) == [Cause.HELD_EXACTLY]
+    explanation = explain(
+        evidence(limit(), uses=[EXACT], status={"sampledAt": (NOW - STALE).isoformat()})
+    )
+    assert causes(explanation) == [Cause.HELD_EXACTLY]
 
 
 @pytest.mark.rule("H1")
 def test_released_node_enforces_nothing() -> None:
-    made = config([limit()], POD, pods=[EXACT])
-    spec = made.spec.model_copy(update={"mode": Mode.RELEASE})
-    told = explain(evidence(limit(), config=made.model_copy(update={"spec": spec})))
-    assert causes(told) == [Cause.RELEASED]
-    assert (told.limits[0].standing, told.limits[0].acknowledged) == ("Pending", False)
+    node_config = config([limit()], POD, pods=[EXACT])
+    spec = node_config.spec.model_copy(update={"mode": Mode.RELEASE})
+    explanation = explain(evidence(limit(), config=node_config.model_copy(update={"spec": spec})))
+    assert causes(explanation) == [Cause.RELEASED]
+    assert (explanation.limits[0].standing, explanation.limits[0].acknowledged) == (
+        "Pending",
+        False,
+    )
 
 
 def test_unscheduled_pod_points_to_scheduler() -> None:
     pod = Pod("team-a", "db-0", "u1", "u1", "", {"app": "db"})
-    told = explain(evidence(limit(), pod=pod, node=None, config=None, agent=None))
-    cause, _, _, command = first(told)
+    explanation = explain(evidence(limit(), pod=pod, node=None, config=None, agent=None))
+    cause, _, _, command = first(explanation)
     assert (cause, command) == (Cause.NOT_SCHEDULED, "kubectl -n team-a describe pod db-0")
-    assert [each.name for each in told.limits] == ["team-a/db"]
-    assert told.node is None
+    assert [row.name for row in explanation.limits] == ["team-a/db"]
+    assert explanation.node is None
 
 
 def test_ended_pod_has_one_finding() -> None:
@@ -694,20 +718,20 @@ def test_ended_pod_has_one_finding() -> None:
     ids=["by the pod", "by its node"],
 )
 def test_windows_pod_has_one_finding(said: dict[str, Any]) -> None:
-    told = explain(evidence(limit(), uses=[], agent=None, **said))
-    assert causes(told) == [Cause.ON_WINDOWS]
-    assert told.limits == []
+    explanation = explain(evidence(limit(), uses=[], agent=None, **said))
+    assert causes(explanation) == [Cause.ON_WINDOWS]
+    assert explanation.limits == []
 
 
 def test_use_above_lowered_limit_advises_to_raise_it() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(amount="32Mi"), uses=[use(48 * MIB, "Deny", "SeccompGate", denials=[])])
     )
-    cause, problem, message, command = first(told)
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.OVER_LIMIT, True)
     assert (
-        "48Mi is above PinLimit team-a/db (32Mi): the limit was lowered below its use, or came later"
-        in message
+        "48Mi is above PinLimit team-a/db (32Mi): "
+        "the limit was lowered below its use, or came later" in message
     )
     assert "Nothing is evicted" in message
     assert command.endswith('{"spec":{"limit":"60Mi"}}\'')
@@ -723,31 +747,34 @@ def test_use_above_lowered_limit_advises_to_raise_it() -> None:
     ],
 )
 def test_rejected_limit_names_field_and_fix(spec: dict[str, Any], reason: str, mend: str) -> None:
-    told = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
-    cause, problem, message, command = first(told)
+    explanation = explain(evidence(limit(amount=spec.pop("limit", "64Mi"), **spec), uses=[]))
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.LIMIT_REJECTED, True)
     assert f"is rejected ({reason})" in message
     assert mend in command
-    assert (told.limits[0].standing, told.limits[0].limit) == ("Refused", None)
+    assert (explanation.limits[0].standing, explanation.limits[0].limit) == ("Refused", None)
 
 
 def test_pod_without_limit_names_nearest_limit_and_label() -> None:
     other = limit("web", podSelector={"matchLabels": {"app": "web", "tier": "front"}})
-    told = explain(evidence(limit(podSelector={"matchLabels": {"app": "cache"}}), other, uses=[]))
-    cause, problem, message, command = first(told)
+    explanation = explain(
+        evidence(limit(podSelector={"matchLabels": {"app": "cache"}}), other, uses=[])
+    )
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.NO_LIMIT, True)
     assert message == (
-        "No limit matches the pod. The nearest is PinLimit team-a/db: the pod's label app is 'db', and the limit wants 'cache'."
+        "No limit matches the pod. The nearest is PinLimit team-a/db: "
+        "the pod's label app is 'db', and the limit wants 'cache'."
     )
     assert command == "kubectl pinwarden recommend db-0 -n team-a -o yaml | kubectl apply -f -"
-    assert causes(told) == [Cause.NO_LIMIT]
+    assert causes(explanation) == [Cause.NO_LIMIT]
 
 
 def test_missing_label_is_advised() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(podSelector={"matchLabels": {"app": "db", "tier": "x"}}), uses=[])
     )
-    assert first(told)[3] == "kubectl -n team-a label pod db-0 tier=x"
+    assert first(explanation)[3] == "kubectl -n team-a label pod db-0 tier=x"
 
 
 def test_limit_without_any_pod_may_have_wrong_selector() -> None:
@@ -791,8 +818,8 @@ def test_pod_lost_by_gate_advises_a_new_pod() -> None:
 @pytest.mark.parametrize("system", ["kube-system", "elsewhere"])
 def test_exempt_namespace_is_named(system: str) -> None:
     pod = Pod(system, "dns", "u1", "u1", NODE, {"app": "db"}, {"main": "c1"})
-    told = explain(evidence(ceiling(), pod=pod, uses=[], system="elsewhere"))
-    cause, problem, message, command = first(told)
+    explanation = explain(evidence(ceiling(), pod=pod, uses=[], system="elsewhere"))
+    cause, problem, message, command = first(explanation)
     assert (cause, problem) == (Cause.EXEMPT_NAMESPACE, False)
     assert "ClusterPinLimit top would match otherwise" in message
     assert f"recommend dns -n {system}" in command
@@ -812,14 +839,14 @@ def test_overshoot_advises_reserve() -> None:
         "lastTime": "2026-11-24T11:00:00Z",
     }
     strange = {**shot, "pod": "other"}
-    told = explain(evidence(limit(), status={"overshoots": [shot, strange]}))
-    (found,) = [each for each in told.findings if each.cause is Cause.OVERSHOT]
+    explanation = explain(evidence(limit(), status={"overshoots": [shot, strange]}))
+    (finding,) = [finding for finding in explanation.findings if finding.cause is Cause.OVERSHOT]
     assert (
         "2 time(s), last at 2026-11-24T11:00:00Z: 1Mi over for 0.02 s at worst (a lower bound)"
-        in found.message
+        in finding.message
     )
-    assert found.next.command.endswith('{"spec":{"contention":"Reserve"}}\'')
-    assert len(told.overshoots) == 1
+    assert finding.next.command.endswith('{"spec":{"contention":"Reserve"}}\'')
+    assert len(explanation.overshoots) == 1
 
 
 def test_unstarted_pod_and_unreported_pod_have_different_causes() -> None:
@@ -829,11 +856,13 @@ def test_unstarted_pod_and_unreported_pod_have_different_causes() -> None:
 
 
 def test_limit_of_another_version_is_named() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(), unreadable={"PinLimit team-a/new": "spec.burst: Extra inputs"})
     )
-    (found,) = [each for each in told.findings if each.cause is Cause.LIMIT_NOT_UNDERSTOOD]
-    assert "PinLimit team-a/new is of another version" in found.message
+    (finding,) = [
+        finding for finding in explanation.findings if finding.cause is Cause.LIMIT_NOT_UNDERSTOOD
+    ]
+    assert "PinLimit team-a/new is of another version" in finding.message
 
 
 def group(**spec: Any) -> Group:
@@ -854,26 +883,28 @@ def shared(**borrow: Any) -> dict[str, Any]:
 
 
 def test_denied_and_exceeding_borrow_have_findings() -> None:
-    told = explain(
+    explanation = explain(
         evidence(limit(), groups=[group()], status=shared(borrowed=MIB, mapped=8 * MIB, denials=2))
     )
-    assert causes(told)[:2] == [Cause.BORROW_DENIED, Cause.BORROW_OVER]
-    assert told.findings[0].next.command == "kubectl -n team-a edit sharedmemorygroup cache"
-    assert "8Mi Mapped, its borrowLimit 4Mi" in told.findings[1].message
-    assert [(each.name, each.borrowed, each.mapped, each.limit) for each in told.groups] == [
-        ("team-a/cache", MIB, 8 * MIB, 4 * MIB)
-    ]
+    assert causes(explanation)[:2] == [Cause.BORROW_DENIED, Cause.BORROW_OVER]
+    assert explanation.findings[0].next.command == "kubectl -n team-a edit sharedmemorygroup cache"
+    assert "8Mi Mapped, its borrowLimit 4Mi" in explanation.findings[1].message
+    assert [
+        (group.name, group.borrowed, group.mapped, group.limit) for group in explanation.groups
+    ] == [("team-a/cache", MIB, 8 * MIB, 4 * MIB)]
 
 
 def test_rejected_group_and_missing_membership_have_findings() -> None:
     host = group(backing={"posixShm": {"name": "x", "ipcNamespace": "Host"}})
-    told = explain(evidence(limit(), groups=[host]))
-    assert told.findings[0].cause is Cause.GROUP_REJECTED
-    assert "pinwarden.io/allow-shared-memory" in told.findings[0].message
-    assert told.groups[0].borrowed is None
+    explanation = explain(evidence(limit(), groups=[host]))
+    assert explanation.findings[0].cause is Cause.GROUP_REJECTED
+    assert "pinwarden.io/allow-shared-memory" in explanation.findings[0].message
+    assert explanation.groups[0].borrowed is None
     others = group(members=[{"podSelector": {"matchLabels": {"app": "web"}}}])
-    told = explain(evidence(limit(), groups=[others], status=shared(member=False, mapped=MIB)))
-    assert told.findings[0].cause is Cause.NOT_MEMBER
+    explanation = explain(
+        evidence(limit(), groups=[others], status=shared(member=False, mapped=MIB))
+    )
+    assert explanation.findings[0].cause is Cause.NOT_MEMBER
 
 
 @pytest.mark.rule("H1")
@@ -883,19 +914,19 @@ def test_borrow_level_is_unknown_if_accountants_sample_is_stale(
 ) -> None:
     status = shared(borrowed=MIB, mapped=MIB)
     status["groups"][0]["sampledAt"] = (NOW - age).isoformat()
-    told = explain(evidence(limit(), groups=[group()], status=status))
-    assert told.groups[0].level == level
+    explanation = explain(evidence(limit(), groups=[group()], status=status))
+    assert explanation.groups[0].level == level
 
 
 def test_earlier_denials_come_from_events() -> None:
-    one = limit()
+    db = limit()
     earlier = DeniedCall(time=NOW - timedelta(hours=1), text="earlier")
     known = DeniedCall(time=NOW, text="the same as listed")
-    told = explain(
-        evidence(one, status={"recentDenials": [denial(one, 0, 1)]}, events=[earlier, known])
+    explanation = explain(
+        evidence(db, status={"recentDenials": [denial(db, 0, 1)]}, events=[earlier, known])
     )
-    assert [each.text for each in told.refused][1:] == ["earlier"]
-    assert len(told.refused) == 2
+    assert [call.text for call in explanation.refused][1:] == ["earlier"]
+    assert len(explanation.refused) == 2
 
 
 @pytest.mark.rule("H1")
@@ -917,11 +948,11 @@ def test_source_has_weaker_level_of_node_and_pod(
         "reason": "RlimitGate",
         "message": "m",
     }
-    told = explain(
+    explanation = explain(
         evidence(limit(), uses=[use(0, level, reason)], status={"sources": [*SOURCES, ring]})
     )
-    assert {str(each.source): str(each.level) for each in told.sources} == expected
-    mlock = next(each for each in told.sources if each.source == "Mlock")
+    assert {str(level.source): str(level.level) for level in explanation.sources} == expected
+    mlock = next(level for level in explanation.sources if level.source == "Mlock")
     assert mlock.reason == reason
 
 
@@ -944,7 +975,7 @@ def test_every_cause_is_documented() -> None:
 def test_every_pod_has_a_finding_and_no_unknown_level(
     pinned: int, level: str, reason: str, ready: bool, taken: bool, spec: dict[str, Any]
 ) -> None:
-    told = explain(
+    explanation = explain(
         evidence(
             limit(**spec),
             ceiling(),
@@ -953,15 +984,17 @@ def test_every_pod_has_a_finding_and_no_unknown_level(
             agent=NodeAgent("x", ready),
         )
     )
-    assert told.findings
-    assert all(each.next.command.startswith(("kubectl ", "echo ")) for each in told.findings)
+    assert explanation.findings
+    assert all(
+        finding.next.command.startswith(("kubectl ", "echo ")) for finding in explanation.findings
+    )
     if not ready:
-        assert told.use is not None
-        assert told.use.level is None
-        assert not HELD & set(causes(told))
+        assert explanation.use is not None
+        assert explanation.use.level is None
+        assert not HELD & set(causes(explanation))
     if not taken:
-        assert not HELD & set(causes(told))
-        assert not any(each.acknowledged for each in told.limits)
+        assert not HELD & set(causes(explanation))
+        assert not any(row.acknowledged for row in explanation.limits)
     if level != "Deny":
-        assert Cause.HELD_EXACTLY not in causes(told)
-    assert Explanation.model_validate(told.to_wire()) == told
+        assert Cause.HELD_EXACTLY not in causes(explanation)
+    assert Explanation.model_validate(explanation.to_wire()) == explanation

@@ -1,4 +1,4 @@
-"""What an administrator allows, and never more than that."""
+"""A group may name what an administrator allows, and never more."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -45,9 +45,11 @@ def judge(backing: dict[str, Any], allowed: str, **fields: Any) -> Permission | 
     ],
 )
 def test_path_is_allowed_at_and_below_a_folder(allowed: str, path: str, folder: str | None) -> None:
-    found = judge({"tmpfs": {"path": path}}, allowed)
-    assert (found.folder if isinstance(found, Permission) else None) == folder
-    assert judge({"hugetlbfs": {"path": path}}, allowed) == found or isinstance(found, Rejection)
+    decision = judge({"tmpfs": {"path": path}}, allowed)
+    assert (decision.folder if isinstance(decision, Permission) else None) == folder
+    assert judge({"hugetlbfs": {"path": path}}, allowed) == decision or isinstance(
+        decision, Rejection
+    )
 
 
 def test_file_named_itself_is_looked_up_in_its_folder() -> None:
@@ -67,12 +69,12 @@ PATHS = st.lists(PARTS, min_size=1, max_size=4).map(lambda parts: "/" + "/".join
 def test_path_outside_of_folders_is_never_allowed(path: str, folders: list[str]) -> None:
     allowed = parse(" ".join(f"path:{folder}" for folder in folders))
     try:
-        found = permission(spec({"tmpfs": {"path": path}}), allowed)
+        decision = permission(spec({"tmpfs": {"path": path}}), allowed)
     except ValueError:
         return
-    if isinstance(found, Permission):
-        assert found.folder in folders
-        assert path.split("/")[: len(found.folder.split("/"))] == found.folder.split("/")
+    if isinstance(decision, Permission):
+        assert decision.folder in folders
+        assert path.split("/")[: len(decision.folder.split("/"))] == decision.folder.split("/")
         assert ".." not in path.split("/")
 
 
@@ -104,8 +106,8 @@ def test_entry_that_covers_a_pattern_matches_all_its_names(
     ],
 )
 def test_pattern_covers_name(entry: str, name: str, covered: bool) -> None:
-    found = judge({"posixShm": {"name": name, "ipcNamespace": HOST}}, f"posixShm:{entry}")
-    assert isinstance(found, Permission) is covered
+    decision = judge({"posixShm": {"name": name, "ipcNamespace": HOST}}, f"posixShm:{entry}")
+    assert isinstance(decision, Permission) is covered
 
 
 @pytest.mark.parametrize(
@@ -132,8 +134,8 @@ def test_pattern_covers_name(entry: str, name: str, covered: bool) -> None:
     ],
 )
 def test_key_is_allowed_in_range(entry: str, key: int | str, allowed: bool) -> None:
-    found = judge({"sysvShm": {"key": key, "ipcNamespace": HOST}}, f"sysvShm:{entry}")
-    assert isinstance(found, Permission) is allowed
+    decision = judge({"sysvShm": {"key": key, "ipcNamespace": HOST}}, f"sysvShm:{entry}")
+    assert isinstance(decision, Permission) is allowed
 
 
 @pytest.mark.rule("M2")
@@ -184,12 +186,12 @@ def test_object_in_member_pods_needs_no_entry(backing: dict[str, Any]) -> None:
 def test_rejection_names_field_and_allowing_entry(
     backing: dict[str, Any], field: str, entry: str
 ) -> None:
-    found = judge(backing, "")
-    assert isinstance(found, Rejection)
-    assert found.reason == "NotAllowed"
-    assert field in found.message
-    assert repr(entry) in found.message
-    assert "pinwarden.io/allow-shared-memory" in found.message
+    decision = judge(backing, "")
+    assert isinstance(decision, Rejection)
+    assert decision.reason == "NotAllowed"
+    assert field in decision.message
+    assert repr(entry) in decision.message
+    assert "pinwarden.io/allow-shared-memory" in decision.message
     assert isinstance(judge(backing, entry), Permission)
 
 
@@ -200,9 +202,9 @@ def test_invalid_entry_allows_nothing_and_is_named(entry: str) -> None:
     allowed = parse(f"{entry} path:/srv")
     assert allowed.folders == ("/srv",)
     assert (allowed.create, allowed.keys) == (0, ())
-    found = judge({"tmpfs": {"path": "/run"}}, f"{entry} path:/srv")
-    assert isinstance(found, Rejection)
-    assert f"{entry!r} is invalid" in found.message
+    decision = judge({"tmpfs": {"path": "/run"}}, f"{entry} path:/srv")
+    assert isinstance(decision, Rejection)
+    assert f"{entry!r} is invalid" in decision.message
 
 
 def test_create_quota_goes_to_the_oldest_groups() -> None:

@@ -1,4 +1,4 @@
-"""Groups and pods in, what a node holds of them out; and the index answers the same after any events."""
+"""The groups of a node follow from groups and pods; the index answers the same after any events."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) ->
     return compile_node(Node("n1"), pods, namespaces, [], Settings(), groups, **more).groups
 
 
-# -- the rules -----------------------------------------------------------------------------------------------------
+# -- the rules ---------------------------------
 
 
 @pytest.mark.rule("M2")
@@ -102,16 +102,16 @@ def test_group_has_selected_pods_of_own_namespace_as_members() -> None:
         a_pod("4", namespace="b"),
         a_pod("5", terminal=True),
     ]
-    (found,) = compiled(group, pods=pods)
-    assert [each.pods for each in found.members] == [
+    (result,) = compiled(group, pods=pods)
+    assert [member.pods for member in result.members] == [
         ["1", "2", "cgroup-1", "cgroup-2"],
         ["1", "2", "3", "cgroup-1", "cgroup-2", "cgroup-3"],
     ]
-    assert [(each.borrow_limit, each.borrow_limit_on) for each in found.members] == [
+    assert [(member.borrow_limit, member.borrow_limit_on) for member in result.members] == [
         (1 << 20, "Resident"),
         (4 << 20, "Mapped"),
     ]
-    assert found.fair_share == "Borrow"
+    assert result.fair_share == "Borrow"
     assert compiled(group, pods=pods[3:]) == []
 
 
@@ -120,16 +120,16 @@ def test_unreleased_group_stays_without_member() -> None:
     group = a_group()
     assert compiled(group, pods=[], presence=NOWHERE) == []
     assert compiled(group, pods=[], presence=Presence(asked=frozenset({group.uid}))) == []
-    (found,) = compiled(group, pods=[], presence=Presence(unreleased=frozenset({group.uid})))
-    assert not found.pods()
+    (result,) = compiled(group, pods=[], presence=Presence(unreleased=frozenset({group.uid})))
+    assert not result.pods()
 
 
 @pytest.mark.rule("M10")
 def test_draining_group_stays_on_nodes_that_were_asked() -> None:
     group = a_group(deleting=True)
     asked = Presence(asked=frozenset({group.uid}))
-    (found,) = compiled(group, pods=[], presence=asked)
-    assert found.draining
+    (result,) = compiled(group, pods=[], presence=asked)
+    assert result.draining
     orphaned = a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, deleting=True)
     assert compiled(orphaned, pods=[], presence=asked) == []
 
@@ -175,10 +175,10 @@ def test_draining_group_without_finalizer_is_on_no_node() -> None:
 )
 def test_invalid_group_is_rejected(spec: Any, members: Any, reason: str, field: str) -> None:
     group = a_group(spec=spec, members=members)
-    found = admissions([group], Namespace("a"))["a/g"]
-    assert isinstance(found, Rejection)
-    assert found.reason == reason
-    assert found.message.startswith(field)
+    result = admissions([group], Namespace("a"))["a/g"]
+    assert isinstance(result, Rejection)
+    assert result.reason == reason
+    assert result.message.startswith(field)
     assert compiled(group, pods=[a_pod("1")]) == []
 
 
@@ -187,9 +187,9 @@ def test_groups_of_a_namespace_crowd_out_no_other_and_oldest_come_first() -> Non
         a_group(f"g{number}", created=f"2024-{number:04}") for number in range(MAX_NODE_GROUPS + 5)
     ]
     late = a_group("late", "b", created="2025")
-    found = compiled(*many, late, pods=[a_pod("1"), a_pod("2", namespace="b")])
-    assert len(found) == MAX_NODE_GROUPS
-    assert [group.name for group in found] == [
+    result = compiled(*many, late, pods=[a_pod("1"), a_pod("2", namespace="b")])
+    assert len(result) == MAX_NODE_GROUPS
+    assert [group.name for group in result] == [
         f"a/g{number}" for number in range(MAX_NODE_GROUPS - 1)
     ] + ["b/late"]
 
@@ -202,11 +202,13 @@ def test_groups_of_a_node_fit_whatever_one_namespace_has() -> None:
     ]
     others = [a_group(f"late{number}", "b", created=f"2025-{number}") for number in range(5)]
     pods = [a_pod(f"{number:040}") for number in range(30)]
-    found = compiled(*many, *others, pods=[*pods, a_pod("1", namespace="b")])
-    wire = json.dumps([group.to_wire() for group in found], separators=(",", ":"))
+    result = compiled(*many, *others, pods=[*pods, a_pod("1", namespace="b")])
+    wire = json.dumps([group.to_wire() for group in result], separators=(",", ":"))
     assert MAX_NODE_GROUP_BYTES * 0.8 < len(wire) <= MAX_NODE_GROUP_BYTES
-    assert [group.name for group in found[-5:]] == [group.name for group in others]
-    assert [group.name for group in found[:-5]] == [group.name for group in many[: len(found) - 5]]
+    assert [group.name for group in result[-5:]] == [group.name for group in others]
+    assert [group.name for group in result[:-5]] == [
+        group.name for group in many[: len(result) - 5]
+    ]
 
 
 def test_fair_selection_prefers_smallest_namespace_and_skips_too_large_names() -> None:
@@ -223,10 +225,10 @@ def test_rejected_group_drains_where_present_and_comes_to_no_other_node() -> Non
     group = a_group(spec=created)
     asked = Presence(asked=frozenset({group.uid}))
     pods = [a_pod("1")]
-    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
-    assert not found.draining
-    (found,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
-    assert (found.draining, found.capacity, found.pods()) == (
+    (result,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
+    assert not result.draining
+    (result,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
+    assert (result.draining, result.capacity, result.pods()) == (
         True,
         2 << 20,
         frozenset({"1", "cgroup-1"}),
@@ -248,12 +250,12 @@ def test_rejected_group_drains_without_its_rejected_fields(
         spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members
     )
     asked = Presence(asked=frozenset({group.uid}))
-    (found,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
-    assert (found.draining, found.allowed, found.capacity) == (True, None, None)
-    assert found.members[0].borrow_limit is None
+    (result,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
+    assert (result.draining, result.allowed, result.capacity) == (True, None, None)
+    assert result.members[0].borrow_limit is None
 
 
-# -- in any order --------------------------------------------------------------------------------------------------
+# -- in any order ---------------------------------
 
 PODS = st.builds(
     a_pod,
@@ -270,7 +272,9 @@ GROUPS = st.builds(
     st.sampled_from("aab"),
     spec=st.sampled_from(SPECS),
     members=st.lists(
-        st.sampled_from(SELECTORS).map(lambda one: {"podSelector": one}), min_size=1, max_size=2
+        st.sampled_from(SELECTORS).map(lambda selector: {"podSelector": selector}),
+        min_size=1,
+        max_size=2,
     ),
     created=st.sampled_from("12"),
     deleting=st.booleans(),
@@ -294,7 +298,7 @@ def test_group_spec_does_not_depend_on_input_order(
 
 
 class Mirror:
-    """The same objects in plain dictionaries, and every answer worked out from scratch."""
+    """The same objects in plain dictionaries, with every answer computed from scratch."""
 
     def __init__(self) -> None:
         self.world = Cluster()
@@ -331,13 +335,13 @@ class Mirror:
         ]
 
     def refusals(self) -> dict[str, Rejection | None]:
-        found: dict[str, Rejection | None] = {}
+        result: dict[str, Rejection | None] = {}
         for name in "ab":
             own = [group for group in self.groups.values() if group.namespace == name]
             namespace = self.namespaces.get(name) or Namespace(name)
             for group, standing in admissions(own, namespace).items():
-                found[group] = standing if isinstance(standing, Rejection) else None
-        return found
+                result[group] = standing if isinstance(standing, Rejection) else None
+        return result
 
     def check(self) -> None:
         specs = self.specs()
@@ -345,21 +349,21 @@ class Mirror:
         assert self.world.groups == self.groups
         refusals = self.refusals()
         for name, group in self.groups.items():
-            found = [pod for pods in self.world.members_of(name).values() for pod in pods]
-            assert sorted(pod.uid for pod in found) == sorted(
+            result = [pod for pods in self.world.members_of(name).values() for pod in pods]
+            assert sorted(pod.uid for pod in result) == sorted(
                 pod.uid for pod in self.members(group)
             )
             on = {
                 node
                 for node, spec in specs.items()
-                if any(each.name == name for each in spec.groups)
+                if any(group.name == name for group in spec.groups)
             }
             assert self.world.nodes_of_group(name) == on
             assert self.world.group_rejection(name) == refusals[name]
             assert all(name in self.world.groups_on(node) for node in on)
 
     def facts(self) -> dict[str, object]:
-        """All that a group's status can depend on, but for what agents report."""
+        """All input of a group's status except the reports of agents."""
         refusals = self.refusals()
         return {
             name: (
@@ -489,10 +493,10 @@ def test_group_status_write_dirties_nothing() -> None:
 def test_group_does_not_reach_contested_cgroup() -> None:
     thief = replace(a_pod("1"), cgroup_uid="h")
     victim = replace(a_pod("2", "b"), cgroup_uid="h")
-    (found,) = compiled(a_group(), pods=[thief, victim])
-    assert found.pods() == {"1"}
-    (found,) = compiled(a_group(), pods=[thief])
-    assert found.pods() == {"1", "h"}
+    (result,) = compiled(a_group(), pods=[thief, victim])
+    assert result.pods() == {"1"}
+    (result,) = compiled(a_group(), pods=[thief])
+    assert result.pods() == {"1", "h"}
 
 
 def test_group_has_only_listed_pods_of_a_full_node() -> None:

@@ -1,4 +1,4 @@
-"""The status of a SharedMemoryGroup, out of what the nodes report."""
+"""The status of a SharedMemoryGroup follows from the reports of the nodes."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ ALLOWED = {"a": Namespace("a", allowed="create:1Gi")}
 
 
 class Scenario:
-    """A group, pods, and a view of each node as it follows from a report."""
+    """A group, its pods, and the view of each node after a report."""
 
     def __init__(
         self, *pods: Pod, deleting: bool = False, members: Any = None, **spec: Any
@@ -54,7 +54,7 @@ class Scenario:
     def reports(
         self, node: str = "n1", *, acknowledge: bool = True, silent: bool = False, **fields: Any
     ) -> None:
-        """The node's agent reports this of the group; nothing of it without a phase."""
+        """The node's agent reports these fields of the group; nothing without a phase."""
         pods = [pod for pod in self.pods if pod.node == node]
         presence = Presence(asked=frozenset({"uid"})) if self.group.deleting else NOWHERE
         spec = compile_node(Node(node), pods, ALLOWED, [], Settings(), [self.group], presence)
@@ -91,11 +91,11 @@ class Scenario:
 
     def condition(self, kind: str) -> tuple[str, str]:
         return next(
-            (each.status, each.reason) for each in self.status().conditions if each.type == kind
+            (entry.status, entry.reason) for entry in self.status().conditions if entry.type == kind
         )
 
     def message(self, kind: str) -> str:
-        return next(each.message for each in self.status().conditions if each.type == kind)
+        return next(entry.message for entry in self.status().conditions if entry.type == kind)
 
 
 def a_pod(
@@ -109,11 +109,11 @@ def borrow(pod: str, borrowed: int | None = 4096, mapped: int | None = 4096, **f
     return {"pod": pod, "member": True, "borrowed": borrowed, "mapped": mapped, **fields}
 
 
-def held(pod: str, level: str = "Converge", **fields: Any) -> Json:
+def limited(pod: str, level: str = "Converge", **fields: Any) -> Json:
     return borrow(pod, **{"level": level, "reason": "SeccompGate", **fields})
 
 
-# -- sums ----------------------------------------------------------------------------------------------------------
+# -- sums ---------------------------------
 
 
 @pytest.mark.rule("M3", "M9")
@@ -124,7 +124,7 @@ def test_group_figures_of_all_nodes_are_summed_and_unknown_ones_absent() -> None
     status = cluster.status()
     assert (status.charge_bytes, status.orphaned_bytes, status.dead_cgroup_bytes) == (150, 10, 7)
     assert (status.borrowed_bytes, status.borrower_count, status.omitted) == (110, 2, 0)
-    assert [each.pod for each in status.borrowers] == ["p1", "p2"]
+    assert [borrower.pod for borrower in status.borrowers] == ["p1", "p2"]
     assert (status.matched_pods, status.backing, status.phase) == (2, "memfd", "Active")
     assert status.node_count is not None
     assert status.node_count.applied == 2
@@ -162,7 +162,7 @@ def test_borrowers_and_nodes_are_listed_up_to_a_hundred_largest_and_worst_first(
             pod.node, phase=phase, borrowers=[borrow(pod.cgroup_uid, number + 1)], **more
         )
     status = cluster.status()
-    assert [each.pod for each in status.borrowers[:2]] == ["p119", "p118"]
+    assert [borrower.pod for borrower in status.borrowers[:2]] == ["p119", "p118"]
     assert (len(status.borrowers), status.borrower_count, status.omitted) == (100, 122, 22)
     assert (len(status.nodes), status.nodes[0].node, status.phase) == (100, "n110", "Pending")
 
@@ -174,7 +174,8 @@ def test_borrower_has_pod_name_and_least_limit() -> None:
     )
     gone = borrow("gone", member=False)
     cluster.reports(
-        phase="Active", borrowers=[held("p1", denials=2), borrow("web", 1, 1, member=False), gone]
+        phase="Active",
+        borrowers=[limited("p1", denials=2), borrow("web", 1, 1, member=False), gone],
     )
     first, second, third = cluster.status().borrowers
     assert first == Borrower(
@@ -189,7 +190,7 @@ def test_borrower_has_pod_name_and_least_limit() -> None:
     assert (third.namespace, third.member, third.limit_bytes) == ("b", False, None)
 
 
-# -- conditions ----------------------------------------------------------------------------------------------------
+# -- conditions ---------------------------------
 
 
 @pytest.mark.rule("H1")
@@ -210,26 +211,26 @@ def test_applied_is_true_after_acknowledgement_by_every_node_with_member() -> No
 def test_enforced_names_pods_below_minimum_level() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2"), a_pod("web", app="web"), members=LIMITED, **BORROW)
     cluster.reports(
-        phase="Active", borrowers=[held("p1"), held("p2", "Observe", reason="NotGated")]
+        phase="Active", borrowers=[limited("p1"), limited("p2", "Observe", reason="NotGated")]
     )
     assert cluster.condition("Enforced") == ("False", "NotGated")
     assert "pod a/p2 (NotGated: level Observe only)" in cluster.message("Enforced")
-    cluster.reports(phase="Active", borrowers=[held("p1")])
+    cluster.reports(phase="Active", borrowers=[limited("p1")])
     assert cluster.condition("Enforced") == ("Unknown", "NotReported"), (
-        "nobody says how p2 would be held"
+        "no report has the level of p2"
     )
-    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2", borrowed=0, mapped=0)])
+    cluster.reports(phase="Active", borrowers=[limited("p1"), limited("p2", borrowed=0, mapped=0)])
     assert cluster.condition("Enforced") == ("True", "Enforced")
     assert cluster.status().borrower_count == 1, "one that has nothing mapped is no borrower"
-    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2")], acknowledge=False)
+    cluster.reports(phase="Active", borrowers=[limited("p1"), limited("p2")], acknowledge=False)
     assert cluster.condition("Enforced") == ("False", "Pending")
-    cluster.reports(phase="Active", borrowers=[held("p1"), held("p2")], silent=True)
+    cluster.reports(phase="Active", borrowers=[limited("p1"), limited("p2")], silent=True)
     assert cluster.condition("Enforced") == ("Unknown", "AgentSilent")
 
 
 def test_unstarted_pod_is_not_named_in_enforced() -> None:
     cluster = Scenario(a_pod("p1"), a_pod("p2", started=False), members=LIMITED, **BORROW)
-    cluster.reports(phase="Active", borrowers=[held("p1")])
+    cluster.reports(phase="Active", borrowers=[limited("p1")])
     assert cluster.condition("Enforced") == ("True", "Enforced")
 
 
@@ -266,12 +267,12 @@ def test_enforced_without_borrow_limit_is_true(
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"charge": 1 << 20, "borrowers": [held("p1", mapped=8192)]}, ("True", "Sampled")),
+        ({"charge": 1 << 20, "borrowers": [limited("p1", mapped=8192)]}, ("True", "Sampled")),
         ({"charge": (1 << 20) + 1}, ("False", "OverCapacity")),
-        ({"charge": 1, "borrowers": [held("p1", mapped=8193)]}, ("False", "OverLimit")),
+        ({"charge": 1, "borrowers": [limited("p1", mapped=8193)]}, ("False", "OverLimit")),
         ({"charge": 1, "borrowers": [borrow("web", member=False)]}, ("False", "NotMember")),
         ({"charge": 1, "borrowers": [borrow("web", 0, 0, member=False)]}, ("True", "Sampled")),
-        ({"charge": 1, "borrowers": [held("p1", mapped=None)]}, ("Unknown", "FigureMissing")),
+        ({"charge": 1, "borrowers": [limited("p1", mapped=None)]}, ("Unknown", "FigureMissing")),
         ({"charge": 1, "truncated": True}, ("Unknown", "Truncated")),
         ({}, ("Unknown", "FigureMissing")),
         ({"charge": 1, "silent": True}, ("Unknown", "AgentSilent")),
@@ -288,9 +289,13 @@ def test_within_limit_compares_capacity_borrow_limits_and_membership(
 def test_borrow_limit_on_resident_compares_resident_pages() -> None:
     members = [{**LIMITED[0], "borrowLimitOn": "Resident"}]
     cluster = Scenario(a_pod("p1"), members=members, **BORROW)
-    cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=4096, mapped=1 << 20)])
+    cluster.reports(
+        phase="Active", charge=1, borrowers=[limited("p1", borrowed=4096, mapped=1 << 20)]
+    )
     assert cluster.condition("WithinLimit") == ("True", "Sampled")
-    cluster.reports(phase="Active", charge=1, borrowers=[held("p1", borrowed=8193, mapped=1 << 20)])
+    cluster.reports(
+        phase="Active", charge=1, borrowers=[limited("p1", borrowed=8193, mapped=1 << 20)]
+    )
     assert cluster.condition("WithinLimit") == ("False", "OverLimit")
 
 
@@ -323,9 +328,9 @@ def test_draining_group_names_waiting_nodes_until_all_released_this_spec() -> No
     for node in nodes:
         cluster.reports(node, phase="Draining", reason="InUse", borrowers=[borrow(f"p{node}")])
     assert cluster.condition("Drained") == ("False", "Draining")
-    said = cluster.message("Drained")
-    assert "node n0 (pod a/pn0: InUse)" in said
-    assert said.endswith("and 2 more.")
+    message = cluster.message("Drained")
+    assert "node n0 (pod a/pn0: InUse)" in message
+    assert message.endswith("and 2 more.")
     assert cluster.condition("Ready") == ("False", "Draining")
     for node in nodes:
         cluster.reports(node, phase="Released", acknowledge=node != "n3", objects=0)
@@ -350,7 +355,7 @@ def test_group_without_room_on_a_node_is_not_applied() -> None:
     )
     cluster.group = replace(cluster.group, has_finalizer=False)
     assert cluster.condition("Applied") == ("False", "Pending"), (
-        "no node is asked before it is held"
+        "no node is asked before the finalizer is set"
     )
 
 
@@ -388,27 +393,29 @@ def test_rejected_group_does_not_wait_for_node_where_agent_may_not_look() -> Non
 def test_active_group_has_no_drained_condition() -> None:
     cluster = Scenario(a_pod("p1"))
     cluster.reports(phase="Active")
-    assert "Drained" not in {each.type for each in cluster.status().conditions}
-    assert {each.observed_generation for each in cluster.status().conditions} == {3}
+    assert "Drained" not in {entry.type for entry in cluster.status().conditions}
+    assert {entry.observed_generation for entry in cluster.status().conditions} == {3}
 
 
 def test_group_without_pods_is_ready_without_phase() -> None:
     status = Scenario().status()
     assert (status.phase, status.charge_bytes, status.matched_pods) == (None, None, 0)
-    assert {each.status for each in status.conditions} == {"True"}
+    assert {entry.status for entry in status.conditions} == {"True"}
 
 
 def test_borrow_limit_above_capacity_is_named_in_accepted() -> None:
     members = [*LIMITED, {"podSelector": {}, "borrowLimit": "2Mi"}]
-    said = Scenario(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
-    assert said.endswith(" Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi.")
+    message = Scenario(accounting="Borrow", capacity="1Mi", members=members).message("Accepted")
+    assert message.endswith(
+        " Above capacity 1Mi, which is reached first: members[1].borrowLimit 2Mi."
+    )
     assert "capacity" not in Scenario(accounting="Borrow", members=members).message("Accepted")
 
 
 def test_rejected_group_has_reason_and_keeps_transition_time() -> None:
     metadata = Scenario().group.resource.metadata
     first = rejected_group_status(metadata, Rejection("NotAllowed", "why"), None, NOW)
-    assert [(each.type, each.status, each.reason) for each in first.conditions] == [
+    assert [(entry.type, entry.status, entry.reason) for entry in first.conditions] == [
         ("Ready", "False", "NotAllowed"),
         ("Accepted", "False", "NotAllowed"),
     ]
@@ -437,7 +444,7 @@ def test_group_status_with_new_sample_time_only_is_settled_until_stale() -> None
     assert settled(first, cluster.status(first)).charge_bytes == 2
 
 
-# -- the object itself ---------------------------------------------------------------------------------------------
+# -- the object itself ---------------------------------
 
 
 @pytest.mark.rule("H1", "M1")
@@ -457,8 +464,8 @@ def test_group_status_with_new_sample_time_only_is_settled_until_stale() -> None
 def test_group_without_created_object_is_not_ready(
     reason: str, adopted: bool, expected: tuple[str, str]
 ) -> None:
-    made: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}
-    cluster = Scenario(a_pod("p1"), **({} if adopted else made))
+    created: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "1Mi"}
+    cluster = Scenario(a_pod("p1"), **({} if adopted else created))
     cluster.reports(phase="Pending" if reason else "Active", reason=reason, message="why")
     assert cluster.condition("Available") == expected
     ready = cluster.condition("Ready")

@@ -1,4 +1,4 @@
-"""A selector made of lasting labels matches the next version of a workload, whatever its charts and controllers put on pods."""
+"""A selector of lasting labels matches the next version of a workload, whatever added them."""
 
 import pytest
 from hypothesis import given
@@ -63,10 +63,14 @@ versions = st.builds(
     st.sampled_from(("", ".1", ".0-rc.2", "-alpine", "_b3", "-r7")),
 )
 hashes = st.text("0123456789abcdef", min_size=7, max_size=40).filter(
-    lambda text: any(each.isdigit() for each in text) and any(each.isalpha() for each in text)
+    lambda text: (
+        any(letter.isdigit() for letter in text) and any(letter.isalpha() for letter in text)
+    )
 )
 suffixes = st.text(KUBERNETES_RANDOM, min_size=5, max_size=5).filter(
-    lambda text: any(each.isdigit() for each in text) and any(each.isalpha() for each in text)
+    lambda text: (
+        any(letter.isdigit() for letter in text) and any(letter.isalpha() for letter in text)
+    )
 )
 changing_values = st.one_of(
     versions,

@@ -1,4 +1,4 @@
-"""What a node shall hold follows from the limits and its pods alone."""
+"""The spec of a node follows from the limits and its pods alone."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
     )
 
 
-def held(
+def limit_names(
     limits: list[Limit], *pods: Pod, node: Node = NODE, settings: Settings | None = None
 ) -> dict[str, list[str]]:
     namespaces = {"a": Namespace("a", {"team": "red"}), "kube-system": Namespace("kube-system")}
@@ -50,7 +50,9 @@ def held(
 
 def test_spec_lists_every_pod_also_without_limits() -> None:
     limits: list[Limit] = [pinlimit("db", podSelector={"matchLabels": {"app": "db"}})]
-    assert held(limits, pod("u1", app="db"), pod("u2", app="web"), pod("u3", "b", app="db")) == {
+    assert limit_names(
+        limits, pod("u1", app="db"), pod("u2", app="web"), pod("u3", "b", app="db")
+    ) == {
         "u1": ["a/db"],
         "u2": [],
         "u3": [],
@@ -64,7 +66,7 @@ def test_pod_with_several_limits_has_all_also_audit() -> None:
         pinlimit("y", "32Mi", enforcement="Audit"),
         ceiling("top"),
     ]
-    assert held(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
+    assert limit_names(limits, pod("u1")) == {"u1": ["a/x", "a/y", "top"]}
 
 
 def test_ceiling_matches_by_namespace_and_node() -> None:
@@ -73,8 +75,11 @@ def test_ceiling_matches_by_namespace_and_node() -> None:
         "gpu",
         nodeSelector={"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]},
     )
-    assert held([red, gpu], pod("u1"), pod("u2", "b")) == {"u1": ["gpu", "red"], "u2": ["gpu"]}
-    assert held([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
+    assert limit_names([red, gpu], pod("u1"), pod("u2", "b")) == {
+        "u1": ["gpu", "red"],
+        "u2": ["gpu"],
+    }
+    assert limit_names([red, gpu], pod("u1"), node=Node("n2")) == {"u1": ["red"]}
 
 
 def test_system_namespace_is_exempt_unless_named() -> None:
@@ -85,7 +90,9 @@ def test_system_namespace_is_exempt_unless_named() -> None:
         "broad",
         namespaceSelector={"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]},
     )
-    assert held([named, broad, ceiling("all")], pod("u1", "kube-system")) == {"u1": ["named"]}
+    assert limit_names([named, broad, ceiling("all")], pod("u1", "kube-system")) == {
+        "u1": ["named"]
+    }
 
 
 @pytest.mark.rule("P14")
@@ -160,7 +167,7 @@ def test_unsupported_limit_is_rejected_by_name_and_others_apply(
     assert refused is not None
     assert refused.reason in {"NotSupported", "Invalid"}
     assert refused.message.startswith(f"spec.{list(spec)[-1]}: ")
-    assert held([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
+    assert limit_names([broken, pinlimit("good")], pod("u1")) == {"u1": ["a/good"]}
 
 
 APART = {
@@ -200,9 +207,11 @@ def test_spec_does_not_depend_on_input_order(limits: list[Limit], uids: list[str
 
 def test_many_limits_on_a_pod_crowd_out_no_ceiling_and_no_other_pod() -> None:
     many: list[Limit] = [pinlimit(f"x{i:03}") for i in range(2 * MAX_POD_LIMITS)]
-    found = held([*many, ceiling("zz"), pinlimit("y", namespace="b")], pod("u1"), pod("u2", "b"))
-    assert found["u1"] == [*(f"a/x{i:03}" for i in range(MAX_POD_LIMITS - 1)), "zz"]
-    assert found["u2"] == ["b/y", "zz"]
+    names = limit_names(
+        [*many, ceiling("zz"), pinlimit("y", namespace="b")], pod("u1"), pod("u2", "b")
+    )
+    assert names["u1"] == [*(f"a/x{i:03}" for i in range(MAX_POD_LIMITS - 1)), "zz"]
+    assert names["u2"] == ["b/y", "zz"]
 
 
 def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
@@ -232,17 +241,17 @@ def mirror(uid: str, namespace: str = "a", **fields: Any) -> Pod:
 
 @pytest.mark.rule("P1")
 def test_static_pod_is_listed_with_hash_and_own_uid() -> None:
-    """Whatever a kubelet makes of a pod with the annotation, the pod's limits are there."""
-    assert held([pinlimit("x")], mirror("m1")) == {HASH: ["a/x"], "m1": ["a/x"]}
+    """Whatever a kubelet does with an annotated pod, the pod's limits are listed."""
+    assert limit_names([pinlimit("x")], mirror("m1")) == {HASH: ["a/x"], "m1": ["a/x"]}
 
 
 @pytest.mark.rule("P13")
 def test_contested_cgroup_has_limits_of_both_pods() -> None:
     """https://github.com/DataDog/datadog-agent/pull/5916"""
     limits: list[Limit] = [pinlimit("x"), pinlimit("y", namespace="b"), ceiling("top")]
-    found = held(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
-    assert found[HASH] == ["a/x", "b/y", "top"]
-    assert (found["m1"], found["m2"], found["u1"]) == (
+    names = limit_names(limits, mirror("m1"), mirror("m2", "b"), pod("u1"))
+    assert names[HASH] == ["a/x", "b/y", "top"]
+    assert (names["m1"], names["m2"], names["u1"]) == (
         ["a/x", "top"],
         ["b/y", "top"],
         ["a/x", "top"],
@@ -269,9 +278,9 @@ def test_contested_cgroup_of_many_pods_has_bounded_limits_ceilings_first() -> No
         *(pinlimit(f"l{number:02}", namespace=ns) for number in range(30) for ns in "ab"),
         ceiling("z"),
     ]
-    found = held(limits, mirror("m1"), mirror("m2", "b"))
-    assert len(found[HASH]) == MAX_POD_LIMITS
-    assert "z" in found[HASH]
+    names = limit_names(limits, mirror("m1"), mirror("m2", "b"))
+    assert len(names[HASH]) == MAX_POD_LIMITS
+    assert "z" in names[HASH]
 
 
 @pytest.mark.rule("H1")
@@ -284,7 +293,7 @@ def test_container_of_contested_cgroup_has_id_only_if_all_agree() -> None:
 
 @pytest.mark.rule("P13")
 def test_spec_entries_of_one_cgroup_are_joined() -> None:
-    """An older operator lists a cgroup twice where two pods claim it."""
+    """An older operator lists a cgroup of two pods twice."""
     entries = [
         {
             "uid": "u1",
@@ -299,7 +308,7 @@ def test_spec_entries_of_one_cgroup_are_joined() -> None:
         ("u1", ["a/x", "top"]),
         ("u2", []),
     ]
-    assert [(each.name, each.id) for each in spec.pods[0].containers] == [
+    assert [(container.name, container.id) for container in spec.pods[0].containers] == [
         ("main", None),
         ("b", None),
     ]

@@ -1,4 +1,4 @@
-"""A limit is overridden only where another one implies it."""
+"""A limit is overridden only if another limit implies it."""
 
 from typing import Any
 
@@ -45,19 +45,19 @@ SPECS = st.fixed_dictionaries(
 @pytest.mark.rule("P13")
 @given(SPECS, SPECS)
 def test_implying_limit_asks_for_at_least_as_much(
-    one: dict[str, Any], other: dict[str, Any]
+    first: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    strong, weak = limit("s", **one), limit("w", **other)
+    strong, weak = limit("s", **first), limit("w", **other)
     expected = (
-        one["enforcement"] == "Enforce"
-        and one["amount"] <= other["amount"]
-        and one["scope"] == other["scope"]
+        first["enforcement"] == "Enforce"
+        and first["amount"] <= other["amount"]
+        and first["scope"] == other["scope"]
         and (
-            not one["sources"]
-            or (other["sources"] and set(other["sources"]) <= set(one["sources"]))
+            not first["sources"]
+            or (other["sources"] and set(other["sources"]) <= set(first["sources"]))
         )
-        and (one["minimumLevel"] == "Deny" or other["minimumLevel"] == "Converge")
-        and (one["contention"] == "Reserve" or other["contention"] == "Share")
+        and (first["minimumLevel"] == "Deny" or other["minimumLevel"] == "Converge")
+        and (first["contention"] == "Reserve" or other["contention"] == "Share")
     )
     assert implied(strong, weak) == bool(expected)
 
@@ -65,9 +65,9 @@ def test_implying_limit_asks_for_at_least_as_much(
 @pytest.mark.rule("P13")
 @given(SPECS, SPECS, SPECS)
 def test_implying_is_transitive(
-    one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]
+    first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]
 ) -> None:
-    a, b, c = limit("a", **one), limit("b", **two), limit("c", **three)
+    a, b, c = limit("a", **first), limit("b", **second), limit("c", **third)
     if implied(a, b, c) and implied(b, c, a):
         assert implied(a, c, b)
 
@@ -86,8 +86,8 @@ def test_implying_is_transitive(
 def test_containers_are_covered_like_sources(
     strong: list[str], weak: list[str], expected: bool
 ) -> None:
-    one = limit("s", scope="Container", containers=strong)
-    assert implied(one, limit("w", scope="Container", containers=weak)) is expected
+    first = limit("s", scope="Container", containers=strong)
+    assert implied(first, limit("w", scope="Container", containers=weak)) is expected
 
 
 @pytest.mark.rule("P14")
@@ -99,7 +99,7 @@ def test_grant_is_not_implied_by_smaller_grant() -> None:
     assert implied(plain, grant), "no administrator's leave: the grant gives nothing"
     assert implied(limit("h", "8Mi", grant=True), grant, leave)
     assert implied(limit("t", "2Mi", grant=True), grant, leave), (
-        "nobody is raised past 2Mi in either case"
+        "no process is raised above 2Mi in either case"
     )
 
 

@@ -1,4 +1,4 @@
-"""A recommendation fits what was seen, with headroom, and is a number that a person would write."""
+"""A recommendation fits the observed peak with headroom, and is a round number."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Selectors select what Kubernetes' own do."""
+"""Selectors select the same objects as in Kubernetes."""
 
 from itertools import product
 
@@ -32,35 +32,37 @@ OPPOSITE = {"In": "NotIn", "NotIn": "In", "Exists": "DoesNotExist", "DoesNotExis
 
 @given(labels)
 def test_empty_selector_selects_all_and_absent_selector_nothing(
-    found: dict[str, str],
+    labels: dict[str, str],
 ) -> None:
-    assert selects(LabelSelector(), found)
-    assert not selects(None, found)
+    assert selects(LabelSelector(), labels)
+    assert not selects(None, labels)
 
 
 @given(expressions, labels)
 def test_selector_operator_is_negation_of_its_opposite(
-    requirement: LabelSelectorRequirement, found: dict[str, str]
+    requirement: LabelSelectorRequirement, labels: dict[str, str]
 ) -> None:
     other = requirement.model_copy(update={"operator": OPPOSITE[requirement.operator]})
-    assert selects(LabelSelector(match_expressions=[requirement]), found) != selects(
-        LabelSelector(match_expressions=[other]), found
+    assert selects(LabelSelector(match_expressions=[requirement]), labels) != selects(
+        LabelSelector(match_expressions=[other]), labels
     )
 
 
 @given(selectors, labels)
-def test_selector_requires_all_requirements(selector: LabelSelector, found: dict[str, str]) -> None:
+def test_selector_requires_all_requirements(
+    selector: LabelSelector, labels: dict[str, str]
+) -> None:
     parts = [
         LabelSelector(match_labels={key: value}) for key, value in selector.match_labels.items()
     ]
     parts += [
         LabelSelector(match_expressions=[requirement]) for requirement in selector.match_expressions
     ]
-    assert selects(selector, found) == all(selects(part, found) for part in parts)
+    assert selects(selector, labels) == all(selects(part, labels) for part in parts)
 
 
 @pytest.mark.parametrize(
-    ("operator", "values", "found", "expected"),
+    ("operator", "values", "labels", "expected"),
     [
         ("In", ["a", "b"], {"k": "b"}, True),
         ("In", ["a"], {}, False),
@@ -71,12 +73,12 @@ def test_selector_requires_all_requirements(selector: LabelSelector, found: dict
     ],
 )
 def test_selector_matches_truth_table_of_kubernetes(
-    operator: str, values: list[str], found: dict[str, str], expected: bool
+    operator: str, values: list[str], labels: dict[str, str], expected: bool
 ) -> None:
     requirement = LabelSelectorRequirement.model_validate(
         {"key": "k", "operator": operator, "values": values}
     )
-    assert selects(LabelSelector(match_expressions=[requirement]), found) is expected
+    assert selects(LabelSelector(match_expressions=[requirement]), labels) is expected
 
 
 def test_named_value_is_always_selected() -> None:
@@ -98,10 +100,10 @@ KEYS = ("app", "tier", "example.com/zone")
 def test_contradiction_is_found_exactly_if_no_labels_match(
     selector: LabelSelector,
 ) -> None:
-    """Values that no requirement names are all alike: one of them, and the absence of the key, stand for the rest."""
+    """All values without a requirement are alike: one value and an absent key represent them."""
     some = ("a", "b", "", "other", None)
     every = (
         {key: value for key, value in zip(KEYS, chosen, strict=True) if value is not None}
         for chosen in product(some, repeat=len(KEYS))
     )
-    assert (contradiction(selector) is None) == any(selects(selector, found) for found in every)
+    assert (contradiction(selector) is None) == any(selects(selector, labels) for labels in every)

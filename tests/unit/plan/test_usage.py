@@ -1,4 +1,4 @@
-"""What `top` shows: reports joined with pods, nothing invented."""
+"""`top` shows reports joined with pods, and invents nothing."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,8 +55,8 @@ ALL = FigureFilter(NODES)
 
 
 def test_static_pod_is_shown_by_hash_with_strictest_limit() -> None:
-    held = {"pods": [{"uid": "static-hash", "limits": ["audit", "team-a/each", "team-a/db@0"]}]}
-    (figure,) = pod_figures([POD], [config(uses=[use("static-hash")], spec=held)], ALL, NOW)
+    spec = {"pods": [{"uid": "static-hash", "limits": ["audit", "team-a/each", "team-a/db@0"]}]}
+    (figure,) = pod_figures([POD], [config(uses=[use("static-hash")], spec=spec)], ALL, NOW)
     assert (figure.namespace, figure.pod, figure.total, figure.locked, figure.pinned) == (
         "team-a",
         "db-0",
@@ -70,9 +70,9 @@ def test_static_pod_is_shown_by_hash_with_strictest_limit() -> None:
 
 @pytest.mark.rule("H2")
 def test_unreported_pod_has_absent_figures_and_comes_last() -> None:
-    held = {"pods": [{"uid": "static-hash", "limits": ["audit"]}, {"uid": "free"}]}
+    spec = {"pods": [{"uid": "static-hash", "limits": ["audit"]}, {"uid": "free"}]}
     two = config("n2", [use("u2", 0, vmPin=0, denials=[])])
-    silent, zero = reversed(pod_figures([POD, OTHER], [config(spec=held), two], ALL, NOW))
+    silent, zero = reversed(pod_figures([POD, OTHER], [config(spec=spec), two], ALL, NOW))
     assert (zero.pod, zero.total, zero.denials) == ("db-1", 0, 0)
     assert (silent.pod, silent.total, silent.level, silent.sampled_at) == ("db-0", None, None, None)
     assert "total" not in silent.to_wire()
@@ -117,17 +117,17 @@ def test_uid_of_another_node_is_not_joined_with_pod() -> None:
 
 def test_counted_in_matches_counters_of_agent() -> None:
     """The plugin may not ask the agent's code; this test may."""
-    told = {each.source: each.message for each in source_levels(GateAbility(True, ""))}
+    messages = {level.source: level.message for level in source_levels(GateAbility(True, ""))}
     for counter, sources in COUNTED_IN.items():
-        assert all(f"counted in {counter}" in told[source] for source in sources)
+        assert all(f"counted in {counter}" in messages[source] for source in sources)
     counted = {source for sources in COUNTED_IN.values() for source in sources}
-    assert {source for source, message in told.items() if "counted in Vm" in message} == counted
+    assert {source for source, message in messages.items() if "counted in Vm" in message} == counted
 
 
 def test_uncounted_sources_are_listed_with_nodes() -> None:
     blind = [{"source": "Xdp", "counted": False, "level": "Observe", "reason": "NotCounted"}]
-    found = uncounted([config("n1", sources=blind), config("n2", sources=blind), config("n3")])
-    assert found == {("Xdp",): ["n1", "n2"]}
+    sources = uncounted([config("n1", sources=blind), config("n2", sources=blind), config("n3")])
+    assert sources == {("Xdp",): ["n1", "n2"]}
 
 
 def test_shared_figures_have_groups_of_namespace_and_borrows_of_pods() -> None:
@@ -158,24 +158,24 @@ def test_shared_figures_have_groups_of_namespace_and_borrows_of_pods() -> None:
         "borrowers": borrowers,
     }
     fair = {"pod": "static-hash", "current": 9, "anonymous": 4, "shared": 3}
-    made = config(spec={"groups": [group]}, groups=[report], fairView=[fair])
-    shared = shared_figures([POD], [made], FigureFilter(NODES, "team-a"), NOW)
-    assert [(each.group, each.charge, each.orphaned) for each in shared.groups] == [
+    node_config = config(spec={"groups": [group]}, groups=[report], fairView=[fair])
+    shared = shared_figures([POD], [node_config], FigureFilter(NODES, "team-a"), NOW)
+    assert [(group.group, group.charge, group.orphaned) for group in shared.groups] == [
         ("team-a/cache", 4 * MIB, None)
     ]
-    assert [(each.pod, each.borrowed, each.limit) for each in shared.borrows] == [
+    assert [(borrow.pod, borrow.borrowed, borrow.limit) for borrow in shared.borrows] == [
         ("db-0", MIB, 8 * MIB)
     ]
-    assert [(each.pod, each.fair) for each in shared.fair_view] == [("db-0", 7)]
-    assert not shared_figures([], [made], FigureFilter(NODES, "team-b"), NOW).groups
-    assert [each.pod for each in shared_figures([POD], [made], ALL, NOW).borrows] == [
+    assert [(fair.pod, fair.fair) for fair in shared.fair_view] == [("db-0", 7)]
+    assert not shared_figures([], [node_config], FigureFilter(NODES, "team-b"), NOW).groups
+    assert [borrow.pod for borrow in shared_figures([POD], [node_config], ALL, NOW).borrows] == [
         "db-0",
         "stranger",
     ]
 
 
 def frames(sampled: datetime | None, *, age: float = 3.0) -> NodePinConfig:
-    """A node with a group, whose accountant sampled it then; the agent reported `age` seconds ago."""
+    """A node with a group sampled at `sampled`; the agent reported `age` seconds ago."""
     group = {
         "name": "team-a/frames",
         "uid": "g1",
@@ -211,9 +211,9 @@ def test_shared_figures_have_age_of_accountants_sample(
 ) -> None:
     sampled = NOW - timedelta(seconds=accountant)
     shared = shared_figures([POD], [frames(sampled, age=agent)], ALL, NOW)
-    (fair,) = [each for each in shared.fair_view if each.pod == "db-0"]
+    (fair,) = [fair for fair in shared.fair_view if fair.pod == "db-0"]
     for figure in (shared.groups[0], shared.borrows[0], fair):
         assert (figure.sampled_at, figure.stale) == (sampled, stale)
     assert shared.borrows[0].level == (None if stale else "Converge")
-    (other,) = [each for each in shared.fair_view if each.pod == "other"]
+    (other,) = [fair for fair in shared.fair_view if fair.pod == "other"]
     assert other.sampled_at == NOW - timedelta(seconds=agent)

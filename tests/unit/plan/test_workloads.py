@@ -1,4 +1,4 @@
-"""Limits for workloads: whose they are, what they are based on, and that they select what was observed."""
+"""Recommended limits select the observed pods of their workload, and say their basis."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -82,22 +82,22 @@ def test_recommended_limit_has_highest_peak_and_selects_all_pods() -> None:
     ]
     web = pod("web-0", app="web")
     (other, workload) = workloads([*observed, ObservedPod(web, "")], [*pods, web])
-    told = advise(workload)
-    assert (told.workload, told.pods, told.observed, told.peak, told.since) == (
+    advice = advise(workload)
+    assert (advice.workload, advice.pods, advice.observed, advice.peak, advice.since) == (
         "statefulset/db",
         2,
         2,
         20 * MIB,
         SINCE,
     )
-    assert told.manifest is not None
-    made = PinLimit.model_validate(told.manifest)
-    assert (made.metadata.name, made.spec.limit, made.spec.enforcement) == (
+    assert advice.manifest is not None
+    recommended = PinLimit.model_validate(advice.manifest)
+    assert (recommended.metadata.name, recommended.spec.limit, recommended.spec.enforcement) == (
         "db",
         "24Mi",
         Enforcement.ENFORCE,
     )
-    assert [selects(made.spec.pod_selector, each.labels) for each in [*pods, web]] == [
+    assert [selects(recommended.spec.pod_selector, pod.labels) for pod in [*pods, web]] == [
         True,
         True,
         False,
@@ -108,12 +108,12 @@ def test_recommended_limit_has_highest_peak_and_selects_all_pods() -> None:
 @pytest.mark.rule("H2")
 def test_workload_without_observation_gets_audit_limit() -> None:
     (workload,) = workloads([ObservedPod(pod("db-0", app="db"), "deployment/db")], [])
-    told = advise(workload)
-    assert told.limit is None
-    assert told.manifest is not None
-    made = PinLimit.model_validate(told.manifest)
-    assert (made.spec.enforcement, made.spec.limit) == (Enforcement.AUDIT, "8Mi")
-    assert "agents report only pods with limits" in told.basis
+    advice = advise(workload)
+    assert advice.limit is None
+    assert advice.manifest is not None
+    recommended = PinLimit.model_validate(advice.manifest)
+    assert (recommended.spec.enforcement, recommended.spec.limit) == (Enforcement.AUDIT, "8Mi")
+    assert "agents report only pods with limits" in advice.basis
 
 
 def test_workload_without_pinned_memory_gets_no_limit() -> None:
@@ -134,11 +134,11 @@ def test_existing_limit_is_changed_and_keeps_other_fields() -> None:
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [there])], []
     )
-    told = advise(workload)
-    assert told.current == "mine 8Mi (Audit)"
-    assert told.manifest is not None
-    assert told.manifest["metadata"] == {"name": "mine", "namespace": "team-a"}
-    assert told.manifest["spec"] == {
+    advice = advise(workload)
+    assert advice.current == "mine 8Mi (Audit)"
+    assert advice.manifest is not None
+    assert advice.manifest["metadata"] == {"name": "mine", "namespace": "team-a"}
+    assert advice.manifest["spec"] == {
         "podSelector": {"matchLabels": {"app": "db"}},
         "limit": "60Mi",
         "minimumLevel": "Deny",
@@ -148,9 +148,9 @@ def test_existing_limit_is_changed_and_keeps_other_fields() -> None:
     (workload,) = workloads(
         [ObservedPod(pod("db-0", app="db"), "deployment/db", 50 * MIB, SINCE, [wider])], []
     )
-    told = advise(workload)
-    assert told.manifest is not None
-    assert told.manifest["metadata"]["name"] == "db"
+    advice = advise(workload)
+    assert advice.manifest is not None
+    assert advice.manifest["metadata"]["name"] == "db"
 
 
 @pytest.mark.rule("H2")
@@ -176,17 +176,17 @@ def test_selector_that_matches_other_pods_is_remarked_and_selector_of_all_is_not
 
 
 def test_limit_is_recommended_as_in_its_status() -> None:
-    told = advise_limit(limit().model_copy(update={"status": None}))
-    assert (told.limit, told.manifest) == (None, None)
+    advice = advise_limit(limit().model_copy(update={"status": None}))
+    assert (advice.limit, advice.manifest) == (None, None)
     body = {
         "metadata": {"name": "mine", "namespace": "team-a"},
         "spec": {"podSelector": {}, "limit": "8Mi", "scope": "Container", "containers": ["main"]},
         "status": {"recommendation": "24Mi", "matchedPods": 3},
     }
-    told = advise_limit(PinLimit.model_validate(body))
-    assert (told.limit, told.pods) == ("24Mi", 3)
-    assert told.manifest is not None
-    assert told.manifest["spec"]["containers"] == ["main"]
+    advice = advise_limit(PinLimit.model_validate(body))
+    assert (advice.limit, advice.pods) == ("24Mi", 3)
+    assert advice.manifest is not None
+    assert advice.manifest["spec"]["containers"] == ["main"]
 
 
 CHART = {
@@ -226,15 +226,15 @@ VIRT = {
 def test_selector_has_only_labels_of_the_next_version(
     workload: str, labels: dict[str, str], selector: dict[str, str] | None
 ) -> None:
-    """https://github.com/helm/charts/issues/7680, https://github.com/argoproj/argo-rollouts/issues/219."""
-    (one,) = workloads([ObservedPod(pod("db-0", **labels), workload, MIB, SINCE)], [])
-    told = advise(one)
+    """https://github.com/helm/charts/issues/7680 and argoproj/argo-rollouts#219."""
+    (grouped,) = workloads([ObservedPod(pod("db-0", **labels), workload, MIB, SINCE)], [])
+    advice = advise(grouped)
     if selector is None:
-        assert told.manifest is None
-        assert "no limit is possible" in told.basis
+        assert advice.manifest is None
+        assert "no limit is possible" in advice.basis
     else:
-        assert told.manifest is not None
-        assert told.manifest["spec"]["podSelector"] == {"matchLabels": selector}
+        assert advice.manifest is not None
+        assert advice.manifest["spec"]["podSelector"] == {"matchLabels": selector}
 
 
 def test_owners_selector_comes_before_labels_of_pods() -> None:
@@ -249,26 +249,27 @@ def test_owners_selector_comes_before_labels_of_pods() -> None:
         }
     )
     mine = pod("db-0", **labels, **{"app.kubernetes.io/version": "7", "helm.sh/chart": "x"})
-    (one,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
-    told = advise(one)
-    assert told.manifest is not None
-    assert told.manifest["spec"]["podSelector"] == {
+    (grouped,) = workloads([ObservedPod(mine, "deployment/db", MIB, SINCE, selector=owner)], [])
+    advice = advise(grouped)
+    assert advice.manifest is not None
+    assert advice.manifest["spec"]["podSelector"] == {
         "matchLabels": {"app": "db"},
         "matchExpressions": [{"key": "app", "operator": "Exists"}],
     }
-    assert told.warning is not None
-    assert "app.kubernetes.io/version=7" in told.warning
+    assert advice.warning is not None
+    assert "app.kubernetes.io/version=7" in advice.warning
 
 
 def test_label_left_out_for_its_value_is_named() -> None:
-    (one,) = workloads(
+    (grouped,) = workloads(
         [ObservedPod(pod("db-0", app="db", track="7.2.4"), "deployment/db", MIB, SINCE)], []
     )
-    told = advise(one)
-    assert told.manifest is not None
-    assert told.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
-    assert told.warning == (
-        "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
+    advice = advise(grouped)
+    assert advice.manifest is not None
+    assert advice.manifest["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
+    assert advice.warning == (
+        "left out of the selector, because the next release may change: "
+        "track=7.2.4 looks like a version"
     )
 
 
@@ -284,7 +285,7 @@ def test_limit_with_version_in_selector_has_warning() -> None:
 
 
 def test_limit_name_has_only_allowed_letters() -> None:
-    (one,) = workloads([ObservedPod(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
-    told = advise(one)
-    assert told.manifest is not None
-    assert told.manifest["metadata"]["name"] == "my-job"
+    (grouped,) = workloads([ObservedPod(pod("x", app="db"), "spark/My_Job.", MIB, SINCE)], [])
+    advice = advise(grouped)
+    assert advice.manifest is not None
+    assert advice.manifest["metadata"]["name"] == "my-job"
