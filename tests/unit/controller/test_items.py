@@ -22,7 +22,7 @@ from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
 
 from ..plan.test_limit_compiler import pinlimit
-from ..plan.test_limit_status import condition, limit, pod, status_of, told, use, view
+from ..plan.test_limit_status import condition, limit, outcome, pod, status_of, use, view
 from . import test_reconcile as reconcile
 from .test_reconcile import Operator, config_path, scenario
 
@@ -315,7 +315,7 @@ def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
     assert status.pinned_bytes == 2**63 - 1
     assert status.top_pods[0].pinned_bytes == 2**63 - 1
     assert status.recommendation is None, "no limit may be so large"
-    assert told(status, "Complete") == ("False", "FiguresCut")
+    assert outcome(status, "Complete") == ("False", "FiguresCut")
 
 
 @pytest.mark.rule("H2")
@@ -350,8 +350,8 @@ def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(
     ]
     spec, overflow = assemble(((pod, held) for pod in crowd), [], limit_compiler.Settings())
     status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, overflow))
-    assert told(status, "Applied") == ("False", "TooManyPods")
-    assert told(status, "Enforced")[0] == "False"
+    assert outcome(status, "Applied") == ("False", "TooManyPods")
+    assert outcome(status, "Enforced")[0] == "False"
     assert "a node has room for 4096 pods" in condition(status, "Applied").message
     assert limit_status.aggregate(
         limit(), crowd, {}, None, status.conditions[0].last_transition_time
