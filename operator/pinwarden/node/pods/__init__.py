@@ -1,6 +1,6 @@
 """The pods of this node: their cgroups, their processes, and the limits on them.
 
-`cgroups` and `discovery` find pods; `policy` says which limits a configuration sets; `process` and
-`privileges` describe a process; `subject` is a limited pod with its processes; `constraints` says
-which processes a limit covers, and `batches` which subjects must be decided together.
+`cgroups` and `discovery` find pods. `policy` reads the limits of a configuration. `process` and
+`privileges` describe a process, and `subject` is a limited pod with its processes. `constraints`
+maps limits to processes, and `batches` groups the subjects that must be decided together.
 """

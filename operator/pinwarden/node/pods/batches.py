@@ -1,6 +1,4 @@
-"""Which subjects are allocated together: those with a common limit of scope Node, or a common
-process.
-"""
+"""Groups subjects with a common limit of scope Node, or a common process, for one allocation."""
 
 from collections.abc import Iterable
 
@@ -9,10 +7,7 @@ from pinwarden.node.pods.subject import Subject
 
 
 def batches(subjects: Iterable[Subject]) -> list[list[Subject]]:
-    """Return the subjects in batches.
-
-    Subjects of different batches have no such limit or process in common.
-    """
+    """Return the subjects in batches without a common limit of scope Node or a common process."""
     subjects = list(subjects)
     leader = {subject.uid: subject.uid for subject in subjects}
 
@@ -39,7 +34,7 @@ def _node_limits(subject: Subject) -> list[str]:
 
 
 def _nested(subjects: list[Subject]) -> list[tuple[str, str]]:
-    """Return pairs of subjects where a directory of one is at or below a directory of the other."""
+    """Return pairs of uids: a directory of the first is at or below a directory of the second."""
     owners: dict[str, list[str]] = {}
     for subject in subjects:
         for path in subject.paths:

@@ -1,8 +1,8 @@
-"""Pods and containers as the kernel shows them: cgroup directories, recognised by their names.
+"""Finds pods and containers in the cgroup tree, by the names of their directories.
 
-The subject of a limit is a cgroup (P1), so everything starts here. Gate, accountant and agent all
-ask this module which pod and which container a process is of. The drivers of kubelet and runtime
-name a pod's cgroup and its containers below it:
+The subject of a limit is a cgroup (P1). The gate, the accountant and the agent all use this module
+to find the pod and the container of a process. The cgroup drivers of the kubelet and the runtime
+name the cgroups of a pod and of its containers:
 
 - cgroupfs: `kubepods[/burstable|/besteffort]/pod<uid>/<id>` (containerd, cri-dockerd) or
   `.../crio-<id>` (CRI-O),
@@ -10,23 +10,23 @@ name a pod's cgroup and its containers below it:
   ->.slice/<prefix>-<id>.scope`, where the runtime chooses the prefix: `cri-containerd`, `crio`,
   `docker`. A kubelet inside a container puts its own prefix before `kubepods`.
 
-A runtime with another driver than the kubelet puts a container *beside* the pod's cgroup, which
-stays empty:
+A runtime with another driver than the kubelet puts a container *beside* the pod's cgroup. The pod's
+cgroup then stays empty:
 
 - containerd with cgroupfs: `<slice of the pod>:cri-containerd:<id>`, in the service of the runtime
   (v1) or next to it (v2),
 - dockerd with cgroupfs: `<slice of the pod>/<id>` at the root.
 
-A pod's uid is a UUID, or for a static pod the 32 hexadecimal digits of its config hash; an id is 64
-hexadecimal digits. Names are matched whole, so that a uid that begins like another one is never
-taken for it. `crio-conmon-<id>` holds CRI-O's monitor, which is in the pod and not in a container.
-A sandbox ("pause") has an id like a container and is listed as one: only the API's list of
-containers tells them apart. All other directories of a pod are strays: their processes are the
-pod's, of a container that nobody can name.
+A pod's uid is a UUID, or for a static pod the 32 hexadecimal digits of its config hash. The id of a
+container has 64 hexadecimal digits. Whole names are matched, so two uids with a common prefix stay
+distinct. `crio-conmon-<id>` contains CRI-O's monitor, which belongs to the pod and not to a
+container. A sandbox ("pause") has an id like a container, and counts as a container here: only the
+container list of the API distinguishes them. All other directories of a pod are strays. Their
+processes belong to the pod, in a container without a known name.
 
-A cgroup below a container belongs to that container, and a cgroup below a pod to that pod, whatever
-its name: a kubelet that runs inside a pod makes no pods of this node. Directories come and go
-during a walk; one that has vanished has no members.
+A cgroup below a container belongs to the container, and a cgroup below a pod belongs to the pod,
+whatever its name. So a kubelet inside a pod creates no pods of this node. Directories come and go
+during a walk. A vanished directory has no members.
 """
 
 import os
@@ -56,7 +56,7 @@ _PATH_MAX = 4096  # linux/limits.h: bytes of a path with the zero byte that ends
 
 @dataclass(frozen=True, slots=True)
 class ContainerCgroup:
-    """A container (or sandbox): its id, its own directory, and that directory with all below it."""
+    """A container (or sandbox): its id, its directory, and the members: all directories in it."""
 
     id: str
     path: Path
@@ -65,13 +65,12 @@ class ContainerCgroup:
 
 @dataclass(frozen=True, slots=True)
 class PodCgroup:
-    """A pod: its uid as the kubelet names its cgroup, and every directory whose processes count as
-    the pod's.
+    """A pod: its uid, and in `members` all directories whose processes count as the pod's.
 
-    `paths` is one directory, or several: those of an earlier cgroup driver or QoS class, and those
-    of containers beside the pod's. `strays` are the members that belong to no container and no
-    monitor. `truncated` says that a pod with a cgroup tree of its own nested it deeper than a path
-    can name: sums over it are lower bounds (H2).
+    `paths` is one directory, or several: from an earlier cgroup driver or QoS class, or of
+    containers beside the pod's. `strays` are the members outside all containers and monitors.
+    `truncated`: the pod nested cgroups deeper than a path can name, so that sums over the pod are
+    lower bounds (H2).
     """
 
     uid: str
@@ -83,11 +82,10 @@ class PodCgroup:
 
 
 def pod_uid(path: Path) -> str | None:
-    """The uid of the pod that this very directory, or a container's beside it, stands for, with
-    hyphens; None when it is no pod's.
+    """Return the uid of the pod with this directory, or with a container there beside the pod's.
 
-    A cgroupfs name is short (`pod<uid>`), so its parents must be the kubelet's: `kubepods`, or a
-    QoS class in it.
+    The uid has hyphens. Return None for any other directory. A cgroupfs name is short (`pod<uid>`),
+    so the parent must be `kubepods`, or a QoS class in `kubepods`.
     """
     if match := _SYSTEMD_POD.fullmatch(path.name) or _BESIDE.fullmatch(path.name):
         return match[1].replace("_", "-")
@@ -97,18 +95,16 @@ def pod_uid(path: Path) -> str | None:
 
 
 def container_id(name: str) -> str | None:
-    """The id of the container whose directory, directly below its pod's, has this name; None when
-    it is no container's.
+    """Return the id of the container whose directory, directly below the pod's, has this name.
+
+    Return None if no container has such a name.
     """
     match = _CONTAINER.fullmatch(name)
     return (match[1] or match[2]) if match else None
 
 
 def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
-    """The pod with these directories, and all below them.
-
-    A directory that does not exist has nothing below it.
-    """
+    """Return the pod with these directories and all directories below them."""
     containers: list[ContainerCgroup] = []
     members: list[Path] = []
     strays: list[Path] = []
@@ -136,10 +132,11 @@ def explore(uid: str, paths: Sequence[Path]) -> PodCgroup:
 
 
 def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
-    """The directory with all below it, parents first, and whether some lie too deep for a path to
-    name.
+    """Return `path` and all directories below, parents first.
+
+    Return also whether some are too deep for a path to name.
     """
-    found: list[Path] = []
+    directories: list[Path] = []
     truncated = False
     pending = [path]
     while pending:
@@ -147,6 +144,6 @@ def _tree(path: Path) -> tuple[tuple[Path, ...], bool]:
         if len(os.fsencode(directory / PROCS)) >= _PATH_MAX:
             truncated = True
             continue
-        found.append(directory)
+        directories.append(directory)
         pending += reversed(subdirectories(directory))
-    return tuple(found), truncated
+    return tuple(directories), truncated

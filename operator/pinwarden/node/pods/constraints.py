@@ -2,10 +2,10 @@
 P13).
 
 - Pod: all processes of the subject, including those of its sandbox.
-- Container: the processes of each container that the limit selects. A selected container can be
-  unknown by its current id. Then each unnamed container gets the limit, because any of them can be
-  the selected one. So no container ever exceeds the limit, also while the kubelet has not reported
-  it yet. The processes in no container directory (`cgroups`) count as one container.
+- Container: the processes of each selected container. The current id of a selected container can
+  be unknown. Then each unnamed container gets the limit, because any of them can be the selected
+  one. So no container exceeds the limit, even before the kubelet has reported its id. The processes
+  outside all container directories (`cgroups`) count as one container.
 - Node: all processes of the subjects together.
 """
 
@@ -53,9 +53,7 @@ def constraints_on(subjects: Sequence[Subject]) -> list[Constraint]:
 def running_containers(
     limits: Iterable[NodeLimit], subject: Subject
 ) -> dict[str, frozenset[ProcessKey]]:
-    """Return the processes of each running container that one of the limits selects, by container
-    name.
-    """
+    """Return the processes of each running container selected by a limit, by container name."""
     limits = list(limits)
     return {
         container.name: keys
@@ -67,9 +65,7 @@ def running_containers(
 
 
 def has_unknown_container(subject: Subject) -> bool:
-    """Return whether a limit of scope Container can select a container whose processes are in no
-    directory.
-    """
+    """Return whether a limit of scope Container can select processes outside all containers."""
     return STRAY in _unnamed(subject) and any(
         _unresolved(limit, subject) for limit in subject.policy.by_container
     )
@@ -93,9 +89,7 @@ def _unresolved(limit: NodeLimit, subject: Subject) -> bool:
 
 
 def _unnamed(subject: Subject) -> dict[str, frozenset[ProcessKey]]:
-    """Return the processes of each container without a name, including the sandbox, by container
-    id.
-    """
+    """Return the processes of each container without a name, by id, including the sandbox."""
     named = {container.id for container in subject.policy.containers}
     return {
         identity: keys for identity, keys in subject.by_container.items() if identity not in named

@@ -1,9 +1,9 @@
 """Finds the pods of this node, cheaply and often.
 
-Pods are in few directories: `kubepods`, its QoS classes, and those where a runtime with another
-cgroup driver puts containers. Only these are listed each time. From time to time a walk over the
-whole hierarchy finds new ones. The directories of a pod are not entered: only governed pods are
-read further (`subject`).
+Pods are in few directories: `kubepods`, its QoS classes, and the directories where a runtime with
+another cgroup driver puts containers. Only these are listed each time. From time to time a walk
+over the whole hierarchy finds new ones. The directories of a pod are not entered here: `subject`
+reads them, for governed pods only.
 """
 
 import errno
@@ -31,32 +31,30 @@ class PodFinder:
     def find(self, now: float, *, everywhere: bool = False) -> Mapping[str, tuple[Path, ...]]:
         """Return the directories of each pod by uid.
 
-        Raises OSError, except for a directory that vanished.
-
-        `now` is in seconds, monotonic. With `everywhere` the walk is done at once. Directories too
+        With `everywhere` the walk is done at once. `now` is in seconds, monotonic. Directories too
         deep for a path are skipped: pods of the kubelet are never so deep.
+
+        Raises OSError, except for a vanished directory.
         """
         if everywhere or now >= self._walk_due:
             self._walk()
             self._walk_due = now + BETWEEN_WALKS_SECONDS
-        found: dict[str, list[Path]] = {}
+        pods: dict[str, list[Path]] = {}
         seen: dict[str, tuple[str, Path] | None] = {}
         pending = list(self._parents)
         while pending:
             for name in _subdirectories(pending.pop()):
                 pod = seen[name] = self._known[name] if name in self._known else _pod(name)
                 if pod is not None:
-                    found.setdefault(pod[0], []).append(pod[1])
+                    pods.setdefault(pod[0], []).append(pod[1])
                 elif name not in self._parents and _is_parent(name):
                     self._parents[name] = None
                     pending.append(name)
         self._known = seen
-        return {uid: tuple(sorted(paths)) for uid, paths in sorted(found.items())}
+        return {uid: tuple(sorted(paths)) for uid, paths in sorted(pods.items())}
 
     def _walk(self) -> None:
-        """Find the directories with pods: by their names, including empty ones, or by a pod in
-        them.
-        """
+        """Find the directories with pods: by their own names, or by a pod inside."""
         parents: dict[str, None] = {}
         pending = [self._root]
         while pending:

@@ -1,18 +1,17 @@
-"""Reads a configuration as the policy of this node: the limits it can enforce, and the subjects
-they apply to.
+"""Reads a configuration as the policy of this node: the enforceable limits, and their subjects.
 
-A subject is a pod, known by the uid in its cgroup's name, or a directory that a limit's
-`cgroup_pattern` matches, known by its path below the root of the process hierarchy. A limit that
-cannot be enforced as it is written constrains nothing, is reported as unsupported, and is never
-acknowledged (H1):
+A subject is a pod, identified by the uid in its cgroup's name, or a directory. A directory matches
+the `cgroup_pattern` of a limit, and is identified by its path below the root of the process
+hierarchy. Some limits cannot be enforced as written. They constrain no process, are reported as
+unsupported, and are never acknowledged (H1):
 
-- `sources` that are only some of all: the kernel's counters do not separate them
+- `sources` with only some of all sources: the kernel's counters do not separate them
   (SourceNotSeparable),
 - counting OncePerPod: this needs a ledger per page (NotSupported),
 - scope Container with a pattern: directories have no container names (NotSupported),
-- a pattern that is invalid or leads out of the hierarchy (InvalidPattern).
+- an invalid pattern, or a pattern with `..` (InvalidPattern).
 
-A pod that has only such limits is still a subject, reported at level Observe.
+A pod with only such limits is still a subject, reported at level Observe.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ from pinwarden.common.patterns import parts_of
 from pinwarden.node.state.config import LONGEST_MESSAGE
 
 UNKNOWN_PODS = "unknownPods"
-"""Name and uid of the constraint on pods that the configuration does not list."""
+"""Name and uid of the constraint on pods outside the configuration."""
 
 NOT_UNDERSTOOD = "NotUnderstood"
 _UID = 64
@@ -45,9 +44,9 @@ _NAME, _DIGEST = 1024, 12
 class SubjectPolicy:
     """The limits on one subject.
 
-    `names` are its limits in the configuration. `unsupported` is the reason why one of them is not
-    in `limits`, or empty. `gone`: the operator does not list the pod any more, and its cgroup still
-    exists. Two policies with one `fingerprint` have equal limits.
+    `names` are its limits in the configuration. `unsupported` is the reason against a limit in
+    `names` but not in `limits`, or empty. `gone`: the operator no longer lists the pod, and its
+    cgroup still exists. Two policies with one `fingerprint` have equal limits.
     """
 
     limits: tuple[NodeLimit, ...]
@@ -74,7 +73,7 @@ class SubjectPolicy:
 
 
 def reported_name(uid: str) -> str:
-    """Return the name of a subject in the report: its uid if that is short and printable.
+    """Return the name of a subject in the report: its uid, if short and printable.
 
     Otherwise return the beginning of the uid and a digest: a directory name can have any bytes.
     """
@@ -85,9 +84,10 @@ def reported_name(uid: str) -> str:
 
 
 class NodePolicy:
-    """One configuration. `generation` is that of its NodePinConfig, None for local files.
+    """The limits, subjects and groups of one configuration.
 
-    `gone` are the pods that the operator does not list any more.
+    `generation` is the generation of its NodePinConfig, None for local files. `gone` are the pods
+    that the operator no longer lists.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class NodePolicy:
         self._gone = gone
         self.release = spec.mode is Mode.RELEASE
         self.generation = generation
-        refused = {limit.name: report for limit in spec.limits if (report := _refusal(limit))}
-        self.limits = tuple(limit for limit in spec.limits if limit.name not in refused)
+        rejected = {limit.name: report for limit in spec.limits if (report := _rejection(limit))}
+        self.limits = tuple(limit for limit in spec.limits if limit.name not in rejected)
         self.unsupported = (
             *(
                 UnsupportedReport(
@@ -111,17 +111,17 @@ class NodePolicy:
                 )
                 for limit in unsupported
             ),
-            *refused.values(),
+            *rejected.values(),
         )
         self.groups = () if self.release else tuple(spec.groups)
-        self._reasons = {name: report.reason for name, report in refused.items()}
+        self._reasons = {name: report.reason for name, report in rejected.items()}
         self._by_name = {limit.name: limit for limit in self.limits}
         self._pods = {pod.uid: pod for pod in spec.pods}
         self._unlisted = None if spec.unknown_pods is None else _unlisted(spec.unknown_pods)
 
     @property
     def listed(self) -> Collection[str]:
-        """The uids of all pods in the configuration, including free pods and pods without a cgroup."""
+        """The uids of all pods in the configuration, with or without a limit or a cgroup."""
         return self._pods.keys()
 
     def of_pod(self, uid: str) -> SubjectPolicy | None:
@@ -133,10 +133,7 @@ class NodePolicy:
 
     @property
     def patterns(self) -> Mapping[str, SubjectPolicy]:
-        """The policy of the directories that a pattern matches, by pattern.
-
-        Several patterns can match one.
-        """
+        """The policy of each pattern. Several patterns can match the same directory."""
         by_pattern: dict[str, list[NodeLimit]] = {}
         for limit in self.limits:
             if limit.cgroup_pattern is not None:
@@ -167,7 +164,7 @@ def _unlisted(amount: int) -> SubjectPolicy:
     return SubjectPolicy((limit,), names=(limit.name,), fingerprint=_fingerprint([limit]))
 
 
-def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
+def _rejection(limit: NodeLimit) -> UnsupportedReport | None:
     def report(reason: str, message: str) -> UnsupportedReport:
         return UnsupportedReport(
             uid=limit.uid, reason=reason, message=shown(f"{limit.name}: {message}", LONGEST_MESSAGE)
@@ -176,19 +173,19 @@ def _refusal(limit: NodeLimit) -> UnsupportedReport | None:
     if limit.sources and set(limit.sources) != set(Source):
         return report(
             "SourceNotSeparable",
-            "sources: the kernel's counters per process do not tell them apart",
+            "sources: the kernel's counters per process do not separate sources",
         )
     if limit.counting is Counting.ONCE_PER_POD:
         return report("NotSupported", "counting: OncePerPod needs a ledger per page")
     if limit.cgroup_pattern is None:
         return None
     if limit.scope is Scope.CONTAINER:
-        return report("NotSupported", "scope: Container does not go with cgroupPattern")
+        return report("NotSupported", "scope: Container cannot be combined with cgroupPattern")
     parts = parts_of(limit.cgroup_pattern)
     if not parts or any(
         part == ".." or "\0" in part or ("**" in part and part != "**") for part in parts
     ):
         return report(
-            "InvalidPattern", "cgroupPattern: not a pattern of directories below the root"
+            "InvalidPattern", "cgroupPattern: not a pattern for directories below the root"
         )
     return None

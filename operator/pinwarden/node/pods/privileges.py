@@ -20,20 +20,20 @@ class HeldBackReason(StrEnum):
 
 
 def held_back(status: ProcessStatus, uid_map: str) -> HeldBackReason | None:
-    """Return why the thread of this status does not obey the rlimit; None if it obeys.
+    """Return why the thread of this status does not obey the rlimit, None if it obeys.
 
-    A process with a reason must not be called enforced (H1). CAP_IPC_LOCK ignores the rlimit, and
-    CAP_SYS_RESOURCE raises it. Both count in the initial user namespace only, because the kernel
-    asks `capable`.
+    A process with a reason must not be reported as enforced (H1). `CAP_IPC_LOCK` ignores the
+    rlimit, and `CAP_SYS_RESOURCE` raises the rlimit. Both count in the initial user namespace only,
+    because the kernel checks `capable`.
 
-    A capability counts if it is permitted, or if execve can bring it (cap_bprm_creds_from_file).
-    Execve can bring it if NoNewPrivs is not set, and if the capability is in the bounding set or
-    inheritable. An inheritable capability comes back at an exec of uid 0, or of a file that names
-    the capability, whatever the bounding set says.
+    A capability counts if permitted, or if `execve` can bring it (`cap_bprm_creds_from_file`). This
+    requires an unset `NoNewPrivs`, and the capability in the bounding set or inheritable. `execve`
+    restores an inheritable capability for uid 0, or for a file with the capability. The bounding
+    set does not matter then.
 
-    `uid_map` is the text of /proc/PID/uid_map, read from the initial user namespace. The initial
-    user namespace shows the full identity. Another one with the full identity counts as the
-    initial one, so the error is on the side of not claiming enforcement.
+    `uid_map` is the text of `/proc/PID/uid_map`, read from the initial user namespace. The full
+    identity shows the initial user namespace. Another namespace with the full identity counts as
+    initial too, so that no enforcement is claimed in error.
     """
     if uid_map.split() != _FULL_IDENTITY:
         return None

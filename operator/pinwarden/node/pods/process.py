@@ -1,14 +1,14 @@
-"""The processes of this node that are sampled: each has an open `/proc/PID/status` and its last
-sample.
+"""The sampled processes of this node, each with an open `/proc/PID/status` and its last sample.
 
-A process belongs to the node and not to a pod, because a process can move, and two subjects can
-have it.
+A process belongs to the node and not to a pod: a process can move, and two subjects can share one.
 
-Capabilities and `NoNewPrivs` belong to a thread: one thread can have what the first thread dropped.
-But no thread gains what no thread of its process can reach. A new thread has what its creator had,
-and what an `execve` can bring is included. So all threads are read if the first one obeys the
-rlimit and there are others. They are read again every `CHECK_SECONDS` while one of them does not
-obey. Otherwise they are read again every `RECHECK_SECONDS`, and only if their number changed.
+Capabilities and `NoNewPrivs` belong to a thread: a thread can have a capability that the first
+thread dropped. A new thread has the capabilities of its creator, and `privileges` includes those
+that an `execve` can bring. So no thread gains a capability that no thread of its process can reach.
+
+All threads are read if the first thread obeys the rlimit and others exist. They are read again
+every `CHECK_SECONDS` while a thread does not obey. Otherwise they are read again every
+`RECHECK_SECONDS`, and only if their number changed.
 """
 
 import errno
@@ -28,9 +28,7 @@ class UsageState(Enum):
 
     KNOWN = "known"
     UNKNOWN = "unknown"
-    """The first thread has ended and others run, so the kernel shows no amounts: unknown, not zero
-    (H2).
-    """
+    """The first thread ended, others run, and the kernel shows no use: unknown, not zero (H2)."""
     ENDED = "ended"
     """The process has no address space any more, so it can pin nothing."""
 
@@ -38,9 +36,9 @@ class UsageState(Enum):
 class Process:
     """One process and its last sample.
 
-    `held_back` is why the rlimit does not bind the process. The threads are checked again when the
-    capabilities of the first thread change. A process can leave the initial user namespace with all
-    its capabilities: its reason stays, so that no enforcement is claimed in error.
+    The threads are checked again when the capabilities of the first thread change. A process can
+    leave the initial user namespace with all its capabilities: `held_back` stays then, so that no
+    enforcement is claimed in error.
     """
 
     __slots__ = (
@@ -59,13 +57,13 @@ class Process:
     )
 
     def __init__(self, proc_root: Path, pid: int) -> None:
-        """Raises ProcessLookupError when there is no such process."""
+        """Raises ProcessLookupError if there is no such process."""
         self._proc_root = proc_root
         self.reader = StatusReader(proc_root, pid)
         self.key = self.reader.key
         self._first: HeldBackReason | None = None
         self._others: HeldBackReason | None = None
-        self._checked_threads = 1  # the number of threads that `_others` is about
+        self._checked_threads = 1  # the number of threads behind `_others`
         self._check_due = float("-inf")
         self._scan: _ThreadScan | None = None
         self._privileges: tuple[int, int, int, bool] | None = None
@@ -88,14 +86,13 @@ class Process:
 
     @property
     def use(self) -> int:
-        """The bytes that count against a constraint (P2), as far as they are known."""
+        """The known bytes that count against a constraint (P2)."""
         return self.locked + self.pinned
 
     def sample(self) -> bool:
         """Sample the process and return whether its use changed.
 
-        Raises ProcessLookupError if the process is gone: it is ENDED from then on. Otherwise raises
-        OSError.
+        Raises ProcessLookupError if the process is gone (then its state is ENDED), or OSError.
         """
         if self.gone:
             raise ProcessLookupError(errno.ESRCH, f"process {self.key.pid} is gone")
@@ -112,19 +109,17 @@ class Process:
 
     @property
     def held_back(self) -> HeldBackReason | None:
-        """Why the rlimit does not bind the process, or None if it does.
+        """Why the process does not obey its rlimit, None if it obeys.
 
-        THREADS_UNREAD until `check_privileges` has read all threads that it must read.
+        THREADS_UNREAD until `check_privileges` has read all necessary threads.
         """
         return self._first or self._others
 
     def check_privileges(self, now: float, most: int) -> int:
-        """Read at most `most` threads whose privileges are unknown.
-
-        Return how many were read. Raises OSError.
+        """Read at most `most` threads with unknown privileges. Return how many were read.
 
         If more threads remain, the earlier result stays, and the next call continues. `now` is in
-        seconds, monotonic.
+        seconds, monotonic. Raises OSError.
         """
         threads = self.status.threads
         checked = self._others is None and threads == self._checked_threads
@@ -175,7 +170,7 @@ class Process:
 class _ThreadScan:
     """Reads all threads of a process, over several calls.
 
-    `obey` are those that were read, or have ended.
+    `obey` are the threads without a reason, including ended ones.
     """
 
     def __init__(self, proc_root: Path, pid: int) -> None:
@@ -183,11 +178,11 @@ class _ThreadScan:
         self.obey: set[str] = set()
 
     def read(self, uid_map: str, most: int) -> HeldBackReason | None:
-        """Return why a thread does not obey, None if all obey, THREADS_UNREAD if more than `most`
-        remain.
+        """Return why a thread does not obey, None if all obey.
 
-        The threads are listed again afterwards: a thread with a capability may have started another
-        and ended. Raises ProcessLookupError.
+        Return THREADS_UNREAD if more than `most` threads remain. The threads are listed again
+        afterwards: a thread with a capability may have started another one and ended. Raises
+        ProcessLookupError.
         """
         enough = len(self.obey) + most
         while unread := self._listed() - self.obey:
@@ -208,7 +203,7 @@ class _ThreadScan:
 
 
 class ProcessTable:
-    """All sampled processes. A process that ended stays, without use, until it is dropped."""
+    """All sampled processes. An ended process stays, without use, until it is dropped."""
 
     def __init__(self, proc_root: Path) -> None:
         self._proc_root = proc_root
@@ -222,19 +217,19 @@ class ProcessTable:
         return self._by_key[key]
 
     def get(self, pid: int) -> Process | None:
-        """Return the latest process with this number."""
+        """Return the latest process with this process id."""
         return self._by_pid.get(pid)
 
     def sample(self, pid: int) -> tuple[Process | None, bool]:
-        """Sample the process with this number. Return it, and whether it is new or its use changed.
+        """Sample the process with this process id.
 
-        Return None if the process is gone. Raises OSError if it cannot be read.
+        Return the process, None if gone, and whether it is new or its use changed. Raises OSError.
         """
         if (process := self._by_pid.get(pid)) is not None:
             try:
                 return process, process.sample()
             except ProcessLookupError:
-                pass  # another process may have the number now
+                pass  # another process may have the id now
         try:
             process = Process(self._proc_root, pid)
         except ProcessLookupError:
@@ -243,7 +238,7 @@ class ProcessTable:
         return process, True
 
     def lives(self, key: ProcessKey) -> bool:
-        """Sample the process and return whether it has an address space, as far as that is known."""
+        """Sample the process and return whether it has an address space; True if unknown."""
         process = self._by_key[key]
         try:
             process.sample()

@@ -1,12 +1,13 @@
 """One governed subject: its directories, its processes, and the time of its next sample.
 
-An idle subject is due every `IDLE_SECONDS`, and is sampled if a process in it ran since: a sleeping
-process cannot pin. The kernel can change its use from outside, and a sleeping process can be moved
-into it. Both are sampled within `QUIET_SECONDS`. After a change of its use, its processes or its
-policy, a subject is hot: it is sampled every `HOT_INTERVAL_SECONDS` for `HOT_SECONDS`, so that free
-room is allocated again soon.
+An idle subject is due every `IDLE_SECONDS`, and is sampled if one of its processes ran since: a
+sleeping process cannot pin. The kernel can change the use of a subject from outside, and a sleeping
+process can be moved into a subject. Both are sampled within `QUIET_SECONDS`.
 
-The directory tree is walked again only if it changed. Each sample compares the link count of every
+A subject is hot after a change of its use, its processes or its policy. A hot subject is sampled
+every `HOT_INTERVAL_SECONDS` for `HOT_SECONDS`, so that free room is allocated again soon.
+
+The directory tree is walked again after a change. Each sample compares the link count of every
 known directory, which in cgroupfs is 2 plus the number of subdirectories. If all known directories
 exist with the expected counts, there are no other directories.
 """
@@ -32,20 +33,18 @@ By then the kubelet has reported the end.
 """
 HOT_INTERVAL_SECONDS = 0.01
 MOST_THREADS = 256
-"""The most threads that one sample of a subject reads, in about 10 ms.
-
-The next sample continues.
-"""
+"""The most threads read by one sample of a subject, in about 10 ms. The next sample continues."""
 STRAY = ""
-"""The container id of the processes of a pod that are in no directory of a container."""
+"""The container id of a pod's processes outside all container directories."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateCoverage:
     """How far the seccomp gate enforces the limits of one pod.
 
-    `exact`: the gate enforces the sum. `behind`: the sum of other limits than the agent has.
-    `lost`: the listener of a container is lost. `why` is the reason against exact enforcement.
+    `gated`: a container has a listener. `lost`: a listener is lost. `exact`: the gate enforces the
+    sum over the pod. `behind`: the gate enforces other limits than the agent has. `why` is the
+    reason against exact enforcement.
     """
 
     gated: bool = False
@@ -69,9 +68,9 @@ class Peaks:
 class Subject:
     """One subject.
 
-    `keys` are its processes with an address space, `by_container` those of each container, by id or
-    `STRAY`. `failure` is why the subject cannot be read, or empty. `ended`: the last process ended
-    less than `ENDED_SECONDS` ago.
+    `keys` are its processes with an address space, and `by_container` the processes of each
+    container, by id or `STRAY`. `failure` is why the subject cannot be read, or empty. `ended`: the
+    last process ended less than `ENDED_SECONDS` ago.
     """
 
     def __init__(self, uid: str, paths: tuple[Path, ...], policy: SubjectPolicy) -> None:
@@ -98,7 +97,7 @@ class Subject:
         self.due = min(self.due, now)
 
     def hot(self, now: float) -> bool:
-        """Whether the subject changed lately."""
+        """Return whether the subject changed lately."""
         return now < self._hot_until
 
     def move(self, paths: tuple[Path, ...]) -> None:
@@ -108,7 +107,7 @@ class Subject:
         self._sampled = float("-inf")
 
     def wants(self, now: float) -> bool:
-        """Whether the subject is due and can have changed since the last sample."""
+        """Return whether the subject is due and can have changed since the last sample."""
         if now < self.due or self.hot(now):
             return now >= self.due
         before, self._cpu_times = self._cpu_times, [cpu_time(path) for path in self.paths]
@@ -125,7 +124,7 @@ class Subject:
         """
         self._sampled = now
         containers: dict[str, set[ProcessKey]] = {}
-        found: dict[ProcessKey, Process] = {}
+        processes: dict[ProcessKey, Process] = {}
         changed, unread = False, MOST_THREADS
         for pid, identity in self._members().items():
             process, news = table.sample(pid)
@@ -133,18 +132,18 @@ class Subject:
             if process is None or process.usage_state is UsageState.ENDED:
                 continue
             unread -= process.check_privileges(now, unread)
-            found[process.key] = process
+            processes[process.key] = process
             if identity is not None:
                 containers.setdefault(identity, set()).add(process.key)
-        left = set(self.keys - found.keys())
-        if changed or left or found.keys() != self.keys:
+        left = set(self.keys - processes.keys())
+        if changed or left or processes.keys() != self.keys:
             self.heat(now)
-        self.keys = frozenset(found)
-        self._populated = now if found else self._populated
-        self.ended = now < self._populated + ENDED_SECONDS and not found
+        self.keys = frozenset(processes)
+        self._populated = now if processes else self._populated
+        self.ended = now < self._populated + ENDED_SECONDS and not processes
         self.by_container = {identity: frozenset(keys) for identity, keys in containers.items()}
-        self.locked = sum(process.locked for process in found.values())
-        self.pinned = sum(process.pinned for process in found.values())
+        self.locked = sum(process.locked for process in processes.values())
+        self.pinned = sum(process.pinned for process in processes.values())
         self.peaks.pod = max(self.peaks.pod, self.locked + self.pinned)
         self.due = now + (HOT_INTERVAL_SECONDS if self.hot(now) else IDLE_SECONDS)
         return left
@@ -172,9 +171,9 @@ class Subject:
         }
 
     def _read(self, *, walked: bool = False) -> dict[int, str | None] | None:
-        """Read all directories. Return None if the tree changed since it was walked.
+        """Read all directories. Return None if the tree changed since the last walk.
 
-        Just after a walk a change is ignored: the next sample finds it.
+        Just after a walk a change is ignored: the next sample finds the change.
         """
         members: dict[int, str | None] = {}
         for path, (identity, subdirectories) in (self._directories or {}).items():

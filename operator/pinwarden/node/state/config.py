@@ -1,8 +1,8 @@
-"""The last configuration, kept on disk: it outlives the agent and an outage of the API server (H3).
+"""The last configuration on disk: it outlives the agent and an outage of the API server (H3).
 
 A configuration comes from the NodePinConfig of the node, from local files, or at start from disk.
-`Configuration.parse` reads it. A limit that this version does not understand is left out. A spec
-that cannot be read at all is an error, and the last good configuration stays.
+`Configuration.parse` reads its spec. A limit of an unknown kind is left out. An unreadable spec is
+an error, and the last good configuration stays in force.
 """
 
 import os
@@ -18,18 +18,16 @@ from pinwarden.node.state.statefile import UNUSABLE, PolledFile, StateFile
 
 _VERSION = 1
 LONGEST_MESSAGE = 1024
-"""The longest message about a rejected configuration or limit, in characters, that a report can
-have.
-"""
+"""The longest message about a rejected configuration or limit in a report, in characters."""
 
 
 class ConfigurationError(ValueError):
-    """A configuration that cannot be read. The message names the field."""
+    """A configuration cannot be read. The message names the field."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the newest configuration was rejected. `uid` is that of its NodePinConfig, if any."""
+    """Why the newest configuration was rejected. `uid` identifies its NodePinConfig, if any."""
 
     message: str
     uid: str | None = None
@@ -37,10 +35,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A spec, and the limits in it that were not understood.
+    """A spec, and its limits of an unknown kind.
 
-    `uid` and `generation` are those of the NodePinConfig, None for local files. `raw` is the spec
-    as it came. `gone` are the pods in it that the operator does not list any more (`retainer`).
+    `uid` and `generation` identify the NodePinConfig, None for local files. `raw` is the spec as
+    received. `gone` are its pods that the operator no longer lists (`retainer`).
     """
 
     spec: NodePinConfigSpec
@@ -54,7 +52,7 @@ class Configuration:
     def parse(cls, raw: object, uid: str | None, generation: int | None) -> "Configuration":
         """Read the spec of a NodePinConfig.
 
-        Raises ConfigurationError if more than single limits is invalid.
+        Raises ConfigurationError if more than single limits are invalid.
         """
         if not isinstance(raw, Mapping):
             raise ConfigurationError("spec: not an object")
@@ -77,14 +75,12 @@ def first_problem(error: ValidationError, root: str) -> str:
 
 
 def config_path(state_dir: Path, *, local: bool) -> Path:
-    """Return the path of the last configuration: one file for local files, another for an API
-    server.
-    """
+    """Return the path of the last configuration, from local files or from an API server."""
     return state_dir / ("local.json" if local else "nodepinconfig.json")
 
 
 class ConfigFile:
-    """The last configuration on disk. Gate and accountant read it too."""
+    """The last configuration on disk. The gate and the accountant read the file too."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,10 +105,10 @@ class ConfigFile:
 
     def _identity(self) -> tuple[int, int, int] | None:
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def load(self) -> Configuration | None:
         """Return the last configuration, None without a usable file. Raises OSError."""
@@ -132,9 +128,9 @@ class ConfigFollower:
     """Reads the agent's last configuration in another process, whenever the file changes."""
 
     def __init__(self, path: Path) -> None:
-        self._glance = PolledFile(path)
+        self._polled = PolledFile(path)
         self._file = ConfigFile(path)
 
     def read_if_changed(self) -> Configuration | None:
         """Return the configuration if the file changed and is usable, else None."""
-        return self._glance.read_if_changed(lambda _: self._file.load())
+        return self._polled.read_if_changed(lambda _: self._file.load())

@@ -1,7 +1,7 @@
-"""Ends a process with one thread at SIGTERM and SIGINT.
+"""Ends a process with one thread on SIGTERM or SIGINT.
 
-The signal raises `ShutdownError` at any point, so that long work ends too. Work that must be
-completed sets `at_once` to False, and checks `asked` between two steps.
+The signal raises `ShutdownError` at any point, to interrupt long work too. Work with a required
+end sets `at_once` to False, and checks `asked` between two steps.
 """
 
 import signal
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class ShutdownError(BaseException):
     """A signal asked for the end.
 
-    Not an `Exception`, so that no guard of an item counts it as a failure.
+    This is not an `Exception`: the guard of an item must not count a failure.
     """
 
 

@@ -2,9 +2,11 @@
 
 A `StateFile` has a version, a digest of its content, and the content. It is replaced as a whole:
 written to a second file, synced, renamed, and the directory synced. So a crash leaves the earlier
-file or the new one. A file that is truncated, altered, huge or of another version is set aside as
+file or the new one.
+
+A truncated, altered or huge file, or a file of another version, is set aside as
 `<name>.corrupt-<n>` with a warning. It is never read again, and never ends the process. The same
-holds for a file that is not regular, or that this process may not read.
+holds for a file without read permission, and for everything but a regular file.
 """
 
 import errno
@@ -34,7 +36,7 @@ An API object has 1.5 MiB at most, and 100,000 processes take 8 MiB.
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """Exceptions of parsers, and of the code behind them, for unexpected content."""
 _MOST_ASIDE = 8
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
+_NOT_READABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 
 
 class StateFile:
@@ -47,7 +49,7 @@ class StateFile:
     def load(self, parse: Callable[[Any], _Content]) -> _Content | None:
         """Return the parsed content, None without a usable file. Raises OSError.
 
-        A file whose content `parse` rejects is not usable.
+        A file is also unusable if `parse` raises one of `UNUSABLE`.
         """
         try:
             return parse(self._decode(read_whole(self._path)))
@@ -80,7 +82,7 @@ class StateFile:
 
 
 class PolledFile:
-    """A file of another process, read again only if it was replaced or its time was renewed."""
+    """A file of another process, read again after it was replaced or its time was renewed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,9 +90,7 @@ class PolledFile:
         self._failure = ""
 
     def read_if_changed(self, load: Callable[[Path], _Content | None]) -> _Content | None:
-        """Return the result of `load` if the file changed, else None.
-
-        Return None while there is no file.
+        """Return the result of `load` if the file exists and changed, else None.
 
         OSError and ValueError are logged once for each cause, and the next call tries again.
         """
@@ -100,7 +100,7 @@ class PolledFile:
             content = load(self.path)
         except (OSError, ValueError) as error:
             if self._failure != (failure := str(error)):
-                _log.error("%s cannot be read, what it said last stays: %s", self.path, error)
+                _log.error("cannot read %s, its last content stays in use: %s", self.path, error)
                 self._failure = failure
             return None
         self._failure = ""
@@ -108,15 +108,15 @@ class PolledFile:
 
     def _changed(self) -> bool:
         try:
-            found = os.stat(self.path)
+            status = os.stat(self.path)
         except FileNotFoundError:
             return False
-        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns)
+        before, self._seen = self._seen, (status.st_ino, status.st_mtime_ns)
         return before != self._seen
 
     @property
     def age(self) -> float:
-        """Seconds since the file's time at the last call; infinite if there was no file yet."""
+        """Seconds since the file's time at the last call; infinite before the first file."""
         return time.time() - self._seen[1] / 1e9 if self._seen else float("inf")
 
 
@@ -128,25 +128,25 @@ def read_whole(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _NOT_OURS:
-            raise ValueError(f"it cannot be opened: {error.strerror}") from error
+        if error.errno in _NOT_READABLE:
+            raise ValueError(f"cannot be opened: {error.strerror}") from error
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(MOST_BYTES + 1)
     finally:
         os.close(descriptor)
     if len(data) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        raise ValueError(f"longer than {MOST_BYTES} bytes")
     return data
 
 
 def set_aside(path: Path, reason: str) -> None:
     """Rename an unusable file, with a warning.
 
-    The first such files and the latest are kept. Raises OSError.
+    The first such files and the latest stay on disk. Raises OSError.
     """
     for number in range(1, _MOST_ASIDE + 1):
         aside = path.with_name(f"{path.name}.corrupt-{number}")
@@ -157,7 +157,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by a synced file that only its owner may read. Raises OSError."""
+    """Replace `path` by a synced file with mode 0600. Raises OSError."""
     beside = path.with_name(f"{path.name}.new")
     with open(beside, "wb", opener=_owner_only) as file:
         file.write(data)
@@ -179,13 +179,13 @@ def file_lock(
     waiting: str = "",
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Lock `path`, waiting up to `patience` seconds.
+    """Lock `path`, after a wait of at most `patience` seconds.
 
     The message `waiting` is logged once, and `on_wait` is called before each pause of the wait.
-    Each attempt opens the file again: the file may have been replaced meanwhile.
+    Each attempt opens the file again: another process may have replaced the file meanwhile. The
+    kernel releases the lock when its owner ends.
 
-    The kernel releases the lock when its owner ends. Raises TimeoutError at the end of the
-    patience, OSError if the file cannot be opened.
+    Raises TimeoutError after the wait, OSError if the file cannot be opened.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -194,7 +194,7 @@ def file_lock(
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    raise TimeoutError(f"another agent holds {path}") from error
+                    raise TimeoutError(f"another process has locked {path}") from error
             else:
                 yield
                 return

@@ -301,7 +301,7 @@ def test_a_file_of_any_bytes_is_an_error_that_names_it(tmp_path: Path, name: str
 
 def test_what_is_no_regular_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigurationError, match=r"pipe\.yaml: it is no regular file"):
+    with pytest.raises(ConfigurationError, match=r"pipe\.yaml: not a regular file"):
         read_files(tmp_path)
 
 

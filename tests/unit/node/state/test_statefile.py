@@ -125,7 +125,7 @@ def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) ->
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(TimeoutError, match="another agent holds"), file_lock(lock, 0):
+        with pytest.raises(TimeoutError, match="another process has locked"), file_lock(lock, 0):
             pass
         other.kill()
     with file_lock(lock, 0):
