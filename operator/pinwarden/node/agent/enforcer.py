@@ -24,7 +24,6 @@ its sample and the write. Then the allocation is repeated before any limit is ra
 Reserve no race lets a pod exceed its limit. A process of unknown use keeps its limits.
 """
 
-import errno
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
@@ -214,10 +213,9 @@ class RlimitEnforcer:
         record = self._records.get(process.key)
         if record is None:
             return True
-        current = self._current(process)
+        if current := self._prlimit_on(process):
+            self._prlimit_on(process, record.updated(current).original)
         if process.key in self._failures:
-            return False
-        if current and not self._set_original(process, record.updated(current).original):
             return False
         del self._records[process.key]
         self._unsaved = True
@@ -236,9 +234,12 @@ class RlimitEnforcer:
                 process = self._living(key)
             except OSError:
                 continue
-            if process is None or self._set_original(process, record.original):
-                del self._unclaimed[key]
-                self._unsaved = True
+            if process is not None:
+                self._prlimit_on(process, record.original)
+                if key in self._failures:
+                    continue
+            del self._unclaimed[key]
+            self._unsaved = True
 
     def unclaimed(self) -> list[ProcessKey]:
         """Return the living processes of an earlier agent that were neither adopted nor restored."""
@@ -275,25 +276,26 @@ class RlimitEnforcer:
         process, _ = self._table.sample(key.pid)
         return process if process is not None and process.key == key else None
 
-    def _set_original(self, process: Process, original: Limits) -> bool:
-        try:
-            with self._handle(process) as handle:
-                handle.set(original)
-        except ProcessLookupError:
-            return True
-        except OSError as error:
-            self._fail(process, f"prlimit: {error.strerror}")
-            return False
-        return True
+    def _prlimit_on(self, process: Process, limits: Limits | None = None) -> Limits | None:
+        """Set the limits of a process if given, and return the limits before.
 
-    def _handle(self, process: Process) -> ProcessHandle:
-        """Return a handle on the limits of a process.
-
-        Raises ProcessLookupError if the process is gone.
+        Return None if the process is gone, or if the call failed: then there is a failure.
         """
-        if process.gone:
-            raise ProcessLookupError(errno.ESRCH, f"process {process.key.pid} is gone")
-        return ProcessHandle(process.reader, self._prlimit)
+        before = None
+        try:
+            if not process.gone:
+                with ProcessHandle(process.reader, self._prlimit) as handle:
+                    before = handle.get() if limits is None else handle.set(limits)
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            failure = f"prlimit: {error.strerror}"
+            if self._failures.get(process.key) != failure:
+                _log.warning("cannot set the limits of process %d: %s", process.key.pid, failure)
+            self._failures[process.key] = failure
+            return None
+        self._failures.pop(process.key, None)
+        return before
 
     def _described(self, key: ProcessKey, *, exact: bool) -> ProcessUsage:
         """Return the allocator's input. An unknown use counts as unlimited: nothing is allowed."""
@@ -301,20 +303,6 @@ class RlimitEnforcer:
         locked = UNLIMITED if process.usage_state is UsageState.UNKNOWN else process.locked
         original = record.original if record else Limits(0, 0)
         return ProcessUsage(key, locked, process.pinned, original.soft, original.hard, exact)
-
-    def _current(self, process: Process) -> Limits | None:
-        """Return the current limits, None if the process is gone or the read fails."""
-        try:
-            with self._handle(process) as handle:
-                current = handle.get()
-        except ProcessLookupError:
-            self._failures.pop(process.key, None)
-            return None
-        except OSError as error:
-            self._fail(process, f"prlimit: {error.strerror}")
-            return None
-        self._failures.pop(process.key, None)
-        return current
 
     def _recall_all(self, subject: Subject, processes: Iterable[Process]) -> None:
         recalled = [record for process in processes if (record := self._recall(process))]
@@ -328,7 +316,7 @@ class RlimitEnforcer:
     def _recall(self, process: Process) -> RlimitRecord | None:
         """Adopt and return the record that an earlier agent saved for the process, if there is one."""
         earlier = self._unclaimed.get(process.key)
-        if earlier is None or (current := self._current(process)) is None:
+        if earlier is None or (current := self._prlimit_on(process)) is None:
             return None
         record = self._records[process.key] = earlier.for_child(current)
         del self._unclaimed[process.key]
@@ -345,7 +333,7 @@ class RlimitEnforcer:
         """
         if self._inherit(subject, process, untouched):
             return True
-        if (current := self._current(process)) is not None:
+        if (current := self._prlimit_on(process)) is not None:
             self._records[process.key], self._unsaved = RlimitRecord(current, current), True
             self._unwritten.add(process.key)
         return False
@@ -358,7 +346,7 @@ class RlimitEnforcer:
         of_parent = (
             self._records.get(parent.key) if parent and parent.key not in untouched else None
         )
-        if not (of_parent or history) or (current := self._current(process)) is None:
+        if not (of_parent or history) or (current := self._prlimit_on(process)) is None:
             return False
         original = of_parent.original if of_parent else history.original(current)
         if original is None:
@@ -380,15 +368,8 @@ class RlimitEnforcer:
         return True
 
     def _set(self, process: Process, record: RlimitRecord, limits: Limits) -> bool:
-        try:
-            with self._handle(process) as handle:
-                previous = handle.set(limits)
-        except ProcessLookupError:
+        if (previous := self._prlimit_on(process, limits)) is None:
             return False
-        except OSError as error:
-            self._fail(process, f"prlimit: {error.strerror}")
-            return False
-        self._failures.pop(process.key, None)
         self._update(process.key, record, previous, limits)
         return True
 
@@ -398,11 +379,6 @@ class RlimitEnforcer:
         original = record.updated(current).original
         self._unsaved |= original != record.original
         self._records[key] = RlimitRecord(original, applied)
-
-    def _fail(self, process: Process, message: str) -> None:
-        if self._failures.get(process.key) != message:
-            _log.warning("process %d cannot be dealt to: %s", process.key.pid, message)
-        self._failures[process.key] = message
 
 
 def _exceeds(change: _Change) -> bool:
