@@ -90,13 +90,12 @@ class RlimitEnforcer:
 
     def adopt(self, subject: Subject, keys: Iterable[ProcessKey]) -> None:
         """Find the original limits of these processes. No process is changed before `save`."""
-        new = self._oldest_first(key for key in keys if key not in self._records)
-        self._recall_all(subject, new)
-        untouched = {process.key for process in new if process.key not in self._records}
+        new = self._recall_all(
+            subject, self._oldest_first(key for key in keys if key not in self._records)
+        )
+        untouched = {process.key for process in new}
         for process in new:
-            if process.key not in self._records and self._find_original(
-                subject, process, untouched
-            ):
+            if self._find_original(subject, process, untouched):
                 untouched.discard(process.key)
 
     def save(self, now: float, *, at_once: bool = False) -> bool:
@@ -188,10 +187,8 @@ class RlimitEnforcer:
         """
         history = self._histories[subject.uid]
         new = self._oldest_first(keys - history.restored)
-        self._recall_all(subject, [process for process in new if process.key not in self._records])
-        for process in new:
-            if process.key not in self._records:
-                self._inherit(subject, process)
+        for process in self._recall_all(subject, new):
+            self._inherit(subject, process)
         clean = all(process.key not in self._records for process in new)
         restored = {
             process.key
@@ -259,12 +256,6 @@ class RlimitEnforcer:
         self._records.pop(key, None)
         self._failures.pop(key, None)
 
-    def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Process]:
-        """Return these processes by start time, so that a parent comes before its children."""
-        return [
-            self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))
-        ]
-
     def _may_live(self, key: ProcessKey) -> bool:
         try:
             return self._living(key) is not None
@@ -304,14 +295,26 @@ class RlimitEnforcer:
         original = record.original if record else Limits(0, 0)
         return ProcessUsage(key, locked, process.pinned, original.soft, original.hard, exact)
 
-    def _recall_all(self, subject: Subject, processes: Iterable[Process]) -> None:
-        recalled = [record for process in processes if (record := self._recall(process))]
-        if not recalled:
-            return
-        originals = {record.original for record in recalled}
-        ended = [record for record in self._earlier.values() if record.original in originals]
-        for record in (*recalled, *ended):
-            self._histories[subject.uid].remember(record.applied, record.original)
+    def _oldest_first(self, keys: Iterable[ProcessKey]) -> list[Process]:
+        """Return these processes by start time, so that a parent comes before its children."""
+        return [
+            self._table[key] for key in sorted(keys, key=lambda key: (key.start_ticks, key.pid))
+        ]
+
+    def _recall_all(self, subject: Subject, processes: Iterable[Process]) -> list[Process]:
+        """Adopt the records of an earlier agent. Return the processes without any record."""
+        new = [process for process in processes if process.key not in self._records]
+        recalled = [record for process in new if (record := self._recall(process))]
+        if recalled:
+            originals = {record.original for record in recalled}
+            ended = [record for record in self._earlier.values() if record.original in originals]
+            for record in (*recalled, *ended):
+                self._histories[subject.uid].remember(record.applied, record.original)
+        return [
+            process
+            for process in new
+            if process.key not in self._records and process.key not in self._unclaimed
+        ]
 
     def _recall(self, process: Process) -> RlimitRecord | None:
         """Adopt and return the record that an earlier agent saved for the process, if there is one."""

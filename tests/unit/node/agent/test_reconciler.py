@@ -458,6 +458,34 @@ def test_a_process_that_prlimit_rejects_after_a_restart_is_restored_in_an_audite
     assert node.limits[worker.pid] == GIVEN
 
 
+class Once(set[int]):
+    """Contains each of its members once."""
+
+    def __contains__(self, member: object) -> bool:
+        contained = super().__contains__(member)
+        self.difference_update([member])
+        return contained
+
+
+@pytest.mark.rule("H3")
+def test_a_process_that_prlimit_rejects_once_after_a_restart_keeps_its_original_limits(
+    node: Node,
+) -> None:
+    worker = node.hire()
+    node.put([worker.pid])
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    node.engine.close()
+    node.start()
+    node.configure([{"limit": PAGE}], [POD])
+    node.unreadable = Once([worker.pid])
+    for _ in range(2):
+        node.tick()
+    assert node.hard(worker) == PAGE
+    node.engine.release()
+    assert node.limits[worker.pid] == GIVEN
+
+
 @pytest.mark.rule("H3")
 def test_release_alone_needs_no_configuration(node: Node) -> None:
     worker = node.hire()
