@@ -1,4 +1,4 @@
-"""What the operator sends is what the API server reads."""
+"""The API server reads an apply patch as the operator wrote it."""
 
 import yaml
 from hypothesis import given
@@ -8,14 +8,14 @@ from pinwarden.controller.client import as_yaml
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
-"""YAML takes a key without a mark of up to 1,024 characters; those of Kubernetes are shorter."""
+"""YAML takes an implicit key of up to 1,024 characters; keys of Kubernetes are shorter."""
 
 
 @given(body=st.dictionaries(keys, texts | st.integers() | st.lists(texts)))
-def test_an_apply_patch_is_read_as_it_was_meant(body: dict[str, object]) -> None:
+def test_as_yaml_any_body_parses_to_the_same_body(body: dict[str, object]) -> None:
     assert as_yaml(body).isascii()
     assert yaml.safe_load(as_yaml(body)) == body
 
 
-def test_a_character_beyond_the_basic_plane_is_no_pair_of_surrogates() -> None:
+def test_as_yaml_character_beyond_the_basic_plane_is_one_escape() -> None:
     assert as_yaml({"name": "🧷"}) == r'{"name": "\U0001f9f7"}'

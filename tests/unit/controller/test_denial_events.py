@@ -1,4 +1,4 @@
-"""What an agent lists as refused is told on the pod: once, by the replica that may write, and never as a flood."""
+"""Events of denials on pods: once, from the leader only, and within budgets."""
 
 import asyncio
 import logging
@@ -31,16 +31,16 @@ QUIET = 0.1
 
 
 class Server:
-    """Takes Events as the API server does: one of a name."""
+    """Store Events, and reject a second Event with the same name."""
 
     def __init__(self) -> None:
         self.events: list[Json] = []
         self.times: list[float] = []
-        self.refused = 0
+        self.rejected = 0
         self.tasks: list[asyncio.Task[None]] = []
 
     async def has(self, count: int) -> None:
-        """Wait for so many Events, and whether more come meanwhile."""
+        """Wait for this number of Events, and check for no more."""
         async with asyncio.timeout(60):
             while len(self.events) < count:
                 await asyncio.sleep(0.005)
@@ -50,16 +50,16 @@ class Server:
     async def create(self, path: str, body: Json) -> Json:
         await asyncio.sleep(0)
         assert path == f"/apis/events.k8s.io/v1/namespaces/{body['metadata']['namespace']}/events"
-        if body["metadata"]["name"] in {each["metadata"]["name"] for each in self.events}:
-            self.refused += 1
-            raise ApiError("there is one", 409)
+        if body["metadata"]["name"] in {event["metadata"]["name"] for event in self.events}:
+            self.rejected += 1
+            raise ApiError("exists", 409)
         self.events.append(body)
         self.times.append(monotonic())
         return body
 
 
 class Replica:
-    """A replica of the operator, as far as it tells of refusals."""
+    """The part of a replica that sends denials."""
 
     def __init__(self, server: Server, *, leading: bool = True, known: bool = True) -> None:
         self.leading = leading
@@ -90,9 +90,9 @@ class Replica:
             "cgroup_uid": uid,
             "node": node,
         }
-        made = Pod(**{**fields, **changes})
-        self.store.put_pod(made)
-        return made
+        pod = Pod(**{**fields, **changes})
+        self.store.put_pod(pod)
+        return pod
 
     def limit(self, uid: str = "limit-uid", namespace: str | None = "ns", name: str = "db") -> None:
         metadata = {"name": name, "uid": uid, "generation": 1, "resourceVersion": "1"}
@@ -105,7 +105,7 @@ class Replica:
         self.store.put_resource(resources.read(kind, raw))
 
     def report(self, *listed: Json, node: str = "n1") -> None:
-        """The node's agent lists these refusals, and the watch tells of it."""
+        """Report these denials, and deliver the report."""
         metadata = {"name": node, "uid": f"uid-{node}", "generation": 1}
         config = {"metadata": metadata, "spec": {}, "status": {"recentDenials": list(listed)}}
         self.store.put_config(transform.node_pin_config(config)[1])
@@ -115,7 +115,7 @@ class Replica:
         self.renewed.set()
 
 
-def refusal(number: int = 1, ago: float = 0.0, **changes: Any) -> Json:
+def denial(number: int = 1, ago: float = 0.0, **changes: Any) -> Json:
     fields = {
         "number": number,
         "time": (datetime.now(UTC) - timedelta(seconds=ago)).isoformat(),
@@ -143,12 +143,12 @@ def scenario(work: Callable[[Server], Awaitable[None]]) -> Server:
     return asyncio.run(run())
 
 
-def told(server: Server) -> list[int]:
-    """By Event, how many refusals it tells of."""
+def denials_by_event(server: Server) -> list[int]:
+    """Return the number of denials in each Event."""
     more = [
-        re.search(r"; and (\d+) more in the last minute$", each["note"]) for each in server.events
+        re.search(r"; and (\d+) more in the last minute$", event["note"]) for event in server.events
     ]
-    return [1 + (int(found[1]) if found else 0) for found in more]
+    return [1 + (int(count[1]) if count else 0) for count in more]
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +158,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_refusal_is_told_once_on_the_pod_with_the_limit_beside_it() -> None:
+def test_denial_new_sends_one_event_on_the_pod_related_to_the_limit() -> None:
     async def work(server: Server) -> None:
-        replica, listed = Replica(server), refusal()
+        replica, listed = Replica(server), denial()
         replica.limit()
         for _ in range(3):
             replica.report(listed)
@@ -188,112 +188,108 @@ def test_a_refusal_is_told_once_on_the_pod_with_the_limit_beside_it() -> None:
     )
 
 
-def test_a_static_pod_is_known_by_the_hash_that_kubectl_looks_for() -> None:
+def test_denial_of_static_pod_regards_the_hash_that_kubectl_uses() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.pod("mirror-uid", cgroup_uid="hash", name="etcd-n1")
-        replica.report(refusal(pod="hash"))
+        replica.report(denial(pod="hash"))
         await server.has(1)
 
     (event,) = scenario(work).events
     assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("etcd-n1", "hash")
 
 
-def test_a_limit_that_is_not_known_is_named_as_the_agent_named_it_and_one_of_elsewhere_is_not() -> (
-    None
-):
+def test_denial_unknown_limit_has_the_agents_name_and_foreign_limit_has_no_relation() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.limit("secret-uid", "other", "secret")
         replica.limit("top-uid", None, "top")
         replica.report(
-            refusal(1, uid="unknownPods", name="unknownPods"),
-            refusal(2, uid="secret-uid", name="ns/mine\n"),
-            refusal(3, uid="top-uid"),
-            refusal(4, uid="gone-uid", name=""),
+            denial(1, uid="unknownPods", name="unknownPods"),
+            denial(2, uid="secret-uid", name="ns/mine\n"),
+            denial(3, uid="top-uid"),
+            denial(4, uid="gone-uid", name=""),
         )
         await server.has(4)
 
     server = scenario(work)
-    assert [each["note"].rpartition(", limit ")[2] for each in server.events] == [
+    assert [event["note"].rpartition(", limit ")[2] for event in server.events] == [
         "unknownPods",
         "ns/mine?",
         "ClusterPinLimit top",
         "unknown",
     ]
-    assert ["related" in each for each in server.events] == [False, False, True, False]
+    assert ["related" in event for event in server.events] == [False, False, True, False]
 
 
-def test_what_was_refused_before_the_operator_started_is_told_if_it_is_a_minute_old_at_most() -> (
-    None
-):
+def test_denial_before_the_start_sends_an_event_only_within_a_minute() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server, known=False)
         replica.pod("p2", "n2")
-        old = [refusal(1, ago=3600), refusal(2, ago=61, source="ShmLock")]
-        replica.report(*old, refusal(3, ago=50, source="IoUring"))
-        replica.report(refusal(4, ago=3600, source="Vfio", pod="p2"), node="n2")
+        old = [denial(1, ago=3600), denial(2, ago=61, source="ShmLock")]
+        replica.report(*old, denial(3, ago=50, source="IoUring"))
+        replica.report(denial(4, ago=3600, source="Vfio", pod="p2"), node="n2")
         await server.has(1)
 
-    assert [each["note"].split()[0] for each in scenario(work).events] == ["io_uring"]
+    assert [event["note"].split()[0] for event in scenario(work).events] == ["io_uring"]
 
 
-def test_a_journal_that_began_anew_is_told_from_its_first() -> None:
+def test_denial_in_a_new_journal_sends_events_from_the_first_number() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
-        replica.report(refusal(7))
+        replica.report(denial(7))
         await server.has(1)
-        replica.report(refusal(1))
+        replica.report(denial(1))
         await server.has(2)
 
-    assert told(scenario(work)) == [1, 1]
+    assert denials_by_event(scenario(work)) == [1, 1]
 
 
-def test_repeats_are_counted_in_the_next_event() -> None:
+def test_denial_repeated_is_counted_in_the_next_event() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
-        listed = [refusal(1)]
+        listed = [denial(1)]
         replica.report(*listed)
         await server.has(1)
         for number in range(2, 44):
-            listed.append(refusal(number))
+            listed.append(denial(number))
             replica.report(*listed[-32:])
         await server.has(2)
-        assert told(server) == [1, 42]
+        assert denials_by_event(server) == [1, 42]
         assert server.times[1] - server.times[0] >= QUIET
-        replica.report(refusal(44), refusal(45), refusal(50))
+        replica.report(denial(44), denial(45), denial(50))
         await server.has(3)
         assert server.events[-1]["note"].endswith("; and at least 2 more in the last minute")
 
     scenario(work)
 
 
-def test_pods_limits_and_sources_do_not_wait_for_each_other() -> None:
+def test_denials_of_other_pods_limits_and_sources_do_not_wait() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.pod("p2")
         replica.report(
-            refusal(1),
-            refusal(2, pod="p2"),
-            refusal(3, uid="other-uid"),
-            refusal(4, source="IoUring"),
-            refusal(5),
+            denial(1),
+            denial(2, pod="p2"),
+            denial(3, uid="other-uid"),
+            denial(4, source="IoUring"),
+            denial(5),
         )
         await server.has(4)
 
-    assert sorted(told(scenario(work))) == [1, 1, 1, 2]
+    assert sorted(denials_by_event(scenario(work))) == [1, 1, 1, 2]
 
 
 @settings(max_examples=10)
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=20), max_size=6))
-def test_every_refusal_is_in_one_event(bursts: list[list[str]]) -> None:
+def test_denials_in_any_bursts_are_each_in_one_event(bursts: list[list[str]]) -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         for pod in "abc":
             replica.pod(pod)
         number = 0
         for burst in bursts:
-            listed = [refusal(number + index, pod=pod) for index, pod in enumerate(burst, start=1)]
+            listed = [denial(number + index, pod=pod) for index, pod in enumerate(burst, start=1)]
             number += len(burst)
             replica.report(*listed)
             await asyncio.sleep(QUIET / 4)
@@ -302,27 +298,27 @@ def test_every_refusal_is_in_one_event(bursts: list[list[str]]) -> None:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(QUIET / 5)
         counts = dict.fromkeys("abc", 0)
-        for count, event in zip(told(server), server.events, strict=True):
+        for count, event in zip(denials_by_event(server), server.events, strict=True):
             counts[event["regarding"]["uid"]] += count
         assert counts == {pod: sum(burst.count(pod) for burst in bursts) for pod in "abc"}
 
     scenario(work)
 
 
-def test_a_pod_that_is_gone_is_told_nothing_and_one_that_its_refusal_ended_is() -> None:
+def test_denial_of_deleted_pod_sends_nothing_and_of_ended_pod_an_event() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.pod("p2")
         replica.store.remove_pod("p2")
         replica.pod("p3", terminal=True)
         replica.pod("p4", "n2")
-        replica.report(*(refusal(number, pod=f"p{number}") for number in (2, 3, 4, 5)))
+        replica.report(*(denial(number, pod=f"p{number}") for number in (2, 3, 4, 5)))
         await server.has(2)
 
-    assert [each["regarding"]["uid"] for each in scenario(work).events] == ["p2", "p3"]
+    assert [event["regarding"]["uid"] for event in scenario(work).events] == ["p2", "p3"]
 
 
-def test_pods_that_ended_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_pods_above_the_bound_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pinwarden.controller.store._ENDED_PODS", 3)
 
     async def work(server: Server) -> None:
@@ -330,16 +326,16 @@ def test_pods_that_ended_are_remembered_up_to_a_number(monkeypatch: pytest.Monke
         for number in range(2, 7):
             replica.pod(f"p{number}")
             replica.store.remove_pod(f"p{number}")
-        found = [replica.store.pod_at("n1", f"p{number}") for number in range(1, 7)]
-        assert [each is not None for each in found] == [True, False, False, True, True, True]
+        pods = [replica.store.pod_at("n1", f"p{number}") for number in range(1, 7)]
+        assert [pod is not None for pod in pods] == [True, False, False, True, True, True]
 
     scenario(work)
 
 
-def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(
+def test_ended_mirror_pods_above_the_bound_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each has two UIDs."""
+    """A mirror pod has two UIDs."""
     monkeypatch.setattr("pinwarden.controller.store._ENDED_PODS", 4)
 
     async def work(server: Server) -> None:
@@ -353,37 +349,37 @@ def test_mirror_pods_that_ended_are_remembered_up_to_the_same_number(
 
 
 @pytest.mark.rule("H1")
-def test_a_cgroup_that_several_pods_name_is_nobodys_also_after_a_pod_that_ended() -> None:
+def test_cgroup_claimed_by_several_pods_has_no_pod() -> None:
     async def work(server: Server) -> None:
         store = Replica(server).store
         for name in ("m1", "m2", "m3"):
             if name == "m2":
                 store.remove_pod("m1")
-                assert store.pod_at("n1", "hash") is not None, "it ended lately"
+                assert store.pod_at("n1", "hash") is not None, "the pod ended recently"
             store.put_pod(Pod("ns", name, name, "hash", "n1"))
         assert store.pod_at("n1", "hash") is None
         store.remove_pod("m3")
-        found = store.pod_at("n1", "hash")
-        assert found is not None
-        assert found.name == "m2"
+        pod = store.pod_at("n1", "hash")
+        assert pod is not None
+        assert pod.name == "m2"
 
     scenario(work)
 
 
-def test_one_pod_has_an_allowance_and_what_waits_for_it_is_counted_on() -> None:
+def test_denials_above_the_budget_of_a_pod_wait_and_are_counted() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
-        replica.report(*(refusal(number, uid=f"limit-{number}") for number in range(1, 21)))
+        replica.report(*(denial(number, uid=f"limit-{number}") for number in range(1, 21)))
         await server.has(events._BURST)
         waiting = replica.denial_events._pending
         assert len(waiting) == 20 - events._BURST
-        replica.report(*(refusal(20 + number, uid=f"limit-{number}") for number in range(1, 21)))
-        assert sum(1 + each.repeated for each in waiting.values()) == 20 - events._BURST + 20
+        replica.report(*(denial(20 + number, uid=f"limit-{number}") for number in range(1, 21)))
+        assert sum(1 + denials.repeated for denials in waiting.values()) == 20 - events._BURST + 20
 
     scenario(work)
 
 
-def test_what_waits_is_bounded_and_what_is_dropped_is_counted(
+def test_denials_above_the_bound_are_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(denial_events, "_MOST_PENDING", 10)
@@ -391,18 +387,18 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(
     async def work(server: Server) -> None:
         replica = Replica(server)
         for number in range(1, 31):
-            replica.report(refusal(number, uid=f"limit-{number}"))
+            replica.report(denial(number, uid=f"limit-{number}"))
         assert len(replica.denial_events._pending) == 10
         assert "events_dropped_total 20.0" in replica.metrics.render().decode()
         for number in range(3000):
-            replica.report(refusal(1), node=f"n{number}")
+            replica.report(denial(1), node=f"n{number}")
             replica.store.stored.pop(f"n{number}")
         assert len(replica.denial_events._seen) < 1100
 
     scenario(work)
 
 
-def test_the_replica_that_takes_over_tells_the_last_minute_and_the_server_has_none_of_it_twice(
+def test_denials_after_a_failover_are_sent_for_the_last_minute_and_never_twice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(denial_events, "FRESH", timedelta(seconds=QUIET * 5))
@@ -412,52 +408,52 @@ def test_the_replica_that_takes_over_tells_the_last_minute_and_the_server_has_no
         old, new = both = Replica(server), Replica(server, leading=False)
         listed: list[Json] = []
 
-        async def refused(number: int) -> None:
-            listed.append(refusal(number, pod=f"p{number}"))
+        async def denied(number: int) -> None:
+            listed.append(denial(number, pod=f"p{number}"))
             for replica in both:
                 replica.pod(f"p{number}")
                 replica.report(*listed)
             await asyncio.sleep(QUIET / 2)
 
-        await refused(1)
+        await denied(1)
         await asyncio.sleep(QUIET * 6)
-        await refused(2)
+        await denied(2)
         old.leads(False)
-        await refused(3)
-        assert told(server) == [1, 1], "neither may tell now"
+        await denied(3)
+        assert denials_by_event(server) == [1, 1], "no replica leads now"
         new.leads(True)
         await asyncio.sleep(QUIET)
-        assert [each["regarding"]["uid"] for each in server.events] == ["p1", "p2", "p3"]
-        assert server.refused == 1, "the second, which the old one had told within the time"
+        assert [event["regarding"]["uid"] for event in server.events] == ["p1", "p2", "p3"]
+        assert server.rejected == 1, "the old leader had sent the second denial"
 
     scenario(work)
     assert not caplog.records
 
 
-def test_nobody_is_harmed_by_a_clock_that_is_far_off_or_a_time_that_says_nothing() -> None:
+def test_denial_with_incredible_time_gets_the_operators_time() -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
-        replica.report(refusal(1, time="2026-11-24T12:00:00"))
+        replica.report(denial(1, time="2026-11-24T12:00:00"))
         replica.report(
-            refusal(2, time="0001-01-01T00:00:00+14:00"),
-            refusal(3, time="9999-12-31T23:59:59-12:00", uid="other-uid"),
-            refusal(4, uid="yet-another-uid", process='\u202e\n"', message="x" * 256),
+            denial(2, time="0001-01-01T00:00:00+14:00"),
+            denial(3, time="9999-12-31T23:59:59-12:00", uid="other-uid"),
+            denial(4, uid="yet-another-uid", process='\u202e\n"', message="x" * 256),
         )
         await server.has(3)
 
     server = scenario(work)
-    times = [datetime.fromisoformat(each["eventTime"]) for each in server.events]
+    times = [datetime.fromisoformat(event["eventTime"]) for event in server.events]
     assert len(times) == 3
     assert all(abs(time - datetime.now(UTC)) < timedelta(minutes=1) for time in times)
-    assert all(each["note"].isprintable() for each in server.events)
+    assert all(event["note"].isprintable() for event in server.events)
 
 
 @pytest.mark.parametrize("name", ["x" * 253, f"{'x' * 230}.{'y' * 22}", f"{'x' * 235}.{'y' * 17}"])
-def test_an_events_name_and_note_are_as_long_as_the_server_takes(name: str) -> None:
+def test_event_with_long_name_and_note_is_cut_to_the_servers_bounds(name: str) -> None:
     async def work(server: Server) -> None:
         replica = Replica(server)
         replica.pod("p2", name=name)
-        replica.report(refusal(pod="p2", process="語" * 16, message="語" * 256, name="語" * 384))
+        replica.report(denial(pod="p2", process="語" * 16, message="語" * 256, name="語" * 384))
         await server.has(1)
 
     (event,) = scenario(work).events

@@ -1,4 +1,4 @@
-"""Groups from events to writes: the finalizer comes first and goes last, and nothing is waited for in vain."""
+"""Groups from events to writes: the finalizer is set first and removed last."""
 
 import copy
 from dataclasses import replace
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 class Case:
-    """A group of namespace ns as the API server has it, beside an operator."""
+    """A group of namespace ns on the API server, beside an operator."""
 
     def __init__(self, operator: Operator, **spec: Any) -> None:
         self.operator = operator
@@ -46,10 +46,12 @@ class Case:
 
         async def patch(path: str, operations: list[Json]) -> Json:
             await original(path, {"metadata": {}})
-            found, kept = (
-                each["value"] for each in operations if each["path"] == "/metadata/finalizers"
+            expected, kept = (
+                operation["value"]
+                for operation in operations
+                if operation["path"] == "/metadata/finalizers"
             )
-            assert found == self.finalizers
+            assert expected == self.finalizers
             self.finalizers = kept
             return self.raw(operator.server.version)
 
@@ -70,7 +72,7 @@ class Case:
         return {"kind": "SharedMemoryGroup", "metadata": metadata, "spec": self.spec}
 
     def seen(self) -> None:
-        """The watch tells of it as it is now."""
+        """Deliver the current group."""
         self.operator.server.version += 1
         raw = self.raw(self.operator.server.version)
         self.operator.store.put_resource(resources.read(SharedMemoryGroup, raw))
@@ -80,18 +82,19 @@ class Case:
         self.seen()
 
     def asked(self) -> list[Json]:
-        found: list[Json] = self.operator.spec().get("groups", [])
-        return found
+        groups: list[Json] = self.operator.spec().get("groups", [])
+        return groups
 
     def report(self, phase: str = "Active", **fields: Any) -> None:
         spec, _ = NodePinConfigSpec.parse(self.operator.spec())
         groups = [
-            {"uid": one.uid, "hash": one.hash, "phase": phase, **fields} for one in spec.groups
+            {"uid": group.uid, "hash": group.hash, "phase": phase, **fields}
+            for group in spec.groups
         ]
-        self.tell({"groups": groups})
+        self.write_status({"groups": groups})
 
-    def tell(self, status: Json) -> None:
-        """The agent writes this status."""
+    def write_status(self, status: Json) -> None:
+        """Write this status of the node, and deliver it."""
         config = self.operator.server.objects[config_path("n1")]
         config["status"] = status
         self.operator.store.put_config(transform.node_pin_config(copy.deepcopy(config))[1])
@@ -102,22 +105,25 @@ class Case:
         self.seen()
 
     def seen_without_finalizer(self, path: str) -> None:
-        """The watch is ahead of the answer to the write that takes it away."""
+        """Deliver the removal of the finalizer before the answer to its write."""
         if path == GROUP:
             raw = self.raw(self.operator.server.version)
             raw["metadata"]["finalizers"] = []
             self.operator.store.put_resource(resources.read(SharedMemoryGroup, raw))
 
     def status(self) -> Json:
-        found: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
-        return found
+        status: Json = self.operator.server.objects.get(f"{GROUP}/status", {}).get("status", {})
+        return status
 
     def conditions(self) -> dict[str, tuple[str, str]]:
         conditions = self.status().get("conditions", [])
-        return {each["type"]: (each["status"], each["reason"]) for each in conditions}
+        return {
+            condition["type"]: (condition["status"], condition["reason"])
+            for condition in conditions
+        }
 
     async def living(self) -> None:
-        """Until the node was asked to hold it, and has it."""
+        """Wait until the spec has the group, and report the group."""
         self.operator.node()
         self.operator.agent()
         self.operator.pod()
@@ -125,19 +131,19 @@ class Case:
         await self.operator.until(self.asked)
         self.report(charge=4096)
 
-    async def refused(self) -> None:
-        """Until the node is asked to drain it, as it was edited so that it is refused."""
+    async def rejected(self) -> None:
+        """Edit the group so that it is rejected, and wait until the node drains the group."""
         self.edit(**PIN_LIMIT)
         await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
 
     async def draining(self) -> None:
-        """Until the node was asked to hold it, has it, and is asked to drain it."""
+        """Delete a reported group, and wait until the node drains the group."""
         await self.living()
         self.delete()
         await self.operator.until(lambda: self.asked() and self.asked()[0]["draining"])
 
-    async def look(self) -> None:
-        """Let the operator look again, as any news of the node does."""
+    async def reconcile(self) -> None:
+        """Let the operator reconcile again, as after any change of the node."""
         self.operator.pod(f"p{self.operator.server.version}")
         await self.operator.rest()
 
@@ -153,7 +159,7 @@ class Case:
 
 
 @pytest.mark.rule("M10")
-def test_the_finalizer_is_written_before_any_node_is_asked() -> None:
+def test_finalizer_of_new_group_is_written_before_any_spec() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         operator.node()
@@ -171,7 +177,7 @@ def test_the_finalizer_is_written_before_any_node_is_asked() -> None:
     scenario(work)
 
 
-def test_nothing_is_written_without_the_lease() -> None:
+def test_finalizer_without_the_lease_is_not_written() -> None:
     async def work(operator: Operator) -> None:
         operator.leading = False
         case = Case(operator)
@@ -186,7 +192,7 @@ def test_nothing_is_written_without_the_lease() -> None:
 
 
 @pytest.mark.rule("M10")
-def test_a_released_group_goes_and_no_status_is_written_to_what_is_gone() -> None:
+def test_finalizer_of_released_group_is_removed_without_a_status_write() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -206,7 +212,7 @@ def test_a_released_group_goes_and_no_status_is_written_to_what_is_gone() -> Non
     scenario(work)
 
 
-def test_a_silent_agent_is_waited_for_two_minutes_and_told_of() -> None:
+def test_finalizer_with_silent_agent_is_removed_after_two_minutes_with_an_event() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -214,35 +220,35 @@ def test_a_silent_agent_is_waited_for_two_minutes_and_told_of() -> None:
         operator.agent(ready=False)
         await operator.rest()
         operator.now = LEFT_SECONDS - 1
-        await case.look()
+        await case.reconcile()
         assert case.finalizers == [FINALIZER]
         operator.agent(ready=True)
         await operator.rest()
         operator.now = LEFT_SECONDS + 1
         operator.agent(ready=False)
         await operator.rest()
-        assert case.finalizers == [FINALIZER], "it was heard in between"
+        assert case.finalizers == [FINALIZER], "the agent was ready in between"
         operator.now += LEFT_SECONDS
-        await case.look()
+        await case.reconcile()
         await case.gone()
         await operator.until(case.events)
         (note,) = case.events()
         assert "node n1" in note
-        assert "4Ki of it" in note
+        assert "4Ki of its memory" in note
         assert "AgentSilent" in note
 
     scenario(work)
 
 
-def test_an_agent_that_does_not_understand_it_is_not_waited_for_for_ever() -> None:
+def test_finalizer_with_group_unknown_to_the_agent_is_removed_after_two_minutes() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
         reason = {"uid": "group-uid", "reason": "Unknown", "message": "of a newer version"}
-        case.tell({"unsupportedLimits": [reason]})
+        case.write_status({"unsupportedLimits": [reason]})
         await operator.rest()
         operator.now = LEFT_SECONDS
-        await case.look()
+        await case.reconcile()
         await case.gone()
         await operator.until(case.events)
         assert "an unknown amount" in case.events()[0]
@@ -250,7 +256,7 @@ def test_an_agent_that_does_not_understand_it_is_not_waited_for_for_ever() -> No
     scenario(work)
 
 
-def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_member() -> None:
+def test_finalizer_in_deleted_namespace_is_removed_two_minutes_after_the_last_member() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -258,8 +264,8 @@ def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_memb
         operator.store.put_namespace(Namespace("ns", terminating=True))
         await operator.rest()
         operator.now = LEFT_SECONDS
-        await case.look()
-        assert case.finalizers == [FINALIZER], "it still has pods there"
+        await case.reconcile()
+        assert case.finalizers == [FINALIZER], "the node still has member pods"
         for pod in list(operator.store.cluster.pods_on("n1")):
             operator.store.remove_pod(pod.uid)
         await operator.until(lambda: not case.asked()[0]["members"][0]["pods"])
@@ -271,31 +277,31 @@ def test_a_namespace_that_is_deleted_is_held_for_two_minutes_after_its_last_memb
         await case.gone()
         await operator.until(case.events)
         assert "process 2" in case.events()[0]
-        (event,) = (each for each in operator.server.events if each["reason"] == "LeftOnNode")
-        assert event["metadata"]["namespace"] == "default", "the namespace takes no Events any more"
+        (event,) = (event for event in operator.server.events if event["reason"] == "LeftOnNode")
+        assert event["metadata"]["namespace"] == "default", "the namespace accepts no Events"
         assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("Node", "n1")
 
     scenario(work)
 
 
 @pytest.mark.rule("M10")
-def test_a_node_that_cannot_remove_it_is_waited_for_two_minutes_and_a_user_for_ever() -> None:
+def test_finalizer_with_failed_removal_waits_two_minutes_and_with_a_borrower_without_end() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
         case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
         await operator.rest()
         operator.now = LEFT_SECONDS * 10
-        await case.look()
+        await case.reconcile()
         case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
         await operator.rest()
         operator.now += LEFT_SECONDS - 1
-        await case.look()
+        await case.reconcile()
         case.report("Draining", charge=4096, reason="NotRemoved", message="it is busy")
         await operator.rest()
         assert case.finalizers == [FINALIZER]
         operator.now += 1
-        await case.look()
+        await case.reconcile()
         await case.gone()
         await operator.until(case.events)
         assert "node n1" in case.events()[0]
@@ -309,22 +315,22 @@ PIN_LIMIT: Json = {"members": [{"podSelector": {}, "pinLimit": "1Mi"}]}
 
 @pytest.mark.rule("M10")
 @pytest.mark.parametrize("watch_first", [False, True])
-def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes(
+def test_finalizer_of_rejected_group_is_removed_after_its_nodes_drained(
     watch_first: bool,
 ) -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
-        await case.refused()
+        await case.rejected()
         operator.node("n2", "other")
         operator.pod("p2", "n2")
         case.report("Draining", charge=4096, reason="InUse", message="it waits for process 1")
         await operator.rest()
         operator.now = LEFT_SECONDS * 10
-        await case.look()
+        await case.reconcile()
         assert case.finalizers == [FINALIZER]
         assert operator.spec("n2")["pods"]
-        assert operator.spec("n2")["groups"] == [], "it comes to no node on which it was not"
+        assert operator.spec("n2")["groups"] == [], "no other node gets the rejected group"
         conditions = case.conditions()
         assert conditions["Accepted"] == ("False", "NotSupported")
         assert conditions["Drained"] == ("False", "Draining")
@@ -342,11 +348,11 @@ def test_a_group_that_is_refused_drains_from_its_nodes_before_the_finalizer_goes
 
 
 @pytest.mark.rule("M10")
-def test_a_refused_group_that_is_deleted_is_waited_for_as_any_other() -> None:
+def test_finalizer_of_deleted_rejected_group_waits_for_its_nodes() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
-        await case.refused()
+        await case.rejected()
         case.delete()
         case.report("Draining", charge=4096, reason="InUse")
         await operator.rest()
@@ -355,7 +361,7 @@ def test_a_refused_group_that_is_deleted_is_waited_for_as_any_other() -> None:
         await operator.rest()
         operator.now = LEFT_SECONDS
         assert case.finalizers == [FINALIZER]
-        await case.look()
+        await case.reconcile()
         await case.gone()
         await operator.until(case.events)
         assert "node n1" in case.events()[0]
@@ -363,11 +369,11 @@ def test_a_refused_group_that_is_deleted_is_waited_for_as_any_other() -> None:
     scenario(work)
 
 
-def test_a_group_that_is_accepted_again_drains_no_longer() -> None:
+def test_group_accepted_again_stops_draining() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
-        await case.refused()
+        await case.rejected()
         case.report("Draining", charge=4096, reason="InUse")
         case.edit(members=[{"podSelector": {}}])
         await operator.until(lambda: case.asked() and not case.asked()[0]["draining"])
@@ -378,7 +384,7 @@ def test_a_group_that_is_accepted_again_drains_no_longer() -> None:
     scenario(work)
 
 
-def test_a_group_whose_path_is_allowed_no_more_is_not_looked_for() -> None:
+def test_group_with_path_no_longer_allowed_drains() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator, backing={"tmpfs": {"path": "/run/a"}})
         operator.store.put_namespace(Namespace("ns", allowed="path:/run/a"))
@@ -397,7 +403,7 @@ def test_a_group_whose_path_is_allowed_no_more_is_not_looked_for() -> None:
 
 
 @pytest.mark.parametrize("end", ["node", "policy", "unreadable"])
-def test_what_ends_the_waiting_at_once(end: str) -> None:
+def test_finalizer_without_reason_to_wait_is_removed_at_once(end: str) -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -418,7 +424,7 @@ def test_what_ends_the_waiting_at_once(end: str) -> None:
     scenario(work)
 
 
-def test_a_finalizer_that_a_hand_removed_is_put_back_and_the_node_keeps_the_group() -> None:
+def test_finalizer_removed_by_hand_is_restored_and_the_node_keeps_the_group() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         operator.node()
@@ -435,7 +441,7 @@ def test_a_finalizer_that_a_hand_removed_is_put_back_and_the_node_keeps_the_grou
 
 
 @pytest.mark.rule("H3")
-def test_a_new_operator_knows_from_the_nodes_what_a_draining_group_waits_for() -> None:
+def test_finalizer_after_operator_restart_waits_for_the_same_nodes() -> None:
     async def before(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -461,7 +467,7 @@ def test_a_new_operator_knows_from_the_nodes_what_a_draining_group_waits_for() -
 
 
 @pytest.mark.rule("H3", "M9")
-def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> None:
+def test_group_on_node_without_member_survives_an_operator_restart() -> None:
     async def before(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
@@ -498,8 +504,8 @@ def test_a_new_operator_believes_a_node_that_has_a_group_without_a_member() -> N
 
 @pytest.mark.rule("M10")
 @pytest.mark.parametrize("phase", ["Pending", "Active", "Draining"])
-def test_a_node_that_was_never_asked_keeps_no_group_by_its_report(phase: str) -> None:
-    """A stolen token reports a group of another node; the deletion of that group waited for ever."""
+def test_finalizer_ignores_the_report_of_a_node_without_the_group(phase: str) -> None:
+    """A report with a stolen token about a group of another node must not delay the deletion."""
 
     async def work(operator: Operator) -> None:
         case = Case(operator)
@@ -524,7 +530,7 @@ def test_a_node_that_was_never_asked_keeps_no_group_by_its_report(phase: str) ->
     scenario(work)
 
 
-def test_a_deleted_object_of_a_node_takes_no_group_from_it() -> None:
+def test_group_on_node_survives_the_deletion_of_the_nodepinconfig() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.draining()
@@ -539,7 +545,7 @@ def test_a_deleted_object_of_a_node_takes_no_group_from_it() -> None:
     scenario(work)
 
 
-def test_a_group_and_a_limit_of_one_name_are_two() -> None:
+def test_group_and_limit_with_the_same_name_are_separate() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         operator.node()
@@ -552,15 +558,20 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
         await operator.until(operator.status)
         path = "/apis/pinwarden.io/v1alpha1/namespaces/ns/sharedmemorygroups/l/status"
         await operator.until(lambda: path in operator.server.objects)
-        inventory = ClusterCollector(operator.store, lambda: True, operator.items, pods=False)
+        collector = ClusterCollector(operator.store, lambda: True, operator.items, pods=False)
         accepted = {"condition": "Accepted", "status": "True"}
 
         def counts() -> dict[str, float]:
             families = [
-                each for each in inventory.collect() if each.name.endswith(("_groups", "_limits"))
+                family
+                for family in collector.collect()
+                if family.name.endswith(("_groups", "_limits"))
             ]
             samples = (
-                sample for each in families for sample in each.samples if sample.labels == accepted
+                sample
+                for family in families
+                for sample in family.samples
+                if sample.labels == accepted
             )
             return {sample.name.rpartition("_")[2]: sample.value for sample in samples}
 
@@ -570,14 +581,14 @@ def test_a_group_and_a_limit_of_one_name_are_two() -> None:
     scenario(work)
 
 
-def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
+def test_status_with_new_borrower_is_written_after_figures_used_their_budget() -> None:
     async def work(operator: Operator) -> None:
         case = Case(operator)
         await case.living()
         await operator.until(lambda: case.status().get("chargeBytes") == 4096)
         (entry,) = operator.store.resources.values()
-        leave = entry.write_bucket
-        use_up(leave, SPARED_BY_FIGURES)
+        bucket = entry.write_bucket
+        use_up(bucket, SPARED_BY_FIGURES)
         case.report(charge=8192)
         await operator.rest()
         assert case.status()["chargeBytes"] == 4096
@@ -586,7 +597,7 @@ def test_a_borrower_that_comes_need_not_wait_for_what_figures_used_up() -> None:
         )
         await operator.until(lambda: case.status().get("borrowers"))
         assert case.status()["chargeBytes"] == 8192
-        use_up(leave, SPARED_BY_BORROWERS)
+        use_up(bucket, SPARED_BY_BORROWERS)
         case.report(charge=8192)
         await operator.rest()
         assert case.status()["borrowers"]

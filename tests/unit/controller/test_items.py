@@ -1,4 +1,4 @@
-"""One bad object costs itself: each loop of the operator goes on, the failure is named, counted and tried again."""
+"""The failure of one object ends at this object: it is logged, counted and retried."""
 
 import asyncio
 import logging
@@ -41,11 +41,11 @@ class Loop:
         self.queue = WorkQueue()
         self.bad: dict[str, Exception] = {}
         self.done: list[str] = []
-        self.told: list[tuple[str, str]] = []
+        self.reported: list[tuple[str, str]] = []
         self.broken: Exception | None = None
 
-    def tell(self, name: str, problem: str) -> None:
-        self.told.append((name, problem))
+    def report(self, name: str, problem: str) -> None:
+        self.reported.append((name, problem))
         if self.broken:
             raise self.broken
 
@@ -59,7 +59,7 @@ class Loop:
     def run(self, then: Callable[[], Awaitable[None]]) -> None:
         async def both() -> None:
             worker = asyncio.create_task(
-                self.items.process_queue("compile", self.queue, self.work, self.tell)
+                self.items.process_queue("compile", self.queue, self.work, self.report)
             )
             async with asyncio.timeout(60):
                 await then()
@@ -69,7 +69,7 @@ class Loop:
         asyncio.run(both())
 
 
-def test_a_name_that_fails_is_named_counted_and_tried_again_while_all_others_go_on(
+def test_queue_failed_name_is_logged_counted_and_retried_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop = Loop()
@@ -78,10 +78,10 @@ def test_a_name_that_fails_is_named_counted_and_tried_again_while_all_others_go_
     async def then() -> None:
         for name in ("bad", "good"):
             loop.queue.add(name)
-        while len(loop.told) < 2:
+        while len(loop.reported) < 2:
             await asyncio.sleep(0.01)
         assert loop.done == ["good"]
-        assert set(loop.told) == {("bad", "ValueError: this one")}
+        assert set(loop.reported) == {("bad", "ValueError: this one")}
         assert loop.items.failing("compile") == 1
         del loop.bad["bad"]
         while "bad" not in loop.done:
@@ -91,13 +91,13 @@ def test_a_name_that_fails_is_named_counted_and_tried_again_while_all_others_go_
     loop.run(then)
     assert sample(loop.metrics, 'pinwarden_operator_item_failures_total{loop="compile"}') >= 2
     assert sample(loop.metrics, 'pinwarden_operator_items_failing{loop="compile"}') == 0
-    said = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in said] == [
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.getMessage() for record in errors] == [
         "compile: bad failed, others go on: ValueError: this one"
     ]
 
 
-def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
+def test_queue_failed_failure_handler_does_not_end_the_loop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop = Loop()
@@ -107,7 +107,7 @@ def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
     async def then() -> None:
         for name in ("bad", "good"):
             loop.queue.add(name)
-        while len(loop.told) < 2 or not loop.done:
+        while len(loop.reported) < 2 or not loop.done:
             await asyncio.sleep(0.01)
         assert loop.items.failing("compile") == 2
         del loop.bad["bad"]
@@ -116,14 +116,14 @@ def test_a_handler_that_fails_ends_no_loop_and_its_name_is_tried_again(
         assert loop.items.failing("compile") == 0
 
     loop.run(then)
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert said == [
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == [
         "compile: bad failed, others go on: ValueError: this one",
         "compile: bad, handling its failure failed, others go on: RuntimeError: the handler",
     ]
 
 
-def test_what_is_to_be_tried_again_is_no_failure() -> None:
+def test_queue_retry_error_is_no_failure() -> None:
     loop = Loop()
     loop.bad["later"] = RetryError(0.0)
 
@@ -135,11 +135,11 @@ def test_what_is_to_be_tried_again_is_no_failure() -> None:
             await asyncio.sleep(0.01)
 
     loop.run(then)
-    assert not loop.told
+    assert not loop.reported
     assert loop.items.failing("compile") == 0
 
 
-def test_a_name_that_fails_keeps_nobody_waiting_for_the_queue_to_be_idle() -> None:
+def test_queue_with_failed_name_is_idle() -> None:
     """Statuses wait until no node waits to be compiled."""
     queue = WorkQueue()
     queue.add("bad")
@@ -151,7 +151,7 @@ def test_a_name_that_fails_keeps_nobody_waiting_for_the_queue_to_be_idle() -> No
     assert not queue.idle
 
 
-def test_what_fails_is_remembered_within_bounds() -> None:
+def test_items_above_the_bound_forget_the_oldest_failure() -> None:
     items = Items(Metrics())
     for number in range(5000):
         with items.item("watch", f"pods {number}"):
@@ -160,14 +160,14 @@ def test_what_fails_is_remembered_within_bounds() -> None:
     assert items.failing("spec") == 0
 
 
-def test_cancelling_is_no_failure_of_an_item() -> None:
+def test_item_cancelled_is_no_failure() -> None:
     items = Items(Metrics())
     with pytest.raises(asyncio.CancelledError), items.item("events", "e"):
         raise asyncio.CancelledError
     assert items.failing("events") == 0
 
 
-def test_every_loop_has_its_series() -> None:
+def test_loops_each_have_series_of_failures() -> None:
     metrics = Metrics()
     Items(metrics)
     for loop in LOOPS:
@@ -175,7 +175,7 @@ def test_every_loop_has_its_series() -> None:
         assert sample(metrics, f'pinwarden_operator_items_failing{{loop="{loop}"}}') == 0
 
 
-# -- the operator's own loops ----------------------------------------------------------------------------------------
+# -- the operator's own loops ------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
+def test_compilation_failed_is_reported_and_other_nodes_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = cluster.Cluster.compiled
@@ -208,9 +208,8 @@ def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
         await operator.until(lambda: operator.spec("n2").get("limits"))
         operator.report(node="n2")
         await operator.until(lambda: operator.condition("Applied") == "NotCompiled")
-        applied = next(
-            each for each in operator.status()["conditions"] if each["type"] == "Applied"
-        )
+        conditions = {condition["type"]: condition for condition in operator.status()["conditions"]}
+        applied = conditions["Applied"]
         assert "node n1 (NotCompiled: RuntimeError: a defect)" in applied["message"]
         broken.clear()
         await operator.until(lambda: operator.spec("n1").get("limits"))
@@ -220,7 +219,7 @@ def test_a_node_that_cannot_be_compiled_is_named_and_the_others_are_written(
     scenario(work)
 
 
-def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_are_written(
+def test_aggregation_failed_sends_an_event_and_other_statuses_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(limit: PinLimit, *_: Any, **__: Any) -> Any:
@@ -245,7 +244,7 @@ def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_a
         await operator.until(operator.status)
 
         def failures() -> list[dict[str, Any]]:
-            return [each for each in operator.server.events if each["reason"] == "StatusFailed"]
+            return [event for event in operator.server.events if event["reason"] == "StatusFailed"]
 
         await operator.until(failures)
         (event,) = failures()
@@ -256,8 +255,8 @@ def test_a_status_that_cannot_be_worked_out_is_told_by_an_event_and_the_others_a
 
 
 @pytest.mark.rule("H2")
-def test_a_report_with_texts_beyond_all_bounds_costs_its_own_node() -> None:
-    """A CRD without bounds stored it: https://github.com/elastic/cloud-on-k8s/issues/2034"""
+def test_report_with_huge_texts_affects_only_its_node() -> None:
+    """From a CRD without bounds: https://github.com/elastic/cloud-on-k8s/issues/2034"""
 
     async def work(operator: Operator) -> None:
         for number in (1, 2):
@@ -282,7 +281,7 @@ def test_a_report_with_texts_beyond_all_bounds_costs_its_own_node() -> None:
     scenario(work)
 
 
-def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
+def test_scrape_with_failed_limit_includes_the_other_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def work(operator: Operator) -> None:
@@ -290,9 +289,7 @@ def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
         bad["metadata"] |= {"name": "bad", "uid": "bad-uid"}
         operator.store.put_resource(resources.read(PinLimit, bad))
         operator.limit()
-        monkeypatch.setattr(
-            operator.store.counters, "denials", lambda uid: {"limit-uid": 7}[uid]
-        )  # fails for the other
+        monkeypatch.setattr(operator.store.counters, "denials", lambda uid: {"limit-uid": 7}[uid])
         operator.metrics.include(
             ClusterCollector(operator.store, lambda: True, operator.items, pods=True)
         )
@@ -303,15 +300,15 @@ def test_a_limit_whose_figures_fail_keeps_no_other_from_being_scraped(
     scenario(work)
 
 
-# -- bounds ----------------------------------------------------------------------------------------------------------
+# -- bounds ------------------------------------------------------------
 
 
-def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
-    one = limit()
+def test_status_with_huge_figures_of_nodes_fits_the_api() -> None:
+    huge = limit()
     pods = [pod(str(number), f"n{number}") for number in range(3)]
     most = {"vmLck": 2**62, "vmPin": 2**62, "peak": 2**62}
-    views = [view([each], [one], [use(each.uid) | most]) for each in pods]
-    status = status_of(one, pods, *views)
+    views = [view([member], [huge], [use(member.uid) | most]) for member in pods]
+    status = status_of(huge, pods, *views)
     assert status.pinned_bytes == 2**63 - 1
     assert status.top_pods[0].pinned_bytes == 2**63 - 1
     assert status.recommendation is None, "no limit may be so large"
@@ -319,17 +316,17 @@ def test_sums_of_what_hostile_nodes_report_fit_in_the_api() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_condition_is_cut_to_what_the_api_takes_and_says_so() -> None:
-    (found,) = with_times(
+def test_condition_with_long_message_is_cut_with_a_mark() -> None:
+    (condition_cut,) = with_times(
         [UntimedCondition("Enforced", "False", "R" * 2000, "m" * 40000)], (), datetime.now(UTC), 1
     )
-    assert (len(found.reason), len(found.message)) == (1024, 32768)
-    assert found.message.endswith("...cut")
+    assert (len(condition_cut.reason), len(condition_cut.message)) == (1024, 32768)
+    assert condition_cut.message.endswith("...cut")
 
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("count", [4096, 4097, 10_000])
-def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(count: int) -> None:
+def test_spec_with_too_many_pods_keeps_governed_pods_first(count: int) -> None:
     """https://github.com/liqotech/liqo/issues/1101"""
     free = LimitSet({}, by_container=False)
     held = LimitSet.of([limit()])
@@ -358,7 +355,7 @@ def test_a_node_with_more_pods_than_there_is_room_for_holds_governed_ones_first(
     )
 
 
-def test_one_namespace_with_many_names_crowds_out_no_other_and_the_spec_fits() -> None:
+def test_spec_with_long_names_of_one_namespace_keeps_other_namespaces() -> None:
     def named(number: int) -> PinLimit:
         metadata = {
             "name": "l" * 60 + f"{number:03}",

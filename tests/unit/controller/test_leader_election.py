@@ -1,4 +1,4 @@
-"""The Lease: one holder at a time by everybody's own clock, and no write without it."""
+"""The Lease: one holder at a time by each replica's own clock, and no write without the Lease."""
 
 import asyncio
 import copy
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Leases:
-    """An API server with one Lease, which may be away, slow, or lose the answer of a write."""
+    """A fake API server with one Lease; `away` and `slowness` simulate outages."""
 
     def __init__(self, clock: Clock) -> None:
         self.lease: dict[str, Any] | None = None
@@ -64,9 +64,9 @@ class Leases:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(leader_module, "monotonic", made)
-    return made
+    clock = Clock()
+    monkeypatch.setattr(leader_module, "monotonic", clock)
+    return clock
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def candidate(leases: Leases) -> LeaderElector:
 
 
 def turn(leader: LeaderElector) -> None:
-    """One round, whatever comes of it."""
+    """Run one round and ignore its failure."""
 
     async def scenario() -> None:
         try:
@@ -90,7 +90,7 @@ def turn(leader: LeaderElector) -> None:
     asyncio.run(scenario())
 
 
-def test_the_first_takes_it_and_the_second_waits(leases: Leases) -> None:
+def test_lease_free_goes_to_the_first_candidate(leases: Leases) -> None:
     first, second = candidate(leases), candidate(leases)
     turn(first)
     turn(second)
@@ -98,7 +98,9 @@ def test_the_first_takes_it_and_the_second_waits(leases: Leases) -> None:
     assert not second.leading()
 
 
-def test_a_holder_stops_before_its_lease_expires_for_others(leases: Leases, clock: Clock) -> None:
+def test_leader_without_renewal_stops_before_the_lease_expires(
+    leases: Leases, clock: Clock
+) -> None:
     first, second = candidate(leases), candidate(leases)
     turn(first)
     turn(second)
@@ -117,7 +119,7 @@ def test_a_holder_stops_before_its_lease_expires_for_others(leases: Leases, cloc
     assert not first.leading()
 
 
-def test_a_renewal_counts_from_when_it_was_sent(leases: Leases, clock: Clock) -> None:
+def test_renewal_answered_late_counts_from_its_sending(leases: Leases, clock: Clock) -> None:
     leases.slowness = RENEW_SECONDS
     first = candidate(leases)
     turn(first)
@@ -125,9 +127,7 @@ def test_a_renewal_counts_from_when_it_was_sent(leases: Leases, clock: Clock) ->
     assert not first.leading()
 
 
-def test_a_lease_that_changes_is_not_taken_however_long_it_is_watched(
-    leases: Leases, clock: Clock
-) -> None:
+def test_lease_renewed_by_the_holder_is_never_taken(leases: Leases, clock: Clock) -> None:
     first, second = candidate(leases), candidate(leases)
     for _ in range(20):
         turn(first)
@@ -137,7 +137,7 @@ def test_a_lease_that_changes_is_not_taken_however_long_it_is_watched(
         assert not second.leading()
 
 
-def test_two_that_find_it_free_do_not_both_get_it(leases: Leases, clock: Clock) -> None:
+def test_lease_expired_goes_to_one_of_two_candidates(leases: Leases, clock: Clock) -> None:
     dead = candidate(leases)
     turn(dead)
     rivals = [candidate(leases), candidate(leases)]
@@ -152,7 +152,7 @@ def test_two_that_find_it_free_do_not_both_get_it(leases: Leases, clock: Clock) 
     assert sum(rival.leading() for rival in rivals) == 1
 
 
-def test_a_released_lease_is_taken_at_once(leases: Leases) -> None:
+def test_lease_released_is_taken_at_once(leases: Leases) -> None:
     first, second = candidate(leases), candidate(leases)
     turn(first)
     turn(second)
@@ -164,7 +164,9 @@ def test_a_released_lease_is_taken_at_once(leases: Leases) -> None:
     assert leases.lease["spec"]["leaseTransitions"] == 2
 
 
-def test_nobody_releases_what_another_holds(leases: Leases, clock: Clock) -> None:
+def test_release_of_a_lease_of_another_replica_changes_nothing(
+    leases: Leases, clock: Clock
+) -> None:
     first, second = candidate(leases), candidate(leases)
     turn(first)
     assert leases.lease
@@ -173,8 +175,8 @@ def test_nobody_releases_what_another_holds(leases: Leases, clock: Clock) -> Non
     assert leases.lease["spec"]["holderIdentity"] == second.identity
 
 
-def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, clock: Clock) -> None:
-    """A holder that was suspended past its deadline, with nobody else there, takes up its own Lease again."""
+def test_writers_after_renewal_of_an_expired_lease_continue(leases: Leases, clock: Clock) -> None:
+    """A leader that was suspended past its deadline renews its own Lease without a rival."""
 
     async def scenario() -> None:
         leader = LeaderElector(leases, "ns", Metrics())  # type: ignore[arg-type]
@@ -193,7 +195,7 @@ def test_writers_go_on_when_a_lease_that_ran_out_is_renewed(leases: Leases, cloc
     asyncio.run(scenario())
 
 
-def test_nothing_passes_the_gate_before_everything_is_listed() -> None:
+def test_write_guard_before_everything_is_listed_blocks() -> None:
     async def scenario() -> None:
         guard = WriteGuard(lambda: True, asyncio.Event(), RateLimiter(1000.0, 10.0))
         waiting = asyncio.create_task(guard.acquire())

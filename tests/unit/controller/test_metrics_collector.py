@@ -1,4 +1,4 @@
-"""The operator's metrics of the cluster: of the leader alone, bounded, closed, and absent where nothing is known."""
+"""The cluster's metrics: from the leader only, bounded, and absent if unknown."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -94,8 +94,8 @@ def report(*pods: Json, **status: Any) -> StoredConfig:
 
 
 def pod_report(uid: str, **fields: Any) -> Json:
-    held = {"level": "Deny", "reason": "SeccompGate"}
-    return {"uid": uid, "vmLck": 4096, "vmPin": 0, "peak": 8192, "processes": 1, **held, **fields}
+    level = {"level": "Deny", "reason": "SeccompGate"}
+    return {"uid": uid, "vmLck": 4096, "vmPin": 0, "peak": 8192, "processes": 1, **level, **fields}
 
 
 @pytest.fixture
@@ -123,58 +123,58 @@ def found(families: Iterable[Metric]) -> Found:
 DB = ("PinLimit", "ns", "db")
 
 
-def test_a_limit_is_told_with_what_its_status_says(store: Store) -> None:
+def test_metrics_of_limit_equal_its_status(store: Store) -> None:
     store.put_resource(limit())
-    told = collected(store)
-    assert told["limit_info"] == {(*DB, "Pod", "Enforce", "Converge", "Share", "false"): 1}
-    assert told["limit_bytes"] == {DB: 2**20} == told["limit_recommended_bytes"]
-    assert told["limit_pinned_bytes"] == {DB: 4096}
-    assert told["limit_nodes"] == {(*DB, "true"): 1, (*DB, "false"): 1}
-    assert told["limit_condition"] == {(*DB, "Ready", "True"): 1}
-    assert told["limit_overshoot_peak_bytes"] == {DB: 0}, "somebody looked"
-    assert told["limits"]["Ready", "True"] == 1
-    assert told["limits"]["Ready", "False"] == 0
+    series = collected(store)
+    assert series["limit_info"] == {(*DB, "Pod", "Enforce", "Converge", "Share", "false"): 1}
+    assert series["limit_bytes"] == {DB: 2**20} == series["limit_recommended_bytes"]
+    assert series["limit_pinned_bytes"] == {DB: 4096}
+    assert series["limit_nodes"] == {(*DB, "true"): 1, (*DB, "false"): 1}
+    assert series["limit_condition"] == {(*DB, "Ready", "True"): 1}
+    assert series["limit_overshoot_peak_bytes"] == {DB: 0}, "a node sampled the pods"
+    assert series["limits"]["Ready", "True"] == 1
+    assert series["limits"]["Ready", "False"] == 0
 
 
 @pytest.mark.rule("H2")
-def test_what_is_not_known_is_absent(store: Store) -> None:
+def test_metrics_with_unknown_figure_have_no_sample(store: Store) -> None:
     store.put_resource(limit(pinnedBytes=None, recommendation=None))
     store.put_resource(group())
-    told = collected(store)
+    series = collected(store)
     for name in ("limit_pinned_bytes", "limit_recommended_bytes", "limit_overshoot_peak_bytes"):
-        assert told[name] == {}, name
-    assert told["group_charge_bytes"] == {("ns", "cache"): 8192}
+        assert series[name] == {}, name
+    assert series["group_charge_bytes"] == {("ns", "cache"): 8192}
     for name in (
         "group_borrowed_bytes",
         "group_orphaned_bytes",
         "group_capacity_bytes",
         "group_fullest_bytes",
     ):
-        assert told[name] == {}, name
+        assert series[name] == {}, name
 
 
-def test_a_group_is_told_with_its_phase_and_whether_it_is_filled(store: Store) -> None:
+def test_metrics_of_group_include_phase_and_prefault(store: Store) -> None:
     store.put_resource(group())
     made = {"management": "Create", "capacity": "1Mi", "backing": {"tmpfs": {}}}
     store.put_resource(group("made", **made))
-    told = collected(store)
-    assert {key[1]: key[-1] for key in told["group_info"]} == {"cache": "false", "made": "true"}
-    assert told["group_phase"]["ns", "cache", "Draining"] == 1
-    assert told["group_phase"]["ns", "cache", "Active"] == 0
-    assert told["group_condition"]["ns", "cache", "Drained", "False"] == 1
-    assert told["group_capacity_bytes"] == {("ns", "made"): 2**20}
+    series = collected(store)
+    assert {key[1]: key[-1] for key in series["group_info"]} == {"cache": "false", "made": "true"}
+    assert series["group_phase"]["ns", "cache", "Draining"] == 1
+    assert series["group_phase"]["ns", "cache", "Active"] == 0
+    assert series["group_condition"]["ns", "cache", "Drained", "False"] == 1
+    assert series["group_capacity_bytes"] == {("ns", "made"): 2**20}
 
 
-def test_a_replica_that_may_not_write_tells_nothing_of_the_cluster(store: Store) -> None:
+def test_metrics_of_replica_without_lease_have_no_samples(store: Store) -> None:
     store.put_resource(limit())
     store.put_resource(group())
     store.put_config(report(pod_report("p1")))
-    told = collected(store, leading=False, pods=True)
-    assert told.keys() == collected(store, pods=True).keys(), "the families stay"
-    assert not any(told.values())
+    series = collected(store, leading=False, pods=True)
+    assert series.keys() == collected(store, pods=True).keys(), "the families stay"
+    assert not any(series.values())
 
 
-def test_nodes_pods_and_namespaces_are_summed_up(store: Store) -> None:
+def test_metrics_of_cluster_sum_nodes_pods_and_namespaces(store: Store) -> None:
     fair = {"pod": "p1", "current": 10, "anonymous": 4, "shared": 3}
     store.put_config(
         report(
@@ -182,39 +182,39 @@ def test_nodes_pods_and_namespaces_are_summed_up(store: Store) -> None:
         )
     )
     store.put_node(KnownNode(Node("n2"), "other"))
-    told = collected(store)
-    assert told["governed_pods"] == {("Deny", "SeccompGate"): 1, ("Observe", "Other"): 1}
-    assert told["governed_pinned_bytes"] == {(): 8192}
-    assert told["namespace_pinned_bytes"] == {("ns",): 8192}
-    assert told["namespace_pods"]["ns", "Deny"] == told["namespace_pods"]["ns", "Observe"] == 1
-    assert told["namespace_pods"]["ns", "Kill"] == 0
-    assert told["namespace_fair_bytes"] == {
+    series = collected(store)
+    assert series["governed_pods"] == {("Deny", "SeccompGate"): 1, ("Observe", "Other"): 1}
+    assert series["governed_pinned_bytes"] == {(): 8192}
+    assert series["namespace_pinned_bytes"] == {("ns",): 8192}
+    assert series["namespace_pods"]["ns", "Deny"] == series["namespace_pods"]["ns", "Observe"] == 1
+    assert series["namespace_pods"]["ns", "Kill"] == 0
+    assert series["namespace_fair_bytes"] == {
         ("ns", "current"): 10,
         ("ns", "anonymous"): 4,
         ("ns", "shared"): 3,
     }
-    assert told["nodes"]["answering",] == 1
-    assert set(told["nodes_with_problem"].values()) == {0}
-    assert "pod_pinned_bytes" not in told
+    assert series["nodes"]["answering",] == 1
+    assert set(series["nodes_with_problem"].values()) == {0}
+    assert "pod_pinned_bytes" not in series
 
 
-def test_pods_are_told_when_they_are_asked_for(store: Store) -> None:
+def test_metrics_of_pods_need_the_option(store: Store) -> None:
     store.put_resource(limit())
     store.put_resource(group())
     denials = [{"uid": "uid-PinLimit-db", "count": 3}]
     borrower = {"pod": "p1", "member": True, "borrowed": 7}
     groups = [{"uid": "uid-cache", "phase": "Active", "borrowers": [borrower]}]
     store.put_config(report(pod_report("p1", denials=denials), pod_report("p2"), groups=groups))
-    told = collected(store, pods=True)
+    series = collected(store, pods=True)
     one, two = ("ns", "pod-p1", "n1"), ("ns", "pod-p2", "n1")
-    assert told["pod_pinned_bytes"] == {one: 4096, two: 4096}
-    assert told["pod_level"] == {(*each, "Deny", "SeccompGate"): 1 for each in (one, two)}
-    assert told["pod_denials"] == {one: 3}, "no gate holds the other one"
-    assert told["pod_borrowed_bytes"] == {(*one, "ns/cache"): 7}
-    assert told["pod_mapped_bytes"] == {}
+    assert series["pod_pinned_bytes"] == {one: 4096, two: 4096}
+    assert series["pod_level"] == {(*pod, "Deny", "SeccompGate"): 1 for pod in (one, two)}
+    assert series["pod_denials"] == {one: 3}, "the other pod has no gate"
+    assert series["pod_borrowed_bytes"] == {(*one, "ns/cache"): 7}
+    assert series["pod_mapped_bytes"] == {}
 
 
-def test_refusals_and_overshoots_are_counters_of_the_limit(store: Store) -> None:
+def test_metrics_of_limit_count_denials_and_overshoots(store: Store) -> None:
     store.put_resource(limit())
     for count in (2, 5):
         over = {
@@ -229,26 +229,26 @@ def test_refusals_and_overshoots_are_counters_of_the_limit(store: Store) -> None
         store.put_config(
             report(pod_report("p1", denials=denials), denialsDropped=count, overshoots=[over])
         )
-    told = collected(store)
-    assert told["limit_denials"] == told["limit_overshoots"] == {DB: 3}
-    assert told["denials"] == {(): 3}
+    series = collected(store)
+    assert series["limit_denials"] == series["limit_overshoots"] == {DB: 3}
+    assert series["denials"] == {(): 3}
     store.remove_resource("ns/db", "uid-PinLimit-db")
     assert collected(store)["limit_denials"] == {}
 
 
-def test_of_too_many_those_are_told_that_are_not_ready(
+def test_metrics_of_too_many_limits_keep_those_without_ready(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_collector, "MOST_LIMITS", 3)
     for number in range(6):
         store.put_resource(limit(f"l{number}", ready="False" if number == 5 else "True"))
-    told = collected(store)
-    assert [key[2] for key in told["limit_info"]] == ["l5", "l0", "l1"]
-    assert told["series_omitted"] == {("limits",): 3, ("groups",): 0, ("namespaces",): 0}
-    assert told["limits"]["Ready", "True"] == 5
+    series = collected(store)
+    assert [key[2] for key in series["limit_info"]] == ["l5", "l0", "l1"]
+    assert series["series_omitted"] == {("limits",): 3, ("groups",): 0, ("namespaces",): 0}
+    assert series["limits"]["Ready", "True"] == 5
 
 
-def test_a_limit_that_cannot_be_read_has_its_conditions_alone(store: Store) -> None:
+def test_metrics_of_unreadable_limit_are_its_conditions(store: Store) -> None:
     raw = {
         "kind": "PinLimit",
         "metadata": {
@@ -269,27 +269,28 @@ def test_a_limit_that_cannot_be_read_has_its_conditions_alone(store: Store) -> N
             },
         )
     )
-    told = collected(store)
-    assert told["limit_condition"] == {("PinLimit", "ns", "new", "Accepted", "False"): 1}
-    assert told["limit_info"] == {}
-    assert told["unreadable_objects"] == {("limits",): 1, ("groups",): 0, ("nodepinconfigs",): 0}
+    series = collected(store)
+    assert series["limit_condition"] == {("PinLimit", "ns", "new", "Accepted", "False"): 1}
+    assert series["limit_info"] == {}
+    assert series["unreadable_objects"] == {("limits",): 1, ("groups",): 0, ("nodepinconfigs",): 0}
 
 
-def test_a_node_that_cannot_be_read_is_counted_until_it_can(store: Store) -> None:
+def test_metrics_of_unreadable_nodepinconfig_count_until_readable(store: Store) -> None:
     store.put_config(report(weather="fair"))
     assert collected(store)["unreadable_objects"]["nodepinconfigs",] == 1
     store.put_config(report())
     assert collected(store)["unreadable_objects"]["nodepinconfigs",] == 0
 
 
-def test_all_that_is_told_is_in_the_catalogue_and_few_series_are_for_a_limit_and_a_group(
+def test_metrics_are_all_in_the_catalogue_and_few_for_each_object(
     store: Store,
 ) -> None:
     store.put_config(report(pod_report("p1", denials=[])))
     store.put_resource(limit(kind="ClusterPinLimit", name="ceiling"))
     before = sum(map(len, collected(store).values()))
-    everything = [*metrics_families.CONDITIONS]
-    store.put_resource(limit(conditions=[condition(each, "True") for each in everything]))
+    store.put_resource(
+        limit(conditions=[condition(kind, "True") for kind in metrics_families.CONDITIONS])
+    )
     store.put_resource(group(capacity="1Mi"))
     after = sum(map(len, collected(store).values()))
     assert after - before < 45

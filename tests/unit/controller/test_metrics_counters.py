@@ -1,4 +1,4 @@
-"""What the reports of nodes add: refused calls and overshoots, counted so that they never fall."""
+"""Counters of denied calls and overshoots never fall."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +34,7 @@ def counters() -> ReportCounters:
     return ReportCounters(lambda uid: uid in (LIMIT, GROUP))
 
 
-def test_the_first_look_at_a_node_is_where_counting_begins() -> None:
+def test_counter_first_report_of_a_node_adds_nothing() -> None:
     counted = counters()
     counted.observe(view(7))
     assert (counted.denials(LIMIT), counted.denied) == (0, 0)
@@ -44,7 +44,7 @@ def test_the_first_look_at_a_node_is_where_counting_begins() -> None:
     assert counted.denials(LIMIT) == 2
 
 
-def test_a_pod_that_came_since_counts_from_its_first_refusal() -> None:
+def test_counter_new_pod_adds_its_first_denials() -> None:
     counted = counters()
     counted.observe(NodeView("n1", denied=0))
     counted.observe(view(3))
@@ -52,7 +52,7 @@ def test_a_pod_that_came_since_counts_from_its_first_refusal() -> None:
 
 
 @given(st.lists(st.integers(0, 50)))
-def test_it_never_falls_and_a_count_that_fell_began_anew(counts: list[int]) -> None:
+def test_counter_after_restarted_counts_never_falls(counts: list[int]) -> None:
     counted, before, last = counters(), 0, None
     for count in counts:
         counted.observe(view(count))
@@ -61,7 +61,7 @@ def test_it_never_falls_and_a_count_that_fell_began_anew(counts: list[int]) -> N
         before, last = before + added, count
 
 
-def test_only_limits_and_groups_that_exist_are_counted() -> None:
+def test_counter_unknown_uid_is_ignored() -> None:
     counted = ReportCounters(lambda _: False)
     counted.observe(view(0))
     counted.observe(view(4))
@@ -69,17 +69,17 @@ def test_only_limits_and_groups_that_exist_are_counted() -> None:
     assert counted.denied == 4
 
 
-def test_refused_mappings_are_a_groups() -> None:
+def test_counter_denied_mappings_belong_to_the_group() -> None:
     counted = counters()
     for denials in (1, 4):
         borrow = BorrowReport(pod="p", member=False, denials=denials)
         report = GroupReport(uid=GROUP, phase=Phase.ACTIVE, borrowers=[borrow])
         counted.observe(NodeView("n1", groups={GROUP: report}))
     assert counted.denials(GROUP) == 3
-    assert counted.denied == 0, "they are in no node's count of refused pins"
+    assert counted.denied == 0, "a node counts denied pins only"
 
 
-def test_an_overshoot_that_is_not_listed_for_a_moment_is_not_counted_twice() -> None:
+def test_counter_overshoot_missing_from_a_truncated_report_counts_once() -> None:
     counted = counters()
     counted.observe(NodeView("n1"))
     for report in (
@@ -92,7 +92,7 @@ def test_an_overshoot_that_is_not_listed_for_a_moment_is_not_counted_twice() -> 
     assert counted.overshoots(LIMIT) == 2
 
 
-def test_what_is_gone_is_forgotten() -> None:
+def test_counter_of_deleted_objects_is_forgotten() -> None:
     counted = counters()
     counted.observe(view(0))
     counted.observe(view(4))
@@ -100,4 +100,4 @@ def test_what_is_gone_is_forgotten() -> None:
     assert counted.denials(LIMIT) == 0
     counted.forget_node("n1")
     counted.observe(view(9))
-    assert counted.denials(LIMIT) == 0, "its first look again"
+    assert counted.denials(LIMIT) == 0, "a first report again"

@@ -1,4 +1,4 @@
-"""Sums over what the nodes report: kept up to date by what changed, and equal to what would come out from scratch."""
+"""Totals of reports: updates by changed views equal a computation of all views."""
 
 from collections.abc import Mapping
 
@@ -70,7 +70,7 @@ views = st.builds(
 
 
 @given(st.lists(st.lists(views, unique_by=lambda view: view.name), min_size=1, max_size=6))
-def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(
+def test_totals_updated_equal_totals_computed_anew(
     moments: list[list[NodeView]],
 ) -> None:
     kept = TotalsCache()
@@ -87,21 +87,21 @@ def test_what_is_kept_up_to_date_is_what_would_come_out_from_scratch(
         )
 
 
-def test_a_node_is_looked_at_once_for_each_view() -> None:
-    asked: list[str] = []
+def test_totals_unchanged_view_is_not_read_again() -> None:
+    read: list[str] = []
 
-    def looked(node: str) -> Mapping[str, Pod]:
-        asked.append(node)
+    def read_pods(node: str) -> Mapping[str, Pod]:
+        read.append(node)
         return pods(node)
 
     kept = TotalsCache()
     one, two = NodeView("n1"), NodeView("n2")
-    kept.update({"n1": one, "n2": two}, looked, ITEMS)
-    kept.update({"n1": one, "n2": NodeView("n2", truncated=True)}, looked, ITEMS)
-    assert asked == ["n1", "n2", "n2"]
+    kept.update({"n1": one, "n2": two}, read_pods, ITEMS)
+    kept.update({"n1": one, "n2": NodeView("n2", truncated=True)}, read_pods, ITEMS)
+    assert read == ["n1", "n2", "n2"]
 
 
-def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -> None:
+def test_totals_of_silent_node_keep_figures_at_unknown_level() -> None:
     share = node_totals(
         NodeView("n1", pods={"p0": use(5)}, silent=True, requested=ASKED), pods("n1")
     )
@@ -110,12 +110,12 @@ def test_a_silent_node_holds_its_pods_at_no_known_level_and_its_figures_stay() -
     assert share.problems == {"AgentSilent": {"n1"}}
 
 
-def test_a_node_without_an_agent_is_no_problem_while_nothing_shall_be_held_there() -> None:
+def test_problem_silent_needs_limits_or_groups_on_the_node() -> None:
     share = node_totals(NodeView("n1", silent=True), {})
     assert (share.silent, share.problems) == (1, {})
 
 
-def test_a_word_that_is_not_known_is_another_reason() -> None:
+def test_reason_unknown_counts_as_other() -> None:
     share = node_totals(
         NodeView("n1", pods={"p0": use(1, reason="x" * 9000)}, silent=False), pods("n1")
     )
@@ -123,7 +123,7 @@ def test_a_word_that_is_not_known_is_another_reason() -> None:
     assert all(level in LEVELS and reason in REASONS for level, reason in share.pods)
 
 
-def test_each_problem_is_found() -> None:
+def test_problems_are_each_detected() -> None:
     observed = SourceLevel(
         source=Source.MLOCK, counted=True, level=Level.OBSERVE, reason="GateUnavailable"
     )

@@ -1,4 +1,4 @@
-"""From events to writes, with an API server that only takes writes: what is written, when, and what is not."""
+"""From events to writes, with a fake API server that only takes writes."""
 
 import asyncio
 import copy
@@ -38,7 +38,7 @@ Json = dict[str, Any]
 
 
 class Server:
-    """Takes what is applied and answers as the API server does; `spoil` changes what it stores, `meanwhile` comes before an answer."""
+    """A fake API server: `spoil` changes stored objects, `meanwhile` runs before an answer."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Json] = {}
@@ -79,7 +79,7 @@ class Server:
 
 
 class Operator:
-    """State, specs and statuses around a `Server`."""
+    """The store and the reconcilers around a `Server`."""
 
     def __init__(self) -> None:
         self.server = server = Server()
@@ -92,7 +92,14 @@ class Operator:
         self.renewed = asyncio.Event()
         self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
         self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
-        self.specs = SpecReconciler(server, self.store, compile_queue, self.guard, metrics, items)  # type: ignore[arg-type]
+        self.specs = SpecReconciler(
+            server,  # type: ignore[arg-type]
+            self.store,
+            compile_queue,
+            self.guard,
+            metrics,
+            items,
+        )
         self.now = 0.0
         self.finalizers = Finalizers(
             server,  # type: ignore[arg-type]
@@ -134,69 +141,63 @@ class Operator:
         )
 
     def spec(self, node: str = "n1") -> Json:
-        found: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
-        return found
+        spec: Json = self.server.objects.get(config_path(node), {}).get("spec", {})
+        return spec
 
     def status(self) -> Json:
-        found: Json = self.server.objects.get(STATUS, {}).get("status", {})
-        return found
+        status: Json = self.server.objects.get(STATUS, {}).get("status", {})
+        return status
 
     def condition(self, kind: str) -> str:
-        return next(
-            (
-                each["reason"]
-                for each in self.status().get("conditions", [])
-                if each["type"] == kind
-            ),
-            "",
-        )
+        conditions: list[dict[str, str]] = self.status().get("conditions", [])
+        return {condition["type"]: condition["reason"] for condition in conditions}.get(kind, "")
 
     def report(self, pinned: int = 4096, node: str = "n1", *, ended: Sequence[str] = ()) -> None:
-        """The agent took what stands, and its write was seen; the cgroups of `ended` pods are gone."""
+        """Deliver a report that applies the spec, without the pods in `ended`."""
         config = copy.deepcopy(self.server.objects[config_path(node)])
         spec, _ = NodePinConfigSpec.parse(config["spec"])
         level = {"level": "Converge", "reason": ""}
         config["status"] = {
             "observedGeneration": config["metadata"]["generation"],
-            "appliedLimits": [{"uid": each.uid, "hash": each.hash} for each in spec.limits],
+            "appliedLimits": [{"uid": limit.uid, "hash": limit.hash} for limit in spec.limits],
             "sources": [{"source": source, "counted": True, **level} for source in Source],
             "pods": [
                 {
-                    "uid": each.uid,
+                    "uid": pod.uid,
                     "vmLck": pinned,
                     "vmPin": 0,
                     "peak": pinned,
                     "processes": 1,
                     **level,
                 }
-                for each in spec.pods
-                if each.limits and each.uid not in ended
+                for pod in spec.pods
+                if pod.limits and pod.uid not in ended
             ],
         }
         self.store.put_config(transform.node_pin_config(config)[1])
 
-    async def holds(self) -> None:
-        """A pod under a limit on a node with an agent, and the spec says so."""
+    async def limit_pod(self) -> None:
+        """Wait until the spec limits a pod of a node with an agent."""
         self.node()
         self.agent()
         self.pod()
         self.limit()
-        await self.until(lambda: held_pods(self) == [("p1", ["ns/l"])])
+        await self.until(lambda: limited_pods(self) == [("p1", ["ns/l"])])
 
-    async def until(self, holds: Callable[[], Any]) -> None:
+    async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(60):
-            while not holds():
+            while not condition():
                 await asyncio.sleep(0.005)
 
     async def rest(self) -> None:
-        """Wait until nothing is to be done now; where this replica does not lead, a moment."""
+        """Wait until no name is due; without the Lease, wait for a moment."""
         for _ in range(3):
             await asyncio.sleep(0.03)
         await self.until(lambda: not (self.leading and any(map(_works, self.queues))))
 
 
 def _works(queue: WorkQueue) -> bool:
-    """Whether a name is worked on, or will be as soon as its last piece of work allows; not one that failed."""
+    """Return whether a name is processed or due after its quiet time; ignore failed names."""
     soon = monotonic() + QUIET_SECONDS
     return any(
         entry.busy or (entry.due is not None and entry.due <= soon and entry.backoff is None)
@@ -211,9 +212,9 @@ def config_path(node: str) -> str:
     return f"/apis/pinwarden.io/v1alpha1/nodepinconfigs/{node}"
 
 
-def held_pods(operator: Operator) -> list[tuple[str, list[str]]]:
-    """The pods of the spec, each with the limits that hold for it."""
-    return [(each["uid"], each["limits"]) for each in operator.spec().get("pods", [])]
+def limited_pods(operator: Operator) -> list[tuple[str, list[str]]]:
+    """Return the pods of the spec with their limits."""
+    return [(pod["uid"], pod["limits"]) for pod in operator.spec().get("pods", [])]
 
 
 def limit(version: int, generation: int, status: Json | None = None, **spec: Any) -> Json:
@@ -229,7 +230,7 @@ def limit(version: int, generation: int, status: Json | None = None, **spec: Any
 
 
 def scenario(work: Callable[[Operator], Awaitable[None]]) -> Server:
-    """Runs `work` beside everything that reconciles."""
+    """Run `work` beside the reconcilers."""
 
     async def run() -> Server:
         async with running() as operator:
@@ -264,7 +265,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "COALESCE_SECONDS", 0.005)
 
 
-def test_a_spec_is_written_once_and_owned_by_its_node() -> None:
+def test_spec_new_is_written_once_with_its_node_as_owner() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -278,23 +279,21 @@ def test_a_spec_is_written_once_and_owned_by_its_node() -> None:
     assert server.applied.count(config_path("n1")) == 1
 
 
-def test_what_is_held_already_is_not_written() -> None:
+def test_spec_already_stored_is_not_written() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
         await operator.until(operator.spec)
         before = list(operator.server.applied)
-        held = transform.node_pin_config(copy.deepcopy(operator.server.objects[config_path("n1")]))[
-            1
-        ]
-        operator.store.put_config(held)
+        stored = copy.deepcopy(operator.server.objects[config_path("n1")])
+        operator.store.put_config(transform.node_pin_config(stored)[1])
         await operator.rest()
         assert operator.server.applied == before
 
     scenario(work)
 
 
-def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
+def test_writes_without_the_lease_wait_for_the_lease() -> None:
     async def work(operator: Operator) -> None:
         operator.leading = False
         operator.node()
@@ -310,13 +309,11 @@ def test_nothing_is_written_without_the_lease_and_all_of_it_with_it() -> None:
 
 
 @pytest.mark.parametrize("change", ["edit", "delete", "owner"])
-def test_what_a_hand_changed_is_put_back(change: str) -> None:
+def test_spec_changed_by_hand_is_restored(change: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
-        await operator.until(
-            lambda: "n1" in operator.store.stored
-        )  # the answer to its write has come
+        await operator.until(lambda: "n1" in operator.store.stored)
         path = config_path("n1")
         good, stored = operator.spec(), copy.deepcopy(operator.server.objects[path])
         count = operator.server.applied.count(path)
@@ -337,8 +334,8 @@ def test_what_a_hand_changed_is_put_back(change: str) -> None:
     scenario(work)
 
 
-def test_an_answer_that_comes_after_the_agents_acknowledgement_does_not_undo_it() -> None:
-    """H1 the other way round: what is in force is said to be."""
+def test_spec_answer_after_acknowledgement_keeps_the_acknowledgement() -> None:
+    """An applied limit is reported as applied (H1)."""
 
     async def work(operator: Operator) -> None:
         def acknowledged(path: str) -> None:
@@ -355,7 +352,7 @@ def test_an_answer_that_comes_after_the_agents_acknowledgement_does_not_undo_it(
     scenario(work)
 
 
-def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
+def test_spec_answer_after_deletion_recreates_the_object() -> None:
     async def work(operator: Operator) -> None:
         path = config_path("n1")
 
@@ -374,7 +371,7 @@ def test_an_answer_that_comes_after_a_deletion_does_not_hide_it() -> None:
     scenario(work)
 
 
-def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() -> None:
+def test_spec_reverted_during_its_write_is_written_again() -> None:
     async def work(operator: Operator) -> None:
         path = config_path("n1")
         operator.node()
@@ -382,11 +379,11 @@ def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() 
         await operator.until(operator.spec)
         good = operator.spec()
 
-        def taken_back(at: str) -> None:
+        def reverted(at: str) -> None:
             if at == path:
                 operator.store.remove_pod("p2")
 
-        operator.server.meanwhile = taken_back
+        operator.server.meanwhile = reverted
         operator.pod("p2")
         await operator.until(lambda: len(operator.spec()["pods"]) == 2)
         await operator.until(lambda: operator.spec() == good)
@@ -394,8 +391,8 @@ def test_what_was_taken_back_while_it_was_written_is_taken_back_on_the_server() 
     scenario(work)
 
 
-def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> None:
-    """As with CRDs of an older version, which prune a field."""
+def test_spec_rewritten_by_the_server_is_written_once() -> None:
+    """CRDs of an older version prune a field."""
 
     async def work(operator: Operator) -> None:
         operator.server.spoil = lambda body: body.get("spec", {}).pop("mode", None)
@@ -413,7 +410,7 @@ def test_a_server_that_stores_something_else_is_not_written_to_for_ever() -> Non
     scenario(work)
 
 
-def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
+def test_spec_failed_write_retries_with_the_newest_spec() -> None:
     async def work(operator: Operator) -> None:
         operator.server.errors = [
             ApiError("no answer"),
@@ -429,7 +426,7 @@ def test_a_write_that_failed_comes_again_with_what_is_wanted_by_then() -> None:
     scenario(work)
 
 
-def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
+def test_spec_of_node_deleted_before_its_write_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(spec_reconciler, "_SLICE_SECONDS", 0.0)
@@ -449,7 +446,7 @@ def test_a_node_that_goes_while_its_write_waits_and_many_others_change(
     scenario(work)
 
 
-def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
+def test_spec_of_deleted_node_is_left_to_the_garbage_collector() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -466,7 +463,7 @@ def test_a_node_that_is_gone_is_left_to_the_garbage_collector() -> None:
     scenario(work)
 
 
-def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> None:
+def test_agent_deleted_after_its_node_leaves_no_state() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -480,7 +477,7 @@ def test_an_agent_that_goes_after_its_node_brings_nothing_of_the_node_back() -> 
     scenario(work)
 
 
-def test_an_agent_that_is_told_of_before_its_node_is_heard() -> None:
+def test_agent_observed_before_its_node_counts() -> None:
     async def work(operator: Operator) -> None:
         operator.agent()
         await operator.until(lambda: not operator.store.views)
@@ -492,7 +489,7 @@ def test_an_agent_that_is_told_of_before_its_node_is_heard() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before() -> None:
+def test_status_of_edited_limit_ignores_older_acknowledgements() -> None:
     async def work(operator: Operator) -> None:
         seen: list[tuple[int, str]] = []
         original = operator.server.apply
@@ -500,7 +497,7 @@ def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before()
         async def spy(path: str, body: Json, manager: str = FIELD_MANAGER) -> Json:
             if path == STATUS:
                 status = body["status"]
-                applied = next(each for each in status["conditions"] if each["type"] == "Applied")
+                applied = next(item for item in status["conditions"] if item["type"] == "Applied")
                 seen.append((status["observedGeneration"], applied["status"]))
             return await original(path, body, manager)
 
@@ -523,7 +520,7 @@ def test_a_status_never_judges_an_edited_limit_by_what_was_acknowledged_before()
 
 
 @pytest.mark.rule("H1")
-def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
+def test_status_with_silent_agent_is_unknown() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -549,7 +546,7 @@ def test_an_agent_that_falls_silent_makes_it_unknown() -> None:
     scenario(work)
 
 
-def test_mere_figures_wait_and_conditions_do_not() -> None:
+def test_status_with_changed_figures_waits_and_with_conditions_does_not() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -570,7 +567,7 @@ def test_mere_figures_wait_and_conditions_do_not() -> None:
     scenario(work)
 
 
-def test_conditions_that_flap_wait_for_leave() -> None:
+def test_status_with_flapping_conditions_waits_for_its_budget() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -593,12 +590,12 @@ def test_conditions_that_flap_wait_for_leave() -> None:
 
 
 def use_up(write_bucket: TokenBucket, spare: float) -> None:
-    """Takes until there is leave for none that leaves so many others."""
+    """Take tokens until no action may leave `spare` tokens."""
     while write_bucket.delay(spare) == 0.0:
         write_bucket.take()
 
 
-def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
+def test_status_echo_of_own_write_is_ignored() -> None:
     async def work(operator: Operator) -> None:
         operator.limit()
         await operator.until(operator.status)
@@ -613,7 +610,7 @@ def test_an_own_status_that_comes_back_is_not_looked_at_again() -> None:
     scenario(work)
 
 
-def test_events_older_than_what_is_known_tell_nothing() -> None:
+def test_watch_event_older_than_the_store_is_ignored() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -633,7 +630,7 @@ def test_events_older_than_what_is_known_tell_nothing() -> None:
     scenario(work)
 
 
-def test_a_limit_that_cannot_be_read_says_where_and_holds_nothing() -> None:
+def test_limit_unreadable_names_the_field_and_limits_no_pod() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -648,7 +645,7 @@ def test_a_limit_that_cannot_be_read_says_where_and_holds_nothing() -> None:
     scenario(work)
 
 
-def test_a_report_that_cannot_be_read_is_as_none() -> None:
+def test_report_unreadable_counts_as_missing() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -665,7 +662,7 @@ def test_a_report_that_cannot_be_read_is_as_none() -> None:
     scenario(work)
 
 
-def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
+def test_limit_removal_needs_the_uid_of_the_stored_limit() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -680,7 +677,7 @@ def test_a_deleted_limit_is_gone_and_a_new_one_of_its_name_is_not() -> None:
     scenario(work)
 
 
-def test_events_tell_each_reason_once() -> None:
+def test_events_of_status_have_each_reason_once() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
@@ -701,7 +698,7 @@ def test_events_tell_each_reason_once() -> None:
     assert {event["regarding"]["uid"] for event in server.events} == {"limit-uid"}
 
 
-def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
+def test_limit_invalid_reads_with_the_problem_of_its_field() -> None:
     good = resources.read(PinLimit, limit(7, 2))
     assert (good.key, good.version, good.generation, good.problem) == ("ns/l", 7, 2, "")
     assert good.resource is not None
@@ -717,15 +714,17 @@ def test_a_limit_is_read_with_what_is_wrong_by_field() -> None:
 
 
 def apply_seconds(operator: Operator) -> float:
-    """How often a generation was told to have reached its nodes."""
+    """Return the number of measured times until Applied."""
     families = operator.metrics.families()
     samples = (sample for family in families for sample in family.samples)
     return next(
-        each.value for each in samples if each.name == "pinwarden_operator_apply_seconds_count"
+        sample.value
+        for sample in samples
+        if sample.name == "pinwarden_operator_apply_seconds_count"
     )
 
 
-def test_the_time_from_an_edit_to_its_acknowledgement_is_measured_once() -> None:
+def test_apply_seconds_of_an_edit_are_measured_once() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.pod()
@@ -746,7 +745,7 @@ def test_the_time_from_an_edit_to_its_acknowledgement_is_measured_once() -> None
     scenario(work)
 
 
-def test_a_limit_without_pods_and_one_that_was_applied_before_are_not_measured() -> None:
+def test_apply_seconds_without_pods_or_already_applied_are_not_measured() -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.limit()
@@ -757,18 +756,18 @@ def test_a_limit_without_pods_and_one_that_was_applied_before_are_not_measured()
         operator.report()
         await operator.until(lambda: operator.condition("Applied") == "Acknowledged")
         await operator.rest()
-        assert apply_seconds(operator) == 0, "nobody waited for it"
+        assert apply_seconds(operator) == 0, "the limit was applied before the pod"
 
     scenario(work)
 
 
 @pytest.mark.rule("H3", "P6")
 @pytest.mark.parametrize("how", ["deleted", "Failed"])
-def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: str) -> None:
-    """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
+def test_deleted_pod_with_processes_stays_until_they_end(how: str) -> None:
+    """A pod deleted by force still runs: https://github.com/kubernetes/kubernetes/issues/51835."""
 
     async def work(operator: Operator) -> None:
-        await operator.holds()
+        await operator.limit_pod()
         operator.report()
         if how == "deleted":
             operator.store.remove_pod("p1")
@@ -781,34 +780,34 @@ def test_a_pod_that_is_gone_stays_until_its_node_reports_no_process_of_it(how: s
         )
         assert (operator.status()["matchedPods"], operator.status()["pinnedBytes"]) == (1, 4096)
         assert operator.condition("Enforced") == "Enforced"
-        assert held_pods(operator) == [("p1", ["ns/l"])]
+        assert limited_pods(operator) == [("p1", ["ns/l"])]
         operator.report(ended=["p1"])
-        await operator.until(lambda: held_pods(operator) == [])
+        await operator.until(lambda: limited_pods(operator) == [])
         await operator.until(lambda: operator.status()["matchedPods"] == 0)
 
     scenario(work)
 
 
 @pytest.mark.rule("P14", "H3")
-def test_a_limit_that_is_deleted_or_selects_others_frees_a_pod_that_is_gone() -> None:
+def test_deleted_pod_without_matching_limit_is_unlimited() -> None:
     async def work(operator: Operator) -> None:
-        await operator.holds()
+        await operator.limit_pod()
         operator.report()
         operator.store.remove_pod("p1")
         operator.limit(2, 2, podSelector={"matchLabels": {"app": "other"}})
-        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+        await operator.until(lambda: limited_pods(operator) == [("p1", [])])
         operator.limit(3, 3)
-        await operator.until(lambda: held_pods(operator) == [("p1", ["ns/l"])])
-        operator.store.remove_resource(operator.store.resource_of("limit-uid").key, "limit-uid")  # type: ignore[union-attr]
-        await operator.until(lambda: held_pods(operator) == [("p1", [])])
+        await operator.until(lambda: limited_pods(operator) == [("p1", ["ns/l"])])
+        operator.store.remove_uid("limit-uid")
+        await operator.until(lambda: limited_pods(operator) == [("p1", [])])
 
     scenario(work)
 
 
 @pytest.mark.rule("H3")
 @pytest.mark.parametrize("first", ["pod", "namespace"])
-def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: str) -> None:
-    """Two watches tell of the two deletions, in either order."""
+def test_deleted_pod_in_deleted_namespace_keeps_its_clusterpinlimits(first: str) -> None:
+    """Two watches deliver the two deletions in either order."""
 
     async def work(operator: Operator) -> None:
         selected = {"matchLabels": {"tier": "guest"}}
@@ -821,7 +820,7 @@ def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: 
         operator.node()
         operator.agent()
         operator.pod()
-        await operator.until(lambda: held_pods(operator) == [("p1", ["l"])])
+        await operator.until(lambda: limited_pods(operator) == [("p1", ["l"])])
         operator.report()
         if first == "namespace":
             operator.store.remove_namespace("ns")
@@ -830,28 +829,28 @@ def test_a_deleted_namespace_frees_no_pod_that_is_gone_from_its_ceilings(first: 
         operator.node("n2", "other-uid")
         await operator.until(lambda: operator.spec("n2"))
         await operator.rest()
-        assert held_pods(operator) == [("p1", ["l"])]
+        assert limited_pods(operator) == [("p1", ["l"])]
         operator.report(ended=["p1"])
-        await operator.until(lambda: held_pods(operator) == [])
+        await operator.until(lambda: limited_pods(operator) == [])
         operator.pod("p2")
-        await operator.until(lambda: held_pods(operator) == [("p2", [])])
+        await operator.until(lambda: limited_pods(operator) == [("p2", [])])
 
     scenario(work)
 
 
 @pytest.mark.parametrize("why", ["never reported", "silent", "another pod has its cgroup"])
-def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
+def test_deleted_pod_without_need_is_removed_at_once(why: str) -> None:
     async def work(operator: Operator) -> None:
         operator.node()
         operator.agent()
         operator.store.put_pod(Pod("ns", "p1", "p1", "hash", "n1"))
         operator.limit()
-        await operator.until(lambda: ("hash", ["ns/l"]) in held_pods(operator))
+        await operator.until(lambda: ("hash", ["ns/l"]) in limited_pods(operator))
         if why != "never reported":
             operator.report()
         operator.agent(ready=why != "silent")
         operator.store.remove_pod("p1")
-        if why == "another pod has its cgroup":  # a mirror pod that was deleted, and made again
+        if why == "another pod has its cgroup":  # a recreated mirror pod
             assert operator.store.cluster.pod("p1") is not None
             operator.store.put_pod(Pod("ns", "p2", "p2", "hash", "n1"))
         await operator.rest()
@@ -861,7 +860,7 @@ def test_a_pod_that_is_gone_is_not_waited_for_without_need(why: str) -> None:
 
 
 @pytest.mark.rule("H3")
-def test_a_pod_that_is_gone_stays_though_a_new_pod_names_its_uid_as_a_hash() -> None:
+def test_deleted_pod_stays_if_a_new_pod_claims_its_uid() -> None:
     async def work(operator: Operator) -> None:
         await gone_pods(operator, 1)
         operator.store.put_pod(Pod("ns", "thief", "thief", "gone-0", "n1"))
@@ -871,14 +870,14 @@ def test_a_pod_that_is_gone_stays_though_a_new_pod_names_its_uid_as_a_hash() -> 
 
 
 async def gone_pods(operator: Operator, count: int) -> None:
-    """Until this many pods are gone, of which the node reports processes."""
+    """Delete this number of pods while the node reports their processes."""
     operator.node()
     operator.agent()
     operator.limit()
     uids = [f"gone-{number}" for number in range(count)]
     for uid in uids:
         operator.pod(uid)
-    await operator.until(lambda: len(held_pods(operator)) == count)
+    await operator.until(lambda: len(limited_pods(operator)) == count)
     operator.report()
     for uid in uids:
         operator.store.remove_pod(uid)
@@ -886,7 +885,7 @@ async def gone_pods(operator: Operator, count: int) -> None:
 
 
 def calls(act: Callable[[], object]) -> int:
-    """How many Python functions `act` calls, and how many times it resumes a generator."""
+    """Return the number of Python calls and resumed generators in `act`."""
     count = 0
 
     def counted(_: object, event: str, __: object) -> None:
@@ -902,8 +901,8 @@ def calls(act: Callable[[], object]) -> int:
     return count
 
 
-def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
-    """A node may report up to 4,096 gone pods: each event of a pod then took seconds."""
+def test_pod_event_with_many_deleted_pods_costs_the_same() -> None:
+    """With 4,096 deleted pods of a node, an event of a pod once took seconds."""
     costs: dict[str, list[int]] = {"new": [], "mirror": [], "gone": [], "report": []}
 
     async def work(operator: Operator, count: int) -> None:
@@ -921,19 +920,17 @@ def test_an_event_of_a_pod_costs_the_same_however_many_pods_are_gone() -> None:
     for event in ("new", "mirror", "gone"):
         assert max(costs[event]) - min(costs[event]) < counts[0], event
     few, more, most = costs["report"]
-    assert most - more <= 4 * (more - few), "a report costs what it lists"
+    assert most - more <= 4 * (more - few), "a report costs its own length"
 
 
-def test_a_node_that_is_gone_takes_its_ended_pods_along() -> None:
+def test_deleted_node_removes_its_ended_pods() -> None:
     async def work(operator: Operator) -> None:
-        await operator.holds()
+        await operator.limit_pod()
         operator.report()
         operator.store.remove_pod("p1")
         assert operator.store.cluster.pod("p1") is not None
         operator.store.remove_config("n1")
-        assert operator.store.cluster.pod("p1") is not None, (
-            "an object that is made again takes nothing back"
-        )
+        assert operator.store.cluster.pod("p1") is not None, "a recreated object removes no pod"
         operator.store.remove_node("n1")
         await operator.until(lambda: operator.store.cluster.pod("p1") is None)
 

@@ -1,4 +1,4 @@
-"""List and watch: pages, gaps in the history, failures; and the census of the limits."""
+"""List and watch: pages, gaps in the history and failures; and the resync of limits."""
 
 import asyncio
 import json
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pinwarden.common.backoff import Backoff
-from pinwarden.controller import reflector as watch_module
-from pinwarden.controller import resync as census_module
+from pinwarden.controller import reflector as reflector_module
+from pinwarden.controller import resync as resync_module
 from pinwarden.controller.client import ApiError
 from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
@@ -19,11 +19,11 @@ from pinwarden.controller.resync import Resync
 
 
 class OverError(Exception):
-    """The script is at its end."""
+    """The script has ended."""
 
 
 class Script:
-    """An API whose lists and watches are given; an exception in a watch breaks it there."""
+    """A fake API with given lists and watches; an exception breaks the watch."""
 
     def __init__(self, lists: list[Any], watches: list[list[Any]]) -> None:
         self.lists = lists
@@ -62,9 +62,9 @@ def event(kind: str, name: str, version: str) -> dict[str, Any]:
 
 
 def run(script: Script, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a watch over the script handed on."""
+    """Return the objects that a reflector of the script put and removed."""
     handed: list[str] = []
-    monkeypatch.setattr(watch_module, "Backoff", lambda: Backoff(0.0, 0.0))
+    monkeypatch.setattr(reflector_module, "Backoff", lambda: Backoff(0.0, 0.0))
 
     async def scenario() -> None:
         source: ReflectorConfig[str] = ReflectorConfig(
@@ -85,7 +85,7 @@ def run(script: Script, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return handed
 
 
-def test_pages_are_followed_and_the_watch_goes_on_from_the_first_pages_version(
+def test_list_with_pages_starts_the_watch_at_the_first_pages_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script([(["a", "b"], "5", "more"), (["c"], "5", "")], [[event("ADDED", "d", "6")]])
@@ -93,9 +93,9 @@ def test_pages_are_followed_and_the_watch_goes_on_from_the_first_pages_version(
     assert script.asked == ["list", "list more", "watch 5", "watch 6"]
 
 
-def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> None:
-    """What the handler meets ended the watch, and the operator with it."""
-    told: list[str] = []
+def test_watch_bad_object_and_bad_failure_handler_do_not_end_the_watch() -> None:
+    """A failure of the failure handler once ended the operator."""
+    problems: list[str] = []
     handed: list[str] = []
 
     def put(name: str) -> None:
@@ -104,7 +104,7 @@ def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> Non
         handed.append(name)
 
     def failed(_: Any, problem: str) -> None:
-        told.append(problem)
+        problems.append(problem)
         raise RuntimeError("the handler")
 
     async def scenario() -> None:
@@ -117,11 +117,11 @@ def test_an_object_that_fails_ends_no_watch_also_when_its_handler_fails() -> Non
             await watch.run()
 
     asyncio.run(scenario())
-    assert told == ["ValueError: bad"]
+    assert problems == ["ValueError: bad"]
     assert handed == ["b", "c"]
 
 
-def test_a_bookmark_moves_the_version_and_hands_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_bookmark_only_moves_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
     script = Script(
         [([], "5", "")], [[event("ADDED", "a", "6"), event("DELETED", "a", "7"), bookmark]]
@@ -138,7 +138,7 @@ def test_a_bookmark_moves_the_version_and_hands_on_nothing(monkeypatch: pytest.M
         ApiError("Too large resource version", 504),
     ],
 )
-def test_after_a_gap_what_is_not_listed_any_more_is_removed(
+def test_list_after_a_gap_removes_missing_objects(
     gone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watches = [[event("ADDED", "c", "6"), gone], []]
@@ -158,7 +158,7 @@ def test_after_a_gap_what_is_not_listed_any_more_is_removed(
         b'{"type": "ADD',
     ],
 )
-def test_a_watch_that_breaks_goes_on_where_it_was(
+def test_watch_broken_continues_at_its_version(
     failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script(
@@ -168,7 +168,7 @@ def test_a_watch_that_breaks_goes_on_where_it_was(
     assert script.asked == ["list", "watch 5", "watch 6", "watch 7"]
 
 
-def test_a_list_that_fails_halfway_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_failed_halfway_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lists = [(["a", "b"], "5", ""), (["a"], "9", "more"), ApiError("gone", 410), (["a"], "10", "")]
     script = Script(lists, [[ApiError("gone", 410)]])
     handed = run(script, monkeypatch)
@@ -176,7 +176,7 @@ def test_a_list_that_fails_halfway_removes_nothing(monkeypatch: pytest.MonkeyPat
 
 
 class Listing:
-    """An API that lists the metadata of limits, and tells when it is asked."""
+    """A fake API with the metadata of limits; `on_list` is called for each list."""
 
     def __init__(self, uids: set[str], on_list: Callable[[], None] = lambda: None) -> None:
         self.uids = uids
@@ -192,8 +192,8 @@ class Listing:
         return {"metadata": {}, "items": [{"metadata": {"uid": uid}} for uid in uids]}
 
 
-def census(api: Listing, known: set[str], rounds: Callable[[Resync], bool]) -> list[str]:
-    """Runs a census until `rounds` says that it is enough; the UIDs that it found gone."""
+def resync(api: Listing, known: set[str], rounds: Callable[[Resync], bool]) -> list[str]:
+    """Run a resync until `rounds` returns True, and return the removed UIDs."""
     gone: list[str] = []
 
     def forget(uid: str) -> None:
@@ -202,10 +202,11 @@ def census(api: Listing, known: set[str], rounds: Callable[[Resync], bool]) -> l
 
     async def scenario() -> None:
         metrics = Metrics()
-        counting = Resync(api, [], metrics, lambda: known, forget, Items(metrics))  # type: ignore[arg-type]
-        task = asyncio.create_task(counting.run())
+        items = Items(metrics)
+        running = Resync(api, [], metrics, lambda: known, forget, items)  # type: ignore[arg-type]
+        task = asyncio.create_task(running.run())
         async with asyncio.timeout(60):
-            while not rounds(counting):
+            while not rounds(running):
                 await asyncio.sleep(0.001)
         task.cancel()
 
@@ -215,24 +216,24 @@ def census(api: Listing, known: set[str], rounds: Callable[[Resync], bool]) -> l
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(census_module, "PERIOD_SECONDS", 0.001)
-    monkeypatch.setattr(census_module, "_SYNC_SECONDS", 0.001)
-    monkeypatch.setattr(census_module, "_SHARE_OF_TIME", 1.0)
-    monkeypatch.setattr(census_module, "Backoff", lambda: Backoff(0.001, 0.001))
+    monkeypatch.setattr(resync_module, "PERIOD_SECONDS", 0.001)
+    monkeypatch.setattr(resync_module, "_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr(resync_module, "_SHARE_OF_TIME", 1.0)
+    monkeypatch.setattr(resync_module, "Backoff", lambda: Backoff(0.001, 0.001))
 
 
-def test_a_limit_that_was_deleted_unseen_is_found_gone() -> None:
-    assert census(Listing({"a"}), {"a", "b"}, lambda counting: counting.synced.is_set()) == ["b"]
+def test_resync_unreported_deletion_removes_the_limit() -> None:
+    assert resync(Listing({"a"}), {"a", "b"}, lambda running: running.synced.is_set()) == ["b"]
 
 
-def test_a_limit_that_came_after_the_question_is_not_gone() -> None:
+def test_resync_limit_created_during_the_list_stays() -> None:
     known = {"a"}
     api = Listing({"a"}, on_list=lambda: known.add("new"))
-    assert census(api, known, lambda counting: counting.synced.is_set()) == []
+    assert resync(api, known, lambda running: running.synced.is_set()) == []
     assert known == {"a", "new"}
 
 
-def test_the_limits_are_synced_once_all_that_are_listed_are_known() -> None:
+def test_resync_all_listed_limits_known_sets_synced() -> None:
     known: set[str] = set()
     listed = 0
 
@@ -243,14 +244,14 @@ def test_the_limits_are_synced_once_all_that_are_listed_are_known() -> None:
             known.add("a")
 
     api = Listing({"a"}, on_list=count)
-    assert census(api, known, lambda counting: counting.synced.is_set()) == []
+    assert resync(api, known, lambda running: running.synced.is_set()) == []
     assert listed >= 6
 
 
-def test_a_first_comparison_that_took_long_does_not_put_off_the_next(
+def test_resync_slow_first_list_does_not_delay_the_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(census_module, "_SHARE_OF_TIME", 1e-9)
+    monkeypatch.setattr(resync_module, "_SHARE_OF_TIME", 1e-9)
     known: set[str] = set()
     api = Listing({"a"}, on_list=lambda: known.add("a") if asked() else None)
     rounds = 0
@@ -261,24 +262,24 @@ def test_a_first_comparison_that_took_long_does_not_put_off_the_next(
         time.sleep(0.01)
         return rounds > 6
 
-    assert census(api, known, lambda counting: counting.synced.is_set()) == []
+    assert resync(api, known, lambda running: running.synced.is_set()) == []
 
 
-def test_an_api_server_that_is_away_is_no_news() -> None:
+def test_resync_unreachable_api_server_changes_nothing() -> None:
     api = Listing({"a"})
     api.failures = 3
-    assert census(api, {"a"}, lambda counting: counting.synced.is_set()) == []
+    assert resync(api, {"a"}, lambda running: running.synced.is_set()) == []
 
 
-def test_a_limit_that_no_event_tells_of_is_counted_until_one_does() -> None:
+def test_resync_unreported_limit_is_missed_until_reported() -> None:
     known = {"a"}
     api = Listing({"a"})
 
-    def missed_then_told(counting: Resync) -> bool:
-        if counting.synced.is_set():
+    def missed_then_reported(running: Resync) -> bool:
+        if running.synced.is_set():
             api.uids.add("b")
-        if counting.missed:
+        if running.missed:
             known.add("b")
-        return "b" in known and not counting.missed
+        return "b" in known and not running.missed
 
-    assert census(api, known, missed_then_told) == []
+    assert resync(api, known, missed_then_reported) == []

@@ -1,4 +1,4 @@
-"""What is kept of pods, nodes and NodePinConfigs."""
+"""The kept fields of pods, nodes and NodePinConfigs."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def pod(**parts: Any) -> dict[str, Any]:
     return {"metadata": metadata, "spec": spec, **parts}
 
 
-def test_a_pod_keeps_what_the_rules_read() -> None:
+def test_transform_pod_keeps_the_fields_of_the_rules() -> None:
     key, kept = transform.pod(
         pod(
             metadata={"labels": {"app": "db"}},
@@ -47,7 +47,7 @@ def mirror(annotations: Any = None, owner: Any = OWNER, status: Any = STARTED) -
     return pod(metadata=metadata, status=status)
 
 
-def test_a_static_pod_bears_the_hash_of_its_configuration() -> None:
+def test_transform_static_pod_has_the_hash_of_its_configuration() -> None:
     key, kept = transform.pod(mirror())
     assert (key, kept.uid, kept.cgroup_uid) == ("u1", "u1", HASH)
 
@@ -57,7 +57,7 @@ def test_a_static_pod_bears_the_hash_of_its_configuration() -> None:
     "forged",
     [
         pytest.param(
-            mirror({"kubernetes.io/config.hash": HASH}), id="an annotation that anybody may set"
+            mirror({"kubernetes.io/config.hash": HASH}), id="an annotation that any user may set"
         ),
         pytest.param(mirror(status={}), id="a mirror that no kubelet started"),
         pytest.param(mirror(owner=OWNER | {"name": "n2"}), id="a mirror of another node"),
@@ -72,8 +72,8 @@ def test_a_static_pod_bears_the_hash_of_its_configuration() -> None:
         pytest.param(mirror({MIRROR: ""}), id="an empty annotation"),
     ],
 )
-def test_a_pod_that_only_looks_like_a_mirror_pod_bears_its_own_uid(forged: dict[str, Any]) -> None:
-    """https://github.com/vectordotdev/vector/issues/6001, https://github.com/kubernetes/kubernetes/pull/123149"""
+def test_transform_forged_mirror_pod_has_its_own_uid(forged: dict[str, Any]) -> None:
+    """See vectordotdev/vector#6001 and kubernetes/kubernetes#123149 on GitHub."""
     assert transform.pod(forged)[1].cgroup_uid == "u1"
 
 
@@ -88,27 +88,29 @@ def test_a_pod_that_only_looks_like_a_mirror_pod_bears_its_own_uid(forged: dict[
         ({"containerID": ""}, False),
     ],
 )
-def test_a_pod_runs_while_a_container_does(state: dict[str, Any], running: bool) -> None:
+def test_transform_pod_is_running_while_a_container_runs(
+    state: dict[str, Any], running: bool
+) -> None:
     status = {"name": "main", "containerID": "containerd://1a"} | state
     ended = {"name": "init", "containerID": "containerd://2b", "state": {"terminated": {}}}
     raw = pod(status={"initContainerStatuses": [ended], "containerStatuses": [status]})
     assert transform.pod(raw)[1].running is running
 
 
-def test_an_ephemeral_container_is_known_before_the_kubelet_starts_it() -> None:
+def test_transform_ephemeral_container_is_known_before_its_start() -> None:
     raw = pod(spec={"ephemeralContainers": [{"name": "debugger"}]})
     assert transform.pod(raw)[1].containers["debugger"] is None
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_a_pod_that_ended_is_terminal(phase: str) -> None:
+def test_transform_ended_pod_is_terminal(phase: str) -> None:
     assert transform.pod(pod(status={"phase": phase}))[1].terminal
 
 
 @pytest.mark.parametrize(
     ("os", "windows"), [(None, False), ({"name": "linux"}, False), ({"name": "windows"}, True)]
 )
-def test_a_pod_may_say_that_it_is_for_windows(os: dict[str, str] | None, windows: bool) -> None:
+def test_transform_pod_for_windows_is_marked(os: dict[str, str] | None, windows: bool) -> None:
     assert transform.pod(pod(spec={"os": os}))[1].windows == windows
 
 
@@ -121,7 +123,7 @@ def test_a_pod_may_say_that_it_is_for_windows(os: dict[str, str] | None, windows
         ("True", True, False),
     ],
 )
-def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(
+def test_transform_agent_is_ready_while_its_pod_is_ready_and_not_deleted(
     status: str, leaving: bool, ready: bool
 ) -> None:
     metadata = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
@@ -131,7 +133,7 @@ def test_an_agent_is_alive_while_its_pod_is_ready_and_stays(
 
 
 @pytest.mark.rule("H1")
-def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
+def test_transform_agent_is_ready_without_its_other_containers() -> None:
     def status(agent: bool, accountant: bool) -> dict[str, Any]:
         containers = [
             {"name": "agent", "ready": agent},
@@ -147,8 +149,8 @@ def test_an_agent_lives_though_what_runs_beside_it_does_not() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_node_is_lost_while_its_condition_ready_is_unknown() -> None:
-    """A kubelet that says that its node is not ready is heard."""
+def test_transform_node_with_ready_unknown_is_lost() -> None:
+    """A node with Ready=False is not lost: its kubelet reports."""
 
     def lost(status: dict[str, Any]) -> bool:
         return transform.node({"metadata": {"name": "n1", "uid": "u1"}, "status": status})[1].lost
@@ -180,16 +182,16 @@ def config(spec: Any, owner: str = "node-uid") -> dict[str, Any]:
     return {"metadata": metadata, "spec": spec}
 
 
-def test_what_was_written_and_what_is_held_have_the_same_digest() -> None:
+def test_digest_of_written_and_stored_spec_is_the_same() -> None:
     spec = NodePinConfigSpec(pods=[NodePod(uid="u1")]).to_wire()
-    name, held = transform.node_pin_config(config(dict(reversed(spec.items()))))
+    name, stored = transform.node_pin_config(config(dict(reversed(spec.items()))))
     assert name == "n1"
-    assert held.digest == transform.digest_of(transform.canonical(spec), "node-uid")
-    assert (held.uid, held.generation) == ("c1", 3)
-    assert "managedFields" not in held.config["metadata"]
+    assert stored.digest == transform.digest_of(transform.canonical(spec), "node-uid")
+    assert (stored.uid, stored.generation) == ("c1", 3)
+    assert "managedFields" not in stored.config["metadata"]
 
 
-def test_another_owner_an_added_field_or_no_spec_make_another_digest() -> None:
+def test_digest_of_changed_owner_or_spec_differs() -> None:
     spec = NodePinConfigSpec().to_wire()
     variants = [
         config(spec),
@@ -197,4 +199,6 @@ def test_another_owner_an_added_field_or_no_spec_make_another_digest() -> None:
         config({**spec, "unknownPods": 0}),
         config(None),
     ]
-    assert len({transform.node_pin_config(each)[1].digest for each in variants}) == len(variants)
+    assert len({transform.node_pin_config(variant)[1].digest for variant in variants}) == len(
+        variants
+    )

@@ -1,4 +1,4 @@
-"""Which pods hold uninstalling up, and when a node has drained."""
+"""Blockers of an uninstallation, drained groups, and finalizers."""
 
 import asyncio
 from typing import Any, cast
@@ -61,13 +61,15 @@ OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/p
         ({"containers": [{"name": "a", "securityContext": SPELT}]}, True),
     ],
 )
-def test_a_pod_is_gated_by_any_container(spec: dict[str, Any], gated: bool) -> None:
+def test_is_gated_any_container_with_the_profile_is_enough(
+    spec: dict[str, Any], gated: bool
+) -> None:
     assert is_gated({"spec": spec}) == gated
     assert is_gated({"spec": spec, "status": {"phase": "Running"}}) == gated
     assert not is_gated({"spec": spec, "status": {"phase": "Succeeded"}})
 
 
-def test_only_what_pinwarden_made_and_shall_not_leave_drains() -> None:
+def test_draining_includes_only_created_groups_without_orphan_policy() -> None:
     def group(uid: str, **spec: str) -> dict[str, Any]:
         return {"metadata": {"uid": uid}, "spec": spec}
 
@@ -111,7 +113,7 @@ def config(report: dict[str, Any] | None) -> NodePinConfig:
     return NodePinConfig.model_validate(raw | {"status": {"groups": [own]}})
 
 
-def test_a_released_group_is_not_waited_for() -> None:
+def test_remaining_groups_released_group_is_left_out() -> None:
     assert list(remaining_groups(config({"phase": "Released"}))) == []
 
 
@@ -130,24 +132,24 @@ def test_a_released_group_is_not_waited_for() -> None:
         ({"phase": "Pending", "reason": "AccountantAway", "hash": ""}, "AccountantAway", False),
     ],
 )
-def test_one_that_stays_is_told_with_its_reason(
+def test_remaining_groups_unreleased_group_has_its_reason(
     report: dict[str, Any] | None, why: str, stays: bool
 ) -> None:
     assert list(remaining_groups(config(report))) == [("team/cache", why, stays)]
 
 
-def test_a_finalizer_goes_whoever_set_it_and_the_others_stay() -> None:
+def test_finalizer_removal_keeps_other_finalizers() -> None:
     assert finalizer_removal("b", "uid", ("a", "b", "c"))[1:] == [
         {"op": "test", "path": "/metadata/finalizers", "value": ["a", "b", "c"]},
         {"op": "replace", "path": "/metadata/finalizers", "value": ["a", "c"]},
     ]
 
 
-class Refusing:
-    """An API server that refuses so many patches with 422."""
+class RejectingServer:
+    """A fake API server that rejects the first patches with 422."""
 
-    def __init__(self, refused: int) -> None:
-        self.left = refused
+    def __init__(self, rejected: int) -> None:
+        self.left = rejected
         self.patched = 0
 
     async def patch(self, path: str, body: object) -> None:
@@ -171,12 +173,12 @@ GROUP = {
 
 
 @pytest.mark.parametrize(
-    ("refused", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)]
+    ("rejected", "patches", "fails"), [(0, 1, False), (2, 3, False), (100, 6, True)]
 )
-def test_a_group_that_is_changed_meanwhile_is_remove_finalizer_and_one_that_cannot_be_changed_is_told(
-    refused: int, patches: int, fails: bool
+def test_remove_finalizer_of_changed_group_retries_and_at_last_raises(
+    rejected: int, patches: int, fails: bool
 ) -> None:
-    api = Refusing(refused)
+    api = RejectingServer(rejected)
     work = Uninstaller(cast(Api, api), UninstallOptions("ns", 1.0, GatedPods.REFUSE), print)
     if fails:
         with pytest.raises(ApiError, match="it was changed"):

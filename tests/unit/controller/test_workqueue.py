@@ -1,4 +1,4 @@
-"""Queues and paces: nothing is lost, nothing is done twice at once, nothing before its time."""
+"""Queues and rates: no name is lost, run twice at once, or run too early."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,7 +21,7 @@ class Clock:
 
 
 async def ready(work: Coroutine[Any, Any, str]) -> str | None:
-    """What `work` gives without waiting, None when it waits."""
+    """Return the result of `work`, None if it waits."""
     task = asyncio.ensure_future(work)
     for _ in range(3):
         await asyncio.sleep(0)
@@ -31,7 +31,7 @@ async def ready(work: Coroutine[Any, Any, str]) -> str | None:
     return None
 
 
-def test_a_name_that_waits_is_worked_on_once() -> None:
+def test_queue_name_added_twice_is_processed_once() -> None:
     async def scenario() -> None:
         queue = WorkQueue()
         for _ in range(3):
@@ -44,7 +44,7 @@ def test_a_name_that_waits_is_worked_on_once() -> None:
     asyncio.run(scenario())
 
 
-def test_a_name_added_while_it_is_worked_on_comes_again_and_never_to_two_workers() -> None:
+def test_queue_name_added_during_its_run_is_processed_again_later() -> None:
     async def scenario() -> None:
         queue = WorkQueue()
         queue.add("a")
@@ -58,7 +58,7 @@ def test_a_name_added_while_it_is_worked_on_comes_again_and_never_to_two_workers
     asyncio.run(scenario())
 
 
-def test_a_name_rests_after_its_work_but_no_longer() -> None:
+def test_queue_name_after_its_run_waits_for_its_quiet_time() -> None:
     async def scenario() -> None:
         clock = Clock()
         queue = WorkQueue(clock)
@@ -76,7 +76,7 @@ def test_a_name_rests_after_its_work_but_no_longer() -> None:
     asyncio.run(scenario())
 
 
-def test_the_soonest_of_several_times_counts() -> None:
+def test_queue_name_added_with_several_delays_takes_the_earliest() -> None:
     async def scenario() -> None:
         clock = Clock()
         queue = WorkQueue(clock)
@@ -92,7 +92,7 @@ def test_the_soonest_of_several_times_counts() -> None:
     asyncio.run(scenario())
 
 
-def test_names_that_come_and_are_discarded_leave_nothing_behind() -> None:
+def test_queue_discarded_names_use_no_memory() -> None:
     queue = WorkQueue()
     for number in range(10_000):
         queue.add(f"name-{number}")
@@ -101,7 +101,7 @@ def test_names_that_come_and_are_discarded_leave_nothing_behind() -> None:
     assert len(queue._heap) < 3000
 
 
-def test_failed_work_comes_again_after_a_pause_that_grows() -> None:
+def test_queue_failed_name_is_retried_after_a_growing_pause() -> None:
     async def scenario() -> None:
         clock = Clock()
         queue = WorkQueue(clock)
@@ -120,7 +120,7 @@ def test_failed_work_comes_again_after_a_pause_that_grows() -> None:
     asyncio.run(scenario())
 
 
-def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
+def test_queue_add_wakes_a_waiting_worker() -> None:
     async def scenario() -> None:
         queue = WorkQueue()
         workers = [asyncio.create_task(queue.get()) for _ in range(3)]
@@ -136,36 +136,36 @@ def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["add", "work", "fail", "wait"])))
 )
-def test_what_was_added_last_is_always_worked_on_after_it(steps: list[tuple[str, str]]) -> None:
+def test_queue_last_add_is_always_processed_after_the_add(steps: list[tuple[str, str]]) -> None:
     async def scenario() -> None:
         clock = Clock()
         queue = WorkQueue(clock)
-        owed: set[str] = set()
+        pending: set[str] = set()
         for name, step in steps:
             if step == "add":
                 queue.add(name)
-                owed.add(name)
+                pending.add(name)
             elif step == "wait":
                 clock.now += 0.1
-            elif (got := await ready(queue.get())) is not None:
-                owed.discard(got)
+            elif (due := await ready(queue.get())) is not None:
+                pending.discard(due)
                 if step == "fail":
-                    queue.failed(got)
-                    owed.add(got)
+                    queue.failed(due)
+                    pending.add(due)
                 else:
-                    queue.done(got, quiet=0.3)
-        for _ in range(len(owed)):
+                    queue.done(due, quiet=0.3)
+        for _ in range(len(pending)):
             clock.now += 10.0
-            got = await ready(queue.get())
-            assert got is not None
-            owed.discard(got)
-            queue.done(got)
-        assert not owed
+            due = await ready(queue.get())
+            assert due is not None
+            pending.discard(due)
+            queue.done(due)
+        assert not pending
 
     asyncio.run(scenario())
 
 
-def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
+def test_token_bucket_allows_a_burst_and_then_its_rate() -> None:
     clock = Clock()
     bucket = TokenBucket(rate=0.2, burst=3, clock=clock)
     for _ in range(3):
@@ -177,7 +177,7 @@ def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
     assert bucket.delay() == 0.0
 
 
-def test_all_writers_stop_when_the_server_had_enough() -> None:
+def test_rate_limiter_pause_stops_all_writers() -> None:
     async def scenario() -> None:
         limiter = RateLimiter(rate=1000.0, burst=10.0)
         limiter.pause(0.05)
@@ -189,7 +189,7 @@ def test_all_writers_stop_when_the_server_had_enough() -> None:
     asyncio.run(scenario())
 
 
-def test_a_backoff_grows_to_its_cap_starts_anew_and_believes_the_server_up_to_a_limit() -> None:
+def test_backoff_grows_to_its_cap_and_follows_the_server_up_to_a_bound() -> None:
     backoff = Backoff(0.1, 4.0, uniform=lambda low, high: high)
     assert [backoff.failed() for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0, 4.0]
     assert backoff.failed(at_least=7.0) == 7.0
