@@ -28,7 +28,7 @@ from pinwarden.node.agent import daemon as agent_daemon
 from pinwarden.node.agent import metrics as agent
 from pinwarden.node.agent.threads import SnapshotBoard
 from pinwarden.node.gate import daemon as gate_daemon
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 
 Values = tuple[str, ...] | str
 """All values that a label may have, or in words which they are."""
@@ -213,7 +213,7 @@ def families(program: str, *, pods: bool) -> dict[str, Metric]:
 
 def _of_operator(pods: bool) -> Iterator[Metric]:
     metrics = operator.Metrics()
-    store = Store(Settings(), WorkQueue(), WorkQueue(), metrics)
+    store = Store(LimitSettings(), WorkQueue(), WorkQueue(), metrics)
     metrics.set_leading(lambda: True, lambda: True)
     metrics.set_queue_lengths(lambda _: 0)
     metrics.set_missed(lambda: 0)

@@ -102,7 +102,7 @@ class _Operator:
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         exempt = frozenset({"kube-system", own})
         self._store = store = Store(
-            rules.Settings(exempt, settings.unknown_pods),
+            rules.LimitSettings(exempt, settings.unknown_pods),
             compile_queue,
             aggregate_queue,
             metrics,

@@ -24,7 +24,7 @@ from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.dirty import Dirty
 from pinwarden.plan.group_compiler import FINALIZER, NOWHERE, Group
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Namespace, Pod
 
@@ -43,7 +43,7 @@ class Store:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: LimitSettings,
         compile_queue: WorkQueue,
         aggregate_queue: WorkQueue,
         metrics: Metrics,

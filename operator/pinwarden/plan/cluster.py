@@ -22,7 +22,7 @@ from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.dirty import CLEAN, Dirty
 from pinwarden.plan.group_compiler import Group, Presence
 from pinwarden.plan.group_index import GroupIndex
-from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, limit_name, rejection
+from pinwarden.plan.limit_compiler import Limit, LimitSet, LimitSettings, limit_name, rejection
 from pinwarden.plan.limit_matcher import LimitMatcher
 from pinwarden.plan.limit_overrides import overriding
 from pinwarden.plan.node_spec import Overflow, assemble
@@ -44,8 +44,8 @@ class Cluster:
     UID of the API object, the key of a limit is `limit_name`.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings or Settings()
+    def __init__(self, settings: LimitSettings | None = None) -> None:
+        self._settings = settings or LimitSettings()
         self._matcher = LimitMatcher(self._settings)
         self._limits: dict[str, Limit] = {}
         self._rejections: dict[str, Rejection] = {}

@@ -1,6 +1,6 @@
 """Read the values of `types` from API objects. A missing field reads as empty.
 
-The name of a pod's cgroup has the pod's UID, which the API server chooses and nobody can change.
+The name of a pod's cgroup has the pod's UID, which the API server chooses and which never changes.
 The name of a static pod's cgroup has the hash of its configuration, which its mirror pod has in an
 annotation. An author can create a pod with that annotation and with the owner of a mirror pod. An
 author can also give any pod `kubernetes.io/config.hash` at any time, but cannot write the status.

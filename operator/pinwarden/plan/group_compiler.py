@@ -87,14 +87,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """The UIDs of the groups without a reported release, and of the `asked` groups of the spec."""
+    """The UIDs of groups without a reported release, and of `requested` groups of the spec."""
 
     unreleased: frozenset[str] = frozenset()
-    asked: frozenset[str] = frozenset()
+    requested: frozenset[str] = frozenset()
 
     def keeps(self, group: Group, *, draining: bool) -> bool:
         """Return whether the group is on the node even without a member pod."""
-        return group.uid in self.unreleased or (draining and group.uid in self.asked)
+        return group.uid in self.unreleased or (draining and group.uid in self.requested)
 
 
 NOWHERE = Presence()
@@ -105,7 +105,7 @@ def invalid(group: SharedMemoryGroup) -> Rejection | None:
     """Return why the group is invalid whatever the annotation allows, None if valid."""
     spec = group.spec
     if len(spec.backing.to_wire()) != 1:
-        return Rejection("Invalid", "spec.backing: give exactly one kind of object")
+        return Rejection("Invalid", "spec.backing: set exactly one kind of object")
     if spec.management is Management.CREATE and spec.capacity is None:
         return Rejection("Invalid", "spec.capacity: required with management: Create")
     if spec.backing.sysv_shm:

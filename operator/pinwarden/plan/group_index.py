@@ -129,9 +129,9 @@ class GroupIndex:
         if old == presence:
             return CLEAN
         before = self._placed(node).keys()
-        for uid in (old.unreleased | old.asked) - (presence.unreleased | presence.asked):
+        for uid in (old.unreleased | old.requested) - (presence.unreleased | presence.requested):
             discard(self._nodes_with_presence, uid, node)
-        for uid in presence.unreleased | presence.asked:
+        for uid in presence.unreleased | presence.requested:
             self._nodes_with_presence.setdefault(uid, set()).add(node)
         self._presences[node] = presence
         if presence == NOWHERE:
@@ -198,7 +198,7 @@ class GroupIndex:
     def _candidates(self, node: str) -> set[str]:
         """Return the groups with a member pod or a presence on the node."""
         presence = self.presence(node)
-        present = {self._names.get(uid) for uid in presence.unreleased | presence.asked}
+        present = {self._names.get(uid) for uid in presence.unreleased | presence.requested}
         return {name for name in present if name} | self._member_counts.get(node, {}).keys()
 
     def _placed(self, node: str) -> dict[str, Permission]:

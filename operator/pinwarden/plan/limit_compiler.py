@@ -27,8 +27,8 @@ MAX_POD_LIMITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of the operator.
+class LimitSettings:
+    """LimitSettings of the operator.
 
     A ClusterPinLimit reaches an `exempt` namespace only by name. `unknown_pods` is the limit in
     bytes for pods unknown to their node, None for no limit.
@@ -86,7 +86,9 @@ def limit_name(limit: Limit) -> str:
     return limit.metadata.name
 
 
-def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: Settings) -> bool:
+def matches(
+    limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: LimitSettings
+) -> bool:
     """Return whether `limit` applies to `pod` in `namespace` on `node`."""
     return (
         not (pod.windows or node.windows)
@@ -96,7 +98,7 @@ def matches(limit: Limit, pod: Pod, namespace: Namespace, node: Node, settings: 
     )
 
 
-def reaches_namespace(limit: Limit, namespace: Namespace, settings: Settings) -> bool:
+def reaches_namespace(limit: Limit, namespace: Namespace, settings: LimitSettings) -> bool:
     """Return whether `limit` can apply to pods of `namespace`.
 
     A ClusterPinLimit reaches an exempt namespace only by name.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.plan.combinations import Combination
-from pinwarden.plan.limit_compiler import Limit, Settings, reaches_namespace, reaches_node
+from pinwarden.plan.limit_compiler import Limit, LimitSettings, reaches_namespace, reaches_node
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -23,7 +23,7 @@ class LimitMatcher:
     After a change, the caller matches the concerned pods again.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LimitSettings) -> None:
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Namespace] = {}
         self._settings = settings

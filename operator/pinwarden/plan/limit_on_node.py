@@ -1,4 +1,4 @@
-"""One limit on one node: which pods are not limited as asked and why, and what the pods pin there.
+"""One limit on one node: which pods are below the minimum level and why, and their pinned memory.
 
 This module yields facts; `limit_conditions` and `limit_status` make sentences and sums of them.
 Amounts are in bytes and sampled by the agent (H2).

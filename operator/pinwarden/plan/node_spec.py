@@ -21,7 +21,7 @@ from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, P
 from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_allowlist import Permission
 from pinwarden.plan.group_compiler import NOWHERE, Group, Presence, groups_on, node_groups
-from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, matches, rejection
+from pinwarden.plan.limit_compiler import Limit, LimitSet, LimitSettings, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
 
 MAX_NODE_LIMITS = 1024
@@ -62,7 +62,7 @@ def compile_node(
     pods: Iterable[Pod],
     namespaces: Mapping[str, Namespace],
     limits: Sequence[Limit],
-    settings: Settings,
+    settings: LimitSettings,
     groups: Iterable[Group] = (),
     presence: Presence = NOWHERE,
 ) -> NodePinConfigSpec:
@@ -95,7 +95,7 @@ def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
 def assemble(
     limited: Iterable[tuple[Pod, LimitSet]],
     groups: Sequence[tuple[Group, Permission]],
-    settings: Settings,
+    settings: LimitSettings,
 ) -> tuple[NodePinConfigSpec, Overflow]:
     """Return the spec of a node with these pods, limits and groups; and its overflow."""
     limited = list(limited)

@@ -176,13 +176,15 @@ class NodeView:
         The report counts only for groups of the spec. Else the token of an agent could put any
         group on its node, and the deletion of the group would wait for the node.
         """
-        asked = self.stored_groups | self.requested_groups.keys()
+        requested = self.stored_groups | self.requested_groups.keys()
         unreleased = frozenset(
             uid
-            for uid in asked & self.groups.keys()
+            for uid in requested & self.groups.keys()
             if self.groups[uid].phase is not Phase.RELEASED
         )
-        return Presence(unreleased=unreleased if self.reported else before.unreleased, asked=asked)
+        return Presence(
+            unreleased=unreleased if self.reported else before.unreleased, requested=requested
+        )
 
     def with_silent(self, silent: bool) -> "NodeView":
         """Return the view after the node's agent became silent, or alive again."""

@@ -4,8 +4,8 @@ NodePinConfigs identify pods by the UIDs of their cgroups; this module joins the
 a node reports a pod that the API server does not have, the pod's UID is its name: the pod has just
 ended, or left something (P6).
 
-An unknown figure is None, not 0 (H2). A report is *stale* if it is older than a live agent lets it
-become; its figures are shown with their age. If the report is stale, or the agent is not alive, the
+An unknown figure is None, not 0 (H2). A report is *stale* if it is older than any report of a live
+agent; its figures are shown with their age. If the report is stale, or the agent is not alive, the
 levels are unknown (H1). Figures of groups are as old as the sample of the accountant.
 """
 
@@ -216,7 +216,7 @@ def uncounted(configs: Iterable[NodePinConfig]) -> Mapping[tuple[Source, ...], l
 
 
 def is_stale(sampled: datetime | None, now: datetime) -> bool:
-    """Return whether a report is older than a live agent lets it become."""
+    """Return whether a report is older than any report of a live agent."""
     return sampled is None or now - sampled > STALE
 
 
@@ -327,9 +327,9 @@ def _borrows(
     figure_filter: FigureFilter,
     now: datetime,
 ) -> Iterator[BorrowFigure]:
-    asked = {group.uid: group for group in config.spec.groups}
+    groups = {group.uid: group for group in config.spec.groups}
     for report in status.groups:
-        group = asked.get(report.uid)
+        group = groups.get(report.uid)
         stale = is_stale(report.sampled_at, now)
         known = figure_filter.trusts_levels(config, now) and not stale
         for borrow in report.borrowers:

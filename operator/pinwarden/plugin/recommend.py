@@ -10,7 +10,7 @@ from pinwarden.api.meta import LabelSelector
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import PinLimit
 from pinwarden.plan.decode import read_pod
-from pinwarden.plan.limit_compiler import Settings, matches, rejection
+from pinwarden.plan.limit_compiler import LimitSettings, matches, rejection
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.workloads import (
     ObservedPod,
@@ -165,7 +165,7 @@ def _observed(
     peaks: Mapping[tuple[str, str], int],
     selectors: Mapping[tuple[str, str], LabelSelector],
 ) -> ObservedPod:
-    space, node, settings = Namespace(pod.namespace), Node(pod.node), Settings()
+    space, node, settings = Namespace(pod.namespace), Node(pod.node), LimitSettings()
     governing = [
         limit
         for limit in limits

@@ -23,7 +23,7 @@ from pinwarden.controller.ratelimit import RateLimiter
 from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.types import Pod
 
 Json = dict[str, Any]
@@ -67,7 +67,7 @@ class Replica:
         items = Items(metrics)
         self.metrics = metrics
         self.store = Store(
-            Settings(),
+            LimitSettings(),
             WorkQueue(),
             WorkQueue(),
             metrics,

@@ -15,7 +15,7 @@ from pinwarden.controller.items import Items
 from pinwarden.controller.metrics import Metrics
 from pinwarden.controller.store import Store
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 
 # kopf's types demand every argument that kopf passes.
 CONFIGURE: Any = handlers.configure
@@ -29,7 +29,7 @@ EVENT_HANDLERS: dict[str, Any] = {
 def run(steps: Callable[[OperatorMemo], Awaitable[None]]) -> None:
     async def main() -> None:
         metrics = Metrics()
-        store = Store(Settings(frozenset(), None), WorkQueue(), WorkQueue(), metrics)
+        store = Store(LimitSettings(frozenset(), None), WorkQueue(), WorkQueue(), metrics)
         loop = asyncio.get_running_loop()
         await steps(OperatorMemo(Configuration(), store, metrics, Items(metrics), loop))
 

@@ -16,7 +16,7 @@ from pinwarden.controller.metrics_collector import ClusterCollector
 from pinwarden.controller.store import Store
 from pinwarden.controller.transform import AgentPod, KnownNode, StoredConfig
 from pinwarden.controller.workqueue import WorkQueue
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.types import Node, Pod
 
 Json = dict[str, Any]
@@ -100,7 +100,7 @@ def pod_report(uid: str, **fields: Any) -> Json:
 
 @pytest.fixture
 def store() -> Store:
-    made = Store(Settings(), WorkQueue(), WorkQueue(), Metrics())
+    made = Store(LimitSettings(), WorkQueue(), WorkQueue(), Metrics())
     made.put_node(KnownNode(Node("n1"), "node-uid"))
     made.put_agent(AgentPod("agent", "n1", True))
     for uid in ("p1", "p2"):

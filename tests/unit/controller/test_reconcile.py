@@ -31,7 +31,7 @@ from pinwarden.controller.store import Store
 from pinwarden.controller.transform import AgentPod, KnownNode
 from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.controller.write_guard import WriteGuard
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.types import Namespace, Node, Pod
 
 Json = dict[str, Any]
@@ -88,7 +88,7 @@ class Operator:
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
         self.queues = (compile_queue, aggregate_queue)
         self.leading = True
-        self.store = Store(Settings(), compile_queue, aggregate_queue, metrics)
+        self.store = Store(LimitSettings(), compile_queue, aggregate_queue, metrics)
         self.renewed = asyncio.Event()
         self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
         self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]

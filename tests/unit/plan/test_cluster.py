@@ -12,7 +12,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.dirty import CLEAN, Dirty
-from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches, rejection
+from pinwarden.plan.limit_compiler import Limit, LimitSettings, limit_name, matches, rejection
 from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -136,7 +136,9 @@ class Mirror:
 
     def spec(self, node: Node) -> NodePinConfigSpec:
         on_node = [pod for pod in self.pods.values() if pod.node == node.name]
-        return compile_node(node, on_node, self.namespaces, list(self.limits.values()), Settings())
+        return compile_node(
+            node, on_node, self.namespaces, list(self.limits.values()), LimitSettings()
+        )
 
     def contested(self, pod: Pod) -> bool:
         claimants = [
@@ -160,7 +162,7 @@ class Mirror:
                 pod,
                 self.namespaces.get(pod.namespace) or Namespace(pod.namespace),
                 self.nodes.get(pod.node) or Node(pod.node),
-                Settings(),
+                LimitSettings(),
             )
         )
 

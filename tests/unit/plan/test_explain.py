@@ -16,7 +16,7 @@ from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.plan.explain import Cause, DeniedCall, Evidence, Explanation, NodeAgent, explain
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.limit_compiler import Limit, Settings
+from pinwarden.plan.limit_compiler import Limit, LimitSettings
 from pinwarden.plan.node_spec import MAX_NODE_LIMITS, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.usage import STALE
@@ -72,7 +72,7 @@ def config(
     limits: Sequence[Limit], pod: Pod, *, taken: bool = True, **status: Any
 ) -> NodePinConfig:
     """A NodePinConfig as the operator writes it; `taken`: its agent acknowledged the spec."""
-    spec = compile_node(Node(NODE), [pod], {}, limits, Settings())
+    spec = compile_node(Node(NODE), [pod], {}, limits, LimitSettings())
     applied = [{"uid": row.uid, "hash": row.hash} for row in spec.limits] if taken else []
     reported = {
         "observedGeneration": 7 if taken else 6,
@@ -527,7 +527,7 @@ def relabelled(first_limit: Limit, new: Limit, pinned: dict[str, Any], **more: A
     """`new` matches the pod by a recent label; the node enforces `new` on another pod only."""
     pod = replace(POD, labels={"app": "db", "tier": "gold"})
     other = Pod("team-a", "x", "u2", "u2", NODE, {"tier": "gold"}, {"main": "c2"})
-    spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], Settings())
+    spec = compile_node(Node(NODE), [POD, other], {}, [first_limit, new], LimitSettings())
     assert {pod.uid: pod.limits for pod in spec.pods} == {
         "u1": ["team-a/db"],
         "u2": ["team-a/new"],

@@ -24,7 +24,7 @@ from pinwarden.plan.group_compiler import (
     Presence,
     admissions,
 )
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -78,7 +78,7 @@ def a_pod(uid: str, namespace: str = "a", node: str = "n1", tier: str = "x", **f
 
 def compiled(*groups: Group, pods: list[Pod], allowed: str = "", **more: Any) -> list[NodeGroup]:
     namespaces = {"a": Namespace("a", allowed=allowed)}
-    return compile_node(Node("n1"), pods, namespaces, [], Settings(), groups, **more).groups
+    return compile_node(Node("n1"), pods, namespaces, [], LimitSettings(), groups, **more).groups
 
 
 # -- the rules ---------------------------------
@@ -119,19 +119,19 @@ def test_group_has_selected_pods_of_own_namespace_as_members() -> None:
 def test_unreleased_group_stays_without_member() -> None:
     group = a_group()
     assert compiled(group, pods=[], presence=NOWHERE) == []
-    assert compiled(group, pods=[], presence=Presence(asked=frozenset({group.uid}))) == []
+    assert compiled(group, pods=[], presence=Presence(requested=frozenset({group.uid}))) == []
     (result,) = compiled(group, pods=[], presence=Presence(unreleased=frozenset({group.uid})))
     assert not result.pods()
 
 
 @pytest.mark.rule("M10")
-def test_draining_group_stays_on_nodes_that_were_asked() -> None:
+def test_draining_group_stays_on_its_nodes_without_member() -> None:
     group = a_group(deleting=True)
-    asked = Presence(asked=frozenset({group.uid}))
-    (result,) = compiled(group, pods=[], presence=asked)
+    requested = Presence(requested=frozenset({group.uid}))
+    (result,) = compiled(group, pods=[], presence=requested)
     assert result.draining
     orphaned = a_group(spec={**MEMFD, "deletionPolicy": "Orphan"}, deleting=True)
-    assert compiled(orphaned, pods=[], presence=asked) == []
+    assert compiled(orphaned, pods=[], presence=requested) == []
 
 
 @pytest.mark.rule("M10")
@@ -223,11 +223,11 @@ def test_fair_selection_prefers_smallest_namespace_and_skips_too_large_names() -
 def test_rejected_group_drains_where_present_and_comes_to_no_other_node() -> None:
     created = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
     group = a_group(spec=created)
-    asked = Presence(asked=frozenset({group.uid}))
+    requested = Presence(requested=frozenset({group.uid}))
     pods = [a_pod("1")]
-    (result,) = compiled(group, pods=pods, presence=asked, allowed="create:2Mi")
+    (result,) = compiled(group, pods=pods, presence=requested, allowed="create:2Mi")
     assert not result.draining
-    (result,) = compiled(group, pods=pods, presence=asked, allowed="create:1Mi")
+    (result,) = compiled(group, pods=pods, presence=requested, allowed="create:1Mi")
     assert (result.draining, result.capacity, result.pods()) == (
         True,
         2 << 20,
@@ -238,7 +238,7 @@ def test_rejected_group_drains_where_present_and_comes_to_no_other_node() -> Non
         replace(group, has_finalizer=False),
         a_group(spec={**created, "deletionPolicy": "Orphan"}),
     ):
-        assert compiled(never, pods=pods, presence=asked, allowed="create:1Mi") == []
+        assert compiled(never, pods=pods, presence=requested, allowed="create:1Mi") == []
 
 
 @pytest.mark.parametrize("amount", ["-1", "5Pi", "1500m"])
@@ -249,8 +249,8 @@ def test_rejected_group_drains_without_its_rejected_fields(
     group = a_group(
         spec={"backing": {"tmpfs": {"path": "/run/a"}}, "capacity": amount}, members=members
     )
-    asked = Presence(asked=frozenset({group.uid}))
-    (result,) = compiled(group, pods=[], presence=asked, allowed="path:/run/a")
+    requested = Presence(requested=frozenset({group.uid}))
+    (result,) = compiled(group, pods=[], presence=requested, allowed="path:/run/a")
     assert (result.draining, result.allowed, result.capacity) == (True, None, None)
     assert result.members[0].borrow_limit is None
 
@@ -315,7 +315,7 @@ class Mirror:
                 [pod for pod in self.pods.values() if pod.node == name],
                 self.namespaces,
                 [],
-                Settings(),
+                LimitSettings(),
                 self.groups.values(),
                 self.presences.get(name, NOWHERE),
             )
@@ -406,9 +406,9 @@ def remove(kind: str, key: str) -> Operation:
     return run
 
 
-def put_presence(node: str, unreleased: frozenset[str], asked: frozenset[str]) -> Operation:
+def put_presence(node: str, unreleased: frozenset[str], requested: frozenset[str]) -> Operation:
     def run(mirror: Mirror) -> Dirty:
-        mirror.presences[node] = Presence(unreleased, asked)
+        mirror.presences[node] = Presence(unreleased, requested)
         return mirror.world.put_presence(node, mirror.presences[node])
 
     return run
@@ -505,6 +505,6 @@ def test_group_has_only_listed_pods_of_a_full_node() -> None:
         Pod("a", f"pod-{n}", f"{n:05}", f"{n:05}", "n1", {"tier": "x"}, {"main": "id"})
         for n in range(4200)
     ]
-    spec = compile_node(Node("n1"), pods, {}, [], Settings(), [a_group()])
+    spec = compile_node(Node("n1"), pods, {}, [], LimitSettings(), [a_group()])
     assert len(spec.pods) == 4096
     assert spec.groups[0].pods() == {pod.uid for pod in spec.pods}

@@ -17,7 +17,7 @@ from pinwarden.plan.group_status import (
     rejected_group_status,
     settled,
 )
-from pinwarden.plan.limit_compiler import Settings
+from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.share_cache import ShareCache
@@ -56,8 +56,8 @@ class Scenario:
     ) -> None:
         """The node's agent reports these fields of the group; nothing without a phase."""
         pods = [pod for pod in self.pods if pod.node == node]
-        presence = Presence(asked=frozenset({"uid"})) if self.group.deleting else NOWHERE
-        spec = compile_node(Node(node), pods, ALLOWED, [], Settings(), [self.group], presence)
+        presence = Presence(requested=frozenset({"uid"})) if self.group.deleting else NOWHERE
+        spec = compile_node(Node(node), pods, ALLOWED, [], LimitSettings(), [self.group], presence)
         hashed = spec.groups[0].hash if spec.groups else ""
         report = {
             "uid": "uid",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
-from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, rejection
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, LimitSettings, rejection
 from pinwarden.plan.node_spec import MAX_NODE_LIMITS, compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
@@ -38,10 +38,10 @@ def pod(uid: str, namespace: str = "a", **labels: str) -> Pod:
 
 
 def limit_names(
-    limits: list[Limit], *pods: Pod, node: Node = NODE, settings: Settings | None = None
+    limits: list[Limit], *pods: Pod, node: Node = NODE, settings: LimitSettings | None = None
 ) -> dict[str, list[str]]:
     namespaces = {"a": Namespace("a", {"team": "red"}), "kube-system": Namespace("kube-system")}
-    spec = compile_node(node, pods, namespaces, limits, settings or Settings())
+    spec = compile_node(node, pods, namespaces, limits, settings or LimitSettings())
     assert {name for entry in spec.pods for name in entry.limits} == {
         limit.name for limit in spec.limits
     }
@@ -106,7 +106,7 @@ def test_namespace_grant_is_bounded_by_max_grant_of_ceilings(
 ) -> None:
     tops: list[Limit] = [ceiling(f"top{i}", maxGrant=amount) for i, amount in enumerate(ceilings)]
     spec = compile_node(
-        NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], Settings()
+        NODE, [pod("u1")], {}, [pinlimit("g", "64Mi", grant=True), *tops], LimitSettings()
     )
     (grant,) = [limit for limit in spec.limits if limit.uid == "uid-a-g"]
     assert grant.grant == granted * MIB
@@ -116,7 +116,7 @@ def test_namespace_grant_is_bounded_by_max_grant_of_ceilings(
 @pytest.mark.rule("P14")
 def test_limit_without_grant_raises_nothing_and_ceiling_grant_needs_no_max_grant() -> None:
     spec = compile_node(
-        NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], Settings()
+        NODE, [pod("u1")], {}, [pinlimit("x"), ceiling("top", grant=True)], LimitSettings()
     )
     assert {limit.name: limit.grant for limit in spec.limits} == {"a/x": None, "top": 1024 * MIB}
 
@@ -125,7 +125,11 @@ def test_limit_without_grant_raises_nothing_and_ceiling_grant_needs_no_max_grant
 def test_pods_with_different_grants_have_own_amounts() -> None:
     some = ceiling("some", maxGrant="16Mi", podSelector={"matchLabels": {"tier": "one"}})
     spec = compile_node(
-        NODE, [pod("u1", tier="one"), pod("u2")], {}, [pinlimit("g", grant=True), some], Settings()
+        NODE,
+        [pod("u1", tier="one"), pod("u2")],
+        {},
+        [pinlimit("g", grant=True), some],
+        LimitSettings(),
     )
     grants = {limit.name: limit.grant for limit in spec.limits}
     assert [
@@ -140,7 +144,7 @@ def test_container_ids_are_listed_only_for_limits_per_container() -> None:
     scoped = pinlimit(
         "c", scope="Container", containers=["main"], podSelector={"matchLabels": {"app": "db"}}
     )
-    spec = compile_node(NODE, [pod("u1", app="db"), pod("u2")], {}, [scoped], Settings())
+    spec = compile_node(NODE, [pod("u1", app="db"), pod("u2")], {}, [scoped], LimitSettings())
     assert [[(c.name, c.id) for c in entry.containers] for entry in spec.pods] == [
         [("main", "id-u1"), ("side", None)],
         [],
@@ -199,9 +203,9 @@ def test_limit_with_contradictory_selector_is_rejected(limit: Limit, field: str)
     st.permutations("abc"),
 )
 def test_spec_does_not_depend_on_input_order(limits: list[Limit], uids: list[str]) -> None:
-    spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, Settings())
+    spec = compile_node(NODE, [pod(uid) for uid in uids], {}, limits, LimitSettings())
     assert spec == compile_node(
-        NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], Settings()
+        NODE, [pod(uid) for uid in sorted(uids)], {}, limits[::-1], LimitSettings()
     )
 
 
@@ -225,7 +229,7 @@ def test_many_limits_on_a_node_crowd_out_no_other_namespace() -> None:
 
     pods = [pod(f"{namespace}{i}", namespace, n=str(i)) for namespace in "ab" for i in range(50)]
     limits = [*own("a", 1500), *own("b", 3), ceiling("zz")]
-    spec = compile_node(NODE, pods, {}, limits, Settings())
+    spec = compile_node(NODE, pods, {}, limits, LimitSettings())
     names = [limit.name for limit in spec.limits]
     assert len(names) == MAX_NODE_LIMITS
     assert {"zz", "b/x0000", "b/x0001", "b/x0002"} < set(names)
@@ -265,7 +269,7 @@ def test_contested_cgroup_has_no_grant() -> None:
         pinlimit("g", namespace="b", grant=True),
         ceiling("top", maxGrant="1Gi"),
     ]
-    spec = compile_node(NODE, [mirror("m1"), mirror("m2", "b")], {}, limits, Settings())
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2", "b")], {}, limits, LimitSettings())
     grants = {limit.name: limit.grant for limit in spec.limits}
     named = {entry.uid: entry.limits for entry in spec.pods}
     assert named[HASH] == ["a/x", "b/g@0", "top"]
@@ -286,7 +290,7 @@ def test_contested_cgroup_of_many_pods_has_bounded_limits_ceilings_first() -> No
 @pytest.mark.rule("H1")
 def test_container_of_contested_cgroup_has_id_only_if_all_agree() -> None:
     by_container: list[Limit] = [pinlimit("c", scope="Container")]
-    spec = compile_node(NODE, [mirror("m1"), mirror("m2")], {}, by_container, Settings())
+    spec = compile_node(NODE, [mirror("m1"), mirror("m2")], {}, by_container, LimitSettings())
     ids = {entry.uid: [container.id for container in entry.containers] for entry in spec.pods}
     assert ids == {HASH: [None], "m1": ["id-m1"], "m2": ["id-m2"]}
 

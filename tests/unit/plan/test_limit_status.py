@@ -13,7 +13,7 @@ from pinwarden.api.meta import Condition
 from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.reasons import ENDED, NO_PROCESSES
-from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, Settings, rejection
+from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit, LimitSettings, rejection
 from pinwarden.plan.limit_on_node import LimitOnNode, summarize_limit
 from pinwarden.plan.limit_status import aggregate
 from pinwarden.plan.node_spec import compile_node
@@ -75,8 +75,8 @@ def view(
     The spec with `new` pods is not written yet.
     """
     name = pods[0].node
-    desired = compile_node(Node(name), [*pods, *new], {}, limits, Settings())
-    spec = compile_node(Node(name), pods, {}, limits, Settings())
+    desired = compile_node(Node(name), [*pods, *new], {}, limits, LimitSettings())
+    spec = compile_node(Node(name), pods, {}, limits, LimitSettings())
     applied = [{"uid": row.uid, "hash": row.hash} for row in spec.limits] if acknowledged else []
     reported = {
         "observedGeneration": 7 if acknowledged else 6,
@@ -158,7 +158,7 @@ def test_rejected_limit_has_only_its_reason() -> None:
 def test_acknowledgement_of_another_spec_does_not_count() -> None:
     old, new, pods = limit(amount="8Mi"), limit(amount="4Mi"), [pod("1")]
     before = view(pods, [old], [use("1")])
-    edited = before.with_desired(compile_node(Node("n1"), pods, {}, [new], Settings()))
+    edited = before.with_desired(compile_node(Node("n1"), pods, {}, [new], LimitSettings()))
     status = status_of(new, pods, edited)
     assert outcome(status, "Applied") == ("False", "Pending")
     assert outcome(status, "Enforced") == ("False", "Pending")
@@ -177,7 +177,7 @@ def test_pod_under_known_limit_is_not_enforced_before_acknowledgement() -> None:
     )
     before = view([old, pod("2")], [db, other], [use("1"), use("2")])
     assert outcome(status_of(db, [old], before), "Enforced") == ("True", "Enforced")
-    desired = compile_node(Node("n1"), [old, relabelled], {}, [db, other], Settings())
+    desired = compile_node(Node("n1"), [old, relabelled], {}, [db, other], LimitSettings())
     status = status_of(db, [old, relabelled], before.with_desired(desired))
     assert outcome(status, "Applied") == ("True", "Acknowledged"), (
         "the limit itself is known to the node"
@@ -200,7 +200,9 @@ def test_unacknowledged_newer_spec_keeps_limits_enforced() -> None:
     config = NodePinConfig.model_validate(
         {
             "metadata": {"name": "n1", "generation": 8},
-            "spec": compile_node(Node("n1"), [*pods, pod("9")], {}, [db], Settings()).to_wire(),
+            "spec": compile_node(
+                Node("n1"), [*pods, pod("9")], {}, [db], LimitSettings()
+            ).to_wire(),
             "status": {
                 "observedGeneration": 7,
                 "appliedLimits": [{"uid": uid, "hash": digest} for uid, digest in before.applied],
@@ -446,7 +448,7 @@ def test_unreadable_spec_fails_only_unacknowledged_limits(uid: str) -> None:
     known, new, old_pod, new_pod = limit("known"), limit("new"), pod("1"), pod("2")
     report = {"uid": uid, "reason": "InvalidSpec", "message": "mode: unknown"}
     node = view([old_pod], [known], [use("1"), use("2")], unsupportedLimits=[report])
-    desired = compile_node(Node("n1"), [old_pod, new_pod], {}, [known, new], Settings())
+    desired = compile_node(Node("n1"), [old_pod, new_pod], {}, [known, new], LimitSettings())
     node = node.with_desired(desired)
     assert outcome(status_of(known, [old_pod], node), "Enforced") == ("True", "Enforced"), (
         "the last good one stays"
@@ -509,7 +511,7 @@ def test_uncounted_source_makes_figures_lower_bounds() -> None:
 @pytest.mark.rule("H2")
 def test_unreported_figures_are_absent_not_zero() -> None:
     db, pods = limit(), [pod("1")]
-    spec = compile_node(Node("n1"), pods, {}, [db], Settings())
+    spec = compile_node(Node("n1"), pods, {}, [db], LimitSettings())
     status = status_of(db, pods, NodeView("n1", silent=False).with_desired(spec))
     assert (status.pinned_bytes, status.denials, status.overshoot, status.recommendation) == (
         None,

@@ -193,7 +193,7 @@ class GroupReport(Model):
     hash: str = Field("", max_length=12, description="Hash of the acknowledged spec of the group.")
     phase: Phase = Field(
         description="Pending while there is no object. Draining while it waits for the last "
-        "borrower. Released when nobody borrows, and nothing is left here that pinwarden created."
+        "borrower. Released without a borrower and without an object created by pinwarden."
     )
     reason: Word = ""
     message: str = Field("", max_length=1024)

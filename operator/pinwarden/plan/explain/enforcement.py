@@ -155,12 +155,12 @@ def _not_enforceable(case: Case, use: PodSample) -> Finding:
 
 def _held_in_part(case: Case, how: str) -> Finding:
     enforced = _enforced(case)
-    held = ", ".join(display_name(limit) for limit in enforced if case.acknowledges(limit))
+    applied = ", ".join(display_name(limit) for limit in enforced if case.acknowledges(limit))
     others = ", ".join(display_name(limit) for limit in enforced if not case.acknowledges(limit))
     return Finding(
         cause=Cause.HELD_IN_PART,
         problem=True,
-        message=f"{how}, but only for {held}. Not known to be enforced: {others}.",
+        message=f"{how}, but only for {applied}. Not known to be enforced: {others}.",
         next=NextStep(
             text="See the findings of the other limits, and the spec of the node.",
             command=kubectl("get", "nodepinconfig", case.pod.node, "-o", "yaml"),
@@ -193,12 +193,12 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     if not all(map(case.acknowledges, _enforced(case))):
         yield _held_in_part(case, by)
     elif not asking and not near:
-        given = ". Only a grant raises the runtime's own limit (often 8Mi)"
+        remark = ". Only a grant raises the runtime's own limit (often 8Mi)"
         granted = any(matching.spec.grant for matching in case.matching)
         yield Finding(
             cause=Cause.HELD_BY_RLIMIT,
             problem=False,
-            message=f"{by}. {unseen}{'' if granted else given}.",
+            message=f"{by}. {unseen}{'' if granted else remark}.",
             next=_to_hold_exactly(case, use),
         )
 

@@ -15,7 +15,14 @@ from pinwarden.api.nodepinconfig import Mode, NodeLimit, NodePinConfig, NodePinC
 from pinwarden.plan.conditions import Rejection
 from pinwarden.plan.explain.findings import DeniedCall
 from pinwarden.plan.group_compiler import Group
-from pinwarden.plan.limit_compiler import Limit, LimitSet, Settings, limit_name, matches, rejection
+from pinwarden.plan.limit_compiler import (
+    Limit,
+    LimitSet,
+    LimitSettings,
+    limit_name,
+    matches,
+    rejection,
+)
 from pinwarden.plan.limit_on_node import LimitOnNode, acknowledges, summarize_limit
 from pinwarden.plan.node_spec import MAX_NODE_LIMITS, MAX_NODE_PODS, Overflow, compile_node
 from pinwarden.plan.node_view import NodeView, PodSample
@@ -55,9 +62,9 @@ class Evidence:
     system: str = SYSTEM_NAMESPACE
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> LimitSettings:
         """The settings of the operator that matter here."""
-        return Settings(exempt=frozenset({"kube-system", self.system}))
+        return LimitSettings(exempt=frozenset({"kube-system", self.system}))
 
 
 class Case:
@@ -119,7 +126,7 @@ class Case:
 
     @property
     def stale(self) -> bool:
-        """Whether the node's report is older than a live agent lets it become."""
+        """Whether the node's report is older than any report of a live agent."""
         status = self.evidence.config.status if self.evidence.config else None
         return status is not None and is_stale(status.sampled_at, self.evidence.now)
 

@@ -9,7 +9,7 @@ from pinwarden.plan.explain.evidence import Case
 from pinwarden.plan.explain.findings import Cause, Finding, NextStep
 from pinwarden.plan.explain.limits import overridden, strictest
 from pinwarden.plan.explain.nearest import NearMiss, nearest
-from pinwarden.plan.limit_compiler import Limit, Settings, limit_name, matches
+from pinwarden.plan.limit_compiler import Limit, LimitSettings, limit_name, matches
 from pinwarden.plan.types import Node
 
 _SUPPORTED = {"counting": "EveryPin", "onOvershoot": "Report", "sources": None}
@@ -153,7 +153,7 @@ def _exempt(case: Case) -> Finding | None:
     evidence = case.evidence
     if evidence.pod.namespace not in evidence.settings.exempt:
         return None
-    node, everywhere = evidence.node or Node(case.pod.node), Settings(exempt=frozenset())
+    node, everywhere = evidence.node or Node(case.pod.node), LimitSettings(exempt=frozenset())
     reached = [
         limit
         for limit in evidence.limits
