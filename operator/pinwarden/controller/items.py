@@ -67,7 +67,7 @@ class Items:
         except Exception as error:  # noqa: BLE001 - the failure of an item ends only here
             item.error = error
             if self._is_new_failure(loop, name, item.problem):
-                _log.exception("%s: %s failed, others go on: %s", loop, name, item.problem)
+                _log.exception("%s: %s failed, others continue: %s", loop, name, item.problem)
             if failed is not None:
                 with self.item(loop, _handler_of(name)):
                     failed(item.problem)

@@ -93,7 +93,7 @@ def test_queue_failed_name_is_logged_counted_and_retried_alone(
     assert sample(loop.metrics, 'pinwarden_operator_items_failing{loop="compile"}') == 0
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage() for record in errors] == [
-        "compile: bad failed, others go on: ValueError: this one"
+        "compile: bad failed, others continue: ValueError: this one"
     ]
 
 
@@ -118,8 +118,8 @@ def test_queue_failed_failure_handler_does_not_end_the_loop(
     loop.run(then)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert errors == [
-        "compile: bad failed, others go on: ValueError: this one",
-        "compile: bad, handling its failure failed, others go on: RuntimeError: the handler",
+        "compile: bad failed, others continue: ValueError: this one",
+        "compile: bad, handling its failure failed, others continue: RuntimeError: the handler",
     ]
 
 

@@ -1,5 +1,6 @@
 """The cluster's metrics: from the leader only, bounded, and absent if unknown."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from prometheus_client.core import Metric
 
 from monitoring import catalogue
+from monitoring.alerts import alerts
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import metrics_collector, metrics_families, resources
@@ -280,6 +282,15 @@ def test_metrics_of_unreadable_nodepinconfig_count_until_readable(store: Store) 
     assert collected(store)["unreadable_objects"]["nodepinconfigs",] == 1
     store.put_config(report())
     assert collected(store)["unreadable_objects"]["nodepinconfigs",] == 0
+
+
+def test_log_of_unreadable_nodepinconfig_matches_the_runbook(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put_config(report(weather="fair"))
+    (alert,) = (alert for alert in alerts() if "grep 'cannot read NodePinConfig" in alert.diagnosis)
+    patterns = re.findall(r"grep '([^']+)'", alert.diagnosis)
+    assert all(re.search(pattern, caplog.text) for pattern in patterns)
 
 
 def test_metrics_are_all_in_the_catalogue_and_few_for_each_object(

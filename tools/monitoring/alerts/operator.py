@@ -33,7 +33,7 @@ OPERATOR: Final = Group(
             "refuses it.",
             impact=f"As when no operator runs, and its metrics say nothing of the cluster. {STAYS}",
             diagnosis=SEE_OPERATOR,
-            mitigation="The log says why the Lease cannot be had. Restore the API server, or the operator's rights on Leases in its "
+            mitigation="The log says why the Lease cannot be acquired. Restore the API server, or the operator's rights on Leases in its "
             "namespace (`helm upgrade` puts them back).",
         ),
         Alert(
@@ -105,8 +105,8 @@ OPERATOR: Final = Group(
             diagnosis=f"Limits and groups that are not accepted, and the reason (`Invalid`):\n\n```console\n{UNACCEPTED}\n```\n\n"
             "NodePinConfigs that cannot be read are in the log:\n\n```console\n"
             "$ kubectl -n pinwarden-system logs -l app.kubernetes.io/component=operator --tail=-1 | "
-            "grep 'NodePinConfig .* is not understood'\n```\n\nThe log names each object that a loop fails on, "
-            "with the cause: `failed, others go on`.",
+            "grep 'cannot read NodePinConfig'\n```\n\nThe log names each object that a loop fails on, "
+            "with the cause: `failed, others continue`.",
             mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm upgrade`. "
             "A loop that fails is a defect: report it with that line of the log, and change or delete the object.",
         ),
