@@ -1,6 +1,4 @@
-"""Which limits the agent set on the processes of one subject lately, and what those processes had
-before.
-"""
+"""The limits recently set on the processes of one subject, with the original limits."""
 
 from collections import OrderedDict
 
@@ -11,10 +9,9 @@ _REMEMBERED = 1024
 
 
 class AllocationHistory:
-    """Maps applied limits to the original limits of the process that they were set on.
+    """Maps applied limits to the original limits of their process.
 
-    `restored` are the subject's processes that no constraint covers and that have their original
-    limits.
+    `restored` are the processes of the subject without a constraint and with original limits.
     """
 
     def __init__(self) -> None:
@@ -24,7 +21,7 @@ class AllocationHistory:
     def remember(self, applied: Limits, original: Limits) -> None:
         """Add a pair. Two originals of the same applied limits become the smaller of both.
 
-        When there are too many pairs, the least recently added is removed.
+        Beyond `_REMEMBERED` pairs, the least recently added pair is removed.
         """
         known = self._original.get(applied, original)
         self._original[applied] = Limits(
@@ -35,9 +32,7 @@ class AllocationHistory:
             self._original.popitem(last=False)
 
     def original(self, current: Limits) -> Limits | None:
-        """Return the original limits of a process that got exactly `current`, or None if no process
-        did.
-        """
+        """Return the original limits of a process with exactly these applied limits, if any."""
         return self._original.get(current)
 
     def clear(self) -> None:

@@ -1,17 +1,17 @@
-"""Computes the `RLIMIT_MEMLOCK` of each process so that every constraint on it holds (P13).
+"""Computes the `RLIMIT_MEMLOCK` of each process under all constraints on the process (P13).
 
-A pod has many processes and the kernel has one number per process. So the room of a constraint is
+A pod has many processes, and the kernel has one number per process. So the room of a constraint is
 allocated to its processes, and allocated again as use changes. For a process i, with all amounts in
 bytes:
 
-- use_i = VmLck + VmPin: what counts against a constraint (P2),
-- own_i = max(VmLck, VmPin), because the kernel compares `mm->locked_vm` and `mm->pinned_vm` each
-  alone,
+- use_i = VmLck + VmPin: the amount that counts against a constraint (P2),
+- own_i = max(VmLck, VmPin), because the kernel compares `mm->locked_vm` and `mm->pinned_vm`
+  separately,
 - left_c = max(0, limit_c - sum of use over the members of constraint c),
 - share_c = left_c with Share; left_c / number of members, in whole pages, with Reserve,
 - allowance_i = own_i + the smallest share_c of its constraints, in whole pages (the kernel shifts
   the rlimit right by `PAGE_SHIFT`, so part of a page allows nothing),
-- cap_i = the original hard limit, or the largest grant on the process if that is more (P14),
+- cap_i = the larger of the original hard limit and the largest grant on the process (P14),
 - hard_i = min(allowance_i, cap_i),
 - soft_i = min(the larger of the original soft limit and the grant, hard_i).
 
@@ -26,19 +26,19 @@ Consequences:
   original limits return unchanged.
 - The result depends on use and original limits, never on applied limits: a second run changes
   nothing.
-- With Share, a pin that fits is never denied because of another process (P5). With Reserve, the
-  hard limits of members that use one kind each never exceed, in sum, a limit that fits their use.
+- With Share, a fitting pin is never denied because of another process (P5).
+- With Reserve, let the use fit the limit, and let each member use one of VmLck and VmPin only. Then
+  the sum of the hard limits does not exceed the limit.
 
-Cases that the rlimit cannot enforce, which are reported and not called enforced (H1):
+The rlimit cannot enforce these cases. They are reported, and not called enforced (H1):
 
-- With Share, processes that pin at once can overshoot until the next allocation. With Reserve, this
-  holds for a process that was forked since the last allocation.
-- A process that uses both kinds has own_i free in the smaller one: it can grow that kind past its
-  allowance.
+- With Share, processes with pins at the same time can overshoot until the next allocation. With
+  Reserve, a process forked since the last allocation can do so.
+- A process with both VmLck and VmPin has room in the smaller one, which can exceed the allowance.
 - `CAP_IPC_LOCK` in the initial user namespace ignores the rlimit; `CAP_SYS_RESOURCE` raises it.
-- `io_uring` counts in VmPin, but the kernel compares `user->locked_vm`, which pods with one uid
-  share.
-- Processes that share an address space each show its whole use: the sums are too high, so that too
+- `io_uring` counts in VmPin, but the kernel compares `user->locked_vm`, shared by all pods with one
+  uid.
+- Processes with a shared address space each show its whole use. The sums are then too high, so too
   little is allocated, never too much.
 """
 
@@ -67,12 +67,12 @@ class ProcessUsage:
 
     @property
     def use(self) -> int:
-        """The amount that counts against a constraint (P2)."""
+        """The bytes counted against a constraint (P2)."""
         return self.locked + self.pinned
 
     @property
     def own(self) -> int:
-        """The lowest limit at or above both amounts, which the kernel compares each alone."""
+        """The lowest limit at or above both amounts. The kernel compares them separately."""
         return max(self.locked, self.pinned)
 
 

@@ -1,27 +1,27 @@
 """Sets the rlimits of processes and restores them: the only module that changes a process.
 
 A process is changed only after its original limits are on disk (H3). All new processes of a tick
-are saved together. If the disk refuses the write, these processes stay unchanged. A process that
-was forked with applied limits is already changed. Its record is written within a second, so that a
-pod that forks fast does not keep the disk busy.
+are saved together. If the write fails, these processes stay unchanged. A process forked with
+applied limits is already changed. Its record is written within a second, so that fast forks do not
+keep the disk busy.
 
-The original limits of a new process come from the first of these that exists:
+The original limits of a new process come from the first existing source:
 
-- the record that an earlier agent saved for this process,
-- the record of its parent, if the parent's limits were already changed before the fork,
-- the history of its subject, if a process of the subject got exactly these limits lately: the
+- the record of this process from an earlier agent,
+- the record of its parent, if the parent's limits were changed before the fork,
+- the history of its subject, if a process of the subject recently got exactly these limits: the
   parent has ended since. If two such processes had different originals, the smaller is used. After
   a restart of the agent, the ended parents are in the file. Such a record is used only if a living
   process of the subject had the same original limits in the file too,
 - its current limits: the runtime started the process, as for an exec into a container.
 
-A process that no constraint covers any more gets its original limits. This includes a process that
-was forked with applied limits and is first seen then.
+A process without any constraint gets its original limits, even if it was forked with applied
+limits and is new.
 
-Limits are written only where they differ. Lowered limits are written first, so that an amount is
-taken from one process before another gets it. A process can grow past its new limit between
-its sample and the write. Then the allocation is repeated before any limit is raised. So with
-Reserve no race lets a pod exceed its limit. A process of unknown use keeps its limits.
+Limits are written only where they differ. Lowered limits are written first, so that no amount is
+allocated twice. A process can exceed its new limit between its sample and the write. Then the
+allocation is repeated before any limit is raised. So with Reserve no race lets a pod exceed its
+limit. A process of unknown use keeps its limits.
 """
 
 import logging
@@ -34,19 +34,19 @@ from pinwarden.node.agent.allocator import ProcessUsage, allocate
 from pinwarden.node.agent.original_limits import RlimitRecord, RlimitRecordStore
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit, ProcessHandle
 from pinwarden.node.linux.procfs import ProcessKey
-from pinwarden.node.pods.constraints import Constraint
+from pinwarden.node.pods.constraints import Constraint, covered_by
 from pinwarden.node.pods.privileges import HeldBackReason
 from pinwarden.node.pods.process import Process, ProcessTable, UsageState
-from pinwarden.node.pods.subject import Subject
+from pinwarden.node.pods.subject import Subject, keys_of
 
 _log = logging.getLogger(__name__)
 _SAVE_SECONDS = 1.0
 _ROUNDS = 4
-NOT_SAVED = "what it had could not be written to disk"
+NOT_SAVED = "its original limits could not be written to disk"
 
 
 class _Change(NamedTuple):
-    """A process, its record, its new limits, and the use in bytes that these were computed from."""
+    """A process, its record, its new limits, and the use in bytes behind these limits."""
 
     process: Process
     record: RlimitRecord
@@ -57,7 +57,7 @@ class _Change(NamedTuple):
 class RlimitEnforcer:
     """Owns the rlimit state of the processes in a table.
 
-    `_unclaimed` are records of an earlier agent that are neither adopted nor restored.
+    `_unclaimed` are records of an earlier agent, neither adopted nor restored yet.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class RlimitEnforcer:
     def save(self, now: float, *, at_once: bool = False) -> bool:
         """Write changed records: at once if there are new processes, else within `_SAVE_SECONDS`.
 
-        Return False if the disk refused the write. Then new processes stay unchanged and have a
-        failure. `now` is in seconds, monotonic.
+        Return False if the write failed. Then new processes stay unchanged and have a failure.
+        `now` is in seconds, monotonic.
         """
         at_once = at_once or now >= self._save_due
         if not self._unsaved or not (at_once or self._unwritten):
@@ -121,18 +121,17 @@ class RlimitEnforcer:
         try:
             self._store.save(self._unclaimed | self._records)
         except OSError as error:
-            _log.error("no new process is dealt to: %s: %s", NOT_SAVED, error)
+            _log.error("new processes keep their limits: %s: %s", NOT_SAVED, error)
             return False
         self._unsaved = False
         return True
 
     def enforce(self, subjects: Sequence[Subject], constraints: Sequence[Constraint]) -> bool:
-        """Set the limits of all members of the constraints, and restore the subjects' other
-        processes.
+        """Set the limits of all members of the constraints, and restore all other processes.
 
         Return False if use changed meanwhile: the subjects should be sampled again soon.
         """
-        covered = frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
+        covered = covered_by(constraints)
         settled = True
         for _ in range(_ROUNDS):
             changes = self._changes(subjects, covered, constraints)
@@ -155,9 +154,7 @@ class RlimitEnforcer:
         covered: frozenset[ProcessKey],
         constraints: Sequence[Constraint],
     ) -> list[_Change]:
-        exact = frozenset[ProcessKey]().union(
-            *(subject.keys for subject in subjects if subject.coverage.exact)
-        )
+        exact = keys_of(subject for subject in subjects if subject.coverage.exact)
         wanted = allocate(
             (self._described(key, exact=key in exact) for key in covered),
             constraints,
@@ -182,8 +179,8 @@ class RlimitEnforcer:
     def restore_all(self, subject: Subject, keys: frozenset[ProcessKey]) -> bool:
         """Restore these processes of the subject, which no constraint covers.
 
-        Return True if no process had applied limits. Otherwise a further sample may find their
-        children.
+        Return True if no process had applied limits. Otherwise a further sample can find children
+        of these processes.
         """
         history = self._histories[subject.uid]
         new = self._oldest_first(keys - history.restored)
@@ -199,14 +196,11 @@ class RlimitEnforcer:
         return clean and len(restored) == len(new)
 
     def adopt_external_changes(self, keys: Iterable[ProcessKey]) -> bool:
-        """Accept the limits that programs set since the last allocation.
-
-        Return whether there were any.
-        """
+        """Accept limits set by programs since the last allocation. Return whether any exist."""
         return sum(self._adopt_external_change(key) for key in keys) > 0
 
     def restore(self, process: Process) -> bool:
-        """Restore the original limits if they were changed. Return False if that failed."""
+        """Restore the original limits if they were changed. Return False on failure."""
         record = self._records.get(process.key)
         if record is None:
             return True
@@ -219,11 +213,11 @@ class RlimitEnforcer:
         return True
 
     def restore_unclaimed(self, subjects: Iterable[Subject]) -> None:
-        """Restore the processes of an earlier agent that none of the subjects has.
+        """Restore the processes of an earlier agent outside these subjects.
 
-        A process that fails stays in the store.
+        A process stays in the store if its restore failed.
         """
-        owned = frozenset[ProcessKey]().union(*(subject.keys for subject in subjects))
+        owned = keys_of(subjects)
         for key, record in list(self._unclaimed.items()):
             if key in owned:
                 continue
@@ -239,7 +233,7 @@ class RlimitEnforcer:
             self._unsaved = True
 
     def unclaimed(self) -> list[ProcessKey]:
-        """Return the living processes of an earlier agent that were neither adopted nor restored."""
+        """Return the living processes of an earlier agent, neither adopted nor restored yet."""
         return [key for key in self._unclaimed if self._may_live(key)]
 
     def clear_history(self, subject: Subject) -> None:
@@ -252,7 +246,7 @@ class RlimitEnforcer:
             del self._histories[uid]
 
     def forget(self, key: ProcessKey) -> None:
-        """Forget the state of a process that is no longer in the table."""
+        """Forget the state of a process outside the table."""
         self._records.pop(key, None)
         self._failures.pop(key, None)
 
@@ -263,14 +257,14 @@ class RlimitEnforcer:
             return True
 
     def _living(self, key: ProcessKey) -> Process | None:
-        """Return the process if it lives. Raises OSError if that is unknown."""
+        """Return the process, None if it is gone. Raises OSError if unknown."""
         process, _ = self._table.sample(key.pid)
         return process if process is not None and process.key == key else None
 
     def _prlimit_on(self, process: Process, limits: Limits | None = None) -> Limits | None:
-        """Set the limits of a process if given, and return the limits before.
+        """Set the limits of a process, or read them without `limits`. Return the limits before.
 
-        Return None if the process is gone, or if the call failed: then there is a failure.
+        Return None if the process is gone, or after a failure, which is recorded.
         """
         before = None
         try:
@@ -317,7 +311,7 @@ class RlimitEnforcer:
         ]
 
     def _recall(self, process: Process) -> RlimitRecord | None:
-        """Adopt and return the record that an earlier agent saved for the process, if there is one."""
+        """Adopt and return the record of the process from an earlier agent, if any."""
         earlier = self._unclaimed.get(process.key)
         if earlier is None or (current := self._prlimit_on(process)) is None:
             return None
@@ -328,9 +322,7 @@ class RlimitEnforcer:
     def _find_original(
         self, subject: Subject, process: Process, untouched: Container[ProcessKey]
     ) -> bool:
-        """Add a record by the rules of the module.
-
-        Return whether the process came with applied limits.
+        """Add a record by the rules of the module. Return whether the process inherited limits.
 
         The limits of `untouched` processes are not changed yet, so their children inherit nothing.
         """
@@ -344,7 +336,7 @@ class RlimitEnforcer:
     def _inherit(
         self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()
     ) -> bool:
-        """Add a record if the process came with applied limits. Return whether it did."""
+        """Add a record if the process inherited applied limits, and return whether it did."""
         parent, history = self._table.get(process.status.parent), self._histories[subject.uid]
         of_parent = (
             self._records.get(parent.key) if parent and parent.key not in untouched else None

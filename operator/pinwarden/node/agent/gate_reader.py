@@ -1,10 +1,9 @@
-"""Reads which pods the seccomp gate enforces exactly, whenever the gate's state file changes.
+"""Reads from the gate's state file which pods the seccomp gate enforces exactly.
 
 A pod is enforced *exactly* if each of its processes is in a container with a listener, or in its
-sandbox. In addition, no driver has pinned memory for the pod, and the gate has seen no call that
-makes the pod inexact. Only then is the level Deny (H1), and each process gets the whole limit as
-its rlimit, because the gate enforces the sum. A silent gate changes no level: calls wait, and the
-report says so.
+sandbox. In addition, no driver has pinned memory for the pod, and no call made the pod inexact.
+Only then the level is Deny (H1), and each process gets the whole limit as its rlimit, because the
+gate enforces the sum. A silent gate changes no level: calls wait, and the report says so.
 
 The gate reads the configuration itself. The agent acknowledges the limits of a pod only when the
 gate reports the same fingerprint. If the gate needs longer than `BEHIND_SECONDS`, the pod is not
@@ -12,7 +11,7 @@ enforced exactly.
 """
 
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from pinwarden.node.linux.procfs import ProcessKey
@@ -41,8 +40,13 @@ class GateReader:
 
     @property
     def silent(self) -> bool:
-        """Whether the gate exists and has not renewed its file for a while."""
+        """Whether the gate exists and has not renewed its file for `SILENT_SECONDS`."""
         return self._file is not None and SILENT_SECONDS < self._file.age < float("inf")
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How often the gate's work on an item failed, by kind."""
+        return self.status.failures if self.status else {}
 
     def poll(self) -> None:
         """Reload the file if it changed. If it cannot be parsed, no pod counts as gated."""
@@ -81,7 +85,7 @@ def _has_limits(status: GateStatus, subject: Subject) -> bool:
 
 
 def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:
-    """Return the coverage of a sampled pod by the gate, with whichever limits the gate has."""
+    """Return the coverage of a sampled pod, without a check of the gate's limits."""
     running = subject.by_container.keys()
     if not status.lost.isdisjoint(running):
         why = "the descriptors of its gate are lost: its pinning calls end with ENOSYS"
@@ -99,7 +103,7 @@ def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:
     )
     why = "; ".join(status.inexact.get(subject.uid, ()))
     if not subject.keys <= covered:
-        why = "a container, or a process in none, has not the gate's profile"
+        why = "a container, or a process outside all containers, lacks the gate's profile"
     elif subject.pinned and not why:
         why = "a driver has pinned memory for it"
     return GateCoverage(True, exact=not why, why=why)

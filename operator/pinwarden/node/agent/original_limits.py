@@ -1,14 +1,12 @@
 """The original limits of each process, on disk, so that a later agent can restore them too (H3).
 
 The kernel keeps no earlier limits. So a record is written before a process is changed for the first
-time. `save` returns when the file is on disk: a crash in between leaves a record too many, never
-one too few. A record also holds the limits that were applied last. A limit that differs from these
-was set by the program itself, and is the limit that the process shall have from then on.
+time. `save` returns when the file is on disk: a crash in between leaves a record too many, never a
+record too few. A record also has the last applied limits. Any other current limit was set by the
+program itself, and becomes the original limit.
 
-The file is one JSON object: a version, the boot id of the kernel, a digest of the processes, and
-the processes. It is replaced as a whole (`statefile`). No process outlives a reboot, so a file of
-another boot id counts as empty. A file that is truncated, altered or of another version is set
-aside with a warning.
+The file is a `StateFile` with the boot id of the kernel and the processes. No process outlives a
+reboot, so a file with another boot id counts as empty.
 """
 
 from collections.abc import Mapping
@@ -26,17 +24,16 @@ _FIELDS = ("bootId", "processes")
 
 @dataclass(frozen=True, slots=True)
 class RlimitRecord:
-    """The `original` limits of a process and those that the agent `applied` last, in bytes."""
+    """The `original` limits of a process and the last limits `applied` by an agent, in bytes."""
 
     original: Limits
     applied: Limits
 
     def updated(self, current: Limits) -> "RlimitRecord":
-        """Return the record with the soft and hard limits that the program set since the last
-        allocation.
+        """Return the record with the limits set by the program since the last allocation.
 
-        A lowered limit stays lowered, and a soft limit that a program chose is kept. A raised hard
-        limit (`CAP_SYS_RESOURCE`) becomes the original one. The allowance is enforced all the same,
+        A lowered limit stays lowered, and the program's soft limit is kept. A raised hard limit
+        (`CAP_SYS_RESOURCE`) becomes the original limit. The allowance is enforced all the same,
         because it is computed from use and not from the original limits (P1).
         """
         hard = self.original.hard if current.hard == self.applied.hard else current.hard
@@ -44,11 +41,11 @@ class RlimitRecord:
         return replace(self, original=Limits(min(soft, hard), hard))
 
     def for_child(self, current: Limits) -> "RlimitRecord":
-        """Return the record of a child whose limits are `current`, forked since the first
-        allocation.
+        """Return the record of a child with these `current` limits.
 
-        The child inherited limits that were applied, not its parent's original ones. A limit that
-        the child set before its first sample looks the same, and is not kept.
+        The child was forked since the first allocation. So it inherited applied limits, not the
+        original limits of its parent. A limit set by the child before its first sample looks the
+        same, and is lost.
         """
         return RlimitRecord(self.original, current)
 

@@ -1,8 +1,7 @@
 """Sampled use above limits (H1). Peaks and times are lower bounds (H2).
 
 An episode begins with a sample above the limit. It ends with a sample at or below the limit, or
-after `LONGEST_GAP_SECONDS` without a sample. Its duration is the time between samples that were
-both above.
+after `LONGEST_GAP_SECONDS` without a sample. Its duration is the time between the samples above.
 """
 
 from collections.abc import Collection

@@ -1,14 +1,13 @@
 """Brings the node to its configuration: lists subjects, samples them and sets their rlimits.
 
-The reconciler has no thread and never waits. The caller gives it a configuration and ticks, each as
-soon as the last tick asked for. A tick lists the pods and directories, samples the subjects that
-are due, saves the original limits of new processes, allocates, and restores. Pods without a limit
-are listed and not read. Sampling takes at most about a quarter of a core.
+The reconciler has no thread and never waits. The caller sets a configuration, and calls `tick` at
+the time returned by the last tick. A tick lists the pods and directories, samples the due subjects,
+saves the original limits of new processes, allocates, and restores. Pods without a limit are listed
+and not read. Sampling takes at most about a quarter of a core. Subjects with a common limit of
+scope Node, or a common process, are allocated together as a batch.
 
-Subjects that share a limit of scope Node, or a process, are allocated together as one batch.
-
-A subject, a batch or a pattern that fails affects only itself (`guard`): it is reported as not
-readable, none of its limits is acknowledged, and it is tried again.
+A failure of a subject, a batch or a pattern affects nothing else (`guard`). The subject is reported
+as not readable, its limits are not acknowledged, and the work is tried again.
 """
 
 import logging
@@ -26,7 +25,6 @@ from pinwarden.api.nodepinconfig import (
     NodePinConfigStatus,
     UnsupportedLimit,
 )
-from pinwarden.api.pinlimit import Enforcement
 from pinwarden.common.guard import Guard
 from pinwarden.common.patterns import directories
 from pinwarden.node.agent.accountant_reader import AccountantReader
@@ -40,22 +38,26 @@ from pinwarden.node.linux.cgroupfs import detect_layout, process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.batches import batches
-from pinwarden.node.pods.constraints import Constraint, constraints_on, running_containers
+from pinwarden.node.pods.constraints import (
+    Constraint,
+    constraints_on,
+    covered_by,
+    running_containers,
+)
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import UNKNOWN_PODS, NodePolicy, SubjectPolicy, reported_name
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import IDLE_SECONDS, Subject
+from pinwarden.node.pods.subject import IDLE_SECONDS, Subject, keys_of
 
 _SHORTEST_SECONDS = 0.01
 _LONGEST_SECONDS = 1.0
 _PAUSE_PER_WORK = 3
 KINDS = ("subject", "group", "pattern", "release", "record", "report")
-"""Kinds of items that the reconciler guards."""
+"""Kinds of items guarded by the reconciler."""
 _log = logging.getLogger(__name__)
-
 _Result = TypeVar("_Result")
 Batch = tuple[list[Subject], list[Constraint]]
-"""Subjects that are allocated together, and the constraints on them."""
+"""The subjects of one allocation, and the constraints on them."""
 
 
 class Reconciler:
@@ -79,7 +81,7 @@ class Reconciler:
         prlimit: Prlimit = prlimit_memlock,
         guard: Guard | None = None,
     ) -> None:
-        """Raises ValueError without a cgroup hierarchy, OSError if the store cannot be read."""
+        """Raises ValueError without a cgroup hierarchy, OSError if the store is unreadable."""
         self._guard = guard or Guard(KINDS, clock)
         self._root = process_hierarchy(cgroup_root)
         self._finder = PodFinder(self._root)
@@ -109,11 +111,9 @@ class Reconciler:
         generation: int | None,
         gone: frozenset[str] = frozenset(),
     ) -> None:
-        """Accept a configuration.
+        """Accept a configuration, which the next ticks apply and then acknowledge.
 
-        The next tick applies it, and acknowledges it when all of it is applied.
-
-        `gone` are the pods in it that the operator does not list any more.
+        `gone` are the pods in the configuration that the operator no longer lists.
         """
         self._policy = NodePolicy(spec, unsupported, generation, gone)
         self._overshoots.keep({limit.uid for limit in self._policy.limits} | {UNKNOWN_PODS})
@@ -140,7 +140,7 @@ class Reconciler:
                 sample_all = self._list(policy, now)
                 acknowledged, listed = policy, True
             except OSError as error:
-                _log.error("pods cannot be listed, known ones stay as they are: %s", error)
+                _log.error("cannot list pods, known pods keep their limits: %s", error)
                 self._list_due = now + _LONGEST_SECONDS
         moved = self._sample(now, everything=sample_all)
         if listed or moved:
@@ -150,44 +150,37 @@ class Reconciler:
         return self._pace(now)
 
     def report(self) -> NodePinConfigStatus:
-        """Return the status as of the last tick."""
+        """Return the status after the last tick."""
         subjects = [subject for _, subject in sorted(self._subjects.items())]
-        return self._status.build(
-            self._acknowledged,
-            subjects,
-            self._table,
-            self._enforcer,
-            self._overshoots,
-            self._sampled,
-        )
+        parts = self._table, self._enforcer, self._overshoots, self._sampled
+        return self._status.build(self._acknowledged, subjects, *parts)
 
     @property
     def limit_names(self) -> dict[str, tuple[str, ...]]:
-        """The names of each subject's limits in the configuration, by the subject's reported name."""
+        """The names of each subject's limits in the configuration, by reported name."""
         return {reported_name(uid): subject.policy.names for uid, subject in self._subjects.items()}
 
     @property
     def failures(self) -> dict[tuple[str, str], int]:
-        """How often the work on items failed, by process and kind, from the state files of all
-        processes.
-        """
+        """How often the work on an item failed, by process and kind, on the whole node."""
+        by_process = {
+            "agent": self._guard.failures,
+            "gate": self._gate.failures,
+            "accountant": self._accountant.failures,
+        }
         return {
             (process, kind): count
-            for process, counts in (
-                ("agent", self._guard.failures),
-                ("gate", self._gate.status.failures if self._gate.status else {}),
-                ("accountant", self._accountant.failures),
-            )
+            for process, counts in by_process.items()
             for kind, count in counts.items()
         }
 
     def release(self) -> None:
-        """Restore every process, including those of an earlier agent.
+        """Restore every process, including the processes of an earlier agent.
 
-        Raises PermissionError if some fail.
+        Raises PermissionError if a process could not be restored.
         """
         if not self._release_all():
-            raise PermissionError("some processes could not be given back what they had")
+            raise PermissionError("the original limits of some processes could not be restored")
 
     def close(self) -> None:
         """Close all descriptors. Limits stay in force (H3)."""
@@ -247,14 +240,14 @@ class Reconciler:
         return subjects
 
     def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:
-        """Return the result of `work` on an item, None while it fails or waits after a failure."""
+        """Return the result of `work` on an item, None after a failure and during its backoff."""
         if self._guard.due(kind, name):
             with self._guard.item(kind, name):
                 return work()
         return None
 
     def _sample(self, now: float, *, everything: bool) -> bool:
-        """Sample the subjects that are due, or all, and enforce their limits.
+        """Sample the due subjects, or all, and enforce their limits.
 
         Return whether a process moved out of its subject. Then all subjects are sampled.
         """
@@ -262,10 +255,10 @@ class Reconciler:
         left = [key for subject in due for key in self._sample_subject(subject, now)]
         moved = any(self._table.lives(key) for key in left)
         if moved:  # perhaps to another subject
-            for subject in self._subjects.values():
-                if subject not in due:
-                    self._sample_subject(subject, now)
-            due = set(self._subjects.values())
+            others = set(self._subjects.values()) - due
+            for subject in others:
+                self._sample_subject(subject, now)
+            due |= others
         for subject in self._gate.observe(self._subjects.values(), due):
             subject.heat(now)
             due.add(subject)
@@ -273,7 +266,7 @@ class Reconciler:
         return moved
 
     def _sample_subject(self, subject: Subject, now: float) -> set[ProcessKey]:
-        """Return the processes that left the subject."""
+        """Sample a subject, and return the processes that left."""
         with self._guard.item("subject", subject.uid):
             left = subject.sample(self._table, now)
             subject.failure = ""
@@ -283,7 +276,7 @@ class Reconciler:
         return set()
 
     def _enforce(self, due: set[Subject], now: float) -> None:
-        """Enforce and evaluate the constraints of each batch with a subject that was sampled."""
+        """Enforce and evaluate the constraints of each batch with a sampled subject."""
         sampled: list[Batch] = [
             (subjects, constraints)
             for subjects in self._batches
@@ -302,9 +295,9 @@ class Reconciler:
     def _of_batch(
         self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
     ) -> list[_Result]:
-        """Return the result of `work` on a batch as a list; empty if it failed.
+        """Return the result of `work` on a batch as a list, empty after a failure.
 
-        A failure is then the failure of each subject.
+        The failure counts for each subject of the batch.
         """
         name = f"{step} {subjects[0].uid}"
         with self._guard.item("group", name):
@@ -317,7 +310,7 @@ class Reconciler:
     def _allocate(self, sampled: Iterable[Batch], now: float) -> None:
         """Save the original limits of new processes, then set the limits of all."""
         enforced = [
-            (subjects, [one for one in constraints if one.limit.enforcement is Enforcement.ENFORCE])
+            (subjects, [constraint for constraint in constraints if constraint.enforced])
             for subjects, constraints in sampled
         ]
         for subjects, constraints in enforced:
@@ -332,8 +325,8 @@ class Reconciler:
     def _adopt(
         self, subjects: Iterable[Subject], constraints: Iterable[Constraint], now: float
     ) -> None:
-        """Find the original limits of new processes, and accept the limits that programs set."""
-        covered = frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
+        """Find the original limits of new processes, and accept limits set by programs."""
+        covered = covered_by(constraints)
         for subject in subjects:
             self._enforcer.adopt(subject, subject.keys & covered)
             if not subject.policy.enforced and not subject.hot(now):
@@ -361,20 +354,19 @@ class Reconciler:
         return sum(self._table[key].use for key in keys)
 
     def _drop_unowned(self, now: float) -> None:
-        """Restore and drop the processes that are in no subject, also those of an earlier agent."""
-        if self._ability.available:
+        """Restore and drop the processes outside all subjects, also of an earlier agent."""
+        able = self._ability.available
+        if able:
             self._restore_released(now)
-        kept = self._releaser.keys.union(*(subject.keys for subject in self._subjects.values()))
+        kept = self._releaser.keys | keys_of(self._subjects.values())
         for process in self._table:
-            if process.key in kept:
-                continue
-            if not self._ability.available or self._enforcer.restore(process):
+            if process.key not in kept and (not able or self._enforcer.restore(process)):
                 self._table.drop(process)
                 self._enforcer.forget(process.key)
         self._enforcer.keep_histories(self._subjects.keys() | self._releaser.uids)
 
     def _restore_released(self, now: float) -> None:
-        """Continue the releases. A process in a subject that cannot be read keeps its limits."""
+        """Continue the releases. A process in an unreadable subject keeps its limits."""
         readable = not any(subject.failure for subject in self._subjects.values())
         if readable:
             try:
@@ -397,13 +389,11 @@ class Reconciler:
         self._batches.clear()
         now = self._clock()
         self._drop_unowned(now)
-        remaining = self._enforcer.unclaimed() or self._enforcer.records
-        return self._enforcer.save(now, at_once=True) and not remaining
+        saved = self._enforcer.save(now, at_once=True)
+        return saved and not (self._enforcer.unclaimed() or self._enforcer.records)
 
     def _pace(self, now: float) -> float:
-        """Return the seconds until the next work is due, and at least a pause in proportion to this
-        tick.
-        """
+        """Return the seconds until the next tick: when work is due, after a pause."""
         end = self._clock()
         due = min([self._list_due, *(subject.due for subject in self._subjects.values())]) - end
         return min(max(due, _PAUSE_PER_WORK * (end - now), _SHORTEST_SECONDS), _LONGEST_SECONDS)

@@ -1,9 +1,9 @@
 """Subjects being released: watched until every process has its original RLIMIT_MEMLOCK (P14).
 
-The limits of known processes are restored at once. But a process that was forked just before
-inherits the limits of its parent and is seen only afterwards. Without a further sample it would
-keep them for its whole life. So a subject is sampled again until a sample finds no such process.
-Then a few more sweeps follow, because a fork in progress shows its child late.
+The limits of known processes are restored at once. But a process forked just before inherits the
+limits of its parent, and is sampled only afterwards. Without a further sample, such a process would
+keep these limits for its whole life. So a subject is sampled again until a sample finds no such
+process. Then a few more sweeps follow, because a fork in progress shows its child late.
 
 After a restart, the same is done for the processes of an earlier agent. Their subjects are found by
 the processes in the file.
@@ -18,16 +18,14 @@ from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.cgroups import explore, pod_uid
 from pinwarden.node.pods.policy import SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
-from pinwarden.node.pods.subject import Subject
+from pinwarden.node.pods.subject import Subject, keys_of
 
 _MOST_SAMPLES = 10
 _QUIET_SWEEPS = 3
 
 
 class Releaser:
-    """The subjects being released, each with the number of sweeps in a row that found nothing to
-    restore.
-    """
+    """The subjects being released, each with its number of quiet sweeps in a row."""
 
     def __init__(self, table: ProcessTable, enforcer: RlimitEnforcer) -> None:
         self._table = table
@@ -39,12 +37,12 @@ class Releaser:
 
     @property
     def keys(self) -> frozenset[ProcessKey]:
-        """The processes of these subjects."""
-        return frozenset[ProcessKey]().union(*(subject.keys for subject in self._quiet))
+        """The processes of all subjects being released."""
+        return keys_of(self._quiet)
 
     @property
     def uids(self) -> set[str]:
-        """The uids of these subjects."""
+        """The uids of all subjects being released."""
         return {subject.uid for subject in self._quiet}
 
     def begin(self, subject: Subject) -> None:
@@ -56,7 +54,7 @@ class Releaser:
 
         Raises OSError if a tree cannot be read.
         """
-        watched = self.keys.union(*(subject.keys for subject in limited.values()))
+        watched = self.keys | keys_of(limited.values())
         pids = {key.pid for key in self._enforcer.unclaimed() if key not in watched}
         if pids:
             for uid, path in _owners(root, pids).items():
@@ -64,19 +62,19 @@ class Releaser:
                     self.begin(Subject(uid, (path,), SubjectPolicy(())))
 
     def cancel(self, uid: str) -> None:
-        """Stop releasing a subject: limits apply to it again."""
+        """Stop releasing a subject, because limits apply again."""
         for subject in [subject for subject in self._quiet if subject.uid == uid]:
             del self._quiet[subject]
 
     def sweep(self, now: float) -> None:
-        """Restore the processes that a sample finds, and drop subjects without any for some sweeps."""
+        """Restore the processes of all subjects, and drop a subject after some quiet sweeps."""
         for subject, quiet in list(self._quiet.items()):
             self._quiet[subject] = quiet + 1 if self._restore(subject, now) else 0
             if self._quiet[subject] >= _QUIET_SWEEPS:
                 del self._quiet[subject]
 
     def _restore(self, subject: Subject, now: float) -> bool:
-        """Return whether already the first sample found nothing to restore."""
+        """Return whether the sweep is quiet: the first sample found nothing to restore."""
         for number in range(_MOST_SAMPLES):
             try:
                 subject.sample(self._table, now)
@@ -89,9 +87,7 @@ class Releaser:
 
 
 def _owners(root: Path, pids: set[int]) -> dict[str, Path]:
-    """Return the directory of each subject with such a process, by uid; in a pod, the pod's
-    directory.
-    """
+    """Return the pod, or else the directory, of each of these processes, by uid."""
     owners: dict[str, Path] = {}
     for directory in explore("", [root]).members:
         if directory != root and not pids.isdisjoint(member_pids(directory)):

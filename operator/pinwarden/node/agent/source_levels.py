@@ -20,7 +20,8 @@ _COUNTED: Final[Mapping[Source, str]] = {
     Source.MLOCK: "counted in VmLck",
     Source.MEMFD_SECRET: "counted in VmLck",
     Source.VFIO: "counted in VmLck",
-    Source.IO_URING: "counted in VmPin; the kernel compares the uid's counter, which all pods with that uid share",
+    Source.IO_URING: "counted in VmPin; the kernel compares the uid's counter, which all pods with "
+    "that uid share",
     Source.RDMA: "counted in VmPin",
     Source.IOMMUFD: "counted in VmPin",
     Source.VDPA: "counted in VmPin",

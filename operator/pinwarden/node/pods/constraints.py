@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pinwarden.api.nodepinconfig import NodeLimit
-from pinwarden.api.pinlimit import Scope
+from pinwarden.api.pinlimit import Enforcement, Scope
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.subject import STRAY, Subject
 
@@ -29,6 +29,11 @@ class Constraint:
     members: frozenset[ProcessKey]
     pod: str | None
     container: str | None = None
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the limit is enforced. Audit changes no process (P13)."""
+        return self.limit.enforcement is Enforcement.ENFORCE
 
 
 def constraints_on(subjects: Sequence[Subject]) -> list[Constraint]:
@@ -48,6 +53,11 @@ def constraints_on(subjects: Sequence[Subject]) -> list[Constraint]:
                 nodes.setdefault(limit.name, (limit, set()))[1].update(subject.keys)
     constraints += [Constraint(limit, frozenset(keys), None) for limit, keys in nodes.values()]
     return constraints
+
+
+def covered_by(constraints: Iterable[Constraint]) -> frozenset[ProcessKey]:
+    """Return the processes in the scope of any of these constraints."""
+    return frozenset[ProcessKey]().union(*(constraint.members for constraint in constraints))
 
 
 def running_containers(

@@ -13,7 +13,7 @@ exist with the expected counts, there are no other directories.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,6 +181,11 @@ class Subject:
                 return None
             members |= dict.fromkeys(member_pids(path), identity)
         return members
+
+
+def keys_of(subjects: Iterable[Subject]) -> frozenset[ProcessKey]:
+    """Return the processes of all these subjects."""
+    return frozenset[ProcessKey]().union(*(subject.keys for subject in subjects))
 
 
 def _unchanged(path: str, subdirectories: int) -> bool:

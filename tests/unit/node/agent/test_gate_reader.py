@@ -108,8 +108,8 @@ def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> 
     ("containers", "more", "why"),
     [
         ({SIDE: key(1)}, 0, UNGATED),
-        ({MAIN: key(1), SIDE: key(2)}, 0, "has not the gate's profile"),
-        ({MAIN: key(1)}, 9, "has not the gate's profile"),
+        ({MAIN: key(1), SIDE: key(2)}, 0, "lacks the gate's profile"),
+        ({MAIN: key(1)}, 9, "lacks the gate's profile"),
     ],
 )
 def test_a_process_beside_the_gate_is_told(

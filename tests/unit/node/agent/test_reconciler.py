@@ -1161,7 +1161,7 @@ def test_a_container_without_the_gate_s_profile_takes_the_whole_limit_back(node:
     node.tick()
     assert (node.hard(gated), node.hard(other)) == (5 * PAGE, 2 * PAGE)
     assert node.pod().level is Level.CONVERGE
-    assert "has not the gate's profile" in node.pod().message
+    assert "lacks the gate's profile" in node.pod().message
 
 
 @pytest.mark.rule("P14")
