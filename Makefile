@@ -13,7 +13,7 @@ PARALLEL := -n logical $(MODULES)
 BUILT := programs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release bench fuzz programs controlplane clean
+.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release upgrade-check bench fuzz programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -117,6 +117,9 @@ image: venv ## the image of operator and agent, as an OCI archive in build/
 
 release: venv ## every file of a release of the last commit, in dist/; publishes nothing; VERSION=X.Y.Z is checked
 	$(BIN)/python -m release make $(if $(VERSION),--version $(VERSION))
+
+upgrade-check: venv ## upgrade a running cluster from another commit to this tree and back, and check that nothing is lost; FROM=COMMIT
+	$(BIN)/python -m release upgrade-check $(or $(FROM),HEAD~1)
 
 bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/plan_scale.py

@@ -1,4 +1,4 @@
-"""The command line: ``python -m release image`` and ``python -m release make``. Nothing is published."""
+"""The command line: `python -m release image`, `make` or `upgrade-check`. Nothing is published."""
 
 import argparse
 import re
@@ -14,6 +14,7 @@ from release.archive import Image
 from release.artifacts import BASE, SUMS, base, make
 from release.checks import git, problems
 from release.errors import ReleaseError
+from release.upgrade import check_upgrade
 
 DOCUMENT = ROOT / "docs" / "release.md"
 FIGURES = re.compile(r"[\d.]+ MB compressed, [\d.]+ MB unpacked")
@@ -85,10 +86,16 @@ def main() -> int:
         metavar="FOLDER",
         help="an earlier release in it is removed; default: dist/",
     )
+    upgrade = commands.add_parser(
+        "upgrade-check", help="upgrade a cluster from an earlier commit to this tree, and back"
+    )
+    upgrade.add_argument("reference", metavar="REF", help="the earlier commit, as git names it")
     arguments = parser.parse_args()
     try:
         if arguments.command == "image":
             _image(arguments.output)
+        elif arguments.command == "upgrade-check":
+            check_upgrade(arguments.reference)
         else:
             _make(arguments.version, arguments.output)
     except (ClusterError, ReleaseError) as error:
