@@ -243,7 +243,7 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {**LIMIT, **fields}
 
 
-def test_it_acknowledges_a_spec_and_each_later_edit(node: Node) -> None:
+def test_agent_acknowledges_a_spec_and_each_later_edit(node: Node) -> None:
     generation = node.configure(LIMIT)
     with Agent(node):
         status = node.acknowledged(generation)
@@ -256,14 +256,14 @@ def test_it_acknowledges_a_spec_and_each_later_edit(node: Node) -> None:
         assert status["appliedLimits"] == [{"uid": "limit-a", "hash": limit_hash(smaller)}]
 
 
-def test_it_takes_an_object_that_comes_after_it(node: Node) -> None:
+def test_agent_applies_an_object_created_after_its_start(node: Node) -> None:
     with Agent(node) as agent:
         eventually(lambda: agent.says("there is no NodePinConfig for this node"), bool)
         node.acknowledged(node.configure(LIMIT))
 
 
 @pytest.mark.rule("H3")
-def test_a_deleted_object_is_no_news(node: Node) -> None:
+def test_deleted_object_leaves_the_limits_in_force(node: Node) -> None:
     generation = node.configure(LIMIT)
     with Agent(node) as agent:
         node.acknowledged(generation)
@@ -276,7 +276,7 @@ def test_a_deleted_object_is_no_news(node: Node) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_of_a_newer_operator_is_reported_and_the_rest_applied(node: Node) -> None:
+def test_limit_of_a_newer_operator_is_reported_and_the_rest_applied(node: Node) -> None:
     newer = {**LIMIT, "name": "ns/b", "uid": "limit-b", "burst": 4096}
     generation = node.configure(LIMIT, newer)
     with Agent(node):
@@ -288,7 +288,7 @@ def test_a_limit_of_a_newer_operator_is_reported_and_the_rest_applied(node: Node
 
 
 @pytest.mark.rule("H3")
-def test_a_spec_that_cannot_be_read_leaves_the_last_good_one_and_is_reported(node: Node) -> None:
+def test_unreadable_spec_is_reported_and_the_last_good_one_stays(node: Node) -> None:
     generation = node.configure(LIMIT)
     with Agent(node) as agent:
         node.acknowledged(generation)
@@ -304,7 +304,9 @@ def test_a_spec_that_cannot_be_read_leaves_the_last_good_one_and_is_reported(nod
 
 
 @pytest.mark.rule("H3")
-def test_it_is_back_within_15_seconds_of_the_api_server(node: Node, server: ControlPlane) -> None:
+def test_agent_recovers_within_15_seconds_of_the_api_server(
+    node: Node, server: ControlPlane
+) -> None:
     generation = node.configure(LIMIT)
     with Agent(node) as agent:
         node.acknowledged(generation)
@@ -326,7 +328,7 @@ def test_it_is_back_within_15_seconds_of_the_api_server(node: Node, server: Cont
 
 
 @pytest.mark.rule("H3")
-def test_it_starts_with_the_last_configuration_while_the_api_server_is_away(
+def test_agent_starts_with_the_last_configuration_without_an_api_server(
     node: Node, server: ControlPlane
 ) -> None:
     generation = node.configure(LIMIT)
@@ -346,7 +348,7 @@ def test_it_starts_with_the_last_configuration_while_the_api_server_is_away(
 
 
 @pytest.mark.rule("H3")
-def test_a_corrupt_last_configuration_is_set_aside(node: Node) -> None:
+def test_corrupt_last_configuration_is_set_aside(node: Node) -> None:
     generation = node.configure(LIMIT)
     stored = node.folder / "state" / "nodepinconfig.json"
     with Agent(node):
@@ -360,7 +362,7 @@ def test_a_corrupt_last_configuration_is_set_aside(node: Node) -> None:
     assert stored.with_name("nodepinconfig.json.corrupt-1").exists()
 
 
-def test_a_second_agent_stands_by_and_takes_over_when_sigterm_ends_the_first(node: Node) -> None:
+def test_second_agent_stands_by_and_takes_over_when_sigterm_ends_the_first(node: Node) -> None:
     with Agent(node) as agent:
         node.acknowledged(node.configure(LIMIT))
         with Agent(node) as second:
@@ -375,7 +377,7 @@ def test_a_second_agent_stands_by_and_takes_over_when_sigterm_ends_the_first(nod
             node.acknowledged(node.configure({**LIMIT, "limit": 2 << 20}))
 
 
-def test_it_is_healthy_ready_and_measured(node: Node) -> None:
+def test_agent_is_healthy_ready_and_measured(node: Node) -> None:
     generation = node.configure(LIMIT)
     with Agent(node) as agent:
         node.acknowledged(generation)

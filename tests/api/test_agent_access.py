@@ -146,7 +146,7 @@ def wide_rbac(world: World) -> Iterator[None]:
     eventually(lambda: world.agent(*may), lambda last: last.returncode != 0)
 
 
-def test_an_agent_reads_and_writes_its_own_status(world: World) -> None:
+def test_agent_reads_and_writes_its_own_status(world: World) -> None:
     done(patch_status(world.agent, world.own))
     listed = json.loads(done(world.agent("get", "npc", "-o", "json")))["items"]
     told = {
@@ -156,27 +156,27 @@ def test_an_agent_reads_and_writes_its_own_status(world: World) -> None:
     assert (told[world.own], told[world.other]) == (7, None)
 
 
-def test_a_write_of_the_status_changes_no_spec(world: World) -> None:
+def test_write_of_the_status_changes_no_spec(world: World) -> None:
     done(patch_status(world.agent, world.own, spec={"mode": "Release"}))
     assert done(world.admin("get", "npc", world.own, "-o", "jsonpath={.spec.mode}")) == "Active"
 
 
-def test_another_nodes_status_is_refused_by_the_policy(world: World) -> None:
+def test_status_of_another_node_is_rejected_by_the_policy(world: World) -> None:
     refused(patch_status(world.agent, world.other), "pinwarden-agent-own-node", world.other_refused)
     assert done(world.admin("get", "npc", world.other, "-o", "jsonpath={.status}")) == ""
 
 
-def test_a_token_of_no_pod_is_refused_by_the_policy(world: World) -> None:
+def test_token_without_a_pod_is_rejected_by_the_policy(world: World) -> None:
     refused(patch_status(world.unbound, world.own), "pinwarden-agent-own-node", NO_NODE)
 
 
-def test_the_agents_name_without_a_token_is_refused_by_the_policy(world: World) -> None:
+def test_agents_name_without_a_token_is_rejected_by_the_policy(world: World) -> None:
     refused(
         patch_status(world.admin, world.own, f"--as={USER}"), "pinwarden-agent-own-node", NO_NODE
     )
 
 
-def test_rbac_refuses_create_delete_and_spec_of_the_own_object(world: World) -> None:
+def test_rbac_rejects_create_delete_and_spec_of_the_own_object(world: World) -> None:
     refused(
         patch_spec(world.agent, world.own), f'User "{USER}" cannot patch resource "nodepinconfigs"'
     )
@@ -189,7 +189,7 @@ def test_rbac_refuses_create_delete_and_spec_of_the_own_object(world: World) -> 
 
 
 @pytest.mark.parametrize("resource", ["pinlimits.pinwarden.io", "pods", "secrets"])
-def test_rbac_refuses_to_read_or_delete_anything_else(world: World, resource: str) -> None:
+def test_rbac_rejects_reading_or_deleting_anything_else(world: World, resource: str) -> None:
     kind = resource.partition(".")[0]
     inside = ("-n", SYSTEM)
     refused(world.agent("get", resource, *inside), f'User "{USER}" cannot list resource "{kind}"')
@@ -210,9 +210,7 @@ def test_rbac_refuses_to_read_or_delete_anything_else(world: World, resource: st
         ("secrets", {"apiVersion": "v1", "kind": "Secret"}),
     ],
 )
-def test_rbac_refuses_to_create_anything_else(
-    world: World, kind: str, body: dict[str, Any]
-) -> None:
+def test_rbac_rejects_creating_anything_else(world: World, kind: str, body: dict[str, Any]) -> None:
     specs: dict[str, dict[str, Any]] = {
         "pinlimits": {"spec": {"podSelector": {}, "limit": "64Mi"}},
         "pods": {"spec": {"containers": [{"name": "c", "image": "c"}]}},
@@ -223,7 +221,7 @@ def test_rbac_refuses_to_create_anything_else(
 
 
 @pytest.mark.usefixtures("wide_rbac")
-def test_the_policy_alone_refuses_all_but_the_own_status(world: World) -> None:
+def test_policy_alone_rejects_all_but_the_own_status(world: World) -> None:
     refused(patch_spec(world.agent, world.own), ONLY_STATUS)
     refused(world.agent("delete", "npc", world.own), ONLY_STATUS)
     refused(patch_spec(world.agent, world.other), world.other_refused)
@@ -238,7 +236,7 @@ def test_the_policy_alone_refuses_all_but_the_own_status(world: World) -> None:
 
 
 @pytest.mark.usefixtures("wide_rbac")
-def test_the_policy_alone_refuses_to_create_the_own_object(world: World) -> None:
+def test_policy_alone_rejects_creating_the_own_object(world: World) -> None:
     done(world.admin("delete", "npc", world.own))
     try:
         refused(create(world.agent, nodepinconfig(world.own)), ONLY_STATUS)

@@ -63,7 +63,7 @@ def test_applying_twice_changes_nothing(text: str, kubectl: Kubectl, namespace: 
 
 
 @pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())
-def test_a_server_side_apply_is_stable(text: str, kubectl: Kubectl, namespace: str) -> None:
+def test_server_side_apply_is_stable(text: str, kubectl: Kubectl, namespace: str) -> None:
     """What the applying client owns is what it wrote: no item of a list has a field that it did not write."""
     text = placed(text, namespace)
     apply = ("apply", "--server-side", "-f", "-", "-o", "yaml", "--show-managed-fields")

@@ -107,7 +107,7 @@ def canary(loose: Cluster, operator: Operator) -> Canary:
 
 
 @pytest.mark.rule("P1")
-def test_an_annotation_of_any_length_costs_nobody_anything(loose: Cluster, canary: Canary) -> None:
+def test_annotation_of_any_length_affects_no_other_object(loose: Cluster, canary: Canary) -> None:
     """Seen: 65 characters ended the operator, on each start again."""
     namespace, node = loose.namespace(), loose.node()
     limit = loose.limit(namespace, limit="2Mi")
@@ -198,7 +198,7 @@ class Under:
 
 
 @pytest.mark.rule("H1", "H2")
-def test_what_an_agents_token_may_write_costs_its_own_node(loose: Cluster, canary: Canary) -> None:
+def test_writes_with_an_agents_token_affect_only_its_node(loose: Cluster, canary: Canary) -> None:
     """https://github.com/elastic/cloud-on-k8s/issues/2034, https://github.com/akyriako/typesense-operator/issues/30"""
     honest = loose.node()
     loose.agent(honest)
@@ -217,7 +217,7 @@ def test_what_an_agents_token_may_write_costs_its_own_node(loose: Cluster, canar
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_a_stolen_token_names_goes_when_it_is_deleted(
+def test_group_that_a_stolen_token_reports_goes_when_deleted(
     loose: Cluster, canary: Canary
 ) -> None:
     namespace, node = loose.namespace(), loose.node()
@@ -236,7 +236,7 @@ def test_a_group_that_a_stolen_token_names_goes_when_it_is_deleted(
 
 
 @pytest.mark.rule("H1")
-def test_a_node_with_more_pods_than_fit_is_said_and_no_other_is_touched(
+def test_node_with_too_many_pods_is_reported_and_no_other_affected(
     loose: Cluster, canary: Canary
 ) -> None:
     """https://github.com/virtual-kubelet/virtual-kubelet/issues/809, https://github.com/liqotech/liqo/issues/1101"""

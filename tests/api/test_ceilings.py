@@ -123,13 +123,13 @@ def author(governed: Cluster) -> Author:
 
 
 @pytest.mark.rule("P1")
-def test_a_made_up_hash_changes_nobody(author: Author) -> None:
+def test_invented_hash_affects_no_pod(author: Author) -> None:
     author.may("create", "-f", "-", stdin=author.manifest(annotations={HASH: HASHED}))
     author.held()
 
 
 @pytest.mark.rule("P1")
-def test_a_hash_given_to_a_running_pod_changes_nobody(author: Author) -> None:
+def test_hash_added_to_a_running_pod_affects_no_pod(author: Author) -> None:
     """https://github.com/vectordotdev/vector/issues/6001"""
     author.may("create", "-f", "-", stdin=author.manifest())
     author.held()
@@ -143,7 +143,7 @@ def test_a_hash_given_to_a_running_pod_changes_nobody(author: Author) -> None:
 
 
 @pytest.mark.rule("P1", "P13")
-def test_the_uid_of_another_pod_for_a_hash_takes_nothing_from_it(author: Author) -> None:
+def test_uid_of_another_pod_for_a_hash_takes_nothing_from_it(author: Author) -> None:
     victim = author.cluster.pod(author.cluster.namespace(), author.node)
     uid = victim["metadata"]["uid"]
     theirs = author.cluster.limit(victim["metadata"]["namespace"], limit="2Mi")
@@ -160,7 +160,7 @@ def test_the_uid_of_another_pod_for_a_hash_takes_nothing_from_it(author: Author)
 
 
 @pytest.mark.rule("P1")
-def test_a_mirror_pod_of_an_author_is_nobody_else(author: Author) -> None:
+def test_mirror_pod_of_an_author_stays_limited_as_itself(author: Author) -> None:
     """The API server takes the annotation from everybody at creation; an author cannot say that a kubelet runs it."""
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(annotations=annotations))
@@ -168,7 +168,7 @@ def test_a_mirror_pod_of_an_author_is_nobody_else(author: Author) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_an_owner_reference_to_the_node_does_not_help(author: Author) -> None:
+def test_owner_reference_to_the_node_does_not_help(author: Author) -> None:
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(owned=True, annotations=annotations))
     author.held()
@@ -179,7 +179,7 @@ def test_an_owner_reference_to_the_node_does_not_help(author: Author) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_nobody_becomes_a_mirror_pod_after_creation(author: Author) -> None:
+def test_no_pod_becomes_a_mirror_pod_after_creation(author: Author) -> None:
     author.may("create", "-f", "-", stdin=author.manifest())
     author.may_not(
         "may not add mirror pod annotation", "annotate", "pod", "escape", f"{MIRROR}={HASHED}"
@@ -188,7 +188,7 @@ def test_nobody_becomes_a_mirror_pod_after_creation(author: Author) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_a_mirror_pod_cannot_change_whom_it_names(author: Author) -> None:
+def test_mirror_pod_cannot_change_whom_it_names(author: Author) -> None:
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(owned=True, annotations=annotations))
     for change in (f"{MIRROR}={'f' * 32}", f"{MIRROR}-"):
@@ -239,7 +239,7 @@ def test_no_subresource_makes_a_mirror_pod_for_those_who_may_use_it(author: Auth
 
 
 @pytest.mark.rule("P1")
-def test_a_debug_copy_of_a_mirror_pod_is_held_as_the_pod_that_it_is(author: Author) -> None:
+def test_debug_copy_of_a_mirror_pod_is_limited_as_itself(author: Author) -> None:
     """https://github.com/kubernetes/kubernetes/pull/123149"""
     static = author.cluster.static_pod(author.namespace, author.node, HASHED)
     eventually(
@@ -278,7 +278,7 @@ def test_neither_uid_nor_node_nor_status_is_an_authors_choice(author: Author) ->
 
 
 @pytest.mark.rule("H1", "P13")
-def test_two_mirrors_that_kubelets_run_of_one_hash_are_held_to_the_limits_of_both_and_said(
+def test_two_mirror_pods_of_one_hash_are_limited_by_both_and_reported(
     author: Author,
 ) -> None:
     """Nobody but a kubelet, or who may patch `pods/status`, comes as far as this."""

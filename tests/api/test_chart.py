@@ -61,7 +61,7 @@ def test_there_are_six_values_files_besides_the_default() -> None:
 
 
 @pytest.mark.parametrize("values", VALUES, ids=name_of)
-def test_the_server_takes_every_object(server: ControlPlane, values: Path | None) -> None:
+def test_server_accepts_every_object(server: ControlPlane, values: Path | None) -> None:
     dry_run(server, rendered(values))
 
 
@@ -169,13 +169,13 @@ def test_every_object_fits_the_schema_of_its_kind(
         ),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_name(wrong: dict[str, str], said: str) -> None:
+def test_wrong_value_is_rejected_with_its_name(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(ClusterError, match=re.escape(said)):
         chart.render(sets=wrong)
 
 
 @pytest.mark.parametrize("values", VALUES, ids=name_of)
-def test_every_container_is_confined_as_the_security_page_says(values: Path | None) -> None:
+def test_every_container_is_confined_as_documented(values: Path | None) -> None:
     seen = set()
     for each in rendered(values):
         if each["kind"] not in (*chart.RUNS, "Pod"):
@@ -242,7 +242,7 @@ def rolling(**given: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(
+def test_value_of_a_wrong_type_or_form_is_rejected_with_its_name(
     wrong: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ClusterError, match=re.escape(f"at '{said}'")):
@@ -260,7 +260,7 @@ def test_a_value_of_a_wrong_type_or_form_is_refused_with_its_name(
     ],
     ids=str,
 )
-def test_a_roll_out_that_the_server_would_refuse_is_refused_with_its_name(
+def test_roll_out_that_the_server_rejects_is_rejected_with_its_name(
     given: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(
@@ -282,7 +282,7 @@ def test_a_roll_out_that_the_server_would_refuse_is_refused_with_its_name(
     ],
     ids=str,
 )
-def test_any_other_roll_out_is_taken(server: ControlPlane, strategy: dict[str, Any]) -> None:
+def test_every_other_roll_out_is_accepted(server: ControlPlane, strategy: dict[str, Any]) -> None:
     objects = chart.render(
         given={"agent": strategy}, only=["agent/daemonset.yaml", "holder/daemonset.yaml"]
     )
@@ -314,7 +314,7 @@ def scalars(values: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_a_null_is_refused_with_its_name(name: str) -> None:
+def test_null_is_rejected_with_its_name(name: str) -> None:
     with pytest.raises(ClusterError, match=f"at '': missing property '{name}'"):
         chart.render(given={name: None})
 
@@ -332,7 +332,7 @@ def test_a_null_is_refused_with_its_name(name: str) -> None:
     ],
     ids=".".join,
 )
-def test_a_null_within_is_refused_with_its_name(path: tuple[str, ...]) -> None:
+def test_nested_null_is_rejected_with_its_name(path: tuple[str, ...]) -> None:
     wrong: dict[str, Any] = {path[-1]: None}
     for name in reversed(path[:-1]):
         wrong = {name: wrong}
@@ -342,7 +342,7 @@ def test_a_null_within_is_refused_with_its_name(path: tuple[str, ...]) -> None:
         chart.render(given=wrong)
 
 
-def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> None:
+def test_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> None:
     nulls: dict[str, Any] = {"imagePullSecrets": None}
     for (name, key), value in INNER.items():
         if isinstance(value, dict | list) and (name, key) not in {*OURS, *LISTS}:
@@ -358,7 +358,7 @@ def test_a_map_or_list_that_is_null_is_an_empty_one(server: ControlPlane) -> Non
     dry_run(server, objects)
 
 
-def test_a_quantity_may_be_a_number() -> None:
+def test_quantity_may_be_a_number() -> None:
     objects = chart.render(given={"shared": {"memory": 268435456}, "operator": {"unknownPods": 0}})
     assert (
         "--shared-memory=268435456" in container(objects, "pinwarden-agent", "accountant")["args"]
@@ -375,19 +375,19 @@ QUANTITY = SCHEMA["definitions"]["quantity"]["pattern"]
 
 
 @given(st.from_regex(QUANTITY, fullmatch=True))
-def test_what_the_schema_takes_as_a_quantity_is_a_number_of_bytes(text: str) -> None:
+def test_quantity_that_the_schema_accepts_is_a_number_of_bytes(text: str) -> None:
     assert 0 <= Quantity(text).bytes <= MAX_BYTES
 
 
 @given(st.integers(0, 999), st.sampled_from(["", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]))
 @example(4, "P")
 @example(4, "Pi")
-def test_the_schema_takes_whole_numbers_with_a_suffix(number: int, suffix: str) -> None:
+def test_schema_accepts_whole_numbers_with_a_suffix(number: int, suffix: str) -> None:
     assert re.fullmatch(QUANTITY, f"{number}{suffix}")
 
 
 @pytest.mark.parametrize("text", ["0.5Gi", "1.2Gi", "1.25M", "1e6", "1e+06", "4E9"])
-def test_the_schema_takes_fractions_and_exponents(text: str) -> None:
+def test_schema_accepts_fractions_and_exponents(text: str) -> None:
     assert re.fullmatch(QUANTITY, text)
 
 
@@ -411,7 +411,7 @@ def test_the_schema_takes_fractions_and_exponents(text: str) -> None:
         f"{2**52 + 1}",
     ],
 )
-def test_what_would_end_a_container_at_once_is_no_quantity_of_the_schema(text: str) -> None:
+def test_quantity_that_ends_a_container_at_once_is_rejected_by_the_schema(text: str) -> None:
     assert not re.fullmatch(QUANTITY, text)
 
 
@@ -503,7 +503,7 @@ def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> No
     }
 
 
-def test_where_the_operator_may_run_the_pods_of_hooks_may_too() -> None:
+def test_pods_of_hooks_may_run_where_the_operator_may() -> None:
     places = {
         "nodeSelector": {"pool": "system", "kubernetes.io/os": "linux"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
@@ -536,7 +536,7 @@ def pods(objects: list[chart.Object]) -> dict[str, Any]:
     return made | {each["metadata"]["name"]: each for each in objects if each["kind"] == "Pod"}
 
 
-def test_where_the_network_is_closed_every_pod_reaches_the_api_server_but_the_holder() -> None:
+def test_every_pod_except_the_holder_reaches_the_api_server_in_a_closed_network() -> None:
     """Also those of `helm uninstall` and `helm test`, where another policy of the namespace denies what none allows."""
     objects = chart.render(given={"networkPolicy": {"enabled": True, "apiServerPorts": [7443]}})
     policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
@@ -561,7 +561,7 @@ def test_where_the_network_is_closed_every_pod_reaches_the_api_server_but_the_ho
     }
 
 
-def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane) -> None:
+def test_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane) -> None:
     """API servers extend tokens of 3607 s to a year, which shows here that this is what is measured."""
     (volume,) = (
         each
@@ -617,7 +617,7 @@ def test_an_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane
     assert seconds(3607) > 300 * 24 * 3600
 
 
-def test_the_quota_of_the_page_is_for_the_priority_classes_of_the_chart(
+def test_quota_of_the_page_is_for_the_priority_classes_of_the_chart(
     server: ControlPlane,
 ) -> None:
     page = (ROOT / "docs" / "install.md").read_text()
@@ -637,7 +637,7 @@ def test_the_quota_of_the_page_is_for_the_priority_classes_of_the_chart(
     dry_run(server, [quota])
 
 
-def test_the_page_gives_helm_the_time_that_the_hook_may_take() -> None:
+def test_page_gives_helm_the_time_that_the_hook_may_take() -> None:
     """The Job's own deadline, and a minute for its rights and its pod."""
     page = (ROOT / "docs" / "install.md").read_text()
     (said,) = re.findall(r"at least twice `uninstall\.timeoutSeconds` and (\d+) s", page)
@@ -671,16 +671,16 @@ def test_without_gate_and_accountant_nothing_of_them_is_left() -> None:
     assert capabilities == [{"drop": ["ALL"], "add": ["SYS_RESOURCE"]}]
 
 
-def test_the_readme_is_that_of_the_values() -> None:
+def test_readme_is_that_of_the_values() -> None:
     assert (chart.CHART / "README.md").read_text() == docs.chart.readme(), "run `make docs`"
 
 
-def test_the_plain_manifests_are_those_of_the_chart() -> None:
+def test_plain_manifests_are_those_of_the_chart() -> None:
     kept = {path.name: path.read_text() for path in (ROOT / "manifests").iterdir()}
     assert kept == docs.chart.manifests(), "run `make manifests`"
 
 
-def test_the_plain_manifests_are_taken_by_the_server(server: ControlPlane) -> None:
+def test_plain_manifests_are_accepted_by_the_server(server: ControlPlane) -> None:
     (path,) = (ROOT / "manifests").iterdir()
     done = run_kubectl(
         server.kubeconfig,

@@ -35,12 +35,12 @@ def test_is_ready_and_reports_its_version(kubectl: Kubectl) -> None:
     ].startswith("v1.37.")
 
 
-def test_namespace_takes_a_pod_without_service_accounts(kubectl: Kubectl, namespace: str) -> None:
+def test_namespace_accepts_a_pod_without_service_accounts(kubectl: Kubectl, namespace: str) -> None:
     kubectl("-n", namespace, "run", "one", "--image=none")
     assert kubectl("-n", namespace, "get", "pods", "-o", "name").stdout == "pod/one\n"
 
 
-def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(
+def test_users_are_those_of_their_kubeconfig_and_subject_to_rbac(
     control_plane: ControlPlane,
 ) -> None:
     nobody = control_plane.kubeconfig_for("jane/doe", ["team:a", "team+b"])
@@ -54,7 +54,7 @@ def test_users_are_what_their_kubeconfig_says_and_rbac_judges_them(
     assert run_kubectl(master, "get", "nodes").returncode == 0
 
 
-def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
+def test_node_authorizer_and_node_restriction_confine_a_node_to_itself(
     control_plane: ControlPlane, kubectl: Kubectl
 ) -> None:
     for name in ("node-a", "node-b"):
@@ -73,7 +73,7 @@ def test_node_authorizer_and_node_restriction_hold_a_node_to_itself(
     assert "is not allowed to modify labels" in restricted.stderr
 
 
-def test_client_without_the_authority_refuses_the_server(control_plane: ControlPlane) -> None:
+def test_client_without_the_authority_rejects_the_server(control_plane: ControlPlane) -> None:
     done = run_kubectl(
         Path(os.devnull), "--server", control_plane.url, "--token=none", "get", "--raw", "/readyz"
     )
@@ -119,7 +119,7 @@ def test_killed_parts_come_back_with_the_same_data(second: ControlPlane, killed:
     )
 
 
-def test_unknown_or_running_part_is_refused(control_plane: ControlPlane) -> None:
+def test_unknown_or_running_part_is_rejected(control_plane: ControlPlane) -> None:
     with pytest.raises(ClusterError, match="has no kube-scheduler, only etcd, kube-apiserver"):
         control_plane.kill("kube-scheduler")
     with pytest.raises(ClusterError, match="etcd is running already"):
@@ -223,6 +223,6 @@ def test_cache_builds_once_for_all_and_keeps_no_half_piece(
     assert cached("piece", [b"2"], build) not in places
 
 
-def test_name_longer_than_a_certificate_allows_is_refused(control_plane: ControlPlane) -> None:
+def test_name_longer_than_a_certificate_allows_is_rejected(control_plane: ControlPlane) -> None:
     with pytest.raises(ClusterError, match="string too long"):
         control_plane.kubeconfig_for("x" * 65)

@@ -27,20 +27,20 @@ def objects(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(EXAMPLES).as_posix())
-def test_the_server_takes_it(path: Path, kubectl: Kubectl, namespace: str) -> None:
+def test_server_accepts_the_example(path: Path, kubectl: Kubectl, namespace: str) -> None:
     found = objects(path)
     done = kubectl("-n", namespace, "apply", "--server-side", "--dry-run=server", "-f", str(path))
     assert done.stdout.count("serverside-applied (server dry run)") == len(found) > 0
     assert done.stderr == ""
 
 
-def test_every_kind_that_people_write_has_an_example() -> None:
+def test_every_user_facing_kind_has_an_example() -> None:
     kinds = {each["kind"] for path in FILES for each in objects(path)}
     assert {kind.__name__ for kind in KINDS} - {"NodePinConfig"} <= kinds
 
 
 @pytest.mark.parametrize("path", HOW_TO, ids=lambda path: path.stem)
-def test_a_page_tells_of_it(path: Path) -> None:
+def test_page_mentions_the_example(path: Path) -> None:
     telling = [
         page.stem for page in PAGES if f"(../../examples/how-to/{path.name})" in page.read_text()
     ]
@@ -77,6 +77,6 @@ def test_limits_select_the_pods_beside_them(path: Path) -> None:
         assert 0 < len(matching) <= MAX_POD_LIMITS
 
 
-def test_the_quick_start_runs_the_image_of_this_version() -> None:
+def test_quick_start_runs_the_image_of_this_version() -> None:
     (pod,) = (each for each in objects(EXAMPLES / "quick-start.yaml") if each["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["image"] == f"pinwarden.local/pinwarden:{__version__}"

@@ -120,19 +120,19 @@ def test_pods_of_other_namespaces_are_left_alone(labelled: Namespace, kubectl: K
 @pytest.mark.parametrize(
     ("said", "becomes"), [(None, RUNTIME), (DEFAULT, RUNTIME), (NONE, UNCONFINED), (OWN, OWN)]
 )
-def test_what_a_pod_says_becomes_as_strict_a_profile(
+def test_profile_of_a_pod_becomes_as_strict_a_gated_profile(
     labelled: Namespace, said: dict[str, str] | None, becomes: dict[str, str]
 ) -> None:
     assert labelled.profiles(pod(profile=said)) == (becomes, {})
 
 
-def test_a_pod_that_says_nothing_gets_what_the_label_says(labelled: Namespace) -> None:
+def test_pod_without_a_profile_gets_that_of_the_label(labelled: Namespace) -> None:
     labelled.label("--overwrite", "pinwarden.io/gate=unconfined")
     eventually(lambda: labelled.profiles(pod())[0], lambda profile: profile == UNCONFINED)
     assert labelled.profiles(pod(profile=DEFAULT)) == (RUNTIME, {})
 
 
-def test_each_container_keeps_what_it_says(labelled: Namespace) -> None:
+def test_each_container_keeps_its_own_profile(labelled: Namespace) -> None:
     manifest = pod(
         *(
             container("a", DEFAULT, runAsUser=7),
@@ -151,7 +151,7 @@ def test_each_container_keeps_what_it_says(labelled: Namespace) -> None:
     assert stored[0]["securityContext"]["runAsUser"] == 7
 
 
-def test_a_pod_that_is_gated_already_stays_as_it_is(labelled: Namespace) -> None:
+def test_pod_that_is_gated_already_stays_as_it_is(labelled: Namespace) -> None:
     gated = labelled.create(pod(container("a", NONE), profile=DEFAULT))
     again = {
         "apiVersion": "v1",
@@ -162,7 +162,7 @@ def test_a_pod_that_is_gated_already_stays_as_it_is(labelled: Namespace) -> None
     assert labelled.create(again)["spec"] == gated["spec"]
 
 
-def test_who_is_not_held_is_warned_about(labelled: Namespace) -> None:
+def test_ungated_pods_cause_a_warning(labelled: Namespace) -> None:
     labelled.create(
         pod(container("mine", OWN), container("big", privileged=True), container("held"))
     )
@@ -178,7 +178,7 @@ def test_windows_pods_are_left_alone(labelled: Namespace) -> None:
     assert "Warning" not in labelled.warnings
 
 
-def test_pod_security_restricted_takes_what_it_took(labelled: Namespace) -> None:
+def test_pod_security_restricted_accepts_the_same_pods(labelled: Namespace) -> None:
     labelled.label("pod-security.kubernetes.io/enforce=restricted")
     until(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security sees the label")
     assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (
@@ -197,7 +197,7 @@ def test_pod_security_restricted_takes_what_it_took(labelled: Namespace) -> None
         ("runtime-default", "baseline", pod(initContainers=[container("first", NONE)])),
     ],
 )
-def test_what_pod_security_refuses_is_refused_with_a_gate(
+def test_pods_that_pod_security_rejects_are_rejected_with_a_gate(
     plain: Namespace, gate: str, level: str, manifest: dict[str, Any]
 ) -> None:
     plain.label(f"pod-security.kubernetes.io/enforce={level}")
@@ -215,7 +215,7 @@ def test_what_pod_security_refuses_is_refused_with_a_gate(
         "pinwarden//unconfined-v2.json",
     ],
 )
-def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path: str) -> None:
+def test_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path: str) -> None:
     manifest = pod(
         container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path}
     )
@@ -227,7 +227,7 @@ def test_the_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, 
     until(lambda: not plain.refusal(manifest), "it is taken where all is allowed")
 
 
-def test_baseline_takes_pods_that_say_nothing_as_it_did(labelled: Namespace) -> None:
+def test_pod_security_baseline_accepts_pods_without_a_profile(labelled: Namespace) -> None:
     labelled.label(
         "--overwrite", "pinwarden.io/gate=unconfined", "pod-security.kubernetes.io/enforce=baseline"
     )
@@ -236,7 +236,7 @@ def test_baseline_takes_pods_that_say_nothing_as_it_did(labelled: Namespace) -> 
     until(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the gate's label is seen")
 
 
-def test_a_static_pods_mirror_does_not_look_gated(labelled: Namespace) -> None:
+def test_static_pods_mirror_does_not_look_gated(labelled: Namespace) -> None:
     mirror = pod(profile=DEFAULT, nodeName="node")
     mirror["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "x"}
     assert labelled.profiles(mirror) == (DEFAULT, {})
@@ -267,7 +267,9 @@ def test_containers_that_are_added_to_an_older_pod_get_the_gate(plain: Namespace
     assert plain.add(old[0], container("b"))["before"] == before["before"]
 
 
-def test_what_a_policy_adds_afterwards_gets_the_gate(labelled: Namespace, kubectl: Kubectl) -> None:
+def test_container_that_a_later_policy_adds_gets_the_gate(
+    labelled: Namespace, kubectl: Kubectl
+) -> None:
     name = f"test-{labelled.name}"
     rule = {
         "apiGroups": [""],
@@ -323,7 +325,7 @@ def test_system_namespaces_are_left_alone_whatever_their_label(
         system.label("pinwarden.io/gate-")
 
 
-def test_lists_keep_their_order_and_what_they_have_twice(labelled: Namespace) -> None:
+def test_lists_keep_their_order_and_their_duplicates(labelled: Namespace) -> None:
     first = [container("z", OWN), container("a", NONE), container("m")]
     environment = [
         {"name": name, "value": value} for name, value in (("A", "1"), ("B", "2"), ("A", "3"))
@@ -335,6 +337,6 @@ def test_lists_keep_their_order_and_what_they_have_twice(labelled: Namespace) ->
     assert stored["containers"][0]["env"] == environment
 
 
-def test_an_existing_pod_can_be_changed(labelled: Namespace, kubectl: Kubectl) -> None:
+def test_existing_pod_can_be_changed(labelled: Namespace, kubectl: Kubectl) -> None:
     name = labelled.create(pod())["metadata"]["name"]
     kubectl("-n", labelled.name, "label", "pod", name, "app=db")

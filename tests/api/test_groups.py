@@ -181,7 +181,7 @@ BAD: list[tuple[str, Json, str]] = [
 @pytest.mark.parametrize(
     ("spec", "field"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
 )
-def test_a_bad_manifest_is_refused_with_its_field(cluster: Cluster, spec: Json, field: str) -> None:
+def test_bad_manifest_is_rejected_with_its_field(cluster: Cluster, spec: Json, field: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:
         cluster.send(
             "POST",
@@ -228,7 +228,7 @@ BAD_KEYS: list[Any] = [
 
 
 @pytest.mark.parametrize("key", GOOD_KEYS)
-def test_a_key_is_a_number_what_ipcs_prints_a_range_or_all(
+def test_key_is_a_number_a_hexadecimal_text_a_range_or_all(
     cluster: Cluster, key: int | str
 ) -> None:
     """https://github.com/sclorg/postgresql-container/issues/97, https://github.com/ManageIQ/manageiq-pods/pull/974."""
@@ -236,7 +236,7 @@ def test_a_key_is_a_number_what_ipcs_prints_a_range_or_all(
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-def test_what_is_no_key_is_refused_with_what_is_one(cluster: Cluster, key: Any) -> None:
+def test_invalid_key_is_rejected_with_the_valid_forms(cluster: Cluster, key: Any) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:
         sent(cluster, smg(backing={"sysvShm": {"key": key}}))
     message = raised.value.read().decode()
@@ -267,9 +267,7 @@ def sent(cluster: Cluster, spec: Json) -> Json:
     ],
     ids=["backing", "management"],
 )
-def test_what_a_group_stands_for_cannot_be_changed(
-    cluster: Cluster, patch: Json, field: str
-) -> None:
+def test_object_of_a_group_cannot_be_changed(cluster: Cluster, patch: Json, field: str) -> None:
     group = cluster.group(cluster.namespace())
     with pytest.raises(urllib.error.HTTPError) as raised:
         cluster.merge(group, {"spec": patch})
@@ -279,7 +277,7 @@ def test_what_a_group_stands_for_cannot_be_changed(
 # -- from birth to end ---------------------------------------------------------------------------------------------
 
 
-def test_the_finalizer_is_there_before_a_node_is_asked(cluster: Cluster) -> None:
+def test_finalizer_is_there_before_a_node_is_asked(cluster: Cluster) -> None:
     case = Case(cluster)
     asked = case.on_node()
     metadata = cluster.find(case.group)["metadata"]
@@ -293,7 +291,7 @@ def test_the_finalizer_is_there_before_a_node_is_asked(cluster: Cluster) -> None
 
 
 @pytest.mark.rule("M2", "M3")
-def test_what_the_nodes_report_is_summed_up(cluster: Cluster) -> None:
+def test_reports_of_nodes_are_summed_up(cluster: Cluster) -> None:
     members = [{"podSelector": {"matchLabels": {"app": "db"}}, "borrowLimit": "1Mi"}]
     case = Case(cluster, accounting="Borrow", capacity="2Mi", members=members)
     case.on_node()
@@ -334,14 +332,14 @@ def test_what_the_nodes_report_is_summed_up(cluster: Cluster) -> None:
 
 
 @pytest.mark.rule("M1", "M9")
-def test_a_name_in_any_script_reaches_the_node_and_the_status(cluster: Cluster) -> None:
+def test_name_in_any_script_reaches_the_node_and_the_status(cluster: Cluster) -> None:
     """An apply patch is read as YAML, which has no pairs of surrogates for a character beyond U+FFFF."""
     case = Case(cluster, backing={"memfd": {"name": "🧷名\x80"}})
     assert case.on_node()["backing"] == {"memfd": {"name": "🧷名\x80"}}
     eventually(lambda: case.status().get("conditions"), bool)
 
 
-def test_a_group_stays_on_a_node_while_something_of_it_is_left(cluster: Cluster) -> None:
+def test_group_stays_on_a_node_while_something_of_it_is_left(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     cluster.report_groups(case.node, charge=4096)
@@ -355,7 +353,7 @@ def test_a_group_stays_on_a_node_while_something_of_it_is_left(cluster: Cluster)
 
 
 @pytest.mark.rule("M10")
-def test_a_deleted_group_waits_for_its_last_borrower_and_then_goes(cluster: Cluster) -> None:
+def test_deleted_group_waits_for_its_last_borrower_and_then_goes(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     borrower = {"pod": case.uid, "member": True, "borrowed": 4096, "mapped": 4096}
@@ -377,14 +375,14 @@ def test_a_deleted_group_waits_for_its_last_borrower_and_then_goes(cluster: Clus
     eventually(case.asked, lambda groups: groups == [])
 
 
-def test_a_group_that_no_node_has_goes_at_once(cluster: Cluster) -> None:
+def test_group_that_no_node_has_goes_at_once(cluster: Cluster) -> None:
     group = cluster.group(cluster.namespace())
     eventually(lambda: cluster.find(group)["metadata"].get("finalizers"), bool)
     cluster.send("DELETE", group)
     eventually(lambda: cluster.find(group), lambda found: not found)
 
 
-def test_an_orphaned_group_goes_at_once(cluster: Cluster) -> None:
+def test_orphaned_group_goes_at_once(cluster: Cluster) -> None:
     case = Case(cluster, deletionPolicy="Orphan")
     case.on_node()
     cluster.report_groups(case.node, charge=4096)
@@ -395,7 +393,7 @@ def test_an_orphaned_group_goes_at_once(cluster: Cluster) -> None:
     eventually(case.asked, lambda groups: groups == [])
 
 
-def test_a_policy_that_is_changed_while_it_drains_lets_it_go(cluster: Cluster) -> None:
+def test_policy_that_is_changed_while_it_drains_lets_it_go(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     cluster.report_groups(case.node)
@@ -405,7 +403,7 @@ def test_a_policy_that_is_changed_while_it_drains_lets_it_go(cluster: Cluster) -
     case.gone()
 
 
-def test_a_node_that_goes_is_waited_for_no_longer(cluster: Cluster) -> None:
+def test_node_that_goes_is_waited_for_no_longer(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     cluster.report_groups(case.node, charge=4096)
@@ -417,7 +415,7 @@ def test_a_node_that_goes_is_waited_for_no_longer(cluster: Cluster) -> None:
 
 
 @pytest.mark.rule("M3", "H2")
-def test_a_node_that_goes_takes_what_it_told_of_an_active_group_with_it(cluster: Cluster) -> None:
+def test_removed_node_takes_its_report_of_an_active_group_along(cluster: Cluster) -> None:
     case = Case(cluster, accounting="Borrow")
     case.on_node()
     borrower = {"pod": case.uid, "member": True, "borrowed": 4096, "mapped": 4096}
@@ -433,7 +431,7 @@ def test_a_node_that_goes_takes_what_it_told_of_an_active_group_with_it(cluster:
     )
 
 
-def test_a_finalizer_that_a_hand_removed_lets_a_draining_group_vanish(cluster: Cluster) -> None:
+def test_manually_removed_finalizer_lets_a_draining_group_vanish(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     cluster.report_groups(case.node)
@@ -444,7 +442,7 @@ def test_a_finalizer_that_a_hand_removed_lets_a_draining_group_vanish(cluster: C
     eventually(case.asked, lambda groups: groups == [])
 
 
-def test_a_finalizer_that_a_hand_removed_from_a_living_group_is_put_back(cluster: Cluster) -> None:
+def test_manually_removed_finalizer_of_a_living_group_is_restored(cluster: Cluster) -> None:
     case = Case(cluster)
     case.on_node()
     before = cluster.config(case.node)["metadata"]["generation"]
@@ -453,7 +451,7 @@ def test_a_finalizer_that_a_hand_removed_from_a_living_group_is_put_back(cluster
     assert cluster.config(case.node)["metadata"]["generation"] == before
 
 
-def test_the_groups_of_a_namespace_that_is_deleted_go_with_their_pods(cluster: Cluster) -> None:
+def test_groups_of_a_namespace_that_is_deleted_go_with_their_pods(cluster: Cluster) -> None:
     """Nobody minds namespaces here, so its content is deleted by the test as its controller would."""
     case = Case(cluster)
     case.on_node()
@@ -472,7 +470,7 @@ def test_the_groups_of_a_namespace_that_is_deleted_go_with_their_pods(cluster: C
 
 
 @pytest.mark.rule("M8")
-def test_what_an_administrator_allows_changes_live(cluster: Cluster) -> None:
+def test_allowances_of_an_administrator_change_live(cluster: Cluster) -> None:
     case = Case(cluster, backing={"tmpfs": {"path": "/run/team-a/ring"}})
     said = case.judged("Accepted", "False", "NotAllowed")
     assert "spec.backing.tmpfs.path" in said
@@ -494,7 +492,7 @@ def test_what_an_administrator_allows_changes_live(cluster: Cluster) -> None:
     eventually(lambda: "finalizers" in cluster.find(case.group)["metadata"], lambda held: not held)
 
 
-def test_what_is_created_has_to_fit_in_an_allowance(cluster: Cluster) -> None:
+def test_created_objects_must_fit_an_allowance(cluster: Cluster) -> None:
     spec: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
     case = Case(cluster, "create:3Mi", **spec)
     assert case.on_node()["capacity"] == 2 * MIB
@@ -511,7 +509,7 @@ def test_what_is_created_has_to_fit_in_an_allowance(cluster: Cluster) -> None:
 
 
 @pytest.mark.rule("M10")
-def test_what_was_created_within_an_allowance_that_is_lowered_goes_with_its_last_borrower(
+def test_object_above_a_lowered_allowance_goes_with_its_last_borrower(
     cluster: Cluster,
 ) -> None:
     spec: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
@@ -532,7 +530,7 @@ def test_what_was_created_within_an_allowance_that_is_lowered_goes_with_its_last
     eventually(case.asked, lambda groups: groups == [])
 
 
-def test_a_pin_limit_is_not_supported_yet(cluster: Cluster) -> None:
+def test_pin_limit_is_not_supported_yet(cluster: Cluster) -> None:
     case = Case(cluster, members=[{"podSelector": {}, "pinLimit": "1Mi"}])
     said = case.judged("Accepted", "False", "NotSupported")
     assert "spec.members[0].pinLimit" in said

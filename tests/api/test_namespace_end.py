@@ -88,7 +88,7 @@ def _is_ending(metadata: Json) -> bool:
 
 
 @pytest.mark.rule("M10")
-def test_a_namespace_ends_with_an_agent_gone_and_when_the_operator_comes_back(
+def test_namespace_ends_without_an_agent_or_once_the_operator_is_back(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """The node that does not answer is waited for while the other situations are tried."""

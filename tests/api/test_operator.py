@@ -64,7 +64,7 @@ def case(cluster: Cluster) -> Case:
     return made
 
 
-def test_a_node_is_asked_to_hold_what_its_pods_limits_say(cluster: Cluster, case: Case) -> None:
+def test_node_spec_has_the_limits_of_its_pods(cluster: Cluster, case: Case) -> None:
     config = cluster.config(case.node)
     (owner,) = config["metadata"]["ownerReferences"]
     assert owner["uid"] == cluster.find(f"/api/v1/nodes/{case.node}")["metadata"]["uid"]
@@ -74,9 +74,7 @@ def test_a_node_is_asked_to_hold_what_its_pods_limits_say(cluster: Cluster, case
     assert "annotations" not in cluster.find(case.limit)["metadata"]
 
 
-def test_a_static_pod_is_known_by_the_hash_of_its_configuration(
-    cluster: Cluster, case: Case
-) -> None:
+def test_static_pod_is_known_by_the_hash_of_its_configuration(cluster: Cluster, case: Case) -> None:
     hashed = "0123456789abcdef0123456789abcdef"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
     own = mirror["metadata"]["uid"]
@@ -91,7 +89,7 @@ def test_a_static_pod_is_known_by_the_hash_of_its_configuration(
         pytest.param({"metadata": {"ownerReferences": []}}, id="no owner"),
     ],
 )
-def test_what_a_hand_changes_is_put_back(
+def test_manual_change_of_a_spec_is_reverted(
     cluster: Cluster, case: Case, patch: dict[str, Any]
 ) -> None:
     before = cluster.config(case.node)
@@ -105,7 +103,7 @@ def test_what_a_hand_changes_is_put_back(
     assert int(after["metadata"]["resourceVersion"]) > int(before["metadata"]["resourceVersion"])
 
 
-def test_a_deleted_object_is_made_again(cluster: Cluster, case: Case) -> None:
+def test_deleted_object_is_recreated(cluster: Cluster, case: Case) -> None:
     old = cluster.config(case.node)["metadata"]["uid"]
     cluster.send("DELETE", config_path(case.node))
     eventually(
@@ -116,7 +114,7 @@ def test_a_deleted_object_is_made_again(cluster: Cluster, case: Case) -> None:
 
 
 @pytest.mark.rule("P12")
-def test_an_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(
+def test_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(
     cluster: Cluster, case: Case
 ) -> None:
     cluster.merge(case.limit, {"spec": {"limit": "2Mi"}})
@@ -125,7 +123,7 @@ def test_an_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(
     case.held({})
 
 
-def test_labels_of_pods_decide(cluster: Cluster) -> None:
+def test_labels_of_pods_select_the_limits(cluster: Cluster) -> None:
     case = Case(cluster, podSelector={"matchLabels": {"app": "db"}})
     case.held({case.name: MIB})
     path = f"/api/v1/namespaces/{case.namespace}/pods/{case.pod['metadata']['name']}"
@@ -135,7 +133,7 @@ def test_labels_of_pods_decide(cluster: Cluster) -> None:
     eventually(lambda: cluster.held(case.node), lambda pods: not pods)
 
 
-def test_labels_of_namespaces_and_nodes_decide_for_a_ceiling(cluster: Cluster, case: Case) -> None:
+def test_labels_of_namespaces_and_nodes_select_the_ceilings(cluster: Cluster, case: Case) -> None:
     label = {"of": case.name}
     by_namespace = cluster.ceiling(limit="3Mi", namespaceSelector={"matchLabels": label})
     by_node = cluster.ceiling(limit="4Mi", nodeSelector={"matchLabels": label})
@@ -170,7 +168,7 @@ def test_applied_follows_the_acknowledgement_of_this_very_spec(
 
 
 @pytest.mark.rule("H1")
-def test_a_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
+def test_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
     case.judged("Applied", "Unknown", "AgentSilent")
     agent = case.agent()
     case.judged("Applied", "False", "Pending")
@@ -188,13 +186,13 @@ def test_a_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
     case.judged("Enforced", "Unknown", "AgentSilent")
 
 
-def test_what_is_not_supported_is_said_and_holds_for_nobody(cluster: Cluster) -> None:
+def test_unsupported_limit_is_reported_and_applies_to_no_pod(cluster: Cluster) -> None:
     case = Case(cluster, counting="OncePerPod")
     case.judged("Accepted", "False", "NotSupported")
     case.held({})
 
 
-def test_a_limit_that_cannot_be_read_names_the_field_and_stops_no_other(cluster: Cluster) -> None:
+def test_limit_that_cannot_be_read_names_the_field_and_stops_no_other(cluster: Cluster) -> None:
     """As from an API server whose CRD is newer: `prepared` adds a field to the schema."""
     case = Case(cluster, burst=3)
     case.judged("Accepted", "False", "Invalid")
@@ -208,14 +206,14 @@ def test_a_limit_that_cannot_be_read_names_the_field_and_stops_no_other(cluster:
     case.held({case.name: MIB})
 
 
-def test_a_status_that_a_hand_changed_is_put_back(cluster: Cluster, case: Case) -> None:
+def test_manual_change_of_a_status_is_reverted(cluster: Cluster, case: Case) -> None:
     case.judged("Accepted", "True", "Accepted")
     cluster.merge(f"{case.limit}/status", {"status": {"matchedPods": 77, "conditions": []}})
     case.judged("Accepted", "True", "Accepted")
     eventually(lambda: cluster.find(case.limit)["status"]["matchedPods"], lambda pods: pods == 1)
 
 
-def test_events_tell_of_conditions_that_changed(cluster: Cluster, case: Case) -> None:
+def test_changed_conditions_cause_events(cluster: Cluster, case: Case) -> None:
     case.agent()
     case.held({case.name: MIB})
     cluster.acknowledge(case.node)
@@ -257,7 +255,7 @@ def refused(case: Case) -> list[dict[str, Any]]:
     return [item for item in listed["items"] if item["regarding"]["kind"] == "Pod"]
 
 
-def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Case) -> None:
+def test_denied_call_causes_one_event_on_its_pod(cluster: Cluster, case: Case) -> None:
     cluster.acknowledge(case.node)
     first = refusal(case)
     cluster.acknowledge(case.node, recentDenials=[first], denialsDropped=0)
@@ -278,9 +276,7 @@ def test_a_refused_call_is_explained_on_its_pod_once(cluster: Cluster, case: Cas
     assert 'process "a??b"' in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
 
 
-def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(
-    cluster: Cluster, case: Case
-) -> None:
+def test_denial_of_a_static_pod_is_where_kubectl_looks_for_it(cluster: Cluster, case: Case) -> None:
     hashed = f"{uuid.uuid4().hex}"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
     eventually(lambda: cluster.held(case.node), lambda pods: hashed in pods)
@@ -291,7 +287,7 @@ def test_what_was_refused_to_a_static_pod_is_where_kubectl_looks_for_it(
     assert "PinRefused" in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
 
 
-def test_an_agent_explains_nothing_on_the_pods_of_other_nodes(cluster: Cluster, case: Case) -> None:
+def test_agent_causes_no_event_on_pods_of_other_nodes(cluster: Cluster, case: Case) -> None:
     other = Case(cluster)
     other.held({other.name: MIB})
     cluster.acknowledge(case.node)
@@ -302,9 +298,7 @@ def test_an_agent_explains_nothing_on_the_pods_of_other_nodes(cluster: Cluster, 
 
 
 @pytest.mark.rule("H2", "P13")
-def test_refusals_are_summed_up_by_limit_and_absent_where_they_cannot_be_seen(
-    cluster: Cluster, case: Case
-) -> None:
+def test_denials_are_summed_up_by_limit_and_absent_if_unknown(cluster: Cluster, case: Case) -> None:
     node = cluster.node()
     uid = cluster.pod(case.namespace, node)["metadata"]["uid"]
     other = cluster.limit(case.namespace, limit="2Mi")
@@ -334,7 +328,7 @@ def test_refusals_are_summed_up_by_limit_and_absent_where_they_cannot_be_seen(
 
 
 @pytest.mark.rule("H1")
-def test_deny_is_enforced_when_every_pod_is_reported_at_it_and_else_names_who_is_not(
+def test_limit_at_deny_is_enforced_only_if_every_pod_is_at_deny(
     cluster: Cluster,
 ) -> None:
     case = Case(cluster, minimumLevel="Deny")
@@ -368,7 +362,7 @@ def test_deny_is_enforced_when_every_pod_is_reported_at_it_and_else_names_who_is
     case.judged("Enforced", "True", "Enforced")
 
 
-def test_an_idle_cluster_is_not_written_to_and_the_metrics_say_so(
+def test_idle_cluster_is_not_written_to_and_the_metrics_say_so(
     cluster: Cluster, case: Case, operator: Operator
 ) -> None:
     case.judged("Accepted", "True", "Accepted")
@@ -404,7 +398,7 @@ def test_an_idle_cluster_is_not_written_to_and_the_metrics_say_so(
     assert operator.get("/healthz")[0] == 200
 
 
-def test_the_limits_of_all_namespaces_are_listed_by_condition(
+def test_limits_of_all_namespaces_are_listed_by_condition(
     cluster: Cluster, case: Case, operator: Operator
 ) -> None:
     case.judged("Accepted", "True", "Accepted")

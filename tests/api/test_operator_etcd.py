@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.rule("H3")
-def test_it_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_path: Path) -> None:
+def test_operator_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_path: Path) -> None:
     namespace, node = cluster.namespace(), cluster.node()
     uid = cluster.pod(namespace, node)["metadata"]["uid"]
     path = cluster.limit(namespace)

@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.rule("H3")
-def test_it_is_consistent_within_15_seconds_of_the_api_server(
+def test_operator_is_consistent_within_15_seconds_of_the_api_server(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     namespace, node = cluster.namespace(), cluster.node()

@@ -7,7 +7,7 @@ from ..waiting import eventually, exit_status
 from .operators import BACK_SECONDS, Cluster, Operator
 
 
-def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(
+def test_stopped_or_crashed_leader_is_replaced_within_15_seconds(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """A leader that was stopped for longer than its Lease lasts writes nothing when it goes on."""
@@ -39,7 +39,7 @@ def test_a_stopped_or_crashed_leader_is_replaced_within_15_seconds(
         assert first.ready().metric("pinwarden_operator_leader") == 1.0
 
 
-def test_sigterm_ends_it_cleanly_and_gives_the_lease_away(cluster: Cluster, tmp_path: Path) -> None:
+def test_sigterm_ends_the_operator_and_releases_the_lease(cluster: Cluster, tmp_path: Path) -> None:
     with Operator(cluster, tmp_path).leads() as operator:
         operator.process.send_signal(signal.SIGTERM)
         assert exit_status(operator.process) == 0

@@ -211,7 +211,7 @@ def denial(case: Case, limit: str, number: int = 1) -> dict[str, Any]:
 # -- explain, and what it says to do ---------------------------------------------------------------------------------
 
 
-def test_a_refusal_by_the_gate_is_explained_and_raising_the_limit_ends_it(case: Case) -> None:
+def test_denial_by_the_gate_is_explained_and_ends_with_a_raised_limit(case: Case) -> None:
     name = case.limit()
     counts = [{"uid": case.uid_of(name), "count": 2}]
     refused = {"recentDenials": [denial(case, name)], "denialsDropped": 0}
@@ -236,7 +236,7 @@ def test_a_refusal_by_the_gate_is_explained_and_raising_the_limit_ends_it(case: 
     assert "mlock of 1Mi" in told[0]["text"]
 
 
-def test_events_tell_what_the_node_lists_no_more(case: Case) -> None:
+def test_events_show_denials_that_the_node_no_longer_lists(case: Case) -> None:
     name = case.limit()
     case.report(MIB, "Deny", "SeccompGate", denials=[])
     refused = {"recentDenials": [denial(case, name)], "denialsDropped": 0}
@@ -251,7 +251,7 @@ def test_events_tell_what_the_node_lists_no_more(case: Case) -> None:
     assert "mlock of 1Mi" in told["text"]
 
 
-def test_a_pod_at_its_limit_under_rlimit(case: Case) -> None:
+def test_pod_at_its_limit_under_rlimit(case: Case) -> None:
     case.limit()
     case.report(63 * MIB)
     command = case.explained("LikelyRefusedByKernel")
@@ -264,7 +264,7 @@ def test_a_pod_at_its_limit_under_rlimit(case: Case) -> None:
     case.explained("HeldByRlimit")
 
 
-def test_a_pod_that_cannot_be_held(case: Case) -> None:
+def test_pod_that_cannot_be_limited(case: Case) -> None:
     case.limit()
     case.report(MIB, "Observe", "CapIPCLock", message="process 7 has it or can gain it")
     command = case.explained("NotEnforceable")
@@ -275,7 +275,7 @@ def test_a_pod_that_cannot_be_held(case: Case) -> None:
     assert case.first()[1] == f"kubectl -n {case.namespace} rollout restart deployment/db"
 
 
-def test_a_ceiling_that_overrides_and_a_grant_that_it_lets_through(case: Case) -> None:
+def test_ceiling_that_overrides_and_a_grant_that_it_lets_through(case: Case) -> None:
     name = case.limit(grant=True)
     case.report(MIB)
     command = case.explained("GrantBeyondMaxGrant")
@@ -307,7 +307,7 @@ def test_audit_only_until_it_is_enforced(case: Case) -> None:
     case.explained("HeldByRlimit")
 
 
-def test_an_agent_that_is_silent(case: Case) -> None:
+def test_agent_that_is_silent(case: Case) -> None:
     case.limit()
     case.report(MIB)
     case.explained("HeldByRlimit")
@@ -319,7 +319,7 @@ def test_an_agent_that_is_silent(case: Case) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_an_agent_on_a_node_that_is_lost(case: Case) -> None:
+def test_agent_on_a_node_that_is_lost(case: Case) -> None:
     """Its pod is as ready as the kubelet last said."""
     case.limit()
     case.report(MIB)
@@ -331,7 +331,7 @@ def test_an_agent_on_a_node_that_is_lost(case: Case) -> None:
     assert f"Node {case.node}: its agent is silent" in done.stderr
 
 
-def test_a_limit_that_is_on_its_way_and_a_node_that_is_not_there(case: Case) -> None:
+def test_limit_that_is_on_its_way_and_a_node_that_is_not_there(case: Case) -> None:
     case.limit()
     assert "pinwarden-agent" not in case.explained("NotAcknowledged")  # the pod of the test's agent
     pod = case.cluster.pod(case.namespace, "nowhere", {"app": "db"})["metadata"]["name"]
@@ -339,7 +339,7 @@ def test_a_limit_that_is_on_its_way_and_a_node_that_is_not_there(case: Case) -> 
     assert lost["findings"][0]["cause"] == "NodeUnknown"
 
 
-def test_a_pod_that_is_not_scheduled(case: Case) -> None:
+def test_pod_that_is_not_scheduled(case: Case) -> None:
     case.limit()
     body = {
         "metadata": {"name": "waiting", "labels": {"app": "db"}},
@@ -364,7 +364,7 @@ def test_use_above_a_limit_that_was_lowered(case: Case) -> None:
     case.explained("HeldExactly")
 
 
-def test_a_limit_that_is_refused_and_what_mends_it(case: Case) -> None:
+def test_rejected_limit_and_its_correction(case: Case) -> None:
     selector = {"matchLabels": {"app": "db"}}
     case.cluster.limit(case.namespace, podSelector=selector, counting="OncePerPod")
     case.done(case.explained("LimitRefused"))
@@ -393,7 +393,7 @@ def test_no_limit_matches_until_a_mistaken_selector_is_corrected(case: Case) -> 
     eventually(case.held, bool)
 
 
-def test_a_pod_without_any_limit_gets_one_that_observes(case: Case) -> None:
+def test_pod_without_any_limit_gets_one_that_observes(case: Case) -> None:
     command = case.explained("NoLimitMatches")
     assert "recommend" in command
     case.done(command)
@@ -402,13 +402,13 @@ def test_a_pod_without_any_limit_gets_one_that_observes(case: Case) -> None:
     case.explained("Audit")
 
 
-def test_a_pod_that_its_gate_has_lost(case: Case) -> None:
+def test_pod_that_its_gate_has_lost(case: Case) -> None:
     case.limit()
     case.report(0, "Observe", "GateLost", message="the descriptors of its gate are lost")
     assert case.explained("GateLost").endswith("rollout restart deployment/db")
 
 
-def test_an_exempt_namespace(cluster: Cluster, shell: Shell) -> None:
+def test_exempt_namespace(cluster: Cluster, shell: Shell) -> None:
     label = uuid.uuid4().hex[:8]
     ceiling = cluster.ceiling(podSelector={"matchLabels": {"of": label}})
     pod = cluster.pod("kube-system", cluster.node(), {"of": label, "app": "db"})["metadata"]["name"]
@@ -434,7 +434,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.rule("H2")
-def test_top_sorts_by_what_is_pinned_and_tells_what_is_not_known(case: Case) -> None:
+def test_top_sorts_by_pinned_bytes_and_shows_unknown_amounts(case: Case) -> None:
     name = case.limit()
     other = case.new_pod()["metadata"]
     mute = case.new_pod()["metadata"]
@@ -487,7 +487,7 @@ def test_top_sorts_by_what_is_pinned_and_tells_what_is_not_known(case: Case) -> 
     assert (stale["AGE"], stale["LEVEL"]) == ("17m (stale)", "<unknown>")
 
 
-def test_top_of_a_namespace_without_limits_says_how_to_begin(case: Case) -> None:
+def test_top_of_a_namespace_without_limits_shows_the_first_step(case: Case) -> None:
     done = case.shell.run(f"kubectl pinwarden top -n {case.namespace}")
     assert (done.returncode, done.stdout) == (0, "")
     assert f"No pod in namespace {case.namespace} is governed" in done.stderr
@@ -573,7 +573,7 @@ def test_probe_shows_levels_and_names_nodes_without_a_report(case: Case) -> None
         assert why in strict.stderr
 
 
-def test_recommend_goes_from_an_audit_limit_to_one_that_the_observed_use_fits_in(
+def test_recommend_turns_an_audit_limit_into_one_above_the_observed_use(
     case: Case,
 ) -> None:
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
@@ -631,7 +631,7 @@ def deployment(case: Case, labels: Mapping[str, str]) -> None:
     case.cluster.send("POST", path, {"metadata": {"name": "db"}, "spec": spec})
 
 
-def test_a_recommended_limit_selects_the_pods_of_the_next_release(
+def test_recommended_limit_selects_the_pods_of_the_next_release(
     cluster: Cluster, shell: Shell
 ) -> None:
     """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""
@@ -662,7 +662,7 @@ def test_a_recommended_limit_selects_the_pods_of_the_next_release(
     eventually(lambda: cluster.held(case.node).get(newer["metadata"]["uid"]), bool)
 
 
-def test_a_workload_is_asked_about_by_its_kind_and_name(case: Case) -> None:
+def test_workload_is_asked_about_by_its_kind_and_name(case: Case) -> None:
     case.new_pod(app="web")
     for kind in ("deployment", "deploy", "deployments.apps"):
         (row,) = rows(case.shell(f"kubectl pinwarden recommend {kind}/db -n {case.namespace}"))
@@ -671,7 +671,7 @@ def test_a_workload_is_asked_about_by_its_kind_and_name(case: Case) -> None:
     assert f"there is no pod of statefulset/db in namespace {case.namespace}" in message
 
 
-def test_the_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell) -> None:
+def test_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell) -> None:
     case = Case(cluster, shell, labels={"stage": "red"})
     deployment(case, {"app": "db"})
     shell(f"kubectl pinwarden recommend -n {case.namespace} -o yaml | kubectl apply -f -")
@@ -679,7 +679,7 @@ def test_the_selector_of_the_deployment_is_taken(cluster: Cluster, shell: Shell)
     assert case.cluster.find(limit)["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
 
 
-def test_a_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shell: Shell) -> None:
+def test_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shell: Shell) -> None:
     case = Case(cluster, shell, app="6c7f8d9b5")
     done = shell.run(f"kubectl pinwarden recommend -n {case.namespace} -o yaml")
     assert "no limit is possible" in done.stdout
@@ -690,7 +690,7 @@ def test_a_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shel
 # -- what can go wrong -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_said_with_exit_code_1(case: Case) -> None:
+def test_missing_object_is_reported_with_exit_code_1(case: Case) -> None:
     assert case.shell.fails(f"kubectl pinwarden explain gone -n {case.namespace}") == (
         f'error: pods "gone" not found in namespace {case.namespace}\n'
     )
@@ -737,7 +737,7 @@ def test_all_rights_that_are_missing_are_named(
         assert right in message
 
 
-def test_the_role_that_the_chart_brings_suffices(case: Case) -> None:
+def test_role_that_the_chart_brings_suffices(case: Case) -> None:
     (role,) = chart.render(only=["viewer.yaml"])
     name = role["metadata"]["name"]
     case.cluster.send("POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
@@ -777,13 +777,13 @@ def test_no_server_and_no_credentials(case: Case, tmp_path: Path) -> None:
     assert "log in again" in case.shell.fails(f"kubectl pinwarden top --kubeconfig {stranger}")
 
 
-def test_a_cluster_without_pinwarden(programs: Path) -> None:
+def test_cluster_without_pinwarden(programs: Path) -> None:
     with ControlPlane() as bare:
         message = Shell(environment(programs, bare.kubeconfig)).fails("kubectl pinwarden top")
     assert "this cluster has no nodepinconfigs.pinwarden.io: pinwarden is not installed" in message
 
 
-def test_a_reader_that_goes_away_and_ctrl_c_end_it_quietly(case: Case, tmp_path: Path) -> None:
+def test_closed_pipe_and_ctrl_c_end_the_plugin_quietly(case: Case, tmp_path: Path) -> None:
     done = case.shell.run(
         "set -o pipefail; kubectl pinwarden probe -o json | head -c 1; exit ${PIPESTATUS[0]}"
     )

@@ -144,7 +144,7 @@ BAD: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("kind", "spec", "field"), BAD, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(BAD)]
 )
-def test_a_bad_manifest_is_refused_with_its_field(
+def test_bad_manifest_is_rejected_with_its_field(
     kubectl: Kubectl, kind: str, spec: Any, field: str
 ) -> None:
     body = json.dumps(manifest(kind, "default", spec))
@@ -175,7 +175,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("amount", SPELLINGS)
-def test_a_slip_is_answered_with_the_one_sentence_of_the_program(
+def test_typing_error_is_rejected_with_the_same_sentence_as_in_the_program(
     kubectl: Kubectl, amount: str
 ) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the sentence is compared below
@@ -197,7 +197,7 @@ def test_a_slip_is_answered_with_the_one_sentence_of_the_program(
         ("5Pi", "must be at most 4Pi, the range of a physical address of 52 bits"),
     ],
 )
-def test_a_slip_is_named_with_the_spelling_that_works(
+def test_misspelled_value_is_rejected_with_the_right_spelling(
     kubectl: Kubectl, amount: str, told: str
 ) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
@@ -218,7 +218,7 @@ def test_a_slip_is_named_with_the_spelling_that_works(
         *(('"67108864"', "67108864"), ("0x4000000", 67108864), ("0", 0)),
     ],
 )
-def test_an_amount_is_taken_as_people_write_it_in_yaml(
+def test_amount_is_accepted_in_every_usual_form_of_yaml(
     kubectl: Kubectl, written: str, stored: str | int
 ) -> None:
     """kubectl makes JSON of YAML, and whole numbers of its floats and hexadecimal numbers."""
@@ -231,7 +231,7 @@ def test_an_amount_is_taken_as_people_write_it_in_yaml(
     assert PinLimit.model_validate(got).spec.limit.bytes >= 0
 
 
-def test_a_float_of_another_client_is_refused_with_what_to_write(
+def test_float_of_another_client_is_rejected_with_the_right_form(
     kubectl: Kubectl, namespace: str, tmp_path: Path
 ) -> None:
     """The server's CEL sees no float where an integer or a text may stand."""
@@ -248,9 +248,7 @@ def test_a_float_of_another_client_is_refused_with_what_to_write(
 
 
 @pytest.mark.parametrize("amount", [1, 64, "64", "4095", "1Ki", "0.001Mi"])
-def test_an_amount_below_a_page_is_refused_as_it_acts_as_zero(
-    kubectl: Kubectl, amount: str | int
-) -> None:
+def test_amount_below_a_page_is_rejected(kubectl: Kubectl, amount: str | int) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert "must be 0 or at least a page (4Ki): use a suffix such as Ki, Mi or Gi\n" in done.stderr
@@ -306,7 +304,7 @@ NONSENSE: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "spec", "told"), NONSENSE, ids=[case[2] for case in NONSENSE])
-def test_nonsense_is_refused_at_the_door(
+def test_nonsense_is_rejected_at_admission(
     kubectl: Kubectl, namespace: str, kind: str, spec: Any, told: str
 ) -> None:
     body = json.dumps(manifest(kind, namespace, spec))
@@ -332,7 +330,7 @@ def test_nonsense_is_refused_at_the_door(
         },
     ],
 )
-def test_a_selector_that_can_match_is_taken(kubectl: Kubectl, selector: Any) -> None:
+def test_selector_that_can_match_is_accepted(kubectl: Kubectl, selector: Any) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(podSelector=selector)))
     kubectl("create", "--dry-run=server", "-f", "-", stdin=body)
 
@@ -341,7 +339,7 @@ def succeeded(done: CompletedProcess[str]) -> bool:
     return done.returncode == 0
 
 
-def test_stored_objects_that_are_refused_today_stay_updatable(
+def test_stored_objects_that_are_rejected_today_stay_updatable(
     kubectl: Kubectl, namespace: str, tmp_path: Path
 ) -> None:
     """Validation ratchets: what an update leaves alone is not judged again."""
@@ -390,14 +388,14 @@ def test_stored_objects_that_are_refused_today_stay_updatable(
         assert kubectl("patch", "pinl", "twice", *target, patch, check=False).returncode != 0
 
 
-def test_a_bad_max_grant_is_compared_with_nothing(kubectl: Kubectl) -> None:
+def test_bad_max_grant_is_compared_with_nothing(kubectl: Kubectl) -> None:
     body = json.dumps(manifest("ClusterPinLimit", "default", {"limit": "1Mi", "maxGrant": "64MB"}))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert 'spec.maxGrant: Invalid value: "64MB": write 64M' in done.stderr
     assert done.stderr.count("Invalid value") == 1, done.stderr
 
 
-def test_a_name_that_is_too_long_is_refused(kubectl: Kubectl, namespace: str) -> None:
+def test_name_that_is_too_long_is_rejected(kubectl: Kubectl, namespace: str) -> None:
     bad = manifest("PinLimit", namespace, pinl(), name="n" * 64)
     done = kubectl("create", "-f", "-", stdin=json.dumps(bad), check=False)
     assert done.returncode != 0
@@ -448,7 +446,7 @@ def test_model_server_model_loses_nothing(
     assert got.metadata.generation == 1
 
 
-def test_the_server_fills_in_the_models_defaults(kubectl: Kubectl, namespace: str) -> None:
+def test_server_fills_in_the_models_defaults(kubectl: Kubectl, namespace: str) -> None:
     kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
     got = json.loads(kubectl("get", "pinl", "t", "-n", namespace, "-o", "json").stdout)["spec"]
     model = PinLimit.model_validate(manifest("PinLimit", namespace, pinl())).spec.to_wire()
@@ -457,7 +455,7 @@ def test_the_server_fills_in_the_models_defaults(kubectl: Kubectl, namespace: st
     }
 
 
-def test_explain_and_columns_are_for_people(kubectl: Kubectl, namespace: str) -> None:
+def test_explain_and_columns_are_readable(kubectl: Kubectl, namespace: str) -> None:
     assert "0 forbids" in kubectl("explain", "pinlimit.spec.limit").stdout
     kubectl("create", "-f", "-", stdin=json.dumps(manifest("PinLimit", namespace, pinl())))
     header, row = kubectl("get", "pinl", "-n", namespace).stdout.splitlines()
@@ -501,7 +499,7 @@ DENIAL = {
 
 
 @pytest.mark.rule("H2")
-def test_a_nodes_refusals_are_stored_as_they_are_and_none_is_not_unknown(
+def test_denials_of_a_node_are_stored_unchanged_and_zero_is_not_unknown(
     kubectl: Kubectl, namespace: str
 ) -> None:
     kubectl(
@@ -535,7 +533,7 @@ def test_a_nodes_refusals_are_stored_as_they_are_and_none_is_not_unknown(
     "change",
     [{"process": "x" * 17}, {"asked": 2**62 + 2**10}, {"time": "noon"}, {"message": "x" * 257}],
 )
-def test_a_nodes_refusals_have_a_bounded_size(
+def test_denials_of_a_node_have_a_bounded_size(
     kubectl: Kubectl, namespace: str, change: dict[str, Any]
 ) -> None:
     kubectl(
@@ -557,9 +555,7 @@ def test_a_nodes_refusals_have_a_bounded_size(
         assert "status.recentDenials" in done.stderr
 
 
-def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
-    kubectl: Kubectl, namespace: str
-) -> None:
+def test_applying_a_nodes_spec_reverts_manual_changes(kubectl: Kubectl, namespace: str) -> None:
     spec = {"mode": "Active", "pods": [{"uid": "u1", "limits": []}]}
     desired = json.dumps(manifest("NodePinConfig", "", spec, name=namespace))
     apply = [
@@ -581,6 +577,6 @@ def test_applying_a_nodes_spec_puts_back_what_a_hand_changed_or_added(
 @pytest.mark.parametrize(
     "example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name
 )
-def test_the_examples_are_accepted(kubectl: Kubectl, namespace: str, example: Path) -> None:
+def test_examples_are_accepted(kubectl: Kubectl, namespace: str, example: Path) -> None:
     created = kubectl("create", "-n", namespace, "--dry-run=server", "-f", str(example)).stdout
     assert created.count("created") == len(list(yaml.safe_load_all(example.read_text())))

@@ -102,7 +102,9 @@ def identity(name: str) -> str:
     return f"system:serviceaccount:{SYSTEM}:{name}"
 
 
-def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
+def test_rights_of_the_operator_are_the_documented_ones(
+    server: ControlPlane, tmp_path: Path
+) -> None:
     cluster = Cluster(server)
     with Operator(cluster, tmp_path) as operator:
         operator.ready().leads()
@@ -142,7 +144,7 @@ def test_of_the_operator(server: ControlPlane, tmp_path: Path) -> None:
     assert used(server, user, wanted) == wanted
 
 
-def test_of_the_agent(server: ControlPlane, tmp_path: Path) -> None:
+def test_rights_of_the_agent_are_the_documented_ones(server: ControlPlane, tmp_path: Path) -> None:
     node = Node(server, tmp_path)
     generation = node.configure()
     with Agent(node):
@@ -152,7 +154,9 @@ def test_of_the_agent(server: ControlPlane, tmp_path: Path) -> None:
     assert used(server, identity("pinwarden-agent"), wanted) == wanted
 
 
-def test_of_uninstalling(server: ControlPlane, tmp_path: Path) -> None:
+def test_rights_of_uninstalling_are_the_documented_ones(
+    server: ControlPlane, tmp_path: Path
+) -> None:
     cluster = Cluster(server)
     with Operator(cluster, tmp_path) as operator:
         operator.leads()

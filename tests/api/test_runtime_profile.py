@@ -10,7 +10,7 @@ from cluster.paths import GO_MODULES
 ARGUMENTS = ["run", "-mod=readonly", "-trimpath", "./defaultprofile"]
 
 
-def test_the_runtimes_default_rules_are_those_of_its_source() -> None:
+def test_runtimes_default_rules_are_those_of_its_source() -> None:
     done = subprocess.run(
         [go(), *ARGUMENTS],
         cwd=GO_MODULES / "cluster",

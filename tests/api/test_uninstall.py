@@ -23,7 +23,7 @@ def operator(own: Cluster, tmp_path: Path) -> Iterator[Operator]:
 
 
 @pytest.mark.rule("H3")
-def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(
+def test_uninstall_is_reverted_if_a_running_agent_does_not_answer(
     own: Cluster, operator: Operator
 ) -> None:
     node, namespace = own.node(), own.namespace()
@@ -45,7 +45,7 @@ def test_where_an_agent_runs_and_does_not_answer_all_is_put_back(
     own.send("DELETE", config_path(node))
 
 
-def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(
+def test_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(
     own: Cluster, operator: Operator
 ) -> None:
     """The kubelet of a dead node never takes back that its agent is ready."""
@@ -67,7 +67,7 @@ def test_an_agent_on_a_node_that_is_lost_is_not_waited_for_in_vain(
     own.send("DELETE", LEASE)
 
 
-def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator: Operator) -> None:
+def test_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator: Operator) -> None:
     node, namespace = own.node(), own.namespace()
     own.pod(namespace, node)
     eventually(lambda: own.config(node), bool)
@@ -80,7 +80,7 @@ def test_a_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator
     own.send("DELETE", LEASE)
 
 
-def test_what_is_written_meanwhile_is_written_over(own: Cluster, operator: Operator) -> None:
+def test_specs_written_meanwhile_are_overwritten(own: Cluster, operator: Operator) -> None:
     """A write of the operator that was under way when the Lease was taken may come after the release."""
     node = own.node()
     own.agent(node)

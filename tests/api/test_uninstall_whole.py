@@ -18,7 +18,7 @@ def operator(own: Cluster, tmp_path: Path) -> Iterator[Operator]:
 
 
 @pytest.mark.rule("H1")
-def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
+def test_uninstall_without_a_deployment_warns_of_a_running_operator(
     own: Cluster, operator: Operator
 ) -> None:
     deployment = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/pinwarden-operator"
@@ -34,7 +34,7 @@ def test_where_the_operator_has_no_deployment_it_says_that_one_may_go_on(
     own.deployment()
 
 
-def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator) -> None:
+def test_interrupted_uninstall_releases_the_lease(own: Cluster, operator: Operator) -> None:
     node, namespace = own.node(), own.namespace()
     agent = own.agent(node)
     own.pod(namespace, node)
@@ -53,7 +53,7 @@ def test_ended_half_way_it_gives_the_lease_back(own: Cluster, operator: Operator
     own.send("DELETE", config_path(node))
 
 
-def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
+def test_finalizer_beside_another_one_is_removed_and_gone_objects_are_no_failure(
     own: Cluster, operator: Operator
 ) -> None:
     node, namespace = own.node(), own.namespace()
@@ -77,7 +77,7 @@ def test_a_finalizer_that_another_set_too_goes_and_what_is_gone_fails_nothing(
     own.send("DELETE", LEASE)
 
 
-def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
+def test_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
     own: Cluster, operator: Operator
 ) -> None:
     node, namespace = own.node(), own.namespace()
@@ -98,7 +98,7 @@ def test_a_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
     own.send("DELETE", LEASE)
 
 
-def test_in_the_wrong_namespace_it_does_not_begin(own: Cluster, operator: Operator) -> None:
+def test_uninstall_in_the_wrong_namespace_does_not_begin(own: Cluster, operator: Operator) -> None:
     node = own.node()
     eventually(lambda: own.config(node), bool)
     said = output(uninstall(own, "--namespace=elsewhere"), 60)[1]
@@ -108,7 +108,7 @@ def test_in_the_wrong_namespace_it_does_not_begin(own: Cluster, operator: Operat
     own.send("DELETE", config_path(node))
 
 
-def test_gated_pods_keep_it_from_beginning(own: Cluster, operator: Operator) -> None:
+def test_uninstall_with_gated_pods_does_not_begin(own: Cluster, operator: Operator) -> None:
     node, namespace = own.node(), own.namespace()
     name = gate(own, namespace, node)
     lease = own.find(LEASE)["spec"]["holderIdentity"]

@@ -27,7 +27,7 @@ def held(cluster: Cluster) -> Iterator[Held]:
 
 
 @pytest.mark.rule("P5", "P12", "P14", level="Converge")
-def test_a_limit_on_cgroup_v1_is_enforced_raised_and_released(cluster: Cluster, held: Held) -> None:
+def test_limit_on_cgroup_v1_is_enforced_raised_and_released(cluster: Cluster, held: Held) -> None:
     kubectl = kubectl_of(cluster)
     assert held.node.exec(["test", "-d", "/sys/fs/cgroup/memory/kubepods"]).returncode == 0
     assert held.node.exec(["test", "-e", "/sys/fs/cgroup/cgroup.controllers"]).returncode != 0

@@ -102,7 +102,9 @@ def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> It
 
 @pytest.mark.rule("H3", "P12", level="Converge")
 @pytest.mark.parametrize("part", ["operator", "agent"])
-def test_a_killed_part_of_pinwarden_comes_back_to_the_last_edit(held: Held, part: str) -> None:
+def test_killed_process_of_pinwarden_applies_the_last_edit_after_its_restart(
+    held: Held, part: str
+) -> None:
     held.edit(5)
     held.settles_at(5)
     held.edit(3)
@@ -133,7 +135,7 @@ def test_limits_stay_in_force_while_the_control_plane_is_down(
 
 @pytest.mark.rule("H3", level="Converge")
 @pytest.mark.parametrize("program", ["containerd", "kubelet"])
-def test_an_edit_goes_through_while_a_part_of_the_node_restarts(held: Held, program: str) -> None:
+def test_edit_is_applied_while_a_program_of_the_node_restarts(held: Held, program: str) -> None:
     held.edit(5)
     held.settles_at(5)
     held.node.kill(program)
@@ -142,9 +144,7 @@ def test_an_edit_goes_through_while_a_part_of_the_node_restarts(held: Held, prog
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(
-    held: Held, installed: Cluster
-) -> None:
+def test_node_applies_the_last_edit_after_a_power_cut(held: Held, installed: Cluster) -> None:
     held.edit(5)
     held.settles_at(5)
     held.node.power_cut()
@@ -153,7 +153,7 @@ def test_a_node_whose_power_is_cut_comes_back_to_the_last_edit(
     held.settles_at(4)
 
 
-def test_a_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
+def test_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
     damage = "for file in /var/lib/pinwarden/*; do echo '{\"half' >$file; done"
     assert held.node.exec(["sh", "-c", f"ls /var/lib/pinwarden/* && {damage}"]).returncode == 0
     held.node.kill("pinwarden", match="pinwarden agent")

@@ -157,7 +157,7 @@ def enforced(kubectl: Kubectl) -> bool:
 
 
 @pytest.mark.rule("P1", "H3", level="Deny")
-def test_gated_pods_go_on_through_deaths_and_upgrades(
+def test_gated_pods_run_through_crashes_and_upgrades(
     loopers: Loopers, installed: Cluster, kubectl: Kubectl
 ) -> None:
     node = installed.nodes[0]
@@ -179,7 +179,7 @@ def test_gated_pods_go_on_through_deaths_and_upgrades(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_process_that_is_started_into_a_gated_container_is_gated_too(
+def test_process_that_is_started_into_a_gated_container_is_gated_too(
     loopers: Loopers, kubectl: Kubectl
 ) -> None:
     text = kubectl(
@@ -192,7 +192,7 @@ def test_a_process_that_is_started_into_a_gated_container_is_gated_too(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
+def test_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
     loopers: Loopers, installed: Cluster, kubectl: Kubectl
 ) -> None:
     kubectl("apply", "-f", "-", stdin=pod("unknown", "pinwarden/runtime-default-v99.json"))

@@ -43,7 +43,7 @@ def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
 
 @pytest.mark.rule("H3", "P6", level="Converge")
 @pytest.mark.parametrize("how", ["deleted by force", "Failed"])
-def test_a_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
+def test_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
     held: Held, kubectl: Kubectl, how: str
 ) -> None:
     def status() -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_deleting_its_limit_releases_a_pod_that_is_gone(held: Held, kubectl: Kub
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
-def test_a_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: Kubectl) -> None:
+def test_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: Kubectl) -> None:
     uid = kubectl("-n", held.namespace, "get", "pod", "held", "-o", "jsonpath={.metadata.uid}")
     signal(held.node, "STOP")
     kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")

@@ -123,7 +123,7 @@ def ceiling(installed: Cluster, kubectl: Kubectl) -> Iterator[Ceiling]:
 
 
 @pytest.mark.rule("P1")
-def test_a_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
+def test_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
     ceiling.apply(manifest("forged", annotations={HASH: "0" * 32}))
     ceiling.held("forged")
     uid = ceiling.uid("forged")
@@ -131,7 +131,7 @@ def test_a_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
 
 
 @pytest.mark.rule("P1", "P13")
-def test_the_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
+def test_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
     ceiling.apply(manifest("first"))
     ceiling.held("first")
     ceiling.apply(manifest("thief", annotations={HASH: ceiling.uid("first")}))
@@ -143,7 +143,7 @@ def test_the_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling
 
 
 @pytest.mark.rule("P1")
-def test_a_static_pod_is_held_by_its_hash_and_a_copy_of_its_mirror_runs_nowhere(
+def test_static_pod_is_limited_by_its_hash_and_a_copy_of_its_mirror_never_runs(
     ceiling: Ceiling,
 ) -> None:
     """Its kubelet reports a container of the real mirror pod. It starts no other pod with the annotation, and deletes it."""

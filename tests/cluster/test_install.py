@@ -151,7 +151,7 @@ def memlock(node: Node) -> int | None:
     return int(found[1]) if found else None
 
 
-def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: Path) -> None:
+def test_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: Path) -> None:
     given = [memlock(node) for node in two.nodes]
     assert given == [8 * MIB, 8 * MIB]
     two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
@@ -174,11 +174,11 @@ def test_an_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: P
     assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
 
 
-def test_the_charts_own_test_passes(two: Site) -> None:
+def test_charts_own_test_passes(two: Site) -> None:
     assert "Succeeded" in two.helm("test", *RELEASE, "--timeout", "300s")
 
 
-def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Site) -> None:
+def test_uninstall_with_gated_pods_fails_and_changes_nothing(two: Site) -> None:
     two.kubectl("create", "namespace", "gated")
     two.kubectl("label", "namespace", "gated", "pinwarden.io/gate=runtime-default")
     overrides = {"spec": {"terminationGracePeriodSeconds": 0}}
@@ -212,7 +212,7 @@ def test_while_pods_are_gated_it_does_not_go_and_all_goes_on(two: Site) -> None:
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
+def test_uninstall_restores_every_limit_and_leaves_nothing(two: Site) -> None:
     node = two.nodes[0]
     manifest = (ROOT / "examples/demo/shared.yaml").read_text()
     pod = (ROOT / "examples/demo/borrowers.yaml").read_text().split("---\n")[1]
@@ -248,7 +248,7 @@ def test_it_gives_everything_back_and_leaves_nothing(two: Site) -> None:
     two.kubectl("-n", NAMESPACE, "delete", "smg", "cache", "--timeout=60s")
 
 
-def test_a_dead_node_is_named_and_holds_nothing_up(two: Site) -> None:
+def test_uninstall_names_a_dead_node_and_ends(two: Site) -> None:
     two.install("--set=uninstall.timeoutSeconds=30")
     until(two.enforced, "the limit is enforced")
     dead = two.nodes[1]

@@ -82,7 +82,7 @@ def _mounts() -> set[str]:
 
 @pytest.mark.usefixtures("mounts")
 @pytest.mark.parametrize("moment", [CONTROL_PLANE, BOOT, CLAIMS])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, moment: str) -> None:
+def test_interrupted_run_leaves_nothing(tmp_path: Path, moment: str) -> None:
     run = Run(tmp_path)
     run.read_until(moment)
     os.killpg(run.process.pid, signal.SIGINT)
@@ -96,7 +96,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, moment: str) -> None:
 
 @pytest.mark.usefixtures("mounts")
 @pytest.mark.parametrize("moment", [BOOT, CLAIMS])
-def test_a_killed_run_leaves_folders_alone_and_the_next_one_removes_them(
+def test_killed_run_leaves_folders_alone_and_the_next_one_removes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     run = Run(tmp_path)
@@ -111,7 +111,7 @@ def test_a_killed_run_leaves_folders_alone_and_the_next_one_removes_them(
 
 
 @pytest.mark.usefixtures("mounts")
-def test_a_run_on_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_run_on_a_full_disk_reports_it_and_leaves_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, "unshare", "--mount", "sh", "-ec", SMALL_DISK, "sh")
     output, _ = run.process.communicate()
     assert "No space left on device" in output.splitlines()[-1]

@@ -74,7 +74,7 @@ def is_as_shown(shown: Sequence[str], seen: Sequence[str]) -> bool:
 STEPS = steps(PAGE.read_text())
 
 
-def test_the_page_installs_as_the_cluster_is_installed() -> None:
+def test_page_installs_as_the_cluster_is_installed() -> None:
     (command,) = (step.command for step in STEPS if step.command.startswith("helm install"))
     assert command == COMMAND.replace("upgrade --install", "install") + " --wait"
 
@@ -86,7 +86,7 @@ def empty() -> Iterator[Cluster]:
         yield running
 
 
-def test_what_the_page_says_happens(empty: Cluster) -> None:
+def test_outputs_of_the_page_are_those_of_the_cluster(empty: Cluster) -> None:
     env = os.environ | environment(empty.kubeconfig) | {"PYTHONPATH": str(ROOT / "operator")}
     assert len(STEPS) >= 9
     started = time.monotonic()

@@ -130,7 +130,7 @@ def comes(read: Callable[[], Json], wanted: Callable[[Json], bool], what: str) -
 
 
 @pytest.mark.rule("M9", "M1")
-def test_what_a_killed_container_left_is_seen_between_its_restarts(place: Place) -> None:
+def test_shared_memory_of_a_killed_container_is_reported_between_restarts(place: Place) -> None:
     """https://github.com/kubernetes/kubernetes/issues/128339, https://github.com/vllm-project/vllm/pull/51317."""
     place.group("shm", {"posixShm": {"name": "*"}}, {"app": "fill"}, capacity="16Mi")
     place.run("filler", "fill", "64", shm=True, resources={"limits": {"memory": "48Mi"}})
@@ -188,7 +188,7 @@ def test_segments_with_random_keys_are_counted(place: Place) -> None:
 
 
 @pytest.mark.rule("P12", "P14", "H1")
-def test_a_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None:
+def test_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None:
     """https://github.com/elastic/elasticsearch/issues/75609."""
     selector = {"matchLabels": {"kubernetes.io/metadata.name": place.name}}
     ceiling: Json = {
@@ -251,7 +251,7 @@ def test_rings_of_pods_with_one_uid_share_what_the_kernel_allows(place: Place) -
 
 
 @pytest.mark.rule("H1")
-def test_a_recommended_limit_outlives_an_upgrade_of_its_chart(
+def test_recommended_limit_outlives_an_upgrade_of_its_chart(
     place: Place, installed: Cluster, kubectl: Kubectl
 ) -> None:
     """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""

@@ -114,7 +114,7 @@ def shares(namespace: Shares) -> Iterator[Shares]:
 
 @pytest.mark.rule("H3", "M1")
 @pytest.mark.parametrize("part", ["accountant", "agent", "gate", "operator"])
-def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) -> None:
+def test_killed_process_finds_the_same_object_after_its_restart(shares: Shares, part: str) -> None:
     before = shares.inode
     shares.node.kill("pinwarden", match=f"pinwarden {part}")
     shares.borrow(6)
@@ -124,7 +124,7 @@ def test_a_killed_part_comes_back_to_the_same_object(shares: Shares, part: str) 
 
 @pytest.mark.rule("M10", "H3")
 @pytest.mark.parametrize("part", ["accountant", "agent", "operator"])
-def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> None:
+def test_group_drains_though_a_process_is_killed(shares: Shares, part: str) -> None:
     shares.delete()
     until(shares.is_draining, "it drains")
     shares.node.kill("pinwarden", match=f"pinwarden {part}")
@@ -136,7 +136,7 @@ def test_a_group_drains_though_a_part_is_killed(shares: Shares, part: str) -> No
 
 
 @pytest.mark.rule("M10", "H3")
-def test_a_node_that_is_removed_while_it_drains_holds_nobody_up(
+def test_node_removed_during_a_drain_blocks_no_group(
     shares: Shares, installed: Cluster, kubectl: Kubectl
 ) -> None:
     """The operator dies with the only node, and finds another one of its name when it is back."""
@@ -150,7 +150,7 @@ def test_a_node_that_is_removed_while_it_drains_holds_nobody_up(
 
 
 @pytest.mark.rule("M1", "H3")
-def test_after_a_power_cut_the_object_is_made_anew(
+def test_object_is_recreated_after_a_power_cut(
     shares: Shares, installed: Cluster, kubectl: Kubectl
 ) -> None:
     restarts = shares.restarts()

@@ -30,7 +30,7 @@ def site() -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem.removesuffix("-values"))
-def test_it_comes_and_goes_with_other_values(site: Site, values: Path) -> None:
+def test_chart_installs_and_uninstalls_with_other_values(site: Site, values: Path) -> None:
     name = values.stem.removesuffix("-values")
     for node in site.nodes:
         site.kubectl("label", "--overwrite", "node", node.name, "pool=compute")

@@ -80,7 +80,7 @@ def denial(node: Node, number: int) -> Mapping[str, Any]:
 
 
 @pytest.mark.rule("P12", level="Deny")
-def test_a_raised_limit_holds_for_the_next_call_of_a_running_process(node: Node) -> None:
+def test_raised_limit_applies_to_the_next_call_of_a_running_process(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     process = locker(pod)
@@ -91,7 +91,7 @@ def test_a_raised_limit_holds_for_the_next_call_of_a_running_process(node: Node)
 
 
 @pytest.mark.rule("P11", "P8", level="Deny")
-def test_a_lowered_limit_evicts_nothing_and_refuses_what_adds(node: Node) -> None:
+def test_lowered_limit_evicts_nothing_and_denies_more(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     process = locker(pod)
@@ -108,7 +108,7 @@ def test_a_lowered_limit_evicts_nothing_and_refuses_what_adds(node: Node) -> Non
 
 
 @pytest.mark.rule("P5", "P8", level="Deny")
-def test_what_is_given_up_is_there_for_another_process_at_once(node: Node) -> None:
+def test_unlocked_memory_is_free_for_another_process_at_once(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     one, other = locker(pod), locker(pod)
@@ -125,7 +125,7 @@ def test_what_is_given_up_is_there_for_another_process_at_once(node: Node) -> No
 @pytest.mark.rule("P13", level="Deny")
 @pytest.mark.parametrize("scope", ["Pod", "Container", "Node"])
 @pytest.mark.parametrize("tighter_first", [True, False])
-def test_the_tighter_of_two_limits_decides_and_is_named(
+def test_tighter_of_two_limits_decides_and_is_named(
     node: Node, scope: str, tighter_first: bool
 ) -> None:
     pod = node.pod()
@@ -141,7 +141,7 @@ def test_the_tighter_of_two_limits_decides_and_is_named(
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_scope_container_holds_each_container_by_itself(node: Node) -> None:
+def test_scope_container_limits_each_container_by_itself(node: Node) -> None:
     pod = node.pod()
     hold(node, [limit("each", HALF, "Container"), limit("pod", LIMIT - PAGE)], pod)
     main = locker(pod)
@@ -157,7 +157,7 @@ def test_scope_container_holds_each_container_by_itself(node: Node) -> None:
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_scope_container_leaves_containers_that_it_does_not_name_alone(node: Node) -> None:
+def test_scope_container_ignores_unnamed_containers(node: Node) -> None:
     pod = node.pod()
     hold(node, [limit("one", HALF, "Container", containers=["sidecar"])], pod)
     main = locker(pod)
@@ -168,7 +168,7 @@ def test_scope_container_leaves_containers_that_it_does_not_name_alone(node: Nod
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_scope_node_holds_for_all_its_pods_together(node: Node) -> None:
+def test_scope_node_limits_all_pods_of_the_node_together(node: Node) -> None:
     pods = [node.pod() for _ in range(3)]
     node.configure(
         limits=[limit("together", LIMIT, "Node"), limit("alone", LIMIT - PAGE)],
@@ -194,7 +194,7 @@ def test_scope_node_holds_for_all_its_pods_together(node: Node) -> None:
 
 
 @pytest.mark.rule("P1", "P13", level="Deny")
-def test_what_a_pod_without_the_profile_has_counts_also_when_its_cgroup_came_after_its_limits(
+def test_bytes_of_an_ungated_pod_count_if_its_cgroup_came_after_its_limits(
     node: Node,
 ) -> None:
     pod, other = node.pod(), node.pod()
@@ -228,7 +228,7 @@ def ungated(folder: Path) -> Iterator[Process]:
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_pods_that_share_a_limit_and_race_get_it_to_the_page(node: Node) -> None:
+def test_racing_pods_under_one_limit_get_it_to_the_page(node: Node) -> None:
     pods = [node.pod() for _ in range(4)]
     hold(node, [limit("together", LIMIT, "Node")], *pods)
     processes = [locker(pod) for pod in pods]
@@ -242,7 +242,7 @@ def test_pods_that_share_a_limit_and_race_get_it_to_the_page(node: Node) -> None
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_audit_refuses_nothing_and_disarms_nothing(node: Node) -> None:
+def test_audit_denies_nothing_and_disarms_nothing(node: Node) -> None:
     pod = node.pod()
     hold(node, [limit("audit", PAGE, enforcement="Audit")], pod)
     process = locker(pod)
@@ -257,9 +257,7 @@ def test_audit_refuses_nothing_and_disarms_nothing(node: Node) -> None:
 
 @pytest.mark.rule("P5", level="Deny")
 @pytest.mark.parametrize("user", [NOBODY, 0])
-def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(
-    node: Node, user: int
-) -> None:
+def test_limit_of_zero_is_answered_as_an_rlimit_of_zero(node: Node, user: int) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: 0})
     process = locker(pod, user=user)
@@ -282,7 +280,7 @@ def test_a_limit_of_nothing_is_answered_as_the_kernel_answers_an_rlimit_of_0(
 
 
 @pytest.mark.rule("P13", level="Deny")
-def test_a_free_pod_is_never_refused_whatever_holds_for_others(node: Node) -> None:
+def test_pod_without_limits_is_never_denied(node: Node) -> None:
     pod, free = node.pod(), node.pod()
     node.configure(
         limits=[limit("other", PAGE), limit("node", PAGE, "Node")],
@@ -296,7 +294,7 @@ def test_a_free_pod_is_never_refused_whatever_holds_for_others(node: Node) -> No
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_pod_that_is_not_listed_yet_waits_for_its_limits(node: Node) -> None:
+def test_unlisted_pod_waits_for_its_limits(node: Node) -> None:
     late, other = node.pod(), node.pod()
     node.set_limits({other.uid: LIMIT})
     process = locker(late)
@@ -310,7 +308,7 @@ def test_a_pod_that_is_not_listed_yet_waits_for_its_limits(node: Node) -> None:
 
 @pytest.mark.rule("P1", level="Deny")
 @pytest.mark.parametrize("unknown", [HALF, None])
-def test_a_pod_that_stays_unlisted_waits_once_and_is_then_one_of_the_unknown(
+def test_pod_that_stays_unlisted_waits_once_and_counts_as_unknown(
     node: Node, unknown: int | None
 ) -> None:
     pod = node.pod()
@@ -335,7 +333,7 @@ def test_a_pod_that_stays_unlisted_waits_once_and_is_then_one_of_the_unknown(
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_a_node_without_any_configuration_lets_calls_through_after_the_wait(node: Node) -> None:
+def test_node_without_a_configuration_allows_calls_after_the_wait(node: Node) -> None:
     process = locker(node.pod())
     tell(process, f"lock {LIMIT}")
     assert not answers(process, 1.0)
@@ -344,7 +342,7 @@ def test_a_node_without_any_configuration_lets_calls_through_after_the_wait(node
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_release_lets_everything_through_until_it_is_over(node: Node) -> None:
+def test_mode_release_allows_every_call_until_its_end(node: Node) -> None:
     pod = node.pod()
     limits = [limit("pod", LIMIT)]
     hold(node, limits, pod)
@@ -359,9 +357,7 @@ def test_release_lets_everything_through_until_it_is_over(node: Node) -> None:
 
 @pytest.mark.rule("P14", level="Deny")
 @pytest.mark.parametrize("raised", [True, False])
-def test_a_call_that_a_grant_will_allow_waits_for_the_rlimit_that_is_still_too_low(
-    node: Node, raised: bool
-) -> None:
+def test_call_within_a_grant_waits_until_the_rlimit_is_raised(node: Node, raised: bool) -> None:
     pod = node.pod()
     hold(node, [limit("grant", 2 * LIMIT, grant=2 * LIMIT)], pod)
     process = locker(pod, user=0)
@@ -379,7 +375,7 @@ def test_a_call_that_a_grant_will_allow_waits_for_the_rlimit_that_is_still_too_l
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_a_denial_names_process_source_and_amounts(node: Node) -> None:
+def test_denial_names_process_source_and_amounts(node: Node) -> None:
     pod = node.pod()
     hold(node, [limit("ns/name@2", LIMIT)], pod)
     process = locker(pod)

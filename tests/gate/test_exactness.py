@@ -98,7 +98,7 @@ def assert_no_false_refusal(at_first: int, calls: list[tuple[int, float, float, 
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
-def test_a_fresh_pod_whose_first_act_is_too_much_is_refused(node: Node) -> None:
+def test_new_pod_whose_first_call_exceeds_its_limit_is_denied(node: Node) -> None:
     pods = [node.pod() for _ in range(100)]
     node.set_limits({pod.uid: LIMIT for pod in pods})
     for pod in pods:
@@ -110,7 +110,7 @@ def test_a_fresh_pod_whose_first_act_is_too_much_is_refused(node: Node) -> None:
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) -> None:
+def test_gate_killed_a_hundred_times_under_load_lets_no_pod_exceed_its_limit(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     loopers = start(pod, "looper.py", 4)
@@ -126,7 +126,7 @@ def test_a_gate_killed_a_hundred_times_under_load_lets_nothing_pass(node: Node) 
 
 
 @pytest.mark.rule("H1", level="Deny")
-def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
+def test_gate_publishes_the_limits_that_it_enforces_in_a_pod(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     start(pod, "locker.py", LIMIT)
@@ -141,7 +141,7 @@ def test_the_gate_tells_by_which_limits_it_holds_a_pod(node: Node) -> None:
 
 
 @pytest.mark.rule("H1", level="Deny")
-def test_what_loosened_a_pod_is_known_when_its_container_was_started_anew(node: Node) -> None:
+def test_inexact_pod_stays_inexact_after_a_restart_of_its_container(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     first = start(pod, "locker.py", LIMIT)

@@ -189,7 +189,7 @@ def expect_notified(profile: Mapping[str, Any], asked: Sequence[tuple[str, Seque
         assert error == error_bare, (name, arguments)
 
 
-def test_each_pinning_call_is_sent_whatever_else_its_registers_hold(
+def test_each_pinning_call_is_sent_whatever_its_other_registers(
     profile: Mapping[str, Any],
 ) -> None:
     expect_notified(profile, GATED)
@@ -199,21 +199,21 @@ def test_registering_of_buffers_is_sent_where_io_uring_is_allowed() -> None:
     expect_notified(PROFILES["unconfined"], REGISTER)
 
 
-def test_what_the_runtime_refuses_stays_refused_unseen() -> None:
+def test_calls_that_the_runtime_denies_stay_denied_and_are_not_sent() -> None:
     asked = [*REGISTER, ("io_uring_register", (-2, 1, 0, 0))]
     outcome = filtered(PROFILES["runtime-default"], lambda: [syscall(*each) for each in asked])
     assert {tuple(each) for each in outcome.result} == {(-1, errno.EPERM)}
     assert not any(outcome.notified(*each) for each in asked)
 
 
-def test_the_same_calls_with_other_arguments_are_not_sent(profile: Mapping[str, Any]) -> None:
+def test_same_calls_with_other_arguments_are_not_sent(profile: Mapping[str, Any]) -> None:
     bare = [syscall(*each)[1] for each in NOT_GATED]
     outcome = filtered(profile, lambda: [syscall(*each) for each in NOT_GATED])
     assert [error for _, error in outcome.result] == bare
     assert not any(outcome.notified(*each) for each in NOT_GATED)
 
 
-def test_the_kernel_takes_the_version_bit_of_an_older_abi_for_another_command() -> None:
+def test_kernel_takes_the_version_bit_of_an_older_abi_for_another_command() -> None:
     """So SHM_LOCK with IPC_64 needs no rule."""
     identity = libc.shmget(0, PAGE, 0o1600)
     assert identity >= 0
@@ -242,7 +242,7 @@ def other_way(request: pytest.FixtureRequest) -> Iterator[Callable[[], int]]:
         del anchor
 
 
-def test_another_architectures_way_to_call_is_death(
+def test_call_of_another_architecture_kills_the_thread(
     profile: Mapping[str, Any], other_way: Callable[[], int]
 ) -> None:
     outcome = filtered(profile, other_way)
@@ -252,7 +252,9 @@ def test_another_architectures_way_to_call_is_death(
     assert not outcome.calls
 
 
-def test_without_a_filter_the_other_ways_are_survived(other_way: Callable[[], int]) -> None:
+def test_call_of_another_architecture_succeeds_without_a_filter(
+    other_way: Callable[[], int],
+) -> None:
     child = os.fork()
     if child == 0:
         other_way()
@@ -328,7 +330,7 @@ def check(
     assert gated.answer(number, arguments) == wanted, (number, arguments)
 
 
-def test_the_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
+def test_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
     folder = resources.files("pinwarden.node.seccomp")
     default = program(json.loads(folder.joinpath("runtime_default.json").read_text()))
     assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {
@@ -338,11 +340,11 @@ def test_the_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allo
     answers_as_meant(program(PROFILES["runtime-default"]), default.answer)
 
 
-def test_the_filter_of_unconfined_pods_allows_all_but_the_pinning_calls() -> None:
+def test_filter_of_unconfined_pods_allows_all_but_the_pinning_calls() -> None:
     answers_as_meant(program(PROFILES["unconfined"]), lambda number, arguments: ALLOW)
 
 
-def test_the_filter_has_no_answer_but_death_for_other_architectures(
+def test_filter_kills_for_every_other_architecture(
     profile: Mapping[str, Any],
 ) -> None:
     made = program(profile)
@@ -351,5 +353,5 @@ def test_the_filter_has_no_answer_but_death_for_other_architectures(
         assert made.answer(number | X32) == KILL_THREAD
 
 
-def test_the_filters_are_far_from_the_kernels_most(profile: Mapping[str, Any]) -> None:
+def test_filters_are_far_below_the_kernels_size_limit(profile: Mapping[str, Any]) -> None:
     assert len(program(profile).instructions) < 4096 // 4

@@ -20,7 +20,7 @@ sys.stdin.read()
 """
 
 
-def test_a_forked_process_is_pinwarden_with_its_exit_codes(tmp_path: Path) -> None:
+def test_forked_process_is_pinwarden_with_its_exit_codes(tmp_path: Path) -> None:
     version = starter().start("pinwarden", ["--version"])
     assert version.stdout.read().startswith("pinwarden ")
     assert version.wait() == version.poll() == 0
@@ -32,7 +32,7 @@ def test_a_forked_process_is_pinwarden_with_its_exit_codes(tmp_path: Path) -> No
     assert holder.wait() == -signal.SIGKILL
 
 
-def test_what_a_killed_client_leaves_running_is_killed(tmp_path: Path) -> None:
+def test_processes_of_a_killed_client_are_killed(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",

@@ -21,7 +21,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) -> None:
+def test_new_holder_gets_the_listeners_of_a_killed_one_from_the_gate(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", 2 * LIMIT)
@@ -36,7 +36,7 @@ def test_a_holder_that_dies_gets_its_listeners_back_from_the_gate(node: Node) ->
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) -> None:
+def test_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     loopers = start(pod, "looper.py", 4)
@@ -58,7 +58,7 @@ def test_a_successor_takes_over_before_the_old_holder_and_gate_go(node: Node) ->
 
 
 @pytest.mark.rule("H3", level="Deny")
-def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node: Node) -> None:
+def test_gate_stays_after_sigterm_until_a_holder_has_its_listeners(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", 2 * LIMIT)
@@ -74,7 +74,7 @@ def test_a_gate_that_is_told_to_end_stays_until_a_holder_has_its_listeners(node:
 
 
 @pytest.mark.rule("H1", level="Deny")
-def test_a_gate_that_is_told_to_end_is_missed_only_where_it_holds_a_pod(node: Node) -> None:
+def test_gate_after_sigterm_keeps_its_file_only_if_it_has_containers(node: Node) -> None:
     record = node.run_dir / "gate.json"
     node.until(record.exists)
     node.gate.terminate()
@@ -91,7 +91,7 @@ def test_a_gate_that_is_told_to_end_is_missed_only_where_it_holds_a_pod(node: No
 
 
 @pytest.mark.rule("H1", level="Deny")
-def test_when_holder_and_gate_die_together_it_is_said(node: Node) -> None:
+def test_death_of_holder_and_gate_together_is_reported(node: Node) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT})
     locker = start(pod, "locker.py", LIMIT)

@@ -132,7 +132,7 @@ def gate_stopped(node: Node) -> Iterator[None]:
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
-def test_a_stack_that_was_moved_does_not_grow_locked_unseen(node: Node, pod: Pod, run: Run) -> None:
+def test_stack_that_was_moved_does_not_grow_locked_unseen(node: Node, pod: Pod, run: Run) -> None:
     answer(run(pod, "moves_its_stack"))
     assert_held(node, pod)
 
@@ -140,7 +140,7 @@ def test_a_stack_that_was_moved_does_not_grow_locked_unseen(node: Node, pod: Pod
 @x86
 @pytest.mark.rule("P1", "P8", level="Deny")
 @pytest.mark.parametrize("narrow", [False, True], ids=["4 GiB", "3 GiB"])
-def test_the_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
+def test_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
     node: Node, pod: Pod, folder: Path, run: Run, narrow: bool
 ) -> None:
     program, unlinked = folder / "stack32", folder / "stack32.o"
@@ -152,7 +152,7 @@ def test_the_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
-def test_a_mapping_that_is_moved_and_left_behind_is_no_use_unseen(
+def test_mapping_moved_and_left_behind_does_not_exceed_the_limit(
     node: Node, pod: Pod, run: Run
 ) -> None:
     answer(run(pod, "moved_and_left"))
@@ -161,7 +161,7 @@ def test_a_mapping_that_is_moved_and_left_behind_is_no_use_unseen(
 
 @pytest.mark.rule("P1", "P8", level="Deny")
 @pytest.mark.parametrize("spoil", [f"mprotect area {LIMIT} 0", f"munmap area+{LIMIT} {PAGE}"])
-def test_a_call_that_fails_after_it_has_locked_is_counted(pod: Pod, spoil: str) -> None:
+def test_call_that_fails_after_it_has_locked_is_counted(pod: Pod, spoil: str) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"call {spoil}") == "0 0"
     asked = LIMIT if "mprotect" in spoil else LIMIT + PAGE
@@ -174,7 +174,7 @@ def test_a_call_that_fails_after_it_has_locked_is_counted(pod: Pod, spoil: str) 
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_root_in_a_user_namespace_of_its_own_is_held(pod: Pod) -> None:
+def test_root_in_its_own_user_namespace_is_limited(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     steps = (
         "libc.prctl(4, 1)  # PR_SET_DUMPABLE: its own files in /proc are root's since it changed its user",
@@ -197,7 +197,7 @@ def test_root_in_a_user_namespace_of_its_own_is_held(pod: Pod) -> None:
 @pytest.mark.rule("P1", level="Deny")
 @pytest.mark.parametrize("user", [NOBODY, 0])
 @pytest.mark.parametrize("way", ["replaced_while_it_grows", "moved_while_it_is_locked_again"])
-def test_what_is_locked_changes_place_while_a_call_is_on_its_way(
+def test_locked_memory_that_moves_during_a_call_is_counted(
     node: Node, pod: Pod, run: Run, way: str, user: int
 ) -> None:
     answer(run(pod, way, user=user))
@@ -205,7 +205,7 @@ def test_what_is_locked_changes_place_while_a_call_is_on_its_way(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_call_is_not_decided_by_what_was_read_for_the_one_before(
+def test_call_is_not_decided_by_amounts_read_for_the_previous_call(
     node: Node, pod: Pod, run: Run
 ) -> None:
     answer(run(pod, "interrupted_while_it_is_read"))
@@ -213,7 +213,7 @@ def test_a_call_is_not_decided_by_what_was_read_for_the_one_before(
 
 
 @pytest.mark.rule("P1", "H1", level="Deny")
-def test_the_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run) -> None:
+def test_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run) -> None:
     pod, limit = node.pod(), 3 * MIB
     node.set_limits({pod.uid: limit})
     most, _ = answer(run(pod, "mapped_while_all_is_locked", limit))
@@ -221,7 +221,7 @@ def test_the_address_space_grows_while_all_of_it_is_locked(node: Node, run: Run)
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_long_call_is_not_taken_for_counted_while_it_counts(node: Node, run: Run) -> None:
+def test_long_call_does_not_count_as_returned_while_it_locks(node: Node, run: Run) -> None:
     limit = 60_000 * 32 * PAGE
     for _ in range(3):
         pod = node.pod()
@@ -234,14 +234,14 @@ def test_a_long_call_is_not_taken_for_counted_while_it_counts(node: Node, run: R
 
 
 @pytest.mark.rule("H1", level="Deny")
-def test_a_list_of_buffers_that_changes_loosens_the_pod(node: Node, pod: Pod, run: Run) -> None:
+def test_changed_list_of_buffers_makes_the_pod_inexact(node: Node, pod: Pod, run: Run) -> None:
     answer(run(pod, "changes_a_list"))
     assert "io_uring" in coverage(node, pod).why
 
 
 @pytest.mark.rule("P5", "H1", level="Deny")
 @pytest.mark.parametrize("level", ["Converge", "Deny"])
-def test_memory_that_is_not_locked_grows_as_it_likes(node: Node, run: Run, level: str) -> None:
+def test_unlocked_memory_grows_without_a_limit(node: Node, run: Run, level: str) -> None:
     pod = node.pod()
     node.set_limits({pod.uid: LIMIT}, minimum_level=level)
     assert answer(run(pod, "grows_what_is_not_locked")) == (0, 0)
@@ -254,7 +254,7 @@ def test_memory_that_is_not_locked_grows_as_it_likes(node: Node, run: Run, level
 @x86
 @pytest.mark.rule("P1", level="Deny")
 @pytest.mark.parametrize(("asked", "error"), [(2 * MIB, errno.ENOMEM), (MIB // 2, 0)])
-def test_a_call_that_a_tracer_makes_another_one_is_asked_about(
+def test_call_that_a_tracer_replaces_is_notified_again(
     pod: Pod, run: Run, asked: int, error: int
 ) -> None:
     process = run(pod, "traced_into_another_call", asked)
@@ -264,7 +264,7 @@ def test_a_call_that_a_tracer_makes_another_one_is_asked_about(
 
 @x86
 @pytest.mark.rule("P1", level="Deny")
-def test_registers_that_a_tracer_changes_while_the_call_waits_are_asked_about_anew(
+def test_registers_that_a_tracer_changes_during_the_wait_are_notified_again(
     node: Node, pod: Pod, run: Run
 ) -> None:
     with gate_stopped(node):
@@ -278,9 +278,7 @@ def test_registers_that_a_tracer_changes_while_the_call_waits_are_asked_about_an
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
-def test_a_process_that_becomes_another_while_its_call_waits_leaves_nothing_behind(
-    node: Node, pod: Pod, run: Run
-) -> None:
+def test_exec_during_a_waiting_call_leaves_no_amount(node: Node, pod: Pod, run: Run) -> None:
     with gate_stopped(node):
         assert answer(run(pod, "becomes_another")) == (0, 0)
     assert ask(start(pod, "locker.py", 2 * LIMIT), f"lock {LIMIT}") == f"{LIMIT} 0"
@@ -288,7 +286,7 @@ def test_a_process_that_becomes_another_while_its_call_waits_leaves_nothing_behi
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_call_whose_parent_goes_while_it_waits_is_counted(node: Node, pod: Pod, run: Run) -> None:
+def test_call_whose_parent_goes_while_it_waits_is_counted(node: Node, pod: Pod, run: Run) -> None:
     with gate_stopped(node):
         process = run(pod, "loses_its_parent")
         assert answer(process) == (0, 0)
@@ -299,7 +297,7 @@ def test_a_call_whose_parent_goes_while_it_waits_is_counted(node: Node, pod: Pod
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_process_whose_first_thread_has_ended_is_counted(pod: Pod, run: Run) -> None:
+def test_process_whose_first_thread_has_ended_is_counted(pod: Pod, run: Run) -> None:
     amount = LIMIT - 8 * PAGE
     answer(run(pod, "first_thread_ends", amount))
     locker = start(pod, "locker.py", 2 * LIMIT)
@@ -308,7 +306,7 @@ def test_a_process_whose_first_thread_has_ended_is_counted(pod: Pod, run: Run) -
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_an_address_space_of_processes_that_are_not_parent_and_child_counts_once(
+def test_address_space_of_processes_that_are_not_parent_and_child_counts_once(
     pod: Pod, run: Run
 ) -> None:
     assert answer(run(pod, "has_a_sibling", LIMIT - 8 * PAGE)) == (LIMIT - 8 * PAGE, 0)
@@ -317,7 +315,7 @@ def test_an_address_space_of_processes_that_are_not_parent_and_child_counts_once
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_an_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod, run: Run) -> None:
+def test_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod, run: Run) -> None:
     half, third = LIMIT // PAGE // 2 * PAGE, LIMIT // PAGE // 3 * PAGE
     assert answer(run(pod, "toggles_with_a_child", half)) == (half, 0)
     locker = start(pod, "locker.py", LIMIT)
@@ -326,9 +324,7 @@ def test_an_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_processes_that_are_frozen_over_and_over_get_nothing_past_the_limit(
-    pod: Pod, run: Run
-) -> None:
+def test_repeatedly_frozen_processes_do_not_exceed_the_limit(pod: Pod, run: Run) -> None:
     answer(run(pod, "maps_in_threads", 4))
     with frozen(pod) as freeze:
         locker = start(pod, "locker.py", 2 * LIMIT)
@@ -370,7 +366,7 @@ def frozen(pod: Pod) -> Iterator[Callable[[bool], None]]:
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) -> None:
+def test_process_that_leaves_the_cgroup_of_its_pod_makes_it_inexact(node: Node, pod: Pod) -> None:
     start(pod, "locker.py", LIMIT)
     locker = start(pod, "locker.py", 8 * LIMIT, user=0)
     (process_hierarchy(CGROUP) / "cgroup.procs").write_text(str(locker.pid))
@@ -383,9 +379,7 @@ def test_who_leaves_the_pod_s_cgroup_is_not_held_unseen(node: Node, pod: Pod) ->
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(
-    node: Node, run: Run
-) -> None:
+def test_five_hundred_threads_do_not_delay_another_pod(node: Node, run: Run) -> None:
     noisy, quiet = node.pod(), node.pod()
     node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     answer(run(noisy, "maps_in_threads", 500))
@@ -397,7 +391,7 @@ def test_five_hundred_threads_do_not_keep_another_pod_from_its_answers(
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_pod(
+def test_process_with_a_locked_address_space_does_not_delay_another_pod(
     node: Node, run: Run
 ) -> None:
     slow, quiet = node.pod(), node.pod()
@@ -415,9 +409,7 @@ def test_a_process_that_keeps_its_address_space_locked_does_not_hold_up_another_
 
 
 @pytest.mark.rule("P5", "P8", level="Deny")
-def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(
-    node: Node, run: Run
-) -> None:
+def test_calls_waiting_for_their_mmap_lock_do_not_deny_another_pod(node: Node, run: Run) -> None:
     slow, quiet = node.pod(), node.pod()
     node.set_limits({slow.uid: LIMIT, quiet.uid: LIMIT})
     locker = start(quiet, "locker.py", LIMIT)
@@ -430,9 +422,7 @@ def test_calls_that_wait_for_their_own_lock_do_not_have_another_pod_refused(
 
 @x86
 @pytest.mark.rule("P5", "P13", level="Deny")
-def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(
-    node: Node, run: Run
-) -> None:
+def test_endless_calls_do_not_delay_another_pod_under_the_same_limit(node: Node, run: Run) -> None:
     stuck, quiet = node.pod(), node.pod()
     node.configure(
         limits=[{"name": "shared", "uid": "uid-shared", "scope": "Node", "limit": LIMIT}],
@@ -449,9 +439,7 @@ def test_calls_that_do_not_end_do_not_hold_up_another_pod_under_the_same_limit(
 
 @x86
 @pytest.mark.rule("P1", level="Deny")
-def test_a_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(
-    pod: Pod, run: Run
-) -> None:
+def test_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(pod: Pod, run: Run) -> None:
     half = LIMIT // 2
     assert answer(run(pod, "left_at_the_end", 1, half)) == (0, 0)
     assert used(pod) == half
@@ -463,7 +451,7 @@ def test_a_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(
 
 @pytest.mark.rule("H1", level="Deny")
 @pytest.mark.parametrize("way", ["watches_itself", "lends_a_ring", "shares_frames"])
-def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
+def test_pins_without_a_gated_call_are_not_reported_exact(
     node: Node, pod: Pod, run: Run, way: str
 ) -> None:
     amount, error = answer(run(pod, way))
@@ -472,7 +460,7 @@ def test_what_is_pinned_without_a_gated_call_is_not_called_exact(
 
 @pytest.mark.rule("P1")
 @pytest.mark.parametrize("name", ["mlock", "mremap"])
-def test_the_tag_of_an_address_is_no_part_of_it_on_arm(name: str) -> None:
+def test_address_tag_is_ignored_on_arm(name: str) -> None:
     number = NUMBERS[AUDIT_ARCH_AARCH64][name]
 
     def asked(start: int) -> pin_requests.PinRequest | None:

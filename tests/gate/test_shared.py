@@ -154,9 +154,7 @@ def test_only_an_attached_pod_may_borrow(node: Node, shared: Shared, user: int) 
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_what_belongs_to_no_group_is_let_through(
-    node: Node, shared: Shared, tmp_path: Path
-) -> None:
+def test_mapping_outside_all_groups_is_allowed(node: Node, shared: Shared, tmp_path: Path) -> None:
     pod = node.pod()
     process = sharer(pod)
     private = shared.folder / "other"
@@ -178,7 +176,7 @@ def test_what_belongs_to_no_group_is_let_through(
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_an_object_whose_group_is_not_known_yet_is_let_through(node: Node, shared: Shared) -> None:
+def test_object_of_an_unknown_group_is_allowed(node: Node, shared: Shared) -> None:
     pod = node.pod()
     configure(node, group(), listed=[pod])
     process = sharer(pod)
@@ -190,7 +188,7 @@ def test_an_object_whose_group_is_not_known_yet_is_let_through(node: Node, share
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_a_pod_that_is_not_listed_yet_waits_for_its_membership(node: Node, shared: Shared) -> None:
+def test_unlisted_pod_waits_for_its_membership(node: Node, shared: Shared) -> None:
     late, free = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group())
@@ -204,7 +202,7 @@ def test_a_pod_that_is_not_listed_yet_waits_for_its_membership(node: Node, share
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_audit_and_release_refuse_nothing(node: Node, shared: Shared) -> None:
+def test_audit_and_release_deny_no_mapping(node: Node, shared: Shared) -> None:
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     processes = [sharer(each) for each in (pod, other)]
@@ -218,7 +216,7 @@ def test_audit_and_release_refuse_nothing(node: Node, shared: Shared) -> None:
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_pod_of_a_node_without_groups_is_not_looked_at(node: Node, shared: Shared) -> None:
+def test_pod_of_a_node_without_groups_is_not_read(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node)  # it does not even list the pod
@@ -231,7 +229,7 @@ def test_a_pod_of_a_node_without_groups_is_not_looked_at(node: Node, shared: Sha
 
 @pytest.mark.rule("M2", "M8", level="Converge")
 @pytest.mark.parametrize("capabilities", ["+sys_ptrace", "+sys_ptrace,+dac_read_search"])
-def test_the_capabilities_of_its_container_are_enough(
+def test_capabilities_of_its_container_are_enough(
     node: Node, shared: Shared, capabilities: str
 ) -> None:
     """Without CAP_DAC_READ_SEARCH, nobody may look into another user's /proc/PID/fd."""
@@ -262,7 +260,7 @@ def test_the_capabilities_of_its_container_are_enough(
 
 
 @pytest.mark.rule("M8", "M6", level="Converge")
-def test_a_member_gets_its_limit_to_the_page_and_each_page_once(node: Node, shared: Shared) -> None:
+def test_member_gets_its_limit_to_the_page_and_each_page_once(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
@@ -280,7 +278,7 @@ def test_a_member_gets_its_limit_to_the_page_and_each_page_once(node: Node, shar
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_processes_that_race_never_pass_the_limit_and_fill_it(node: Node, shared: Shared) -> None:
+def test_racing_processes_fill_the_limit_and_never_exceed_it(node: Node, shared: Shared) -> None:
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod, other]), listed=[pod, other])
@@ -305,7 +303,7 @@ def test_processes_that_race_never_pass_the_limit_and_fill_it(node: Node, shared
 
 
 @pytest.mark.rule("M6", "M8", level="Converge")
-def test_what_is_unmapped_makes_room_again_and_an_exit_too(node: Node, shared: Shared) -> None:
+def test_unmapping_or_exit_makes_room_again(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
@@ -326,7 +324,7 @@ def test_what_is_unmapped_makes_room_again_and_an_exit_too(node: Node, shared: S
 
 
 @pytest.mark.rule("M8", "P12", level="Converge")
-def test_a_limit_that_changes_holds_for_the_next_mapping_and_evicts_nothing(
+def test_changed_limit_applies_to_the_next_mapping_and_evicts_nothing(
     node: Node, shared: Shared
 ) -> None:
     pod = node.pod()
@@ -343,7 +341,7 @@ def test_a_limit_that_changes_holds_for_the_next_mapping_and_evicts_nothing(
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_limit_on_what_is_resident_refuses_no_mapping(node: Node, shared: Shared) -> None:
+def test_limit_on_resident_bytes_denies_no_mapping(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     one = group(limit=PAGE, pods=[pod])
@@ -387,7 +385,7 @@ def test_each_group_has_its_own_limit(node: Node, shared: Shared) -> None:
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_mapping_grows_up_to_the_limit(node: Node, shared: Shared) -> None:
+def test_mapping_grows_up_to_the_limit(node: Node, shared: Shared) -> None:
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     process, stranger = sharer(pod), sharer(other)
@@ -407,9 +405,7 @@ def test_a_mapping_grows_up_to_the_limit(node: Node, shared: Shared) -> None:
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_another_part_in_the_place_of_a_mapping_counts_beside_it(
-    node: Node, shared: Shared
-) -> None:
+def test_another_range_over_a_mapping_counts_besides(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
@@ -421,7 +417,7 @@ def test_another_part_in_the_place_of_a_mapping_counts_beside_it(
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_mapping_of_huge_pages_counts_by_whole_ones(node: Node) -> None:
+def test_mapping_of_huge_pages_counts_by_whole_ones(node: Node) -> None:
     pod = node.pod()
     with mounted("hugetlbfs") as shared:
         huge = os.statvfs(shared.folder).f_bsize
@@ -435,7 +431,7 @@ def test_a_mapping_of_huge_pages_counts_by_whole_ones(node: Node) -> None:
 
 
 @pytest.mark.rule("M8", "M2", level="Converge")
-def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -> None:
+def test_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -> None:
     pod, other = node.pod(), node.pod()
     space = ipc_namespace(Path("/proc/self"))
     assert space is not None
@@ -463,7 +459,7 @@ def test_a_system_v_segment_is_attached_by_members_up_to_the_limit(node: Node) -
 
 
 @pytest.mark.rule("M8", level="Converge")
-def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_found_it(
+def test_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_found_it(
     node: Node,
 ) -> None:
     pod = node.pod()
@@ -485,7 +481,7 @@ def test_a_segment_of_another_ipc_namespace_counts_as_large_as_the_accountant_fo
 
 
 @pytest.mark.rule("M8", "P1", level="Converge")
-def test_a_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Shared) -> None:
+def test_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
 
@@ -521,7 +517,7 @@ def test_a_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Share
 
 
 @pytest.mark.rule("M10", level="Converge")
-def test_a_group_that_drains_takes_no_new_borrower_and_lets_the_others_go_on(
+def test_draining_group_denies_new_borrowers_and_keeps_the_others(
     node: Node, shared: Shared
 ) -> None:
     old, new = node.pod(), node.pod()
@@ -540,7 +536,7 @@ def test_a_group_that_drains_takes_no_new_borrower_and_lets_the_others_go_on(
 
 
 @pytest.mark.rule("M8", "H3", level="Converge")
-def test_a_gate_that_is_killed_over_and_over_lets_nothing_pass(node: Node, shared: Shared) -> None:
+def test_repeatedly_killed_gate_lets_no_member_exceed_its_limit(node: Node, shared: Shared) -> None:
     pod = node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
@@ -561,9 +557,7 @@ def test_a_gate_that_is_killed_over_and_over_lets_nothing_pass(node: Node, share
 
 
 @pytest.mark.rule("H1", level="Converge")
-def test_what_is_not_asked_about_is_seen_afterwards_and_counts_then(
-    node: Node, shared: Shared
-) -> None:
+def test_mapping_without_a_notification_counts_afterwards(node: Node, shared: Shared) -> None:
     """MAP_PRIVATE, and another file in the place of the one that was looked at: sampling sees them, and so does the next call."""
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
@@ -577,9 +571,7 @@ def test_what_is_not_asked_about_is_seen_afterwards_and_counts_then(
 
 
 @pytest.mark.rule("M2", level="Converge")
-def test_a_descriptor_that_a_member_passes_on_does_not_make_a_borrower(
-    node: Node, shared: Shared
-) -> None:
+def test_descriptor_from_a_member_makes_no_borrower(node: Node, shared: Shared) -> None:
     member, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(pods=[member]), listed=[member, other])

@@ -45,7 +45,7 @@ def fills_up(pod: Pod, locker: Process) -> None:
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_program_that_becomes_another_begins_at_nothing(pod: Pod, hostile: Path) -> None:
+def test_program_after_exec_begins_at_zero(pod: Pod, hostile: Path) -> None:
     process = pod.run([str(hostile), "executes", "twice"])
     assert hear(process) == f"{LIMIT} {errno.ENOMEM}"
     assert pod.locked == LIMIT
@@ -77,7 +77,7 @@ def test_every_capability_and_a_raised_rlimit_change_nothing(pod: Pod) -> None:
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
-def test_a_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(
+def test_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(
     node: Node, pod: Pod
 ) -> None:
     victim, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_an_address_space_of_two_processes_counts_once(pod: Pod, hostile: Path) -> None:
+def test_address_space_of_two_processes_counts_once(pod: Pod, hostile: Path) -> None:
     process = pod.run([str(hostile), "shares", str(LIMIT - 8 * PAGE)])
     assert hear(process) == f"{LIMIT - 8 * PAGE} 0"
     locker = start(pod, "locker.py", 2 * LIMIT)
@@ -111,7 +111,7 @@ def test_threads_that_race_share_the_limit(pod: Pod, hostile: Path) -> None:
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_tracer_cannot_make_a_small_call_a_large_one(pod: Pod, hostile: Path) -> None:
+def test_tracer_cannot_make_a_small_call_a_large_one(pod: Pod, hostile: Path) -> None:
     pod.run([str(hostile), "traces"])
     for _ in range(20):
         assert pod.locked <= LIMIT
@@ -120,7 +120,9 @@ def test_a_tracer_cannot_make_a_small_call_a_large_one(pod: Pod, hostile: Path) 
 
 @pytest.mark.rule("P1", level="Deny")
 @pytest.mark.parametrize("restarts", [True, False])
-def test_signals_interrupt_calls_and_let_none_pass(pod: Pod, hostile: Path, restarts: bool) -> None:
+def test_signals_interrupt_calls_and_none_exceeds_the_limit(
+    pod: Pod, hostile: Path, restarts: bool
+) -> None:
     process = pod.run([str(hostile), "interrupted", str(int(restarts))])
     interrupts, strange = map(int, hear(process).split())
     assert not strange
@@ -132,7 +134,7 @@ def test_signals_interrupt_calls_and_let_none_pass(pod: Pod, hostile: Path, rest
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_process_that_is_stopped_while_its_call_waits_is_counted_when_it_goes_on(
+def test_process_stopped_during_a_waiting_call_is_counted_when_continued(
     node: Node, pod: Pod
 ) -> None:
     one, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
@@ -149,7 +151,7 @@ def test_a_process_that_is_stopped_while_its_call_waits_is_counted_when_it_goes_
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
-def test_a_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
+def test_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"lock {LIMIT // 2}") == f"{LIMIT // 2} 0"
     grow = f"call mremap area {LIMIT // 2} {{}} 1"
@@ -161,7 +163,7 @@ def test_a_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
+def test_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     shared = f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); result = m"
     address = ask(locker, shared)
@@ -175,7 +177,7 @@ def test_a_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
 
 
 @pytest.mark.rule("P8", "P11", level="Deny")
-def test_what_is_locked_can_be_locked_again_at_and_above_the_limit(node: Node, pod: Pod) -> None:
+def test_locked_memory_can_be_locked_again_at_and_above_the_limit(node: Node, pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
     assert ask(locker, "again") == "0 0"
@@ -185,7 +187,7 @@ def test_what_is_locked_can_be_locked_again_at_and_above_the_limit(node: Node, p
     assert pod.locked == LIMIT
 
 
-def test_replacing_what_is_locked_is_refused_as_the_kernel_does(pod: Pod) -> None:
+def test_replacing_locked_memory_is_denied_as_by_the_kernel(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     ask(locker, f"until {2 * LIMIT}")
     assert ask(locker, f"call mmap area {PAGE} 3 {0x2000 | 0x32} -1 0") == f"-1 {errno.EAGAIN}"
@@ -211,7 +213,7 @@ def test_replacing_what_is_locked_is_refused_as_the_kernel_does(pod: Pod) -> Non
         "syscall 427 99 0 0 1",
     ],
 )
-def test_a_call_that_the_kernel_refuses_for_another_reason_gets_that_one(
+def test_call_that_the_kernel_denies_gets_the_error_of_the_kernel(
     pod: Pod, node: Node, call: str
 ) -> None:
     free = node.pod()
@@ -235,7 +237,7 @@ def test_a_call_that_the_kernel_refuses_for_another_reason_gets_that_one(
         ),  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of which there is one already: EBUSY
     ],
 )
-def test_a_filter_of_its_own_harms_itself_alone(
+def test_filter_of_its_own_harms_itself_alone(
     pod: Pod, hostile: Path, action: int, flags: int, held: int
 ) -> None:
     answer = hear(pod.run([str(hostile), "nests", str(action), str(flags)]))
@@ -249,7 +251,7 @@ def test_a_filter_of_its_own_harms_itself_alone(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_nobody_in_the_pod_gets_at_the_listener(node: Node, pod: Pod) -> None:
+def test_no_process_of_the_pod_can_get_the_listener(node: Node, pod: Pod) -> None:
     locker = start(pod, "locker.py", LIMIT)
     own = "import os; result = [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]"
     assert "seccomp" not in ask(locker, f"python {own}")
@@ -261,7 +263,7 @@ def test_nobody_in_the_pod_gets_at_the_listener(node: Node, pod: Pod) -> None:
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
-def test_thread_numbers_that_come_back_soon_confuse_nothing(pod: Pod) -> None:
+def test_reused_thread_ids_confuse_no_amount(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     short = f"import os; [os.waitpid(p, 0) for p in [os.fork() or (call('mlock', area, {8 * PAGE}), os._exit(0)) for _ in range(300)]]"
     ask(locker, f"python {short}")
@@ -284,7 +286,7 @@ def test_thread_numbers_that_come_back_soon_confuse_nothing(pod: Pod) -> None:
         ("call('ioctl', 0, 0x40187542, area)", "udmabuf", "ioctl(0x40187542)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
+def test_inexact_call_makes_the_pod_inexact_or_is_denied(
     node: Node, pod: Pod, code: str, says: str, called: str
 ) -> None:
     stack = "stack = lambda: int(open('/proc/self/stat').read().rpartition(')')[2].split()[25])"
@@ -305,16 +307,14 @@ def test_what_cannot_be_held_exactly_loosens_the_pod_or_is_refused(
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_mlockall_of_more_than_fits_is_refused(pod: Pod) -> None:
+def test_mlockall_of_more_than_the_limit_is_denied(pod: Pod) -> None:
     locker = start(pod, "locker.py", LIMIT)
     assert ask(locker, "call mlockall 1") == f"-1 {errno.ENOMEM}"
     assert pod.locked == 0
 
 
 @pytest.mark.rule("P5", level="Deny")
-def test_a_flood_of_one_pod_does_not_keep_another_from_its_answers(
-    node: Node, hostile: Path
-) -> None:
+def test_flood_of_one_pod_does_not_delay_another(node: Node, hostile: Path) -> None:
     noisy, quiet = node.pod(), node.pod()
     node.set_limits({noisy.uid: LIMIT, quiet.uid: LIMIT})
     assert hear(noisy.run([str(hostile), "flood", "300"])) == "0 0"

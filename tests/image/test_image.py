@@ -129,12 +129,12 @@ def run(root: Path, built: Image, *argv: str) -> str:
     return done.stdout
 
 
-def test_the_same_source_gives_the_same_archive_to_the_byte(builds: list[Path]) -> None:
+def test_same_source_gives_the_same_archive_to_the_byte(builds: list[Path]) -> None:
     one, another = (hashlib.sha256(path.read_bytes()).hexdigest() for path in builds)
     assert one == another
 
 
-def test_the_image_says_what_it_is_and_is_not_root(built: Image) -> None:
+def test_image_has_its_labels_and_is_not_root(built: Image) -> None:
     assert built.name == NAME
     told = {key.removeprefix(f"{OCI}."): value for key, value in built.labels.items()}
     assert told["version"] == PROJECT["version"]
@@ -163,7 +163,7 @@ def test_no_shell_no_compiler_and_no_installer_are_in_it(built: Image) -> None:
     }
 
 
-def test_everything_is_roots_and_nobody_else_can_write_it(built: Image) -> None:
+def test_all_files_belong_to_root_and_only_root_can_write_them(built: Image) -> None:
     for path, member in built.files.items():
         assert (member.uid, member.gid, member.mtime) == (0, 0, 0), path
         assert not member.mode & (stat.S_ISUID | stat.S_ISGID), path
@@ -181,7 +181,7 @@ def test_every_module_has_byte_code_that_is_not_compared_with_its_source(built: 
         assert int.from_bytes(compiled[4:8], "little") == UNCHECKED_HASH, path
 
 
-def test_the_command_and_every_module_of_it_start(root: Path, built: Image) -> None:
+def test_command_and_every_module_of_it_start(root: Path, built: Image) -> None:
     assert run(root, built, "pinwarden", "--version").split() == ["pinwarden", PROJECT["version"]]
     for part in ("operator", "agent", "gate", "holder", "accountant"):
         assert f"usage: pinwarden {part} " in run(root, built, "pinwarden", part, "--help")
@@ -198,7 +198,7 @@ def test_threads_end_and_names_are_looked_up_without_the_base(root: Path, built:
     assert run(root, built, "python3", "-c", THREADS_AND_NAMES).split() == ["127.0.0.1", "ended"]
 
 
-def test_the_bill_names_every_locked_distribution_and_what_files_came_from(
+def test_bill_names_every_locked_distribution_and_what_files_came_from(
     root: Path, built: Image
 ) -> None:
     text = bill(built, image.wheels(ROOT))
@@ -223,7 +223,7 @@ def test_the_bill_names_every_locked_distribution_and_what_files_came_from(
         assert (root / terms.lstrip("/")).is_file()
 
 
-def test_the_document_gives_its_size(built: Image) -> None:
+def test_document_has_the_size_of_the_image(built: Image) -> None:
     (told,) = FIGURES.findall(DOCUMENT.read_text())
     compressed, unpacked = (float(each.split()[0]) for each in told.split(", "))
     assert compressed == pytest.approx(built.compressed / 1e6, rel=0.05), "run `make image`"

@@ -105,7 +105,7 @@ class Host:
 
 
 @pytest.mark.rule("P5", "P12", "H3", level="Converge")
-def test_a_file_holds_a_directory_until_it_is_released(worker: Worker, tmp_path: Path) -> None:
+def test_file_limits_a_directory_until_release(worker: Worker, tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.limit("1Mi")
     agent = host.run()

@@ -51,7 +51,7 @@ def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
 @pytest.mark.rule("M2", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_a_pod_that_is_no_member_is_seen_with_what_it_has(shares: SharedNode, kind: str) -> None:
+def test_pod_that_is_no_member_is_reported_with_its_bytes(shares: SharedNode, kind: str) -> None:
     case = CASES[kind]
     member, a = shares.pod()
     stranger, b = shares.pod()
@@ -81,7 +81,7 @@ def test_without_borrow_accounting_only_the_charge_is_known(shares: SharedNode, 
 @pytest.mark.rule("M1", "M9", backing="tmpfs posixShm sysvShm hugetlbfs file")
 @pytest.mark.parametrize("kind", OUTLIVE)
 @pytest.mark.usefixtures("mounts")
-def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(
+def test_bytes_of_an_ended_pod_are_orphaned_until_the_object_ends(
     shares: SharedNode, kind: str
 ) -> None:
     case = CASES[kind]
@@ -111,7 +111,7 @@ def test_what_a_pod_leaves_is_orphaned_and_ends_with_the_object(
 @pytest.mark.rule("M1", "M9", backing="memfd dmabuf")
 @pytest.mark.parametrize("kind", kinds("memfd", "dmabuf"))
 @pytest.mark.usefixtures("mounts")
-def test_what_has_no_name_lives_as_long_as_somebody_has_it_and_is_orphaned_unmapped(
+def test_unnamed_object_lives_until_its_last_user_and_is_orphaned_unmapped(
     shares: SharedNode, kind: str
 ) -> None:
     case = CASES[kind]
@@ -139,7 +139,7 @@ def test_what_has_no_name_lives_as_long_as_somebody_has_it_and_is_orphaned_unmap
 @pytest.mark.rule("M10", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_a_draining_group_waits_for_its_last_borrower_and_removes_nothing(
+def test_draining_group_waits_for_its_last_borrower_and_removes_nothing(
     shares: SharedNode, kind: str
 ) -> None:
     case = CASES[kind]
@@ -160,7 +160,7 @@ def test_a_draining_group_waits_for_its_last_borrower_and_removes_nothing(
 @pytest.mark.rule("M11", backing="tmpfs posixShm sysvShm hugetlbfs file memfd dmabuf")
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_the_fair_view_has_what_is_borrowed_whoever_touched_it_first(
+def test_fair_view_has_borrowed_bytes_whoever_touched_them_first(
     shares: SharedNode, kind: str
 ) -> None:
     case = CASES[kind]

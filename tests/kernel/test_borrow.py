@@ -423,7 +423,7 @@ def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool)
 
 
 @pytest.mark.rule("M3")
-def test_what_fifty_processes_of_a_pod_have_mapped_counts_once(place: Place) -> None:
+def test_mapping_of_fifty_processes_of_a_pod_counts_once(place: Place) -> None:
     one = place.memfd("memfd", MIB)
     file = os.open(str(one.path), os.O_RDWR)
 
@@ -455,7 +455,7 @@ def test_what_fifty_processes_of_a_pod_have_mapped_counts_once(place: Place) -> 
 
 
 @pytest.mark.rule("M5", "M6")
-def test_a_borrow_changes_by_what_the_pod_itself_does(place: Place) -> None:
+def test_borrow_changes_only_by_the_pods_own_actions(place: Place) -> None:
     """Also with a sample that walks only what can have changed, and pages that others come to hold."""
     one = place.memfd("memfd", MIB)
     file = os.open(str(one.path), os.O_RDWR)
@@ -512,7 +512,7 @@ def test_a_borrow_changes_by_what_the_pod_itself_does(place: Place) -> None:
 
 
 @pytest.mark.rule("M3")
-def test_a_process_does_not_hide_what_it_has_by_ending_its_first_thread(place: Place) -> None:
+def test_process_whose_first_thread_ended_still_counts_as_borrower(place: Place) -> None:
     one = place.memfd("memfd", MIB)
     cgroup = place.pod("pod")
     program = (
@@ -540,7 +540,7 @@ def test_a_process_does_not_hide_what_it_has_by_ending_its_first_thread(place: P
 
 @pytest.mark.emulated
 @pytest.mark.rule("M4", "H2")
-def test_an_idle_pod_is_not_walked_again_and_its_figure_keeps_its_time(place: Place) -> None:
+def test_idle_pod_is_not_walked_again_and_its_figure_keeps_its_time(place: Place) -> None:
     one = place.memfd("memfd", MIB)
     file = os.open(str(one.path), os.O_RDWR)
 

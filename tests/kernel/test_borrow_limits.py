@@ -65,7 +65,7 @@ def ask(node: Node, accountant: Accountant, asked: dict[str, Any], *pods: Pod) -
 )
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str) -> None:
+def test_stranger_and_mappings_above_the_limit_are_denied(gated: Node, kind: str) -> None:
     case = CASES[kind]
     member, other = gated.pod(), gated.pod()
     a, b = Gated(member), Gated(other)
@@ -100,7 +100,7 @@ def test_a_stranger_and_what_passes_the_limit_are_refused(gated: Node, kind: str
 )
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.usefixtures("mounts")
-def test_a_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
+def test_draining_group_takes_no_new_borrower(gated: Node, kind: str) -> None:
     case = CASES[kind]
     first, late = gated.pod(), gated.pod()
     a, b = Gated(first), Gated(late)

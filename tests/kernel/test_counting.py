@@ -37,7 +37,7 @@ def test_every_pin_of_a_page_counts(node: Node) -> None:
 
 
 @pytest.mark.rule("P8", level="Converge")
-def test_locking_again_adds_nothing_and_is_not_refused(node: Node) -> None:
+def test_locking_again_adds_nothing_and_is_allowed(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 2 * MIB)
@@ -52,7 +52,7 @@ def test_locking_again_adds_nothing_and_is_not_refused(node: Node) -> None:
 
 
 @pytest.mark.rule("P3", "P4", level="Converge")
-def test_who_locks_a_shared_page_pays_whoever_touched_it_first(node: Node) -> None:
+def test_shared_page_counts_for_the_locking_process_whoever_touched_it_first(node: Node) -> None:
     file = Path("/dev/shm/pinwarden-test")
     file.write_bytes(b"")
     try:
@@ -73,7 +73,7 @@ def test_who_locks_a_shared_page_pays_whoever_touched_it_first(node: Node) -> No
 
 
 @pytest.mark.rule("P10", level="Converge")
-def test_a_process_that_moves_takes_its_locked_memory_with_it(node: Node) -> None:
+def test_process_that_moves_takes_its_locked_memory_with_it(node: Node) -> None:
     first, second = node.pod(), node.pod()
     worker, waiting = node.hire(first), node.hire(second)
     pods = [{"uid": uid, "limits": ["l"]} for uid in (first, second)]

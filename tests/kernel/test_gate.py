@@ -105,7 +105,7 @@ def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_mor
 
 
 @pytest.mark.rule("P1", level="Deny")
-def test_a_process_with_every_capability_is_held_all_the_same(agent: Agent) -> None:
+def test_process_with_every_capability_is_limited(agent: Agent) -> None:
     pod, locker = gated(agent, user=0)
     agent.hold(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
@@ -113,7 +113,7 @@ def test_a_process_with_every_capability_is_held_all_the_same(agent: Agent) -> N
 
 
 @pytest.mark.rule("P14", level="Deny")
-def test_a_gated_pod_gets_no_more_than_the_runtime_gave_unless_a_grant_says_so(
+def test_gated_pod_keeps_the_rlimit_of_the_runtime_without_a_grant(
     agent: Agent,
 ) -> None:
     pod, locker = gated(agent)
@@ -126,7 +126,7 @@ def test_a_gated_pod_gets_no_more_than_the_runtime_gave_unless_a_grant_says_so(
 
 
 @pytest.mark.rule("P5", "P14", level="Deny")
-def test_a_call_that_only_the_rlimit_refuses_waits_for_the_agent(agent: Agent) -> None:
+def test_call_that_only_the_rlimit_denies_waits_for_the_agent(agent: Agent) -> None:
     pod, locker = gated(agent)
     agent.hold(pod, 4 * MIB, grant=4 * MIB)
     assert locker.stdin is not None
@@ -137,7 +137,7 @@ def test_a_call_that_only_the_rlimit_refuses_waits_for_the_agent(agent: Agent) -
 
 
 @pytest.mark.rule("H1", level="Converge")
-def test_a_pod_that_is_loosened_is_dealt_allowances_again(agent: Agent) -> None:
+def test_inexact_pod_gets_allowances_again(agent: Agent) -> None:
     pod, locker = gated(agent)
     agent.hold(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
@@ -156,7 +156,7 @@ def test_a_pod_that_is_loosened_is_dealt_allowances_again(agent: Agent) -> None:
 
 
 @pytest.mark.rule("H1", level="Observe")
-def test_a_process_beside_the_gate_makes_the_pod_what_it_is_without_one(agent: Agent) -> None:
+def test_ungated_process_makes_the_pod_converge(agent: Agent) -> None:
     pod, _ = gated(agent)
     agent.hold(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)

@@ -90,7 +90,7 @@ def test_buffers_are_compared_with_the_sum_of_the_user_and_shown_for_each_proces
     assert [each and each.pinned for each in shown] == [4 * MIB, more * MIB]
 
 
-def test_a_user_namespace_makes_another_user_of_the_same_uid(start: Start) -> None:
+def test_user_namespace_makes_another_user_of_the_same_uid(start: Start) -> None:
     assert start(UID, 4, MIB)[1] == 4
     assert start(UID, 5, MIB, namespace=True)[1] == 5
 

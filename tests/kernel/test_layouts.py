@@ -117,7 +117,7 @@ def pod_in(hierarchy: Path, layout: tuple[str, str]) -> Iterator[tuple[Pod, Work
 
 @pytest.mark.rule("P1", "H1", level="Converge")
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_pod_of_each_layout_is_found_and_held_and_its_containers_too(
+def test_pod_of_each_layout_is_found_and_limited_with_its_containers(
     node: Node, hierarchy: Path, layout: tuple[str, str]
 ) -> None:
     with pod_in(hierarchy, layout) as (pod, one, two):
@@ -141,7 +141,7 @@ def test_a_pod_of_each_layout_is_found_and_held_and_its_containers_too(
 
 @pytest.mark.rule("H1", level="Observe")
 @pytest.mark.parametrize("layout", UNKNOWN.values(), ids=UNKNOWN)
-def test_a_pod_of_an_unknown_layout_is_at_observe_and_says_where_to_look(
+def test_pod_of_an_unknown_layout_is_reported_observe_with_its_cause(
     node: Node, hierarchy: Path, layout: tuple[str, str]
 ) -> None:
     with pod_in(hierarchy, layout) as (pod, one, _):
@@ -154,7 +154,7 @@ def test_a_pod_of_an_unknown_layout_is_at_observe_and_says_where_to_look(
 
 
 @pytest.mark.rule("H1", level="Converge")
-def test_a_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_process(
+def test_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_process(
     node: Node, hierarchy: Path
 ) -> None:
     with pod_in(hierarchy, LAYOUTS["CRI-O cgroupfs"]) as (pod, one, two):
@@ -170,7 +170,7 @@ def test_a_container_of_an_unreported_id_has_its_own_limit_without_a_sandbox_pro
 
 
 @pytest.mark.rule("H1", level="Observe")
-def test_processes_in_a_cgroup_of_no_container_are_held_together_and_said(
+def test_processes_outside_all_containers_are_limited_together_and_reported(
     node: Node, hierarchy: Path
 ) -> None:
     with pod_in(hierarchy, (SYSTEMD, f"{SYSTEMD}/other-{{id}}")) as (pod, one, two):
@@ -188,7 +188,7 @@ def test_processes_in_a_cgroup_of_no_container_are_held_together_and_said(
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_whose_last_process_ended_says_that_first(node: Node, hierarchy: Path) -> None:
+def test_pod_whose_last_process_ended_reports_the_end_first(node: Node, hierarchy: Path) -> None:
     with pod_in(hierarchy, LAYOUTS["CRI-O systemd, crun"]) as (pod, one, two):
         node.hold(pod.uid, MIB)
         node.until(lambda: node.report(pod.uid).level is Level.CONVERGE)

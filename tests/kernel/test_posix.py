@@ -35,7 +35,7 @@ def volume() -> Iterator[Volume]:
 
 @pytest.mark.rule("M3", "M6")
 @pytest.mark.parametrize("held", ["mapped", "open", "both"])
-def test_what_is_unlinked_while_it_is_in_use_is_counted(shares: SharedNode, held: str) -> None:
+def test_object_unlinked_while_in_use_is_counted(shares: SharedNode, held: str) -> None:
     """https://github.com/ray-project/ray/issues/31556."""
     pod, a = shares.pod("apart")
     shares.configure(group(PLASMA, pod))
@@ -76,7 +76,7 @@ def test_each_pod_that_maps_an_unlinked_object_borrows_it(
 
 
 @pytest.mark.rule("H2")
-def test_bytes_that_no_member_shows_make_the_figure_a_lower_bound(
+def test_bytes_without_a_member_make_the_amount_a_lower_bound(
     shares: SharedNode, volume: Volume
 ) -> None:
     pod, a = shares.pod()
@@ -101,7 +101,7 @@ def test_bytes_that_no_member_shows_make_the_figure_a_lower_bound(
 
 @pytest.mark.rule("M1", "M9")
 @pytest.mark.parametrize("seen", [True, False])
-def test_a_volume_is_charged_and_orphaned_between_restarts(
+def test_volume_is_charged_and_orphaned_between_restarts(
     shares: SharedNode, volume: Volume, seen: bool
 ) -> None:
     """https://github.com/kubernetes/kubernetes/issues/128339."""
@@ -134,9 +134,7 @@ def test_a_volume_is_charged_and_orphaned_between_restarts(
 
 
 @pytest.mark.rule("M1")
-def test_a_volume_elsewhere_is_not_the_pods_shared_memory(
-    shares: SharedNode, volume: Volume
-) -> None:
+def test_volume_elsewhere_is_not_the_pods_shared_memory(shares: SharedNode, volume: Volume) -> None:
     pod, _ = shares.pod("apart", "name=pause")
     path = volume(pod, "cache")
     (path / "file").write_bytes(b"x" * MIB)
@@ -148,7 +146,9 @@ def test_a_volume_elsewhere_is_not_the_pods_shared_memory(
 
 
 @pytest.mark.rule("M1")
-def test_of_several_volumes_none_is_guessed(shares: SharedNode, volume: Volume) -> None:
+def test_several_matching_volumes_are_reported_not_there(
+    shares: SharedNode, volume: Volume
+) -> None:
     pod, _ = shares.pod("apart", "name=pause")
     for name in ("shm", "cache"):
         (volume(pod, name) / "file").write_bytes(b"x" * MIB)

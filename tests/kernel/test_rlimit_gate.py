@@ -102,14 +102,14 @@ def govern(workers: list[Worker], limit: int, contention: Contention = Contentio
         worker.handle.set(allocate(pod, [constraint], page_size=PAGE)[worker.reader.key])
 
 
-def test_the_gate_finds_that_it_can_work_here() -> None:
+def test_probe_finds_the_rlimit_gate_able() -> None:
     ability = probe()
     assert ability.available, ability
 
 
 @pytest.mark.rule("P5", level="Converge")
 @pytest.mark.parametrize("limit", [8 * MIB, 8 * MIB + PAGE - 1, PAGE])
-def test_a_single_process_is_refused_exactly_at_the_limit(stack: ExitStack, limit: int) -> None:
+def test_single_process_is_denied_exactly_at_the_limit(stack: ExitStack, limit: int) -> None:
     workers = hire(stack)
     govern(workers, limit)
     assert workers[0].lock(2 * limit) == (limit - limit % PAGE, errno.ENOMEM)
@@ -117,7 +117,7 @@ def test_a_single_process_is_refused_exactly_at_the_limit(stack: ExitStack, limi
 
 
 @pytest.mark.rule("P12", level="Converge")
-def test_a_raised_limit_lets_a_running_process_go_on(stack: ExitStack) -> None:
+def test_raised_limit_lets_a_running_process_lock_more(stack: ExitStack) -> None:
     workers = hire(stack)
     govern(workers, 4 * MIB)
     assert workers[0].lock(32 * MIB) == (4 * MIB, errno.ENOMEM)
@@ -126,7 +126,7 @@ def test_a_raised_limit_lets_a_running_process_go_on(stack: ExitStack) -> None:
 
 
 @pytest.mark.rule("P11", level="Converge")
-def test_a_limit_below_use_evicts_nothing_and_lets_nothing_in(stack: ExitStack) -> None:
+def test_limit_below_use_evicts_nothing_and_denies_more(stack: ExitStack) -> None:
     workers = hire(stack)
     workers[0].lock(4 * MIB)
     govern(workers, 2 * MIB)
@@ -136,7 +136,7 @@ def test_a_limit_below_use_evicts_nothing_and_lets_nothing_in(stack: ExitStack) 
 
 @pytest.mark.rule("P1", "P13", level="Converge")
 @pytest.mark.parametrize("contention", Contention)
-def test_four_processes_dealt_again_after_each_taker_stay_within_their_sum(
+def test_four_processes_with_new_allowances_after_each_call_stay_within_the_limit(
     stack: ExitStack, contention: Contention
 ) -> None:
     workers = hire(stack, 4)
@@ -149,14 +149,16 @@ def test_four_processes_dealt_again_after_each_taker_stay_within_their_sum(
 
 
 @pytest.mark.rule("P1", level="Converge")
-def test_with_reserve_takers_between_two_deals_cannot_pass_the_limit(stack: ExitStack) -> None:
+def test_calls_between_two_allocations_under_reserve_never_exceed_the_limit(
+    stack: ExitStack,
+) -> None:
     workers = hire(stack, 4)
     govern(workers, 8 * MIB, Contention.RESERVE)
     assert [worker.lock(32 * MIB) for worker in workers] == [(2 * MIB, errno.ENOMEM)] * 4
 
 
 @pytest.mark.rule("P14", level="Converge")
-def test_what_a_process_had_is_given_back(stack: ExitStack) -> None:
+def test_original_limits_of_a_process_are_restored(stack: ExitStack) -> None:
     workers = hire(stack)
     govern(workers, PAGE)
     workers[0].handle.set(Limits(GIVEN, GIVEN))
@@ -165,7 +167,7 @@ def test_what_a_process_had_is_given_back(stack: ExitStack) -> None:
 
 
 @pytest.mark.rule("H1", level="Observe")
-def test_a_process_with_cap_ipc_lock_passes_the_limit_and_that_is_said(stack: ExitStack) -> None:
+def test_process_with_cap_ipc_lock_exceeds_the_limit_and_is_reported(stack: ExitStack) -> None:
     workers = hire(stack, user=0)
     govern(workers, MIB)
     assert workers[0].lock(4 * MIB) == (4 * MIB, 0)

@@ -42,7 +42,7 @@ MEMORY = f"{PREFIX}/ns/g/shared/memory"
 
 
 @pytest.mark.rule("M3", "M5", "M6")
-def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(
+def test_adopted_tmpfs_is_charged_once_and_borrowed_by_each(
     shares: SharedNode, tmpfs: Path
 ) -> None:
     first, a = shares.pod()
@@ -70,7 +70,7 @@ def test_an_adopted_tmpfs_is_charged_once_and_borrowed_by_each(
 
 
 @pytest.mark.rule("M6", "M9")
-def test_the_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(
+def test_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(
     shares: SharedNode, tmpfs: Path
 ) -> None:
     member, a = shares.pod()
@@ -88,7 +88,7 @@ def test_the_borrow_of_a_pod_that_is_no_member_ends_with_the_pod(
 
 
 @pytest.mark.rule("M1", "M9")
-def test_what_a_pod_leaves_is_shown_as_orphaned(shares: SharedNode, tmpfs: Path) -> None:
+def test_bytes_of_an_ended_pod_are_reported_as_orphaned(shares: SharedNode, tmpfs: Path) -> None:
     first, a = shares.pod()
     shares.configure(group({"tmpfs": {"path": str(tmpfs)}}, first))
     a(f"touch(mapped(opened('{tmpfs}/f', {MIB}), {MIB}), 256)")
@@ -129,7 +129,7 @@ def test_bytes_on_dead_cgroups_are_shown_as_such(
 
 
 @pytest.mark.rule("M9")
-def test_a_created_object_is_charged_to_its_own_cgroup_whoever_writes(shares: SharedNode) -> None:
+def test_created_object_is_charged_to_its_own_cgroup_whoever_writes(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod))
     report = shares.report()
@@ -156,7 +156,7 @@ def test_a_created_object_is_charged_to_its_own_cgroup_whoever_writes(shares: Sh
 
 
 @pytest.mark.rule("M8")
-def test_a_created_object_cannot_grow_past_its_capacity(shares: SharedNode) -> None:
+def test_created_object_cannot_grow_past_its_capacity(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod, prefault=False, owner={"mode": 0o777}))
     shares.report()
@@ -168,7 +168,7 @@ def test_a_created_object_cannot_grow_past_its_capacity(shares: SharedNode) -> N
 
 
 @pytest.mark.rule("M8")
-def test_a_created_tmpfs_grows_with_its_capacity_and_shrinks_to_no_less_than_it_holds(
+def test_created_tmpfs_follows_its_capacity_and_never_shrinks_below_its_content(
     shares: SharedNode,
 ) -> None:
     pod, a = shares.pod()
@@ -188,7 +188,7 @@ def test_a_created_tmpfs_grows_with_its_capacity_and_shrinks_to_no_less_than_it_
 
 
 @pytest.mark.rule("M10")
-def test_a_draining_object_waits_for_its_last_user_and_goes(shares: SharedNode) -> None:
+def test_draining_object_is_removed_after_its_last_user(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod))
     shares.report()
@@ -208,7 +208,7 @@ def test_a_draining_object_waits_for_its_last_user_and_goes(shares: SharedNode) 
 
 
 @pytest.mark.rule("M10", "H3")
-def test_a_new_accountant_finds_all_of_it_again(shares: SharedNode) -> None:
+def test_new_accountant_finds_all_of_it_again(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod))
     shares.report()
@@ -220,7 +220,7 @@ def test_a_new_accountant_finds_all_of_it_again(shares: SharedNode) -> None:
     assert [(each.pod, each.borrowed) for each in report.borrowers] == [(pod, 8 * PAGE)]
 
 
-def test_more_than_the_node_sets_aside_is_not_made(shares: SharedNode) -> None:
+def test_objects_above_the_nodes_reserve_are_not_created(shares: SharedNode) -> None:
     shares.start(budget=6 * MIB)
     shares.configure(created(), {**created(), "uid": "h", "name": "ns/h"})
     assert (shares.report("g").phase, shares.report("g").charge) == (Phase.ACTIVE, 4 * MIB)
@@ -229,7 +229,7 @@ def test_more_than_the_node_sets_aside_is_not_made(shares: SharedNode) -> None:
     assert not Path(f"{PREFIX}/ns/h").exists()
 
 
-def test_what_groups_left_counts_towards_what_the_node_sets_aside(shares: SharedNode) -> None:
+def test_objects_of_deleted_groups_count_towards_the_nodes_reserve(shares: SharedNode) -> None:
     shares.start(budget=6 * MIB)
     shares.configure(created())
     assert shares.report("g").charge == 4 * MIB
@@ -241,7 +241,7 @@ def test_what_groups_left_counts_towards_what_the_node_sets_aside(shares: Shared
 
 
 @pytest.mark.rule("M10")
-def test_a_group_that_cannot_be_made_drains(shares: SharedNode) -> None:
+def test_group_that_cannot_be_created_drains(shares: SharedNode) -> None:
     bad = created(capacity=100_000_001)
     shares.configure(bad)
     report = shares.report()
@@ -251,7 +251,7 @@ def test_a_group_that_cannot_be_made_drains(shares: SharedNode) -> None:
 
 
 @pytest.mark.rule("M10")
-def test_a_release_that_was_cut_short_is_done_again(shares: SharedNode) -> None:
+def test_interrupted_release_is_repeated(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod, prefault=False, owner={"mode": 0o777}))
     shares.report()
@@ -265,7 +265,7 @@ def test_a_release_that_was_cut_short_is_done_again(shares: SharedNode) -> None:
 
 
 @pytest.mark.rule("M10")
-def test_a_tree_of_any_depth_is_removed(shares: SharedNode) -> None:
+def test_tree_of_any_depth_is_removed(shares: SharedNode) -> None:
     pod, a = shares.pod()
     asked = created(pod, prefault=False, owner={"mode": 0o777})
     shares.configure(asked)
@@ -277,7 +277,7 @@ def test_a_tree_of_any_depth_is_removed(shares: SharedNode) -> None:
     assert shares.report().phase is Phase.RELEASED
 
 
-def test_a_segment_of_somebody_else_is_left_alone(shares: SharedNode) -> None:
+def test_segment_of_another_owner_is_left_alone(shares: SharedNode) -> None:
     key = 0x50770003
     pod, a = shares.pod()
     number = a(f"segment({key}, {MIB})")
@@ -295,7 +295,7 @@ def test_a_segment_of_somebody_else_is_left_alone(shares: SharedNode) -> None:
         a(f"remove({number})")
 
 
-def test_names_that_are_no_text_stop_nobody(shares: SharedNode) -> None:
+def test_names_that_are_no_text_stop_no_group(shares: SharedNode) -> None:
     pod, a = shares.pod("apart")
     other, b = shares.pod("apart")
     a(r"os.mkdir(b'/dev/shm/pw-\xff') or 0")
@@ -308,7 +308,7 @@ def test_names_that_are_no_text_stop_nobody(shares: SharedNode) -> None:
     assert shares.report().objects == 1, "what one pod has in the way hides no other's"
 
 
-def test_a_child_that_dies_is_an_error_and_no_more(shares: SharedNode) -> None:
+def test_killed_child_is_an_error_and_ends_nothing_else(shares: SharedNode) -> None:
     with pytest.raises(OSError, match="the child process ended"):
         run_in_namespaces([], lambda: os.kill(os.getpid(), signal.SIGBUS))
     with pytest.raises(OSError, match="the child process ended"):
@@ -397,7 +397,7 @@ def test_segments_by_hexadecimal_text_by_range_and_all(
 
 
 @pytest.mark.rule("M1", "M3", "M10")
-def test_a_created_segment(shares: SharedNode) -> None:
+def test_created_segment(shares: SharedNode) -> None:
     key = 0x50770002
     pod, a = shares.pod()
     made = group(
@@ -422,7 +422,7 @@ def test_a_created_segment(shares: SharedNode) -> None:
     assert gone.value.errno == errno.ENOENT
 
 
-def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
+def test_created_segment_keeps_its_size(shares: SharedNode) -> None:
     made = group(
         {"sysvShm": {"key": 0x50770004, "ipcNamespace": "Host"}}, management="Create", capacity=MIB
     )
@@ -435,7 +435,7 @@ def test_a_created_segment_keeps_its_size(shares: SharedNode) -> None:
 
 
 @pytest.mark.rule("M10")
-def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(
+def test_created_object_is_removed_with_its_group_though_an_older_one_adopted_it(
     shares: SharedNode,
 ) -> None:
     key = 0x50770005
@@ -456,7 +456,7 @@ def test_what_was_made_for_a_group_goes_with_it_though_an_older_one_adopted_it(
 
 
 @pytest.mark.rule("M10")
-def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(
+def test_mount_of_another_group_is_neither_adopted_nor_removed(
     shares: SharedNode,
 ) -> None:
     pod, a = shares.pod()
@@ -477,7 +477,7 @@ def test_what_another_group_left_mounted_is_neither_taken_over_nor_taken_away(
 
 
 @pytest.mark.rule("M10", "M11", "H2")
-def test_what_cannot_be_read_is_neither_gone_nor_nothing(
+def test_unreadable_object_is_neither_gone_nor_empty(
     shares: SharedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod, _ = shares.pod()
@@ -578,7 +578,7 @@ def test_dma_buffers(shares: SharedNode) -> None:
 
 
 @pytest.mark.rule("M11")
-def test_the_fair_view_counts_what_is_borrowed_or_all_of_it(shares: SharedNode) -> None:
+def test_fair_view_counts_what_is_borrowed_or_all_of_it(shares: SharedNode) -> None:
     first, a = shares.pod()
     second, b = shares.pod()
     shares.configure(created(first, second))
@@ -608,7 +608,7 @@ def _refused(shares: SharedNode, path: Path | str, *, kind: str = "tmpfs", reaso
     )
 
 
-def test_tricks_with_paths_lead_nowhere(shares: SharedNode, tmpfs: Path) -> None:
+def test_tricks_with_paths_reach_no_other_file(shares: SharedNode, tmpfs: Path) -> None:
     link = FOLDER / "link"
     link.symlink_to("/dev/shm")
     inner = FOLDER / "bound"
@@ -636,7 +636,7 @@ def test_tricks_with_paths_lead_nowhere(shares: SharedNode, tmpfs: Path) -> None
         (FOLDER / "pipe").unlink(missing_ok=True)
 
 
-def test_an_object_that_is_replaced_is_another_one(shares: SharedNode, tmpfs: Path) -> None:
+def test_replaced_object_counts_as_another_object(shares: SharedNode, tmpfs: Path) -> None:
     pod, a = shares.pod()
     shares.configure(group({"file": {"path": f"{tmpfs}/f"}}, pod))
     a(f"touch(mapped(opened('{tmpfs}/f', {MIB}), {MIB}), 9)")
@@ -687,7 +687,7 @@ def test_ten_thousand_files(shares: SharedNode, tmpfs: Path) -> None:
         os.unlink("/dev/shm/pw-well")
 
 
-def test_a_pod_cannot_put_something_else_in_the_place_of_a_created_file(shares: SharedNode) -> None:
+def test_pod_cannot_put_something_else_in_the_place_of_a_created_file(shares: SharedNode) -> None:
     pod, a = shares.pod()
     shares.configure(created(pod, owner={"user": 1000, "group": 1000}))
     shares.report()
@@ -698,7 +698,7 @@ def test_a_pod_cannot_put_something_else_in_the_place_of_a_created_file(shares: 
     a(f"touch(mapped(opened('{MEMORY}'), {MIB}), 1)")
 
 
-def test_a_link_in_the_place_of_a_created_file_is_not_followed(shares: SharedNode) -> None:
+def test_link_in_the_place_of_a_created_file_is_not_followed(shares: SharedNode) -> None:
     shares.configure(created())
     shares.report()
     os.unlink(MEMORY)

@@ -21,7 +21,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @pytest.mark.rule("P5", level="Converge")
 @pytest.mark.parametrize("limit", [8 * MIB, 8 * MIB + PAGE - 1, PAGE])
-def test_a_single_process_is_refused_exactly_at_the_limit(node: Node, limit: int) -> None:
+def test_single_process_is_denied_exactly_at_the_limit(node: Node, limit: int) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, limit)
@@ -33,7 +33,7 @@ def test_a_single_process_is_refused_exactly_at_the_limit(node: Node, limit: int
 
 
 @pytest.mark.rule("P5", level="Converge")
-def test_a_limit_of_zero_forbids(node: Node) -> None:
+def test_limit_of_zero_forbids(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 0)
@@ -42,7 +42,7 @@ def test_a_limit_of_zero_forbids(node: Node) -> None:
 
 @pytest.mark.emulated
 @pytest.mark.rule("P1", "P13", level="Converge")
-def test_racing_processes_settle_and_their_overshoot_is_what_is_measured(node: Node) -> None:
+def test_racing_processes_settle_and_their_overshoot_is_reported(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(4)]
     node.hold(uid, 8 * MIB)
@@ -65,7 +65,7 @@ def test_racing_processes_settle_and_their_overshoot_is_what_is_measured(node: N
 
 
 @pytest.mark.rule("P12", level="Converge")
-def test_a_raised_limit_reaches_a_running_process(node: Node) -> None:
+def test_raised_limit_reaches_a_running_process(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 4 * MIB)
@@ -75,7 +75,7 @@ def test_a_raised_limit_reaches_a_running_process(node: Node) -> None:
 
 
 @pytest.mark.rule("P11", level="Converge")
-def test_a_lowered_limit_evicts_nothing_and_is_reported(node: Node) -> None:
+def test_lowered_limit_evicts_nothing_and_is_reported(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 8 * MIB)
@@ -98,7 +98,7 @@ def test_audit_touches_nothing(node: Node) -> None:
 
 
 @pytest.mark.rule("P14", level="Converge")
-def test_release_gives_back_what_was_there_before(node: Node) -> None:
+def test_release_restores_the_original_limits(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(2)]
     node.hold(uid, MIB)
@@ -109,7 +109,7 @@ def test_release_gives_back_what_was_there_before(node: Node) -> None:
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_limits_stay_over_a_restart_and_the_next_engine_gives_back(node: Node) -> None:
+def test_limits_outlive_a_restart_and_the_next_reconciler_restores(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 2 * MIB)
@@ -127,7 +127,7 @@ def test_limits_stay_over_a_restart_and_the_next_engine_gives_back(node: Node) -
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_a_limit_stays_on_a_pod_that_vanished_and_goes_when_it_is_deleted(node: Node) -> None:
+def test_limit_stays_on_a_vanished_pod_until_it_is_deleted(node: Node) -> None:
     """Deleting a pod by force makes the API server forget it: https://github.com/kubernetes/kubernetes/issues/51835."""
     uid = node.pod()
     worker = node.hire(uid)
@@ -151,7 +151,7 @@ def test_a_limit_stays_on_a_pod_that_vanished_and_goes_when_it_is_deleted(node: 
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_a_pod_that_vanished_is_forgotten_with_its_processes(node: Node) -> None:
+def test_vanished_pod_is_forgotten_with_its_processes(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.take([{"limit": MIB}], [{"uid": uid, "limits": ["l"]}])
@@ -162,7 +162,7 @@ def test_a_pod_that_vanished_is_forgotten_with_its_processes(node: Node) -> None
 
 @pytest.mark.emulated
 @pytest.mark.rule("P1", level="Converge")
-def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:
+def test_racing_processes_under_reserve_never_exceed_the_limit(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(4)]
     node.hold(uid, 8 * MIB, contention="Reserve")
@@ -174,7 +174,7 @@ def test_reserve_lets_racing_processes_never_past_the_limit(node: Node) -> None:
 
 
 @pytest.mark.rule("P1", level="Converge")
-def test_scope_node_holds_for_all_pods_together(node: Node) -> None:
+def test_scope_node_limits_all_pods_together(node: Node) -> None:
     uids = [node.pod(), node.pod()]
     first, second = (node.hire(uid) for uid in uids)
     node.configure(
@@ -186,7 +186,7 @@ def test_scope_node_holds_for_all_pods_together(node: Node) -> None:
 
 
 @pytest.mark.rule("P1", level="Converge")
-def test_scope_container_holds_each_by_itself(node: Node) -> None:
+def test_scope_container_limits_each_by_itself(node: Node) -> None:
     uid = node.pod(ONE, TWO, SANDBOX)
     one, two, pause = (node.hire(uid, container=each) for each in (ONE, TWO, SANDBOX))
     containers = [{"name": "a", "id": ONE}, {"name": "b", "id": TWO}]
@@ -203,7 +203,7 @@ def test_scope_container_holds_each_by_itself(node: Node) -> None:
 
 @pytest.mark.emulated
 @pytest.mark.rule("P1", level="Converge")
-def test_fast_forkers_are_held_and_given_back(node: Node) -> None:
+def test_fast_forkers_are_limited_and_restored(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
     node.hold(uid, 2 * MIB)
@@ -233,7 +233,7 @@ def test_pods_whose_uids_begin_alike_are_two(node: Node) -> None:
 
 
 @pytest.mark.rule("H1", level="Observe")
-def test_a_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
+def test_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid, user=0)
     node.hold(uid, MIB)
@@ -244,7 +244,7 @@ def test_a_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
 
 
 @pytest.mark.rule("H2", level="Observe")
-def test_a_process_whose_first_thread_ended_is_not_taken_for_empty(node: Node) -> None:
+def test_process_whose_first_thread_ended_is_not_counted_as_zero(node: Node) -> None:
     uid = node.pod()
     worker, other = node.hire(uid, "threaded"), node.hire(uid)
     worker.tell("leave")
@@ -259,7 +259,7 @@ def test_a_process_whose_first_thread_ended_is_not_taken_for_empty(node: Node) -
     assert worker.pid in member_pids(node.directory(uid))
 
 
-def test_a_new_pod_is_found_and_held(node: Node) -> None:
+def test_new_pod_is_found_and_limited(node: Node) -> None:
     uid = str(uuid.uuid4())
     node.hold(uid, MIB)
     assert node.engine.report().pods == []

@@ -98,7 +98,7 @@ def released(maker: Provisioner, asked: NodeGroup) -> bool:
 
 
 @pytest.mark.rule("M9", "M10", "H3")
-def test_whoever_dies_in_the_midst_of_it_another_makes_it_whole_and_takes_all_of_it_away(
+def test_provisioning_killed_at_any_step_is_completed_and_removed_by_the_next(
     asked: NodeGroup, tmp_path: Path
 ) -> None:
     def maker() -> Provisioner:
