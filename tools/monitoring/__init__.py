@@ -1,6 +1,6 @@
-"""Metrics catalogue, dashboards, alerts and runbooks, all written by code; `python -m monitoring` writes them anew.
+"""Metrics catalogue, dashboards, alerts and runbooks; `python -m monitoring` generates them.
 
-From the bottom up: `catalogue` reads the programs' real registries; `grafana` builds the JSON of a dashboard, and `boards` has the four;
-`rules` builds alerts, `alerts` has them with their runbooks; `pictures` draws what a Prometheus answered for a dashboard's panels, and
-`prometheus` runs one.
+`catalogue` reads the programs' real registries. `grafana` builds the JSON of the dashboards in
+`boards`, and `rules` the rules file of the `alerts`. `pictures` draws a dashboard from the answers
+of a `prometheus`.
 """

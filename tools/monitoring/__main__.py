@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md, docs/alerts.md, docs/dashboards.md, the rules and the dashboards anew."""
+"""Generate docs/metrics.md, docs/alerts.md, docs/dashboards.md, the rules and the dashboards."""
 
 from monitoring import generated
 

@@ -1,7 +1,8 @@
-"""The catalogue of metrics: names, types and meanings as the programs' real registries tell them, labels and rules as this module does.
+"""The catalogue of metrics: names, types and meanings come from the programs' real registries.
 
-`families` makes the registries as the programs do, so that a metric cannot be missing; a test fails when one of them has labels, or values
-of labels, that stand not here. Values that are not closed are described: they are names of things that there are.
+Labels and rules come from this module. `families` creates the registries as the programs do, so no
+metric is missing. A test fails if a metric has a label, or a label has a value, that is missing
+here. Labels with an open set of values have a description instead.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ from pinwarden.node.gate import daemon as gate_daemon
 from pinwarden.plan.limit_compiler import LimitSettings
 
 Values = tuple[str, ...] | str
-"""All values that a label may have, or in words which they are."""
+"""All values of a label, or a description of them."""
 Labels = Mapping[str, Values]
 
 _BOOLEAN: Final = ("true", "false")
@@ -39,7 +40,7 @@ _BACKINGS: Final = tuple(field.alias or name for name, field in Backing.model_fi
 _SPACE: Final = {"resource_namespace": "a namespace"}
 _LIMIT: Final[Labels] = {
     "kind": ("PinLimit", "ClusterPinLimit"),
-    "resource_namespace": "that of a PinLimit, empty of a ClusterPinLimit",
+    "resource_namespace": "that of a PinLimit, empty for a ClusterPinLimit",
     "limit": "its name",
 }
 _GROUP: Final[Labels] = {"resource_namespace": "that of the group", "group": "its name"}
@@ -48,12 +49,12 @@ _POD: Final[Labels] = {
     "resource_pod": "its name",
     "resource_node": "its node",
 }
-_UID: Final[Labels] = {"uid": "the UID that the pod's cgroup bears"}
+_UID: Final[Labels] = {"uid": "the UID in the name of the pod's cgroup"}
 _PART: Final[Labels] = {"part": FAIR_PARTS}
 _CONDITION: Final[Labels] = {"condition": CONDITIONS, "status": STATUSES}
 _GROUP_CONDITION: Final[Labels] = {"condition": GROUP_CONDITIONS, "status": STATUSES}
 _SOURCE: Final[Labels] = {"source": tuple(Source), "level": tuple(Level), "counted": _BOOLEAN}
-_HELD: Final[Labels] = {"level": LEVELS, "reason": REASONS}
+_LEVEL_AND_REASON: Final[Labels] = {"level": LEVELS, "reason": REASONS}
 _VERSION: Final[Labels] = {"version": "that of the program"}
 
 OPERATOR: Final[Mapping[str, Labels]] = {
@@ -63,7 +64,7 @@ OPERATOR: Final[Mapping[str, Labels]] = {
     "denials": {},
     "events_dropped": {},
     "governed_pinned_bytes": {},
-    "governed_pods": _HELD,
+    "governed_pods": _LEVEL_AND_REASON,
     "group_borrowed_bytes": _GROUP,
     "group_borrowers": _GROUP,
     "group_capacity_bytes": _GROUP,
@@ -116,7 +117,7 @@ OPERATOR: Final[Mapping[str, Labels]] = {
     "pod_borrowed_bytes": {**_POD, "group": "namespace/name of the group"},
     "pod_denials": _POD,
     "pod_fair_bytes": {**_POD, **_PART},
-    "pod_level": {**_POD, **_HELD},
+    "pod_level": {**_POD, **_LEVEL_AND_REASON},
     "pod_mapped_bytes": {**_POD, "group": "namespace/name of the group"},
     "pod_peak_bytes": _POD,
     "pod_pinned_bytes": _POD,
@@ -151,7 +152,7 @@ AGENT: Final[Mapping[str, Labels]] = {
     "pod_borrowed_bytes": {**_UID, "group_uid": "the UID of the group"},
     "pod_denials": _UID,
     "pod_fair_bytes": {**_UID, **_PART},
-    "pod_level": {**_UID, **_HELD},
+    "pod_level": {**_UID, **_LEVEL_AND_REASON},
     "pod_mapped_bytes": {**_UID, "group_uid": "the UID of the group"},
     "pod_peak_bytes": _UID,
     "pod_pinned_bytes": {**_UID, "counter": ("locked", "pinned")},
@@ -201,13 +202,13 @@ _SUFFIX: Final = {"counter": "_total", "info": "_info"}
 
 
 def families(program: str, *, pods: bool) -> dict[str, Metric]:
-    """All metrics of the `operator` or the `agent`, by name without prefix, as its own registry has them."""
-    found = (_of_operator if program == "operator" else _of_agent)(pods)
+    """Return the metrics of the `operator` or the `agent` by name without prefix."""
+    metrics = (_of_operator if program == "operator" else _of_agent)(pods)
     prefix = f"pinwarden_{program}_"
     return {
-        each.name.removeprefix(prefix).removesuffix(_SUFFIX.get(each.type, "\n")): each
-        for each in found
-        if each.name.startswith(prefix)
+        metric.name.removeprefix(prefix).removesuffix(_SUFFIX.get(metric.type, "\n")): metric
+        for metric in metrics
+        if metric.name.startswith(prefix)
     }
 
 
@@ -226,7 +227,11 @@ def _of_agent(pods: bool) -> Iterator[Metric]:
 
 
 def labels_of(sample: str) -> Labels:
-    """What may stand beside a series of this name, such as `pinwarden_operator_apply_seconds_bucket`. Raises KeyError."""
+    """Return the labels of a series, such as `pinwarden_operator_apply_seconds_bucket`.
+
+    Raises:
+        KeyError: the catalogue has no such metric.
+    """
     for program, known in (("operator", OPERATOR), ("agent", AGENT)):
         name = sample.removeprefix(f"pinwarden_{program}_")
         if name != sample:
@@ -240,7 +245,7 @@ def labels_of(sample: str) -> Labels:
 
 
 def document() -> str:
-    """The text of docs/metrics.md."""
+    """Return the text of docs/metrics.md."""
     return "\n".join([_HEAD, *_tables(), _TAIL]) + "\n"
 
 
@@ -269,8 +274,8 @@ def _table(
         )
         suffix = _SUFFIX.get(metric.type, "") if not name.endswith("_info") else ""
         text = metric.documentation.replace("|", "\\|")
-        rules = RULES.get(name, "")
-        yield f"| `pinwarden_{program}_{name}{suffix}` | {metric.type} | {_unit(name)} | {labels} | {text} | {rules} |"
+        cells = (metric.type, _unit(name), labels, text, RULES.get(name, ""))
+        yield f"| `pinwarden_{program}_{name}{suffix}` | {' | '.join(cells)} |"
 
 
 def _values(values: Values) -> str:
@@ -288,31 +293,37 @@ def _unit(name: str) -> str:
 
 _HEAD: Final = f"""# Metrics
 
-Generated by `make docs` from the programs' own registries (tools/monitoring/catalogue.py); do not edit.
+Generated by `make docs` from the programs' own registries (tools/monitoring/catalogue.py); do not
+edit.
 
-Amounts are in bytes and times in seconds. A figure that is not known is absent, never 0 (H2): no series is no news. Amounts of pinned
-and shared memory are samples, peaks are lower bounds. Rules are those of [semantics.md](semantics.md). Dashboards:
-[dashboards.md](dashboards.md), alerts: [alerts.md](alerts.md).
+Amounts are in bytes and times in seconds. An unknown figure is absent, never 0 (H2): a missing
+series says nothing. Amounts of pinned and shared memory are samples; peaks are lower bounds. Rules
+are those of [semantics.md](semantics.md). Dashboards: [dashboards.md](dashboards.md), alerts:
+[alerts.md](alerts.md).
 
-**Scraping.** The operator serves `/metrics` at port 8080, the agent at 9464 (`--metrics-port`). Dashboards and alerts tell the two
-apart by `job`, `pinwarden-operator` and `pinwarden-agent`, and agents by `node`; the chart's ServiceMonitor and PodMonitor set both
-labels. What a metric says of other namespaces, pods and nodes stands in `resource_namespace`, `resource_pod` and `resource_node`, as
-Prometheus puts those of the scraped pod into `namespace`, `pod` and `node`.
+**Scraping.** The operator serves `/metrics` at port 8080, the agent at 9464 (`--metrics-port`).
+Dashboards and alerts distinguish the two by `job` (`pinwarden-operator`, `pinwarden-agent`), and
+agents by `node`. The chart's ServiceMonitor and PodMonitor set both labels. The operator's metrics
+name other namespaces, pods and nodes in `resource_namespace`, `resource_pod` and `resource_node`.
+Prometheus uses `namespace`, `pod` and `node` for the scraped pod.
 
-**Replicas.** Of the cluster only the replica that may write tells: sums need not be cleaned of doubles, and when another one takes
-over, its series follow. What a process did itself (watches, writes, queues) each replica tells.
+**Replicas.** Only the replica that may write exposes the figures of the cluster, so sums contain no
+duplicates. When another replica takes over, its series continue them. Each replica exposes its own
+activity (watches, writes, queues).
 
-**How many series.** An agent: under 100, whatever runs on the node. The operator: about 250, and for each limit and group about 20, for
-each namespace with governed pods up to 9. They are on by default, because without them nobody sees which limit is not enforced, and
-because people make limits, not workloads. They are bounded all the same: {MOST_LIMITS} limits and {MOST_GROUPS} groups, those first
-that are not Ready; the {MOST_NAMESPACES} namespaces that pin most; {MOST_NODES} nodes of each problem.
-`pinwarden_operator_series_omitted` counts what is left out, and counts by condition, level and problem take all in. Series of each pod
-are opt-in, `--per-pod-metrics` of operator and agent (`metrics.perPod` of the chart): nothing bounds them but the number of governed
-pods.
+**How many series.** An agent has under 100, whatever runs on the node. The operator has about 250,
+about 20 for each limit and group, and up to 9 for each namespace with governed pods. They are on by
+default, because without them an unenforced limit stays unnoticed. Their number is bounded:
+{MOST_LIMITS} limits and {MOST_GROUPS} groups, those not Ready first; the {MOST_NAMESPACES}
+namespaces that pin most; {MOST_NODES} nodes of each problem.
+`pinwarden_operator_series_omitted` counts the rest, and counts by condition, level and problem
+include it. Series of each pod are opt-in: `--per-pod-metrics` of operator and agent
+(`metrics.perPod` of the chart). Only the number of governed pods bounds them.
 
-**Not there.** Kills: this release kills nothing. Drift of the ledger: it is made anew from the kernel's counters at each look, and
-there is no second count to compare it with. What drivers pin of a group: nothing counts it yet. Pinned bytes by source: the
-kernel has two counters, locked (`VmLck`) and pinned by drivers (`VmPin`), and the agents' metrics have these.
+**Not available.** Kills: this release kills nothing. Drift of the ledger: each sample reads the
+kernel's counters again, and there is no second count to compare. Memory of a group that drivers
+pin: nothing counts it yet. Pinned bytes by source: the kernel has two counters, locked (`VmLck`)
+and pinned by drivers (`VmPin`), and so have the agents' metrics.
 
 Both programs also serve `process_*`, as Prometheus clients do."""
 
@@ -325,9 +336,10 @@ _TAIL: Final = (
 """
     + "\n".join(f"| `problem` | `{name}` | {text} |" for name, text in PROBLEMS.items())
     + """
-| `level` | `Deny`, `Kill`, `Converge`, `Observe` | what happens to a pin past the limit: [enforcement.md](enforcement.md) |
+| `level` | `Deny`, `Kill`, `Converge`, `Observe` | the effect of a limit:
+[enforcement.md](enforcement.md) |
 | `level` | `Unknown` | the agent of the node is silent |
-| `reason` | `Other` | a word that this operator does not know, of a newer agent |
-| `counted` | `false` | no counter of the kernel has it: figures are lower bounds |
-| `result` | `conflict` | another one was quicker; it is tried again |"""
+| `reason` | `Other` | a reason of a newer agent that this operator does not know |
+| `counted` | `false` | no counter of the kernel includes the source: figures are lower bounds |
+| `result` | `conflict` | another writer was faster; the operator retries |"""
 )

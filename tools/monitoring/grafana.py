@@ -1,7 +1,8 @@
-"""Grafana dashboards as typed values, and the JSON that Grafana reads: as much of it as the project's dashboards need.
+"""Grafana dashboards as typed values, and their JSON, as far as the project's dashboards need.
 
-Grafana's own SDK for Python is experimental and changes with each of its releases; grafanalib writes old panel types. What is needed is
-small: three kinds of panels that lie in rows of 24 columns, queries to one Prometheus that the user chooses, and variables.
+Grafana's own SDK for Python is experimental and changes with each release, and grafanalib writes
+old panel types. The project needs little: three kinds of panels in rows of 24 columns, queries to
+one Prometheus that the user chooses, and variables.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,10 @@ DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True)
 class Query:
-    """A query and how its series are called, such as `{{level}}`.
+    """A query and the legend of its series, such as `{{level}}`.
 
-    In a table it is a column of this name and, where the panel's will not do, with this unit; without a name only labels are shown.
+    In a table it is a column with this name, and with this unit if it differs from the panel's.
+    A table shows only the labels of a query without a name.
     """
 
     expr: str
@@ -29,7 +31,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows. A table and a number show the last values of its queries, a chart their course."""
+    """A panel. A table and a number show the last values of the queries, a chart their history."""
 
     title: str
     description: str
@@ -51,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """What the user chooses: one or several values of a label of a metric."""
+    """A choice of the user: one or several values of a label of a metric."""
 
     name: str
     label: str
@@ -61,7 +63,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A whole dashboard; `name` is that of its file and ends its uid, which never changes."""
+    """A whole dashboard; `name` is the name of its file and the end of its permanent uid."""
 
     name: str
     title: str
@@ -71,16 +73,16 @@ class Dashboard:
 
     @property
     def uid(self) -> str:
-        """Its identity in Grafana."""
+        """Return its identity in Grafana."""
         return f"pinwarden-{self.name}"
 
     def panels(self) -> Iterator[Panel]:
-        """All panels, in their order."""
+        """Yield all panels in their order."""
         for row in self.rows:
             yield from row.panels
 
     def to_json(self) -> Json:
-        """As Grafana reads it."""
+        """Return the JSON for Grafana."""
         return {
             "uid": self.uid,
             "title": self.title,
@@ -109,7 +111,7 @@ class Dashboard:
 
 @dataclass(frozen=True)
 class Place:
-    """Where something lies, in columns and in units of height."""
+    """A position and a size, in columns and units of height."""
 
     x: int
     y: int
@@ -118,7 +120,7 @@ class Place:
 
 
 def layout(rows: Sequence[Row]) -> Iterator[tuple[Row | Panel, Place]]:
-    """Each heading and panel with its place: panels fill lines of 24 columns."""
+    """Yield each heading and panel with its place: panels fill lines of 24 columns."""
     y = 0
     for row in rows:
         yield row, Place(0, y, COLUMNS, 1)
@@ -134,19 +136,19 @@ def layout(rows: Sequence[Row]) -> Iterator[tuple[Row | Panel, Place]]:
 
 
 def _laid_out(rows: Sequence[Row]) -> Iterator[Json]:
-    for number, (each, place) in enumerate(layout(rows), 1):
+    for number, (element, place) in enumerate(layout(rows), 1):
         grid = {"x": place.x, "y": place.y, "w": place.width, "h": place.height}
-        if isinstance(each, Row):
+        if isinstance(element, Row):
             yield {
                 "id": number,
                 "type": "row",
-                "title": each.title,
+                "title": element.title,
                 "collapsed": False,
                 "gridPos": grid,
                 "panels": [],
             }
         else:
-            yield {"id": number, "gridPos": grid, **_panel(each)}
+            yield {"id": number, "gridPos": grid, **_panel(element)}
 
 
 def _panel(panel: Panel) -> Json:
@@ -219,7 +221,7 @@ def _options(panel: Panel) -> Json:
 
 
 def _transformations(panel: Panel) -> Json:
-    """A table has a column for each query, joined by the labels; time and the scraped process say nothing there."""
+    """Return a table's columns: one for each query, joined by the labels, without the time."""
     if panel.kind != "table":
         return {}
     names = {

@@ -1,4 +1,4 @@
-"""Draws the panels of a dashboard as one SVG file, from what a Prometheus answered, for the docs: a plain stand-in for Grafana."""
+"""Draw a dashboard for the docs as one SVG file, from answers of a Prometheus, without Grafana."""
 
 import math
 import re
@@ -32,12 +32,12 @@ _KEPT: Final = 42
 
 
 def legend(template: str, labels: Mapping[str, str]) -> str:
-    """How a series is called: `{{name}}` stands for the value of a label."""
+    """Return the legend of a series: `{{name}}` stands for the value of a label."""
     return re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), template)
 
 
 def number(value: float, unit: Unit) -> str:
-    """A value for people."""
+    """Return a value with its unit."""
     if unit == "bytes":
         for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if abs(value) >= size:
@@ -49,26 +49,28 @@ def number(value: float, unit: Unit) -> str:
 
 
 def draw(board: Dashboard, answers: Mapping[Panel, Answer], start: float, end: float) -> str:
-    """The picture; times are Unix times, shown as seconds since `start`."""
+    """Return the SVG; times are Unix times, shown as seconds since `start`."""
     placed = list(layout(board.rows))
     height = max(place.y + place.height for _, place in placed) * _UNIT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        'font-family="sans-serif" font-size="11">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#f4f5f5"/>',
     ]
-    for each, place in placed:
+    for element, place in placed:
         x, y, width, tall = _box(place)
-        if isinstance(each, Row):
+        if isinstance(element, Row):
             parts.append(
-                f'<text x="{x + 6}" y="{y + 18}" font-size="14" font-weight="bold">{escape(each.title)}</text>'
+                f'<text x="{x + 6}" y="{y + 18}" font-size="14" font-weight="bold">'
+                f"{escape(element.title)}</text>"
             )
         else:
             parts.append(f'<g transform="translate({x + 3},{y + 3})">')
             parts.append(
                 f'<rect width="{width - 6}" height="{tall - 6}" fill="white" stroke="#d8d9da"/>'
             )
-            parts.append(f'<text x="8" y="16" font-weight="bold">{escape(each.title)}</text>')
-            parts += _content(each, answers.get(each, ()), width - 6, tall - 6, start, end)
+            parts.append(f'<text x="8" y="16" font-weight="bold">{escape(element.title)}</text>')
+            parts += _content(element, answers.get(element, ()), width - 6, tall - 6, start, end)
             parts.append("</g>")
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -82,10 +84,14 @@ def _content(
     panel: Panel, answer: Answer, width: int, height: int, start: float, end: float
 ) -> Iterator[str]:
     if not answer:
-        yield f'<text x="{width / 2}" y="{height / 2}" text-anchor="middle" fill="#888">no data</text>'
+        yield (
+            f'<text x="{width / 2}" y="{height / 2}" text-anchor="middle" fill="#888">no '
+            "data</text>"
+        )
     elif panel.kind == "stat":
         value = number(answer[0][1].points[-1][1], panel.unit)
-        yield f'<text x="{width / 2}" y="{height / 2 + 18}" text-anchor="middle" font-size="26">{value}</text>'
+        place = f'x="{width / 2}" y="{height / 2 + 18}"'
+        yield f'<text {place} text-anchor="middle" font-size="26">{value}</text>'
     elif panel.kind == "table":
         yield from _table(panel, answer, width, height)
     else:
@@ -108,7 +114,7 @@ def _table(panel: Panel, answer: Answer, width: int, height: int) -> Iterator[st
             text = escape(row.get(name, "")[:_KEPT])
             yield f'<text x="{8 + at * step:.0f}" y="{38 + line * 20}"{weight}>{text}</text>'
     if len(rows) > len(shown):
-        yield f'<text x="{width - 8}" y="16" text-anchor="end" fill="#888">and {len(rows) - len(shown)} more</text>'
+        yield _more(width, len(rows) - len(shown))
 
 
 def _chart(
@@ -134,11 +140,17 @@ def _chart(
     for part in (0.0, 0.5, 1.0):
         y = bottom - part * (bottom - top)
         yield f'<line x1="{left}" x2="{right}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e7e7e7"/>'
-        yield f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{number(most * part, panel.unit)}</text>'
+        yield (
+            f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end" fill="#666">'
+            f"{number(most * part, panel.unit)}</text>"
+        )
     for part in (0.0, 0.5, 1.0):
         x = left + part * (right - left)
         anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[part]
-        yield f'<text x="{x:.0f}" y="{bottom + 13}" text-anchor="{anchor}" fill="#666">{(end - start) * part:.0f} s</text>'
+        yield (
+            f'<text x="{x:.0f}" y="{bottom + 13}" text-anchor="{anchor}" fill="#666">'
+            f"{(end - start) * part:.0f} s</text>"
+        )
     step = (end - start) / 100
     for at, (_, points) in enumerate(drawn):
         color = _COLORS[at % len(_COLORS)]
@@ -148,14 +160,19 @@ def _chart(
     room = (width - 16) / _LEGEND
     for at, (name, _) in enumerate(drawn[:_LEGEND]):
         x = 8 + at * room
-        yield f'<rect x="{x:.0f}" y="{height - 16}" width="8" height="8" fill="{_COLORS[at % len(_COLORS)]}"/>'
+        color = _COLORS[at % len(_COLORS)]
+        yield f'<rect x="{x:.0f}" y="{height - 16}" width="8" height="8" fill="{color}"/>'
         yield f'<text x="{x + 12:.0f}" y="{height - 8}">{escape(name[: round(room / 6.6)])}</text>'
     if len(drawn) > _LEGEND:
-        yield f'<text x="{width - 8}" y="16" text-anchor="end" fill="#888">and {len(drawn) - _LEGEND} more</text>'
+        yield _more(width, len(drawn) - _LEGEND)
+
+
+def _more(width: int, count: int) -> str:
+    return f'<text x="{width - 8}" y="16" text-anchor="end" fill="#888">and {count} more</text>'
 
 
 def _stack(answer: Answer) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Each series on top of those before it."""
+    """Return each series on top of the series before it."""
     sums: dict[float, float] = {}
     stacked: list[tuple[str, list[tuple[float, float]]]] = []
     for name, series in answer:
@@ -170,7 +187,7 @@ def _stack(answer: Answer) -> list[tuple[str, list[tuple[float, float]]]]:
 def _unbroken(
     points: Sequence[tuple[float, float]], step: float
 ) -> Iterator[list[tuple[float, float]]]:
-    """The parts of a line between gaps, where nothing was known."""
+    """Yield the parts of a line between gaps without values."""
     line: list[tuple[float, float]] = []
     for point in points:
         if line and point[0] - line[-1][0] > 1.5 * step:

@@ -1,6 +1,7 @@
 """A real Prometheus on loopback, and promtool: Debian's, unpacked into the cache, never installed.
 
-It scrapes and evaluates every second, so that a test need not wait. Whom to scrape it reads from a file that may change while it runs.
+It scrapes and evaluates every second, so tests are fast. It reads the targets from a file that may
+change at any time.
 """
 
 import json
@@ -27,12 +28,12 @@ _PACKAGES = ("prometheus",)
 
 
 class PrometheusError(Exception):
-    """What Prometheus or promtool has against a query or a file."""
+    """Prometheus or promtool rejected a query or a file."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A process to scrape: its address `host:port`, the job that has it, and what discovery would know of it (`__meta_...`)."""
+    """A process to scrape: its job, `host:port`, and labels of discovery (`__meta_...`)."""
 
     job: str
     address: str
@@ -41,14 +42,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Series:
-    """What a query answers: labels, and values by Unix time."""
+    """A series of an answer: labels, and values by Unix time."""
 
     labels: Mapping[str, str]
     points: tuple[tuple[float, float], ...]
 
 
 def promtool(*arguments: str) -> str:
-    """Run it and return what it says. Raises PrometheusError with that when it fails."""
+    """Run promtool and return its output.
+
+    Raises:
+        PrometheusError: it failed; the error has the output.
+    """
     command = [str(_binary("promtool")), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -57,7 +62,7 @@ def promtool(*arguments: str) -> str:
 
 
 class Prometheus:
-    """A server for the length of a ``with`` block; `folder` is empty and its own. `jobs` have what each does with its targets' labels."""
+    """A server for a `with` block in an empty `folder`; `jobs` has the relabelings of each job."""
 
     def __init__(
         self,
@@ -105,7 +110,11 @@ class Prometheus:
         self._child = Child("prometheus", argv, folder / "prometheus.log")
 
     def __enter__(self) -> Self:
-        """Start it and wait until it answers. Raises PrometheusError with its log when it does not."""
+        """Start the server and wait until it answers.
+
+        Raises:
+            PrometheusError: it does not answer; the error has the end of the log.
+        """
         self._child.start()
         end = time.monotonic() + READY_SECONDS
         while True:
@@ -124,11 +133,11 @@ class Prometheus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it."""
+        """End the server."""
         self._child.stop()
 
     def scrape(self, targets: Iterable[Target]) -> None:
-        """From now on, these processes and no others."""
+        """Scrape these targets only from now on."""
         known = list(targets)
         for job, path in self._targets.items():
             content = [
@@ -141,14 +150,22 @@ class Prometheus:
             draft.replace(path)
 
     def query(self, expr: str) -> list[Series]:
-        """What it answers now. Raises PrometheusError when it does not understand the query."""
+        """Return the present answer to a query.
+
+        Raises:
+            PrometheusError: the query is invalid.
+        """
         found = self._ask("query", query=expr)
         return [
             Series(each["metric"], (_point(each["value"]),)) for each in found["data"]["result"]
         ]
 
     def course(self, expr: str, start: float, end: float, step: float) -> list[Series]:
-        """What it answers over a time, of Unix time in seconds. Raises PrometheusError when it does not understand the query."""
+        """Return the answer over a time; `start` and `end` are Unix times.
+
+        Raises:
+            PrometheusError: the query is invalid.
+        """
         found = self._ask("query_range", query=expr, start=start, end=end, step=step)
         return [
             Series(each["metric"], tuple(map(_point, each["values"])))
@@ -156,7 +173,7 @@ class Prometheus:
         ]
 
     def firing(self, within: float = 0.0) -> set[str]:
-        """Names of the alerts that fire now, or did at a time of the last `within` seconds."""
+        """Return the names of alerts that fire now, or fired in the last `within` seconds."""
         firing = 'ALERTS{alertstate="firing"}'
         found = self.query(
             f"last_over_time({firing}[{round(within * 1000)}ms])" if within else firing
@@ -164,16 +181,18 @@ class Prometheus:
         return {each.labels["alertname"] for each in found}
 
     def texts(self) -> dict[str, list[str]]:
-        """By name, what the alerts that are pending or firing now say to people."""
-        said: dict[str, list[str]] = {}
-        for each in self._ask("alerts")["data"]["alerts"]:
-            said.setdefault(each["labels"]["alertname"], []).extend(each["annotations"].values())
-        return said
+        """Return the annotations of pending and firing alerts by name."""
+        texts: dict[str, list[str]] = {}
+        for alert in self._ask("alerts")["data"]["alerts"]:
+            texts.setdefault(alert["labels"]["alertname"], []).extend(alert["annotations"].values())
+        return texts
 
-    def _ask(self, what: str, **parameters: object) -> dict[str, Any]:
+    def _ask(self, endpoint: str, **parameters: object) -> dict[str, Any]:
         data = urllib.parse.urlencode(parameters).encode() or None
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{what}", data, timeout=30) as response:
+            with urllib.request.urlopen(
+                f"{self.url}/api/v1/{endpoint}", data, timeout=30
+            ) as response:
                 answer: dict[str, Any] = json.load(response)
         except urllib.error.HTTPError as error:
             raise PrometheusError(f"{parameters}: {error.read().decode()}") from error

@@ -1,10 +1,12 @@
 """Prometheus alerts as typed values, and the rules file that Prometheus reads.
 
-An expression is written with the times of a real cluster; `Pace` shortens all of them by one factor, so that a test sees in seconds what
-takes minutes. An alert's series have labels of their own only, never those of the scraped process: it goes on when another replica leads.
+An expression has the times of a real cluster; `Pace` divides all of them by one factor for tests.
+An alert's series have no labels of the scraped process, so they continue when another replica
+leads.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 RUNBOOKS = "RUNBOOKS"
-"""Stands for the address of docs/alerts.md in the rules; who installs them puts it there."""
+"""A placeholder in the rules for the address of docs/alerts.md; the chart replaces it."""
 
 Severity = Literal["critical", "warning", "info"]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -22,7 +24,7 @@ _DURATION = re.compile(r"(\d+)([smh])")
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert and its runbook. `lasting` is for how long its expression must hold; the runbook's texts are Markdown."""
+    """An alert and its runbook in Markdown; it fires when `expr` is true for `lasting`."""
 
     name: str
     severity: Severity
@@ -37,7 +39,7 @@ class Alert:
 
     @property
     def anchor(self) -> str:
-        """Of its section in docs/alerts.md."""
+        """The anchor of its section in docs/alerts.md."""
         return self.name.lower()
 
 
@@ -52,12 +54,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Pace:
-    """Makes every time shorter by this factor."""
+    """Divides every time by `factor`."""
 
     factor: int = 1
 
     def duration(self, text: str) -> str:
-        """A duration of Prometheus, such as `15m`, at this pace. Raises ValueError when it is none."""
+        """Return a Prometheus duration, such as `15m`, at this pace.
+
+        Raises:
+            ValueError: the text is not a duration.
+        """
         found = _DURATION.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is not a whole number of s, m or h")
@@ -68,12 +74,12 @@ class Pace:
         return f"{round(seconds * 1000)}ms"
 
     def windows(self, expr: str) -> str:
-        """An expression with all of its ranges, such as `[15m]`, at this pace."""
+        """Return an expression with its ranges, such as `[15m]`, at this pace."""
         return re.sub(r"\[(\d+[smh])\]", lambda found: f"[{self.duration(found[1])}]", expr)
 
 
 def rules(groups: Iterable[Group], pace: Pace = Pace()) -> dict[str, Any]:
-    """The content of a rules file."""
+    """Return the content of a rules file."""
     return {
         "groups": [
             {
@@ -86,8 +92,13 @@ def rules(groups: Iterable[Group], pace: Pace = Pace()) -> dict[str, Any]:
 
 
 def to_yaml(content: dict[str, Any]) -> str:
-    """A rules file as text, its long lines whole."""
+    """Return YAML without line breaks in texts."""
     return yaml.safe_dump(content, sort_keys=False, width=10_000)
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph of Markdown in lines of at most 100 columns."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _rule(alert: Alert, pace: Pace) -> dict[str, Any]:

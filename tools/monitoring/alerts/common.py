@@ -1,4 +1,4 @@
-"""What several alerts say alike: labels, names, commands, and conditions as PromQL."""
+"""Labels, names, commands and PromQL conditions that several alerts share."""
 
 from typing import Final
 
@@ -27,19 +27,20 @@ $ kubectl -n pinwarden-system get pods -l app.kubernetes.io/component=agent -o w
 $ kubectl -n pinwarden-system logs POD -c agent --tail=50
 $ kubectl get nodepinconfig NODE -o yaml
 ```"""
-UNACCEPTED: Final = """$ kubectl get pinlimits,clusterpinlimits,sharedmemorygroups -A -o custom-columns='\
-KIND:.kind,NAMESPACE:.metadata.namespace,NAME:.metadata.name,ACCEPTED:.status.conditions[?(@.type=="Accepted")].status,\
+UNACCEPTED: Final = """$ kubectl get pinlimits,clusterpinlimits,sharedmemorygroups -A \
+-o custom-columns='KIND:.kind,NAMESPACE:.metadata.namespace,NAME:.metadata.name,\
+ACCEPTED:.status.conditions[?(@.type=="Accepted")].status,\
 REASON:.status.conditions[?(@.type=="Accepted")].reason' | grep -vw True"""
-STAYS: Final = "Limits in force stay in force: agents keep what they were last told."
+STAYS: Final = "Limits in force stay in force: agents keep their last configuration."
 
 
 def problem(name: str) -> str:
-    """That there are nodes with this problem (`controller.metrics_totals.PROBLEMS`)."""
+    """Return the PromQL for nodes with this problem (`controller.metrics_totals.PROBLEMS`)."""
     return f'max by (problem) (pinwarden_operator_nodes_with_problem{{problem="{name}"}}) > 0'
 
 
 def condition(kind: str, condition: str, status: str, equals: str = "=") -> str:
-    """That a condition of a `limit` or `group` has this status, or with `!=` any other."""
+    """Return the PromQL for a condition of a `limit` or `group`; `!=` negates the status."""
     by = LIMIT if kind == "limit" else GROUP
     selected = (
         f'pinwarden_operator_{kind}_condition{{condition="{condition}",status{equals}"{status}"}}'
@@ -48,7 +49,7 @@ def condition(kind: str, condition: str, status: str, equals: str = "=") -> str:
 
 
 def not_enforced(kind: str) -> str:
-    """That Enforced is not True of a `limit` or `group` with `enforcement: Enforce` that some pod matches."""
+    """Return the PromQL for a `limit` or `group` to enforce that has pods and is not Enforced."""
     by = LIMIT if kind == "limit" else GROUP
     wanted = f'pinwarden_operator_{kind}_info{{enforcement="Enforce"}}'
     pods = f"pinwarden_operator_{kind}_pods > 0"

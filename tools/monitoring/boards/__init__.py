@@ -1,4 +1,7 @@
-"""The four dashboards. All but that of a node work from the operator's metrics alone, which only the replica that leads tells."""
+"""The four dashboards. Only the node's dashboard needs the agents' metrics.
+
+The others use metrics of the cluster, which the leading replica of the operator exposes.
+"""
 
 from typing import Final
 

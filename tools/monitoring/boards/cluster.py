@@ -1,8 +1,8 @@
-"""The dashboard of the cluster: what is held where, and how the operator does."""
+"""The dashboard of the cluster: limited pods, and the health of the operator."""
 
 from typing import Final
 
-from monitoring.boards.common import LOWER, RATE, SAMPLED, per_limit
+from monitoring.boards.common import LEVELS, LOWER, RATE, SAMPLED, per_limit
 from monitoring.grafana import Dashboard, Panel, Query, Row, Unit
 
 
@@ -18,14 +18,14 @@ _CEILINGS: Final = '{kind="ClusterPinLimit"}'
 CLUSTER: Final = Dashboard(
     name="cluster",
     title="Pinwarden / Cluster",
-    description="What is held where, by which level, what is refused, and how the operator does.",
+    description="Governed pods and their levels, denials, and the health of the operator.",
     rows=(
         Row(
             "State",
             (
                 _stat(
                     "Leading replicas",
-                    "Replicas of the operator that may write: one.",
+                    "Replicas of the operator that may write; 1 is right.",
                     "sum(pinwarden_operator_leader)",
                 ),
                 _stat(
@@ -35,12 +35,12 @@ CLUSTER: Final = Dashboard(
                 ),
                 _stat(
                     "Nodes silent",
-                    "Nodes without one.",
+                    "Nodes without a ready agent.",
                     'sum(pinwarden_operator_nodes{agent="silent"})',
                 ),
                 _stat(
                     "Governed pods",
-                    "Pods that a limit holds for.",
+                    "Pods with a limit.",
                     "sum(pinwarden_operator_governed_pods)",
                 ),
                 _stat("Pinned", SAMPLED, "sum(pinwarden_operator_governed_pinned_bytes)", "bytes"),
@@ -56,14 +56,14 @@ CLUSTER: Final = Dashboard(
             (
                 Panel(
                     "Governed pods by level",
-                    "Deny refuses exactly, Converge may overshoot for a moment, Observe only counts; Unknown where the agent is "
-                    "silent (H1).",
+                    LEVELS,
                     (Query(_summed("level", "pinwarden_operator_governed_pods"), "{{level}}"),),
                     stacked=True,
                 ),
                 Panel(
                     "Why pods are at no better level",
-                    "SeccompGate and RlimitGate are the gates that hold them; all else is a reason why no gate does.",
+                    "SeccompGate and RlimitGate are working gates; all other values say why there "
+                    "is no gate.",
                     (Query(_summed("reason", "pinwarden_operator_governed_pods"), "{{reason}}"),),
                     stacked=True,
                 ),
@@ -72,7 +72,8 @@ CLUSTER: Final = Dashboard(
                     SAMPLED,
                     (
                         Query(
-                            "topk(10, max by (resource_namespace) (pinwarden_operator_namespace_pinned_bytes))",
+                            "topk(10, max by (resource_namespace) "
+                            "(pinwarden_operator_namespace_pinned_bytes))",
                             "{{resource_namespace}}",
                         ),
                     ),
@@ -80,27 +81,31 @@ CLUSTER: Final = Dashboard(
                     stacked=True,
                 ),
                 Panel(
-                    "Refused calls",
-                    "Refused by seccomp gates on all nodes; what the kernel itself refuses is not seen.",
+                    "Denied calls",
+                    "Denied by seccomp gates on all nodes; denials by the kernel itself are not "
+                    "counted.",
                     (Query(f"sum(rate(pinwarden_operator_denials_total{RATE}))", "all"),),
                     unit="ops",
                 ),
                 Panel(
                     "Limits by condition that is not True",
-                    "An audit is Enforced=False by intent. Enforced=Unknown is an agent that is silent, or that no pod matches.",
+                    "An audit is always Enforced=False. Enforced=Unknown: an agent is silent, or "
+                    "no pod matches.",
                     (
                         Query(
-                            'sum by (condition, status) (pinwarden_operator_limits{status!="True"})',
+                            "sum by (condition, status) "
+                            '(pinwarden_operator_limits{status!="True"})',
                             "{{condition}}={{status}}",
                         ),
                     ),
                 ),
                 Panel(
                     "Groups by condition that is not True",
-                    "Of SharedMemoryGroups.",
+                    "The same for SharedMemoryGroups.",
                     (
                         Query(
-                            'sum by (condition, status) (pinwarden_operator_groups{status!="True"})',
+                            "sum by (condition, status) "
+                            '(pinwarden_operator_groups{status!="True"})',
                             "{{condition}}={{status}}",
                         ),
                     ),
@@ -112,13 +117,14 @@ CLUSTER: Final = Dashboard(
             (
                 Panel(
                     "ClusterPinLimits",
-                    f"A limit holds for each pod, or in its scope; pinned is over all pods that match. {LOWER}",
+                    "A limit applies to each pod, or to its scope; pinned is the sum of matching "
+                    f"pods. {LOWER}",
                     (
                         Query(per_limit("bytes", _CEILINGS), "may pin", "bytes"),
                         Query(per_limit("pods", _CEILINGS), "pods"),
                         Query(per_limit("pinned_bytes", _CEILINGS), "pinned", "bytes"),
                         Query(per_limit("overshoots_total", _CEILINGS), "overshoots"),
-                        Query(per_limit("denials_total", _CEILINGS), "refused"),
+                        Query(per_limit("denials_total", _CEILINGS), "denied"),
                     ),
                     "table",
                     width=24,
@@ -146,7 +152,7 @@ CLUSTER: Final = Dashboard(
                 ),
                 Panel(
                     "Nodes by source, level and whether it is counted",
-                    "Figures lack what sources that are not counted pin: they are lower bounds (H2).",
+                    "Sources that are not counted make figures lower bounds (H2).",
                     (
                         Query(
                             _summed("source, level, counted", "pinwarden_operator_source_nodes"),
@@ -156,8 +162,9 @@ CLUSTER: Final = Dashboard(
                     "table",
                 ),
                 Panel(
-                    "Too many to be told of",
-                    "Limits, groups and namespaces without series of their own. Those that are not Ready come first.",
+                    "Left out of the series",
+                    "Limits, groups and namespaces without series of their own. Those not Ready "
+                    "have series first.",
                     (Query(_summed("of", "pinwarden_operator_series_omitted"), "{{of}}"),),
                 ),
             ),
@@ -166,11 +173,13 @@ CLUSTER: Final = Dashboard(
             "Operator",
             (
                 Panel(
-                    "From seen to applied",
-                    "From when a generation of a limit or group was first seen until its status said that every node concerned has it.",
+                    "Time until applied",
+                    "From the first sight of a generation until the status says that all of its "
+                    "nodes have it.",
                     tuple(
                         Query(
-                            f"histogram_quantile({quantile}, sum by (le) (rate(pinwarden_operator_apply_seconds_bucket{RATE})))",
+                            f"histogram_quantile({quantile}, sum by (le) "
+                            f"(rate(pinwarden_operator_apply_seconds_bucket{RATE})))",
                             f"p{int(quantile * 100)}",
                         )
                         for quantile in (0.5, 0.9, 0.99)
@@ -178,8 +187,8 @@ CLUSTER: Final = Dashboard(
                     unit="s",
                 ),
                 Panel(
-                    "Looking at one node or limit, p99",
-                    "Compiling a node's spec, aggregating a status; without writing.",
+                    "Time to reconcile one node or limit, p99",
+                    "Compiling a node's spec, or aggregating a status, without the write.",
                     (
                         Query(
                             "histogram_quantile(0.99, sum by (stage, le) "
@@ -190,33 +199,36 @@ CLUSTER: Final = Dashboard(
                     unit="s",
                 ),
                 Panel(
-                    "Waiting to be looked at or written",
-                    "Of the replica that leads: the others compile and wait.",
+                    "Length of queues",
+                    "Of the leading replica: the others compile and wait.",
                     (
                         Query(
                             "max by (queue) "
-                            "(pinwarden_operator_queue_length * on (job, instance) group_left pinwarden_operator_leader)",
+                            "(pinwarden_operator_queue_length "
+                            "* on (job, instance) group_left pinwarden_operator_leader)",
                             "{{queue}}",
                         ),
                     ),
                 ),
                 Panel(
                     "Writes",
-                    "Requests that write, by what and how they ended.",
+                    "Write requests by kind and result.",
                     (
                         Query(
-                            f"sum by (kind, result) (rate(pinwarden_operator_writes_total{RATE})) > 0",
+                            f"sum by (kind, result) (rate(pinwarden_operator_writes_total{RATE})) "
+                            "> 0",
                             "{{kind}} {{result}}",
                         ),
                     ),
                     unit="ops",
                 ),
                 Panel(
-                    "Watches that were started again",
-                    "A timeout is usual.",
+                    "Restarted watches",
+                    "A timeout is normal.",
                     (
                         Query(
-                            f"sum by (resource, reason) (rate(pinwarden_operator_watch_ends_total{RATE})) > 0",
+                            "sum by (resource, reason) "
+                            f"(rate(pinwarden_operator_watch_ends_total{RATE})) > 0",
                             "{{resource}} {{reason}}",
                         ),
                     ),
@@ -224,7 +236,7 @@ CLUSTER: Final = Dashboard(
                 ),
                 Panel(
                     "Resident memory",
-                    "Of each replica.",
+                    "Memory of each replica.",
                     (
                         Query(
                             'process_resident_memory_bytes{job="pinwarden-operator"}',

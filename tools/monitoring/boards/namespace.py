@@ -1,10 +1,11 @@
-"""The dashboard of a namespace: what its pods pin, and what they are held to."""
+"""The dashboard of a namespace: pinned memory of its pods, and their limits."""
 
 from typing import Final
 
 from monitoring.boards.common import (
     FAIR,
     GROUP_LEGEND,
+    LEVELS,
     LIMIT_LEGEND,
     LOWER,
     NOT_TRUE,
@@ -19,7 +20,7 @@ from monitoring.grafana import Dashboard, Panel, Query, Row, Variable
 NAMESPACE: Final = Dashboard(
     name="namespace",
     title="Pinwarden / Namespace",
-    description="What the pods of a namespace pin, what they are held to, what they are refused, and what they share.",
+    description="Pinned memory, limits, denials and shared memory of the pods of a namespace.",
     variables=(
         Variable(
             "namespace", "Namespace", "pinwarden_operator_namespace_pods", "resource_namespace"
@@ -34,7 +35,8 @@ NAMESPACE: Final = Dashboard(
                     SAMPLED,
                     (
                         Query(
-                            f"max by (resource_namespace) (pinwarden_operator_namespace_pinned_bytes{SPACE})",
+                            "max by (resource_namespace) "
+                            f"(pinwarden_operator_namespace_pinned_bytes{SPACE})",
                             "{{resource_namespace}}",
                         ),
                     ),
@@ -42,8 +44,7 @@ NAMESPACE: Final = Dashboard(
                 ),
                 Panel(
                     "Governed pods by level",
-                    "Deny refuses exactly, Converge may overshoot for a moment, Observe only counts; Unknown where the agent is "
-                    "silent (H1).",
+                    LEVELS,
                     (
                         Query(
                             f"sum by (level) (pinwarden_operator_namespace_pods{SPACE})",
@@ -54,29 +55,29 @@ NAMESPACE: Final = Dashboard(
                 ),
                 Panel(
                     "Limits",
-                    "A limit holds for each pod, or in its scope; pinned is over all pods that match. The recommended limit is what "
-                    "the observed use "
-                    f"would have fitted in. {LOWER}",
+                    "A limit applies to each pod, or to its scope; pinned is the sum of matching "
+                    "pods. "
+                    f"The recommended limit is enough for the observed use. {LOWER}",
                     (
                         Query(per_limit("bytes", SPACE), "may pin", "bytes"),
                         Query(per_limit("pods", SPACE), "pods"),
                         Query(per_limit("pinned_bytes", SPACE), "pinned", "bytes"),
                         Query(per_limit("recommended_bytes", SPACE), "recommended", "bytes"),
                         Query(per_limit("overshoots_total", SPACE), "overshoots"),
-                        Query(per_limit("denials_total", SPACE), "refused"),
+                        Query(per_limit("denials_total", SPACE), "denied"),
                     ),
                     "table",
                     width=24,
                 ),
                 Panel(
                     "Pinned by limit",
-                    f"Over all pods that match it. {SAMPLED}",
+                    f"The sum of all matching pods. {SAMPLED}",
                     (Query(per_limit("pinned_bytes", SPACE), LIMIT_LEGEND),),
                     unit="bytes",
                 ),
                 Panel(
-                    "Refused by limit",
-                    "Refused by seccomp gates; what the kernel itself refuses is not seen.",
+                    "Denied by limit",
+                    "Denied by seccomp gates; denials by the kernel itself are not counted.",
                     (
                         Query(
                             "sum by (kind, resource_namespace, limit) "
@@ -87,17 +88,19 @@ NAMESPACE: Final = Dashboard(
                     unit="ops",
                 ),
                 Panel(
-                    "The most that was seen above a limit",
-                    f"Over overshoots of pods that are there. {LOWER}",
+                    "Largest overshoot of a limit",
+                    f"Of pods that still exist. {LOWER}",
                     (Query(per_limit("overshoot_peak_bytes", SPACE), LIMIT_LEGEND),),
                     unit="bytes",
                 ),
                 Panel(
                     "Conditions that are not True",
-                    "Of limits; an audit is Enforced=False by intent. Enforced=Unknown also where no pod matches.",
+                    "Of limits; an audit is always Enforced=False. Enforced=Unknown also if no pod "
+                    "matches.",
                     (
                         Query(
-                            f"max by (kind, resource_namespace, limit, condition, status) (pinwarden_operator_limit_condition{NOT_TRUE})"
+                            "max by (kind, resource_namespace, limit, condition, status) "
+                            f"(pinwarden_operator_limit_condition{NOT_TRUE})"
                         ),
                     ),
                     "table",
@@ -109,7 +112,7 @@ NAMESPACE: Final = Dashboard(
             (
                 Panel(
                     "Charge of groups",
-                    "What their objects hold, over all nodes. Sampled.",
+                    "Memory of their objects on all nodes. Sampled.",
                     (Query(per_group("charge_bytes", SPACE), GROUP_LEGEND),),
                     unit="bytes",
                 ),

@@ -15,8 +15,8 @@ def _on_node(metric: str, by: str = "node") -> str:
 NODE: Final = Dashboard(
     name="node",
     title="Pinwarden / Node",
-    description="What an agent holds and sees on its node. Needs a scrape of the agents, and for the last row their flag "
-    "--per-pod-metrics.",
+    description="Limits and samples of the agent of a node. Needs a scrape of the agents; the last "
+    "row also needs their flag --per-pod-metrics.",
     variables=(Variable("node", "Node", "pinwarden_agent_build_info", "node"),),
     rows=(
         Row(
@@ -24,7 +24,8 @@ NODE: Final = Dashboard(
             (
                 Panel(
                     "Locked and pinned by governed pods",
-                    "Locked is mlock and the like (VmLck), pinned what drivers hold (VmPin). Sampled.",
+                    "Locked: by mlock and similar calls (VmLck). Pinned: by drivers (VmPin). "
+                    "Sampled.",
                     (
                         Query(
                             _on_node("governed_pinned_bytes", "node, counter"),
@@ -35,24 +36,24 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Governed pods by level",
-                    "How each is held over everything that it can use.",
+                    "The level of each pod over all sources that it can use.",
                     (Query(_on_node("governed_pods", "level"), "{{level}}"),),
                     stacked=True,
                 ),
                 Panel(
                     "Why pods are at no better level",
-                    "SeccompGate and RlimitGate are the gates that hold them.",
+                    "SeccompGate and RlimitGate are working gates.",
                     (Query(_on_node("governed_pods_by_reason", "reason"), "{{reason}}"),),
                     stacked=True,
                 ),
                 Panel(
                     "Processes of governed pods",
-                    "That the agent looks at.",
+                    "All processes that the agent samples.",
                     (Query(_on_node("governed_processes"), "{{node}}"),),
                 ),
                 Panel(
-                    "Refused calls",
-                    "By the seccomp gate; absent without one.",
+                    "Denied calls",
+                    "By the seccomp gate; absent without a gate.",
                     (
                         Query(
                             f"sum by (node) (rate(pinwarden_agent_denials_total{_NODE}{RATE}))",
@@ -63,11 +64,11 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Overshoots",
-                    f"How often use was seen above a limit, over overshoots still listed. {LOWER}",
+                    f"How often use exceeded a limit, of overshoots still listed. {LOWER}",
                     (Query(_on_node("overshoots"), "{{node}}"),),
                 ),
                 Panel(
-                    "The most that was seen above a limit",
+                    "Largest overshoot of a limit",
                     LOWER,
                     (
                         Query(
@@ -78,8 +79,8 @@ NODE: Final = Dashboard(
                     unit="bytes",
                 ),
                 Panel(
-                    "What the node reaches for each source",
-                    "Counted says whether figures take it in.",
+                    "Level of each source",
+                    "Counted says whether figures include the source.",
                     (Query(_on_node("source_level", "node, source, level, counted")),),
                     "table",
                 ),
@@ -90,7 +91,7 @@ NODE: Final = Dashboard(
             (
                 Panel(
                     "Charge, borrowed, orphaned, on dead cgroups",
-                    "Over all groups of the node; what is not known is not in it.",
+                    "The sum of all groups of the node, without unknown figures.",
                     tuple(
                         Query(_on_node(f"shared_{name}_bytes"), f"{{{{node}}}} {name}")
                         for name in ("charge", "borrowed", "orphaned", "dead_cgroup")
@@ -99,7 +100,7 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Groups by phase",
-                    "Of this node's instances.",
+                    "The objects on this node.",
                     (Query(_on_node("shared_groups", "phase"), "{{phase}}"),),
                     stacked=True,
                 ),
@@ -111,7 +112,7 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Limits",
-                    "In force; dealt to every process that they govern; not possible here.",
+                    "In force; applied to all of their processes; unsupported on this node.",
                     (
                         Query(_on_node("configured_limits"), "{{node}} in force"),
                         Query(_on_node("applied_limits"), "{{node}} applied"),
@@ -125,10 +126,11 @@ NODE: Final = Dashboard(
             (
                 Panel(
                     "Last sign of life",
-                    "Of the gate every 2 s; of the accountant every round.",
+                    "The gate writes every 2 s, the accountant in each round.",
                     (
                         Query(
-                            f"max by (node, process) (time() - pinwarden_agent_heard_timestamp_seconds{_NODE})",
+                            "max by (node, process) "
+                            f"(time() - pinwarden_agent_heard_timestamp_seconds{_NODE})",
                             "{{node}} {{process}}",
                         ),
                     ),
@@ -136,21 +138,23 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Age of the figures",
-                    "Since the agent last sampled.",
+                    "Time since the agent's last sample.",
                     (
                         Query(
-                            f"max by (node) (time() - pinwarden_agent_sampled_timestamp_seconds{_NODE})",
+                            "max by (node) (time() - "
+                            f"pinwarden_agent_sampled_timestamp_seconds{_NODE})",
                             "{{node}}",
                         ),
                     ),
                     unit="s",
                 ),
                 Panel(
-                    "Looking at every process, p99",
-                    "And dealing; as long as that takes, nobody is dealt anew.",
+                    "Time to sample all processes, p99",
+                    "With the allocation of limits; until then, processes keep their allowances.",
                     (
                         Query(
-                            f"histogram_quantile(0.99, sum by (node, le) (rate(pinwarden_agent_tick_seconds_bucket{_NODE}{RATE})))",
+                            "histogram_quantile(0.99, sum by (node, le) "
+                            f"(rate(pinwarden_agent_tick_seconds_bucket{_NODE}{RATE})))",
                             "{{node}}",
                         ),
                     ),
@@ -158,22 +162,25 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Status writes and failures",
-                    "At most one write a second, and one in five minutes where nothing changes.",
+                    "At most one write a second, and one in five minutes without a change.",
                     (
                         Query(
-                            f"sum by (node) (rate(pinwarden_agent_status_writes_total{_NODE}{RATE}))",
+                            "sum by (node) "
+                            f"(rate(pinwarden_agent_status_writes_total{_NODE}{RATE}))",
                             "{{node}} writes",
                         ),
                         Query(
-                            f"sum by (node, operation) (rate(pinwarden_agent_failures_total{_NODE}{RATE})) > 0",
+                            "sum by (node, operation) "
+                            f"(rate(pinwarden_agent_failures_total{_NODE}{RATE})) > 0",
                             "{{node}} {{operation}} failed",
                         ),
                     ),
                     unit="ops",
                 ),
                 Panel(
-                    "Trouble",
-                    "1 while a newer configuration cannot be read, and while a list of the report is cut.",
+                    "Problems",
+                    "1 while a newer configuration cannot be read, or a list of the report is "
+                    "truncated.",
                     (
                         Query(_on_node("configuration_problem"), "{{node}} configuration"),
                         Query(_on_node("truncated"), "{{node}} truncated"),
@@ -181,7 +188,7 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "Resident memory of the agent",
-                    "Of its process.",
+                    "Memory of its process.",
                     (
                         Query(
                             'process_resident_memory_bytes{job="pinwarden-agent",node=~"$node"}',
@@ -197,7 +204,7 @@ NODE: Final = Dashboard(
             (
                 Panel(
                     "The ten that pin most, by UID",
-                    "Names: the operator's pinwarden_operator_pod_pinned_bytes, or kube_pod_info joined by uid.",
+                    "For names: pinwarden_operator_pod_pinned_bytes, or join kube_pod_info by uid.",
                     (
                         Query(
                             f"topk(10, sum by (uid) (pinwarden_agent_pod_pinned_bytes{_NODE}))",
@@ -208,7 +215,7 @@ NODE: Final = Dashboard(
                 ),
                 Panel(
                     "The ten that borrow most, by UID",
-                    "Resident pages of groups that they have mapped.",
+                    "Resident pages of groups that the pods have mapped.",
                     (
                         Query(
                             f"topk(10, sum by (uid) (pinwarden_agent_pod_borrowed_bytes{_NODE}))",

@@ -1,4 +1,4 @@
-"""The dashboard of shared memory: groups, who borrows, and what nobody uses."""
+"""The dashboard of shared memory: groups, borrowing pods, and unused memory."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from monitoring.grafana import Dashboard, Panel, Query, Row, Variable
 SHARED: Final = Dashboard(
     name="shared-memory",
     title="Pinwarden / Shared memory",
-    description="What groups of shared memory hold, who borrows, what nobody uses, and what is refused.",
+    description="Charge, borrows, orphaned memory and denials of groups of shared memory.",
     variables=(
         Variable("namespace", "Namespace", "pinwarden_operator_group_info", "resource_namespace"),
     ),
@@ -18,7 +18,7 @@ SHARED: Final = Dashboard(
             (
                 Panel(
                     "Groups",
-                    "Figures are sampled. A borrow of a page by two pods counts twice. Empty where it is not known (H2).",
+                    "Sampled. A page that two pods borrow counts twice. Empty if unknown (H2).",
                     (
                         Query(per_group("capacity_bytes", SPACE), "capacity per node", "bytes"),
                         Query(per_group("charge_bytes", SPACE), "charge", "bytes"),
@@ -33,17 +33,18 @@ SHARED: Final = Dashboard(
                 ),
                 Panel(
                     "Charge",
-                    "What the objects of a group hold, over all nodes, whoever wrote it (M3).",
+                    "Memory of the objects of a group on all nodes, whichever pod wrote it (M3).",
                     (Query(per_group("charge_bytes", SPACE), GROUP_LEGEND),),
                     unit="bytes",
                     stacked=True,
                 ),
                 Panel(
-                    "Fullest instance, of its capacity",
-                    "On the node where the object holds most. Objects of which pinwarden takes all pages at once are always full.",
+                    "Fullest object, share of its capacity",
+                    "On the node with the largest charge. Prefaulted objects are always full.",
                     (
                         Query(
-                            f"{per_group('fullest_bytes', SPACE)} / {per_group('capacity_bytes', SPACE)}",
+                            f"{per_group('fullest_bytes', SPACE)} / "
+                            f"{per_group('capacity_bytes', SPACE)}",
                             GROUP_LEGEND,
                         ),
                     ),
@@ -51,28 +52,32 @@ SHARED: Final = Dashboard(
                 ),
                 Panel(
                     "Borrowed",
-                    "Resident pages that pods have mapped, added up over pods: a page that two pods have mapped counts twice.",
+                    "Resident pages that pods have mapped: a page that two pods have mapped counts "
+                    "twice.",
                     (Query(per_group("borrowed_bytes", SPACE), GROUP_LEGEND),),
                     unit="bytes",
                 ),
                 Panel(
                     "Orphaned",
-                    "What no pod has mapped of the charge (M9).",
+                    "The charge that no pod has mapped (M9).",
                     (Query(per_group("orphaned_bytes", SPACE), GROUP_LEGEND),),
                     unit="bytes",
                 ),
                 Panel(
                     "On dead cgroups",
-                    "What the kernel charges to pods that are gone (M9); told on cgroup v2 for tmpfs, file and posixShm.",
+                    "Charged to cgroups of deleted pods (M9); on cgroup v2, for tmpfs, file and "
+                    "posixShm.",
                     (Query(per_group("dead_cgroup_bytes", SPACE), GROUP_LEGEND),),
                     unit="bytes",
                 ),
                 Panel(
-                    "Refused mappings",
-                    "Refused by seccomp gates to strangers, past a borrowLimit, or while the group drains.",
+                    "Denied mappings",
+                    "Denied by seccomp gates: to pods that are no members, beyond a borrowLimit, "
+                    "or while draining.",
                     (
                         Query(
-                            f"sum by (resource_namespace, group) (rate(pinwarden_operator_group_denials_total{SPACE}{RATE}))",
+                            "sum by (resource_namespace, group) "
+                            f"(rate(pinwarden_operator_group_denials_total{SPACE}{RATE}))",
                             GROUP_LEGEND,
                         ),
                     ),
@@ -91,7 +96,7 @@ SHARED: Final = Dashboard(
                 ),
                 Panel(
                     "Groups by phase",
-                    "The worst phase of a group's instances.",
+                    "The worst phase of a group's objects.",
                     (
                         Query(
                             f"sum by (phase) (pinwarden_operator_group_phase{SPACE})", "{{phase}}"
@@ -101,10 +106,11 @@ SHARED: Final = Dashboard(
                 ),
                 Panel(
                     "Conditions that are not True",
-                    "The message of the condition says who and why.",
+                    "The message of the condition names pods and reasons.",
                     (
                         Query(
-                            f"max by (resource_namespace, group, condition, status) (pinwarden_operator_group_condition{NOT_TRUE})"
+                            "max by (resource_namespace, group, condition, status) "
+                            f"(pinwarden_operator_group_condition{NOT_TRUE})"
                         ),
                     ),
                     "table",
