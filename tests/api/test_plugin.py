@@ -566,7 +566,7 @@ def test_probe_shows_levels_and_names_nodes_without_a_report(case: Case) -> None
     assert "there is no node" in case.shell.fails("kubectl pinwarden probe nowhere")
     for node, why in (
         (case.node, f"not every agent reports: see {case.node}"),
-        (mute, "no agent runs there"),
+        (mute, "no agent runs on these nodes"),
     ):
         strict = case.shell.run(f"kubectl pinwarden probe {node} --strict")
         assert strict.returncode == 1

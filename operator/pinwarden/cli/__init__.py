@@ -1,1 +1,1 @@
-"""The `pinwarden` command: arguments in, exit codes out; each subcommand imports what it needs when it runs."""
+"""The `pinwarden` command: one module for each subcommand, from arguments to an exit code."""

@@ -11,7 +11,7 @@ from pinwarden.cli import host_paths, log_format, rlimits
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
     parser = commands.add_parser(
-        "accountant", help="account the shared memory of pods, and make the objects of groups"
+        "accountant", help="account the shared memory of pods, and create the objects of groups"
     )
     parser.add_argument(
         "--local",
@@ -22,8 +22,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--shared-memory",
         default="0",
         metavar="BYTES",
-        help="how much memory objects may take that groups with management: Create make, such as 2Gi; set it aside in the kubelet's "
-        "systemReserved (default: 0, none)",
+        help="memory for objects of groups with management: Create, such as 2Gi; reserve it in the "
+        "kubelet's systemReserved (default: 0, none)",
     )
     host_paths.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
     log_format.add_option(parser)
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         daemon.run(settings)
     except (OSError, ValueError) as error:
         logging.getLogger(__name__).critical(
-            "the accountant failed; objects and what is borrowed stay", exc_info=True
+            "the accountant failed; objects and mappings stay", exc_info=True
         )
         sys.stderr.write(f"pinwarden accountant: {error}\n")
         return 1

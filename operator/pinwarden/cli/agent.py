@@ -1,4 +1,4 @@
-"""`pinwarden agent`: the node agent, as a daemon or to give everything back."""
+"""`pinwarden agent`: the node agent, as a daemon or to release all processes."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--kubeconfig",
         type=Path,
         metavar="FILE",
-        help="how to reach the API server (default: as a pod)",
+        help="kubeconfig for the API server (default: the service account of the pod)",
     )
     origin.add_argument(
         "--config",
@@ -37,14 +37,17 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="a file or directory to follow instead of an API server",
     )
     parser.add_argument(
-        "--release", action="store_true", help="give every process back what it had, and end"
+        "--release",
+        action="store_true",
+        help="restore the original limits of every process, and end",
     )
     host_paths.add_options(parser, "--cgroup-root", "--proc-root", "--state-dir", "--run-dir")
     parser.add_argument(
         "--gates",
         choices=("auto", "rlimit", "none"),
         default="auto",
-        help="auto: what works on this node; rlimit: this one alone, or fail; none: observe only (default: auto)",
+        help="auto: all that work on this node; rlimit: only this gate, or fail; "
+        "none: observe only (default: auto)",
     )
     parser.add_argument(
         "--socket", type=Path, default=SOCKET, metavar="PATH", help=f"default: {SOCKET}"

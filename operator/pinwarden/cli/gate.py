@@ -12,7 +12,7 @@ from pinwarden.cli import host_paths, log_format, rlimits
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommands."""
     gate = commands.add_parser(
-        "gate", help="answer the pinning calls of pods that have a profile of pinwarden"
+        "gate", help="answer the pinning calls of pods with a seccomp profile of pinwarden"
     )
     gate.add_argument(
         "--local",
@@ -21,14 +21,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     host_paths.add_options(gate, "--cgroup-root", "--proc-root", "--state-dir")
     gate.set_defaults(run=_gate)
-    holder = commands.add_parser(
-        "holder", help="keep the descriptors of the gate, and do nothing else"
-    )
+    holder = commands.add_parser("holder", help="keep the seccomp listeners for the gate")
     holder.add_argument(
         "--profiles",
         type=Path,
         metavar="DIR",
-        help="the kubelet's seccomp folder, into which the profiles are written first",
+        help="the kubelet's seccomp folder; write the profiles there first",
     )
     holder.set_defaults(run=_hold)
     for parser in (gate, holder):
@@ -51,7 +49,9 @@ def _gate(options: argparse.Namespace) -> int:
     try:
         daemon.run(settings)
     except (OSError, ValueError) as error:
-        logging.getLogger(__name__).critical("the gate failed, calls wait", exc_info=True)
+        logging.getLogger(__name__).critical(
+            "the gate failed; gated calls wait for a new gate", exc_info=True
+        )
         sys.stderr.write(f"pinwarden gate: {error}\n")
         return 1
     return 0
@@ -68,7 +68,7 @@ def _hold(options: argparse.Namespace) -> int:
 
             for path in install(options.profiles):
                 logging.getLogger(__name__).error(
-                    "%s is not as this version has it, and stays as it is", path
+                    "%s differs from the profile of this version and is left unchanged", path
                 )
         daemon.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
     except OSError as error:

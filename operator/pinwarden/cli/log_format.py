@@ -1,4 +1,4 @@
-"""Logs of the long-running subcommands, on stderr: lines for people, or one JSON object per line for programs."""
+"""Logs of the long-running subcommands on stderr: plain lines, or one JSON object per line."""
 
 import argparse
 import json
@@ -30,16 +30,18 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """RFC 3339, in UTC."""
+    def formatTime(  # noqa: N802
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        """Return the time as RFC 3339 in UTC."""
         return _time(record)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object with `time`, `level`, `logger`, `message`, and `exception` where there is one."""
+    """One object with `time`, `level`, `logger`, `message`, and the `exception` if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return one line of JSON."""
         entry = {
             "time": _time(record),
             "level": record.levelname.lower(),

@@ -1,7 +1,7 @@
-"""`pinwarden`: a module of this package for each subcommand (`gate` has `holder` too). Its `add` declares arguments and what runs it.
+"""The entry point of `pinwarden`. Each subcommand has a module; `gate` also has `holder`.
 
-Exit codes are those that kubectl users expect: 0 done, 1 failed, 2 wrong usage. A subcommand imports what it needs when it runs, so that
-the agent never carries the operator's libraries.
+`add` of a module declares the arguments and the function to run. Exit codes: 0 done, 1 failed, 2
+wrong usage. A subcommand imports its libraries when it runs: the agent never loads the operator's.
 """
 
 import argparse

@@ -19,20 +19,21 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--kubeconfig",
         type=Path,
         metavar="FILE",
-        help="how to reach the API server (default: as a pod, else $KUBECONFIG)",
+        help="kubeconfig for the API server (default: the pod's service account, else $KUBECONFIG)",
     )
     parser.add_argument(
         "--namespace",
         action="append",
         default=[],
         metavar="NAME",
-        help="see the PinLimits, SharedMemoryGroups and pods of this namespace only; may be given several times (default: all)",
+        help="watch PinLimits, SharedMemoryGroups and pods of this namespace only; repeat for more "
+        "namespaces (default: all)",
     )
     parser.add_argument(
         "--unknown-pods",
         type=_amount,
         metavar="QUANTITY",
-        help="what a pod may pin that its node has not been told of yet (default: no limit)",
+        help="limit for pods that their node does not know yet (default: unlimited)",
     )
     metrics.add_options(parser, METRICS_PORT)
     log_format.add_option(parser)
@@ -42,7 +43,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.namespace and options.unknown_pods is not None:
         parser.error(
-            "argument --unknown-pods: not together with --namespace, for pods of all other namespaces stay unknown for ever"
+            "argument --unknown-pods: not allowed with --namespace, "
+            "because pods of other namespaces would stay unknown"
         )
     import asyncio
 

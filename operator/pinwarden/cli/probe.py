@@ -1,4 +1,4 @@
-"""`pinwarden probe`: what this node can enforce, per source, and why not more; found by trying."""
+"""`pinwarden probe`: try which level this node can enforce for each source, with the reasons."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from pinwarden.common.table import render
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
     parser = commands.add_parser(
-        "probe", help="show what this node can enforce, per source, and why not more"
+        "probe", help="show the level that this node can enforce for each source, and why"
     )
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="default: table"
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
-    """The answer as JSON; what cannot be found out is absent."""
+    """Return the answer as JSON, without unknown values."""
     from pinwarden.node.agent.source_levels import source_levels
     from pinwarden.node.gate.daemon import ability as seccomp_ability
     from pinwarden.node.linux.cgroupfs import detect_layout
@@ -55,29 +55,27 @@ def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """The answer for people."""
+    """Return the answer as text."""
     facts = [
         ("Kernel", result["kernelVersion"]),
         ("Cgroups", result.get("cgroupVersion") or result["cgroupProblem"]),
-        *(
-            (
-                f"{name} gate",
-                "available" if gate["available"] else f"not available: {gate['reason']}",
-            )
-            for name, gate in result["gates"].items()
-        ),
+        *((f"{name} gate", _available(gate)) for name, gate in result["gates"].items()),
     ]
     head = ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE")
     rows = [
         (
-            one["source"],
-            "yes" if one["counted"] else "no",
-            one["level"],
-            one["reason"],
-            one.get("message"),
+            source["source"],
+            "yes" if source["counted"] else "no",
+            source["level"],
+            source["reason"],
+            source.get("message"),
         )
-        for one in result["sources"]
+        for source in result["sources"]
     ]
     return (
         "".join(f"{name + ':':<14}{value}\n" for name, value in facts) + "\n" + render(head, rows)
     )
+
+
+def _available(gate: dict[str, Any]) -> str:
+    return "available" if gate["available"] else f"not available: {gate['reason']}"

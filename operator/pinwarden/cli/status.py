@@ -1,4 +1,4 @@
-"""`pinwarden status`: what the agent of this node holds and sees, from the agent itself."""
+"""`pinwarden status`: limits and samples of this node, from the agent itself."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ _GROUP_HEAD = (
     "MESSAGE",
 )
 _BORROW_HEAD = (
-    "BORROWED OF",
+    "BORROWED FROM",
     "SUBJECT",
     "MEMBER",
     "BORROWED",
@@ -49,7 +49,7 @@ _BORROW_HEAD = (
     "REASON",
 )
 _DENIAL_HEAD = (
-    "REFUSED AT",
+    "DENIED AT",
     "SUBJECT",
     "CONTAINER",
     "PROCESS",
@@ -64,7 +64,7 @@ _DENIAL_HEAD = (
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
     """Declare the subcommand."""
     parser = commands.add_parser(
-        "status", help="show what the agent of this node holds and sees (as root)"
+        "status", help="show the limits and samples of the agent of this node (as root)"
     )
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="default: table"
@@ -90,29 +90,34 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def ask(path: Path, seconds: float = 5.0) -> dict[str, Any]:
-    """The answer of the agent that listens at `path`. Raises OSError when none answers, ValueError when what answers is none."""
+    """Return the answer of the agent that listens at `path`.
+
+    Raises:
+        OSError: no process answers.
+        ValueError: the answer is not from an agent.
+    """
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(seconds)
         client.connect(str(path))
         with client.makefile("rb") as stream:
             content = json.loads(stream.read())
     if not isinstance(content, dict) or "node" not in content:
-        raise ValueError("what answers there is no pinwarden agent")
+        raise ValueError("the answer is not from a pinwarden agent")
     return content
 
 
 def to_text(answer: Mapping[str, Any]) -> str:
-    """The agent's answer for people. Pinned amounts are samples, and peaks lower bounds (H2)."""
+    """Return the agent's answer as text. Pinned amounts are samples, peaks lower bounds (H2)."""
     report = answer.get("report")
     if report is None:
-        return f"Node {answer['node']}: the agent has not looked yet\n"
+        return f"Node {answer['node']}: the agent has not sampled yet\n"
     parts = [_summary(answer, report)]
     rows = list(_rows(answer, report))
     parts.append(render(_HEAD, rows) if rows else "No governed subject exists on this node.\n")
     if containers := [
-        (pod["uid"], one["name"], short(one["pinned"]), short(one["peak"]))
+        (pod["uid"], container["name"], short(container["pinned"]), short(container["peak"]))
         for pod in report.get("pods", [])
-        for one in pod.get("containers", [])
+        for container in pod.get("containers", [])
     ]:
         parts.append(render(("SUBJECT", "CONTAINER", "VMLCK+VMPIN", "PEAK"), containers))
     if report.get("groups"):
@@ -121,9 +126,10 @@ def to_text(answer: Mapping[str, Any]) -> str:
             parts.append(render(_BORROW_HEAD, borrows))
     if report.get("unsupportedLimits"):
         unsupported = [
-            (one["uid"], one["reason"], one["message"]) for one in report["unsupportedLimits"]
+            (limit["uid"], limit["reason"], limit["message"])
+            for limit in report["unsupportedLimits"]
         ]
-        parts.append(render(("NOT TAKEN", "REASON", "MESSAGE"), unsupported))
+        parts.append(render(("UNSUPPORTED LIMIT", "REASON", "MESSAGE"), unsupported))
     if report.get("overshoots"):
         parts.append(
             render(
@@ -138,7 +144,7 @@ def to_text(answer: Mapping[str, Any]) -> str:
 def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     lines = [
         ("Node", answer["node"]),
-        ("Generation", answer.get("generation", "none in force from an API server")),
+        ("Generation", answer.get("generation", "no configuration from an API server is in force")),
         ("Mode", answer.get("configuration", {}).get("mode", "no configuration yet")),
         ("Problem", answer.get("problem")),
         ("Agent", report.get("agentVersion")),
@@ -150,14 +156,14 @@ def _summary(answer: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         ),
     ]
     if report.get("truncated"):
-        lines.append(("Truncated", "lists were cut at their longest length"))
+        lines.append(("Truncated", "lists reached their greatest length"))
     if report.get("denialsDropped"):
-        lines.append(("Refused", f"{report['denialsDropped']} calls besides those that are listed"))
+        lines.append(("Denied", f"{report['denialsDropped']} calls that are not listed"))
     return "".join(f"{name + ':':<12} {value}\n" for name, value in lines if value is not None)
 
 
 def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """A row per subject and limit."""
+    """Yield a row per subject and limit."""
     configuration = answer.get("configuration", {})
     limits = {limit["name"]: limit for limit in configuration.get("limits", [])}
     limits["unknownPods"] = {
@@ -186,89 +192,89 @@ def _rows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _denied(pod: Mapping[str, Any], uid: str | None) -> int | None:
-    """How many calls of the pod were refused for this limit; None where no gate holds it."""
+    """Return how many calls of the pod this limit denied, None without a gate."""
     if "denials" not in pod:
         return None
-    counts: list[int] = [each["count"] for each in pod["denials"] if each["uid"] == uid]
+    counts: list[int] = [entry["count"] for entry in pod["denials"] if entry["uid"] == uid]
     return sum(counts)
 
 
 def _groups(answer: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """A row per group of shared memory."""
-    asked = _asked_groups(answer)
+    """Return a row per group of shared memory."""
+    configured = _configured_groups(answer)
     return [
         (
-            asked.get(each["uid"], {}).get("name", each["uid"]),
-            next(iter(asked.get(each["uid"], {}).get("backing", {})), None),
-            each["phase"],
-            each["objects"],
-            readable(each.get("charge")),
-            readable(each.get("orphaned")),
-            readable(each.get("dead")),
-            each.get("reason"),
-            each.get("message"),
+            configured.get(group["uid"], {}).get("name", group["uid"]),
+            next(iter(configured.get(group["uid"], {}).get("backing", {})), None),
+            group["phase"],
+            group["objects"],
+            readable(group.get("charge")),
+            readable(group.get("orphaned")),
+            readable(group.get("dead")),
+            group.get("reason"),
+            group.get("message"),
         )
-        for each in report["groups"]
+        for group in report["groups"]
     ]
 
 
 def _borrows(answer: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """A row per pair of group and pod."""
-    asked = _asked_groups(answer)
+    """Yield a row per pair of group and pod."""
+    configured = _configured_groups(answer)
     for group in report["groups"]:
-        told = asked.get(group["uid"], {})
-        for each in group["borrowers"]:
+        spec = configured.get(group["uid"], {})
+        for borrower in group["borrowers"]:
             limits = [
                 member["borrowLimit"]
-                for member in told.get("members", [])
-                if each["pod"] in member["pods"] and "borrowLimit" in member
+                for member in spec.get("members", [])
+                if borrower["pod"] in member["pods"] and "borrowLimit" in member
             ]
             yield (
-                told.get("name", group["uid"]),
-                each["pod"],
-                "yes" if each["member"] else "no",
-                readable(each.get("borrowed")),
-                readable(each.get("mapped")),
+                spec.get("name", group["uid"]),
+                borrower["pod"],
+                "yes" if borrower["member"] else "no",
+                readable(borrower.get("borrowed")),
+                readable(borrower.get("mapped")),
                 readable(min(limits, default=None)),
-                each.get("denials"),
-                each.get("level"),
-                each.get("reason"),
+                borrower.get("denials"),
+                borrower.get("level"),
+                borrower.get("reason"),
             )
 
 
-def _asked_groups(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _configured_groups(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {group["uid"]: group for group in answer.get("configuration", {}).get("groups", [])}
 
 
 def _denials(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """What was refused lately, newest first; a process chooses its name, so it is shown with care."""
+    """Return recent denials, newest first, with printable process names."""
     from pinwarden.common.text import printable
 
     return [
         (
-            one["time"],
-            one["pod"],
-            one["container"],
-            printable(one["process"]),
-            one["pid"],
-            printable(one.get("call") or one["source"]),
-            readable(one.get("asked")),
-            readable(one.get("used")),
-            one.get("name") or one.get("message"),
+            denial["time"],
+            denial["pod"],
+            denial["container"],
+            printable(denial["process"]),
+            denial["pid"],
+            printable(denial.get("call") or denial["source"]),
+            readable(denial.get("asked")),
+            readable(denial.get("used")),
+            denial.get("name") or denial.get("message"),
         )
-        for one in reversed(report["recentDenials"])
+        for denial in reversed(report["recentDenials"])
     ]
 
 
 def _overshoots(report: Mapping[str, Any]) -> list[tuple[object, ...]]:
     return [
         (
-            one["limit"],
-            one.get("pod"),
-            short(one["peak"]),
-            one["seconds"],
-            one["count"],
-            one["lastTime"],
+            overshoot["limit"],
+            overshoot.get("pod"),
+            short(overshoot["peak"]),
+            overshoot["seconds"],
+            overshoot["count"],
+            overshoot["lastTime"],
         )
-        for one in report["overshoots"]
+        for overshoot in report["overshoots"]
     ]

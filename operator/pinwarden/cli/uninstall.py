@@ -1,4 +1,4 @@
-"""`pinwarden uninstall`: undoes on every node what pinwarden did; the chart runs it before it is taken away."""
+"""`pinwarden uninstall`: release every node; the chart runs it before the chart is deleted."""
 
 import argparse
 import logging
@@ -22,26 +22,26 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--kubeconfig",
         type=Path,
         metavar="FILE",
-        help="how to reach the API server (default: as a pod, else $KUBECONFIG)",
+        help="kubeconfig for the API server (default: the pod's service account, else $KUBECONFIG)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help=f"how long all nodes together are waited for (default: {TIMEOUT_SECONDS:.0f})",
+        help=f"time limit for all nodes together (default: {TIMEOUT_SECONDS:.0f})",
     )
     parser.add_argument(
         "--gated-pods",
         choices=["Refuse", "Break"],
         default="Refuse",
-        help="what to do while pods with the gate's seccomp profile run (default: Refuse)",
+        help="while pods use the gate's seccomp profile: stop, or break them (default: Refuse)",
     )
     parser.add_argument(
         "--namespace",
         default=os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE,
         metavar="NAME",
-        help=f"where the operator runs (default: $POD_NAMESPACE, else {SYSTEM_NAMESPACE})",
+        help=f"namespace of the operator (default: $POD_NAMESPACE, else {SYSTEM_NAMESPACE})",
     )
     log_format.add_option(parser)
     parser.set_defaults(run=_run)
@@ -68,7 +68,8 @@ def _run(options: argparse.Namespace) -> int:
     except ApiError as error:
         logging.getLogger(__name__).debug("a request failed", exc_info=True)
         sys.stderr.write(
-            f"pinwarden uninstall: {error}; it is not done, and the operator puts back what was changed: run it again\n"
+            f"pinwarden uninstall: {error}; the uninstall is incomplete, and the operator "
+            "reverts the changes: run it again\n"
         )
         return 1
     return 0

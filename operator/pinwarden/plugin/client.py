@@ -1,7 +1,8 @@
-"""Requests to the API server with the raw `ApiClient` of `kubernetes`: JSON in pages, and readable errors.
+"""Requests to the API server with the raw `ApiClient` of `kubernetes`: JSON in pages, and readable
+errors.
 
-The package supports kubeconfigs, credential plugins, TLS and proxies. Its typed models are not used: they cost time at
-the start, and lose fields of a newer API server.
+The package supports kubeconfigs, credential plugins, TLS and proxies. Its typed models are not
+used: they cost time at the start, and lose fields of a newer API server.
 """
 
 import json
@@ -29,7 +30,7 @@ Json = dict[str, Any]
 
 
 class ApiError(PluginError):
-    """An error of the API server. `status` is the HTTP status; `by_name`: only the object does not exist."""
+    """An error of the API server with its HTTP status; `by_name`: only the object is missing."""
 
     def __init__(self, message: str, status: int, *, by_name: bool = False) -> None:
         super().__init__(message)
@@ -38,7 +39,7 @@ class ApiError(PluginError):
 
 
 class PluginClient:
-    """GET requests with the user's own rights; `namespace` is that of the context."""
+    """GET requests with the user's own rights; `namespace` comes from the context."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class PluginClient:
         context: str | None = None,
         seconds: float = READ_SECONDS,
     ) -> None:
-        """Read the kubeconfig, else the service account of a pod; `seconds` is the timeout of an answer.
+        """Read the kubeconfig, else the service account of a pod, with the timeout of an answer.
 
         Raises:
             PluginError: both are missing or cannot be read.
@@ -58,7 +59,8 @@ class PluginClient:
             self.namespace = self._load(kubeconfig, context)
         except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
             raise PluginError(
-                f"cannot tell how to reach an API server: {str(error).rstrip('.')}; give --kubeconfig and --context, or set KUBECONFIG"
+                f"cannot load a kubeconfig: {str(error).rstrip('.')}; "
+                "set --kubeconfig and --context, or KUBECONFIG"
             ) from error
         if not self._configuration.verify_ssl:
             urllib3.disable_warnings()
@@ -73,7 +75,9 @@ class PluginClient:
         if not named and not Path(path).expanduser().exists() and _IN_CLUSTER in os.environ:
             load_incluster_config(self._configuration)  # type: ignore[no-untyped-call]
             return _OWN_NAMESPACE.read_text().strip() or "default"
-        load_kube_config(path, context, self._configuration, persist_config=False)  # type: ignore[no-untyped-call]
+        load_kube_config(  # type: ignore[no-untyped-call]
+            path, context, self._configuration, persist_config=False
+        )
         contexts, current = list_kube_config_contexts(path)  # type: ignore[no-untyped-call]
         chosen: Json = next((entry for entry in contexts if entry["name"] == context), current)
         return str(chosen["context"].get("namespace") or "default")
@@ -106,7 +110,7 @@ class PluginClient:
             answer: Json = json.loads(data)
         except ValueError as error:
             raise PluginError(
-                f"what answers at {self._configuration.host} is no API server"
+                f"the server at {self._configuration.host} is not an API server"
             ) from error
         return answer
 
@@ -125,10 +129,11 @@ class PluginClient:
 def contexts(kubeconfig: str | None) -> list[str]:
     """Return the names of the contexts of a kubeconfig."""
     try:
-        found, _ = list_kube_config_contexts(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION)  # type: ignore[no-untyped-call]
+        path = kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
+        entries, _ = list_kube_config_contexts(path)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError, ValueError, TypeError):
         return []
-    return [context["name"] for context in found]
+    return [context["name"] for context in entries]
 
 
 def _api_error(path: str, status: int, data: bytes, selector: str | int | None) -> ApiError:
@@ -148,7 +153,7 @@ def _api_error(path: str, status: int, data: bytes, selector: str | int | None) 
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost cause as the system words it."""
+    """Return the text of the innermost cause."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

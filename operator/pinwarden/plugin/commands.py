@@ -1,6 +1,7 @@
 """The command line as values: subcommands, flags, and their completion.
 
-Flags have the names and meaning of kubectl's flags. Wrong usage ends with exit code 1, as in kubectl.
+Flags have the names and meaning of kubectl's flags. Wrong usage ends with exit code 1, as in
+kubectl.
 """
 
 import argparse
@@ -39,7 +40,7 @@ class Flag:
 
     @property
     def takes_value(self) -> bool:
-        """Whether the flag takes a value."""
+        """Return whether the flag takes a value."""
         return bool(self.metavar or self.choices)
 
 
@@ -67,18 +68,18 @@ class Command:
 
 _NAMESPACE = Flag(
     ("-n", "--namespace"),
-    "namespace to look in (default: that of the context)",
+    "namespace to read (default: namespace of the context)",
     metavar="NAME",
     values=ValueKind.NAMESPACES,
 )
-_ALL = Flag(("-A", "--all-namespaces"), "look in all namespaces")
+_ALL = Flag(("-A", "--all-namespaces"), "read all namespaces")
 _SELECTOR = Flag(
-    ("-l", "--selector"), "pods with these labels only, such as app=db", metavar="LABELS"
+    ("-l", "--selector"), "only pods with these labels, such as app=db", metavar="LABELS"
 )
-_NO_HEADERS = Flag(("--no-headers",), "print tables without their heads")
+_NO_HEADERS = Flag(("--no-headers",), "print tables without headings")
 _SYSTEM = Flag(
     ("--pinwarden-namespace",),
-    f"where pinwarden itself runs (default: {SYSTEM_NAMESPACE})",
+    f"namespace of pinwarden itself (default: {SYSTEM_NAMESPACE})",
     metavar="NAME",
     values=ValueKind.NAMESPACES,
     default=SYSTEM_NAMESPACE,
@@ -103,13 +104,13 @@ def _output(*choices: str) -> Flag:
 COMMANDS: Final = (
     Command(
         "top",
-        "show the pods that pin most, or with --shared what they share",
+        "show the pods that pin most, or shared memory with --shared",
         "top",
         (
             _NAMESPACE,
             _ALL,
             _SELECTOR,
-            Flag(("--by",), "a row for each source that can be told apart", choices=("source",)),
+            Flag(("--by",), "a row for each counter of the kernel", choices=("source",)),
             Flag(("--shared",), "shared memory: groups, borrowing pods, and the fair view"),
             _SYSTEM,
             _output("wide", "json", "yaml"),
@@ -119,19 +120,19 @@ COMMANDS: Final = (
     ),
     Command(
         "explain",
-        "say how a pod is held, why, and what to do next",
+        "explain the limits and the level of a pod, with next steps",
         "explain",
         (_NAMESPACE, _SYSTEM, _output("wide", "json", "yaml"), _NO_HEADERS, *_CONNECTION),
         Argument("POD", "the pod", required=True, values=ValueKind.PODS),
     ),
     Command(
         "probe",
-        "show what nodes can enforce, for each source",
+        "show the level that nodes can enforce for each source",
         "probe",
         (
             Flag(
                 ("--strict",),
-                "exit with 1 unless every node that has an agent reports what it can do",
+                "exit with 1 unless the agent of every node reports its levels",
             ),
             _SYSTEM,
             _output("wide", "json", "yaml"),
@@ -153,7 +154,7 @@ COMMANDS: Final = (
     ),
     Command(
         "completion",
-        "print what makes a shell complete this program",
+        "print the completion script for a shell",
         "complete",
         argument=Argument("SHELL", "the shell", required=True, choices=("bash", "zsh", "fish")),
     ),
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     whole = _Parser(
         prog=PROGRAM,
-        description="Shows what pods pin, why they are held as they are, and what to do about it.",
+        description="Shows the pinned memory of pods, their limits and levels, and next steps.",
         allow_abbrev=False,
     )
     whole.add_argument("--version", action="version", version=f"kubectl-pinwarden {__version__}")
@@ -209,7 +210,7 @@ def _add(commands: "argparse._SubParsersAction[Any]", command: Command) -> None:
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with leading flags moved behind the subcommand (`kubectl pinwarden -n team-a top`)."""
+    """Return the arguments with leading flags, as in `-n team-a top`, behind the subcommand."""
     known = [flag for command in COMMANDS for flag in command.flags]
     rest = list(arguments)
     leading: list[str] = []

@@ -1,11 +1,12 @@
 """Completion of the command line, for kubectl and for shells.
 
-kubectl runs `kubectl_complete-pinwarden` from the PATH with the words after `kubectl pinwarden`, the incomplete word
-last. It reads lines `candidate<TAB>description`, and then `:DIRECTIVE` (4: do not complete file names; 0: do). The
-scripts of `kubectl pinwarden completion SHELL` do the same for the program's own name, `kubectl-pinwarden`.
+kubectl runs `kubectl_complete-pinwarden` from the PATH with the words after `kubectl pinwarden`;
+the last word is incomplete. kubectl reads lines `candidate<TAB>description`, then `:DIRECTIVE` (0:
+complete file names; 4: do not). The scripts of `kubectl pinwarden completion SHELL` do the same for
+the program's own name, `kubectl-pinwarden`.
 
-Names come from the API server. If it does not answer within two seconds, or denies the request, there are no names and
-no message.
+Names come from the API server. If the server does not answer within two seconds, or rejects the
+request, there are no names and no message.
 """
 
 import argparse
@@ -23,8 +24,8 @@ _SECONDS: Final = 2.0
 Candidate = tuple[str, str]
 
 _SCRIPTS: Final = {
-    "bash": """# bash completion for kubectl-pinwarden. `kubectl pinwarden` itself is completed by kubectl's own completion
-# as soon as kubectl_complete-pinwarden is on the PATH.
+    "bash": """# bash completion for kubectl-pinwarden. kubectl's own completion completes
+# `kubectl pinwarden` if kubectl_complete-pinwarden is on the PATH.
 _kubectl_pinwarden() {
     local line candidates=() directive=:4
     while IFS= read -r line; do
@@ -41,8 +42,8 @@ _kubectl_pinwarden() {
 complete -F _kubectl_pinwarden kubectl-pinwarden
 """,
     "zsh": """#compdef kubectl-pinwarden
-# zsh completion for kubectl-pinwarden. `kubectl pinwarden` itself is completed by kubectl's own completion
-# as soon as kubectl_complete-pinwarden is on the PATH.
+# zsh completion for kubectl-pinwarden. kubectl's own completion completes
+# `kubectl pinwarden` if kubectl_complete-pinwarden is on the PATH.
 _kubectl_pinwarden() {
     local line directive=:4
     local -a candidates
@@ -61,8 +62,8 @@ _kubectl_pinwarden() {
 }
 compdef _kubectl_pinwarden kubectl-pinwarden
 """,
-    "fish": """# fish completion for kubectl-pinwarden. `kubectl pinwarden` itself is completed by kubectl's own completion
-# as soon as kubectl_complete-pinwarden is on the PATH.
+    "fish": """# fish completion for kubectl-pinwarden. kubectl's own completion completes
+# `kubectl pinwarden` if kubectl_complete-pinwarden is on the PATH.
 function __kubectl_pinwarden
     set -l words (commandline -opc) (commandline -ct)
     kubectl_complete-pinwarden $words[2..] 2>/dev/null | string match -v -r '^:'
@@ -88,7 +89,7 @@ def complete(words: Sequence[str]) -> list[str]:
     """Return the output for these words; the last word is incomplete, and may be empty."""
     *before, typed = words or [""]
     if not before:
-        return _lines(((each.name, each.help) for each in COMMANDS), typed)
+        return _lines(((command.name, command.help) for command in COMMANDS), typed)
     command = command_named(before[0])
     if command is None:
         return [NO_FILES]
@@ -100,10 +101,10 @@ def complete(words: Sequence[str]) -> list[str]:
         flag = flag_named(command.flags, name)
         if equals and flag is not None and flag.takes_value:
             return [
-                each if each.startswith(":") else f"{name}={each}"
-                for each in _value(flag, value, line)
+                candidate if candidate.startswith(":") else f"{name}={candidate}"
+                for candidate in _value(flag, value, line)
             ]
-        return _lines(((name, each.help) for each in command.flags for name in each.names), typed)
+        return _lines(((name, flag.help) for flag in command.flags for name in flag.names), typed)
     if command.argument is None or line.has_argument:
         return [NO_FILES]
     choices = [(choice, "") for choice in command.argument.choices]
@@ -118,11 +119,8 @@ def _value(flag: Flag, typed: str, line: "_Line") -> list[str]:
 
 
 def _lines(candidates: Iterable[Candidate], typed: str) -> list[str]:
-    found = [(name, description) for name, description in candidates if name.startswith(typed)]
-    return [
-        *(f"{name}\t{description}" if description else name for name, description in found),
-        NO_FILES,
-    ]
+    matching = [candidate for candidate in candidates if candidate[0].startswith(typed)]
+    return [*(f"{name}\t{text}" if text else name for name, text in matching), NO_FILES]
 
 
 @dataclass(frozen=True, slots=True)

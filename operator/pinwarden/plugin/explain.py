@@ -89,11 +89,11 @@ def _evidence(client: PluginClient, namespace: str, name: str, system: str) -> E
 def _agent(reader: fetch.ApiReader, system: str, node: str, *, lost: bool) -> NodeAgent | None:
     """Return the agent's pod on the node, a live one first; no agent is alive on a lost node."""
     where = {"labelSelector": AGENT_SELECTOR, "fieldSelector": f"spec.nodeName={node}"}
-    found = [
+    agents = [
         NodeAgent(raw["metadata"]["name"], agent_is_ready(raw) and not lost)
         for raw in reader.items("pods", system, **where)
     ]
-    return max(found, key=lambda agent: agent.ready, default=None)
+    return max(agents, key=lambda agent: agent.ready, default=None)
 
 
 def _events(reader: fetch.ApiReader, namespace: str, name: str) -> Iterator[DeniedCall]:
@@ -120,22 +120,22 @@ def _sections(
         yield _limits(options, explanation)
     if options.output == "wide" and explanation.sources:
         rows = [
-            [each.source, "yes" if each.counted else "no", each.level, each.reason, each.message]
-            for each in explanation.sources
+            [row.source, "yes" if row.counted else "no", row.level, row.reason, row.message]
+            for row in explanation.sources
         ]
         yield _table(options, ("SOURCE", "COUNTED", "LEVEL", "REASON", "MESSAGE"), rows)
     if explanation.groups:
         groups = [
             [
-                each.name,
-                "yes" if each.member else "no",
-                amount(each.borrowed, UNKNOWN),
-                amount(each.mapped, UNKNOWN),
-                amount(each.limit),
-                each.level,
-                each.denials,
+                group.name,
+                "yes" if group.member else "no",
+                amount(group.borrowed, UNKNOWN),
+                amount(group.mapped, UNKNOWN),
+                amount(group.limit),
+                group.level,
+                group.denials,
             ]
-            for each in explanation.groups
+            for group in explanation.groups
         ]
         yield _table(
             options, ("GROUP", "MEMBER", "BORROWED", "MAPPED", "LIMIT", "LEVEL", "DENIALS"), groups
@@ -143,10 +143,10 @@ def _sections(
     if explanation.refused:
         shown = explanation.refused if options.output == "wide" else explanation.refused[:_SHOWN]
         lines = "".join(
-            output.paragraph(f"{age(each.time, now)} ago: {each.text}", "  ") for each in shown
+            output.paragraph(f"{age(call.time, now)} ago: {call.text}", "  ") for call in shown
         )
         more = len(explanation.refused) - len(shown)
-        yield f"Refused lately:\n{lines}{f'  and {more} more (-o wide)' + chr(10) if more else ''}"
+        yield f"Denied recently:\n{lines}{f'  and {more} more (-o wide)' + chr(10) if more else ''}"
 
 
 def _head(explanation: Explanation, now: datetime) -> str:
@@ -159,7 +159,8 @@ def _head(explanation: Explanation, now: datetime) -> str:
         lines += [
             (
                 "Pinned",
-                f"{short(use.total)} (locked {short(use.locked)}, pinned by drivers {short(use.pinned)})",
+                f"{short(use.total)} (locked {short(use.locked)}, "
+                f"pinned by drivers {short(use.pinned)})",
             ),
             ("Peak", f"{short(use.peak)}, sampled: a lower bound"),
             ("Level", f"{use.level or UNKNOWN}{f' ({use.reason})' if use.reason else ''}"),
@@ -167,7 +168,7 @@ def _head(explanation: Explanation, now: datetime) -> str:
         ]
     else:
         lines.append(("Pinned", f"{UNKNOWN}: no agent has reported the pod"))
-    uncounted = [each.source for each in explanation.sources if not each.counted]
+    uncounted = [row.source for row in explanation.sources if not row.counted]
     if uncounted:
         lines.append(("Not counted", ", ".join(uncounted)))
     return "".join(f"{name + ':':<13}{value}\n" for name, value in lines)
@@ -175,29 +176,30 @@ def _head(explanation: Explanation, now: datetime) -> str:
 
 def _finding(number: int, finding: Finding) -> str:
     cause = paint(str(finding.cause), "red" if finding.problem else "green")
-    # commands are never wrapped, so that they can be copied
+    # a command stays in one line, ready to copy
     return (
         f"{number}. {cause}\n{output.paragraph(finding.message, '   ')}"
-        f"{output.paragraph('Next: ' + finding.next.text, '   ')}     {paint(finding.next.command, 'bold')}\n"
+        f"{output.paragraph('Next: ' + finding.next.text, '   ')}"
+        f"     {paint(finding.next.command, 'bold')}\n"
     )
 
 
 def _limits(options: argparse.Namespace, explanation: Explanation) -> str:
     rows = [
         [
-            each.name,
-            each.kind,
-            amount(each.limit),
-            each.scope,
-            each.enforcement,
-            each.minimum_level,
-            amount(each.used, UNKNOWN if each.limit is not None else None),
-            amount(each.peak, UNKNOWN if each.limit is not None else None),
-            each.denials,
-            each.standing,
-            *([each.because] if options.output == "wide" else []),
+            limit.name,
+            limit.kind,
+            amount(limit.limit),
+            limit.scope,
+            limit.enforcement,
+            limit.minimum_level,
+            amount(limit.used, UNKNOWN if limit.limit is not None else None),
+            amount(limit.peak, UNKNOWN if limit.limit is not None else None),
+            limit.denials,
+            limit.standing,
+            *([limit.because] if options.output == "wide" else []),
         ]
-        for each in explanation.limits
+        for limit in explanation.limits
     ]
     head = [*_LIMITS, *(["BECAUSE"] if options.output == "wide" else [])]
     return _table(options, head, rows)

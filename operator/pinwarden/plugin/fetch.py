@@ -1,6 +1,7 @@
 """Read the API server into values of `plan`, for all subcommands.
 
-A user may lack some rights. All requests are made nevertheless, and one message lists the missing rights.
+A user may lack some rights. All requests are made nevertheless, and one message lists the missing
+rights.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ _Kind = TypeVar("_Kind", PinLimit, ClusterPinLimit, SharedMemoryGroup)
 
 
 class ApiReader:
-    """Reads what the user may read; as a context manager, it reports the missing rights at the end."""
+    """Read requests that collect missing rights; leaving the context raises an error for them."""
 
     def __init__(self, client: PluginClient) -> None:
         self._client = client
@@ -35,8 +36,9 @@ class ApiReader:
         """Raise PluginError if a right was missing."""
         if kind is None and self._lacking:
             raise PluginError(
-                f"your user lacks the right to {', to '.join(self._lacking)}. An administrator can give it by a ClusterRole; "
-                "docs/kubectl-plugin.md has one"
+                f"your user lacks the right to {', to '.join(self._lacking)}. "
+                "An administrator can grant the right with the ClusterRole in "
+                "docs/kubectl-plugin.md"
             )
 
     def items(self, resource: str, namespace: str | None = None, **query: str) -> Iterator[Json]:
@@ -72,15 +74,14 @@ class ApiReader:
         elif error.status == 404 and own:
             raise PluginError(
                 f"this cluster has no {resource}.pinwarden.io: pinwarden is not installed. "
-                "Its chart brings the CRDs: helm install pinwarden charts/pinwarden --namespace pinwarden-system --create-namespace"
+                "Its chart has the CRDs: helm install pinwarden charts/pinwarden "
+                "--namespace pinwarden-system --create-namespace"
             ) from error
         else:
             raise error
 
 
 _OWN = ("pinlimits", "clusterpinlimits", "sharedmemorygroups", "nodepinconfigs")
-
-
 _APPS = ("deployments", "statefulsets", "daemonsets")
 
 
@@ -91,7 +92,10 @@ def _path(resource: str, namespace: str | None) -> str:
 
 
 class OwnerSelectors(NamedTuple):
-    """Selectors by namespace and workload, such as `deployment/db`; the user may not list the `lacking` kinds."""
+    """Selectors by namespace and workload, such as `deployment/db`.
+
+    The user may not list the resources in `lacking`.
+    """
 
     by_workload: Mapping[tuple[str, str], LabelSelector]
     lacking: Sequence[str]
@@ -101,7 +105,7 @@ def owner_selectors(
     reader: ApiReader, namespace: str | None, workloads: Collection[str]
 ) -> OwnerSelectors:
     """Return the selectors of the Deployments, StatefulSets and DaemonSets among `workloads`."""
-    found: dict[tuple[str, str], LabelSelector] = {}
+    selectors: dict[tuple[str, str], LabelSelector] = {}
     lacking = []
     for resource in _APPS:
         kind = resource.removesuffix("s")
@@ -113,12 +117,13 @@ def owner_selectors(
         for raw in raws or ():
             with suppress(ValidationError):
                 selector = LabelSelector.model_validate(raw["spec"]["selector"])
-                found[raw["metadata"]["namespace"], f"{kind}/{raw['metadata']['name']}"] = selector
-    return OwnerSelectors(found, lacking)
+                metadata = raw["metadata"]
+                selectors[metadata["namespace"], f"{kind}/{metadata['name']}"] = selector
+    return OwnerSelectors(selectors, lacking)
 
 
 class LimitList(NamedTuple):
-    """Limits, and the problems of limits of another version by name."""
+    """Limits, and by name the problems of limits that this version cannot read."""
 
     limits: Sequence[PinLimit | ClusterPinLimit]
     unreadable: Mapping[str, str]
@@ -126,7 +131,7 @@ class LimitList(NamedTuple):
 
 def limits(reader: ApiReader, namespace: str | None, *, cluster: bool) -> LimitList:
     """Return the PinLimits of a namespace, or of all, and with `cluster` all ClusterPinLimits."""
-    found: list[PinLimit | ClusterPinLimit] = []
+    readable: list[PinLimit | ClusterPinLimit] = []
     unreadable: dict[str, str] = {}
     kinds: list[tuple[type[PinLimit | ClusterPinLimit], str | None]] = [(PinLimit, namespace)]
     if cluster:
@@ -134,32 +139,32 @@ def limits(reader: ApiReader, namespace: str | None, *, cluster: bool) -> LimitL
     for kind, space in kinds:
         for raw in reader.items(kind.plural, space):
             try:
-                found.append(_resource(kind, raw))  # type: ignore[type-var]  # one of the two
+                readable.append(_resource(kind, raw))  # type: ignore[type-var]
             except ValidationError as error:
                 name = "/".join(
                     filter(None, (raw["metadata"].get("namespace"), raw["metadata"]["name"]))
                 )
                 unreadable[f"{kind.__name__} {name}"] = _first(error)
-    return LimitList(found, unreadable)
+    return LimitList(readable, unreadable)
 
 
 def groups(reader: ApiReader, namespace: str) -> list[Group]:
     """Return the SharedMemoryGroups of a namespace that this version understands."""
-    found = []
+    readable = []
     for raw in reader.items(SharedMemoryGroup.plural, namespace):
         metadata = raw["metadata"]
         try:
             resource = _resource(SharedMemoryGroup, raw)
         except ValidationError:
             continue
-        held = FINALIZER in (metadata.get("finalizers") or ())
+        has_finalizer = FINALIZER in (metadata.get("finalizers") or ())
         created = metadata.get("creationTimestamp") or ""
-        found.append(Group(resource, created, "deletionTimestamp" in metadata, held))
-    return found
+        readable.append(Group(resource, created, "deletionTimestamp" in metadata, has_finalizer))
+    return readable
 
 
 def agents(reader: ApiReader, system: str, nodes: Iterable[Json]) -> Mapping[str, bool]:
-    """Return for each node with an agent whether the agent is alive; `nodes` say which nodes are lost."""
+    """Return for each node with an agent whether the agent is alive; no agent of a lost node is."""
     lost = {raw["metadata"]["name"] for raw in nodes if is_lost(raw)}
     return agents_by_node(
         map(read_agent, reader.items("pods", system, labelSelector=AGENT_SELECTOR)), lost
@@ -192,8 +197,8 @@ def config(raw: Json) -> NodePinConfig:
         )
     except ValidationError as error:
         raise PluginError(
-            f"NodePinConfig {raw['metadata']['name']} is of another version of pinwarden ({_first(error)}): "
-            "use a kubectl-pinwarden of the operator's version"
+            f"NodePinConfig {raw['metadata']['name']} is from another version of pinwarden "
+            f"({_first(error)}): use kubectl-pinwarden in the version of the operator"
         ) from error
 
 

@@ -11,7 +11,7 @@ from pinwarden.plugin.errors import PluginError
 
 
 def main() -> NoReturn:
-    """Run the program; SIGPIPE and SIGINT end it without a message, as they end kubectl."""
+    """Run the program; like kubectl, SIGPIPE and SIGINT end the program without a message."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(run(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Print tables, JSON, YAML and ages like kubectl, with colours on a terminal.
 
-On a terminal, a table is cut to its width: the columns that may be cut become evenly narrower. Elsewhere, and with
-`-o wide`, nothing is cut. Colours are used only on a terminal, and never with NO_COLOR.
+On a terminal, a table fits the width: some columns become narrower and their cells are cut. With
+`-o wide`, and outside a terminal, no cell is cut. Only a terminal gets colours, unless NO_COLOR is
+set.
 """
 
 import json
@@ -36,7 +37,8 @@ def table(
 ) -> str:
     """Return lines without trailing spaces; None and empty texts are `-`.
 
-    The columns `cut` become narrower until no line exceeds `width`. `colours` has the colours of cells by text.
+    The columns `cut` become narrower until no line exceeds `width`. `colours` maps cells to
+    colours.
     """
     cells = [["-" if cell in (None, "") else str(cell) for cell in row] for row in rows]
     shown = [list(head), *cells] if headers else cells
@@ -56,7 +58,7 @@ def table(
 
 
 def _fitted(widths: Sequence[int], width: int, cut: Sequence[int]) -> list[int]:
-    """Return the widths of the columns; the widest column that may be cut becomes narrower until a line fits."""
+    """Return the widths of the columns; the widest of `cut` shrinks until a line fits."""
     fitted = list(widths)
     excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - width
     while excess > 0 and (widest := max((fitted[column] for column in cut), default=0)) > _LEAST:
@@ -92,7 +94,7 @@ def level_colours() -> Mapping[str, str]:
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal, None if the output is no terminal."""
+    """Return the width of the terminal, None without a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -157,5 +159,5 @@ def sampled(time: datetime | None, now: datetime, *, stale: bool) -> str | None:
 
 
 def remark(text: str) -> None:
-    """Print a remark to standard error, so that the output stays machine-readable."""
+    """Print a remark to standard error; programs can still parse standard output."""
     sys.stderr.write(f"{text}\n")

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden probe`: print the level of each node for each source, as its agent reports it."""
+"""`kubectl pinwarden probe`: print the reported level of each node for each source."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ _WIDE = ("REASON", "MESSAGE", "KERNEL", "CGROUPS", "AGENT", "AGE")
 
 
 class _NodeProbe(Model):
-    """The report of a node; if it has no `sources`, `missing` says why."""
+    """The report of a node; `missing` is the reason for empty `sources`."""
 
     node: str
     missing: str = ""
@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> None:
     now = datetime.now(UTC)
     if options.argument and not nodes:
         raise PluginError(f'there is no node "{options.argument}"')
-    probed = _probe([each["metadata"]["name"] for each in nodes], configs)
+    probed = _probe([raw["metadata"]["name"] for raw in nodes], configs)
     if options.output in ("json", "yaml"):
-        output.emit(output.items([each.to_wire() for each in probed]), options.output)
+        output.emit(output.items([node.to_wire() for node in probed]), options.output)
     else:
         _print(options, probed, fetch.alive(agents), now)
     if options.strict:
@@ -55,19 +55,17 @@ def run(options: argparse.Namespace) -> None:
 
 def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_NodeProbe]:
     known = {config.metadata.name: config for config in configs}
-    found = []
+    probed = []
     for name in sorted(names):
         config = known.get(name)
         status = config.status if config else None
         if config is None:
-            missing = "it has no NodePinConfig: does the operator run?"
+            missing = "no NodePinConfig: does the operator run?"
         elif status is None or not status.sources:
-            missing = (
-                "no agent has reported: does a pod of the DaemonSet pinwarden-agent run there?"
-            )
+            missing = "no report: does a pod of the DaemonSet pinwarden-agent run on this node?"
         else:
             missing = ""
-        found.append(
+        probed.append(
             _NodeProbe(
                 node=name,
                 missing=missing,
@@ -78,7 +76,7 @@ def _probe(names: Sequence[str], configs: Sequence[NodePinConfig]) -> list[_Node
                 sources=list(status.sources) if status else [],
             )
         )
-    return found
+    return probed
 
 
 def _require_reports(
@@ -94,7 +92,7 @@ def _require_reports(
     if wrong:
         raise PluginError(f"not every agent reports: see {', '.join(wrong)}")
     if not concerned:
-        raise PluginError("no agent runs there")
+        raise PluginError("no agent runs on these nodes")
 
 
 def _print(
@@ -134,10 +132,11 @@ def _print(
         elif node.node not in alive:
             age_text = output.age(node.sampled_at, now) or "an unknown time"
             output.remark(
-                f"Node {node.node}: its agent is silent; this is what it reported {age_text} ago."
+                f"Node {node.node}: its agent is silent; its last report is {age_text} old."
             )
         elif is_stale(node.sampled_at, now):
             age_text = output.age(node.sampled_at, now) or "an unknown time"
             output.remark(
-                f"Node {node.node}: this report is {age_text} old, and its agent writes every five minutes."
+                f"Node {node.node}: its last report is {age_text} old; "
+                "agents write every five minutes."
             )

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden recommend`: limits for workloads, as a table or as manifests for `kubectl apply -f -`."""
+"""`kubectl pinwarden recommend`: limits for workloads, as a table or as manifests."""
 
 import argparse
 import sys
@@ -26,8 +26,6 @@ from pinwarden.plugin.errors import PluginError
 from pinwarden.plugin.output import UNKNOWN, amount
 
 _HEAD = ("WORKLOAD", "PODS", "OBSERVED", "PEAK", "SINCE", "CURRENT", "RECOMMENDED")
-
-
 _KINDS = {
     name: kind
     for kind, *names in (
@@ -44,11 +42,14 @@ _KINDS = {
     )
     for name in (kind, *names)
 }
-"""The kind of a workload as in `workload_of`, by the names that a user may type."""
+"""The kind of a workload as in `workload_of`, by the names for users."""
 
 
 class _Target(NamedTuple):
-    """The subject of the request: a limit, pod or workload of a namespace, or all of the namespace (None: of all)."""
+    """The subject of the request: a limit, a pod, a workload, or all workloads of the namespace.
+
+    `namespace` is None for all namespaces.
+    """
 
     namespace: str | None
     limit: str = ""
@@ -61,25 +62,25 @@ def run(options: argparse.Namespace) -> None:
     client = PluginClient(options.kubeconfig, options.context)
     namespace = None if options.all_namespaces else options.namespace or client.namespace
     target = _target(options.argument, namespace)
-    made = (
+    recommendations = (
         _of_limit(client, target)
         if target.limit
         else _of_workloads(client, target, options.selector)
     )
     if options.output in ("json", "yaml"):
-        _emit(made, options.output)
+        _emit(recommendations, options.output)
         return
-    if not made:
+    if not recommendations:
         output.remark(f"No pods found{f' in namespace {namespace}' if namespace else ''}.")
         return
-    _print(options, made, everywhere=target.namespace is None)
+    _print(options, recommendations, everywhere=target.namespace is None)
 
 
 def _target(argument: str | None, namespace: str | None) -> _Target:
     first, slash, second = (argument or "").partition("/")
     if not slash:
         if argument and namespace is None:
-            raise PluginError("a pod by name is of one namespace: give -n instead of -A")
+            raise PluginError("a pod name needs one namespace: use -n instead of -A")
         return _Target(namespace, pod=first)
     if first in ("pod", "pods", "po"):
         return _Target(namespace, pod=second)
@@ -106,8 +107,8 @@ def _of_workloads(
         all_pods = {raw["metadata"]["uid"]: raw for raw in reader.items("pods", target.namespace)}
         chosen: Iterable[str] = all_pods
         if selector:
-            found = reader.items("pods", target.namespace, labelSelector=selector)
-            chosen = [raw["metadata"]["uid"] for raw in found]
+            selected = reader.items("pods", target.namespace, labelSelector=selector)
+            chosen = [raw["metadata"]["uid"] for raw in selected]
         limits = fetch.limits(reader, target.namespace, cluster=False).limits
         pods = {uid: read_pod(raw) for uid, raw in all_pods.items()}
         peaks = _peaks(fetch.configs(reader, {pod.node for pod in pods.values()}))
@@ -130,9 +131,10 @@ def _of_workloads(
     ]
     if owners.lacking:
         output.remark(
-            f"Your user may not list {', '.join(owners.lacking)}: selectors are made of the labels of pods alone."
+            f"Your user may not list {', '.join(owners.lacking)}: "
+            "selectors come from the labels of pods only."
         )
-    return [advise(each) for each in workloads(observed, pods.values())]
+    return [advise(workload) for workload in workloads(observed, pods.values())]
 
 
 def _same_workload(
@@ -176,11 +178,11 @@ def _observed(
     peak = peaks.get((pod.node, pod.cgroup_uid))
     since = None
     if peak is not None:
-        made = [
+        created = [
             str((limit.metadata.model_extra or {}).get("creationTimestamp", ""))
             for limit in governing
         ]
-        text = max(raw["metadata"]["creationTimestamp"], min(filter(None, made), default=""))
+        text = max(raw["metadata"]["creationTimestamp"], min(filter(None, created), default=""))
         since = datetime.fromisoformat(text)
     workload = workload_of(raw["metadata"])
     return ObservedPod(
@@ -188,40 +190,40 @@ def _observed(
     )
 
 
-def _emit(made: Sequence[Recommendation], form: str) -> None:
-    """Print manifests, in YAML with their basis as a comment; print warnings and missing limits to standard error."""
-    manifests = [each.manifest for each in made if each.manifest]
+def _emit(recommendations: Sequence[Recommendation], form: str) -> None:
+    """Print the manifests; print warnings and missing limits to standard error."""
+    manifests = [advice.manifest for advice in recommendations if advice.manifest]
     if form == "json":
         output.emit({"apiVersion": "v1", "kind": "List", "items": manifests}, form)
     else:
-        for each in made:
-            warning = f"# warning: {each.warning}\n" if each.warning else ""
-            manifest = output.to_yaml(each.manifest) if each.manifest else ""
-            sys.stdout.write(f"---\n# {each.workload}: {each.basis}\n{warning}{manifest}")
-    for each in made:
-        if not each.manifest:
-            output.remark(f"{each.namespace} {each.workload}: {each.basis}")
-        if each.warning:
-            output.remark(f"{each.namespace} {each.workload}: warning: {each.warning}")
+        for advice in recommendations:
+            warning = f"# warning: {advice.warning}\n" if advice.warning else ""
+            manifest = output.to_yaml(advice.manifest) if advice.manifest else ""
+            sys.stdout.write(f"---\n# {advice.workload}: {advice.basis}\n{warning}{manifest}")
+    for advice in recommendations:
+        if not advice.manifest:
+            output.remark(f"{advice.namespace} {advice.workload}: {advice.basis}")
+        if advice.warning:
+            output.remark(f"{advice.namespace} {advice.workload}: warning: {advice.warning}")
 
 
 def _print(
-    options: argparse.Namespace, made: Sequence[Recommendation], *, everywhere: bool
+    options: argparse.Namespace, recommendations: Sequence[Recommendation], *, everywhere: bool
 ) -> None:
     now, wide = datetime.now(UTC), options.output == "wide"
     rows = [
         [
-            *([each.namespace] if everywhere else []),
-            each.workload,
-            each.pods,
-            each.observed,
-            amount(each.peak, UNKNOWN),
-            output.age(each.since, now),
-            each.current,
-            each.limit or ("audit first" if each.manifest else None),
-            *([each.basis] if wide else []),
+            *([advice.namespace] if everywhere else []),
+            advice.workload,
+            advice.pods,
+            advice.observed,
+            amount(advice.peak, UNKNOWN),
+            output.age(advice.since, now),
+            advice.current,
+            advice.limit or ("audit first" if advice.manifest else None),
+            *([advice.basis] if wide else []),
         ]
-        for each in made
+        for advice in recommendations
     ]
     head = [*(["NAMESPACE"] if everywhere else []), *_HEAD, *(["BASIS"] if wide else [])]
     sys.stdout.write(
@@ -234,10 +236,10 @@ def _print(
         )
     )
     if not wide:
-        for each in made:
-            output.remark(f"{each.workload}: {each.basis}.")
-    for each in made:
-        if each.warning:
-            output.remark(f"{each.workload}: warning: {each.warning}.")
-    if any(each.manifest for each in made):
+        for advice in recommendations:
+            output.remark(f"{advice.workload}: {advice.basis}.")
+    for advice in recommendations:
+        if advice.warning:
+            output.remark(f"{advice.workload}: warning: {advice.warning}.")
+    if any(advice.manifest for advice in recommendations):
         output.remark("To apply these, add: -o yaml | kubectl apply -f -")

@@ -53,7 +53,7 @@ def _print_pods(
 ) -> None:
     figures = pod_figures(pods, configs, figure_filter, now)
     if options.output in ("json", "yaml"):
-        output.emit(output.items([each.to_wire() for each in figures]), options.output)
+        output.emit(output.items([figure.to_wire() for figure in figures]), options.output)
         return
     if not figures:
         _nothing(configs, figure_filter)
@@ -113,13 +113,15 @@ def _limit(figure: PodFigure) -> str | None:
     if figure.limit is None:
         return None
     scope = f"/{figure.scope.lower()}" if figure.scope and figure.scope is not Scope.POD else ""
-    return f"{short(figure.limit)}{scope}{' (audit)' if figure.enforcement is Enforcement.AUDIT else ''}"
+    audit = " (audit)" if figure.enforcement is Enforcement.AUDIT else ""
+    return f"{short(figure.limit)}{scope}{audit}"
 
 
 def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]) -> None:
-    """Print which sources the figures lack (H2)."""
-    nodes = {each.node for each in figures}
-    for sources, on in uncounted([each for each in configs if each.metadata.name in nodes]).items():
+    """Print the sources that the figures lack (H2)."""
+    names = {figure.node for figure in figures}
+    nodes = [config for config in configs if config.metadata.name in names]
+    for sources, on in uncounted(nodes).items():
         where = f"node {on[0]}{f' and {len(on) - 1} more' if len(on) > 1 else ''}"
         output.remark(f"Figures are lower bounds: {where} cannot count {', '.join(sources)}.")
 
@@ -128,10 +130,11 @@ def _nothing(configs: Sequence[NodePinConfig], figure_filter: FigureFilter) -> N
     if not configs and figure_filter.namespace is None and not figure_filter.selected:
         output.remark("No node has a NodePinConfig: does the operator run?")
         return
+    option = f"-n {figure_filter.namespace}" if figure_filter.namespace else "-A"
     where = f" in namespace {figure_filter.namespace}" if figure_filter.namespace else ""
     output.remark(
-        f"No pod{where} is governed by a limit, and agents report governed pods only. "
-        f"To begin: kubectl pinwarden recommend {f'-n {figure_filter.namespace}' if figure_filter.namespace else '-A'}"
+        f"No pod{where} has a limit, and agents report only pods with a limit. "
+        f"To begin: kubectl pinwarden recommend {option}"
     )
 
 
@@ -141,55 +144,52 @@ def _print_shared(options: argparse.Namespace, figures: SharedFigures, now: date
         return
     groups = [
         [
-            each.group,
-            each.node,
-            each.phase,
-            amount(each.charge, UNKNOWN),
-            amount(each.orphaned, UNKNOWN),
-            amount(each.dead),
-            each.reason,
-            _bounded(sampled(each.sampled_at, now, stale=each.stale), each.truncated),
+            group.group,
+            group.node,
+            group.phase,
+            amount(group.charge, UNKNOWN),
+            amount(group.orphaned, UNKNOWN),
+            amount(group.dead),
+            group.reason,
+            _bounded(sampled(group.sampled_at, now, stale=group.stale), group.truncated),
         ]
-        for each in figures.groups
+        for group in figures.groups
     ]
     borrows = [
         [
-            each.group,
-            f"{each.namespace or UNKNOWN}/{each.pod}",
-            each.node,
-            "yes" if each.member else "no",
-            amount(each.borrowed, UNKNOWN),
-            amount(each.mapped, UNKNOWN),
-            amount(each.limit),
-            each.level or UNKNOWN if each.limit is not None else None,
-            each.denials,
-            sampled(each.sampled_at, now, stale=each.stale),
+            borrow.group,
+            f"{borrow.namespace or UNKNOWN}/{borrow.pod}",
+            borrow.node,
+            "yes" if borrow.member else "no",
+            amount(borrow.borrowed, UNKNOWN),
+            amount(borrow.mapped, UNKNOWN),
+            amount(borrow.limit),
+            borrow.level or UNKNOWN if borrow.limit is not None else None,
+            borrow.denials,
+            sampled(borrow.sampled_at, now, stale=borrow.stale),
         ]
-        for each in figures.borrows
+        for borrow in figures.borrows
     ]
     fair = [
         [
-            f"{each.namespace or UNKNOWN}/{each.pod}",
-            each.node,
-            short(each.fair),
-            short(each.anonymous),
-            short(each.shared),
-            short(each.current),
-            sampled(each.sampled_at, now, stale=each.stale),
+            f"{pod.namespace or UNKNOWN}/{pod.pod}",
+            pod.node,
+            short(pod.fair),
+            short(pod.anonymous),
+            short(pod.shared),
+            short(pod.current),
+            sampled(pod.sampled_at, now, stale=pod.stale),
         ]
-        for each in figures.fair_view
+        for pod in figures.fair_view
     ]
-    parts: list[tuple[Sequence[str], Sequence[Sequence[object]]]]
-    parts = [(_GROUPS, groups), (_BORROWS, borrows), (_FAIR, fair)]
-    if not any(rows for _, rows in parts):
-        output.remark("No node reports a SharedMemoryGroup there.")
-        return
-    printed = 0
-    for head, rows in parts:
-        if rows:
-            sys.stdout.write("\n" if printed else "")
-            _table(options, head, rows)
-            printed += 1
+    tables: list[tuple[Sequence[str], Sequence[Sequence[object]]]]
+    tables = [(_GROUPS, groups), (_BORROWS, borrows), (_FAIR, fair)]
+    filled = [(head, rows) for head, rows in tables if rows]
+    if not filled:
+        output.remark("No node reports a SharedMemoryGroup.")
+    for number, (head, rows) in enumerate(filled):
+        sys.stdout.write("\n" if number else "")
+        _table(options, head, rows)
 
 
 _GROUPS = ("GROUP", "NODE", "PHASE", "CHARGE", "ORPHANED", "DEAD", "REASON", "AGE")

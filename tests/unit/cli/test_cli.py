@@ -165,7 +165,7 @@ def test_status_as_json(agent: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        ({"node": "n"}, "Node n: the agent has not looked yet\n"),
+        ({"node": "n"}, "Node n: the agent has not sampled yet\n"),
         (
             {"node": "n", "report": {}, "sampledSecondsAgo": 0.1},
             "No governed subject exists on this node.",

@@ -144,7 +144,7 @@ def names(*words: str) -> list[str]:
 def test_subcommands_flags_and_choices_are_completed() -> None:
     assert names("")[:-1] == [command.name for command in COMMANDS]
     assert names("ex") == ["explain", ":4"]
-    assert complete(["top", "--by"]) == ["--by\ta row for each source that can be told apart", ":4"]
+    assert complete(["top", "--by"]) == ["--by\ta row for each counter of the kernel", ":4"]
     assert names("top", "--by", "") == ["source", ":4"]
     assert names("top", "-o", "y") == ["yaml", ":4"]
     assert names("top", "--output=j") == ["--output=json", ":4"]
