@@ -490,7 +490,7 @@ def test_top_sorts_by_pinned_bytes_and_shows_unknown_amounts(case: Case) -> None
 def test_top_of_a_namespace_without_limits_shows_the_first_step(case: Case) -> None:
     done = case.shell.run(f"kubectl pinwarden top -n {case.namespace}")
     assert (done.returncode, done.stdout) == (0, "")
-    assert f"No pod in namespace {case.namespace} is governed" in done.stderr
+    assert f"No pod in namespace {case.namespace} has a limit" in done.stderr
     assert "kubectl pinwarden recommend" in done.stderr
 
 
@@ -562,7 +562,7 @@ def test_probe_shows_levels_and_names_nodes_without_a_report(case: Case) -> None
         mute,
         *["<unknown>"] * 3,
     ]
-    assert f"Node {mute}: no agent has reported" in done.stderr
+    assert f"Node {mute}: no report" in done.stderr
     assert "there is no node" in case.shell.fails("kubectl pinwarden probe nowhere")
     for node, why in (
         (case.node, f"not every agent reports: see {case.node}"),
