@@ -23,7 +23,7 @@ _Kind = TypeVar("_Kind", PinLimit, ClusterPinLimit, SharedMemoryGroup)
 
 
 class ApiReader:
-    """Read requests that collect missing rights; leaving the context raises an error for them."""
+    """Reads objects, collects missing rights, and raises an error for them on leaving the context."""
 
     def __init__(self, client: PluginClient) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""`kubectl pinwarden top`: print the pods that pin most, and shared memory."""
+"""`kubectl pinwarden top`: print pods by pinned memory, or shared memory."""
 
 import argparse
 import sys
@@ -118,7 +118,7 @@ def _limit(figure: PodFigure) -> str | None:
 
 
 def _lower_bounds(figures: Sequence[PodFigure], configs: Sequence[NodePinConfig]) -> None:
-    """Print the sources that the figures lack (H2)."""
+    """Print the sources missing in the figures (H2)."""
     names = {figure.node for figure in figures}
     nodes = [config for config in configs if config.metadata.name in names]
     for sources, on in uncounted(nodes).items():
