@@ -23,7 +23,7 @@ _Kind = TypeVar("_Kind", PinLimit, ClusterPinLimit, SharedMemoryGroup)
 
 
 class ApiReader:
-    """Reads objects, collects missing rights, and raises an error for them on leaving the context."""
+    """Reads objects and collects missing rights; leaving the context raises an error for them."""
 
     def __init__(self, client: PluginClient) -> None:
         self._client = client
