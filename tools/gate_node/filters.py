@@ -1,6 +1,7 @@
 """Loads an OCI seccomp profile into the calling process by libseccomp, as runc does."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,20 @@ _lib.seccomp_init.argtypes = [ctypes.c_uint32]
 _lib.seccomp_load.argtypes = _lib.seccomp_notify_fd.argtypes = [ctypes.c_void_p]
 _lib.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
 _lib.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_lib.seccomp_arch_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
 _ACTIONS = {
     "SCMP_ACT_ALLOW": 0x7FFF0000,
     "SCMP_ACT_NOTIFY": 0x7FC00000,
+    "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_KILL_PROCESS": 0x80000000,
+}
+_ARCHITECTURES = {
+    "SCMP_ARCH_X86_64": 0xC000003E,
+    "SCMP_ARCH_X86": 0x40000003,
+    "SCMP_ARCH_X32": 0x4000003E,
+    "SCMP_ARCH_AARCH64": 0xC00000B7,
+    "SCMP_ARCH_ARM": 0x40000028,
 }
 _OPERATORS = {
     "SCMP_CMP_NE": 1,
@@ -28,6 +39,7 @@ _OPERATORS = {
 _EPERM = 1
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE
 _LONG = 32
+_UNKNOWN = -1  # __NR_SCMP_ERROR; a call of other architectures has another negative number
 
 
 class _Comparison(ctypes.Structure):
@@ -63,13 +75,16 @@ def export(profile: Mapping[str, Any], descriptor: int) -> None:
 def _context(profile: Mapping[str, Any]) -> ctypes.c_void_p:
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
     context = ctypes.c_void_p(_lib.seccomp_init(default))
+    for architecture in profile.get("architectures") or []:
+        result = _lib.seccomp_arch_add(context, _ARCHITECTURES[architecture])
+        _check(0 if result == -errno.EEXIST else result)
     rules = [(name, rule) for rule in profile["syscalls"] for name in rule["names"]]
     if len(rules) > _LONG:
         _check(_lib.seccomp_attr_set(context, _OPTIMIZE, 2))
     for name, rule in rules:
         action = _action(rule["action"], rule.get("errnoRet"))
         number = _lib.seccomp_syscall_resolve_name(name.encode())
-        if action == default or number < 0:
+        if action == default or number == _UNKNOWN:
             continue
         arguments = rule.get("args") or []
         comparisons = [
