@@ -8,9 +8,19 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from pinwarden import __version__
-from pinwarden.cli import accountant, agent, crds, gate, operator, probe, status, uninstall
+from pinwarden.cli import (
+    accountant,
+    agent,
+    crds,
+    gate,
+    nri,
+    operator,
+    probe,
+    status,
+    uninstall,
+)
 
-SUBCOMMANDS = (operator, agent, gate, accountant, status, probe, crds, uninstall)
+SUBCOMMANDS = (operator, agent, gate, nri, accountant, status, probe, crds, uninstall)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,6 +59,16 @@ class StateFile:
             set_aside(self._path, str(error))
             return None
 
+    def read(self) -> Any:
+        """Return the content for another process than the writer, which sets nothing aside.
+
+        Raises OSError, and ValueError for an unusable file.
+        """
+        try:
+            return self._decode(read_whole(self._path))
+        except UNUSABLE as error:
+            raise ValueError(f"it is not usable: {error}") from error
+
     def save(self, content: Any) -> None:
         """Replace the file and sync it. Raises OSError, and then the earlier file stays."""
         fields = self._to_fields(content)

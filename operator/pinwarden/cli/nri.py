@@ -1,0 +1,63 @@
+"""`pinwarden nri`: puts the gate into containers through the container runtime's NRI."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinwarden.cli import host_paths, log_format
+
+SOCKET = Path("/var/run/nri/nri.sock")
+
+
+def add(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "nri", help="put the gate into containers when the container runtime creates them"
+    )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        default=SOCKET,
+        metavar="PATH",
+        help=f"the runtime's NRI socket (default: {SOCKET})",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("All", "Governed", "Labelled"),
+        default="Governed",
+        help="which containers get the gate: all, those of pods with limits or not known yet, or "
+        "those of pods with the label pinwarden.io/gate too (default: Governed)",
+    )
+    parser.add_argument(
+        "--namespace",
+        default=os.environ.get("POD_NAMESPACE", ""),
+        help="the namespace of pinwarden, whose pods are never gated (default: $POD_NAMESPACE)",
+    )
+    host_paths.add_options(parser, "--state-dir", "--run-dir")
+    log_format.add_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pinwarden.node.nri import daemon
+    from pinwarden.node.nri.adjustment import GateMode, Rules
+
+    log_format.configure(options.log_format)
+    settings = daemon.NriSettings(
+        socket=options.socket,
+        configuration=options.state_dir / "nodepinconfig.json",
+        run_dir=options.run_dir,
+        rules=Rules(GateMode(options.mode), options.namespace, os.uname().machine),
+    )
+    try:
+        daemon.run(settings)
+    except OSError as error:
+        logging.getLogger(__name__).critical(
+            "the NRI plugin failed; containers start ungated", exc_info=True
+        )
+        sys.stderr.write(f"pinwarden nri: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,76 @@
+"""Which containers get the gate, and with which policy. Pure.
+
+A container is changed if the node's configuration governs its pod, or does not know the pod yet: a
+new pod is created before the operator has compiled it. Three kinds of pods stay as they are:
+
+- pods that the configuration lists without a limit or group;
+- pods of pinwarden itself: a gate cannot wait for its own answer;
+- static pods that no limit governs. The kubelet starts the control plane with them, before anything
+  could answer. The kubelet sets their annotation, and overwrites it in other pods.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from pinwarden.node.nri.governed import NodePods
+from pinwarden.node.nri.messages import Container, Pod
+from pinwarden.node.seccomp.policy import Policy, UngateableError, gate
+
+_SOURCE: Final = "kubernetes.io/config.source"
+_API: Final = "api"
+_NAME: Final = "app.kubernetes.io/name"
+LABEL: Final = "pinwarden.io/gate"
+
+
+class GateMode(StrEnum):
+    """Which containers get the gate."""
+
+    ALL = "All"
+    GOVERNED = "Governed"
+    LABELLED = "Labelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The policy of a container with the gate, or None and the reason why it gets none.
+
+    `wanted` is true if the container should have got the gate.
+    """
+
+    policy: Policy | None
+    wanted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What decides besides the configuration: the mode, pinwarden's namespace, and the machine."""
+
+    mode: GateMode
+    namespace: str
+    machine: str
+
+    def decide(self, pod: Pod, container: Container, node: NodePods) -> Decision:
+        """Return the policy of a container that the runtime is creating."""
+        if reason := self._excluded(pod, node):
+            return Decision(None, wanted=False, reason=reason)
+        try:
+            return Decision(gate(container.policy, self.machine), wanted=True)
+        except UngateableError as error:
+            return Decision(None, wanted=True, reason=str(error))
+
+    def _excluded(self, pod: Pod, node: NodePods) -> str:
+        if node.release:
+            return "the node is being released"
+        if pod.namespace == self.namespace and pod.labels.get(_NAME) == "pinwarden":
+            return "it is a pod of pinwarden"
+        if pod.uid in node.governed:
+            return ""
+        if pod.annotations.get(_SOURCE, _API) != _API:
+            return "it is a static pod without limits"
+        if self.mode is GateMode.LABELLED and LABEL not in pod.labels:
+            return f"its pod has no label {LABEL}"
+        if self.mode is GateMode.GOVERNED and pod.uid in node.listed:
+            return "no limit selects its pod"
+        return ""

@@ -1,0 +1,145 @@
+"""The process of the NRI plugin: one plugin per node, connected while the holder listens.
+
+Two plugins that set the same field make each creation of a container fail, also two copies of this
+one. So a second process waits for a lock, and connects only after the first one has ended.
+
+The runtime sends each gated container's listener to the holder, and cannot start the container
+without it. So the plugin disconnects while no holder listens.
+"""
+
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pinwarden.common.backoff import Backoff
+from pinwarden.common.guard import Guard
+from pinwarden.node.holder import protocol as holder
+from pinwarden.node.nri import governed
+from pinwarden.node.nri.adjustment import Rules
+from pinwarden.node.nri.governed import NodePods
+from pinwarden.node.nri.plugin import KINDS, Plugin
+from pinwarden.node.nri.protocol import ProtocolError
+from pinwarden.node.nri.wire import WireError
+from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
+from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
+
+POLL_SECONDS: Final = 0.1
+HOLDER_SECONDS: Final = 1.0
+STALL_SECONDS: Final = 20
+_CONNECT_SECONDS: Final = 5.0
+_VERSION: Final = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NriSettings:
+    """The paths of the process, and what decides about containers.
+
+    `socket` is the runtime's socket, `configuration` the agent's file, `run_dir` the holder's.
+    """
+
+    socket: Path
+    configuration: Path
+    run_dir: Path
+    rules: Rules
+
+
+def run(settings: NriSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises OSError."""
+    with (
+        shutdown_on_signals(),
+        suppress(ShutdownError),
+        file_lock(
+            settings.run_dir / "nri.lock", waiting="another plugin is connected; this one stands by"
+        ),
+        closing(_NriProcess(settings)) as process,
+    ):
+        while True:
+            signal.alarm(STALL_SECONDS)
+            process.turn()
+
+
+class _NriProcess:
+    """The plugin, connected or not, and the newest configuration."""
+
+    def __init__(self, settings: NriSettings) -> None:
+        self._settings = settings
+        self._guard = Guard(("configuration", *KINDS))
+        self._file = PolledFile(settings.configuration)
+        self._node = NodePods()
+        self._plugin: Plugin | None = None
+        self._backoff = Backoff()
+        self._next_connect = self._next_check = float("-inf")
+        self._failure = ""
+
+    def turn(self) -> None:
+        """Read a changed configuration, connect or disconnect, and answer once."""
+        self._configure()
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + HOLDER_SECONDS
+            if failure := self._holder_failure():
+                self._fail(failure)
+                return
+        if self._plugin is None:
+            self._connect(now)
+            return
+        try:
+            self._plugin.turn(POLL_SECONDS)
+        except (OSError, ProtocolError, WireError) as error:
+            self._fail(f"disconnected from {self._settings.socket}: {error}")
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._plugin is not None:
+            self._plugin.close()
+            self._plugin = None
+
+    def _configure(self) -> None:
+        version = StateFile(self._settings.configuration, _VERSION)
+        with self._guard.item("configuration"):
+            node = self._file.read_if_changed(lambda _: governed.parse(version.read()))
+            if node is not None:
+                self._node = node
+        if self._plugin is not None:
+            self._plugin.node = self._node
+
+    def _holder_failure(self) -> str:
+        path = self._settings.run_dir / "holder.sock"
+        try:
+            holder.connect(path, HOLDER_SECONDS).close()
+        except OSError as error:
+            return f"no holder answers at {path}: {error.strerror or error}"
+        return ""
+
+    def _connect(self, now: float) -> None:
+        if now < self._next_connect:
+            time.sleep(POLL_SECONDS)
+            return
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_CONNECT_SECONDS)
+        try:
+            connection.connect(str(self._settings.socket))
+            self._plugin = Plugin(connection, self._settings.rules, self._guard)
+        except OSError as error:
+            connection.close()
+            self._fail(f"cannot connect to {self._settings.socket}: {error.strerror or error}")
+            return
+        self._plugin.node = self._node
+        self._failure = ""
+        _log.info("registered at %s, process %d", self._settings.socket, os.getpid())
+
+    def _fail(self, failure: str) -> None:
+        """Disconnect, and try again later. A lasting failure is logged once."""
+        self.close()
+        self._next_connect = time.monotonic() + self._backoff.failed()
+        if failure != self._failure:
+            _log.warning("%s; containers start ungated meanwhile", failure)
+            self._failure = failure
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,227 @@
+"""The messages of NRI that this plugin uses, by the field numbers of NRI's api.proto.
+
+See pkg/api/api.proto of containerd/nri, version 0.12.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from pinwarden.node.nri.wire import Fields, WireError, encode
+from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
+
+_SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
+_UNKNOWN: Final = 2  # codes.Unknown of gRPC
+
+
+class Event(IntEnum):
+    """The events that this plugin subscribes to."""
+
+    CREATE_CONTAINER = 4
+    VALIDATE_CONTAINER_ADJUSTMENT = 14
+
+
+class State(IntEnum):
+    """The states of a container in which its processes exist."""
+
+    CREATED = 1
+    PAUSED = 2
+    RUNNING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A PodSandbox."""
+
+    id: str
+    name: str
+    uid: str
+    namespace: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A Container. `policy` is None for an unconfined container."""
+
+    id: str
+    sandbox: str
+    name: str
+    state: int
+    policy: Policy | None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A ConfigureRequest; `request_seconds` is the runtime's timeout of a request."""
+
+    runtime: str
+    version: str
+    request_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronization:
+    """A SynchronizeRequest; `more` says that another one follows."""
+
+    pods: tuple[Pod, ...]
+    containers: tuple[Container, ...]
+    more: bool
+
+
+def parse_request(payload: bytes) -> tuple[str, bytes]:
+    """Return the method of a ttrpc Request, and its payload. Raises WireError."""
+    request = Fields(payload)
+    return request.text(2), request.octets(3)
+
+
+def response(payload: bytes) -> bytes:
+    """Return a ttrpc Response."""
+    return encode({2: payload})
+
+
+def failure(message: str) -> bytes:
+    """Return a ttrpc Response with an error."""
+    return encode({1: encode({1: _UNKNOWN, 2: message})})
+
+
+def response_error(payload: bytes) -> str:
+    """Return the error of a ttrpc Response, empty without one. Raises WireError."""
+    status = Fields(payload).message(1)
+    if status is None or not status.number(1):
+        return ""
+    return status.text(2) or f"code {status.number(1)}"
+
+
+def register(name: str, index: str, seconds: float) -> bytes:
+    """Return the Request that registers the plugin within some seconds."""
+    payload = encode({1: name, 2: index})
+    return encode({1: _SERVICE, 2: "RegisterPlugin", 3: payload, 4: int(seconds * 1e9)})
+
+
+def parse_configure(payload: bytes) -> Configuration:
+    """Read a ConfigureRequest. Raises WireError."""
+    request = Fields(payload)
+    return Configuration(request.text(2), request.text(3), request.number(5) / 1000)
+
+
+def configured(events: Iterable[Event]) -> bytes:
+    """Return a ConfigureResponse."""
+    return encode({2: sum(1 << event - 1 for event in events)})
+
+
+def parse_synchronize(payload: bytes) -> Synchronization:
+    """Read a SynchronizeRequest. Raises WireError."""
+    request = Fields(payload)
+    return Synchronization(
+        tuple(_pod(pod) for pod in request.messages(1)),
+        tuple(_container(container) for container in request.messages(2)),
+        bool(request.number(3)),
+    )
+
+
+def synchronized(*, more: bool) -> bytes:
+    """Return a SynchronizeResponse without updates."""
+    return encode({2: int(more)})
+
+
+def parse_create(payload: bytes) -> tuple[Pod, Container]:
+    """Read a CreateContainerRequest, or the start of a ValidateContainerAdjustmentRequest.
+
+    Raises WireError.
+    """
+    request = Fields(payload)
+    pod, container = request.message(1), request.message(2)
+    if pod is None or container is None:
+        raise WireError("a request has no pod or no container")
+    return _pod(pod), _container(container)
+
+
+def parse_adjusted_listener(payload: bytes) -> str:
+    """Return the listener's path in the adjusted policy of a ValidateContainerAdjustmentRequest.
+
+    Return "" without an adjusted policy. Raises WireError.
+    """
+    adjusted = Fields(payload).message(3)
+    for number in (6, 6):
+        adjusted = adjusted.message(number) if adjusted is not None else None
+    return adjusted.text(5) if adjusted is not None else ""
+
+
+def adjust_policy(policy: Policy) -> bytes:
+    """Return a CreateContainerResponse that replaces a container's seccomp policy."""
+    return encode({1: encode({6: encode({6: _encode_policy(policy)})})})
+
+
+def _pod(pod: Fields) -> Pod:
+    return Pod(pod.text(1), pod.text(2), pod.text(3), pod.text(4), pod.strings(5), pod.strings(6))
+
+
+def _container(container: Fields) -> Container:
+    linux = container.message(11)
+    policy = linux.message(8) if linux is not None else None
+    return Container(
+        container.text(1),
+        container.text(2),
+        container.text(3),
+        container.number(4),
+        _policy(policy) if policy is not None else None,
+    )
+
+
+def _policy(policy: Fields) -> Policy:
+    return Policy(
+        default_action=policy.text(1),
+        rules=tuple(_rule(rule) for rule in policy.messages(7)),
+        architectures=policy.texts(3),
+        flags=policy.texts(4),
+        default_errno=_optional(policy.message(2)),
+        listener_path=policy.text(5),
+        listener_metadata=policy.text(6),
+    )
+
+
+def _rule(rule: Fields) -> Rule:
+    comparisons = tuple(
+        Comparison(each.number(1), each.number(2), each.number(3), each.text(4))
+        for each in rule.messages(4)
+    )
+    return Rule(rule.texts(1), rule.text(2), comparisons, _optional(rule.message(3)))
+
+
+def _optional(value: Fields | None) -> int | None:
+    return None if value is None else value.number(1)
+
+
+def _encode_policy(policy: Policy) -> bytes:
+    return encode(
+        {
+            1: policy.default_action,
+            2: _encode_optional(policy.default_errno),
+            3: policy.architectures,
+            4: policy.flags,
+            5: policy.listener_path,
+            6: policy.listener_metadata,
+            7: [_encode_rule(rule) for rule in policy.rules],
+        }
+    )
+
+
+def _encode_rule(rule: Rule) -> bytes:
+    return encode(
+        {
+            1: rule.names,
+            2: rule.action,
+            3: _encode_optional(rule.errno),
+            4: [
+                encode({1: argument, 2: value, 3: value_two, 4: operator})
+                for argument, value, value_two, operator in rule.comparisons
+            ],
+        }
+    )
+
+
+def _encode_optional(value: int | None) -> list[bytes]:
+    return [] if value is None else [encode({1: value})]

@@ -1,0 +1,158 @@
+"""One connection to the runtime: registers the plugin, and answers the runtime's calls.
+
+The plugin never makes a container fail on its own: if a request cannot be understood, or the gate's
+rules cannot be merged, the container is created as it is, and a log line says so. The runtime
+rejects a container itself if the plugin ends or takes too long while it is asked, because the plugin
+validates adjustments too.
+"""
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pinwarden.common.guard import Guard, shown
+from pinwarden.node.nri import messages
+from pinwarden.node.nri.adjustment import Rules
+from pinwarden.node.nri.governed import NodePods
+from pinwarden.node.nri.messages import Container, Event, Pod, State
+from pinwarden.node.nri.protocol import (
+    PLUGIN,
+    REQUEST,
+    RESPONSE,
+    RUNTIME,
+    Decoder,
+    Message,
+    encode,
+)
+from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
+
+NAME: Final = "pinwarden"
+INDEX: Final = "90"
+"""Plugins are called in the order of their indices; late, so that the policy is the final one."""
+KINDS: Final = ("request",)
+_REGISTRATION_SECONDS: Final = 5.0
+_RECEIVE_BYTES: Final = 64 << 10
+_EVENTS: Final = (Event.CREATE_CONTAINER, Event.VALIDATE_CONTAINER_ADJUSTMENT)
+_WITH_PROCESSES: Final = (State.CREATED, State.PAUSED, State.RUNNING)
+_log = logging.getLogger(__name__)
+
+
+class Plugin:
+    """The plugin on a connection. Only `turn` waits for the runtime."""
+
+    def __init__(self, connection: socket.socket, rules: Rules, guard: Guard) -> None:
+        """Register. `guard` knows `KINDS`. Raises OSError."""
+        self._connection = connection
+        self._rules = rules
+        self._guard = guard
+        self._decoder = Decoder()
+        self._found: list[tuple[Pod, Container]] = []
+        self._pods: dict[str, Pod] = {}
+        self.node = NodePods()
+        """The pods of the newest configuration."""
+        self._methods: Mapping[str, Callable[[bytes], bytes]] = {
+            "Configure": self._configure,
+            "Synchronize": self._synchronize,
+            "CreateContainer": self._create,
+            "ValidateContainerAdjustment": self._validate,
+        }
+        request = messages.register(NAME, INDEX, _REGISTRATION_SECONDS)
+        self._connection.sendall(encode(Message(RUNTIME, 1, REQUEST, request)))
+
+    def turn(self, seconds: float) -> None:
+        """Wait for up to `seconds`, and answer the calls that came.
+
+        Raises OSError if the runtime ended the connection or rejects the plugin, and ProtocolError
+        if the connection cannot be used any more.
+        """
+        self._connection.settimeout(seconds)
+        try:
+            data = self._connection.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return
+        finally:
+            self._connection.settimeout(_REGISTRATION_SECONDS)
+        if not data:
+            raise ConnectionResetError("the runtime closed the connection")
+        for message in self._decoder.feed(data):
+            if message.connection == RUNTIME and message.kind == RESPONSE:
+                if error := messages.response_error(message.payload):
+                    raise ConnectionRefusedError(f"the runtime rejects the plugin: {shown(error)}")
+            elif message.connection == PLUGIN and message.kind == REQUEST:
+                answer = self._answer(message.payload)
+                self._connection.sendall(encode(Message(PLUGIN, message.call, RESPONSE, answer)))
+
+    def close(self) -> None:
+        """Close the connection. Containers that are created from now on do not get the gate."""
+        self._connection.close()
+
+    def _answer(self, payload: bytes) -> bytes:
+        """Return the response to a call: an empty one if the call is unknown or fails."""
+        answer = b""
+        with self._guard.item("request"):
+            method, request = messages.parse_request(payload)
+            if method in self._methods:
+                answer = self._methods[method](request)
+        return messages.response(answer)
+
+    def _configure(self, payload: bytes) -> bytes:
+        configuration = messages.parse_configure(payload)
+        _log.info(
+            "connected to %s %s, which waits %.1f s for an answer",
+            shown(configuration.runtime),
+            shown(configuration.version),
+            configuration.request_seconds,
+        )
+        return messages.configured(_EVENTS)
+
+    def _synchronize(self, payload: bytes) -> bytes:
+        """Count the running containers with and without the gate."""
+        part = messages.parse_synchronize(payload)
+        self._pods.update((pod.id, pod) for pod in part.pods)
+        for container in part.containers:
+            if container.state in _WITH_PROCESSES and container.sandbox in self._pods:
+                self._found.append((self._pods[container.sandbox], container))
+        if not part.more:
+            self._report_found()
+        return messages.synchronized(more=part.more)
+
+    def _report_found(self) -> None:
+        gated = 0
+        for pod, container in self._found:
+            if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
+                gated += 1
+            elif self._rules.decide(pod, container, self.node).wanted:
+                _log.warning(
+                    "%s runs without the gate since before this plugin; a restart gates it",
+                    _named(pod, container),
+                )
+        _log.info("%d containers run, %d of them with the gate", len(self._found), gated)
+        self._found, self._pods = [], {}
+
+    def _create(self, payload: bytes) -> bytes:
+        pod, container = messages.parse_create(payload)
+        decision = self._rules.decide(pod, container, self.node)
+        if decision.policy is None:
+            level = logging.WARNING if decision.wanted else logging.DEBUG
+            _log.log(level, "%s starts ungated: %s", _named(pod, container), decision.reason)
+            return b""
+        _log.debug("%s starts with the gate", _named(pod, container))
+        return messages.adjust_policy(decision.policy)
+
+    def _validate(self, payload: bytes) -> bytes:
+        """Accept each adjustment, and warn if another plugin replaced the gated policy."""
+        pod, container = messages.parse_create(payload)
+        decision = self._rules.decide(pod, container, self.node)
+        if decision.policy is not None:
+            listener = messages.parse_adjusted_listener(payload)
+            if listener != decision.policy.listener_path:
+                _log.warning(
+                    "%s starts ungated: another plugin set its seccomp policy",
+                    _named(pod, container),
+                )
+        return b""
+
+
+def _named(pod: Pod, container: Container) -> str:
+    return shown(f"container {container.name} of pod {pod.namespace}/{pod.name}")
