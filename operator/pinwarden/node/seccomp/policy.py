@@ -23,9 +23,9 @@ leaves out the rules of such a call on other architectures:
 
 To a rule for `shmat`, `shmctl` or `socket`, libseccomp adds a rule for `ipc` or `socketcall`, with
 the other call's conditions at the wrong arguments or without them. Two of the added rules may then
-contradict each other. So on i386 every `shmctl` is gated. `socket` is too frequent for that: if the
-own policy allows single families and AF_XDP is one of them, `socket` stays ungated, and the
-policy's metadata says so.
+contradict each other, and the second one is rejected. So on i386 every `shmctl` is gated. `socket`
+is too frequent for that: where some families are gated and others not, every `socketcall` is gated,
+by a rule without conditions before those of `socket`. libseccomp lets this rule replace the others.
 """
 
 import errno
@@ -59,8 +59,6 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
 """The architectures of the programs that a machine runs."""
 VERSION: Final = 3
 METADATA: Final = f"pinwarden-v{VERSION}"
-METADATA_WITHOUT_SOCKETS: Final = f"{METADATA}-nosocket"
-"""Metadata of a policy in which AF_XDP sockets are not gated."""
 MOST_BOXES: Final = 256
 """The largest number of rules for one gated call; a policy with more of them is left alone."""
 
@@ -114,12 +112,13 @@ def gate(own: Policy | None, machine: str, listener: str = LISTENER_PATH) -> Pol
     calls = dict(_gated_calls(own.architectures))
     _check_conditions(own, calls)
     merged = _merge(own, calls)
-    metadata = METADATA
     if _I386 in own.architectures and _contradicts(own, merged, "socket"):
-        del calls["socket"], calls["socketcall"]
-        merged = _merge(own, calls)
-        metadata = METADATA_WITHOUT_SOCKETS
-    return replace(own, rules=merged, listener_path=listener, listener_metadata=metadata)
+        merged = _merge(own, calls | {"socketcall": [EVERYTHING]})
+        whole = [rule for rule in merged if "socketcall" in rule.names]
+        if whole != [Rule(("socketcall",), NOTIFY)]:
+            raise UngateableError("its seccomp policy has socket, but not socketcall, for i386")
+        merged = (*whole, *(rule for rule in merged if rule not in whole))
+    return replace(own, rules=merged, listener_path=listener, listener_metadata=METADATA)
 
 
 def _merge(own: Policy, calls: Mapping[str, Sequence[Box]]) -> tuple[Rule, ...]:

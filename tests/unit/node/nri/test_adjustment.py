@@ -1,0 +1,119 @@
+"""Which containers get the gate at their creation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinwarden.node.nri.adjustment import LABEL, GateMode, Rules
+from pinwarden.node.nri.governed import NodePods, parse
+from pinwarden.node.nri.messages import Container, Pod
+from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
+from pinwarden.node.seccomp.policy import Policy
+
+NODE = NodePods(listed=frozenset({"free", "limited"}), governed=frozenset({"limited"}))
+STATIC = {"kubernetes.io/config.source": "file"}
+OWN = {"app.kubernetes.io/name": "pinwarden"}
+UNCONFINED = Container("id", "sandbox", "main", 1, None)
+
+
+def rules(mode: GateMode = GateMode.GOVERNED) -> Rules:
+    return Rules(mode, "pinwarden-system", "x86_64")
+
+
+def pod(uid: str, namespace: str = "team", **maps: dict[str, str]) -> Pod:
+    return Pod("sandbox", "name", uid, namespace, **maps)
+
+
+@pytest.mark.parametrize(
+    ("uid", "gated_in"),
+    [
+        ("limited", {"All", "Governed", "Labelled"}),
+        ("free", {"All"}),
+        ("unknown", {"All", "Governed"}),
+    ],
+)
+def test_pod_by_configuration_and_mode_is_gated(uid: str, gated_in: set[str]) -> None:
+    for mode in GateMode:
+        decision = rules(mode).decide(pod(uid), UNCONFINED, NODE)
+        assert (decision.policy is not None) == (mode in gated_in), mode
+        assert decision.wanted == (mode in gated_in)
+
+
+def test_pod_with_the_label_is_gated_unless_the_configuration_lists_it_as_free() -> None:
+    labelled = rules(GateMode.LABELLED)
+    label = {LABEL: "enabled"}
+    assert labelled.decide(pod("unknown", labels=label), UNCONFINED, NODE).wanted
+    assert labelled.decide(pod("free", labels=label), UNCONFINED, NODE).wanted
+    assert not rules().decide(pod("free", labels=label), UNCONFINED, NODE).wanted
+
+
+@pytest.mark.parametrize("mode", GateMode)
+def test_pod_of_pinwarden_in_its_own_namespace_only_is_never_gated(mode: GateMode) -> None:
+    own = pod("limited", "pinwarden-system", labels=OWN)
+    assert not rules(mode).decide(own, UNCONFINED, NODE).wanted
+    assert rules(mode).decide(pod("limited", labels=OWN), UNCONFINED, NODE).wanted
+    other = pod("limited", "pinwarden-system", labels={"app.kubernetes.io/name": "other"})
+    assert rules(mode).decide(other, UNCONFINED, NODE).wanted
+
+
+@pytest.mark.parametrize("mode", GateMode)
+def test_static_pod_is_gated_only_with_a_limit(mode: GateMode) -> None:
+    assert not rules(mode).decide(pod("unknown", annotations=STATIC), UNCONFINED, NODE).wanted
+    assert rules(mode).decide(pod("limited", annotations=STATIC), UNCONFINED, NODE).wanted
+    api = {"kubernetes.io/config.source": "api"}
+    assert rules(GateMode.ALL).decide(pod("unknown", annotations=api), UNCONFINED, NODE).wanted
+
+
+@pytest.mark.parametrize("mode", GateMode)
+def test_released_node_gates_nothing(mode: GateMode) -> None:
+    assert not rules(mode).decide(pod("limited"), UNCONFINED, NodePods(release=True)).wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        (Policy("SCMP_ACT_ALLOW", listener_path="/run/other.sock"), "listener of its own"),
+        (Policy("SCMP_ACT_ERRNO", default_errno=38), "default errno"),
+    ],
+)
+def test_ungateable_policy_stays_and_its_reason_is_given(own: Policy, reason: str) -> None:
+    container = Container("id", "sandbox", "main", 1, own)
+    decision = rules().decide(pod("limited"), container, NODE)
+    assert decision.wanted
+    assert decision.policy is None
+    assert reason in decision.reason
+
+
+def test_gated_policy_names_the_holders_socket() -> None:
+    policy = rules().decide(pod("limited"), UNCONFINED, NODE).policy
+    assert policy is not None
+    assert policy.listener_path == LISTENER_PATH
+
+
+def test_configuration_with_limits_and_groups_names_governed_pods() -> None:
+    spec = {
+        "pods": [{"uid": "a", "limits": ["x"]}, {"uid": "b"}, {"uid": "c", "limits": []}],
+        "groups": [{"members": [{"pods": ["b", "d"]}]}, {}],
+    }
+    node = parse({"uid": "u", "generation": 1, "spec": spec})
+    assert node == NodePods(frozenset("abcd"), frozenset("abd"))
+    assert parse({"spec": {"mode": "Release", **spec}}) == NodePods(release=True)
+    assert parse({"spec": {}}) == NodePods()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["uid", "limits", "pods"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON)
+def test_any_other_spec_is_a_value_error(pods: object, groups: object) -> None:
+    try:
+        node = parse({"spec": {"pods": pods, "groups": groups}})
+    except ValueError:
+        return
+    assert node.governed <= node.listed

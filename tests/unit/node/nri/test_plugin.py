@@ -1,0 +1,152 @@
+"""The plugin on a connection, with a runtime that speaks the protocol over a socket pair."""
+
+import socket
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from pinwarden.common.guard import Guard
+from pinwarden.node.nri import messages
+from pinwarden.node.nri.adjustment import GateMode, Rules
+from pinwarden.node.nri.governed import NodePods
+from pinwarden.node.nri.plugin import KINDS, Plugin
+from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RESPONSE, RUNTIME, Decoder, Message, encode
+from pinwarden.node.nri.wire import Fields
+from pinwarden.node.nri.wire import encode as message
+from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
+
+POLICY = {1: "SCMP_ACT_ERRNO", 7: [message({1: ["mlock", "read"], 2: "SCMP_ACT_ALLOW"})]}
+
+
+class Runtime:
+    """The runtime's end of a connection."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.connection.settimeout(5)
+        self.guard = Guard(KINDS)
+        rules = Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64")
+        self.plugin = Plugin(theirs, rules, self.guard)
+        self._decoder = Decoder()
+        self._calls = 1
+
+    def receive(self) -> Message:
+        while True:
+            for received in self._decoder.feed(self.connection.recv(65536)):
+                return received
+
+    def call(self, method: str, payload: bytes) -> Fields:
+        """The payload of the answer."""
+        self._calls += 2
+        request = message({1: "nri.pkg.api.v1alpha1.Plugin", 2: method, 3: payload})
+        self.connection.sendall(encode(Message(PLUGIN, self._calls, REQUEST, request)))
+        self.plugin.turn(1)
+        answer = self.receive()
+        assert (answer.connection, answer.call, answer.kind) == (PLUGIN, self._calls, RESPONSE)
+        fields = Fields(answer.payload)
+        assert fields.message(1) is None, "no call of the runtime fails"
+        return Fields(fields.octets(2))
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    made = Runtime()
+    yield made
+    made.plugin.close()
+    made.connection.close()
+
+
+def pod(uid: str) -> bytes:
+    return message({1: "sandbox", 2: "pod", 3: uid, 4: "team"})
+
+
+def container(policy: Mapping[int, object] | None, state: int = 1) -> bytes:
+    linux = {} if policy is None else {8: message(policy)}
+    return message({1: "id", 2: "sandbox", 3: "main", 4: state, 11: message(linux)})
+
+
+def test_plugin_at_its_start_registers(runtime: Runtime) -> None:
+    sent = runtime.receive()
+    assert (sent.connection, sent.kind) == (RUNTIME, REQUEST)
+    method, payload = messages.parse_request(sent.payload)
+    assert method == "RegisterPlugin"
+    assert (Fields(payload).text(1), Fields(payload).text(2)) == ("pinwarden", "90")
+
+
+def test_configured_plugin_subscribes_to_creation_and_validation(runtime: Runtime) -> None:
+    runtime.receive()
+    answer = runtime.call("Configure", message({2: "containerd", 3: "v2.4.2", 5: 2000}))
+    assert answer.number(2) == 1 << 3 | 1 << 13
+
+
+def test_container_of_an_unknown_pod_gets_the_merged_policy(runtime: Runtime) -> None:
+    runtime.receive()
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: container(POLICY)}))
+    adjusted = answer.message(1)
+    for number in (6, 6):
+        assert adjusted is not None
+        adjusted = adjusted.message(number)
+    assert adjusted is not None
+    assert (adjusted.text(1), adjusted.text(5)) == ("SCMP_ACT_ERRNO", LISTENER_PATH)
+    rules = [(rule.texts(1), rule.text(2)) for rule in adjusted.messages(7)]
+    assert rules == [(("read",), "SCMP_ACT_ALLOW"), (("mlock",), "SCMP_ACT_NOTIFY")]
+
+
+def test_container_of_an_unlimited_pod_is_not_adjusted(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.plugin.node = NodePods(listed=frozenset({"free"}))
+    answer = runtime.call("CreateContainer", message({1: pod("free"), 2: container(POLICY)}))
+    assert answer.message(1) is None
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", message({1: pod("new")})])
+def test_request_that_is_not_understood_adjusts_nothing(runtime: Runtime, payload: bytes) -> None:
+    runtime.receive()
+    assert runtime.call("CreateContainer", payload).message(1) is None
+    assert runtime.guard.failures["request"] == 1
+
+
+def test_unknown_call_is_answered(runtime: Runtime) -> None:
+    runtime.receive()
+    assert runtime.call("RunPodSandbox", b"").message(1) is None
+
+
+def test_synchronization_in_two_parts_asks_for_the_second(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.receive()
+    caplog.set_level("INFO")
+    gated = container({1: "SCMP_ACT_ALLOW", 5: LISTENER_PATH}, state=3)
+    first = message({1: [pod("new")], 2: [gated], 3: 1})
+    assert runtime.call("Synchronize", first).number(2) == 1
+    second = message({2: [container(None, state=3), container(None, state=4)]})
+    assert runtime.call("Synchronize", second).number(2) == 0
+    assert "2 containers run, 1 of them with the gate" in caplog.text
+    assert "container main of pod team/pod runs without the gate" in caplog.text
+
+
+@pytest.mark.parametrize("listener", ["", "/run/other.sock"])
+def test_policy_of_another_plugin_is_accepted_and_logged(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture, listener: str
+) -> None:
+    runtime.receive()
+    adjusted = message({6: message({6: message({1: "SCMP_ACT_ALLOW", 5: listener})})})
+    request = message({1: pod("new"), 2: container(POLICY), 3: adjusted})
+    answer = runtime.call("ValidateContainerAdjustment", request)
+    assert answer.number(1) == 0
+    assert "another plugin set its seccomp policy" in caplog.text
+
+
+def test_rejection_by_the_runtime_ends_the_connection(runtime: Runtime) -> None:
+    runtime.receive()
+    status = message({1: message({1: 2, 2: "invalid index"})})
+    runtime.connection.sendall(encode(Message(RUNTIME, 1, RESPONSE, status)))
+    with pytest.raises(ConnectionRefusedError, match="invalid index"):
+        runtime.plugin.turn(1)
+
+
+def test_end_of_the_runtime_is_noticed(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.connection.close()
+    with pytest.raises(OSError, match="closed"):
+        runtime.plugin.turn(1)
