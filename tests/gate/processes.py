@@ -41,12 +41,14 @@ def start(
 
 
 @contextmanager
-def compiled(source: str) -> Iterator[Path]:
+def compiled(source: str, *options: str) -> Iterator[Path]:
     """A C program of this folder, where everyone may execute it."""
     with tempfile.TemporaryDirectory(prefix="pinwarden-") as folder:
         Path(folder).chmod(0o755)
         program = Path(folder) / Path(source).stem
-        subprocess.run(["gcc", "-O1", "-o", program, HERE / source, "-lpthread"], check=True)
+        subprocess.run(
+            ["gcc", "-O1", "-o", program, HERE / source, *(options or ["-lpthread"])], check=True
+        )
         yield program
 
 

@@ -3,12 +3,14 @@
 import json
 import platform
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import pytest
 
+from gate_node.filters import oci
+from gate_node.filters import policy as as_policy
 from pinwarden.node.seccomp import policy
 from pinwarden.node.seccomp.gated_calls import GATED
 from pinwarden.node.seccomp.policy import (
@@ -51,43 +53,6 @@ X32_NUMBERS = {"ioctl": 514}
 I386 = {"mlock": 150, "mlockall": 152, "mmap2": 192, "mlock2": 376, "mremap": 163, "shmat": 397}
 OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 VALUES = (0, 1, 2, 5, 11, 38, 44, 0x21, 0x100, 0x2000, 0x3B71, 1 << 31, 1 << 40, 2**64 - 1)
-
-
-def oci(of: Policy) -> dict[str, Any]:
-    """A policy as a profile's JSON."""
-    return {
-        "defaultAction": of.default_action,
-        "architectures": list(of.architectures),
-        "syscalls": [
-            {
-                "names": list(rule.names),
-                "action": rule.action,
-                "errnoRet": rule.errno,
-                "args": [
-                    {"index": index, "value": value, "valueTwo": two, "op": operator}
-                    for index, value, two, operator in rule.comparisons
-                ],
-            }
-            for rule in of.rules
-        ],
-    }
-
-
-def read(profile: Mapping[str, Any], architectures: Sequence[str] = ()) -> Policy:
-    """A profile's JSON as a policy."""
-    rules = [
-        Rule(
-            tuple(rule["names"]),
-            rule["action"],
-            tuple(
-                Comparison(each["index"], each["value"], each.get("valueTwo", 0), each["op"])
-                for each in rule.get("args") or []
-            ),
-            rule.get("errnoRet"),
-        )
-        for rule in profile["syscalls"]
-    ]
-    return Policy(profile["defaultAction"], tuple(rules), tuple(architectures))
 
 
 def is_gated(name: str, arguments: Sequence[int]) -> bool:
@@ -140,13 +105,13 @@ def default() -> dict[str, Any]:
 def test_runtime_default_merged_gates_allowed_calls_and_changes_no_other(
     architectures: tuple[str, ...],
 ) -> None:
-    own = read(default(), architectures)
+    own = as_policy(default(), architectures)
     merged = program(oci(gate(own, "x86_64")))
     compare(program(oci(own)), merged, random.Random(1), 300)
 
 
 @pytest.mark.rule("P1")
-@pytest.mark.parametrize("own", [None, read(default(), ALL)], ids=["unconfined", "default"])
+@pytest.mark.parametrize("own", [None, as_policy(default(), ALL)], ids=["unconfined", "default"])
 def test_32_bit_call_that_pins_in_merged_policy_goes_to_the_gate(own: Policy | None) -> None:
     merged = gate(own, "x86_64")
     assert merged.architectures == ALL

@@ -3,8 +3,10 @@
 import ctypes
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _lib = ctypes.CDLL("libseccomp.so.2", use_errno=True)
 _lib.seccomp_init.restype = ctypes.c_void_p
@@ -58,6 +60,46 @@ _lib.seccomp_rule_add_array.argtypes = [
     ctypes.c_uint,
     ctypes.POINTER(_Comparison),
 ]
+
+
+def oci(policy: Policy) -> dict[str, Any]:
+    """Return a policy as the JSON of a profile."""
+    return {
+        "defaultAction": policy.default_action,
+        "architectures": list(policy.architectures),
+        "syscalls": [
+            {
+                "names": list(rule.names),
+                "action": rule.action,
+                "errnoRet": rule.errno,
+                "args": [
+                    {"index": argument, "value": value, "valueTwo": value_two, "op": operator}
+                    for argument, value, value_two, operator in rule.comparisons
+                ],
+            }
+            for rule in policy.rules
+        ],
+    }
+
+
+def policy(profile: Mapping[str, Any], architectures: Sequence[str] = ()) -> Policy:
+    """Return the JSON of a profile as a policy for some architectures."""
+    return Policy(
+        profile["defaultAction"],
+        tuple(
+            Rule(
+                tuple(rule["names"]),
+                rule["action"],
+                tuple(
+                    Comparison(each["index"], each["value"], each.get("valueTwo", 0), each["op"])
+                    for each in rule.get("args") or []
+                ),
+                rule.get("errnoRet"),
+            )
+            for rule in profile["syscalls"]
+        ),
+        tuple(architectures),
+    )
 
 
 def install(profile: Mapping[str, Any]) -> int:

@@ -17,14 +17,16 @@ import sys
 import threading  # noqa: F401
 import time  # noqa: F401
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pinwarden.node.gate.daemon
 import pinwarden.node.holder.daemon  # noqa: F401 - imported by `main` otherwise
-from gate_node.filters import install
+from gate_node.filters import install, oci, policy
 from gate_node.forks import serve
 from pinwarden.cli.main import main
+from pinwarden.node.seccomp.policy import ARCHITECTURES, gate
 from pinwarden.node.seccomp.profiles import profiles
 
 
@@ -32,12 +34,7 @@ def container(settings: dict[str, Any]) -> None:
     """Become the process that the settings describe. Raises OSError."""
     with open(settings["procs"], "w") as file:
         file.write(str(os.getpid()))
-    profile = next(
-        content
-        for name, content in profiles(settings["socket"]).items()
-        if name.startswith(settings["profile"])
-    )
-    listener = install(profile)
+    listener = install(_profile(settings["profile"]))
     message = json.dumps({**settings["state"], "pid": os.getpid()}).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(settings["socket"])
@@ -53,6 +50,17 @@ def container(settings: dict[str, Any]) -> None:
         os.execv(program, [program, *arguments])
     sys.argv[:] = [program, *arguments]
     exec(code, {"__name__": "__main__"})
+
+
+def _profile(name: str) -> dict[str, Any]:
+    """Return the profile whose name starts so, or with `merged-` what the NRI plugin makes of it."""
+    if name == "merged-unconfined":
+        return oci(gate(None, os.uname().machine))
+    if name == "merged-runtime-default":
+        rules = resources.files("pinwarden.node.seccomp").joinpath("runtime_default.json")
+        architectures = ARCHITECTURES[os.uname().machine]
+        return oci(gate(policy(json.loads(rules.read_text()), architectures), os.uname().machine))
+    return next(content for file, content in profiles().items() if file.startswith(name))
 
 
 FUNCTIONS: dict[str, Callable[..., int | None]] = {"container": container, "pinwarden": main}

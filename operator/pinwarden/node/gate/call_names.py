@@ -5,7 +5,7 @@ from typing import Final
 
 from pinwarden.node.gate import pin_requests
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import NUMBERS
+from pinwarden.node.linux.syscalls import Registers, identify
 
 _INT: Final = 2**32 - 1
 _FLAGS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
@@ -51,30 +51,28 @@ _COMMANDS: Final[Mapping[str, tuple[int, Mapping[int, str]]]] = {
     ),
 }
 """By call: the register of its command, and the commands' names. Others appear as numbers."""
-_NAMES: Final = {
-    (arch, number): name for arch, numbers in NUMBERS.items() for name, number in numbers.items()
-}
 
 
 def describe(call: Notification) -> str:
     """Return a call's name with its flags or command in brackets, or `system call N` if ungated."""
-    name = _NAMES.get((call.arch, call.number))
-    if name is None:
+    try:
+        name, registers = identify(call.arch, call.number, call.arguments)
+    except KeyError:
         return f"system call {call.number}"
-    argument = _flags(name, call) if name in _FLAGS else _command(name, call)
+    argument = _flags(name, registers) if name in _FLAGS else _command(name, registers)
     return f"{name}({argument})" if argument else name
 
 
-def _flags(name: str, call: Notification) -> str:
-    register, known = _FLAGS[name]
-    return "|".join(text for flag, text in known.items() if call.arguments[register] & flag)
+def _flags(name: str, registers: Registers) -> str:
+    position, known = _FLAGS[name]
+    return "|".join(text for flag, text in known.items() if registers[position] & flag)
 
 
-def _command(name: str, call: Notification) -> str:
+def _command(name: str, registers: Registers) -> str:
     if name not in _COMMANDS:
         return ""
-    register, known = _COMMANDS[name]
-    command = call.arguments[register] & _INT
+    position, known = _COMMANDS[name]
+    command = registers[position] & _INT
     if name == "io_uring_register":
         command &= ~pin_requests.USE_REGISTERED_RING
     as_number: Callable[[int], str] = hex if name == "ioctl" else str

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from pinwarden.node.gate.pin_requests import PAGE, Registers, aligned
+from pinwarden.node.gate.pin_requests import PAGE, aligned
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import NUMBERS, untagged
+from pinwarden.node.linux.syscalls import Registers, identify, untagged
 
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 _MREMAP_FLAGS = 7  # MAYMOVE, FIXED, DONTUNMAP
@@ -52,8 +52,12 @@ class MapRequest:
 
 def read(notification: Notification) -> MapRequest | None:
     """Return the mapped object of a call, or None for other calls."""
-    reader = _BY_NUMBER.get((notification.arch, notification.number))
-    return reader(notification.arch, notification.arguments) if reader else None
+    try:
+        name, registers = identify(notification.arch, notification.number, notification.arguments)
+    except KeyError:
+        return None
+    reader = _READERS.get(name)
+    return reader(notification.arch, registers) if reader else None
 
 
 def _mmap(_: int, registers: Registers) -> MapRequest | None:
@@ -93,9 +97,4 @@ _READERS: Final[Mapping[str, Callable[[int, Registers], MapRequest | None]]] = {
     "shmat": _shmat,
     "mremap": _mremap,
     "remap_file_pages": _remap_file_pages,
-}
-_BY_NUMBER = {
-    (arch, numbers[name]): reader
-    for arch, numbers in NUMBERS.items()
-    for name, reader in _READERS.items()
 }

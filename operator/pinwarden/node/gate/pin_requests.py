@@ -25,6 +25,7 @@ fails with the error of an older kernel.
 - `mremap` to a fixed address: locked memory moves away, and another call can lock new memory.
 - `memfd_secret`: any process with the descriptor can map the memory without MAP_LOCKED.
 - SHM_LOCK, udmabuf and AF_XDP: no per-process counter has their bytes.
+- `socketcall` of i386: the family of a new socket is in memory, and may be AF_XDP.
 - io_uring rings and buffers, and all driver ioctls: structures in memory can change, and a driver
   has other ways to pin, such as `write(2)` for RDMA.
 """
@@ -41,7 +42,7 @@ from typing import Final
 
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import NUMBERS, untagged
+from pinwarden.node.linux.syscalls import Registers, identify, is_32_bit, untagged
 
 PAGE = mmap.PAGESIZE
 _WRAP = 2**64
@@ -53,12 +54,14 @@ MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
 MREMAP_FIXED, MREMAP_DONTUNMAP = 2, 4
 SHM_LOCK = 11
 AF_XDP = 44
+_SYS_SOCKET = 1  # include/uapi/linux/net.h
 USE_REGISTERED_RING = 1 << 31
 REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE = 0, 15, 16
 _MOST_BUFFERS = 1 << 14
 VFIO_IOMMU_MAP_DMA, IOMMU_IOAS_MAP = 0x3B71, 0x3B85
 _VFIO_TYPE, _RDMA_TYPE, _UDMABUF_TYPE = 0x3B, 0x1B, 0x75
 _IOVEC = struct.Struct("=QQ")
+_IOVEC_32 = struct.Struct("=II")  # struct compat_iovec
 _RSRC_REGISTER = struct.Struct("=IIQQQ")
 _RSRC_UPDATE = struct.Struct("=IIQQII")
 _MAP = struct.Struct("=24xQ")  # vfio_iommu_type1_dma_map.size and iommu_ioas_map.length
@@ -131,9 +134,6 @@ def _in_stack(start: int, size: int) -> bool:
     return end > STACK_REGION or any(
         start < stack.stop and end > stack.start for stack in _STACKS_OF_32_BIT
     )
-
-
-Registers = tuple[int, int, int, int, int, int]
 
 
 def aligned(length: int) -> int:
@@ -228,7 +228,14 @@ def _socket(registers: Registers) -> PinRequest | None:
     )
 
 
-def _io_uring_register(registers: Registers) -> PinRequest | None:
+def _socketcall(registers: Registers) -> PinRequest | None:
+    if registers[0] & _INT != _SYS_SOCKET:
+        return None
+    inexact = "socketcall: the family of its socket is in memory, and may be AF_XDP"
+    return PinRequest(Source.XDP, 0, errno.EPERM, inexact=inexact)
+
+
+def _io_uring_register(registers: Registers, iovec: struct.Struct = _IOVEC) -> PinRequest | None:
     opcode, address, count = (
         registers[1] & _INT & ~USE_REGISTERED_RING,
         registers[2],
@@ -237,12 +244,12 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
 
     def amount(read: Read) -> int:
         if opcode == REGISTER_BUFFERS:
-            return _iovecs(read, address, count)
+            return _iovecs(read, address, count, iovec)
         if opcode == REGISTER_BUFFERS2:
             number, _, _, data, _ = _RSRC_REGISTER.unpack(read(address, _RSRC_REGISTER.size))
         else:
             _, _, data, _, number, _ = _RSRC_UPDATE.unpack(read(address, _RSRC_UPDATE.size))
-        return _iovecs(read, data, number) if data else 0
+        return _iovecs(read, data, number, iovec) if data else 0
 
     if opcode not in (REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE):
         return PinRequest(
@@ -254,7 +261,7 @@ def _io_uring_register(registers: Registers) -> PinRequest | None:
     )
 
 
-def _iovecs(read: Read, address: int, count: int) -> int:
+def _iovecs(read: Read, address: int, count: int, iovec: struct.Struct) -> int:
     """Return the bytes of all pages in `count` iovecs (`io_sqe_buffer_register`).
 
     The kernel rejects a larger count than its maximum, so such a call asks for nothing.
@@ -262,7 +269,7 @@ def _iovecs(read: Read, address: int, count: int) -> int:
     if count > _MOST_BUFFERS:
         return 0
     total = 0
-    for base, length in _IOVEC.iter_unpack(read(address, count * _IOVEC.size)):
+    for base, length in iovec.iter_unpack(read(address, count * iovec.size)):
         if base:
             total += (base + length + PAGE - 1) // PAGE - base // PAGE
     return total * PAGE
@@ -315,12 +322,8 @@ _READERS: Final[Mapping[str, Callable[[Registers], PinRequest | None]]] = {
     "io_uring_setup": _io_uring_setup,
     "io_uring_register": _io_uring_register,
     "socket": _socket,
+    "socketcall": _socketcall,
     "ioctl": _ioctl,
-}
-_BY_NUMBER = {
-    (arch, number): _READERS[name]
-    for arch, numbers in NUMBERS.items()
-    for name, number in numbers.items()
 }
 
 
@@ -329,8 +332,9 @@ def read(notification: Notification) -> PinRequest | None:
 
     Raises KeyError for an ungated call.
     """
-    first, *rest = notification.arguments
-    reader = _BY_NUMBER[notification.arch, notification.number]
-    if reader in (_mlock, _mlock2, _mremap):
-        first = untagged(notification.arch, first)
-    return reader((first, *rest))  # type: ignore[arg-type]
+    name, registers = identify(notification.arch, notification.number, notification.arguments)
+    if name == "io_uring_register" and is_32_bit(notification.arch, notification.number):
+        return _io_uring_register(registers, _IOVEC_32)
+    if name in ("mlock", "mlock2", "mremap"):
+        registers = (untagged(notification.arch, registers[0]), *registers[1:])
+    return _READERS[name](registers)

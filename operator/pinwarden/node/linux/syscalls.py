@@ -1,4 +1,4 @@
-"""System call numbers and pointer tags by architecture, and `kcmp(2)`."""
+"""Gated system calls by architecture and number, pointer tags, and `kcmp(2)`."""
 
 import os
 from collections.abc import Mapping
@@ -48,13 +48,99 @@ NUMBERS: Final[Mapping[int, Mapping[str, int]]] = {
 See arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """
 
+AUDIT_ARCH_I386: Final = 0x40000003
+AUDIT_ARCH_ARM: Final = 0x40000028
+NUMBERS_32_BIT: Final[Mapping[int, Mapping[str, int]]] = {
+    AUDIT_ARCH_I386: {
+        "mlock": 150,
+        "mlock2": 376,
+        "mlockall": 152,
+        "mmap2": 192,
+        "mremap": 163,
+        "shmat": 397,
+        "remap_file_pages": 257,
+        "memfd_secret": 447,
+        "shmctl": 396,
+        "io_uring_setup": 425,
+        "io_uring_register": 427,
+        "socket": 359,
+        "ioctl": 54,
+        "ipc": 117,
+        "socketcall": 102,
+    },
+    AUDIT_ARCH_ARM: {
+        "mlock": 150,
+        "mlock2": 390,
+        "mlockall": 152,
+        "mmap2": 192,
+        "mremap": 163,
+        "shmat": 305,
+        "remap_file_pages": 253,
+        "shmctl": 308,
+        "io_uring_setup": 425,
+        "io_uring_register": 427,
+        "socket": 281,
+        "ioctl": 54,
+    },
+}
+"""The numbers of 32-bit programs.
+
+The old `mmap` of i386, whose arguments are in memory, is missing: the gate answers ENOSYS. C
+libraries use `mmap2` since Linux 2.4.
+
+See arch/x86/entry/syscalls/syscall_32.tbl and arch/arm/tools/syscall.tbl.
+"""
+
+_X32_BIT: Final = 1 << 30
+_X32_IOCTL: Final = 514
+_NAMES: Final = {
+    (arch, number): name
+    for arch, numbers in (*NUMBERS.items(), *NUMBERS_32_BIT.items())
+    for name, number in numbers.items()
+} | {
+    (AUDIT_ARCH_X86_64, number | _X32_BIT): name
+    for name, number in {**NUMBERS[AUDIT_ARCH_X86_64], "ioctl": _X32_IOCTL}.items()
+}
+_SHMAT, _SHMCTL = 21, 24  # include/uapi/linux/ipc.h
+_IPC_64 = 0x100
+_PGOFF_BYTES = 4096
+
+Registers = tuple[int, int, int, int, int, int]
+
+
+def identify(arch: int, number: int, registers: Registers) -> tuple[str, Registers]:
+    """Return the name of a gated call, and its arguments as a 64-bit program passes them.
+
+    `mmap2` becomes `mmap`, and `ipc` becomes `shmat` or `shmctl` (`ksys_ipc`). Raises KeyError for
+    an ungated call.
+    """
+    name = _NAMES[arch, number]
+    if name == "mmap2":
+        address, length, protection, flags, descriptor, page = registers
+        return "mmap", (address, length, protection, flags, descriptor, page * _PGOFF_BYTES)
+    if name == "ipc":
+        call, identity, second, _, pointer, _ = registers
+        call &= 0xFFFF
+        if call == _SHMAT:
+            return "shmat", (identity, pointer, second, 0, 0, 0)
+        if call == _SHMCTL:
+            return "shmctl", (identity, second & ~_IPC_64, pointer, 0, 0, 0)
+        raise KeyError(name)
+    return name, registers
+
+
+def is_32_bit(arch: int, number: int) -> bool:
+    """Return whether a call has the structures of a 32-bit program (`in_compat_syscall`)."""
+    return arch in NUMBERS_32_BIT or (arch == AUDIT_ARCH_X86_64 and bool(number & _X32_BIT))
+
+
 _TAGS: Final = {AUDIT_ARCH_X86_64: 0x3F << 57, AUDIT_ARCH_AARCH64: 0xFF << 56}
 """Ignored address bits: linear address masking on x86, top byte ignore on arm64."""
 
 
 def untagged(arch: int, address: int) -> int:
     """Return the address without its tag bits (`untagged_addr`)."""
-    return address & ~_TAGS[arch]
+    return address & ~_TAGS.get(arch, 0)
 
 
 def compare_address_spaces(pid: int, other: int) -> int:

@@ -1,7 +1,7 @@
 """The pods in the node's configuration, as far as the plugin needs them.
 
-The agent's file holds the last NodePinConfig (`state.config`). Its models would treble the memory of
-this process, so the plugin reads the few fields itself. A spec that it cannot read changes nothing.
+The agent's file holds the last NodePinConfig (`state.config`). Its models would treble the memory
+of this process, so the plugin reads the few fields itself. An unreadable spec changes nothing.
 """
 
 from collections.abc import Mapping

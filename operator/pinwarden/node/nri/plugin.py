@@ -2,8 +2,8 @@
 
 The plugin never makes a container fail on its own: if a request cannot be understood, or the gate's
 rules cannot be merged, the container is created as it is, and a log line says so. The runtime
-rejects a container itself if the plugin ends or takes too long while it is asked, because the plugin
-validates adjustments too.
+rejects a container itself if the plugin ends or takes too long while it is asked, because the
+plugin validates adjustments too.
 """
 
 import logging

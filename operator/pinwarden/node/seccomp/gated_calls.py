@@ -48,8 +48,8 @@ GATED: Final[Mapping[str, ArgumentCondition | None]] = {
     "remap_file_pages": None,
     "shmctl": _number(1, 11),  # SHM_LOCK
     "io_uring_setup": None,
-    # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS and _MEM_REGION, also with
-    # IORING_REGISTER_USE_REGISTERED_RING
+    # IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE, _PBUF_RING, _ZCRX_IFQ, _RESIZE_RINGS
+    # and _MEM_REGION, also with IORING_REGISTER_USE_REGISTERED_RING
     "io_uring_register": _number(1, 0, 15, 16, 22, 32, 33, 34, ignoring=1 << 31),
     "socket": _number(0, 44),  # AF_XDP
     "ioctl": _type_byte(0x3B, 0x1B, 0x75),  # VFIO and iommufd, RDMA, udmabuf

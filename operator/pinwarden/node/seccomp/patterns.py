@@ -112,7 +112,7 @@ def intersect(boxes: Iterable[Box], others: Iterable[Box]) -> list[Box]:
 
 
 def subtract(boxes: Iterable[Box], others: Iterable[Box]) -> list[Box]:
-    """Return the calls of a union without those of another. The result is disjoint if `boxes` is."""
+    """Return the calls of a union without those of another, disjoint if `boxes` is."""
     rest = list(boxes)
     for taken in others:
         rest = [part for whole in rest for part in _subtract_box(whole, taken)]

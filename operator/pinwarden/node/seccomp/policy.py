@@ -4,9 +4,9 @@ The merged policy answers each call as the container's own policy does, with one
 call that the own policy allows goes to the gate. The gate then lets the kernel execute the call, or
 makes it fail. So the merge never loosens a policy.
 
-For each gated call, the allowed calls are a set of argument boxes (`patterns`). The merge splits the
-set into its gated part and the rest, as disjoint boxes. So no call meets two of the new rules, and
-their order has no meaning. Rules that deny stay as they are.
+For each gated call, the allowed calls are a set of argument boxes (`patterns`). The merge splits
+the set into its gated part and the rest, as disjoint boxes. So no call meets two of the new rules,
+and their order has no meaning. Rules that deny stay as they are.
 
 The runtime joins a rule's conditions by "and", but by "or" as soon as two of them have the same
 argument (runc, `matchCall`). A rule with the default action means nothing.
@@ -17,7 +17,7 @@ leaves out the rules of such a call on other architectures:
 - `mmap2` is `mmap`.
 - The old `mmap` of i386 has its arguments in memory. A rule with a condition on bit 63 of an
   argument always meets on a 32-bit architecture, because libseccomp cuts the condition to 32 bits.
-  On a 64-bit one, no valid call of `mmap` has an address with this bit. So each old `mmap` is gated.
+  On a 64-bit one, no valid `mmap` has an address with this bit. So each old `mmap` is gated.
 - `ipc` and `socketcall` of i386 name another call by their first argument, and `ipc` ignores its
   upper bits (`ksys_ipc`).
 

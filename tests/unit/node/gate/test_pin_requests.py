@@ -17,7 +17,12 @@ from pinwarden.node.gate.pin_requests import (
     PinRequest,
 )
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
+from pinwarden.node.linux.syscalls import (
+    AUDIT_ARCH_I386,
+    AUDIT_ARCH_X86_64,
+    NUMBERS,
+    NUMBERS_32_BIT,
+)
 from pinwarden.node.seccomp.gated_calls import GATED
 
 HERE = 0x10000000
@@ -62,7 +67,32 @@ def test_ungated_call_is_an_error() -> None:
     with pytest.raises(KeyError):
         pin_requests.read(Notification(1, 1, 0, AUDIT_ARCH_X86_64, (0, 0, 0, 0, 0, 0)))
     with pytest.raises(KeyError):
-        pin_requests.read(Notification(1, 1, 149, 0x40000003, (0, 0, 0, 0, 0, 0)))
+        pin_requests.read(Notification(1, 1, 90, AUDIT_ARCH_I386, (0, 0, 0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize("arch", NUMBERS_32_BIT)
+def test_gated_call_of_a_32_bit_program_has_a_reader(arch: int) -> None:
+    for name, number in NUMBERS_32_BIT[arch].items():
+        first = 24 if name == "ipc" else 1
+        pin_requests.read(Notification(1, 1, number, arch, (first, 0, 0, 0, 0, 0)))
+
+
+def test_io_uring_buffers_of_a_32_bit_program_are_read_as_small_iovecs() -> None:
+    number = NUMBERS_32_BIT[AUDIT_ARCH_I386]["io_uring_register"]
+    notification = Notification(1, 1, number, AUDIT_ARCH_I386, (3, 0, HERE, 2, 0, 0))
+    memory = struct.pack("=4I", 4096, 100, 12288, 8192)
+    assert in_memory(pin_requests.read(notification), memory) == 3 * 4096
+
+
+def test_socketcall_that_makes_a_socket_is_inexact_and_others_pin_nothing() -> None:
+    def call(kind: int) -> PinRequest | None:
+        number = NUMBERS_32_BIT[AUDIT_ARCH_I386]["socketcall"]
+        return pin_requests.read(Notification(1, 1, number, AUDIT_ARCH_I386, (kind, 1, 0, 0, 0, 0)))
+
+    request = call(1)
+    assert request is not None
+    assert "AF_XDP" in request.inexact
+    assert call(3) is None
 
 
 @pytest.mark.rule("P8")
