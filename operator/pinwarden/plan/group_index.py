@@ -5,7 +5,7 @@ nothing. Each answer depends only on the known objects: `placed_on` equals
 `group_compiler.groups_on` from scratch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import reduce
 from operator import or_
 
@@ -117,11 +117,13 @@ class GroupIndex:
         return Dirty(nodes=frozenset([pod.node]), groups=frozenset(before))
 
     def put_node(self, node: Node, pods: Iterable[Pod]) -> Dirty:
-        """Record whether a node runs Windows, where no pod is a member; `pods` run on the node."""
+        """Record whether a node runs Windows, where no group is placed; `pods` run on the node."""
         if node.windows == (node.name in self._windows):
             return CLEAN
+        before = self._placed(node.name).keys()
         (self._windows.add if node.windows else self._windows.discard)(node.name)
-        return reduce(or_, [self.put_pod(pod, pod) for pod in pods], CLEAN)
+        dirty = reduce(or_, [self.put_pod(pod, pod) for pod in pods], CLEAN)
+        return dirty | self._moved(node.name, before)
 
     def put_presence(self, node: str, presence: Presence) -> Dirty:
         """Record why groups stay on a node without a member pod."""
@@ -136,8 +138,7 @@ class GroupIndex:
         self._presences[node] = presence
         if presence == NOWHERE:
             del self._presences[node]
-        changed = before ^ self._placed(node).keys()
-        return Dirty(nodes=frozenset([node] if changed else []), groups=frozenset(changed))
+        return self._moved(node, before)
 
     # -- queries -----------------------------------------------------------------------------------
 
@@ -205,7 +206,14 @@ class GroupIndex:
         permissions = {name: self._permission(name, node) for name in self._candidates(node)}
         return {name: permission for name, permission in permissions.items() if permission}
 
+    def _moved(self, node: str, before: Set[str]) -> Dirty:
+        """Return the groups placed on the node now and not before, or the other way round."""
+        changed = before ^ self._placed(node).keys()
+        return Dirty(nodes=frozenset([node] if changed else []), groups=frozenset(changed))
+
     def _permission(self, name: str, node: str) -> Permission | None:
+        if node in self._windows:
+            return None
         has_members = name in self._member_counts.get(node, {})
         return permission_on(
             self._groups[name], self._admissions[name], self.presence(node), has_members=has_members

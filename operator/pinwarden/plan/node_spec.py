@@ -81,7 +81,7 @@ def compile_node(
         )
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
-    placed = groups_on(groups, [] if node.windows else live, namespaces, presence)
+    placed = [] if node.windows else groups_on(groups, live, namespaces, presence)
     return assemble(((pod, limit_set(pod)) for pod in live), placed, settings)[0]
 
 

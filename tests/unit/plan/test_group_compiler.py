@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pinwarden.api.nodepinconfig import NodeGroup, NodePinConfigSpec
@@ -445,6 +445,20 @@ def test_group_index_after_any_events_equals_compilation_from_scratch(
         mirror.check()
 
 
+_GOING = a_group(
+    members=[{"podSelector": {"matchLabels": {"tier": "x"}}}], deleting=True, has_finalizer=True
+)
+
+
+@example(
+    [
+        put("pod", "2", a_pod("2", tier="y")),
+        put("group", "a/g", _GOING),
+        put_presence("n1", frozenset(), frozenset([_GOING.uid])),
+        put_node("n1", "windows"),
+        put("pod", "2", a_pod("2")),
+    ]
+)
 @given(st.lists(OPERATIONS, min_size=1, max_size=14))
 def test_group_event_dirties_what_changed_and_repetition_nothing(
     operations: list[Operation],
