@@ -5,6 +5,7 @@ It names them at the container or account that has them.
 
 import re
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
 TEMPLATES = ROOT / "charts" / "pinwarden" / "templates"
 VALUES = yaml.safe_load((ROOT / "charts" / "pinwarden" / "values.yaml").read_text())
 RUNS = ("DaemonSet", "Deployment", "Job", "Pod", "StatefulSet", "CronJob")
-_VALUE = re.compile(r"\{\{ (?:printf \"%s(/\w+)\" )?\.Values\.(\w+) \| quote \}\}")
+_VALUE = re.compile(r"\{\{ (?:printf \"%s(/\w+)\" )?\.Values\.([\w.]+) \| quote \}\}")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
+
+
+def value(name: str) -> str:
+    """Return a value of the chart by its path, with dots."""
+    return str(reduce(lambda values, key: values[key], name.split("."), VALUES))
 
 
 def parsed(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a template, with the chart's values for paths and nothing else computed."""
-    text = _VALUE.sub(lambda found: VALUES[found[2]] + (found[1] or ""), path.read_text())
+    text = _VALUE.sub(lambda found: value(found[2]) + (found[1] or ""), path.read_text())
     kept = [
         _TEMPLATE.sub("x", line)
         for line in text.splitlines()
