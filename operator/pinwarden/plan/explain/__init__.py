@@ -13,7 +13,7 @@ from pinwarden.api.pinlimit import Level, Source
 from pinwarden.api.reasons import SILENT
 from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain import amounts, enforcement, groups, limits, matching, propagation
-from pinwarden.plan.explain.advice import display_name, kubectl
+from pinwarden.plan.explain.advice import display_name, kubectl_step
 from pinwarden.plan.explain.evidence import Case, Evidence, NodeAgent
 from pinwarden.plan.explain.findings import (
     Cause,
@@ -25,6 +25,7 @@ from pinwarden.plan.explain.findings import (
     NextStep,
     PodUse,
     Standing,
+    remark,
 )
 
 __all__ = [
@@ -85,13 +86,10 @@ def _findings(case: Case) -> Iterator[Finding]:
 
 def _counted(case: Case) -> Finding:
     """Return the finding for a pod without other findings."""
-    return Finding(
-        cause=Cause.COUNTED,
-        problem=False,
-        message="The pod's use is counted, as its limits require.",
-        next=NextStep(
-            text="Watch its use.", command=kubectl("pinwarden", "top", "-n", case.pod.namespace)
-        ),
+    return remark(
+        Cause.COUNTED,
+        "The pod's use is counted, as its limits require.",
+        kubectl_step("Watch its use.", "pinwarden top -n", case.pod.namespace),
     )
 
 

@@ -21,10 +21,15 @@ def display_name(limit: Limit) -> str:
     return f"{type(limit).__name__} {limit_name(limit)}"
 
 
-def kubectl(*words: str, namespace: str | None = None) -> str:
-    """Return a kubectl command with its words quoted for the shell."""
+def kubectl(fixed: str, *words: str, namespace: str | None = None) -> str:
+    """Return a kubectl command of `fixed`, and of `words` quoted for the shell."""
     space = ["-n", namespace] if namespace else []
-    return " ".join(["kubectl", *map(shlex.quote, [*space, *words])])
+    return " ".join(["kubectl", *map(shlex.quote, [*space, *fixed.split(), *words])])
+
+
+def kubectl_step(text: str, fixed: str, *words: str, namespace: str | None = None) -> NextStep:
+    """Return a step with a kubectl command."""
+    return NextStep(text=text, command=kubectl(fixed, *words, namespace=namespace))
 
 
 def patch(limit: Limit, spec: Mapping[str, Any]) -> str:
@@ -54,12 +59,7 @@ def recreate_gated(evidence: Evidence, why: str) -> NextStep:
     pod = evidence.pod
     if _is_static(pod):
         show = kubectl(
-            "get",
-            "pod",
-            pod.name,
-            "-o",
-            "jsonpath={.spec.securityContext}",
-            namespace=pod.namespace,
+            "get pod", pod.name, "-o", "jsonpath={.spec.securityContext}", namespace=pod.namespace
         )
         text = (
             f"{why}, name the profile in the file of the static pod on its node (seccompProfile, "
@@ -68,9 +68,7 @@ def recreate_gated(evidence: Evidence, why: str) -> NextStep:
         return NextStep(text=text, command=show)
     commands = []
     if GATE_LABEL not in evidence.namespace.labels:
-        commands.append(
-            kubectl("label", "namespace", pod.namespace, f"{GATE_LABEL}=runtime-default")
-        )
+        commands.append(kubectl("label namespace", pod.namespace, f"{GATE_LABEL}=runtime-default"))
     text = f"{why}, recreate the pod with the seccomp gate's profile."
     return NextStep(text=text, command=" && ".join([*commands, _recreate(evidence)]))
 
@@ -84,10 +82,10 @@ def _recreate(evidence: Evidence) -> str:
     """Return the command to recreate the pod, through its workload if possible."""
     pod, workload = evidence.pod, evidence.workload
     if workload.startswith(("deployment/", "statefulset/", "daemonset/")):
-        return kubectl("rollout", "restart", workload, namespace=pod.namespace)
+        return kubectl("rollout restart", workload, namespace=pod.namespace)
     if workload or _is_static(pod):
-        return kubectl("delete", "pod", pod.name, namespace=pod.namespace)
-    get = kubectl("get", "pod", pod.name, "-o", "yaml", namespace=pod.namespace)
+        return kubectl("delete pod", pod.name, namespace=pod.namespace)
+    get = kubectl("get pod", pod.name, "-o", "yaml", namespace=pod.namespace)
     return f"{get} | kubectl replace --force -f -"
 
 
@@ -97,7 +95,7 @@ def _is_static(pod: Pod) -> bool:
 
 def watch(pod: Pod) -> NextStep:
     """Return the step to watch the use."""
-    command = kubectl("pinwarden", "top", "-n", pod.namespace)
+    command = kubectl("pinwarden top -n", pod.namespace)
     return NextStep(text="Nothing needs to be done; watch its use.", command=command)
 
 
@@ -109,7 +107,7 @@ def agent_log(evidence: Evidence) -> str:
 
 def first_limit(pod: Pod) -> NextStep:
     """Return how to create a first limit for the pod, which only observes."""
-    command = kubectl("pinwarden", "recommend", pod.name, "-n", pod.namespace, "-o", "yaml")
+    command = kubectl("pinwarden recommend", pod.name, "-n", pod.namespace, "-o", "yaml")
     return NextStep(
         text="Apply a limit: an Audit limit, which denies nothing, until use has been observed.",
         command=f"{command} | kubectl apply -f -",

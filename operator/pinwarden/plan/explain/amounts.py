@@ -10,14 +10,14 @@ from pinwarden.plan.denials import describe_denial
 from pinwarden.plan.explain.advice import (
     display_name,
     grant_ceiling,
-    kubectl,
+    kubectl_step,
     patch,
     raise_to,
     recreate_gated,
     watch,
 )
 from pinwarden.plan.explain.evidence import Case
-from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep, problem, remark
 from pinwarden.plan.explain.limits import denials, listed, overshoots, used
 from pinwarden.plan.limit_compiler import Limit, effective_grant, limit_name
 
@@ -89,12 +89,13 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
     """Return the denial of a call for another reason than a matching limit."""
     exact = [limit for limit in case.matching if limit.spec.minimum_level is Level.DENY]
     if uid == _UNKNOWN_PODS:
-        step = NextStep(
-            text="The node did not know the pod yet. See its limit for unknown pods "
+        step = kubectl_step(
+            "The node did not know the pod yet. See its limit for unknown pods "
             "(--unknown-pods of the operator).",
-            command=kubectl(
-                "get", "nodepinconfig", case.pod.node, "-o", "jsonpath={.spec.unknownPods}"
-            ),
+            "get nodepinconfig",
+            case.pod.node,
+            "-o",
+            "jsonpath={.spec.unknownPods}",
         )
     elif not uid and exact:
         step = NextStep(
@@ -103,19 +104,13 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
             command=patch(exact[0], {"minimumLevel": "Converge"}),
         )
     else:
-        step = NextStep(
-            text="The limit of the denial does not apply to the pod any more. See the pod's "
-            "Events.",
-            command=kubectl(
-                "events", "--for", f"pod/{case.pod.name}", namespace=case.pod.namespace
-            ),
+        step = kubectl_step(
+            "The limit of the denial does not apply to the pod any more. See the pod's Events.",
+            "events --for",
+            f"pod/{case.pod.name}",
+            namespace=case.pod.namespace,
         )
-    return Finding(
-        cause=Cause.DENIED_BY_GATE,
-        problem=True,
-        message=f"The gate denied a call: {text}.",
-        next=step,
-    )
+    return problem(Cause.DENIED_BY_GATE, f"The gate denied a call: {text}.", step)
 
 
 def use_and_grants(case: Case) -> Iterator[Finding]:
@@ -139,13 +134,12 @@ def use_and_grants(case: Case) -> Iterator[Finding]:
                 "are then denied early.",
                 command=patch(limit, {"contention": "Reserve"}),
             )
-        yield Finding(
-            cause=Cause.OVERSHOT,
-            problem=False,
-            message=f"Use exceeded {display_name(limit)} {shot.count} time(s), last at "
+        yield remark(
+            Cause.OVERSHOT,
+            f"Use exceeded {display_name(limit)} {shot.count} time(s), last at "
             f"{shot.last_time:%Y-%m-%dT%H:%M:%SZ}: {short(shot.peak)} over for {shot.seconds:g} s "
             "at worst (a lower bound). The cause was a race, or a lowered limit.",
-            next=step,
+            step,
         )
 
 
@@ -163,12 +157,11 @@ def _over(case: Case, limit: Limit) -> Finding:
         effect = "An Audit limit denies nothing"
     elif not case.acknowledges(limit) or (use is not None and use.level is Level.OBSERVE):
         effect = "Nothing is evicted, and nothing is known to deny new pins for the limit"
-    return Finding(
-        cause=Cause.OVER_LIMIT,
-        problem=True,
-        message=f"{'The node' if now is None else short(now)} is above {display_name(limit)} "
+    return problem(
+        Cause.OVER_LIMIT,
+        f"{'The node' if now is None else short(now)} is above {display_name(limit)} "
         f"({limit.spec.limit}): {cause}. {effect}.",
-        next=raise_to(limit, max(_needed(case, limit), limit.spec.limit.bytes)),
+        raise_to(limit, max(_needed(case, limit), limit.spec.limit.bytes)),
     )
 
 
@@ -177,22 +170,19 @@ def _grant(case: Case, limit: Limit) -> Iterator[Finding]:
     if isinstance(limit, PinLimit) and reached < limit.spec.limit.bytes:
         yield _grant_limited(case, limit, reached)
     elif case.acknowledges(limit):
-        yield Finding(
-            cause=Cause.GRANTED,
-            problem=False,
-            message=f"{display_name(limit)} is a grant: the limit of the processes is raised up to "
+        yield remark(
+            Cause.GRANTED,
+            f"{display_name(limit)} is a grant: the limit of the processes is raised up to "
             f"{limit.spec.limit}.",
-            next=NextStep(
-                text="See the limit of a process in KiB.",
-                command=kubectl(
-                    "exec",
-                    case.pod.name,
-                    "--",
-                    "sh",
-                    "-c",
-                    "ulimit -l",
-                    namespace=case.pod.namespace,
-                ),
+            kubectl_step(
+                "See the limit of a process in KiB.",
+                "exec",
+                case.pod.name,
+                "--",
+                "sh",
+                "-c",
+                "ulimit -l",
+                namespace=case.pod.namespace,
             ),
         )
 
@@ -224,10 +214,9 @@ def _grant_limited(case: Case, limit: PinLimit, reached: int) -> Finding:
             command=patch(granting, change),
         )
     allowed = short(reached) if reached else "nothing"
-    return Finding(
-        cause=Cause.GRANT_LIMITED,
-        problem=True,
-        message=f"{display_name(limit)} is a grant of {wanted}, but the maxGrant of the matching "
+    return problem(
+        Cause.GRANT_LIMITED,
+        f"{display_name(limit)} is a grant of {wanted}, but the maxGrant of the matching "
         f"ClusterPinLimits allows {allowed}; beyond, the runtime's own limit stays.",
-        next=step,
+        step,
     )

@@ -9,7 +9,7 @@ from pinwarden.common.text import short
 from pinwarden.plan.explain.advice import (
     agent_log,
     display_name,
-    kubectl,
+    kubectl_step,
     patch,
     raise_to,
     recreate,
@@ -17,7 +17,7 @@ from pinwarden.plan.explain.advice import (
     watch,
 )
 from pinwarden.plan.explain.evidence import Case
-from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep, problem, remark
 from pinwarden.plan.explain.limits import strictest
 from pinwarden.plan.limit_compiler import Limit
 from pinwarden.plan.node_view import PodSample
@@ -39,13 +39,12 @@ def level(case: Case) -> Iterator[Finding]:
         yield from _unreported(case)
         return
     if use.reason == GATE_LOST:
-        yield Finding(
-            cause=Cause.GATE_LOST,
-            problem=True,
-            message="The gate has lost the pod: "
+        yield problem(
+            Cause.GATE_LOST,
+            "The gate has lost the pod: "
             f"{use.message or 'its pinning calls fail with ENOSYS'}. Only a new pod can be limited "
             "again.",
-            next=recreate(case.evidence, "To limit the workload again"),
+            recreate(case.evidence, "To limit the workload again"),
         )
     elif use.reason in (NO_PROCESSES, ENDED):
         yield _without_processes(case, use)
@@ -68,12 +67,10 @@ def level(case: Case) -> Iterator[Finding]:
     elif use.level is not Level.DENY:
         yield from _by_rlimit(case, use)
     elif all(map(case.acknowledges, enforced)):
-        yield Finding(
-            cause=Cause.HELD_EXACTLY,
-            problem=False,
-            message="The seccomp gate limits the pod exactly: a call above the limit "
-            f"fails{_remark(use)}.",
-            next=watch(case.pod),
+        yield remark(
+            Cause.HELD_EXACTLY,
+            f"The seccomp gate limits the pod exactly: a call above the limit fails{_remark(use)}.",
+            watch(case.pod),
         )
     else:
         yield _held_in_part(case, f"The seccomp gate limits the pod exactly{_remark(use)}")
@@ -96,24 +93,23 @@ def _unreported(case: Case) -> Iterator[Finding]:
             "with the gate's profile, and without the profile once the agent finds its processes.",
         )
     elif all(map(case.acknowledges, case.matching)):
-        yield Finding(
-            cause=Cause.NOT_REPORTED,
-            problem=True,
-            message=f"Containers have started, but the agent of node {pod.node} has not reported "
-            "the pod.",
-            next=NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
+        yield problem(
+            Cause.NOT_REPORTED,
+            f"Containers have started, but the agent of node {pod.node} has not reported the pod.",
+            NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
         )
 
 
 def _not_started(case: Case, what: str) -> Finding:
     pod = case.pod
-    return Finding(
-        cause=Cause.NOT_STARTED,
-        problem=False,
-        message=what,
-        next=NextStep(
-            text="See what the pod waits for, and try again in some seconds.",
-            command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+    return remark(
+        Cause.NOT_STARTED,
+        what,
+        kubectl_step(
+            "See what the pod waits for, and try again in some seconds.",
+            "describe pod",
+            pod.name,
+            namespace=pod.namespace,
         ),
     )
 
@@ -122,14 +118,14 @@ def _without_processes(case: Case, use: PodSample) -> Finding:
     """Return the finding of a cgroup without processes."""
     if use.reason == ENDED or not case.pod.running:
         return _not_started(case, f"No process of the pod runs: {use.message}.")
-    return Finding(
-        cause=Cause.NOT_ENFORCEABLE,
-        problem=True,
-        message=f"The pod's containers run, but are neither counted nor limited: {use.message}.",
-        next=NextStep(
-            text="Compare the kubelet's cgroupDriver with SystemdCgroup of the runtime, also of "
+    return problem(
+        Cause.NOT_ENFORCEABLE,
+        f"The pod's containers run, but are neither counted nor limited: {use.message}.",
+        kubectl_step(
+            "Compare the kubelet's cgroupDriver with SystemdCgroup of the runtime, also of "
             "the pod's RuntimeClass.",
-            command=kubectl("get", "--raw", f"/api/v1/nodes/{case.pod.node}/proxy/configz"),
+            "get --raw",
+            f"/api/v1/nodes/{case.pod.node}/proxy/configz",
         ),
     )
 
@@ -144,26 +140,31 @@ def _not_enforceable(case: Case, use: PodSample) -> Finding:
         )
         step = recreate_gated(case.evidence, "To limit the pod")
     elif use.reason == GATE_UNAVAILABLE:
-        step = NextStep(
-            text="See the levels of the node and their reasons.",
-            command=kubectl("pinwarden", "probe", case.pod.node, "-o", "wide"),
+        step = kubectl_step(
+            "See the levels of the node and their reasons.",
+            "pinwarden probe",
+            case.pod.node,
+            "-o",
+            "wide",
         )
     else:
         step = NextStep(text="See the log of the agent.", command=agent_log(case.evidence))
-    return Finding(cause=Cause.NOT_ENFORCEABLE, problem=True, message=f"{message}.", next=step)
+    return problem(Cause.NOT_ENFORCEABLE, f"{message}.", step)
 
 
 def _held_in_part(case: Case, how: str) -> Finding:
     enforced = _enforced(case)
     applied = ", ".join(display_name(limit) for limit in enforced if case.acknowledges(limit))
     others = ", ".join(display_name(limit) for limit in enforced if not case.acknowledges(limit))
-    return Finding(
-        cause=Cause.HELD_IN_PART,
-        problem=True,
-        message=f"{how}, but only for {applied}. Not known to be enforced: {others}.",
-        next=NextStep(
-            text="See the findings of the other limits, and the spec of the node.",
-            command=kubectl("get", "nodepinconfig", case.pod.node, "-o", "yaml"),
+    return problem(
+        Cause.HELD_IN_PART,
+        f"{how}, but only for {applied}. Not known to be enforced: {others}.",
+        kubectl_step(
+            "See the findings of the other limits, and the spec of the node.",
+            "get nodepinconfig",
+            case.pod.node,
+            "-o",
+            "yaml",
         ),
     )
 
@@ -180,11 +181,10 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
         names = ", ".join(
             f"{display_name(limit)} (minimumLevel: {limit.spec.minimum_level})" for limit in asking
         )
-        yield Finding(
-            cause=Cause.LEVEL_TOO_LOW,
-            problem=True,
-            message=f"{by}, but a higher level is required by {names}.",
-            next=_to_hold_exactly(case, use),
+        yield problem(
+            Cause.LEVEL_TOO_LOW,
+            f"{by}, but a higher level is required by {names}.",
+            _to_hold_exactly(case, use),
         )
     limit = strictest(case)
     near = limit is not None and _is_near(use.peak, limit)
@@ -193,13 +193,12 @@ def _by_rlimit(case: Case, use: PodSample) -> Iterator[Finding]:
     if not all(map(case.acknowledges, _enforced(case))):
         yield _held_in_part(case, by)
     elif not asking and not near:
-        remark = ". Only a grant raises the runtime's own limit (often 8Mi)"
+        only_grants = ". Only a grant raises the runtime's own limit (often 8Mi)"
         granted = any(matching.spec.grant for matching in case.matching)
-        yield Finding(
-            cause=Cause.HELD_BY_RLIMIT,
-            problem=False,
-            message=f"{by}. {unseen}{'' if granted else remark}.",
-            next=_to_hold_exactly(case, use),
+        yield remark(
+            Cause.HELD_BY_RLIMIT,
+            f"{by}. {unseen}{'' if granted else only_grants}.",
+            _to_hold_exactly(case, use),
         )
 
 
@@ -218,12 +217,11 @@ def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
     left = (
         "nothing is left" if use.pinned >= amount else f"{short(amount - use.pinned)} are left now"
     )
-    return Finding(
-        cause=Cause.AT_LIMIT,
-        problem=True,
-        message=f"{by}, and its use reached {short(use.peak)} of {limit.spec.limit} "
+    return problem(
+        Cause.AT_LIMIT,
+        f"{by}, and its use reached {short(use.peak)} of {limit.spec.limit} "
         f"({display_name(limit)}); {left}. {unseen}.",
-        next=raise_to(limit, max(use.peak, amount)),
+        raise_to(limit, max(use.peak, amount)),
     )
 
 

@@ -75,6 +75,16 @@ class Finding(Model):
     next: NextStep
 
 
+def problem(cause: Cause, message: str, step: NextStep) -> Finding:
+    """Return a finding about something that is not as requested."""
+    return Finding(cause=cause, problem=True, message=message, next=step)
+
+
+def remark(cause: Cause, message: str, step: NextStep) -> Finding:
+    """Return a finding that is no problem."""
+    return Finding(cause=cause, problem=False, message=message, next=step)
+
+
 class Standing(StrEnum):
     """The effect of a matching limit on the pod; `Pending` until acknowledged by the node."""
 

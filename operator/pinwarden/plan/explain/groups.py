@@ -6,9 +6,9 @@ from pinwarden.api.nodepinconfig import BorrowReport
 from pinwarden.api.sharedmemorygroup import LimitOn, Member
 from pinwarden.common.text import short
 from pinwarden.plan.conditions import Rejection
-from pinwarden.plan.explain.advice import kubectl
+from pinwarden.plan.explain.advice import kubectl_step
 from pinwarden.plan.explain.evidence import Case
-from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep
+from pinwarden.plan.explain.findings import Cause, Finding, GroupUse, NextStep, problem
 from pinwarden.plan.group_compiler import Group, admissions
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.usage import is_stale
@@ -47,12 +47,11 @@ def findings(case: Case) -> Iterator[Finding]:
     for group, borrow in _concerned(case):
         how = standing.get(group.name)
         if isinstance(how, Rejection) and _is_member(case, group):
-            yield Finding(
-                cause=Cause.GROUP_REJECTED,
-                problem=True,
-                message=f"The pod is a member of SharedMemoryGroup {group.name}, which is rejected "
+            yield problem(
+                Cause.GROUP_REJECTED,
+                f"The pod is a member of SharedMemoryGroup {group.name}, which is rejected "
                 f"({how.reason}): {how.message}.",
-                next=_describe(group, "See its conditions."),
+                _describe(group, "See its conditions."),
             )
         if borrow is not None and not case.view.silent:
             yield from _of_borrow(case, group, borrow)
@@ -60,32 +59,28 @@ def findings(case: Case) -> Iterator[Finding]:
 
 def _of_borrow(case: Case, group: Group, borrow: BorrowReport) -> Iterator[Finding]:
     if not _is_member(case, group):
-        yield Finding(
-            cause=Cause.NOT_MEMBER,
-            problem=True,
-            message=f"The pod has SharedMemoryGroup {group.name} mapped, but is not a member.",
-            next=_describe(group, "See the selectors of its members."),
+        yield problem(
+            Cause.NOT_MEMBER,
+            f"The pod has SharedMemoryGroup {group.name} mapped, but is not a member.",
+            _describe(group, "See the selectors of its members."),
         )
         return
     for member in _limits(case, group):
         figure = borrow.mapped if member.borrow_limit_on is LimitOn.MAPPED else borrow.borrowed
         allowed = member.borrow_limit.bytes if member.borrow_limit else 0
         if figure is not None and figure > allowed:
-            yield Finding(
-                cause=Cause.BORROW_OVER,
-                problem=True,
-                message=f"The pod's borrow of SharedMemoryGroup {group.name} is {short(figure)} "
+            yield problem(
+                Cause.BORROW_OVER,
+                f"The pod's borrow of SharedMemoryGroup {group.name} is {short(figure)} "
                 f"{member.borrow_limit_on}, its borrowLimit {member.borrow_limit}: existing "
                 "mappings stay, and new mappings are denied only in a gated pod.",
-                next=_edit(group),
+                _edit(group),
             )
     if borrow.denials:
-        yield Finding(
-            cause=Cause.BORROW_DENIED,
-            problem=True,
-            message=f"The gate denied {borrow.denials} mapping(s) of SharedMemoryGroup "
-            f"{group.name}.",
-            next=_edit(group),
+        yield problem(
+            Cause.BORROW_DENIED,
+            f"The gate denied {borrow.denials} mapping(s) of SharedMemoryGroup {group.name}.",
+            _edit(group),
         )
 
 
@@ -120,14 +115,14 @@ def _limits(case: Case, group: Group) -> list[Member]:
 
 def _describe(group: Group, text: str) -> NextStep:
     name = group.resource.metadata.name
-    return NextStep(
-        text=text, command=kubectl("describe", "sharedmemorygroup", name, namespace=group.namespace)
-    )
+    return kubectl_step(text, "describe sharedmemorygroup", name, namespace=group.namespace)
 
 
 def _edit(group: Group) -> NextStep:
     name = group.resource.metadata.name
-    return NextStep(
-        text="If the pod needs more, raise the borrowLimit of its entry in spec.members.",
-        command=kubectl("edit", "sharedmemorygroup", name, namespace=group.namespace),
+    return kubectl_step(
+        "If the pod needs more, raise the borrowLimit of its entry in spec.members.",
+        "edit sharedmemorygroup",
+        name,
+        namespace=group.namespace,
     )

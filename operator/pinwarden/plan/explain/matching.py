@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from pinwarden.api.pinlimit import ClusterPinLimit, Enforcement, PinLimit
 from pinwarden.plan.conditions import Rejection
-from pinwarden.plan.explain.advice import display_name, first_limit, kubectl, patch
+from pinwarden.plan.explain.advice import display_name, first_limit, kubectl, kubectl_step, patch
 from pinwarden.plan.explain.evidence import Case
-from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep, problem, remark
 from pinwarden.plan.explain.limits import overridden, strictest
 from pinwarden.plan.explain.nearest import NearMiss, nearest
 from pinwarden.plan.limit_compiler import Limit, LimitSettings, limit_name, matches
@@ -19,34 +19,34 @@ def placing(case: Case) -> Iterator[Finding]:
     """Yield why no limit can apply to the pod: it has ended, is unscheduled, or is for Windows."""
     pod = case.pod
     if pod.terminal:
-        yield Finding(
-            cause=Cause.POD_ENDED,
-            problem=False,
-            message="All containers of the pod have ended, so no limit applies any more.",
-            next=NextStep(
-                text="Delete the pod when its log is no longer needed.",
-                command=kubectl("delete", "pod", pod.name, namespace=pod.namespace),
+        yield remark(
+            Cause.POD_ENDED,
+            "All containers of the pod have ended, so no limit applies any more.",
+            kubectl_step(
+                "Delete the pod when its log is no longer needed.",
+                "delete pod",
+                pod.name,
+                namespace=pod.namespace,
             ),
         )
     elif not pod.node:
-        yield Finding(
-            cause=Cause.NOT_SCHEDULED,
-            problem=True,
-            message="The pod has no node yet. Its limits apply once it is scheduled; limits with a "
+        yield problem(
+            Cause.NOT_SCHEDULED,
+            "The pod has no node yet. Its limits apply once it is scheduled; limits with a "
             "nodeSelector are not evaluated yet.",
-            next=NextStep(
-                text="See why the pod is not scheduled.",
-                command=kubectl("describe", "pod", pod.name, namespace=pod.namespace),
+            kubectl_step(
+                "See why the pod is not scheduled.",
+                "describe pod",
+                pod.name,
+                namespace=pod.namespace,
             ),
         )
     elif case.windows:
-        yield Finding(
-            cause=Cause.ON_WINDOWS,
-            problem=False,
-            message="The pod is for Windows, where no agent runs, so no limit or group applies.",
-            next=NextStep(
-                text="See the operating system of its node.",
-                command=kubectl("get", "node", pod.node, "-o", "wide"),
+        yield remark(
+            Cause.ON_WINDOWS,
+            "The pod is for Windows, where no agent runs, so no limit or group applies.",
+            kubectl_step(
+                "See the operating system of its node.", "get node", pod.node, "-o", "wide"
             ),
         )
 
@@ -56,22 +56,15 @@ def selecting(case: Case) -> Iterator[Finding]:
     for limit in case.selecting:
         if rejection := case.rejected.get(limit_name(limit)):
             yield _rejected(limit, rejection)
-    for name, problem in sorted(case.evidence.unreadable.items()):
-        yield Finding(
-            cause=Cause.LIMIT_NOT_UNDERSTOOD,
-            problem=False,
-            message=f"{name} is of another version of pinwarden, so its effect is unknown: "
-            f"{problem}.",
-            next=NextStep(
-                text="Use a kubectl-pinwarden of the operator's version.",
-                command=kubectl(
-                    "get",
-                    "deployment",
-                    "pinwarden-operator",
-                    "-o",
-                    "jsonpath={.spec.template.spec.containers[0].image}",
-                    namespace=case.evidence.system,
-                ),
+    for name, error in sorted(case.evidence.unreadable.items()):
+        yield remark(
+            Cause.LIMIT_NOT_UNDERSTOOD,
+            f"{name} is of another version of pinwarden, so its effect is unknown: {error}.",
+            kubectl_step(
+                "Use a kubectl-pinwarden of the operator's version.",
+                "get deployment pinwarden-operator -o",
+                "jsonpath={.spec.template.spec.containers[0].image}",
+                namespace=case.evidence.system,
             ),
         )
     if exempt := _exempt(case):
@@ -86,12 +79,11 @@ def standing(case: Case) -> Iterator[Finding]:
         limit.spec.enforcement is Enforcement.AUDIT for limit in case.matching
     ):
         limit = case.matching[0]
-        yield Finding(
-            cause=Cause.AUDIT,
-            problem=False,
-            message=f"Only Audit limits match ({', '.join(map(display_name, case.matching))}), "
+        yield remark(
+            Cause.AUDIT,
+            f"Only Audit limits match ({', '.join(map(display_name, case.matching))}), "
             "which deny nothing.",
-            next=NextStep(
+            NextStep(
                 text="Enforce the limit if its figures are as expected.",
                 command=patch(limit, {"enforcement": "Enforce"}),
             ),
@@ -111,12 +103,11 @@ def _overridden(case: Case) -> Iterator[Finding]:
             or (isinstance(limit, ClusterPinLimit) and isinstance(other, PinLimit))
         ):
             continue
-        yield Finding(
-            cause=Cause.OVERRIDDEN,
-            problem=False,
-            message=f"{display_name(limit)} ({limit.spec.limit}) is redundant: "
+        yield remark(
+            Cause.OVERRIDDEN,
+            f"{display_name(limit)} ({limit.spec.limit}) is redundant: "
             f"{display_name(other)} ({other.spec.limit}) is reached first.",
-            next=NextStep(
+            NextStep(
                 text=f"For more than {other.spec.limit}, {_author(other)} must raise "
                 f"{display_name(other)}.",
                 command=patch(other, {"limit": str(limit.spec.limit)}),
@@ -140,12 +131,11 @@ def _rejected(limit: Limit, rejection: Rejection) -> Finding:
         kind = "pinlimit" if isinstance(limit, PinLimit) else "clusterpinlimit"
         command = kubectl("edit", kind, limit.metadata.name, namespace=limit.metadata.namespace)
         step = NextStep(text=f"Correct spec.{field}.", command=command)
-    return Finding(
-        cause=Cause.LIMIT_REJECTED,
-        problem=True,
-        message=f"{display_name(limit)} matches, but is rejected ({rejection.reason}): "
+    return problem(
+        Cause.LIMIT_REJECTED,
+        f"{display_name(limit)} matches, but is rejected ({rejection.reason}): "
         f"{rejection.message}.",
-        next=step,
+        step,
     )
 
 
@@ -164,12 +154,11 @@ def _exempt(case: Case) -> Finding | None:
         return None
     names = ", ".join(map(display_name, reached))
     besides = f"; {names} would match otherwise" if names else ""
-    return Finding(
-        cause=Cause.EXEMPT_NAMESPACE,
-        problem=False,
-        message=f"Namespace {case.pod.namespace} is exempt: a ClusterPinLimit reaches the "
+    return remark(
+        Cause.EXEMPT_NAMESPACE,
+        f"Namespace {case.pod.namespace} is exempt: a ClusterPinLimit reaches the "
         f"namespace only by name{besides}.",
-        next=first_limit(case.pod),
+        first_limit(case.pod),
     )
 
 
@@ -196,9 +185,12 @@ def _to_match(case: Case, near: NearMiss) -> NextStep | None:
         return None
     if not near.labels.keys() & pod.labels.keys():
         labels = [f"{key}={value}" for key, value in sorted(near.labels.items())]
-        return NextStep(
-            text=f"To apply {display_name(limit)}, label the pod and its template.",
-            command=kubectl("label", "pod", pod.name, *labels, namespace=pod.namespace),
+        return kubectl_step(
+            f"To apply {display_name(limit)}, label the pod and its template.",
+            "label pod",
+            pod.name,
+            *labels,
+            namespace=pod.namespace,
         )
     if (
         limit.status is not None

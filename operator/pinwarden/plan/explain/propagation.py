@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from pinwarden.plan.decode import AGENT_SELECTOR
-from pinwarden.plan.explain.advice import agent_log, display_name, kubectl, patch
+from pinwarden.plan.explain.advice import agent_log, display_name, kubectl_step, patch
 from pinwarden.plan.explain.evidence import Case
-from pinwarden.plan.explain.findings import Cause, Finding, NextStep
+from pinwarden.plan.explain.findings import Cause, Finding, NextStep, problem
 from pinwarden.plan.limit_compiler import Limit, limit_name
 from pinwarden.plan.limit_on_node import TOO_MANY_LIMITS
 
@@ -17,60 +17,55 @@ def reaching(case: Case) -> Iterator[Finding]:
     """Yield why the node is unknown, has no NodePinConfig, or has no live agent."""
     evidence, node = case.evidence, case.pod.node
     if evidence.node is None:
-        yield Finding(
-            cause=Cause.NODE_UNKNOWN,
-            problem=True,
-            message=f"The pod is bound to node {node}, but this Node does not exist: no agent "
+        yield problem(
+            Cause.NODE_UNKNOWN,
+            f"The pod is bound to node {node}, but this Node does not exist: no agent "
             "limits the pod.",
-            next=NextStep(text="See the existing nodes.", command=kubectl("get", "nodes")),
+            kubectl_step("See the existing nodes.", "get nodes"),
         )
         return
     if evidence.config is None:
-        yield Finding(
-            cause=Cause.NO_CONFIG,
-            problem=True,
-            message=f"Node {node} has no NodePinConfig: the operator has not written its limits "
-            "yet.",
-            next=NextStep(
-                text="See whether the operator runs.",
-                command=kubectl(
-                    "get", "deployment", "pinwarden-operator", namespace=evidence.system
-                ),
+        yield problem(
+            Cause.NO_CONFIG,
+            f"Node {node} has no NodePinConfig: the operator has not written its limits yet.",
+            kubectl_step(
+                "See whether the operator runs.",
+                "get deployment pinwarden-operator",
+                namespace=evidence.system,
             ),
         )
     elif case.released:
-        yield Finding(
-            cause=Cause.RELEASED,
-            problem=True,
-            message=f"Node {node} is in mode Release: every process there has its original limit.",
-            next=NextStep(
-                text="See whether the operator runs; a running operator sets mode Active again.",
-                command=kubectl(
-                    "get", "deployment", "pinwarden-operator", namespace=evidence.system
-                ),
+        yield problem(
+            Cause.RELEASED,
+            f"Node {node} is in mode Release: every process there has its original limit.",
+            kubectl_step(
+                "See whether the operator runs; a running operator sets mode Active again.",
+                "get deployment pinwarden-operator",
+                namespace=evidence.system,
             ),
         )
     if evidence.agent is None:
         where = ("-l", AGENT_SELECTOR, "--field-selector", f"spec.nodeName={node}", "-o", "wide")
-        yield Finding(
-            cause=Cause.AGENT_MISSING,
-            problem=True,
-            message=f"No agent runs on node {node}, so the level of the pod is unknown. "
-            f"{_IN_FORCE}",
-            next=NextStep(
-                text="See why the DaemonSet has no pod there (taints, node selector, quota).",
-                command=kubectl("get", "pods", *where, namespace=evidence.system),
+        yield problem(
+            Cause.AGENT_MISSING,
+            f"No agent runs on node {node}, so the level of the pod is unknown. {_IN_FORCE}",
+            kubectl_step(
+                "See why the DaemonSet has no pod there (taints, node selector, quota).",
+                "get pods",
+                *where,
+                namespace=evidence.system,
             ),
         )
     elif not evidence.agent.ready:
-        yield Finding(
-            cause=Cause.AGENT_SILENT,
-            problem=True,
-            message=f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is "
+        yield problem(
+            Cause.AGENT_SILENT,
+            f"The agent of node {node} ({evidence.agent.pod}) is not ready, or the node is "
             f"lost: level and use of the pod are unknown. {_IN_FORCE}",
-            next=NextStep(
-                text="See why the agent is not ready.",
-                command=kubectl("describe", "pod", evidence.agent.pod, namespace=evidence.system),
+            kubectl_step(
+                "See why the agent is not ready.",
+                "describe pod",
+                evidence.agent.pod,
+                namespace=evidence.system,
             ),
         )
     elif case.stale:
@@ -85,12 +80,11 @@ def _stale(case: Case, agent: str) -> Finding:
         if sampled
         else "does not say when it reported"
     )
-    return Finding(
-        cause=Cause.AGENT_SILENT,
-        problem=True,
-        message=f"The agent of node {case.pod.node} ({agent}) {last}, but a healthy agent reports "
+    return problem(
+        Cause.AGENT_SILENT,
+        f"The agent of node {case.pod.node} ({agent}) {last}, but a healthy agent reports "
         f"every five minutes: level and use of the pod are unknown. {_IN_FORCE}",
-        next=NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
+        NextStep(text="See the log of the agent.", command=agent_log(case.evidence)),
     )
 
 
@@ -125,47 +119,41 @@ def acknowledging(case: Case) -> Iterator[Finding]:
 
 
 def _no_room(case: Case, room: str) -> Finding:
-    return Finding(
-        cause=Cause.NO_ROOM,
-        problem=True,
-        message=f"Some limits of the pod have no room on its node: {room}.",
-        next=NextStep(
-            text="Remove redundant limits; their status has the reason Overridden.",
-            command=kubectl("get", "pinlimits", "-o", "wide", namespace=case.pod.namespace),
+    return problem(
+        Cause.NO_ROOM,
+        f"Some limits of the pod have no room on its node: {room}.",
+        kubectl_step(
+            "Remove redundant limits; their status has the reason Overridden.",
+            "get pinlimits -o wide",
+            namespace=case.pod.namespace,
         ),
     )
 
 
 def _unsupported(case: Case, limit: Limit, detail: str) -> Finding:
     node = case.pod.node
-    step = NextStep(
-        text="See the levels of the node and their reasons.",
-        command=kubectl("pinwarden", "probe", node, "-o", "wide"),
+    step = kubectl_step(
+        "See the levels of the node and their reasons.", "pinwarden probe", node, "-o", "wide"
     )
     if detail.startswith("SourceNotSeparable"):
         step = NextStep(
             text="Remove spec.sources, so the limit covers all sources together.",
             command=patch(limit, {"sources": None}),
         )
-    return Finding(
-        cause=Cause.UNSUPPORTED,
-        problem=True,
-        message=f"Node {node} cannot enforce {display_name(limit)}: {detail}.",
-        next=step,
+    return problem(
+        Cause.UNSUPPORTED, f"Node {node} cannot enforce {display_name(limit)}: {detail}.", step
     )
 
 
 def _unwritten(case: Case, limits: list[Limit]) -> Finding:
-    return Finding(
-        cause=Cause.NOT_WRITTEN,
-        problem=True,
-        message=f"{', '.join(map(display_name, limits))}: the operator has not updated the "
+    return problem(
+        Cause.NOT_WRITTEN,
+        f"{', '.join(map(display_name, limits))}: the operator has not updated the "
         f"NodePinConfig of node {case.pod.node} for the pod yet.",
-        next=NextStep(
-            text="Wait a moment. If nothing changes, see the log of the operator.",
-            command=kubectl(
-                "logs", "deployment/pinwarden-operator", "--tail=20", namespace=case.evidence.system
-            ),
+        kubectl_step(
+            "Wait a moment. If nothing changes, see the log of the operator.",
+            "logs deployment/pinwarden-operator --tail=20",
+            namespace=case.evidence.system,
         ),
     )
 
@@ -175,12 +163,11 @@ def _unacknowledged(case: Case, limits: list[Limit]) -> Finding:
     status = config.status if config else None
     acknowledged = "none" if status is None else status.observed_generation
     is_at = config.metadata.generation if config else None
-    return Finding(
-        cause=Cause.NOT_ACKNOWLEDGED,
-        problem=True,
-        message=f"{names}: the agent of node {case.pod.node} has not acknowledged the spec yet "
+    return problem(
+        Cause.NOT_ACKNOWLEDGED,
+        f"{names}: the agent of node {case.pod.node} has not acknowledged the spec yet "
         f"(generation {is_at} is written, {acknowledged} is acknowledged).",
-        next=NextStep(
+        NextStep(
             text="Wait a moment. If nothing changes, see the log of the agent.",
             command=agent_log(case.evidence),
         ),
