@@ -122,7 +122,7 @@ class Quantity(str):
                     f"{negative} ? '{spelling.NEGATIVE}' : "
                     f"{large} ? '{spelling.LARGE}' : "
                     f"({spelling.cel_explain_small(text)})",
-                ),
+                )
             ],
         }
 

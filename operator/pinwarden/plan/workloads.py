@@ -266,8 +266,7 @@ def advise(workload: Workload) -> Recommendation:
         return _with(advice, "no pinned memory was observed yet")
     if governing:
         return _with(
-            advice,
-            f"no agent has reported the pods yet; limits: {', '.join(sorted(governing))}",
+            advice, f"no agent has reported the pods yet; limits: {', '.join(sorted(governing))}"
         )
     basis = (
         "nothing was observed yet: agents report only pods with limits, "

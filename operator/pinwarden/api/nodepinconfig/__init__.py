@@ -71,10 +71,7 @@ class NodePinConfig(Resource):
     printer_columns: ClassVar[list[dict[str, Any]]] = [
         printer_column("Mode", "string", ".spec.mode", "Active or Release"),
         printer_column(
-            "Observed",
-            "integer",
-            ".status.observedGeneration",
-            "Last acknowledged generation",
+            "Observed", "integer", ".status.observedGeneration", "Last acknowledged generation"
         ),
         printer_column("Agent", "string", ".status.agentVersion", "Version of the agent"),
         printer_column("Kernel", "string", ".status.kernelVersion", "Kernel of the node", 1),

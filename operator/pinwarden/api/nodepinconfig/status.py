@@ -150,8 +150,7 @@ class DenialReport(Model):
         None, description="Bytes in use at that time; absent without a limit."
     )
     limit: Count | None = Field(
-        None,
-        description="Bytes of the limit; absent if the cause is not a limit.",
+        None, description="Bytes of the limit; absent if the cause is not a limit."
     )
     name: str = Field(
         "", max_length=384, description="Name of the limit in the spec, or unknownPods."
@@ -181,8 +180,7 @@ class BorrowReport(Model):
     )
     reason: Word = ""
     denials: Count | None = Field(
-        None,
-        description="Calls that the gate denied for this group; absent without a gate (H2).",
+        None, description="Calls that the gate denied for this group; absent without a gate (H2)."
     )
 
 
@@ -227,7 +225,7 @@ class FairReport(Model):
     anonymous: Count = Field(description="Anonymous memory (anon in memory.stat).")
     shared: Count = Field(
         description="Share of its groups: what the pod borrows, or the whole charge, as fairShare "
-        "of each group says.",
+        "of each group says."
     )
 
 

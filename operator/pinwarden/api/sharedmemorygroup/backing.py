@@ -164,7 +164,7 @@ class Backing(Model):
                     "has(self.file), has(self.memfd), has(self.dmabuf)]"
                     ".filter(one, one).size() == 1",
                     "set exactly one of tmpfs, posixShm, sysvShm, hugetlbfs, file, memfd, dmabuf",
-                ),
+                )
             ]
         }
     )

@@ -73,9 +73,7 @@ class SharedMemoryGroupStatus(Model):
         None, description="`chargeBytes` rounded, with a unit: `40Mi`."
     )
     borrowed_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Sum of all borrows; a page that two pods have mapped counts twice.",
+        None, ge=0, description="Sum of all borrows; a page that two pods have mapped counts twice."
     )
     borrowed: ReadableAmount | None = Field(
         None, description="`borrowedBytes` rounded, with a unit: `40Mi`."
@@ -90,9 +88,7 @@ class SharedMemoryGroupStatus(Model):
         None, description="`orphanedBytes` rounded, with a unit: `40Mi`."
     )
     dead_cgroup_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Bytes charged to deleted cgroups; absent if not examined.",
+        None, ge=0, description="Bytes charged to deleted cgroups; absent if not examined."
     )
     borrower_count: int | None = Field(None, ge=0, description="Number of pods that borrow.")
     borrowers: list[Borrower] = Field(

@@ -52,8 +52,7 @@ def level(case: Case) -> Iterator[Finding]:
         return
     elif use.reason == STARTING:
         yield _not_started(
-            case,
-            f"A process starts in the pod, so the level is not known yet: {use.message}.",
+            case, f"A process starts in the pod, so the level is not known yet: {use.message}."
         )
     elif use.reason == UNREAD:
         yield _not_started(
@@ -232,8 +231,7 @@ def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
     enforced = _enforced(case)
     if any(limit.spec.minimum_level is Level.DENY for limit in enforced):
         return recreate(
-            case.evidence,
-            "A call loosened the pod earlier. To limit the pod exactly again",
+            case.evidence, "A call loosened the pod earlier. To limit the pod exactly again"
         )
     return NextStep(
         text="A call loosened the gated pod. To deny such calls in new pods, set minimumLevel: "

@@ -51,7 +51,7 @@ def near(limit: Limit, evidence: Evidence) -> NearMiss:
         unmet = list(_unmet(limit.spec.namespace_selector, own, "the namespace's label"))
         if not unmet and not reached:
             unmet = [
-                f"namespace {namespace.name} is exempt unless selected by the label {NAME_LABEL}",
+                f"namespace {namespace.name} is exempt unless selected by the label {NAME_LABEL}"
             ]
         node = evidence.node or Node(pod.node)
         unmet += _unmet(
