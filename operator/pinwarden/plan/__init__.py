@@ -12,8 +12,8 @@
   `group_on_node`, `group_conditions` and `group_status` build the status of a group. `node_share`,
   `share_cache` and `conditions` serve both.
 - `denials` finds new denied calls and describes them.
-- For users: `usage` has the figures of all nodes, `workloads`, `lasting` and `recommendation`
-  recommend limits, and `explain` says why a pod is limited so, with the next step.
+- For users: `usage` has the figures of all nodes; `workloads`, `owners`, `lasting` and
+  `recommendation` recommend limits, and `explain` says why a pod is limited so, with the next step.
 
 The rule numbers, such as P13, are those of `docs/semantics.md`.
 """

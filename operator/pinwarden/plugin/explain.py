@@ -16,8 +16,8 @@ from pinwarden.plan.decode import (
     read_pod,
 )
 from pinwarden.plan.explain import DeniedCall, Evidence, Explanation, Finding, NodeAgent, explain
+from pinwarden.plan.owners import workload_of
 from pinwarden.plan.types import Namespace
-from pinwarden.plan.workloads import workload_of
 from pinwarden.plugin import fetch, output
 from pinwarden.plugin.client import Json, PluginClient
 from pinwarden.plugin.errors import PluginError

@@ -11,13 +11,13 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.pinlimit import PinLimit
 from pinwarden.plan.decode import read_pod
 from pinwarden.plan.limit_compiler import LimitSettings, matches, rejection
+from pinwarden.plan.owners import workload_of
 from pinwarden.plan.types import Namespace, Node, Pod
 from pinwarden.plan.workloads import (
     ObservedPod,
     Recommendation,
     advise,
     advise_limit,
-    workload_of,
     workloads,
 )
 from pinwarden.plugin import fetch, output

@@ -45,7 +45,7 @@ class Evidence:
     `limits` are the PinLimits of its namespace and all ClusterPinLimits. `unreadable` are limits of
     another version by name, each with the problem. `node`, `config` and `agent` are None if the
     Node, its NodePinConfig or its agent does not exist. `workload` is as in
-    `workloads.workload_of`. `events` are earlier denials. `system` is pinwarden's own namespace.
+    `owners.workload_of`. `events` are earlier denials. `system` is pinwarden's own namespace.
     """
 
     pod: Pod
