@@ -2,14 +2,14 @@
 
 A file is YAML or JSON: the spec of a NodePinConfig, or a whole NodePinConfig. A directory stands
 for all its `*.yaml`, `*.yml` and `*.json` files together. The name of a limit and the uid of a pod
-may occur once. Any other field may occur again only with the same value. Users may write less than
-the operator: `limit`, `grant` and `unknownPods` may be quantities such as `64Mi`. `scope` defaults
-to Pod, and `uid` to the name or a digest of a long name.
+may occur once. Any other field may occur again only with the same value.
 
-The files are one state. While one of them cannot be read, the last good state of all stays in
+Users may write less than the operator. `limit`, `grant` and `unknownPods` may be quantities such as
+`64Mi`. `scope` defaults to Pod, and `uid` to the name or a digest of a long name.
+
+The files are one state. While a file cannot be read, the last good state of all files stays in
 force, and the log names the file and the field. The files are checked every `POLL_SECONDS`. They
-are read after `SETTLE_SECONDS` without a change, so that a half-written file is not read as a whole
-one.
+are read after `SETTLE_SECONDS` without a change, so that no half-written file is read.
 """
 
 import hashlib
@@ -68,9 +68,7 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
         if (kind, name) not in seen:
             seen[kind, name] = (file, value)
         elif kind != "field" or seen[kind, name][1] != value:
-            raise ConfigurationError(
-                f"{file}: {kind} {name!r} stands in {seen[kind, name][0]} already"
-            )
+            raise ConfigurationError(f"{file}: {kind} {name!r} is already in {seen[kind, name][0]}")
 
     for file, spec in specs:
         for field in sorted(spec.model_fields_set - {"limits", "pods"}):
@@ -90,7 +88,7 @@ def merge(specs: Iterable[tuple[str, NodePinConfigSpec]]) -> NodePinConfigSpec:
     }
     try:
         return NodePinConfigSpec(**fields)
-    except ValidationError as error:  # more of something than an object may have
+    except ValidationError as error:  # for example, more limits than an object may have
         raise ConfigurationError(first_problem(error, "all files together")) from error
 
 
@@ -146,7 +144,7 @@ class ConfigFileWatcher:
         self._posted = self._unsaved = configuration
         self._save_due = float("-inf")
         _log.info(
-            "configuration of %s taken: %d limits", self._path, len(configuration.spec.limits)
+            "configuration read from %s: %d limits", self._path, len(configuration.spec.limits)
         )
 
     def _remember(self) -> None:
@@ -157,7 +155,7 @@ class ConfigFileWatcher:
         except OSError as error:
             self._failed("remember")
             _log.warning(
-                "the configuration in force is not on disk, for a restart or a gate: %s", error
+                "cannot save the configuration in force for a restart or the gate: %s", error
             )
             self._save_due = time.monotonic() + SAVE_AGAIN_SECONDS
             return
@@ -165,15 +163,15 @@ class ConfigFileWatcher:
 
 
 def signature(path: Path) -> Signature:
-    """Return a value that changes with each changed, added or removed file; empty without files."""
-    found = []
+    """Return a value for the current state of all files, empty without files."""
+    entries = []
     try:
         for file in _files(path):
             stat = file.stat()
-            found.append((file.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
+            entries.append((file.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
     except OSError:  # a file vanished: the next check follows
         return ()
-    return tuple(found)
+    return tuple(entries)
 
 
 def _files(path: Path) -> list[Path]:
@@ -226,15 +224,15 @@ def _spec(name: str, document: Any) -> NodePinConfigSpec:
     if not isinstance(spec, Mapping):
         raise ConfigurationError(f"{name}: spec: not an object")
     try:
-        found = NodePinConfigSpec.model_validate(_completed(spec))
-        found.model_dump_json()  # a half of a surrogate pair, as JSON may have it, is no text that could be told or kept
+        validated = NodePinConfigSpec.model_validate(_completed(spec))
+        validated.model_dump_json()  # JSON can have half of a surrogate pair, which cannot be saved
     except ValidationError as error:
         raise ConfigurationError(
             f"{name}: {first_problem(error, 'spec' if whole else '')}"
         ) from error
     except UNUSABLE as error:
         raise ConfigurationError(f"{name}: {error}") from error
-    return found
+    return validated
 
 
 def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:

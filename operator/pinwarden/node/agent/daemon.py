@@ -1,11 +1,15 @@
 """The agent as a process: creates its parts, runs them, and ends them.
 
-The order of the start matters. The rlimit gate is probed by a fork, so before any thread starts.
-One agent at a time works on a node. Another agent stands by, healthy and ready, until the lock is
-free, so that an upgrade starts the new agent before the old one ends. The last configuration is
-read from disk before the API server is contacted, so that limits apply without an API server (H3).
-The end of the agent restores nothing: only `release`, or `mode: Release` in the configuration,
-does.
+The order of the start matters:
+
+1. The rlimit gate is probed by a fork, so before any thread starts.
+2. One agent at a time works on a node. Another agent stands by, healthy and ready, until the lock
+   is free. So an upgrade starts the new agent before the old agent ends.
+3. The last configuration is read from disk before the first request to the API server, so that
+   limits apply without an API server (H3).
+
+The end of the agent restores no limit: only `release` restores, or `mode: Release` in the
+configuration.
 """
 
 import logging
@@ -49,7 +53,7 @@ LOCK = "agent.lock"
 KINDS = tuple(
     dict.fromkeys((*RECONCILER_KINDS, *LOOP_KINDS, *SOCKET_KINDS, *WATCHER_KINDS, "file"))
 )
-"""Kinds of items that the agent guards."""
+"""Kinds of items guarded by the agent."""
 _LOCK_PATIENCE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ def release(settings: Settings) -> None:
             resources.enter_context(file_lock(settings.state_dir / LOCK, _LOCK_PATIENCE_SECONDS))
             reconciler = _reconciler(settings, ability, resources)
             if not ability.available:
-                raise StartError(f"nothing can be given back: {ability.reason}")
+                raise StartError(f"cannot restore any process: {ability.reason}")
             reconciler.release()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
@@ -115,10 +119,7 @@ def release(settings: Settings) -> None:
 def _reconciler(
     settings: Settings, ability: GateAbility, resources: ExitStack, guard: Guard | None = None
 ) -> Reconciler:
-    """Return the reconciler of this node.
-
-    The caller owns the lock. Raises ValueError and OSError.
-    """
+    """Return the reconciler of this node. The caller owns the lock. Raises ValueError, OSError."""
     boot_id = (settings.proc_root / "sys/kernel/random/boot_id").read_text().strip()
     reconciler = Reconciler(
         cgroup_root=settings.cgroup_root,
@@ -170,7 +171,7 @@ class _Agent:
     def start(self, resources: ExitStack) -> Loop:
         """Wait while another agent works on the node, then start all parts.
 
-        Return the main loop, which signals end. Raises ValueError and OSError.
+        Return the main loop, which SIGTERM and SIGINT end. Raises ValueError and OSError.
         """
         self._serve_web()
         self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ class _Agent:
         resources.enter_context(
             file_lock(
                 self._settings.state_dir / LOCK,
-                waiting="another agent has the node; this one stands by",
+                waiting="another agent works on this node; this one stands by",
                 on_wait=self._pulse.beat,
             )
         )
@@ -207,14 +208,14 @@ class _Agent:
     def _load_configuration(self) -> None:
         """Start with readable local files, or else with the last configuration on disk."""
         if self._settings.config is not None:
-            with suppress(ConfigurationError):  # said by the one who follows the files
+            with suppress(ConfigurationError):  # `ConfigFileWatcher` logs the error
                 self._inbox.put(read_files(self._settings.config))
                 return
         with self._guard.item("file", "the last configuration"):
             self._kept = self._memory.load()
         if self._kept:
             _log.info(
-                "the last configuration is taken from disk: generation %s", self._kept.generation
+                "the last configuration was read from disk: generation %s", self._kept.generation
             )
             self._inbox.put(self._kept)
 

@@ -1,10 +1,10 @@
-"""The main thread: gives the reconciler its configuration and its ticks, and publishes its reports.
+"""The main thread: configures the reconciler, calls its ticks, and publishes its reports.
 
 The main thread never waits for the API server: configurations arrive in the inbox and wake it.
 
-If the reconciler rejects a configuration, the last good one stays in force, and the problem is
-reported (H3). A tick that fails is tried again after a backoff and beats no pulse. Without a
-successful tick the pod of the agent is not ready, and is restarted in the end (`http_server`).
+If the reconciler rejects a configuration, the last good configuration stays in force, and the
+problem is reported (H3). A failed tick is tried again after a backoff and beats no pulse. Without a
+successful tick the agent's pod becomes not ready, and is restarted later (`http_server`).
 """
 
 import logging
@@ -21,7 +21,7 @@ BETWEEN_REPORTS_SECONDS = 0.25
 INVALID_SPEC = "InvalidSpec"
 MOST_UNSUPPORTED = 1024
 KINDS = ("configuration", "tick", "report")
-"""Kinds of items that the loop guards."""
+"""Kinds of items guarded by the loop."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ class Loop:
         """Run the loop. Return whether `stop` ended it."""
         while not self._stopping:
             if name := self._failed():
-                _log.critical("ending, because thread %s ended", name)
+                _log.critical("the agent ends, because thread %s ended", name)
                 return False
             news = self._take_news()
             wait = self._tick()
@@ -83,10 +83,7 @@ class Loop:
         return wait
 
     def _take_news(self) -> bool:
-        """Return whether the inbox had items.
-
-        Only the last of several configurations is applied.
-        """
+        """Apply the last configuration in the inbox. Return whether the inbox had items."""
         items = self._inbox.take()
         newest: Configuration | None = None
         for item in items:
@@ -105,7 +102,7 @@ class Loop:
             )
             self._configuration = newest
             _log.info(
-                "configuration in force: generation %s, %d limits, %d not understood",
+                "configuration in force: generation %s, %d limits, %d unsupported",
                 newest.generation,
                 len(newest.spec.limits),
                 len(newest.unsupported),
@@ -131,7 +128,7 @@ class Loop:
 
 
 def _with_problem(report: NodePinConfigStatus, problem: Problem) -> NodePinConfigStatus:
-    """Return the report of the last good configuration with the problem of the newer one."""
+    """Return the report of the last good configuration, with the problem of the newer one."""
     entry = UnsupportedReport(uid=problem.uid or "", reason=INVALID_SPEC, message=problem.message)
     listed = [entry, *report.unsupported_limits]
     cut = len(listed) > MOST_UNSUPPORTED

@@ -1,17 +1,17 @@
-"""Keeps the limits of pods that a new configuration leaves out while their cgroups exist (H3).
+"""Keeps the limits of pods left out by a new configuration, while their cgroups exist (H3).
 
-The operator lists every pod of the node, including free pods. So a pod that is listed without
-limits is free, because a user deleted or changed a limit. A pod that is left out is only missing.
-Its object was deleted by force, or it is Failed or Succeeded. Or an operator that just started
-never knew it, or the object has no room for one more. None of these releases a limit.
+The operator lists every pod of the node, including free pods. So a pod without limits in the list
+is free, because a user deleted or changed a limit. A pod outside the list is only missing. Its
+object was deleted by force, or is Failed or Succeeded. Or the operator just started and never knew
+the pod, or the NodePinConfig has no room for one more. In none of these cases a limit is released.
 
-The limits of such a pod, and its part in groups of shared memory, are copied from the last
-configuration. They stay until its cgroup is gone, a configuration lists the pod again, or mode is
-Release. If the new configuration has the same limit, its version applies. The merged list is local,
-so it may be longer than an object allows.
+The limits of such a pod, and its membership in groups of shared memory, are copied from the last
+configuration. They stay until the cgroup is gone, a configuration lists the pod again, or the mode
+is Release. If the new configuration has the same limit, its version applies. The merged list is
+local, so it can be longer than an object allows.
 
-Agent, gate and accountant read one file that includes the retained pods. So all three enforce their
-limits, also after a restart.
+The agent, the gate and the accountant read one file with the retained pods. So all three enforce
+the limits of these pods, also after a restart.
 """
 
 import logging
@@ -26,9 +26,7 @@ from pinwarden.node.pods.cgroups import explore
 from pinwarden.node.state.config import Configuration
 
 MOST_RETAINED = 4096
-"""Pods that are retained beside those that a configuration lists, so that nothing grows without
-bound.
-"""
+"""The most retained pods: a bound for the growth of the merged list."""
 _SHOWN = 8
 _log = logging.getLogger(__name__)
 _Json = Mapping[str, Any]
@@ -41,29 +39,27 @@ def has_processes(uid: str, paths: _Paths) -> bool:
 
 
 class Retainer:
-    """Adds pods that a new configuration leaves out and whose cgroups still exist, with their limits.
+    """Adds missing pods with existing cgroups to a new configuration, with their limits.
 
-    `last` is the configuration in force. `there` returns the cgroup directories of each pod on the
-    node. `processes` tells whether a pod has any process. Both may raise OSError.
+    `last` is the configuration in force. `find` returns the cgroup directories of each pod on the
+    node. `processes` returns whether a pod has any process. Both may raise OSError.
     """
 
     def __init__(
         self,
         last: Configuration | None,
-        there: Callable[[], Mapping[str, _Paths]],
+        find: Callable[[], Mapping[str, _Paths]],
         processes: Callable[[str, _Paths], bool] = has_processes,
     ) -> None:
         self._last = last
-        self._there = there
+        self._find = find
         self._processes = processes
 
     def retain(self, new: Configuration) -> Configuration:
-        """Return `new` with the pods that it leaves out and that are still there, at most
-        `MOST_RETAINED`; none in mode Release.
-        """
+        """Return `new` with the missing pods, at most `MOST_RETAINED`, and none in mode Release."""
         retained = new if new.spec.mode is Mode.RELEASE else self._add_gone(new)
         if retained.gone - (self._last.gone if self._last else frozenset()):
-            _log.info("limits stay on pods that are not listed any more: %s", _named(retained.gone))
+            _log.info("limits stay on pods no longer listed: %s", _named(retained.gone))
         self._last = retained
         return retained
 
@@ -85,24 +81,21 @@ class Retainer:
         return replace(merged, gone=gone)
 
     def _fitting(self, missing: frozenset[str]) -> frozenset[str]:
-        """Return the pods that are still there.
-
-        Where they are too many, those with processes go first.
-        """
+        """Return the missing pods on the node. If they are too many, pods with processes come first."""
         try:
-            there = self._there()
+            pods = self._find()
         except OSError as error:
-            _log.warning("pods cannot be listed, so the limits of missing pods stay: %s", error)
-            there = dict.fromkeys(missing, ())
-        gone = sorted(missing & there.keys())
+            _log.warning("cannot list pods, so the limits of missing pods stay: %s", error)
+            pods = dict.fromkeys(missing, ())
+        gone = sorted(missing & pods.keys())
         if len(gone) <= MOST_RETAINED:
             return frozenset(gone)
-        used = {uid for uid in gone if self._used(uid, there[uid])}
+        used = {uid for uid in gone if self._used(uid, pods[uid])}
         gone.sort(key=lambda uid: uid not in used)
         released = gone[MOST_RETAINED:]
         _log.log(
             logging.ERROR if used.intersection(released) else logging.WARNING,
-            "limits are released, because %d pods that are not listed any more have theirs: %s",
+            "limits are released, because %d other pods no longer listed keep theirs: %s",
             MOST_RETAINED,
             _named(released),
         )
@@ -123,12 +116,11 @@ def _named(uids: Collection[str]) -> str:
 def merge(
     new: _Json, last: _Json, gone: Collection[str], hashes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the spec `new` with these pods of `last`: the pods, those of their limits that `new`
-    has not, and their part in its groups.
+    """Return the spec `new` with these pods of `last`, and with their limits and memberships.
 
-    A group with such pods bears its hash of `hashes`, by UID: what is acknowledged is the group
-    that the operator asked for. Limits and groups may be of a later version: one that is not
-    understood stays as it came.
+    Limits in `new` stay as they are. A group with such pods gets its hash from `hashes`, by UID, to
+    acknowledge the group requested by the operator. Limits and groups can be of a later version:
+    unknown ones stay as received.
     """
     pods = [pod for pod in last.get("pods", ()) if pod["uid"] in gone]
     known = {_text(limit, "name") for limit in new.get("limits", ())}
@@ -149,11 +141,11 @@ def merge(
 
 
 def _with_members(group: _Json, before: _Json, gone: Collection[str], asked: str | None) -> _Json:
-    """Return the group with the pods of `gone` that it had before, each with its allowance (M8).
+    """Return the group with the pods of `gone` from before, each with its allowance (M8).
 
-    A pod that `group` has stays as it is there. Pods join the entry that is equal in all but its
-    pods. So there are at most as many entries as allowances. A group with a member that is not
-    understood may have the pods in a way of its own, so nothing is added to it.
+    Pods in `group` stay unchanged. A pod joins the entry with the same fields besides the pods, so
+    there are at most as many entries as allowances. A group with an unknown kind of member can have
+    the pods in its own way, so the group stays unchanged.
     """
     members = _members(group)
     if members != group.get("members", []):
@@ -174,7 +166,7 @@ def _with_members(group: _Json, before: _Json, gone: Collection[str], asked: str
 
 
 def _members(group: _Json) -> list[dict[str, Any]]:
-    """Return those members that are understood: objects with a list of UIDs."""
+    """Return the valid members: objects with a list of UIDs."""
     members = group.get("members")
     return [
         dict(member)
@@ -195,7 +187,7 @@ def _allowance(member: _Json) -> _Json:
 
 
 def _limited(configuration: Configuration) -> frozenset[str]:
-    """Return the pods with a limit or in a group; none in mode Release, which released them all."""
+    """Return the pods with a limit or in a group, empty in mode Release: all are released."""
     spec = configuration.spec
     if spec.mode is Mode.RELEASE:
         return frozenset()

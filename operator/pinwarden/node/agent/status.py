@@ -1,8 +1,7 @@
-"""Builds the status of the node: the level of each governed pod, its reason (H1), and sampled
-amounts (H2).
+"""Builds the status of the node: the level of each governed pod, its reason (H1), and its use (H2).
 
-Names and messages are cut and escaped here. So neither a name that a user chose nor a pod whose
-report cannot be built keeps the API server from accepting the reports of all other pods.
+Names and messages are cut and escaped here. So the API server accepts the status, whatever names
+users choose, and whichever report of a pod cannot be built.
 """
 
 import os
@@ -55,8 +54,7 @@ _CONTAINERS = 64
 _DENIALS = 32
 _FAIR = 1024
 STARTING_SECONDS = 5.0
-"""A process of the runtime keeps all capabilities for about this long, until it runs its program.
-"""
+"""A process of the runtime keeps all capabilities for about this long, before its program runs."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _SILENT = "its gate does not answer: pinning calls wait"
 
@@ -101,10 +99,7 @@ class StatusBuilder:
         overshoots: Overshoots,
         sampled: datetime | None,
     ) -> NodePinConfigStatus:
-        """Return the status.
-
-        `acknowledged` is the last policy that was applied completely, if any.
-        """
+        """Return the status. `acknowledged` is the last completely applied policy, if any."""
         subjects = [subject for subject in subjects if subject.keys or not subject.policy.gone]
         listed, cut = overshoots.reports()
         applied = acknowledge(acknowledged, subjects, enforcer) if acknowledged else []
@@ -135,7 +130,7 @@ class StatusBuilder:
     def _guarded_pod(
         self, subject: Subject, table: ProcessTable, enforcer: RlimitEnforcer
     ) -> PodReport:
-        """Return the report of a pod; at level Observe if it cannot be built (H1)."""
+        """Return the report of a pod, at level Observe after a failure (H1)."""
         with self._guard.item("report", subject.uid):
             return self._pod(subject, table, enforcer)
         return PodReport(
@@ -176,7 +171,7 @@ class StatusBuilder:
         return denials[:_DENIALS]
 
     def _denials(self) -> dict[str, object]:
-        """Return the fields about recent denials; none without a gate."""
+        """Return the fields about recent denials, empty without a gate."""
         status = self._gate.status
         if status is None:
             return {}
@@ -233,7 +228,9 @@ def _level(
         return PodLevel(Level.OBSERVE, GATE_UNAVAILABLE, ability.reason)
     if not subject.policy.limits:
         return PodLevel(
-            Level.OBSERVE, subject.policy.unsupported, "none of its limits can be held here"
+            Level.OBSERVE,
+            subject.policy.unsupported,
+            "none of its limits can be enforced on this node",
         )
     if not subject.policy.enforced:
         return PodLevel(Level.OBSERVE, AUDIT, "its limits are evaluated only")
@@ -248,12 +245,15 @@ def _level(
     if passing:
         return passing
     if subject.truncated:
-        return PodLevel(Level.OBSERVE, "TreeTooDeep", "cgroups lie deeper than a path can name")
+        return PodLevel(
+            Level.OBSERVE, "TreeTooDeep", "its cgroups are nested deeper than a path can name"
+        )
     if has_unknown_container(subject):
         return PodLevel(
             Level.OBSERVE,
             "ContainerUnknown",
-            "processes in no cgroup of a container are held to the limit together: the runtime's names are not known",
+            "processes outside all known container cgroups share one limit: "
+            "the runtime's names are unknown",
         )
     return PodLevel(
         Level.CONVERGE, RLIMIT_GATE, f"not exactly: {coverage.why}" if coverage.why else ""
@@ -261,12 +261,13 @@ def _level(
 
 
 def _gone(level: PodLevel) -> PodLevel:
-    """Return the level of a pod that is not listed any more: the message says so first."""
+    """Return the level of a pod that the operator no longer lists: the message says so first."""
     detail = f"{level.reason}: {level.message}" if level.message else level.reason
     return PodLevel(
         level.level,
         POD_GONE,
-        f"not listed by the operator any more: the last limits stay until it lists the pod again or the processes end ({detail})",
+        "no longer listed by the operator: the last limits stay until the operator lists the pod "
+        f"again or the processes end ({detail})",
     )
 
 
@@ -278,8 +279,8 @@ def _without_processes(subject: Subject) -> PodLevel:
     return PodLevel(
         Level.OBSERVE,
         NO_PROCESSES,
-        f"no process is in {where}. If its containers run, the cgroup drivers of kubelet and runtime may differ: "
-        "/proc/PID/cgroup of one of its processes says where it is",
+        f"no process is in {where}. If its containers run, the cgroup drivers of kubelet and "
+        "runtime may differ: /proc/PID/cgroup of one of its processes shows its cgroup",
     )
 
 
@@ -295,21 +296,23 @@ def _not_enforced(process: Process, failure: str, own: Collection[int]) -> PodLe
         return PodLevel(
             Level.OBSERVE,
             process.held_back.value,
-            f"process {pid}: not all of its threads are read yet",
+            f"process {pid}: some of its threads are not read yet",
         )
     if _is_starting(process, own):
-        why = f"process {pid} has {process.held_back} or can gain it, and may be the runtime's own before its program begins"
+        why = (
+            f"process {pid} has {process.held_back} or can gain it, and may belong to the runtime "
+            "until its program starts"
+        )
         return PodLevel(Level.OBSERVE, STARTING, why)
     return PodLevel(Level.OBSERVE, process.held_back.value, f"process {pid} has it or can gain it")
 
 
 def _is_starting(process: Process, own: Collection[int]) -> bool:
-    """Return whether the process is young and its parent is not one of the subject's `own`
-    processes.
+    """Return whether the process is young, and its parent is not one of the subject's `own` pids.
 
-    Such a process is the first one of a container, or of an exec into a container. A process that
-    the pod forked has a parent in the pod, or the first process of its PID namespace if the parent
-    has ended.
+    Such a process is the first of a container, or of an exec into a container. A process forked by
+    the pod has a parent in the pod: after the end of its parent, the first process of its PID
+    namespace.
     """
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
     return age < STARTING_SECONDS and process.status.parent not in own

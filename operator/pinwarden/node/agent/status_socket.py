@@ -1,8 +1,7 @@
-"""Answers `pinwarden status` on a Unix socket that only root may open, with one JSON object per
-connection.
+"""Answers `pinwarden status` on a Unix socket for root, with one JSON object per connection.
 
-The answer is the report as the API server gets it, and the configuration in force. So it also
-serves a host without Kubernetes, and a node whose API server does not answer.
+The answer has the report, in the form for the API server, and the configuration in force. So the
+socket also serves a host without Kubernetes, and a node without a reachable API server.
 """
 
 import json
@@ -46,11 +45,11 @@ class StatusSocket:
         self._listener.listen(8)
 
     def run(self) -> NoReturn:
-        """Serve for ever. A client that disconnects or does not read is dropped."""
+        """Serve for ever. A client is dropped if it disconnects or does not read."""
         while True:
             with self._guard.item("client"):
                 self._serve()
-            if not self._guard.due("client"):  # as where no descriptor is left
+            if not self._guard.due("client"):  # for example, no descriptor is left
                 time.sleep(PAUSE_SECONDS)
 
     def _serve(self) -> None:
@@ -61,7 +60,7 @@ class StatusSocket:
             try:
                 client.sendall(content)
             except OSError as error:
-                _log.debug("a client of the status socket went away: %s", error)
+                _log.debug("a client of the status socket disconnected: %s", error)
 
 
 def answer(node: str, snapshot: Snapshot | None) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Decides when the agent's status is written to the API server, and writes it.
 
 `WritePolicy` is pure: with thousands of nodes each write counts. A write is due at once for an
-acknowledgement, a changed level, a pod that came or went, an overshoot, a denial, or an amount that
-moved by more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the
-later one includes all changes. Without a change, a write follows after at most five minutes, a
-little earlier at random, so that agents do not stay in step. A failed write stays due.
+acknowledgement, a changed level, a new or ended pod, an overshoot, a denial, or an amount moved by
+more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the later
+write includes all changes. Without a change, a write follows after at most five minutes, a little
+earlier at random, so that agents do not stay in step. A failed write stays due.
 """
 
 import logging
@@ -33,9 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def smallest_limits(spec: NodePinConfigSpec) -> dict[str, int]:
-    """Return the smallest limit of each governed pod, and the capacity of each group, in bytes by
-    uid.
-    """
+    """Return the smallest limit of each governed pod and the capacity of each group, by uid."""
     capacities = {group.uid: group.capacity for group in spec.groups if group.capacity is not None}
     amounts = {limit.name: limit.limit for limit in spec.limits}
     known = {
@@ -86,7 +84,8 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
 def _group_statement(group: GroupReport) -> tuple[object, ...]:
     """Return the report of a group without its amounts and times."""
     borrowers = {
-        (each.pod, each.member, each.level, each.reason, each.denials) for each in group.borrowers
+        (borrow.pod, borrow.member, borrow.level, borrow.reason, borrow.denials)
+        for borrow in group.borrowers
     }
     return (
         group.uid,
@@ -105,8 +104,8 @@ def _group_statement(group: GroupReport) -> tuple[object, ...]:
 def _group_amounts(group: GroupReport) -> dict[str, int | None]:
     """Return the amounts of a group and its borrowers, in bytes."""
     own = {"charge": group.charge, "orphaned": group.orphaned, "dead": group.dead, "own": group.own}
-    borrowed = {f"{each.pod} borrowed": each.borrowed for each in group.borrowers}
-    mapped = {f"{each.pod} mapped": each.mapped for each in group.borrowers}
+    borrowed = {f"{borrow.pod} borrowed": borrow.borrowed for borrow in group.borrowers}
+    mapped = {f"{borrow.pod} mapped": borrow.mapped for borrow in group.borrowers}
     return {**own, **borrowed, **mapped}
 
 
@@ -228,7 +227,7 @@ class StatusWriter:
         except ApiError as error:
             self._failed()
             if not self._outage:
-                _log.warning("the status was not written, trying again: %s", error)
+                _log.warning("cannot write the status, trying again: %s", error)
             self._outage = True
             self._policy.failed(time.monotonic(), self._backoff.failed(error.retry_after))
             return

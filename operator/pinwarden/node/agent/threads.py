@@ -1,9 +1,9 @@
-"""The agent's threads besides the main one, and how they exchange data with it.
+"""The agent's threads besides the main thread, and the exchange of data between threads.
 
-Only the main thread uses the reconciler, and it never waits for a lock that is held during input or
+Only the main thread uses the reconciler. No thread keeps a lock of the main thread during input or
 output. Other threads put configurations into an inbox, which wakes the main thread, and read its
-latest snapshot. A thread that ends ends the agent: an agent without its watcher or writer looks
-alive and is not.
+latest snapshot. If a thread ends, the agent ends: without its watcher or writer, the agent would
+only look alive.
 """
 
 import logging
@@ -61,7 +61,7 @@ class ConfigInbox:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of the agent when it was `taken`, in seconds of the monotonic clock.
+    """The state of the agent at the time `taken`, in seconds of the monotonic clock.
 
     `limit_names` are the limits of each subject in the configuration, by its reported name.
     `failures` counts the items that failed, by process and kind.
@@ -94,30 +94,27 @@ class SnapshotBoard:
             self._changed.notify_all()
 
     def wait_for_newer(self, than: Snapshot | None, seconds: float | None) -> Snapshot | None:
-        """Return the latest snapshot as soon as it is not `than`, or after `seconds`."""
+        """Return the latest snapshot when there is a newer one than `than`, or after `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: self._latest is not than, seconds)
             return self._latest
 
 
 class Workers:
-    """Starts threads.
-
-    `failed` names the first that ended, and `wakeup` wakes the thread that checks it.
-    """
+    """Starts threads. `failed` names an ended thread, and `wakeup` wakes the main thread then."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakeup = wakeup
         self.failed: str | None = None
 
     def start(self, name: str, run: Callable[[], object]) -> None:
-        """Call `run`, which must not return, in a daemon thread."""
+        """Call `run` in a daemon thread. `run` must not return."""
 
         def guarded() -> None:
             try:
                 run()
                 _log.error("thread %s ended", name)
-            except Exception:  # noqa: BLE001 - whatever it is, the agent must end
+            except Exception:  # noqa: BLE001 - the agent must end
                 _log.exception("thread %s failed", name)
             self.failed = name
             self._wakeup.wake()

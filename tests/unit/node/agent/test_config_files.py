@@ -95,22 +95,22 @@ def test_an_empty_directory_holds_nothing(tmp_path: Path) -> None:
         (
             {"limits": [limit("a")]},
             {"limits": [limit("a")]},
-            "two.json: limit 'a' stands in one.json already",
+            "two.json: limit 'a' is already in one.json",
         ),
         (
             {"limits": [limit("a"), limit("a")]},
             {},
-            "one.json: limit 'a' stands in one.json already",
+            "one.json: limit 'a' is already in one.json",
         ),
         (
             {"pods": [{"uid": "p"}]},
             {"pods": [{"uid": "p"}]},
-            "two.json: pod 'p' stands in one.json already",
+            "two.json: pod 'p' is already in one.json",
         ),
         (
             {"mode": "Active"},
             {"mode": "Release"},
-            "two.json: field 'mode' stands in one.json already",
+            "two.json: field 'mode' is already in one.json",
         ),
     ],
 )

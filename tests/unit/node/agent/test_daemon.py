@@ -81,7 +81,7 @@ def test_nothing_is_said_to_be_given_back_where_nothing_can_be(
     line = refusal([*options, "--release"], capsys)
     assert (
         line
-        == "pinwarden agent: nothing can be given back: the rlimit gate is turned off (--gates none)"
+        == "pinwarden agent: cannot restore any process: the rlimit gate is turned off (--gates none)"
     )
 
 

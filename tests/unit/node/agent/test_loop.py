@@ -151,7 +151,7 @@ def test_a_thread_that_ends_ends_the_agent(
     running.workers.start("watcher", run)
     assert running.ended() is False
     assert "thread watcher" in caplog.text
-    assert "ending, because thread watcher ended" in caplog.text
+    assert "the agent ends, because thread watcher ended" in caplog.text
 
 
 @pytest.mark.rule("H3")

@@ -948,7 +948,7 @@ def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
     assert node.hard(worker) == 4 * PAGE
     pod = node.pod()
     assert (pod.level, pod.reason, pod.vm_lck) == (Level.CONVERGE, "PodGone", 2 * PAGE)
-    assert pod.message.startswith("not listed by the operator any more: the last limits stay")
+    assert pod.message.startswith("no longer listed by the operator: the last limits stay")
     assert "RlimitGate" in pod.message
     node.put([])
     node.tick()
