@@ -77,7 +77,7 @@ class NodePinConfigClient:
         self._server = server
         self._node = node
         self._path = f"{server.url}/apis/{GROUP}/{VERSION}/{NodePinConfig.plural}"
-        # A watch keeps its connection for minutes; the reporter has the other one.
+        # A watch keeps its connection for minutes; the status writer has the other one.
         self._pool = urllib3.PoolManager(
             maxsize=2,
             retries=False,
@@ -171,11 +171,11 @@ class NodePinConfigClient:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(f"no answer from {self._server.url}: {error}") from error
         if response.status >= 300:
-            raise _refusal(response)
+            raise _error_of(response)
         return response
 
 
-def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
+def _error_of(response: urllib3.BaseHTTPResponse) -> ApiError:
     try:
         data = response.data
     except urllib3.exceptions.HTTPError:

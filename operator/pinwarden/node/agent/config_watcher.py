@@ -1,13 +1,13 @@
 """Follows the NodePinConfig of the node: posts each configuration to the main thread and saves it.
 
-A missing or deleted object posts nothing, and the last configuration stays (H3). Each failure is
-counted, and the first of a series is logged. The next try lists again after a backoff of at most a
-few seconds. So agents return soon after the API server does.
+Without the object, nothing is posted, and the last configuration stays (H3). Each failure is
+counted, and the first of a series is logged. The next attempt lists again after a backoff of at
+most a few seconds. So agents return soon after the API server does.
 
 A configuration is posted first and saved then: an edit does not wait for the disk. Each event, also
-a bookmark, retries a failed save. The file is saved again if somebody removed or changed it,
-because gate and accountant read it. A configuration that cannot be read is posted as a problem, and
-the last good one stays. The same holds if `retain` fails, which a later event retries.
+a bookmark, retries a failed save. A removed or changed file is saved again, because the gate and
+the accountant read the file. An unreadable configuration is posted as a problem, and the last good
+configuration stays. The same holds for a failure of `retain`, which a later event retries.
 """
 
 import logging
@@ -27,7 +27,7 @@ from pinwarden.node.state.config import (
 )
 
 KINDS = ("configuration",)
-"""Kinds of items that the watcher guards."""
+"""Kinds of items guarded by the watcher."""
 _ITEM = ("configuration", "of the NodePinConfig")
 _SHORT_WATCH_SECONDS = 1.0
 _SETTLED_SECONDS = 10.0
@@ -38,7 +38,7 @@ class ConfigWatcher:
     """Posts each configuration of the node's object once.
 
     `announce` gets the uid of the object, None without an object. `failed` gets the failed
-    operation: list, watch or remember. `retain` adds what stays of the configuration before.
+    operation: list, watch or remember. `retain` adds the limits that stay from before.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ConfigWatcher:
         self._backoff = Backoff(cap=4.0, asked_cap=4.0)
         self._operation = "list"
         self._last: Object | None = None
-        self._taken: Configuration | None = None
+        self._accepted: Configuration | None = None
         self._unsaved: Configuration | None = None
         self._outage = False
         self._missing = False
@@ -82,82 +82,85 @@ class ConfigWatcher:
                 self._failed(self._operation)
                 if not self._outage:
                     _log.warning(
-                        "%s of the NodePinConfig failed, trying again: %s", self._operation, error
+                        "cannot %s the NodePinConfig, trying again: %s", self._operation, error
                     )
                 self._outage = True
                 self._sleep(self._backoff.failed(error.retry_after))
 
     def _follow(self) -> NoReturn:
         self._operation = "list"
-        found, version = self._client.list_own()
+        observed, version = self._client.list_own()
         if self._outage:
             _log.info("the API server answers again")
         self._outage = False
-        self._see(found)
+        self._observe(observed)
         self._operation = "watch"
         while True:
             started = time.monotonic()
             for event in self._client.watch_own(version):
                 version = event.resource_version
                 if event.object is not None or event.deleted:
-                    self._see(event.object)
+                    self._observe(event.object)
                 else:
-                    self._remember()
+                    self._save()
             if time.monotonic() - started < _SHORT_WATCH_SECONDS:
                 raise ApiError("the server ended the watch at once")
 
-    def _see(self, found: Object | None) -> None:
-        if found is None:
+    def _observe(self, observed: Object | None) -> None:
+        if observed is None:
             self._announce(None)
             if not self._missing:
                 _log.warning(
-                    "there is no NodePinConfig for this node: what is in force stays in force"
+                    "there is no NodePinConfig for this node: limits in force stay in force"
                 )
             self._missing = True
             return
         self._missing = False
         due = self._retry and self._guard.due(*_ITEM)
         # a write of the status alone comes back with the same generation and spec
-        if found != self._last or due:
-            self._last = found
-            self._take(found)
-        self._announce(found.uid)
-        self._remember()
+        if observed != self._last or due:
+            self._last = observed
+            self._accept(observed)
+        self._announce(observed.uid)
+        self._save()
 
-    def _take(self, found: Object) -> None:
+    def _accept(self, observed: Object) -> None:
         self._retry = False
         try:
-            new = Configuration.parse(found.spec, found.uid, found.generation)
+            new = Configuration.parse(observed.spec, observed.uid, observed.generation)
         except ConfigurationError as error:
             _log.error(
-                "generation %d of the NodePinConfig cannot be read, the last good one stays in force: %s",
-                found.generation,
+                "cannot read generation %d of the NodePinConfig, "
+                "the last good configuration stays in force: %s",
+                observed.generation,
                 error,
             )
-            self._refuse(found, str(error))
+            self._reject(observed, str(error))
             return
         with self._guard.item(*_ITEM):
             configuration = self._retain(new)
             self._post(configuration)
-            self._taken = self._unsaved = configuration
+            self._accepted = self._unsaved = configuration
             return
         self._retry = True
-        self._refuse(found, self._guard.cause(*_ITEM))
+        self._reject(observed, self._guard.cause(*_ITEM))
 
-    def _refuse(self, found: Object, cause: str) -> None:
+    def _reject(self, observed: Object, cause: str) -> None:
         self._post(
-            Problem(shown(f"generation {found.generation}: {cause}", LONGEST_MESSAGE), found.uid)
+            Problem(
+                shown(f"generation {observed.generation}: {cause}", LONGEST_MESSAGE), observed.uid
+            )
         )
 
-    def _remember(self) -> None:
+    def _save(self) -> None:
         if not self._memory.intact:
-            self._unsaved = self._taken
+            self._unsaved = self._accepted
         if self._unsaved is None:
             return
         try:
             self._memory.save(self._unsaved)
         except OSError as error:
             self._failed("remember")
-            _log.warning("the configuration in force is not kept over a restart: %s", error)
+            _log.warning("cannot save the configuration in force for a restart: %s", error)
             return
         self._unsaved = None

@@ -90,7 +90,7 @@ class WebServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error, except a client that disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
-            _log.exception("a request was not answered")
+            _log.exception("cannot answer a request")
 
 
 class _Handler(BaseHTTPRequestHandler):

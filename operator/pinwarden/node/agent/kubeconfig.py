@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_REFUSED_USER_FIELDS = ("exec", "auth-provider", "username", "password", "as")
+_UNSUPPORTED_USER_FIELDS = ("exec", "auth-provider", "username", "password", "as")
 
 
 class KubeconfigError(ValueError):
@@ -74,7 +74,7 @@ def in_cluster(
     )
     if not host or not port:
         raise KubeconfigError(
-            "not in a pod (KUBERNETES_SERVICE_HOST is not set): give --kubeconfig or --config"
+            "not in a pod (KUBERNETES_SERVICE_HOST is not set): use --kubeconfig or --config"
         )
     token = TokenFile(service_account / "token")
     try:
@@ -139,9 +139,9 @@ class _Kubeconfig:
                 and entry.get("name") == name
                 and isinstance(entry.get(key), dict)
             ):
-                found: dict[str, Any] = entry[key]
-                return found
-        raise self._error(f"{plural}: none is named {name!r}")
+                fields: dict[str, Any] = entry[key]
+                return fields
+        raise self._error(f"{plural}: no entry has the name {name!r}")
 
     def _tls(self, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> ssl.SSLContext:
         authority = self._data(cluster, "certificate-authority")
@@ -156,7 +156,7 @@ class _Kubeconfig:
         return tls
 
     def _token(self, user: Mapping[str, Any]) -> Callable[[], str | None]:
-        for field in _REFUSED_USER_FIELDS:
+        for field in _UNSUPPORTED_USER_FIELDS:
             if field in user:
                 raise self._error(
                     f"user.{field}: not supported, use a token or a client certificate"

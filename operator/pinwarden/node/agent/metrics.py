@@ -38,18 +38,21 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._failures = Counter(
             f"{PREFIX}_failures",
-            "Failures by operation: list, watch and status of the API server, remember of the disk, local of a local file.",
+            "Failures by operation: list, watch and status: requests to the API server; "
+            "remember: writes to disk; local: reads of local files.",
             ["operation"],
             registry=self._registry,
         )
         for operation in FAILURES:
             self._failures.labels(operation)
         self._writes = Counter(
-            f"{PREFIX}_status_writes", "Statuses that the API server took.", registry=self._registry
+            f"{PREFIX}_status_writes",
+            "Statuses written to the API server.",
+            registry=self._registry,
         )
         self._ticks = Histogram(
             f"{PREFIX}_tick_seconds",
-            "How long it took to look at every process and to deal.",
+            "Duration of a tick: sample due processes, allocate, set rlimits.",
             buckets=_TICK_SECONDS,
             registry=self._registry,
         )

@@ -2,7 +2,7 @@
 
 Unknown values are absent, not zero (H2). All numbers of a snapshot are samples, taken at
 `pinwarden_agent_sampled_timestamp_seconds`. By default they are sums, under 100 series in total.
-Series of each governed pod are optional. Pods are named by UID, because the agent knows no names.
+Series of each governed pod are optional. They have the pod's UID, because the agent knows no names.
 """
 
 from collections import Counter
@@ -20,7 +20,10 @@ from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
 
 PREFIX = "pinwarden_agent"
 FAIR_PARTS = ("current", "anonymous", "shared")
-_FAIR = "current is what the kernel charges, anonymous its own anonymous memory, shared what counts as its own of its groups"
+_FAIR = (
+    "current is the charge by the kernel, anonymous is anonymous memory, "
+    "shared is the fair share of groups"
+)
 
 
 class SnapshotCollector(Collector):
@@ -42,7 +45,7 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all families. Before the first snapshot, those of the snapshot have no series."""
         yield InfoMetricFamily(f"{PREFIX}_build", "Version of the agent.", {"version": __version__})
-        yield self._heard()
+        yield self._last_renewals()
         snapshot = self._board.latest
         report = snapshot.report if snapshot else None
         yield from _of_pods(report)
@@ -54,16 +57,17 @@ class SnapshotCollector(Collector):
         if self._pods:
             yield from _of_each_pod(report)
 
-    def _heard(self) -> Metric:
+    def _last_renewals(self) -> Metric:
         heard = _family(
             "heard_timestamp_seconds",
-            "When another process of the node last gave a sign of life: the gate every 2 s, the accountant every round.",
+            "When another process of the node last renewed its state file: "
+            "the gate every 2 s, the accountant every round.",
             "process",
         )
         for process, path in self._records.items():
             try:
                 heard.add_metric([process], path.stat().st_mtime)
-            except OSError:  # it was never heard, which is not known to be a fault
+            except OSError:  # no file yet: not known to be a fault
                 continue
         return heard
 
@@ -72,17 +76,17 @@ def _of_pods(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     pods = report.pods if report else ()
     pinned = _family(
         "governed_pinned_bytes",
-        "Sum over governed pods of what their address spaces have locked (VmLck) and pinned (VmPin).",
+        "Memory locked (VmLck) and pinned (VmPin) by the address spaces of governed pods.",
         "counter",
     )
     levels = _family(
         "governed_pods",
-        "Governed pods whose cgroup exists, by the level they are held at.",
+        "Governed pods with a cgroup, by level of enforcement.",
         "level",
     )
     reasons = _family(
         "governed_pods_by_reason",
-        "The same pods by the reason why they are held at no better level.",
+        "Governed pods with a cgroup, by the reason against a better level.",
         "reason",
     )
     if report:
@@ -101,27 +105,28 @@ def _of_limits(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     overshoots = report.overshoots if report else ()
     yield _single(
         "applied_limits",
-        "Limits dealt to every process that they govern.",
+        "Limits applied to all their processes.",
         len(report.applied_limits) if report else None,
     )
     yield _single(
         "unsupported_limits",
-        "Limits that this agent could not take.",
+        "Limits that this agent cannot enforce.",
         len(report.unsupported_limits) if report else None,
     )
     yield _single(
         "overshoots",
-        "Times that use was seen above a limit, over the overshoots that are still listed in the status.",
-        sum(each.count for each in overshoots) if report else None,
+        "Episodes of sampled use above a limit, over the overshoots listed in the status.",
+        sum(overshoot.count for overshoot in overshoots) if report else None,
     )
     yield _single(
         "overshoot_peak_bytes",
-        "The most that was seen above a limit, over the overshoots still listed: a lower bound.",
-        max((each.peak for each in overshoots), default=0) if report else None,
+        "Largest sampled excess over a limit, over the overshoots listed in the status: "
+        "a lower bound.",
+        max((overshoot.peak for overshoot in overshoots), default=0) if report else None,
     )
     denials = CounterMetricFamily(
         f"{PREFIX}_denials",
-        "Calls that the seccomp gate refused, since its journal began; absent without a gate.",
+        "Calls denied by the seccomp gate since its journal began; absent without a gate.",
     )
     if report and report.denials_dropped is not None:
         denials.add_metric([], report.denials_dropped + len(report.recent_denials))
@@ -133,18 +138,21 @@ def _of_groups(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     groups = report.groups if report else ()
     phases = _family("shared_groups", "Groups of shared memory on this node, by phase.", "phase")
     for phase in Phase if report else ():
-        phases.add_metric([phase.value], sum(each.phase is phase for each in groups))
+        phases.add_metric([phase.value], sum(group.phase is phase for group in groups))
     yield phases
-    borrows = [borrow for each in groups for borrow in each.borrowers]
+    borrows = [borrow for group in groups for borrow in group.borrowers]
     sums = {
-        "charge": ("What the objects of all groups hold.", [each.charge for each in groups]),
-        "orphaned": ("What no pod has mapped of it.", [each.orphaned for each in groups]),
+        "charge": ("Memory of the objects of all groups.", [group.charge for group in groups]),
+        "orphaned": (
+            "Memory of the objects of all groups that no pod has mapped.",
+            [group.orphaned for group in groups],
+        ),
         "dead_cgroup": (
-            "What of it is charged to cgroups that are gone.",
-            [each.dead for each in groups],
+            "Memory of the objects of all groups that is charged to deleted cgroups.",
+            [group.dead for group in groups],
         ),
         "borrowed": (
-            "What pods borrow, added up over pods.",
+            "Memory borrowed by pods from groups, summed over pods.",
             [borrow.borrowed for borrow in borrows],
         ),
     }
@@ -153,32 +161,32 @@ def _of_groups(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         there = report and (known or not groups)
         yield _single(f"shared_{name}_bytes", text, sum(known) if there else None)
     fair = _family(
-        "fair_bytes", f"Fair view of all pods that are attached to groups (M11): {_FAIR}.", "part"
+        "fair_bytes", f"Fair view of all pods attached to groups (M11): {_FAIR}.", "part"
     )
     if report and report.fair_view:
         for part in FAIR_PARTS:
-            fair.add_metric([part], sum(getattr(each, part) for each in report.fair_view))
+            fair.add_metric([part], sum(getattr(pod, part) for pod in report.fair_view))
     yield fair
 
 
 def _of_node(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     yield _single(
         "truncated",
-        "1 when a list of the status was cut at its longest length.",
+        "1 if a list of the status was cut at its maximum length.",
         report.truncated if report else None,
     )
     sources = _family(
         "source_level",
-        "1 for the level that the node reaches for a source; counted says whether the ledger sees it.",
+        "1 for the level of a source on the node; counted: whether the ledger counts the source.",
         *("source", "level", "counted"),
     )
-    for each in report.sources if report else ():
-        sources.add_metric([each.source.value, each.level.value, str(each.counted).lower()], 1)
+    for row in report.sources if report else ():
+        sources.add_metric([row.source.value, row.level.value, str(row.counted).lower()], 1)
     yield sources
     sampled = report.sampled_at if report else None
     yield _single(
         "sampled_timestamp_seconds",
-        "When these numbers were sampled.",
+        "When the numbers of the agent were sampled.",
         sampled.timestamp() if sampled else None,
     )
 
@@ -187,7 +195,7 @@ def _of_configuration(snapshot: Snapshot | None) -> Iterator[Metric]:
     configuration = snapshot.configuration if snapshot else None
     yield _single(
         "configuration_problem",
-        "1 while a newer configuration cannot be read and the last good one stays in force.",
+        "1 while a newer configuration cannot be read: the last good one stays in force.",
         snapshot.problem is not None if snapshot else None,
     )
     yield _single(
@@ -205,7 +213,8 @@ def _of_configuration(snapshot: Snapshot | None) -> Iterator[Metric]:
 def _of_failures(snapshot: Snapshot | None) -> Metric:
     failures = CounterMetricFamily(
         f"{PREFIX}_item_failures",
-        "Times that the work on one item failed while all others went on, by process and kind of item; the log names the item.",
+        "Failures of the work on a single item, by process and kind of item; "
+        "the log names the item.",
         labels=["process", "kind"],
     )
     for (process, kind), count in (snapshot.failures if snapshot else {}).items():
@@ -215,16 +224,20 @@ def _of_failures(snapshot: Snapshot | None) -> Metric:
 
 def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
     pinned = _family(
-        "pod_pinned_bytes", "What a governed pod has locked and pinned.", "uid", "counter"
+        "pod_pinned_bytes", "Memory locked and pinned by a governed pod.", "uid", "counter"
     )
-    peak = _family("pod_peak_bytes", "The most that was seen of it together: a lower bound.", "uid")
-    processes = _family("pod_processes", "Its processes.", "uid")
+    peak = _family(
+        "pod_peak_bytes",
+        "Largest sampled sum of locked and pinned memory of a pod: a lower bound.",
+        "uid",
+    )
+    processes = _family("pod_processes", "Processes of a pod.", "uid")
     level = _family(
-        "pod_level", "1 for the level that it is held at, and the reason.", "uid", "level", "reason"
+        "pod_level", "1 for the level of a pod and its reason.", "uid", "level", "reason"
     )
     denials = CounterMetricFamily(
         f"{PREFIX}_pod_denials",
-        "Calls of it that the gate refused for limits that hold for it; absent where no gate holds it.",
+        "Calls of a pod denied by the gate for its limits; absent for a pod without a gate.",
         labels=["uid"],
     )
     for pod in report.pods if report else ():
@@ -235,17 +248,17 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
         processes.add_metric([uid], pod.processes)
         level.add_metric([uid, pod.level.value, pod.reason], 1)
         if pod.denials is not None:
-            denials.add_metric([uid], sum(each.count for each in pod.denials))
+            denials.add_metric([uid], sum(denial.count for denial in pod.denials))
     yield from (pinned, peak, processes, level, denials)
     borrowed = _family(
         "pod_borrowed_bytes",
-        "Pages of a group, by its UID, that it has mapped.",
+        "Pages of a group mapped by a pod.",
         "uid",
         "group_uid",
     )
     mapped = _family(
         "pod_mapped_bytes",
-        "The extent of a group, by its UID, that it has mapped.",
+        "Address range of a group mapped by a pod.",
         "uid",
         "group_uid",
     )
@@ -255,10 +268,10 @@ def _of_each_pod(report: NodePinConfigStatus | None) -> Iterator[Metric]:
                 borrowed.add_metric([borrow.pod, group.uid], borrow.borrowed)
             if borrow.mapped is not None:
                 mapped.add_metric([borrow.pod, group.uid], borrow.mapped)
-    fair = _family("pod_fair_bytes", f"Its fair view (M11): {_FAIR}.", "uid", "part")
-    for each in report.fair_view if report else ():
+    fair = _family("pod_fair_bytes", f"Fair view of a pod (M11): {_FAIR}.", "uid", "part")
+    for row in report.fair_view if report else ():
         for part in FAIR_PARTS:
-            fair.add_metric([each.pod, part], getattr(each, part))
+            fair.add_metric([row.pod, part], getattr(row, part))
     yield from (borrowed, mapped, fair)
 
 

@@ -81,7 +81,7 @@ class Retainer:
         return replace(merged, gone=gone)
 
     def _fitting(self, missing: frozenset[str]) -> frozenset[str]:
-        """Return the missing pods on the node. If they are too many, pods with processes come first."""
+        """Return the missing pods on the node. If too many, those with processes come first."""
         try:
             pods = self._find()
         except OSError as error:

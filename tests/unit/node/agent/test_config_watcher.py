@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_and_tried_again_with_the_next_event(
 
     run = Run(Cleared([ONE]), tmp_path)
     assert run.failed[0] == "remember"
-    assert "not kept over a restart" in caplog.text
+    assert "cannot save the configuration in force for a restart" in caplog.text
     kept = run.memory.load()
     assert kept is not None
     assert kept.generation == 1

@@ -72,7 +72,7 @@ def test_no_way_to_an_api_server(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert "give --kubeconfig or --config" in refusal(options[:-1], capsys)
+    assert "use --kubeconfig or --config" in refusal(options[:-1], capsys)
 
 
 def test_nothing_is_said_to_be_given_back_where_nothing_can_be(

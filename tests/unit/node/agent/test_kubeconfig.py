@@ -133,8 +133,8 @@ def test_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"current-context": "y"}, "contexts: none is named 'y'"),
-        ({"clusters": None}, "clusters: none is named 'c'"),
+        ({"current-context": "y"}, "contexts: no entry has the name 'y'"),
+        ({"clusters": None}, "clusters: no entry has the name 'c'"),
         ({"cluster": {"server": "http://h"}}, "cluster.server: not an https:// address"),
         (
             {"cluster": {"certificate-authority-data": "%"}},
@@ -173,7 +173,7 @@ def test_in_a_pod(tmp_path: Path, certificate: tuple[Path, Path], host: str, url
 
 
 def test_outside_a_pod_the_options_are_named(tmp_path: Path) -> None:
-    with pytest.raises(KubeconfigError, match="give --kubeconfig or --config"):
+    with pytest.raises(KubeconfigError, match="use --kubeconfig or --config"):
         in_cluster({}, tmp_path)
     with pytest.raises(KubeconfigError, match="is not usable"):
         in_cluster(
