@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from pinwarden.api.meta import GROUP, VERSION, Condition
+from pinwarden.api.meta import GROUP, VERSION, Condition, describe_error
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup, SharedMemoryGroupStatus
 from pinwarden.controller.client import Json
@@ -80,7 +80,7 @@ def read(kind: type[UserResource], raw: Json) -> ObservedResource:
             {"metadata": metadata, "kind": raw["kind"], "spec": raw.get("spec")}
         )
     except ValidationError as error:
-        problem = _first(error)
+        problem = describe_error(error)
     return ObservedResource(
         kind=kind,
         name=metadata["name"],
@@ -102,12 +102,6 @@ def _status(kind: type[UserResource], raw: object) -> Status | None:
         return _STATUSES[kind].model_validate(raw) if raw else None
     except ValidationError:
         return None
-
-
-def _first(error: ValidationError) -> str:
-    """Return the first validation error, with its field."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def conditions_of(status: Status | None) -> list[Condition]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from pinwarden.api.meta import describe_error
 from pinwarden.api.nodepinconfig import DenialReport, NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller.agent_liveness import AgentLiveness
@@ -300,12 +301,10 @@ class Store:
         except ValidationError as error:
             self._metrics.unreadable("nodepinconfigs")
             self.unreadable.add(stored.name)
-            first = error.errors(include_url=False, include_input=False)[0]
             _log.warning(
-                "cannot read NodePinConfig %s, its report is ignored; field %s: %s",
+                "cannot read NodePinConfig %s, ignoring its report: %s",
                 stored.name,
-                first["loc"],
-                first["msg"],
+                describe_error(error),
             )
             self._update_view(view.without_object())
         else:

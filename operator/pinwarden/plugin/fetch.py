@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from pinwarden.api.meta import LabelSelector
+from pinwarden.api.meta import LabelSelector, describe_error
 from pinwarden.api.nodepinconfig import NodePinConfig, NodePinConfigSpec, NodePinConfigStatus
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
@@ -144,7 +144,7 @@ def limits(reader: ApiReader, namespace: str | None, *, cluster: bool) -> LimitL
                 name = "/".join(
                     filter(None, (raw["metadata"].get("namespace"), raw["metadata"]["name"]))
                 )
-                unreadable[f"{kind.__name__} {name}"] = _first(error)
+                unreadable[f"{kind.__name__} {name}"] = describe_error(error)
     return LimitList(readable, unreadable)
 
 
@@ -198,7 +198,7 @@ def config(raw: Json) -> NodePinConfig:
     except ValidationError as error:
         raise PluginError(
             f"NodePinConfig {raw['metadata']['name']} is from another version of pinwarden "
-            f"({_first(error)}): use kubectl-pinwarden in the version of the operator"
+            f"({describe_error(error)}): use kubectl-pinwarden in the version of the operator"
         ) from error
 
 
@@ -208,8 +208,3 @@ def _resource(kind: type[_Kind], raw: Json) -> _Kind:
         return kind.model_validate(raw)
     except ValidationError:
         return kind.model_validate({key: value for key, value in raw.items() if key != "status"})
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

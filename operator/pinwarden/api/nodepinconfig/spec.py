@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from pinwarden.api.meta import Model
+from pinwarden.api.meta import Model, describe_error
 from pinwarden.api.pinlimit import Contention, Counting, Enforcement, Level, Scope, Source
 from pinwarden.api.sharedmemorygroup import Accounting, Backing, LimitOn, Management, Owner, Path
 
@@ -222,14 +222,12 @@ def _known(
         try:
             known.append(kind.model_validate(entry))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
             fields = entry if isinstance(entry, Mapping) else {}
             unsupported.append(
                 UnsupportedLimit(
                     str(fields.get("name", "")),
                     str(fields.get("uid", "")),
-                    f"{where or 'entry'}: {first['msg']}",
+                    describe_error(error, root="entry"),
                 )
             )
     return known, unsupported

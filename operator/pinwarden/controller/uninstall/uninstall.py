@@ -115,7 +115,7 @@ class Uninstaller:
             await self._run_all([partial(self._remove_finalizer, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
             await self._run_all([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
-            left = await self._lease.hand_over()
+            has_deployment = await self._lease.hand_over()
         except BaseException:
             await self._lease.release()
             raise
@@ -123,7 +123,7 @@ class Uninstaller:
             f"released: {plural(len(names), 'NodePinConfig')} deleted, "
             f"finalizer removed from {plural(len(groups), 'SharedMemoryGroup')}"
         )
-        if not left:
+        if not has_deployment:
             self._say(
                 f"there is no Deployment {leader_election.NAME} in the namespace "
                 f"{self._settings.namespace}: if an operator runs elsewhere, stop that operator, "
@@ -164,17 +164,17 @@ class Uninstaller:
                 "groups": (raw.get("spec") or {}).get("groups") or [],
             }
 
-        missing = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
-        if silent := [name for name, alive in missing.items() if alive]:
+        unfinished = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
+        if silent := [name for name, alive in unfinished.items() if alive]:
             raise UninstallError(
                 f"these nodes did not restore the limits within {self._settings.timeout:.0f} s, "
                 f"though their agents run: {_few(silent)}. To see an agent's log: "
                 f"kubectl -n {self._settings.namespace} logs ds/pinwarden-agent"
             )
-        if missing:
+        if unfinished:
             self._say(
                 "no agent runs on these nodes, so their limits and shared memory stay until a "
-                f"reboot: {', '.join(missing)}"
+                f"reboot: {', '.join(unfinished)}"
             )
 
     async def _drain(self, uids: frozenset[str], deadline: float) -> None:
@@ -202,38 +202,38 @@ class Uninstaller:
         Continue at least until `quiet`. Return the unfinished nodes at the `deadline`, and whether
         an agent runs on each.
         """
-        asked: dict[str, int] = {}
+        written: dict[str, int] = {}
         poll = POLL_SECONDS
         while True:
             await self._lease.renew()
             late = monotonic() >= max(deadline, quiet)
             agents = await self._agents()
             configs = await self._list(_CONFIGS, lambda raw: _read_config(raw, wanted, waits))
-            concerned = [
+            reachable = [
                 config
                 for config in configs
                 if config.spec is not None and (config.reported or config.name in agents)
             ]
-            missing = {
+            unfinished = {
                 config.name: agents.get(config.name, False)
-                for config in concerned
+                for config in reachable
                 if config.waits
                 or not config.answered
-                or config.generation != asked.get(config.name)
+                or config.generation != written.get(config.name)
             }
-            if (not missing and monotonic() >= quiet) or late:
-                return missing
+            if (not unfinished and monotonic() >= quiet) or late:
+                return unfinished
             await self._run_all(
                 [
-                    partial(self._write, config, asked)
-                    for config in concerned
-                    if config.generation != asked.get(config.name)
+                    partial(self._write, config, written)
+                    for config in reachable
+                    if config.generation != written.get(config.name)
                 ]
             )
             await asyncio.sleep(poll)
             poll = min(poll * 1.5, LONGEST_POLL_SECONDS)
 
-    async def _write(self, config: "_NodeConfig", asked: dict[str, int]) -> None:
+    async def _write(self, config: "_NodeConfig", written: dict[str, int]) -> None:
         """Write a spec, unless the object was deleted or recreated meanwhile."""
         patch: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": config.uid},
@@ -245,7 +245,7 @@ class Uninstaller:
             if error.status not in (404, 422):
                 raise
         else:
-            asked[config.name] = stored["metadata"]["generation"]
+            written[config.name] = stored["metadata"]["generation"]
 
     async def _agents(self) -> Mapping[str, bool]:
         """Return by node whether an agent is alive."""
