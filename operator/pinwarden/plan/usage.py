@@ -122,11 +122,6 @@ class FigureFilter(NamedTuple):
         """Return whether to show figures of the pod, which is None if only its UID is known."""
         return pod is not None or (self.namespace is None and not self.selected)
 
-    def trusts_levels(self, config: NodePinConfig, now: datetime) -> bool:
-        """Return whether the levels in the node's report are still known to be true."""
-        sampled = config.status.sampled_at if config.status else None
-        return config.metadata.name in self.alive and not is_stale(sampled, now)
-
 
 def pod_figures(
     pods: Sequence[Pod],
@@ -135,25 +130,10 @@ def pod_figures(
     now: datetime,
 ) -> list[PodFigure]:
     """Return the figures of those `pods` that have limits or are reported, largest use first."""
-    figures = []
-    by_node = _by_node(pods)
-    for config in configs:
-        names = by_node.get(config.metadata.name, {})
-        limits = {limit.name: limit for limit in config.spec.limits}
-        limit_names = {pod.uid: pod.limits for pod in config.spec.pods if pod.limits}
-        reports = {pod.uid: pod for pod in config.status.pods} if config.status else {}
-        mirrors = {pod.uid for pod in names.values() if pod.uid != pod.cgroup_uid}
-        for uid in (limit_names.keys() - mirrors) | reports.keys():
-            pod = names.get(uid)
-            if figure_filter.includes(pod):
-                limit = _strictest(
-                    limits[name] for name in limit_names.get(uid, ()) if name in limits
-                )
-                figures.append(
-                    _figure(config, uid, pod, limit, reports.get(uid), figure_filter, now)
-                )
+    nodes = _nodes(pods, configs, figure_filter, now)
     return sorted(
-        figures, key=lambda figure: (*_largest(figure.total), figure.namespace or "", figure.pod)
+        (figure for node in nodes for figure in node.pod_figures()),
+        key=lambda figure: (*_largest(figure.total), figure.namespace or "", figure.pod),
     )
 
 
@@ -164,34 +144,10 @@ def shared_figures(
     now: datetime,
 ) -> SharedFigures:
     """Return the figures of the reported groups and of their pods."""
-    groups: list[GroupFigure] = []
-    borrows: list[BorrowFigure] = []
-    fair: list[FairFigure] = []
-    by_node = _by_node(pods)
-    for config in configs:
-        names = by_node.get(config.metadata.name, {})
-        status = config.status or NodePinConfigStatus()
-        groups += (
-            [] if figure_filter.selected else _groups(config, status, figure_filter.namespace, now)
-        )
-        borrows += _borrows(config, status, names, figure_filter, now)
-        for view in status.fair_view:
-            pod = names.get(view.pod)
-            if figure_filter.includes(pod):
-                sampled = _sampled(config, status, view.pod)
-                fair.append(
-                    FairFigure(
-                        namespace=pod.namespace if pod else None,
-                        pod=pod.name if pod else view.pod,
-                        node=config.metadata.name,
-                        current=view.current,
-                        anonymous=view.anonymous,
-                        shared=view.shared,
-                        fair=view.anonymous + view.shared,
-                        sampled_at=sampled,
-                        stale=is_stale(sampled, now),
-                    )
-                )
+    nodes = list(_nodes(pods, configs, figure_filter, now))
+    groups = [figure for node in nodes for figure in node.groups()]
+    borrows = [figure for node in nodes for figure in node.borrows()]
+    fair = [figure for node in nodes for figure in node.fair_view()]
     return SharedFigures(
         groups=sorted(groups, key=lambda group: (group.group, *_largest(group.charge), group.node)),
         borrows=sorted(
@@ -225,12 +181,147 @@ def _largest(amount: int | None) -> tuple[bool, int]:
     return amount is None, -(amount or 0)
 
 
-def _by_node(pods: Iterable[Pod]) -> Mapping[str, Mapping[str, Pod]]:
-    """Return the pods of each node by the UIDs of their cgroups."""
+def _nodes(
+    pods: Iterable[Pod],
+    configs: Iterable[NodePinConfig],
+    figure_filter: FigureFilter,
+    now: datetime,
+) -> Iterator["_NodeFigures"]:
     by_node: dict[str, dict[str, Pod]] = {}
     for pod in pods:
         by_node.setdefault(pod.node, {}).update(dict.fromkeys(pod.cgroup_uids, pod))
-    return by_node
+    for config in configs:
+        on_node = by_node.get(config.metadata.name, {})
+        yield _NodeFigures(config, on_node, figure_filter, now)
+
+
+class _NodeFigures:
+    """The figures of one node; `pods` are its pods by the UIDs of their cgroups."""
+
+    def __init__(
+        self,
+        config: NodePinConfig,
+        pods: Mapping[str, Pod],
+        figure_filter: FigureFilter,
+        now: datetime,
+    ) -> None:
+        self._spec, self._status = config.spec, config.status or NodePinConfigStatus()
+        self._name = config.metadata.name
+        self._pods, self._filter, self._now = pods, figure_filter, now
+        self._sampled_at = self._status.sampled_at
+        alive = self._name in figure_filter.alive
+        self._trusts_levels = alive and not is_stale(self._sampled_at, now)
+
+    def pod_figures(self) -> Iterator[PodFigure]:
+        limits = {limit.name: limit for limit in self._spec.limits}
+        limit_names = {pod.uid: pod.limits for pod in self._spec.pods if pod.limits}
+        reports = {pod.uid: pod for pod in self._status.pods}
+        mirrors = {pod.uid for pod in self._pods.values() if pod.uid != pod.cgroup_uid}
+        for uid in (limit_names.keys() - mirrors) | reports.keys():
+            if self._filter.includes(self._pods.get(uid)):
+                names = limit_names.get(uid, ())
+                limit = _strictest(limits[name] for name in names if name in limits)
+                yield self._pod_figure(uid, limit, reports.get(uid))
+
+    def _pod_figure(self, uid: str, limit: NodeLimit | None, report: PodReport | None) -> PodFigure:
+        pod = self._pods.get(uid)
+        figure = PodFigure(
+            namespace=pod.namespace if pod else None,
+            pod=pod.name if pod else uid,
+            uid=uid,
+            node=self._name,
+            limit=limit.limit if limit else None,
+            limit_name=limit.name.partition("@")[0] if limit else None,
+            scope=limit.scope if limit else None,
+            enforcement=limit.enforcement if limit else None,
+        )
+        if report is None:
+            return figure
+        known, denials = self._trusts_levels, report.denials
+        return figure.model_copy(
+            update={
+                "total": report.vm_lck + report.vm_pin,
+                "locked": report.vm_lck,
+                "pinned": report.vm_pin,
+                "peak": report.peak,
+                "processes": report.processes,
+                "level": report.level if known else None,
+                "reason": report.reason if known else SILENT,
+                "message": report.message if known else "",
+                "denials": None if denials is None else sum(denial.count for denial in denials),
+                "sampled_at": self._sampled_at,
+                "stale": is_stale(self._sampled_at, self._now),
+            }
+        )
+
+    def groups(self) -> Iterator[GroupFigure]:
+        namespace = self._filter.namespace
+        names = {group.uid: group.name for group in self._spec.groups}
+        for report in () if self._filter.selected else self._status.groups:
+            name = names.get(report.uid, report.uid)
+            if namespace is None or name.startswith(f"{namespace}/"):
+                yield GroupFigure(
+                    group=name,
+                    node=self._name,
+                    phase=report.phase,
+                    reason=report.reason,
+                    charge=report.charge,
+                    orphaned=report.orphaned,
+                    dead=report.dead,
+                    truncated=report.truncated,
+                    sampled_at=report.sampled_at,
+                    stale=is_stale(report.sampled_at, self._now),
+                )
+
+    def borrows(self) -> Iterator[BorrowFigure]:
+        groups = {group.uid: group for group in self._spec.groups}
+        for report in self._status.groups:
+            group = groups.get(report.uid)
+            stale = is_stale(report.sampled_at, self._now)
+            for borrow in report.borrowers:
+                pod = self._pods.get(borrow.pod)
+                if not self._filter.includes(pod):
+                    continue
+                members = group.members if group else []
+                limits = [member.borrow_limit for member in members if borrow.pod in member.pods]
+                yield BorrowFigure(
+                    group=group.name if group else report.uid,
+                    namespace=pod.namespace if pod else None,
+                    pod=pod.name if pod else borrow.pod,
+                    node=self._name,
+                    member=borrow.member,
+                    borrowed=borrow.borrowed,
+                    mapped=borrow.mapped,
+                    limit=min((limit for limit in limits if limit is not None), default=None),
+                    level=borrow.level if self._trusts_levels and not stale else None,
+                    denials=borrow.denials,
+                    sampled_at=report.sampled_at,
+                    stale=stale,
+                )
+
+    def fair_view(self) -> Iterator[FairFigure]:
+        for view in self._status.fair_view:
+            pod = self._pods.get(view.pod)
+            if self._filter.includes(pod):
+                sampled = self._fair_sampled(view.pod)
+                yield FairFigure(
+                    namespace=pod.namespace if pod else None,
+                    pod=pod.name if pod else view.pod,
+                    node=self._name,
+                    current=view.current,
+                    anonymous=view.anonymous,
+                    shared=view.shared,
+                    fair=view.anonymous + view.shared,
+                    sampled_at=sampled,
+                    stale=is_stale(sampled, self._now),
+                )
+
+    def _fair_sampled(self, uid: str) -> datetime | None:
+        """Return the time of the oldest figure of the pod's fair view."""
+        attached = {group.uid for group in self._spec.groups if uid in group.pods()}
+        reports = (report for report in self._status.groups if report.uid in attached)
+        times = [self._sampled_at, *(report.sampled_at for report in reports)]
+        return min((time for time in times if time is not None), default=None)
 
 
 def _strictest(limits: Iterable[NodeLimit]) -> NodeLimit | None:
@@ -245,110 +336,3 @@ def _strictest(limits: Iterable[NodeLimit]) -> NodeLimit | None:
         ),
         default=None,
     )
-
-
-def _figure(
-    config: NodePinConfig,
-    uid: str,
-    pod: Pod | None,
-    limit: NodeLimit | None,
-    report: PodReport | None,
-    figure_filter: FigureFilter,
-    now: datetime,
-) -> PodFigure:
-    figure = PodFigure(
-        namespace=pod.namespace if pod else None,
-        pod=pod.name if pod else uid,
-        uid=uid,
-        node=config.metadata.name,
-        limit=limit.limit if limit else None,
-        limit_name=limit.name.partition("@")[0] if limit else None,
-        scope=limit.scope if limit else None,
-        enforcement=limit.enforcement if limit else None,
-    )
-    if report is None or config.status is None:
-        return figure
-    sampled = config.status.sampled_at
-    known = figure_filter.trusts_levels(config, now)
-    return figure.model_copy(
-        update={
-            "total": report.vm_lck + report.vm_pin,
-            "locked": report.vm_lck,
-            "pinned": report.vm_pin,
-            "peak": report.peak,
-            "processes": report.processes,
-            "level": report.level if known else None,
-            "reason": report.reason if known else SILENT,
-            "message": report.message if known else "",
-            "denials": None
-            if report.denials is None
-            else sum(denial.count for denial in report.denials),
-            "sampled_at": sampled,
-            "stale": is_stale(sampled, now),
-        }
-    )
-
-
-def _sampled(config: NodePinConfig, status: NodePinConfigStatus, uid: str) -> datetime | None:
-    """Return the time of the oldest figure of the pod's fair view."""
-    attached = {group.uid for group in config.spec.groups if uid in group.pods()}
-    times = [
-        status.sampled_at,
-        *(group.sampled_at for group in status.groups if group.uid in attached),
-    ]
-    return min((time for time in times if time is not None), default=None)
-
-
-def _groups(
-    config: NodePinConfig, status: NodePinConfigStatus, namespace: str | None, now: datetime
-) -> Iterator[GroupFigure]:
-    named = {group.uid: group.name for group in config.spec.groups}
-    for report in status.groups:
-        name = named.get(report.uid, report.uid)
-        if namespace is None or name.startswith(f"{namespace}/"):
-            yield GroupFigure(
-                group=name,
-                node=config.metadata.name,
-                phase=report.phase,
-                reason=report.reason,
-                charge=report.charge,
-                orphaned=report.orphaned,
-                dead=report.dead,
-                truncated=report.truncated,
-                sampled_at=report.sampled_at,
-                stale=is_stale(report.sampled_at, now),
-            )
-
-
-def _borrows(
-    config: NodePinConfig,
-    status: NodePinConfigStatus,
-    names: Mapping[str, Pod],
-    figure_filter: FigureFilter,
-    now: datetime,
-) -> Iterator[BorrowFigure]:
-    groups = {group.uid: group for group in config.spec.groups}
-    for report in status.groups:
-        group = groups.get(report.uid)
-        stale = is_stale(report.sampled_at, now)
-        known = figure_filter.trusts_levels(config, now) and not stale
-        for borrow in report.borrowers:
-            pod = names.get(borrow.pod)
-            if not figure_filter.includes(pod):
-                continue
-            members = group.members if group else []
-            limits = [member.borrow_limit for member in members if borrow.pod in member.pods]
-            yield BorrowFigure(
-                group=group.name if group else report.uid,
-                namespace=pod.namespace if pod else None,
-                pod=pod.name if pod else borrow.pod,
-                node=config.metadata.name,
-                member=borrow.member,
-                borrowed=borrow.borrowed,
-                mapped=borrow.mapped,
-                limit=min((limit for limit in limits if limit is not None), default=None),
-                level=borrow.level if known else None,
-                denials=borrow.denials,
-                sampled_at=report.sampled_at,
-                stale=stale,
-            )

@@ -133,7 +133,7 @@ class DenialReport(Model):
     container: str = Field(max_length=63)
     process: str = Field(
         max_length=16,
-        description="Name of the process (comm), which the process chooses: it may have any "
+        description="Name of the process (comm), chosen by the process: it may have any "
         "characters.",
     )
     pid: int = Field(

@@ -91,7 +91,7 @@ class PosixShmBacking(Model):
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD,
-        description="Pod: the /dev/shm of each member pod. Host: that of the node.",
+        description="Pod: the /dev/shm of each member pod. Host: the /dev/shm of the node.",
     )
 
 
@@ -118,7 +118,7 @@ class SysvShmBacking(Model):
     )
     ipc_namespace: IpcNamespace = Field(
         IpcNamespace.POD,
-        description="Pod: the segments of each member pod. Host: those of the node.",
+        description="Pod: the segments of each member pod. Host: the segments of the node.",
     )
 
     @property
