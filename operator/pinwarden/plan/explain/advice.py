@@ -46,9 +46,9 @@ def raise_to(limit: Limit, needed: int) -> NextStep:
     amount = recommend(max(needed, 1)) or recommend(1)
     if amount is None or amount.bytes < least:
         amount = recommend(least)
-    who = "an administrator raises" if isinstance(limit, ClusterPinLimit) else "raise"
+    actor = "an administrator raises" if isinstance(limit, ClusterPinLimit) else "raise"
     text = (
-        f"If the pod needs more, {who} {display_name(limit)} to {amount}; running processes get "
+        f"If the pod needs more, {actor} {display_name(limit)} to {amount}; running processes get "
         "the limit at once."
     )
     return NextStep(text=text, command=patch(limit, {"limit": str(amount)}))

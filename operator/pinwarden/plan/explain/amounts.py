@@ -39,7 +39,7 @@ def denied_calls(case: Case) -> Iterator[Finding]:
         raised = 0 < _would_have_allowed(known) <= amount and now_used <= amount
         fits = raised and case.acknowledges(limit)
         was_other = bool(known) and known[-1].limit not in (None, amount)
-        words = (
+        calls = (
             f"The gate denied {'a call' if count == 1 else f'{count} calls'} for "
             f"{display_name(limit)} ({limit.spec.limit}{' now' if was_other else ''})"
         )
@@ -58,7 +58,7 @@ def denied_calls(case: Case) -> Iterator[Finding]:
             now = f". The limit was raised since{fit}"
         step = watch(case.pod) if raised else raise_to(limit, max(_needed(case, limit), amount))
         yield Finding(
-            cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{words}{last}{now}.", next=step
+            cause=Cause.DENIED_BY_GATE, problem=not fits, message=f"{calls}{last}{now}.", next=step
         )
     others = [denial for denial in listed(case) if denial.uid not in seen]
     if others:
@@ -115,14 +115,15 @@ def _other_denial(case: Case, uid: str, text: str) -> Finding:
 
 def use_and_grants(case: Case) -> Iterator[Finding]:
     """Yield use above a limit, overshoots and grants."""
+    by_uid = {limit.metadata.uid: limit for limit in case.matching}
     for limit in case.matching:
         share = case.shares[limit_name(limit)]
         if share.over and not share.silent:
             yield _over(case, limit)
         if limit.spec.grant:
             yield from _grant(case, limit)
-    for shot in overshoots(case):
-        limit = next(matching for matching in case.matching if matching.metadata.uid == shot.limit)
+    for overshoot in overshoots(case):
+        limit = by_uid[overshoot.limit]
         step = recreate_gated(case.evidence, "To limit the pod exactly")
         if case.use and case.use.level is Level.DENY:
             if (share := case.shares[limit_name(limit)]).over and not share.silent:
@@ -136,9 +137,10 @@ def use_and_grants(case: Case) -> Iterator[Finding]:
             )
         yield remark(
             Cause.OVERSHOT,
-            f"Use exceeded {display_name(limit)} {shot.count} time(s), last at "
-            f"{shot.last_time:%Y-%m-%dT%H:%M:%SZ}: {short(shot.peak)} over for {shot.seconds:g} s "
-            "at worst (a lower bound). The cause was a race, or a lowered limit.",
+            f"Use exceeded {display_name(limit)} {overshoot.count} time(s), last at "
+            f"{overshoot.last_time:%Y-%m-%dT%H:%M:%SZ}: {short(overshoot.peak)} over for "
+            f"{overshoot.seconds:g} s at worst (a lower bound). The cause was a race, or a "
+            "lowered limit.",
             step,
         )
 

@@ -99,11 +99,11 @@ def _unreported(case: Case) -> Iterator[Finding]:
         )
 
 
-def _not_started(case: Case, what: str) -> Finding:
+def _not_started(case: Case, message: str) -> Finding:
     pod = case.pod
     return remark(
         Cause.NOT_STARTED,
-        what,
+        message,
         kubectl_step(
             "See what the pod waits for, and try again in some seconds.",
             "describe pod",

@@ -40,17 +40,17 @@ def uses(case: Case) -> Iterator[GroupUse]:
 
 def findings(case: Case) -> Iterator[Finding]:
     """Yield rejected groups, denied mappings, and borrows above a limit."""
-    standing = admissions(
+    decided = admissions(
         [group for group in case.evidence.groups if group.namespace == case.pod.namespace],
         case.evidence.namespace,
     )
     for group, borrow in _concerned(case):
-        how = standing.get(group.name)
-        if isinstance(how, Rejection) and _is_member(case, group):
+        admission = decided.get(group.name)
+        if isinstance(admission, Rejection) and _is_member(case, group):
             yield problem(
                 Cause.GROUP_REJECTED,
                 f"The pod is a member of SharedMemoryGroup {group.name}, which is rejected "
-                f"({how.reason}): {how.message}.",
+                f"({admission.reason}): {admission.message}.",
                 _describe(group, "See its conditions."),
             )
         if borrow is not None and not case.view.silent:

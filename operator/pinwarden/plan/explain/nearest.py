@@ -63,14 +63,14 @@ def near(limit: Limit, evidence: Evidence) -> NearMiss:
     return NearMiss(limit, tuple(differences), labels if by_labels_alone else {})
 
 
-def _unmet(selector: LabelSelector, labels: Labels, whose: str) -> Iterator[str]:
+def _unmet(selector: LabelSelector, labels: Labels, label: str) -> Iterator[str]:
     for key, value in selector.match_labels.items():
         if not selects(LabelSelector(match_labels={key: value}), labels):
-            yield f"{whose} {key} is {_value(labels, key)}, and the limit wants {value!r}"
+            yield f"{label} {key} is {_value(labels, key)}, and the limit wants {value!r}"
     for requirement in selector.match_expressions:
         if not selects(LabelSelector(match_expressions=[requirement]), labels):
             has, wanted = _value(labels, requirement.key), _wanted(requirement)
-            yield f"{whose} {requirement.key} is {has}, and the limit wants {wanted}"
+            yield f"{label} {requirement.key} is {has}, and the limit wants {wanted}"
 
 
 def _value(labels: Labels, key: str) -> str:
