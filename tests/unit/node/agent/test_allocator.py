@@ -88,7 +88,7 @@ def over(
 
 @pytest.mark.rule("P14")
 @given(cases())
-def test_no_process_gets_more_than_it_had_or_was_granted(
+def test_a_process_gets_at_most_its_original_limit_or_its_grant(
     case: tuple[list[ProcessUsage], list[Constraint]],
 ) -> None:
     processes, constraints = case
@@ -103,7 +103,9 @@ def test_no_process_gets_more_than_it_had_or_was_granted(
 
 @pytest.mark.rule("P13")
 @given(cases(one_kind=True))
-def test_one_taker_passes_no_constraint(case: tuple[list[ProcessUsage], list[Constraint]]) -> None:
+def test_a_single_pinning_process_exceeds_no_constraint(
+    case: tuple[list[ProcessUsage], list[Constraint]],
+) -> None:
     processes, constraints = case
     dealt = allocate(processes, constraints, page_size=PAGE)
     use = {one.key: one.use for one in processes}
@@ -117,7 +119,7 @@ def test_one_taker_passes_no_constraint(case: tuple[list[ProcessUsage], list[Con
 
 
 @given(process_lists(), st.integers(0, 600 * PAGE))
-def test_reserve_never_sums_past_a_limit_that_use_fits_in(
+def test_reserve_with_fitting_use_never_exceeds_the_limit_in_sum(
     processes: list[ProcessUsage], room: int
 ) -> None:
     limit = sum(one.use for one in processes) + room
@@ -127,7 +129,7 @@ def test_reserve_never_sums_past_a_limit_that_use_fits_in(
 
 @pytest.mark.rule("P5")
 @given(process_lists(), st.integers(0, 600 * PAGE), st.data())
-def test_share_refuses_no_pin_that_fits(
+def test_share_denies_no_fitting_pin(
     processes: list[ProcessUsage], limit: int, data: st.DataObject
 ) -> None:
     dealt = allocate(processes, [over(processes, limit)], page_size=PAGE)
@@ -141,7 +143,7 @@ def test_share_refuses_no_pin_that_fits(
 
 @pytest.mark.rule("P11")
 @given(process_lists(), st.sampled_from(Contention), st.data())
-def test_a_limit_below_use_leaves_exactly_the_own_use(
+def test_a_limit_below_use_allows_exactly_the_own_use(
     processes: list[ProcessUsage], contention: Contention, data: st.DataObject
 ) -> None:
     limit = data.draw(st.integers(0, sum(one.use for one in processes)))
@@ -151,7 +153,7 @@ def test_a_limit_below_use_leaves_exactly_the_own_use(
 
 
 @given(cases(), st.randoms(use_true_random=False))
-def test_dealing_what_was_dealt_changes_nothing_and_order_does_not_matter(
+def test_a_second_allocation_in_any_order_changes_nothing(
     case: tuple[list[ProcessUsage], list[Constraint]], random: Random
 ) -> None:
     processes, constraints = case
@@ -175,7 +177,7 @@ def test_dealing_what_was_dealt_changes_nothing_and_order_does_not_matter(
     st.integers(0, 600 * PAGE),
     st.sampled_from(Contention),
 )
-def test_a_raised_limit_lowers_nobody(
+def test_a_raised_limit_lowers_no_process(
     processes: list[ProcessUsage], limit: int, more: int, contention: Contention
 ) -> None:
     low = allocate(processes, [over(processes, limit, contention)], page_size=PAGE)
@@ -184,12 +186,14 @@ def test_a_raised_limit_lowers_nobody(
 
 
 @given(process_lists())
-def test_without_constraints_the_saved_limits_return(processes: list[ProcessUsage]) -> None:
+def test_a_process_without_constraints_gets_its_original_limits(
+    processes: list[ProcessUsage],
+) -> None:
     dealt = allocate(processes, [], page_size=PAGE)
     assert dealt == {one.key: Limits(one.original_soft, one.original_hard) for one in processes}
 
 
-def test_share_gives_everyone_all_that_is_left_and_reserve_divides_it() -> None:
+def test_share_allows_all_free_room_to_each_and_reserve_divides_the_room() -> None:
     pair = [process(1, locked=2 * MIB), process(2, pinned=4 * MIB)]
     shared = allocate(pair, [over(pair, 16 * MIB)], page_size=PAGE)
     assert [limits.hard for limits in shared.values()] == [12 * MIB, 14 * MIB]
@@ -198,14 +202,14 @@ def test_share_gives_everyone_all_that_is_left_and_reserve_divides_it() -> None:
 
 
 @pytest.mark.rule("P2", "P13")
-def test_both_kinds_count_and_the_tightest_constraint_decides() -> None:
+def test_use_of_both_kinds_counts_and_the_smallest_constraint_applies() -> None:
     both = [process(1, locked=3 * MIB, pinned=2 * MIB), process(2)]
     dealt = allocate(both, [over(both, 10 * MIB), over(both[:1], 6 * MIB)], page_size=PAGE)
     assert [limits.hard for limits in dealt.values()] == [4 * MIB, 5 * MIB]
 
 
 @pytest.mark.rule("P14")
-def test_a_grant_raises_and_a_limit_without_one_does_not() -> None:
+def test_a_limit_raises_only_with_a_grant() -> None:
     poor = [process(1, soft=MIB, hard=2 * MIB)]
     assert allocate(poor, [over(poor, 64 * MIB)], page_size=PAGE)[poor[0].key] == (MIB, 2 * MIB)
     granted = allocate(poor, [over(poor, 64 * MIB, grant=32 * MIB)], page_size=PAGE)
@@ -234,14 +238,14 @@ def test_part_of_a_page_allows_nothing(page_size: int) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_member_whose_use_is_unknown_is_an_error() -> None:
+def test_a_member_of_unknown_use_is_an_error() -> None:
     known, unknown = process(1), process(2)
     with pytest.raises(KeyError):
         allocate([known], [over([known, unknown], MIB)], page_size=PAGE)
 
 
 @pytest.mark.rule("P14")
-def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
+def test_a_grant_below_the_original_limit_lowers_nothing() -> None:
     rich = [process(1, soft=MIB, hard=32 * MIB)]
     assert allocate(rich, [over(rich, 64 * MIB, grant=4 * MIB)], page_size=PAGE)[rich[0].key] == (
         4 * MIB,
@@ -255,7 +259,7 @@ def test_a_grant_smaller_than_what_the_runtime_gave_takes_nothing() -> None:
 
 @pytest.mark.rule("P1", "P14")
 @given(cases())
-def test_exact_processes_may_have_the_whole_limit_and_no_more_than_they_had(
+def test_exact_processes_get_the_whole_limit_up_to_their_original_limit(
     case: tuple[list[ProcessUsage], list[Constraint]],
 ) -> None:
     processes, constraints = case
@@ -277,7 +281,7 @@ def test_exact_processes_may_have_the_whole_limit_and_no_more_than_they_had(
 
 
 @pytest.mark.rule("P1")
-def test_what_an_exact_process_holds_leaves_others_no_less() -> None:
+def test_use_of_another_process_does_not_lower_an_exact_process() -> None:
     full = [constraint(4 * MIB, frozenset({ProcessKey(1, 1), ProcessKey(2, 2)}), Contention.SHARE)]
     holder, other = process(1, locked=3 * MIB), dataclasses.replace(process(2), exact=True)
     dealt = allocate([holder, other], full, page_size=PAGE)

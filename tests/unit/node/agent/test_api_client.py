@@ -1,4 +1,4 @@
-"""The HTTP edge against a server on loopback that answers as a broken or busy API server would; tests/api has the real one."""
+"""The API client against a server on loopback that is broken or busy; tests/api uses a real one."""
 
 import json
 import ssl
@@ -70,7 +70,7 @@ def answer(content: object) -> Reply:
     return 200, {}, json.dumps(content).encode()
 
 
-def test_list_asks_for_the_own_object_alone(server: Server, client: NodePinConfigClient) -> None:
+def test_list_selects_only_the_own_object(server: Server, client: NodePinConfigClient) -> None:
     server.reply = answer({"metadata": {"resourceVersion": "12"}, "items": [SERVED]})
     assert client.list_own() == (Object("u", 3, {"mode": "Active"}), "12")
     method, path, authorization, _ = server.requests[0]
@@ -83,7 +83,7 @@ def test_a_missing_object_is_none(server: Server, client: NodePinConfigClient) -
     assert client.list_own() == (None, "12")
 
 
-def test_watch_yields_what_happens(server: Server, client: NodePinConfigClient) -> None:
+def test_watch_yields_events_in_order(server: Server, client: NodePinConfigClient) -> None:
     server.reply = lines(
         {"type": "ADDED", "object": SERVED},
         {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "15"}}},
@@ -97,7 +97,7 @@ def test_watch_yields_what_happens(server: Server, client: NodePinConfigClient) 
     assert "resourceVersion=8&allowWatchBookmarks=true" in server.requests[0][1]
 
 
-def test_an_expired_watch_says_410(server: Server, client: NodePinConfigClient) -> None:
+def test_an_expired_watch_raises_status_410(server: Server, client: NodePinConfigClient) -> None:
     server.reply = lines(
         {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
     )
@@ -106,7 +106,7 @@ def test_an_expired_watch_says_410(server: Server, client: NodePinConfigClient) 
     assert caught.value.status == 410
 
 
-def test_status_is_replaced_as_a_whole_of_that_object_only(
+def test_replace_status_replaces_the_whole_status_of_one_uid(
     server: Server, client: NodePinConfigClient
 ) -> None:
     server.reply = answer({})
@@ -122,7 +122,7 @@ def test_status_is_replaced_as_a_whole_of_that_object_only(
     ]
 
 
-def test_a_refusal_keeps_the_servers_words_and_wait(
+def test_an_error_has_the_servers_message_and_retry_after(
     server: Server, client: NodePinConfigClient
 ) -> None:
     server.reply = (
@@ -148,7 +148,7 @@ def test_a_refusal_keeps_the_servers_words_and_wait(
         answer({"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {}}]}),
     ],
 )
-def test_what_is_no_answer_of_an_api_server_is_an_error(
+def test_an_invalid_answer_is_an_error(
     server: Server, client: NodePinConfigClient, reply: Reply
 ) -> None:
     server.reply = reply
@@ -165,7 +165,7 @@ def test_what_is_no_answer_of_an_api_server_is_an_error(
         (200, {"Transfer-Encoding": "chunked"}, b"5\r\nab"),
     ],
 )
-def test_what_is_no_watch_is_an_error(
+def test_an_invalid_watch_is_an_error(
     server: Server, client: NodePinConfigClient, reply: Reply
 ) -> None:
     server.reply = reply
@@ -173,7 +173,7 @@ def test_what_is_no_watch_is_an_error(
         list(client.watch_own("8"))
 
 
-def test_no_server_is_an_error_without_a_status() -> None:
+def test_an_unreachable_server_is_an_error_without_a_status() -> None:
     nobody = NodePinConfigClient(
         ApiServer("http://127.0.0.1:1", ssl.create_default_context()), "node-1"
     )
@@ -187,7 +187,7 @@ def test_no_server_is_an_error_without_a_status() -> None:
         assert caught.value.status is None
 
 
-def test_a_token_that_cannot_be_read_is_an_error(server: Server) -> None:
+def test_an_unreadable_token_is_an_error(server: Server) -> None:
     def unreadable() -> str:
         raise FileNotFoundError(2, "No such file", "token")
 
@@ -198,7 +198,7 @@ def test_a_token_that_cannot_be_read_is_an_error(server: Server) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_backoff_doubles_up_to_its_cap_and_starts_anew(share: float) -> None:
+def test_backoff_doubles_up_to_its_cap_and_resets(share: float) -> None:
     def uniform(low: float, high: float) -> float:
         return low + share * (high - low)
 
@@ -210,6 +210,6 @@ def test_backoff_doubles_up_to_its_cap_and_starts_anew(share: float) -> None:
     assert backoff.failed(at_least=100) == 4.0
 
 
-def test_backoff_draws_by_itself() -> None:
+def test_backoff_is_random() -> None:
     delay: Callable[[], float] = Backoff(0.1, 4.0).failed
     assert all(0 < delay() <= 4.0 for _ in range(20))

@@ -1,4 +1,4 @@
-"""Configuration from local files: what a person may write, what clashes, and that a broken file changes nothing."""
+"""Configuration from local files: fields, conflicts, and invalid files, which change nothing."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def names(configuration: Configuration) -> list[str]:
     return [one.name for one in configuration.spec.limits]
 
 
-def test_what_a_person_leaves_out_is_filled_in(tmp_path: Path) -> None:
+def test_missing_fields_get_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "limits.yaml"
     path.write_text(QEMU)
     configuration = read_files(path)
@@ -57,21 +57,24 @@ def test_what_a_person_leaves_out_is_filled_in(tmp_path: Path) -> None:
     )
 
 
-def test_a_long_name_gets_a_uid_that_fits(tmp_path: Path) -> None:
+def test_a_long_name_gets_a_short_uid(tmp_path: Path) -> None:
     (one,) = read_files(write(tmp_path, a={"limits": [limit("n" * 384)]})).spec.limits
     assert len(one.uid) == 64
 
 
-def test_a_whole_object_and_several_documents(tmp_path: Path) -> None:
+def test_a_file_has_a_whole_object_or_several_documents(tmp_path: Path) -> None:
     path = tmp_path / "limits.yaml"
-    whole = "apiVersion: pinwarden.io/v1alpha1\nkind: NodePinConfig\nmetadata: {name: n}\nspec: {mode: Release}\n"
+    whole = (
+        "apiVersion: pinwarden.io/v1alpha1\nkind: NodePinConfig\nmetadata: {name: n}\n"
+        "spec: {mode: Release}\n"
+    )
     path.write_text(f"{QEMU}\n---\n{whole}---\n")
     configuration = read_files(path)
     assert names(configuration) == ["qemu"]
     assert configuration.spec.mode is Mode.RELEASE
 
 
-def test_a_directory_is_all_its_files_and_no_others(tmp_path: Path) -> None:
+def test_a_directory_stands_for_all_its_configuration_files(tmp_path: Path) -> None:
     write(
         tmp_path,
         b={"limits": [limit("b")], "unknownPods": "1Ki"},
@@ -85,7 +88,7 @@ def test_a_directory_is_all_its_files_and_no_others(tmp_path: Path) -> None:
     assert configuration.spec.unknown_pods == 1024
 
 
-def test_an_empty_directory_holds_nothing(tmp_path: Path) -> None:
+def test_an_empty_directory_is_an_empty_configuration(tmp_path: Path) -> None:
     assert names(read_files(tmp_path)) == []
 
 
@@ -114,7 +117,7 @@ def test_an_empty_directory_holds_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, message: str) -> None:
+def test_a_conflict_names_both_files(tmp_path: Path, first: Any, second: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         read_files(write(tmp_path, one=first, two=second))
 
@@ -147,13 +150,15 @@ def test_a_clash_names_both_files(tmp_path: Path, first: Any, second: Any, messa
         ),
     ],
 )
-def test_a_broken_file_says_which_and_where(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_file_is_an_error_with_file_and_field(
+    tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ConfigurationError, match=message):
         read_files(tmp_path)
 
 
-def test_broken_yaml_and_bytes_and_absence_are_said(tmp_path: Path) -> None:
+def test_invalid_yaml_bytes_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     with pytest.raises(ConfigurationError, match=r"a\.yaml: No such file"):
         read_files(path)
@@ -220,7 +225,7 @@ class Posts(list[Configuration | Problem]):
 
 
 @pytest.mark.rule("H3")
-def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
+def test_an_invalid_change_is_logged_and_leaves_the_last_good_state(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "config"
@@ -244,7 +249,7 @@ def test_changes_are_followed_and_a_broken_file_is_said_and_changes_nothing(
         posts.sees_names("a")
 
 
-def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(
+def test_a_repaired_file_ends_the_problem(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.json"
@@ -257,7 +262,7 @@ def test_a_state_that_was_broken_and_is_good_again_as_before_ends_the_problem(
         posts.sees_names("a")
 
 
-def test_a_full_disk_is_said_the_files_are_in_force_and_kept_when_there_is_room(
+def test_a_full_disk_is_logged_and_the_configuration_is_saved_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config_files, "SAVE_AGAIN_SECONDS", 0.1)
@@ -293,19 +298,19 @@ UNFORESEEN = {
 
 @pytest.mark.rule("H3")
 @pytest.mark.parametrize("name", UNFORESEEN)
-def test_a_file_of_any_bytes_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+def test_a_file_of_any_bytes_is_an_error_with_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(UNFORESEEN[name])
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         read_files(tmp_path)
 
 
-def test_what_is_no_regular_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_is_an_error_without_a_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(ConfigurationError, match=r"pipe\.yaml: not a regular file"):
         read_files(tmp_path)
 
 
-def test_a_name_of_any_bytes_makes_a_problem_of_one_line(tmp_path: Path) -> None:
+def test_a_name_of_any_bytes_gives_a_problem_of_one_line(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"a\n\xff.yaml")).write_text("limits: lots" + "!" * 5000)
     posted: list[Configuration | Problem] = []
     watcher = ConfigFileWatcher(
@@ -325,7 +330,7 @@ def test_a_name_of_any_bytes_makes_a_problem_of_one_line(tmp_path: Path) -> None
 
 
 @pytest.mark.rule("H3")
-def test_the_kept_file_is_written_again_when_somebody_changed_it(tmp_path: Path) -> None:
+def test_a_changed_copy_on_disk_is_saved_again(tmp_path: Path) -> None:
     source = tmp_path / "limits.yaml"
     source.write_text(QEMU)
     memory = ConfigFile(tmp_path / "state" / "local.json")
@@ -347,7 +352,7 @@ def test_the_kept_file_is_written_again_when_somebody_changed_it(tmp_path: Path)
 def pause(
     times: int, after: dict[int, Callable[[], None]] | None = None
 ) -> Callable[[float], None]:
-    """A sleep that returns so many times and does something in some of them, and then ends who sleeps."""
+    """A sleep that returns some times, calls a function in some of them, and then raises."""
     count = 0
 
     def sleep(_: float) -> None:

@@ -1,4 +1,4 @@
-"""Following the NodePinConfig: no news changes nothing (H3), failures are waited out, what came is kept on disk."""
+"""Following the NodePinConfig: failures change nothing (H3), and each configuration is saved."""
 
 import itertools
 import logging
@@ -25,7 +25,7 @@ class Over(BaseException):
 
 
 class Script:
-    """A client that answers each list and each watch with the next item; an exception in a watch breaks it there."""
+    """A client with a prepared answer to each list and watch. An exception breaks a watch."""
 
     def __init__(self, lists: list[Any], watches: list[list[Any]] | None = None) -> None:
         self.lists = lists
@@ -84,7 +84,7 @@ class Run:
         ]
 
 
-def test_what_is_listed_and_watched_is_posted_once_and_kept(tmp_path: Path) -> None:
+def test_a_listed_or_watched_configuration_is_posted_once_and_saved(tmp_path: Path) -> None:
     run = Run(Script([ONE], [[Event("101", ONE), Event("102", TWO), Event("103", TWO)]]), tmp_path)
     assert run.generations == [1, 2]
     kept = run.memory.load()
@@ -93,14 +93,14 @@ def test_what_is_listed_and_watched_is_posted_once_and_kept(tmp_path: Path) -> N
 
 
 @pytest.mark.rule("H3")
-def test_a_missing_or_deleted_object_is_no_news(tmp_path: Path) -> None:
+def test_a_missing_or_deleted_object_posts_nothing(tmp_path: Path) -> None:
     run = Run(Script([ONE, None], [[Event("101", deleted=True)]]), tmp_path)
     assert run.generations == [1]
     assert run.announced == ["uid-1", None, None]
     assert run.memory.load() is not None
 
 
-def test_an_object_made_anew_is_news_though_its_generation_is_old(tmp_path: Path) -> None:
+def test_a_recreated_object_of_an_old_generation_is_posted(tmp_path: Path) -> None:
     again = Object("uid-2", 1, ONE.spec)
     run = Run(Script([ONE], [[Event("101", deleted=True), Event("102", again)]]), tmp_path)
     assert [one.uid for one in run.posted] == ["uid-1", "uid-2"]
@@ -108,7 +108,7 @@ def test_an_object_made_anew_is_news_though_its_generation_is_old(tmp_path: Path
 
 
 @pytest.mark.rule("H3")
-def test_a_spec_that_cannot_be_read_leaves_the_last_good_one(
+def test_an_invalid_spec_leaves_the_last_good_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -126,7 +126,7 @@ def test_a_spec_that_cannot_be_read_leaves_the_last_good_one(
 
 @pytest.mark.rule("H3")
 @pytest.mark.parametrize("error", [KeyError("pods"), RecursionError(), OSError(5, "I/O error")])
-def test_a_configuration_to_which_nothing_can_be_added_leaves_the_last_good_one(
+def test_a_failed_retain_leaves_the_last_good_configuration(
     tmp_path: Path, error: Exception
 ) -> None:
     def retain(new: Configuration) -> Configuration:
@@ -146,7 +146,7 @@ def test_a_configuration_to_which_nothing_can_be_added_leaves_the_last_good_one(
     assert kept.generation == 1
 
 
-def test_a_configuration_that_failed_is_tried_again_when_it_is_due(tmp_path: Path) -> None:
+def test_a_failed_retain_is_tried_again_after_its_backoff(tmp_path: Path) -> None:
     tries = itertools.count()
 
     def retain(new: Configuration) -> Configuration:
@@ -161,14 +161,14 @@ def test_a_configuration_that_failed_is_tried_again_when_it_is_due(tmp_path: Pat
 
 
 @pytest.mark.parametrize("error", [ApiError("too old", 410), ApiError("gone"), ApiError("no", 500)])
-def test_a_broken_watch_is_waited_out_and_lists_again(tmp_path: Path, error: ApiError) -> None:
+def test_a_broken_watch_waits_and_lists_again(tmp_path: Path, error: ApiError) -> None:
     run = Run(Script([ONE, TWO], [[Event("101", ONE), error]]), tmp_path)
     assert run.generations == [1, 2]
     assert run.failed[0] == "watch"
     assert 0 < run.slept[0] <= 0.1
 
 
-def test_a_watch_goes_on_from_the_last_bookmark(
+def test_a_watch_continues_from_the_last_bookmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pinwarden.node.agent.config_watcher._SHORT_WATCH_SECONDS", 0.0)
@@ -189,18 +189,18 @@ def test_an_outage_is_counted_each_time_and_logged_once(
     assert run.slept[6] >= 2.0
 
 
-def test_a_server_that_ends_each_watch_at_once_is_not_hammered(tmp_path: Path) -> None:
+def test_a_server_ending_each_watch_at_once_gets_a_backoff(tmp_path: Path) -> None:
     run = Run(Script([ONE, ONE, ONE], [[], [], []]), tmp_path)
     assert len(run.slept) == 3
     assert run.generations == [1]
 
 
-def test_a_server_that_asks_for_patience_gets_it(tmp_path: Path) -> None:
+def test_a_retry_after_of_the_server_is_waited(tmp_path: Path) -> None:
     run = Run(Script([ApiError("busy", 429, retry_after=3), ONE]), tmp_path)
     assert run.slept[0] == 3
 
 
-def test_a_full_disk_is_said_and_tried_again_with_the_next_event(
+def test_a_failed_save_is_logged_and_tried_again_with_the_next_event(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocker = tmp_path / "last.json.new"

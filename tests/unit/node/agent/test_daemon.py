@@ -1,4 +1,4 @@
-"""What keeps an agent from starting is said in one line, with the option or file that it is about, and with exit code 1."""
+"""A failed start prints one line with the option or file, and exits with code 1."""
 
 import logging
 import socket
@@ -47,45 +47,43 @@ def refusal(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_port_that_is_taken(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal([*options, "--metrics-address=127.0.0.1", f"--metrics-port={port}"], capsys)
     assert line == f"pinwarden agent: --metrics-port {port}: Address already in use"
 
 
-def test_a_socket_that_cannot_be_made(
-    options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_socket_is_named(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal([*options, "--socket=/proc/none/agent.sock"], capsys)
     assert line.startswith("pinwarden agent: --socket /proc/none/agent.sock: ")
 
 
-def test_no_cgroup_hierarchy(
+def test_a_missing_cgroup_hierarchy_is_named(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal([*options, f"--cgroup-root={tmp_path / 'config'}"], capsys)
     assert "no cgroup hierarchy is mounted there" in line
 
 
-def test_no_way_to_an_api_server(
+def test_a_missing_api_server_is_named(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert "use --kubeconfig or --config" in refusal(options[:-1], capsys)
 
 
-def test_nothing_is_said_to_be_given_back_where_nothing_can_be(
+def test_release_without_the_rlimit_gate_fails(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal([*options, "--release"], capsys)
     assert (
-        line
-        == "pinwarden agent: cannot restore any process: the rlimit gate is turned off (--gates none)"
+        line == "pinwarden agent: cannot restore any process: "
+        "the rlimit gate is turned off (--gates none)"
     )
 
 
-def test_a_state_folder_that_cannot_be_made(
+def test_a_failed_state_folder_is_named(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "/proc/none" in refusal([*options, "--state-dir=/proc/none"], capsys)

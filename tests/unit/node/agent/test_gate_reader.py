@@ -1,4 +1,4 @@
-"""Who is held exactly, as the agent judges it from the gate's record, and what status says of it (H1)."""
+"""Which pods the gate enforces exactly, from the gate's state file, and their level (H1)."""
 
 import os
 import time
@@ -76,7 +76,7 @@ def coverage(gate: GateReader, one: Subject) -> GateCoverage:
     return one.coverage
 
 
-def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
+def test_a_missing_file_gives_no_coverage(tmp_path: Path) -> None:
     for gate in (GateReader(None), reading(tmp_path)):
         seen = coverage(gate, subject({MAIN: key(1)}))
         assert seen == GateCoverage()
@@ -84,7 +84,7 @@ def test_without_a_record_nothing_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path: Path) -> None:
+def test_an_invalid_file_gives_no_coverage_and_no_denials(tmp_path: Path) -> None:
     recorded(tmp_path)
     gate = reading(tmp_path)
     (tmp_path / "gate.json").write_text('{"version": 2}')
@@ -96,7 +96,7 @@ def test_what_a_record_that_is_not_understood_would_count_is_not_known(tmp_path:
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> None:
+def test_a_pod_with_a_listener_in_each_container_is_exact(tmp_path: Path) -> None:
     recorded(tmp_path)
     seen = coverage(reading(tmp_path), subject({MAIN: key(1) | key(2), SANDBOX: key(3)}))
     assert seen.exact
@@ -112,7 +112,7 @@ def test_a_pod_whose_containers_all_have_a_listener_is_exact(tmp_path: Path) -> 
         ({MAIN: key(1)}, 9, "lacks the gate's profile"),
     ],
 )
-def test_a_process_beside_the_gate_is_told(
+def test_a_process_without_the_gate_makes_its_pod_inexact(
     tmp_path: Path, containers: Any, more: int, why: str
 ) -> None:
     recorded(tmp_path)
@@ -122,7 +122,7 @@ def test_a_process_beside_the_gate_is_told(
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_that_is_loosened_or_pins_by_a_driver_is_not_exact(tmp_path: Path) -> None:
+def test_an_inexact_call_or_a_pinning_driver_makes_a_pod_inexact(tmp_path: Path) -> None:
     record = recorded(tmp_path)
     pinning = subject({MAIN: key(1)})
     pinning.pinned = 4096
@@ -155,7 +155,7 @@ def built(builder: StatusBuilder, policy: NodePolicy | None, one: Subject) -> No
 
 
 @pytest.mark.rule("H1")
-def test_exact_and_enforced_is_deny_also_where_rlimits_cannot_be_set(tmp_path: Path) -> None:
+def test_an_exact_pod_is_at_deny_even_without_rlimits(tmp_path: Path) -> None:
     recorded(tmp_path)
     gate = reading(tmp_path)
     for ability in (GateAbility(True), GateAbility(False, "no capability")):
@@ -164,21 +164,21 @@ def test_exact_and_enforced_is_deny_also_where_rlimits_cannot_be_set(tmp_path: P
 
 
 @pytest.mark.rule("H1")
-def test_what_is_only_audited_is_never_deny(tmp_path: Path) -> None:
+def test_an_audited_pod_is_never_at_deny(tmp_path: Path) -> None:
     recorded(tmp_path)
     found = report(reading(tmp_path), subject({MAIN: key(1)}, AUDIT))
     assert (found.level, found.reason) == (Level.OBSERVE, "Audit")
 
 
 @pytest.mark.rule("H1")
-def test_what_is_not_exact_is_what_it_is_without_a_gate_and_says_why(tmp_path: Path) -> None:
+def test_an_inexact_pod_is_at_converge_with_the_reason(tmp_path: Path) -> None:
     recorded(tmp_path).mark_inexact(POD, "it grows")
     found = report(reading(tmp_path), subject({MAIN: key(1)}))
     assert (found.level, found.message) == (Level.CONVERGE, "not exactly: it grows")
 
 
 @pytest.mark.rule("H1")
-def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
+def test_a_lost_descriptor_is_reported(tmp_path: Path) -> None:
     recorded(tmp_path)
     after = GatePublisher(tmp_path / "gate.json")
     after.set_containers([])
@@ -190,7 +190,7 @@ def test_a_lost_descriptor_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(
+def test_a_directory_with_a_gated_container_is_not_gated(
     tmp_path: Path,
 ) -> None:
     recorded(tmp_path)
@@ -200,7 +200,7 @@ def test_the_gate_holds_pods_and_no_directory_that_has_one_of_its_containers(
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_exact(
+def test_a_limit_unknown_to_the_gate_is_not_acknowledged_and_later_inexact(
     tmp_path: Path,
 ) -> None:
     record = recorded(tmp_path)
@@ -234,7 +234,7 @@ def test_a_limit_that_the_gate_has_not_taken_is_not_acknowledged_and_later_not_e
 
 
 @pytest.mark.rule("H1")
-def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
+def test_a_silent_gate_stays_exact_with_older_limits(tmp_path: Path) -> None:
     recorded(tmp_path)
     long_ago = time.time() - 2 * SILENT_SECONDS
     os.utime(tmp_path / "gate.json", (long_ago, long_ago))
@@ -250,7 +250,7 @@ def test_a_gate_that_is_away_has_time_to_take_a_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1", "H2")
-def test_a_gate_that_does_not_answer_is_said_and_still_holds(tmp_path: Path) -> None:
+def test_a_silent_gate_is_reported_at_deny(tmp_path: Path) -> None:
     recorded(tmp_path)
     long_ago = time.time() - 2 * SILENT_SECONDS
     os.utime(tmp_path / "gate.json", (long_ago, long_ago))
@@ -260,7 +260,7 @@ def test_a_gate_that_does_not_answer_is_said_and_still_holds(tmp_path: Path) -> 
 
 
 @pytest.mark.rule("H2")
-def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_path: Path) -> None:
+def test_denials_are_reported_by_limit_and_absent_without_a_gate(tmp_path: Path) -> None:
     record = recorded(tmp_path)
     assert report(reading(tmp_path), subject({MAIN: key(1)})).denials == []
     assert report(reading(tmp_path), subject({SIDE: key(1)})).denials is None
@@ -279,7 +279,7 @@ def test_refusals_are_reported_by_limit_and_absent_where_none_can_be_seen(tmp_pa
     assert whole(GateReader(None), subject({MAIN: key(1)})).denials_dropped is None
 
 
-def test_the_table_of_sources_says_where_deny_is_to_be_had(tmp_path: Path) -> None:
+def test_sources_name_deny_only_with_a_gate(tmp_path: Path) -> None:
     recorded(tmp_path)
     for gate, said in ((reading(tmp_path), True), (GateReader(None), False)):
         (mlock,) = (

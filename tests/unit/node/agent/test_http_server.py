@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -73,7 +74,7 @@ def values(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_metrics_say_what_the_snapshot_says(board: SnapshotBoard) -> None:
+def test_metrics_show_the_snapshot(board: SnapshotBoard) -> None:
     metrics = Metrics(board)
     board.publish(Snapshot(REPORT, CONFIGURATION, Problem("x")))
     metrics.failed("watch")
@@ -110,7 +111,7 @@ def test_metrics_say_what_the_snapshot_says(board: SnapshotBoard) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_what_is_not_known_yet_is_absent(board: SnapshotBoard) -> None:
+def test_unknown_values_are_absent(board: SnapshotBoard) -> None:
     found = {name for name, _ in values(Metrics(board).render())}
     assert "pinwarden_agent_failures_total" in found
     assert not {
@@ -138,7 +139,7 @@ def get(web: WebServer, path: str) -> int:
         return error.code
 
 
-def test_health_is_that_of_the_main_loop(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_follows_the_main_loop(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (get(web, "/readyz"), get(web, "/healthz")) == (503, 503)
     web.pulse.beat()
     assert (get(web, "/readyz"), get(web, "/healthz?verbose")) == (200, 200)
@@ -147,15 +148,16 @@ def test_health_is_that_of_the_main_loop(web: WebServer, monkeypatch: pytest.Mon
     assert (get(web, "/metrics"), get(web, "/")) == (200, 404)
 
 
-def test_clients_that_say_nothing_do_not_keep_others_out(web: WebServer) -> None:
+def test_silent_clients_do_not_block_others(web: WebServer) -> None:
     web.pulse.beat()
-    silent = [socket.create_connection(web.server_address[:2]) for _ in range(8)]  # type: ignore[arg-type]
+    address = cast(tuple[str, int], web.server_address[:2])
+    silent = [socket.create_connection(address) for _ in range(8)]
     assert get(web, "/healthz") == 200
     for one in silent:
         one.close()
 
 
-def test_a_failure_of_our_own_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_own_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> bytes:
         raise ValueError("no such metric")
 
@@ -185,7 +187,7 @@ def status_path(tmp_path: Path, board: SnapshotBoard) -> Path:
     return path
 
 
-def test_the_socket_answers_the_report_with_what_is_in_force(
+def test_the_socket_answers_with_the_report_and_the_configuration(
     status_path: Path, board: SnapshotBoard
 ) -> None:
     assert ask(status_path) == {"node": "node-1"}
@@ -200,7 +202,7 @@ def test_the_socket_answers_the_report_with_what_is_in_force(
     assert answer["sampledSecondsAgo"] >= 0
 
 
-def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(
+def test_the_socket_is_for_root_and_replaces_an_earlier_one(
     status_path: Path, board: SnapshotBoard
 ) -> None:
     assert stat.S_IMODE(status_path.stat().st_mode) == 0o600
@@ -208,7 +210,7 @@ def test_the_socket_is_for_root_alone_and_replaces_an_earlier_agents(
     assert stat.S_IMODE(status_path.stat().st_mode) == 0o600
 
 
-def test_nobody_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_agent_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ask(tmp_path / "none.sock")
     socket.socket(socket.AF_UNIX).bind(str(tmp_path / "dead.sock"))

@@ -1,4 +1,4 @@
-"""Where the API server is and who the agent is: every kind of credential, and what is refused by name."""
+"""The API server and the credentials: every kind, and which ones are rejected by name."""
 
 import base64
 import json
@@ -57,7 +57,7 @@ def inline(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def test_a_token(tmp_path: Path) -> None:
+def test_a_token_is_sent(tmp_path: Path) -> None:
     server = from_kubeconfig(write(tmp_path))
     assert (server.url, server.token(), server.server_name) == (
         "https://10.0.0.1:6443",
@@ -116,15 +116,16 @@ def test_inline_authority_wins_over_a_file(tmp_path: Path, certificate: tuple[Pa
     assert len(from_kubeconfig(write(tmp_path, cluster=cluster)).tls.get_ca_certs()) == 1
 
 
-def test_skipping_verification_is_what_it_says(tmp_path: Path) -> None:
+def test_insecure_skip_tls_verify_skips_verification(tmp_path: Path) -> None:
     server = from_kubeconfig(write(tmp_path, cluster={"insecure-skip-tls-verify": True}))
     assert server.tls.verify_mode is ssl.CERT_NONE
 
 
-def test_yaml(tmp_path: Path) -> None:
+def test_a_yaml_kubeconfig_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
-        "clusters: [{name: c, cluster: {server: 'https://h'}}]\nusers: [{name: u, user: {token: t}}]\n"
+        "clusters: [{name: c, cluster: {server: 'https://h'}}]\n"
+        "users: [{name: u, user: {token: t}}]\n"
         "contexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n"
     )
     assert from_kubeconfig(path).token() == "t"
@@ -145,13 +146,13 @@ def test_yaml(tmp_path: Path) -> None:
         ({"user": {"username": "a", "password": "b"}}, "user.username: not supported"),
     ],
 )
-def test_what_is_not_usable_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_unusable_entry_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(KubeconfigError, match=message):
         from_kubeconfig(write(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("text", ["a: [", "[]", "just text"])
-def test_what_is_no_kubeconfig_is_said(tmp_path: Path, text: str) -> None:
+def test_an_invalid_kubeconfig_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(KubeconfigError, match=r"config: not (YAML|a kubeconfig)"):
@@ -167,12 +168,14 @@ def pod(folder: Path, certificate: Path, host: str) -> ApiServer:
 @pytest.mark.parametrize(
     ("host", "url"), [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
 )
-def test_in_a_pod(tmp_path: Path, certificate: tuple[Path, Path], host: str, url: str) -> None:
+def test_a_pod_uses_its_service_account(
+    tmp_path: Path, certificate: tuple[Path, Path], host: str, url: str
+) -> None:
     server = pod(tmp_path, certificate[0], host)
     assert (server.url, server.token()) == (url, "bound")
 
 
-def test_outside_a_pod_the_options_are_named(tmp_path: Path) -> None:
+def test_an_agent_outside_a_pod_names_the_options(tmp_path: Path) -> None:
     with pytest.raises(KubeconfigError, match="use --kubeconfig or --config"):
         in_cluster({}, tmp_path)
     with pytest.raises(KubeconfigError, match="is not usable"):

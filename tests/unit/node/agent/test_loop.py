@@ -1,4 +1,4 @@
-"""The main loop with an engine that only notes what it is told: news reaches it at once and in order, and nothing ends it in silence."""
+"""The main loop with a fake reconciler: configurations arrive at once and in order."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from pinwarden.node.agent.threads import ConfigInbox, Snapshot, SnapshotBoard, W
 from pinwarden.node.state.config import Configuration, Problem
 
 
-class Engine:
+class FakeReconciler:
     limit_names: ClassVar[dict[str, tuple[str, ...]]] = {}
     failures: ClassVar[dict[tuple[str, str], int]] = {}
 
@@ -46,15 +46,15 @@ class Engine:
 class Running:
     """A loop in a thread, ended by `end`."""
 
-    def __init__(self, engine: Engine, *early: Configuration | Problem) -> None:
-        self.engine = engine
+    def __init__(self, reconciler: FakeReconciler, *early: Configuration | Problem) -> None:
+        self.reconciler = reconciler
         self.ticks: list[float] = []
         wakeup = Wakeup()
         self.inbox, self.board, self.workers = ConfigInbox(wakeup), SnapshotBoard(), Workers(wakeup)
         for item in early:
             self.inbox.put(item)
         self.loop = Loop(
-            cast(Reconciler, engine),
+            cast(Reconciler, reconciler),
             self.inbox,
             wakeup,
             self.board,
@@ -84,27 +84,29 @@ def configuration(generation: int) -> Configuration:
     return Configuration.parse({}, "uid-1", generation)
 
 
-def test_news_wakes_it_out_of_a_long_sleep_and_is_reported_at_once() -> None:
-    running = Running(Engine(wait=3600))
-    assert running.engine.ticked.wait(20)
+def test_a_configuration_ends_a_long_sleep_and_is_reported_at_once() -> None:
+    running = Running(FakeReconciler(wait=3600))
+    assert running.reconciler.ticked.wait(20)
     running.inbox.put(configuration(7))
     assert running.published(lambda s: s.configuration is not None).report.observed_generation == 7
     running.loop.stop()
     assert running.ended()
-    assert running.engine.calls == ["tick", 7, "tick"]
+    assert running.reconciler.calls == ["tick", 7, "tick"]
     assert len(running.ticks) == 2
 
 
-def test_of_several_only_the_last_is_taken_before_the_first_tick() -> None:
-    running = Running(Engine(), configuration(1), configuration(2))
+def test_several_configurations_before_the_first_tick_apply_only_the_last() -> None:
+    running = Running(FakeReconciler(), configuration(1), configuration(2))
     running.published(lambda s: s.configuration is not None)
-    assert running.engine.calls == [2, "tick"]
+    assert running.reconciler.calls == [2, "tick"]
     running.loop.stop()
 
 
 @pytest.mark.rule("H3")
-def test_a_problem_leaves_the_last_good_one_and_is_reported_until_it_is_mended() -> None:
-    running = Running(Engine(), configuration(1), Problem("generation 2: spec.mode: no", "uid-1"))
+def test_a_problem_leaves_the_last_good_configuration_and_is_reported() -> None:
+    running = Running(
+        FakeReconciler(), configuration(1), Problem("generation 2: spec.mode: no", "uid-1")
+    )
     snapshot = running.published(lambda s: s.problem is not None)
     assert snapshot.configuration is not None
     assert snapshot.configuration.generation == snapshot.report.observed_generation == 1
@@ -119,8 +121,8 @@ def test_a_problem_leaves_the_last_good_one_and_is_reported_until_it_is_mended()
     running.loop.stop()
 
 
-def test_the_same_configuration_again_is_not_dealt_again() -> None:
-    running = Running(Engine(), configuration(1))
+def test_an_equal_configuration_is_not_applied_again() -> None:
+    running = Running(FakeReconciler(), configuration(1))
     running.published(lambda s: s.configuration is not None)
     running.inbox.put(Problem("x"))
     running.published(lambda s: s.problem is not None)
@@ -128,11 +130,11 @@ def test_the_same_configuration_again_is_not_dealt_again() -> None:
     running.published(lambda s: s.problem is None)
     running.loop.stop()
     assert running.ended()
-    assert running.engine.calls.count(1) == 1
+    assert running.reconciler.calls.count(1) == 1
 
 
-def test_a_busy_engine_is_not_asked_for_a_report_at_each_tick() -> None:
-    running = Running(Engine(wait=0.001))
+def test_a_busy_reconciler_is_not_asked_for_a_report_at_each_tick() -> None:
+    running = Running(FakeReconciler(wait=0.001))
     first = running.published(lambda s: True)
     second = running.published(lambda s: s is not first)
     assert second.taken - first.taken >= BETWEEN_REPORTS_SECONDS
@@ -144,10 +146,10 @@ def fails() -> None:
 
 
 @pytest.mark.parametrize("run", [fails, lambda: None])
-def test_a_thread_that_ends_ends_the_agent(
+def test_an_ended_thread_ends_the_agent(
     run: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    running = Running(Engine(wait=3600))
+    running = Running(FakeReconciler(wait=3600))
     running.workers.start("watcher", run)
     assert running.ended() is False
     assert "thread watcher" in caplog.text
@@ -155,10 +157,10 @@ def test_a_thread_that_ends_ends_the_agent(
 
 
 @pytest.mark.rule("H3")
-def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(
+def test_a_failed_tick_beats_no_pulse_and_is_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Broken(Engine):
+    class Broken(FakeReconciler):
         def tick(self) -> float:
             super().tick()
             if len(self.failed) < 3:
@@ -170,13 +172,13 @@ def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(
             super().__init__(wait=3600)
             self.failed: list[None] = []
 
-    engine = Broken()
-    running = Running(engine)
+    reconciler = Broken()
+    running = Running(reconciler)
     deadline = time.monotonic() + 20
     while not running.ticks:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert len(engine.failed) == 3
+    assert len(reconciler.failed) == 3
     assert len(running.ticks) == 1
     assert caplog.text.count("tick failed, all others continue") == 1
     running.loop.stop()
@@ -184,8 +186,8 @@ def test_a_tick_that_fails_beats_no_pulse_and_is_tried_again(
 
 
 @pytest.mark.rule("H3")
-def test_a_configuration_that_the_engine_cannot_take_is_a_problem_and_the_last_stays() -> None:
-    class Picky(Engine):
+def test_a_configuration_rejected_by_the_reconciler_is_a_problem() -> None:
+    class Picky(FakeReconciler):
         def configure(
             self,
             spec: NodePinConfigSpec,

@@ -1,4 +1,4 @@
-"""The agent's metrics of its node: few by default, of each pod when asked for, and none of what is not known."""
+"""The agent's metrics of its node: few by default, per pod on request, and no unknown value."""
 
 import os
 from datetime import UTC, datetime
@@ -63,7 +63,7 @@ def rendered(metrics: Metrics) -> Found:
     }
 
 
-def test_there_are_under_a_hundred_series_whatever_runs_on_the_node(tmp_path: Path) -> None:
+def test_a_full_node_has_under_a_hundred_series(tmp_path: Path) -> None:
     records = {name: tmp_path / name for name in ("gate", "accountant")}
     for path in records.values():
         path.touch()
@@ -75,7 +75,7 @@ def test_there_are_under_a_hundred_series_whatever_runs_on_the_node(tmp_path: Pa
     assert len(rendered(metrics)) < 100
 
 
-def test_pods_are_told_when_they_are_asked_for() -> None:
+def test_per_pod_metrics_are_optional() -> None:
     board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod("p0", denials=[LimitDenials(uid="u", count=2)]), pod("p1")))
@@ -90,7 +90,7 @@ def test_pods_are_told_when_they_are_asked_for() -> None:
     assert told["pod_fair_bytes", "shared", "p0"] == told["fair_bytes", "shared"] == 3
 
 
-def test_a_directory_of_any_bytes_is_told() -> None:
+def test_a_directory_of_any_bytes_has_series() -> None:
     board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod(reported_name(os.fsdecode(b"x/\xff")))))
@@ -101,7 +101,7 @@ def test_a_directory_of_any_bytes_is_told() -> None:
     assert count == 2
 
 
-def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
+def test_heard_timestamps_are_the_times_of_the_state_files(tmp_path: Path) -> None:
     gate = tmp_path / "gate.json"
     metrics = Metrics(SnapshotBoard(), {"gate": gate, "accountant": tmp_path / "none"})
     assert not [key for key in rendered(metrics) if key[0] == "heard_timestamp_seconds"]
@@ -116,7 +116,7 @@ def test_others_are_heard_by_the_time_of_their_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H2")
-def test_before_the_first_look_only_what_the_agent_did_is_told() -> None:
+def test_a_missing_snapshot_leaves_only_the_agents_own_counters() -> None:
     told = {
         key[0]
         for key in rendered(Metrics(SnapshotBoard(), pods=True))
@@ -130,7 +130,7 @@ def test_before_the_first_look_only_what_the_agent_did_is_told() -> None:
     }
 
 
-def test_all_that_is_told_is_in_the_catalogue() -> None:
+def test_all_metrics_are_in_the_catalogue() -> None:
     board = SnapshotBoard()
     metrics = Metrics(board, pods=True)
     board.publish(snapshot(pod("p0", denials=[])))

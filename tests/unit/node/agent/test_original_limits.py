@@ -1,4 +1,4 @@
-"""What processes had before the first deal: kept over restarts, and never taken from a damaged file."""
+"""The original limits of processes: kept over restarts, and never read from a damaged file."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @given(processes=st.dictionaries(keys, saved_values))
-def test_what_is_saved_is_loaded_by_the_next_agent(
+def test_saved_records_are_loaded_by_the_next_agent(
     processes: dict[ProcessKey, RlimitRecord],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -52,18 +52,18 @@ def test_a_file_of_an_earlier_agent_is_loaded_and_saved_in_its_format(path: Path
     assert json.loads(path.read_bytes()) == json.loads(WRITTEN)
 
 
-def test_without_a_file_there_is_nothing(path: Path) -> None:
+def test_a_missing_file_is_empty(path: Path) -> None:
     assert RlimitRecordStore(path, "boot-1").load() == {}
 
 
-def test_a_reboot_makes_it_void(path: Path) -> None:
+def test_a_file_of_another_boot_is_empty(path: Path) -> None:
     RlimitRecordStore(path, "boot-1").save({KEY: SAVED})
     assert RlimitRecordStore(path, "boot-2").load() == {}
     assert path.exists()
 
 
 @given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
-def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
+def test_a_damaged_file_is_never_loaded(position: int, cut: bool, flip: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.json"
         store = RlimitRecordStore(path, "boot-1")
@@ -109,13 +109,13 @@ def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
     assert store.load() == {KEY: SAVED}
 
 
-def test_only_the_owner_may_read_it(path: Path) -> None:
+def test_a_file_is_readable_for_its_owner_only(path: Path) -> None:
     RlimitRecordStore(path, "boot-1").save({KEY: SAVED})
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 @given(saved=saved_values)
-def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: RlimitRecord) -> None:
+def test_applied_limits_do_not_become_original_ones(saved: RlimitRecord) -> None:
     assert saved.updated(saved.applied) == saved
 
 
@@ -128,12 +128,12 @@ def test_what_was_dealt_is_not_taken_for_the_programs_own(saved: RlimitRecord) -
         (Limits(0, 1 << 30), Limits(4096, 1 << 30)),  # raised with CAP_SYS_RESOURCE
     ],
 )
-def test_a_limit_that_the_program_set_is_kept(current: Limits, before: Limits) -> None:
+def test_a_limit_set_by_the_program_becomes_original(current: Limits, before: Limits) -> None:
     assert SAVED.updated(current).original == before
 
 
 @given(saved=saved_values, current=pairs)
-def test_what_is_given_back_is_always_a_pair_that_the_kernel_takes(
+def test_restored_limits_are_always_valid_for_the_kernel(
     saved: RlimitRecord, current: Limits
 ) -> None:
     before = saved.updated(current).original
@@ -141,7 +141,9 @@ def test_what_is_given_back_is_always_a_pair_that_the_kernel_takes(
 
 
 @given(saved=saved_values, current=pairs)
-def test_a_child_gets_back_what_its_parent_had(saved: RlimitRecord, current: Limits) -> None:
+def test_a_child_has_the_original_limits_of_its_parent(
+    saved: RlimitRecord, current: Limits
+) -> None:
     child = saved.for_child(current)
     assert child.original == saved.original
     assert child.updated(current).original == saved.original

@@ -1,6 +1,7 @@
-"""The engine over a tree of directories that look like cgroups, with real processes in it and limits kept in a table.
+"""The reconciler over directories that look like cgroups, with real processes.
 
-The table stands for prlimit(2), because the machine that runs these tests may not raise limits; the kernel's part is in tests/kernel.
+A table stands for `prlimit(2)`, because this machine may not be allowed to raise limits. The tests
+with the kernel are in tests/kernel.
 """
 
 import errno
@@ -73,7 +74,7 @@ sys.stdin.read()
 
 
 class Worker:
-    """A process without capabilities, which locks up to 1 MiB when told to."""
+    """A process without capabilities, which locks up to 1 MiB on request."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -108,7 +109,7 @@ class Worker:
 
 
 class Node:
-    """A tree of cgroups, a table of limits, a clock that tests move, and one engine at a time over them."""
+    """A tree of cgroups, a table of limits, a clock set by tests, and one reconciler at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "cgroup"
@@ -125,10 +126,10 @@ class Node:
         self.unreadable: set[int] = set()
         self.before_write: Callable[[int], None] = lambda _: None
         self.workers: list[Worker] = []
-        self.engine = self.start()
+        self.reconciler = self.start()
 
     def start(self, ability: GateAbility = ABLE) -> Reconciler:
-        self.engine = Reconciler(
+        self.reconciler = Reconciler(
             cgroup_root=self.root,
             proc_root=Path("/proc"),
             store=RlimitRecordStore(self.state / "saved.json", "boot"),
@@ -137,7 +138,7 @@ class Node:
             clock=lambda: self.now,
             prlimit=self.prlimit,
         )
-        return self.engine
+        return self.reconciler
 
     def prlimit(self, pid: int, limits: Limits | None) -> Limits:
         if pid in self.unreadable:
@@ -162,8 +163,8 @@ class Node:
         directory.joinpath("cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         return directory
 
-    def tell(self, *gated: str, loosened: str = "") -> None:
-        """What a seccomp gate writes that has the listeners of these containers."""
+    def publish(self, *gated: str, loosened: str = "") -> None:
+        """Write the state file of a seccomp gate with the listeners of these containers."""
         record = GatePublisher(self.gate)
         record.set_containers(
             GatedContainer(each, ContainerRef(UID, each), SANDBOX, b"") for each in gated
@@ -184,24 +185,24 @@ class Node:
             for one in limits
         ]
         spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})
-        self.engine.configure(spec, [], generation)
+        self.reconciler.configure(spec, [], generation)
 
     def tick(self, seconds: float = 1.0) -> None:
         self.now += seconds
-        wait = self.engine.tick()
+        wait = self.reconciler.tick()
         assert 0.01 <= wait <= 1.0
 
     def pod(self, uid: str = UID) -> PodReport:
-        return next(pod for pod in self.engine.report().pods if pod.uid == uid)
+        return next(pod for pod in self.reconciler.report().pods if pod.uid == uid)
 
     def applied(self) -> list[str]:
-        return [one.uid for one in self.engine.report().applied_limits]
+        return [one.uid for one in self.reconciler.report().applied_limits]
 
     def hard(self, worker: Worker) -> int:
         return self.limits.get(worker.pid, GIVEN).hard
 
     def close(self) -> None:
-        self.engine.close()
+        self.reconciler.close()
         for worker in self.workers:
             worker.end()
 
@@ -216,15 +217,15 @@ def node(tmp_path: Path) -> Iterator[Node]:
 POD = {"uid": UID, "limits": ["l"]}
 
 
-def test_a_governed_process_is_held_to_what_is_left(node: Node) -> None:
+def test_a_governed_process_is_limited_to_the_free_room(node: Node) -> None:
     worker = node.hire()
     worker.lock(3 * PAGE)
     node.put([worker.pid])
     node.configure([{"limit": 8 * PAGE}], [POD], generation=7)
-    assert node.engine.report().observed_generation is None
+    assert node.reconciler.report().observed_generation is None
     node.tick()
     assert node.limits[worker.pid] == Limits(8 * PAGE, 8 * PAGE)
-    status = node.engine.report()
+    status = node.reconciler.report()
     assert status.observed_generation == 7
     assert node.applied() == ["uid-l"]
     assert node.pod().level is Level.CONVERGE
@@ -232,14 +233,14 @@ def test_a_governed_process_is_held_to_what_is_left(node: Node) -> None:
     assert status.sampled_at is not None
 
 
-def test_before_a_configuration_nothing_is_touched(node: Node) -> None:
+def test_nothing_changes_before_the_first_configuration(node: Node) -> None:
     node.put([node.hire().pid])
     node.tick()
     assert node.writes == []
-    assert node.engine.report().sampled_at is None
+    assert node.reconciler.report().sampled_at is None
 
 
-def test_what_a_process_takes_is_dealt_to_the_others(node: Node) -> None:
+def test_use_of_one_process_lowers_the_limits_of_the_others(node: Node) -> None:
     first, second = node.hire(), node.hire()
     node.put([first.pid, second.pid])
     node.configure([{"limit": 8 * PAGE}], [POD])
@@ -253,7 +254,7 @@ def test_what_a_process_takes_is_dealt_to_the_others(node: Node) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_what_a_lowered_process_took_meanwhile_is_not_given_to_another(node: Node) -> None:
+def test_use_between_sample_and_write_is_not_allocated_twice(node: Node) -> None:
     first, second = node.hire(), node.hire()
     node.put([first.pid, second.pid])
     node.configure([{"limit": 8 * PAGE, "contention": "Reserve"}], [POD])
@@ -272,7 +273,7 @@ def test_what_a_lowered_process_took_meanwhile_is_not_given_to_another(node: Nod
 
 
 @pytest.mark.rule("H2")
-def test_a_pod_in_which_nothing_ran_is_looked_at_less_often(node: Node) -> None:
+def test_a_sleeping_pod_is_sampled_less_often(node: Node) -> None:
     worker = node.hire()
     pod = node.put([worker.pid]).parent
     node.configure([{"limit": 8 * PAGE}], [POD])
@@ -287,7 +288,7 @@ def test_a_pod_in_which_nothing_ran_is_looked_at_less_often(node: Node) -> None:
     assert node.pod().vm_lck == PAGE
 
 
-def test_a_pod_in_which_nothing_ran_is_looked_at_still(node: Node) -> None:
+def test_a_sleeping_pod_is_still_sampled(node: Node) -> None:
     worker = node.hire()
     ran(node.put([worker.pid]).parent, 0)
     node.configure([{"limit": 8 * PAGE}], [POD])
@@ -300,18 +301,18 @@ def test_a_pod_in_which_nothing_ran_is_looked_at_still(node: Node) -> None:
 
 
 def ran(pod: Path, microseconds: int) -> None:
-    """Writes what the kernel says of the processor time of a pod."""
+    """Write the processor time of a pod, as the kernel shows it."""
     pod.joinpath("cpu.stat").write_text(f"usage_usec {microseconds}\nuser_usec 0\nsystem_usec 0\n")
 
 
-def test_a_free_pod_and_one_with_a_near_uid_are_left_alone(node: Node) -> None:
+def test_a_free_pod_and_a_pod_with_a_similar_uid_stay_unchanged(node: Node) -> None:
     governed, near = node.hire(), node.hire()
     node.put([governed.pid])
     node.put([near.pid], NEAR)
     node.configure([{"limit": PAGE}], [POD, {"uid": NEAR}])
     node.tick()
     assert {pid for pid, _ in node.writes} == {governed.pid}
-    assert [pod.uid for pod in node.engine.report().pods] == [UID]
+    assert [pod.uid for pod in node.reconciler.report().pods] == [UID]
 
 
 def test_a_new_pod_and_a_new_process_are_found(node: Node) -> None:
@@ -328,7 +329,7 @@ def test_a_new_pod_and_a_new_process_are_found(node: Node) -> None:
     assert node.pod().processes == 2
 
 
-def test_a_pod_whose_cgroup_vanishes_is_reported_no_more(node: Node) -> None:
+def test_a_pod_without_a_cgroup_is_no_longer_reported(node: Node) -> None:
     directory = node.put([node.hire().pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
@@ -336,12 +337,12 @@ def test_a_pod_whose_cgroup_vanishes_is_reported_no_more(node: Node) -> None:
         (path / "cgroup.procs").unlink()
         path.rmdir()
     node.tick()
-    assert node.engine.report().pods == []
+    assert node.reconciler.report().pods == []
     assert node.applied() == ["uid-l"]
 
 
 @pytest.mark.rule("P14")
-def test_a_deleted_limit_gives_back_what_was_there_before(node: Node) -> None:
+def test_a_deleted_limit_restores_the_original_limits(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -349,11 +350,11 @@ def test_a_deleted_limit_gives_back_what_was_there_before(node: Node) -> None:
     node.configure([], [{"uid": UID}], generation=2)
     node.tick()
     assert node.limits[worker.pid] == GIVEN
-    status = node.engine.report()
+    status = node.reconciler.report()
     assert (status.pods, status.applied_limits, status.observed_generation) == ([], [], 2)
 
 
-def test_a_process_that_leaves_its_pod_gets_back_what_it_had(node: Node) -> None:
+def test_a_process_leaving_its_pod_is_restored(node: Node) -> None:
     stays, leaves = node.hire(), node.hire()
     node.put([stays.pid, leaves.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -363,7 +364,7 @@ def test_a_process_that_leaves_its_pod_gets_back_what_it_had(node: Node) -> None
     assert (node.limits[leaves.pid], node.hard(stays)) == (GIVEN, PAGE)
 
 
-def test_a_process_that_moves_to_another_pod_is_held_there_without_a_break(node: Node) -> None:
+def test_a_process_moving_to_another_pod_stays_limited(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid], NEAR)
     node.put([])
@@ -382,30 +383,30 @@ def test_a_process_that_moves_to_another_pod_is_held_there_without_a_break(node:
 
 
 @pytest.mark.rule("H3")
-def test_the_next_engine_gives_back_what_was_there_before_the_first(node: Node) -> None:
+def test_a_later_agent_restores_the_limits_from_before_the_first(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.tick()
     assert node.hard(worker) == PAGE, "a restart releases nothing"
     node.configure([{"limit": 2 * PAGE}], [POD])
     node.tick()
     assert node.hard(worker) == 2 * PAGE
-    node.engine.release()
+    node.reconciler.release()
     assert node.limits[worker.pid] == GIVEN
     assert RlimitRecordStore(node.state / "saved.json", "boot").load() == {}
 
 
 @pytest.mark.rule("H3")
-def test_a_limit_that_went_while_no_engine_ran_is_given_back(node: Node) -> None:
+def test_a_limit_deleted_while_no_agent_ran_is_restored(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.configure([], [{"uid": UID}])
     node.tick()
@@ -413,14 +414,14 @@ def test_a_limit_that_went_while_no_engine_ran_is_given_back(node: Node) -> None
 
 
 @pytest.mark.rule("H3")
-def test_a_process_that_prlimit_rejects_after_a_restart_releases_no_limit_of_its_pod(
+def test_a_process_denied_by_prlimit_after_a_restart_releases_no_limit_of_its_pod(
     node: Node,
 ) -> None:
     rejected, other = node.hire(), node.hire()
     node.put([rejected.pid, other.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.configure([{"limit": PAGE}], [POD])
     node.unreadable.add(rejected.pid)
@@ -433,19 +434,19 @@ def test_a_process_that_prlimit_rejects_after_a_restart_releases_no_limit_of_its
     node.tick()
     assert (node.hard(rejected), node.hard(other)) == (PAGE, PAGE)
     assert node.pod().reason == "RlimitGate"
-    node.engine.release()
+    node.reconciler.release()
     assert (node.limits[rejected.pid], node.limits[other.pid]) == (GIVEN, GIVEN)
 
 
 @pytest.mark.rule("H3")
-def test_a_process_that_prlimit_rejects_after_a_restart_is_restored_in_an_audited_pod_later(
+def test_a_process_denied_by_prlimit_after_a_restart_is_restored_later_in_an_audited_pod(
     node: Node,
 ) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.configure([{"limit": PAGE, "enforcement": "Audit"}], [POD])
     node.unreadable.add(worker.pid)
@@ -468,37 +469,37 @@ class Once(set[int]):
 
 
 @pytest.mark.rule("H3")
-def test_a_process_that_prlimit_rejects_once_after_a_restart_keeps_its_original_limits(
+def test_a_process_denied_by_prlimit_once_after_a_restart_keeps_its_original_limits(
     node: Node,
 ) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.configure([{"limit": PAGE}], [POD])
     node.unreadable = Once([worker.pid])
     for _ in range(2):
         node.tick()
     assert node.hard(worker) == PAGE
-    node.engine.release()
+    node.reconciler.release()
     assert node.limits[worker.pid] == GIVEN
 
 
 @pytest.mark.rule("H3")
-def test_release_alone_needs_no_configuration(node: Node) -> None:
+def test_release_needs_no_configuration(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start().release()
     assert node.limits[worker.pid] == GIVEN
 
 
 @pytest.mark.rule("H1")
-def test_mode_release_is_acknowledged_when_all_is_given_back(node: Node) -> None:
+def test_mode_release_is_acknowledged_after_all_restores(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -506,16 +507,16 @@ def test_mode_release_is_acknowledged_when_all_is_given_back(node: Node) -> None
     node.refused.add(worker.pid)
     node.configure([{"limit": PAGE}], [POD], generation=2, mode="Release")
     node.tick()
-    assert node.engine.report().observed_generation == 1
+    assert node.reconciler.report().observed_generation == 1
     node.refused.clear()
     node.tick()
-    status = node.engine.report()
+    status = node.reconciler.report()
     assert (status.observed_generation, status.applied_limits) == (2, [])
     assert node.limits[worker.pid] == GIVEN
 
 
 @pytest.mark.rule("H3")
-def test_nothing_is_touched_before_it_is_on_disk(node: Node) -> None:
+def test_a_process_stays_unchanged_until_its_record_is_on_disk(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     (node.state / "saved.json.new").mkdir()
@@ -532,7 +533,7 @@ def test_nothing_is_touched_before_it_is_on_disk(node: Node) -> None:
 
 
 @pytest.mark.rule("H3")
-def test_a_disk_that_was_full_in_mode_release_is_tried_again_in_mode_active(node: Node) -> None:
+def test_a_failed_write_in_mode_release_is_tried_again_in_mode_active(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -551,7 +552,7 @@ def test_a_disk_that_was_full_in_mode_release_is_tried_again_in_mode_active(node
 
 
 @pytest.mark.rule("H1")
-def test_a_limit_that_the_kernel_refuses_to_deal_is_not_acknowledged(node: Node) -> None:
+def test_a_limit_denied_by_the_kernel_is_not_acknowledged(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.refused.add(worker.pid)
@@ -566,7 +567,7 @@ def test_a_limit_that_the_kernel_refuses_to_deal_is_not_acknowledged(node: Node)
 
 
 @pytest.mark.rule("H1")
-def test_without_a_descriptor_left_a_process_is_not_dealt_to_and_that_is_said(
+def test_a_process_stays_unchanged_and_reported_without_a_free_descriptor(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, other = node.hire(), node.hire()
@@ -598,14 +599,14 @@ def test_without_a_descriptor_left_a_process_is_not_dealt_to_and_that_is_said(
 
 
 @pytest.mark.rule("H3")
-def test_without_a_descriptor_left_what_an_earlier_agent_dealt_to_is_kept_in_mind(
+def test_a_record_of_an_earlier_agent_stays_without_a_free_descriptor(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.configure([], [], mode="Release")
 
@@ -614,13 +615,13 @@ def test_without_a_descriptor_left_what_an_earlier_agent_dealt_to_is_kept_in_min
 
     monkeypatch.setattr("pinwarden.node.pods.process.StatusReader", none_left)
     node.tick()
-    assert node.engine.report().observed_generation is None
+    assert node.reconciler.report().observed_generation is None
     monkeypatch.setattr("pinwarden.node.pods.process.StatusReader", StatusReader)
     node.tick()
-    assert (node.engine.report().observed_generation, node.limits[worker.pid]) == (1, GIVEN)
+    assert (node.reconciler.report().observed_generation, node.limits[worker.pid]) == (1, GIVEN)
 
 
-def test_a_child_has_what_its_parent_had(node: Node) -> None:
+def test_a_child_has_the_original_limits_of_its_parent(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -637,7 +638,7 @@ def test_a_child_has_what_its_parent_had(node: Node) -> None:
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("ending", ["freed", "audited", "released", "by hand"])
-def test_a_child_that_was_never_seen_gets_back_what_its_parent_had(
+def test_an_unsampled_child_gets_the_original_limits_of_its_parent(
     node: Node, ending: str, restarted: bool
 ) -> None:
     worker = node.hire()
@@ -648,10 +649,10 @@ def test_a_child_that_was_never_seen_gets_back_what_its_parent_had(
     node.limits[child] = node.limits[worker.pid]
     node.put([worker.pid, child])
     if restarted:
-        node.engine.close()
+        node.reconciler.close()
         node.start()
     if ending == "by hand":
-        node.engine.release()
+        node.reconciler.release()
     else:
         node.configure(
             [{"limit": PAGE, "enforcement": "Audit"}] if ending == "audited" else [],
@@ -660,13 +661,13 @@ def test_a_child_that_was_never_seen_gets_back_what_its_parent_had(
             mode="Release" if ending == "released" else "Active",
         )
         node.tick()
-        assert node.engine.report().observed_generation == 2
+        assert node.reconciler.report().observed_generation == 2
     assert (node.limits[worker.pid], node.limits[child]) == (GIVEN, GIVEN)
 
 
 @pytest.mark.rule("P14")
 @pytest.mark.parametrize("mode", ["Active", "Release"])
-def test_a_child_whose_fork_was_under_way_gets_back_what_its_parent_had(
+def test_a_child_forked_during_the_release_gets_the_original_limits_of_its_parent(
     node: Node, mode: str
 ) -> None:
     worker = node.hire()
@@ -684,7 +685,7 @@ def test_a_child_whose_fork_was_under_way_gets_back_what_its_parent_had(
 
 
 @pytest.mark.rule("P14")
-def test_what_a_program_sets_after_it_was_given_back_is_kept(node: Node) -> None:
+def test_a_limit_set_by_a_program_after_its_restore_is_kept(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -698,7 +699,7 @@ def test_what_a_program_sets_after_it_was_given_back_is_kept(node: Node) -> None
     assert node.limits[worker.pid] == dealt
 
 
-def test_an_orphan_with_dealt_limits_has_what_its_parent_had(node: Node) -> None:
+def test_an_orphan_with_applied_limits_has_the_original_limits_of_its_parent(node: Node) -> None:
     parent, orphan = node.hire(), node.hire()
     node.put([parent.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -713,7 +714,7 @@ def test_an_orphan_with_dealt_limits_has_what_its_parent_had(node: Node) -> None
     assert node.limits[orphan.pid] == GIVEN
 
 
-def test_a_process_that_the_runtime_started_later_keeps_its_own(node: Node) -> None:
+def test_a_process_started_later_by_the_runtime_keeps_its_own_limits(node: Node) -> None:
     first, later = node.hire(), node.hire()
     own = Limits(PAGE, 2 * PAGE)
     node.put([first.pid])
@@ -728,7 +729,7 @@ def test_a_process_that_the_runtime_started_later_keeps_its_own(node: Node) -> N
     assert node.limits[later.pid] == own
 
 
-def test_what_a_program_lowers_stays_lowered(node: Node) -> None:
+def test_a_limit_lowered_by_a_program_stays_lowered(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": 8 * PAGE}], [POD])
@@ -742,7 +743,7 @@ def test_what_a_program_lowers_stays_lowered(node: Node) -> None:
 
 
 @pytest.mark.rule("P13")
-def test_audit_evaluates_and_touches_nothing(node: Node) -> None:
+def test_audit_evaluates_and_changes_no_process(node: Node) -> None:
     worker = node.hire()
     worker.lock(5 * PAGE)
     node.put([worker.pid])
@@ -753,7 +754,7 @@ def test_audit_evaluates_and_touches_nothing(node: Node) -> None:
     assert not (node.state / "saved.json").exists()
     assert node.applied() == ["uid-l"]
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "Audit")
-    (overshoot,) = node.engine.report().overshoots
+    (overshoot,) = node.reconciler.report().overshoots
     assert (overshoot.limit, overshoot.pod, overshoot.peak, overshoot.count) == (
         "uid-l",
         UID,
@@ -764,7 +765,7 @@ def test_audit_evaluates_and_touches_nothing(node: Node) -> None:
 
 
 @pytest.mark.rule("P13")
-def test_a_limit_that_turns_to_audit_gives_back(node: Node) -> None:
+def test_a_limit_turned_to_audit_restores(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": PAGE}], [POD])
@@ -775,11 +776,11 @@ def test_a_limit_that_turns_to_audit_gives_back(node: Node) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_without_the_ability_everything_is_observed(node: Node) -> None:
+def test_a_node_without_the_rlimit_gate_only_observes(node: Node) -> None:
     worker = node.hire()
     worker.lock(PAGE)
     node.put([worker.pid])
-    node.engine.close()
+    node.reconciler.close()
     node.start(GateAbility(False, "no capability"))
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
@@ -805,12 +806,12 @@ def test_scope_node_sums_over_its_pods(node: Node) -> None:
     assert (node.hard(first), node.hard(second)) == (8 * PAGE, 2 * PAGE)
     second.lock(3 * PAGE)
     node.tick()
-    (overshoot,) = node.engine.report().overshoots
+    (overshoot,) = node.reconciler.report().overshoots
     assert (overshoot.pod, overshoot.peak) == (None, PAGE)
 
 
 @pytest.mark.rule("P1")
-def test_scope_container_holds_each_by_itself_and_leaves_the_sandbox(node: Node) -> None:
+def test_scope_container_limits_each_container_and_not_the_sandbox(node: Node) -> None:
     one, two, pause = node.hire(), node.hire(), node.hire()
     node.put([one.pid], container=ONE)
     node.put([two.pid], container=TWO)
@@ -828,7 +829,7 @@ def test_scope_container_holds_each_by_itself_and_leaves_the_sandbox(node: Node)
 
 
 @pytest.mark.rule("H1")
-def test_a_container_without_a_name_is_held_to_the_limit_by_itself(node: Node) -> None:
+def test_a_container_without_a_name_gets_the_limit(node: Node) -> None:
     one, two, pause = node.hire(), node.hire(), node.hire()
     node.put([one.pid], container=ONE)
     node.put([two.pid], container=TWO)
@@ -851,7 +852,7 @@ def test_a_container_without_a_name_is_held_to_the_limit_by_itself(node: Node) -
 @pytest.mark.rule("P1", "H1")
 @pytest.mark.parametrize("ended", [0, 1, 3])
 @pytest.mark.parametrize("sandbox", [True, False], ids=["sandbox", "drop_infra_ctr"])
-def test_ended_init_containers_add_nothing_to_a_container_of_an_unreported_id(
+def test_ended_init_containers_do_not_lower_a_container_without_a_reported_id(
     node: Node, ended: int, sandbox: bool
 ) -> None:
     """CRI-O has no sandbox process by default: https://github.com/cri-o/cri-o/issues/5860."""
@@ -872,7 +873,7 @@ def test_ended_init_containers_add_nothing_to_a_container_of_an_unreported_id(
 
 
 @pytest.mark.rule("H1")
-def test_processes_in_no_container_are_held_together_and_said(node: Node) -> None:
+def test_processes_outside_all_containers_share_a_limit_and_are_reported(node: Node) -> None:
     first, second = node.hire(), node.hire()
     for name, worker in (("kata_1a", first), ("other", second)):
         node.put([worker.pid], container=name)
@@ -885,7 +886,7 @@ def test_processes_in_no_container_are_held_together_and_said(node: Node) -> Non
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_without_processes_is_at_observe_and_says_where_to_look(node: Node) -> None:
+def test_a_pod_without_processes_is_at_observe_with_a_hint(node: Node) -> None:
     directory = node.put([])
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
@@ -908,7 +909,7 @@ def test_a_pod_without_processes_is_at_observe_and_says_where_to_look(node: Node
 
 
 @pytest.mark.rule("P1", "H1")
-def test_a_container_beside_its_pod_is_held_and_counted(node: Node) -> None:
+def test_a_container_beside_its_pod_is_limited_and_counted(node: Node) -> None:
     """A runtime class without SystemdCgroup: https://github.com/k3s-io/k3s/pull/8470."""
     name = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
     worker, other = node.hire(), node.hire()
@@ -932,8 +933,8 @@ def test_a_container_beside_its_pod_is_held_and_counted(node: Node) -> None:
 
 
 @pytest.mark.rule("H3", "P6")
-def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
-    """A pod that was deleted by force goes on: https://github.com/kubernetes/kubernetes/issues/51835."""
+def test_an_unlisted_pod_with_processes_is_reported_as_gone(node: Node) -> None:
+    """A pod deleted by force still runs: https://github.com/kubernetes/kubernetes/issues/51835."""
     worker = node.hire()
     worker.lock(2 * PAGE)
     node.put([worker.pid])
@@ -943,7 +944,7 @@ def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
             "pods": [POD],
         }
     )
-    node.engine.configure(spec, [], 1, frozenset({UID}))
+    node.reconciler.configure(spec, [], 1, frozenset({UID}))
     node.tick()
     assert node.hard(worker) == 4 * PAGE
     pod = node.pod()
@@ -952,10 +953,10 @@ def test_a_pod_that_is_gone_says_so_while_it_has_processes(node: Node) -> None:
     assert "RlimitGate" in pod.message
     node.put([])
     node.tick()
-    assert node.engine.report().pods == []
+    assert node.reconciler.report().pods == []
 
 
-def test_a_pod_that_is_not_listed_is_held_to_unknown_pods(node: Node) -> None:
+def test_an_unlisted_pod_gets_the_limit_for_unknown_pods(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([], [], unknownPods=PAGE)
@@ -967,7 +968,7 @@ def test_a_pod_that_is_not_listed_is_held_to_unknown_pods(node: Node) -> None:
     assert node.limits[worker.pid] == GIVEN
 
 
-def test_a_pattern_makes_subjects_of_directories(node: Node) -> None:
+def test_a_pattern_makes_directories_subjects(node: Node) -> None:
     worker, other = node.hire(), node.hire()
     for name, pid in (("one.service", worker.pid), ("two.scope", other.pid)):
         directory = node.root / "machine.slice" / name / "below"
@@ -977,10 +978,10 @@ def test_a_pattern_makes_subjects_of_directories(node: Node) -> None:
     node.configure([{"limit": PAGE, "cgroupPattern": "/machine.slice/*.service"}], [])
     node.tick()
     assert (node.hard(worker), node.hard(other)) == (PAGE, GIVEN.hard)
-    assert [pod.uid for pod in node.engine.report().pods] == ["machine.slice/one.service"]
+    assert [pod.uid for pod in node.reconciler.report().pods] == ["machine.slice/one.service"]
 
 
-def test_nested_subjects_hold_their_processes_together(node: Node) -> None:
+def test_nested_subjects_limit_their_common_processes(node: Node) -> None:
     worker = node.hire()
     outer = node.root / "a"
     (outer / "b").mkdir(parents=True)
@@ -1008,7 +1009,7 @@ def test_nested_subjects_hold_their_processes_together(node: Node) -> None:
         ({"cgroupPattern": "a**"}, "InvalidPattern"),
     ],
 )
-def test_what_cannot_be_held_is_said_and_never_acknowledged(
+def test_an_unsupported_limit_is_reported_and_never_acknowledged(
     node: Node, field: dict[str, Any], reason: str
 ) -> None:
     worker = node.hire()
@@ -1016,19 +1017,19 @@ def test_what_cannot_be_held_is_said_and_never_acknowledged(
     node.configure([{"limit": PAGE, **field}], [POD])
     node.tick()
     assert node.writes == []
-    assert [(one.uid, one.reason) for one in node.engine.report().unsupported_limits] == [
+    assert [(one.uid, one.reason) for one in node.reconciler.report().unsupported_limits] == [
         ("uid-l", reason)
     ]
     assert node.applied() == []
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, reason)
 
 
-def test_a_name_without_a_limit_leaves_the_pod_reported(node: Node) -> None:
+def test_an_unknown_limit_name_leaves_the_pod_reported(node: Node) -> None:
     node.put([node.hire().pid])
     spec = NodePinConfigSpec.model_validate({"pods": [{"uid": UID, "limits": ["newer"]}]})
-    node.engine.configure(spec, [UnsupportedLimit("newer", "uid-newer", "burst: unknown")], 1)
+    node.reconciler.configure(spec, [UnsupportedLimit("newer", "uid-newer", "burst: unknown")], 1)
     node.tick()
-    status = node.engine.report()
+    status = node.reconciler.report()
     assert [(one.uid, one.message) for one in status.unsupported_limits] == [
         ("uid-newer", "burst: unknown")
     ]
@@ -1038,7 +1039,7 @@ def test_a_name_without_a_limit_leaves_the_pod_reported(node: Node) -> None:
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("starting", [True, False])
-def test_a_process_with_a_capability_in_reach_is_named(
+def test_a_process_with_a_reachable_capability_is_reported(
     node: Node, monkeypatch: pytest.MonkeyPatch, starting: bool
 ) -> None:
     monkeypatch.setattr(status, "STARTING_SECONDS", float("inf" if starting else 0))
@@ -1057,7 +1058,7 @@ def test_a_process_with_a_capability_in_reach_is_named(
 
 
 @pytest.mark.rule("H1")
-def test_a_capability_that_only_the_first_thread_gave_up_is_named(
+def test_a_capability_dropped_only_by_the_first_thread_is_reported(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with StatusReader(Path("/proc"), os.getpid()) as reader:
@@ -1078,7 +1079,7 @@ def test_a_capability_that_only_the_first_thread_gave_up_is_named(
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_with_threads_that_are_not_read_yet_is_not_called_held(
+def test_a_pod_with_unread_threads_is_not_reported_as_enforced(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process.Process, "held_back", HeldBackReason.THREADS_UNREAD)
@@ -1091,7 +1092,7 @@ def test_a_pod_with_threads_that_are_not_read_yet_is_not_called_held(
 
 
 @pytest.mark.rule("H1")
-def test_a_process_that_the_pod_itself_started_is_not_taken_for_the_runtime_s(
+def test_a_process_started_by_the_pod_does_not_count_as_starting(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And of two, what does not pass by itself is told, whichever has the lower number."""
@@ -1107,22 +1108,22 @@ def test_a_process_that_the_pod_itself_started_is_not_taken_for_the_runtime_s(
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, STARTING)
 
 
-def test_busy_pods_are_looked_at_often_and_idle_ones_seldom(node: Node) -> None:
+def test_busy_pods_are_sampled_often_and_idle_pods_seldom(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": 8 * PAGE}], [POD])
     node.now += 1
-    assert node.engine.tick() == pytest.approx(0.01)
+    assert node.reconciler.tick() == pytest.approx(0.01)
     for _ in range(8):
         node.tick(0.5)
-    assert node.engine.tick() == pytest.approx(0.5)
+    assert node.reconciler.tick() == pytest.approx(0.5)
     worker.lock(PAGE)
     node.now += 0.5
-    assert node.engine.tick() == pytest.approx(0.01)
+    assert node.reconciler.tick() == pytest.approx(0.01)
 
 
 @pytest.mark.rule("P5", "H1")
-def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dealt_again(
+def test_a_pod_becoming_exact_gets_the_whole_limit_until_inexact(
     node: Node,
 ) -> None:
     first, second, pause = node.hire(), node.hire(), node.hire()
@@ -1133,7 +1134,7 @@ def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dea
     node.tick()
     assert (node.hard(first), node.hard(second)) == (8 * PAGE, 5 * PAGE)
     assert (node.pod().level, node.pod().denials) == (Level.CONVERGE, None)
-    node.tell(ONE)
+    node.publish(ONE)
     node.tick()
     assert [node.hard(each) for each in (first, second, pause)] == [8 * PAGE] * 3
     assert (node.pod().level, node.pod().reason, node.pod().denials) == (
@@ -1141,18 +1142,18 @@ def test_a_pod_that_becomes_exact_gets_the_whole_limit_and_a_loosened_one_is_dea
         "SeccompGate",
         [],
     )
-    node.tell(ONE, loosened="SHM_LOCK")
+    node.publish(ONE, loosened="SHM_LOCK")
     node.tick()
     assert (node.hard(first), node.hard(second)) == (8 * PAGE, 5 * PAGE)
     assert (node.pod().level, node.pod().message) == (Level.CONVERGE, "not exactly: SHM_LOCK")
 
 
 @pytest.mark.rule("H1")
-def test_a_container_without_the_gate_s_profile_takes_the_whole_limit_back(node: Node) -> None:
+def test_a_container_without_the_gates_profile_makes_the_pod_inexact(node: Node) -> None:
     gated, other = node.hire(), node.hire()
     gated.lock(3 * PAGE)
     node.put([gated.pid])
-    node.tell(ONE)
+    node.publish(ONE)
     node.configure([{"limit": 8 * PAGE, "contention": "Reserve"}], [POD])
     node.tick()
     assert node.hard(gated) == 8 * PAGE
@@ -1165,11 +1166,11 @@ def test_a_container_without_the_gate_s_profile_takes_the_whole_limit_back(node:
 
 
 @pytest.mark.rule("P14")
-def test_an_exact_pod_gets_no_more_than_it_had_and_all_of_that_back(node: Node) -> None:
+def test_an_exact_pod_gets_at_most_its_original_limits_and_is_restored(node: Node) -> None:
     worker = node.hire()
     node.limits[worker.pid] = Limits(PAGE, 4 * PAGE)
     node.put([worker.pid])
-    node.tell(ONE)
+    node.publish(ONE)
     node.configure([{"limit": 8 * PAGE}], [POD])
     node.tick()
     assert node.limits[worker.pid] == Limits(PAGE, 4 * PAGE)
@@ -1182,15 +1183,15 @@ def test_an_exact_pod_gets_no_more_than_it_had_and_all_of_that_back(node: Node) 
 
 
 @pytest.mark.rule("P1")
-def test_an_idle_pod_is_dealt_to_as_soon_as_the_gate_says_that_it_is_loosened(node: Node) -> None:
+def test_an_idle_pod_is_allocated_as_soon_as_the_gate_reports_inexact(node: Node) -> None:
     first, second = node.hire(), node.hire()
     first.lock(3 * PAGE)
     ran(node.put([first.pid, second.pid]).parent, 0)
-    node.tell(ONE)
+    node.publish(ONE)
     node.configure([{"limit": 8 * PAGE}], [POD])
     for _ in range(6):
         node.tick()
-    node.tell(ONE, loosened="SHM_LOCK")
+    node.publish(ONE, loosened="SHM_LOCK")
     node.tick(0.01)
     assert node.hard(second) == 5 * PAGE
 
@@ -1200,17 +1201,17 @@ def test_a_capability_that_ignores_rlimits_does_not_lower_the_level_of_an_exact_
     node: Node,
 ) -> None:
     node.put([os.getpid()])
-    node.tell(ONE)
+    node.publish(ONE)
     node.configure([{"limit": PAGE}], [POD])
     node.tick()
     assert node.pod().level is Level.DENY
 
 
 @pytest.mark.rule("H1", "H3")
-def test_a_gate_whose_record_goes_holds_whom_it_held(node: Node) -> None:
+def test_a_removed_gate_file_keeps_the_coverage(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
-    node.tell(ONE)
+    node.publish(ONE)
     node.configure([{"limit": 8 * PAGE}], [POD])
     node.tick()
     node.gate.unlink()
@@ -1219,12 +1220,12 @@ def test_a_gate_whose_record_goes_holds_whom_it_held(node: Node) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_without_the_ability_to_deal_an_exact_pod_is_held_and_another_is_not(node: Node) -> None:
+def test_an_exact_pod_is_at_deny_without_the_rlimit_gate(node: Node) -> None:
     gated, other = node.hire(), node.hire()
     node.put([gated.pid])
     node.put([other.pid], NEAR, TWO)
-    node.tell(ONE)
-    node.engine.close()
+    node.publish(ONE)
+    node.reconciler.close()
     node.start(GateAbility(False, "no capability"))
     node.configure([{"limit": PAGE}], [POD, {"uid": NEAR, "limits": ["l"]}])
     node.tick()
@@ -1234,7 +1235,7 @@ def test_without_the_ability_to_deal_an_exact_pod_is_held_and_another_is_not(nod
 
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("where", ["deal", "look"])
-def test_a_pod_that_nobody_foresaw_costs_itself(node: Node, where: str) -> None:
+def test_a_failing_pod_affects_only_itself(node: Node, where: str) -> None:
     bad, good = node.hire(), node.hire()
     directory = node.put([bad.pid])
     node.put([good.pid], uid=NEAR)
@@ -1255,7 +1256,7 @@ def test_a_pod_that_nobody_foresaw_costs_itself(node: Node, where: str) -> None:
     assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "NotReadable")
     assert ("what a program made" if where == "deal" else "invalid literal") in node.pod().message
     assert node.applied() == ["uid-m"]
-    assert sum(node.engine.failures.values()) == 1
+    assert sum(node.reconciler.failures.values()) == 1
 
     node.before_write = lambda _: None
     node.put([bad.pid])
@@ -1266,7 +1267,7 @@ def test_a_pod_that_nobody_foresaw_costs_itself(node: Node, where: str) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_that_cannot_be_read_keeps_no_other_from_being_released(node: Node) -> None:
+def test_an_unreadable_pod_does_not_block_the_release_of_others(node: Node) -> None:
     bad, good = node.hire(), node.hire()
     directory = node.put([bad.pid])
     node.put([good.pid], uid=NEAR)
@@ -1282,7 +1283,7 @@ def test_a_pod_that_cannot_be_read_keeps_no_other_from_being_released(node: Node
 
 
 @pytest.mark.rule("H1")
-def test_directories_of_any_name_and_depth_are_held_and_named_apart(node: Node) -> None:
+def test_directories_of_any_name_and_depth_have_distinct_names(node: Node) -> None:
     worker = node.hire()
     stem = os.fsencode(node.root / "user.slice")
     os.mkdir(stem)
@@ -1293,14 +1294,14 @@ def test_directories_of_any_name_and_depth_are_held_and_named_apart(node: Node) 
     node.configure([{"limit": 8 * PAGE, "cgroupPattern": "user.slice/*"}], [])
     node.tick()
     assert node.limits[worker.pid] == Limits(8 * PAGE, 8 * PAGE)
-    names = [pod.uid for pod in node.engine.report().pods]
+    names = [pod.uid for pod in node.reconciler.report().pods]
     assert len(set(names)) == 3
     assert all(name.isprintable() for name in names)
-    real = [os.fsencode(uid) for uid in node.engine._subjects if reported_name(uid) != uid]
+    real = [os.fsencode(uid) for uid in node.reconciler._subjects if reported_name(uid) != uid]
     assert sorted(real) == [b"user.slice/a\n\xfe", b"user.slice/a\n\xff"]
 
 
-def test_a_configuration_is_not_acknowledged_while_pods_cannot_be_listed(
+def test_a_configuration_is_not_acknowledged_without_a_list_of_pods(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.configure([{"limit": PAGE}], [POD], generation=1)
@@ -1314,12 +1315,12 @@ def test_a_configuration_is_not_acknowledged_while_pods_cannot_be_listed(
         node.configure([{"limit": 2 * PAGE}], [POD], generation=2)
         for _ in range(3):
             node.tick(0.1)
-            assert node.engine.report().observed_generation == 1
+            assert node.reconciler.report().observed_generation == 1
     node.tick()
-    assert node.engine.report().observed_generation == 2
+    assert node.reconciler.report().observed_generation == 2
 
 
-def test_a_process_that_ended_after_a_failed_write_is_forgotten(node: Node) -> None:
+def test_a_process_ended_after_a_failed_write_is_forgotten(node: Node) -> None:
     worker = node.hire()
     node.put([worker.pid])
     node.configure([{"limit": 8 * PAGE}], [POD])

@@ -1,4 +1,4 @@
-"""What holds for a pod stays while its cgroup does, also when the configuration leaves the pod out (H3)."""
+"""The limits of a pod left out by a configuration stay while its cgroup exists (H3)."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -50,7 +50,7 @@ BEFORE = configuration(limits=[LIMIT], pods=[POD])
 
 
 @pytest.mark.rule("H3")
-def test_a_pod_that_is_left_out_keeps_its_limits_while_its_cgroup_is_there() -> None:
+def test_a_missing_pod_keeps_its_limits_while_its_cgroup_exists() -> None:
     new = configuration(2, limits=[OTHER], pods=[{"uid": "b", "limits": ["ns/m"]}])
     found = retained(BEFORE, new)
     assert limits_of(found) == [("ns/l", 4096)]
@@ -69,7 +69,7 @@ def test_a_pod_that_is_left_out_keeps_its_limits_while_its_cgroup_is_there() -> 
     ],
     ids=["it is free", "another limit holds for it", "its limit was changed"],
 )
-def test_what_a_configuration_says_of_a_pod_or_its_limits_goes_before(
+def test_a_listed_pod_or_limit_has_the_new_version(
     spec: Mapping[str, Any], limits: list[tuple[str, int]]
 ) -> None:
     assert limits_of(retained(BEFORE, configuration(2, **spec))) == limits
@@ -88,18 +88,18 @@ def test_a_retained_pod_is_retained_again_also_after_a_restart(tmp_path: Path) -
 
 
 @pytest.mark.rule("P14", "H3")
-def test_mode_release_comes_with_it_and_ends_it() -> None:
+def test_mode_release_ends_the_retention() -> None:
     released = retained(BEFORE, configuration(2, mode="Release"))
     assert released.spec.mode is Mode.RELEASE
     assert retained(released, configuration(3)) == configuration(3)
 
 
-def test_a_free_pod_that_is_left_out_is_not_retained() -> None:
+def test_a_missing_free_pod_is_not_retained() -> None:
     assert retained(configuration(pods=[{"uid": "zombie"}]), configuration(2)) == configuration(2)
 
 
 @pytest.mark.rule("M8", "H3")
-def test_a_retained_pod_keeps_what_it_may_borrow() -> None:
+def test_a_retained_pod_keeps_its_allowance() -> None:
     members = [{"pods": ["b", "zombie"], "borrowLimit": 4096}]
     pods = [{"uid": "b"}, {"uid": "zombie"}]
     last = configuration(groups=[{**GROUP, "members": members}], pods=pods)
@@ -134,7 +134,7 @@ def test_retained_members_with_one_allowance_share_an_entry() -> None:
 
 
 @pytest.mark.rule("M8", "H3")
-def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path: Path) -> None:
+def test_members_with_more_allowances_than_an_object_allows_are_retained(tmp_path: Path) -> None:
     uids = [f"pod-{number}" for number in range(20)]
     retainer = Retainer(None, lambda: dict.fromkeys(uids, ()))
     for generation, uid in enumerate([*uids, "live"]):
@@ -154,7 +154,7 @@ def test_members_with_more_allowances_than_an_object_holds_are_retained(tmp_path
 
 
 @pytest.mark.rule("M8", "H3")
-def test_a_member_that_the_new_group_names_takes_the_allowance_of_the_new_group() -> None:
+def test_a_member_of_the_new_group_has_its_new_allowance() -> None:
     last = configuration(
         groups=[{**GROUP, "members": [{"pods": ["zombie"], "borrowLimit": 4096}]}],
         pods=[POD],
@@ -166,14 +166,14 @@ def test_a_member_that_the_new_group_names_takes_the_allowance_of_the_new_group(
 
 
 @pytest.mark.rule("H3")
-def test_where_pods_cannot_be_listed_all_missing_ones_are_retained() -> None:
+def test_a_failed_list_of_pods_retains_all_missing_pods() -> None:
     def there() -> Mapping[str, Sequence[Path]]:
         raise PermissionError(13, "Permission denied")
 
     assert limits_of(Retainer(BEFORE, there).retain(configuration(2))) == [("ns/l", 4096)]
 
 
-def test_a_limit_that_is_not_understood_is_retained_as_it_came() -> None:
+def test_an_unknown_limit_is_retained_unchanged() -> None:
     last = configuration(limits=[{**LIMIT, "newer": True}], pods=[POD])
     found = retained(last, configuration(2))
     assert [each.name for each in found.unsupported] == ["ns/l"]
@@ -185,7 +185,7 @@ def crowd(count: int, prefix: str = "pod") -> list[dict[str, Any]]:
 
 
 @pytest.mark.rule("H3")
-def test_a_pod_stays_limited_though_the_new_configuration_lists_as_many_as_an_object_holds(
+def test_a_pod_missing_from_a_full_configuration_stays_limited(
     tmp_path: Path,
 ) -> None:
     found = retained(BEFORE, configuration(2, limits=[LIMIT], pods=crowd(4096)))
@@ -199,7 +199,7 @@ def test_a_pod_stays_limited_though_the_new_configuration_lists_as_many_as_an_ob
 
 
 @pytest.mark.rule("H3")
-def test_pods_with_processes_are_retained_first_where_not_all_can_be(
+def test_pods_with_processes_are_retained_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     last = configuration(limits=[LIMIT], pods=[*crowd(MOST_RETAINED, "empty"), *crowd(2, "used")])
@@ -214,7 +214,7 @@ def test_pods_with_processes_are_retained_first_where_not_all_can_be(
 
 
 @pytest.mark.rule("H3")
-def test_a_pod_with_processes_that_cannot_be_retained_is_named(
+def test_a_released_pod_with_processes_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     last = configuration(limits=[LIMIT], pods=crowd(MOST_RETAINED + 1))
@@ -227,7 +227,7 @@ def test_a_pod_with_processes_that_cannot_be_retained_is_named(
     assert released in caplog.text
 
 
-def test_a_pod_whose_processes_cannot_be_read_counts_as_one_that_has_some() -> None:
+def test_an_unreadable_pod_counts_as_a_pod_with_processes() -> None:
     def processes(uid: str, paths: Sequence[Path]) -> bool:
         if uid == "pod-00007":
             raise PermissionError(13, "Permission denied")
@@ -239,7 +239,7 @@ def test_a_pod_whose_processes_cannot_be_read_counts_as_one_that_has_some() -> N
 
 
 @pytest.mark.rule("P14")
-def test_mode_release_retains_nothing_and_names_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_mode_release_retains_nothing_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def there() -> Mapping[str, Sequence[Path]]:
         raise AssertionError("nobody needs to look")
 
@@ -263,7 +263,7 @@ PART = {"name": "ns/g", "uid": "uid-g"}
 
 
 @pytest.mark.rule("H1")
-def test_a_group_with_a_retained_pod_is_acknowledged_as_the_operator_asked_for_it() -> None:
+def test_a_group_with_a_retained_pod_is_acknowledged_with_the_requested_hash() -> None:
     asked = configuration(2, groups=[{**GROUP, "members": []}])
     last = configuration(groups=[{**GROUP, "members": [{"pods": ["zombie"]}]}], pods=[POD])
     found = retained(last, asked)
@@ -286,7 +286,7 @@ def test_a_group_with_a_retained_pod_is_acknowledged_as_the_operator_asked_for_i
     ],
     ids=["no pods", "odd members", "null", "an object", "odd groups", "odd limits"],
 )
-def test_a_part_that_is_not_understood_stays_as_it_came_and_costs_no_other(
+def test_an_unknown_entry_stays_unchanged_and_affects_no_other(
     place: str, spec: dict[str, Any]
 ) -> None:
     whole = {**GROUP, "members": [{"pods": ["zombie"]}]}
@@ -304,7 +304,7 @@ pods = st.dictionaries(st.sampled_from("abcd"), st.booleans())
 
 
 @given(st.lists(pods, min_size=1, max_size=6), st.sets(st.sampled_from("abcd")))
-def test_a_pod_is_held_until_it_is_free_or_its_cgroup_is_gone(
+def test_a_pod_is_limited_until_it_is_free_or_its_cgroup_is_gone(
     specs: list[dict[str, bool]], there: set[str]
 ) -> None:
     retainer, held = Retainer(None, lambda: dict.fromkeys(there, ())), frozenset[str]()

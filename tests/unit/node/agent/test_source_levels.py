@@ -10,7 +10,7 @@ NOT_COUNTED = {Source.SHM_LOCK, Source.XDP, Source.PERF, Source.UDMABUF, Source.
 
 
 @pytest.mark.rule("H1")
-def test_what_is_counted_converges_and_the_rest_is_only_observed() -> None:
+def test_counted_sources_converge_and_others_are_observed() -> None:
     table = source_levels(GateAbility(True))
     assert [each.source for each in table] == list(Source)
     for each in table:
@@ -21,12 +21,12 @@ def test_what_is_counted_converges_and_the_rest_is_only_observed() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_without_the_gate_everything_is_observed_and_says_why() -> None:
+def test_all_sources_are_observed_without_the_gate() -> None:
     for each in source_levels(GateAbility(False, "no capability")):
         assert each.level is Level.OBSERVE
         assert each.source in NOT_COUNTED or "no capability" in each.message
 
 
-def test_io_uring_names_the_counter_that_pods_share() -> None:
+def test_io_uring_names_the_shared_counter() -> None:
     (entry,) = (each for each in source_levels(GateAbility(True)) if each.source is Source.IO_URING)
     assert "uid" in entry.message

@@ -61,14 +61,14 @@ def test_a_time_without_samples_is_not_counted() -> None:
     assert (found.seconds, found.count) == (0.0, 2)
 
 
-def test_no_overshoot_makes_no_report() -> None:
+def test_a_status_without_overshoots_lists_none() -> None:
     overshoots = Overshoots()
     sample(overshoots, 0.0, 0)
     assert overshoots.reports() == ([], False)
 
 
 @pytest.mark.rule("H2")
-def test_the_latest_are_listed_and_a_cut_is_said() -> None:
+def test_the_latest_overshoots_are_listed_and_a_cut_is_reported() -> None:
     overshoots = Overshoots()
     for number in range(LISTED + 1):
         sample(overshoots, float(number), 1, pod=str(number))
@@ -106,7 +106,7 @@ def status(pods: int = 0, policy: NodePolicy | None = None) -> NodePinConfigStat
     )
 
 
-def test_the_node_is_described() -> None:
+def test_a_status_describes_the_node() -> None:
     found = status()
     assert found.agent_version == __version__
     assert found.cgroup_version == "v2"
@@ -115,14 +115,14 @@ def test_the_node_is_described() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_before_the_first_tick_numbers_are_absent() -> None:
+def test_a_status_before_the_first_tick_has_no_numbers() -> None:
     found = status().to_wire()
     assert "sampledAt" not in found
     assert "observedGeneration" not in found
 
 
 @pytest.mark.rule("H2")
-def test_a_list_of_pods_that_is_too_long_is_cut_and_that_is_said() -> None:
+def test_a_too_long_list_of_pods_is_cut_and_reported() -> None:
     found = status(pods=4097)
     assert len(found.pods) == 4096
     assert found.truncated
@@ -130,11 +130,11 @@ def test_a_list_of_pods_that_is_too_long_is_cut_and_that_is_said() -> None:
 
 
 @pytest.mark.rule("H1")
-def test_a_pod_without_a_limit_that_can_be_held_is_only_observed() -> None:
+def test_a_pod_without_an_enforceable_limit_is_observed() -> None:
     assert {pod.level for pod in status(pods=1).pods} == {Level.OBSERVE}
 
 
-def test_a_plan_is_acknowledged_by_the_hash_of_its_limits() -> None:
+def test_a_policy_is_acknowledged_by_the_hashes_of_its_limits() -> None:
     spec = NodePinConfigSpec.model_validate(
         {"limits": [{"name": "l", "uid": "u", "scope": "Pod", "limit": 1}], "pods": []}
     )
@@ -144,7 +144,7 @@ def test_a_plan_is_acknowledged_by_the_hash_of_its_limits() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_text_too_long_for_the_object_is_cut_and_says_so() -> None:
+def test_a_text_too_long_for_the_object_is_cut_visibly() -> None:
     report = UnsupportedReport(uid="u", reason="NotSupported", message="x" * 5000)
     assert len(report.message) == 4096
     assert report.message.endswith("x ... (cut)")

@@ -1,4 +1,4 @@
-"""When a report is worth a write: at once for what matters, seldom for what moves a little, never too often, and never lost."""
+"""When a report is written: at once for relevant changes, seldom for small ones."""
 
 import threading
 import time
@@ -95,7 +95,7 @@ OBSERVED = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, r
         status(truncated=True),
     ],
 )
-def test_what_others_decide_by_is_worth_a_write(report: NodePinConfigStatus) -> None:
+def test_a_change_of_a_statement_is_written(report: NodePinConfigStatus) -> None:
     assert worth_writing(BASE, report, LIMITS)
 
 
@@ -108,17 +108,17 @@ def test_what_others_decide_by_is_worth_a_write(report: NodePinConfigStatus) -> 
         status(pods=[pod(message="other words")]),
     ],
 )
-def test_what_nobody_decides_by_is_not(report: NodePinConfigStatus) -> None:
+def test_a_minor_change_is_not_written(report: NodePinConfigStatus) -> None:
     assert not worth_writing(BASE, report, LIMITS)
 
 
-def test_the_same_overshoot_is_not_news_and_a_further_one_is() -> None:
+def test_a_further_overshoot_is_written_and_the_same_is_not() -> None:
     before = status(overshoots=[overshoot()])
     assert not worth_writing(before, status(overshoots=[overshoot(seconds=3, peak=2)]), LIMITS)
     assert worth_writing(before, status(overshoots=[overshoot(count=2)]), LIMITS)
 
 
-def test_each_refusal_is_news_and_the_list_as_it_was_is_not() -> None:
+def test_a_further_denial_is_written_and_an_equal_list_is_not() -> None:
     before = status(recent_denials=[denial(), denial(number=2)])
     assert not worth_writing(before, status(recent_denials=[denial(), denial(number=2)]), LIMITS)
     assert worth_writing(
@@ -136,7 +136,7 @@ def test_each_refusal_is_news_and_the_list_as_it_was_is_not() -> None:
     now=st.integers(0, 1 << 40),
     counter=st.sampled_from(["vm_lck", "vm_pin", "peak"]),
 )
-def test_a_value_is_worth_a_write_when_it_moved_by_more_than_two_percent_and_a_page(
+def test_an_amount_moved_by_more_than_two_percent_and_a_page_is_written(
     limit: int, before: int, now: int, counter: str
 ) -> None:
     moved = worth_writing(
@@ -145,7 +145,7 @@ def test_a_value_is_worth_a_write_when_it_moved_by_more_than_two_percent_and_a_p
     assert moved == (abs(now - before) > max(PAGE_BYTES, limit * 0.02))
 
 
-def test_a_value_of_a_container_counts_like_one_of_the_pod() -> None:
+def test_an_amount_of_a_container_counts_like_an_amount_of_the_pod() -> None:
     def of(pinned: int) -> NodePinConfigStatus:
         return status(pods=[pod(containers=[ContainerReport(name="c", pinned=pinned, peak=0)])])
 
@@ -178,7 +178,7 @@ steps = st.lists(st.tuples(st.floats(0, 400), reports, st.booleans()), max_size=
 
 
 @given(steps=steps, share=st.floats(0, 1))
-def test_writes_are_a_second_apart_and_no_change_waits_longer(
+def test_two_writes_are_a_second_apart(
     steps: list[tuple[float, NodePinConfigStatus, bool]], share: float
 ) -> None:
     policy = WritePolicy(lambda low, high: low + share * (high - low))
@@ -199,14 +199,14 @@ def test_writes_are_a_second_apart_and_no_change_waits_longer(
             policy.failed(now, 5.0)
 
 
-def test_without_a_change_it_is_written_again_within_five_minutes() -> None:
+def test_an_unchanged_status_is_written_within_five_minutes() -> None:
     policy = WritePolicy(max)
     policy.written(0, "uid-1", BASE)
     assert policy.wait(299, "uid-1", BASE, LIMITS) == pytest.approx(1)
     assert policy.wait(300, "uid-1", BASE, LIMITS) == 0
 
 
-def test_an_object_made_anew_gets_the_report_again() -> None:
+def test_a_recreated_object_gets_the_report() -> None:
     policy = WritePolicy()
     policy.written(0, "uid-1", BASE)
     assert policy.wait(2, "uid-2", BASE, LIMITS) == 0
@@ -220,7 +220,7 @@ def test_a_failed_write_stays_due() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_a_generation_of_an_earlier_object_is_not_claimed_for_the_new_one() -> None:
+def test_the_generation_of_an_earlier_object_is_not_reported_for_a_new_one() -> None:
     configuration = Configuration.parse({}, "uid-1", 7)
     snapshot = Snapshot(status(observed_generation=7), configuration)
     assert report_on(snapshot, "uid-1").observed_generation == 7
@@ -260,7 +260,7 @@ def running(client: Client) -> tuple[StatusWriter, SnapshotBoard, list[str]]:
     return reporter, board, events
 
 
-def test_the_thread_writes_once_there_is_an_object_and_tries_again_until_it_is_taken() -> None:
+def test_the_thread_writes_to_an_existing_object_until_it_succeeds() -> None:
     client = Client(failures=2)
     reporter, board, events = running(client)
     board.publish(Snapshot(BASE, Configuration.parse({}, "uid-1", 1)))
@@ -271,7 +271,7 @@ def test_the_thread_writes_once_there_is_an_object_and_tries_again_until_it_is_t
     assert events == ["failed", "failed", "written"]
 
 
-def test_a_change_is_written_and_nothing_without_an_object_or_a_configuration() -> None:
+def test_the_thread_writes_nothing_without_an_object_or_a_configuration() -> None:
     client = Client()
     reporter, board, _ = running(client)
     reporter.announce("uid-1")

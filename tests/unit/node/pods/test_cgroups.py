@@ -41,14 +41,16 @@ def test_both_drivers_name_the_same_pod(uid: str, qos: str, prefix: str) -> None
 
 
 @given(uids, classes, st.text("0123456789abcdef-_", min_size=1, max_size=4), st.integers(1, 12))
-def test_a_longer_or_shorter_uid_is_no_pod(uid: str, qos: str, more: str, fewer: int) -> None:
+def test_a_name_with_a_longer_or_shorter_uid_is_no_pod(
+    uid: str, qos: str, more: str, fewer: int
+) -> None:
     for wrong in (uid + more, more + uid, uid[:-fewer]):
         assert pod_uid(cgroupfs_pod(wrong, qos)) is None
         assert pod_uid(systemd_pod(wrong, qos)) is None
 
 
 @given(st.text(max_size=90))
-def test_a_pod_name_says_its_uid_and_nothing_else_is_one(name: str) -> None:
+def test_only_the_name_of_a_pod_gives_a_uid(name: str) -> None:
     assume("/" not in name and "\0" not in name and name not in ("", ".", ".."))
     for found in (pod_uid(Path("kubepods") / name), pod_uid(Path("kubepods.slice") / name)):
         assert found is None or found in name.replace("_", "-")
@@ -71,12 +73,12 @@ def test_a_pod_name_says_its_uid_and_nothing_else_is_one(name: str) -> None:
         "kubepods",
     ],
 )
-def test_what_only_looks_like_a_pod(path: str) -> None:
+def test_a_similar_name_is_no_pod(path: str) -> None:
     assert pod_uid(Path(path)) is None
 
 
 @given(ids)
-def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
+def test_containers_of_all_runtimes_and_drivers_are_found(identity: str) -> None:
     for name in (
         identity,
         f"crio-{identity}",
@@ -100,9 +102,7 @@ def test_containers_of_both_runtimes_and_drivers(identity: str) -> None:
 
 
 @given(ids, st.sampled_from(["docker", "cri-containerd", "crio", "a-runtime.of_its-own"]))
-def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(
-    identity: str, prefix: str
-) -> None:
+def test_a_scope_with_any_prefix_is_a_container(identity: str, prefix: str) -> None:
     """cri-dockerd has `docker-<id>.scope`: https://github.com/kinvolk/traceloop/pull/34."""
     assert container_id(f"{prefix}-{identity}.scope") == identity
     for name in (
@@ -113,7 +113,8 @@ def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(
         assert container_id(name) is None
 
 
-# https://github.com/kubernetes/kubernetes/issues/106514, https://github.com/hubblo-org/scaphandre/pull/143
+# https://github.com/kubernetes/kubernetes/issues/106514
+# https://github.com/hubblo-org/scaphandre/pull/143
 @pytest.mark.rule("P1", "H1")
 @given(
     uids,
@@ -122,7 +123,7 @@ def test_a_scope_is_a_container_whatever_the_prefix_of_its_runtime(
     st.sampled_from(["", "kubelet-"]),
     st.sampled_from(["cri-containerd", "crio"]),
 )
-def test_a_container_beside_its_pod_is_the_pods(
+def test_a_container_beside_its_pod_belongs_to_the_pod(
     uid: str, qos: str, identity: str, prefix: str, runtime: str
 ) -> None:
     name = f"{systemd_pod(uid, qos, prefix).name}:{runtime}:{identity}"
@@ -150,7 +151,7 @@ def test_containers_beside_the_empty_cgroup_of_their_pod_are_found(tmp_path: Pat
 
 
 @pytest.mark.rule("P1")
-def test_what_is_no_container_and_no_monitor_is_a_stray(tmp_path: Path) -> None:
+def test_a_directory_without_container_or_monitor_is_a_stray(tmp_path: Path) -> None:
     pod = cgroupfs_pod(UID, "")
     build(tmp_path, pod / ONE, pod / "kata_1a" / "vm", pod / f"crio-conmon-{CONMON}")
     (found,) = find_pods(tmp_path)
@@ -170,7 +171,7 @@ def build(root: Path, *directories: Path) -> None:
 
 
 @pytest.mark.rule("P1")
-def test_cgroupfs_tree_with_nested_cgroups(tmp_path: Path) -> None:
+def test_a_cgroupfs_tree_with_nested_cgroups_is_explored(tmp_path: Path) -> None:
     pod, static = cgroupfs_pod(UID, "burstable"), cgroupfs_pod(STATIC, "")
     build(
         tmp_path,
@@ -196,7 +197,7 @@ def test_cgroupfs_tree_with_nested_cgroups(tmp_path: Path) -> None:
     assert found[1].members == (tmp_path / static, tmp_path / static / ONE)
 
 
-def test_systemd_tree_with_a_monitor_outside_the_containers(tmp_path: Path) -> None:
+def test_a_monitor_in_a_systemd_tree_is_in_no_container(tmp_path: Path) -> None:
     pod = systemd_pod(UID, "besteffort")
     build(tmp_path, pod / f"crio-{ONE}.scope" / "container", pod / f"crio-conmon-{CONMON}.scope")
     (found,) = find_pods(tmp_path)
@@ -213,7 +214,7 @@ def test_systemd_tree_with_a_monitor_outside_the_containers(tmp_path: Path) -> N
 
 
 @pytest.mark.rule("P1")
-def test_pods_of_a_kubelet_inside_a_pod_belong_to_the_outer_one(tmp_path: Path) -> None:
+def test_pods_of_a_kubelet_inside_a_pod_belong_to_the_outer_pod(tmp_path: Path) -> None:
     outer, inner = cgroupfs_pod(UID, ""), cgroupfs_pod(NEAR, "burstable")
     build(
         tmp_path,
@@ -227,7 +228,7 @@ def test_pods_of_a_kubelet_inside_a_pod_belong_to_the_outer_one(tmp_path: Path) 
     assert set(found.containers[0].members) == every - {tmp_path / outer}
 
 
-def test_leftovers_of_another_driver_are_the_same_pod(tmp_path: Path) -> None:
+def test_leftovers_of_another_driver_belong_to_the_same_pod(tmp_path: Path) -> None:
     old, new = cgroupfs_pod(UID, ""), systemd_pod(UID, "")
     build(tmp_path, old, new / f"cri-containerd-{ONE}.scope")
     (found,) = find_pods(tmp_path)
@@ -261,7 +262,7 @@ def test_a_link_is_no_cgroup_and_a_missing_root_has_no_pods(tmp_path: Path) -> N
     assert find_pods(tmp_path / "absent") == []
 
 
-def test_a_pod_that_goes_during_the_walk_is_no_error(
+def test_a_pod_vanishing_during_the_walk_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone, stays = cgroupfs_pod(UID, "burstable"), cgroupfs_pod(NEAR, "burstable")
@@ -282,7 +283,7 @@ def test_a_pod_that_goes_during_the_walk_is_no_error(
 
 
 def nest(start: Path, name: str, depth: int) -> int:
-    """Directories nested by descriptors, so that they can lie deeper than a path can name; the innermost one's descriptor."""
+    """Nest directories deeper than a path can name, by descriptors; return the innermost."""
     inner = os.open(start, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(depth):
         os.mkdir(name, dir_fd=inner)
@@ -301,7 +302,7 @@ def step(directory: int, name: str) -> int:
 @pytest.mark.parametrize(
     ("name", "depth", "truncated"), [("d", 1500, False), ("d" * 200, 30, True)]
 )
-def test_a_deep_tree_is_walked_as_far_as_paths_reach(
+def test_a_deep_tree_is_walked_up_to_the_longest_path(
     tmp_path: Path, name: str, depth: int, truncated: bool
 ) -> None:
     container = tmp_path / cgroupfs_pod(UID, "") / ONE

@@ -11,7 +11,7 @@ OTHER = "3f2a9c1e-0b7d-4e55-9a10-c0ffee123457"
 SLICE = f"kubepods-besteffort-pod{OTHER.replace('-', '_')}.slice"
 
 
-def test_pods_of_both_drivers_are_found_and_their_inside_is_not_entered(tmp_path: Path) -> None:
+def test_pods_of_both_drivers_are_found_and_not_entered(tmp_path: Path) -> None:
     one = tmp_path / "kubepods" / "burstable" / f"pod{UID}"
     two = tmp_path / "kubelet.slice" / "kubepods.slice" / "kubepods-besteffort.slice" / SLICE
     (one / "kubepods" / f"pod{OTHER}").mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_a_new_hierarchy_of_pods_is_found_by_the_next_walk(tmp_path: Path) -> No
     assert finder.find(BETWEEN_WALKS_SECONDS) == {UID: (path,)}
 
 
-def test_a_pod_in_two_places_is_one(tmp_path: Path) -> None:
+def test_a_pod_with_two_directories_is_found_once(tmp_path: Path) -> None:
     paths = [tmp_path / "kubepods" / qos / f"pod{UID}" for qos in ("besteffort", "burstable")]
     for path in paths:
         path.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_pod_in_two_places_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deep_tree", ["d", "e" * 200], indirect=True)
-def test_what_lies_deeper_than_a_path_can_name_hides_no_pod(deep_tree: Path) -> None:
+def test_a_too_deep_directory_hides_no_pod(deep_tree: Path) -> None:
     pod = deep_tree / "kubepods" / f"pod{UID}"
     pod.mkdir(parents=True)
     assert PodFinder(deep_tree).find(0.0) == {UID: (pod,)}

@@ -34,7 +34,7 @@ os.execvp("cat", ["cat", "/proc/self/status"])
 
 
 @pytest.mark.rule("H1")
-def test_an_exec_brings_back_what_is_inheritable_and_that_is_foreseen() -> None:
+def test_an_inheritable_capability_counts_because_of_exec() -> None:
     own = parse_status(Path("/proc/self/status").read_bytes())
     if os.geteuid() or not own.cap_permitted & IPC_LOCK or own.no_new_privs:
         pytest.skip("needs root with CAP_IPC_LOCK, to drop it and get it back")
@@ -83,7 +83,7 @@ def sample(
         (sample(permitted=IPC_LOCK | SYS_RESOURCE), MAPPED, None),
     ],
 )
-def test_which_processes_the_gate_cannot_hold(
+def test_privileges_decide_whether_a_process_obeys(
     status: ProcessStatus, uid_map: str, reason: HeldBackReason | None
 ) -> None:
     assert held_back(status, uid_map) == reason

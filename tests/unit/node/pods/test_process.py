@@ -67,7 +67,7 @@ class FakeProcess:
 
 
 @pytest.mark.rule("H1")
-def test_a_thread_that_keeps_what_the_first_gave_up_is_found(tmp_path: Path) -> None:
+def test_a_thread_keeping_a_capability_of_the_first_is_found(tmp_path: Path) -> None:
     process = FakeProcess(tmp_path, 0, 0, IPC_LOCK)
     assert process.sampled.held_back is HeldBackReason.THREADS_UNREAD
     assert process.checked(0) is HeldBackReason.CAP_IPC_LOCK
@@ -77,7 +77,7 @@ def test_a_thread_that_keeps_what_the_first_gave_up_is_found(tmp_path: Path) -> 
 
 
 @pytest.mark.rule("H1")
-def test_what_the_first_thread_gives_up_later_is_looked_for_in_the_others_at_once(
+def test_a_capability_dropped_later_is_checked_in_all_threads_at_once(
     tmp_path: Path,
 ) -> None:
     process = FakeProcess(tmp_path, IPC_LOCK)
@@ -90,7 +90,7 @@ def test_what_the_first_thread_gives_up_later_is_looked_for_in_the_others_at_onc
 
 
 @pytest.mark.rule("H1")
-def test_threads_are_read_again_when_there_are_more(tmp_path: Path) -> None:
+def test_more_threads_are_read_again(tmp_path: Path) -> None:
     process = FakeProcess(tmp_path, 0)
     assert process.checked(0) is None
     process.start(PID + 1, IPC_LOCK)
@@ -98,7 +98,7 @@ def test_threads_are_read_again_when_there_are_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("H1")
-def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
+def test_many_threads_are_read_in_steps_without_a_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -118,7 +118,7 @@ def test_many_threads_are_read_in_parts_and_not_called_held_meanwhile(
 
 
 @pytest.mark.rule("H1")
-def test_a_process_whose_look_failed_is_judged_by_the_next(tmp_path: Path) -> None:
+def test_a_failed_sample_is_corrected_by_the_next(tmp_path: Path) -> None:
     process = FakeProcess(tmp_path, 0)
     uid_map = tmp_path / str(PID) / "uid_map"
     whole = uid_map.rename(tmp_path / "whole")

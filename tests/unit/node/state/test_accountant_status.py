@@ -46,7 +46,7 @@ def report(**fields: object) -> GroupReport:
 
 
 @given(extents=st.dictionaries(st.text(max_size=8), EXTENTS, max_size=3))
-def test_what_is_saved_is_what_is_read(
+def test_a_saved_status_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, extents: dict[str, ObjectSet]
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "shared.json"
@@ -68,7 +68,7 @@ def test_what_is_saved_is_what_is_read(
         b'{"version": 1, "extents": {"g": 1}}',
     ],
 )
-def test_a_file_of_another_form_tells_nothing_and_ends_nobody(tmp_path: Path, text: bytes) -> None:
+def test_an_invalid_file_gives_no_status(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "shared.json").write_bytes(text)
     assert load(tmp_path / "shared.json") is None
     record = AccountantReader(tmp_path / "shared.json")
@@ -77,7 +77,7 @@ def test_a_file_of_another_form_tells_nothing_and_ends_nobody(tmp_path: Path, te
 
 
 @pytest.mark.rule("H2")
-def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
+def test_a_group_without_an_accountant_is_pending() -> None:
     (found,) = AccountantReader(None).groups([GROUP])
     assert (found.phase, found.reason, found.hash, found.charge) == (
         Phase.PENDING,
@@ -88,7 +88,7 @@ def test_a_group_without_an_accountant_waits_and_says_for_whom() -> None:
 
 
 @pytest.mark.rule("H2")
-def test_figures_of_a_silent_accountant_are_called_old(tmp_path: Path) -> None:
+def test_figures_of_a_silent_accountant_are_reported_as_old(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
     save(path, AccountantStatus(groups=(report(),)))
     record = AccountantReader(path)
@@ -115,6 +115,6 @@ def test_figures_of_a_silent_accountant_are_called_old(tmp_path: Path) -> None:
         ({"orphaned": 5}, True),
     ],
 )
-def test_what_of_a_group_is_worth_a_write(change: dict[str, object], worth: bool) -> None:
+def test_a_relevant_change_of_a_group_is_written(change: dict[str, object], worth: bool) -> None:
     before = NodePinConfigStatus(groups=[report()])
     assert worth_writing(before, NodePinConfigStatus(groups=[report(**change)]), {}) is worth

@@ -1,4 +1,4 @@
-"""Files that the next agent must find whole: the state file, the lock, and the last configuration in them (H3)."""
+"""Files for the next agent: the state file, the lock, and the last configuration (H3)."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @given(content=contents)
-def test_what_is_saved_is_loaded(content: Any) -> None:
+def test_saved_content_is_loaded(content: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = StateFile(Path(folder) / "state.json", 1)
         file.save(content)
@@ -50,7 +50,7 @@ def test_what_is_saved_is_loaded(content: Any) -> None:
 
 
 @given(position=st.integers(min_value=0), cut=st.booleans(), flip=st.integers(1, 127))
-def test_no_damaged_file_is_believed(position: int, cut: bool, flip: int) -> None:
+def test_a_damaged_file_is_never_loaded(position: int, cut: bool, flip: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.json"
         file = StateFile(path, 1)
@@ -99,7 +99,7 @@ def test_a_failed_write_leaves_the_earlier_file(path: Path) -> None:
     assert file.load(lambda content: content) == SPEC
 
 
-def test_only_the_owner_may_read_it(path: Path) -> None:
+def test_a_file_is_readable_for_its_owner_only(path: Path) -> None:
     StateFile(path, 1).save(SPEC)
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -114,7 +114,7 @@ with file_lock(Path(sys.argv[1]), 0):
 """
 
 
-def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+def test_a_lock_rejects_a_second_owner_until_the_first_ends(tmp_path: Path) -> None:
     lock = tmp_path / "agent.lock"
     source = Path(pinwarden.__file__).parents[1]
     with subprocess.Popen(
@@ -132,7 +132,7 @@ def test_a_second_holder_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) ->
         pass
 
 
-def test_a_waiter_locks_the_file_that_is_there_and_not_one_that_was_removed(
+def test_a_waiting_process_locks_the_existing_file_and_not_a_removed_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lock = tmp_path / "agent.lock"
@@ -148,7 +148,7 @@ def test_a_waiter_locks_the_file_that_is_there_and_not_one_that_was_removed(
 
 
 @pytest.mark.rule("H3")
-def test_the_last_configuration_comes_back_whole(path: Path) -> None:
+def test_a_saved_configuration_is_loaded(path: Path) -> None:
     newer = {**SPEC, "limits": [LIMIT, {**LIMIT, "name": "ns/b", "burst": 1}]}
     configuration = Configuration.parse(newer, "uid-1", 7)
     ConfigFile(path).save(configuration)
@@ -158,14 +158,14 @@ def test_the_last_configuration_comes_back_whole(path: Path) -> None:
     assert [limit.name for limit in loaded.unsupported] == ["ns/b"]
 
 
-def test_without_a_file_there_is_no_last_configuration(path: Path) -> None:
+def test_a_missing_file_gives_no_configuration(path: Path) -> None:
     assert ConfigFile(path).load() is None
 
 
 @pytest.mark.parametrize(
     "content", [{}, [], {"uid": "u", "generation": 1, "spec": {"mode": "Sideways"}}]
 )
-def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, content: Any) -> None:
+def test_an_invalid_configuration_is_set_aside(path: Path, content: Any) -> None:
     StateFile(path, 1).save(content)
     assert ConfigFile(path).load() is None
     assert path.with_name("state.json.corrupt-1").exists()
@@ -181,12 +181,12 @@ def test_a_last_configuration_that_cannot_be_read_is_set_aside(path: Path, conte
         ({"surprise": 1}, "spec.surprise: Extra inputs are not permitted"),
     ],
 )
-def test_a_spec_that_cannot_be_read_says_where(raw: object, message: str) -> None:
+def test_an_invalid_spec_names_the_field(raw: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Configuration.parse(raw, "uid-1", 7)
 
 
-def test_a_file_that_cannot_be_read_is_read_again_and_said_once(
+def test_an_unreadable_file_is_read_again_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "told"
@@ -230,7 +230,7 @@ def test_a_file_of_any_bytes_is_set_aside(path: Path, data: bytes) -> None:
     assert shared_record.load(path) is None
 
 
-def test_what_is_no_regular_file_is_set_aside_and_not_waited_for(path: Path) -> None:
+def test_a_fifo_directory_or_link_is_set_aside_without_a_wait(path: Path) -> None:
     for make in (os.mkfifo, os.mkdir, lambda where: os.symlink(where, where)):
         make(path)
         assert load(path) is None
@@ -304,20 +304,20 @@ RECORD: dict[str, Any] = {
         {"version": 2},
     ],
 )
-def test_a_record_of_other_types_is_nobodys(path: Path, change: dict[str, Any]) -> None:
+def test_a_gate_status_of_other_types_is_rejected(path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(RECORD))
     assert gate_status.load(path) is not None
     path.write_text(json.dumps({**RECORD, **change}))
     assert gate_status.load(path) is None
 
 
-def test_a_newer_gates_record_is_read(path: Path) -> None:
+def test_the_status_of_a_newer_gate_is_loaded(path: Path) -> None:
     path.write_text(json.dumps({**RECORD, "weather": "fine"}))
     assert gate_status.load(path) is not None
 
 
 @pytest.mark.rule("H3")
-def test_a_configuration_that_somebody_removed_is_noticed(path: Path) -> None:
+def test_a_removed_configuration_is_noticed(path: Path) -> None:
     last = ConfigFile(path)
     assert last.intact
     last.save(Configuration.parse(SPEC, "uid", 1))
