@@ -29,7 +29,7 @@ from pinwarden.common.text import short
 from pinwarden.plan.conditions import NO_OBSERVATIONS, Observation, Observations
 from pinwarden.plan.group_compiler import MAX_NODE_GROUP_BYTES, MAX_NODE_GROUPS, Group
 from pinwarden.plan.limit_on_node import contested
-from pinwarden.plan.node_share import NodeShare
+from pinwarden.plan.node_share import NodeShare, name_pod
 from pinwarden.plan.node_view import NodeView, problem_on, unsupported_on
 from pinwarden.plan.selectors import selects
 from pinwarden.plan.types import Pod
@@ -193,7 +193,7 @@ def _unenforced(
     """Yield started pods below the minimum level, each with True, or False if unknown."""
     minimum = group.resource.spec.minimum_level
     for pod in limited:
-        name = f"pod {pod.namespace}/{pod.name}"
+        name = name_pod(pod)
         if pod.contested:
             yield True, contested(pod)
             continue
@@ -253,7 +253,7 @@ def _over(
             continue
         excesses = [_excess(member, borrow) or 0 for member in _limits(group, pod)]
         if (worst := max(excesses, default=0)) > 0:
-            yield Observation(f"pod {pod.namespace}/{pod.name}", OVER_LIMIT, f"{short(worst)} over")
+            yield Observation(name_pod(pod), OVER_LIMIT, f"{short(worst)} over")
 
 
 def _undecided(
@@ -276,11 +276,11 @@ def _undecided(
     for pod in limited:
         borrow = borrows.get(pod.cgroup_uid)
         if borrow is None and cut:
-            yield Observation(f"pod {pod.namespace}/{pod.name}", TRUNCATED)
+            yield Observation(name_pod(pod), TRUNCATED)
         elif borrow is not None and None in [
             _excess(member, borrow) for member in _limits(group, pod)
         ]:
-            yield Observation(f"pod {pod.namespace}/{pod.name}", FIGURE_MISSING)
+            yield Observation(name_pod(pod), FIGURE_MISSING)
 
 
 def _missing(view: NodeView, report: GroupReport, find: PodLookup) -> Iterator[Observation]:

@@ -24,9 +24,9 @@ from pinwarden.api.reasons import (
     PENDING,
 )
 from pinwarden.common.text import short
-from pinwarden.plan.conditions import NAMED, NO_OBSERVATIONS, Observation, Observations
+from pinwarden.plan.conditions import NO_OBSERVATIONS, Observation, Observations, name_some
 from pinwarden.plan.limit_compiler import MAX_POD_LIMITS, Limit
-from pinwarden.plan.node_share import NodeShare
+from pinwarden.plan.node_share import NodeShare, name_pod
 from pinwarden.plan.node_spec import (
     MAX_NODE_LIMIT_BYTES,
     MAX_NODE_LIMITS,
@@ -169,17 +169,13 @@ def _selected(spec: PinLimitSpec) -> Sequence[Source]:
     return spec.sources or list(Source)
 
 
-def _name(pod: Pod) -> str:
-    return f"pod {pod.namespace}/{pod.name}"
-
-
 def contested(pod: Pod) -> Observation:
     """Return the observation of a cgroup with an unknown owner."""
     detail = (
         f"another pod of the node names cgroup {pod.cgroup_uid} too, "
         "so the limits of all these pods apply to the cgroup"
     )
-    return Observation(_name(pod), CONTESTED, detail)
+    return Observation(name_pod(pod), CONTESTED, detail)
 
 
 def _overshoot(view: NodeView, uid: str) -> tuple[int, float, int] | None:
@@ -202,8 +198,7 @@ def _weak_sources(spec: PinLimitSpec, view: NodeView) -> str:
         for level in view.sources
         if level.source in selected and level.counted and level.level in _weaker(spec.minimum_level)
     ]
-    more = f" and {len(weak) - NAMED} more" if len(weak) > NAMED else ""
-    return ", ".join(weak[:NAMED]) + more
+    return name_some(weak)
 
 
 def _suffices(spec: PinLimitSpec, sample: PodSample | None) -> bool:
@@ -230,16 +225,18 @@ def _unenforced(
     if not _runs(pod, sample):
         state = "no process runs" if pod.started else "the pod has not started"
         return (
-            Observation(_name(pod), PENDING, f"{state}, and on its node {weak}") if weak else None
+            Observation(name_pod(pod), PENDING, f"{state}, and on its node {weak}")
+            if weak
+            else None
         )
     if not _acknowledges(view, pod, request):
         late = Observation(
-            _name(pod), PENDING, f"node {view.name} has not acknowledged the limit yet"
+            name_pod(pod), PENDING, f"node {view.name} has not acknowledged the limit yet"
         )
         return problem_on(view) or late
     if sample is not None and not _suffices(spec, sample):
         detail = sample.message or f"level {sample.level} only"
-        return Observation(_name(pod), sample.reason or LEVEL_TOO_LOW, detail)
+        return Observation(name_pod(pod), sample.reason or LEVEL_TOO_LOW, detail)
     return _not_sampled(pod, sample)
 
 
@@ -264,10 +261,10 @@ def _not_sampled(pod: Pod, sample: PodSample | None) -> Observation | None:
         return None
     if sample is None:
         detail = "its containers started, but the agent has not reported the pod"
-        return Observation(_name(pod), NOT_REPORTED, detail)
+        return Observation(name_pod(pod), NOT_REPORTED, detail)
     detail = "its containers run, but its cgroup has no process"
     return Observation(
-        _name(pod), NO_PROCESSES, sample.message if sample.reason == NO_PROCESSES else detail
+        name_pod(pod), NO_PROCESSES, sample.message if sample.reason == NO_PROCESSES else detail
     )
 
 
@@ -280,9 +277,9 @@ def _weaker(minimum: Level) -> frozenset[Level]:
 def _crowded_out(view: NodeView, pod: Pod) -> Observation | None:
     """Return why a limit of the pod did not fit on its node, None if nothing was left out."""
     if pod.cgroup_uid in view.overflow.unlisted:
-        return Observation(_name(pod), TOO_MANY_PODS, POD_ROOM)
+        return Observation(name_pod(pod), TOO_MANY_PODS, POD_ROOM)
     if view.overflow.limits_cut or len(view.requested.get(pod.cgroup_uid, ())) >= MAX_POD_LIMITS:
-        return Observation(_name(pod), TOO_MANY_LIMITS, LIMIT_ROOM)
+        return Observation(name_pod(pod), TOO_MANY_LIMITS, LIMIT_ROOM)
     return None
 
 
@@ -296,19 +293,19 @@ def _compare(
         return [_over(f"node {sampled[0][0].node}", total, amount)] if total > amount else [], []
     if limit.spec.scope is not Scope.CONTAINER:
         return [
-            _over(_name(pod), sample.pinned, amount)
+            _over(name_pod(pod), sample.pinned, amount)
             for pod, sample in sampled
             if sample.pinned > amount
         ], []
     over = [
-        _over(f"{_name(pod)} container {name}", container.pinned, amount)
+        _over(f"{name_pod(pod)} container {name}", container.pinned, amount)
         for pod, sample in sampled
         for name, container in sample.containers.items()
         if container.pinned > amount
         and (not limit.spec.containers or name in limit.spec.containers)
     ]
     unknown = [pod for pod, sample in sampled if not sample.containers and sample.pinned > amount]
-    return over, [Observation(_name(pod), "ContainerNotReported") for pod in unknown]
+    return over, [Observation(name_pod(pod), "ContainerNotReported") for pod in unknown]
 
 
 def _over(subject: str, pinned: int, amount: int) -> Observation:

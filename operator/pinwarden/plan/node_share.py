@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pinwarden.api.reasons import NO_PODS, NOT_REPORTED, PENDING, SILENT
 from pinwarden.common.text import MOST
 from pinwarden.plan.conditions import Observation, Observations, UntimedCondition, name_some, plural
+from pinwarden.plan.types import Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class NodeShare:
     reported: bool
     acknowledged: bool
     rejected: Observation | None
+
+
+def name_pod(pod: Pod) -> str:
+    """Return the subject of an observation about a pod."""
+    return f"pod {pod.namespace}/{pod.name}"
 
 
 def no_pods(kind: str) -> UntimedCondition:
