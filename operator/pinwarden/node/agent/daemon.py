@@ -43,9 +43,9 @@ from pinwarden.node.agent.threads import ConfigInbox, SnapshotBoard, Wakeup, Wor
 from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, probe
 from pinwarden.node.pods.discovery import PodFinder
-from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_RECORD
+from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_FILE
 from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError, config_path
-from pinwarden.node.state.gate_status import NAME as GATE_RECORD
+from pinwarden.node.state.gate_status import NAME as GATE_FILE
 from pinwarden.node.state.statefile import file_lock
 
 Gates = Literal["auto", "rlimit", "none"]
@@ -126,8 +126,8 @@ def _reconciler(
         proc_root=settings.proc_root,
         store=RlimitRecordStore(settings.state_dir / "saved.json", boot_id),
         ability=ability,
-        gate=settings.run_dir / GATE_RECORD if settings.gates == "auto" else None,
-        accountant=settings.run_dir / ACCOUNTANT_RECORD,
+        gate=settings.run_dir / GATE_FILE if settings.gates == "auto" else None,
+        accountant=settings.run_dir / ACCOUNTANT_FILE,
         guard=guard,
     )
     resources.callback(reconciler.close)
@@ -158,12 +158,12 @@ class _Agent:
         self._inbox = ConfigInbox(self._wakeup)
         self._board = SnapshotBoard()
         self._pulse = Pulse()
-        records = {"accountant": settings.run_dir / ACCOUNTANT_RECORD}
+        state_files = {"accountant": settings.run_dir / ACCOUNTANT_FILE}
         if settings.gates == "auto":
-            records["gate"] = settings.run_dir / GATE_RECORD
-        self._metrics = Metrics(self._board, records, pods=settings.per_pod_metrics)
+            state_files["gate"] = settings.run_dir / GATE_FILE
+        self._metrics = Metrics(self._board, state_files, pods=settings.per_pod_metrics)
         self._kept: Configuration | None = None
-        self._memory = ConfigFile(
+        self._config_file = ConfigFile(
             config_path(settings.state_dir, local=settings.config is not None)
         )
         self._guard = Guard(KINDS)
@@ -212,7 +212,7 @@ class _Agent:
                 self._inbox.put(read_files(self._settings.config))
                 return
         with self._guard.item("file", "the last configuration"):
-            self._kept = self._memory.load()
+            self._kept = self._config_file.load()
         if self._kept:
             _log.info(
                 "the last configuration was read from disk: generation %s", self._kept.generation
@@ -246,13 +246,13 @@ class _Agent:
         settings, metrics = self._settings, self._metrics
         if settings.config is not None:
             local = ConfigFileWatcher(
-                settings.config, self._memory, post=self._inbox.put, failed=metrics.failed
+                settings.config, self._config_file, post=self._inbox.put, failed=metrics.failed
             )
             self._workers.start("local", local.run)
             return
         server = from_kubeconfig(settings.kubeconfig) if settings.kubeconfig else in_cluster()
         client = NodePinConfigClient(server, settings.node)
-        reporter = StatusWriter(
+        status_writer = StatusWriter(
             client,
             self._board,
             failed=lambda: metrics.failed("status"),
@@ -260,14 +260,14 @@ class _Agent:
         )
         watcher = ConfigWatcher(
             client,
-            self._memory,
+            self._config_file,
             post=self._inbox.put,
-            announce=reporter.announce,
+            announce=status_writer.announce,
             failed=metrics.failed,
             retain=Retainer(self._kept, self._existing_pods).retain,
             guard=self._guard,
         )
-        self._workers.start("reporter", reporter.run)
+        self._workers.start("reporter", status_writer.run)
         self._workers.start("watcher", watcher.run)
 
     def _existing_pods(self) -> Mapping[str, Sequence[Path]]:

@@ -26,15 +26,19 @@ _TICK_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 class Metrics:
     """Counts and renders all metrics. Several threads may call.
 
-    `records` and `pods` are for `SnapshotCollector`.
+    `state_files` and `pods` are for `SnapshotCollector`.
     """
 
     def __init__(
-        self, board: SnapshotBoard, records: Mapping[str, Path] | None = None, *, pods: bool = False
+        self,
+        board: SnapshotBoard,
+        state_files: Mapping[str, Path] | None = None,
+        *,
+        pods: bool = False,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._registry.register(SnapshotCollector(board, records or {}, pods=pods))
+        self._registry.register(SnapshotCollector(board, state_files or {}, pods=pods))
         ProcessCollector(registry=self._registry)
         self._failures = Counter(
             f"{PREFIX}_failures",

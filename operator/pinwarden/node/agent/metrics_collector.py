@@ -29,13 +29,14 @@ _FAIR = (
 class SnapshotCollector(Collector):
     """Collects the metrics of a snapshot.
 
-    `records` are the state files of the other processes, by name. With `pods`, each pod has series
-    too.
+    `state_files` belong to the other processes, by name. With `pods`, each pod has series too.
     """
 
-    def __init__(self, board: SnapshotBoard, records: Mapping[str, Path], *, pods: bool) -> None:
+    def __init__(
+        self, board: SnapshotBoard, state_files: Mapping[str, Path], *, pods: bool
+    ) -> None:
         self._board = board
-        self._records = records
+        self._state_files = state_files
         self._pods = pods
 
     def describe(self) -> Iterable[Metric]:
@@ -64,7 +65,7 @@ class SnapshotCollector(Collector):
             "the gate every 2 s, the accountant every round.",
             "process",
         )
-        for process, path in self._records.items():
+        for process, path in self._state_files.items():
             try:
                 heard.add_metric([process], path.stat().st_mtime)
             except OSError:  # no file yet: not known to be a fault
