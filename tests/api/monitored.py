@@ -45,7 +45,7 @@ def free_port() -> int:
     return port
 
 
-def tell(process: Process, line: str) -> int:
+def send(process: Process, line: str) -> int:
     """An order to a pinner, and what it answers: errno, 0 where it did it."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -135,17 +135,17 @@ class Kubelet(threading.Thread):
         super().__init__(daemon=True)
         self._cluster = cluster
         self._agents = agents
-        self._told: dict[str, bool] = {}
+        self._written: dict[str, bool] = {}
         self._end = threading.Event()
 
     def run(self) -> None:
         while not self._end.wait(_KUBELET_SECONDS):
             for agent in self._agents:
                 ready = agent.ready()
-                if self._told.get(agent.node) != ready:
+                if self._written.get(agent.node) != ready:
                     with suppress(OSError):
                         self._cluster.set_ready(agent.pod, ready)
-                        self._told[agent.node] = ready
+                        self._written[agent.node] = ready
 
     def close(self) -> None:
         self._end.set()

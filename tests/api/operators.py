@@ -219,7 +219,7 @@ class Cluster:
         """The node's NodePinConfig."""
         return self.find(config_path(node))
 
-    def held(self, node: str) -> Mapping[str, dict[str, int]]:
+    def limits_on(self, node: str) -> Mapping[str, dict[str, int]]:
         """By pod UID, the limits of each pod that the node shall hold: the last part of the name, and the bytes."""
         spec = self.config(node).get("spec", {})
         amounts = {limit["name"]: limit["limit"] for limit in spec.get("limits", [])}
@@ -247,7 +247,7 @@ class Cluster:
         level = {"level": "Converge", "reason": "RlimitGate"}
 
         def use(uid: str) -> Json:
-            held = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
+            level = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
             seen = {"denials": denials[uid]} if denials and uid in denials else {}
             return {
                 "uid": uid,
@@ -255,7 +255,7 @@ class Cluster:
                 "vmPin": 0,
                 "peak": pinned,
                 "processes": 1,
-                **held,
+                **level,
                 **seen,
             }
 

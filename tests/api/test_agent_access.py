@@ -149,11 +149,11 @@ def wide_rbac(world: World) -> Iterator[None]:
 def test_agent_reads_and_writes_its_own_status(world: World) -> None:
     done(patch_status(world.agent, world.own))
     listed = json.loads(done(world.agent("get", "npc", "-o", "json")))["items"]
-    told = {
+    generations = {
         each["metadata"]["name"]: each.get("status", {}).get("observedGeneration")
         for each in listed
     }
-    assert (told[world.own], told[world.other]) == (7, None)
+    assert (generations[world.own], generations[world.other]) == (7, None)
 
 
 def test_write_of_the_status_changes_no_spec(world: World) -> None:

@@ -89,7 +89,7 @@ class Canary:
         pod = self.cluster.pod(self.namespace, node)
         agent = self.cluster.find(self.cluster.agent(node))["metadata"]["uid"]
         expected = {pod["metadata"]["uid"]: {self.limit.rpartition("/")[2]: MIB}, agent: {}}
-        eventually(lambda: self.cluster.held(node), lambda held: held == expected)
+        eventually(lambda: self.cluster.limits_on(node), lambda limits: limits == expected)
         before = self.cluster.find(self.limit).get("status", {}).get("pinnedBytes") or 0
         self.cluster.acknowledge(node, pinned=8192)
         eventually(
@@ -116,9 +116,9 @@ def test_annotation_of_any_length_affects_no_other_object(loose: Cluster, canary
         *(loose.pod(namespace, node, None, None, **{HASH: text}) for text in texts),
         *(loose.static_pod(namespace, node, text) for text in texts),
     ]
-    held = {limit.rpartition("/")[2]: 2 * MIB}
-    expected = {pod["metadata"]["uid"]: held for pod in pods}
-    eventually(lambda: loose.held(node), lambda held: held == expected)
+    limits = {limit.rpartition("/")[2]: 2 * MIB}
+    expected = {pod["metadata"]["uid"]: limits for pod in pods}
+    eventually(lambda: loose.limits_on(node), lambda limits: limits == expected)
     canary.look()
 
 
@@ -180,7 +180,7 @@ class Under:
         self.honest_uid = cluster.pod(self.namespace, honest)["metadata"]["uid"]
 
     def lie(self, report: Json) -> None:
-        eventually(lambda: self.cluster.held(self.node).get(self.uid), bool)
+        eventually(lambda: self.cluster.limits_on(self.node).get(self.uid), bool)
         pods = (
             {"pods": [{"uid": self.uid, **each} for each in report["pods"]]}
             if "pods" in report
@@ -189,7 +189,7 @@ class Under:
         status = {"observedGeneration": 1, **report, **pods}
         self.cluster.merge(f"{config_path(self.node)}/status", {"status": status})
 
-    def is_told(self) -> bool:
+    def is_reported(self) -> bool:
         """Whether the status has what the honest agent reports, and does not take the other one's word for enforcement."""
         status = self.cluster.find(self.limit).get("status", {})
         conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
@@ -206,10 +206,10 @@ def test_writes_with_an_agents_token_affect_only_its_node(loose: Cluster, canary
     for name, case in cases.items():
         case.lie(REPORTS[name])
     uids = {case.honest_uid for case in cases.values()}
-    eventually(lambda: loose.held(honest).keys(), lambda held: uids <= held)
+    eventually(lambda: loose.limits_on(honest).keys(), lambda pods: uids <= pods)
     loose.acknowledge(honest)
     eventually(
-        lambda: [name for name, case in cases.items() if not case.is_told()],
+        lambda: [name for name, case in cases.items() if not case.is_reported()],
         lambda wrong: not wrong,
         60,
     )
@@ -228,7 +228,7 @@ def test_group_that_a_stolen_token_reports_goes_when_deleted(
     )
     liar.lie({"groups": [{"uid": metadata["uid"], "hash": "h", "phase": "Active"}]})
     uid = loose.pod(liar.namespace, liar.node)["metadata"]["uid"]
-    eventually(lambda: loose.held(liar.node), lambda held: uid in held)
+    eventually(lambda: loose.limits_on(liar.node), lambda pods: uid in pods)
     assert not loose.config(liar.node)["spec"].get("groups")
     loose.send("DELETE", group)
     eventually(lambda: loose.find(group), lambda found: not found)
@@ -244,7 +244,7 @@ def test_node_with_too_many_pods_is_reported_and_no_other_affected(
     limit = loose.limit(namespace)
     with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:
         list(pool.map(lambda _: loose.pod(namespace, node), range(MORE_THAN_FIT)))
-    eventually(lambda: len(loose.held(node)), lambda count: count == 4096, 120)
+    eventually(lambda: len(loose.limits_on(node)), lambda count: count == 4096, 120)
     eventually(
         lambda: loose.condition(limit, "Applied"),
         lambda found: found == ("False", "TooManyPods"),

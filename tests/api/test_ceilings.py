@@ -108,12 +108,12 @@ class Author:
     def pod(self, name: str) -> Json:
         return self.cluster.find(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
 
-    def held(self, name: str = "escape", node: str | None = None) -> None:
+    def assert_limited(self, name: str = "escape", node: str | None = None) -> None:
         """Wait until the node is asked to hold the pod, by the UID that the API server gave it, and no other cgroup besides."""
         uid = self.pod(name)["metadata"]["uid"]
         eventually(
-            lambda: self.cluster.held(node or self.node),
-            lambda held: held.get(uid) == self.limits and HASHED not in held,
+            lambda: self.cluster.limits_on(node or self.node),
+            lambda pods: pods.get(uid) == self.limits and HASHED not in pods,
         )
 
 
@@ -125,21 +125,21 @@ def author(governed: Cluster) -> Author:
 @pytest.mark.rule("P1")
 def test_invented_hash_affects_no_pod(author: Author) -> None:
     author.may("create", "-f", "-", stdin=author.manifest(annotations={HASH: HASHED}))
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
 def test_hash_added_to_a_running_pod_affects_no_pod(author: Author) -> None:
     """https://github.com/vectordotdev/vector/issues/6001"""
     author.may("create", "-f", "-", stdin=author.manifest())
-    author.held()
+    author.assert_limited()
     author.cluster.set_started(f"/api/v1/namespaces/{author.namespace}/pods/escape")
     author.may("annotate", "pod", "escape", f"{HASH}={HASHED}")
     author.may(
         "create", "-f", "-", stdin=author.manifest("later")
     )  # what came after the annotation
-    author.held("later")
-    author.held()
+    author.assert_limited("later")
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1", "P13")
@@ -154,9 +154,9 @@ def test_uid_of_another_pod_for_a_hash_takes_nothing_from_it(author: Author) -> 
         *("create", "-f", "-"),
         stdin=author.manifest("mirror", owned=True, annotations={HASH: uid, MIRROR: uid}),
     )
-    author.held()
-    author.held("mirror")
-    assert author.cluster.held(author.node)[uid] == {theirs.rpartition("/")[2]: 2 * MIB}
+    author.assert_limited()
+    author.assert_limited("mirror")
+    assert author.cluster.limits_on(author.node)[uid] == {theirs.rpartition("/")[2]: 2 * MIB}
 
 
 @pytest.mark.rule("P1")
@@ -164,18 +164,18 @@ def test_mirror_pod_of_an_author_stays_limited_as_itself(author: Author) -> None
     """The API server takes the annotation from everybody at creation; an author cannot say that a kubelet runs it."""
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(annotations=annotations))
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
 def test_owner_reference_to_the_node_does_not_help(author: Author) -> None:
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(owned=True, annotations=annotations))
-    author.held()
+    author.assert_limited()
     started = {"containerStatuses": [{"name": "main", "containerID": f"containerd://{'a' * 64}"}]}
     author.may(*author.patch("escape", {"status": started}))
     assert "containerStatuses" not in author.pod("escape")["status"]
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
@@ -184,7 +184,7 @@ def test_no_pod_becomes_a_mirror_pod_after_creation(author: Author) -> None:
     author.may_not(
         "may not add mirror pod annotation", "annotate", "pod", "escape", f"{MIRROR}={HASHED}"
     )
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
@@ -201,7 +201,7 @@ def test_mirror_pod_cannot_change_whom_it_names(author: Author) -> None:
             change,
         )
     author.may("annotate", "--overwrite", "pod", "escape", f"{HASH}={'f' * 32}")
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
@@ -218,7 +218,7 @@ def test_subresources_are_not_an_authors(author: Author) -> None:
     }
     path = f"/api/v1/namespaces/{author.namespace}/pods/escape/binding"
     author.may_not("forbidden", "create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
@@ -235,7 +235,7 @@ def test_no_subresource_makes_a_mirror_pod_for_those_who_may_use_it(author: Auth
     )
     assert "may not add mirror pod annotation" in refused.stderr
     assert MIRROR not in author.pod("escape")["metadata"].get("annotations", {})
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("P1")
@@ -243,7 +243,8 @@ def test_debug_copy_of_a_mirror_pod_is_limited_as_itself(author: Author) -> None
     """https://github.com/kubernetes/kubernetes/pull/123149"""
     static = author.cluster.static_pod(author.namespace, author.node, HASHED)
     eventually(
-        lambda: author.cluster.held(author.node).get(HASHED), lambda held: held == author.limits
+        lambda: author.cluster.limits_on(author.node).get(HASHED),
+        lambda limits: limits == author.limits,
     )
     name = static["metadata"]["name"]
     copy = ("debug", name, "--keep-annotations", "--image=debug", "--container=main")
@@ -254,9 +255,10 @@ def test_debug_copy_of_a_mirror_pod_is_limited_as_itself(author: Author) -> None
     assert author.pod("here")["metadata"]["annotations"][MIRROR] == HASHED
     uid = author.pod("here")["metadata"]["uid"]
     eventually(
-        lambda: author.cluster.held(author.node).get(uid), lambda held: held == author.limits
+        lambda: author.cluster.limits_on(author.node).get(uid),
+        lambda limits: limits == author.limits,
     )
-    assert author.cluster.held(author.node)[HASHED] == author.limits
+    assert author.cluster.limits_on(author.node)[HASHED] == author.limits
 
 
 @pytest.mark.rule("P1")
@@ -274,7 +276,7 @@ def test_neither_uid_nor_node_nor_status_is_an_authors_choice(author: Author) ->
     author.may_not(
         "pod updates may not change", *author.patch("escape", {"spec": {"os": {"name": "windows"}}})
     )
-    author.held()
+    author.assert_limited()
 
 
 @pytest.mark.rule("H1", "P13")
@@ -286,7 +288,9 @@ def test_two_mirror_pods_of_one_hash_are_limited_by_both_and_reported(
     for each in (author, other):
         each.cluster.static_pod(each.namespace, author.node, HASHED)
     both = author.limits | other.limits
-    eventually(lambda: author.cluster.held(author.node).get(HASHED), lambda held: held == both)
+    eventually(
+        lambda: author.cluster.limits_on(author.node).get(HASHED), lambda limits: limits == both
+    )
     author.cluster.agent(author.node)
     for each in (author, other):
         eventually(

@@ -71,7 +71,7 @@ class Namespace:
         created: dict[str, Any] = json.loads(done.stdout)
         return created
 
-    def refusal(self, manifest: dict[str, Any]) -> str:
+    def rejection(self, manifest: dict[str, Any]) -> str:
         """What the server says against it; empty when it takes it. Nothing is stored."""
         dry = ("-n", self.name, "create", "--dry-run=server", "-f", "-")
         done = self.kubectl(*dry, stdin=json.dumps(manifest), check=False)
@@ -180,7 +180,7 @@ def test_windows_pods_are_left_alone(labelled: Namespace) -> None:
 
 def test_pod_security_restricted_accepts_the_same_pods(labelled: Namespace) -> None:
     labelled.label("pod-security.kubernetes.io/enforce=restricted")
-    until(lambda: "PodSecurity" in labelled.refusal(pod()), "Pod Security sees the label")
+    until(lambda: "PodSecurity" in labelled.rejection(pod()), "Pod Security sees the label")
     assert labelled.profiles(pod(container("main", DEFAULT, **STRICT))) == (
         RUNTIME,
         {"main": RUNTIME},
@@ -201,10 +201,10 @@ def test_pods_that_pod_security_rejects_are_rejected_with_a_gate(
     plain: Namespace, gate: str, level: str, manifest: dict[str, Any]
 ) -> None:
     plain.label(f"pod-security.kubernetes.io/enforce={level}")
-    until(lambda: "PodSecurity" in plain.refusal(manifest), "Pod Security refuses it without")
+    until(lambda: "PodSecurity" in plain.rejection(manifest), "Pod Security refuses it without")
     plain.label(f"pinwarden.io/gate={gate}")
-    until(lambda: "PodSecurity" not in plain.refusal(manifest), "the gate's label is seen")
-    assert f'Pod Security level "{level}" {LOOSE}' in plain.refusal(manifest)
+    until(lambda: "PodSecurity" not in plain.rejection(manifest), "the gate's label is seen")
+    assert f'Pod Security level "{level}" {LOOSE}' in plain.rejection(manifest)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def test_unconfined_profile_is_no_way_around_pod_security(plain: Namespace, path
         container("main", **STRICT), profile={"type": "Localhost", "localhostProfile": path}
     )
     manifest["spec"]["securityContext"]["runAsNonRoot"] = True
-    assert not plain.refusal(manifest)
+    assert not plain.rejection(manifest)
     plain.label("pod-security.kubernetes.io/enforce=restricted")
-    until(lambda: LOOSE in plain.refusal(manifest), "it is refused")
+    until(lambda: LOOSE in plain.rejection(manifest), "it is refused")
     plain.label("--overwrite", "pod-security.kubernetes.io/enforce=privileged")
-    until(lambda: not plain.refusal(manifest), "it is taken where all is allowed")
+    until(lambda: not plain.rejection(manifest), "it is taken where all is allowed")
 
 
 def test_pod_security_baseline_accepts_pods_without_a_profile(labelled: Namespace) -> None:
@@ -232,7 +232,7 @@ def test_pod_security_baseline_accepts_pods_without_a_profile(labelled: Namespac
         "--overwrite", "pinwarden.io/gate=unconfined", "pod-security.kubernetes.io/enforce=baseline"
     )
     hostile = pod(hostNetwork=True)
-    until(lambda: "PodSecurity" in labelled.refusal(hostile), "Pod Security sees the label")
+    until(lambda: "PodSecurity" in labelled.rejection(hostile), "Pod Security sees the label")
     until(lambda: labelled.profiles(pod())[0] == UNCONFINED, "the gate's label is seen")
 
 

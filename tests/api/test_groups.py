@@ -79,7 +79,7 @@ class Case:
         path = f"/api/v1/namespaces/{self.namespace}/pods/{self.pod['metadata']['name']}"
         self.cluster.send("DELETE", f"{path}?gracePeriodSeconds=0")
 
-    def told(self, reason: str) -> list[Json]:
+    def events_of(self, reason: str) -> list[Json]:
         """The Events on the group with this reason."""
         listed = self.cluster.send(
             "GET", f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events"
@@ -91,7 +91,7 @@ class Case:
         ]
 
 
-# -- what the API server refuses -----------------------------------------------------------------------------------
+# -- what the API server refuses --
 
 MEMFD = {"memfd": {"name": "ring"}}
 EVERY: list[Json] = [{"podSelector": {}}]
@@ -274,7 +274,7 @@ def test_object_of_a_group_cannot_be_changed(cluster: Cluster, patch: Json, fiel
     assert field in raised.value.read().decode()
 
 
-# -- from birth to end ---------------------------------------------------------------------------------------------
+# -- from birth to end --
 
 
 def test_finalizer_is_there_before_a_node_is_asked(cluster: Cluster) -> None:
@@ -366,7 +366,7 @@ def test_deleted_group_waits_for_its_last_borrower_and_then_goes(cluster: Cluste
     assert case.node in said
     assert case.pod["metadata"]["name"] in said
     case.judged("Ready", "False", "Draining")
-    eventually(lambda: case.told("Draining"), bool)
+    eventually(lambda: case.events_of("Draining"), bool)
     case.end_pod()
     eventually(lambda: case.asked()[0]["members"][0]["pods"], lambda pods: pods == [])
     assert cluster.find(case.group)["metadata"]["finalizers"] == [FINALIZER]
@@ -423,8 +423,8 @@ def test_removed_node_takes_its_report_of_an_active_group_along(cluster: Cluster
     eventually(lambda: case.status().get("borrowedBytes"), lambda borrowed: borrowed == 4096)
     cluster.send("DELETE", f"/api/v1/nodes/{case.node}")
     case.end_pod()
-    told = {"phase", "chargeBytes", "borrowedBytes", "borrowers", "borrowerCount"}
-    eventually(lambda: {key for key in told if case.status().get(key)}, lambda left: not left)
+    reported = {"phase", "chargeBytes", "borrowedBytes", "borrowers", "borrowerCount"}
+    eventually(lambda: {key for key in reported if case.status().get(key)}, lambda left: not left)
     eventually(
         lambda: {each["reason"] for each in case.status()["conditions"]},
         lambda reasons: reasons == {"Accepted", "NoLimits", "NoPods"},
@@ -466,7 +466,7 @@ def test_groups_of_a_namespace_that_is_deleted_go_with_their_pods(cluster: Clust
     case.gone()
 
 
-# -- what is allowed -----------------------------------------------------------------------------------------------
+# -- what is allowed --
 
 
 @pytest.mark.rule("M8")
@@ -489,7 +489,9 @@ def test_allowances_of_an_administrator_change_live(cluster: Cluster) -> None:
     assert cluster.find(case.group)["metadata"]["finalizers"] == [FINALIZER]
     cluster.report_groups(case.node, "Draining", reason="NotAllowed")
     eventually(case.asked, lambda groups: groups == [])
-    eventually(lambda: "finalizers" in cluster.find(case.group)["metadata"], lambda held: not held)
+    eventually(
+        lambda: "finalizers" in cluster.find(case.group)["metadata"], lambda there: not there
+    )
 
 
 def test_created_objects_must_fit_an_allowance(cluster: Cluster) -> None:

@@ -22,7 +22,7 @@ from monitoring.pictures import Answer, draw, legend
 from monitoring.rules import Pace, rules
 
 from ..waiting import eventually
-from .monitored import Stage, labels_in, scraped, tell
+from .monitored import Stage, labels_in, scraped, send
 from .operators import PINWARDEN, prepared
 
 PACE = 60
@@ -110,13 +110,13 @@ def limits_and_groups_go_wrong(stage: Stage) -> None:
         f'pinwarden_operator_limit_overshoots_total{{resource_namespace="{stage.namespace}"}} == 0'
     )
     eventually(lambda: len(stage.prometheus.query(counted)), lambda count: count >= len(tiny))
-    assert [tell(each, "lock 65536") for each in plain] == [0, 0]
-    assert tell(exact, "lock 524288") == 0
-    assert tell(exact, "storm") == 0
-    assert tell(borrower, f"share ring {4 * MIB}") == 0
-    assert tell(bare, f"share loose {2 * MIB}") == 0
-    held = f"/proc/{bare.pid}/fd/{tell(bare, f'hold cache {70 * MIB}')}"
-    eventually(lambda: tell(stranger, f"map {held} {MIB}"), lambda error: error == errno.EACCES)
+    assert [send(each, "lock 65536") for each in plain] == [0, 0]
+    assert send(exact, "lock 524288") == 0
+    assert send(exact, "storm") == 0
+    assert send(borrower, f"share ring {4 * MIB}") == 0
+    assert send(bare, f"share loose {2 * MIB}") == 0
+    path = f"/proc/{bare.pid}/fd/{send(bare, f'hold cache {70 * MIB}')}"
+    eventually(lambda: send(stranger, f"map {path} {MIB}"), lambda error: error == errno.EACCES)
     eventually(
         lambda: cluster.find(ring)["status"].get("borrowedBytes"), lambda bytes: bytes == 4 * MIB
     )

@@ -104,8 +104,8 @@ def test_namespace_ends_without_an_agent_or_once_the_operator_is_back(
 
         deserted.gone(2 * LEFT_SECONDS)
         assert time.monotonic() - began >= LEFT_SECONDS - 1
-        told = eventually(lambda: _told_of(cluster, deserted.node), bool)
-        assert deserted.group.rpartition("/")[2] in told[0]["note"]
+        events = eventually(lambda: _events_on(cluster, deserted.node), bool)
+        assert deserted.group.rpartition("/")[2] in events[0]["note"]
         assert operator.process.poll() is None
         assert not [line for line in operator.log if "Event was dropped" in line["message"]]
         assert operator.terminate() == 0
@@ -128,7 +128,7 @@ def _finalizers_remain(cluster: Cluster, path: str) -> bool:
     )
 
 
-def _told_of(cluster: Cluster, node: str) -> list[Json]:
+def _events_on(cluster: Cluster, node: str) -> list[Json]:
     """The Events of what was left on a node."""
     listed = cluster.send("GET", "/apis/events.k8s.io/v1/namespaces/default/events")["items"]
     return [

@@ -44,10 +44,11 @@ class Case:
         )
         return path
 
-    def held(self, expected: dict[str, int]) -> None:
+    def wait_limits(self, expected: dict[str, int]) -> None:
         """Wait until the node is asked to hold exactly these limits for the pod."""
         eventually(
-            lambda: self.cluster.held(self.node).get(self.uid), lambda limits: limits == expected
+            lambda: self.cluster.limits_on(self.node).get(self.uid),
+            lambda limits: limits == expected,
         )
 
     def judged(self, condition: str, status: str, reason: str) -> None:
@@ -60,7 +61,7 @@ class Case:
 @pytest.fixture
 def case(cluster: Cluster) -> Case:
     made = Case(cluster)
-    made.held({made.name: MIB})
+    made.wait_limits({made.name: MIB})
     return made
 
 
@@ -78,7 +79,9 @@ def test_static_pod_is_known_by_the_hash_of_its_configuration(cluster: Cluster, 
     hashed = "0123456789abcdef0123456789abcdef"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
     own = mirror["metadata"]["uid"]
-    eventually(lambda: cluster.held(case.node), lambda pods: set(pods) == {case.uid, own, hashed})
+    eventually(
+        lambda: cluster.limits_on(case.node), lambda pods: set(pods) == {case.uid, own, hashed}
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_deleted_object_is_recreated(cluster: Cluster, case: Case) -> None:
         lambda: cluster.config(case.node).get("metadata", {}).get("uid", old),
         lambda uid: uid != old,
     )
-    case.held({case.name: MIB})
+    case.wait_limits({case.name: MIB})
 
 
 @pytest.mark.rule("P12")
@@ -118,19 +121,19 @@ def test_edited_limit_reaches_the_node_and_a_deleted_one_leaves_it(
     cluster: Cluster, case: Case
 ) -> None:
     cluster.merge(case.limit, {"spec": {"limit": "2Mi"}})
-    case.held({case.name: 2 * MIB})
+    case.wait_limits({case.name: 2 * MIB})
     cluster.send("DELETE", case.limit)
-    case.held({})
+    case.wait_limits({})
 
 
 def test_labels_of_pods_select_the_limits(cluster: Cluster) -> None:
     case = Case(cluster, podSelector={"matchLabels": {"app": "db"}})
-    case.held({case.name: MIB})
+    case.wait_limits({case.name: MIB})
     path = f"/api/v1/namespaces/{case.namespace}/pods/{case.pod['metadata']['name']}"
     cluster.merge(path, {"metadata": {"labels": {"app": "web"}}})
-    case.held({})
+    case.wait_limits({})
     cluster.send("DELETE", f"{path}?gracePeriodSeconds=0")
-    eventually(lambda: cluster.held(case.node), lambda pods: not pods)
+    eventually(lambda: cluster.limits_on(case.node), lambda pods: not pods)
 
 
 def test_labels_of_namespaces_and_nodes_select_the_ceilings(cluster: Cluster, case: Case) -> None:
@@ -138,10 +141,10 @@ def test_labels_of_namespaces_and_nodes_select_the_ceilings(cluster: Cluster, ca
     by_namespace = cluster.ceiling(limit="3Mi", namespaceSelector={"matchLabels": label})
     by_node = cluster.ceiling(limit="4Mi", nodeSelector={"matchLabels": label})
     cluster.merge(f"/api/v1/namespaces/{case.namespace}", {"metadata": {"labels": label}})
-    case.held({case.name: MIB, by_namespace.rpartition("/")[2]: 3 * MIB})
+    case.wait_limits({case.name: MIB, by_namespace.rpartition("/")[2]: 3 * MIB})
     cluster.merge(f"/api/v1/nodes/{case.node}", {"metadata": {"labels": label}})
     cluster.merge(f"/api/v1/namespaces/{case.namespace}", {"metadata": {"labels": {"of": None}}})
-    case.held({case.name: MIB, by_node.rpartition("/")[2]: 4 * MIB})
+    case.wait_limits({case.name: MIB, by_node.rpartition("/")[2]: 4 * MIB})
 
 
 @pytest.mark.rule("H1")
@@ -150,7 +153,7 @@ def test_applied_follows_the_acknowledgement_of_this_very_spec(
 ) -> None:
     case.agent()
     case.judged("Applied", "False", "Pending")
-    case.held({case.name: MIB})
+    case.wait_limits({case.name: MIB})
     cluster.acknowledge(case.node, pinned=8192)
     case.judged("Applied", "True", "Acknowledged")
     case.judged("Enforced", "True", "Enforced")
@@ -161,7 +164,7 @@ def test_applied_follows_the_acknowledgement_of_this_very_spec(
     assert status["nodes"] == {"desired": 1, "applied": 1}
     cluster.merge(case.limit, {"spec": {"limit": "2Mi"}})
     case.judged("Applied", "False", "Pending")
-    case.held({case.name: 2 * MIB})
+    case.wait_limits({case.name: 2 * MIB})
     cluster.acknowledge(case.node)
     case.judged("Applied", "True", "Acknowledged")
     assert cluster.find(case.limit)["status"]["observedGeneration"] == 2
@@ -189,7 +192,7 @@ def test_silent_agent_makes_it_unknown(cluster: Cluster, case: Case) -> None:
 def test_unsupported_limit_is_reported_and_applies_to_no_pod(cluster: Cluster) -> None:
     case = Case(cluster, counting="OncePerPod")
     case.judged("Accepted", "False", "NotSupported")
-    case.held({})
+    case.wait_limits({})
 
 
 def test_limit_that_cannot_be_read_names_the_field_and_stops_no_other(cluster: Cluster) -> None:
@@ -198,12 +201,12 @@ def test_limit_that_cannot_be_read_names_the_field_and_stops_no_other(cluster: C
     case.judged("Accepted", "False", "Invalid")
     conditions = cluster.find(case.limit)["status"]["conditions"]
     assert any("burst" in each["message"] for each in conditions)
-    case.held({})
+    case.wait_limits({})
     other = Case(cluster)
-    other.held({other.name: MIB})
+    other.wait_limits({other.name: MIB})
     cluster.merge(case.limit, {"spec": {"burst": None}})
     case.judged("Accepted", "True", "Accepted")
-    case.held({case.name: MIB})
+    case.wait_limits({case.name: MIB})
 
 
 def test_manual_change_of_a_status_is_reverted(cluster: Cluster, case: Case) -> None:
@@ -215,18 +218,18 @@ def test_manual_change_of_a_status_is_reverted(cluster: Cluster, case: Case) -> 
 
 def test_changed_conditions_cause_events(cluster: Cluster, case: Case) -> None:
     case.agent()
-    case.held({case.name: MIB})
+    case.wait_limits({case.name: MIB})
     cluster.acknowledge(case.node)
 
-    def told() -> set[tuple[str, str]]:
+    def reasons_of_events() -> set[tuple[str, str]]:
         listed = cluster.send("GET", f"/api/v1/namespaces/{case.namespace}/events")
         return {(item["involvedObject"]["name"], item["reason"]) for item in listed["items"]}
 
     expected = {(case.name, reason) for reason in ("Accepted", "Applied", "Enforced")}
-    eventually(told, lambda found: expected <= found)
+    eventually(reasons_of_events, lambda found: expected <= found)
 
 
-def refusal(case: Case, number: int = 1, **changes: Any) -> dict[str, Any]:
+def denial(case: Case, number: int = 1, **changes: Any) -> dict[str, Any]:
     """A refused call as the agent of the case's node reports it."""
     return {
         "number": number,
@@ -249,7 +252,7 @@ def limit_uid(case: Case) -> str:
     return str(case.cluster.find(case.limit)["metadata"]["uid"])
 
 
-def refused(case: Case) -> list[dict[str, Any]]:
+def events_on_pods(case: Case) -> list[dict[str, Any]]:
     """The Events on pods of the namespace."""
     listed = case.cluster.send("GET", f"/apis/events.k8s.io/v1/namespaces/{case.namespace}/events")
     return [item for item in listed["items"] if item["regarding"]["kind"] == "Pod"]
@@ -257,9 +260,9 @@ def refused(case: Case) -> list[dict[str, Any]]:
 
 def test_denied_call_causes_one_event_on_its_pod(cluster: Cluster, case: Case) -> None:
     cluster.acknowledge(case.node)
-    first = refusal(case)
+    first = denial(case)
     cluster.acknowledge(case.node, recentDenials=[first], denialsDropped=0)
-    (event,) = eventually(lambda: refused(case), bool)
+    (event,) = eventually(lambda: events_on_pods(case), bool)
     assert (event["type"], event["reason"], event["action"]) == ("Warning", "PinRefused", "Refuse")
     assert event["regarding"]["uid"] == case.uid
     assert (event["related"]["kind"], event["related"]["uid"]) == ("PinLimit", limit_uid(case))
@@ -270,31 +273,31 @@ def test_denied_call_causes_one_event_on_its_pod(cluster: Cluster, case: Case) -
     )
     assert said in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
     assert said in cluster.kubectl("events", "--for", f"pod/{name}", "-n", case.namespace)
-    other = refusal(case, 2, source="IoUring", process="a\n\u202eb")
+    other = denial(case, 2, source="IoUring", process="a\n\u202eb")
     cluster.acknowledge(case.node, pinned=8192, recentDenials=[first, other], denialsDropped=0)
-    eventually(lambda: len(refused(case)), lambda count: count == 2)
+    eventually(lambda: len(events_on_pods(case)), lambda count: count == 2)
     assert 'process "a??b"' in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
 
 
 def test_denial_of_a_static_pod_is_where_kubectl_looks_for_it(cluster: Cluster, case: Case) -> None:
     hashed = f"{uuid.uuid4().hex}"
     mirror = cluster.static_pod(case.namespace, case.node, hashed)
-    eventually(lambda: cluster.held(case.node), lambda pods: hashed in pods)
+    eventually(lambda: cluster.limits_on(case.node), lambda pods: hashed in pods)
     cluster.acknowledge(case.node)
-    cluster.acknowledge(case.node, recentDenials=[refusal(case, pod=hashed)])
-    eventually(lambda: refused(case), bool)
+    cluster.acknowledge(case.node, recentDenials=[denial(case, pod=hashed)])
+    eventually(lambda: events_on_pods(case), bool)
     name = mirror["metadata"]["name"]
     assert "PinRefused" in cluster.kubectl("describe", "pod", name, "-n", case.namespace)
 
 
 def test_agent_causes_no_event_on_pods_of_other_nodes(cluster: Cluster, case: Case) -> None:
     other = Case(cluster)
-    other.held({other.name: MIB})
+    other.wait_limits({other.name: MIB})
     cluster.acknowledge(case.node)
-    strange = refusal(case, 1, pod=other.uid)
-    cluster.acknowledge(case.node, recentDenials=[strange, refusal(case, 2)])
-    eventually(lambda: refused(case), bool)
-    assert not refused(other)
+    strange = denial(case, 1, pod=other.uid)
+    cluster.acknowledge(case.node, recentDenials=[strange, denial(case, 2)])
+    eventually(lambda: events_on_pods(case), bool)
+    assert not events_on_pods(other)
 
 
 @pytest.mark.rule("H2", "P13")
@@ -303,8 +306,8 @@ def test_denials_are_summed_up_by_limit_and_absent_if_unknown(cluster: Cluster, 
     uid = cluster.pod(case.namespace, node)["metadata"]["uid"]
     other = cluster.limit(case.namespace, limit="2Mi")
     names = {case.name: MIB, other.rpartition("/")[2]: 2 * MIB}
-    eventually(lambda: cluster.held(node).get(uid), lambda held: held == names)
-    case.held(names)
+    eventually(lambda: cluster.limits_on(node).get(uid), lambda limits: limits == names)
+    case.wait_limits(names)
     theirs = str(cluster.find(other)["metadata"]["uid"])
 
     def denials(path: str) -> object:
@@ -342,7 +345,7 @@ def test_limit_at_deny_is_enforced_only_if_every_pod_is_at_deny(
         )
     case.agent()
     eventually(
-        lambda: cluster.held(case.node), lambda pods: {case.uid, second["uid"]} <= pods.keys()
+        lambda: cluster.limits_on(case.node), lambda pods: {case.uid, second["uid"]} <= pods.keys()
     )
     deny = dict.fromkeys((case.uid, second["uid"]), "Deny")
     cluster.acknowledge(case.node, levels=deny)

@@ -19,7 +19,7 @@ def test_operator_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_
     path = cluster.limit(namespace)
     name = path.rpartition("/")[2]
     with Operator(cluster, tmp_path) as operator:
-        eventually(lambda: cluster.held(node).get(uid), lambda held: held == {name: MIB})
+        eventually(lambda: cluster.limits_on(node).get(uid), lambda limits: limits == {name: MIB})
         cluster.merge(path, {"spec": {"limit": "2Mi"}})
         cluster.server.kill(ETCD)
         eventually(
@@ -30,11 +30,15 @@ def test_operator_is_consistent_within_15_seconds_of_etcd(cluster: Cluster, tmp_
         )
         cluster.server.start(ETCD)
         eventually(
-            lambda: cluster.held(node).get(uid), lambda held: held == {name: 2 * MIB}, BACK_SECONDS
+            lambda: cluster.limits_on(node).get(uid),
+            lambda limits: limits == {name: 2 * MIB},
+            BACK_SECONDS,
         )
         cluster.merge(path, {"spec": {"limit": "3Mi"}})
         eventually(
-            lambda: cluster.held(node).get(uid), lambda held: held == {name: 3 * MIB}, BACK_SECONDS
+            lambda: cluster.limits_on(node).get(uid),
+            lambda limits: limits == {name: 3 * MIB},
+            BACK_SECONDS,
         )
         assert operator.process.poll() is None
         assert operator.terminate() == 0

@@ -25,7 +25,8 @@ def test_operator_is_consistent_within_15_seconds_of_the_api_server(
     names = [path.rpartition("/")[2] for path in (kept, gone)]
     with Operator(cluster, tmp_path) as operator:
         eventually(
-            lambda: cluster.held(node).get(uid), lambda held: held == dict.fromkeys(names, MIB)
+            lambda: cluster.limits_on(node).get(uid),
+            lambda limits: limits == dict.fromkeys(names, MIB),
         )
         operator.process.send_signal(
             signal.SIGSTOP
@@ -43,7 +44,7 @@ def test_operator_is_consistent_within_15_seconds_of_the_api_server(
         )
         cluster.server.start(API_SERVER)
         expected = {uid: {names[0]: 2 * MIB}, new: {names[0]: 2 * MIB}}
-        eventually(lambda: cluster.held(node), lambda held: held == expected, BACK_SECONDS)
+        eventually(lambda: cluster.limits_on(node), lambda limits: limits == expected, BACK_SECONDS)
         eventually(
             lambda: cluster.find(kept).get("status", {}).get("observedGeneration"),
             lambda seen: seen == 2,
@@ -81,6 +82,6 @@ def test_nothing_is_written_before_every_cache_is_full(cluster: Cluster, tmp_pat
             assert cluster.find(config_path(node)) == {}
             cluster.merge(role, {"rules": rules})
             operator.leads()
-            eventually(lambda: uid in cluster.held(node), bool)
+            eventually(lambda: uid in cluster.limits_on(node), bool)
     finally:
         cluster.merge(role, {"rules": rules})

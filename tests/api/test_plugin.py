@@ -144,14 +144,14 @@ class Case:
             self.namespace, **{"limit": "64Mi", "podSelector": selector, **spec}
         )
         name = path.rpartition("/")[2]
-        eventually(self.held, lambda held: name in held)
+        eventually(self.limits, lambda limits: name in limits)
         return name
 
-    def held(self) -> dict[str, int]:
+    def limits(self) -> dict[str, int]:
         """The limits that the node shall hold for the pod, in bytes; without what tells their grants apart."""
         return {
             name.partition("@")[0]: amount
-            for name, amount in self.cluster.held(self.node).get(self.uid, {}).items()
+            for name, amount in self.cluster.limits_on(self.node).get(self.uid, {}).items()
         }
 
     def uid_of(self, limit: str) -> str:
@@ -208,7 +208,7 @@ def denial(case: Case, limit: str, number: int = 1) -> dict[str, Any]:
     }
 
 
-# -- explain, and what it says to do ---------------------------------------------------------------------------------
+# -- explain, and what it says to do --
 
 
 def test_denial_by_the_gate_is_explained_and_ends_with_a_raised_limit(case: Case) -> None:
@@ -228,12 +228,14 @@ def test_denial_by_the_gate_is_explained_and_ends_with_a_raised_limit(case: Case
     assert command in text
     assert "\033" not in text
     case.done(command)
-    eventually(lambda: case.cluster.held(case.node)[case.uid], lambda held: held[name] == 80 * MIB)
+    eventually(
+        lambda: case.cluster.limits_on(case.node)[case.uid], lambda limits: limits[name] == 80 * MIB
+    )
     report()
     findings = {each["cause"]: each["problem"] for each in case.explain()["findings"]}
     assert findings == {"RefusedByGate": False, "HeldExactly": False}
-    told = case.explain()["refused"]
-    assert "mlock of 1Mi" in told[0]["text"]
+    denials = case.explain()["refused"]
+    assert "mlock of 1Mi" in denials[0]["text"]
 
 
 def test_events_show_denials_that_the_node_no_longer_lists(case: Case) -> None:
@@ -247,8 +249,8 @@ def test_events_show_denials_that_the_node_no_longer_lists(case: Case) -> None:
         lambda reasons: "PinRefused" in reasons,
     )
     case.report(MIB, "Deny", "SeccompGate", denials=[])
-    (told,) = case.explain()["refused"]
-    assert "mlock of 1Mi" in told["text"]
+    (listed,) = case.explain()["refused"]
+    assert "mlock of 1Mi" in listed["text"]
 
 
 def test_pod_at_its_limit_under_rlimit(case: Case) -> None:
@@ -257,8 +259,8 @@ def test_pod_at_its_limit_under_rlimit(case: Case) -> None:
     command = case.explained("LikelyRefusedByKernel")
     case.done(command)
     eventually(
-        lambda: case.cluster.held(case.node)[case.uid].values(),
-        lambda held: list(held) == [80 * MIB],
+        lambda: case.cluster.limits_on(case.node)[case.uid].values(),
+        lambda limits: list(limits) == [80 * MIB],
     )
     case.report(63 * MIB)
     case.explained("HeldByRlimit")
@@ -280,7 +282,7 @@ def test_ceiling_that_overrides_and_a_grant_that_it_lets_through(case: Case) -> 
     case.report(MIB)
     command = case.explained("GrantBeyondMaxGrant")
     case.done(command)
-    eventually(lambda: len(case.cluster.held(case.node)[case.uid]), lambda count: count == 2)
+    eventually(lambda: len(case.cluster.limits_on(case.node)[case.uid]), lambda count: count == 2)
     case.report(MIB)
     case.explained("Granted")
     (grant,) = [each for each in case.explain()["limits"] if each["kind"] == "PinLimit"]
@@ -290,7 +292,7 @@ def test_ceiling_that_overrides_and_a_grant_that_it_lets_through(case: Case) -> 
         f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/{name}", {"spec": {"grant": False}}
     )
     path = case.cluster.ceiling(limit="32Mi", namespaceSelector=selector)
-    eventually(lambda: len(case.cluster.held(case.node)[case.uid]), lambda count: count == 3)
+    eventually(lambda: len(case.cluster.limits_on(case.node)[case.uid]), lambda count: count == 3)
     case.report(MIB)
     case.explained("Overridden")
     (found,) = [each for each in case.explain()["limits"] if each["kind"] == "PinLimit"]
@@ -346,8 +348,8 @@ def test_pod_that_is_not_scheduled(case: Case) -> None:
         "spec": {"containers": [{"name": "main", "image": "main"}]},
     }
     case.cluster.send("POST", f"/api/v1/namespaces/{case.namespace}/pods", body)
-    told = case.shell(f"kubectl pinwarden explain pod/waiting -n {case.namespace} -o yaml")
-    finding = yaml.safe_load(told)["findings"][0]
+    text = case.shell(f"kubectl pinwarden explain pod/waiting -n {case.namespace} -o yaml")
+    finding = yaml.safe_load(text)["findings"][0]
     assert finding["cause"] == "NotScheduled"
     assert "waiting" in case.shell(finding["next"]["command"])
 
@@ -356,10 +358,14 @@ def test_use_above_a_limit_that_was_lowered(case: Case) -> None:
     name = case.limit()
     path = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/{name}"
     case.cluster.merge(path, {"spec": {"limit": "32Mi"}})
-    eventually(lambda: case.cluster.held(case.node)[case.uid], lambda held: held[name] == 32 * MIB)
+    eventually(
+        lambda: case.cluster.limits_on(case.node)[case.uid], lambda limits: limits[name] == 32 * MIB
+    )
     case.report(48 * MIB, "Deny", "SeccompGate", denials=[])
     case.done(case.explained("OverLimit"))
-    eventually(lambda: case.cluster.held(case.node)[case.uid], lambda held: held[name] == 60 * MIB)
+    eventually(
+        lambda: case.cluster.limits_on(case.node)[case.uid], lambda limits: limits[name] == 60 * MIB
+    )
     case.report(48 * MIB, "Deny", "SeccompGate", denials=[])
     case.explained("HeldExactly")
 
@@ -368,7 +374,7 @@ def test_rejected_limit_and_its_correction(case: Case) -> None:
     selector = {"matchLabels": {"app": "db"}}
     case.cluster.limit(case.namespace, podSelector=selector, counting="OncePerPod")
     case.done(case.explained("LimitRefused"))
-    eventually(lambda: case.cluster.held(case.node).get(case.uid), bool)
+    eventually(lambda: case.cluster.limits_on(case.node).get(case.uid), bool)
     case.report(0)
     case.explained("HeldByRlimit")
 
@@ -376,7 +382,7 @@ def test_rejected_limit_and_its_correction(case: Case) -> None:
 def test_no_limit_matches_until_the_pod_has_the_label(case: Case) -> None:
     case.cluster.limit(case.namespace, podSelector={"matchLabels": {"app": "db", "tier": "gold"}})
     case.done(case.explained("NoLimitMatches"))
-    eventually(case.held, bool)
+    eventually(case.limits, bool)
     case.report(0)
     case.explained("HeldByRlimit")
 
@@ -390,7 +396,7 @@ def test_no_limit_matches_until_a_mistaken_selector_is_corrected(case: Case) -> 
     command = case.explained("NoLimitMatches")
     assert " patch pinlimit " in command
     case.done(command)
-    eventually(case.held, bool)
+    eventually(case.limits, bool)
 
 
 def test_pod_without_any_limit_gets_one_that_observes(case: Case) -> None:
@@ -412,14 +418,14 @@ def test_exempt_namespace(cluster: Cluster, shell: Shell) -> None:
     label = uuid.uuid4().hex[:8]
     ceiling = cluster.ceiling(podSelector={"matchLabels": {"of": label}})
     pod = cluster.pod("kube-system", cluster.node(), {"of": label, "app": "db"})["metadata"]["name"]
-    told = json.loads(shell(f"kubectl pinwarden explain {pod} -n kube-system -o json"))
-    finding = told["findings"][0]
+    explained = json.loads(shell(f"kubectl pinwarden explain {pod} -n kube-system -o json"))
+    finding = explained["findings"][0]
     assert finding["cause"] == "ExemptNamespace"
     assert ceiling.rpartition("/")[2] in finding["message"]
     shell(f"{finding['next']['command']}; kubectl -n kube-system delete pinlimit {pod}")
 
 
-# -- top, probe, recommend -------------------------------------------------------------------------------------------
+# -- top, probe, recommend --
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -440,7 +446,7 @@ def test_top_sorts_by_pinned_bytes_and_shows_unknown_amounts(case: Case) -> None
     mute = case.new_pod()["metadata"]
     static = "f00d" * 8
     mirror = case.cluster.static_pod(case.namespace, case.node, static, {"app": "db"})["metadata"]
-    eventually(lambda: len(case.cluster.held(case.node)), lambda count: count == 6)
+    eventually(lambda: len(case.cluster.limits_on(case.node)), lambda count: count == 6)
     counters = {"vmPin": MIB // 2, "processes": 1, "level": "Deny", "reason": "SeccompGate"}
     uses = [
         {"uid": uid, "vmLck": locked, "peak": locked + MIB // 2, **counters, **more}
@@ -589,7 +595,7 @@ def test_recommend_turns_an_audit_limit_into_one_above_the_observed_use(
     audit = case.cluster.find(f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db")["spec"]
     assert (audit["enforcement"], audit["limit"]) == ("Audit", "8Mi")
     assert audit["podSelector"] == {"matchLabels": {"app": "db"}}
-    eventually(lambda: case.cluster.held(case.node).get(case.uid), bool)
+    eventually(lambda: case.cluster.limits_on(case.node).get(case.uid), bool)
     assert "no agent has reported the pods yet" in case.shell.run(recommend).stderr
     case.report(50 * MIB, "Observe", "Audit")
     (row,) = rows(case.shell(f"kubectl pinwarden recommend {case.name} -n {case.namespace}"))
@@ -601,7 +607,7 @@ def test_recommend_turns_an_audit_limit_into_one_above_the_observed_use(
     status = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
     eventually(
         lambda: case.cluster.find(status).get("status", {}).get("recommendation"),
-        lambda told: told == "60Mi",
+        lambda text: text == "60Mi",
     )
     for target in (f"{case.namespace}/db", f"pinlimit/db -n {case.namespace}"):
         (row,) = rows(case.shell(f"kubectl pinwarden recommend {target}"))
@@ -646,9 +652,9 @@ def test_recommended_limit_selects_the_pods_of_the_next_release(
     )
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
     done = shell.run(f"{recommend} -o yaml")
-    told = "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
-    assert f"# warning: {told}\n" in done.stdout
-    assert told in done.stderr
+    warning = "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
+    assert f"# warning: {warning}\n" in done.stdout
+    assert warning in done.stderr
     shell(f"{recommend} -o yaml | kubectl apply -f -")
     limit = f"{PINWARDEN}/namespaces/{case.namespace}/pinlimits/db"
     assert case.cluster.find(limit)["spec"]["podSelector"] == {"matchLabels": {"app": "db"}}
@@ -659,7 +665,7 @@ def test_recommended_limit_selects_the_pods_of_the_next_release(
             "track": "7.2.5",
         }
     )
-    eventually(lambda: cluster.held(case.node).get(newer["metadata"]["uid"]), bool)
+    eventually(lambda: cluster.limits_on(case.node).get(newer["metadata"]["uid"]), bool)
 
 
 def test_workload_is_asked_about_by_its_kind_and_name(case: Case) -> None:
@@ -687,7 +693,7 @@ def test_workload_without_a_lasting_label_gets_no_limit(cluster: Cluster, shell:
     assert "kind:" not in done.stdout
 
 
-# -- what can go wrong -----------------------------------------------------------------------------------------------
+# -- what can go wrong --
 
 
 def test_missing_object_is_reported_with_exit_code_1(case: Case) -> None:

@@ -183,14 +183,14 @@ def test_typing_error_is_rejected_with_the_same_sentence_as_in_the_program(
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
     assert done.returncode != 0
-    _, found, told = done.stderr.strip().partition(f'spec.limit: Invalid value: "{amount}": ')
+    _, found, message = done.stderr.strip().partition(f'spec.limit: Invalid value: "{amount}": ')
     assert found, done.stderr
-    assert str(raised.value).endswith(told)
+    assert str(raised.value).endswith(message)
     assert (done.stderr.count("Invalid value"), done.stderr.count("\n")) == (1, 1), done.stderr
 
 
 @pytest.mark.parametrize(
-    ("amount", "told"),
+    ("amount", "message"),
     [
         ("64MB", "write 64M (powers of 1000) or 64Mi (powers of 1024)"),
         ("64m", "m is a thousandth: write 64M (powers of 1000) or 64Mi (powers of 1024)"),
@@ -198,11 +198,11 @@ def test_typing_error_is_rejected_with_the_same_sentence_as_in_the_program(
     ],
 )
 def test_misspelled_value_is_rejected_with_the_right_spelling(
-    kubectl: Kubectl, amount: str, told: str
+    kubectl: Kubectl, amount: str, message: str
 ) -> None:
     body = json.dumps(manifest("PinLimit", "default", pinl(limit=amount)))
     done = kubectl("create", "--dry-run=server", "-f", "-", stdin=body, check=False)
-    assert f'spec.limit: Invalid value: "{amount}": {told}\n' in done.stderr
+    assert f'spec.limit: Invalid value: "{amount}": {message}\n' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -303,16 +303,16 @@ NONSENSE: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "spec", "told"), NONSENSE, ids=[case[2] for case in NONSENSE])
+@pytest.mark.parametrize(("kind", "spec", "message"), NONSENSE, ids=[case[2] for case in NONSENSE])
 def test_nonsense_is_rejected_at_admission(
-    kubectl: Kubectl, namespace: str, kind: str, spec: Any, told: str
+    kubectl: Kubectl, namespace: str, kind: str, spec: Any, message: str
 ) -> None:
     body = json.dumps(manifest(kind, namespace, spec))
     done = kubectl(
         "create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=body, check=False
     )
     assert done.returncode != 0, done.stdout
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(

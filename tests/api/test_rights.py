@@ -168,7 +168,7 @@ def test_rights_of_uninstalling_are_the_documented_ones(
         cluster.pod(namespace, node)
         group = cluster.group(namespace, backing={"tmpfs": {}}, management="Create", capacity="1Mi")
         eventually(lambda: cluster.find(group)["metadata"].get("finalizers"), bool)
-        eventually(lambda: cluster.held(node), bool)
+        eventually(lambda: cluster.limits_on(node), bool)
         cluster.report_groups(node)
         cluster.deployment()
         kubeconfig = server.kubeconfig_for(

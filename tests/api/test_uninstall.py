@@ -30,7 +30,7 @@ def test_uninstall_is_reverted_if_a_running_agent_does_not_answer(
     agent = own.agent(node)
     own.pod(namespace, node)
     own.limit(namespace)
-    eventually(lambda: own.held(node), lambda pods: len(pods) == 2 and any(pods.values()))
+    eventually(lambda: own.limits_on(node), lambda pods: len(pods) == 2 and any(pods.values()))
     own.acknowledge(node)
     before = own.config(node)["spec"]
     run = uninstall(own)

@@ -39,7 +39,7 @@ def test_interrupted_uninstall_releases_the_lease(own: Cluster, operator: Operat
     agent = own.agent(node)
     own.pod(namespace, node)
     own.limit(namespace)
-    eventually(lambda: own.held(node), lambda pods: len(pods) == 2 and any(pods.values()))
+    eventually(lambda: own.limits_on(node), lambda pods: len(pods) == 2 and any(pods.values()))
     before = own.config(node)["spec"]
     run = uninstall(own, "--timeout=60")
     eventually(lambda: mode(own, node), lambda last: last == "Release")
@@ -84,7 +84,7 @@ def test_finalizer_that_was_under_way_when_the_lease_was_taken_goes_too(
     own.pod(namespace, node)
     group = own.group(namespace)
     finalizers = eventually(lambda: own.find(group)["metadata"].get("finalizers"), bool)
-    eventually(lambda: own.held(node), bool)
+    eventually(lambda: own.limits_on(node), bool)
     own.report_groups(node)
     operator.process.send_signal(signal.SIGSTOP)
     own.merge(group, {"metadata": {"finalizers": None}})

@@ -11,7 +11,7 @@ from cluster.machine import Kind
 
 from ..waiting import until
 from .conftest import kubectl_of
-from .test_faults import MIB, NAMESPACE, Held, hold, in_force
+from .test_faults import MIB, NAMESPACE, LimitedPod, in_force, limited_pod
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +22,20 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def held(cluster: Cluster) -> Iterator[Held]:
-    yield from hold(cluster, kubectl_of(cluster))
+def limited(cluster: Cluster) -> Iterator[LimitedPod]:
+    yield from limited_pod(cluster, kubectl_of(cluster))
 
 
 @pytest.mark.rule("P5", "P12", "P14", level="Converge")
-def test_limit_on_cgroup_v1_is_enforced_raised_and_released(cluster: Cluster, held: Held) -> None:
+def test_limit_on_cgroup_v1_is_enforced_raised_and_released(
+    cluster: Cluster, limited: LimitedPod
+) -> None:
     kubectl = kubectl_of(cluster)
-    assert held.node.exec(["test", "-d", "/sys/fs/cgroup/memory/kubepods"]).returncode == 0
-    assert held.node.exec(["test", "-e", "/sys/fs/cgroup/cgroup.controllers"]).returncode != 0
-    held.edit(5)
-    held.settles_at(5)
+    assert limited.node.exec(["test", "-d", "/sys/fs/cgroup/memory/kubepods"]).returncode == 0
+    assert limited.node.exec(["test", "-e", "/sys/fs/cgroup/cgroup.controllers"]).returncode != 0
+    limited.edit(5)
+    limited.settles_at(5)
     (report,) = json.loads(kubectl("get", "nodepinconfigs", "-o", "json"))["items"]
     assert report["status"]["cgroupVersion"] == "v1"
-    kubectl("-n", NAMESPACE, "delete", "pinlimit", "held")
-    until(lambda: in_force(held.node) == 8 * MIB, "the process has what the runtime gave it")
+    kubectl("-n", NAMESPACE, "delete", "pinlimit", "limited")
+    until(lambda: in_force(limited.node) == 8 * MIB, "the process has what the runtime gave it")

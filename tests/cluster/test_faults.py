@@ -3,7 +3,7 @@
 Each test edits the limit of one running pod, kills a part, edits again, and then wants the last edit in the process and acknowledged in
 the status. What is in force is read from the process itself, on its node, so it can be seen while the API server is away.
 
-The waits here are only there to end a test; that all is consistent within 15 seconds is held by tests/api.
+The waits here are only there to end a test; that all is consistent within 15 seconds is limited by tests/api.
 """
 
 import json
@@ -24,8 +24,8 @@ MIB = 2**20
 LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
-    "metadata": {"name": "held"},
-    "spec": {"podSelector": {"matchLabels": {"app": "held"}}, "limit": "4Mi"},
+    "metadata": {"name": "limited"},
+    "spec": {"podSelector": {"matchLabels": {"app": "limited"}}, "limit": "4Mi"},
 }
 Kubectl = Callable[..., str]
 
@@ -37,7 +37,7 @@ def in_force(node: Node) -> int | None:
     return int(found[1]) if found else None
 
 
-class Held:
+class LimitedPod:
     """The limit under test and the pod that it holds."""
 
     def __init__(self, node: Node, kubectl: Kubectl, namespace: str) -> None:
@@ -48,12 +48,12 @@ class Held:
     def edit(self, mebibytes: int) -> None:
         patch = json.dumps({"spec": {"limit": f"{mebibytes}Mi"}})
         self._kubectl(
-            "-n", self.namespace, "patch", "pinlimit", "held", "--type=merge", "-p", patch
+            "-n", self.namespace, "patch", "pinlimit", "limited", "--type=merge", "-p", patch
         )
 
     def acknowledged(self) -> bool:
         limit = json.loads(
-            self._kubectl("-n", self.namespace, "get", "pinlimit", "held", "-o", "json")
+            self._kubectl("-n", self.namespace, "get", "pinlimit", "limited", "-o", "json")
         )
         status = limit.get("status", {})
         conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
@@ -71,12 +71,14 @@ class Held:
 
 
 @pytest.fixture(scope="module")
-def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
-    """See `hold`."""
-    yield from hold(installed, kubectl)
+def limited(installed: Cluster, kubectl: Kubectl) -> Iterator[LimitedPod]:
+    """See `limited_pod`."""
+    yield from limited_pod(installed, kubectl)
 
 
-def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> Iterator[Held]:
+def limited_pod(
+    installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE
+) -> Iterator[LimitedPod]:
     """A running pod under a limit of 4 MiB, on a cluster that has pinwarden installed."""
     kubectl("create", "namespace", namespace)
     kubectl(
@@ -88,13 +90,13 @@ def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> It
         f"--from-file={ROOT / 'examples/demo/pinner.py'}",
     )
     pod = (ROOT / "examples/demo/pods.yaml").read_text().split("---\n")[0]
-    pod = pod.replace("name: one", "name: held").replace("app: one", "app: held")
+    pod = pod.replace("name: one", "name: limited").replace("app: one", "app: limited")
     # It holds less than every limit here, else a lowered one would stop at what it holds.
     pod = re.sub(r"--mebibytes=\d+", "--mebibytes=1", pod)
     kubectl("-n", namespace, "apply", "-f", "-", stdin=pod)
-    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/held", "--timeout=600s")
+    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/limited", "--timeout=600s")
     kubectl("apply", "-f", "-", "-n", namespace, stdin=json.dumps(LIMIT))
-    ready = Held(installed.nodes[0], kubectl, namespace)
+    ready = LimitedPod(installed.nodes[0], kubectl, namespace)
     ready.settles_at(4)
     yield ready
     kubectl("delete", "namespace", namespace, "--wait=false")
@@ -103,60 +105,64 @@ def hold(installed: Cluster, kubectl: Kubectl, namespace: str = NAMESPACE) -> It
 @pytest.mark.rule("H3", "P12", level="Converge")
 @pytest.mark.parametrize("part", ["operator", "agent"])
 def test_killed_process_of_pinwarden_applies_the_last_edit_after_its_restart(
-    held: Held, part: str
+    limited: LimitedPod, part: str
 ) -> None:
-    held.edit(5)
-    held.settles_at(5)
-    held.edit(3)
-    held.node.kill("pinwarden", match=f"pinwarden {part}")
-    held.edit(4)
-    assert (in_force(held.node) or 0) <= 5 * MIB
-    held.settles_at(4)
+    limited.edit(5)
+    limited.settles_at(5)
+    limited.edit(3)
+    limited.node.kill("pinwarden", match=f"pinwarden {part}")
+    limited.edit(4)
+    assert (in_force(limited.node) or 0) <= 5 * MIB
+    limited.settles_at(4)
 
 
 @pytest.mark.rule("H3", level="Converge")
 @pytest.mark.parametrize("part", ["kube-apiserver", "etcd"])
 def test_limits_stay_in_force_while_the_control_plane_is_down(
-    held: Held, installed: Cluster, part: str
+    limited: LimitedPod, installed: Cluster, part: str
 ) -> None:
-    held.edit(5)
-    held.settles_at(5)
-    held.edit(4)
+    limited.edit(5)
+    limited.settles_at(5)
+    limited.edit(4)
     installed.control_plane.kill(part)
     time.sleep(
         3
     )  # for as long as this nobody can be asked: the limit must be one of the two that were set
-    assert in_force(held.node) in (5 * MIB, 4 * MIB)
+    assert in_force(limited.node) in (5 * MIB, 4 * MIB)
     installed.control_plane.start(part)
-    held.settles_at(4)
-    held.edit(6)
-    held.settles_at(6)
+    limited.settles_at(4)
+    limited.edit(6)
+    limited.settles_at(6)
 
 
 @pytest.mark.rule("H3", level="Converge")
 @pytest.mark.parametrize("program", ["containerd", "kubelet"])
-def test_edit_is_applied_while_a_program_of_the_node_restarts(held: Held, program: str) -> None:
-    held.edit(5)
-    held.settles_at(5)
-    held.node.kill(program)
-    held.edit(4)
-    held.settles_at(4)
+def test_edit_is_applied_while_a_program_of_the_node_restarts(
+    limited: LimitedPod, program: str
+) -> None:
+    limited.edit(5)
+    limited.settles_at(5)
+    limited.node.kill(program)
+    limited.edit(4)
+    limited.settles_at(4)
 
 
 @pytest.mark.rule("H3", level="Converge")
-def test_node_applies_the_last_edit_after_a_power_cut(held: Held, installed: Cluster) -> None:
-    held.edit(5)
-    held.settles_at(5)
-    held.node.power_cut()
-    held.edit(4)
-    installed.start(held.node)
-    held.settles_at(4)
+def test_node_applies_the_last_edit_after_a_power_cut(
+    limited: LimitedPod, installed: Cluster
+) -> None:
+    limited.edit(5)
+    limited.settles_at(5)
+    limited.node.power_cut()
+    limited.edit(4)
+    installed.start(limited.node)
+    limited.settles_at(4)
 
 
-def test_damaged_configuration_on_the_node_is_set_aside(held: Held) -> None:
+def test_damaged_configuration_on_the_node_is_set_aside(limited: LimitedPod) -> None:
     damage = "for file in /var/lib/pinwarden/*; do echo '{\"half' >$file; done"
-    assert held.node.exec(["sh", "-c", f"ls /var/lib/pinwarden/* && {damage}"]).returncode == 0
-    held.node.kill("pinwarden", match="pinwarden agent")
-    held.edit(3)
-    held.settles_at(3)
-    assert ".corrupt-" in held.node.exec(["ls", "/var/lib/pinwarden"]).stdout
+    assert limited.node.exec(["sh", "-c", f"ls /var/lib/pinwarden/* && {damage}"]).returncode == 0
+    limited.node.kill("pinwarden", match="pinwarden agent")
+    limited.edit(3)
+    limited.settles_at(3)
+    assert ".corrupt-" in limited.node.exec(["ls", "/var/lib/pinwarden"]).stdout

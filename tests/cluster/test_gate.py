@@ -203,7 +203,7 @@ def test_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
         "early": "/run/pinwarden/seccomp.sock",
     }
 
-    def told(name: str) -> bool:
+    def names_the_cause(name: str) -> bool:
         events = kubectl(
             "-n",
             NAMESPACE,
@@ -219,7 +219,7 @@ def test_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
         )
 
     for name in causes:
-        until(lambda name=name: told(name), f"an Event of {name} names the cause")  # type: ignore[misc]
+        until(lambda name=name: names_the_cause(name), f"an Event of {name} names the cause")  # type: ignore[misc]
     loopers.go_on()
     install(installed.kubeconfig, len(installed.nodes))
     early = Loopers(installed.nodes[0], kubectl, "early")

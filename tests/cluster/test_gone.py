@@ -15,7 +15,7 @@ from cluster.cluster import Cluster
 from cluster.node import Node
 
 from ..waiting import until
-from .test_faults import MIB, Held, hold, in_force
+from .test_faults import MIB, LimitedPod, in_force, limited_pod
 
 Kubectl = Callable[..., str]
 NUMBERS = itertools.count(1)
@@ -31,80 +31,88 @@ def signal(node: Node, name: str) -> None:
 
 
 @pytest.fixture
-def held(installed: Cluster, kubectl: Kubectl) -> Iterator[Held]:
+def limited(installed: Cluster, kubectl: Kubectl) -> Iterator[LimitedPod]:
     """A pod under a limit of 4 MiB, whose container's shim runs again afterwards."""
-    made = hold(installed, kubectl, f"gone-{next(NUMBERS)}")
-    held = next(made)
-    yield held
-    signal(held.node, "CONT")
+    made = limited_pod(installed, kubectl, f"gone-{next(NUMBERS)}")
+    limited = next(made)
+    yield limited
+    signal(limited.node, "CONT")
     next(made, None)
-    until(lambda: in_force(held.node) is None, "its processes have ended")
+    until(lambda: in_force(limited.node) is None, "its processes have ended")
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
 @pytest.mark.parametrize("how", ["deleted by force", "Failed"])
 def test_limit_stays_on_a_pod_that_is_gone_until_its_processes_end(
-    held: Held, kubectl: Kubectl, how: str
+    limited: LimitedPod, kubectl: Kubectl, how: str
 ) -> None:
     def status() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(
-            kubectl("get", "pinlimit", "held", "-n", held.namespace, "-o", "json")
+            kubectl("get", "pinlimit", "limited", "-n", limited.namespace, "-o", "json")
         )["status"]
         return found
 
-    signal(held.node, "STOP")
+    signal(limited.node, "STOP")
     if how == "Failed":
         patch = json.dumps({"status": {"phase": "Failed"}})
         kubectl(
             "-n",
-            held.namespace,
+            limited.namespace,
             "patch",
             "pod",
-            "held",
+            "limited",
             "--subresource=status",
             "--type=merge",
             "-p",
             patch,
         )
     else:
-        kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
+        kubectl("-n", limited.namespace, "delete", "pod", "limited", "--force", "--grace-period=0")
     until(
         lambda: [each["reason"] for each in status().get("topPods", [])] == ["PodGone"],
         "it is named as gone",
     )
-    held.edit(3)
-    held.settles_at(3)
-    held.node.kill("pinwarden", match="pinwarden agent")
-    held.edit(2)
-    held.settles_at(2)
+    limited.edit(3)
+    limited.settles_at(3)
+    limited.node.kill("pinwarden", match="pinwarden agent")
+    limited.edit(2)
+    limited.settles_at(2)
     assert status()["pinnedBytes"] >= MIB
-    signal(held.node, "CONT")
+    signal(limited.node, "CONT")
     if how == "Failed":
-        kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
-    until(lambda: in_force(held.node) is None, "its processes have ended")
+        kubectl("-n", limited.namespace, "delete", "pod", "limited", "--force", "--grace-period=0")
+    until(lambda: in_force(limited.node) is None, "its processes have ended")
     until(lambda: status()["matchedPods"] == 0, "nothing of it is left in the status")
 
 
 @pytest.mark.rule("H3", "P14", level="Converge")
-def test_deleting_its_limit_releases_a_pod_that_is_gone(held: Held, kubectl: Kubectl) -> None:
-    signal(held.node, "STOP")
-    kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
-    kubectl("-n", held.namespace, "delete", "pinlimit", "held")
-    until(lambda: (in_force(held.node) or 0) > 4 * MIB, "its process has what the runtime gave it")
+def test_deleting_its_limit_releases_a_pod_that_is_gone(
+    limited: LimitedPod, kubectl: Kubectl
+) -> None:
+    signal(limited.node, "STOP")
+    kubectl("-n", limited.namespace, "delete", "pod", "limited", "--force", "--grace-period=0")
+    kubectl("-n", limited.namespace, "delete", "pinlimit", "limited")
+    until(
+        lambda: (in_force(limited.node) or 0) > 4 * MIB, "its process has what the runtime gave it"
+    )
 
 
 @pytest.mark.rule("H3", "P6", level="Converge")
-def test_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: Kubectl) -> None:
-    uid = kubectl("-n", held.namespace, "get", "pod", "held", "-o", "jsonpath={.metadata.uid}")
-    signal(held.node, "STOP")
-    kubectl("-n", held.namespace, "delete", "pod", "held", "--force", "--grace-period=0")
+def test_limit_stays_on_a_pod_that_no_operator_ever_knew(
+    limited: LimitedPod, kubectl: Kubectl
+) -> None:
+    uid = kubectl(
+        "-n", limited.namespace, "get", "pod", "limited", "-o", "jsonpath={.metadata.uid}"
+    )
+    signal(limited.node, "STOP")
+    kubectl("-n", limited.namespace, "delete", "pod", "limited", "--force", "--grace-period=0")
     system = ("-n", "pinwarden-system")
     kubectl(*system, "rollout", "restart", "deployment/pinwarden-operator")
     kubectl(*system, "rollout", "status", "deployment/pinwarden-operator", "--timeout=600s")
 
     def config() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(
-            kubectl("get", "nodepinconfig", held.node.name, "-o", "json")
+            kubectl("get", "nodepinconfig", limited.node.name, "-o", "json")
         )
         return found
 
@@ -116,11 +124,11 @@ def test_limit_stays_on_a_pod_that_no_operator_ever_knew(held: Held, kubectl: Ku
         return not listed and taken and reasons.get(uid) == "PodGone"
 
     until(reported, "the node reports it, and the new operator does not list it")
-    assert in_force(held.node) == 4 * MIB
+    assert in_force(limited.node) == 4 * MIB
     before = config()["status"]["sampledAt"]
-    held.node.kill("pinwarden", match="pinwarden agent")
+    limited.node.kill("pinwarden", match="pinwarden agent")
     until(
         lambda: config()["status"]["sampledAt"] != before and reported(),
         "the next agent reports it too",
     )
-    assert in_force(held.node) == 4 * MIB
+    assert in_force(limited.node) == 4 * MIB

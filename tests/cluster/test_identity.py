@@ -1,7 +1,7 @@
 """Nobody gets out from under a ceiling by who a pod says it is: real pods of a real kubelet, each of which wants 4 MiB under 1 MiB (P1).
 
 Each pod locks what it can and says how much that is. One that got more than 1 MiB unlocks and tries again, so that a pod which was quicker
-than its limit is held in the end, and one that nobody holds never is. The ways that the API server alone decides on are in
+than its limit is limited in the end, and one that nobody holds never is. The ways that the API server alone decides on are in
 `tests/api/test_ceilings.py`.
 """
 
@@ -27,15 +27,15 @@ import ctypes, mmap, time
 libc = ctypes.CDLL(None, use_errno=True)
 area = mmap.mmap(-1, 4 << 20)
 start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-held = 0
+locked = 0
 while True:
-    while held < 4 << 20 and not libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(4096)):
-        held += 4096
-    print("holds", held, flush=True)
+    while locked < 4 << 20 and not libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(4096)):
+        locked += 4096
+    print("holds", locked, flush=True)
     time.sleep(1)
-    if held > 1 << 20:
+    if locked > 1 << 20:
         libc.munlock(ctypes.c_void_p(start), ctypes.c_size_t(4 << 20))
-        held = 0
+        locked = 0
 """
 
 
@@ -95,7 +95,7 @@ class Ceiling:
             else ""
         )
 
-    def held(self, name: str) -> None:
+    def assert_limited(self, name: str) -> None:
         """Wait until the pod locked the ceiling and was refused the page after it."""
         until(lambda: self.said(name) == f"holds {MIB}", f"{name} under 1 MiB")
 
@@ -125,7 +125,7 @@ def ceiling(installed: Cluster, kubectl: Kubectl) -> Iterator[Ceiling]:
 @pytest.mark.rule("P1")
 def test_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
     ceiling.apply(manifest("forged", annotations={HASH: "0" * 32}))
-    ceiling.held("forged")
+    ceiling.assert_limited("forged")
     uid = ceiling.uid("forged")
     until(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod")
 
@@ -133,13 +133,13 @@ def test_made_up_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
 @pytest.mark.rule("P1", "P13")
 def test_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling: Ceiling) -> None:
     ceiling.apply(manifest("first"))
-    ceiling.held("first")
+    ceiling.assert_limited("first")
     ceiling.apply(manifest("thief", annotations={HASH: ceiling.uid("first")}))
-    ceiling.held("thief")
+    ceiling.assert_limited("thief")
     ceiling.kubectl("-n", NAMESPACE, "annotate", "pod", "first", f"{HASH}={'f' * 65}")
     uid = ceiling.uid("first")
     until(lambda: ceiling.locked(uid) == MIB, "1 MiB reported of the pod that was annotated")
-    ceiling.held("first")
+    ceiling.assert_limited("first")
 
 
 @pytest.mark.rule("P1")
@@ -155,7 +155,7 @@ def test_static_pod_is_limited_by_its_hash_and_a_copy_of_its_mirror_never_runs(
         )
         name = f"static-{ceiling.node.name}"
         until(lambda: ceiling.exists(name), "the mirror pod")
-        ceiling.held(name)
+        ceiling.assert_limited(name)
         mirror = json.loads(ceiling.kubectl("-n", NAMESPACE, "get", "pod", name, "-o", "json"))
         hashed = mirror["metadata"]["annotations"][MIRROR]
         until(lambda: ceiling.locked(hashed) == MIB, "1 MiB reported of the static pod")
@@ -170,7 +170,7 @@ def test_static_pod_is_limited_by_its_hash_and_a_copy_of_its_mirror_never_runs(
             lambda: not ceiling.exists("copy"),
             "the kubelet deletes a mirror pod of no static pod of its",
         )
-        ceiling.held(name)
+        ceiling.assert_limited(name)
         assert ceiling.locked(hashed) == MIB
     finally:
         ceiling.node.exec(["rm", "-f", path])

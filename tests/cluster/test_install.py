@@ -28,7 +28,7 @@ OBJECT = f"/run/pinwarden-shared/{NAMESPACE}/cache"
 LIMIT = {
     "apiVersion": "pinwarden.io/v1alpha1",
     "kind": "PinLimit",
-    "metadata": {"name": "held", "namespace": NAMESPACE},
+    "metadata": {"name": "limited", "namespace": NAMESPACE},
     "spec": {"podSelector": {"matchLabels": {"app": "one"}}, "limit": "3Mi"},
 }
 RELEASE = ("pinwarden", "--namespace", SYSTEM)
@@ -84,7 +84,9 @@ class Site:
         return self.helm("uninstall", *RELEASE, *WAIT, fails=fails)
 
     def conditions(self) -> dict[str, str]:
-        limit = json.loads(self.kubectl("-n", NAMESPACE, "get", "pinlimit", "held", "-o", "json"))
+        limit = json.loads(
+            self.kubectl("-n", NAMESPACE, "get", "pinlimit", "limited", "-o", "json")
+        )
         status = limit.get("status", {})
         if status.get("observedGeneration") != limit["metadata"]["generation"]:
             return {}
@@ -201,7 +203,7 @@ def test_uninstall_with_gated_pods_fails_and_changes_nothing(two: Site) -> None:
         NAMESPACE,
         "patch",
         "pinlimit",
-        "held",
+        "limited",
         "--type=merge",
         "-p",
         '{"spec": {"limit": "4Mi"}}',

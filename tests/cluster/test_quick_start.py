@@ -93,9 +93,9 @@ def test_outputs_of_the_page_are_those_of_the_cluster(empty: Cluster) -> None:
     for step in STEPS:
         patience = Patience(CLUSTER_SECONDS)
         while (seen := _answer(step, env)) is not None:
-            told = f"{step.command}\nthe page shows:\n{step.answer}\nseen:\n{seen}"
-            assert WAITED_FOR.match(step.command), told
-            assert not patience.ended, told
+            difference = f"{step.command}\nthe page shows:\n{step.answer}\nseen:\n{seen}"
+            assert WAITED_FOR.match(step.command), difference
+            assert not patience.ended, difference
             time.sleep(POLL_SECONDS)
         print(f"{time.monotonic() - started:5.0f} s  {step.command}")
 
@@ -110,5 +110,5 @@ def _answer(step: Step, env: dict[str, str]) -> str | None:
         text=True,
         check=False,
     )
-    as_told = done.returncode == 0 and is_as_shown(step.answer, done.stdout.splitlines())
-    return None if as_told else done.stdout + done.stderr
+    as_shown = done.returncode == 0 and is_as_shown(step.answer, done.stdout.splitlines())
+    return None if as_shown else done.stdout + done.stderr

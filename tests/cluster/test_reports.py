@@ -206,8 +206,8 @@ def test_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None
         place.run("granted", "heap", "32", "128", "wait")
         place.run("hasty", "heap", "32", "128")
         assert (place.says("capable"), place.says("granted")) == ("locked", "locked")
-        held = {"granted": ("Converge", "RlimitGate"), "hasty": ("Converge", "RlimitGate")}
-        held |= {"capable": ("Observe", "CapIPCLock")}
+        levels = {"granted": ("Converge", "RlimitGate"), "hasty": ("Converge", "RlimitGate")}
+        levels |= {"capable": ("Observe", "CapIPCLock")}
         status = comes(
             lambda: place.status("pinlimit", "heap"),
             lambda status: (
@@ -216,7 +216,7 @@ def test_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None
                     for each in status.get("topPods", [])
                     if each.get("pinnedBytes", 0) >= 128 * MIB
                 }
-                == held
+                == levels
             ),
             "what each has locked is counted, also that of one that was refused at first",
         )

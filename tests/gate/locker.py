@@ -1,8 +1,8 @@
 """One process of a pod: does a line of standard input, and answers with a line. Argument: bytes of its area.
 
-- `lock BYTES`: mlock of that many bytes from the end of what is locked; answers bytes held and errno.
+- `lock BYTES`: mlock of that many bytes from the end of what is locked; answers bytes locked and errno.
 - `unlock BYTES`: munlock of as many from that end.
-- `until BYTES`: locks page by page until so many are held, or one is refused.
+- `until BYTES`: locks page by page until so many are locked, or one is refused.
 - `again`: mlock of all that is locked already.
 - `call NAME ARGUMENTS...`: any other call of the C library with whole numbers; answers its result and errno.
 - `fork NUMBER`: so many children that each lock page by page until refused, one after the other's start; answers what they hold.
@@ -21,7 +21,7 @@ for name in ("mmap", "mremap", "mlock", "munlock", "munmap", "syscall"):
     getattr(libc, name).restype = ctypes.c_long
 size = int(sys.argv[1])
 area = libc.mmap(None, ctypes.c_size_t(size), 3, 0x22, -1, ctypes.c_long(0))
-held = 0
+locked = 0
 
 
 def call(name: str, *arguments: int) -> tuple[int, int]:
@@ -31,14 +31,14 @@ def call(name: str, *arguments: int) -> tuple[int, int]:
 
 
 def lock(amount: int) -> int:
-    global held
-    failed, error = call("mlock", area + held, amount)
-    held += 0 if failed else amount
+    global locked
+    failed, error = call("mlock", area + locked, amount)
+    locked += 0 if failed else amount
     return error
 
 
 def until(most: int) -> int:
-    while held + PAGE <= most:
+    while locked + PAGE <= most:
         if error := lock(PAGE):
             return error
     return 0
@@ -46,14 +46,14 @@ def until(most: int) -> int:
 
 def fork(number: int) -> list[int]:
     """Bytes that each child holds; they stay until this process ends."""
-    global held
+    global locked
     ends = []
     for _ in range(number):
         reading, writing = os.pipe()
         if os.fork() == 0:
-            held = 0
+            locked = 0
             until(size)
-            os.write(writing, str(held).encode())
+            os.write(writing, str(locked).encode())
             os.close(writing)
             signal.pause()
         os.close(writing)
@@ -66,15 +66,15 @@ for line in sys.stdin:
     order, *rest = line.split(maxsplit=1)
     text = rest[0].strip() if rest else ""
     if order == "lock":
-        print(held, error) if (error := lock(int(text))) else print(held, 0)
+        print(locked, error) if (error := lock(int(text))) else print(locked, 0)
     elif order == "unlock":
-        held -= int(text)
-        print(held, call("munlock", area + held, int(text))[1])
+        locked -= int(text)
+        print(locked, call("munlock", area + locked, int(text))[1])
     elif order == "until":
         error = until(int(text))
-        print(held, error)
+        print(locked, error)
     elif order == "again":
-        print(*call("mlock", area, held))
+        print(*call("mlock", area, locked))
     elif order == "call":
         name, *words = text.split()
         print(*call(name, *(eval(word) for word in words)))

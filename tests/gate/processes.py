@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 PAGE = 4096
 
 
-def tell(process: Process, line: str) -> None:
+def send(process: Process, line: str) -> None:
     """An order."""
     assert process.stdin is not None
     print(line, file=process.stdin, flush=True)
@@ -27,7 +27,7 @@ def hear(process: Process) -> str:
 
 
 def ask(process: Process, line: str) -> str:
-    tell(process, line)
+    send(process, line)
     return hear(process)
 
 

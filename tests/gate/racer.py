@@ -79,7 +79,7 @@ class Racer:
                 pages //= 2
 
     @property
-    def held(self) -> int:
+    def locked(self) -> int:
         return self.used * PAGE + sum(size for _, size in self.maps)
 
 
@@ -91,10 +91,10 @@ def serve(number: int, orders: int, answers: int) -> None:
             choice = random.Random(f"{seed} {number}")
             if order == "free":
                 racer.free(choice)
-                print(json.dumps(racer.held), file=out, flush=True)
+                print(json.dumps(racer.locked), file=out, flush=True)
             else:
                 calls = racer.round(choice)
-                print(json.dumps([racer.held, calls]), file=out, flush=True)
+                print(json.dumps([racer.locked, calls]), file=out, flush=True)
 
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -19,7 +19,7 @@ from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 from pinwarden.node.gate.budgets import VALID_SECONDS
 from pinwarden.node.gate.pending import RAISED_SECONDS, UNLISTED_SECONDS
 
-from .processes import HERE, PAGE, ask, hear, start, tell
+from .processes import HERE, PAGE, ask, hear, send, start
 
 LIMIT = MIB
 HALF = LIMIT // 2
@@ -33,7 +33,7 @@ def limit(name: str, amount: int, scope: str = "Pod", **more: object) -> dict[st
     return {"name": name, "uid": f"uid-{name}", "scope": scope, "limit": amount, **more}
 
 
-def hold(node: Node, limits: list[dict[str, object]], *pods: Pod, **more: object) -> None:
+def apply_limits(node: Node, limits: list[dict[str, object]], *pods: Pod, **more: object) -> None:
     """All these limits hold for each of these pods."""
     names = [each["name"] for each in limits]
     node.configure(limits=limits, pods=[{"uid": pod.uid, "limits": names} for pod in pods], **more)
@@ -76,7 +76,7 @@ def denial(node: Node, number: int) -> Mapping[str, Any]:
     return node.status.recent[-1]
 
 
-# -- a limit that changes -------------------------------------------------------------------------------------------------------
+# -- a limit that changes --
 
 
 @pytest.mark.rule("P12", level="Deny")
@@ -119,7 +119,7 @@ def test_unlocked_memory_is_free_for_another_process_at_once(node: Node) -> None
         one, other = other, one
 
 
-# -- several limits, and their scopes -------------------------------------------------------------------------------------------
+# -- several limits, and their scopes --
 
 
 @pytest.mark.rule("P13", level="Deny")
@@ -130,11 +130,11 @@ def test_tighter_of_two_limits_decides_and_is_named(
 ) -> None:
     pod = node.pod()
     limits = [limit("tight", HALF, scope), limit("wide", LIMIT)]
-    hold(node, limits if tighter_first else limits[::-1], pod)
+    apply_limits(node, limits if tighter_first else limits[::-1], pod)
     process = locker(pod)
     assert ask(process, f"until {LIMIT}") == f"{HALF} {REFUSED}"
     assert (denial(node, 1)["name"], denial(node, 1)["limit"]) == ("tight", HALF)
-    hold(node, [limit("tight", LIMIT + HALF, scope), limit("wide", LIMIT)], pod)
+    apply_limits(node, [limit("tight", LIMIT + HALF, scope), limit("wide", LIMIT)], pod)
     assert ask(process, f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
     assert denial(node, 2)["name"] == "wide"
     assert node.status.denials == {pod.uid: {"uid-tight": 1, "uid-wide": 1}}
@@ -143,7 +143,7 @@ def test_tighter_of_two_limits_decides_and_is_named(
 @pytest.mark.rule("P13", level="Deny")
 def test_scope_container_limits_each_container_by_itself(node: Node) -> None:
     pod = node.pod()
-    hold(node, [limit("each", HALF, "Container"), limit("pod", LIMIT - PAGE)], pod)
+    apply_limits(node, [limit("each", HALF, "Container"), limit("pod", LIMIT - PAGE)], pod)
     main = locker(pod)
     assert ask(main, f"until {LIMIT}") == f"{HALF} {REFUSED}"
     assert denial(node, 1)["name"] == "each"
@@ -159,7 +159,7 @@ def test_scope_container_limits_each_container_by_itself(node: Node) -> None:
 @pytest.mark.rule("P13", level="Deny")
 def test_scope_container_ignores_unnamed_containers(node: Node) -> None:
     pod = node.pod()
-    hold(node, [limit("one", HALF, "Container", containers=["sidecar"])], pod)
+    apply_limits(node, [limit("one", HALF, "Container", containers=["sidecar"])], pod)
     main = locker(pod)
     assert ask(main, f"until {2 * LIMIT}") == f"{2 * LIMIT} 0"
     with locker_in_another_container(pod, "sidecar") as sidecar:
@@ -201,7 +201,7 @@ def test_bytes_of_an_ungated_pod_count_if_its_cgroup_came_after_its_limits(
     folder = other.directory / other.container
     for directory in (folder, other.directory / other.sandbox, other.directory):
         directory.rmdir()
-    hold(node, [limit("together", LIMIT, "Node")], pod, other)
+    apply_limits(node, [limit("together", LIMIT, "Node")], pod, other)
     process = locker(pod)
     assert ask(process, f"lock {PAGE}") == f"{PAGE} 0"
     folder.mkdir(parents=True)
@@ -230,29 +230,31 @@ def ungated(folder: Path) -> Iterator[Process]:
 @pytest.mark.rule("P13", level="Deny")
 def test_racing_pods_under_one_limit_get_it_to_the_page(node: Node) -> None:
     pods = [node.pod() for _ in range(4)]
-    hold(node, [limit("together", LIMIT, "Node")], *pods)
+    apply_limits(node, [limit("together", LIMIT, "Node")], *pods)
     processes = [locker(pod) for pod in pods]
     for _ in range(5):
         for process in processes:
-            tell(process, f"until {LIMIT}")
-        held = [int(hear(process).split()[0]) for process in processes]
-        assert sum(held) == sum(pod.locked for pod in pods) == LIMIT
-        for process, amount in zip(processes, held, strict=True):
+            send(process, f"until {LIMIT}")
+        locked = [int(hear(process).split()[0]) for process in processes]
+        assert sum(locked) == sum(pod.locked for pod in pods) == LIMIT
+        for process, amount in zip(processes, locked, strict=True):
             ask(process, f"unlock {amount}")
 
 
 @pytest.mark.rule("P13", level="Deny")
 def test_audit_denies_nothing_and_disarms_nothing(node: Node) -> None:
     pod = node.pod()
-    hold(node, [limit("audit", PAGE, enforcement="Audit")], pod)
+    apply_limits(node, [limit("audit", PAGE, enforcement="Audit")], pod)
     process = locker(pod)
     assert ask(process, f"lock {LIMIT}") == f"{LIMIT} 0"
-    hold(node, [limit("audit", PAGE, enforcement="Audit"), limit("enforced", 2 * LIMIT)], pod)
+    apply_limits(
+        node, [limit("audit", PAGE, enforcement="Audit"), limit("enforced", 2 * LIMIT)], pod
+    )
     assert ask(process, f"until {4 * LIMIT}") == f"{2 * LIMIT} {REFUSED}"
     assert denial(node, 1)["name"] == "enforced"
 
 
-# -- nothing, everything, and what is not known yet -----------------------------------------------------------------------------
+# -- nothing, everything, and what is not known yet --
 
 
 @pytest.mark.rule("P5", level="Deny")
@@ -298,7 +300,7 @@ def test_unlisted_pod_waits_for_its_limits(node: Node) -> None:
     late, other = node.pod(), node.pod()
     node.set_limits({other.uid: LIMIT})
     process = locker(late)
-    tell(process, f"until {2 * LIMIT}")
+    send(process, f"until {2 * LIMIT}")
     assert ask(locker(other), f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
     assert not answers(process, 1.0)
     node.set_limits({other.uid: LIMIT, late.uid: HALF})
@@ -315,7 +317,7 @@ def test_pod_that_stays_unlisted_waits_once_and_counts_as_unknown(
     node.configure(unknownPods=unknown)
     process = locker(pod)
     began = time.monotonic()
-    tell(process, f"until {LIMIT}")
+    send(process, f"until {LIMIT}")
     assert answers(process, UNLISTED_SECONDS + LATE_SECONDS)
     assert time.monotonic() - began > UNLISTED_SECONDS - 1
     if unknown is None:
@@ -335,7 +337,7 @@ def test_pod_that_stays_unlisted_waits_once_and_counts_as_unknown(
 @pytest.mark.rule("H3", level="Deny")
 def test_node_without_a_configuration_allows_calls_after_the_wait(node: Node) -> None:
     process = locker(node.pod())
-    tell(process, f"lock {LIMIT}")
+    send(process, f"lock {LIMIT}")
     assert not answers(process, 1.0)
     assert answers(process, UNLISTED_SECONDS + LATE_SECONDS)
     assert hear(process) == f"{LIMIT} 0"
@@ -345,12 +347,12 @@ def test_node_without_a_configuration_allows_calls_after_the_wait(node: Node) ->
 def test_mode_release_allows_every_call_until_its_end(node: Node) -> None:
     pod = node.pod()
     limits = [limit("pod", LIMIT)]
-    hold(node, limits, pod)
+    apply_limits(node, limits, pod)
     process = locker(pod)
     assert ask(process, f"until {2 * LIMIT}") == f"{LIMIT} {REFUSED}"
-    hold(node, limits, pod, mode="Release")
+    apply_limits(node, limits, pod, mode="Release")
     assert ask(process, f"until {2 * LIMIT}") == f"{2 * LIMIT} 0"
-    hold(node, limits, pod)
+    apply_limits(node, limits, pod)
     assert ask(process, f"lock {PAGE}") == f"{2 * LIMIT} {REFUSED}"
     assert pod.locked == 2 * LIMIT
 
@@ -359,11 +361,11 @@ def test_mode_release_allows_every_call_until_its_end(node: Node) -> None:
 @pytest.mark.parametrize("raised", [True, False])
 def test_call_within_a_grant_waits_until_the_rlimit_is_raised(node: Node, raised: bool) -> None:
     pod = node.pod()
-    hold(node, [limit("grant", 2 * LIMIT, grant=2 * LIMIT)], pod)
+    apply_limits(node, [limit("grant", 2 * LIMIT, grant=2 * LIMIT)], pod)
     process = locker(pod, user=0)
     assert ask(process, SOFT_RLIMIT.format(HALF)) == "0"
     assert ask(process, f"lock {HALF}") == f"{HALF} 0"
-    tell(process, f"lock {HALF}")
+    send(process, f"lock {HALF}")
     assert not answers(process, 1.0)
     if raised:
         resource.prlimit(process.pid, resource.RLIMIT_MEMLOCK, (2 * LIMIT, 8 * MIB))
@@ -371,20 +373,20 @@ def test_call_within_a_grant_waits_until_the_rlimit_is_raised(node: Node, raised
     assert hear(process) == f"{LIMIT} 0"
 
 
-# -- what is told of a refusal --------------------------------------------------------------------------------------------------
+# -- what is told of a refusal --
 
 
 @pytest.mark.rule("P5", level="Deny")
 def test_denial_names_process_source_and_amounts(node: Node) -> None:
     pod = node.pod()
-    hold(node, [limit("ns/name@2", LIMIT)], pod)
+    apply_limits(node, [limit("ns/name@2", LIMIT)], pod)
     process = locker(pod)
     ask(process, r'python libc.prctl(15, "a b)\x1b[1m\u00e9".encode())  # PR_SET_NAME')
     assert ask(process, f"lock {HALF}") == f"{HALF} 0"
     assert ask(process, f"lock {LIMIT}") == f"{HALF} {REFUSED}"
-    told = dict(denial(node, 1))
-    assert told.pop("time").endswith("Z")
-    assert told == {
+    report = dict(denial(node, 1))
+    assert report.pop("time").endswith("Z")
+    assert report == {
         "number": 1,
         "pod": pod.uid,
         "container": "main",

@@ -78,8 +78,8 @@ def test_racing_processes_get_the_limit_to_the_page_and_never_more(
     with Watch(pod) as watch:
         for seed in range(rounds):
             result = json.loads(ask(racers, str(seed)))
-            held = sum(own for own, _ in result["rounds"])
-            assert held == LIMIT
+            locked = sum(own for own, _ in result["rounds"])
+            assert locked == LIMIT
             assert pod.locked == LIMIT
             calls = [call for _, own in result["rounds"] for call in own]
             assert {error for *_, error in calls} <= {0, errno.ENOMEM, errno.EAGAIN}
@@ -89,7 +89,7 @@ def test_racing_processes_get_the_limit_to_the_page_and_never_more(
 
 
 def assert_no_false_refusal(at_first: int, calls: list[tuple[int, float, float, int, int]]) -> None:
-    """A refused call did not fit beside what was held at first and what had been asked for successfully by the time it was back."""
+    """A refused call did not fit beside what was locked at first and what had been asked for successfully by the time it was back."""
     taken = sorted((began, amount) for _, began, _, amount, error in calls if not error)
     for _, _, ended, amount, error in calls:
         if error:

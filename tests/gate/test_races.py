@@ -29,7 +29,7 @@ from pinwarden.node.pods.policy import SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import GateCoverage, Subject
 
-from .processes import HERE, PAGE, ask, compiled, hear, start, tell
+from .processes import HERE, PAGE, ask, compiled, hear, send, start
 
 LIMIT = MIB
 SECONDS = 10.0
@@ -113,7 +113,7 @@ def coverage(node: Node, pod: Pod) -> GateCoverage:
     return subject.coverage
 
 
-def assert_held(node: Node, pod: Pod, limit: int = LIMIT) -> None:
+def assert_limited(node: Node, pod: Pod, limit: int = LIMIT) -> None:
     """Nothing is past the limit, or it is said that the pod is not held exactly."""
     assert used(pod) <= limit or not coverage(node, pod).exact
 
@@ -128,13 +128,13 @@ def gate_stopped(node: Node) -> Iterator[None]:
         os.kill(node.gate.pid, signal.SIGCONT)
 
 
-# -- what grows or moves by itself ----------------------------------------------------------------------------------------------
+# -- what grows or moves by itself --
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
 def test_stack_that_was_moved_does_not_grow_locked_unseen(node: Node, pod: Pod, run: Run) -> None:
     answer(run(pod, "moves_its_stack"))
-    assert_held(node, pod)
+    assert_limited(node, pod)
 
 
 @x86
@@ -148,7 +148,7 @@ def test_stack_of_a_32_bit_program_does_not_grow_locked_unseen(
     subprocess.run(["ld", "-m", "elf_i386", "-o", program, unlinked], check=True)
     process = run(pod, "becomes_narrow", program) if narrow else pod.run([str(program)])
     assert hear(process) == "0 0" or process.wait(SECONDS)
-    assert_held(node, pod)
+    assert_limited(node, pod)
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
@@ -156,7 +156,7 @@ def test_mapping_moved_and_left_behind_does_not_exceed_the_limit(
     node: Node, pod: Pod, run: Run
 ) -> None:
     answer(run(pod, "moved_and_left"))
-    assert_held(node, pod)
+    assert_limited(node, pod)
 
 
 @pytest.mark.rule("P1", "P8", level="Deny")
@@ -186,12 +186,12 @@ def test_root_in_its_own_user_namespace_is_limited(pod: Pod) -> None:
         "result = os.getuid(), [line.split()[1] for line in open('/proc/self/status') if 'CapEff' in line][0]",
     )
     for step in steps:
-        told = ask(locker, f"python {step}")
-    assert told.startswith("(0, '000001ff")
+        answer_text = ask(locker, f"python {step}")
+    assert answer_text.startswith("(0, '000001ff")
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
 
 
-# -- what changes between the look and the call ---------------------------------------------------------------------------------
+# -- what changes between the look and the call --
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -201,7 +201,7 @@ def test_locked_memory_that_moves_during_a_call_is_counted(
     node: Node, pod: Pod, run: Run, way: str, user: int
 ) -> None:
     answer(run(pod, way, user=user))
-    assert_held(node, pod)
+    assert_limited(node, pod)
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -209,7 +209,7 @@ def test_call_is_not_decided_by_amounts_read_for_the_previous_call(
     node: Node, pod: Pod, run: Run
 ) -> None:
     answer(run(pod, "interrupted_while_it_is_read"))
-    assert_held(node, pod)
+    assert_limited(node, pod)
 
 
 @pytest.mark.rule("P1", "H1", level="Deny")
@@ -229,7 +229,7 @@ def test_long_call_does_not_count_as_returned_while_it_locks(node: Node, run: Ru
         process = run(pod, "taken_for_counted", limit // 8, user=0)
         for _ in range(2):
             answer(process)
-        assert_held(node, pod, limit)
+        assert_limited(node, pod, limit)
         pod.end()
 
 
@@ -248,7 +248,7 @@ def test_unlocked_memory_grows_without_a_limit(node: Node, run: Run, level: str)
     assert coverage(node, pod).exact
 
 
-# -- tracers --------------------------------------------------------------------------------------------------------------------
+# -- tracers --
 
 
 @x86
@@ -274,7 +274,7 @@ def test_registers_that_a_tracer_changes_during_the_wait_are_notified_again(
     assert used(pod) == 0
 
 
-# -- processes and threads that come and go -------------------------------------------------------------------------------------
+# -- processes and threads that come and go --
 
 
 @pytest.mark.rule("P1", "P5", level="Deny")
@@ -375,7 +375,7 @@ def test_process_that_leaves_the_cgroup_of_its_pod_makes_it_inexact(node: Node, 
     assert used_by(locker.pid) <= LIMIT or not coverage(node, pod).exact
 
 
-# -- neighbours -----------------------------------------------------------------------------------------------------------------
+# -- neighbours --
 
 
 @pytest.mark.rule("P5", level="Deny")
@@ -431,7 +431,7 @@ def test_endless_calls_do_not_delay_another_pod_under_the_same_limit(node: Node,
     locker = start(quiet, "locker.py", LIMIT)
     assert answer(run(stuck, "left_at_the_end", 64, PAGE, "and one more")) == (0, 0)
     time.sleep(0.2)
-    tell(locker, f"lock {PAGE}")
+    send(locker, f"lock {PAGE}")
     assert locker.stdout is not None
     assert select.select([locker.stdout], [], [], SECONDS)[0], "no answer"
     assert hear(locker) == f"{PAGE} 0"
@@ -446,7 +446,7 @@ def test_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(pod: Pod,
     assert ask(start(pod, "locker.py", LIMIT), f"lock {half}") == f"0 {errno.ENOMEM}"
 
 
-# -- what nobody sees -----------------------------------------------------------------------------------------------------------
+# -- what nobody sees --
 
 
 @pytest.mark.rule("H1", level="Deny")

@@ -24,7 +24,7 @@ from pinwarden.node.linux.namespaces import ipc_namespace
 from pinwarden.node.shm.objects import ObjectId, ObjectSet
 from pinwarden.node.shm.regions import RegionFilter
 
-from .processes import PAGE, ask, start, tell
+from .processes import PAGE, ask, send, start
 from .test_calls import answers
 from .test_exactness import LIMIT
 
@@ -131,7 +131,7 @@ def maps(
     return do(process, f"map({str(file)!r}, {offset}, {size}, {more})", child=child)[1]
 
 
-# -- who may borrow -------------------------------------------------------------------------------------------------------------
+# -- who may borrow --
 
 
 @pytest.mark.rule("M2", level="Converge")
@@ -193,7 +193,7 @@ def test_unlisted_pod_waits_for_its_membership(node: Node, shared: Shared) -> No
     node.share({GROUP: shared.extent})
     configure(node, group())
     process = sharer(late)
-    tell(process, f"0 map({str(shared.file)!r}, 0, {PAGE})")
+    send(process, f"0 map({str(shared.file)!r}, 0, {PAGE})")
     assert not answers(process, 0.5)
     configure(node, group(pods=[late]), listed=[late, free])
     assert answers(process, 30)
@@ -256,7 +256,7 @@ def test_capabilities_of_its_container_are_enough(
     assert do(process, memfd) == (-1, NO)
 
 
-# -- how much -------------------------------------------------------------------------------------------------------------------
+# -- how much --
 
 
 @pytest.mark.rule("M8", "M6", level="Converge")
@@ -284,8 +284,8 @@ def test_racing_processes_fill_the_limit_and_never_exceed_it(node: Node, shared:
     configure(node, group(limit=LIMIT, pods=[pod, other]), listed=[pod, other])
     process, beside = sharer(pod, 4), sharer(other, 1)
     for unit in (PAGE * 8, PAGE * 3, PAGE * 16):
-        tell(process, f"each fill({str(shared.file)!r}, {unit}, {SIZE})")
-        tell(beside, f"1 fill({str(shared.file)!r}, {unit}, {SIZE})")
+        send(process, f"each fill({str(shared.file)!r}, {unit}, {SIZE})")
+        send(beside, f"1 fill({str(shared.file)!r}, {unit}, {SIZE})")
         most = 0
         while not answers(process, 0):
             most = max(most, shared.has(pod))
@@ -485,7 +485,7 @@ def test_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Shared)
     pod = node.pod()
     node.share({GROUP: shared.extent})
 
-    def hold(pins: int, borrows: int) -> None:
+    def set_limits(pins: int, borrows: int) -> None:
         pinned = {"name": "pins", "uid": "uid-pins", "scope": "Pod", "limit": pins}
         configure(
             node,
@@ -495,17 +495,17 @@ def test_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Shared)
         )
 
     process = sharer(pod)
-    hold(HALF, LIMIT)
+    set_limits(HALF, LIMIT)
     assert maps(process, shared.file, 0, HALF + PAGE, LOCKED) == errno.EAGAIN
-    hold(LIMIT, HALF)
+    set_limits(LIMIT, HALF)
     assert maps(process, shared.file, 0, HALF + PAGE, LOCKED) == FULL
-    hold(HALF, HALF)
+    set_limits(HALF, HALF)
     address, error = do(process, f"map({str(shared.file)!r}, 0, {HALF}, {LOCKED})")
     assert error == NONE
     assert pod.locked == shared.has(pod) == HALF
-    hold(HALF, LIMIT)
+    set_limits(HALF, LIMIT)
     assert do(process, f"grow({address}, {HALF}, {HALF + PAGE})") == (-1, errno.EAGAIN)
-    hold(LIMIT, HALF)
+    set_limits(LIMIT, HALF)
     assert do(process, f"grow({address}, {HALF}, {HALF + PAGE})") == (-1, FULL)
     assert maps(process, shared.file, 0, HALF, LOCKED) == NONE
     assert (pod.locked, shared.has(pod)) == (LIMIT, HALF)
@@ -513,7 +513,7 @@ def test_mapping_that_is_locked_must_fit_both_limits(node: Node, shared: Shared)
     node.until(lambda: node.status.group_denials == {GROUP: {pod.uid: 2}})
 
 
-# -- draining, and a gate that dies ---------------------------------------------------------------------------------------------
+# -- draining, and a gate that dies --
 
 
 @pytest.mark.rule("M10", level="Converge")
@@ -542,7 +542,7 @@ def test_repeatedly_killed_gate_lets_no_member_exceed_its_limit(node: Node, shar
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod])
     process = sharer(pod, 4)
     for _ in range(10):
-        tell(process, f"each fill({str(shared.file)!r}, {4 * PAGE}, {SIZE})")
+        send(process, f"each fill({str(shared.file)!r}, {4 * PAGE}, {SIZE})")
         node.kill_gate()
         while not answers(process, 0):
             assert shared.has(pod) <= LIMIT
@@ -553,7 +553,7 @@ def test_repeatedly_killed_gate_lets_no_member_exceed_its_limit(node: Node, shar
         ask(process, "each empty()")
 
 
-# -- ways around it -------------------------------------------------------------------------------------------------------------
+# -- ways around it --
 
 
 @pytest.mark.rule("H1", level="Converge")

@@ -15,7 +15,7 @@ import pytest
 
 from gate_node.node import MIB, NOBODY, Node, Pod, Process, kill, locked
 
-from .processes import PAGE, ask, compiled, hear, start, tell
+from .processes import PAGE, ask, compiled, hear, send, start
 
 LIMIT = MIB
 LINUX_NOTIFY, LINUX_ALLOW, LINUX_ENOSPC = 0x7FC00000, 0x7FFF0000, 0x00050000 | errno.ENOSPC
@@ -34,7 +34,7 @@ def pod(node: Node) -> Pod:
     return pod
 
 
-def loosened(node: Node, pod: Pod) -> str:
+def inexact_reasons(node: Node, pod: Pod) -> str:
     return "; ".join(node.status.inexact.get(pod.uid, ()))
 
 
@@ -83,7 +83,7 @@ def test_process_that_is_killed_while_its_call_waits_leaves_nothing_behind(
     victim, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
     for wait in (0.1, 0.0, 0.01):
         os.kill(node.gate.pid, signal.SIGSTOP)
-        tell(victim, f"lock {LIMIT}")
+        send(victim, f"lock {LIMIT}")
         time.sleep(wait)
         if wait == 0.01:
             os.kill(node.gate.pid, signal.SIGCONT)
@@ -139,7 +139,7 @@ def test_process_stopped_during_a_waiting_call_is_counted_when_continued(
 ) -> None:
     one, other = (start(pod, "locker.py", 2 * LIMIT) for _ in range(2))
     os.kill(node.gate.pid, signal.SIGSTOP)
-    tell(one, f"lock {LIMIT // 2}")
+    send(one, f"lock {LIMIT // 2}")
     time.sleep(0.1)
     os.kill(one.pid, signal.SIGSTOP)
     os.kill(node.gate.pid, signal.SIGCONT)
@@ -225,7 +225,7 @@ def test_call_that_the_kernel_denies_gets_the_error_of_the_kernel(
 
 @pytest.mark.rule("P1", level="Deny")
 @pytest.mark.parametrize(
-    ("action", "flags", "held"),
+    ("action", "flags", "locked"),
     [
         (LINUX_ALLOW, 0, LIMIT),
         (LINUX_ENOSPC, 0, 0),
@@ -238,16 +238,16 @@ def test_call_that_the_kernel_denies_gets_the_error_of_the_kernel(
     ],
 )
 def test_filter_of_its_own_harms_itself_alone(
-    pod: Pod, hostile: Path, action: int, flags: int, held: int
+    pod: Pod, hostile: Path, action: int, flags: int, locked: int
 ) -> None:
     answer = hear(pod.run([str(hostile), "nests", str(action), str(flags)]))
     error = {
         LIMIT: errno.ENOMEM,
         -1: errno.EBUSY,
         0: errno.ENOSYS if action == LINUX_NOTIFY else errno.ENOSPC,
-    }[held]
-    assert answer == f"{held} {error}"
-    assert pod.locked == max(held, 0)
+    }[locked]
+    assert answer == f"{locked} {error}"
+    assert pod.locked == max(locked, 0)
 
 
 @pytest.mark.rule("P1", level="Deny")
@@ -292,13 +292,13 @@ def test_inexact_call_makes_the_pod_inexact_or_is_denied(
     stack = "stack = lambda: int(open('/proc/self/stat').read().rpartition(')')[2].split()[25])"
     locker = start(pod, "locker.py", LIMIT)
     ask(locker, f"python {stack}; result = {code}")
-    assert says in loosened(node, pod)
+    assert says in inexact_reasons(node, pod)
 
     strict = node.pod()
     node.set_limits({pod.uid: LIMIT, strict.uid: LIMIT}, minimum_level="Deny")
     locker = start(strict, "locker.py", LIMIT)
     answer = ask(locker, f"python {stack}; result = {code}")
-    assert not loosened(node, strict)
+    assert not inexact_reasons(node, strict)
     assert answer.rstrip(")").split(", ")[-1] in map(
         str, (errno.ENOMEM, errno.ENOSYS, errno.EAGAIN)
     )

@@ -136,10 +136,10 @@ def test_same_source_gives_the_same_archive_to_the_byte(builds: list[Path]) -> N
 
 def test_image_has_its_labels_and_is_not_root(built: Image) -> None:
     assert built.name == NAME
-    told = {key.removeprefix(f"{OCI}."): value for key, value in built.labels.items()}
-    assert told["version"] == PROJECT["version"]
-    assert told["licenses"] == PROJECT["license"]
-    assert LABELS.items() <= told.items()
+    labels = {key.removeprefix(f"{OCI}."): value for key, value in built.labels.items()}
+    assert labels["version"] == PROJECT["version"]
+    assert labels["licenses"] == PROJECT["license"]
+    assert LABELS.items() <= labels.items()
     assert built.config["config"]["User"] == "65532:65532"
     assert built.config["config"]["Entrypoint"] == ["pinwarden"]
     assert "nonroot:x:65532:65532:" in built.read("etc/passwd").decode()
@@ -224,7 +224,7 @@ def test_bill_names_every_locked_distribution_and_what_files_came_from(
 
 
 def test_document_has_the_size_of_the_image(built: Image) -> None:
-    (told,) = FIGURES.findall(DOCUMENT.read_text())
-    compressed, unpacked = (float(each.split()[0]) for each in told.split(", "))
+    (figures,) = FIGURES.findall(DOCUMENT.read_text())
+    compressed, unpacked = (float(each.split()[0]) for each in figures.split(", "))
     assert compressed == pytest.approx(built.compressed / 1e6, rel=0.05), "run `make image`"
     assert unpacked == pytest.approx(built.unpacked / 1e6, rel=0.05), "run `make image`"

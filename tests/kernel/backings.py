@@ -47,9 +47,9 @@ class Case:
 
     def charge(self, pages: int) -> int:
         """Bytes that it is charged after so many touched pages, while all of it is mapped."""
-        return SIZE if self.reserves else self.held(pages)
+        return SIZE if self.reserves else self.resident(pages)
 
-    def held(self, pages: int) -> int:
+    def resident(self, pages: int) -> int:
         """Bytes that so many touched pages take."""
         return SIZE if self.whole else pages * self.page
 

@@ -51,26 +51,26 @@ class Worker:
         (cgroup / "cgroup.procs").write_text(str(self.pid))
 
     def lock(self, most: int) -> tuple[int, int]:
-        """Lock page by page until `most` bytes are held or the kernel refuses: bytes held and errno."""
+        """Lock page by page until `most` bytes are locked or the kernel refuses: bytes locked and errno."""
         self.begin(most)
         return self.result()
 
     def begin(self, most: int) -> None:
         """Like `lock`, without waiting for the end."""
-        self._tell(f"lock {most}")
+        self._send_line(f"lock {most}")
 
     def result(self) -> tuple[int, int]:
-        held, error = self._read().split()
-        return int(held), int(error)
+        locked, error = self._read().split()
+        return int(locked), int(error)
 
-    def tell(self, command: str, amount: int = 0) -> tuple[int, int]:
+    def send(self, command: str, amount: int = 0) -> tuple[int, int]:
         """Do what worker.py has under this name: bytes and errno."""
-        self._tell(f"{command} {amount}")
+        self._send_line(f"{command} {amount}")
         return self.result()
 
     def fork(self, generations: int) -> None:
         """Begins a line of processes; its last one tells a `result` and stays."""
-        self._tell(f"fork {generations}")
+        self._send_line(f"fork {generations}")
 
     @property
     def locked(self) -> int:
@@ -88,7 +88,7 @@ class Worker:
             assert stream is not None
             stream.close()
 
-    def _tell(self, line: str) -> None:
+    def _send_line(self, line: str) -> None:
         assert self._process.stdin is not None
         print(line, file=self._process.stdin, flush=True)
 
@@ -112,7 +112,7 @@ class Node:
 
     def start(self) -> None:
         """A new engine over the same state folder."""
-        self.engine = Reconciler(
+        self.reconciler = Reconciler(
             cgroup_root=self._cgroup_root,
             proc_root=Path("/proc"),
             store=RlimitRecordStore(self._state / "saved.json", "boot"),
@@ -147,8 +147,8 @@ class Node:
         self._generation += 1
         limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
         spec = NodePinConfigSpec.model_validate({"limits": limits, "pods": pods, **more})
-        self.engine.configure(spec, [], self._generation)
-        self.until(lambda: self.engine.report().observed_generation == self._generation)
+        self.reconciler.configure(spec, [], self._generation)
+        self.until(lambda: self.reconciler.report().observed_generation == self._generation)
 
     def take(self, limits: list[dict[str, Any]], pods: list[dict[str, Any]]) -> None:
         """What an agent does with a spec of its NodePinConfig, from watching it to having it on disk and in force."""
@@ -157,18 +157,18 @@ class Node:
         new = Configuration.parse({"limits": limits, "pods": pods}, "uid", self._generation)
         found = self._retainer.retain(new)
         self.memory.save(found)
-        self.engine.configure(found.spec, found.unsupported, found.generation, found.gone)
-        self.until(lambda: self.engine.report().observed_generation == self._generation)
+        self.reconciler.configure(found.spec, found.unsupported, found.generation, found.gone)
+        self.until(lambda: self.reconciler.report().observed_generation == self._generation)
 
-    def hold(self, uid: str, limit: int, **more: Any) -> None:
+    def set_limit(self, uid: str, limit: int, **more: Any) -> None:
         self.configure([{"limit": limit, **more}], [{"uid": uid, "limits": ["l"]}])
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Ticks until it holds."""
         patience = Patience(DEADLINE_SECONDS)
         while not holds():
-            assert not patience.ended, self.engine.report()
-            time.sleep(min(self.engine.tick(), 0.05))
+            assert not patience.ended, self.reconciler.report()
+            time.sleep(min(self.reconciler.tick(), 0.05))
 
     def settle(self) -> None:
         """Ticks for at least two looks at every pod."""
@@ -176,14 +176,14 @@ class Node:
         self.until(lambda: time.monotonic() > end)
 
     def report(self, uid: str) -> PodReport:
-        return next(pod for pod in self.engine.report().pods if pod.uid == uid)
+        return next(pod for pod in self.reconciler.report().pods if pod.uid == uid)
 
     def overshoot(self) -> OvershootReport:
-        (found,) = self.engine.report().overshoots
+        (found,) = self.reconciler.report().overshoots
         return found
 
     def close(self) -> None:
-        self.engine.close()
+        self.reconciler.close()
         for worker in self._workers:
             worker.end()
         for directory in sorted(set(self._directories), reverse=True):

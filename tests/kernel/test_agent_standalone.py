@@ -31,15 +31,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 area = mmap.mmap(-1, 64 << 20)
 start = ctypes.addressof(ctypes.c_char.from_buffer(area))
 os.setuid(int(sys.argv[1]))
-held = 0
+locked = 0
 for line in sys.stdin:
     error = 0
     while not error:
-        if libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(mmap.PAGESIZE)):
+        if libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(mmap.PAGESIZE)):
             error = ctypes.get_errno()
         else:
-            held += mmap.PAGESIZE
-    print(held, error, flush=True)
+            locked += mmap.PAGESIZE
+    print(locked, error, flush=True)
 """
 
 
@@ -57,12 +57,12 @@ class Worker:
         (cgroup / "cgroup.procs").write_text(str(self.process.pid))
 
     def lock(self) -> tuple[int, int]:
-        """Bytes held in all and the errno that ended it."""
+        """Bytes locked in all and the errno that ended it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(file=self.process.stdin, flush=True)
-        held, error = self.process.stdout.readline().split()
-        return int(held), int(error)
+        locked, error = self.process.stdout.readline().split()
+        return int(locked), int(error)
 
     def limits(self) -> tuple[int, int]:
         return resource.prlimit(self.process.pid, resource.RLIMIT_MEMLOCK)

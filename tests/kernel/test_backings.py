@@ -30,14 +30,14 @@ def test_charge_and_borrow(shares: SharedNode, kind: str) -> None:
     at = case.map(b, a, handle, 1)
     borrow = shares.borrow(second)
     assert borrow
-    assert (borrow.borrowed, borrow.mapped) == (case.held(1), SIZE)
+    assert (borrow.borrowed, borrow.mapped) == (case.resident(1), SIZE)
     assert shares.borrow(first) is None, "who has it open and not mapped borrows nothing"
     case.map(a, a, handle, SIZE // PAGE if case.page == PAGE else 1 + 2 * MIB // PAGE)
     report = shares.report()
     assert report.charge == SIZE
     assert {each.pod: each.borrowed for each in report.borrowers} == {
         first: SIZE,
-        second: case.held(1),
+        second: case.resident(1),
     }
     assert report.orphaned == 0
     looked_at = kind in ("tmpfs", "posixShm", "file")
@@ -61,7 +61,7 @@ def test_pod_that_is_no_member_is_reported_with_its_bytes(shares: SharedNode, ki
     report = shares.report()
     (borrow,) = report.borrowers
     assert (borrow.pod, borrow.member) == (stranger, False)
-    assert (borrow.borrowed, borrow.mapped, borrow.level) == (case.held(1), SIZE, None)
+    assert (borrow.borrowed, borrow.mapped, borrow.level) == (case.resident(1), SIZE, None)
     assert report.orphaned == 0, "what a stranger has mapped is not orphaned"
 
 
@@ -123,14 +123,17 @@ def test_unnamed_object_lives_until_its_last_user_and_is_orphaned_unmapped(
     at = b(f"mapped({mine}, {SIZE})")
     b(f"touch({at}, 1)")
     shares.configure(group(case.backing, first, second))
-    assert (shares.report().charge, shares.report().orphaned) == (case.held(2), 0)
+    assert (shares.report().charge, shares.report().orphaned) == (case.resident(2), 0)
     shares.end(first)
     shares.configure(group(case.backing, second))
     report = shares.report()
-    assert (report.charge, report.orphaned) == (case.held(2), case.held(2) - case.held(1))
+    assert (report.charge, report.orphaned) == (
+        case.resident(2),
+        case.resident(2) - case.resident(1),
+    )
     b(f"unmap({at})")
     report = shares.report()
-    assert (report.phase, report.orphaned) == (Phase.ACTIVE, case.held(2))
+    assert (report.phase, report.orphaned) == (Phase.ACTIVE, case.resident(2))
     b(f"close({mine})")
     report = shares.report()
     assert (report.phase, report.reason, report.charge) == (Phase.PENDING, "NotThere", None)
@@ -172,5 +175,5 @@ def test_fair_view_has_borrowed_bytes_whoever_touched_them_first(
     case.map(b, a, handle, 1)
     shares.report()
     view = {each.pod: each for each in shares.accountant.status.fair_view}
-    assert view[first].shared == view[second].shared == case.held(1)
+    assert view[first].shared == view[second].shared == case.resident(1)
     assert all(0 < each.anonymous <= each.current for each in view.values())

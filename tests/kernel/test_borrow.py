@@ -64,9 +64,9 @@ class Borrower:
     """A process that stands still but when it is told."""
 
     def __init__(self, cgroup: Path, objects: list[Shared], keep: tuple[int, ...]) -> None:
-        told = json.dumps([[each.path, each.size, each.pages, each.private] for each in objects])
+        areas = json.dumps([[each.path, each.size, each.pages, each.private] for each in objects])
         self._process = subprocess.Popen(
-            [sys.executable, "-IS", str(PROGRAM), told],
+            [sys.executable, "-IS", str(PROGRAM), areas],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -193,25 +193,25 @@ class Child:
     """A fork of the test in a pod, that does something each time it is told: `steps` of a generator."""
 
     def __init__(self, cgroup: Path, does: Callable[[], object]) -> None:
-        told, self._tell = os.pipe()
-        self._told, tell = os.pipe()
+        orders, self._order = os.pipe()
+        self._answers, answer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 (cgroup / "cgroup.procs").write_text("0")
                 steps = does()
                 assert isinstance(steps, Iterator)
-                while os.read(told, 1):
+                while os.read(orders, 1):
                     next(steps)
-                    os.write(tell, b"1")
+                    os.write(answer, b"1")
             finally:
                 os._exit(0)
-        os.close(told)
-        os.close(tell)
+        os.close(orders)
+        os.close(answer)
 
     def step(self) -> None:
-        os.write(self._tell, b"1")
-        assert os.read(self._told, 1)
+        os.write(self._order, b"1")
+        assert os.read(self._answers, 1)
 
     def end(self) -> None:
         os.kill(self.pid, 9)
@@ -411,10 +411,10 @@ def test_borrow_and_mapped_are_exact_to_the_page(place: Place, huge_pages: bool)
         seed = first + number
         choose = random.Random(seed)
         for borrower in (
-            told := choose.sample(place.borrowers, choose.randint(1, len(place.borrowers)))
+            chosen := choose.sample(place.borrowers, choose.randint(1, len(place.borrowers)))
         ):
             borrower.begin(choose.randrange(1 << 30), choose.randint(1, 4))
-        for borrower in told:
+        for borrower in chosen:
             borrower.wait()
         skipped += check(place, f"seed {seed}, the {number + 1}th round since {first}", going_on)
         resident += sum(each.resident or 0 for each in sampled(place, BorrowSampler()).values())

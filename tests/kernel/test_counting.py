@@ -17,11 +17,11 @@ pytestmark = pytest.mark.emulated
 def test_locked_memory_and_buffers_of_io_uring_count_together(node: Node) -> None:
     uid = node.pod()
     locker, ring = node.hire(uid), node.hire(uid)
-    node.hold(uid, 4 * MIB)
+    node.set_limit(uid, 4 * MIB)
     assert locker.lock(3 * MIB) == (3 * MIB, 0)
     node.until(lambda: ring.limits.soft == MIB)
-    assert ring.tell("register", 2 * MIB) == (0, errno.ENOMEM)
-    assert ring.tell("register", MIB) == (MIB, 0)
+    assert ring.send("register", 2 * MIB) == (0, errno.ENOMEM)
+    assert ring.send("register", MIB) == (MIB, 0)
     node.until(lambda: (node.report(uid).vm_lck, node.report(uid).vm_pin) == (3 * MIB, MIB))
     assert locker.lock(4 * MIB) == (3 * MIB, errno.ENOMEM)
 
@@ -30,9 +30,9 @@ def test_locked_memory_and_buffers_of_io_uring_count_together(node: Node) -> Non
 def test_every_pin_of_a_page_counts(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 8 * MIB)
-    assert worker.tell("register", MIB) == (MIB, 0)
-    assert worker.tell("register", MIB) == (MIB, 0)
+    node.set_limit(uid, 8 * MIB)
+    assert worker.send("register", MIB) == (MIB, 0)
+    assert worker.send("register", MIB) == (MIB, 0)
     node.until(lambda: node.report(uid).vm_pin == 2 * MIB)
 
 
@@ -40,14 +40,14 @@ def test_every_pin_of_a_page_counts(node: Node) -> None:
 def test_locking_again_adds_nothing_and_is_allowed(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 2 * MIB)
+    node.set_limit(uid, 2 * MIB)
     assert worker.lock(4 * MIB) == (2 * MIB, errno.ENOMEM)
-    assert worker.tell("again", 2 * MIB) == (2 * MIB, 0)
+    assert worker.send("again", 2 * MIB) == (2 * MIB, 0)
     worker.fork(1)
     worker.result()
     node.settle()
     assert node.report(uid).vm_lck == 2 * MIB, "a child inherits no lock"
-    assert worker.tell("unlock") == (0, 0)
+    assert worker.send("unlock") == (0, 0)
     node.until(lambda: node.report(uid).vm_lck == 0)
 
 
@@ -63,7 +63,7 @@ def test_shared_page_counts_for_the_locking_process_whoever_touched_it_first(nod
         owner, locker, other = (node.hire(uid, file=str(file)) for uid in (first, second, third))
         pods = [{"uid": uid, "limits": ["l"]} for uid in (first, second, third)]
         node.configure([{"limit": 8 * MIB}], pods)
-        owner.tell("write", MIB)
+        owner.send("write", MIB)
         assert locker.lock(MIB) == (MIB, 0)
         assert other.lock(MIB) == (MIB, 0)
         node.until(lambda: [node.report(uid).vm_lck for uid in (second, third)] == [MIB, MIB])

@@ -35,7 +35,7 @@ class Agent:
             gate=node.run_dir / "gate.json",
         )
 
-    def hold(self, pod: Pod, limit: int, **more: Any) -> None:
+    def set_limit(self, pod: Pod, limit: int, **more: Any) -> None:
         self._generation += 1
         spec = {
             "limits": [{"name": "l", "uid": "uid-l", "scope": "Pod", "limit": limit, **more}],
@@ -86,7 +86,7 @@ def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_mor
     agent: Agent,
 ) -> None:
     pod, locker = gated(agent)
-    agent.hold(pod, MIB)
+    agent.set_limit(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     assert ask(locker, f"lock {MIB // 2}") == f"{MIB // 2} 0"
     other = start(pod, "locker.py", 8 * MIB)
@@ -107,7 +107,7 @@ def test_each_process_of_a_gated_pod_may_have_the_whole_limit_and_the_pod_no_mor
 @pytest.mark.rule("P1", level="Deny")
 def test_process_with_every_capability_is_limited(agent: Agent) -> None:
     pod, locker = gated(agent, user=0)
-    agent.hold(pod, MIB)
+    agent.set_limit(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     assert ask(locker, f"until {8 * MIB}") == f"{MIB} {errno.ENOMEM}"
 
@@ -117,10 +117,10 @@ def test_gated_pod_keeps_the_rlimit_of_the_runtime_without_a_grant(
     agent: Agent,
 ) -> None:
     pod, locker = gated(agent)
-    agent.hold(pod, 4 * MIB)
+    agent.set_limit(pod, 4 * MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     assert ask(locker, f"until {8 * MIB}") == f"{2 * MIB} {errno.ENOMEM}"
-    agent.hold(pod, 4 * MIB, grant=3 * MIB)
+    agent.set_limit(pod, 4 * MIB, grant=3 * MIB)
     agent.until(lambda: prlimit_memlock(locker.pid) == Limits(3 * MIB, 3 * MIB))
     assert ask(locker, f"until {8 * MIB}") == f"{3 * MIB} {errno.ENOMEM}"
 
@@ -128,7 +128,7 @@ def test_gated_pod_keeps_the_rlimit_of_the_runtime_without_a_grant(
 @pytest.mark.rule("P5", "P14", level="Deny")
 def test_call_that_only_the_rlimit_denies_waits_for_the_agent(agent: Agent) -> None:
     pod, locker = gated(agent)
-    agent.hold(pod, 4 * MIB, grant=4 * MIB)
+    agent.set_limit(pod, 4 * MIB, grant=4 * MIB)
     assert locker.stdin is not None
     print(f"lock {3 * MIB}", file=locker.stdin, flush=True)
     time.sleep(1)
@@ -139,7 +139,7 @@ def test_call_that_only_the_rlimit_denies_waits_for_the_agent(agent: Agent) -> N
 @pytest.mark.rule("H1", level="Converge")
 def test_inexact_pod_gets_allowances_again(agent: Agent) -> None:
     pod, locker = gated(agent)
-    agent.hold(pod, MIB)
+    agent.set_limit(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     assert ask(locker, f"lock {MIB // 4}") == f"{MIB // 4} 0"
     other = start(pod, "locker.py", 8 * MIB)
@@ -158,7 +158,7 @@ def test_inexact_pod_gets_allowances_again(agent: Agent) -> None:
 @pytest.mark.rule("H1", level="Observe")
 def test_ungated_process_makes_the_pod_converge(agent: Agent) -> None:
     pod, _ = gated(agent)
-    agent.hold(pod, MIB)
+    agent.set_limit(pod, MIB)
     agent.until(lambda: agent.level(pod) is Level.DENY)
     second = pod.directory / ("7e" * 32)
     second.mkdir()

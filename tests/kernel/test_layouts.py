@@ -145,7 +145,7 @@ def test_pod_of_an_unknown_layout_is_reported_observe_with_its_cause(
     node: Node, hierarchy: Path, layout: tuple[str, str]
 ) -> None:
     with pod_in(hierarchy, layout) as (pod, one, _):
-        node.hold(pod.uid, MIB)
+        node.set_limit(pod.uid, MIB)
         node.settle()
         assert one.lock(2 * MIB) == (2 * MIB, 0), "nobody holds it"
         report = node.report(pod.uid)
@@ -190,7 +190,7 @@ def test_processes_outside_all_containers_are_limited_together_and_reported(
 @pytest.mark.rule("H1")
 def test_pod_whose_last_process_ended_reports_the_end_first(node: Node, hierarchy: Path) -> None:
     with pod_in(hierarchy, LAYOUTS["CRI-O systemd, crun"]) as (pod, one, two):
-        node.hold(pod.uid, MIB)
+        node.set_limit(pod.uid, MIB)
         node.until(lambda: node.report(pod.uid).level is Level.CONVERGE)
         one.end()
         two.end()

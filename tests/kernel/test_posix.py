@@ -34,8 +34,8 @@ def volume() -> Iterator[Volume]:
 
 
 @pytest.mark.rule("M3", "M6")
-@pytest.mark.parametrize("held", ["mapped", "open", "both"])
-def test_object_unlinked_while_in_use_is_counted(shares: SharedNode, held: str) -> None:
+@pytest.mark.parametrize("use", ["mapped", "open", "both"])
+def test_object_unlinked_while_in_use_is_counted(shares: SharedNode, use: str) -> None:
     """https://github.com/ray-project/ray/issues/31556."""
     pod, a = shares.pod("apart")
     shares.configure(group(PLASMA, pod))
@@ -47,13 +47,13 @@ def test_object_unlinked_while_in_use_is_counted(shares: SharedNode, held: str) 
     a(f"touch(mapped(opened('/dev/shm/other', {MIB}), {MIB}), 256)")
     a("unlink('/dev/shm/plasma-1')")
     a("unlink('/dev/shm/other')")
-    if held == "mapped":
+    if use == "mapped":
         a(f"close({file})")
-    if held == "open":
+    if use == "open":
         a(f"unmap({address})")
     report = shares.report()
     assert (report.objects, report.charge, report.truncated) == (2, 2 * MIB + 16 * 4096, False)
-    mapped = 16 * 4096 + (0 if held == "open" else 2 * MIB)
+    mapped = 16 * 4096 + (0 if use == "open" else 2 * MIB)
     assert [each.borrowed for each in report.borrowers] == [mapped]
     assert report.orphaned == 2 * MIB + 16 * 4096 - mapped
 

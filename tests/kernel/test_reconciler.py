@@ -24,11 +24,11 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def test_single_process_is_denied_exactly_at_the_limit(node: Node, limit: int) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, limit)
+    node.set_limit(uid, limit)
     assert worker.lock(16 * MIB) == (limit - limit % PAGE, errno.ENOMEM)
     node.until(lambda: node.report(uid).vm_lck == limit - limit % PAGE)
     assert node.report(uid).level is Level.CONVERGE
-    assert node.engine.report().overshoots == []
+    assert node.reconciler.report().overshoots == []
     assert worker.lock(16 * MIB) == (limit - limit % PAGE, errno.ENOMEM)
 
 
@@ -36,7 +36,7 @@ def test_single_process_is_denied_exactly_at_the_limit(node: Node, limit: int) -
 def test_limit_of_zero_forbids(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 0)
+    node.set_limit(uid, 0)
     assert worker.lock(PAGE) == (0, errno.EPERM)
 
 
@@ -45,18 +45,18 @@ def test_limit_of_zero_forbids(node: Node) -> None:
 def test_racing_processes_settle_and_their_overshoot_is_reported(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(4)]
-    node.hold(uid, 8 * MIB)
+    node.set_limit(uid, 8 * MIB)
     for worker in workers:
         worker.begin(4 * MIB)
-    held = [worker.result()[0] for worker in workers]
-    assert sum(held) == 16 * MIB, "no deal came in between"
-    node.until(lambda: node.report(uid).vm_lck == sum(held))
+    locked = [worker.result()[0] for worker in workers]
+    assert sum(locked) == 16 * MIB, "no deal came in between"
+    node.until(lambda: node.report(uid).vm_lck == sum(locked))
     node.until(lambda: all(worker.limits.hard == worker.locked for worker in workers))
-    assert node.overshoot().peak == sum(held) - 8 * MIB
-    assert [worker.lock(5 * MIB) for worker in workers] == [(one, errno.ENOMEM) for one in held]
-    workers[0].tell("unlock")
-    workers[1].tell("unlock")
-    workers[2].tell("unlock")
+    assert node.overshoot().peak == sum(locked) - 8 * MIB
+    assert [worker.lock(5 * MIB) for worker in workers] == [(one, errno.ENOMEM) for one in locked]
+    workers[0].send("unlock")
+    workers[1].send("unlock")
+    workers[2].send("unlock")
     node.until(lambda: workers[0].limits.hard == 4 * MIB)
     assert workers[0].lock(32 * MIB) == (4 * MIB, errno.ENOMEM)
     node.settle()
@@ -68,9 +68,9 @@ def test_racing_processes_settle_and_their_overshoot_is_reported(node: Node) -> 
 def test_raised_limit_reaches_a_running_process(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 4 * MIB)
+    node.set_limit(uid, 4 * MIB)
     assert worker.lock(16 * MIB) == (4 * MIB, errno.ENOMEM)
-    node.hold(uid, 6 * MIB)
+    node.set_limit(uid, 6 * MIB)
     assert worker.lock(16 * MIB) == (6 * MIB, errno.ENOMEM)
 
 
@@ -78,9 +78,9 @@ def test_raised_limit_reaches_a_running_process(node: Node) -> None:
 def test_lowered_limit_evicts_nothing_and_is_reported(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 8 * MIB)
+    node.set_limit(uid, 8 * MIB)
     worker.lock(6 * MIB)
-    node.hold(uid, 4 * MIB)
+    node.set_limit(uid, 4 * MIB)
     assert worker.lock(16 * MIB) == (6 * MIB, errno.ENOMEM)
     assert worker.locked == 6 * MIB
     assert node.overshoot().peak == 2 * MIB
@@ -90,9 +90,9 @@ def test_lowered_limit_evicts_nothing_and_is_reported(node: Node) -> None:
 def test_audit_touches_nothing(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, MIB, enforcement="Audit")
+    node.set_limit(uid, MIB, enforcement="Audit")
     assert worker.lock(2 * MIB) == (2 * MIB, 0)
-    node.until(lambda: bool(node.engine.report().overshoots))
+    node.until(lambda: bool(node.reconciler.report().overshoots))
     assert node.overshoot().peak == MIB
     assert worker.limits == GIVEN
 
@@ -101,28 +101,28 @@ def test_audit_touches_nothing(node: Node) -> None:
 def test_release_restores_the_original_limits(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(2)]
-    node.hold(uid, MIB)
+    node.set_limit(uid, MIB)
     assert all(worker.limits.hard == MIB for worker in workers)
     node.configure([{"limit": MIB}], [{"uid": uid, "limits": ["l"]}], mode="Release")
     assert [worker.limits for worker in workers] == [GIVEN] * 2
-    assert node.engine.report().applied_limits == []
+    assert node.reconciler.report().applied_limits == []
 
 
 @pytest.mark.rule("H3", level="Converge")
 def test_limits_outlive_a_restart_and_the_next_reconciler_restores(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 2 * MIB)
-    node.engine.close()
+    node.set_limit(uid, 2 * MIB)
+    node.reconciler.close()
     assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
     node.start()
     node.settle()
     assert worker.limits.hard == 2 * MIB, "nothing is released before there is a configuration"
-    node.hold(uid, 3 * MIB)
+    node.set_limit(uid, 3 * MIB)
     assert worker.lock(16 * MIB) == (3 * MIB, errno.ENOMEM)
-    node.engine.close()
+    node.reconciler.close()
     node.start()
-    node.engine.release()
+    node.reconciler.release()
     assert worker.limits == GIVEN
 
 
@@ -137,7 +137,7 @@ def test_limit_stays_on_a_vanished_pod_until_it_is_deleted(node: Node) -> None:
     assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
     node.until(lambda: (node.report(uid).reason, node.report(uid).vm_lck) == ("PodGone", 2 * MIB))
     assert node.report(uid).level is Level.CONVERGE
-    node.engine.close()
+    node.reconciler.close()
     node.start()
     node.take([], [])
     assert worker.lock(16 * MIB) == (2 * MIB, errno.ENOMEM)
@@ -157,7 +157,7 @@ def test_vanished_pod_is_forgotten_with_its_processes(node: Node) -> None:
     node.take([{"limit": MIB}], [{"uid": uid, "limits": ["l"]}])
     node.take([], [])
     worker.end()
-    node.until(lambda: node.engine.report().pods == [])
+    node.until(lambda: node.reconciler.report().pods == [])
 
 
 @pytest.mark.emulated
@@ -165,12 +165,12 @@ def test_vanished_pod_is_forgotten_with_its_processes(node: Node) -> None:
 def test_racing_processes_under_reserve_never_exceed_the_limit(node: Node) -> None:
     uid = node.pod()
     workers = [node.hire(uid) for _ in range(4)]
-    node.hold(uid, 8 * MIB, contention="Reserve")
+    node.set_limit(uid, 8 * MIB, contention="Reserve")
     for worker in workers:
         worker.begin(16 * MIB)
     assert [worker.result() for worker in workers] == [(2 * MIB, errno.ENOMEM)] * 4
     node.settle()
-    assert node.engine.report().overshoots == []
+    assert node.reconciler.report().overshoots == []
 
 
 @pytest.mark.rule("P1", level="Converge")
@@ -206,7 +206,7 @@ def test_scope_container_limits_each_by_itself(node: Node) -> None:
 def test_fast_forkers_are_limited_and_restored(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid)
-    node.hold(uid, 2 * MIB)
+    node.set_limit(uid, 2 * MIB)
     for _ in range(10):
         worker.fork(20)
     with ThreadPoolExecutor() as pool:
@@ -225,18 +225,18 @@ def test_pods_whose_uids_begin_alike_are_two(node: Node) -> None:
     stem = str(uuid.uuid4())[:-1]
     uids = [node.pod(uid=f"{stem}{last}") for last in "ab"]
     first, second = (node.hire(uid) for uid in uids)
-    node.hold(uids[0], MIB)
+    node.set_limit(uids[0], MIB)
     assert first.lock(4 * MIB) == (MIB, errno.ENOMEM)
     assert second.lock(4 * MIB) == (4 * MIB, 0)
     assert second.limits == GIVEN
-    assert [pod.uid for pod in node.engine.report().pods] == [uids[0]]
+    assert [pod.uid for pod in node.reconciler.report().pods] == [uids[0]]
 
 
 @pytest.mark.rule("H1", level="Observe")
 def test_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
     uid = node.pod()
     worker = node.hire(uid, user=0)
-    node.hold(uid, MIB)
+    node.set_limit(uid, MIB)
     assert worker.lock(2 * MIB) == (2 * MIB, 0)
     node.until(lambda: node.report(uid).reason == "CapIPCLock")
     assert node.report(uid).level is Level.OBSERVE
@@ -247,8 +247,8 @@ def test_pod_with_cap_ipc_lock_is_reported_observe(node: Node) -> None:
 def test_process_whose_first_thread_ended_is_not_counted_as_zero(node: Node) -> None:
     uid = node.pod()
     worker, other = node.hire(uid, "threaded"), node.hire(uid)
-    worker.tell("leave")
-    node.hold(uid, 4 * MIB)
+    worker.send("leave")
+    node.set_limit(uid, 4 * MIB)
     node.until(lambda: node.report(uid).reason == "UseUnknown")
     assert node.report(uid).level is Level.OBSERVE
     assert node.report(uid).processes == 2
@@ -261,8 +261,8 @@ def test_process_whose_first_thread_ended_is_not_counted_as_zero(node: Node) -> 
 
 def test_new_pod_is_found_and_limited(node: Node) -> None:
     uid = str(uuid.uuid4())
-    node.hold(uid, MIB)
-    assert node.engine.report().pods == []
+    node.set_limit(uid, MIB)
+    assert node.reconciler.report().pods == []
     node.pod(uid=uid)
     worker = node.hire(uid)
     node.until(lambda: worker.limits.hard == MIB)

@@ -34,16 +34,16 @@ libc = ctypes.CDLL(None, use_errno=True)
 area = mmap.mmap(-1, 64 << 20)
 start = ctypes.addressof(ctypes.c_char.from_buffer(area))
 os.setuid(int(sys.argv[1]))
-held = 0
+locked = 0
 for line in sys.stdin:
     most = int(line)
     error = 0
-    while held < most and not error:
-        if libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(mmap.PAGESIZE)):
+    while locked < most and not error:
+        if libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(mmap.PAGESIZE)):
             error = ctypes.get_errno()
         else:
-            held += mmap.PAGESIZE
-    print(held, error, flush=True)
+            locked += mmap.PAGESIZE
+    print(locked, error, flush=True)
 """
 
 
@@ -65,12 +65,12 @@ class Worker:
         self.lock(0)
 
     def lock(self, most: int) -> tuple[int, int]:
-        """Lock page by page until `most` bytes are held or the kernel refuses: bytes held and errno."""
+        """Lock page by page until `most` bytes are locked or the kernel refuses: bytes locked and errno."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(most, file=self._process.stdin, flush=True)
-        held, error = self._process.stdout.readline().split()
-        return int(held), int(error)
+        locked, error = self._process.stdout.readline().split()
+        return int(locked), int(error)
 
     @property
     def locked(self) -> int:

@@ -594,7 +594,7 @@ def test_fair_view_counts_what_is_borrowed_or_all_of_it(shares: SharedNode) -> N
     assert {each.shared for each in shares.accountant.status.fair_view} == {4 * MIB}
 
 
-# -- what a tenant may try -----------------------------------------------------------------------------------------
+# -- what a tenant may try --
 
 
 def _refused(shares: SharedNode, path: Path | str, *, kind: str = "tmpfs", reason: str) -> None:

@@ -20,19 +20,19 @@ start = ctypes.addressof(ctypes.c_char.from_buffer(area))
 if int(sys.argv[1]):
     os.setuid(int(sys.argv[1]))
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no capability is within reach
-held = 0
+locked = 0
 leaving = threading.Event()
 
 
 def lock(most: int) -> str:
-    global held
+    global locked
     error = 0
-    while held < most and not error:
-        if libc.mlock(ctypes.c_void_p(start + held), ctypes.c_size_t(mmap.PAGESIZE)):
+    while locked < most and not error:
+        if libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(mmap.PAGESIZE)):
             error = ctypes.get_errno()
         else:
-            held += mmap.PAGESIZE
-    return f"{held} {error}"
+            locked += mmap.PAGESIZE
+    return f"{locked} {error}"
 
 
 def register(size: int) -> str:
@@ -53,13 +53,13 @@ def fork(generations: int) -> None:
 
 
 def serve() -> None:
-    global held
+    global locked
     for line in sys.stdin:
         command, amount = line.split()
         if command == "lock":
             print(lock(int(amount)), flush=True)
         elif command == "again":  # what is locked already
-            held = 0
+            locked = 0
             print(lock(int(amount)), flush=True)
         elif command == "write":
             area[: int(amount)] = bytes(int(amount))
@@ -71,7 +71,7 @@ def serve() -> None:
             print("0 0", flush=True)
         elif command == "unlock":
             libc.munlock(ctypes.c_void_p(start), ctypes.c_size_t(SIZE))
-            held = 0
+            locked = 0
             print("0 0", flush=True)
         elif os.fork() == 0:
             fork(int(amount))

@@ -64,7 +64,7 @@ class Api(Protocol):
         """A merge patch."""
         ...
 
-    def held(self, node: str) -> Mapping[str, Mapping[str, int]]:
+    def limits_on(self, node: str) -> Mapping[str, Mapping[str, int]]:
         """By pod UID, the limits of each pod that the node shall hold: the last part of the name, and the bytes."""
         ...
 
@@ -154,7 +154,7 @@ class Server:
             self._delete(f"{self._pods.pop(0)}?gracePeriodSeconds=0")
 
     def _compiled(self) -> bool:
-        return self._api.held(self._canary.node).get(self._canary.uid) == {
+        return self._api.limits_on(self._canary.node).get(self._canary.uid) == {
             self._canary.name: self._amount
         }
 
