@@ -1,6 +1,7 @@
-"""Waits of the tests: each ends as soon as it can, and fails once the machine had time enough (:mod:`cluster.patience`).
+"""Waits of the tests: each ends as soon as possible, and fails after enough time of the machine.
 
-All seconds are spare ones: a test that runs beside others gets more of them by the clock.
+All seconds are spare ones (`cluster.patience`): a test beside others gets more of them by the
+clock.
 """
 
 import subprocess
@@ -27,7 +28,7 @@ def eventually(read: Callable[[], T], holds: Callable[[T], Any], seconds: float 
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = CLUSTER_SECONDS) -> float:
-    """Wait until it holds and return after how many seconds by the clock it did; ``what`` is for the failure."""
+    """Wait until `holds` and return the seconds by the clock; `what` is for the failure."""
     patience = Patience(seconds)
     while not holds():
         assert not patience.ended, f"after {patience.elapsed:.0f} s still not: {what}"

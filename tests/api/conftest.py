@@ -27,7 +27,7 @@ WAITING = (
     "test_rights",
     "test_namespace_end",
 )
-"""Modules that mostly wait, for alerts, Leases and late answers: they begin first, and the others run meanwhile."""
+"""Modules that mostly wait for alerts, Leases and late answers begin first, beside the others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +43,7 @@ def run_kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> Completed
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """A control plane without controller manager, shared by all tests: use a namespace of your own."""
+    """A control plane for all tests, without controller manager; each test has a namespace."""
     with ControlPlane() as running:
         yield running
 
@@ -61,7 +61,7 @@ def crds(control_plane: ControlPlane) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
-    """An API server for the tests of the operator, which minds every node and kills the server now and then."""
+    """An API server for tests of the operator, which watches every node and kills the server."""
     from .operators import prepared
 
     with prepared() as made:
@@ -70,7 +70,7 @@ def cluster() -> Iterator["Cluster"]:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator["Cluster"]:
-    """The same for one module alone, with the operator's Deployment: `pinwarden uninstall` acts on a whole cluster."""
+    """A cluster of one module with the operator's Deployment, for `pinwarden uninstall`."""
     from .operators import prepared
 
     with prepared() as made:

@@ -1,8 +1,8 @@
-"""A small cluster under a real Prometheus: real operators, agents, a gate and accountants as processes of this machine.
+"""A small cluster under a real Prometheus: operators, agents, a gate and accountants as processes.
 
-Two nodes. *gated* is this machine itself, with holder, gate and accountant, and pods in real cgroups. *plain* has a hierarchy of files that
-lists real processes, and no gate. There is no kubelet: what it would do, ask each agent whether it is ready and write that into its pod, a
-thread does here.
+There are two nodes. *gated* is this machine itself, with holder, gate and accountant, and with pods
+in real cgroups. *plain* has a hierarchy of files that lists real processes, and no gate. In place
+of a kubelet, a thread asks each agent whether it is ready, and writes the answer into its pod.
 """
 
 import os
@@ -153,7 +153,7 @@ class Kubelet(threading.Thread):
 
 
 class PlainNode:
-    """A node without a gate, as a hierarchy of cgroup v2 in files; its pods' processes are this machine's."""
+    """A node without a gate: files of cgroup v2 list processes of this machine."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.name = cluster.node()
@@ -189,7 +189,7 @@ _CAPITAL = re.compile(r"(?=[A-Z])")
 
 
 def jobs() -> dict[str, list[dict[str, Any]]]:
-    """What the chart's PodMonitors do with the labels of operator and agents, in Prometheus's own words as its operator has them."""
+    """Return the relabelling of the chart's PodMonitors, as Prometheus writes it."""
     objects = chart.render(values=[chart.CHART / "ci" / "monitored-values.yaml"])
     return {
         each["metadata"]["name"].removeprefix("pinwarden-"): [
@@ -342,7 +342,7 @@ class Stage:
                 raise
 
     def until_fired(self, *alerts: str, since: float, seconds: float) -> None:
-        """Wait until each of these alerts fires, or did since that time of `time.monotonic`. Raises AssertionError."""
+        """Wait until each alert fires, or has fired since a time; else raise AssertionError."""
         end = time.monotonic() + seconds
         while missing := set(alerts) - self.prometheus.firing(time.monotonic() - since):
             assert time.monotonic() < end, (
@@ -351,7 +351,7 @@ class Stage:
             time.sleep(0.25)
 
     def until_quiet(self, *alerts: str, seconds: float) -> None:
-        """Wait until none of these alerts fires; without a name, until none at all does. Raises AssertionError."""
+        """Wait until none of these alerts fires, or no alert at all; else raise AssertionError."""
         end = time.monotonic() + seconds
         while found := {each for each in self.prometheus.firing() if not alerts or each in alerts}:
             assert time.monotonic() < end, (

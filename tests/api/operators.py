@@ -1,6 +1,7 @@
-"""A cluster of objects for the operator's process: nodes, pods and limits are real objects, agents' reports are written by the test.
+"""A cluster of objects for the operator's process.
 
-The operator runs as its service account under the roles that the chart installs, so a right that is missing there fails a test.
+Nodes, pods and limits are real objects, and the test writes the reports of agents. The operator
+runs as its service account with the roles of the chart, so a missing right fails a test.
 """
 
 import json
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 @contextmanager
 def prepared(**options: Any) -> Iterator["Cluster"]:
-    """An API server of its own, with the CRDs, the operator's roles, and a field `burst` that a newer CRD may have.
+    """An API server with CRDs, the operator's roles, and a field `burst` of a newer CRD.
 
     `options` are those of the control plane.
     """
@@ -57,7 +58,7 @@ def prepared(**options: Any) -> Iterator["Cluster"]:
 
 
 def _add_burst(cluster: "Cluster") -> None:
-    """Give the spec of PinLimit a field that the operator does not know, and wait until the server keeps it."""
+    """Add a field to the spec of PinLimit, and wait until the server stores it."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pinlimits.pinwarden.io"
     crd = cluster.find(path)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -69,7 +70,7 @@ def _add_burst(cluster: "Cluster") -> None:
 
 
 class Cluster:
-    """The API server as its admin uses it. Names are new in each test, as nobody deletes what a test leaves."""
+    """The API server for its admin. Names are new in each test, because objects stay."""
 
     def __init__(self, server: ControlPlane) -> None:
         self.server = server
@@ -201,7 +202,10 @@ class Cluster:
         return f"{PINWARDEN}/namespaces/{namespace}/pinlimits/{body['metadata']['name']}"
 
     def group(self, namespace: str, **spec: Any) -> str:
-        """A SharedMemoryGroup over every pod of a namespace, of a memfd if nothing else is said; returns its path."""
+        """Create a SharedMemoryGroup over all pods of a namespace; return its path.
+
+        The default is a memfd.
+        """
         body = _resource(
             "SharedMemoryGroup",
             {"backing": {"memfd": {"name": "ring"}}, "members": [{"podSelector": {}}], **spec},
@@ -220,7 +224,7 @@ class Cluster:
         return self.find(config_path(node))
 
     def limits_on(self, node: str) -> Mapping[str, dict[str, int]]:
-        """By pod UID, the limits of each pod that the node shall hold: the last part of the name, and the bytes."""
+        """Return, by pod UID, the limits in the node's spec: last part of the name, and bytes."""
         spec = self.config(node).get("spec", {})
         amounts = {limit["name"]: limit["limit"] for limit in spec.get("limits", [])}
         return {
@@ -239,7 +243,7 @@ class Cluster:
     ) -> None:
         """Report as the node's agent would: all of the spec taken, each governed pod at Converge.
 
-        `levels` are of pods that are held at another one, `denials` those of pods whose refusals are seen, by their UIDs.
+        `levels` are pods at another level, `denials` are pods with known denials, by UID.
         """
         config = self.config(node)
         spec, _ = NodePinConfigSpec.parse(config["spec"])
@@ -247,7 +251,7 @@ class Cluster:
         level = {"level": "Converge", "reason": "RlimitGate"}
 
         def use(uid: str) -> Json:
-            level = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
+            pod_level = {"level": (levels or {}).get(uid, "Converge"), "reason": "RlimitGate"}
             seen = {"denials": denials[uid]} if denials and uid in denials else {}
             return {
                 "uid": uid,
@@ -255,7 +259,7 @@ class Cluster:
                 "vmPin": 0,
                 "peak": pinned,
                 "processes": 1,
-                **level,
+                **pod_level,
                 **seen,
             }
 
@@ -268,7 +272,7 @@ class Cluster:
         self.merge(f"{config_path(node)}/status", {"status": report | status})
 
     def report_groups(self, node: str, phase: str = "Active", **fields: Any) -> None:
-        """Report as the node's agent would: all groups of the spec taken, each in this phase and with these fields."""
+        """Report all groups of the spec as an agent, each in this phase and with these fields."""
         spec, _ = NodePinConfigSpec.parse(self.config(node)["spec"])
         groups = [
             {

@@ -1,9 +1,10 @@
-"""A pod's process: does a line of standard input, and answers with a line.
+"""A process of a pod that answers each line of standard input with a line.
 
-- `lock BYTES`: mlock of so many bytes more; answers errno. `unlock`: all of it.
-- `storm` and `calm`: tries from now on, twenty times a second, to lock more than any limit of the tests allows, and ends that.
-- `hold NAME BYTES`: a memfd of this name, written and open; answers its descriptor. `drop DESCRIPTOR` empties it.
-- `share NAME BYTES`: the same, mapped too. `map PATH BYTES`: a file, mapped; both answer errno. `unshare`: unmaps and closes all of these.
+- `lock BYTES`: mlock of so many bytes more; answers errno. `unlock`: all locked bytes.
+- `storm`: tries twenty times a second to lock more than any limit of the tests. `calm` ends it.
+- `hold NAME BYTES`: a written and open memfd; answers its descriptor. `drop DESCRIPTOR` empties it.
+- `share NAME BYTES`: the same, and mapped; answers errno.
+- `map PATH BYTES`: a mapped file; answers errno. `unshare`: unmaps and closes all of these.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
-"""The agent's process against a real API server, with the token of a pod on its node and the policy that holds it to that node.
+"""The agent's process against a real API server, with the token and the policy of its node.
 
-No gate is in place here (this machine may lack CAP_SYS_RESOURCE, and tests/kernel has the gate), so what is shown is the way of a
-configuration to the engine and of its report to the status: over edits, deletion, outages and restarts.
+No gate is in place: this machine may lack CAP_SYS_RESOURCE, and tests/kernel has the gate. The
+tests show the way of a configuration to the reconciler and of its report to the status, over edits,
+deletion, outages and restarts.
 """
 
 import json
@@ -38,7 +39,7 @@ LIMIT = {"name": "ns/a", "uid": "limit-a", "scope": "Pod", "limit": 1 << 20}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ControlPlane]:
-    """An API server of these tests alone, since they kill it, whose NodePinConfig has a field in limits that the agent does not know."""
+    """An API server that these tests may kill, with a field of limits that the agent lacks."""
     with ControlPlane() as running:
         crd = yaml.safe_load((ROOT / "crds" / "nodepinconfigs.yaml").read_text())
         (version,) = crd["spec"]["versions"]

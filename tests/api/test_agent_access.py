@@ -1,7 +1,7 @@
-"""What the agent's token may do on the real API server: read, and write the status of its own node's NodePinConfig.
+"""Rights of the agent's token on a real API server: read all, write the status of its own node.
 
-The tokens are real ones, bound to a pod of a node as the kubelet would ask for them. RBAC refuses first; the last
-tests widen RBAC to show that the admission policy alone still holds the agent to its node's status.
+The tokens are real, and bound to a pod of a node as by the kubelet. RBAC rejects first. The last
+tests widen RBAC: the admission policy alone still confines the agent to the status of its node.
 """
 
 import json
@@ -33,7 +33,7 @@ Client = Callable[..., CompletedProcess[str]]
 
 @dataclass(frozen=True)
 class World:
-    """Two nodes with a NodePinConfig each, and clients: of the admin, of an agent on ``own``, of a token of no pod."""
+    """Two NodePinConfigs, and clients: admin, an agent on `own`, a token without a pod."""
 
     own: str
     other: str
@@ -74,7 +74,7 @@ def nodepinconfig(name: str) -> dict[str, Any]:
 
 
 def patch_status(who: Client, name: str, *options: str, **more: Any) -> CompletedProcess[str]:
-    """A PATCH of the status alone: server-side apply, as `kubectl patch` needs to read the subresource first."""
+    """Patch the status by server-side apply: `kubectl patch` would need to read it first."""
     body = nodepinconfig(name) | {"status": {"observedGeneration": 7}} | more
     apply = ("apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-")
     return who(*apply, *options, stdin=json.dumps(body))

@@ -1,7 +1,7 @@
-"""What people apply differs never from what the server has: `kubectl apply` twice, `kubectl diff`, and a client that sets no defaults.
+"""Applied objects never differ from stored ones: `kubectl apply` twice, `diff`, no defaults.
 
-Tools that compare whole lists (kubectl's three-way merge, Argo CD) see a default that the server adds to a list's item as a difference:
-https://github.com/argoproj/argo-cd/issues/28724.
+Tools that compare whole lists (kubectl's three-way merge, Argo CD) see a default in a list's item
+as a difference: https://github.com/argoproj/argo-cd/issues/28724.
 """
 
 import re
@@ -64,7 +64,7 @@ def test_applying_twice_changes_nothing(text: str, kubectl: Kubectl, namespace: 
 
 @pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())
 def test_server_side_apply_is_stable(text: str, kubectl: Kubectl, namespace: str) -> None:
-    """What the applying client owns is what it wrote: no item of a list has a field that it did not write."""
+    """The client owns only fields that it applied, also in items of lists."""
     text = placed(text, namespace)
     apply = ("apply", "--server-side", "-f", "-", "-o", "yaml", "--show-managed-fields")
     kubectl(*apply, stdin=text)
@@ -82,7 +82,7 @@ def listed(text: str) -> list[Json]:
 
 
 def content(found: Json) -> Json:
-    """An object without what another look at it changes: the list of its managers, and its times."""
+    """Return an object without its managers and times, which each read may change."""
     return {**found, "metadata": {**found["metadata"], "managedFields": None}}
 
 

@@ -1,7 +1,7 @@
-"""One bad object costs itself: the operator's process lives on, a canary limit is compiled and reported right, and the bad one is named.
+"""A bad object affects only itself: the operator continues, and reports a canary limit correctly.
 
-The cluster has the CRDs of an older release, which bound nothing that an agent reports, so that whatever a stolen token may have stored
-reaches the operator.
+The bad object is named. The cluster has the CRDs of an older release without bounds on reports. So
+everything that a stolen token could store reaches the operator.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ REPORTS: dict[str, Json] = {
 
 
 class Under:
-    """A limit over a pod of a node whose agent lies, and over a pod of a node whose agent does not."""
+    """A limit over two pods, on a node with a lying agent and on a node with an honest one."""
 
     def __init__(self, cluster: Cluster, honest: str) -> None:
         self.cluster = cluster
@@ -190,7 +190,7 @@ class Under:
         self.cluster.merge(f"{config_path(self.node)}/status", {"status": status})
 
     def is_reported(self) -> bool:
-        """Whether the status has what the honest agent reports, and does not take the other one's word for enforcement."""
+        """Return whether the status has the honest report, and does not trust the other one."""
         status = self.cluster.find(self.limit).get("status", {})
         conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
         known = status.get("pinnedBytes", 0) >= 4096 and status["matchedPods"] == 2
@@ -199,7 +199,8 @@ class Under:
 
 @pytest.mark.rule("H1", "H2")
 def test_writes_with_an_agents_token_affect_only_its_node(loose: Cluster, canary: Canary) -> None:
-    """https://github.com/elastic/cloud-on-k8s/issues/2034, https://github.com/akyriako/typesense-operator/issues/30"""
+    """See https://github.com/elastic/cloud-on-k8s/issues/2034,
+    https://github.com/akyriako/typesense-operator/issues/30."""
     honest = loose.node()
     loose.agent(honest)
     cases = {name: Under(loose, honest) for name in REPORTS}
@@ -239,7 +240,8 @@ def test_group_that_a_stolen_token_reports_goes_when_deleted(
 def test_node_with_too_many_pods_is_reported_and_no_other_affected(
     loose: Cluster, canary: Canary
 ) -> None:
-    """https://github.com/virtual-kubelet/virtual-kubelet/issues/809, https://github.com/liqotech/liqo/issues/1101"""
+    """See https://github.com/virtual-kubelet/virtual-kubelet/issues/809,
+    https://github.com/liqotech/liqo/issues/1101."""
     namespace, node = loose.namespace(), loose.node()
     limit = loose.limit(namespace)
     with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:

@@ -1,7 +1,7 @@
-"""Ways to get out from under a ceiling by who a pod is, tried by an author with the rights of docs/how-to/ceilings.md.
+"""Ways to escape a ceiling by the identity of a pod, tried with the rights of an author.
 
-The author has the cluster role `edit` in one namespace, with what the how-to adds to it. Each test asserts what the API server lets the
-author do, and that the node is asked to hold the pod to the ceiling all the same.
+The author has the cluster role `edit` in one namespace, and the rights of docs/how-to/ceilings.md.
+Each test asserts what the API server allows, and that the node still limits the pod to the ceiling.
 """
 
 import json
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A control plane with a controller manager, which fills the role `edit`, and with the operator."""
+    """A control plane with a controller manager, which fills the role `edit`, and the operator."""
     with prepared(controller_manager=True) as cluster:
         how_to = yaml.safe_load_all((ROOT / "examples/how-to/ceilings.yaml").read_text())
         roles = [each for each in how_to if each["kind"] == "ClusterRole"]
@@ -83,7 +83,7 @@ class Author:
     def manifest(
         self, name: str = "escape", *, node: str | None = None, owned: bool = False, **metadata: Any
     ) -> str:
-        """A pod bound to a node, of which the author knows the UID where the pod is to be `owned` by it."""
+        """Return a pod bound to a node; the author knows the node's UID if the pod is `owned`."""
         node = node or self.node
         if owned:
             uid = self.cluster.find(f"/api/v1/nodes/{node}")["metadata"]["uid"]
@@ -109,7 +109,7 @@ class Author:
         return self.cluster.find(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
 
     def assert_limited(self, name: str = "escape", node: str | None = None) -> None:
-        """Wait until the node is asked to hold the pod, by the UID that the API server gave it, and no other cgroup besides."""
+        """Wait until the node's spec limits the pod by its own UID, and no other cgroup."""
         uid = self.pod(name)["metadata"]["uid"]
         eventually(
             lambda: self.cluster.limits_on(node or self.node),
@@ -161,7 +161,7 @@ def test_uid_of_another_pod_for_a_hash_takes_nothing_from_it(author: Author) -> 
 
 @pytest.mark.rule("P1")
 def test_mirror_pod_of_an_author_stays_limited_as_itself(author: Author) -> None:
-    """The API server takes the annotation from everybody at creation; an author cannot say that a kubelet runs it."""
+    """Any author may create the annotation, but only a kubelet reports a container."""
     annotations = {HASH: HASHED, MIRROR: HASHED}
     author.may("create", "-f", "-", stdin=author.manifest(annotations=annotations))
     author.assert_limited()

@@ -1,4 +1,4 @@
-"""What the chart renders, with default and other values: the real server takes every object, and so does the schema of each kind."""
+"""The rendered chart with default and other values: the server accepts it, and every schema."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def rendered(values: Path | None) -> list[chart.Object]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ControlPlane]:
-    """An API server with the CRDs, the namespace, and kinds by the names of the Prometheus operator's."""
+    """An API server with the CRDs, the namespace, and kinds of the Prometheus operator."""
     with ControlPlane() as running:
         space = chart.manifest(only=["agent/access.yaml"])
         for arguments, stdin in (
@@ -87,7 +87,7 @@ def dry_run(server: ControlPlane, objects: list[chart.Object]) -> None:
 
 @pytest.fixture(scope="module")
 def schemas(server: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The schema of each kind as the server publishes it (/openapi/v2), in the form that kubeconform reads."""
+    """Return the schema of each kind that the server publishes (/openapi/v2), for kubeconform."""
     folder = tmp_path_factory.mktemp("schemas")
     raw = run_kubectl(server.kubeconfig, "get", "--raw", "/openapi/v2").stdout
     definitions: dict[str, Any] = _strict(
@@ -119,7 +119,7 @@ def _strict(schema: Any) -> Any:
 def conformity(
     schemas: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, str]]]:
-    """Return kubeconform's verdicts on all objects, by the name of the values file. One run reads the schemas once."""
+    """Return kubeconform's verdicts on all objects, by values file, in one run."""
     folder = tmp_path_factory.mktemp("rendered")
     for values in VALUES:
         (folder / name_of(values)).with_suffix(".yaml").write_text(
@@ -305,7 +305,7 @@ OURS = {
     ("gate", "admission"),
     *(("metrics", name) for name in ("podMonitor", "serviceMonitor", "prometheusRule")),
 }
-"""Those of them that have values of the chart in turn; other maps, and lists but one, are a user's, and null is an empty one."""
+"""Maps with values of the chart. Other maps and most lists are a user's: null means empty."""
 LISTS = [("networkPolicy", "apiServerPorts")]
 
 
@@ -537,7 +537,7 @@ def pods(objects: list[chart.Object]) -> dict[str, Any]:
 
 
 def test_every_pod_except_the_holder_reaches_the_api_server_in_a_closed_network() -> None:
-    """Also those of `helm uninstall` and `helm test`, where another policy of the namespace denies what none allows."""
+    """Includes pods of `helm uninstall` and `helm test`, where another policy denies the rest."""
     objects = chart.render(given={"networkPolicy": {"enabled": True, "apiServerPorts": [7443]}})
     policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
     for policy in policies:
@@ -562,7 +562,7 @@ def test_every_pod_except_the_holder_reaches_the_api_server_in_a_closed_network(
 
 
 def test_agents_token_is_valid_for_an_hour_and_no_longer(server: ControlPlane) -> None:
-    """API servers extend tokens of 3607 s to a year, which shows here that this is what is measured."""
+    """API servers extend tokens of 3607 s to a year, which proves the measured value."""
     (volume,) = (
         each
         for each in pod_spec(chart.render(), "pinwarden-agent")["volumes"]

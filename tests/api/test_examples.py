@@ -1,4 +1,4 @@
-"""What the documentation tells people to apply is taken by a real API server, as `kubectl` sends it, and says what it means.
+"""Examples of the documentation are accepted by a real API server, as `kubectl` sends them.
 
 Server-side dry runs: schemas, CEL rules and strict field validation are the server's own.
 """

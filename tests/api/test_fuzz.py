@@ -1,4 +1,7 @@
-"""A short run of the operator's fuzzer; the long one is `bench/fuzz.py operator`. A failure prints the seed, which makes the run again."""
+"""A short run of the operator's fuzzer; `bench/fuzz.py operator` is the long one.
+
+A failure prints the seed, which repeats the run.
+"""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Pods of labelled namespaces get the gate's profiles, and nothing that they say is loosened (the chart's gate/ templates)."""
+"""Pods of labelled namespaces get the gate's profiles, and keep all of their own restrictions.
+
+The templates are in the chart's folder gate/.
+"""
 
 import json
 from typing import Any
@@ -278,9 +281,10 @@ def test_container_that_a_later_policy_adds_gets_the_gate(
         "resources": ["pods"],
     }
     match = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": labelled.name}}}
-    sidecar = """Object{spec: Object.spec{containers: [Object.spec.containers{name: 'sidecar', image: 'x',
-      securityContext: Object.spec.containers.securityContext{
-        seccompProfile: Object.spec.containers.securityContext.seccompProfile{type: 'RuntimeDefault'}}}]}}"""
+    sidecar = """Object{spec: Object.spec{containers: [Object.spec.containers{
+      name: 'sidecar', image: 'x', securityContext: Object.spec.containers.securityContext{
+        seccompProfile: Object.spec.containers.securityContext.seccompProfile{
+          type: 'RuntimeDefault'}}}]}}"""
     mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": sidecar}}
     absent = {
         "name": "absent",

@@ -1,4 +1,4 @@
-"""SharedMemoryGroups on a real API server: what it refuses, and what the operator makes of them from their birth to their end."""
+"""SharedMemoryGroups on a real API server: rejected manifests, and the life of a group."""
 
 import time
 import urllib.error
@@ -231,7 +231,8 @@ BAD_KEYS: list[Any] = [
 def test_key_is_a_number_a_hexadecimal_text_a_range_or_all(
     cluster: Cluster, key: int | str
 ) -> None:
-    """https://github.com/sclorg/postgresql-container/issues/97, https://github.com/ManageIQ/manageiq-pods/pull/974."""
+    """See https://github.com/sclorg/postgresql-container/issues/97,
+    https://github.com/ManageIQ/manageiq-pods/pull/974."""
     assert sent(cluster, smg(backing={"sysvShm": {"key": key}}))["backing"]["sysvShm"]["key"] == key
 
 
@@ -333,7 +334,7 @@ def test_reports_of_nodes_are_summed_up(cluster: Cluster) -> None:
 
 @pytest.mark.rule("M1", "M9")
 def test_name_in_any_script_reaches_the_node_and_the_status(cluster: Cluster) -> None:
-    """An apply patch is read as YAML, which has no pairs of surrogates for a character beyond U+FFFF."""
+    """An apply patch is YAML, which has no surrogate pairs for characters beyond U+FFFF."""
     case = Case(cluster, backing={"memfd": {"name": "🧷名\x80"}})
     assert case.on_node()["backing"] == {"memfd": {"name": "🧷名\x80"}}
     eventually(lambda: case.status().get("conditions"), bool)
@@ -452,7 +453,7 @@ def test_manually_removed_finalizer_of_a_living_group_is_restored(cluster: Clust
 
 
 def test_groups_of_a_namespace_that_is_deleted_go_with_their_pods(cluster: Cluster) -> None:
-    """Nobody minds namespaces here, so its content is deleted by the test as its controller would."""
+    """The test deletes the content of the namespace in place of the missing controller."""
     case = Case(cluster)
     case.on_node()
     cluster.report_groups(case.node, charge=4096)

@@ -1,7 +1,7 @@
-"""The dashboards and alerts on a real Prometheus: things go wrong on purpose, each alert fires and clears, and every panel has data.
+"""Dashboards and alerts on a real Prometheus: each alert fires and clears, each panel has data.
 
-The rules are those of the chart with all times 60 times shorter; thresholds are as they are. One figure no process of this machine can
-bring about: bytes on dead cgroups need cgroup v2, so a third node reports them, for whose agent the test stands.
+The rules are those of the chart with all times 60 times shorter and the same thresholds. Bytes on
+dead cgroups need cgroup v2, which this machine may lack. So the test reports them for a third node.
 """
 
 import errno

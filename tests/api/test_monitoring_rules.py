@@ -1,4 +1,4 @@
-"""Each alert on promtool: it fires where it should, not before its time, and not where all is well or nearly so."""
+"""Each alert on promtool: it fires in time, and only with a cause."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ LEADER = 'job="pinwarden-operator",instance="a"'
 
 @dataclass(frozen=True)
 class Case:
-    """Series in which an alert fires with these labels, and others in which it does not; a sample each minute."""
+    """Series with which an alert fires with these labels, and others; a sample each minute."""
 
     bad: Series
     well: Series
@@ -37,11 +37,12 @@ def problem(name: str) -> Case:
 
 
 def condition(kind: str, name: str, bad: str = "False") -> Case:
-    """The condition at another status than it should have. A second replica took over meanwhile: the alert goes on."""
+    """Return a condition at a wrong status; the alert survives a change of the replica."""
     labels = {"limit": LIMIT, "group": GROUP}[kind]
 
     def series(status: str, instance: str = "a") -> str:
-        return f'{OPERATOR}_{kind}_condition{{instance="{instance}",{labels},condition="{name}",status="{status}"}}'
+        labelled = f'instance="{instance}",{labels},condition="{name}",status="{status}"'
+        return f"{OPERATOR}_{kind}_condition{{{labelled}}}"
 
     return Case(
         {series(bad): "1x10 stale", series(bad, "b"): "_x10 1x110"},
@@ -68,7 +69,7 @@ def wanted(kind: str) -> Case:
 
 
 def group_figures(figure: str, bad: int, well: int) -> Case:
-    """A figure of a group with a capacity of 1000 bytes; one that pinwarden fills itself is well."""
+    """Return a figure of a group of 1000 bytes; a group that pinwarden fills is no alert."""
     series = f"{OPERATOR}_group_{figure}{{{GROUP}}}"
     capacity = {f"{OPERATOR}_group_capacity_bytes{{{GROUP}}}": "1000x120"}
     other = f'{OPERATOR}_group_{figure}{{resource_namespace="team-a",group="other"}}'
@@ -174,14 +175,14 @@ def test_every_alert_has_a_case() -> None:
 
 
 def bare(alert: Alert) -> dict[str, Any]:
-    """A rules file of one alert, without the texts, which the scenario on a real Prometheus looks at."""
+    """Write the rules file of one alert without texts, which the other scenario covers."""
     content = rules([Group("of-test", "", (alert,))])
     del content["groups"][0]["rules"][0]["annotations"]
     return content
 
 
 def test_promtool(tmp_path: Path) -> None:
-    """Each alert has files of its own: promtool evaluates all rules of a file at each minute of each of its tests."""
+    """Write files per alert: promtool evaluates all rules of a file each minute of a test."""
     files = []
     for alert in alerts():
         content = {

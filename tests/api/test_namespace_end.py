@@ -1,6 +1,7 @@
-"""A namespace with limits and draining groups can always be deleted: with an agent gone, with the operator away, and with it back.
+"""A namespace with limits and draining groups can always be deleted.
 
-The API server has the namespace controller; the test is the kubelet and the agents. Finalizers that never go:
+The tests cover a dead agent, a stopped operator, and an operator that is back. The API server has
+the namespace controller; the test is the kubelet and the agents. Finalizers that never go:
 https://github.com/zalando-incubator/kopf/issues/75,
 https://github.com/opensearch-project/opensearch-k8s-operator/issues/976.
 """

@@ -1,4 +1,4 @@
-"""The operator's process against a real API server: what it makes of limits, pods, nodes and reports, and what it puts back."""
+"""The operator's process against a real API server: specs and statuses, and reverted changes."""
 
 import uuid
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Case:
         self.name = self.limit.rpartition("/")[2]
 
     def agent(self) -> str:
-        """The node's agent, once the spec that it is to acknowledge lists its own pod too; returns its path."""
+        """Start the node's agent once the spec lists its own pod too; return its path."""
         path = self.cluster.agent(self.node)
         uid = self.cluster.find(path)["metadata"]["uid"]
         eventually(

@@ -1,4 +1,7 @@
-"""The operator's process while etcd is away: the API server answers then, but with errors, and its watches stay open and silent."""
+"""The operator's process during an outage of etcd.
+
+The API server then answers with errors, and its watches stay open and silent.
+"""
 
 from pathlib import Path
 

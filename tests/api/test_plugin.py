@@ -1,6 +1,6 @@
-"""`kubectl pinwarden` as users run it: through kubectl, against a real API server with the real operator.
+"""`kubectl pinwarden` as users run it: through kubectl, against a real API server and operator.
 
-What it says to do next is done, in a shell, and then it must say something else.
+Each test follows the printed advice in a shell, and then the output must be another one.
 """
 
 import fcntl
@@ -138,7 +138,7 @@ class Case:
         return pod
 
     def limit(self, **spec: Any) -> str:
-        """A limit over the pod's label, which the operator has written for the node; returns its name."""
+        """Create a limit over the pod's label; return its name once the node's spec has it."""
         selector = {"matchLabels": {"app": "db"}}
         path = self.cluster.limit(
             self.namespace, **{"limit": "64Mi", "podSelector": selector, **spec}
@@ -148,7 +148,7 @@ class Case:
         return name
 
     def limits(self) -> dict[str, int]:
-        """The limits that the node shall hold for the pod, in bytes; without what tells their grants apart."""
+        """Return the bytes of the pod's limits in the node's spec, by name without grant."""
         return {
             name.partition("@")[0]: amount
             for name, amount in self.cluster.limits_on(self.node).get(self.uid, {}).items()
@@ -640,7 +640,8 @@ def deployment(case: Case, labels: Mapping[str, str]) -> None:
 def test_recommended_limit_selects_the_pods_of_the_next_release(
     cluster: Cluster, shell: Shell
 ) -> None:
-    """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""
+    """See https://github.com/helm/charts/issues/7680,
+    https://github.com/jetstack/version-checker/issues/140."""
     case = Case(
         cluster,
         shell,
@@ -652,7 +653,10 @@ def test_recommended_limit_selects_the_pods_of_the_next_release(
     )
     recommend = f"kubectl pinwarden recommend -n {case.namespace}"
     done = shell.run(f"{recommend} -o yaml")
-    warning = "left out of the selector, because the next release may change: track=7.2.4 looks like a version"
+    warning = (
+        "left out of the selector, because the next release may change: "
+        "track=7.2.4 looks like a version"
+    )
     assert f"# warning: {warning}\n" in done.stdout
     assert warning in done.stderr
     shell(f"{recommend} -o yaml | kubectl apply -f -")
@@ -860,6 +864,7 @@ def test_kubectl_completes_the_plugin(case: Case) -> None:
     line = f"kubectl-pinwarden explain -n {case.namespace} db"
     words = " ".join(line.split())
     said = case.shell(
-        f'{script}\nCOMP_WORDS=({words}); COMP_CWORD=4; compopt() {{ :; }}; _kubectl_pinwarden; echo "${{COMPREPLY[@]}}"'
+        f"{script}\nCOMP_WORDS=({words}); COMP_CWORD=4; compopt() {{ :; }}; "
+        '_kubectl_pinwarden; echo "${COMPREPLY[@]}"'
     )
     assert said.split() == [case.name]

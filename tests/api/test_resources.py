@@ -1,7 +1,7 @@
-"""What the real API server says of good and bad manifests.
+"""Answers of the real API server to good and bad manifests.
 
-A bad manifest is refused with a message that names its field; `kubectl` validates strictly, as it does for users, so an unknown field
-is an error and not lost in silence.
+A bad manifest is rejected with a message that names its field. `kubectl` validates strictly, as for
+users: an unknown field is an error.
 """
 
 import json
@@ -222,7 +222,10 @@ def test_amount_is_accepted_in_every_usual_form_of_yaml(
     kubectl: Kubectl, written: str, stored: str | int
 ) -> None:
     """kubectl makes JSON of YAML, and whole numbers of its floats and hexadecimal numbers."""
-    head = "{apiVersion: pinwarden.io/v1alpha1, kind: PinLimit, metadata: {name: t, namespace: default}"
+    head = (
+        "{apiVersion: pinwarden.io/v1alpha1, kind: PinLimit, "
+        "metadata: {name: t, namespace: default}"
+    )
     text = f"{head}, spec: {{podSelector: {{}}, limit: {written}}}}}"
     got = json.loads(
         kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=text).stdout

@@ -1,7 +1,7 @@
-"""The rights that the chart gives: each one is used, none is missing. Judged by the API server's audit log of real processes.
+"""Rights of the chart: each right is used, and none is missing, by the API server's audit log.
 
-Every identity has an API server of its own, and goes through all that it ever does: so a right that no request needed is one to take away,
-and a request that was forbidden is one to allow.
+Each identity has its own API server, and sends every request that it ever sends. So a right without
+a request is superfluous, and a forbidden request is a missing right.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The container runtime's default seccomp rules that pinwarden carries are those of the pinned containerd."""
+"""Pinwarden's default seccomp rules are those of the pinned containerd."""
 
 import os
 import subprocess

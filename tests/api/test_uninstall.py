@@ -1,6 +1,6 @@
-"""Nodes and their agents when `pinwarden uninstall` runs against a real API server and a real operator.
+"""Nodes and agents during `pinwarden uninstall`, with a real API server and a real operator.
 
-That it succeeds, and with which rights, is in test_rights.py; what becomes of real nodes in tests/cluster/test_install.py.
+Success and rights are in test_rights.py, and real nodes in tests/cluster/test_install.py.
 """
 
 import json
@@ -81,7 +81,7 @@ def test_node_that_never_had_an_agent_is_not_waited_for(own: Cluster, operator: 
 
 
 def test_specs_written_meanwhile_are_overwritten(own: Cluster, operator: Operator) -> None:
-    """A write of the operator that was under way when the Lease was taken may come after the release."""
+    """A write that began before the Lease was taken may end after the release."""
     node = own.node()
     own.agent(node)
     eventually(lambda: own.config(node), bool)

@@ -1,7 +1,11 @@
-"""`pinwarden uninstall` against a real API server and a real operator does all of it, or nothing, and says which."""
+"""`pinwarden uninstall` completes or changes nothing, and reports which of the two.
+
+The API server and the operator are real.
+"""
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,8 +63,8 @@ def test_finalizer_beside_another_one_is_removed_and_gone_objects_are_no_failure
     node, namespace = own.node(), own.namespace()
     own.pod(namespace, node)
     group, other = own.group(namespace), own.group(namespace)
-    for each in (group, other):
-        eventually(lambda each=each: own.find(each)["metadata"].get("finalizers"), bool)  # type: ignore[misc]
+    for path in (group, other):
+        eventually(partial(own.find, path), lambda found: found["metadata"].get("finalizers"))
     own.merge(
         group, {"metadata": {"finalizers": ["pinwarden.io/shared-memory", "example.org/mine"]}}
     )
@@ -115,8 +119,8 @@ def test_uninstall_with_gated_pods_does_not_begin(own: Cluster, operator: Operat
     eventually(lambda: own.config(node), bool)
     said = output(uninstall(own), 60)[1]
     assert (
-        f"1 pods have the gate's seccomp profile, and their pinning calls would fail with ENOSYS without the gate: {name}."
-        in said
+        "1 pods have the gate's seccomp profile, and their pinning calls would fail with "
+        f"ENOSYS without the gate: {name}." in said
     )
     assert own.find(LEASE)["spec"]["holderIdentity"] == lease
     run = uninstall(own, "--gated-pods=Break")

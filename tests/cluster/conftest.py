@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of one node, shared by all tests: use a namespace of your own, and leave every part running."""
+    """A cluster of one node for all tests: use your own namespace, and leave all running."""
     with Cluster() as running:
         yield running
 
@@ -50,7 +50,10 @@ def kubectl(cluster: Cluster) -> Kubectl:
 
 
 def kubectl_of(cluster: Cluster) -> Kubectl:
-    """Return what runs kubectl as admin and returns its output: ``kubectl("get", "pods", stdin="")``; a failure fails the test."""
+    """Return a function that runs kubectl as admin and returns its output.
+
+    A call is `kubectl("get", "pods", stdin="")`. A failure fails the test.
+    """
 
     def run(*arguments: str, stdin: str = "") -> str:
         done = subprocess.run(

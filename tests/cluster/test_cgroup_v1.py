@@ -1,4 +1,4 @@
-"""A real kubelet on cgroup v1: the kernel of Debian 12 with its hierarchies of version 1, emulated."""
+"""A real kubelet on cgroup v1: Debian 12's kernel with hierarchies of version 1, emulated."""
 
 import json
 from collections.abc import Iterator

@@ -1,9 +1,10 @@
-"""Parts that die in the middle of changes, on a real cluster: limits in force stay in force, and nothing is lost (H3).
+"""Crashes during changes on a real cluster: limits stay in force, no edit is lost (H3).
 
-Each test edits the limit of one running pod, kills a part, edits again, and then wants the last edit in the process and acknowledged in
-the status. What is in force is read from the process itself, on its node, so it can be seen while the API server is away.
+Each test edits the limit of a running pod, kills a process, and edits again. Then the process must
+have the last edit, and the status must acknowledge it. The limit in force is read from the process
+on its node, so the API server may be away.
 
-The waits here are only there to end a test; that all is consistent within 15 seconds is limited by tests/api.
+The waits only end a test. tests/api shows that everything is consistent within 15 seconds.
 """
 
 import json
@@ -32,7 +33,10 @@ Kubectl = Callable[..., str]
 
 def in_force(node: Node) -> int | None:
     """The soft RLIMIT_MEMLOCK of the pod's process in bytes, None when there is no such process."""
-    script = "for p in /proc/[0-9]*; do grep -q [p]inner.py $p/cmdline && cat $p/limits; done 2>/dev/null"
+    script = (
+        "for p in /proc/[0-9]*; do"
+        " grep -q [p]inner.py $p/cmdline && cat $p/limits; done 2>/dev/null"
+    )
     found = re.search(r"Max locked memory\s+(\d+)", node.exec(["sh", "-c", script]).stdout)
     return int(found[1]) if found else None
 

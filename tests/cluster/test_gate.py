@@ -1,13 +1,15 @@
-"""Gated pods on a real node: containerd and runc send the descriptors, and the kubelet refuses what cannot be gated (P1, H3).
+"""Gated pods on a real node: containerd and runc send the listeners (P1, H3).
 
-Four processes lock and unlock at random all the while, and say every second what they met; an error that the kernel's own limit does not
-give fails the test. What they hold together is read on the node, from outside.
+The kubelet does not start pods that cannot be gated. Four processes lock and unlock at random, and
+print their counts each second. An error that the kernel does not have for a limit fails the test.
+Their locked bytes are read on the node.
 """
 
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -67,7 +69,7 @@ class Loopers:
 
     @property
     def calls(self) -> int:
-        """How many they made, 0 while nobody can tell; fails when one ended with a strange error."""
+        """Return how many calls were made, 0 if unknown; assert that no error was unexpected."""
         text = self._kubectl("-n", NAMESPACE, "logs", self._name, "--tail=1").strip()
         if not re.fullmatch(r"[\d ]+", text):  # the kubelet's own words while containerd is away
             return 0
@@ -77,8 +79,11 @@ class Loopers:
 
     @property
     def locked(self) -> int:
-        """Bytes that they hold together; nothing is counted twice, and what is let go between two reads is missing."""
-        script = "for p in /proc/[0-9]*; do grep -q [l]ooper.py $p/cmdline && cat $p/status; done 2>/dev/null"
+        """Return locked bytes: none counts twice, those unlocked between two reads are missing."""
+        script = (
+            "for p in /proc/[0-9]*; do"
+            " grep -q [l]ooper.py $p/cmdline && cat $p/status; done 2>/dev/null"
+        )
         found = re.findall(
             r"^VmLck:\s*(\d+) kB$", self._node.exec(["sh", "-c", script]).stdout, re.MULTILINE
         )
@@ -93,7 +98,8 @@ class Loopers:
             [
                 "sh",
                 "-c",
-                "for p in $(pidof python3); do grep -q [l]ooper.py /proc/$p/cmdline && kill -STOP $p; done",
+                "for p in $(pidof python3); do"
+                " grep -q [l]ooper.py /proc/$p/cmdline && kill -STOP $p; done",
             ]
         )
         try:
@@ -104,7 +110,8 @@ class Loopers:
                 [
                     "sh",
                     "-c",
-                    "for p in $(pidof python3); do grep -q [l]ooper.py /proc/$p/cmdline && kill -CONT $p; done",
+                    "for p in $(pidof python3); do"
+                    " grep -q [l]ooper.py /proc/$p/cmdline && kill -CONT $p; done",
                 ]
             )
 
@@ -219,7 +226,7 @@ def test_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
         )
 
     for name in causes:
-        until(lambda name=name: names_the_cause(name), f"an Event of {name} names the cause")  # type: ignore[misc]
+        until(partial(names_the_cause, name), f"an Event of {name} names the cause")
     loopers.go_on()
     install(installed.kubeconfig, len(installed.nodes))
     early = Loopers(installed.nodes[0], kubectl, "early")

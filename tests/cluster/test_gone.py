@@ -1,7 +1,8 @@
-"""A pod that the API server forgets while its processes go on: its limit stays until they end (H3, P6).
+"""A pod that the API server forgets keeps its limit until its processes end (H3, P6).
 
-Operators delete pods by force when they hang in Terminating: https://github.com/kubernetes/kubernetes/issues/51835. The container's
-shim is stopped here, so that nobody ends the process: that stands for one in uninterruptible sleep.
+Operators delete pods by force if they stay in Terminating:
+https://github.com/kubernetes/kubernetes/issues/51835. The test stops the container's shim, so that
+nothing ends the process. That stands for a process in uninterruptible sleep.
 """
 
 import itertools
@@ -22,8 +23,11 @@ NUMBERS = itertools.count(1)
 
 
 def signal(node: Node, name: str) -> None:
-    """Send a signal to the shim of the pod's container, which is the parent of its first process."""
-    parents = "for p in /proc/[0-9]*; do grep -qs [p]inner.py $p/cmdline && sed -n 's/^PPid://p' $p/status; done"
+    """Send a signal to the shim of the pod's container, the parent of its first process."""
+    parents = (
+        "for p in /proc/[0-9]*; do"
+        " grep -qs [p]inner.py $p/cmdline && sed -n 's/^PPid://p' $p/status; done"
+    )
     shim = (
         f"for p in $({parents}); do grep -q containerd-shim /proc/$p/comm && kill -{name} $p; done"
     )

@@ -1,8 +1,8 @@
-"""Nobody gets out from under a ceiling by who a pod says it is: real pods of a real kubelet, each of which wants 4 MiB under 1 MiB (P1).
+"""No pod escapes a ceiling by its identity: real pods want 4 MiB under a ceiling of 1 MiB (P1).
 
-Each pod locks what it can and says how much that is. One that got more than 1 MiB unlocks and tries again, so that a pod which was quicker
-than its limit is limited in the end, and one that nobody holds never is. The ways that the API server alone decides on are in
-`tests/api/test_ceilings.py`.
+Each pod locks as much as it can, and prints the amount. A pod that got more than 1 MiB unlocks and
+tries again. So a pod that was faster than its limit is limited in the end, and an unlimited pod
+never is. Ways that the API server alone decides are in `tests/api/test_ceilings.py`.
 """
 
 import json
@@ -29,7 +29,9 @@ area = mmap.mmap(-1, 4 << 20)
 start = ctypes.addressof(ctypes.c_char.from_buffer(area))
 locked = 0
 while True:
-    while locked < 4 << 20 and not libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(4096)):
+    while locked < 4 << 20:
+        if libc.mlock(ctypes.c_void_p(start + locked), ctypes.c_size_t(4096)):
+            break
         locked += 4096
     print("holds", locked, flush=True)
     time.sleep(1)
@@ -146,7 +148,7 @@ def test_uid_of_an_idle_pod_for_a_hash_keeps_no_pod_from_its_ceiling(ceiling: Ce
 def test_static_pod_is_limited_by_its_hash_and_a_copy_of_its_mirror_never_runs(
     ceiling: Ceiling,
 ) -> None:
-    """Its kubelet reports a container of the real mirror pod. It starts no other pod with the annotation, and deletes it."""
+    """The kubelet reports a container of the real mirror pod, and deletes any other one."""
     ceiling.node.exec(["mkdir", "-p", MANIFESTS])
     path = f"{MANIFESTS}/static.json"
     try:

@@ -1,6 +1,7 @@
-"""The chart on a real cluster of two nodes: upgraded from the commit before, and taken away again.
+"""The chart on a real cluster of two nodes: upgraded from the commit before, and uninstalled.
 
-Nothing may stay behind but what docs/uninstall.md names, also when a node is dead; and while pods are gated it does not go at all.
+Only objects that docs/uninstall.md names may stay behind, also if a node is dead. Uninstalling
+fails while gated pods run.
 """
 
 import json
@@ -17,9 +18,9 @@ from cluster import chart, image
 from cluster.cluster import Cluster
 from cluster.install import ROOT, environment
 from cluster.machine import Kind
-from cluster.node import Node
 
 from ..waiting import until
+from .test_faults import in_force
 
 SYSTEM = chart.NAMESPACE
 NAMESPACE = "installed"
@@ -35,13 +36,18 @@ RELEASE = ("pinwarden", "--namespace", SYSTEM)
 WAIT = ("--wait", "--timeout", "600s")
 NAMES = re.compile(r"(^|/)pinwarden-")
 KINDS = (
-    "deployments.apps,daemonsets.apps,jobs.batch,pods,serviceaccounts,services,configmaps,leases.coordination.k8s.io,"
-    "roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,poddisruptionbudgets.policy,networkpolicies.networking.k8s.io"
+    "deployments.apps,daemonsets.apps,jobs.batch,pods,serviceaccounts,services,configmaps,"
+    "leases.coordination.k8s.io,"
+    "roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,"
+    "poddisruptionbudgets.policy,networkpolicies.networking.k8s.io"
 )
 CLUSTER_KINDS = (
-    "clusterroles.rbac.authorization.k8s.io,clusterrolebindings.rbac.authorization.k8s.io,nodepinconfigs.pinwarden.io,"
-    "validatingadmissionpolicies.admissionregistration.k8s.io,validatingadmissionpolicybindings.admissionregistration.k8s.io,"
-    "mutatingadmissionpolicies.admissionregistration.k8s.io,mutatingadmissionpolicybindings.admissionregistration.k8s.io"
+    "clusterroles.rbac.authorization.k8s.io,clusterrolebindings.rbac.authorization.k8s.io,"
+    "nodepinconfigs.pinwarden.io,"
+    "validatingadmissionpolicies.admissionregistration.k8s.io,"
+    "validatingadmissionpolicybindings.admissionregistration.k8s.io,"
+    "mutatingadmissionpolicies.admissionregistration.k8s.io,"
+    "mutatingadmissionpolicybindings.admissionregistration.k8s.io"
 )
 
 
@@ -146,15 +152,8 @@ def two(previous: Path) -> Iterator[Site]:
         yield with_pods(running)
 
 
-def memlock(node: Node) -> int | None:
-    """The soft RLIMIT_MEMLOCK of the pod's process in bytes."""
-    script = "for p in /proc/[0-9]*; do grep -q [p]inner.py $p/cmdline && cat $p/limits; done 2>/dev/null"
-    found = re.search(r"Max locked memory\s+(\d+)", node.exec(["sh", "-c", script]).stdout)
-    return int(found[1]) if found else None
-
-
 def test_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: Path) -> None:
-    given = [memlock(node) for node in two.nodes]
+    given = [in_force(node) for node in two.nodes]
     assert given == [8 * MIB, 8 * MIB]
     two.install("--set=image.tag=previous", source=previous / "charts" / "pinwarden")
     two.kubectl("apply", "-f", "-", stdin=json.dumps(LIMIT))
@@ -173,7 +172,7 @@ def test_upgrade_from_the_commit_before_loses_no_limit(two: Site, previous: Path
 
     until(lambda: images() == {image.NAME}, "the old pods are gone")
     until(two.enforced, "the limit is enforced by the new version")
-    assert [memlock(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
+    assert [in_force(node) for node in two.nodes] == [3 * MIB, 3 * MIB]
 
 
 def test_charts_own_test_passes(two: Site) -> None:
@@ -209,7 +208,7 @@ def test_uninstall_with_gated_pods_fails_and_changes_nothing(two: Site) -> None:
         '{"spec": {"limit": "4Mi"}}',
     )
     until(two.enforced, "the operator goes on")
-    assert [memlock(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
+    assert [in_force(node) for node in two.nodes] == [4 * MIB, 4 * MIB]
     two.kubectl("delete", "namespace", "gated", "--timeout=240s")
 
 
@@ -229,7 +228,7 @@ def test_uninstall_restores_every_limit_and_leaves_nothing(two: Site) -> None:
     two.kubectl("-n", NAMESPACE, "delete", "pod", "reader", "--timeout=240s")
     said = two.uninstall()
     assert "released: 2 NodePinConfigs" in said
-    assert [memlock(each) for each in two.nodes] == [8 * MIB, 8 * MIB]
+    assert [in_force(each) for each in two.nodes] == [8 * MIB, 8 * MIB]
     until(lambda: two.left() == [], f"nothing is left; {two.left()}")
     group = json.loads(two.kubectl("-n", NAMESPACE, "get", "smg", "cache", "-o", "json"))
     assert not group["metadata"].get("finalizers")
@@ -262,6 +261,6 @@ def test_uninstall_names_a_dead_node_and_ends(two: Site) -> None:
     )
     said = two.uninstall()
     assert re.search(rf"no agent runs on these nodes.*{dead.name}", said)
-    assert memlock(two.nodes[0]) == 8 * MIB
+    assert in_force(two.nodes[0]) == 8 * MIB
     two.kubectl("delete", "node", dead.name)
     until(lambda: two.left() == [], "nothing is left")

@@ -1,7 +1,7 @@
-"""An interrupted, killed or failed run leaves no process, mount, namespace, socket or folder on the machine.
+"""An interrupted, killed or failed run leaves no process, mount, namespace, socket or folder.
 
-A namespace lives as long as a process or a mount of it, a listening socket as long as its process. The runs are `make demo`'s command,
-known by a word in the environment that all their processes inherit.
+A namespace lives as long as a process or a mount of it, a listening socket as long as its process.
+The runs are the command of `make demo`. All their processes inherit a word in the environment.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""docs/quick-start.md, followed to the letter on an empty cluster: its commands in their order, and the answers that it shows.
+"""docs/quick-start.md, followed to the letter on an empty cluster.
 
-What differs from run to run is not compared: ages, process ids, counts of refusals, names of nodes. `...` stands for lines that are left
-out. When each answer was there, from `helm install` on, is printed (`pytest -rP`).
+The commands run in their order, and their answers are compared. Ages, process ids, counts of
+denials and names of nodes may differ, and `...` stands for left out lines. The time of each answer
+since `helm install` is printed (`pytest -rP`).
 """
 
 import os
@@ -44,7 +45,7 @@ def steps(text: str) -> list[Step]:
 
 
 def shape(line: str, columns: frozenset[int]) -> str:
-    """The words of a line without what differs from run to run; `columns` are those whose numbers do."""
+    """Return the words of a line without varying parts, such as the numbers of `columns`."""
     words = [
         "N" if index in columns and word.isdigit() else word
         for index, word in enumerate(line.split())

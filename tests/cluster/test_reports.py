@@ -1,4 +1,4 @@
-"""Public reports of people who run such programs, on a real cluster: each with what they wanted to see."""
+"""Public reports of users with such programs, on a real cluster, each with the wanted result."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Place:
         resources: Json | None = None,
         **spec: Any,
     ) -> None:
-        """A pod of user 1000 that runs a program; it has the label `app` with the program's name."""
+        """A pod of user 1000 that runs a program, with the program's name as label `app`."""
         volumes: list[Json] = [{"name": "programs", "configMap": {"name": "programs"}}]
         mounts = [{"name": "programs", "mountPath": "/programs"}]
         if shm:
@@ -131,7 +131,8 @@ def comes(read: Callable[[], Json], wanted: Callable[[Json], bool], what: str) -
 
 @pytest.mark.rule("M9", "M1")
 def test_shared_memory_of_a_killed_container_is_reported_between_restarts(place: Place) -> None:
-    """https://github.com/kubernetes/kubernetes/issues/128339, https://github.com/vllm-project/vllm/pull/51317."""
+    """See https://github.com/kubernetes/kubernetes/issues/128339,
+    https://github.com/vllm-project/vllm/pull/51317."""
     place.group("shm", {"posixShm": {"name": "*"}}, {"app": "fill"}, capacity="16Mi")
     place.run("filler", "fill", "64", shm=True, resources={"limits": {"memory": "48Mi"}})
 
@@ -154,7 +155,8 @@ def test_shared_memory_of_a_killed_container_is_reported_between_restarts(place:
 
 @pytest.mark.rule("M3", "M6", "H2")
 def test_objects_are_counted_though_they_are_unlinked(place: Place) -> None:
-    """https://github.com/ray-project/ray/issues/31556, https://github.com/NVIDIA/nccl/issues/525."""
+    """See https://github.com/ray-project/ray/issues/31556,
+    https://github.com/NVIDIA/nccl/issues/525."""
     place.group("plasma", {"posixShm": {"name": "plasma*"}}, {"app": "plasma"})
     place.run("store", "plasma", "8", shm=True)
     place.run("kept", "plasma", "8", "keep", shm=True)
@@ -171,7 +173,8 @@ def test_objects_are_counted_though_they_are_unlinked(place: Place) -> None:
 
 @pytest.mark.rule("M3")
 def test_segments_with_random_keys_are_counted(place: Place) -> None:
-    """https://github.com/ManageIQ/manageiq-pods/pull/974, https://github.com/sclorg/postgresql-container/issues/97."""
+    """See https://github.com/ManageIQ/manageiq-pods/pull/974,
+    https://github.com/sclorg/postgresql-container/issues/97."""
     place.group("all", {"sysvShm": {"key": "*"}}, {"pod": "one"})
     place.group("main", {"sysvShm": {"key": "0x0052e2c1"}}, {"pod": "two"})
     place.run("one", "segments")
@@ -229,7 +232,10 @@ def test_heap_is_locked_by_a_grant_alone(place: Place, kubectl: Kubectl) -> None
 
 @pytest.mark.rule("P1", "H1")
 def test_rings_of_pods_with_one_uid_share_what_the_kernel_allows(place: Place) -> None:
-    """https://github.com/axboe/liburing/issues/93. Pinwarden counts each pod's own; the kernel refuses by the user's sum."""
+    """See https://github.com/axboe/liburing/issues/93.
+
+    Pinwarden counts each pod, and the kernel denies by the sum of the user.
+    """
     place.limit("ring", "6Mi")
     unconfined = {"seccompProfile": {"type": "Unconfined"}}
     got: dict[str, int] = {}
@@ -254,7 +260,8 @@ def test_rings_of_pods_with_one_uid_share_what_the_kernel_allows(place: Place) -
 def test_recommended_limit_outlives_an_upgrade_of_its_chart(
     place: Place, installed: Cluster, kubectl: Kubectl
 ) -> None:
-    """https://github.com/helm/charts/issues/7680, https://github.com/jetstack/version-checker/issues/140."""
+    """See https://github.com/helm/charts/issues/7680,
+    https://github.com/jetstack/version-checker/issues/140."""
 
     def release(version: str, chart: str) -> None:
         labels = {"app.kubernetes.io/name": "db", "app.kubernetes.io/instance": "prod"}

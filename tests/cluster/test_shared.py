@@ -1,6 +1,6 @@
-"""A created object of shared memory on a real node, while parts of pinwarden die and nodes go in each phase of it (M1, M10, H3).
+"""A created object on a real node, while processes of pinwarden crash and nodes go (M1, M10, H3).
 
-The pod gets the object through a claim in a namespace that holds pods to Pod Security's "restricted" profile.
+The pod gets the object by a claim, in a namespace at the level "restricted" of Pod Security.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The chart with each of the values files in its folder ci, installed and taken away again on a real cluster of two nodes."""
+"""The chart with each values file of its folder ci, installed and uninstalled on two real nodes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +12,15 @@ from cluster.machine import Kind
 from ..waiting import until
 from .test_install import Site, with_pods
 
-# Without the one for large clusters: it wants three operators, and was not tried on two nodes of this kind.
+# The file for large clusters is left out: it wants three operators, and two nodes are here.
 VALUES = sorted(
     set((chart.CHART / "ci").glob("*-values.yaml")) - {chart.CHART / "ci" / "large-values.yaml"}
 )
 HERE = {
-    "own-registry": "--set=image.repository=pinwarden.local/pinwarden,image.digest=,image.pullPolicy=IfNotPresent",
+    "own-registry": (
+        "--set=image.repository=pinwarden.local/pinwarden,image.digest=,"
+        "image.pullPolicy=IfNotPresent"
+    ),
 }
 """What small nodes without that registry need in its place, by the name of the values file."""
 MONITORING = "tests/cluster/monitoring-crds.yaml"

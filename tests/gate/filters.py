@@ -1,4 +1,7 @@
-"""A profile as the BPF program that libseccomp makes of it, and what that answers to any call (seccomp(2), `struct seccomp_data`)."""
+"""Run a profile as the BPF program of libseccomp, and return its action for any call.
+
+The input of the program is `struct seccomp_data` of seccomp(2).
+"""
 
 import operator
 import os
@@ -34,7 +37,7 @@ class Program:
     def answer(
         self, number: int, arguments: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64
     ) -> int:
-        """The action, without its errno. Raises ValueError at an instruction that libseccomp is not known to use."""
+        """Return the action without its errno. Raises ValueError at an unknown instruction."""
         data = _DATA.pack(number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
         accumulator, at = 0, 0
         saved: dict[int, int] = {}

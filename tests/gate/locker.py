@@ -1,12 +1,15 @@
-"""One process of a pod: does a line of standard input, and answers with a line. Argument: bytes of its area.
+"""A process of a pod that answers each line of standard input with a line.
 
-- `lock BYTES`: mlock of that many bytes from the end of what is locked; answers bytes locked and errno.
-- `unlock BYTES`: munlock of as many from that end.
-- `until BYTES`: locks page by page until so many are locked, or one is refused.
-- `again`: mlock of all that is locked already.
-- `call NAME ARGUMENTS...`: any other call of the C library with whole numbers; answers its result and errno.
-- `fork NUMBER`: so many children that each lock page by page until refused, one after the other's start; answers what they hold.
-- `python CODE`: runs it with these names; answers `result`.
+The argument is the size of its area in bytes.
+
+- `lock BYTES`: mlock of so many bytes after the locked ones; answers locked bytes and errno.
+- `unlock BYTES`: munlock of the last so many locked bytes.
+- `until BYTES`: locks page by page up to so many bytes, or until a call is denied.
+- `again`: mlock of all locked memory.
+- `call NAME ARGUMENTS...`: another call of the C library with integers; answers result and errno.
+- `fork NUMBER`: so many children, one after the other; each locks page by page until denied, and
+  answers its locked bytes.
+- `python CODE`: runs the code with these names; answers `result`.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
-"""Processes of one pod that lock and unlock at random for as long as they are let, and tell what they met: calls, and strange errors.
+"""Processes of a pod that lock and unlock at random and count calls and unexpected errors.
 
-Arguments: how many, and then seconds between two lines of output and between two calls; without these a line of standard input asks for
-each line, and there is no pause. An error is strange when it is not the kernel's own for a limit (ENOMEM, EAGAIN).
+Arguments: the number of processes, then the seconds between two lines of output and between two
+calls. With the number alone, each line of standard input asks for a line, and calls have no pause.
+An error is expected if the kernel has it for a limit (ENOMEM, EAGAIN).
 """
 
 import ctypes

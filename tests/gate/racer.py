@@ -1,8 +1,10 @@
-"""Processes of one pod that lock memory at the same moments, each keeping a book of its own; a round at each line of standard input.
+"""Processes of a pod that lock memory at the same moments, in rounds.
 
-Arguments: how many processes, and pages that each may want at most. Input: a seed. In a round each process unlocks some of what it holds,
-all wait for each other, and then each locks until not even one page is let through. Output: a JSON object per round, with what each holds
-in bytes, and every call: process, beginning and end (monotonic, in seconds), bytes, errno.
+Arguments: the number of processes, and the most pages of each. Each line of standard input is a
+seed and starts a round. In a round each process unlocks some of its memory and waits for the
+others. Then each process locks until not even one page is allowed. A round prints a JSON object
+with the locked bytes of each process, and with every call: process, start and end (monotonic, in
+seconds), bytes, errno.
 """
 
 import ctypes

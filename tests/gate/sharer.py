@@ -1,14 +1,17 @@
-"""Processes of one pod that map shared memory: a line of standard input is an order, and is answered with a line.
+"""Processes of a pod that map shared memory; each line of standard input is answered with a line.
 
-Argument: how many children. An order begins with the number of a child, or with 0 for this process; `each` is for all children, which do
-it at the same moment, and is answered with a list. What follows is Python, of which the value is the answer; a call answers with the
-address and 0, or with -1 and errno. The names are
+The argument is the number of children. An order begins with the number of a child, or with 0 for
+this process. `each` orders all children to do the same at one moment, and the answer is a list. The
+rest of an order is Python, and the answer is its value. A call answers with address and 0, or with
+-1 and errno. The names are
 
 - `opened(path)`: a descriptor, the same one for the same path,
 - `map(path, offset, size, more=0)`: mmap with MAP_SHARED and more flags,
-- `grow(address, old, new, more=1)`: mremap, `unmap(address, size)`, `attach(segment)`, `detach(address)`, `remap(address, size, page)`,
-- `fill(path, unit, most)`: maps one unit after the other, of a part of its own, until one is refused: how many were mapped, and errno,
-- `empty()`: unmaps all that `fill` has mapped.
+- `grow(address, old, new, more=1)`: mremap,
+- `unmap(address, size)`, `attach(segment)`, `detach(address)`, `remap(address, size, page)`,
+- `fill(path, unit, most)`: maps units in a range of its own until one is denied; answers their
+  number, and errno,
+- `empty()`: unmaps everything that `fill` has mapped.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Which limit answers a call: one that changes, several at once, scopes, Audit, 0, pods that are free or not known yet (P11 to P14)."""
+"""Which limit decides a call: changed ones, several, scopes, Audit, 0, unknown pods (P11-P14)."""
 
 import copy
 import errno
@@ -26,7 +26,10 @@ HALF = LIMIT // 2
 LATE_SECONDS = 30.0
 MAP_LOCKED = 0x2022
 REFUSED = errno.ENOMEM
-SOFT_RLIMIT = f"python result = libc.setrlimit({resource.RLIMIT_MEMLOCK}, (ctypes.c_ulong * 2)({{}}, {8 * MIB}))"
+SOFT_RLIMIT = (
+    f"python result = libc.setrlimit({resource.RLIMIT_MEMLOCK}, "
+    f"(ctypes.c_ulong * 2)({{}}, {8 * MIB}))"
+)
 
 
 def limit(name: str, amount: int, scope: str = "Pod", **more: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The gate holds whole pods exactly: what an outside reader sees, what is let through, and what is refused (P1, P5)."""
+"""The gate limits whole pods exactly, for an outside reader and for the callers (P1, P5)."""
 
 import errno
 import json
@@ -10,14 +10,14 @@ import pytest
 
 from gate_node.node import MIB, NOBODY, Node, Pod
 
-from .processes import PAGE, ask, start
+from .processes import PAGE, ask, calls_of, start
 
 LIMIT = MIB
 MCL_FUTURE = 2
 
 
 class Watch:
-    """Reads what the pod has locked, over and over, and keeps the most that two equal readings in a row showed."""
+    """Reads the locked bytes of a pod repeatedly, and keeps the most of two equal readings."""
 
     def __init__(self, pod: Pod) -> None:
         self.most = 0
@@ -50,7 +50,7 @@ class Watch:
 
 
 def open_status(pid: int, until: ExitStack) -> int:
-    """A descriptor of /proc/PID/status: to read it again is five times cheaper than to open it again."""
+    """Keep a descriptor of /proc/PID/status: reading again is five times cheaper than opening."""
     descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY)
     until.callback(os.close, descriptor)
     return descriptor
@@ -89,7 +89,10 @@ def test_racing_processes_get_the_limit_to_the_page_and_never_more(
 
 
 def assert_no_false_refusal(at_first: int, calls: list[tuple[int, float, float, int, int]]) -> None:
-    """A refused call did not fit beside what was locked at first and what had been asked for successfully by the time it was back."""
+    """Assert that no denied call would have fit.
+
+    It did not fit beside the bytes locked at first and those allowed before its return.
+    """
     taken = sorted((began, amount) for _, began, _, amount, error in calls if not error)
     for _, _, ended, amount, error in calls:
         if error:
@@ -116,8 +119,8 @@ def test_gate_killed_a_hundred_times_under_load_lets_no_pod_exceed_its_limit(nod
     loopers = start(pod, "looper.py", 4)
     with Watch(pod) as watch:
         for _ in range(100):
-            before = int(ask(loopers, "").split()[0])
-            node.until(lambda before=before: int(ask(loopers, "").split()[0]) > before + 20)  # type: ignore[misc]
+            before = calls_of(loopers)
+            node.until(lambda before=before: calls_of(loopers) > before + 20)  # type: ignore[misc]
             node.kill_gate()
     calls, *strange = ask(loopers, "").split()
     assert not strange

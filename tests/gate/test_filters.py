@@ -1,4 +1,4 @@
-"""The profiles in the kernel: what is sent to the gate, what is not, and that nothing gets around it (P1, P2, M8)."""
+"""The profiles in the kernel: which calls are sent to the gate, and no way around (P1, P2, M8)."""
 
 import ctypes
 import errno
@@ -108,7 +108,7 @@ def unsigned(arguments: Sequence[int]) -> tuple[int, ...]:
 
 
 class Outcome:
-    """What came of a filtered process: its wait status, what its work returned, and the calls that its listener got."""
+    """Outcome of a filtered process: wait status, result, and the calls of its listener."""
 
     def __init__(self, status: int, result: Any, calls: Sequence[Notification]) -> None:
         self.status, self.result, self.calls = status, result, calls
@@ -123,7 +123,7 @@ class Outcome:
 
 
 def filtered(profile: Mapping[str, Any], work: Callable[[], Any]) -> Outcome:
-    """Does the work in a process of its own under the profile, with a listener that lets everything through."""
+    """Run the work in a process under the profile, with a listener that allows every call."""
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:

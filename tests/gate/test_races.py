@@ -1,6 +1,7 @@
-"""Ways around the gate that need a race, a detail of the kernel, or a neighbour (P1, P5, H1); others are in test_ways_around.py.
+"""Ways around the gate by a race, a detail of the kernel, or a neighbour (P1, P5, H1).
 
-Each is really tried, in racing.c. A test passes where nothing is locked past the limit, or the pod is not called exact any more.
+Other ways are in test_ways_around.py. Each way is really tried, in racing.c. A test passes if
+nothing is locked above the limit, or if the pod is not reported exact any more.
 """
 
 import errno
@@ -177,13 +178,15 @@ def test_call_that_fails_after_it_has_locked_is_counted(pod: Pod, spoil: str) ->
 def test_root_in_its_own_user_namespace_is_limited(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
     steps = (
-        "libc.prctl(4, 1)  # PR_SET_DUMPABLE: its own files in /proc are root's since it changed its user",
+        # PR_SET_DUMPABLE: its own files in /proc belong to root since it changed its user
+        "libc.prctl(4, 1)",
         "result = libc.unshare(0x10000000)  # CLONE_NEWUSER",
         "open('/proc/self/setgroups', 'w').write('deny')",
         "open('/proc/self/gid_map', 'w').write('0 65534 1')",
         "open('/proc/self/uid_map', 'w').write('0 65534 1')",
         "import os; os.setresgid(0, 0, 0); os.setresuid(0, 0, 0)",
-        "result = os.getuid(), [line.split()[1] for line in open('/proc/self/status') if 'CapEff' in line][0]",
+        "status = open('/proc/self/status')",
+        "result = os.getuid(), [line.split()[1] for line in status if 'CapEff' in line][0]",
     )
     for step in steps:
         answer_text = ask(locker, f"python {step}")
@@ -319,7 +322,8 @@ def test_address_space_of_two_processes_counts_once_while_it_changes(pod: Pod, r
     half, third = LIMIT // PAGE // 2 * PAGE, LIMIT // PAGE // 3 * PAGE
     assert answer(run(pod, "toggles_with_a_child", half)) == (half, 0)
     locker = start(pod, "locker.py", LIMIT)
-    tries = f"[call('mlock', area, {third})[1] or call('munlock', area, {third})[1] for _ in range(400)]"
+    once = f"call('mlock', area, {third})[1] or call('munlock', area, {third})[1]"
+    tries = f"[{once} for _ in range(400)]"
     assert ask(locker, f"python result = sum(map(bool, {tries}))") == "0", "refused though it fits"
 
 
@@ -340,7 +344,7 @@ def test_repeatedly_frozen_processes_do_not_exceed_the_limit(pod: Pod, run: Run)
 
 @contextmanager
 def frozen(pod: Pod) -> Iterator[Callable[[bool], None]]:
-    """Freezes and thaws what runs in the pod now, by a cgroup of its own in whichever hierarchy can."""
+    """Freeze and thaw the processes of the pod, by a cgroup in whichever hierarchy can."""
     unified = CGROUP if (CGROUP / "cgroup.procs").exists() else CGROUP / "unified"
     directory = unified / f"pinwarden-test-{uuid.uuid4().hex[:8]}"
     if process_hierarchy(CGROUP) == unified:

@@ -109,7 +109,7 @@ def segment(size: int) -> Iterator[int]:
 
 
 def of_segments(sizes: dict[int, int], space: int) -> ObjectSet:
-    """What the accountant tells of System V segments in an IPC namespace, by id, with their bytes."""
+    """Report System V segments of an IPC namespace, by id, with their bytes."""
     found = {ObjectId(sysvshm.device(), each, space): size for each, size in sizes.items()}
     return ObjectSet(objects=frozenset(found), sizes=frozenset(found.items()))
 
@@ -165,7 +165,8 @@ def test_mapping_outside_all_groups_is_allowed(node: Node, shared: Shared, tmp_p
     configure(node, group(), listed=[pod])
     assert maps(process, private, 0, PAGE) == NONE
     assert maps(process, shared.file, 0, PAGE) == NO
-    memfd = "call('mmap', 0, 4096, 3, 1, os.ftruncate(globals().setdefault('m', os.memfd_create('m')), 4096) or m, 0)"
+    created = "globals().setdefault('m', os.memfd_create('m'))"
+    memfd = f"call('mmap', 0, 4096, 3, 1, os.ftruncate({created}, 4096) or m, 0)"
     assert do(process, memfd)[1] == NONE
     assert do(process, "call('mmap', 0, 4096, 3, 1, 99, 0)") == (-1, errno.EBADF)
     assert do(process, "call('mmap', 0, 4096, 3, 1, -1, 0)") == (-1, errno.EBADF)
@@ -558,7 +559,7 @@ def test_repeatedly_killed_gate_lets_no_member_exceed_its_limit(node: Node, shar
 
 @pytest.mark.rule("H1", level="Converge")
 def test_mapping_without_a_notification_counts_afterwards(node: Node, shared: Shared) -> None:
-    """MAP_PRIVATE, and another file in the place of the one that was looked at: sampling sees them, and so does the next call."""
+    """Sampling and the next call see MAP_PRIVATE, and a file that replaced the checked one."""
     pod, other = node.pod(), node.pod()
     node.share({GROUP: shared.extent})
     configure(node, group(limit=LIMIT, pods=[pod]), listed=[pod, other])
@@ -596,7 +597,8 @@ def test_threads_user_namespaces_and_opening_it_again_change_nothing(
     configure(node, group(), listed=[pod])
     process = sharer(pod)
     asked = f"map({str(shared.file)!r}, 0, {PAGE})"
-    in_thread = f"(t := threading.Thread(target=lambda: globals().update(r={asked})), t.start(), t.join()) and r"
+    thread = f"threading.Thread(target=lambda: globals().update(r={asked}))"
+    in_thread = f"(t := {thread}, t.start(), t.join()) and r"
     assert do(process, in_thread) == (-1, NO)
     again = f"os.open('/proc/self/fd/' + str(opened({str(shared.file)!r})), os.O_RDWR)"
     assert do(process, f"call('mmap', 0, {PAGE}, 3, 1, {again}, 0)") == (-1, NO)

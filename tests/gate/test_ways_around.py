@@ -1,7 +1,7 @@
-"""Ways around the gate, each really tried, and what it achieves: nothing, or a pod that is loosened and says so (P1, H1).
+"""Ways around the gate: each achieves nothing, or makes the pod inexact and is reported (P1, H1).
 
-Calls in another architecture's way (32-bit, x32) and with garbage in the upper halves of registers are in test_filters.py; processes that
-race, and a gate that is killed, in test_exactness.py.
+Calls of another architecture (32-bit, x32), and garbage in the upper halves of registers, are in
+test_filters.py. Racing processes and a killed gate are in test_exactness.py.
 """
 
 import errno
@@ -71,7 +71,10 @@ def test_another_user_and_a_user_namespace_of_its_own_change_nothing(pod: Pod) -
 @pytest.mark.rule("P1", level="Deny")
 def test_every_capability_and_a_raised_rlimit_change_nothing(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT, user=0)
-    raised = "import resource as r; r.setrlimit(r.RLIMIT_MEMLOCK, (r.getrlimit(r.RLIMIT_MEMLOCK)[1],) * 2)"
+    raised = (
+        "import resource as r; "
+        "r.setrlimit(r.RLIMIT_MEMLOCK, (r.getrlimit(r.RLIMIT_MEMLOCK)[1],) * 2)"
+    )
     ask(locker, f"python {raised}")
     assert ask(locker, f"until {2 * LIMIT}") == f"{LIMIT} {errno.ENOMEM}"
 
@@ -165,7 +168,10 @@ def test_locked_mapping_does_not_grow_past_the_limit(pod: Pod) -> None:
 @pytest.mark.rule("P1", level="Deny")
 def test_shared_mapping_that_is_doubled_counts_twice(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
-    shared = f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); result = m"
+    shared = (
+        f"python m = libc.mmap(None, ctypes.c_size_t({LIMIT}), 3, 0x21, -1, ctypes.c_long(0)); "
+        "result = m"
+    )
     address = ask(locker, shared)
     assert ask(locker, f"call mlock {address} {LIMIT * 3 // 4}") == "0 0"
     assert ask(locker, f"call mremap {address} 0 {LIMIT // 2} 1").split() == [
@@ -253,7 +259,10 @@ def test_filter_of_its_own_harms_itself_alone(
 @pytest.mark.rule("P1", level="Deny")
 def test_no_process_of_the_pod_can_get_the_listener(node: Node, pod: Pod) -> None:
     locker = start(pod, "locker.py", LIMIT)
-    own = "import os; result = [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]"
+    own = (
+        "import os; "
+        "result = [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]"
+    )
     assert "seccomp" not in ask(locker, f"python {own}")
     for process in (node.gate, node.holder):
         ask(locker, f"python handle = libc.syscall(434, {process.pid}, 0); result = handle")
@@ -265,7 +274,8 @@ def test_no_process_of_the_pod_can_get_the_listener(node: Node, pod: Pod) -> Non
 @pytest.mark.rule("P1", "P5", level="Deny")
 def test_reused_thread_ids_confuse_no_amount(pod: Pod) -> None:
     locker = start(pod, "locker.py", 2 * LIMIT)
-    short = f"import os; [os.waitpid(p, 0) for p in [os.fork() or (call('mlock', area, {8 * PAGE}), os._exit(0)) for _ in range(300)]]"
+    child = f"os.fork() or (call('mlock', area, {8 * PAGE}), os._exit(0))"
+    short = f"import os; [os.waitpid(p, 0) for p in [{child} for _ in range(300)]]"
     ask(locker, f"python {short}")
     fills_up(pod, locker)
 
@@ -278,8 +288,16 @@ def test_reused_thread_ids_confuse_no_amount(pod: Pod) -> None:
         ("call('mlock', stack(), 1)", "stack", "mlock"),
         ("call('mmap', 0, 4096, 3, 0x122, -1, 0)", "stack", "mmap(MAP_GROWSDOWN)"),
         ("call('syscall', 447, 0)", "memfd_secret", "memfd_secret"),
-        ("call('shmctl', call('shmget', 0, 4096, 0o1600)[0], 11, 0)", "SHM_LOCK", "shmctl(SHM_LOCK)"),
-        ("call('syscall', 427, -1, 0, area, 1)", "io_uring", "io_uring_register(IORING_REGISTER_BUFFERS)"),
+        (
+            "call('shmctl', call('shmget', 0, 4096, 0o1600)[0], 11, 0)",
+            "SHM_LOCK",
+            "shmctl(SHM_LOCK)",
+        ),
+        (
+            "call('syscall', 427, -1, 0, area, 1)",
+            "io_uring",
+            "io_uring_register(IORING_REGISTER_BUFFERS)",
+        ),
         ("call('syscall', 427, -1, 34, area, 1)", "io_uring", "io_uring_register(34)"),
         ("call('ioctl', 0, 0x3b71, area)", "Vfio", "ioctl(VFIO_IOMMU_MAP_DMA)"),
         ("call('ioctl', 0, 0xc0181b01, area)", "RDMA", "ioctl(0xc0181b01)"),

@@ -1,6 +1,7 @@
-"""The image is the same wherever it is built, and has in it what runs and no more.
+"""The image is the same wherever it is built, and contains only what pinwarden needs.
 
-What runs in it is run: unpacked, in a root of its own, as the user that it names, with nothing of this machine but /proc.
+The programs of the image run unpacked, in a root of their own, as the image's user. Of this machine
+they see only /proc.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ print(os.getuid(), os.getgid(), writable, sys.getfilesystemencoding(), "OK")
 THREADS_AND_NAMES = """
 import ctypes, socket, threading
 print(socket.gethostbyname("localhost"))
-# A thread that is ended by pthread_exit, as Python ends daemon threads: glibc looks for libgcc_s then.
+# A thread ends by pthread_exit, as daemon threads of Python do: glibc then loads libgcc_s.
 thread = threading.Thread(target=lambda: ctypes.CDLL(None).pthread_exit(None), daemon=True)
 thread.start()
 thread.join(1)
@@ -66,7 +67,7 @@ print("ended")
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two archives: of two copies of the source, in folders of other names, built at the same time in stores of their own."""
+    """Two archives, built at once from copies of the source, in different folders and stores."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "another")]
     first = folders[0] / "source"
     for name in ("operator", *image.FILES, "requirements-dev.lock"):
@@ -103,7 +104,7 @@ def root(built: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 
 def run(root: Path, built: Image, *argv: str) -> str:
-    """Run a program in a read-only root, with the image's user and environment and no other, and return what it prints."""
+    """Run a program in a read-only root as the image's user, and return its output."""
     inside = [str(root), built.config["config"]["User"], *argv]
     environment = dict(each.split("=", 1) for each in built.config["config"]["Env"])
     done = subprocess.run(

@@ -30,10 +30,11 @@ KEY = 0x50770100
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of object. `make` makes one in a process and gives a handle; `map` has a process map all of it and touch so many pages.
+    """A kind of object.
 
-    `page` is the size of a page of it in bytes; with `whole` all of it is there from the start, and `reserves` says that a mapping takes
-    all of it. `remove` takes it away.
+    `make` makes an object in a process and returns a handle. `map` maps it in a process and touches
+    so many pages of `page` bytes. `remove` removes it. An object is `whole` from the start, or a
+    mapping `reserves` all of it, or its touched pages count.
     """
 
     backing: dict[str, Any]

@@ -1,7 +1,8 @@
-"""A process that maps shared memory at random when its standard input says so; started by test_borrow.py.
+"""A process that maps shared memory at random on request; started by test_borrow.py.
 
-Argument: the objects as JSON, a list of [path, or number of a System V segment, size, its pages' size, whether MAP_PRIVATE is tried]. Each
-line on standard input is a seed and a number of operations; after these it prints `done` and stands still, and so do its children.
+The argument is a JSON list of objects: path or number of a System V segment, size, page size, and
+whether MAP_PRIVATE is tried. Each line of standard input is a seed and a number of operations.
+After them the process prints `done`, and it stands still with its children.
 """
 
 import ctypes
@@ -66,7 +67,7 @@ def map_some() -> None:
 
 
 def touch(area: Area) -> None:
-    """Reads or writes none of it, some pages, each n-th, or all, but nothing past the object's end."""
+    """Read or write no page, some pages, each n-th, or all, but none past the object's end."""
     steps: Sequence[int] = range(0, min(area.length, area.object.size - area.offset), PAGE)
     which = choose.random()
     if which < 0.5:

@@ -1,4 +1,4 @@
-"""Pods' cgroups named as the kubelet names them, real processes in them, and an engine over both."""
+"""Cgroups of pods named as by the kubelet, real processes in them, and a reconciler over both."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ class Worker:
         (cgroup / "cgroup.procs").write_text(str(self.pid))
 
     def lock(self, most: int) -> tuple[int, int]:
-        """Lock page by page until `most` bytes are locked or the kernel refuses: bytes locked and errno."""
+        """Lock pages up to `most` bytes or a denial; return the locked bytes and errno."""
         self.begin(most)
         return self.result()
 
@@ -151,7 +151,7 @@ class Node:
         self.until(lambda: self.reconciler.report().observed_generation == self._generation)
 
     def take(self, limits: list[dict[str, Any]], pods: list[dict[str, Any]]) -> None:
-        """What an agent does with a spec of its NodePinConfig, from watching it to having it on disk and in force."""
+        """Handle a spec as the agent does: retain, write to disk, and bring into force."""
         self._generation += 1
         limits = [{"name": "l", "uid": "uid-l", "scope": "Pod", **one} for one in limits]
         new = Configuration.parse({"limits": limits, "pods": pods}, "uid", self._generation)

@@ -1,7 +1,8 @@
-"""A process that makes, maps and lets go of shared memory when its standard input tells it to; started by test_shared.py.
+"""A process that creates, maps and unmaps shared memory on request; started by test_shared.py.
 
-Each line is a Python expression over the functions below; the answer is its value, or `OSError <number>`. With the argument `apart` it has
-an IPC namespace and a /dev/shm of its own, as a pod has. With `volume=FOLDER` that folder is at its /dev/shm, as a volume would be.
+Each line is a Python expression over the functions below. The answer is its value, or `OSError
+<number>`. With the argument `apart` the process has its own IPC namespace and /dev/shm, as a pod
+has. With `volume=FOLDER` that folder is at its /dev/shm, as a volume would be.
 """
 
 import ctypes
@@ -78,7 +79,10 @@ def udmabuf(size: int) -> int:
 
 
 def mapped(file: int, size: int, start: int = 0) -> int:
-    """Map, at `start` where that is not 0; the address. (Python's own mmap would keep a descriptor of the file, which is a use too.)"""
+    """Map, at `start` unless 0, and return the address.
+
+    Python's own mmap would keep a descriptor of the file, which counts as a use too.
+    """
     flags = mmap.MAP_SHARED | (MAP_FIXED_NOREPLACE if start else 0)
     address = checked(libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, 0))
     sizes[address] = size

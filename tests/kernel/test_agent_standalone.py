@@ -1,4 +1,4 @@
-"""The agent's process on a real kernel, without Kubernetes: from a file that a person writes to a refused mlock and back.
+"""The agent's process on a real kernel, without Kubernetes: from a local file to a denied mlock.
 
 Runs inside the guest (`make test-kernel`). The agent has CAP_SYS_RESOURCE alone, as in the chart.
 """
@@ -93,7 +93,8 @@ class Host:
         """Replaces the file in one step."""
         beside = self.config.with_suffix(".new")
         beside.write_text(
-            f"limits: [{{name: vms, limit: {amount}, cgroupPattern: pinwarden-test.slice/*.scope}}]\n"
+            f"limits: [{{name: vms, limit: {amount}, "
+            "cgroupPattern: pinwarden-test.slice/*.scope}]\n"
         )
         beside.replace(self.config)
 

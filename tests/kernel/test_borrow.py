@@ -1,6 +1,7 @@
-"""What pods borrow, to the page, against a computation that shares nothing with it: page frames and plain sets of pages.
+"""Borrows of pods, to the page, compared with page frame numbers and plain sets of pages.
 
-Runs inside the guest (`make test-kernel`), or on any machine as root with cgroup v2 and CAP_SYS_ADMIN, which shows frame numbers.
+The comparison shares no code with the accountant. Runs inside the guest (`make test-kernel`), or on
+any machine as root with cgroup v2 and CAP_SYS_ADMIN, which shows frame numbers.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -184,13 +186,13 @@ class Place:
         for number in self._segments:
             libc.shmctl(number, 0, None)
         for mount in self._mounts:
-            until(lambda mount=mount: libc.umount2(os.fsencode(mount), 0) == 0)  # type: ignore[misc]
+            until(partial(_unmounted, mount))
         for path, _, _ in os.walk(self.root, topdown=False):
-            until(lambda path=path: removed(path))  # type: ignore[misc]
+            until(partial(removed, path))
 
 
 class Child:
-    """A fork of the test in a pod, that does something each time it is told: `steps` of a generator."""
+    """A fork of the test in a pod that runs a step of a generator at each order."""
 
     def __init__(self, cgroup: Path, does: Callable[[], object]) -> None:
         orders, self._order = os.pipe()
@@ -223,6 +225,10 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def _unmounted(path: Path) -> bool:
+    return bool(libc.umount2(os.fsencode(path), 0) == 0)
 
 
 def removed(path: str) -> bool:
@@ -312,9 +318,10 @@ def sampled(
 
 
 def check(place: Place, what: str, borrows: BorrowSampler) -> int:
-    """Both ways of reading page tables, and `borrows` as it goes on, against the truth; again if the kernel interfered.
+    """Compare both ways of reading page tables, and `borrows`, with the truth.
 
-    How many pods that one did not walk again, because nothing ran in them and no page of an object was freed.
+    Repeat if the kernel interfered. Return how many pods `borrows` did not walk again, because no
+    process ran in them and no page of an object was freed.
     """
     for _ in range(10):
         before = kernel_moves()
@@ -456,7 +463,7 @@ def test_mapping_of_fifty_processes_of_a_pod_counts_once(place: Place) -> None:
 
 @pytest.mark.rule("M5", "M6")
 def test_borrow_changes_only_by_the_pods_own_actions(place: Place) -> None:
-    """Also with a sample that walks only what can have changed, and pages that others come to hold."""
+    """Also compare a sample that walks only possible changes, and pages that others got."""
     one = place.memfd("memfd", MIB)
     file = os.open(str(one.path), os.O_RDWR)
 

@@ -1,4 +1,4 @@
-"""Accountant and seccomp gate together on a real kernel: who is no member, and what passes a limit, is refused (M2, M8)."""
+"""Accountant and gate: strangers, and mappings above a limit, are really denied (M2, M8)."""
 
 import errno
 import sys
@@ -47,7 +47,7 @@ def gated(tmp_path: Path) -> Iterator[Node]:
 
 
 def look(node: Node, accountant: Accountant) -> None:
-    """A round of the accountant, which the gate takes into account with its next configuration at the latest."""
+    """Run a round of the accountant; the gate has the result by its next configuration."""
     accountant.tick()
     save(node.run_dir / NAME, accountant.status)
 

@@ -1,4 +1,4 @@
-"""Who is charged for what, and how much, on a real kernel: the counters that the ledger reads mean what the rules say.
+"""Which process is charged, and how much, on a real kernel: the counters mean what the rules say.
 
 Runs inside the guest (`make test-kernel`), as root with every capability.
 """

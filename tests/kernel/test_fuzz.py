@@ -1,6 +1,6 @@
-"""A short run of the node's fuzzer; the long one is `bench/fuzz.py node`. A failure prints the seed, which makes the run again.
+"""A short run of the node's fuzzer; `bench/fuzz.py node` is the long one.
 
-Runs inside the guest (`make test-kernel`).
+A failure prints the seed, which repeats the run. Runs inside the guest (`make test-kernel`).
 """
 
 import os

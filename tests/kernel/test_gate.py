@@ -1,4 +1,4 @@
-"""Seccomp gate and agent together on a real kernel: who is held exactly may have the whole limit, and says Deny (P1, P14, H1)."""
+"""Gate and agent: an exact pod on a real kernel gets its whole limit, at Deny (P1, P14, H1)."""
 
 import errno
 import time

@@ -1,4 +1,4 @@
-"""What the kernel counts of io_uring, and for whom: facts that docs/how-to/io-uring-databases.md states.
+"""How the kernel counts io_uring, and per which user: facts of docs/how-to/io-uring-databases.md.
 
 Runs inside the guest (`make test-kernel`), as root with every capability.
 """
@@ -25,7 +25,7 @@ class Iovec(ctypes.Structure):
 
 
 def register(most: int, size: int) -> int:
-    """How many buffers of this size could be registered, each with a ring of its own; without a size, how many rings."""
+    """Register buffers of this size, each with a ring, or only rings; return their number."""
     kept = []
     for _ in range(most):
         params = (ctypes.c_uint8 * 120)()
@@ -49,7 +49,7 @@ Start = Callable[..., tuple[int, int]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts processes that hold what they got: `start(uid, most, size)` gives the pid and the count."""
+    """Start processes that keep their buffers: `start(uid, most, size)` gives pid and count."""
     with ExitStack() as stack:
 
         def run(uid: int, most: int, size: int, *, namespace: bool = False) -> tuple[int, int]:

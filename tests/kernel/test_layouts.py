@@ -1,9 +1,13 @@
-"""The processes of each runtime's layout of cgroups are found and held, or the pod is at Observe and says where to look (H1).
+"""Processes in each runtime's layout of cgroups are limited, or the pod is at Observe (H1).
 
-The names are those that runtimes give, as public reports show them:
-https://github.com/cri-o/cri-o/issues/842 (drivers and names), https://github.com/kinvolk/traceloop/pull/34 (cri-dockerd),
-https://github.com/kubernetes/kubernetes/issues/106514 and https://github.com/Mirantis/cri-dockerd/issues/101 (a runtime with another
-driver than the kubelet), https://github.com/cri-o/cri-o/issues/5860 (no sandbox process).
+The names are those of real runtimes, from public reports:
+
+- drivers and names: https://github.com/cri-o/cri-o/issues/842
+- cri-dockerd: https://github.com/kinvolk/traceloop/pull/34
+- a runtime with another driver than the kubelet:
+  https://github.com/kubernetes/kubernetes/issues/106514,
+  https://github.com/Mirantis/cri-dockerd/issues/101
+- no sandbox process: https://github.com/cri-o/cri-o/issues/5860
 """
 
 import errno
@@ -63,7 +67,7 @@ UNKNOWN = {
 
 
 class Pod:
-    """A pod in a layout: its cgroup as the kubelet makes it, and the cgroups of two containers as the runtime makes them."""
+    """A pod in a layout: its cgroup as of the kubelet, two containers as of the runtime."""
 
     def __init__(self, hierarchy: Path, layout: tuple[str, str]) -> None:
         self._hierarchy = hierarchy
@@ -85,7 +89,7 @@ class Pod:
 
 @pytest.fixture(params=["v2", "v1"])
 def hierarchy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """The hierarchy of processes: that of v2, or of a node with cgroup v1, where it is one of several."""
+    """Return the hierarchy of processes: v2, or one of several on a node with cgroup v1."""
     if request.param == "v2":
         yield CGROUP
         return

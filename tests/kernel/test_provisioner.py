@@ -1,4 +1,7 @@
-"""Objects that pinwarden makes and takes away, by a process that dies at any line of it: the next one does the rest (M9, M10, H3)."""
+"""Objects are created and removed by a process that may die at any line of it (M9, M10, H3).
+
+The next process completes the work.
+"""
 
 import errno
 import os
@@ -35,9 +38,9 @@ MOUNT = f"{PREFIX}/cut/g"
 
 
 def dies(line: int, work: Callable[[], None]) -> bool:
-    """Return whether the process of this work died at this line of the provisioner, with its children.
+    """Kill a process and its children at this line of the provisioner; return whether it died.
 
-    Otherwise the work came to its end before this line.
+    Otherwise the work was complete before this line.
     """
     child = os.fork()
     if child == 0:
@@ -87,7 +90,7 @@ def asked(request: pytest.FixtureRequest) -> NodeGroup:
 
 
 def released(maker: Provisioner, asked: NodeGroup) -> bool:
-    """Take everything of a group away, as a round of the accountant does; False while some of it is busy."""
+    """Remove everything of a group, as a round of the accountant does; False while busy."""
     try:
         maker.release(asked, known=True)
     except OSError as error:

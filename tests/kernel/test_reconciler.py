@@ -1,4 +1,4 @@
-"""The engine on a real kernel: real cgroups named as the kubelet names them, and processes in them that really lock memory.
+"""The reconciler on a real kernel: cgroups named as by the kubelet, and processes that lock memory.
 
 Runs inside the guest (`make test-kernel`), as root with every capability.
 """
@@ -128,7 +128,7 @@ def test_limits_outlive_a_restart_and_the_next_reconciler_restores(node: Node) -
 
 @pytest.mark.rule("H3", level="Converge")
 def test_limit_stays_on_a_vanished_pod_until_it_is_deleted(node: Node) -> None:
-    """Deleting a pod by force makes the API server forget it: https://github.com/kubernetes/kubernetes/issues/51835."""
+    """See https://github.com/kubernetes/kubernetes/issues/51835: a forced deletion."""
     uid = node.pod()
     worker = node.hire(uid)
     node.take([{"limit": 2 * MIB}], [{"uid": uid, "limits": ["l"]}])

@@ -1,7 +1,7 @@
-"""The allocate and the rlimit gate on a real kernel: processes that really lock memory, and are really refused.
+"""Allocations and the rlimit gate on a real kernel: processes lock memory and are denied.
 
-Runs inside the guest (`make test-kernel`), as root with every capability. The workers lock one page at a time until the kernel
-refuses, then say how much they hold and which error they got.
+Runs inside the guest (`make test-kernel`), as root with every capability. The workers lock one page
+at a time until the kernel denies a call. Then they print their locked bytes and the error.
 """
 
 import errno
@@ -65,7 +65,7 @@ class Worker:
         self.lock(0)
 
     def lock(self, most: int) -> tuple[int, int]:
-        """Lock page by page until `most` bytes are locked or the kernel refuses: bytes locked and errno."""
+        """Lock pages up to `most` bytes or a denial; return the locked bytes and errno."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(most, file=self._process.stdin, flush=True)

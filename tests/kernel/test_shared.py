@@ -380,7 +380,10 @@ def test_system_v_shared_memory(shares: SharedNode, where: str) -> None:
 def test_segments_by_hexadecimal_text_by_range_and_all(
     shares: SharedNode, key: str, objects: int, pages: int | None
 ) -> None:
-    """https://github.com/ManageIQ/manageiq-pods/pull/974: random keys. The node's own segments are never a pod's."""
+    """See https://github.com/ManageIQ/manageiq-pods/pull/974: random keys.
+
+    The node's own segments never count as a pod's.
+    """
     pod, a = shares.pod("apart")
     outside, b = shares.pod()
     shares.configure(group({"sysvShm": {"key": key}}, pod, outside))

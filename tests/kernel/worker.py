@@ -1,7 +1,8 @@
-"""A process that locks and pins memory when its standard input tells it to; started by nodes.py.
+"""A process that locks and pins memory on request; started by nodes.py.
 
-Arguments: the user that it becomes (0 stays root with every capability), the file whose pages it maps ("-" for pages of its own), and
-anything third to serve in a second thread, so that the first can leave.
+Arguments: the user that the process becomes (0 stays root with every capability), and the file
+whose pages it maps (`-` for anonymous pages). With a third argument a second thread serves the
+requests, so that the first one can end.
 """
 
 import ctypes

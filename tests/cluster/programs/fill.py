@@ -1,4 +1,7 @@
-"""Fill /dev/shm up to so many MiB, a file of 1 MiB at a time; the container's memory limit ends it before it is done."""
+"""Fill /dev/shm up to so many MiB, a file of 1 MiB at a time.
+
+The container's memory limit ends the process before it is done.
+"""
 
 import os
 import sys

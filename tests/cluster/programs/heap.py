@@ -1,7 +1,8 @@
-"""Lock memory as a JVM does: reserve address space, commit a heap of it, and call mlockall(MCL_CURRENT).
+"""Lock memory as a JVM does: reserve address space, commit a heap, and call mlockall(MCL_CURRENT).
 
-usage: heap.py HEAP_MEBIBYTES RESERVED_MEBIBYTES [wait]   (wait: until RLIMIT_MEMLOCK is above the reserved space)
-The kernel compares the whole address space with RLIMIT_MEMLOCK.
+Usage: heap.py HEAP_MEBIBYTES RESERVED_MEBIBYTES [wait]. With `wait` the process waits until
+RLIMIT_MEMLOCK is above the reserved space. The kernel compares the whole address space with
+RLIMIT_MEMLOCK.
 """
 
 import ctypes

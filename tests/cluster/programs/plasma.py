@@ -1,6 +1,6 @@
-"""Take shared memory as object stores do: made in /dev/shm, unlinked at once, mapped and written by two processes.
+"""Take shared memory as object stores do: created in /dev/shm, unlinked, mapped by two processes.
 
-usage: plasma.py MEBIBYTES [keep]   (keep: do not unlink)
+Usage: plasma.py MEBIBYTES [keep]. With `keep` the file stays linked.
 """
 
 import mmap

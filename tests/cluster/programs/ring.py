@@ -1,4 +1,7 @@
-"""Register buffers of 1 MiB with io_uring until the kernel refuses, and keep them. usage: ring.py BUFFERS"""
+"""Register buffers of 1 MiB with io_uring until the kernel denies a call, and keep them.
+
+Usage: ring.py BUFFERS
+"""
 
 import ctypes
 import mmap

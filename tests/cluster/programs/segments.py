@@ -1,4 +1,7 @@
-"""Make System V segments as a database does: one with a fixed key, three with random keys, and one without a key; 11 MiB."""
+"""Create System V segments as a database does, 11 MiB in all.
+
+One segment has a fixed key, three have random keys, and one has no key.
+"""
 
 import ctypes
 import os
