@@ -37,7 +37,8 @@ SysvKey = Annotated[
                 cel(
                     f"type(self) == int ? self >= 1 && self <= {MAX_KEY} : self == '*' || "
                     f"self.matches(r'^{_KEY}(-{_KEY})?$')",
-                    f"must be a key from 1 to {MAX_KEY:#x}, two keys with '-' between them, or '*'",
+                    f"must be a decimal or hexadecimal key from 1 to {MAX_KEY:#x}, "
+                    "two keys with '-' between them, or '*'",
                 )
             ],
         }
