@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 def node(inputs: int, seed: int) -> Tally:
     """Agent, gate, accountant and holder under so many inputs."""
-    from fuzzing.node import FuzzError, Node
+    from fuzzing.checked_node import FuzzError
+    from fuzzing.node import Node
 
     with tempfile.TemporaryDirectory() as folder:
         running = Node(Path(folder), seed)

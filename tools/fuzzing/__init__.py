@@ -1,15 +1,16 @@
-"""Input that nobody foresaw, and what must hold all the same: no process ends, no limit is lost, nothing bad goes unnamed.
+"""Unexpected input: no process may end, no limit may be lost, and each bad input must be named.
 
-| module | what it holds |
+| module | content |
 | --- | --- |
-| `text` | names: bytes and characters as programs, users and objects may choose them |
+| `text` | names: bytes and characters that programs, users and objects may choose |
 | `schemas` | values within an OpenAPI schema of a CRD, mostly at its edges |
-| `damage` | files that are torn, empty, of other types or versions |
-| `tally` | what was sent, what was found |
-| `node` | agent, gate, accountant and holder as real processes, fed in batches; `hostile` is the program in the pod |
-| `server` | the operator as a real process on a real API server, fed with objects that the server accepts |
+| `damage` | files that are torn, empty, or of other types or versions |
+| `tally` | counts of inputs and findings |
+| `node` | inputs for the processes of a node in batches; `hostile` is the program in a pod |
+| `checked_node` | agent, gate, accountant and holder as real processes, and their check |
+| `server` | objects for the operator, a real process on a real API server |
 
-Mutators are functions of a `random.Random`, so that a seed makes a run again, up to what processes do at the same time. They are written
-here and not taken from hypothesis-jsonschema: a run sends what it made to processes that live on, so there is nothing to shrink, and the
-schemas are the structural ones of Kubernetes, which that library does not know.
+Mutators are functions of a `random.Random`, so a seed repeats a run, except for races of processes.
+hypothesis-jsonschema does not fit: the processes live on, so a run cannot shrink, and the library
+does not know the structural schemas of Kubernetes.
 """

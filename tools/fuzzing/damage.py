@@ -1,4 +1,4 @@
-"""Files that somebody tore, emptied, or wrote for another version."""
+"""Damaged files: torn, empty, or of another version."""
 
 import json
 import random
@@ -11,7 +11,7 @@ _DEPTH = 100_000
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
-    """Bytes that were these once, or never."""
+    """Return the data after damage, or unrelated bytes."""
     match rng.randrange(8):
         case 0:
             return b""
@@ -40,7 +40,7 @@ def _parsed(data: bytes) -> Any:
 
 
 def altered(rng: random.Random, value: Any) -> Any:
-    """The value with one part of it of another type, missing, or doubled."""
+    """Return the value with one part replaced, missing or doubled."""
     if isinstance(value, Mapping) and value and rng.random() < 0.8:
         key = rng.choice(sorted(value))
         if rng.random() < 0.1:
@@ -53,7 +53,7 @@ def altered(rng: random.Random, value: Any) -> Any:
 
 
 def strange(rng: random.Random) -> Any:
-    """A value of any type."""
+    """Return a value of any type."""
     return rng.choice(
         [
             None,

@@ -1,10 +1,13 @@
-"""A program in a pod that does as it is told, and keeps no more than its last few objects. One order a line, one answer a line.
+"""A program in a pod that follows orders, one a line, and answers each with a line.
 
-- `lock BYTES`: lock page by page up to so many; answers the bytes held and errno. `unlock` lets all go.
-- `comm HEX`, `memfd HEX`, `shm HEX`, `exe HEX`: bear these bytes as name: of itself, of a mapped memfd, of an object in /dev/shm, of the
-  file that a child executes, which is deleted then.
-- `leave`: have a child whose first thread ends while another goes on.
-- `call NUMBER ARGUMENT...`: a system call, made by a child that ends after it.
+- `lock BYTES`: lock page by page up to this amount; the answer is the locked bytes and `errno`.
+- `unlock`: unlock all.
+- `comm HEX`, `memfd HEX`, `shm HEX`, `exe HEX`: use these bytes as a name: of the process, of a
+  mapped memfd, of an object in /dev/shm, or of a deleted file that a child executes.
+- `leave`: start a child whose first thread ends while another thread continues.
+- `call NUMBER ARGUMENT...`: have a child make a system call and end.
+
+The program keeps only its last few objects.
 """
 
 import ctypes
@@ -32,29 +35,29 @@ class Program:
     def __init__(self) -> None:
         self._area = mmap.mmap(-1, _SIZE)
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._area))
-        self._held = 0
+        self._locked = 0
         self._objects: deque[Callable[[], None]] = deque()
 
     def lock(self, most: int) -> str:
-        """Bytes held, and errno."""
+        """Return the locked bytes and `errno`."""
         error = 0
-        while self._held < most and not error:
+        while self._locked < most and not error:
             if _libc.mlock(
-                ctypes.c_void_p(self._start + self._held), ctypes.c_size_t(mmap.PAGESIZE)
+                ctypes.c_void_p(self._start + self._locked), ctypes.c_size_t(mmap.PAGESIZE)
             ):
                 error = ctypes.get_errno()
             else:
-                self._held += mmap.PAGESIZE
-        return f"{self._held} {error}"
+                self._locked += mmap.PAGESIZE
+        return f"{self._locked} {error}"
 
     def unlock(self) -> str:
-        """Let all go."""
+        """Unlock all."""
         _libc.munlock(ctypes.c_void_p(self._start), ctypes.c_size_t(_SIZE))
-        self._held = 0
+        self._locked = 0
         return "ok"
 
     def name(self, kind: str, name: bytes) -> str:
-        """Bear a name."""
+        """Use a name."""
         match kind:
             case "comm":
                 _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
@@ -74,7 +77,7 @@ class Program:
         return "ok"
 
     def leave(self) -> str:
-        """A child whose first thread ends."""
+        """Start a child whose first thread ends."""
         if (child := os.fork()) == 0:
             threading.Thread(target=signal.pause).start()
             _libc.syscall(_SYS_EXIT, 0)
@@ -82,9 +85,9 @@ class Program:
         return "ok"
 
     def call(self, number: int, *arguments: int) -> str:
-        """Errno of a call that a child makes."""
+        """Return the `errno` of a call in a child."""
         if (child := os.fork()) == 0:
-            _libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(each) for each in arguments))
+            _libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, arguments))
             os._exit(ctypes.get_errno() & 0xFF)
         _, status = os.waitpid(child, 0)
         return str(os.waitstatus_to_exitcode(status))
@@ -113,7 +116,7 @@ def _end(child: int) -> None:
 
 
 def obey(program: Program, order: str) -> str:
-    """The answer to one order."""
+    """Return the answer to one order."""
     command, *arguments = order.split()
     match command:
         case "lock":
@@ -128,7 +131,7 @@ def obey(program: Program, order: str) -> str:
 
 
 def main() -> None:
-    """Obey until there are no more orders."""
+    """Follow all orders."""
     program = Program()
     print("ready", flush=True)
     for order in sys.stdin:

@@ -1,4 +1,4 @@
-"""Values within an OpenAPI schema as CRDs have them, mostly at its edges."""
+"""Values within an OpenAPI schema of a CRD, mostly at its edges."""
 
 import random
 import re
@@ -46,14 +46,14 @@ _EXAMPLES = (
 
 
 class Values:
-    """Makes values of one seed. `hints` give those of fields by name, where the schema alone would hardly make a useful one."""
+    """Values of one seed. `hints` has functions for fields by name, for more useful values."""
 
     def __init__(self, rng: random.Random, hints: Mapping[str, Hint] | None = None) -> None:
         self._rng = rng
         self._hints = hints or {}
 
     def value(self, schema: Schema, name: str = "") -> Any:
-        """A value of the schema, for the field `name`. What only CEL checks may be wrong in it."""
+        """Return a value of the schema for the field `name`; it may break CEL rules."""
         rng = self._rng
         if name in self._hints and rng.random() < 0.95:
             return self._hints[name](rng)
@@ -81,14 +81,14 @@ class Values:
 
     def _object(self, schema: Schema) -> dict[str, Any]:
         rng, required = self._rng, set(schema.get("required", ()))
-        found = {
+        fields = {
             name: self.value(part, name)
             for name, part in schema.get("properties", {}).items()
             if name in required or rng.random() < 0.5
         }
         if more := schema.get("additionalProperties"):
-            found |= {label(rng): self.value(more) for _ in range(rng.randrange(_ITEMS))}
-        return found
+            fields |= {label(rng): self.value(more) for _ in range(rng.randrange(_ITEMS))}
+        return fields
 
     def _count(self, schema: Schema) -> int:
         low = schema.get("minItems", 0)

@@ -1,8 +1,8 @@
-"""The operator under objects that nobody foresaw: whatever a real API server accepts must end no process and spoil no other object.
+"""Fuzz the operator with objects that a real API server accepts.
 
-Objects go in batches. After each batch the operator must be the same process. A canary limit that was just changed must be compiled for its
-node, and its status must say that it is applied and enforced once its agent says so. Each limit and group must have conditions: nothing is
-ignored in silence. What the server refuses is counted apart.
+After each batch, the operator must be the same process. A canary limit that was just changed must
+be compiled for its node, and be Applied and Enforced after its agent's report. Each limit and group
+must have conditions. Objects that the server rejects are counted apart.
 """
 
 import logging
@@ -33,7 +33,7 @@ KINDS = {
     "groups": 1,
     "reports": 3,
 }
-"""The kinds of objects, and how often each comes in a long run."""
+"""The kinds of objects, and their weights in a long run."""
 _CRDS = Path(__file__).parents[2] / "crds"
 _API = "/apis/pinwarden.io/v1alpha1"
 _PLACES = 8
@@ -50,26 +50,26 @@ Json = dict[str, Any]
 
 
 class Api(Protocol):
-    """The API server as its admin uses it."""
+    """Requests to the API server as an administrator."""
 
     def send(self, method: str, path: str, body: Json | None = None, content: str = "json") -> Json:
-        """One request. Raises urllib.error.HTTPError."""
+        """Send a request. Raises urllib.error.HTTPError."""
         ...
 
     def find(self, path: str) -> Json:
-        """The object, empty where there is none."""
+        """Return the object, empty if it does not exist."""
         ...
 
     def merge(self, path: str, patch: Json) -> Json:
-        """A merge patch."""
+        """Send a merge patch."""
         ...
 
     def limits_on(self, node: str) -> Mapping[str, Mapping[str, int]]:
-        """By pod UID, the limits of each pod that the node shall hold: the last part of the name, and the bytes."""
+        """Return the limits in the node's spec by pod UID and last part of the limit's name."""
         ...
 
     def acknowledge(self, node: str) -> None:
-        """Report as the node's agent would: all of the spec taken."""
+        """Acknowledge the whole spec, as the node's agent does."""
         ...
 
 
@@ -77,7 +77,7 @@ class Process(Protocol):
     """The operator."""
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Return the exit code, None while the process runs."""
         ...
 
 
@@ -91,7 +91,7 @@ class Canary(Protocol):
 
 
 class Server:
-    """One run of a seed. What it makes stays in namespaces and on nodes of its own."""
+    """A run of one seed in namespaces and on nodes of its own."""
 
     def __init__(self, api: Api, operator: Process, canary: Canary, seed: int) -> None:
         self.tally = Tally(seed)
@@ -105,30 +105,27 @@ class Server:
         self._namespaces = [self._mark, *(f"{self._mark}-{number}" for number in range(_PLACES))]
         self._nodes = [f"{self._mark}-{number}" for number in range(_PLACES)]
         for name in self._namespaces:
-            self._must(
-                "POST",
-                "/api/v1/namespaces",
-                {"metadata": {"name": name, "labels": {"fuzz": "yes"}}},
-            )
+            namespace = {"metadata": {"name": name, "labels": {"fuzz": "yes"}}}
+            api.send("POST", "/api/v1/namespaces", namespace)
         for name in self._nodes:
-            self._must("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+            api.send("POST", "/api/v1/nodes", {"metadata": {"name": name}})
 
     def run(self, objects: int, batch: int = 100) -> Tally:
-        """Send until so many objects are accepted, and check after each batch."""
+        """Send batches until the server has accepted this many objects; check after each batch."""
         while self.tally.inputs < objects and self._operator.poll() is None:
             (kind,) = self._rng.choices(list(KINDS), list(KINDS.values()))
             self.send(kind, min(batch, objects - self.tally.inputs))
         return self.tally
 
     def send(self, kind: str, count: int) -> None:
-        """A batch of one kind, and the check after it."""
+        """Send a batch of one kind and check."""
         began = time.monotonic()
         for _ in range(count):
             try:
                 getattr(self, f"_send_{kind}")()
             except urllib.error.HTTPError as error:
-                _log.debug("%s refused: %s", kind, error.read().decode(errors="replace"))
-                self.tally.refused[kind] += 1
+                _log.debug("%s rejected: %s", kind, error.read().decode(errors="replace"))
+                self.tally.rejected[kind] += 1
             else:
                 self.tally.sent[kind] += 1
         sent = time.monotonic()
@@ -138,15 +135,17 @@ class Server:
         )
 
     def check(self, after: str) -> None:
-        """Note what does not hold."""
+        """Change the canary's limit and note each failed condition."""
         self._amount = AMOUNTS[self._amount == AMOUNTS[0]]
         self._api.merge(self._canary.limit, {"spec": {"limit": str(self._amount)}})
-        self._holds(self._compiled, f"the canary is not compiled after {after}")
+        self._expect(self._compiled, f"the canary is not compiled after {after}")
         for kind in ("Applied", "Enforced"):
             condition = partial(self._is_true, kind)
-            self._holds(condition, f"the canary's limit is not {kind} after {after}")
+            self._expect(condition, f"the canary's limit is not {kind} after {after}")
         for path in self._limits:
-            self._holds(partial(self._judged, path), f"a {path.split('/')[-2]} has no conditions")
+            self._expect(
+                partial(self._has_conditions, path), f"a {path.split('/')[-2]} has no conditions"
+            )
         for path in self._limits[:-_KEPT]:
             self._delete(path)
         self._limits = self._limits[-_KEPT:]
@@ -159,20 +158,18 @@ class Server:
         }
 
     def _is_true(self, kind: str) -> bool:
-        """Whether this condition of the canary's newest spec is True, once its agent has acknowledged what the node is asked for now."""
+        """Acknowledge the spec; return whether this condition of the canary's limit is True."""
         self._api.acknowledge(self._canary.node)
-        found = self._api.find(self._canary.limit)
-        status = found.get("status", {})
-        current = status.get("observedGeneration") == found["metadata"]["generation"]
+        limit = self._api.find(self._canary.limit)
+        status = limit.get("status", {})
+        current = status.get("observedGeneration") == limit["metadata"]["generation"]
         return current and (kind, "True") in (
-            (each["type"], each["status"]) for each in status["conditions"]
+            (condition["type"], condition["status"]) for condition in status["conditions"]
         )
 
-    def _judged(self, path: str) -> bool:
-        found = self._api.find(path)
-        return not found or bool(found.get("status", {}).get("conditions"))
-
-    # -- objects ----------------------------------------------------------------------------------------------------
+    def _has_conditions(self, path: str) -> bool:
+        resource = self._api.find(path)
+        return not resource or bool(resource.get("status", {}).get("conditions"))
 
     def _send_pods(self) -> None:
         rng = self._rng
@@ -204,9 +201,8 @@ class Server:
                 path, {"metadata": {key: metadata[key] for key in ("labels", "annotations")}}
             )
             return
-        names = [
-            each["name"] for each in self._api.find(path).get("spec", {}).get("containers", [])
-        ]
+        containers = self._api.find(path).get("spec", {}).get("containers", [])
+        names = [container["name"] for container in containers]
         statuses = [
             {
                 "name": rng.choice([*names, label(rng)]),
@@ -255,7 +251,7 @@ class Server:
         cluster = self._rng.random() < 0.4
         plural = "clusterpinlimits" if cluster else "pinlimits"
         spec = self._spec(plural)
-        if cluster:  # the canary's namespace is not among these
+        if cluster:  # leaves out the canary's namespace
             spec["namespaceSelector"] = {"matchLabels": {"fuzz": "yes"}}
         self._make(plural, spec, cluster=cluster)
 
@@ -277,7 +273,7 @@ class Server:
     def _uids(self) -> list[str]:
         config = self._api.find(f"{_API}/nodepinconfigs/{self._rng.choice(self._nodes)}")
         spec = config.get("spec", {})
-        return [each["uid"] for part in ("pods", "limits", "groups") for each in spec.get(part, [])]
+        return [item["uid"] for part in ("pods", "limits", "groups") for item in spec.get(part, [])]
 
     def _spec(self, plural: str) -> Json:
         hints: Mapping[str, Callable[[random.Random], Any]] = {
@@ -290,7 +286,7 @@ class Server:
             "backing": _backing,
         }
         spec: Json = Values(self._rng, hints).value(self._schemas[plural]["spec"])
-        if self._rng.random() < 0.9:  # what CEL refuses
+        if self._rng.random() < 0.9:  # else CEL rejects these
             spec.pop("maxGrant", None)
             if "backing" in spec:
                 spec |= {
@@ -353,19 +349,14 @@ class Server:
             ]
         return metadata
 
-    # -- helpers ----------------------------------------------------------------------------------------------------
-
-    def _must(self, method: str, path: str, body: Json) -> None:
-        self._api.send(method, path, body)
-
     def _delete(self, path: str) -> None:
         try:
             self._api.send("DELETE", path)
         except urllib.error.HTTPError as error:
             error.read()
 
-    def _holds(self, condition: Callable[[], bool], otherwise: str) -> None:
-        """Note `otherwise` when the condition does not come true, or the operator ends meanwhile."""
+    def _expect(self, condition: Callable[[], bool], otherwise: str) -> None:
+        """Wait for a condition; note `otherwise` if it stays false or the operator ends."""
         patience = Patience(SPARE_SECONDS)
         while not condition():
             if (code := self._operator.poll()) is not None:
@@ -391,7 +382,7 @@ def _backing(rng: random.Random) -> Json:
 
 
 def _schema(path: Path) -> Mapping[str, Any]:
-    """The properties of a CRD's object."""
+    """Return the properties of a CRD's object."""
     crd = yaml.safe_load(path.read_text())
     properties: Mapping[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
         "properties"

@@ -1,4 +1,4 @@
-"""What a run sent, and what it found."""
+"""Counts of a run: inputs and findings."""
 
 import logging
 from collections import Counter
@@ -9,27 +9,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """Inputs by kind, those that were refused at the door, and findings: each a sentence, counted."""
+    """Counts of inputs by kind, of rejected inputs, and of findings, which are sentences."""
 
     seed: int
     sent: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
 
     @property
     def inputs(self) -> int:
-        """How many inputs were taken."""
+        """Return the number of accepted inputs."""
         return self.sent.total()
 
     def found(self, finding: str) -> None:
-        """Something did not hold."""
+        """Count a failed condition."""
         _log.error("found: %s", finding)
         self.findings[finding] += 1
 
     def __str__(self) -> str:
-        lines = [f"seed {self.seed}: {self.inputs} inputs, {self.refused.total()} refused"]
+        lines = [f"seed {self.seed}: {self.inputs} inputs, {self.rejected.total()} rejected"]
         lines += [
-            f"  {kind}: {count} (and {self.refused[kind]} refused)"
+            f"  {kind}: {count} (and {self.rejected[kind]} rejected)"
             for kind, count in sorted(self.sent.items())
         ]
         lines += [f"  FOUND {count} times: {text}" for text, count in self.findings.most_common()]

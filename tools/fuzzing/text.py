@@ -1,4 +1,4 @@
-"""Names as programs, users and objects may choose them."""
+"""Names that programs, users and objects may choose."""
 
 import random
 
@@ -39,7 +39,7 @@ _LINES = ("0::/kubepods/burstable", "PPid:\t1", "VmLck:\t0 kB", "0-1 rw-s 0 00:0
 
 
 def words(rng: random.Random, most: int, least: int = 0) -> str:
-    """Characters of any script and kind but surrogates, between `least` and `most`, often exactly `most`."""
+    """Return `least` to `most` characters of any kind except surrogates, often exactly `most`."""
     length = rng.choice([least, most, most, rng.randint(least, most), min(most, least + 1)])
     match rng.randrange(4):
         case 0:
@@ -59,14 +59,14 @@ def _character(rng: random.Random) -> str:
 
 
 def label(rng: random.Random, most: int = 63) -> str:
-    """A name that Kubernetes takes for a label's value or an object: letters, digits and inner hyphens, often as long as may be."""
+    """Return a name that Kubernetes accepts for a label's value or an object, often the longest."""
     length = rng.choice([1, most, most, rng.randint(1, most)])
     inner = "".join(rng.choice(f"{_LETTERS}-") for _ in range(length))
     return (rng.choice(_LETTERS[:26]) + inner)[: length - 1].rstrip("-") + rng.choice(_LETTERS[:26])
 
 
 def bytes_of_name(rng: random.Random, most: int = 255) -> bytes:
-    """Bytes without a zero byte, often UTF-8 that is cut in half."""
+    """Return bytes without a zero byte, often broken UTF-8."""
     length = rng.choice([1, 15, 16, most, most, rng.randint(1, most)])
     match rng.randrange(4):
         case 0:
@@ -81,13 +81,13 @@ def bytes_of_name(rng: random.Random, most: int = 255) -> bytes:
 
 
 def file_name(rng: random.Random) -> bytes:
-    """The name of a file or folder: up to 255 bytes without a slash, that is neither `.` nor `..`."""
+    """Return a name of a file: up to 255 bytes without a slash, neither `.` nor `..`."""
     name = bytes_of_name(rng).replace(b"/", b"|")
     return name if name not in (b".", b"..") else b"..."
 
 
 def cgroup_name(rng: random.Random, pod: str, container: str) -> bytes:
-    """The name of a cgroup: any, or one that looks like that of a pod or container, here of these or of none."""
+    """Return a name of a cgroup: any name, or a name like a pod's or a container's."""
     other = "".join(rng.choice("0123456789abcdef") for _ in range(64))
     choices = [
         file_name(rng),
@@ -103,5 +103,5 @@ def cgroup_name(rng: random.Random, pod: str, container: str) -> bytes:
         b"burstable",
         b"cgroup.x",
     ]
-    # the kernel takes no line end in the name of a cgroup (cgroup_mkdir)
+    # the kernel rejects a line end in the name of a cgroup (cgroup_mkdir)
     return rng.choice(choices).replace(b"\n", b" ")

@@ -28,7 +28,8 @@ class Forked:
 
     def __init__(self, stdin: int, stdout: int, answers: int) -> None:
         """Take over three pipe ends. Raises ChildProcessError if the server has ended."""
-        self.stdin, self.stdout = open(stdin, "w"), open(stdout)  # noqa: SIM115 - the caller closes them, as with Popen
+        # as with Popen, the caller closes these
+        self.stdin, self.stdout = open(stdin, "w"), open(stdout)  # noqa: SIM115
         self._answers = answers
         self.pid = _receive(answers)
         self.returncode: int | None = None
@@ -106,9 +107,8 @@ def serve(descriptor: int) -> tuple[str, list[Any]]:
     When the client has ended, kill its remaining processes and exit.
     """
     requests = socket.socket(fileno=descriptor)
-    children: dict[
-        int, tuple[int, int]
-    ] = {}  # by pidfd: process id, and the pipe for its exit code
+    # by pidfd: process id, and the pipe for its exit code
+    children: dict[int, tuple[int, int]] = {}
     events = select.poll()
     events.register(requests, select.POLLIN)
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -232,11 +232,11 @@ class Node:
         """The status file of the gate."""
         return load(self.run_dir / "gate.json") or empty()
 
-    def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until a condition holds. Raises AssertionError after a minute."""
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is true. Raises AssertionError after a minute."""
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while not holds():
-            assert time.monotonic() < deadline, "it did not come true"
+        while not condition():
+            assert time.monotonic() < deadline, "the condition stays false"
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ def _end(process: Process) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
-        with suppress(BrokenPipeError):  # what was never read goes with it
+        with suppress(BrokenPipeError):
             if stream is not None:
                 stream.close()
 

@@ -1,8 +1,8 @@
 """The fork server of node.py, for processes of containers and subcommands of pinwarden.
 
-`container` replaces runc: it becomes the process of a container, and then the given program. A Python
-program is read before the process changes its user, because that user may not be allowed to read
-the interpreter's files. Any other program is executed.
+`container` replaces runc: it becomes the process of a container, and then the given program. A
+Python program is read before the process changes its user, because that user may not be allowed to
+read the interpreter's files. Any other program is executed.
 """
 
 import ctypes  # noqa: F401 - imported before the fork for the programs
