@@ -1,6 +1,7 @@
-"""Maps as much of a shared file as it is told to, and writes it: what the demo's pods that share memory run.
+"""Map a part of a shared file and write to it: the program of the demo's pods that share memory.
 
-The pod's annotation `mebibytes: "8"` is the order to have the first 8 MiB mapped. The last line of the log is the state of now.
+The pod's annotation `mebibytes: "8"` orders the program to map the first 8 MiB. The last line of
+the log is the present state.
 """
 
 import mmap
@@ -15,7 +16,7 @@ RETRY_SECONDS = 0.3
 
 
 def mapped(file: int, offset: int) -> mmap.mmap:
-    """A MiB of the file at an offset in bytes, mapped, and each page of it written to."""
+    """Map a MiB of the file at an offset in bytes, write to each page, and return the mapping."""
     area = mmap.mmap(file, MIB, offset=offset)
     for page in range(0, MIB, mmap.PAGESIZE):
         area[page] = 1
@@ -23,7 +24,7 @@ def mapped(file: int, offset: int) -> mmap.mmap:
 
 
 def order(now: int) -> int:
-    """The MiB that were ordered last: as many as there are `now` before the first order."""
+    """Return the MiB of the last order, `now` before the first order."""
     try:
         return int(ORDER.read_text().strip() or now)
     except FileNotFoundError:
@@ -44,7 +45,7 @@ def main() -> None:
             try:
                 areas.append(mapped(file, len(areas) * MIB))
             except OSError as error:
-                refusal = f"; one MiB more is refused: {error.strerror}"
+                refusal = f"; one MiB more is denied: {error.strerror}"
         if (state := f"maps {len(areas) * MIB} bytes{refusal}") != said:
             print(state, flush=True)
             said = state

@@ -1,6 +1,7 @@
-"""Locks memory up to the last page that the kernel lets it, says how much that is, and keeps trying: what the demo's pods run.
+"""Lock as much memory as the kernel allows, print the amount, and retry: the demo's pods run this.
 
-A line is printed whenever something changed, so the last line of the log is the state of now (of one process: see --processes).
+The program prints a line for each change, so the last line of the log is the present state (of one
+process: see --processes).
 """
 
 import argparse
@@ -20,7 +21,7 @@ def say(text: str) -> None:
 
 
 def wait_for_a_limit() -> None:
-    """Return when the process's RLIMIT_MEMLOCK is no longer what the container started with (in bytes)."""
+    """Return when RLIMIT_MEMLOCK differs from its value at the start."""
     given = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     say(f"the runtime gave RLIMIT_MEMLOCK {given[0]} bytes; waiting until that changes")
     while (now := resource.getrlimit(resource.RLIMIT_MEMLOCK)) == given:
@@ -29,7 +30,7 @@ def wait_for_a_limit() -> None:
 
 
 def lock(wanted: int, most: int, pause: float) -> None:
-    """Lock up to `wanted` bytes, at most `most` in one call and `pause` seconds after it, for ever."""
+    """Lock up to `wanted` bytes for ever, `most` in a call, with `pause` seconds between."""
     area = mmap.mmap(-1, wanted)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     held, said = 0, ""
@@ -44,7 +45,7 @@ def lock(wanted: int, most: int, pause: float) -> None:
             elif step > mmap.PAGESIZE:
                 step //= 2
             else:
-                refusal = f"one page more is refused: {os.strerror(ctypes.get_errno())}"
+                refusal = f"one page more is denied: {os.strerror(ctypes.get_errno())}"
                 break
         if (state := f"holds {held} bytes; {refusal}") != said:
             say(state)
@@ -55,16 +56,14 @@ def lock(wanted: int, most: int, pause: float) -> None:
 def main() -> None:
     """Start the processes and never end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mebibytes", type=int, default=8, help="how much each process wants")
+    parser.add_argument("--mebibytes", type=int, default=8, help="how much each process locks")
     parser.add_argument(
         "--pages-per-call",
         type=int,
         default=16,
-        help="halved where the kernel refuses, down to one",
+        help="halved if the kernel denies, down to one",
     )
-    parser.add_argument(
-        "--pause", type=float, default=0, help="seconds after each call that was let through"
-    )
+    parser.add_argument("--pause", type=float, default=0, help="seconds after each allowed call")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument(
         "--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed"

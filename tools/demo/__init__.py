@@ -1,5 +1,5 @@
-"""`make demo`: pinwarden on a real cluster, claim by claim, with real pods that really lock memory.
+"""`make demo`: pinwarden on a real cluster, claim by claim, with real pods that lock memory.
 
-`shell` runs the commands that a user would type and shows them with their answers; `claims` says what is claimed and how it is seen;
-`__main__` brings up the project's own cluster, or uses that of KUBECONFIG.
+`shell` runs commands as a user would and shows them with their answers. `claims` and `shared` have
+the claims. `__main__` starts the project's own cluster, or uses the cluster of KUBECONFIG.
 """

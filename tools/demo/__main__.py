@@ -1,8 +1,9 @@
-"""The command line: ``python -m demo``; with KUBECONFIG set it uses that cluster, else it brings up the project's own.
+"""The command line: `python -m demo` uses the cluster of KUBECONFIG, else the project's own.
 
-The two acts play at the same time, each on a node of its own where there are two. The second one is shown when the first one is over.
+The two acts run at the same time, each on its own node if there are two. The output of the second
+act follows the output of the first.
 
-Nodes of a cluster of your own must have the image of `make image` already (docs/install.md).
+The nodes of your own cluster must already have the image of `make image` (docs/install.md).
 """
 
 import os
@@ -26,7 +27,7 @@ from demo.shell import ClaimError, Curtain, EndedError, Shell, say
 
 NODES = (Kind.UML, Kind.UML)
 INTERRUPTED = 130
-"""The exit status of what SIGINT ended, as shells have it."""
+"""The exit status of shells for a command that SIGINT ended."""
 
 
 def _install(shell: Shell, command: str) -> None:
@@ -39,13 +40,16 @@ def _install(shell: Shell, command: str) -> None:
 def _settle(shell: Shell) -> None:
     shell.run("kubectl get nodes -o wide")
     _roll_out(shell, "daemonset/pinwarden-holder")
-    say("\nApplying what the last seven claims are about, so that its pods start meanwhile\n")
+    say(
+        "\nCreating the shared memory group of the last seven claims, so its pods start meanwhile\n"
+    )
     prepare(shell)
     say()
     _roll_out(shell, "daemonset/pinwarden-agent")
     _roll_out(shell, "deployment/pinwarden-operator")
     shell.run(
-        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod --selector=demo=pinner --timeout=600s"
+        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod "
+        "--selector=demo=pinner --timeout=600s"
     )
     shell.until(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
@@ -59,21 +63,21 @@ def _roll_out(shell: Shell, workload: str) -> None:
 
 
 def _all_wait(log: str) -> bool:
-    """Whether each pod's program is past its start, and none could be under a limit without having seen the runtime's."""
+    """Return whether the program of each pod has started and read the runtime's limit."""
     return len(re.findall(r"waiting until|that is all it wanted", log)) == PODS
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """A claim, what is wrong with it if anything is, and how long it took."""
+class _Result:
+    """A claim, its problem if there is one, and its duration."""
 
     claim: Claim
     problem: str
     seconds: float
 
 
-def _play(shell: Shell, claims: Sequence[Claim], first: int) -> list[_Shown]:
-    """Show the claims of an act, numbered from ``first``."""
+def _play(shell: Shell, claims: Sequence[Claim], first: int) -> list[_Result]:
+    """Show the claims of an act, numbered from `first`."""
     shown = []
     for number, claim in enumerate(claims, first):
         shell.say(f"\n{number}. {claim.title}")
@@ -83,15 +87,15 @@ def _play(shell: Shell, claims: Sequence[Claim], first: int) -> list[_Shown]:
         except ClaimError as error:
             problem = str(error)
             shell.say(f"  FAILED: {problem}")
-        shown.append(_Shown(claim, problem, time.monotonic() - began))
+        shown.append(_Result(claim, problem, time.monotonic() - began))
     return shown
 
 
-def _play_both(shell: Shell, environment: Mapping[str, str]) -> list[_Shown]:
-    """Play both acts at the same time; show the first one as it goes, and then what the second one said so far."""
+def _play_both(shell: Shell, environment: Mapping[str, str]) -> list[_Result]:
+    """Run both acts at the same time; show the first at once, and then the second."""
     curtain = Curtain()
     behind = Shell(ROOT, environment, curtain.say)
-    shown: list[_Shown] = []
+    shown: list[_Result] = []
 
     def play() -> None:
         with suppress(EndedError):
@@ -109,27 +113,25 @@ def _play_both(shell: Shell, environment: Mapping[str, str]) -> list[_Shown]:
 
 
 def _remove(shell: Shell) -> None:
-    say("\nTaking the demo's own objects away again; pinwarden stays.")
+    say("\nDeleting the demo's own objects; pinwarden stays installed.")
     shell.run("kubectl delete clusterpinlimit demo-ceiling demo-grants --ignore-not-found")
     shell.run("kubectl delete persistentvolume demo-shared --ignore-not-found --wait=false")
     shell.run(f"kubectl delete namespace {NAMESPACE} --wait=false")
 
 
 def main() -> int:
-    """Run the demo; return 0 when every claim was seen."""
+    """Run the demo; return 0 if every claim was shown."""
     began = time.monotonic()
     given = os.environ.get("KUBECONFIG")
     with ExitStack() as stack:
         cluster = None
         if not given:
             build_cluster(NODES)
-            say(
-                "Bringing up a real cluster: control plane on this machine, two nodes in guests ..."
-            )
+            say("Starting a real cluster: control plane on this machine, two nodes in guests ...")
             cluster = stack.enter_context(Cluster(NODES, wait=False))
         variables = environment(cluster.kubeconfig if cluster else Path(given or ""))
         shell = Shell(ROOT, variables)
-        say("\nInstalling pinwarden, and pods that will lock memory, while the nodes boot\n")
+        say("\nInstalling pinwarden and pods that lock memory, while the nodes boot\n")
         command = COMMAND + (ONE_NODE if cluster else "")
         _install(shell, command)
         if cluster:
@@ -139,13 +141,11 @@ def main() -> int:
         if given:
             _remove(shell)
     say("\nSummary")
-    for each in shown:
-        verdict = f"{'FAILED' if each.problem else 'shown '} {each.seconds:4.0f} s"
-        say(f"  {verdict}  {each.claim.title}{each.problem and f': {each.problem}'}")
-    failures = sum(bool(each.problem) for each in shown)
-    say(
-        f"{len(shown) - failures} of {len(PINNED + SHARED)} claims shown in {time.monotonic() - began:.0f} s"
-    )
+    for result in shown:
+        verdict = f"{'FAILED' if result.problem else 'shown '} {result.seconds:4.0f} s"
+        say(f"  {verdict}  {result.claim.title}{result.problem and f': {result.problem}'}")
+    failures, seconds = sum(bool(result.problem) for result in shown), time.monotonic() - began
+    say(f"{len(shown) - failures} of {len(PINNED + SHARED)} claims shown in {seconds:.0f} s")
     return 0 if len(shown) == len(PINNED + SHARED) and not failures else 1
 
 
@@ -156,5 +156,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: the cluster has been taken down", file=sys.stderr)
+        print("interrupted: the cluster has been removed", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -1,7 +1,8 @@
-"""What pinwarden claims, and how each claim is seen.
+"""The claims of the demo, each with a function that shows it.
 
-A claim is a function: it types commands, checks the answers, and raises `ClaimError` when one does not bear the claim out. The pods run
-`examples/demo/pinner.py`, which locks all that the kernel gives. The pods of an act are all on one node.
+The function runs commands and checks the answers; it raises `ClaimError` if an answer contradicts
+the claim. The pods run `examples/demo/pinner.py`, which locks as much memory as the kernel allows.
+All pods of an act are on one node.
 """
 
 import json
@@ -17,18 +18,18 @@ from pinwarden.plan.decode import AGENT_SELECTOR
 
 PODS = 3
 UNREPORTED_SHARE = 0.02
-"""A use that moves by less than this share of its limit is not worth a report of its own."""
-REFUSED = "Cannot allocate memory"
+"""A change of use below this share of the limit causes no report."""
+DENIED = "Cannot allocate memory"
 _VMLCK = (
     'from pathlib import Path; print(*(line for status in Path("/proc").glob("[0-9]*/status") '
     'for line in status.read_text().splitlines() if line.startswith("VmLck")), sep="\\n")'
 )
-"""What the pods run to show the line of each of their processes: the image has no shell."""
+"""A program that prints the line of each process of a pod; the image has no shell."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A title with the rules that it shows, and the function that shows it."""
+    """A title with its rules, and the function that shows the claim."""
 
     title: str
     show: Callable[[Shell], None]
@@ -43,35 +44,35 @@ def _set_limit(shell: Shell, name: str, amount: str) -> None:
     shell.run(f"kubectl -n {NAMESPACE} patch pinlimit {name} --type=merge -p '{patch}'")
 
 
-def _holds(shell: Shell, pod: str, amount: int, then: str) -> None:
-    """The pod's own words: it holds `amount` bytes, and `then` happened."""
+def _locks(shell: Shell, pod: str, amount: int, then: str) -> None:
+    """Wait until the pod's log says that it has locked `amount` bytes, and then `then`."""
 
     def wanted(log: str) -> bool:
-        found = re.search(r"holds (\d+) bytes; (.*)", log)
-        return found is not None and int(found[1]) == amount and then in found[2]
+        line = re.search(r"holds (\d+) bytes; (.*)", log)
+        return line is not None and int(line[1]) == amount and then in line[2]
 
     shell.until_logged(
-        f"kubectl -n {NAMESPACE} logs {pod}", 1, wanted, f"{pod} holds {amount} bytes, then: {then}"
+        f"kubectl -n {NAMESPACE} logs {pod}", 1, wanted, f"{pod} locks {amount} bytes, then: {then}"
     )
 
 
 def _status(
-    shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str, what: str
+    shell: Shell, resource: str, wanted: Callable[[dict[str, Any]], bool], fields: str, text: str
 ) -> dict[str, Any]:
-    """Wait until the status is as wanted, then show those of its `fields` (JSONPath) that tell the story."""
+    """Wait for the wanted status, described by `text`, and show its `fields` (JSONPath)."""
     kind, _, name = resource.partition("/")
-    found: dict[str, Any] = {}
+    status: dict[str, Any] = {}
 
     def check(whole: dict[str, Any]) -> bool:
-        found.update(whole.get("status", {}))
-        current = found.get("observedGeneration") == whole["metadata"]["generation"]
-        return current and wanted(found)
+        status.update(whole.get("status", {}))
+        current = status.get("observedGeneration") == whole["metadata"]["generation"]
+        return current and wanted(status)
 
     try:
-        shell.wait(f"kubectl -n {NAMESPACE} get {kind}", name, check, f"{resource}: {what}")
+        shell.wait(f"kubectl -n {NAMESPACE} get {kind}", name, check, f"{resource}: {text}")
     finally:
         shell.run(f"kubectl -n {NAMESPACE} get {resource} -o jsonpath='{fields}'")
-    return found
+    return status
 
 
 def _condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
@@ -82,17 +83,18 @@ def _condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
 
 
 def _conditions(*kinds: str) -> str:
-    """JSONPath that prints a line for each of these conditions."""
+    """Return a JSONPath that prints a line for each of these conditions."""
     return "".join(
-        f'{{range .status.conditions[?(@.type=="{kind}")]}}{{.type}}={{.status}} {{.reason}}: {{.message}}{{"\\n"}}{{end}}'
+        f'{{range .status.conditions[?(@.type=="{kind}")]}}'
+        '{.type}={.status} {.reason}: {.message}{"\\n"}{end}'
         for kind in kinds
     )
 
 
-def refused_at_the_limit(shell: Shell) -> None:
-    """P5: one process is refused with ENOMEM at exactly the limit."""
+def denied_at_the_limit(shell: Shell) -> None:
+    """P5: the kernel denies one process with ENOMEM exactly at the limit."""
     _apply(shell, "one")
-    _holds(shell, "one", 4 * MIB, REFUSED)
+    _locks(shell, "one", 4 * MIB, DENIED)
     _status(
         shell,
         "pinlimit/one",
@@ -110,14 +112,14 @@ def refused_at_the_limit(shell: Shell) -> None:
 def raised_live(shell: Shell) -> None:
     """P12: a raised limit reaches the running process."""
     _set_limit(shell, "one", "6Mi")
-    _holds(shell, "one", 6 * MIB, REFUSED)
+    _locks(shell, "one", 6 * MIB, DENIED)
 
 
-def a_ceiling_holds(shell: Shell) -> None:
-    """P13: the namespace's 8 MiB and the administrator's 7 MiB both hold."""
+def a_ceiling_applies(shell: Shell) -> None:
+    """P13: the namespace's 8 MiB and the administrator's 7 MiB both apply."""
     _apply(shell, "ceiling")
     _set_limit(shell, "one", "8Mi")
-    _holds(shell, "one", 7 * MIB, REFUSED)
+    _locks(shell, "one", 7 * MIB, DENIED)
     shell.run("kubectl get clusterpinlimit demo-ceiling")
 
 
@@ -134,17 +136,17 @@ def lowered_below_use(shell: Shell) -> None:
         _conditions("WithinLimit"),
         "WithinLimit False, Applied True",
     )
-    _holds(shell, "one", 7 * MIB, REFUSED)
+    _locks(shell, "one", 7 * MIB, DENIED)
 
 
-def given_back(shell: Shell) -> None:
-    """P14, H3: enforcement ends by an explicit act, and the process gets back what the runtime gave it."""
+def restored(shell: Shell) -> None:
+    """P14, H3: deleting a limit ends enforcement and restores the runtime's limit."""
     shell.run(f"kubectl -n {NAMESPACE} delete pinlimit/one clusterpinlimit/demo-ceiling")
-    _holds(shell, "one", 8 * MIB, REFUSED)
+    _locks(shell, "one", 8 * MIB, DENIED)
 
 
-def audit_touches_nothing(shell: Shell) -> None:
-    """P13: audit evaluates beside the rest and touches nothing."""
+def audit_changes_nothing(shell: Shell) -> None:
+    """P13: audit evaluates and changes no process."""
     _apply(shell, "audited")
     _status(
         shell,
@@ -160,46 +162,47 @@ def audit_touches_nothing(shell: Shell) -> None:
     ask = "import resource; print(*resource.prlimit(1, resource.RLIMIT_MEMLOCK))"
     limits = shell.run(f"kubectl -n {NAMESPACE} exec one -- python3 -IS -c '{ask}'").split()
     if limits != [str(8 * MIB)] * 2:
-        raise ClaimError(f"the process's limits are {limits}, not what the runtime gave it")
+        raise ClaimError(f"the process's limits are {limits}, not the runtime's")
 
 
 def _total(shell: Shell, pod: str = "race") -> int:
-    """What all processes of a pod have locked, as the kernel shows it inside the pod, in bytes."""
+    """Return the locked bytes of all processes of a pod, as the kernel shows them in the pod."""
     text = shell.run(f"kubectl -n {NAMESPACE} exec {pod} -- python3 -IS -c '{_VMLCK}'")
     return sum(int(line.split()[1]) * 1024 for line in text.splitlines())
 
 
 def _settled(shell: Shell, least: int, pod: str = "race") -> None:
-    """Wait until each of the four racing processes is refused, or has all it wants, and they hold at least so many bytes together."""
+    """Wait until all four processes are denied or finished and lock `least` bytes together."""
 
     def wanted(log: str) -> bool:
-        held = dict(
-            re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{REFUSED}|all it wanted)", log)
+        locked = dict(
+            re.findall(rf"process (\d+): holds (\d+) bytes; .*(?:{DENIED}|all it wanted)", log)
         )
-        return len(held) == 4 and sum(map(int, held.values())) >= least
+        return len(locked) == 4 and sum(map(int, locked.values())) >= least
 
     shell.until_logged(
         f"kubectl -n {NAMESPACE} logs {pod}",
         8,
         wanted,
-        f"four processes of {pod} are refused, or have all they want, and hold {least} bytes or more",
+        f"four processes of {pod} are denied or finished, and lock {least} bytes or more",
     )
 
 
 def four_processes_reserve(shell: Shell) -> None:
-    """P1: with Reserve the allowances never sum past the limit."""
+    """P1: with Reserve the sum of the allowances never exceeds the limit."""
     _apply(shell, "race")
     _settled(shell, 1)
     total = _total(shell)
     shell.say(
-        f"  -> together {total} bytes, never more than {4 * MIB}; alone, each could hold {8 * MIB}"
+        f"  -> {total} bytes together, never more than {4 * MIB}; "
+        f"without a limit, each process could lock {8 * MIB}"
     )
     if not 0 < total <= 4 * MIB:
-        raise ClaimError(f"the pod holds {total} bytes under a limit of {4 * MIB} with Reserve")
+        raise ClaimError(f"the pod locks {total} bytes with a limit of {4 * MIB} and Reserve")
 
 
 def four_processes_race(shell: Shell) -> None:
-    """P1, H2: with Share nobody is refused early; what a race takes beyond the limit is measured and reported."""
+    """P1, H2: with Share no process is denied early; the overshoot of a race is reported."""
     patch = json.dumps({"spec": {"contention": "Share", "limit": "12Mi"}})
     shell.run(f"kubectl -n {NAMESPACE} patch pinlimit race --type=merge -p '{patch}'")
     _settled(shell, 11 * MIB)
@@ -217,27 +220,23 @@ def four_processes_race(shell: Shell) -> None:
         f"{total} bytes pinned, an overshoot of at least {excess} bytes",
     )
     if total >= 4 * 8 * MIB:
-        raise ClaimError(f"the race took {total} bytes, all that the runtime gave: nothing held it")
+        raise ClaimError(f"the race locked {total} bytes, the runtime's limit: there was no limit")
     if excess and "overshoot" not in status:
-        shell.say(
-            f"  -> overshoot at this level (Converge): {excess} bytes, not seen by a sample yet"
-        )
+        shell.say(f"  -> overshoot at this level (Converge): {excess} bytes, not sampled yet")
     elif excess:
         seconds = status["overshoot"]["seconds"]
-        shell.say(
-            f"  -> overshoot at this level (Converge): {excess} bytes, seen for {seconds} s so far"
-        )
+        shell.say(f"  -> overshoot at this level (Converge): {excess} bytes for {seconds} s so far")
     else:
         shell.say("  -> no overshoot this time; at this level (Converge) a race can have one")
 
 
 def grants(shell: Shell) -> None:
-    """P14: a grant gives as far as the administrator allows, and says where it stops."""
+    """P14: a grant raises the limit up to the administrator's maxGrant, and reports the cut."""
     _apply(shell, "grants")
-    _holds(shell, "one", 12 * MIB, REFUSED)
+    _locks(shell, "one", 12 * MIB, DENIED)
     _granted(shell, "True")
     _set_limit(shell, "granted", "24Mi")
-    _holds(shell, "one", 16 * MIB, REFUSED)
+    _locks(shell, "one", 16 * MIB, DENIED)
     _granted(shell, "False")
 
 
@@ -251,10 +250,10 @@ def _granted(shell: Shell, value: str) -> None:
     )
 
 
-def a_capability_is_said(shell: Shell) -> None:
-    """H1: a pod that the kernel lets past the limit is not called enforced."""
+def a_capability_is_reported(shell: Shell) -> None:
+    """H1: a pod that the kernel exempts from the limit is not reported as enforced."""
     _apply(shell, "capable")
-    _holds(shell, "capable", 10 * MIB, "all it wanted")
+    _locks(shell, "capable", 10 * MIB, "all it wanted")
     _status(
         shell,
         "pinlimit/capable",
@@ -271,11 +270,11 @@ def a_capability_is_said(shell: Shell) -> None:
     )
 
 
-def refused_for_the_whole_pod(shell: Shell) -> None:
-    """P1, P5: four racing processes without any capability are held exactly, from their first instruction."""
+def denied_for_the_whole_pod(shell: Shell) -> None:
+    """P1, P5: four racing processes are limited exactly, from their first instruction."""
     _apply(shell, "gated")
     shell.run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/gated --timeout=600s")
-    _held_exactly(shell, 4 * MIB)
+    _limited_exactly(shell, 4 * MIB)
     _status(
         shell,
         "pinlimit/gated",
@@ -290,79 +289,94 @@ def refused_for_the_whole_pod(shell: Shell) -> None:
         "Enforced and WithinLimit True, four denials, a pod at Deny",
     )
     shell.until(
-        f"kubectl -n {NAMESPACE} get events --field-selector reason=PinRefused,involvedObject.name=gated"
+        f"kubectl -n {NAMESPACE} get events "
+        "--field-selector reason=PinRefused,involvedObject.name=gated"
         " -o custom-columns=OBJECT:.involvedObject.name,MESSAGE:.message",
         lambda text: "PinLimit pinwarden-demo/gated" in text,
         "an Event of the pod names the limit",
     )
 
 
-def _held_exactly(shell: Shell, limit: int) -> None:
+def _limited_exactly(shell: Shell, limit: int) -> None:
     _settled(shell, limit, "gated")
     total = _total(shell, "gated")
     if total != limit:
-        raise ClaimError(f"the pod holds {total} bytes under a limit of {limit}")
-    shell.say(f"  -> together {total} bytes: the limit, to the page")
+        raise ClaimError(f"the pod locks {total} bytes with a limit of {limit}")
+    shell.say(f"  -> {total} bytes together: exactly the limit")
 
 
 def raised_for_the_whole_pod(shell: Shell) -> None:
-    """P12: the raised limit holds for the next call of the running processes."""
+    """P12: the raised limit applies to the next call of the running processes."""
     _set_limit(shell, "gated", "6Mi")
-    _held_exactly(shell, 6 * MIB)
+    _limited_exactly(shell, 6 * MIB)
 
 
-def the_node_says_the_same(shell: Shell) -> None:
-    """H1, H2: the agent on the node, asked directly, tells the same story."""
+def the_agent_reports_the_same(shell: Shell) -> None:
+    """H1, H2: the agent on the node reports the same levels and figures."""
     node = shell.run(
         f"kubectl -n {NAMESPACE} get pod gated -o jsonpath='{{.spec.nodeName}}'"
     ).strip()
     agent = shell.run(
-        f"kubectl -n pinwarden-system get pod -l {AGENT_SELECTOR} --field-selector spec.nodeName={node} -o name"
+        f"kubectl -n pinwarden-system get pod -l {AGENT_SELECTOR} "
+        f"--field-selector spec.nodeName={node} -o name"
     ).split()[0]
     text = shell.run(f"kubectl -n pinwarden-system exec {agent} -c agent -- pinwarden status")
     for wanted in ("Deny", "SeccompGate", "Converge", "Observe", "CapIPCLock"):
         if wanted not in text:
-            raise ClaimError(f"the agent's own account does not say {wanted}")
+            raise ClaimError(f"the agent's status does not contain {wanted}")
 
 
 PINNED = (
-    Claim("One process is refused with ENOMEM exactly at the limit (P5)", refused_at_the_limit),
-    Claim("A raised limit lets the running process go on (P12)", raised_live),
-    Claim("An administrator's ceiling holds against a namespace's limit (P13)", a_ceiling_holds),
     Claim(
-        "A limit lowered below use evicts nothing and reports the excess (P11)", lowered_below_use
+        "A process that exceeds its limit gets ENOMEM, exactly at the limit (P5)",
+        denied_at_the_limit,
     ),
-    Claim("A deleted limit gives back what the runtime gave (P14)", given_back),
-    Claim("Audit evaluates and touches nothing (P13)", audit_touches_nothing),
+    Claim("A raised limit reaches the running process at once (P12)", raised_live),
     Claim(
-        "Four racing processes under Reserve never pass the pod's limit (P1)",
+        "An administrator's lower limit applies beside a namespace's limit (P13)", a_ceiling_applies
+    ),
+    Claim(
+        "A limit below the present use evicts nothing and reports the excess (P11)",
+        lowered_below_use,
+    ),
+    Claim("Deleting a limit restores the runtime's limit (P14)", restored),
+    Claim("An Audit limit reports the excess and changes no process (P13)", audit_changes_nothing),
+    Claim(
+        "With Reserve, four racing processes never exceed the pod's limit (P1)",
         four_processes_reserve,
     ),
     Claim(
-        "Four racing processes under Share settle at it; the overshoot is reported (P1, H2)",
+        "With Share, they may overshoot for a moment, and the overshoot is reported (P1, H2)",
         four_processes_race,
     ),
-    Claim("A grant gives as far as maxGrant allows, and no further (P14)", grants),
-    Claim("A pod with CAP_IPC_LOCK is not called enforced (H1)", a_capability_is_said),
+    Claim("A grant raises the limit up to the administrator's maxGrant (P14)", grants),
+    Claim("A pod with CAP_IPC_LOCK is reported as not enforced (H1)", a_capability_is_reported),
     Claim(
-        "Four racing processes of a gated pod are refused exactly at its limit, and told why (P1, P5)",
-        refused_for_the_whole_pod,
+        "The seccomp gate denies exactly at the pod's limit, and an Event says why (P1, P5)",
+        denied_for_the_whole_pod,
     ),
-    Claim("A raised limit lets the gated pod go on to the page (P12)", raised_for_the_whole_pod),
-    Claim("The agent on the node tells the same (H1, H2)", the_node_says_the_same),
+    Claim(
+        "A raised limit reaches the gated pod at once, exact to the page (P12)",
+        raised_for_the_whole_pod,
+    ),
+    Claim("The agent on the node reports the same levels (H1, H2)", the_agent_reports_the_same),
 )
 """The first act."""
 
 SHARED = (
     Claim(
-        "Three pods share one object: one charge, and a borrow for each (M3, M5)",
+        "Three pods share an object: one charge, and a borrow of each pod (M3, M5)",
         shared.three_pods_share,
     ),
-    Claim("A mapping is a loan: borrow goes up and down with it (M6)", shared.a_mapping_is_a_loan),
-    Claim("A mapping past the borrow limit is refused (M8)", shared.a_borrow_limit_refuses),
-    Claim("A pod that is no member is refused (M2)", shared.a_stranger_is_refused),
-    Claim("The writer is not charged for what all share (M11)", shared.the_fair_view),
-    Claim("What a deleted pod leaves is orphaned, not lost (M1, M9)", shared.orphaned_not_lost),
-    Claim("A deleted group waits for its last borrower, and goes (M10)", shared.draining),
+    Claim("A pod's borrow follows its mappings up and down (M6)", shared.borrow_follows_mappings),
+    Claim(
+        "A mapping that would exceed the borrow limit is denied (M8)", shared.a_borrow_limit_denies
+    ),
+    Claim("A pod that is no member cannot map the object (M2)", shared.a_stranger_is_denied),
+    Claim("The shared memory is not charged to the pod that wrote it (M11)", shared.the_fair_view),
+    Claim("Memory of a deleted pod stays counted, as orphaned (M1, M9)", shared.orphaned_not_lost),
+    Claim(
+        "A deleted group waits for its last borrower, and then disappears (M10)", shared.draining
+    ),
 )
 """The second act."""

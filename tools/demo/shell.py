@@ -1,4 +1,4 @@
-"""Commands as a user would type them: shown, run by a shell, and shown with their answer."""
+"""Run commands in a shell and show them with their answers."""
 
 import json
 import os
@@ -21,12 +21,12 @@ POLL_SECONDS = 0.2
 WAIT_SECONDS = 60.0
 COMMAND_SECONDS = 630.0
 LONGEST_SECONDS = 600.0
-"""What changes all the time is not waited for longer than this before the last 60 spare seconds."""
+"""Output that keeps changing extends a wait to at most this time."""
 LAST_SEEN = 1500
 
 
 class ClaimError(Exception):
-    """A command failed, or its answer never was what is claimed."""
+    """A command failed, or its answer contradicts the claim."""
 
 
 class EndedError(Exception):
@@ -39,14 +39,14 @@ def say(text: str = "") -> None:
 
 
 class Curtain:
-    """Keeps what is said behind it, until it is opened."""
+    """Keeps lines until it is opened."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._kept: list[str] | None = []
 
     def say(self, text: str = "") -> None:
-        """Keep a line, or print it once the curtain is open."""
+        """Keep a line, or print it if the curtain is open."""
         with self._lock:
             if self._kept is None:
                 say(text)
@@ -54,7 +54,7 @@ class Curtain:
                 self._kept.append(text)
 
     def open(self) -> None:
-        """Print all that was said so far."""
+        """Print all kept lines."""
         with self._lock:
             for text in self._kept or ():
                 say(text)
@@ -62,7 +62,7 @@ class Curtain:
 
 
 class Shell:
-    """Runs command lines in the project's root with an environment of its own, such as KUBECONFIG and PATH; ``say`` shows text."""
+    """Runs command lines in the project's root with this environment; `say` shows text."""
 
     def __init__(
         self, root: Path, environment: Mapping[str, str], say: Callable[[str], None] = say
@@ -75,22 +75,25 @@ class Shell:
         self._ended = False
 
     def end(self) -> None:
-        """Kill the command that runs, and let none begin any more; for another thread."""
+        """Kill the running command and start no other; called from another thread."""
         with self._lock:
             self._ended = True
             if self._process:
                 _kill(self._process)
 
     def run(self, command: str) -> str:
-        """Show and run a command and return its output. Raises ClaimError when it fails."""
+        """Show and run a command and return its output. Raises ClaimError if it fails."""
         output = self._output(command)
         self._show(command, output)
         return output
 
     def until(self, command: str, wanted: Callable[[str], bool], what: str) -> str:
-        """Run a command until its output is as wanted; show and return the last output. ``what`` says what is wanted.
+        """Repeat a command until its output is as wanted; show and return the last output.
 
-        Raises ClaimError, after showing the last output, when the output is not so in time.
+        `what` describes the wanted output.
+
+        Raises:
+            ClaimError: time ran out; the last output is shown.
         """
         output, problem = self._repeat(command, wanted, what)
         self._show(command, output)
@@ -99,9 +102,10 @@ class Shell:
         return output
 
     def until_logged(self, logs: str, lines: int, wanted: Callable[[str], bool], what: str) -> None:
-        """Follow a log until its last ``lines`` are as wanted, and show them as the answer to ``logs``, a `kubectl logs` command.
+        """Follow `logs`, a `kubectl logs` command, until the last `lines` are as wanted; show them.
 
-        Raises ClaimError, after showing the last lines, when they are not so in time.
+        Raises:
+            ClaimError: time ran out; the last lines are shown.
         """
         command = f"{logs} --tail={lines}"
         output, problem = self._follow(
@@ -117,10 +121,13 @@ class Shell:
     def wait(
         self, get: str, name: str, wanted: Callable[[dict[str, Any]], bool], what: str
     ) -> None:
-        """Watch the object of this name of those that ``get`` prints, a `kubectl get` command, until it is as wanted; show nothing.
+        """Watch the object of this name with `get`, a `kubectl get` command, until it is as wanted.
 
-        It is selected from the list: kubectl drops a change between its first look and its watch when it is given a name.
-        Raises ClaimError with the last object when it is not so in time.
+        A field selector chooses the object: with a name, kubectl loses changes between its first
+        read and its watch.
+
+        Raises:
+            ClaimError: time ran out; the error has the last object.
         """
         output, problem = self._follow(
             f"{get} --field-selector=metadata.name={name} -o json --watch",
@@ -134,9 +141,9 @@ class Shell:
     def _follow(
         self, command: str, last: Callable[[str], str], wanted: Callable[[str], bool], what: str
     ) -> tuple[str, str]:
-        """Read what a command prints as it goes, and start it again when it ends, until the ``last`` part is as wanted.
+        """Read the output of a command, restarted at its end, until the `last` part is as wanted.
 
-        Return that part and what is wrong with it, as `_repeat` does.
+        Return this part and a problem, as `_repeat` does.
         """
         began, patience, output = time.monotonic(), Patience(WAIT_SECONDS), ""
         while True:
@@ -155,7 +162,7 @@ class Shell:
 
     @contextmanager
     def _running(self, command: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """A command in a session of its own, which ends with the block. Raises EndedError."""
+        """Run a command in its own session until the end of the block. Raises EndedError."""
         with ExitStack() as resources:
             with self._lock, _interrupted_later():
                 if self._ended:
@@ -174,9 +181,9 @@ class Shell:
             yield process
 
     def _repeat(self, command: str, wanted: Callable[[str], bool], what: str) -> tuple[str, str]:
-        """Return the last output, or the error in its place, and what is wrong with it: nothing, or that time ran out.
+        """Return the last output or error, and a problem if time ran out.
 
-        Time runs out after 60 spare seconds (`cluster.patience`) in which the output did not change.
+        Time runs out after 60 spare seconds (`cluster.patience`) without a change of the output.
         """
         began, patience, output = time.monotonic(), Patience(WAIT_SECONDS), ""
         while True:
@@ -217,7 +224,7 @@ class Shell:
 
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """Raise the KeyboardInterrupt of a SIGINT that comes within the block at its end, so that nothing is started and not known."""
+    """Delay the KeyboardInterrupt of a SIGINT to the end of the block."""
     if current_thread() is not main_thread():
         yield
         return
@@ -232,14 +239,14 @@ def _interrupted_later() -> Iterator[None]:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a command with all that it started, unless it ended."""
+    """Kill a command and its children, unless it ended."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(process: "subprocess.Popen[bytes]", patience: Patience) -> bytes:
-    """Return what a process printed next; nothing at its end, or when patience ended."""
+    """Return the next output of a process; nothing at its end, or when patience ended."""
     assert process.stdout is not None
     while not patience.ended:
         if select.select([process.stdout], [], [], POLL_SECONDS)[0]:
@@ -248,5 +255,5 @@ def _read(process: "subprocess.Popen[bytes]", patience: Patience) -> bytes:
 
 
 def _last_object(text: str) -> str:
-    """Return the last whole object of those that `kubectl get -o json --watch` printed, if there is one."""
+    """Return the last whole object in the output of `kubectl get -o json --watch`, if any."""
     return next(reversed(re.findall(r"^\{.*?^\}", text, re.DOTALL | re.MULTILINE)), "")
