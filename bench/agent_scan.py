@@ -1,15 +1,19 @@
-"""What the agent costs on a full machine of idle pods: memory, processor time, and its scan against the same job done with psutil.
+"""Measure the agent on a full machine of idle pods: memory, processor time, and a scan beside
+psutil.
 
-Real processes in real cgroups (`machine`): 250 pods of 10, of which 25 are governed, by uid as under Kubernetes and then by a
-pattern of cgroup paths as without it. The agent is a process of its own; its processor time is what the kernel accounts to it while nothing
-changes, its start and first deal apart, as a share of one core.
+Real processes run in real cgroups (`machine`): 250 pods of 10 processes. 25 pods are governed,
+first by UID as under Kubernetes, then by a cgroup pattern as without it. The agent is a process of
+its own. Its processor time is measured while nothing changes, as a share of one core, without its
+start.
 
-A scan is one tick of the real engine, in this process, in which everything is due: find the pods, read which processes are in the governed
-ones, read what each has locked and pinned, compare. psutil knows neither amount; its job is the least that would have to go before: of the
-same processes, by the same `cgroup.procs`, one value of /proc/PID/status, with `Process` objects that are kept from scan to scan. Neither
-touches a process. They take turns.
+A scan is one full tick of the real reconciler in this process. It finds the pods, lists the
+processes of the governed pods, reads their locked and pinned memory, and compares. psutil knows
+neither amount. It reads one value of /proc/PID/status of the same processes, from the same
+`cgroup.procs`, with `Process` objects kept between scans. Neither scan changes a process. They take
+turns.
 
-    PYTHONPATH=operator:tools python bench/agent_scan.py [--pods 250] [--processes 10] [--governed 25] [--seconds 60]
+    PYTHONPATH=operator:tools python bench/agent_scan.py [--pods 250] [--processes 10]
+        [--governed 25] [--seconds 60]
 """
 
 import argparse
@@ -70,7 +74,7 @@ def run_agent(
     file.write_text(json.dumps(configuration))
     started = time.monotonic()
     with node.agent(f"--config={file}", "--metrics-port=-1") as agent:
-        until("every governed process is dealt to", lambda: dealt(node, governed))
+        until("every governed process is limited", lambda: limited(node, governed))
         ready, first = time.monotonic() - started, process_cpu(agent.pid)
         time.sleep(SETTLE_SECONDS)
         used, began = process_cpu(agent.pid), time.monotonic()
@@ -78,14 +82,15 @@ def run_agent(
         share = (process_cpu(agent.pid) - used) / (time.monotonic() - began)
         memory = process_memory(agent.pid) / MIB, process_memory(agent.pid, "VmHWM") / MIB
     print(
-        f"  {name:<22} {share:>8.2%} of a core over {seconds:.0f} s   VmRSS {memory[0]:.1f} MiB, at most {memory[1]:.1f} MiB   "
-        f"dealt {ready:.2f} s after the start, {first:.2f} s of processor time",
+        f"  {name:<22} {share:>8.2%} of a core over {seconds:.0f} s   "
+        f"VmRSS {memory[0]:.1f} MiB, at most {memory[1]:.1f} MiB   "
+        f"limited {ready:.2f} s after the start, {first:.2f} s of processor time",
         flush=True,
     )
 
 
-def dealt(node: Machine, governed: Sequence[Pod]) -> bool:
-    """Whether the agent reports exactly the governed pods with all their processes, and each of these has its limit."""
+def limited(node: Machine, governed: Sequence[Pod]) -> bool:
+    """Return whether the agent reports and limits exactly the processes of the governed pods."""
     try:
         reported = ask(node.socket).get("report", {}).get("pods", [])
     except OSError:
@@ -99,22 +104,22 @@ def dealt(node: Machine, governed: Sequence[Pod]) -> bool:
 
 
 def scanner(node: Machine, governed: Sequence[Pod]) -> Callable[[], int]:
-    """One scan by the engine; the processes that it saw."""
+    """Return a function for one scan by the reconciler, with the number of processes."""
     now = itertools.count(0.0, 2 * QUIET_SECONDS)
     moment = [0.0]
-    engine = Reconciler(
+    reconciler = Reconciler(
         cgroup_root=node.cgroup_root,
         proc_root=Path("/proc"),
         store=RlimitRecordStore(node.folder / "scan.json", "boot"),
         ability=GateAbility(False, "observes only"),
         clock=lambda: moment[0],
     )
-    engine.configure(NodePinConfigSpec.model_validate(by_uid(governed)), [], 1)
+    reconciler.configure(NodePinConfigSpec.model_validate(by_uid(governed)), [], 1)
 
     def scan() -> int:
         moment[0] = next(now)
-        engine.tick()
-        return sum(pod.processes for pod in engine.report().pods)
+        reconciler.tick()
+        return sum(pod.processes for pod in reconciler.report().pods)
 
     return scan
 
@@ -139,7 +144,7 @@ def psutil_scanner(governed: Sequence[Pod]) -> Callable[[], int]:
 def compare(
     name: str, ours: Callable[[], int], theirs: Callable[[], int], expected: int, rounds: int
 ) -> None:
-    """Take turns, and print medians and their ratio. Raises ValueError when one saw other processes."""
+    """Take turns and print medians and their ratio. Raises ValueError if the processes differ."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for scan, taken in zip((ours, theirs), times, strict=True):
@@ -184,13 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         governed = made[: options.governed]
         print(
-            f"{options.pods} pods of {options.processes} idle processes, {options.governed} governed; gate: {node.gate}"
+            f"{options.pods} pods of {options.processes} idle processes, {options.governed} "
+            f"governed; gate: {node.gate}"
         )
         print("the agent's process, while nothing changes:")
         run_agent(node, "pods by uid", by_uid(governed), governed, options.seconds)
         run_agent(node, "directories by pattern", by_pattern(), governed, options.seconds)
         print(
-            f"one scan, processor time  {'pinwarden':>10} {'psutil':>11}   (psutil {psutil.__version__}, medians of {options.rounds})"
+            f"one scan, processor time  {'pinwarden':>10} {'psutil':>11}   (psutil "
+            f"{psutil.__version__}, medians of {options.rounds})"
         )
         for name, subjects in (("the governed pods", governed), ("all pods", made)):
             ours, theirs = scanner(node, subjects), psutil_scanner(subjects)

@@ -1,15 +1,18 @@
-"""How long `kubectl apply` of an edited limit takes to reach the processes of a pod: p50 and p99 over many edits.
+"""Measure how long an edited limit takes from `kubectl apply` to a pod's processes: p50 and p99.
 
-A real control plane, the operator and the agent as they are installed, and this machine as the node (`machine`): its pods are objects of
-the API server whose containers are cgroups here, with real processes in them. No kubelet or container runtime takes part, as none stands
-between an edit and its effect. All of it shares this machine's cores, so on machines of their own the parts are faster, not slower.
+The control plane, the operator and the agent are real, and this machine is the node (`machine`).
+Its pods are objects of the API server; their containers are cgroups with real processes. No kubelet
+or container runtime takes part, because neither is between an edit and its effect. All programs
+share this machine's cores, so on separate machines they are faster.
 
-Each edit takes a page off the limit. Times run from before `kubectl apply` is started. Every millisecond it is looked at whether kubectl
-has ended, the NodePinConfig of the node has the amount (as a watch tells), every process has it as its RLIMIT_MEMLOCK (as prlimit tells),
-and the agent has acknowledged it in `status.appliedLimits`. Edits follow each other at random distances, so that they meet the periods
-of operator and agent at any point.
+Each edit lowers the limit by a page. The time starts before `kubectl apply`. Every millisecond the
+benchmark checks four marks: kubectl has ended; the node's NodePinConfig has the amount, as a watch
+reports; every process has this `RLIMIT_MEMLOCK`; and the agent has acknowledged the amount in
+`status.appliedLimits`. Edits follow at random intervals, so they meet the periods of operator and
+agent at any point.
 
-    PYTHONPATH=operator:tools python bench/apply_latency.py [--edits 200] [--pods 25] [--processes 10]
+    PYTHONPATH=operator:tools python bench/apply_latency.py [--edits 200] [--pods 25]
+        [--processes 10]
 """
 
 import argparse
@@ -69,7 +72,7 @@ class Edits:
         self._config: Json = {}
 
     async def run(self, edits: int) -> list[dict[str, float]]:
-        """For each edit the seconds to each of `MARKS`. Raises TimeoutError when one does not come."""
+        """Return the seconds to each of `MARKS` by edit. Raises TimeoutError."""
         following = asyncio.create_task(self._follow())
         try:
             await self._edit(MOST_BYTES)  # creates it
@@ -125,7 +128,7 @@ class Edits:
             raise RuntimeError("kubectl apply failed")
 
     def _in_spec(self, amount: int) -> Json | None:
-        """How the agent acknowledges the limit as it stands in the spec; None where the spec has another amount."""
+        """Return how the agent acknowledges the limit, None if the spec has another amount."""
         limits = self._config.get("spec", {}).get("limits", [])
         found = next(
             (NodeLimit.model_validate(each) for each in limits if each["limit"] == amount), None
@@ -188,7 +191,8 @@ async def measure(control_plane: ControlPlane, node: Machine, options: argparse.
         uids = await fill(api, options.pods)
         with pods(node.cgroup_root, uids, options.processes) as made, parts(control_plane, node):
             print(
-                f"{options.edits} edits of a limit over {options.pods} pods of {options.processes} processes; gate: {node.gate}",
+                f"{options.edits} edits of a limit over {options.pods} pods of {options.processes} "
+                f"processes; gate: {node.gate}",
                 flush=True,
             )
             show(await Edits(control_plane, api, made).run(options.edits))

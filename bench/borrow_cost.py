@@ -1,17 +1,19 @@
-"""What it costs to know what pods borrow, against the same from smaps, and what it costs while the pods are idle.
+"""Measure the cost of sampling the borrows of pods, beside smaps, and on idle pods.
 
-One object (a memfd) is mapped and touched whole by every process of every pod: by default 4 GiB, as far as free memory allows, by 50
-processes in 10 pods with cgroups as a kubelet makes them. Three samples take turns, and each is the processor time of this process, the
-kernel's work for its calls included:
+Every process of every pod maps and touches one whole object (a memfd): by default 4 GiB, if free
+memory allows, by 50 processes in 10 pods with cgroups like a kubelet's. Three samples take turns.
+Each is the processor time of this process, with the kernel's work for its calls:
 
-- pinwarden's, in which every pod is walked;
-- smaps: /proc/PID/smaps of each process is read and its Rss and Pss of the object's mappings are added up, which is how it is usually done.
-  That is less than what is asked for: a sum of Rss counts a page for each process that has it, Pss divides it by those of all pods;
-- pinwarden's again at once, with nothing changed: what an idle node costs at each sample.
+- pinwarden with a walk of every pod;
+- smaps, the usual way: the sum of Rss and Pss of the object's mappings from /proc/PID/smaps. It
+  answers less: Rss counts a page once for each process, and Pss divides a page by the processes of
+  all pods;
+- pinwarden again at once, without a change: the cost of each sample on an idle node.
 
-A ratio is the median of the ratios of its pairs; its range is that of the pairs.
+A ratio is the median of the ratios of its pairs; its range is the range of the pairs.
 
-    PYTHONPATH=operator:tools python bench/borrow_cost.py [--mebibytes 4096] [--pods 10] [--processes 5] [--rounds 15]
+    PYTHONPATH=operator:tools python bench/borrow_cost.py [--mebibytes 4096] [--pods 10]
+        [--processes 5] [--rounds 15]
 """
 
 import argparse
@@ -96,7 +98,7 @@ def timed(measure: Callable[[], object]) -> float:
 
 
 def size_of_object(wanted: int, processes: int) -> int:
-    """What fits in a share of the free memory, page tables included: 8 bytes for each page in each process."""
+    """Return a size that fits in free memory with its page tables: 8 bytes per page and process."""
     available = int(re.findall(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
     fits = int(available * FREE_SHARE / (1 + 8 * processes / mmap.PAGESIZE))
     return min(wanted, fits // MIB * MIB)
@@ -105,7 +107,7 @@ def size_of_object(wanted: int, processes: int) -> int:
 def compare(
     made: Sequence[Pod], pids: Sequence[int], one: ObjectId, size: int, rounds: int
 ) -> None:
-    """Take turns, and print medians and ratios. Raises ValueError when a figure is not what every process touched."""
+    """Take turns and print medians and ratios. Raises ValueError if a figure is wrong."""
     pods = {pod.uid: [pod.path, pod.container] for pod in made}
     objects = {GROUP: ObjectSet(objects=frozenset([one]))}
     borrows = BorrowSampler()
@@ -130,11 +132,13 @@ def compare(
                 taken.append(cost)
     rss, pss = from_smaps(pids, one)
     print(
-        f"every pod borrows {size // MIB} MiB; smaps: Rss {rss // MIB} MiB in all, Pss {pss // MIB} MiB"
+        f"every pod borrows {size // MIB} MiB; smaps: Rss {rss // MIB} MiB in all, Pss "
+        f"{pss // MIB} MiB"
     )
     print(
-        f"one sample, ms of processor time, medians of {rounds}: pinwarden {median(full) * 1e3:.2f}, "
-        f"smaps {median(usual) * 1e3:.2f}, pinwarden idle {median(idle) * 1e3:.3f}"
+        f"one sample, ms of processor time, medians of {rounds}: pinwarden "
+        f"{median(full) * 1e3:.2f}, smaps {median(usual) * 1e3:.2f}, pinwarden idle "
+        f"{median(idle) * 1e3:.3f}"
         + ("" if skipped else "   (something ran in the pods: not idle)")
     )
     for name, above, below in (
@@ -177,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(options.processes)
         ]
         print(
-            f"{len(pids)} processes in {len(made)} pods have {size // MIB} MiB mapped and touched ({time.monotonic() - began:.0f} s)",
+            f"{len(pids)} processes in {len(made)} pods have {size // MIB} MiB mapped and touched "
+            f"({time.monotonic() - began:.0f} s)",
             flush=True,
         )
         time.sleep(SETTLE_SECONDS)

@@ -1,9 +1,10 @@
 """Measure the cost of the project's own cluster nodes on this machine, with pinwarden in them.
 
-    PYTHONPATH=operator:tools .venv/bin/python bench/cluster_nodes.py [KIND ...]    # default: uml uml
+    PYTHONPATH=operator:tools .venv/bin/python bench/cluster_nodes.py [KIND ...]
 
-Prints how long the nodes take to be Ready from nothing, how long `helm install --wait` takes, and what the nodes use in the minute
-after: processor time as a share of one core, and memory (PSS) as this machine sees it.
+The default is `uml uml`. Prints the time until the nodes are Ready, the time of `helm install
+--wait`, and the use of the nodes in the minute after: processor time as a share of one core, and
+memory (PSS) on this machine.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""A fleet that exists only as objects: nodes, pods, limits, and agents that answer as real ones do.
+"""A fleet of objects only: nodes, pods, limits, and agents that answer like real agents.
 
-Nothing runs on these nodes. An agent here sees its node's NodePinConfig change, acknowledges it and reports each governed pod, as fast
-as the API server lets it; each node's report changes once in five minutes even when nothing else does, as a real agent's does. All
-amounts are made up and all else that the operator sees is what it would see on a cluster of this size.
+Nothing runs on these nodes. An agent here sees a change of its node's NodePinConfig, acknowledges
+it and reports each governed pod, as fast as the API server allows. As with a real agent, each
+node's report changes once in five minutes without another cause. The amounts are invented; all
+other objects are those of a cluster of this size.
 """
 
 import asyncio
@@ -36,7 +37,10 @@ CONFIGS = "/apis/pinwarden.io/v1alpha1/nodepinconfigs"
 
 
 class Api:
-    """A control plane's API over a few dozen connections. A request that fails raises aiohttp.ClientResponseError."""
+    """A control plane's API over a few dozen connections.
+
+    A failed request raises aiohttp.ClientResponseError.
+    """
 
     def __init__(self, control_plane: ControlPlane, connections: int = 48) -> None:
         self._url = control_plane.url
@@ -66,7 +70,7 @@ class Api:
     async def send(
         self, method: str, path: str, body: Json | None = None, content: str = "json"
     ) -> Json:
-        """One request with a JSON body; `content` is the kind of patch, such as merge-patch+json."""
+        """Send a request with a JSON body; `content` is the kind, such as merge-patch+json."""
         headers = {"Content-Type": f"application/{content}"}
         data = None if body is None else json.dumps(body)
         for _ in range(RETRIES):
@@ -194,7 +198,7 @@ def running(pod: Json) -> Json:
 
 
 def limit_objects(count: int, namespaces: int) -> list[Json]:
-    """One in ten is a ClusterPinLimit, the first of them over every pod; the others select an app of a namespace each."""
+    """Return limits; a tenth are ClusterPinLimits, the first for all pods; others select an app."""
     found: list[Json] = []
     for number in range(count):
         if number % 10 == 0:
@@ -231,7 +235,7 @@ def path_of(item: Json, *, named: bool = False) -> str:
 
 
 async def create(api: Api, items: Iterable[Json], start: float = 0.0) -> list[Json]:
-    """Create objects, many at once; a pod also gets the status of one that runs, `start` seconds later."""
+    """Create objects, many at once; a pod gets a running status `start` seconds later."""
 
     async def one(item: Json) -> Json:
         made = await api.send("POST", path_of(item), item)
@@ -254,7 +258,11 @@ async def create(api: Api, items: Iterable[Json], start: float = 0.0) -> list[Js
 
 @dataclass
 class Agents:
-    """The agents of all nodes. `generations` has the newest generation seen of each node's spec, `acknowledged` the newest answered."""
+    """The agents of all nodes.
+
+    `generations` has the newest generation seen of each node's spec, `acknowledged` the newest
+    answered.
+    """
 
     api: Api
     generations: dict[str, int] = field(default_factory=dict)
@@ -353,7 +361,7 @@ def understood(raw: Json) -> NodePinConfigSpec:
 
 
 def report_of(spec: NodePinConfigSpec, generation: int, ended: Collection[str] = ()) -> Json:
-    """The status of a node whose agent took `spec` and found every governed pod running but those that ended."""
+    """Return the status of a node that acknowledged `spec`; only the ended pods do not run."""
     counted = ("Mlock", "MemfdSecret", "IoUring", "Rdma", "Vfio", "Iommufd", "Vdpa")
     return {
         "observedGeneration": generation,

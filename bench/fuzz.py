@@ -1,4 +1,4 @@
-"""The long run of the fuzzers (`tools/fuzzing`): prints what was sent and what was found, and fails when anything was.
+"""Run the fuzzers (`tools/fuzzing`) for long; print inputs and findings, and fail on a finding.
 
 `operator` starts an API server of its own. `node` needs a kernel of its own:
 `python -m cluster guest --kind uml --timeout 7200 -- .venv/bin/python bench/fuzz.py node`.
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def node(inputs: int, seed: int) -> Tally:
-    """Agent, gate, accountant and holder under so many inputs."""
+    """Run agent, gate, accountant and holder with this many inputs."""
     from fuzzing.checked_node import FuzzError
     from fuzzing.node import Node
 

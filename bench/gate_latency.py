@@ -1,8 +1,10 @@
-"""What a call costs that the seccomp gate answers: pairs of mlock and munlock of one page, gated and bare, in the same run.
+"""Measure a call that the seccomp gate answers: pairs of `mlock` and `munlock` of a page, gated and
+bare.
 
-The gate and its holder are real processes on this machine, and so are the pods, each in a cgroup of its own and under the profile for
-unconfined pods (the one with the runtime's default rules is measured beside it). Pairs are a millisecond apart, but for the pod in a tight
-loop. Only mlock is gated; a pair has one gated call.
+The gate, its holder and the pods are real processes on this machine. Each pod has its own cgroup
+and the profile for unconfined pods; one pod has the profile with the runtime's default rules. Pairs
+are a millisecond apart, except in the pod with a tight loop. Only `mlock` is gated, so a pair has
+one gated call.
 
     PYTHONPATH=operator:tools .venv/bin/python bench/gate_latency.py [--pairs 3000]
 
@@ -82,12 +84,13 @@ def percentiles(spent: list[float]) -> tuple[float, float, float]:
     return cuts[49], cuts[98], max(spent)
 
 
-def show(what: str, spent: list[float], against: list[float]) -> None:
-    """A row of the table."""
+def show(name: str, spent: list[float], against: list[float]) -> None:
+    """Print a row of the table."""
     p50, p99, most = percentiles(spent)
     base50, base99, _ = percentiles(against)
     print(
-        f"| {what} | {p50:.0f} | {p99:.0f} | {most:.0f} | {p50 / base50:.1f} | {p99 / base99:.1f} |",
+        f"| {name} | {p50:.0f} | {p99:.0f} | {most:.0f} | {p50 / base50:.1f} | {p99 / base99:.1f} "
+        "|",
         flush=True,
     )
 
@@ -114,7 +117,8 @@ def measure(node: Node, pairs: int) -> None:
     node.set_limits({pod.uid: LIMIT for pod in pods})
     one, other = pods[:2]
     print(
-        "| us for mlock + munlock | p50 | p99 | most | p50 ratio | p99 ratio |\n| --- | --- | --- | --- | --- | --- |"
+        "| us for mlock + munlock | p50 | p99 | most | p50 ratio | p99 ratio |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
     plain = run(bare(pairs, APART))
     show("bare", plain, plain)

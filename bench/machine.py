@@ -1,13 +1,14 @@
-"""This machine as a node: pods' cgroups with idle processes in them, and the agent as a process of its own.
+"""This machine as a node: cgroups of pods with idle processes, and the agent as a process.
 
-Cgroups lie below a directory that belongs to one run, in the cgroup v2 hierarchy, named as the kubelet names them with the cgroupfs driver.
-The processes are forks of one small Python process that wait for a signal: real ones, each in its cgroup, without
-capabilities and unable to gain any. They keep this program's uid, since without CAP_SYS_RESOURCE the kernel lets nobody else's limits be
-set. All of it goes with the block that made it; the processes also when this program is killed.
+The cgroups lie below a directory of this run in the cgroup v2 hierarchy. Their names are those of
+the kubelet with the cgroupfs driver. The processes are forks of one small Python process. They wait
+for a signal, have no capabilities, and cannot gain any. They keep this program's uid, because
+without `CAP_SYS_RESOURCE` the kernel forbids changing limits of other users. All of them end with
+their block, or with this program.
 
-Where the machine does not let hard limits be raised (no CAP_SYS_RESOURCE), the agent would observe only, and the cost of dealing would be
-missing. There the agent is started with the answer of its probe replaced: lowering works, and a benchmark that lowers only needs no more.
-Everything else of it is as installed. `Machine.gate` says which it was.
+Without `CAP_SYS_RESOURCE` the agent would only observe, and the cost of enforcement would be
+missing. In this case the agent starts with a replaced answer of its probe: lowering limits still
+works, and the benchmarks only lower limits. `Machine.gate` reports the case.
 """
 
 import os
@@ -86,7 +87,7 @@ class Pod:
 
 @contextmanager
 def hierarchy() -> Iterator[Path]:
-    """An empty cgroup of this run, to be taken for the root of a node's. Raises OSError where none can be made."""
+    """Yield an empty cgroup as the root of a node. Raises OSError if it cannot be made."""
     v2 = (
         path
         for path in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
@@ -155,9 +156,9 @@ class Machine:
 
     @property
     def gate(self) -> str:
-        """For the head of a table."""
+        """Return the name of the gate for a heading."""
         if self.lowering_only:
-            return "rlimit, lowering only (no CAP_SYS_RESOURCE here; the agent's probe is answered for it)"
+            return "rlimit, lowering only (no CAP_SYS_RESOURCE; the agent's probe is replaced)"
         return "rlimit"
 
     @property
@@ -172,7 +173,7 @@ class Machine:
 
     @contextmanager
     def agent(self, *options: str) -> Iterator[Child]:
-        """The agent with these options beside those that say where it runs, until the end of the block."""
+        """Run the agent with these options besides its folders, until the end of the block."""
         start = ["-c", LOWERING_ONLY] if self.lowering_only else ["-m", "pinwarden"]
         places = (
             f"--cgroup-root={self.cgroup_root}",

@@ -1,10 +1,12 @@
-"""What the operator costs on a cluster of a given size: time to ready, memory, and writes to the API server.
+"""Measure the operator on a cluster of a given size: time to ready, memory, and writes.
 
-A real etcd and kube-apiserver hold real objects (`fleet`), and the operator runs as it is installed, as a process of its own. All of it
-shares this machine: the API server, etcd, the simulated agents and the operator compete for the same cores, so times are upper bounds for a
-control plane on machines of its own. What is not measured here but follows by proportion is labelled as extrapolated.
+A real etcd and kube-apiserver have real objects (`fleet`), and the operator is a process of its
+own, as installed. The API server, etcd, the simulated agents and the operator compete for this
+machine's cores, so times are upper bounds for a separate control plane. Extrapolated figures are
+labelled.
 
-    PYTHONPATH=operator:tools python bench/operator_scale.py [--nodes 1000] [--pods 20000] [--limits 200]
+    PYTHONPATH=operator:tools python bench/operator_scale.py [--nodes 1000] [--pods 20000]
+        [--limits 200]
 """
 
 import argparse
@@ -55,10 +57,10 @@ _WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
 
 
 async def writes(api: Api) -> Counter[str]:
-    """How many writes of the operator the API server has answered, per verb and resource.
+    """Return the operator's writes that the API server has answered, by verb and resource.
 
-    They are told from those of the agents and of this program by what they write: specs of NodePinConfigs, statuses of limits, Leases
-    (where the API server's own adds one in ten seconds) and Events.
+    The kind of a write identifies the operator: specs of NodePinConfigs, statuses of limits, Events
+    and Leases (the API server adds a Lease write every ten seconds).
     """
     found: Counter[str] = Counter()
     for sample in _SAMPLE.finditer(await api.text("/metrics")):
@@ -100,7 +102,7 @@ async def judged(api: Api) -> tuple[int, int]:
 
 @dataclass
 class Window:
-    """What happened over some seconds: writes of the operator, and the share of one core that each process had."""
+    """Figures of some seconds: writes of the operator, and each process's share of one core."""
 
     seconds: float
     writes: Counter[str]
@@ -124,7 +126,7 @@ async def observe(api: Api, pid: int, work: Awaitable[object]) -> Window:
 async def churn(
     api: Api, agents: Agents, pods: list[Json], nodes: int, rate: float, seconds: float
 ) -> int:
-    """Replace pods at `rate` per second: each time one is created and, once it runs, one deleted. Returns how many were."""
+    """Replace pods at `rate` per second, deleting one when its successor runs; return the count."""
     started = time.monotonic()
     replaced = 0
     tasks: set[asyncio.Task[None]] = set()
@@ -341,9 +343,7 @@ def extrapolate(
         "etcd": edit.etcd_cpu,
     }
     most = max(shares, key=lambda name: shares[name])
-    print(
-        f"\nWhat limits an edit that touches every node here: {most}, at {shares[most]:.0%} of one core."
-    )
+    print(f"\nThe bottleneck of an edit for every node: {most}, at {shares[most]:.0%} of one core.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

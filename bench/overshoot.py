@@ -1,14 +1,16 @@
-"""How far processes that grab at once take their pod past its limit, and how much of that the agent's report sees (H2).
+"""Measure how far racing processes exceed their pod's limit, and how much the agent reports (H2).
 
-All processes of one pod begin at the same moment and lock memory until the kernel refuses: page by page, or all that the limit allows in
-one call, which is the worst that can be asked. What they hold is kept from outside, by themselves in shared memory, and sampled by a
-process of its own: it is counted there once a call is back, by the kernel from the call's start. Beside it stands what the engine reports.
-Every process keeps what it got until all were refused, and then goes. As under a kubelet the pods' cgroups have the cpu controller, and
-the engine runs in a pod of its own: it has to come in between processes that leave no core idle.
+All processes of a pod start at the same moment and lock memory until the kernel denies a call. They
+lock page by page, or the whole limit in one call, which is the worst case. Each process records its
+locked bytes in shared memory, and a separate process samples them. This record counts a call at its
+return, the kernel at its start. The report of the reconciler is printed beside it. Every process
+keeps its memory until all are denied, and then ends. As under a kubelet, the pods' cgroups have the
+cpu controller. The reconciler runs in a pod of its own, beside processes that leave no core idle.
 
-Needs cgroup v2, root and CAP_SYS_RESOURCE; the project's guest has them:
+Needs cgroup v2, root and `CAP_SYS_RESOURCE`; the project's guest has them:
 
-    PYTHONPATH=operator:tools python -m cluster guest -- .venv/bin/python bench/overshoot.py [--processes 2 4 16 64]
+    PYTHONPATH=operator:tools python -m cluster guest -- .venv/bin/python bench/overshoot.py
+        [--processes 2 4 16 64]
 """
 
 import argparse
@@ -46,7 +48,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Board:
-    """Numbers that processes share: the slots above, then for each process the bytes it holds and whether it was refused."""
+    """Shared numbers: the slots above, then locked bytes and the denial of each process."""
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
@@ -100,7 +102,7 @@ def grab(board: Board, number: int, step: int, directory: Path) -> None:
 
 
 def watch(board: Board) -> None:
-    """Samples from outside until everything is given back; times are nanoseconds of the monotonic clock."""
+    """Samples until all memory is unlocked; times are nanoseconds of the monotonic clock."""
     (CGROUP / "cgroup.procs").write_text("0")
     slots, last = board.slots, 0
     while not (slots[STOP] and not board.held):
@@ -142,46 +144,46 @@ def race(processes: int, step: int, contention: Contention, state: Path) -> Outc
     board = Board(processes)
     ability = probe()
     pids = [fork(partial(grab, board, number, step, directory)) for number in range(processes)]
-    engine = Reconciler(
+    reconciler = Reconciler(
         cgroup_root=CGROUP,
         proc_root=Path("/proc"),
         store=RlimitRecordStore(state / f"{uid}.json", "boot"),
         ability=ability,
     )
     try:
-        return _run(engine, board, uid, contention, pids)
+        return _run(reconciler, board, uid, contention, pids)
     finally:
         board.slots[GO] = board.slots[STOP] = 1
         for pid in pids:
             os.waitpid(pid, 0)
-        engine.close()
+        reconciler.close()
         for path in (directory, directory.parent):
             path.rmdir()
 
 
 def _run(
-    engine: Reconciler, board: Board, uid: str, contention: Contention, pids: list[int]
+    reconciler: Reconciler, board: Board, uid: str, contention: Contention, pids: list[int]
 ) -> Outcome:
     limit = {"name": "l", "uid": "l", "scope": "Pod", "limit": LIMIT, "contention": contention}
     spec = NodePinConfigSpec.model_validate(
         {"limits": [limit], "pods": [{"uid": uid, "limits": ["l"]}]}
     )
-    engine.configure(spec, [], 1)
+    reconciler.configure(spec, [], 1)
     share = LIMIT // board.processes if contention is Contention.RESERVE else LIMIT
     _until(
-        engine,
+        reconciler,
         lambda: all(resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[1] <= share for pid in pids),
     )
     pids.append(fork(lambda: watch(board)))
     board.slots[GO] = 1
-    _until(engine, lambda: board.refused)
+    _until(reconciler, lambda: board.refused)
     settled = board.held
-    _until(engine, lambda: engine.report().pods[0].vm_lck == settled)
+    _until(reconciler, lambda: reconciler.report().pods[0].vm_lck == settled)
     kept = time.monotonic() + KEPT_SECONDS
-    _until(engine, lambda: time.monotonic() > kept)
+    _until(reconciler, lambda: time.monotonic() > kept)
     board.slots[STOP] = 1
-    _until(engine, lambda: not board.held and engine.report().pods[0].vm_lck == 0)
-    reported = engine.report().overshoots
+    _until(reconciler, lambda: not board.held and reconciler.report().pods[0].vm_lck == 0)
+    reported = reconciler.report().overshoots
     slots = board.slots
     return Outcome(
         settled=settled,
@@ -193,12 +195,12 @@ def _run(
     )
 
 
-def _until(engine: Reconciler, holds: Callable[[], bool]) -> None:
+def _until(reconciler: Reconciler, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
+    while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(str(engine.report()))
-        time.sleep(engine.tick())
+            raise TimeoutError(str(reconciler.report()))
+        time.sleep(reconciler.tick())
 
 
 def main() -> int:
@@ -216,8 +218,8 @@ def main() -> int:
         return 1
     print(f"limit {LIMIT >> 10} KiB; all amounts in KiB, over = above the limit, times in ms")
     print(
-        f"{'processes':>9} {'each asks':>9} {'contention':>10} {'held':>8} {'over':>8} {'reported':>8} "
-        f"{'grew for':>9} {'above for':>9} {'reported':>9}"
+        f"{'processes':>9} {'each asks':>9} {'contention':>10} {'locked':>8} {'over':>8} "
+        f"{'reported':>8} {'grew for':>9} {'above for':>9} {'reported':>9}"
     )
     _, own = make_pod()
     (own / "cgroup.procs").write_text("0")
@@ -228,8 +230,9 @@ def main() -> int:
                 for count in options.processes:
                     found = race(count, step, contention, state)
                     print(
-                        f"{count:>9} {name:>9} {contention:>10} {found.settled >> 10:>8} {found.peak >> 10:>8} "
-                        f"{found.reported_peak >> 10:>8} {found.growing * 1e3:>9.1f} {found.above * 1e3:>9.0f} "
+                        f"{count:>9} {name:>9} {contention:>10} {found.settled >> 10:>8} "
+                        f"{found.peak >> 10:>8} {found.reported_peak >> 10:>8} "
+                        f"{found.growing * 1e3:>9.1f} {found.above * 1e3:>9.0f} "
                         f"{found.reported_above * 1e3:>9.0f}",
                         flush=True,
                     )

@@ -1,6 +1,7 @@
-"""Times pairs of mlock and munlock of one page, for gate_latency.py. Arguments: how many pairs, and seconds between two.
+"""Time pairs of `mlock` and `munlock` of a page for gate_latency.py.
 
-A pair that finds a line on standard input ends the run. Output: `ready`, then the nanoseconds of each pair as a JSON list.
+Arguments: the number of pairs, and the seconds between two pairs. A line on standard input ends the
+run. Output: `ready`, then the nanoseconds of each pair as a JSON list.
 """
 
 import ctypes

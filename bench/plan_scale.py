@@ -1,9 +1,10 @@
-"""What the rules cost at the size that pinwarden is designed for, measured and not extrapolated: no API server, one process.
+"""Measure the rules at the designed size without an API server, in one process.
 
-It loads `pinwarden.plan.cluster.Cluster` with nodes, pods and limits, and times what the operator asks of it. `operator_scale` has the
-rest: the API server, the wire and the writes.
+Loads `pinwarden.plan.cluster.Cluster` with nodes, pods and limits, and times the operator's
+requests. `operator_scale` has the rest: the API server, the network and the writes.
 
-    PYTHONPATH=operator:tools python bench/plan_scale.py [--nodes 5000] [--pods 150000] [--limits 200]
+    PYTHONPATH=operator:tools python bench/plan_scale.py [--nodes 5000] [--pods 150000]
+        [--limits 200]
 """
 
 import argparse

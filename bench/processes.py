@@ -1,6 +1,6 @@
-"""The processes that are measured: the operator on a control plane, and what a process has used.
+"""The measured processes: the operator on a control plane, and the use of a process.
 
-The operator runs as it is installed, as a process of its own, with the rights of an administrator.
+The operator is a process of its own, as installed, with the rights of an administrator.
 """
 
 import asyncio
