@@ -165,7 +165,7 @@ def test_every_object_fits_the_schema_of_its_kind(
         ),
         (
             {"operator.unknownPods": "0", "operator.namespaces[0]": "team-a"},
-            "operator.unknownPods: not together with operator.namespaces",
+            "operator.unknownPods: not allowed with operator.namespaces",
         ),
     ],
 )
