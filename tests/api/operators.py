@@ -183,7 +183,7 @@ class Cluster:
         self.merge(f"/api/v1/nodes/{node}/status", {"status": {"conditions": [condition]}})
 
     def deployment(self) -> None:
-        """The operator's Deployment, which nobody acts on."""
+        """Create the operator's Deployment, without a controller for it."""
         selector = {"matchLabels": {"a": "b"}}
         template = {
             "metadata": {"labels": {"a": "b"}},

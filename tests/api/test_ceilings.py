@@ -283,7 +283,7 @@ def test_neither_uid_nor_node_nor_status_is_an_authors_choice(author: Author) ->
 def test_two_mirror_pods_of_one_hash_are_limited_by_both_and_reported(
     author: Author,
 ) -> None:
-    """Nobody but a kubelet, or who may patch `pods/status`, comes as far as this."""
+    """Only a kubelet, or a user with the right to patch `pods/status`, can do this."""
     other = Author(author.cluster)
     for each in (author, other):
         each.cluster.static_pod(each.namespace, author.node, HASHED)

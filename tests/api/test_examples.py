@@ -51,7 +51,7 @@ def test_page_mentions_the_example(path: Path) -> None:
     "path", [*HOW_TO, EXAMPLES / "quick-start.yaml"], ids=lambda path: path.stem
 )
 def test_limits_select_the_pods_beside_them(path: Path) -> None:
-    """A label that is misspelt selects nothing, and nobody would notice."""
+    """A misspelt label selects no pod, and causes no error."""
     found = objects(path)
     labels = [
         each["metadata"].get("labels", {})

@@ -167,13 +167,13 @@ BAD: list[tuple[str, Json, str]] = [
     ("a negative capacity", smg(capacity="-1Mi"), "spec.capacity"),
     ("a fraction of a byte", smg(capacity="1500m"), "spec.capacity"),
     ("a capacity above all", smg(capacity="5Pi"), "spec.capacity"),
-    ("a borrowLimit that nobody counts", smg(members=limited("1Mi")), "spec.accounting"),
+    ("a borrowLimit without accounting", smg(members=limited("1Mi")), "spec.accounting"),
     (
         "a negative borrowLimit",
         smg(accounting="Borrow", members=limited(-1)),
         "spec.members[0].borrowLimit",
     ),
-    ("a fair share of what nobody counts", smg(fairShare="Borrow"), "spec.accounting"),
+    ("a fair share without accounting", smg(fairShare="Borrow"), "spec.accounting"),
     ("an unknown policy", smg(deletionPolicy="Keep"), "spec.deletionPolicy"),
 ]
 
@@ -499,7 +499,7 @@ def test_created_objects_must_fit_an_allowance(cluster: Cluster) -> None:
     spec: Json = {"backing": {"tmpfs": {}}, "management": "Create", "capacity": "2Mi"}
     case = Case(cluster, "create:3Mi", **spec)
     assert case.on_node()["capacity"] == 2 * MIB
-    time.sleep(1)  # the API server tells ages in whole seconds
+    time.sleep(1)  # the API server has ages in whole seconds
     second = cluster.group(case.namespace, **spec)
     eventually(
         lambda: cluster.condition(second, "Accepted"), lambda last: last == ("False", "NotAllowed")

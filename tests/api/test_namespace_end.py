@@ -70,7 +70,7 @@ class Doomed:
         eventually(lambda: self.cluster.find(self.group)["metadata"], _is_ending)
 
     def release(self) -> None:
-        """Report that the group is released, as the node's agent does once nobody uses it."""
+        """Report that the group is released, as the node's agent does after the last use."""
         eventually(
             lambda: [
                 group["draining"] for group in self.cluster.config(self.node)["spec"]["groups"]

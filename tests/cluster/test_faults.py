@@ -131,7 +131,7 @@ def test_limits_stay_in_force_while_the_control_plane_is_down(
     installed.control_plane.kill(part)
     time.sleep(
         3
-    )  # for as long as this nobody can be asked: the limit must be one of the two that were set
+    )  # during this time the API server cannot answer: one of the two limits must be in force
     assert in_force(limited.node) in (5 * MIB, 4 * MIB)
     installed.control_plane.start(part)
     limited.settles_at(4)

@@ -91,7 +91,7 @@ class Loopers:
 
     def go_on(self) -> None:
         """They make progress, and hold no more than the limit whenever all stand still."""
-        until(lambda: self.calls > 0, f"{self._name} tells of its calls")
+        until(lambda: self.calls > 0, f"{self._name} prints its calls")
         before = self.calls
         until(lambda: self.calls > before + 10, f"{self._name} makes calls")
         self._node.exec(

@@ -376,7 +376,7 @@ def test_call_within_a_grant_waits_until_the_rlimit_is_raised(node: Node, raised
     assert hear(process) == f"{LIMIT} 0"
 
 
-# -- what is told of a refusal --
+# -- reports of a denial --
 
 
 @pytest.mark.rule("P5", level="Deny")

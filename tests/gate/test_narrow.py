@@ -1,4 +1,4 @@
-"""32-bit programs in containers that the NRI plugin gates: each way to pin is counted, and no other call fails (P1, P2)."""
+"""32-bit programs in containers that the NRI plugin gates: each way to pin counts (P1, P2)."""
 
 import errno
 import platform

@@ -1,4 +1,4 @@
-"""Policies with the gate's rules as libseccomp compiles them: each call is answered as by the own policy, or gated."""
+"""Policies with the gate's rules in libseccomp: each call gets its own answer, or is gated."""
 
 import json
 import platform

@@ -450,7 +450,7 @@ def test_call_that_is_stopped_at_its_end_counts_twice_until_it_goes_on(pod: Pod,
     assert ask(start(pod, "locker.py", LIMIT), f"lock {half}") == f"0 {errno.ENOMEM}"
 
 
-# -- what nobody sees --
+# -- pins without a notification --
 
 
 @pytest.mark.rule("H1", level="Deny")

@@ -235,7 +235,7 @@ def test_call_that_the_kernel_denies_gets_the_error_of_the_kernel(
     [
         (LINUX_ALLOW, 0, LIMIT),
         (LINUX_ENOSPC, 0, 0),
-        (LINUX_NOTIFY, 0, 0),  # nobody listens to it: ENOSYS
+        (LINUX_NOTIFY, 0, 0),  # no listener: ENOSYS
         (
             LINUX_NOTIFY,
             8,

@@ -32,7 +32,7 @@ FOREIGN = {
     *("pip", "pip3", "apt", "apt-get", "dpkg", "rpm", "apk", "perl"),
     *("cc", "gcc", "ld", "as", "make", "curl", "wget"),
 }
-"""Programs that help an intruder and nobody else."""
+"""Programs that help only an intruder."""
 RUN = """
 /bin/mkdir -p "$0/proc"
 /bin/mount --bind "$0" "$0"

@@ -32,7 +32,7 @@ ONE, TWO, SANDBOX = "1a" * 32, "2b" * 32, "3c" * 32
 
 
 class Worker:
-    """A process in a cgroup that locks memory when told to."""
+    """A process in a cgroup that locks memory on request."""
 
     def __init__(self, cgroup: Path, *arguments: str, user: int = NOBODY, file: str = "-") -> None:
         self._process = subprocess.Popen(
@@ -69,7 +69,7 @@ class Worker:
         return self.result()
 
     def fork(self, generations: int) -> None:
-        """Begins a line of processes; its last one tells a `result` and stays."""
+        """Begin a line of processes; the last process answers a `result` and stays."""
         self._send_line(f"fork {generations}")
 
     @property
@@ -98,7 +98,7 @@ class Worker:
 
 
 class Node:
-    """Pods' cgroups, the workers in them, and an engine that runs while something is waited for."""
+    """Cgroups of pods, their workers, and a reconciler that runs during waits."""
 
     def __init__(self, state: Path, cgroup_root: Path = CGROUP) -> None:
         self._state = state
@@ -111,7 +111,7 @@ class Node:
         self.start()
 
     def start(self) -> None:
-        """A new engine over the same state folder."""
+        """Start a new reconciler with the same state folder."""
         self.reconciler = Reconciler(
             cgroup_root=self._cgroup_root,
             proc_root=Path("/proc"),

@@ -63,7 +63,7 @@ class Truth:
 
 
 class Borrower:
-    """A process that stands still but when it is told."""
+    """A process that maps memory on request, and stands still otherwise."""
 
     def __init__(self, cgroup: Path, objects: list[Shared], keep: tuple[int, ...]) -> None:
         areas = json.dumps([[each.path, each.size, each.pages, each.private] for each in objects])
@@ -252,7 +252,7 @@ def lines(pid: int) -> dict[int, tuple[int, int, int, int, str]]:
 
 
 def identify(file: Path | int, pages: int = PAGE) -> ObjectId:
-    """As its mapping shows it, which is not what stat tells on every file system."""
+    """Return the device and inode of the mapping; on some file systems stat has others."""
     descriptor = os.open(file, os.O_RDWR) if isinstance(file, Path) else file
     area = mmap.mmap(descriptor, pages)
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))
@@ -370,7 +370,7 @@ def no_collapse() -> Iterator[None]:
 
 @pytest.fixture
 def huge_pages() -> Iterator[bool]:
-    """Some hugetlb pages, given back afterwards; False where there are none to be had."""
+    """Reserve hugetlb pages, and free them afterwards; False if there are none."""
     file = PROC / "sys/vm/nr_hugepages"
     before = int(file.read_text())
     file.write_text(str(before + 8))
@@ -381,7 +381,7 @@ def huge_pages() -> Iterator[bool]:
 
 
 def objects(place: Place, huge_pages: bool) -> list[str]:
-    """One of each kind; what cannot be made here is told."""
+    """Create an object of each kind, and print the kinds that cannot be created here."""
     tmpfs = place.mount("size=64m")
     assert tmpfs is not None
     place.file("tmpfs", tmpfs / "a b\n00:01", 100 * PAGE)

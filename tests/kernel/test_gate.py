@@ -22,7 +22,7 @@ GIVEN = Limits(2 * MIB, 2 * MIB)
 
 
 class Agent:
-    """An engine that reads the gate's record, on the same configuration."""
+    """A reconciler that reads the gate's file, with the same configuration."""
 
     def __init__(self, node: Node, state: Path) -> None:
         self.node = node

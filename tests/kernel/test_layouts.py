@@ -151,7 +151,7 @@ def test_pod_of_an_unknown_layout_is_reported_observe_with_its_cause(
     with pod_in(hierarchy, layout) as (pod, one, _):
         node.set_limit(pod.uid, MIB)
         node.settle()
-        assert one.lock(2 * MIB) == (2 * MIB, 0), "nobody holds it"
+        assert one.lock(2 * MIB) == (2 * MIB, 0), "no limit applies to it"
         report = node.report(pod.uid)
         assert (report.level, report.reason, report.processes) == (Level.OBSERVE, NO_PROCESSES, 0)
         assert str(pod.directory) in report.message

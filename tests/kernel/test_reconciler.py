@@ -49,7 +49,7 @@ def test_racing_processes_settle_and_their_overshoot_is_reported(node: Node) -> 
     for worker in workers:
         worker.begin(4 * MIB)
     locked = [worker.result()[0] for worker in workers]
-    assert sum(locked) == 16 * MIB, "no deal came in between"
+    assert sum(locked) == 16 * MIB, "no allocation came in between"
     node.until(lambda: node.report(uid).vm_lck == sum(locked))
     node.until(lambda: all(worker.limits.hard == worker.locked for worker in workers))
     assert node.overshoot().peak == sum(locked) - 8 * MIB

@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """A process that locks memory when told to."""
+    """A process that locks memory on request."""
 
     def __init__(self, stack: ExitStack, *, user: int) -> None:
         self._process = stack.enter_context(
