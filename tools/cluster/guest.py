@@ -1,8 +1,8 @@
 """A guest with a real kernel, in which one command runs as root with every capability.
 
-The guest sees the host's whole file system at the same paths, read-only with a layer of memory above it, so the
-checkout, its Python environment and the machine's tools are there and nothing that the command does stays. There is
-no network.
+The guest sees the host's whole file system at the same paths, read-only with a layer of memory
+above it, so the checkout, its Python environment and the machine's tools are there and nothing that
+the command does stays. There is no network.
 """
 
 import os
@@ -72,11 +72,13 @@ def run(
 ) -> int:
     """Run a command in a new guest, pass its output on as it comes, and return its exit status.
 
-    ``timeout`` is in seconds and holds for all of it but the building of what is not in the cache yet. A guest that
-    dies without the command's end is booted again, at most twice, and each time it is said. With one of
-    ``processors`` no two processes are in the kernel at the same moment; user-mode Linux has one always.
+    ``timeout`` is in seconds and holds for all of it but the building of what is not in the cache
+    yet. A guest that dies without the command's end is booted again, at most twice, and each time
+    it is said. With one of ``processors`` no two processes are in the kernel at the same moment;
+    user-mode Linux has one always.
 
-    Raises ClusterError when the command does not end in time, when guests keep dying, or a piece cannot be built.
+    Raises ClusterError when the command does not end in time, when guests keep dying, or a piece
+    cannot be built.
     """
     if os.geteuid() != 0:
         raise ClusterError(

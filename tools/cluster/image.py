@@ -1,9 +1,11 @@
-"""The image of operator and agent, built from the project's one Containerfile without a registry or a container engine.
+"""The image of operator and agent, built from the project's one Containerfile without a registry or
+a container engine.
 
-buildah comes from Debian's packages without being installed. What the Containerfile needs is brought to it: the base
-image, made by mmdebstrap, and the wheels that requirements.lock pins by hash. Both change seldom; buildah keeps the
-layers that stand on them in a store below the cache, so that a changed source costs seconds. The result is an OCI
-archive, cached by the hash of all that goes into it. A release is built by the same steps, from nothing (:func:`build`).
+buildah comes from Debian's packages without being installed. What the Containerfile needs is
+brought to it: the base image, made by mmdebstrap, and the wheels that requirements.lock pins by
+hash. Both change seldom; buildah keeps the layers that stand on them in a store below the cache, so
+that a changed source costs seconds. The result is an OCI archive, cached by the hash of all that
+goes into it. A release is built by the same steps, from nothing (:func:`build`).
 """
 
 import shutil
@@ -107,9 +109,10 @@ def build(
 ) -> None:
     """Build the image of a source tree into an OCI archive.
 
-    With the same source, base and labels it is the same to the byte, wherever and whenever it is built: all times in it are 1970, so
-    that versions share the layers that do not differ. ``labels`` go below ``org.opencontainers.image``, beside the version. Layers are
-    taken from the store if it has them.
+    With the same source, base and labels it is the same to the byte, wherever and whenever it is
+    built: all times in it are 1970, so that versions share the layers that do not differ.
+    ``labels`` go below ``org.opencontainers.image``, beside the version. Layers are taken from the
+    store if it has them.
     """
     options = [
         f"--label=org.opencontainers.image.{key}={value}"
@@ -178,7 +181,8 @@ def pause_image() -> Path:
 
 
 def image() -> Path:
-    """Return the OCI archive of the project's image as the source tree is now, building what is missing.
+    """Return the OCI archive of the project's image as the source tree is now, building what is
+    missing.
 
     Raises ClusterError when something cannot be fetched or built.
     """

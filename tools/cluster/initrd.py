@@ -23,9 +23,11 @@ def _dependencies(module: bytes) -> list[str]:
 
 
 def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    """Return modules and all they depend on, uncompressed, in the order in which they must be loaded.
+    """Return modules and all they depend on, uncompressed, in the order in which they must be
+    loaded.
 
-    What the kernel has built in is left out. Raises ClusterError for a name that the tree does not hold.
+    What the kernel has built in is left out. Raises ClusterError for a name that the tree does not
+    hold.
     """
     lists = "".join(path.read_text() for path in tree.rglob("modules.builtin"))
     built_in = {Path(line).stem.replace("-", "_") for line in lists.splitlines()}

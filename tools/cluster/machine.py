@@ -1,9 +1,10 @@
 """What a guest runs on: kinds of machine behind one interface.
 
-*uml* is a kernel as an ordinary process of this machine, at the processor's own speed. *qemu* is an emulated processor with
-Debian's own kernel, for what only that can show; *qemu-v1* is the same with the kernel of Debian 12 and cgroup v1. A kind only
-makes command lines: :class:`cluster.node.Node` and :mod:`cluster.guest` start them. Each command line writes the guest's
-console to its standard output.
+*uml* is a kernel as an ordinary process of this machine, at the processor's own speed. *qemu* is an
+emulated processor with Debian's own kernel, for what only that can show; *qemu-v1* is the same with
+the kernel of Debian 12 and cgroup v1. A kind only makes command lines: :class:`cluster.node.Node`
+and :mod:`cluster.guest` start them. Each command line writes the guest's console to its standard
+output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,9 @@ class Cgroups(StrEnum):
 class Devices:
     """What a node's machine is made of.
 
-    ``disks`` hold the system and the images, ``identity`` is read-only; all are raw. ``tap`` is the network device that the
-    machine is plugged into, ``mac`` its own address. ``directory`` is for what the machine itself has to keep.
+    ``disks`` hold the system and the images, ``identity`` is read-only; all are raw. ``tap`` is the
+    network device that the machine is plugged into, ``mac`` its own address. ``directory`` is for
+    what the machine itself has to keep.
     """
 
     name: str
@@ -53,7 +55,8 @@ class Devices:
 class Job:
     """One command in a guest that sees this machine's files.
 
-    ``folder`` holds the script ``job`` and the empty files ``output`` and ``status``, which the guest appends to.
+    ``folder`` holds the script ``job`` and the empty files ``output`` and ``status``, which the
+    guest appends to.
     """
 
     folder: Path

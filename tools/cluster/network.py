@@ -1,11 +1,13 @@
 """A network namespace for a whole cluster: a bridge, one tap per node, and a way in from outside.
 
-The namespace has no name: it lives as long as the child process that holds it, so a killed run leaves nothing behind.
-Everything in it can have the addresses that a real cluster has, and any number of clusters can stand side by side. The
-API server is also 10.0.0.1, the ``kubernetes`` Service, so that in-cluster clients reach it without kube-proxy.
+The namespace has no name: it lives as long as the child process that holds it, so a killed run
+leaves nothing behind. Everything in it can have the addresses that a real cluster has, and any
+number of clusters can stand side by side. The API server is also 10.0.0.1, the ``kubernetes``
+Service, so that in-cluster clients reach it without kube-proxy.
 
-A socket belongs to the namespace of the thread that made it. So one thread here enters the namespace (setns(2)) and makes
-sockets for all others, and a relay outside is a listener whose connections go on through such a socket.
+A socket belongs to the namespace of the thread that made it. So one thread here enters the
+namespace (setns(2)) and makes sockets for all others, and a relay outside is a listener whose
+connections go on through such a socket.
 """
 
 import ctypes
@@ -50,9 +52,11 @@ def _enter(namespace: Path) -> None:
 
 
 class Network:
-    """The network of a cluster with some nodes, for the length of a ``with`` block. Needs root and ``ip`` (iproute2).
+    """The network of a cluster with some nodes, for the length of a ``with`` block. Needs root and
+    ``ip`` (iproute2).
 
-    ``enter`` goes before a command line and runs it inside; ``taps`` are the names of the nodes' network devices.
+    ``enter`` goes before a command line and runs it inside; ``taps`` are the names of the nodes'
+    network devices.
     """
 
     def __init__(self, nodes: int, directory: Path) -> None:
@@ -152,7 +156,8 @@ class Network:
         )
         if done.returncode:
             raise ClusterError(
-                f"the nodes' network cannot be made (it needs root, iproute2 and /dev/net/tun): {done.stderr.strip()}"
+                "the nodes' network cannot be made (it needs root, iproute2 and /dev/net/tun): "
+                f"{done.stderr.strip()}"
             )
 
     def _accept(self, listener: socket.socket, address: str, port: int) -> None:

@@ -1,8 +1,8 @@
 """A node: a guest with kubelet, containerd and runc, on disks of its own.
 
-The disks are copies that outlive the guest, and the guest's flushes reach them, so a power cut is what it is in life: what
-was synced is there afterwards, what was not may be lost. Commands reach the guest over the node network, through a shell
-that serves one command per connection.
+The disks are copies that outlive the guest, and the guest's flushes reach them, so a power cut is
+what it is in life: what was synced is there afterwards, what was not may be lost. Commands reach
+the guest over the node network, through a shell that serves one command per connection.
 """
 
 import base64
@@ -74,7 +74,8 @@ class Node:
     def exec(
         self, argv: Sequence[str], *, timeout: float = 30.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as root in the guest; standard error comes with the output. ``timeout`` is in seconds.
+        """Run a command as root in the guest; standard error comes with the output. ``timeout`` is
+        in seconds.
 
         Raises ClusterError when the guest does not answer, or the command does not end in time.
         """
@@ -92,9 +93,11 @@ class Node:
         return subprocess.CompletedProcess(list(argv), int(status), output, "")
 
     def kill(self, program: str, *, match: str = "") -> None:
-        """End processes of a program as a crash would (SIGKILL); ``match`` is a text in their command line.
+        """End processes of a program as a crash would (SIGKILL); ``match`` is a text in their
+        command line.
 
-        containerd and kubelet are started again by the guest about a second later. Raises ClusterError when there is none.
+        containerd and kubelet are started again by the guest about a second later. Raises
+        ClusterError when there is none.
         """
         script = (
             "found=1; for p in /proc/[0-9]*; do"

@@ -1,8 +1,10 @@
-"""How long to wait before something counts as failed, by what the machine could have done meanwhile.
+"""How long to wait before something counts as failed, by what the machine could have done
+meanwhile.
 
-A number of seconds that is right on a quiet machine is wrong on a busy one. So a wait is measured in *spare* seconds: the time in
-which processors of this machine had nothing to do (the idle column of /proc/stat, proc_stat(5)). While other work keeps all of them
-busy, little of it passes, and what is waited for gets its turn. A wait ends in any case after ``MOST`` times as many seconds by the
+A number of seconds that is right on a quiet machine is wrong on a busy one. So a wait is measured
+in *spare* seconds: the time in which processors of this machine had nothing to do (the idle column
+of /proc/stat, proc_stat(5)). While other work keeps all of them busy, little of it passes, and what
+is waited for gets its turn. A wait ends in any case after ``MOST`` times as many seconds by the
 clock.
 """
 

@@ -1,7 +1,8 @@
 """Builds pieces beside each other, and says how far it is.
 
-A plan is a list of steps. Each runs in a thread of its own once the steps before it are done, so that downloads run beside
-compilers. Each step that ends is one line, and the longest ones tell how far they are:
+A plan is a list of steps. Each runs in a thread of its own once the steps before it are done, so
+that downloads run beside compilers. Each step that ends is one line, and the longest ones tell how
+far they are:
 
     building 9 pieces, about 10 min left
       1 of 9   0:14  base system built in 12 s, about 9 min left
@@ -31,8 +32,8 @@ TRUST_SECONDS = 30.0
 class Step:
     """One piece to have.
 
-    ``make`` builds what is missing of it. ``seconds`` is the processor time that this took where it was measured. The names
-    in ``after`` are those of earlier steps.
+    ``make`` builds what is missing of it. ``seconds`` is the processor time that this took where it
+    was measured. The names in ``after`` are those of earlier steps.
     """
 
     name: str
@@ -91,7 +92,8 @@ class _Run:
 def carry_out(steps: Sequence[Step]) -> None:
     """Have every piece, building what is missing; returns at once when nothing is.
 
-    Raises what the first step that failed raised. An exception, Ctrl-C too, ends all commands of all steps first.
+    Raises what the first step that failed raised. An exception, Ctrl-C too, ends all commands of
+    all steps first.
     """
     runs: dict[Future[None], _Run] = {}
     futures: dict[str, Future[None]] = {}

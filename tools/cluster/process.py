@@ -1,8 +1,9 @@
 """A child process with a log file, ended by its process id and never outliving its parent.
 
-The child is its own process group, so that a Ctrl-C at the terminal reaches the parent alone, which then ends the
-children in order. It asks the kernel for SIGKILL at its parent's death (prctl(2), PR_SET_PDEATHSIG), so a killed
-test run leaves nothing behind. "Parent" is the thread that started it: start children from a thread that lives on.
+The child is its own process group, so that a Ctrl-C at the terminal reaches the parent alone, which
+then ends the children in order. It asks the kernel for SIGKILL at its parent's death (prctl(2),
+PR_SET_PDEATHSIG), so a killed test run leaves nothing behind. "Parent" is the thread that started
+it: start children from a thread that lives on.
 """
 
 import ctypes

@@ -1,4 +1,5 @@
-"""Temporary folders that outlive nobody for long: a killed process's are removed by the next process that makes one.
+"""Temporary folders that outlive nobody for long: a killed process's are removed by the next
+process that makes one.
 
 Each folder is locked (flock(2)) by the process that made it, for as long as that process lives.
 """
@@ -42,7 +43,8 @@ def _sweep(purpose: str) -> None:
 
 @contextmanager
 def scratch(purpose: str) -> Iterator[Path]:
-    """Make a folder for one purpose, such as "cluster", and remove it at the end of the ``with`` block.
+    """Make a folder for one purpose, such as "cluster", and remove it at the end of the ``with``
+    block.
 
     Removes what killed processes left of the same purpose first.
     """

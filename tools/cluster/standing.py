@@ -1,6 +1,8 @@
-"""The cluster of ``make up``: it stands until ``make down``, in a process of its own that starts dead guests again.
+"""The cluster of ``make up``: it stands until ``make down``, in a process of its own that starts
+dead guests again.
 
-What others need to know of it is in a folder below the cache: ``pid`` of that process, ``kubeconfig``, and ``log``.
+What others need to know of it is in a folder below the cache: ``pid`` of that process,
+``kubeconfig``, and ``log``.
 """
 
 import os
@@ -64,7 +66,8 @@ def up(nodes: Sequence[Kind]) -> None:
     programs = ":".join(str(binary(name).parent) for name in ("kubectl", "helm"))
     print(f"export KUBECONFIG={folder / 'kubeconfig'}\nexport PATH={programs}:$PATH")
     print(
-        "`kubectl get pods -A` shows pinwarden running; `make down` ends it and leaves nothing behind."
+        "`kubectl get pods -A` shows pinwarden running; `make down` ends it and leaves nothing "
+        "behind."
     )
 
 

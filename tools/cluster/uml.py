@@ -1,9 +1,12 @@
-"""User-mode Linux: a kernel as a process, without emulation and without a right that the machine itself lacks.
+"""User-mode Linux: a kernel as a process, without emulation and without a right that the machine
+itself lacks.
 
-System calls of the guest's processes reach the guest's kernel through seccomp(2), which costs some five microseconds each;
-everything between them runs at the processor's own speed. The kernel is Debian's package of a newer suite than this machine's:
-it needs that suite's C library, which is laid over the machine's in a mount namespace of its own. The guest's memory is a tmpfs
-of that namespace. All processes live in a process namespace of their own, so nothing outlives the one that is ended.
+System calls of the guest's processes reach the guest's kernel through seccomp(2), which costs some
+five microseconds each; everything between them runs at the processor's own speed. The kernel is
+Debian's package of a newer suite than this machine's: it needs that suite's C library, which is
+laid over the machine's in a mount namespace of its own. The guest's memory is a tmpfs of that
+namespace. All processes live in a process namespace of their own, so nothing outlives the one that
+is ended.
 """
 
 from collections.abc import Mapping, Sequence

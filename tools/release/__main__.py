@@ -58,7 +58,8 @@ def _make(version: str, output: Path) -> None:
     print((output / SUMS).read_text(), end="")
     print(f"image {built.name}\n  {built.digest}\n  {figures(built)}")
     print(
-        f"Nothing was published. To publish {version}, after `make test` passed on commit {revision}:\n"
+        f"Nothing was published. To publish {version}, after `make test` passed on commit "
+        f"{revision}:\n"
         f"- tag the commit v{version}, and attach the files of {output}/ to the tag's release;\n"
         f"- push the image to a registry, where it must have the digest above;\n"
         f"- push the chart there, with image.repository set to the image's place."

@@ -9,10 +9,11 @@ from typing import Any
 
 
 class Image:
-    """An image of which no layer takes away what an earlier one has: the files of all layers are one tree.
+    """An image of which no layer takes away what an earlier one has: the files of all layers are
+    one tree.
 
-    ``digest`` is the manifest's, by which a registry knows the image; ``config`` is what OCI calls so; ``files`` are by their paths,
-    without a slash in front.
+    ``digest`` is the manifest's, by which a registry knows the image; ``config`` is what OCI calls
+    so; ``files`` are by their paths, without a slash in front.
     """
 
     def __init__(self, archive: Path) -> None:

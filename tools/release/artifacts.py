@@ -1,6 +1,7 @@
 """The files of a release, made of a source tree that holds nothing but what is committed.
 
-The same commit gives the same files: of what the image takes from Debian, `BASE` names the packages, and a release with others is refused.
+The same commit gives the same files: of what the image takes from Debian, `BASE` names the
+packages, and a release with others is refused.
 """
 
 import hashlib
@@ -67,8 +68,8 @@ def make(tree: Path, version: str, labels: dict[str, str], output: Path) -> Imag
     built = Image(archive)
     if changed := changes((tree / BASE).read_text(), base(built)):
         raise ReleaseError(
-            f"the base is not the one that {BASE} names: run `make image`, and commit what it writes\n"
-            + "\n".join(changed)
+            f"the base is not the one that {BASE} names: run `make image`, and commit what it "
+            "writes\n" + "\n".join(changed)
         )
     (output / f"{stem}-sbom.cdx.json").write_text(bill(built, image.wheels(tree)))
     _chart(tree, output)

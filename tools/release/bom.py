@@ -1,8 +1,9 @@
 """The bill of materials of an image (CycloneDX): what is in it, by what it says itself.
 
-Python distributions are those whose metadata lies in the image, each with its license as declared and the hash of the wheel, which
-requirements.lock allowed. Debian packages are those that files of the image came from; their terms lie in the image too and are
-pointed at, for they cover whole source packages, of which the image has a few files.
+Python distributions are those whose metadata lies in the image, each with its license as declared
+and the hash of the wheel, which requirements.lock allowed. Debian packages are those that files of
+the image came from; their terms lie in the image too and are pointed at, for they cover whole
+source packages, of which the image has a few files.
 """
 
 import hashlib
@@ -115,7 +116,8 @@ def packages(image: Image) -> Iterator[Component]:
 def bill(image: Image, wheels: Path) -> str:
     """Return the bill of an image as CycloneDX JSON, the same for the same image.
 
-    ``wheels`` is the folder that the image was built with. Raises ReleaseError when the image has what no wheel explains.
+    ``wheels`` is the folder that the image was built with. Raises ReleaseError when the image has
+    what no wheel explains.
     """
     name, _, version = image.name.rpartition(":")
     whole = Component(

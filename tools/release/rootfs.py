@@ -1,11 +1,14 @@
-"""Gathers what the image needs of its base: the interpreter, the standard library without what is not used, and the shared libraries.
+"""Gathers what the image needs of its base: the interpreter, the standard library without what is
+not used, and the shared libraries.
 
-A stage of the Containerfile runs it with the base's own python3, wherever that is installed: in /usr by Debian, in /usr/local by the
-official Python images. It needs nothing but the standard library, and ldd and chroot of the base. At the end the gathered interpreter
-imports every extension module from inside its new root, so that a base whose libraries are not found fails the build, not a node.
+A stage of the Containerfile runs it with the base's own python3, wherever that is installed: in
+/usr by Debian, in /usr/local by the official Python images. It needs nothing but the standard
+library, and ldd and chroot of the base. At the end the gathered interpreter imports every extension
+module from inside its new root, so that a base whose libraries are not found fails the build, not a
+node.
 
-What came from Debian packages is told where scanners look for it in images without a package manager: a stanza for each package in
-/var/lib/dpkg/status.d, and its copyright file.
+What came from Debian packages is told where scanners look for it in images without a package
+manager: a stanza for each package in /var/lib/dpkg/status.d, and its copyright file.
 """
 
 import os
