@@ -131,6 +131,19 @@ class Gated:
             if each["uid"] in names
         }
 
+    def message(self, prefix: str) -> str:
+        """The reported message of the pod whose name begins so."""
+        found = json.loads(self.site.kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))
+        uids = {
+            each["metadata"]["uid"]
+            for each in found["items"]
+            if each["metadata"]["name"].startswith(prefix)
+        }
+        status = self.get("nodepinconfig", self.node.name).get("status", {})
+        return " ".join(
+            each.get("message", "") for each in status.get("pods", []) if each["uid"] in uids
+        )
+
     def reports(self, name: str, *, exact: bool) -> Callable[[], bool]:
         """Whether a pod is reported, and called exact only if it is."""
         return lambda: self.levels().get(name) in (("Deny", "Converge") if exact else ("Converge",))
@@ -221,6 +234,9 @@ def test_container_that_runs_since_before_is_reported_and_a_restart_gates_it(gat
         )
 
     assert gated.logged("container main of pod ungated/before")
+    until(
+        lambda: "a restart gates it" in gated.message("before"), "the pod's report says what to do"
+    )
     until(lambda: level() == "Converge", "the pod of before is not called exact")
     gated.site.kubectl("-n", NAMESPACE, "rollout", "restart", "deploy/before")
     gated.site.kubectl("-n", NAMESPACE, "rollout", "status", "deploy/before", "--timeout=300s")
@@ -233,7 +249,7 @@ def test_policy_that_cannot_be_merged_stays_and_its_pod_is_not_called_exact(gate
     gated.apply(pod("foreign", container("main", foreign, "stay")))
     gated.pages("foreign")
     until(lambda: gated.levels().get("foreign") == "Converge", "the pod is not called exact")
-    assert gated.logged("starts ungated: its seccomp policy has a default errno")
+    assert gated.logged("runs ungated: its seccomp policy has a default errno")
     gated.delete("foreign")
 
 

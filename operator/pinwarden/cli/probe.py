@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
     from pinwarden.node.linux.cgroupfs import detect_layout
     from pinwarden.node.linux.prlimit import probe
 
-    ability, seccomp = probe(), seccomp_ability(run_dir)
+    ability, seccomp, nri = probe(), seccomp_ability(run_dir), _nri_failure(run_dir)
     result: dict[str, Any] = {
         "kernelVersion": platform.release(),
         "gates": {
             "rlimit": {"available": ability.available, "reason": ability.reason},
             "seccomp": {"available": not seccomp, "reason": seccomp},
+            "nri": {"available": not nri, "reason": nri},
         },
         "sources": [level.to_wire() for level in source_levels(ability, gated=not seccomp)],
     }
@@ -52,6 +54,24 @@ def _probe(cgroup_root: Path, run_dir: Path) -> dict[str, Any]:
     except ValueError as error:
         result["cgroupProblem"] = str(error)
     return result
+
+
+def _nri_failure(run_dir: Path) -> str:
+    """Return why the NRI plugin does not gate new containers now, or "" if it does."""
+    from pinwarden.node.state import nri_status
+
+    path = run_dir / nri_status.NAME
+    try:
+        status = nri_status.load(path)
+        silent = time.time() - path.stat().st_mtime > nri_status.SILENT_SECONDS
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        return f"no NRI plugin runs on this node: {path}: {cause}"
+    if silent:
+        return f"the NRI plugin does not run: {path} is old"
+    if status.failure:
+        return status.failure
+    return "" if status.runtime else "the container runtime has not configured the NRI plugin yet"
 
 
 def to_text(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.subject import NO_COVERAGE, GateCoverage, Subject
+from pinwarden.node.state import nri_status
 from pinwarden.node.state.gate_status import GateStatus, load
 from pinwarden.node.state.statefile import PolledFile
 
@@ -33,9 +34,11 @@ class GateReader:
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = PolledFile(path) if path else None
+        self._nri = PolledFile(path.with_name(nri_status.NAME)) if path else None
+        self._ungated: Mapping[str, str] = {}
         self._clock = clock
         self._behind_since: dict[str, float] = {}
-        self._observed: GateStatus | None = None
+        self._observed: tuple[GateStatus | None, Mapping[str, str]] = (None, {})
         self.status: GateStatus | None = None
 
     @property
@@ -52,6 +55,8 @@ class GateReader:
         """Reload the file if it changed. If it cannot be parsed, no pod counts as gated."""
         if self._file and (change := self._file.read_if_changed(lambda path: (load(path),))):
             (self.status,) = change
+        if self._nri and (nri := self._nri.read_if_changed(nri_status.load)):
+            self._ungated = nri.ungated
 
     def observe(self, subjects: Iterable[Subject], sampled: Container[Subject]) -> list[Subject]:
         """Update the coverage of all subjects, of which some were `sampled` since the last call.
@@ -59,13 +64,14 @@ class GateReader:
         Return the subjects whose exact enforcement began or ended.
         """
         now, silent, status = self._clock(), self.silent, self.status
-        reloaded, self._observed = status is not self._observed, status
+        before, self._observed = self._observed, (status, self._ungated)
+        reloaded = before[0] is not status or before[1] is not self._ungated
         changed: list[Subject] = []
         behind_since: dict[str, float] = {}
         for subject in subjects:
             if not (reloaded or subject in sampled or subject.uid in self._behind_since):
                 continue
-            coverage = _coverage(subject, status) if status else NO_COVERAGE
+            coverage = _coverage(subject, status, self._ungated) if status else NO_COVERAGE
             if status and coverage.gated and not _has_limits(status, subject):
                 since = behind_since[subject.uid] = self._behind_since.get(subject.uid, now)
                 if coverage.exact and (silent or now - since <= BEHIND_SECONDS):
@@ -84,8 +90,11 @@ def _has_limits(status: GateStatus, subject: Subject) -> bool:
     return status.fingerprints.get(subject.uid, "") == subject.policy.fingerprint
 
 
-def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:
-    """Return the coverage of a sampled pod, without a check of the gate's limits."""
+def _coverage(subject: Subject, status: GateStatus, ungated: Mapping[str, str]) -> GateCoverage:
+    """Return the coverage of a sampled pod, without a check of the gate's limits.
+
+    `ungated` are the reasons of the NRI plugin, by container id.
+    """
     running = subject.by_container.keys()
     if not status.lost.isdisjoint(running):
         why = "the descriptors of its gate are lost: its pinning calls end with ENOSYS"
@@ -95,8 +104,9 @@ def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:
         for identity in running & status.containers.keys()
         if status.containers[identity][0] == subject.uid
     }
+    reasons = sorted({ungated[identity] for identity in running & ungated.keys()})
     if not gated:
-        return GateCoverage(why=UNGATED)
+        return GateCoverage(why="; ".join(reasons) or UNGATED)
     sandboxes = {status.containers[identity][2] for identity in gated}
     covered = frozenset[ProcessKey]().union(
         *(subject.by_container[identity] for identity in running & (gated | sandboxes))
@@ -104,6 +114,7 @@ def _coverage(subject: Subject, status: GateStatus) -> GateCoverage:
     why = "; ".join(status.inexact.get(subject.uid, ()))
     if not subject.keys <= covered:
         why = "a container, or a process outside all containers, lacks the gate's profile"
+        why = "; ".join([why, *reasons])
     elif subject.pinned and not why:
         why = "a driver has pinned memory for it"
     return GateCoverage(True, exact=not why, why=why)

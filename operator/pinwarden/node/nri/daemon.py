@@ -26,6 +26,8 @@ from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.plugin import KINDS, Plugin
 from pinwarden.node.nri.protocol import ProtocolError
 from pinwarden.node.nri.wire import WireError
+from pinwarden.node.state import nri_status
+from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
 
@@ -70,17 +72,23 @@ class _NriProcess:
 
     def __init__(self, settings: NriSettings) -> None:
         self._settings = settings
-        self._guard = Guard(("configuration", *KINDS))
+        self._guard = Guard(("configuration", "status", *KINDS))
         self._file = PolledFile(settings.configuration)
         self._node = NodePods()
         self._plugin: Plugin | None = None
         self._backoff = Backoff()
-        self._next_connect = self._next_check = float("-inf")
+        self._next_connect = self._next_check = self._next_renewal = float("-inf")
         self._failure = ""
+        self._published: NriStatus | None = None
 
     def turn(self) -> None:
-        """Read a changed configuration, connect or disconnect, and answer once."""
+        """Read a changed configuration, connect or disconnect, answer once, and publish."""
         self._configure()
+        self._serve()
+        with self._guard.item("status"):
+            self._publish()
+
+    def _serve(self) -> None:
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + HOLDER_SECONDS
@@ -109,6 +117,16 @@ class _NriProcess:
                 self._node = node
         if self._plugin is not None:
             self._plugin.node = self._node
+
+    def _publish(self) -> None:
+        status = NriStatus(failure=self._failure)
+        if self._plugin is not None:
+            status = NriStatus(self._plugin.runtime, ungated=dict(self._plugin.ungated))
+        now = time.monotonic()
+        if status != self._published or now >= self._next_renewal:
+            nri_status.save(self._settings.run_dir / nri_status.NAME, status)
+            self._published = status
+            self._next_renewal = now + nri_status.RENEWAL_SECONDS
 
     def _holder_failure(self) -> str:
         path = self._settings.run_dir / "holder.sock"

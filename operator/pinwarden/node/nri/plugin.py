@@ -8,6 +8,7 @@ plugin validates adjustments too.
 
 import logging
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -26,11 +27,13 @@ from pinwarden.node.nri.protocol import (
     encode,
 )
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
+from pinwarden.node.state.nri_status import MOST_UNGATED
 
 NAME: Final = "pinwarden"
 INDEX: Final = "90"
 """Plugins are called in the order of their indices; late, so that the policy is the final one."""
 KINDS: Final = ("request",)
+BEFORE: Final = "it was created before the NRI plugin connected; a restart gates it"
 _REGISTRATION_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 64 << 10
 _EVENTS: Final = (Event.CREATE_CONTAINER, Event.VALIDATE_CONTAINER_ADJUSTMENT)
@@ -51,6 +54,10 @@ class Plugin:
         self._pods: dict[str, Pod] = {}
         self.node = NodePods()
         """The pods of the newest configuration."""
+        self.runtime = ""
+        """Name and version of the runtime, empty before it has configured the plugin."""
+        self.ungated: OrderedDict[str, str] = OrderedDict()
+        """Why containers that should have got the gate did not, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
             "Configure": self._configure,
             "Synchronize": self._synchronize,
@@ -98,10 +105,10 @@ class Plugin:
 
     def _configure(self, payload: bytes) -> bytes:
         configuration = messages.parse_configure(payload)
+        self.runtime = shown(f"{configuration.runtime} {configuration.version}")
         _log.info(
-            "connected to %s %s, which waits %.1f s for an answer",
-            shown(configuration.runtime),
-            shown(configuration.version),
+            "connected to %s, which waits %.1f s for an answer",
+            self.runtime,
             configuration.request_seconds,
         )
         return messages.configured(_EVENTS)
@@ -123,22 +130,21 @@ class Plugin:
             if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
                 gated += 1
             elif self._rules.decide(pod, container, self.node).wanted:
-                _log.warning(
-                    "%s runs without the gate since before this plugin; a restart gates it",
-                    _named(pod, container),
-                )
+                self._leave_ungated(pod, container, BEFORE)
         _log.info("%d containers run, %d of them with the gate", len(self._found), gated)
         self._found, self._pods = [], {}
 
     def _create(self, payload: bytes) -> bytes:
         pod, container = messages.parse_create(payload)
         decision = self._rules.decide(pod, container, self.node)
-        if decision.policy is None:
-            level = logging.WARNING if decision.wanted else logging.DEBUG
-            _log.log(level, "%s starts ungated: %s", _named(pod, container), decision.reason)
-            return b""
-        _log.debug("%s starts with the gate", _named(pod, container))
-        return messages.adjust_policy(decision.policy)
+        if decision.policy is not None:
+            _log.debug("%s starts with the gate", _named(pod, container))
+            return messages.adjust_policy(decision.policy)
+        if decision.wanted:
+            self._leave_ungated(pod, container, decision.reason)
+        else:
+            _log.debug("%s keeps its policy: %s", _named(pod, container), decision.reason)
+        return b""
 
     def _validate(self, payload: bytes) -> bytes:
         """Accept each adjustment, and warn if another plugin replaced the gated policy."""
@@ -147,11 +153,14 @@ class Plugin:
         if decision.policy is not None:
             listener = messages.parse_adjusted_listener(payload)
             if listener != decision.policy.listener_path:
-                _log.warning(
-                    "%s starts ungated: another plugin set its seccomp policy",
-                    _named(pod, container),
-                )
+                self._leave_ungated(pod, container, "another plugin set its seccomp policy")
         return b""
+
+    def _leave_ungated(self, pod: Pod, container: Container, reason: str) -> None:
+        _log.warning("%s runs ungated: %s", _named(pod, container), reason)
+        self.ungated[container.id] = reason
+        while len(self.ungated) > MOST_UNGATED:
+            self.ungated.popitem(last=False)
 
 
 def _named(pod: Pod, container: Container) -> str:

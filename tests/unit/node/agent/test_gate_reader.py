@@ -34,6 +34,8 @@ from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.policy import NodePolicy, SubjectPolicy
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import GateCoverage, Subject
+from pinwarden.node.state import nri_status
+from pinwarden.node.state.nri_status import NriStatus
 
 POD, MAIN, SIDE, SANDBOX = "pod", "a1" * 32, "b2" * 32, "c3" * 32
 LIMIT = NodeLimit(name="ns/l", uid="uid-l", scope=Scope.POD, limit=4096)
@@ -119,6 +121,19 @@ def test_a_process_without_the_gate_makes_its_pod_inexact(
     seen = coverage(reading(tmp_path), subject(containers, more=more))
     assert not seen.exact
     assert why in seen.why
+
+
+@pytest.mark.rule("H1")
+def test_reason_of_the_nri_plugin_is_given_for_its_container_only(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    gate, ungated = reading(tmp_path), subject({SIDE: key(1)})
+    assert coverage(gate, ungated).why == UNGATED
+    nri_status.save(tmp_path / "nri.json", NriStatus("containerd", ungated={SIDE: "it is older"}))
+    gate.poll()
+    gate.observe([ungated], [])
+    assert ungated.coverage.why == "it is older"
+    assert coverage(gate, subject({MAIN: key(1)})).exact
+    assert coverage(gate, subject({MAIN: key(1), SIDE: key(2)})).why.endswith("; it is older")
 
 
 @pytest.mark.rule("H1")

@@ -122,7 +122,8 @@ def test_synchronization_in_two_parts_asks_for_the_second(
     second = message({2: [container(None, state=3), container(None, state=4)]})
     assert runtime.call("Synchronize", second).number(2) == 0
     assert "2 containers run, 1 of them with the gate" in caplog.text
-    assert "container main of pod team/pod runs without the gate" in caplog.text
+    assert "container main of pod team/pod runs ungated: it was created before" in caplog.text
+    assert list(runtime.plugin.ungated) == ["id"]
 
 
 @pytest.mark.parametrize("listener", ["", "/run/other.sock"])

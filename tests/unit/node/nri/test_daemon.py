@@ -1,0 +1,120 @@
+"""The process of the plugin, with a holder and a runtime that are only sockets."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pinwarden.cli.probe import _nri_failure
+from pinwarden.node.nri.adjustment import GateMode, Rules
+from pinwarden.node.nri.daemon import NriSettings, _NriProcess
+from pinwarden.node.nri.protocol import RUNTIME, Decoder, Message
+from pinwarden.node.state import nri_status
+from pinwarden.node.state.nri_status import NriStatus
+from pinwarden.node.state.statefile import StateFile
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> NriSettings:
+    return NriSettings(
+        tmp_path / "nri.sock",
+        tmp_path / "nodepinconfig.json",
+        tmp_path,
+        Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64"),
+    )
+
+
+@pytest.fixture
+def process(settings: NriSettings) -> Iterator[_NriProcess]:
+    made = _NriProcess(settings)
+    yield made
+    made.close()
+
+
+def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, kind)
+    listener.bind(str(path))
+    listener.listen()
+    listener.settimeout(5)
+    return listener
+
+
+def turn_until(process: _NriProcess, holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        process.turn()
+
+
+def status(settings: NriSettings) -> NriStatus:
+    return nri_status.load(settings.run_dir / "nri.json")
+
+
+@pytest.mark.rule("H1")
+def test_plugin_without_a_holder_does_not_connect_and_says_why(
+    process: _NriProcess, settings: NriSettings
+) -> None:
+    with listen(settings.socket, socket.SOCK_STREAM) as runtime:
+        process.turn()
+        runtime.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            runtime.accept()
+    assert "no holder answers" in status(settings).failure
+    assert "no holder answers" in _nri_failure(settings.run_dir)
+
+
+def test_plugin_with_a_holder_registers_and_leaves_with_it(
+    process: _NriProcess, settings: NriSettings
+) -> None:
+    holder = listen(settings.run_dir / "holder.sock", socket.SOCK_SEQPACKET)
+    with listen(settings.socket, socket.SOCK_STREAM) as runtime:
+        process.turn()
+        connection, _ = runtime.accept()
+        (sent,) = Decoder().feed(connection.recv(4096))
+        assert isinstance(sent, Message)
+        assert sent.connection == RUNTIME
+        assert status(settings).failure == ""
+        assert "has not configured" in _nri_failure(settings.run_dir)
+        holder.close()
+        turn_until(process, lambda: bool(status(settings).failure))
+        assert connection.recv(4096) == b""
+        connection.close()
+
+
+def test_plugin_whose_runtime_restarts_connects_again(
+    process: _NriProcess, settings: NriSettings
+) -> None:
+    with listen(settings.run_dir / "holder.sock", socket.SOCK_SEQPACKET):
+        process.turn()
+        assert "cannot connect" in status(settings).failure
+        with listen(settings.socket, socket.SOCK_STREAM) as runtime:
+            turn_until(process, lambda: not status(settings).failure)
+            runtime.accept()[0].close()
+            turn_until(process, lambda: "disconnected" in status(settings).failure)
+            turn_until(process, lambda: not status(settings).failure)
+
+
+def test_configuration_that_changes_is_followed_and_a_damaged_one_ignored(
+    process: _NriProcess, settings: NriSettings
+) -> None:
+    file = StateFile(settings.configuration, 1)
+    file.save({"uid": "u", "generation": 1, "spec": {"pods": [{"uid": "a", "limits": ["x"]}]}})
+    process.turn()
+    assert process._node.governed == {"a"}
+    settings.configuration.write_text("{")
+    process.turn()
+    assert process._node.governed == {"a"}
+    assert settings.configuration.exists()
+
+
+@pytest.mark.rule("H1")
+def test_probe_of_a_node_without_a_living_plugin_says_so(tmp_path: Path) -> None:
+    assert "no NRI plugin runs" in _nri_failure(tmp_path)
+    nri_status.save(tmp_path / "nri.json", NriStatus("containerd 2.4.2"))
+    assert _nri_failure(tmp_path) == ""
+    old = time.time() - 60
+    os.utime(tmp_path / "nri.json", (old, old))
+    assert "does not run" in _nri_failure(tmp_path)
