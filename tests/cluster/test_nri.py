@@ -1,6 +1,7 @@
-"""The gate by NRI on a real node: containers of any profile are gated from their first call, and no manifest says so (P1).
+"""The gate by NRI on a real node: containers of any profile are gated from their first call, and no
+manifest says so (P1).
 
-Each pod's first act is to lock all it can, in four processes at once. The limit of its namespace counts to the page.
+Each pod's first act is to lock all it can, in four processes at once. The limit counts to the page.
 """
 
 import json

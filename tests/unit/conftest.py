@@ -1,4 +1,6 @@
-"""Random examples take as long as they take: a slow machine fails no test. Where nobody waits for the answer there are more of them."""
+"""Random examples take as long as they take: a slow machine fails no test. Where nobody waits for
+the answer there are more of them.
+"""
 
 import os
 import subprocess
@@ -19,7 +21,8 @@ LEVELS = 1500
 
 @pytest.fixture
 def deep_tree(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder with folders inside each other, deeper than Python's stack; the parameter is the name of each.
+    """A folder with folders inside each other, deeper than Python's stack; the parameter is the
+    name of each.
 
     In a place of its own: what pytest cleans up itself must not be as deep.
     """

@@ -1,4 +1,4 @@
-"""The command line: ``python -m cluster build``, ``controlplane``, ``guest``, ``up`` and ``down``."""
+"""The command line: `python -m cluster build`, `controlplane`, `guest`, `up` and `down`."""
 
 import argparse
 import signal
@@ -13,7 +13,9 @@ from cluster.pieces import build_cluster, build_everything
 from cluster.qemu import PROCESSORS
 
 INTERRUPTED = 130
-"""The exit status of what SIGINT ended, as shells have it. The control plane alone has no other end."""
+"""The exit status of what SIGINT ended, as shells have it. The control plane alone has no other
+end.
+"""
 
 
 def _build() -> None:

@@ -24,7 +24,9 @@ from cluster.paths import GO_MODULES
 from cluster.plan import report
 
 FLAGS = "-mod=readonly -buildvcs=false -trimpath -gcflags=all=-dwarf=false"
-"""The debug information that the compiler leaves out is a tenth of its work; the linker would drop it."""
+"""The debug information that the compiler leaves out is a tenth of its work; the linker would drop
+it.
+"""
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": FLAGS, "GOWORK": "off", "GOTOOLCHAIN": "local"}
 
 
@@ -87,7 +89,9 @@ COMMANDS = {command: name for name, module in MODULES.items() for command in mod
 
 
 def go() -> Path:
-    """Return the pinned Go toolchain's ``go``. Raises ClusterError when the development environment lacks the toolchain."""
+    """Return the pinned Go toolchain's ``go``. Raises ClusterError when the development environment
+    lacks the toolchain.
+    """
     program = Path(sys.executable).with_name("go")
     if not program.exists():
         raise ClusterError(
@@ -97,7 +101,7 @@ def go() -> Path:
 
 
 def _linker_flags(name: str, module: Module) -> str:
-    """Return the linker flags of a module: no symbols, and the versions that its commands report."""
+    """Return the linker flags of a module: no symbols, and the versions of its commands."""
     flags = ["-s", "-w", *(("-extldflags", "-static") if module.c else ())]
     file = GO_MODULES / name / "go.mod"
     for required, variables in module.variables.items():
@@ -136,7 +140,9 @@ def _environment(module: Module) -> Mapping[str, str]:
 
 
 def _default_name(package: str) -> str:
-    """Return the file name that ``go build`` gives a command: the last element that is not a major version."""
+    """Return the file name that ``go build`` gives a command: the last element that is not a major
+    version.
+    """
     *_, parent, last = PurePosixPath(package).parts
     return parent if re.fullmatch(r"v\d+", last) else last
 

@@ -39,7 +39,9 @@ def digest(inputs: Iterable[bytes]) -> str:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the cache's lock of this name; raises ClusterError when the commands of all threads are ended while it waits."""
+    """Hold the cache's lock of this name; raises ClusterError when the commands of all threads are
+    ended while it waits.
+    """
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{name}.lock").open("w") as lock:

@@ -112,7 +112,9 @@ class Authority:
         return certificate, key
 
     def server(self) -> tuple[Path, Path]:
-        """Return certificate and key files of an API server: on loopback, and at the addresses of network.py."""
+        """Return certificate and key files of an API server: on loopback, and at the addresses of
+        network.py.
+        """
         return self._issue("server", "server", "/CN=kube-apiserver")
 
     def client(self, user: str, groups: Sequence[str]) -> tuple[Path, Path]:

@@ -68,7 +68,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def manifest(*, namespace: str = NAMESPACE, **options: Any) -> str:
-    """Return the same for `kubectl apply --server-side -f -`: with the namespace, and without hooks and labels that are helm's."""
+    """Return the same for `kubectl apply --server-side -f -`: with the namespace, and without hooks
+    and labels that are helm's.
+    """
     space: Object = {
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -1,4 +1,6 @@
-"""A whole cluster: a real control plane on this machine and real nodes in guests, in a network of its own."""
+"""A whole cluster: a real control plane on this machine and real nodes in guests, in a network of
+its own.
+"""
 
 import json
 import ssl
@@ -41,14 +43,18 @@ class Cluster:
     def __init__(
         self, nodes: Sequence[Kind] = (Kind.UML,), *, wait: bool = True, images: Sequence[Path] = ()
     ) -> None:
-        """Take the kind of each node; ``images`` are OCI archives that the nodes have besides the project's own."""
+        """Take the kind of each node; ``images`` are OCI archives that the nodes have besides the
+        project's own.
+        """
         self._kinds = nodes
         self._images = images
         self._wait = wait
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
-        """Build what is missing, start everything, and wait until every node is Ready; with ``wait=False`` for the control plane alone."""
+        """Build what is missing, start everything, and wait until every node is Ready; with
+        ``wait=False`` for the control plane alone.
+        """
         systems = {kind: system_disk(kind) for kind in self._kinds}
         images = image_disk(self._images)
         with ExitStack() as resources:
@@ -119,7 +125,7 @@ class Cluster:
         )
 
     def _ready(self, node: Node) -> bool:
-        """Whether the API server calls a node Ready, untainted, and in the boot that it is in now."""
+        """Whether the API server calls a node Ready, untainted, and in its present boot."""
         if not node.answers():
             return False
         try:

@@ -110,7 +110,9 @@ def stopped() -> Iterator[None]:
 
 
 def _follow(process: "subprocess.Popen[str]", consume: Callable[[str], bool]) -> tuple[str, str]:
-    """Pass on each line of standard error until the command ends; return no output and what is left of the lines."""
+    """Pass on each line of standard error until the command ends; return no output and what is left
+    of the lines.
+    """
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.close()

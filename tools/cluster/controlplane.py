@@ -270,7 +270,8 @@ class ControlPlane:
             return [
                 f"--bind-address={HOST}",
                 f"--advertise-address={HOST}",
-                "--endpoint-reconciler-type=none",  # an Endpoints object must not hold a loopback address
+                # An Endpoints object must not hold a loopback address.
+                "--endpoint-reconciler-type=none",
             ]
         certificate, key = self._authority.client(
             "kube-apiserver-kubelet-client", ["system:masters"]

@@ -41,7 +41,9 @@ Acquire::Retries "3";
 
 
 ARCHIVE = "deb [target=Packages]"
-"""Of an archive's indices those of the binary packages alone, whatever else the machine's apt fetches."""
+"""Of an archive's indices those of the binary packages alone, whatever else the machine's apt
+fetches.
+"""
 
 
 def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:
@@ -107,7 +109,9 @@ class Apt:
         updated.touch()
 
     def run(self, *argv: str, cwd: Path | None = None) -> str:
-        """Run an apt command and return its output; raises ClusterError when it is missing or fails."""
+        """Run an apt command and return its output; raises ClusterError when it is missing or
+        fails.
+        """
         if shutil.which(argv[0]) is None:
             raise ClusterError(f"{argv[0]} is not on PATH: guests need a Debian {RELEASE} machine")
         return commands.run(argv, cwd=cwd, env=self._environment)
@@ -156,7 +160,7 @@ def programs(piece: str, packages: Sequence[str]) -> Path:
 
 
 def alone(piece: str, packages: Sequence[str], suite: str) -> Path:
-    """Return a folder that holds packages of a Debian suite, unpacked, without what they depend on."""
+    """Return a folder with unpacked packages of a Debian suite, without their dependencies."""
 
     def build(folder: Path) -> None:
         _unpacked(lambda archives: Apt(suite).alone(packages, archives), folder)
@@ -193,7 +197,9 @@ def as_if_installed(root: Path) -> list[str]:
 
 
 def base_system(packages: Sequence[str], tools: Path) -> Path:
-    """Return a tar of a minimal Debian with packages in it; ``tools`` is a folder of :func:`programs` with mmdebstrap."""
+    """Return a tar of a minimal Debian with packages in it; ``tools`` is a folder of
+    :func:`programs` with mmdebstrap.
+    """
 
     def build(folder: Path) -> None:
         command = [
@@ -210,7 +216,9 @@ def base_system(packages: Sequence[str], tools: Path) -> Path:
 
 
 def kernel(flavour: str, release: str = BACKPORTS) -> Path:
-    """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of a Debian release's kernel."""
+    """Return a folder that holds ``boot/vmlinuz-*`` and ``lib/modules/*`` of a Debian release's
+    kernel.
+    """
 
     def download(archives: Path) -> list[Path]:
         apt = Apt()

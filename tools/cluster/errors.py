@@ -2,4 +2,6 @@
 
 
 class ClusterError(Exception):
-    """A part could not be built, started or stopped; the message says which, and what to do about it."""
+    """A part could not be built, started or stopped; the message says which, and what to do about
+    it.
+    """

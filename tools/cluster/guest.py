@@ -42,7 +42,9 @@ def _copy_new(source: Path, offset: int) -> int:
 
 
 def _boot(arguments: list[str], folder: Path, deadline: float) -> int | None:
-    """Boot once and return the command's exit status, or None when the guest died before it had one."""
+    """Boot once and return the command's exit status, or None when the guest died before it had
+    one.
+    """
     for name in ("console", "output", "status"):
         (folder / name).write_bytes(b"")
     machine = Child("guest", arguments, folder / "console")

@@ -54,7 +54,9 @@ def _sources(tree: Path) -> Iterator[Path]:
 
 
 def wheels(tree: Path) -> Path:
-    """Return a folder with a wheel for everything in a source tree's requirements.lock, and for what installs them."""
+    """Return a folder with a wheel for everything in a source tree's requirements.lock, and for
+    what installs them.
+    """
     lock, development = tree / "requirements.lock", tree / "requirements-dev.lock"
 
     def build(folder: Path) -> None:
@@ -70,7 +72,9 @@ def wheels(tree: Path) -> Path:
 
 
 class _Buildah:
-    """buildah with a store of its own; one process at a time uses it. ``work`` is for temporary files."""
+    """buildah with a store of its own; one process at a time uses it. ``work`` is for temporary
+    files.
+    """
 
     def __init__(self, store: Path, work: Path) -> None:
         self._command = [

@@ -1,4 +1,6 @@
-"""Initial RAM disks: busybox, the kernel modules that reach the root file system, and the script that goes on there."""
+"""Initial RAM disks: busybox, the kernel modules that reach the root file system, and the script
+that goes on there.
+"""
 
 import gzip
 import lzma
@@ -50,7 +52,9 @@ def load_order(tree: Path, wanted: Sequence[str]) -> dict[str, bytes]:
 
 
 def initrd(kernel_modules: Path, busybox: Path, init: Path, modules: Sequence[str]) -> Path:
-    """Return the compressed archive for a kernel's modules, a static busybox, and the script that is process 1."""
+    """Return the compressed archive for a kernel's modules, a static busybox, and the script that
+    is process 1.
+    """
 
     def build(folder: Path) -> None:
         tree = folder / "tree"

@@ -8,7 +8,10 @@ from cluster.build import binary
 from cluster.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = "helm upgrade --install pinwarden charts/pinwarden --namespace pinwarden-system --create-namespace"
+COMMAND = (
+    "helm upgrade --install pinwarden charts/pinwarden"
+    " --namespace pinwarden-system --create-namespace"
+)
 WAIT = " --wait --timeout 600s"
 ONE_NODE = " --set operator.replicas=1"
 """On a single node a second replica could only fail together with the first."""
@@ -21,7 +24,9 @@ def environment(kubeconfig: Path) -> dict[str, str]:
 
 
 def install(kubeconfig: Path, nodes: int) -> None:
-    """Install pinwarden in a cluster of so many nodes and wait until it runs. Raises ClusterError with the command that failed."""
+    """Install pinwarden in a cluster of so many nodes and wait until it runs. Raises ClusterError
+    with the command that failed.
+    """
     command = COMMAND + (ONE_NODE if nodes == 1 else "") + WAIT
     done = subprocess.run(
         ["/bin/sh", "-c", command],

@@ -68,7 +68,9 @@ class Machine(Protocol):
     """A kind of machine."""
 
     def modules(self) -> Mapping[str, bytes]:
-        """Return what a node's kernel has to load, uncompressed, in the order in which it must be loaded."""
+        """Return what a node's kernel has to load, uncompressed, in the order in which it must be
+        loaded.
+        """
 
     def pieces(self) -> Sequence[str]:
         """Return the names of the cached pieces that :meth:`modules` come from."""
@@ -81,7 +83,9 @@ class Machine(Protocol):
 
 
 def cgroup_parameters(cgroups: Cgroups) -> str:
-    """Return the kernel parameters by which the first process of a guest or a node knows what to mount."""
+    """Return the kernel parameters by which the first process of a guest or a node knows what to
+    mount.
+    """
     only_v2 = " cgroup_no_v1=all" if cgroups is Cgroups.V2 else ""
     return f"pinwarden.cgroup={cgroups}{only_v2}"
 

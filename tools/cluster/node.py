@@ -29,7 +29,9 @@ PANIC = b"Kernel panic"
 
 
 class Node:
-    """One node of a cluster; :class:`cluster.cluster.Cluster` makes and starts it. ``name`` is what Kubernetes calls it."""
+    """One node of a cluster; :class:`cluster.cluster.Cluster` makes and starts it. ``name`` is what
+    Kubernetes calls it.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,9 @@ class Node:
 
     @property
     def pid(self) -> int:
-        """The process id of the guest's first process on this machine; raises ClusterError when the guest does not run."""
+        """The process id of the guest's first process on this machine; raises ClusterError when the
+        guest does not run.
+        """
         return self._guest.pid
 
     def boot(self) -> None:

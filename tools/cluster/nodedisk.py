@@ -1,7 +1,9 @@
-"""The disks that nodes boot from: the system, which is the same for all, and containerd's root folder with the images in it.
+"""The disks that nodes boot from: the system, which is the same for all, and containerd's root
+folder with the images in it.
 
-Both are made on this machine and cached by the hash of what goes into them; each node gets copies of its own. Images are
-imported by a containerd that runs for a moment here, because importing inside a guest takes seconds each.
+Both are made on this machine and cached by the hash of their parts; each node gets its own copies.
+Images are imported by a containerd that runs for a moment here, because importing inside a
+guest takes seconds each.
 """
 
 import shutil
@@ -46,14 +48,17 @@ SETTINGS = {
     "etc/hosts": "127.0.0.1 localhost\n",
     "etc/resolv.conf": "nameserver 10.0.0.10\n",
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
-    "etc/os-release": 'NAME="pinwarden test node"\nID=pinwarden\nPRETTY_NAME="pinwarden test node"\n',
+    "etc/os-release": 'NAME="pinwarden test node"\nID=pinwarden\n'
+    'PRETTY_NAME="pinwarden test node"\n',
 }
 IMPORT_CONFIGURATION = """
 version = 3
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
-  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs"]
 [grpc]
   address = "{folder}/containerd.sock"
@@ -103,7 +108,9 @@ def _fill_system(tree: Path, modules: Mapping[str, bytes]) -> None:
 
 
 def system_disk(kind: Kind) -> Path:
-    """Return the disk with everything but images: busybox, containerd, runc, kubelet, CNI plugins and kernel modules."""
+    """Return the disk with everything but images: busybox, containerd, runc, kubelet, CNI plugins
+    and kernel modules.
+    """
     machine = MACHINES[kind]
 
     def build(folder: Path) -> None:
@@ -147,7 +154,9 @@ def _import(archives: Sequence[Path], folder: Path) -> None:
 
 
 def image_disk(more: Sequence[Path] = ()) -> Path:
-    """Return the disk with containerd's root folder, which holds the pause image, the project's as the source tree is now, and ``more``."""
+    """Return the disk with containerd's root folder, which holds the pause image, the project's as
+    the source tree is now, and ``more``.
+    """
     archives = [pause_image(), image(), *more]
 
     def build(folder: Path) -> None:

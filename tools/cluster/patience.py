@@ -18,7 +18,9 @@ _IDLE = 4  # the column, counted from the line's name
 
 
 def _idle_seconds() -> float:
-    """Return for how long the processors of this machine had nothing to do since its start, on average."""
+    """Return for how long the processors of this machine had nothing to do since its start, on
+    average.
+    """
     ticks = int(_STAT.read_text().split("\n", 1)[0].split()[_IDLE])
     return ticks / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
 

@@ -39,7 +39,9 @@ def _disks(kinds: Iterable[Kind]) -> list[Step]:
 
 
 def build_cluster(kinds: Iterable[Kind]) -> None:
-    """Build what a cluster with these kinds of node needs and the cache lacks. Raises ClusterError when a piece cannot be built."""
+    """Build what a cluster with these kinds of node needs and the cache lacks. Raises ClusterError
+    when a piece cannot be built.
+    """
     carry_out([*PROGRAMS, *IMAGES, *_disks(sorted(set(kinds)))])
 
 

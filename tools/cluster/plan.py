@@ -77,7 +77,9 @@ class _Run:
 
     @property
     def share(self) -> float:
-        """How much of the step is done, from 0 to 1. The last tenth is the end itself: the last package is not the last of the work."""
+        """How much of the step is done, from 0 to 1. The last tenth is the end itself: the last
+        package is not the last of the work.
+        """
         return 1.0 if self.ended else 0.9 * self.stage.share
 
     def carry_out(self, before: Sequence["Future[None]"]) -> None:
@@ -137,7 +139,9 @@ def _watch(runs: "dict[Future[None], _Run]") -> None:
 def _wait(
     futures: "set[Future[None]]", seconds: float, event: str = FIRST_COMPLETED
 ) -> "set[Future[None]]":
-    """Wait for an event, but no longer than a time; return what still runs. Raises what a step raised."""
+    """Wait for an event, but no longer than a time; return what still runs. Raises what a step
+    raised.
+    """
     done, left = wait(futures, seconds, event)
     for future in done:
         future.result()
@@ -145,7 +149,9 @@ def _wait(
 
 
 class _Outlook:
-    """Expects how long the steps will still take: by the expectation, and more and more by the machine's own speed."""
+    """Expects how long the steps will still take: by the expectation, and more and more by the
+    machine's own speed.
+    """
 
     def __init__(self, runs: Sequence[_Run], began: float) -> None:
         self._runs = runs

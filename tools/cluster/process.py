@@ -70,7 +70,9 @@ class Child:
                 raise ClusterError(f"{self.name} cannot be started: {error}") from error
 
     def kill(self) -> None:
-        """End the process as a crash would (SIGKILL) and wait for its end; nothing when it is not running."""
+        """End the process as a crash would (SIGKILL) and wait for its end; nothing when it is not
+        running.
+        """
         if self._process is not None:
             self._process.kill()
             self._process.wait()

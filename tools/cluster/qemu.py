@@ -1,9 +1,11 @@
 """QEMU: an emulated processor with Debian's own kernel.
 
-The processor is always emulated, so that a guest behaves alike on every machine: where the machine is itself a guest,
-KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after which QEMU waits for ever). It is the plainest one that
-there is: all that `max` adds (wide registers to save, SMAP, five levels of page tables) is emulated too, and a guest with it takes a
-third longer for the same work. QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel under emulation.
+The processor is always emulated, so that a guest behaves alike on every machine: where the machine
+is itself a guest, KVM may be there and yet unable to boot a kernel (KVM_EXIT_INTERNAL_ERROR, after
+which QEMU waits for ever). It is the plainest one: all that `max` adds (wide registers to save,
+SMAP, five levels of page tables) is emulated too, and a guest with it takes a third longer for the
+same work. QEMU 10 and the kernel are Debian's backported packages; QEMU 7.2 crashes this kernel
+under emulation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,10 @@ from cluster.machine import (
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
-KERNEL_PARAMETERS = "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
+KERNEL_PARAMETERS = (
+    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off no_timer_check tsc=reliable"
+    " random.trust_cpu=on"
+)
 CONSOLE = ("-chardev", "file,id=console,path=/dev/stdout,append=on", "-serial", "chardev:console")
 PROCESSORS = 2
 NODE_FLAVOUR = "cloud-amd64"
@@ -37,7 +42,9 @@ GUEST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 def _arguments(
     kernel: Path, init: Path, modules: Sequence[str], parameters: str, processors: int = PROCESSORS
 ) -> list[str]:
-    """Return a command line that boots an unpacked kernel with an initial RAM disk; devices are the caller's to add."""
+    """Return a command line that boots an unpacked kernel with an initial RAM disk; devices are the
+    caller's to add.
+    """
     root = debian.programs("qemu", ["qemu-system-x86"])
     image = next((kernel / "boot").glob("vmlinuz-*"))
     disk = initrd(kernel / "lib/modules", debian.busybox(), init, modules)
@@ -60,7 +67,9 @@ def _arguments(
 
 
 class Qemu:
-    """See the module. ``release`` of Debian is where the kernel comes from, ``cgroups`` is what nodes mount."""
+    """See the module. ``release`` of Debian is where the kernel comes from, ``cgroups`` is what
+    nodes mount.
+    """
 
     def __init__(self, release: str = debian.BACKPORTS, cgroups: Cgroups = Cgroups.V2) -> None:
         self._release = release

@@ -16,7 +16,9 @@ PREFIX = "pinwarden-"
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the folder's lock, None when another process holds it or has removed the folder."""
+    """Return a descriptor that holds the folder's lock, None when another process holds it or has
+    removed the folder.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

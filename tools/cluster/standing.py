@@ -32,7 +32,9 @@ def _folder() -> Path:
 
 
 def _pid() -> int | None:
-    """The process that keeps the cluster, None when there is none; a number that another program has by now does not count."""
+    """The process that keeps the cluster, None when there is none; a number that another program
+    has by now does not count.
+    """
     try:
         pid = int((_folder() / "pid").read_text())
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

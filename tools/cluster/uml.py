@@ -46,7 +46,9 @@ def _kernel() -> Path:
 def _arguments(
     umid: str, directory: Path, memory: str, init: Path, modules: Sequence[str]
 ) -> list[str]:
-    """Return a command line that boots the kernel with an initial RAM disk; devices are the caller's to add."""
+    """Return a command line that boots the kernel with an initial RAM disk; devices are the
+    caller's to add.
+    """
     kernel = _kernel()
     tree = kernel / "usr/lib/uml/modules"
     return [

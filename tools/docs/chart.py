@@ -11,8 +11,10 @@ from pathlib import Path
 from cluster import chart
 from cluster.build import binary
 
-HEAD = """# The chart with its default values for Kubernetes 1.36 or newer, for those without Helm; written by `make manifests`.
-# Apply crds/ first, and this with `kubectl apply --server-side -f`. Older servers do not know MutatingAdmissionPolicy: leave it out there.
+HEAD = """# The chart with its default values for Kubernetes 1.36 or newer, for those without Helm.
+# `make manifests` writes this file.
+# Apply crds/ first, and then this file with `kubectl apply --server-side -f`.
+# An older server does not know MutatingAdmissionPolicy: leave out these objects there.
 """
 NAME = "pinwarden.yaml"
 

@@ -52,8 +52,10 @@ def _lines(kind: type[Resource]) -> Iterator[str]:
     yield ""
     yield _flat(kind.__doc__ or "")
     yield ""
-    yield f"- API: `{GROUP}/{VERSION}`, {'namespaced' if kind.namespaced else 'one for the whole cluster'}"
-    yield f"- kubectl: `{kind.plural}`, short {', '.join(f'`{short}`' for short in kind.short_names)}, category `pinwarden`"
+    scope = "namespaced" if kind.namespaced else "one for the whole cluster"
+    short_names = ", ".join(f"`{name}`" for name in kind.short_names)
+    yield f"- API: `{GROUP}/{VERSION}`, {scope}"
+    yield f"- kubectl: `{kind.plural}`, short {short_names}, category `pinwarden`"
     if name in EXAMPLES:
         yield f"- Example: [{Path(EXAMPLES[name]).name}]({EXAMPLES[name]})"
     yield from _rules({"x-kubernetes-validations": kind.rules})

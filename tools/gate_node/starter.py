@@ -53,7 +53,7 @@ def container(settings: dict[str, Any]) -> None:
 
 
 def _profile(name: str) -> dict[str, Any]:
-    """Return the profile whose name starts so, or with `merged-` what the NRI plugin makes of it."""
+    """Return the profile whose name starts so, or with `merged-` the NRI plugin's policy."""
     if name == "merged-unconfined":
         return oci(gate(None, os.uname().machine))
     if name == "merged-runtime-default":

@@ -67,7 +67,9 @@ def _hashes(wheels: Path) -> dict[tuple[str, str], str]:
 
 
 def distributions(image: Image, wheels: Path) -> Iterator[Component]:
-    """The Python distributions, of which only the project's own was not installed from a wheel of the lock."""
+    """The Python distributions, of which only the project's own was not installed from a wheel of
+    the lock.
+    """
     known = _hashes(wheels)
     for metadata in headers(image, r"opt/pinwarden/[^/]+\.dist-info/METADATA"):
         name, version = normalised(metadata["Name"]), metadata["Version"]

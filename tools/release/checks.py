@@ -1,4 +1,6 @@
-"""Whether a source tree is fit for release: one version everywhere, its changes told, nothing that is not committed."""
+"""Whether a source tree is fit for release: one version everywhere, its changes told, nothing that
+is not committed.
+"""
 
 import ast
 import re
@@ -20,7 +22,9 @@ IMAGE = re.compile(r"\bpinwarden\.local/pinwarden:([\w.+-]+)")
 ELSEWHERE = re.compile(
     r"(?:/pinwarden:|\bpinwarden-|\borg\.opencontainers\.image\.version=)(\d+\.\d+\.\d+)\b"
 )
-"""How documents name it besides: an image in somebody's registry, a file of a release, an image's label."""
+"""How documents name it besides: an image in somebody's registry, a file of a release, an image's
+label.
+"""
 VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}")
 """Three numbers: what Python's and helm's rules of versions read alike."""
 

@@ -2,4 +2,6 @@
 
 
 class ReleaseError(Exception):
-    """The tree is not fit for release, or a file of it could not be made; the message says why, and what to do about it."""
+    """The tree is not fit for release, or a file of it could not be made; the message says why, and
+    what to do about it.
+    """

@@ -55,7 +55,8 @@ UNUSED = (
 """Patterns of names in the standard library that are left out, at any depth."""
 
 FILES = {
-    "etc/passwd": "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
+    "etc/passwd": "root:x:0:0:root:/:/sbin/nologin\n"
+    "nonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
     "etc/group": "root:x:0:\nnonroot:x:65532:\n",
     # Without it glibc asks DNS before it looks into /etc/hosts.
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
@@ -76,7 +77,9 @@ class Root:
         return self._folder / path.relative_to("/")
 
     def copy(self, path: Path) -> None:
-        """Copy a file, and every symbolic link on the way to it, so that it has the names that it had."""
+        """Copy a file, and every symbolic link on the way to it, so that it has the names that it
+        had.
+        """
         reached, ahead = Path("/"), list(path.parts[1:])
         while ahead:
             here = reached / ahead.pop(0)
@@ -112,7 +115,9 @@ def extensions(files: Iterable[Path]) -> list[Path]:
 
 
 def libraries(programs: Iterable[Path]) -> set[Path]:
-    """The shared libraries that programs and extension modules need, by the names under which the linker looks for them."""
+    """The shared libraries that programs and extension modules need, by the names under which the
+    linker looks for them.
+    """
     found = set()
     for program in programs:
         text = subprocess.run(
@@ -155,7 +160,9 @@ def stanzas(packages: set[str], dpkg: Path = Path("/var/lib/dpkg")) -> dict[str,
 
 
 def gather(target: Path, applications: list[Path]) -> None:
-    """Fill a new root with what the interpreter and the extension modules below ``applications`` need."""
+    """Fill a new root with what the interpreter and the extension modules below ``applications``
+    need.
+    """
     target.mkdir()
     root = Root(target)
     interpreter = Path(sys.executable)

@@ -2,7 +2,7 @@
 
 A workload is the Deployment, Rollout, StatefulSet, DaemonSet, CronJob or Job behind the owner
 references of a pod, a Spark application, or the pod itself. Its selector is the owner's if known,
-else the common labels of its pods. Labels that the next version of the workload does not keep are
+else the common labels of its pods. Labels missing in the next version of the workload are
 left out (`lasting`).
 
 Agents report only pods with limits. So if no pod was observed, the recommendation is an Audit

@@ -1,4 +1,5 @@
-"""Four processes whose first act is to lock all they can, page by page. Writes the pages that they hold together.
+"""Four processes whose first act is to lock all they can, page by page. Writes the pages that they
+hold together.
 
 With the argument `stay` they keep their pages, else they end.
 """

@@ -188,8 +188,8 @@ def test_status_without_an_agent_is_one_line_and_exit_code_1(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (
-        captured.err
-        == f"pinwarden status: no agent answers at {tmp_path}/none.sock: No such file or directory\n"
+        captured.err == f"pinwarden status: no agent answers at {tmp_path}/none.sock: "
+        "No such file or directory\n"
     )
 
 

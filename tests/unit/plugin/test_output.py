@@ -126,9 +126,11 @@ def test_help_goes_to_standard_output(
 def test_help_and_the_completion_of_flags_load_no_library() -> None:
     """They must be there at once: no client, no models."""
     script = (
-        "import sys; from pinwarden.plugin.complete import complete; from pinwarden.plugin.commands import parser; "
+        "import sys; from pinwarden.plugin.complete import complete; "
+        "from pinwarden.plugin.commands import parser; "
         "parser().format_help(); complete(['top', '--']); "
-        "print([name for name in ('kubernetes', 'pydantic', 'yaml', 'urllib3') if name in sys.modules])"
+        "heavy = ('kubernetes', 'pydantic', 'yaml', 'urllib3'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     path = {"PYTHONPATH": str(Path(pinwarden.__file__).parents[1])}
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""How pieces are built: beside each other, and without a trace of a build that failed, was interrupted or was killed."""
+"""How pieces are built: beside each other, and without a trace of a build that failed, was
+interrupted or was killed.
+"""
 
 import os
 import re
@@ -72,7 +74,9 @@ def start(pids: Path, script: str, processes: int) -> "subprocess.Popen[str]":
 
 
 def alive(pids: Path) -> list[str]:
-    """Return those processes that run; one that ended counts no more, though nobody has waited for it."""
+    """Return those processes that run; one that ended counts no more, though nobody has waited for
+    it.
+    """
     found = []
     for pid in pids.read_text().split():
         try:

@@ -1,4 +1,6 @@
-"""docs/architecture.md names modules that exist, and walks each way of data in eight stations at most."""
+"""docs/architecture.md names modules that exist, and walks each way of data in eight stations at
+most.
+"""
 
 import re
 from pathlib import Path

@@ -27,7 +27,7 @@ def value(name: str) -> str:
 
 
 def parsed(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a template, with the chart's values for paths and nothing else computed."""
+    """Yield the objects of a template, with the chart's values for paths and nothing else."""
     text = _VALUE.sub(lambda found: value(found[2]) + (found[1] or ""), path.read_text())
     kept = [
         _TEMPLATE.sub("x", line)

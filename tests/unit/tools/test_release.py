@@ -18,7 +18,8 @@ FILES = {
     PROJECT: '[project]\nname = "pinwarden"\nversion = "1.2.3"\n',
     PACKAGE: '"""A package."""\n\n__version__ = "1.2.3"\n',
     CHART: "apiVersion: v2\nversion: 1.2.3\nappVersion: 1.2.3\n",
-    CHANGES: "# Changelog\n\n## Unreleased\n\n- More.\n\n## 1.2.3 - 2026-01-02\n\n- First.\n\n## 1.2.2\n",
+    CHANGES: "# Changelog\n\n## Unreleased\n\n- More.\n\n"
+    "## 1.2.3 - 2026-01-02\n\n- First.\n\n## 1.2.2\n",
     "examples/a/pod.yaml": "spec: {containers: [{image: pinwarden.local/pinwarden:1.2.3}]}\n",
 }
 

@@ -3,10 +3,10 @@
 A container is changed if the node's configuration governs its pod, or does not know the pod yet: a
 new pod is created before the operator has compiled it. Three kinds of pods stay as they are:
 
-- pods that the configuration lists without a limit or group;
+- pods in the configuration without a limit or group;
 - pods of pinwarden itself: a gate cannot wait for its own answer;
-- static pods that no limit governs. The kubelet starts the control plane with them, before anything
-  could answer. The kubelet sets their annotation, and overwrites it in other pods.
+- static pods without a limit. The kubelet starts the control plane with them, before any gate could
+  answer. The kubelet sets their annotation, and overwrites this annotation in other pods.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides besides the configuration: the mode, pinwarden's namespace, and the machine."""
+    """The rules besides the configuration: the mode, pinwarden's namespace, and the machine."""
 
     mode: GateMode
     namespace: str

@@ -1,7 +1,7 @@
 """The process of the NRI plugin: one plugin per node, connected while the holder listens.
 
-Two plugins that set the same field make each creation of a container fail, also two copies of this
-one. So a second process waits for a lock, and connects only after the first one has ended.
+If two plugins set the same field, each creation of a container fails. Two copies of this plugin
+would do so. So a second process waits for a lock, and connects only after the first one has ended.
 
 The runtime sends each gated container's listener to the holder, and cannot start the container
 without it. So the plugin disconnects while no holder listens.
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NriSettings:
-    """The paths of the process, and what decides about containers.
+    """The paths of the process, and the rules for containers.
 
     `socket` is the runtime's socket, `configuration` the agent's file, `run_dir` the holder's.
     """

@@ -13,7 +13,7 @@ _RELEASE = "Release"
 
 @dataclass(frozen=True, slots=True)
 class NodePods:
-    """The pods that the node's configuration lists, by UID.
+    """The pods in the node's configuration, by UID.
 
     `governed` are those with a limit, or in a group. With mode Release nothing is governed.
     """
@@ -24,7 +24,7 @@ class NodePods:
 
 
 def parse(content: Any) -> NodePods:
-    """Return the pods of the agent's file. Raises ValueError for a spec that cannot be read."""
+    """Return the pods of the agent's file. Raises ValueError for an unreadable spec."""
     try:
         spec = content["spec"]
         if spec.get("mode") == _RELEASE:

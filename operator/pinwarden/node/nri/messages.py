@@ -1,4 +1,4 @@
-"""The messages of NRI that this plugin uses, by the field numbers of NRI's api.proto.
+"""The messages of NRI for this plugin, by the field numbers of NRI's api.proto.
 
 See pkg/api/api.proto of containerd/nri, version 0.12.
 """
@@ -16,7 +16,7 @@ _UNKNOWN: Final = 2  # codes.Unknown of gRPC
 
 
 class Event(IntEnum):
-    """The events that this plugin subscribes to."""
+    """The events of this plugin's subscription."""
 
     CREATE_CONTAINER = 4
     VALIDATE_CONTAINER_ADJUSTMENT = 14
@@ -64,7 +64,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Synchronization:
-    """A SynchronizeRequest; `more` says that another one follows."""
+    """A SynchronizeRequest; with `more`, another request follows."""
 
     pods: tuple[Pod, ...]
     containers: tuple[Container, ...]
@@ -96,7 +96,7 @@ def response_error(payload: bytes) -> str:
 
 
 def register(name: str, index: str, seconds: float) -> bytes:
-    """Return the Request that registers the plugin within some seconds."""
+    """Return the Request for the registration of the plugin within some seconds."""
     payload = encode({1: name, 2: index})
     return encode({1: _SERVICE, 2: "RegisterPlugin", 3: payload, 4: int(seconds * 1e9)})
 
@@ -151,7 +151,7 @@ def parse_adjusted_listener(payload: bytes) -> str:
 
 
 def adjust_policy(policy: Policy) -> bytes:
-    """Return a CreateContainerResponse that replaces a container's seccomp policy."""
+    """Return a CreateContainerResponse with a new seccomp policy."""
     return encode({1: encode({6: encode({6: _encode_policy(policy)})})})
 
 

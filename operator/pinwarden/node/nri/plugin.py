@@ -57,7 +57,7 @@ class Plugin:
         self.runtime = ""
         """Name and version of the runtime, empty before it has configured the plugin."""
         self.ungated: OrderedDict[str, str] = OrderedDict()
-        """Why containers that should have got the gate did not, by container id."""
+        """Why containers run ungated although the gate was wanted, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
             "Configure": self._configure,
             "Synchronize": self._synchronize,
@@ -68,7 +68,7 @@ class Plugin:
         self._connection.sendall(encode(Message(RUNTIME, 1, REQUEST, request)))
 
     def turn(self, seconds: float) -> None:
-        """Wait for up to `seconds`, and answer the calls that came.
+        """Wait for up to `seconds`, and answer the calls of the runtime.
 
         Raises OSError if the runtime ended the connection or rejects the plugin, and ProtocolError
         if the connection cannot be used any more.
@@ -91,7 +91,7 @@ class Plugin:
                 self._connection.sendall(encode(Message(PLUGIN, message.call, RESPONSE, answer)))
 
     def close(self) -> None:
-        """Close the connection. Containers that are created from now on do not get the gate."""
+        """Close the connection. New containers do not get the gate from now on."""
         self._connection.close()
 
     def _answer(self, payload: bytes) -> bytes:

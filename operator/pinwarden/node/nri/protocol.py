@@ -1,9 +1,9 @@
 """Framing between an NRI plugin and the runtime: ttrpc messages over two connections of one socket.
 
-A frame of the multiplexer is the number of a connection, a length, and a part of that connection's
-stream. On the connection `PLUGIN` the runtime calls the plugin, on `RUNTIME` the plugin calls the
-runtime. A ttrpc message is a length, the number of a call, a kind, flags, and a payload (a Request
-or Response in protobuf encoding). All numbers are big-endian.
+A frame of the multiplexer is the number of a connection, a length, and a part of the stream of
+this connection. On the connection `PLUGIN` the runtime calls the plugin, on `RUNTIME` the plugin
+calls the runtime. A ttrpc message is a length, the number of a call, a kind, flags, and a payload
+(a Request or Response in protobuf encoding). All numbers are big-endian.
 
 See pkg/net/multiplex of containerd/nri, and PROTOCOL.md of containerd/ttrpc.
 """
@@ -22,15 +22,15 @@ MOST_BYTES: Final = 4 << 20
 """The longest payload of a ttrpc message (`messageLengthMax`)."""
 _MOST_FRAME: Final = _MESSAGE.size + MOST_BYTES
 _SENT_FRAME: Final = 4096
-"""The longest frame that the runtime's end can read: it reads into a buffer of this size."""
+"""The longest frame for the runtime, which reads into a buffer of this size."""
 
 
 class ProtocolError(ValueError):
-    """Bytes that do not follow the protocol. The connection cannot be used any more."""
+    """Bytes against the protocol. The connection cannot be used any more."""
 
 
 class Message(NamedTuple):
-    """A ttrpc message. `call` is the number of the call that it starts or answers."""
+    """A ttrpc message. `call` is the number of the started or answered call."""
 
     connection: int
     call: int
@@ -56,7 +56,7 @@ class Decoder:
         self._streams = {PLUGIN: bytearray(), RUNTIME: bytearray()}
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that are complete now. Raises ProtocolError."""
+        """Yield the messages complete by now. Raises ProtocolError."""
         self._received += data
         while len(self._received) >= _FRAME.size:
             connection, length = _FRAME.unpack_from(self._received)

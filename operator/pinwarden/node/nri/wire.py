@@ -15,13 +15,13 @@ _FULL: Final = (1 << 64) - 1
 
 
 class WireError(ValueError):
-    """Bytes that are no protobuf message, or a field of an unexpected type."""
+    """No protobuf message, or a field of an unexpected type."""
 
 
 class Fields:
     """The fields of a message by number. An absent field has its default: 0, "" or no items.
 
-    Raises WireError for bytes that are no message, and for a field of another type than asked for.
+    Raises WireError if the bytes are no message, and if a field has another type.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class Fields:
         return tuple(_text(field, value) for value in self._values.get(field, []))
 
     def message(self, field: int) -> "Fields | None":
-        """Return a message, None without it. Parts of one message that came apart are merged."""
+        """Return a message, None without it. Several parts of one message are merged."""
         values = self._values.get(field)
         return None if values is None else Fields(b"".join(_bytes(field, each) for each in values))
 
@@ -115,8 +115,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def encode(fields: Mapping[int, object]) -> bytes:
     """Return a message of numbers, texts, messages as bytes, and lists of them.
 
-    A number of 0 and an empty text are left out, as proto3 does. Bytes stay, also empty: a message
-    that is there and empty is not an absent one.
+    A number of 0 and an empty text are left out, as proto3 does. Bytes stay, also
+    empty: a present empty message is not an absent one.
     """
     return b"".join(_encode(number, value) for number, value in fields.items())
 

@@ -56,7 +56,7 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "x86_64": ("SCMP_ARCH_X86_64", _I386, _X32),
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
 }
-"""The architectures of the programs that a machine runs."""
+"""The architectures of the programs of a machine."""
 VERSION: Final = 3
 METADATA: Final = f"pinwarden-v{VERSION}"
 MOST_BOXES: Final = 256
@@ -104,7 +104,7 @@ def gate(own: Policy | None, machine: str, listener: str = LISTENER_PATH) -> Pol
 
     `own` is None for an unconfined container, and `machine` is as in `uname(2)`. Raises
     UngateableError for a policy with a listener of its own, with a default errno (which NRI does
-    not carry), or with conditions that cannot be split.
+    not carry), or with conditions beyond `MOST_BOXES`.
     """
     if own is None:
         own = Policy(_ALLOW, architectures=ARCHITECTURES.get(machine, ()))
@@ -151,7 +151,7 @@ def _check(own: Policy) -> None:
 
 
 def _check_conditions(own: Policy, calls: Iterable[str]) -> None:
-    """Raise UngateableError for conditions on a gated call that libseccomp would cut to 32 bits."""
+    """Raise UngateableError for conditions on a gated call, cut by libseccomp to 32 bits."""
     if not _32_BIT.intersection(own.architectures):
         return
     for rule in own.rules:
@@ -192,7 +192,7 @@ def _gated_boxes(condition: ArgumentCondition | None) -> list[Box]:
 
 
 def _is_default(own: Policy, rule: Rule) -> bool:
-    """Return whether a rule has the default action, so that the runtime leaves it out."""
+    """Return whether a rule has the default action, and so is left out by the runtime."""
     return rule.action == own.default_action and rule.errno in (None, errno.EPERM)
 
 
@@ -203,7 +203,7 @@ def _contradicts(own: Policy, rules: Iterable[Rule], name: str) -> bool:
 
 
 def _boxes(rule: Rule) -> list[Box]:
-    """Return the calls that a rule matches, as a union."""
+    """Return the matching calls of a rule, as a union."""
     if not rule.comparisons:
         return [EVERYTHING]
     unions = []

@@ -1,4 +1,4 @@
-"""The file `nri.json`, by which the NRI plugin says what it gates and what it had to leave ungated.
+"""The file `nri.json`: the state of the NRI plugin, and the containers left ungated.
 
 Standard library only, because the plugin writes the file.
 """
@@ -12,10 +12,10 @@ from pinwarden.node.state.statefile import StateFile
 
 NAME: Final = "nri.json"
 MOST_UNGATED: Final = 1024
-"""The most ungated containers that the file names; the latest stay."""
+"""The most ungated containers in the file; the latest stay."""
 RENEWAL_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
-"""The plugin writes the file this often; an older file is that of a plugin that has ended."""
+"""The plugin writes the file this often; the plugin of an older file has ended."""
 _VERSION: Final = 1
 
 
@@ -24,8 +24,8 @@ class NriStatus:
     """The content of the file.
 
     `runtime` is the runtime's name and version while the plugin is connected, else empty, and then
-    `failure` says why. `ungated` has the reason for each container that should have got the gate
-    and did not, by container id.
+    `failure` says why. `ungated` has the reason for each wanted but ungated container,
+    by container id.
     """
 
     runtime: str = ""
