@@ -32,6 +32,13 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "those of pods with the label pinwarden.io/gate too (default: Governed)",
     )
     parser.add_argument(
+        "--runtime-handlers",
+        default="runc,crun,nvidia",
+        metavar="NAMES",
+        help="the handlers of RuntimeClasses that run containers on the node's own kernel "
+        "(default: runc,crun,nvidia)",
+    )
+    parser.add_argument(
         "--namespace",
         default=os.environ.get("POD_NAMESPACE", ""),
         help="the namespace of pinwarden, whose pods are never gated (default: $POD_NAMESPACE)",
@@ -50,7 +57,12 @@ def _run(options: argparse.Namespace) -> int:
         socket=options.socket,
         configuration=options.state_dir / "nodepinconfig.json",
         run_dir=options.run_dir,
-        rules=Rules(GateMode(options.mode), options.namespace, os.uname().machine),
+        rules=Rules(
+            GateMode(options.mode),
+            options.namespace,
+            os.uname().machine,
+            frozenset(options.runtime_handlers.split(",")),
+        ),
     )
     try:
         daemon.run(settings)

@@ -18,12 +18,14 @@ from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.subject import NO_COVERAGE, GateCoverage, Subject
 from pinwarden.node.state import nri_status
 from pinwarden.node.state.gate_status import GateStatus, load
+from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.statefile import PolledFile
 
 SILENT_SECONDS = 10.0
 BEHIND_SECONDS = 5.0
 BEHIND = "its gate has not read its limits yet"
 UNGATED = "created without the gate's profile"
+RESTART = "created without the gate; a restart gates it"
 
 
 class GateReader:
@@ -35,10 +37,10 @@ class GateReader:
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = PolledFile(path) if path else None
         self._nri = PolledFile(path.with_name(nri_status.NAME)) if path else None
-        self._ungated: Mapping[str, str] = {}
+        self._nri_status = NriStatus()
         self._clock = clock
         self._behind_since: dict[str, float] = {}
-        self._observed: tuple[GateStatus | None, Mapping[str, str]] = (None, {})
+        self._observed: tuple[GateStatus | None, NriStatus] = (None, self._nri_status)
         self.status: GateStatus | None = None
 
     @property
@@ -56,7 +58,7 @@ class GateReader:
         if self._file and (change := self._file.read_if_changed(lambda path: (load(path),))):
             (self.status,) = change
         if self._nri and (nri := self._nri.read_if_changed(nri_status.load)):
-            self._ungated = nri.ungated
+            self._nri_status = nri
 
     def observe(self, subjects: Iterable[Subject], sampled: Container[Subject]) -> list[Subject]:
         """Update the coverage of all subjects, of which some were `sampled` since the last call.
@@ -64,14 +66,14 @@ class GateReader:
         Return the subjects whose exact enforcement began or ended.
         """
         now, silent, status = self._clock(), self.silent, self.status
-        before, self._observed = self._observed, (status, self._ungated)
-        reloaded = before[0] is not status or before[1] is not self._ungated
+        before, self._observed = self._observed, (status, self._nri_status)
+        reloaded = before[0] is not status or before[1] is not self._nri_status
         changed: list[Subject] = []
         behind_since: dict[str, float] = {}
         for subject in subjects:
             if not (reloaded or subject in sampled or subject.uid in self._behind_since):
                 continue
-            coverage = _coverage(subject, status, self._ungated) if status else NO_COVERAGE
+            coverage = _coverage(subject, status, self._nri_status) if status else NO_COVERAGE
             if status and coverage.gated and not _has_limits(status, subject):
                 since = behind_since[subject.uid] = self._behind_since.get(subject.uid, now)
                 if coverage.exact and (silent or now - since <= BEHIND_SECONDS):
@@ -90,11 +92,8 @@ def _has_limits(status: GateStatus, subject: Subject) -> bool:
     return status.fingerprints.get(subject.uid, "") == subject.policy.fingerprint
 
 
-def _coverage(subject: Subject, status: GateStatus, ungated: Mapping[str, str]) -> GateCoverage:
-    """Return the coverage of a sampled pod, without a check of the gate's limits.
-
-    `ungated` are the reasons of the NRI plugin, by container id.
-    """
+def _coverage(subject: Subject, status: GateStatus, nri: NriStatus) -> GateCoverage:
+    """Return the coverage of a sampled pod, without a check of the gate's limits."""
     running = subject.by_container.keys()
     if not status.lost.isdisjoint(running):
         why = "the descriptors of its gate are lost: its pinning calls end with ENOSYS"
@@ -104,9 +103,9 @@ def _coverage(subject: Subject, status: GateStatus, ungated: Mapping[str, str]) 
         for identity in running & status.containers.keys()
         if status.containers[identity][0] == subject.uid
     }
-    reasons = sorted({ungated[identity] for identity in running & ungated.keys()})
+    reasons = sorted({nri.ungated[identity] for identity in running & nri.ungated.keys()})
     if not gated:
-        return GateCoverage(why="; ".join(reasons) or UNGATED)
+        return GateCoverage(why="; ".join(reasons) or (RESTART if nri.runtime else UNGATED))
     sandboxes = {status.containers[identity][2] for identity in gated}
     covered = frozenset[ProcessKey]().union(
         *(subject.by_container[identity] for identity in running & (gated | sandboxes))

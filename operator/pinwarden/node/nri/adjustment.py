@@ -45,16 +45,24 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules besides the configuration: the mode, pinwarden's namespace, and the machine."""
+    """The rules besides the configuration: the mode, pinwarden's namespace, and the machine.
+
+    `handlers` are the runtimes of RuntimeClasses that share the node's kernel and start containers
+    as runc does. A sandbox with a kernel of its own (Kata, gVisor) cannot reach the gate.
+    """
 
     mode: GateMode
     namespace: str
     machine: str
+    handlers: frozenset[str] = frozenset()
 
     def decide(self, pod: Pod, container: Container, node: NodePods) -> Decision:
         """Return the policy of a container that the runtime is creating."""
         if reason := self._excluded(pod, node):
             return Decision(None, wanted=False, reason=reason)
+        if pod.handler and pod.handler not in self.handlers:
+            reason = f"the runtime {pod.handler} of its RuntimeClass is not one for the gate"
+            return Decision(None, wanted=True, reason=reason)
         try:
             return Decision(gate(container.policy, self.machine), wanted=True)
         except UngateableError as error:

@@ -32,7 +32,7 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A PodSandbox."""
+    """A PodSandbox. `handler` is the runtime of its RuntimeClass, empty without one."""
 
     id: str
     name: str
@@ -40,6 +40,7 @@ class Pod:
     namespace: str
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    handler: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,15 @@ def adjust_policy(policy: Policy) -> bytes:
 
 
 def _pod(pod: Fields) -> Pod:
-    return Pod(pod.text(1), pod.text(2), pod.text(3), pod.text(4), pod.strings(5), pod.strings(6))
+    return Pod(
+        id=pod.text(1),
+        name=pod.text(2),
+        uid=pod.text(3),
+        namespace=pod.text(4),
+        labels=pod.strings(5),
+        annotations=pod.strings(6),
+        handler=pod.text(7),
+    )
 
 
 def _container(container: Fields) -> Container:

@@ -134,6 +134,9 @@ def test_reason_of_the_nri_plugin_is_given_for_its_container_only(tmp_path: Path
     assert ungated.coverage.why == "it is older"
     assert coverage(gate, subject({MAIN: key(1)})).exact
     assert coverage(gate, subject({MAIN: key(1), SIDE: key(2)})).why.endswith("; it is older")
+    nri_status.save(tmp_path / "nri.json", NriStatus("containerd"))
+    gate.poll()
+    assert "a restart gates it" in coverage(gate, ungated).why
 
 
 @pytest.mark.rule("H1")

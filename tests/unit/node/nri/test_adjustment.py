@@ -1,5 +1,7 @@
 """Which containers get the gate at their creation."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +19,11 @@ UNCONFINED = Container("id", "sandbox", "main", 1, None)
 
 
 def rules(mode: GateMode = GateMode.GOVERNED) -> Rules:
-    return Rules(mode, "pinwarden-system", "x86_64")
+    return Rules(mode, "pinwarden-system", "x86_64", frozenset(["runc", "nvidia"]))
 
 
-def pod(uid: str, namespace: str = "team", **maps: dict[str, str]) -> Pod:
-    return Pod("sandbox", "name", uid, namespace, **maps)
+def pod(uid: str, namespace: str = "team", **fields: Any) -> Pod:
+    return Pod("sandbox", "name", uid, namespace, **fields)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,14 @@ def test_ungateable_policy_stays_and_its_reason_is_given(own: Policy, reason: st
     assert decision.wanted
     assert decision.policy is None
     assert reason in decision.reason
+
+
+def test_pod_of_a_runtime_with_its_own_kernel_stays_and_says_so() -> None:
+    decision = rules().decide(pod("limited", handler="kata"), UNCONFINED, NODE)
+    assert decision.wanted
+    assert decision.policy is None
+    assert "kata" in decision.reason
+    assert rules().decide(pod("limited", handler="nvidia"), UNCONFINED, NODE).policy
 
 
 def test_gated_policy_names_the_holders_socket() -> None:
