@@ -303,6 +303,7 @@ OURS = {
     ("agent", "updateStrategy"),
     ("gate", "holder"),
     ("gate", "admission"),
+    ("gate", "nri"),
     *(("metrics", name) for name in ("podMonitor", "serviceMonitor", "prometheusRule")),
 }
 """Maps with values of the chart. Other maps and most lists are a user's: null means empty."""
