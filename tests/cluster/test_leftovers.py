@@ -20,9 +20,9 @@ from cluster.scratch import scratch
 from ..waiting import until
 
 MARK = "PINWARDEN_TEST_RUN"
-CONTROL_PLANE = "Bringing up a real cluster"
+CONTROL_PLANE = "Starting a real cluster"
 BOOT = "Installing pinwarden"
-CLAIMS = "1. One process is refused"
+CLAIMS = "1. A process that exceeds its limit"
 SMALL_DISK = 'mount -t tmpfs -o size=64m small "$TMPDIR"; exec "$@"'
 
 

@@ -225,10 +225,10 @@ class Cluster:
         Raises:
             KeyError: the node is unknown.
         """
-        _ = self._matcher.nodes[node]
+        windows = self._matcher.nodes[node].windows
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
         limited = ((entry.pod, self._limit_set(entry.matching)) for entry in entries)
-        return assemble(limited, self._group_index.placed_on(node), self._settings)
+        return assemble(limited, self._group_index.placed_on(node), self._settings, windows=windows)
 
     def pod(self, uid: str) -> Pod | None:
         """Return the pod with this API UID, None if unknown."""

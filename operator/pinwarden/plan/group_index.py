@@ -117,7 +117,7 @@ class GroupIndex:
         return Dirty(nodes=frozenset([pod.node]), groups=frozenset(before))
 
     def put_node(self, node: Node, pods: Iterable[Pod]) -> Dirty:
-        """Record whether a node runs Windows, where no group is placed; `pods` run on the node."""
+        """Record whether a node runs Windows, where no pod is a member; `pods` run on the node."""
         if node.windows == (node.name in self._windows):
             return CLEAN
         before = self._placed(node.name).keys()
@@ -212,8 +212,6 @@ class GroupIndex:
         return Dirty(nodes=frozenset([node] if changed else []), groups=frozenset(changed))
 
     def _permission(self, name: str, node: str) -> Permission | None:
-        if node in self._windows:
-            return None
         has_members = name in self._member_counts.get(node, {})
         return permission_on(
             self._groups[name], self._admissions[name], self.presence(node), has_members=has_members

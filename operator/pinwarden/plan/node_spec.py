@@ -81,8 +81,9 @@ def compile_node(
         )
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
-    placed = [] if node.windows else groups_on(groups, live, namespaces, presence)
-    return assemble(((pod, limit_set(pod)) for pod in live), placed, settings)[0]
+    placed = groups_on(groups, [] if node.windows else live, namespaces, presence)
+    limited = ((pod, limit_set(pod)) for pod in live)
+    return assemble(limited, placed, settings, windows=node.windows)[0]
 
 
 def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
@@ -96,9 +97,12 @@ def assemble(
     limited: Iterable[tuple[Pod, LimitSet]],
     groups: Sequence[tuple[Group, Permission]],
     settings: LimitSettings,
+    *,
+    windows: bool = False,
 ) -> tuple[NodePinConfigSpec, Overflow]:
     """Return the spec of a node with these pods, limits and groups; and its overflow."""
     limited = list(limited)
+    members = [] if windows else [pod for pod, _ in limited]
     cgroups = _by_cgroup(limited)
     limit_sets = {id(cgroup.limit_set): cgroup.limit_set for cgroup in cgroups.values()}
     wanted = {
@@ -126,7 +130,7 @@ def assemble(
         unknown_pods=settings.unknown_pods,
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
-        groups=node_groups(groups, [pod for pod, _ in limited], listed) if groups else [],
+        groups=node_groups(groups, members, listed) if groups else [],
     )
     return spec, Overflow(len(limits) < len(wanted), frozenset(cgroups.keys() - listed))
 

@@ -802,7 +802,7 @@ def test_namespace_without_any_limit_advises_a_first_limit() -> None:
     cause, _, message, command = first(explain(evidence(uses=[])))
     assert (cause, message) == (
         Cause.NO_LIMIT,
-        "The pod's namespace has no limit, and there is no ClusterPinLimit.",
+        "No limit applies to the pod.",
     )
     assert command.startswith("kubectl pinwarden recommend db-0")
 

@@ -124,7 +124,7 @@ OPERATOR: Final = Group(
             "The log names unreadable NodePinConfigs:\n\n```console\n"
             "$ kubectl -n pinwarden-system logs -l app.kubernetes.io/component=operator --tail=-1 "
             "| grep 'cannot read NodePinConfig'\n```\n\nThe log names each object on which a loop "
-            "fails, with the cause: `failed, others go on`.",
+            "fails, with the cause: `failed, others continue`.",
             mitigation="Bring operator, agents and CRDs to one version: the CRDs first, then `helm "
             "upgrade`. A failing loop is a defect: report it with that line of the log, and change "
             "or delete the object.",

@@ -74,11 +74,11 @@ class GateReader:
             if not (reloaded or subject in sampled or subject.uid in self._behind_since):
                 continue
             coverage = _coverage(subject, status, self._nri_status) if status else NO_COVERAGE
-            if status and coverage.gated and not _has_limits(status, subject):
+            if status and coverage.exact and not _has_limits(status, subject):
                 since = behind_since[subject.uid] = self._behind_since.get(subject.uid, now)
-                if coverage.exact and (silent or now - since <= BEHIND_SECONDS):
+                if silent or now - since <= BEHIND_SECONDS:
                     coverage = GateCoverage(True, exact=True, behind=True)
-                elif coverage.exact:
+                else:
                     coverage = GateCoverage(True, why=BEHIND)
             if coverage.exact != subject.coverage.exact:
                 changed.append(subject)

@@ -251,6 +251,7 @@ class Reconciler:
 
         Return whether a process moved out of its subject. Then all subjects are sampled.
         """
+        self._observe_gate(set(), now)  # a pod whose coverage changed is sampled at once
         due = {subject for subject in self._subjects.values() if everything or subject.wants(now)}
         left = [key for subject in due for key in self._sample_subject(subject, now)]
         moved = any(self._table.lives(key) for key in left)
@@ -259,11 +260,17 @@ class Reconciler:
             for subject in others:
                 self._sample_subject(subject, now)
             due |= others
-        for subject in self._gate.observe(self._subjects.values(), due):
-            subject.heat(now)
-            due.add(subject)
+        due |= self._observe_gate(due, now)
         self._enforce(due, now)
         return moved
+
+    def _observe_gate(self, sampled: set[Subject], now: float) -> set[Subject]:
+        """Update the coverage of subjects, and return those whose exact enforcement changed."""
+        observe = partial(self._gate.observe, self._subjects.values(), sampled)
+        changed = self._guarded("record", "coverage", observe) or ()
+        for subject in changed:
+            subject.heat(now)
+        return set(changed)
 
     def _sample_subject(self, subject: Subject, now: float) -> set[ProcessKey]:
         """Sample a subject, and return the processes that left."""

@@ -166,7 +166,7 @@ def _unlimited(case: Case) -> Finding:
     """Return the finding without a matching limit: the nearest limit, and the smallest change."""
     near = nearest(case.evidence)
     message, step = (
-        "The pod's namespace has no limit, and there is no ClusterPinLimit.",
+        "No limit applies to the pod.",
         first_limit(case.pod),
     )
     if near is not None:
