@@ -59,6 +59,8 @@ class GateReader:
             (self.status,) = change
         if self._nri and (nri := self._nri.read_if_changed(nri_status.load)):
             self._nri_status = nri
+        if self._nri and self._nri_status.runtime and self._nri.age > nri_status.SILENT_SECONDS:
+            self._nri_status = NriStatus()
 
     def observe(self, subjects: Iterable[Subject], sampled: Container[Subject]) -> list[Subject]:
         """Update the coverage of all subjects, of which some were `sampled` since the last call.

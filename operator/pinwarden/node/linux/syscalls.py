@@ -111,8 +111,8 @@ Registers = tuple[int, int, int, int, int, int]
 def identify(arch: int, number: int, registers: Registers) -> tuple[str, Registers]:
     """Return the name of a gated call, and its arguments as a 64-bit program passes them.
 
-    `mmap2` becomes `mmap`, and `ipc` becomes `shmat` or `shmctl` (`ksys_ipc`). Raises KeyError for
-    an ungated call.
+    `mmap2` becomes `mmap`, and `ipc` becomes `shmat` or `shmctl` (`ksys_ipc`). IPC_64 is removed
+    from commands of `shmctl`. Raises KeyError for an ungated call.
     """
     name = _NAMES[arch, number]
     if name == "mmap2":
@@ -126,6 +126,9 @@ def identify(arch: int, number: int, registers: Registers) -> tuple[str, Registe
         if call == _SHMCTL:
             return "shmctl", (identity, second & ~_IPC_64, pointer, 0, 0, 0)
         raise KeyError(name)
+    if name == "shmctl" and arch == AUDIT_ARCH_ARM:  # compat_sys_old_shmctl
+        identity, command, *others = registers
+        return name, (identity, command & ~_IPC_64, others[0], others[1], others[2], others[3])
     return name, registers
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Pod
+from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
 from pinwarden.node.seccomp.policy import Policy, UngateableError, gate
 
 _SOURCE: Final = "kubernetes.io/config.source"
@@ -60,6 +61,11 @@ class Rules:
         """Return the policy of a container that the runtime is creating."""
         if reason := self._excluded(pod, node):
             return Decision(None, wanted=False, reason=reason)
+        own = container.policy
+        if own is not None and own.listener_path == LISTENER_PATH:
+            return Decision(None, wanted=False, reason="its own profile is one of pinwarden")
+        if container.withheld:
+            return Decision(None, wanted=True, reason="the runtime does not pass its policy")
         if pod.handler and pod.handler not in self.handlers:
             reason = f"the runtime {pod.handler} of its RuntimeClass is not one for the gate"
             return Decision(None, wanted=True, reason=reason)

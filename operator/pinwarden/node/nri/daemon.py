@@ -78,7 +78,7 @@ class _NriProcess:
         self._plugin: Plugin | None = None
         self._backoff = Backoff()
         self._next_connect = self._next_check = self._next_renewal = float("-inf")
-        self._failure = ""
+        self._failure = self._holder = ""
         self._published: NriStatus | None = None
 
     def turn(self) -> None:
@@ -92,19 +92,29 @@ class _NriProcess:
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + HOLDER_SECONDS
-            if failure := self._holder_failure():
-                self._fail(failure)
-                return
+            self._holder = self._holder_failure()
+        if self._holder:
+            self._fail(self._holder)
+            return
         if self._plugin is None:
             self._connect(now)
             return
         try:
             self._plugin.turn(POLL_SECONDS)
+            if self._plugin.runtime:
+                self._failure = ""
+                self._backoff.succeeded()
         except (OSError, ProtocolError, WireError) as error:
             self._fail(f"disconnected from {self._settings.socket}: {error}")
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect, and publish that nothing is gated from now on."""
+        self._disconnect()
+        self._failure = self._failure or "the NRI plugin has ended"
+        with self._guard.item("status"):
+            self._publish()
+
+    def _disconnect(self) -> None:
         if self._plugin is not None:
             self._plugin.close()
             self._plugin = None
@@ -150,12 +160,11 @@ class _NriProcess:
             self._fail(f"cannot connect to {self._settings.socket}: {error.strerror or error}")
             return
         self._plugin.node = self._node
-        self._failure = ""
         _log.info("registered at %s, process %d", self._settings.socket, os.getpid())
 
     def _fail(self, failure: str) -> None:
         """Disconnect, and try again later. A lasting failure is logged once."""
-        self.close()
+        self._disconnect()
         self._next_connect = time.monotonic() + self._backoff.failed()
         if failure != self._failure:
             _log.warning("%s; containers start ungated meanwhile", failure)

@@ -13,6 +13,7 @@ from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
 _UNKNOWN: Final = 2  # codes.Unknown of gRPC
+_UNCONFINED: Final = 1  # SecurityProfile.ProfileType
 
 
 class Event(IntEnum):
@@ -45,22 +46,30 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A Container. `policy` is None for an unconfined container."""
+    """A Container. `policy` is None for an unconfined container.
+
+    `withheld` is true if the container has a profile, but its policy is not in the message.
+    """
 
     id: str
     sandbox: str
     name: str
     state: int
     policy: Policy | None
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A ConfigureRequest; `request_seconds` is the runtime's timeout of a request."""
+    """A ConfigureRequest. `request_seconds` is the runtime's timeout of a request.
+
+    `nri_version` is empty before NRI 0.12, which is also the first version with the policies.
+    """
 
     runtime: str
     version: str
     request_seconds: float
+    nri_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,9 @@ def register(name: str, index: str, seconds: float) -> bytes:
 def parse_configure(payload: bytes) -> Configuration:
     """Read a ConfigureRequest. Raises WireError."""
     request = Fields(payload)
-    return Configuration(request.text(2), request.text(3), request.number(5) / 1000)
+    return Configuration(
+        request.text(2), request.text(3), request.number(5) / 1000, request.text(6)
+    )
 
 
 def configured(events: Iterable[Event]) -> bytes:
@@ -171,12 +182,14 @@ def _pod(pod: Fields) -> Pod:
 def _container(container: Fields) -> Container:
     linux = container.message(11)
     policy = linux.message(8) if linux is not None else None
+    profile = linux.message(7) if linux is not None else None
     return Container(
         container.text(1),
         container.text(2),
         container.text(3),
         container.number(4),
         _policy(policy) if policy is not None else None,
+        policy is None and profile is not None and profile.number(1) != _UNCONFINED,
     )
 
 

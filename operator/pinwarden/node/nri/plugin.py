@@ -30,6 +30,7 @@ from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
 from pinwarden.node.state.nri_status import MOST_UNGATED
 
 NAME: Final = "pinwarden"
+RUNTIME_NAME: Final = "containerd"
 INDEX: Final = "90"
 """Plugins are called in the order of their indices; late, so that the policy is the final one."""
 KINDS: Final = ("request",)
@@ -50,12 +51,13 @@ class Plugin:
         self._rules = rules
         self._guard = guard
         self._decoder = Decoder()
-        self._found: list[tuple[Pod, Container]] = []
+        self._found: list[Container] = []
         self._pods: dict[str, Pod] = {}
         self.node = NodePods()
         """The pods of the newest configuration."""
         self.runtime = ""
         """Name and version of the runtime, empty before it has configured the plugin."""
+        self._unsupported = ""
         self.ungated: OrderedDict[str, str] = OrderedDict()
         """Why containers run ungated although the gate was wanted, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
@@ -88,6 +90,8 @@ class Plugin:
                     raise ConnectionRefusedError(f"the runtime rejects the plugin: {shown(error)}")
             elif message.connection == PLUGIN and message.kind == REQUEST:
                 answer = self._answer(message.payload)
+                if self._unsupported:
+                    raise ConnectionRefusedError(self._unsupported)
                 self._connection.sendall(encode(Message(PLUGIN, message.call, RESPONSE, answer)))
 
     def close(self) -> None:
@@ -106,6 +110,12 @@ class Plugin:
     def _configure(self, payload: bytes) -> bytes:
         configuration = messages.parse_configure(payload)
         self.runtime = shown(f"{configuration.runtime} {configuration.version}")
+        if configuration.runtime != RUNTIME_NAME or not configuration.nri_version:
+            self._unsupported = (
+                f"{self.runtime} does not pass the seccomp policies of containers to its plugins; "
+                "containerd 2.3 or newer does"
+            )
+            return b""
         _log.info(
             "connected to %s, which waits %.1f s for an answer",
             self.runtime,
@@ -118,19 +128,24 @@ class Plugin:
         part = messages.parse_synchronize(payload)
         self._pods.update((pod.id, pod) for pod in part.pods)
         for container in part.containers:
-            if container.state in _WITH_PROCESSES and container.sandbox in self._pods:
-                self._found.append((self._pods[container.sandbox], container))
+            if container.state in _WITH_PROCESSES:
+                self._found.append(container)
         if not part.more:
             self._report_found()
         return messages.synchronized(more=part.more)
 
     def _report_found(self) -> None:
         gated = 0
-        for pod, container in self._found:
+        for container in self._found:
+            pod = self._pods.get(container.sandbox)
+            if pod is None:
+                continue
             if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
                 gated += 1
-            elif self._rules.decide(pod, container, self.node).wanted:
-                self._leave_ungated(pod, container, BEFORE)
+                continue
+            decision = self._rules.decide(pod, container, self.node)
+            if decision.wanted:
+                self._leave_ungated(pod, container, decision.reason or BEFORE)
         _log.info("%d containers run, %d of them with the gate", len(self._found), gated)
         self._found, self._pods = [], {}
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 WIDTH: Final = 64
+MOST_BOXES: Final = 256
+"""The largest union of boxes."""
 _FULL: Final = (1 << WIDTH) - 1
 
 
@@ -100,31 +102,46 @@ def box(argument: int, pattern: BitPattern) -> Box:
     return (*EVERYTHING[:argument], pattern, *EVERYTHING[argument + 1 :])
 
 
+class TooManyBoxesError(ValueError):
+    """A union of more than `MOST_BOXES` boxes."""
+
+
 def intersect(boxes: Iterable[Box], others: Iterable[Box]) -> list[Box]:
-    """Return the calls in both unions. The result is disjoint if both unions are."""
+    """Return the calls in both unions, disjoint if both are. Raises TooManyBoxesError."""
     others = list(others)
-    return [
-        tuple(mine.intersect(theirs) for mine, theirs in zip(one, other, strict=True))
-        for one in boxes
-        for other in others
-        if _meet(one, other)
-    ]
+    return _bounded(
+        [
+            tuple(mine.intersect(theirs) for mine, theirs in zip(one, other, strict=True))
+            for one in boxes
+            for other in others
+            if _meet(one, other)
+        ]
+    )
 
 
 def subtract(boxes: Iterable[Box], others: Iterable[Box]) -> list[Box]:
-    """Return the calls of a union without those of another, disjoint if `boxes` is."""
+    """Return the calls of a union without those of another, disjoint if `boxes` is.
+
+    Raises TooManyBoxesError.
+    """
     rest = list(boxes)
     for taken in others:
-        rest = [part for whole in rest for part in _subtract_box(whole, taken)]
+        rest = _bounded([part for whole in rest for part in _subtract_box(whole, taken)])
     return rest
 
 
 def disjoint(boxes: Iterable[Box]) -> list[Box]:
-    """Return the same union with each call in one box."""
+    """Return the same union with each call in one box. Raises TooManyBoxesError."""
     union: list[Box] = []
     for added in boxes:
-        union += subtract([added], union)
+        union = _bounded(union + subtract([added], union))
     return union
+
+
+def _bounded(boxes: list[Box]) -> list[Box]:
+    if len(boxes) > MOST_BOXES:
+        raise TooManyBoxesError(f"a call needs more than {MOST_BOXES} rules")
+    return boxes
 
 
 def _meet(one: Box, other: Box) -> bool:

@@ -23,14 +23,16 @@ leaves out the rules of such a call on other architectures:
 
 To a rule for `shmat`, `shmctl` or `socket`, libseccomp adds a rule for `ipc` or `socketcall`, with
 the other call's conditions at the wrong arguments or without them. Two of the added rules may then
-contradict each other, and the second one is rejected. So on i386 every `shmctl` is gated. `socket`
-is too frequent for that: where some families are gated and others not, every `socketcall` is gated,
-by a rule without conditions before those of `socket`. libseccomp lets this rule replace the others.
+contradict each other, and the second one is rejected. So on i386 every `shmctl` is gated, and on
+ARM too, where a command may have the bit IPC_64. `socket` is too frequent for that: where some
+families are gated and others not, every `socketcall` is gated, by a rule without conditions before
+those of `socket`. libseccomp lets this rule replace the others.
 """
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH, ArgumentCondition
@@ -39,6 +41,7 @@ from pinwarden.node.seccomp.patterns import (
     EVERYTHING,
     BitPattern,
     Box,
+    TooManyBoxesError,
     box,
     comparison,
     disjoint,
@@ -48,6 +51,7 @@ from pinwarden.node.seccomp.patterns import (
 
 NOTIFY: Final = "SCMP_ACT_NOTIFY"
 _ALLOW: Final = "SCMP_ACT_ALLOW"
+_TRACE: Final = "SCMP_ACT_TRACE"
 _PERMISSIVE: Final = (_ALLOW, "SCMP_ACT_LOG")
 _I386: Final = "SCMP_ARCH_X86"
 _X32: Final = "SCMP_ARCH_X32"
@@ -57,10 +61,9 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
 }
 """The architectures of the programs of a machine."""
+_KNOWN_ARCHITECTURES: Final = frozenset(name for names in ARCHITECTURES.values() for name in names)
 VERSION: Final = 3
 METADATA: Final = f"pinwarden-v{VERSION}"
-MOST_BOXES: Final = 256
-"""The largest number of rules for one gated call; a policy with more of them is left alone."""
 
 
 class Comparison(NamedTuple):
@@ -99,6 +102,7 @@ class UngateableError(ValueError):
     """A policy into which the gate's rules cannot be merged. The message says why."""
 
 
+@lru_cache(maxsize=64)
 def gate(own: Policy | None, machine: str, listener: str = LISTENER_PATH) -> Policy:
     """Return a container's own policy with the gate's rules.
 
@@ -110,10 +114,17 @@ def gate(own: Policy | None, machine: str, listener: str = LISTENER_PATH) -> Pol
         own = Policy(_ALLOW, architectures=ARCHITECTURES.get(machine, ()))
     _check(own)
     calls = dict(_gated_calls(own.architectures))
-    _check_conditions(own, calls)
+    _check_rules(own, calls)
+    try:
+        return _gate(own, calls, listener)
+    except TooManyBoxesError as error:
+        raise UngateableError(f"its seccomp policy is too complex: {error}") from error
+
+
+def _gate(own: Policy, calls: Mapping[str, Sequence[Box]], listener: str) -> Policy:
     merged = _merge(own, calls)
     if _I386 in own.architectures and _contradicts(own, merged, "socket"):
-        merged = _merge(own, calls | {"socketcall": [EVERYTHING]})
+        merged = _merge(own, {**calls, "socketcall": [EVERYTHING]})
         whole = [rule for rule in merged if "socketcall" in rule.names]
         if whole != [Rule(("socketcall",), NOTIFY)]:
             raise UngateableError("its seccomp policy has socket, but not socketcall, for i386")
@@ -148,15 +159,27 @@ def _check(own: Policy) -> None:
         raise UngateableError("its seccomp policy has a listener of its own")
     if own.default_errno is not None:
         raise UngateableError("its seccomp policy has a default errno, which NRI does not carry")
+    if own.default_action == _TRACE:
+        raise UngateableError("its seccomp policy sends calls to a tracer")
+    if unknown := set(own.architectures) - _KNOWN_ARCHITECTURES:
+        raise UngateableError(f"its seccomp policy has the architecture {min(unknown)}")
 
 
-def _check_conditions(own: Policy, calls: Iterable[str]) -> None:
-    """Raise UngateableError for conditions on a gated call, cut by libseccomp to 32 bits."""
-    if not _32_BIT.intersection(own.architectures):
-        return
+def _check_rules(own: Policy, calls: Iterable[str]) -> None:
+    """Raise UngateableError for rules of gated calls that cannot be merged.
+
+    A tracer can let a traced call continue. libseccomp cuts conditions to 32 bits on 32-bit
+    architectures, and loses those of `socket` in the rule that it derives for `socketcall`.
+    """
     for rule in own.rules:
-        for name in sorted(set(rule.names).intersection(calls) - {"socket"}):
-            if rule.comparisons:
+        for name in sorted(set(rule.names).intersection(calls)):
+            if rule.action == _TRACE:
+                raise UngateableError(f"its seccomp policy sends {name} to a tracer")
+            allowed = rule.action in _PERMISSIVE
+            if not rule.comparisons or (name == "socket" and (allowed or _is_default(own, rule))):
+                continue
+            cut = {_I386} if name == "socket" else _32_BIT
+            if not cut.isdisjoint(own.architectures):
                 raise UngateableError(
                     f"its seccomp policy has conditions on {name} for 32-bit programs too"
                 )
@@ -169,7 +192,7 @@ def _gated_calls(architectures: Sequence[str]) -> Iterable[tuple[str, list[Box]]
         gated = _gated_boxes(condition)
         if name == "mmap" and _I386 in small:
             gated = disjoint([box(0, _BIT_63), *gated])
-        if name == "shmctl" and _I386 in small:
+        if name == "shmctl" and small - {_X32}:
             gated = [EVERYTHING]
         yield name, gated
     if small:
@@ -220,7 +243,6 @@ def _boxes(rule: Rule) -> list[Box]:
     matched = [EVERYTHING]
     for union in unions:
         matched = intersect(matched, union)
-        _check_size(matched)
     return matched
 
 
@@ -231,10 +253,7 @@ def _rules(
     denied: Sequence[Box],
     default: str,
 ) -> Iterable[Rule]:
-    """Yield the rules for a gated call: its gated part, and the rest by action.
-
-    Raises UngateableError if too many rules are necessary.
-    """
+    """Yield the rules for a gated call: its gated part, and the rest by action."""
     done: list[Box] = list(denied)
     for action, boxes in permitted:
         allowed = subtract(disjoint(boxes), done)
@@ -242,14 +261,8 @@ def _rules(
         parts = [(NOTIFY, part) for part in intersect(allowed, gated)]
         if action != default:
             parts += [(action, part) for part in subtract(allowed, gated)]
-        _check_size(parts)
         for part_action, part in parts:
             yield _rule(name, part_action, part)
-
-
-def _check_size(boxes: Sequence[object]) -> None:
-    if len(boxes) > MOST_BOXES:
-        raise UngateableError(f"its seccomp policy needs more than {MOST_BOXES} rules for a call")
 
 
 def _rule(name: str, action: str, part: Box) -> Rule:

@@ -40,6 +40,12 @@ def test_ipc_is_the_call_that_its_first_argument_names(version: int) -> None:
         identify(AUDIT_ARCH_I386, 117, (1, 7, 8, 9, 10, 0))
 
 
+def test_shmctl_of_arm_has_its_command_without_ipc_64() -> None:
+    number = NUMBERS_32_BIT[AUDIT_ARCH_ARM]["shmctl"]
+    call = identify(AUDIT_ARCH_ARM, number, (7, 11 | 0x100, 3, 0, 0, 0))
+    assert call == ("shmctl", (7, 11, 3, 0, 0, 0))
+
+
 def test_x32_number_has_the_name_of_x86_64() -> None:
     for name, number in NUMBERS[AUDIT_ARCH_X86_64].items():
         x32 = 514 if name == "ioctl" else number

@@ -10,12 +10,16 @@ from pinwarden.node.nri.adjustment import LABEL, GateMode, Rules
 from pinwarden.node.nri.governed import NodePods, parse
 from pinwarden.node.nri.messages import Container, Pod
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
-from pinwarden.node.seccomp.policy import Policy
+from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 NODE = NodePods(listed=frozenset({"free", "limited"}), governed=frozenset({"limited"}))
 STATIC = {"kubernetes.io/config.source": "file"}
 OWN = {"app.kubernetes.io/name": "pinwarden"}
 UNCONFINED = Container("id", "sandbox", "main", 1, None)
+
+
+def _equal(argument: int, value: int) -> Comparison:
+    return Comparison(argument, value, 0, "SCMP_CMP_EQ")
 
 
 def rules(mode: GateMode = GateMode.GOVERNED) -> Rules:
@@ -76,6 +80,27 @@ def test_released_node_gates_nothing(mode: GateMode) -> None:
     [
         (Policy("SCMP_ACT_ALLOW", listener_path="/run/other.sock"), "listener of its own"),
         (Policy("SCMP_ACT_ERRNO", default_errno=38), "default errno"),
+        (Policy("SCMP_ACT_TRACE"), "a tracer"),
+        (Policy("SCMP_ACT_ALLOW", (Rule(("mlock",), "SCMP_ACT_TRACE"),)), "mlock to a tracer"),
+        (Policy("SCMP_ACT_ALLOW", architectures=("SCMP_ARCH_x86",)), "SCMP_ARCH_x86"),
+        (
+            Policy(
+                "SCMP_ACT_ALLOW",
+                (Rule(("socket",), "SCMP_ACT_ERRNO", (_equal(0, 17),), 1),),
+                ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),
+            ),
+            "conditions on socket",
+        ),
+        (
+            Policy(
+                "SCMP_ACT_ALLOW",
+                tuple(
+                    Rule(("socket",), "SCMP_ACT_ERRNO", (_equal(argument, value),), 1)
+                    for argument, value in ((0, 40), (1, 3), (2, 255))
+                ),
+            ),
+            "too complex",
+        ),
     ],
 )
 def test_ungateable_policy_stays_and_its_reason_is_given(own: Policy, reason: str) -> None:
@@ -92,6 +117,14 @@ def test_pod_of_a_runtime_with_its_own_kernel_stays_and_says_so() -> None:
     assert decision.policy is None
     assert "kata" in decision.reason
     assert rules().decide(pod("limited", handler="nvidia"), UNCONFINED, NODE).policy
+
+
+def test_pod_with_a_profile_of_pinwarden_is_not_called_ungated() -> None:
+    own = Container(
+        "id", "sandbox", "main", 1, Policy("SCMP_ACT_ALLOW", listener_path=LISTENER_PATH)
+    )
+    decision = rules().decide(pod("limited"), own, NODE)
+    assert (decision.policy, decision.wanted) == (None, False)
 
 
 def test_gated_policy_names_the_holders_socket() -> None:

@@ -58,7 +58,8 @@ def test_plugin_without_a_holder_does_not_connect_and_says_why(
     process: _NriProcess, settings: NriSettings
 ) -> None:
     with listen(settings.socket, socket.SOCK_STREAM) as runtime:
-        process.turn()
+        for _ in range(8):
+            process.turn()
         runtime.setblocking(False)
         with pytest.raises(BlockingIOError):
             runtime.accept()
@@ -76,7 +77,6 @@ def test_plugin_with_a_holder_registers_and_leaves_with_it(
         (sent,) = Decoder().feed(connection.recv(4096))
         assert isinstance(sent, Message)
         assert sent.connection == RUNTIME
-        assert status(settings).failure == ""
         assert "has not configured" in _nri_failure(settings.run_dir)
         holder.close()
         turn_until(process, lambda: bool(status(settings).failure))

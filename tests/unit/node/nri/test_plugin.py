@@ -75,8 +75,51 @@ def test_plugin_at_its_start_registers(runtime: Runtime) -> None:
 
 def test_configured_plugin_subscribes_to_creation_and_validation(runtime: Runtime) -> None:
     runtime.receive()
-    answer = runtime.call("Configure", message({2: "containerd", 3: "v2.4.2", 5: 2000}))
+    answer = runtime.call(
+        "Configure", message({2: "containerd", 3: "v2.4.2", 5: 2000, 6: "v0.12.3"})
+    )
     assert answer.number(2) == 1 << 3 | 1 << 13
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    "configuration",
+    [{2: "containerd", 3: "v2.2.0"}, {2: "cri-o", 3: "1.37.0", 6: "v0.12.1"}, {}],
+)
+def test_runtime_that_does_not_pass_policies_gets_no_answer(
+    runtime: Runtime, configuration: Mapping[int, object]
+) -> None:
+    """An answer would let it replace RuntimeDefault by a policy that allows everything."""
+    runtime.receive()
+    request = message({2: "Configure", 3: message(configuration)})
+    runtime.connection.sendall(encode(Message(PLUGIN, 3, REQUEST, request)))
+    with pytest.raises(ConnectionRefusedError, match="does not pass"):
+        runtime.plugin.turn(1)
+
+
+def test_container_with_a_withheld_policy_is_not_adjusted(runtime: Runtime) -> None:
+    runtime.receive()
+    withheld = message({1: "id", 2: "sandbox", 3: "main", 4: 1, 11: message({7: message({1: 2})})})
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: withheld}))
+    assert answer.message(1) is None
+    assert runtime.plugin.ungated == {"id": "the runtime does not pass its policy"}
+    unconfined = message({1: "id", 2: "sandbox", 3: "main", 11: message({7: message({1: 1})})})
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: unconfined}))
+    assert answer.message(1) is not None
+
+
+def test_container_that_comes_before_its_pod_is_found(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.call("Synchronize", message({2: [container(None, state=3)], 3: 1}))
+    runtime.call("Synchronize", message({1: [pod("new")]}))
+    assert list(runtime.plugin.ungated) == ["id"]
+
+
+def test_reason_of_a_running_container_stays_after_a_reconnect(runtime: Runtime) -> None:
+    runtime.receive()
+    foreign = container({1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"}, state=3)
+    runtime.call("Synchronize", message({1: [pod("new")], 2: [foreign]}))
+    assert "listener of its own" in runtime.plugin.ungated["id"]
 
 
 def test_container_of_an_unknown_pod_gets_the_merged_policy(runtime: Runtime) -> None:
