@@ -61,10 +61,8 @@ Batch = tuple[list[Subject], list[Constraint]]
 
 
 class Reconciler:
-    """Single-threaded: one caller owns it.
-
-    `clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths of
-    their state files. `guard` knows the `KINDS`.
+    """`clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths
+    of their state files. `guard` knows the `KINDS`.
     """
 
     def __init__(
@@ -247,10 +245,7 @@ class Reconciler:
         return None
 
     def _sample(self, now: float, *, everything: bool) -> bool:
-        """Sample the due subjects, or all, and enforce their limits.
-
-        Return whether a process moved out of its subject. Then all subjects are sampled.
-        """
+        """Sample and enforce due subjects, all if a process moved, and return whether one did."""
         self._observe_gate(set(), now)  # a pod whose coverage changed is sampled at once
         due = {subject for subject in self._subjects.values() if everything or subject.wants(now)}
         left = [key for subject in due for key in self._sample_subject(subject, now)]
@@ -302,10 +297,7 @@ class Reconciler:
     def _of_batch(
         self, step: str, subjects: Sequence[Subject], now: float, work: Callable[[], _Result]
     ) -> list[_Result]:
-        """Return the result of `work` on a batch as a list, empty after a failure.
-
-        The failure counts for each subject of the batch.
-        """
+        """Return the result of `work` in a list, empty after a failure of each subject."""
         name = f"{step} {subjects[0].uid}"
         with self._guard.item("group", name):
             return [work()]
