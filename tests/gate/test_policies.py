@@ -11,6 +11,8 @@ import pytest
 
 from gate_node.filters import oci
 from gate_node.filters import policy as as_policy
+from pinwarden.node.linux import syscalls
+from pinwarden.node.linux.syscalls import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64
 from pinwarden.node.seccomp import policy
 from pinwarden.node.seccomp.gated_calls import GATED
 from pinwarden.node.seccomp.policy import (
@@ -27,27 +29,10 @@ pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the numbers are those of x86_64 and i386"
 )
 
-AUDIT_ARCH_I386 = 0x40000003
 X32 = 1 << 30
 LOG = 0x7FFC0000
 ALL = policy.ARCHITECTURES["x86_64"]
-NUMBERS = {
-    "mlock": 149,
-    "mlock2": 325,
-    "mlockall": 151,
-    "mmap": 9,
-    "mremap": 25,
-    "shmat": 30,
-    "remap_file_pages": 216,
-    "memfd_secret": 447,
-    "shmctl": 31,
-    "io_uring_setup": 425,
-    "io_uring_register": 427,
-    "socket": 41,
-    "ioctl": 16,
-    "getpid": 39,
-    "personality": 135,
-}
+NUMBERS = {**syscalls.NUMBERS[AUDIT_ARCH_X86_64], "getpid": 39, "personality": 135}
 X32_NUMBERS = {"ioctl": 514}
 """Those that differ from x86_64 (syscall_64.tbl)."""
 I386 = {"mlock": 150, "mlockall": 152, "mmap2": 192, "mlock2": 376, "mremap": 163, "shmat": 397}
