@@ -28,7 +28,8 @@ from gate_node.node import CGROUP, MIB, NOBODY, ROOT, Pod, Process
 from pinwarden.cli.status import ask
 from pinwarden.node.linux.prlimit import Limits, prlimit_memlock
 from pinwarden.node.state import accountant_status, gate_status
-from pinwarden.node.state.config import ConfigFile, config_path
+from pinwarden.node.state.config import ConfigFile
+from pinwarden.node.state.config_path import config_path
 
 SPARE_SECONDS = 30.0
 RUNTIME_LIMITS = Limits(8 * MIB, 64 * MIB)

@@ -28,7 +28,8 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.common.guard import shown
 from pinwarden.node.agent.config_files import read_files
 from pinwarden.node.state import accountant_status, gate_status
-from pinwarden.node.state.config import ConfigurationError, config_path
+from pinwarden.node.state.config import ConfigurationError
+from pinwarden.node.state.config_path import config_path
 
 PAGE = 4096
 DEEPEST = 1200

@@ -33,7 +33,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from pinwarden.api.quantity import Quantity
     from pinwarden.node.accountant import daemon
-    from pinwarden.node.state.config import config_path
+    from pinwarden.node.state.config_path import config_path
 
     log_format.configure(options.log_format)
     rlimits.allow_all()

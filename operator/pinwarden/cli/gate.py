@@ -36,7 +36,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _gate(options: argparse.Namespace) -> int:
     from pinwarden.node.gate import daemon
-    from pinwarden.node.state.config import config_path
+    from pinwarden.node.state.config_path import config_path
 
     log_format.configure(options.log_format)
     rlimits.allow_all()
@@ -58,7 +58,7 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _hold(options: argparse.Namespace) -> int:
-    from pinwarden.node.holder import daemon
+    from pinwarden.node.holder import daemon, protocol
 
     log_format.configure(options.log_format)
     rlimits.allow_all()
@@ -70,7 +70,9 @@ def _hold(options: argparse.Namespace) -> int:
                 logging.getLogger(__name__).error(
                     "%s differs from the profile of this version and is left unchanged", path
                 )
-        daemon.run(options.run_dir / "seccomp.sock", options.run_dir / "holder.sock")
+        daemon.run(
+            options.run_dir / protocol.RUNTIME_SOCKET, options.run_dir / protocol.GATES_SOCKET
+        )
     except OSError as error:
         sys.stderr.write(f"pinwarden holder: {error}\n")
         return 1

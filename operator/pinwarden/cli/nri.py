@@ -51,11 +51,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from pinwarden.node.nri import daemon
     from pinwarden.node.nri.adjustment import GateMode, Rules
+    from pinwarden.node.state.config_path import config_path
 
     log_format.configure(options.log_format)
     settings = daemon.NriSettings(
         socket=options.socket,
-        configuration=options.state_dir / "nodepinconfig.json",
+        configuration=config_path(options.state_dir, local=False),
         run_dir=options.run_dir,
         rules=Rules(
             GateMode(options.mode),

@@ -44,7 +44,8 @@ from pinwarden.node.linux.cgroupfs import process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, probe
 from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_FILE
-from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError, config_path
+from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError
+from pinwarden.node.state.config_path import config_path
 from pinwarden.node.state.gate_status import NAME as GATE_FILE
 from pinwarden.node.state.statefile import file_lock
 

@@ -38,7 +38,7 @@ from pinwarden.node.state.statefile import PolledFile
 POLL_SECONDS = 0.05
 STALL_SECONDS = 20
 LINGER_SECONDS = 50.0
-HOLDER, JOURNAL = "holder.sock", "gate.journal"
+JOURNAL = "gate.journal"
 KINDS = (*GATE_KINDS, "configuration", "file", "packet", "turn")
 """The kinds of items that the process guards."""
 _STANDBY_SECONDS = 0.02
@@ -62,7 +62,7 @@ class GateSettings:
     @property
     def holder_socket(self) -> Path:
         """The holder's socket for gates."""
-        return self.run_dir / HOLDER
+        return self.run_dir / protocol.GATES_SOCKET
 
     @property
     def journal(self) -> Path:
@@ -89,12 +89,12 @@ def ability(run_dir: Path) -> str:
     if "user_notif" not in actions:
         return "the kernel has no seccomp user notification (pinwarden needs Linux 5.9)"
     try:
-        protocol.connect(run_dir / HOLDER, _RETRY_SECONDS).close()
+        protocol.connect(run_dir / protocol.GATES_SOCKET, _RETRY_SECONDS).close()
         Journal(run_dir / JOURNAL).close()
     except BlockingIOError:
         return ""
     except OSError as error:
-        return f"no holder answers at {run_dir / HOLDER}: {error.strerror or error}"
+        return f"no holder answers at {run_dir / protocol.GATES_SOCKET}: {error.strerror or error}"
     return "a holder answers, but no gate: gated calls wait"
 
 

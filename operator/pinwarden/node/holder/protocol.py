@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+RUNTIME_SOCKET, GATES_SOCKET = "seccomp.sock", "holder.sock"
+"""The holder's sockets in the folder of the gate: for container runtimes, for gates and holders."""
 MESSAGE_BYTES = 64 << 10
 _HEAD = struct.Struct("=BQ")
 _DESCRIPTORS = 8

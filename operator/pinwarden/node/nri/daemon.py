@@ -27,6 +27,7 @@ from pinwarden.node.nri.plugin import KINDS, Plugin
 from pinwarden.node.nri.protocol import ProtocolError
 from pinwarden.node.nri.wire import WireError
 from pinwarden.node.state import nri_status
+from pinwarden.node.state.config_path import CONFIG_VERSION
 from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
@@ -35,7 +36,6 @@ POLL_SECONDS: Final = 0.1
 HOLDER_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 20
 _CONNECT_SECONDS: Final = 5.0
-_VERSION: Final = 1
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +74,7 @@ class _NriProcess:
         self._settings = settings
         self._guard = Guard(("configuration", "status", *KINDS))
         self._file = PolledFile(settings.configuration)
+        self._config = StateFile(settings.configuration, CONFIG_VERSION)
         self._node = NodePods()
         self._plugin: Plugin | None = None
         self._backoff = Backoff()
@@ -120,9 +121,8 @@ class _NriProcess:
             self._plugin = None
 
     def _configure(self) -> None:
-        version = StateFile(self._settings.configuration, _VERSION)
         with self._guard.item("configuration"):
-            node = self._file.read_if_changed(lambda _: governed.parse(version.read()))
+            node = self._file.read_if_changed(lambda _: governed.parse(self._config.read()))
             if node is not None:
                 self._node = node
         if self._plugin is not None:
@@ -139,7 +139,7 @@ class _NriProcess:
             self._next_renewal = now + nri_status.RENEWAL_SECONDS
 
     def _holder_failure(self) -> str:
-        path = self._settings.run_dir / "holder.sock"
+        path = self._settings.run_dir / holder.GATES_SOCKET
         try:
             holder.connect(path, HOLDER_SECONDS).close()
         except OSError as error:

@@ -12,7 +12,6 @@ from pinwarden.node.nri.wire import Fields, WireError, encode
 from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
-_UNKNOWN: Final = 2  # codes.Unknown of gRPC
 _UNCONFINED: Final = 1  # SecurityProfile.ProfileType
 
 
@@ -90,11 +89,6 @@ def parse_request(payload: bytes) -> tuple[str, bytes]:
 def response(payload: bytes) -> bytes:
     """Return a ttrpc Response."""
     return encode({2: payload})
-
-
-def failure(message: str) -> bytes:
-    """Return a ttrpc Response with an error."""
-    return encode({1: encode({1: _UNKNOWN, 2: message})})
 
 
 def response_error(payload: bytes) -> str:

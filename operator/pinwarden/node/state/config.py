@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, UnsupportedLimit
+from pinwarden.node.state.config_path import CONFIG_VERSION
 from pinwarden.node.state.statefile import UNUSABLE, PolledFile, StateFile
 
-_VERSION = 1
 LONGEST_MESSAGE = 1024
 """The longest message about a rejected configuration or limit in a report, in characters."""
 
@@ -74,17 +74,12 @@ def first_problem(error: ValidationError, root: str) -> str:
     return f"{(root + path).lstrip('.') or 'content'}: {first['msg']}"
 
 
-def config_path(state_dir: Path, *, local: bool) -> Path:
-    """Return the path of the last configuration, from local files or from an API server."""
-    return state_dir / ("local.json" if local else "nodepinconfig.json")
-
-
 class ConfigFile:
     """The last configuration on disk. The gate and the accountant read the file too."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = StateFile(path, _VERSION)
+        self._file = StateFile(path, CONFIG_VERSION)
         self._written: tuple[int, int, int] | None = None
 
     def save(self, configuration: Configuration) -> None:
