@@ -11,7 +11,7 @@ enforced exactly.
 """
 
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from pinwarden.node.linux.procfs import ProcessKey
@@ -57,12 +57,13 @@ class GateReader:
         """Reload the file if it changed. If it cannot be parsed, no pod counts as gated."""
         if self._file and (change := self._file.read_if_changed(lambda path: (load(path),))):
             (self.status,) = change
-        if self._nri and (nri := self._nri.read_if_changed(nri_status.load)):
+        nri = self._nri.read_if_changed(nri_status.load) if self._nri else None
+        if nri is not None and nri != self._nri_status:  # not only renewed
             self._nri_status = nri
         if self._nri and self._nri_status.runtime and self._nri.age > nri_status.SILENT_SECONDS:
             self._nri_status = NriStatus()
 
-    def observe(self, subjects: Iterable[Subject], sampled: Container[Subject]) -> list[Subject]:
+    def observe(self, subjects: Iterable[Subject], sampled: Collection[Subject]) -> list[Subject]:
         """Update the coverage of all subjects, of which some were `sampled` since the last call.
 
         Return the subjects whose exact enforcement began or ended.
@@ -71,6 +72,8 @@ class GateReader:
         before, self._observed = self._observed, (status, self._nri_status)
         reloaded = before[0] is not status or before[1] is not self._nri_status
         changed: list[Subject] = []
+        if not (reloaded or sampled or self._behind_since):
+            return changed
         behind_since: dict[str, float] = {}
         for subject in subjects:
             if not (reloaded or subject in sampled or subject.uid in self._behind_since):

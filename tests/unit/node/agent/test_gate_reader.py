@@ -139,6 +139,18 @@ def test_reason_of_the_nri_plugin_is_given_for_its_container_only(tmp_path: Path
     assert "a restart gates it" in coverage(gate, ungated).why
 
 
+def test_renewed_file_of_the_nri_plugin_changes_no_coverage(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    status = NriStatus("containerd", ungated={SIDE: "it is older"})
+    nri_status.save(tmp_path / "nri.json", status)
+    gate, ungated = reading(tmp_path), subject({SIDE: key(1)})
+    before = coverage(gate, ungated)
+    nri_status.save(tmp_path / "nri.json", status)
+    gate.poll()
+    assert gate.observe([ungated], []) == []
+    assert ungated.coverage is before
+
+
 @pytest.mark.rule("H1")
 def test_an_inexact_call_or_a_pinning_driver_makes_a_pod_inexact(tmp_path: Path) -> None:
     record = recorded(tmp_path)
