@@ -42,7 +42,7 @@ from typing import Final
 
 from pinwarden.api.pinlimit import Source
 from pinwarden.node.linux.seccomp_notify import Notification
-from pinwarden.node.linux.syscalls import Registers, identify, is_32_bit, untagged
+from pinwarden.node.linux.syscalls import SYS_SOCKET, Registers, identify, is_32_bit, untagged
 
 PAGE = mmap.PAGESIZE
 _WRAP = 2**64
@@ -54,7 +54,6 @@ MAP_LOCKED, MAP_GROWSDOWN = 0x2000, 0x100
 MREMAP_FIXED, MREMAP_DONTUNMAP = 2, 4
 SHM_LOCK = 11
 AF_XDP = 44
-_SYS_SOCKET = 1  # include/uapi/linux/net.h
 USE_REGISTERED_RING = 1 << 31
 REGISTER_BUFFERS, REGISTER_BUFFERS2, BUFFERS_UPDATE = 0, 15, 16
 _MOST_BUFFERS = 1 << 14
@@ -229,7 +228,7 @@ def _socket(registers: Registers) -> PinRequest | None:
 
 
 def _socketcall(registers: Registers) -> PinRequest | None:
-    if registers[0] & _INT != _SYS_SOCKET:
+    if registers[0] & _INT != SYS_SOCKET:
         return None
     inexact = "socketcall: the family of its socket is in memory, and may be AF_XDP"
     return PinRequest(Source.XDP, 0, errno.EPERM, inexact=inexact)

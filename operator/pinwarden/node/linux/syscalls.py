@@ -101,7 +101,10 @@ _NAMES: Final = {
     (AUDIT_ARCH_X86_64, number | _X32_BIT): name
     for name, number in {**NUMBERS[AUDIT_ARCH_X86_64], "ioctl": _X32_IOCTL}.items()
 }
-_SHMAT, _SHMCTL = 21, 24  # include/uapi/linux/ipc.h
+IPC_MASK, IPC_SHMAT, IPC_SHMCTL = 0xFFFF, 21, 24
+"""The calls that `ipc` names by the lower bits of its first argument (include/uapi/linux/ipc.h)."""
+SYS_SOCKET = 1
+"""The first argument of a `socketcall` that makes a socket (include/uapi/linux/net.h)."""
 _IPC_64 = 0x100
 _PGOFF_BYTES = 4096
 
@@ -120,10 +123,10 @@ def identify(arch: int, number: int, registers: Registers) -> tuple[str, Registe
         return "mmap", (address, length, protection, flags, descriptor, page * _PGOFF_BYTES)
     if name == "ipc":
         call, identity, second, _, pointer, _ = registers
-        call &= 0xFFFF
-        if call == _SHMAT:
+        call &= IPC_MASK
+        if call == IPC_SHMAT:
             return "shmat", (identity, pointer, second, 0, 0, 0)
-        if call == _SHMCTL:
+        if call == IPC_SHMCTL:
             return "shmctl", (identity, second & ~_IPC_64, pointer, 0, 0, 0)
         raise KeyError(name)
     if name == "shmctl" and arch == AUDIT_ARCH_ARM:  # compat_sys_old_shmctl

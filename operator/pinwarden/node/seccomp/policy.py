@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from pinwarden.node.linux.syscalls import IPC_MASK, IPC_SHMAT, IPC_SHMCTL, SYS_SOCKET
 from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH, ArgumentCondition
 from pinwarden.node.seccomp.patterns import (
     ANY,
@@ -199,13 +200,12 @@ def _gated_calls(architectures: Sequence[str]) -> Iterable[tuple[str, list[Box]]
         yield "mmap2", _gated_boxes(GATED["mmap"])
     if _I386 in small:
         yield "ipc", [box(0, pattern) for pattern in _IPC_CALLS]
-        yield "socketcall", [box(0, _SYS_SOCKET)]
+        yield "socketcall", [box(0, _NEW_SOCKET)]
 
 
 _BIT_63: Final = BitPattern(1 << 63, 1 << 63)
-_IPC_CALLS: Final = (BitPattern(0xFFFF, 21), BitPattern(0xFFFF, 24))
-"""SHMAT and SHMCTL of include/uapi/linux/ipc.h."""
-_SYS_SOCKET: Final = BitPattern((1 << 32) - 1, 1)
+_IPC_CALLS: Final = tuple(BitPattern(IPC_MASK, call) for call in (IPC_SHMAT, IPC_SHMCTL))
+_NEW_SOCKET: Final = BitPattern((1 << 32) - 1, SYS_SOCKET)
 
 
 def _gated_boxes(condition: ArgumentCondition | None) -> list[Box]:
