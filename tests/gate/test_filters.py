@@ -12,7 +12,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from gate_node.filters import install
 from pinwarden.node.linux import seccomp_notify
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_X86_64, NUMBERS
-from pinwarden.node.seccomp.profiles import profiles
+from pinwarden.node.seccomp.profiles import profiles, runtime_default
 
 from .filters import ALLOW, ERRNO, KILL_THREAD, NOTIFY, Program, program
 
@@ -331,8 +330,7 @@ def check(
 
 
 def test_whole_filter_is_the_runtimes_but_for_the_pinning_calls_that_it_allows() -> None:
-    folder = resources.files("pinwarden.node.seccomp")
-    default = program(json.loads(folder.joinpath("runtime_default.json").read_text()))
+    default = program(runtime_default())
     assert {default.answer(BY_NAME["mmap"]), default.answer(BY_NAME["io_uring_register"])} == {
         ALLOW,
         ERRNO,

@@ -1,11 +1,8 @@
 """Policies with the gate's rules in libseccomp: each call gets its own answer, or is gated."""
 
-import json
 import platform
 import random
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any
 
 import pytest
 
@@ -22,6 +19,7 @@ from pinwarden.node.seccomp.policy import (
     UngateableError,
     gate,
 )
+from pinwarden.node.seccomp.profiles import runtime_default
 
 from .filters import ALLOW, NOTIFY, Program, program
 
@@ -79,24 +77,20 @@ def compare(own: Program, merged: Program, choose: random.Random, calls: int) ->
                     assert answer == wanted, (name, arguments)
 
 
-def default() -> dict[str, Any]:
-    folder = resources.files("pinwarden.node.seccomp")
-    content: dict[str, Any] = json.loads(folder.joinpath("runtime_default.json").read_text())
-    return content
-
-
 @pytest.mark.rule("P1")
 @pytest.mark.parametrize("architectures", [(), ALL], ids=["native", "all"])
 def test_runtime_default_merged_gates_allowed_calls_and_changes_no_other(
     architectures: tuple[str, ...],
 ) -> None:
-    own = as_policy(default(), architectures)
+    own = as_policy(runtime_default(), architectures)
     merged = program(oci(gate(own, "x86_64")))
     compare(program(oci(own)), merged, random.Random(1), 300)
 
 
 @pytest.mark.rule("P1")
-@pytest.mark.parametrize("own", [None, as_policy(default(), ALL)], ids=["unconfined", "default"])
+@pytest.mark.parametrize(
+    "own", [None, as_policy(runtime_default(), ALL)], ids=["unconfined", "default"]
+)
 def test_32_bit_call_that_pins_in_merged_policy_goes_to_the_gate(own: Policy | None) -> None:
     merged = gate(own, "x86_64")
     assert merged.architectures == ALL

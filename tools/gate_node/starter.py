@@ -17,7 +17,6 @@ import sys
 import threading  # noqa: F401
 import time  # noqa: F401
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gate_node.filters import install, oci, policy
 from gate_node.forks import serve
 from pinwarden.cli.main import main
 from pinwarden.node.seccomp.policy import ARCHITECTURES, gate
-from pinwarden.node.seccomp.profiles import profiles
+from pinwarden.node.seccomp.profiles import profiles, runtime_default
 
 
 def container(settings: dict[str, Any]) -> None:
@@ -57,9 +56,8 @@ def _profile(name: str) -> dict[str, Any]:
     if name == "merged-unconfined":
         return oci(gate(None, os.uname().machine))
     if name == "merged-runtime-default":
-        rules = resources.files("pinwarden.node.seccomp").joinpath("runtime_default.json")
-        architectures = ARCHITECTURES[os.uname().machine]
-        return oci(gate(policy(json.loads(rules.read_text()), architectures), os.uname().machine))
+        own = policy(runtime_default(), ARCHITECTURES[os.uname().machine])
+        return oci(gate(own, os.uname().machine))
     return next(content for file, content in profiles().items() if file.startswith(name))
 
 

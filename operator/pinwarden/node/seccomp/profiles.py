@@ -40,12 +40,19 @@ METADATA: Final = f"pinwarden-v{VERSION}"
 _NOTIFY, _ALLOW = "SCMP_ACT_NOTIFY", "SCMP_ACT_ALLOW"
 
 
+def runtime_default() -> dict[str, Any]:
+    """Return containerd's profile RuntimeDefault, for the architecture of the machine."""
+    text = resources.files(__package__).joinpath("runtime_default.json").read_text()
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
 def profiles(listener: str = LISTENER_PATH) -> dict[str, dict[str, Any]]:
     """Return each profile (LinuxSeccomp of the OCI runtime specification) by its file's name.
 
     `listener` is a path on the node.
     """
-    default = json.loads(resources.files(__package__).joinpath("runtime_default.json").read_text())
+    default = runtime_default()
     return {
         f"runtime-default-v{VERSION}.json": {
             **default,

@@ -4,7 +4,6 @@ import hashlib
 import json
 import stat
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from hypothesis import strategies as st
 from pinwarden.node.linux.syscalls import NUMBERS
 from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH
 from pinwarden.node.seccomp.patterns import BitPattern, complement
-from pinwarden.node.seccomp.profiles import encode, install, profiles
+from pinwarden.node.seccomp.profiles import encode, install, profiles, runtime_default
 
 RELEASED = {
     "runtime-default-v2.json": "f29eace600b7c6a18e9304cecc4c13252f10da3b6e7428befaa76143bc5887a4",
     "unconfined-v2.json": "53f08af8c8d107edb977c061fbe26cf39b759951f2367c22e25df688a8ee631a",
 }
-DEFAULT: dict[str, Any] = json.loads(
-    resources.files("pinwarden.node.seccomp").joinpath("runtime_default.json").read_text()
-)
+DEFAULT = runtime_default()
 RUNTIME, UNCONFINED = (profiles()[name] for name in RELEASED)
 
 
