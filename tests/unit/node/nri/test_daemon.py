@@ -16,6 +16,8 @@ from pinwarden.node.state import nri_status
 from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.statefile import StateFile
 
+from ....waiting import until
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> NriSettings:
@@ -43,10 +45,11 @@ def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
 
 
 def turn_until(process: _NriProcess, holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
+    def holds_after_a_turn() -> bool:
         process.turn()
+        return holds()
+
+    until(holds_after_a_turn, "the process is so far", 20)
 
 
 def status(settings: NriSettings) -> NriStatus:
