@@ -1,6 +1,6 @@
 """`kubectl pinwarden` as users run it: through kubectl, against a real API server and operator.
 
-Each test follows the printed advice in a shell, and then the output must be another one.
+Each test follows the printed advice in a shell, and then the output must differ.
 """
 
 import fcntl

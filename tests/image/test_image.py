@@ -1,7 +1,7 @@
 """The image is the same wherever it is built, and contains only what pinwarden needs.
 
-The programs of the image run unpacked, in a root of their own, as the image's user. Of this machine
-they see only /proc.
+The programs of the image run unpacked, in a root of their own, as the image's user. They see only
+/proc of this machine.
 """
 
 import hashlib

@@ -1,6 +1,4 @@
-"""Random examples take as long as they take: a slow machine fails no test. Where nobody waits for
-the answer there are more of them.
-"""
+"""Random examples have no deadline, so a slow machine fails no test. CI tries more examples."""
 
 import os
 import subprocess

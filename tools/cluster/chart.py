@@ -34,7 +34,7 @@ def render(
     """Return what `helm install` would apply, hooks included, for a cluster of the newest
     Kubernetes.
 
-    ``values`` are files, ``given`` is another one's content, ``sets`` single values in the words of
+    ``values`` are files, ``given`` is the content of one more file, ``sets`` are arguments of
     --set, ``only`` templates such as ``agent/access.yaml``. Raises ClusterError with helm's
     message, or the key that a map has twice.
     """

@@ -41,9 +41,7 @@ Acquire::Retries "3";
 
 
 ARCHIVE = "deb [target=Packages]"
-"""Of an archive's indices those of the binary packages alone, whatever else the machine's apt
-fetches.
-"""
+"""The indices of an archive's binary packages, even if the machine's apt fetches others too."""
 
 
 def sources(run: Callable[..., str], suite: str = RELEASE) -> list[str]:

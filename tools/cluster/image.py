@@ -1,11 +1,11 @@
 """The image of operator and agent, built from the project's one Containerfile without a registry or
 a container engine.
 
-buildah comes from Debian's packages without being installed. What the Containerfile needs is
-brought to it: the base image, made by mmdebstrap, and the wheels that requirements.lock pins by
-hash. Both change seldom; buildah keeps the layers that stand on them in a store below the cache, so
-that a changed source costs seconds. The result is an OCI archive, cached by the hash of all that
-goes into it. A release is built by the same steps, from nothing (:func:`build`).
+buildah comes from Debian's packages without being installed. The Containerfile gets its inputs from
+here: the base image, made by mmdebstrap, and the wheels that requirements.lock pins by hash. Both
+change seldom; buildah keeps the layers that stand on them in a store below the cache, so that a
+changed source costs seconds. The result is an OCI archive, cached by the hash of all that goes into
+it. A release is built by the same steps, from nothing (:func:`build`).
 """
 
 import shutil

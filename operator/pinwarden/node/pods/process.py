@@ -181,7 +181,7 @@ class _ThreadScan:
         """Return why a thread does not obey, None if all obey.
 
         Return THREADS_UNREAD if more than `most` threads remain. The threads are listed again
-        afterwards: a thread with a capability may have started another one and ended. Raises
+        afterwards: a thread with a capability may have started a new thread and ended. Raises
         ProcessLookupError.
         """
         enough = len(self.obey) + most
