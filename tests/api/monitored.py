@@ -27,6 +27,7 @@ from gate_node.node import Node as GatedNode
 from gate_node.node import Pod as GatedPod
 from monitoring.prometheus import HOST, Prometheus, Target
 
+from ..waiting import eventually
 from .conftest import ROOT
 from .operators import AGENT_LABELS, PINWARDEN, SYSTEM, Cluster, Operator, _resource
 
@@ -343,21 +344,17 @@ class Stage:
 
     def until_fired(self, *alerts: str, since: float, seconds: float) -> None:
         """Wait until each alert fires, or has fired since a time; else raise AssertionError."""
-        end = time.monotonic() + seconds
-        while missing := set(alerts) - self.prometheus.firing(time.monotonic() - since):
-            assert time.monotonic() < end, (
-                f"not firing after {seconds} s: {', '.join(sorted(missing))}"
-            )
-            time.sleep(0.25)
+        eventually(
+            lambda: set(alerts) - self.prometheus.firing(time.monotonic() - since),
+            lambda missing: not missing,
+            seconds,
+        )
 
     def until_quiet(self, *alerts: str, seconds: float) -> None:
-        """Wait until none of these alerts fires, or no alert at all; else raise AssertionError."""
-        end = time.monotonic() + seconds
-        while found := {each for each in self.prometheus.firing() if not alerts or each in alerts}:
-            assert time.monotonic() < end, (
-                f"still firing after {seconds} s: {', '.join(sorted(found))}"
-            )
-            time.sleep(0.25)
+        """Wait until none of these alerts fires; else raise AssertionError."""
+        eventually(
+            lambda: self.prometheus.firing() & set(alerts), lambda firing: not firing, seconds
+        )
 
     def _bare(self, pod: GatedPod) -> "subprocess.Popen[str]":
         process = subprocess.Popen(

@@ -859,7 +859,7 @@ def test_kubectl_completes_the_plugin(case: Case) -> None:
     assert complete("pinwarden top --sh") == ["--shared", ":4"]
     assert complete(f"pinwarden explain -n {case.namespace} db") == [case.name, ":4"]
     assert complete("pinwarden top -o ''") == ["wide", "json", "yaml", ":4"]
-    assert complete(f"pinwarden probe {case.node[:8]}") == [case.node, ":4"]
+    assert complete(f"pinwarden probe {case.node[:-1]}") == [case.node, ":4"]
     script = case.shell("kubectl pinwarden completion bash")
     line = f"kubectl-pinwarden explain -n {case.namespace} db"
     words = " ".join(line.split())
