@@ -31,6 +31,7 @@ from pinwarden.node.holder.protocol import Packet, PacketKind
 from pinwarden.node.pods.policy import NodePolicy
 from pinwarden.node.state import accountant_status
 from pinwarden.node.state.config import ConfigFollower, Configuration
+from pinwarden.node.state.gate_lock import JOURNAL
 from pinwarden.node.state.gate_status import NAME
 from pinwarden.node.state.shutdown import Shutdown, ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile
@@ -38,7 +39,6 @@ from pinwarden.node.state.statefile import PolledFile
 POLL_SECONDS = 0.05
 STALL_SECONDS = 20
 LINGER_SECONDS = 50.0
-JOURNAL = "gate.journal"
 KINDS = (*GATE_KINDS, "configuration", "file", "packet", "turn")
 """The kinds of items that the process guards."""
 _STANDBY_SECONDS = 0.02

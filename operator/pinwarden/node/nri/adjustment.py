@@ -1,12 +1,14 @@
 """Which containers get the gate, and with which policy. Pure.
 
 A container is changed if the node's configuration governs its pod, or does not know the pod yet: a
-new pod is created before the operator has compiled it. Three kinds of pods stay as they are:
+new pod is created before the operator has compiled it. Four kinds of pods stay as they are:
 
 - pods in the configuration without a limit or group;
 - pods of pinwarden itself: a gate cannot wait for its own answer;
 - static pods without a limit. The kubelet starts the control plane with them, before any gate could
-  answer. The kubelet sets their annotation, and overwrites this annotation in other pods.
+  answer. The kubelet sets their annotation, and overwrites this annotation in other pods;
+- other pods without a limit, while no gate runs. A pod of the cluster's network would wait for the
+  gate, and the gate's pod for the network.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ _SOURCE: Final = "kubernetes.io/config.source"
 _API: Final = "api"
 _NAME: Final = "app.kubernetes.io/name"
 LABEL: Final = "pinwarden.io/gate"
+NO_GATE: Final = "it was created while no gate ran; a restart gates it"
 
 
 class GateMode(StrEnum):
@@ -57,8 +60,10 @@ class Rules:
     machine: str
     handlers: frozenset[str] = frozenset()
 
-    def decide(self, pod: Pod, container: Container, node: NodePods) -> Decision:
-        """Return the policy of a container that the runtime is creating."""
+    def decide(
+        self, pod: Pod, container: Container, node: NodePods, *, gate_runs: bool = True
+    ) -> Decision:
+        """Return the policy of a container that the runtime creates, with or without a gate."""
         if reason := self._excluded(pod, node):
             return Decision(None, wanted=False, reason=reason)
         own = container.policy
@@ -69,6 +74,8 @@ class Rules:
         if pod.handler and pod.handler not in self.handlers:
             reason = f"the runtime {pod.handler} of its RuntimeClass is not one for the gate"
             return Decision(None, wanted=True, reason=reason)
+        if not gate_runs and pod.uid not in node.governed:
+            return Decision(None, wanted=True, reason=NO_GATE)
         try:
             return Decision(gate(container.policy, self.machine), wanted=True)
         except UngateableError as error:

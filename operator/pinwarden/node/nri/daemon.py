@@ -14,6 +14,7 @@ import socket
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from pinwarden.node.nri.protocol import ProtocolError
 from pinwarden.node.nri.wire import WireError
 from pinwarden.node.state import nri_status
 from pinwarden.node.state.config_path import CONFIG_VERSION
+from pinwarden.node.state.gate_lock import gate_runs
 from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
@@ -150,11 +152,14 @@ class _NriProcess:
         if now < self._next_connect:
             time.sleep(POLL_SECONDS)
             return
+        run_dir = self._settings.run_dir
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_CONNECT_SECONDS)
         try:
             connection.connect(str(self._settings.socket))
-            self._plugin = Plugin(connection, self._settings.rules, self._guard)
+            self._plugin = Plugin(
+                connection, self._settings.rules, self._guard, partial(gate_runs, run_dir)
+            )
         except OSError as error:
             connection.close()
             self._fail(f"cannot connect to {self._settings.socket}: {error.strerror or error}")

@@ -14,7 +14,7 @@ from typing import Final
 
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.nri import messages
-from pinwarden.node.nri.adjustment import Rules
+from pinwarden.node.nri.adjustment import Decision, Rules
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Event, Pod, State
 from pinwarden.node.nri.protocol import (
@@ -45,11 +45,18 @@ _log = logging.getLogger(__name__)
 class Plugin:
     """The plugin on a connection. Only `turn` waits for the runtime."""
 
-    def __init__(self, connection: socket.socket, rules: Rules, guard: Guard) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        rules: Rules,
+        guard: Guard,
+        gate_runs: Callable[[], bool],
+    ) -> None:
         """Register. `guard` knows `KINDS`. Raises OSError."""
         self._connection = connection
         self._rules = rules
         self._guard = guard
+        self._gate_runs = gate_runs
         self._decoder = Decoder()
         self._found: list[Container] = []
         self._pods: dict[str, Pod] = {}
@@ -151,7 +158,7 @@ class Plugin:
 
     def _create(self, payload: bytes) -> bytes:
         pod, container = messages.parse_create(payload)
-        decision = self._rules.decide(pod, container, self.node)
+        decision = self._decide(pod, container)
         if decision.policy is not None:
             _log.debug("%s starts with the gate", _named(pod, container))
             return messages.adjust_policy(decision.policy)
@@ -164,12 +171,15 @@ class Plugin:
     def _validate(self, payload: bytes) -> bytes:
         """Accept each adjustment, and warn if another plugin replaced the gated policy."""
         pod, container = messages.parse_create(payload)
-        decision = self._rules.decide(pod, container, self.node)
-        if decision.policy is not None:
+        decision = self._decide(pod, container)
+        if decision.policy is not None and container.id not in self.ungated:
             listener = messages.parse_adjusted_listener(payload)
             if listener != decision.policy.listener_path:
                 self._leave_ungated(pod, container, "another plugin set its seccomp policy")
         return b""
+
+    def _decide(self, pod: Pod, container: Container) -> Decision:
+        return self._rules.decide(pod, container, self.node, gate_runs=self._gate_runs())
 
     def _leave_ungated(self, pod: Pod, container: Container, reason: str) -> None:
         _log.warning("%s runs ungated: %s", _named(pod, container), reason)

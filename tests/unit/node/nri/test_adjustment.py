@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinwarden.node.nri.adjustment import LABEL, GateMode, Rules
+from pinwarden.node.nri.adjustment import LABEL, NO_GATE, Decision, GateMode, Rules
 from pinwarden.node.nri.governed import NodePods, parse
 from pinwarden.node.nri.messages import Container, Pod
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
@@ -60,6 +60,15 @@ def test_pod_of_pinwarden_in_its_own_namespace_only_is_never_gated(mode: GateMod
     assert rules(mode).decide(pod("limited", labels=OWN), UNCONFINED, NODE).wanted
     other = pod("limited", "pinwarden-system", labels={"app.kubernetes.io/name": "other"})
     assert rules(mode).decide(other, UNCONFINED, NODE).wanted
+
+
+@pytest.mark.parametrize("mode", GateMode)
+def test_pod_without_a_known_limit_does_not_wait_for_a_gate_that_is_gone(mode: GateMode) -> None:
+    """The gate's own pod may need the network that such a pod brings."""
+    label = {LABEL: "enabled"}
+    unknown = rules(mode).decide(pod("unknown", labels=label), UNCONFINED, NODE, gate_runs=False)
+    assert unknown == Decision(None, wanted=True, reason=NO_GATE)
+    assert rules(mode).decide(pod("limited"), UNCONFINED, NODE, gate_runs=False).policy
 
 
 @pytest.mark.parametrize("mode", GateMode)

@@ -7,7 +7,7 @@ import pytest
 
 from pinwarden.common.guard import Guard
 from pinwarden.node.nri import messages
-from pinwarden.node.nri.adjustment import GateMode, Rules
+from pinwarden.node.nri.adjustment import NO_GATE, GateMode, Rules
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.plugin import KINDS, Plugin
 from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RESPONSE, RUNTIME, Decoder, Message, encode
@@ -26,7 +26,8 @@ class Runtime:
         self.connection.settimeout(5)
         self.guard = Guard(KINDS)
         rules = Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64")
-        self.plugin = Plugin(theirs, rules, self.guard)
+        self.gate_runs = True
+        self.plugin = Plugin(theirs, rules, self.guard, lambda: self.gate_runs)
         self._decoder = Decoder()
         self._calls = 1
 
@@ -167,6 +168,19 @@ def test_synchronization_in_two_parts_asks_for_the_second(
     assert "2 containers run, 1 of them with the gate" in caplog.text
     assert "container main of pod team/pod runs ungated: it was created before" in caplog.text
     assert list(runtime.plugin.ungated) == ["id"]
+
+
+def test_container_created_while_no_gate_ran_keeps_this_reason(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.receive()
+    runtime.gate_runs = False
+    request = message({1: pod("new"), 2: container(POLICY)})
+    assert not runtime.call("CreateContainer", request).octets(1)
+    runtime.gate_runs = True
+    runtime.call("ValidateContainerAdjustment", request)
+    assert runtime.plugin.ungated == {"id": NO_GATE}
+    assert "another plugin" not in caplog.text
 
 
 @pytest.mark.parametrize("listener", ["", "/run/other.sock"])
