@@ -1,8 +1,8 @@
 """The file `gate.journal`, as far as other processes need it: its lock is the lock of the gate.
 
-The gate keeps its received calls in the file (`gate.journal`), and locks the file while it runs.
-The kernel releases the lock at the end of the process. So the lock says at any moment whether a
-gate answers, also right after a gate was killed.
+The gate keeps received calls in the file (`gate.journal`), and locks the file while running. The
+kernel releases the lock at the end of the process. So the lock says at any moment whether a gate
+runs, also right after a gate was killed.
 """
 
 import fcntl
