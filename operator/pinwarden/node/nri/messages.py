@@ -6,6 +6,7 @@ See pkg/api/api.proto of containerd/nri, version 0.12.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 from pinwarden.node.nri.wire import Fields, WireError, encode
@@ -13,6 +14,8 @@ from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
 _UNCONFINED: Final = 1  # SecurityProfile.ProfileType
+_MOST_POLICIES: Final = 64
+"""The policies that stay decoded or encoded. Most containers of a node have the same ones."""
 
 
 class Event(IntEnum):
@@ -73,10 +76,13 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Synchronization:
-    """A SynchronizeRequest; with `more`, another request follows."""
+    """A SynchronizeRequest; with `more`, another request follows.
+
+    `containers` are encoded, because the runtime does not wait until all of them are read.
+    """
 
     pods: tuple[Pod, ...]
-    containers: tuple[Container, ...]
+    containers: tuple[bytes, ...]
     more: bool
 
 
@@ -123,9 +129,14 @@ def parse_synchronize(payload: bytes) -> Synchronization:
     request = Fields(payload)
     return Synchronization(
         tuple(_pod(pod) for pod in request.messages(1)),
-        tuple(_container(container) for container in request.messages(2)),
+        request.parts(2),
         bool(request.number(3)),
     )
+
+
+def parse_container(encoded: bytes) -> Container:
+    """Read a Container. Raises WireError."""
+    return _container(Fields(encoded))
 
 
 def synchronized(*, more: bool) -> bytes:
@@ -175,7 +186,7 @@ def _pod(pod: Fields) -> Pod:
 
 def _container(container: Fields) -> Container:
     linux = container.message(11)
-    policy = linux.message(8) if linux is not None else None
+    policy = linux.joined(8) if linux is not None else None
     profile = linux.message(7) if linux is not None else None
     return Container(
         container.text(1),
@@ -187,7 +198,9 @@ def _container(container: Fields) -> Container:
     )
 
 
-def _policy(policy: Fields) -> Policy:
+@lru_cache(maxsize=_MOST_POLICIES)
+def _policy(encoded: bytes) -> Policy:
+    policy = Fields(encoded)
     return Policy(
         default_action=policy.text(1),
         rules=tuple(_rule(rule) for rule in policy.messages(7)),
@@ -211,6 +224,7 @@ def _optional(value: Fields | None) -> int | None:
     return None if value is None else value.number(1)
 
 
+@lru_cache(maxsize=_MOST_POLICIES)
 def _encode_policy(policy: Policy) -> bytes:
     return encode(
         {

@@ -7,7 +7,9 @@ plugin validates adjustments too.
 """
 
 import logging
+import select
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -37,6 +39,8 @@ KINDS: Final = ("request",)
 BEFORE: Final = "it was created before the NRI plugin connected; a restart gates it"
 _REGISTRATION_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 64 << 10
+_REPORT_SECONDS: Final = 0.05
+"""How long a call of the runtime may wait for the report of older containers."""
 _EVENTS: Final = (Event.CREATE_CONTAINER, Event.VALIDATE_CONTAINER_ADJUSTMENT)
 _WITH_PROCESSES: Final = (State.CREATED, State.PAUSED, State.RUNNING)
 _log = logging.getLogger(__name__)
@@ -58,7 +62,9 @@ class Plugin:
         self._guard = guard
         self._gate_runs = gate_runs
         self._decoder = Decoder()
-        self._found: list[Container] = []
+        self._parts: list[bytes] = []
+        self._found: list[bytes] = []
+        self._running = self._gated = 0
         self._pods: dict[str, Pod] = {}
         self.node = NodePods()
         """The pods of the newest configuration."""
@@ -79,9 +85,13 @@ class Plugin:
     def turn(self, seconds: float) -> None:
         """Wait for up to `seconds`, and answer the calls of the runtime.
 
-        Raises OSError if the runtime ended the connection or rejects the plugin, and ProtocolError
-        if the connection cannot be used any more.
+        Without a call, report some of the containers that ran before the plugin connected. Raises
+        OSError if the runtime ended the connection or rejects the plugin, and ProtocolError if the
+        connection cannot be used any more.
         """
+        if self._found and not select.select([self._connection], [], [], 0)[0]:
+            self._report_found()
+            return
         self._connection.settimeout(seconds)
         try:
             data = self._connection.recv(_RECEIVE_BYTES)
@@ -131,30 +141,38 @@ class Plugin:
         return messages.configured(_EVENTS)
 
     def _synchronize(self, payload: bytes) -> bytes:
-        """Count the running containers with and without the gate."""
+        """Keep the containers for later turns.
+
+        The runtime waits 2 s for the answers to all parts, and creates no container meanwhile.
+        """
         part = messages.parse_synchronize(payload)
         self._pods.update((pod.id, pod) for pod in part.pods)
-        for container in part.containers:
-            if container.state in _WITH_PROCESSES:
-                self._found.append(container)
+        self._parts += part.containers
         if not part.more:
-            self._report_found()
+            self._found, self._parts = self._parts, []
         return messages.synchronized(more=part.more)
 
     def _report_found(self) -> None:
-        gated = 0
-        for container in self._found:
-            pod = self._pods.get(container.sandbox)
-            if pod is None:
-                continue
-            if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
-                gated += 1
-                continue
+        """Count some of the found containers with and without the gate."""
+        end = time.monotonic() + _REPORT_SECONDS
+        while self._found and time.monotonic() < end:
+            with self._guard.item("request"):
+                self._report(messages.parse_container(self._found.pop()))
+        if not self._found:
+            _log.info("%d containers run, %d of them with the gate", self._running, self._gated)
+            self._pods = {}
+
+    def _report(self, container: Container) -> None:
+        if container.state not in _WITH_PROCESSES:
+            return
+        self._running += 1
+        pod = self._pods.get(container.sandbox)
+        if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
+            self._gated += 1
+        elif pod is not None:
             decision = self._rules.decide(pod, container, self.node)
             if decision.wanted:
                 self._leave_ungated(pod, container, decision.reason or BEFORE)
-        _log.info("%d containers run, %d of them with the gate", len(self._found), gated)
-        self._found, self._pods = [], {}
 
     def _create(self, payload: bytes) -> bytes:
         pod, container = messages.parse_create(payload)

@@ -50,13 +50,20 @@ class Fields:
 
     def message(self, field: int) -> "Fields | None":
         """Return a message, None without it. Several parts of one message are merged."""
-        values = self._values.get(field)
-        return None if values is None else Fields(b"".join(_bytes(field, each) for each in values))
+        encoded = self.joined(field)
+        return None if encoded is None else Fields(encoded)
+
+    def joined(self, field: int) -> bytes | None:
+        """Return an encoded message, None without it. Several parts of one message are joined."""
+        return b"".join(self.parts(field)) if field in self._values else None
 
     def messages(self, field: int) -> "Iterator[Fields]":
         """Yield a repeated message."""
-        for value in self._values.get(field, []):
-            yield Fields(_bytes(field, value))
+        yield from map(Fields, self.parts(field))
+
+    def parts(self, field: int) -> tuple[bytes, ...]:
+        """Return a repeated message, encoded."""
+        return tuple(_bytes(field, value) for value in self._values.get(field, []))
 
     def strings(self, field: int) -> dict[str, str]:
         """Return a map of strings."""
@@ -104,6 +111,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < _MORE:
+        return data[at], at + 1
     value = 0
     for position, byte in enumerate(data[at : at + _MOST_VARINT]):
         value |= (byte & ~_MORE) << 7 * position

@@ -113,6 +113,7 @@ def test_container_that_comes_before_its_pod_is_found(runtime: Runtime) -> None:
     runtime.receive()
     runtime.call("Synchronize", message({2: [container(None, state=3)], 3: 1}))
     runtime.call("Synchronize", message({1: [pod("new")]}))
+    runtime.plugin.turn(0)
     assert list(runtime.plugin.ungated) == ["id"]
 
 
@@ -120,6 +121,7 @@ def test_reason_of_a_running_container_stays_after_a_reconnect(runtime: Runtime)
     runtime.receive()
     foreign = container({1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"}, state=3)
     runtime.call("Synchronize", message({1: [pod("new")], 2: [foreign]}))
+    runtime.plugin.turn(0)
     assert "listener of its own" in runtime.plugin.ungated["id"]
 
 
@@ -165,6 +167,7 @@ def test_synchronization_in_two_parts_asks_for_the_second(
     assert runtime.call("Synchronize", first).number(2) == 1
     second = message({2: [container(None, state=3), container(None, state=4)]})
     assert runtime.call("Synchronize", second).number(2) == 0
+    runtime.plugin.turn(0)
     assert "2 containers run, 1 of them with the gate" in caplog.text
     assert "container main of pod team/pod runs ungated: it was created before" in caplog.text
     assert list(runtime.plugin.ungated) == ["id"]
@@ -181,6 +184,27 @@ def test_container_created_while_no_gate_ran_keeps_this_reason(
     runtime.call("ValidateContainerAdjustment", request)
     assert runtime.plugin.ungated == {"id": NO_GATE}
     assert "another plugin" not in caplog.text
+
+
+def test_call_that_comes_before_the_report_of_found_containers_is_answered_first(
+    runtime: Runtime,
+) -> None:
+    runtime.receive()
+    runtime.call("Synchronize", message({1: [pod("new")], 2: [container(None, state=3)]}))
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: container(POLICY)}))
+    assert answer.message(1) is not None
+    assert not runtime.plugin.ungated
+    runtime.plugin.turn(0)
+    assert list(runtime.plugin.ungated) == ["id"]
+
+
+def test_found_container_that_is_not_understood_hides_no_other(runtime: Runtime) -> None:
+    runtime.receive()
+    found = [container(None, state=3), b"\xff"]
+    runtime.call("Synchronize", message({1: [pod("new")], 2: found}))
+    runtime.plugin.turn(0)
+    assert list(runtime.plugin.ungated) == ["id"]
+    assert runtime.guard.failures["request"] == 1
 
 
 @pytest.mark.parametrize("listener", ["", "/run/other.sock"])
