@@ -49,5 +49,8 @@ NOT_MADE: Final = "NotMade"
 NOT_REMOVED: Final = "NotRemoved"
 ACCOUNTANT_SILENT: Final = "AccountantSilent"
 
+RESTART_GATES: Final = "a restart gates it"
+"""A message of a pod that runs ungated has these words if its next containers get the gate."""
+
 PASSING: Final = frozenset({PENDING, STARTING, UNREAD})
 """Reasons that end by themselves soon; a message names all other reasons first."""

@@ -408,6 +408,39 @@ def test_pod_is_recreated_through_its_workload(workload: str, command: str) -> N
     assert first(explain(evidence(limit(), uses=[lost], workload=workload)))[3] == command
 
 
+@pytest.mark.parametrize(
+    ("workload", "command"),
+    [
+        ("deployment/db", "kubectl -n team-a rollout restart deployment/db"),
+        ("job/db", "kubectl -n team-a delete pod db-0"),
+        ("", "kubectl -n team-a get pod db-0 -o yaml | kubectl replace --force -f -"),
+    ],
+)
+@pytest.mark.parametrize(
+    "sample",
+    [
+        use(message="not exactly: created without the gate; a restart gates it"),
+        use(message="not exactly: a container lacks it; a restart gates it", denials=[]),
+        use(level="Observe", reason="CapIPCLock", message="process 7; a restart gates it"),
+    ],
+)
+def test_pod_from_before_the_gate_needs_only_a_restart(
+    sample: dict[str, Any], workload: str, command: str
+) -> None:
+    """No profile and no label: the node gates the next containers by itself."""
+    finding = explain(evidence(limit(), uses=[sample], workload=workload)).findings[0]
+    assert finding.next.command == command
+    assert "The node gates new containers" in finding.next.text
+
+
+def test_static_pod_from_before_the_gate_is_restarted_through_its_file() -> None:
+    pod = Pod("team-a", "db-0", "api", "u1", NODE, {"app": "db"}, {"main": "c1"})
+    sample = use(message="not exactly: created without the gate; a restart gates it")
+    finding = explain(evidence(limit(), pod=pod, uses=[sample], workload="")).findings[0]
+    assert "move the file of the static pod" in finding.next.text
+    assert finding.next.command == "kubectl -n team-a get pod db-0"
+
+
 def test_static_pod_gets_profile_in_its_file() -> None:
     pod = Pod("team-a", "db-0", "api", "u1", NODE, {"app": "db"}, {"main": "c1"})
     sample = use(level="Observe", reason="CapIPCLock")

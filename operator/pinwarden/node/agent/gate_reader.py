@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.subject import NO_COVERAGE, GateCoverage, Subject
 from pinwarden.node.state import nri_status
@@ -25,7 +26,7 @@ SILENT_SECONDS = 10.0
 BEHIND_SECONDS = 5.0
 BEHIND = "its gate has not read its limits yet"
 UNGATED = "created without the gate's profile"
-RESTART = "created without the gate; a restart gates it"
+RESTART = f"created without the gate; {RESTART_GATES}"
 
 
 class GateReader:

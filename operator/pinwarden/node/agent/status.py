@@ -7,7 +7,7 @@ users choose, and whichever report of a pod cannot be built.
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -30,6 +30,7 @@ from pinwarden.api.reasons import (
     NOT_READABLE,
     PASSING,
     POD_GONE,
+    RESTART_GATES,
     RLIMIT_GATE,
     SECCOMP_GATE,
     STARTING,
@@ -240,6 +241,8 @@ def _level(
         managed = failure or process.key in enforcer.records
         if managed and (level := _not_enforced(process, failure, own)):
             if level.reason not in PASSING:
+                if RESTART_GATES in coverage.why:
+                    level = replace(level, message=f"{level.message}; {coverage.why}")
                 return level
             passing = passing or level
     if passing:

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.nri import messages
 from pinwarden.node.nri.adjustment import Decision, Rules
@@ -36,7 +37,7 @@ RUNTIME_NAME: Final = "containerd"
 INDEX: Final = "90"
 """Plugins are called in the order of their indices; late, so that the policy is the final one."""
 KINDS: Final = ("request",)
-BEFORE: Final = "it was created before the NRI plugin connected; a restart gates it"
+BEFORE: Final = f"it was created before the NRI plugin connected; {RESTART_GATES}"
 _REGISTRATION_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 64 << 10
 _REPORT_SECONDS: Final = 0.05

@@ -75,6 +75,13 @@ def recreate_gated(evidence: Evidence, why: str) -> NextStep:
 
 def recreate(evidence: Evidence, why: str) -> NextStep:
     """Return how to recreate the pod unchanged; `why` has no full stop."""
+    pod = evidence.pod
+    if _is_static(pod):
+        text = (
+            f"{why}, move the file of the static pod out of the kubelet's folder on its node, and "
+            "back once the pod is gone."
+        )
+        return NextStep(text=text, command=kubectl("get pod", pod.name, namespace=pod.namespace))
     return NextStep(text=f"{why}, recreate the pod.", command=_recreate(evidence))
 
 
@@ -83,7 +90,7 @@ def _recreate(evidence: Evidence) -> str:
     pod, workload = evidence.pod, evidence.workload
     if workload.startswith(("deployment/", "statefulset/", "daemonset/")):
         return kubectl("rollout restart", workload, namespace=pod.namespace)
-    if workload or _is_static(pod):
+    if workload:
         return kubectl("delete pod", pod.name, namespace=pod.namespace)
     get = kubectl("get pod", pod.name, "-o", "yaml", namespace=pod.namespace)
     return f"{get} | kubectl replace --force -f -"

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from pinwarden.api.pinlimit import Enforcement, Level
-from pinwarden.api.reasons import ENDED, GATE_LOST, GATE_UNAVAILABLE, NO_PROCESSES, STARTING, UNREAD
+from pinwarden.api.reasons import (
+    ENDED,
+    GATE_LOST,
+    GATE_UNAVAILABLE,
+    NO_PROCESSES,
+    RESTART_GATES,
+    STARTING,
+    UNREAD,
+)
 from pinwarden.common.text import short
 from pinwarden.plan.explain.advice import (
     agent_log,
@@ -137,7 +145,7 @@ def _not_enforceable(case: Case, use: PodSample) -> Finding:
             f". The kernel does not apply RLIMIT_MEMLOCK to a process that can have {capability}, "
             "but the seccomp gate can limit the pod"
         )
-        step = recreate_gated(case.evidence, "To limit the pod")
+        step = _to_gate(case, use, "To limit the pod")
     elif use.reason == GATE_UNAVAILABLE:
         step = kubectl_step(
             "See the levels of the node and their reasons.",
@@ -225,9 +233,9 @@ def _at_limit(limit: Limit, use: PodSample, by: str, unseen: str) -> Finding:
 
 
 def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
-    """Return how to limit the pod exactly: with the gate's profile, or without loosening calls."""
-    if use.denials is None:
-        return recreate_gated(case.evidence, "To limit the pod exactly and to see denied calls")
+    """Return how to limit the pod exactly: with the gate, or without loosening calls."""
+    if use.denials is None or RESTART_GATES in use.message:
+        return _to_gate(case, use, "To limit the pod exactly and to see denied calls")
     enforced = _enforced(case)
     if any(limit.spec.minimum_level is Level.DENY for limit in enforced):
         return recreate(
@@ -238,6 +246,13 @@ def _to_hold_exactly(case: Case, use: PodSample) -> NextStep:
         "Deny.",
         command=patch(enforced[0], {"minimumLevel": "Deny"}),
     )
+
+
+def _to_gate(case: Case, use: PodSample, why: str) -> NextStep:
+    """Return how to gate the pod: unchanged if its node gates new containers, else by profile."""
+    if RESTART_GATES in use.message:
+        return recreate(case.evidence, f"The node gates new containers. {why}")
+    return recreate_gated(case.evidence, why)
 
 
 def _is_near(peak: int, limit: Limit) -> bool:

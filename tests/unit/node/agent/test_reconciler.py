@@ -16,7 +16,7 @@ import pytest
 
 from pinwarden.api.nodepinconfig import NodePinConfigSpec, PodReport, UnsupportedLimit
 from pinwarden.api.pinlimit import Level
-from pinwarden.api.reasons import ENDED, NO_PROCESSES, STARTING
+from pinwarden.api.reasons import ENDED, NO_PROCESSES, RESTART_GATES, STARTING
 from pinwarden.node.agent import status
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.reconciler import Reconciler
@@ -29,6 +29,8 @@ from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import reported_name
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 from pinwarden.node.pods.subject import ENDED_SECONDS
+from pinwarden.node.state import nri_status
+from pinwarden.node.state.nri_status import NriStatus
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20
@@ -1163,6 +1165,25 @@ def test_a_container_without_the_gates_profile_makes_the_pod_inexact(node: Node)
     assert (node.hard(gated), node.hard(other)) == (5 * PAGE, 2 * PAGE)
     assert node.pod().level is Level.CONVERGE
     assert "lacks the gate's profile" in node.pod().message
+
+
+@pytest.mark.rule("H1")
+def test_a_pod_with_a_capability_from_before_the_gate_needs_a_restart(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "held_back", lambda *_: HeldBackReason.CAP_IPC_LOCK)
+    monkeypatch.setattr(status, "STARTING_SECONDS", 0.0)
+    worker = node.hire()
+    node.put([worker.pid])
+    node.publish(TWO)
+    reason = f"it was created before; {RESTART_GATES}"
+    nri_status.save(
+        node.gate.with_name(nri_status.NAME), NriStatus("containerd", "", {ONE: reason})
+    )
+    node.configure([{"limit": PAGE}], [POD])
+    node.tick()
+    assert (node.pod().level, node.pod().reason) == (Level.OBSERVE, "CapIPCLock")
+    assert node.pod().message.endswith(f"; {reason}")
 
 
 @pytest.mark.rule("P14")
