@@ -72,6 +72,8 @@ class Plugin:
         self.runtime = ""
         """Name and version of the runtime, empty before it has configured the plugin."""
         self._unsupported = ""
+        self._unvalidated = ""
+        """The last container whose policy was answered, until the runtime asks for validation."""
         self.ungated: OrderedDict[str, str] = OrderedDict()
         """Why containers run ungated although the gate was wanted, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
@@ -176,9 +178,16 @@ class Plugin:
                 self._leave_ungated(pod, container, decision.reason or BEFORE)
 
     def _create(self, payload: bytes) -> bytes:
+        if self._unvalidated:
+            _log.warning(
+                "%s was rejected: another NRI plugin failed, or sets its seccomp policy too",
+                self._unvalidated,
+            )
+        self._unvalidated = ""
         pod, container = messages.parse_create(payload)
         decision = self._decide(pod, container)
         if decision.policy is not None:
+            self._unvalidated = _named(pod, container)
             _log.debug("%s starts with the gate", _named(pod, container))
             return messages.adjust_policy(decision.policy)
         if decision.wanted:
@@ -189,6 +198,7 @@ class Plugin:
 
     def _validate(self, payload: bytes) -> bytes:
         """Accept each adjustment, and warn if another plugin replaced the gated policy."""
+        self._unvalidated = ""
         pod, container = messages.parse_create(payload)
         decision = self._decide(pod, container)
         if decision.policy is not None and container.id not in self.ungated:

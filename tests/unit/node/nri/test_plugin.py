@@ -219,6 +219,20 @@ def test_policy_of_another_plugin_is_accepted_and_logged(
     assert "another plugin set its seccomp policy" in caplog.text
 
 
+def test_container_that_is_rejected_after_the_answer_is_logged_once(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The runtime asks for no validation if another plugin fails, or sets the policy too."""
+    runtime.receive()
+    request = message({1: pod("new"), 2: container(POLICY)})
+    runtime.call("CreateContainer", request)
+    runtime.call("CreateContainer", request)
+    assert caplog.text.count("container main of pod team/pod was rejected: another NRI plugin") == 1
+    runtime.call("ValidateContainerAdjustment", request)
+    runtime.call("CreateContainer", request)
+    assert caplog.text.count("was rejected") == 1
+
+
 def test_rejection_by_the_runtime_ends_the_connection(runtime: Runtime) -> None:
     runtime.receive()
     status = message({1: message({1: 2, 2: "invalid index"})})
