@@ -26,6 +26,7 @@ SILENT_SECONDS = 10.0
 BEHIND_SECONDS = 5.0
 BEHIND = "its gate has not read its limits yet"
 UNGATED = "created without the gate's profile"
+_SILENT_PLUGIN = NriStatus()
 RESTART = f"created without the gate; {RESTART_GATES}"
 
 
@@ -38,7 +39,7 @@ class GateReader:
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = PolledFile(path) if path else None
         self._nri = PolledFile(path.with_name(nri_status.NAME)) if path else None
-        self._nri_status = NriStatus()
+        self._nri_status = _SILENT_PLUGIN
         self._clock = clock
         self._behind_since: dict[str, float] = {}
         self._observed: tuple[GateStatus | None, NriStatus] = (None, self._nri_status)
@@ -61,8 +62,8 @@ class GateReader:
         nri = self._nri.read_if_changed(nri_status.load) if self._nri else None
         if nri is not None and nri != self._nri_status:  # not only renewed
             self._nri_status = nri
-        if self._nri and self._nri_status.runtime and self._nri.age > nri_status.SILENT_SECONDS:
-            self._nri_status = NriStatus()
+        if self._nri and self._nri.age > nri_status.SILENT_SECONDS:
+            self._nri_status = _SILENT_PLUGIN
 
     def observe(self, subjects: Iterable[Subject], sampled: Collection[Subject]) -> list[Subject]:
         """Update the coverage of all subjects, of which some were `sampled` since the last call.
@@ -111,7 +112,9 @@ def _coverage(subject: Subject, status: GateStatus, nri: NriStatus) -> GateCover
     }
     reasons = sorted({nri.ungated[identity] for identity in running & nri.ungated.keys()})
     if not gated:
-        return GateCoverage(why="; ".join(reasons) or (RESTART if nri.runtime else UNGATED))
+        failure = f"; new containers start ungated: {nri.failure}" if nri.failure else ""
+        why = RESTART if nri.runtime else UNGATED + failure
+        return GateCoverage(why="; ".join(reasons) or why)
     sandboxes = {status.containers[identity][2] for identity in gated}
     covered = frozenset[ProcessKey]().union(
         *(subject.by_container[identity] for identity in running & (gated | sandboxes))

@@ -139,6 +139,18 @@ def test_reason_of_the_nri_plugin_is_given_for_its_container_only(tmp_path: Path
     assert "a restart gates it" in coverage(gate, ungated).why
 
 
+@pytest.mark.rule("H1")
+def test_failure_of_a_living_nri_plugin_is_given_for_ungated_containers(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    nri_status.save(tmp_path / "nri.json", NriStatus(failure="no socket"))
+    gate, ungated = reading(tmp_path), subject({SIDE: key(1)})
+    assert coverage(gate, ungated).why == f"{UNGATED}; new containers start ungated: no socket"
+    old = time.time() - 60
+    os.utime(tmp_path / "nri.json", (old, old))
+    gate.poll()
+    assert coverage(gate, ungated).why == UNGATED
+
+
 def test_renewed_file_of_the_nri_plugin_changes_no_coverage(tmp_path: Path) -> None:
     recorded(tmp_path)
     status = NriStatus("containerd", ungated={SIDE: "it is older"})
