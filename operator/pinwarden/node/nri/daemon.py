@@ -132,7 +132,7 @@ class _NriProcess:
 
     def _publish(self) -> None:
         status = NriStatus(failure=self._failure)
-        if self._plugin is not None:
+        if self._plugin is not None and self._plugin.runtime:
             status = NriStatus(self._plugin.runtime, ungated=dict(self._plugin.ungated))
         now = time.monotonic()
         if status != self._published or now >= self._next_renewal:

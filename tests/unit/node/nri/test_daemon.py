@@ -1,6 +1,7 @@
 """The process of the plugin, with a holder and a runtime that are only sockets."""
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import pytest
 from pinwarden.cli.probe import _nri_failure
 from pinwarden.node.nri.adjustment import GateMode, Rules
 from pinwarden.node.nri.daemon import NriSettings, _NriProcess
-from pinwarden.node.nri.protocol import RUNTIME, Decoder, Message
+from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RUNTIME, Decoder, Message, encode
+from pinwarden.node.nri.wire import encode as message
 from pinwarden.node.state import nri_status
 from pinwarden.node.state.nri_status import NriStatus
 from pinwarden.node.state.statefile import StateFile
@@ -94,10 +96,33 @@ def test_plugin_whose_runtime_restarts_connects_again(
         process.turn()
         assert "cannot connect" in status(settings).failure
         with listen(settings.socket, socket.SOCK_STREAM) as runtime:
-            turn_until(process, lambda: not status(settings).failure)
+            turn_until(process, lambda: process._plugin is not None)
+            assert "cannot connect" in status(settings).failure
             runtime.accept()[0].close()
             turn_until(process, lambda: "disconnected" in status(settings).failure)
-            turn_until(process, lambda: not status(settings).failure)
+            turn_until(process, lambda: process._plugin is not None)
+
+
+@pytest.mark.rule("H1")
+def test_runtime_that_is_too_old_is_named_by_probe_and_log(
+    process: _NriProcess, settings: NriSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """containerd 2.1 sends no NRI version. It never gets an answer, and so asks nothing more."""
+    request = message({2: "Configure", 3: message({2: "containerd", 3: "v2.1.4"})})
+    with (
+        listen(settings.run_dir / "holder.sock", socket.SOCK_SEQPACKET),
+        listen(settings.socket, socket.SOCK_STREAM) as runtime,
+    ):
+        process.turn()
+        for _ in range(2):
+            turn_until(process, lambda: bool(select.select([runtime], [], [], 0)[0]))
+            connection, _ = runtime.accept()
+            with connection:
+                connection.sendall(encode(Message(PLUGIN, 1, REQUEST, request)))
+                turn_until(process, lambda: process._plugin is None)
+    expected = "containerd v2.1.4 does not pass the seccomp policies of containers to its plugins"
+    assert expected in _nri_failure(settings.run_dir)
+    assert caplog.text.count(expected) == 1
 
 
 def test_configuration_that_changes_is_followed_and_a_damaged_one_ignored(
