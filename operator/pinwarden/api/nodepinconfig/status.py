@@ -252,6 +252,12 @@ class NodePinConfigStatus(Model):
         description="Denials since the gate's journal began that recentDenials does not list, "
         "because newer or different ones are there. Absent without a gate (H2).",
     )
+    gated_pods: list[Uid] | None = Field(
+        None,
+        max_length=1024,
+        description="UIDs in the names of the cgroups of pods with a gated container, with or "
+        "without limits. Absent without a gate (H2).",
+    )
     groups: list[GroupReport] = Field(default_factory=list, max_length=256)
     fair_view: list[FairReport] = Field(
         default_factory=list, max_length=1024, description="The member pods of groups (M11)."

@@ -55,6 +55,13 @@ class GateReader:
         """How often the gate's work on an item failed, by kind."""
         return self.status.failures if self.status else {}
 
+    @property
+    def gated_pods(self) -> list[str] | None:
+        """The sorted UIDs of pods with a listener; None without a gate: unknown, not empty (H2)."""
+        if self.status is None:
+            return None
+        return sorted({uid for uid, *_ in self.status.containers.values()})
+
     def poll(self) -> None:
         """Reload the file if it changed. If it cannot be parsed, no pod counts as gated."""
         if self._file and (change := self._file.read_if_changed(lambda path: (load(path),))):

@@ -53,6 +53,7 @@ _PODS = 4096
 _LIMITS = 1024
 _CONTAINERS = 64
 _DENIALS = 32
+_GATED_PODS = 1024
 _FAIR = 1024
 STARTING_SECONDS = 5.0
 """A process of the runtime keeps all capabilities for about this long, before its program runs."""
@@ -107,6 +108,7 @@ class StatusBuilder:
         unsupported = list(acknowledged.unsupported) if acknowledged else []
         groups = acknowledged.groups if acknowledged else ()
         fair_view = self._accountant.fair_view(groups)
+        gated = self._gate.gated_pods
         return self._empty.model_copy(
             update={
                 "observed_generation": acknowledged.generation if acknowledged else None,
@@ -117,12 +119,14 @@ class StatusBuilder:
                 ],
                 "overshoots": listed,
                 "sources": self._sources[self._gate.status is not None],
+                "gated_pods": gated and [reported_name(uid) for uid in gated[:_GATED_PODS]],
                 "groups": self._accountant.groups(groups),
                 "fair_view": fair_view[:_FAIR],
                 "truncated": cut
                 or len(subjects) > _PODS
                 or max(len(applied), len(unsupported)) > _LIMITS
-                or len(fair_view) > _FAIR,
+                or len(fair_view) > _FAIR
+                or len(gated or ()) > _GATED_PODS,
                 "sampled_at": sampled,
                 **self._denials(),
             }

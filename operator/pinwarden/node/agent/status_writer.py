@@ -1,10 +1,10 @@
 """Decides when the agent's status is written to the API server, and writes it.
 
 `WritePolicy` is pure: with thousands of nodes each write counts. A write is due at once for an
-acknowledgement, a changed level, a new or ended pod, an overshoot, a denial, or an amount moved by
-more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the later
-write includes all changes. Without a change, a write follows after at most five minutes, a little
-earlier at random, so that agents do not stay in step. A failed write stays due.
+acknowledgement, a changed level, a new, gated or ended pod, an overshoot, a denial, or an amount
+moved by more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the
+later write includes all changes. Without a change, a write follows after at most five minutes, a
+little earlier at random, so that agents do not stay in step. A failed write stays due.
 """
 
 import logging
@@ -76,6 +76,7 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
         {pod.uid: pod.denials for pod in report.pods},
         {(denial.number, denial.time) for denial in report.recent_denials},
         report.denials_dropped,
+        report.gated_pods,
         {(overshoot.limit, overshoot.pod, overshoot.count) for overshoot in report.overshoots},
         [_group_statement(group) for group in report.groups],
     )

@@ -321,6 +321,44 @@ def test_denials_are_reported_by_limit_and_absent_without_a_gate(tmp_path: Path)
     assert whole(GateReader(None), subject({MAIN: key(1)})).denials_dropped is None
 
 
+@pytest.mark.rule("H2")
+def test_pods_with_a_listener_are_reported_with_or_without_limits(tmp_path: Path) -> None:
+    unlimited = ContainerRef("another", "main")
+    record = recorded(tmp_path)
+    assert gated_pods(reading(tmp_path)) == [POD]
+    record.set_containers(
+        [
+            *(GatedContainer(name, ContainerRef(POD, name), SANDBOX, b"") for name in (MAIN, SIDE)),
+            GatedContainer("d4" * 32, unlimited, SANDBOX, b""),
+        ]
+    )
+    record.flush(float("inf"))
+    assert gated_pods(reading(tmp_path)) == ["another", POD]
+    record.set_containers([])
+    record.flush(float("inf"))
+    assert gated_pods(reading(tmp_path)) == []
+    (tmp_path / "gate.json").unlink()
+    assert gated_pods(reading(tmp_path)) is None
+
+
+@pytest.mark.rule("H2")
+def test_too_long_list_of_gated_pods_is_cut_and_reported(tmp_path: Path) -> None:
+    record = recorded(tmp_path)
+    record.set_containers(
+        GatedContainer(str(number), ContainerRef(f"{number:04}", "main"), SANDBOX, b"")
+        for number in range(1025)
+    )
+    record.flush(float("inf"))
+    found = whole(reading(tmp_path), subject({MAIN: key(1)}))
+    assert found.gated_pods == [f"{number:04}" for number in range(1024)]
+    assert found.truncated
+    assert NodePinConfigStatus.model_validate(found.to_wire()) == found
+
+
+def gated_pods(gate: GateReader) -> list[str] | None:
+    return whole(gate, subject({MAIN: key(1)})).gated_pods
+
+
 def test_sources_name_deny_only_with_a_gate(tmp_path: Path) -> None:
     recorded(tmp_path)
     for gate, said in ((reading(tmp_path), True), (GateReader(None), False)):

@@ -90,6 +90,7 @@ OBSERVED = SourceLevel(source=Source.MLOCK, counted=True, level=Level.OBSERVE, r
         status(overshoots=[overshoot()]),
         status(recent_denials=[denial()]),
         status(denials_dropped=1),
+        status(gated_pods=[]),
         status(pods=[pod(denials=[])]),
         status(pods=[pod(denials=[LimitDenials(uid="u1", count=1)])]),
         status(truncated=True),
