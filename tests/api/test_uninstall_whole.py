@@ -4,6 +4,7 @@ The API server and the operator are real.
 """
 
 import signal
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -118,13 +119,41 @@ def test_uninstall_with_gated_pods_does_not_begin(own: Cluster, operator: Operat
     lease = own.find(LEASE)["spec"]["holderIdentity"]
     eventually(lambda: own.config(node), bool)
     said = output(uninstall(own), 60)[1]
-    assert (
-        "1 pods have the gate's seccomp profile, and their pinning calls would fail with "
-        f"ENOSYS without the gate: {name}." in said
-    )
+    assert "1 pod would lose the gate." in said
+    assert f"Gated by a profile: {name}." in said
     assert own.find(LEASE)["spec"]["holderIdentity"] == lease
     run = uninstall(own, "--gated-pods=Break")
     out, wrong = output(run, 60)
     assert run.returncode == 0, wrong
-    assert f"pinning calls of these pods fail with ENOSYS from now on: {name}" in out
+    assert f"and kubectl exec into them fails: {name}" in out
     own.send("DELETE", LEASE)
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.kubectl("delete", "pod", "gated", f"--namespace={namespace}", "--force")
+
+
+@pytest.mark.rule("H1")
+def test_uninstall_with_pods_that_the_plugin_gated_does_not_begin(
+    own: Cluster, operator: Operator
+) -> None:
+    node, namespace, hashed = own.node(), own.namespace(), uuid.uuid4().hex
+    pods = [own.pod(namespace, node), own.static_pod(namespace, node, hashed)]
+    later = own.pod(namespace, node)
+    eventually(lambda: own.config(node), bool)
+    own.acknowledge(node, gatedPods=sorted([pods[0]["metadata"]["uid"], hashed, "of-a-gone-pod"]))
+    lease = own.find(LEASE)["spec"]["holderIdentity"]
+    said = output(uninstall(own), 60)[1]
+    assert "2 pods would lose the gate." in said
+    names = sorted(f"{namespace}/{pod['metadata']['name']}" for pod in pods)
+    assert f"Gated by the NRI plugin: {', '.join(names)}." in said
+    assert "gate.mode=Off" in said
+    assert own.find(LEASE)["spec"]["holderIdentity"] == lease
+    assert mode(own, node) == "Active"
+    own.acknowledge(node, gatedPods=[])
+    run = uninstall(own)
+    eventually(lambda: mode(own, node), lambda last: last == "Release")
+    own.acknowledge(node, gatedPods=[later["metadata"]["uid"]])
+    said = output(run, 60)[1]
+    assert f"Gated by the NRI plugin: {namespace}/{later['metadata']['name']}." in said
+    eventually(lambda: mode(own, node), lambda last: last == "Active")
+    own.send("DELETE", f"/api/v1/nodes/{node}")
+    own.send("DELETE", config_path(node))

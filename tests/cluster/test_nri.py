@@ -293,3 +293,34 @@ def test_plugin_and_runtime_that_are_killed_come_back_and_gate_again(gated: Gate
             return exact
 
         until(is_gated, "a new pod is gated again")
+
+
+@pytest.mark.rule("H1")
+def test_uninstall_fails_until_no_pod_runs_that_the_plugin_gated(gated: Gated) -> None:
+    """The last test of the module, because it uninstalls pinwarden."""
+    restart = ("-n", NAMESPACE, "rollout", "restart", "deploy/before")
+    status = ("-n", NAMESPACE, "rollout", "status", "deploy/before", "--timeout=300s")
+
+    def reported() -> list[str]:
+        """The names of the existing pods that their node reports as gated."""
+        pods = json.loads(gated.site.kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))
+        uids = gated.get("nodepinconfig", gated.node.name)["status"].get("gatedPods", [])
+        return [pod["metadata"]["name"] for pod in pods["items"] if pod["metadata"]["uid"] in uids]
+
+    gated.site.kubectl(*restart)
+    gated.site.kubectl(*status)
+    until(lambda: len(reported()) == 1, "the restarted pod is reported as gated")
+    (name,) = reported()
+    said = gated.site.uninstall(fails=True)
+    assert f"Gated by the NRI plugin: {NAMESPACE}/{name}." in said
+    assert "gate.mode=Off" in said
+    gated.site.helm("rollback", RELEASE[0], "1", *RELEASE[1:], *WAIT)
+    gated.site.helm(
+        *("upgrade", RELEASE[0], str(chart.CHART), *RELEASE[1:], *WAIT),
+        *("--reset-then-reuse-values", "--set-string=gate.mode=Off"),
+    )
+    assert reported() == [name], "a running pod keeps its gate"
+    gated.site.kubectl(*restart)
+    gated.site.kubectl(*status)
+    until(lambda: reported() == [], "no gated pod is left")
+    assert "released: 1 NodePinConfig" in gated.site.uninstall()

@@ -35,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--gated-pods",
         choices=["Refuse", "Break"],
         default="Refuse",
-        help="while pods use the gate's seccomp profile: stop, or break them (default: Refuse)",
+        help="while gated pods run: stop, or break them (default: Refuse)",
     )
     parser.add_argument(
         "--namespace",

@@ -9,10 +9,15 @@ from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.controller.client import Api, ApiError
 from pinwarden.controller.finalizers import finalizer_removal
 from pinwarden.controller.uninstall.blockers import (
+    GatedPod,
     created_uids,
     draining,
-    is_gated,
+    few,
+    gated_pod,
+    refusal,
+    released,
     remaining_groups,
+    reported_gated,
 )
 from pinwarden.controller.uninstall.uninstall import GatedPods, Uninstaller, UninstallOptions
 from pinwarden.plan.group_compiler import FINALIZER
@@ -61,12 +66,82 @@ OTHER = {"seccompProfile": {"type": "Localhost", "localhostProfile": "profiles/p
         ({"containers": [{"name": "a", "securityContext": SPELT}]}, True),
     ],
 )
-def test_is_gated_any_container_with_the_profile_is_enough(
+def test_gated_pod_any_container_with_the_profile_is_enough(
     spec: dict[str, Any], gated: bool
 ) -> None:
-    assert is_gated({"spec": spec}) == gated
-    assert is_gated({"spec": spec, "status": {"phase": "Running"}}) == gated
-    assert not is_gated({"spec": spec, "status": {"phase": "Succeeded"}})
+    expected = GatedPod("team/db", True) if gated else None
+    assert gated_pod(pod(spec), ()) == expected
+    assert gated_pod(pod(spec, {"phase": "Running"}), ()) == expected
+    assert gated_pod(pod(spec, {"phase": "Succeeded"}), ()) is None
+
+
+def pod(spec: Any, status: Any = None, **metadata: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"namespace": "team", "name": "db", "uid": "u-1", **metadata},
+        "spec": {"nodeName": "n-1", **spec},
+        "status": status or {},
+    }
+
+
+REPORTED = frozenset({("n-1", "u-1"), ("n-1", "d" * 32)})
+PLAIN = {"containers": [{"name": "a"}]}
+BY_NRI = GatedPod("team/db", False)
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (pod(PLAIN), BY_NRI),
+        (pod(PLAIN, {"phase": "Running"}, deletionTimestamp="2026-01-01T00:00:00Z"), BY_NRI),
+        (pod(PLAIN, {"phase": "Failed"}), None),
+        (pod(PLAIN, uid="another"), None),
+        (pod(PLAIN | {"nodeName": "another"}), None),
+        (pod({"securityContext": PROFILE, **PLAIN}), GatedPod("team/db", True)),
+    ],
+    ids=["running", "terminating", "ended", "another pod", "another node", "profile"],
+)
+def test_gated_pod_is_found_by_the_report_of_its_node(
+    raw: dict[str, Any], expected: GatedPod | None
+) -> None:
+    assert gated_pod(raw, REPORTED) == expected
+
+
+def test_gated_static_pod_is_reported_by_the_hash_of_its_configuration() -> None:
+    mirror = pod(
+        PLAIN,
+        {"containerStatuses": [{"name": "a", "containerID": "containerd://c"}]},
+        uid="u-2",
+        annotations={"kubernetes.io/config.mirror": "d" * 32},
+        ownerReferences=[{"kind": "Node", "name": "n-1", "controller": True}],
+    )
+    assert gated_pod(mirror, REPORTED) == BY_NRI
+
+
+@pytest.mark.rule("H2")
+def test_report_without_gated_pods_names_none() -> None:
+    metadata = {"name": "n-1"}
+    silent: list[Any] = [None, {}, {"gatedPods": []}]
+    for status in silent:
+        assert list(reported_gated({"metadata": metadata, "status": status})) == []
+    config = {"metadata": metadata, "status": {"gatedPods": ["a", "b"]}}
+    assert list(reported_gated(config)) == [("n-1", "a"), ("n-1", "b")]
+
+
+def test_refusal_says_for_each_kind_of_gated_pod_what_to_do() -> None:
+    by_profile = GatedPod("team/labelled", True)
+    both = refusal([BY_NRI, by_profile])
+    assert both.startswith("2 pods would lose the gate.")
+    for text in ("NRI plugin: team/db.", "gate.mode=Off", "a profile: team/labelled.", "=Break"):
+        assert text in both
+    assert "gate.mode" not in refusal([by_profile])
+    assert "pinwarden.io/gate" not in refusal([BY_NRI])
+
+
+def test_few_names_some_and_counts_the_others() -> None:
+    names = [str(number) for number in range(22)]
+    assert few(names[:20]) == ", ".join(names[:20])
+    assert few(names).endswith("18, 19 and 2 more")
 
 
 def test_draining_includes_only_created_groups_without_orphan_policy() -> None:
@@ -89,6 +164,13 @@ def test_draining_includes_only_created_groups_without_orphan_policy() -> None:
     }
     assert draining({"spec": {"mode": "Active"}}, created_uids(groups)) is None
     assert draining({"spec": {"groups": [{"uid": "found"}]}}, created_uids(groups)) is None
+
+
+def test_released_spec_keeps_groups_and_no_limits() -> None:
+    groups = [{"uid": "made", "draining": True}]
+    config = {"spec": {"mode": "Active", "limits": [{}], "pods": [{}], "groups": groups}}
+    assert released(config) == {"mode": "Release", "groups": groups}
+    assert released({}) == {"mode": "Release", "groups": []}
 
 
 def config(report: dict[str, Any] | None) -> NodePinConfig:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from pinwarden.api.meta import GROUP, VERSION
-from pinwarden.api.nodepinconfig import Mode, NodePinConfig
+from pinwarden.api.nodepinconfig import NodePinConfig
 from pinwarden.api.sharedmemorygroup import SharedMemoryGroup
 from pinwarden.controller import leader_election
 from pinwarden.controller.client import REQUEST_SECONDS, Api, ApiError, Json, configure, pages
@@ -34,9 +34,12 @@ from pinwarden.controller.uninstall.blockers import (
     RemainingGroup,
     created_uids,
     draining,
-    full_name,
-    is_gated,
+    few,
+    gated_pod,
+    refusal,
+    released,
     remaining_groups,
+    reported_gated,
 )
 from pinwarden.controller.uninstall.lease import OperatorLease, UninstallError, with_retries
 from pinwarden.plan.conditions import plural
@@ -51,7 +54,6 @@ _CHANGED_MEANWHILE = 5
 _AT_ONCE = 32
 _BATCH = 512
 _PAGE = 500
-_NAMED = 20
 _API = f"/apis/{GROUP}/{VERSION}"
 _CONFIGS = f"{_API}/{NodePinConfig.plural}"
 _T = TypeVar("_T")
@@ -59,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 class GatedPods(StrEnum):
-    """The behaviour while pods with the gate's profile run."""
+    """The behaviour while gated pods run."""
 
     REFUSE = "Refuse"
     BREAK = "Break"
@@ -139,36 +141,28 @@ class Uninstaller:
             )
 
     async def _check_gated_pods(self) -> None:
-        names = await self._list(
-            "/api/v1/pods", lambda pod: full_name(pod) if is_gated(pod) else None
-        )
-        gated = [name for name in names if name]
+        configs = await self._list(_CONFIGS, reported_gated)
+        reported = frozenset(pod for pods in configs for pod in pods)
+        pods = await self._list("/api/v1/pods", lambda raw: gated_pod(raw, reported))
+        gated = [pod for pod in pods if pod]
         if not gated:
             return
-        if self._settings.gated_pods is GatedPods.BREAK:
-            self._say(f"pinning calls of these pods fail with ENOSYS from now on: {_few(gated)}")
-            return
-        raise UninstallError(
-            f"{len(gated)} pods have the gate's seccomp profile, and their pinning calls would "
-            f"fail with ENOSYS without the gate: {_few(gated)}. Remove the label pinwarden.io/gate "
-            "from their namespaces, or the profile from their manifests, and recreate these pods. "
-            "To uninstall anyway: uninstall.gatedPods=Break, --gated-pods=Break, docs/uninstall.md"
+        if self._settings.gated_pods is GatedPods.REFUSE:
+            raise UninstallError(refusal(gated))
+        names = few([pod.name for pod in gated])
+        self._say(
+            "pinning calls of these pods fail with ENOSYS from now on, and kubectl exec into them "
+            f"fails: {names}"
         )
 
     async def _release(self, quiet: float, deadline: float) -> None:
         """Let nodes restore the limits of every process. Raises UninstallError."""
 
-        def wanted(raw: Json) -> Json:
-            return {
-                "mode": Mode.RELEASE.value,
-                "groups": (raw.get("spec") or {}).get("groups") or [],
-            }
-
-        unfinished = await self._apply_to_nodes(wanted, lambda _: (), deadline, quiet)
+        unfinished = await self._apply_to_nodes(released, lambda _: (), deadline, quiet)
         if silent := [name for name, alive in unfinished.items() if alive]:
             raise UninstallError(
                 f"these nodes did not restore the limits within {self._settings.timeout:.0f} s, "
-                f"though their agents run: {_few(silent)}. To see an agent's log: "
+                f"though their agents run: {few(silent)}. To see an agent's log: "
                 f"kubectl -n {self._settings.namespace} logs ds/pinwarden-agent"
             )
         if unfinished:
@@ -349,8 +343,3 @@ def _read_config(
         spec,
         left,
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
