@@ -113,7 +113,8 @@ class Uninstaller:
             groups = await self._list(f"{_API}/{SharedMemoryGroup.plural}", lambda group: group)
             await self._check_gated_pods()
             half = 0.5 * self._settings.timeout
-            await self._drain(created_uids(groups), max(started + 3 * half, monotonic() + half))
+            if await self._drain(created_uids(groups), max(started + 3 * half, monotonic() + half)):
+                await self._check_gated_pods()
             await self._run_all([partial(self._remove_finalizer, group) for group in groups])
             names = await self._list(_CONFIGS, lambda raw: str(raw["metadata"]["name"]))
             await self._run_all([partial(self._api.delete, f"{_CONFIGS}/{name}") for name in names])
@@ -171,8 +172,12 @@ class Uninstaller:
                 f"reboot: {', '.join(unfinished)}"
             )
 
-    async def _drain(self, uids: frozenset[str], deadline: float) -> None:
-        """Let nodes remove the memory of these groups, and report the memory that stays."""
+    async def _drain(self, uids: frozenset[str], deadline: float) -> bool:
+        """Let nodes remove the memory of these groups, and report the memory that stays.
+
+        Return whether a node has such a group. Meanwhile the mode of these nodes is Active, so the
+        NRI plugin gates new pods. Afterwards the mode is Release again.
+        """
         left: dict[str, Sequence[RemainingGroup]] = {}
 
         def waits(config: NodePinConfig) -> Sequence[RemainingGroup]:
@@ -183,6 +188,13 @@ class Uninstaller:
         for node, waited in sorted(left.items()):
             for wait in waited:
                 self._say(f"shared memory stays on node {node}: {wait.group}: {wait.why}")
+        if left:
+            await self._apply_to_nodes(
+                lambda raw: released(raw) if draining(raw, uids) else None,
+                lambda _: (),
+                monotonic() + 0.25 * self._settings.timeout,
+            )
+        return bool(left)
 
     async def _apply_to_nodes(
         self,
