@@ -22,6 +22,7 @@ from ..waiting import eventually, output
 from .conftest import ROOT, run_kubectl
 from .operators import LEASE, PINWARDEN, SYSTEM, Cluster, Operator
 from .test_agent import Agent, Node
+from .uninstalling import mode
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -191,6 +192,7 @@ def test_rights_of_uninstalling_are_the_documented_ones(
         eventually(lambda: drains(cluster, node), bool, 60)  # the groups are listed by then
         finalizers = cluster.find(group)["metadata"]["finalizers"]
         cluster.merge(group, {"metadata": {"finalizers": [*finalizers, "example.org/mine"]}})
+        eventually(lambda: mode(cluster, node), lambda last: last == "Release", 60)
         said, wrong = output(run, 60)
         assert run.returncode == 0, wrong
         assert (
