@@ -104,14 +104,14 @@ NODES: Final = Group(
             "{{ $value | humanizeDuration }}.",
             meaning="The gate writes a sign of life every 2 s, and it stopped. Meanwhile the "
             "holder keeps the descriptors of pods.",
-            impact="In pods with the profile, `mlock` and other gated calls wait until a gate "
+            impact="In gated pods, `mlock` and other gated calls wait until a gate "
             "answers. All limits stay in force.",
             diagnosis="```console\n"
             "$ kubectl -n pinwarden-system get pods -l app.kubernetes.io/component=agent -o wide\n"
             "$ kubectl -n pinwarden-system logs POD -c gate --previous --tail=50\n```",
             mitigation="Delete the agent's pod of the node: a new gate takes over the descriptors "
             "and answers the waiting calls. Do not delete the holder. If the gate was disabled "
-            "(`gate.enabled=false`) while pods had its profile, wait until no pod has the profile. "
+            "(`gate.enabled=false`) while gated pods ran, wait until none of these pods runs. "
             "Then delete `/run/pinwarden/gate.json` on the node.",
         ),
         Alert(
