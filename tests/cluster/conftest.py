@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster.cluster import Cluster
-from cluster.install import ROOT, environment, install
+from cluster.install import ROOT, WITHOUT_NRI, environment, install
 
 from ..ordering import put_first
 
@@ -38,8 +38,8 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def installed(cluster: Cluster) -> Cluster:
-    """The same with pinwarden in it."""
-    install(cluster.kubeconfig, len(cluster.nodes))
+    """The same with pinwarden in it, whose rlimit gate limits the pods without the profile."""
+    install(cluster.kubeconfig, len(cluster.nodes), WITHOUT_NRI)
     return cluster
 
 

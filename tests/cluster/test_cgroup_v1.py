@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.cluster import Cluster
-from cluster.install import install
+from cluster.install import WITHOUT_NRI, install
 from cluster.machine import Kind
 
 from ..waiting import until
@@ -17,7 +17,7 @@ from .test_faults import MIB, NAMESPACE, LimitedPod, in_force, limited_pod
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with Cluster([Kind.QEMU_V1]) as running:
-        install(running.kubeconfig, len(running.nodes))
+        install(running.kubeconfig, len(running.nodes), WITHOUT_NRI)
         yield running
 
 

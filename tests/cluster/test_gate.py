@@ -15,7 +15,7 @@ import pytest
 
 from cluster.cluster import Cluster
 from cluster.image import NAME
-from cluster.install import ROOT, install
+from cluster.install import ROOT, WITHOUT_NRI, install
 from cluster.node import Node
 
 from ..waiting import until
@@ -228,7 +228,7 @@ def test_pod_that_cannot_be_gated_does_not_start_and_the_event_names_the_cause(
     for name in causes:
         until(partial(names_the_cause, name), f"an Event of {name} names the cause")
     loopers.go_on()
-    install(installed.kubeconfig, len(installed.nodes))
+    install(installed.kubeconfig, len(installed.nodes), WITHOUT_NRI)
     early = Loopers(installed.nodes[0], kubectl, "early")
     until(lambda: early.ready, "the early pod starts once the holder is there")
     kubectl("-n", NAMESPACE, "delete", "pod", "early", "unknown")

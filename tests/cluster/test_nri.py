@@ -187,8 +187,7 @@ def gated() -> Iterator[Gated]:
         )
         made.site.kubectl("-n", NAMESPACE, "rollout", "status", "deploy/before", "--timeout=300s")
         options = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
-        gate = "--set-string=gate.mode=Governed"
-        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options, gate)
+        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options)
         made.apply(LIMIT)
         until(made.registered, "the plugin is registered at containerd")
         yield made

@@ -23,11 +23,16 @@ def environment(kubeconfig: Path) -> dict[str, str]:
     return {"KUBECONFIG": str(kubeconfig), "PATH": path}
 
 
-def install(kubeconfig: Path, nodes: int) -> None:
-    """Install pinwarden in a cluster of so many nodes and wait until it runs. Raises ClusterError
-    with the command that failed.
+WITHOUT_NRI = " --set-string gate.mode=Off"
+"""As on nodes whose runtime has no NRI: only pods with the profile are gated."""
+
+
+def install(kubeconfig: Path, nodes: int, options: str = "") -> None:
+    """Install pinwarden in a cluster of so many nodes, and wait until it runs.
+
+    Raises ClusterError with the command that failed.
     """
-    command = COMMAND + (ONE_NODE if nodes == 1 else "") + WAIT
+    command = COMMAND + options + (ONE_NODE if nodes == 1 else "") + WAIT
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=ROOT,
