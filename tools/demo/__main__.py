@@ -40,6 +40,11 @@ def _install(shell: Shell, command: str) -> None:
 def _settle(shell: Shell) -> None:
     shell.run("kubectl get nodes -o wide")
     _roll_out(shell, "daemonset/pinwarden-holder")
+    # No limit can select these pods yet, so the runtime creates them without the gate.
+    shell.run(
+        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod "
+        "--selector=demo=pinner --timeout=600s"
+    )
     say(
         "\nCreating the shared memory group of the last seven claims, so its pods start meanwhile\n"
     )
@@ -47,10 +52,6 @@ def _settle(shell: Shell) -> None:
     say()
     _roll_out(shell, "daemonset/pinwarden-agent")
     _roll_out(shell, "deployment/pinwarden-operator")
-    shell.run(
-        f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod "
-        "--selector=demo=pinner --timeout=600s"
-    )
     shell.until(
         f"kubectl -n {NAMESPACE} logs --selector=demo=pinner --tail=1",
         _all_wait,

@@ -352,7 +352,7 @@ PINNED = (
     Claim("A grant raises the limit up to the administrator's maxGrant (P14)", grants),
     Claim("A pod with CAP_IPC_LOCK is reported as not enforced (H1)", a_capability_is_reported),
     Claim(
-        "The seccomp gate denies exactly at the pod's limit, and an Event says why (P1, P5)",
+        "The gate denies exactly at the limit of a pod whose manifest says nothing of it (P1, P5)",
         denied_for_the_whole_pod,
     ),
     Claim(
