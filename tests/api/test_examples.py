@@ -23,7 +23,9 @@ PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+    """The objects of a file, or of all files of a folder."""
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    return [each for file in files for each in yaml.safe_load_all(file.read_text()) if each]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(EXAMPLES).as_posix())
@@ -47,9 +49,7 @@ def test_page_mentions_the_example(path: Path) -> None:
     assert telling
 
 
-@pytest.mark.parametrize(
-    "path", [*HOW_TO, EXAMPLES / "quick-start.yaml"], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [*HOW_TO, EXAMPLES / "quick-start"], ids=lambda path: path.stem)
 def test_limits_select_the_pods_beside_them(path: Path) -> None:
     """A misspelt label selects no pod, and causes no error."""
     found = objects(path)
@@ -78,5 +78,5 @@ def test_limits_select_the_pods_beside_them(path: Path) -> None:
 
 
 def test_quick_start_runs_the_image_of_this_version() -> None:
-    (pod,) = (each for each in objects(EXAMPLES / "quick-start.yaml") if each["kind"] == "Pod")
+    (pod,) = (each for each in objects(EXAMPLES / "quick-start") if each["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["image"] == f"pinwarden.local/pinwarden:{__version__}"
