@@ -100,9 +100,9 @@ class _Operator:
         self._items = items = Items(metrics)
         own = settings.own_namespace
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
-        exempt = frozenset({"kube-system", own})
+        exempt, watched = frozenset({"kube-system", own}), frozenset(settings.namespaces)
         self._store = store = Store(
-            rules.LimitSettings(exempt, settings.unknown_pods),
+            rules.LimitSettings(exempt, settings.unknown_pods, watched or None),
             compile_queue,
             aggregate_queue,
             metrics,
@@ -156,6 +156,7 @@ class _Operator:
             *(self._specs.run_writer() for _ in range(SPEC_WRITERS)),
             *(self._statuses.run_writer() for _ in range(STATUS_WRITERS)),
             self._specs.run_compiler(),
+            self._specs.run_slow_compiler(),
             self._kopf.run(),
             self._resync.run(),
             self._recorder.run(),

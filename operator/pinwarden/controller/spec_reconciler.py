@@ -7,6 +7,10 @@ take 300 MB.
 *write*: server-side apply, at most once in `QUIET_SECONDS` per node. The spec is one atomic map, so
 a write replaces every manual edit. The Node owns the object, and the garbage collector deletes both
 together.
+
+A first limit in a namespace changes the specs of all nodes, of thousands. These writes must not
+delay an edit of another limit. So such nodes wait in a queue of their own, and are compiled at a
+third of the rate of all writes.
 """
 
 import asyncio
@@ -14,6 +18,7 @@ import json
 import logging
 from dataclasses import dataclass
 from time import monotonic
+from typing import NoReturn
 
 from pinwarden.api.meta import GROUP, VERSION
 from pinwarden.api.nodepinconfig import NodePinConfig
@@ -27,6 +32,7 @@ from pinwarden.controller.write_guard import WriteGuard
 
 QUIET_SECONDS = 0.2
 WRITERS = 16
+SLOW_PER_SECOND = 50.0
 REJECTED_SECONDS = 10.0
 _SLICE_SECONDS = 0.02
 _COMPILED_POLL_SECONDS = 0.02
@@ -80,6 +86,15 @@ class SpecReconciler:
         await self._items.process_queue(
             "compile", self._compile_queue, self._compile_next, self._store.compile_failed
         )
+
+    async def run_slow_compiler(self) -> NoReturn:
+        """Compile nodes that can wait until cancelled, at most `SLOW_PER_SECOND` a second."""
+        queue = self._store.slow_compile_queue
+        while True:
+            name = await queue.get()
+            queue.done(name)
+            self._compile_queue.add(name)
+            await asyncio.sleep(1 / SLOW_PER_SECOND)
 
     async def run_writer(self) -> None:
         """Write pending specs until cancelled; `WRITERS` of these run at once."""

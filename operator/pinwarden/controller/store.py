@@ -1,9 +1,9 @@
 """The operator's knowledge of the cluster, and the names to process again.
 
-Reflectors and kopf fill the store. The store updates `plan`'s Cluster and adds dirty names to two
-queues: nodes to `compile`, and keys of limits and groups to `aggregate`. The store keeps a digest
-of each NodePinConfig's spec instead of the spec, and the fields of each node's report for the
-aggregation. No I/O; for one thread.
+Reflectors and kopf fill the store. The store updates `plan`'s Cluster and adds dirty names to three
+queues: nodes to `compile`, nodes that can wait to `slow_compile_queue`, and keys of limits and
+groups to `aggregate`. The store keeps a digest of each NodePinConfig's spec instead of the spec,
+and the fields of each node's report for the aggregation. No I/O; for one thread.
 """
 
 import logging
@@ -58,6 +58,7 @@ class Store:
         self._compile = compile_queue
         self._aggregate = aggregate_queue
         self._metrics = metrics
+        self.slow_compile_queue = WorkQueue()
         self.denial_listeners: list[Callable[[str, Sequence[DenialReport]], None]] = []
         self._ended: dict[tuple[str, str], Pod] = {}
         self._still_running: dict[str, set[str]] = {}
@@ -276,6 +277,8 @@ class Store:
     def _mark(self, dirty: Dirty) -> None:
         for name in dirty.nodes:
             self._compile.add(name)
+        for name in self.cluster.nodes if dirty.all_nodes else ():
+            self.slow_compile_queue.add(name)
         for name in dirty.limits:
             self._aggregate.add(name, COALESCE_SECONDS)
         for name in dirty.groups:

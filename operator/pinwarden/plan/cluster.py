@@ -25,6 +25,7 @@ from pinwarden.plan.group_index import GroupIndex
 from pinwarden.plan.limit_compiler import Limit, LimitSet, LimitSettings, limit_name, rejection
 from pinwarden.plan.limit_matcher import LimitMatcher
 from pinwarden.plan.limit_overrides import overriding
+from pinwarden.plan.limited_namespaces import LimitedNamespaces
 from pinwarden.plan.node_spec import Overflow, assemble
 from pinwarden.plan.sets import discard
 from pinwarden.plan.types import Namespace, Node, Pod
@@ -56,6 +57,7 @@ class Cluster:
         self._by_combination = PodsByCombination()
         self._claims: dict[tuple[str, str], set[str]] = {}
         self._group_index = GroupIndex()
+        self._limited = LimitedNamespaces(self._settings)
         self._removed_namespaces: set[str] = set()
 
     # -- changes -------------------------------------------------------------------------------
@@ -171,7 +173,8 @@ class Cluster:
             self._rejections[name] = rejected
             self._matcher.remove_limit(name, limit)
         self._rematch(self._candidates(limit))
-        return self._dirty([], [name]) | before | self._concerned(name)
+        scope = self._limited.put_limit(name, None if rejected else limit)
+        return self._dirty([], [name]) | before | self._concerned(name) | scope
 
     def remove_limit(self, name: str) -> Dirty:
         """Remove a limit; the answer has its name, so the caller can forget the limit."""
@@ -183,19 +186,19 @@ class Cluster:
         self._limit_sets.clear()
         self._matcher.remove_limit(name, limit)
         self._rematch(list(self._by_combination.pods_with_limit(name)))
-        return self._dirty([], [name]) | before
+        return self._dirty([], [name]) | before | self._limited.put_limit(name, None)
 
     def put_group(self, group: Group) -> Dirty:
         """Add or replace a group; return `CLEAN` if no field of the rules changed."""
         pods = [self._pods[uid].pod for uid in self._by_namespace.get(group.namespace, ())]
-        return self._known(
-            self._group_index.put_group(group, pods, self.namespace(group.namespace))
-        )
+        changed = self._group_index.put_group(group, pods, self.namespace(group.namespace))
+        return self._known(changed) | self._limited.put_group(group.name, group)
 
     def remove_group(self, name: str) -> Dirty:
         """Remove a group; the answer has its name, so the caller can forget the group."""
         namespace = self.namespace(name.partition("/")[0])
-        return self._known(self._group_index.remove_group(name, namespace))
+        removed = self._group_index.remove_group(name, namespace)
+        return self._known(removed) | self._limited.put_group(name, None)
 
     def put_presence(self, node: str, presence: Presence) -> Dirty:
         """Record why groups stay on a node without a member pod."""
@@ -228,7 +231,8 @@ class Cluster:
         windows = self._matcher.nodes[node].windows
         entries = (self._pods[uid] for uid in self._by_node.get(node, ()))
         limited = ((entry.pod, self._limit_set(entry.matching)) for entry in entries)
-        return assemble(limited, self._group_index.placed_on(node), self._settings, windows=windows)
+        groups = self._group_index.placed_on(node)
+        return assemble(limited, groups, self._settings, self._limited.scope, windows=windows)
 
     def pod(self, uid: str) -> Pod | None:
         """Return the pod with this API UID, None if unknown."""

@@ -18,7 +18,7 @@ from pinwarden.api.nodepinconfig import NodeLimit
 from pinwarden.api.pinlimit import ClusterPinLimit, Counting, OnOvershoot, PinLimit, Scope, Source
 from pinwarden.api.quantity import MAX_BYTES
 from pinwarden.plan.conditions import Rejection, selects_nothing
-from pinwarden.plan.selectors import names_value, selects
+from pinwarden.plan.selectors import named_values, selects
 from pinwarden.plan.types import NAME_LABEL, Namespace, Node, Pod
 
 Limit = PinLimit | ClusterPinLimit
@@ -31,11 +31,13 @@ class LimitSettings:
     """LimitSettings of the operator.
 
     A ClusterPinLimit reaches an `exempt` namespace only by name. `unknown_pods` is the limit in
-    bytes for pods unknown to their node, None for no limit.
+    bytes for pods unknown to their node, None for no limit. `watched` are the only namespaces whose
+    pods the operator sees, None for all.
     """
 
     exempt: frozenset[str] = frozenset({"kube-system", SYSTEM_NAMESPACE})
     unknown_pods: int | None = None
+    watched: frozenset[str] | None = None
 
 
 def rejection(limit: Limit) -> Rejection | None:
@@ -106,7 +108,7 @@ def reaches_namespace(limit: Limit, namespace: Namespace, settings: LimitSetting
     if isinstance(limit, PinLimit):
         return limit.metadata.namespace == namespace.name
     selector = limit.spec.namespace_selector
-    if namespace.name in settings.exempt and not names_value(selector, NAME_LABEL, namespace.name):
+    if namespace.name in settings.exempt and named_values(selector, NAME_LABEL) is None:
         return False
     return selects(selector, {**namespace.labels, NAME_LABEL: namespace.name})
 

@@ -21,7 +21,15 @@ from pinwarden.api.nodepinconfig import NodeLimit, NodePinConfigSpec, NodePod, P
 from pinwarden.plan.fairness import select_fairly
 from pinwarden.plan.group_allowlist import Permission
 from pinwarden.plan.group_compiler import NOWHERE, Group, Presence, groups_on, node_groups
-from pinwarden.plan.limit_compiler import Limit, LimitSet, LimitSettings, matches, rejection
+from pinwarden.plan.limit_compiler import (
+    Limit,
+    LimitSet,
+    LimitSettings,
+    limit_name,
+    matches,
+    rejection,
+)
+from pinwarden.plan.limited_namespaces import LimitedNamespaces, NamespaceScope
 from pinwarden.plan.types import Namespace, Node, Pod
 
 MAX_NODE_LIMITS = 1024
@@ -81,9 +89,16 @@ def compile_node(
         )
 
     live = mark_contested(pod for pod in pods if not (pod.terminal or pod.windows))
+    groups = list(groups)
     placed = groups_on(groups, [] if node.windows else live, namespaces, presence)
     limited = ((pod, limit_set(pod)) for pod in live)
-    return assemble(limited, placed, settings, windows=node.windows)[0]
+    selectable = LimitedNamespaces(settings)
+    for limit in usable:
+        selectable.put_limit(limit_name(limit), limit)
+    for group in groups:
+        selectable.put_group(group.name, group)
+    scope = selectable.scope
+    return assemble(limited, placed, settings, scope, windows=node.windows)[0]
 
 
 def mark_contested(pods: Iterable[Pod]) -> list[Pod]:
@@ -97,6 +112,7 @@ def assemble(
     limited: Iterable[tuple[Pod, LimitSet]],
     groups: Sequence[tuple[Group, Permission]],
     settings: LimitSettings,
+    scope: NamespaceScope,
     *,
     windows: bool = False,
 ) -> tuple[NodePinConfigSpec, Overflow]:
@@ -131,6 +147,8 @@ def assemble(
         limits=sorted(limits.values(), key=lambda limit: limit.name),
         pods=sorted(pods, key=lambda pod: pod.uid),
         groups=node_groups(groups, members, listed) if groups else [],
+        limited_namespaces=None if scope.limited is None else list(scope.limited),
+        exempt_namespaces=list(scope.exempt),
     )
     return spec, Overflow(len(limits) < len(wanted), frozenset(cgroups.keys() - listed))
 

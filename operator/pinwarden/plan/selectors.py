@@ -20,12 +20,16 @@ def selects(selector: LabelSelector | None, labels: Labels) -> bool:
     )
 
 
-def names_value(selector: LabelSelector, key: str, value: str) -> bool:
-    """Return whether the selector names `value` for `key` explicitly."""
-    return selector.match_labels.get(key) == value or any(
-        requirement.key == key and requirement.operator == "In" and value in requirement.values
+def named_values(selector: LabelSelector, key: str) -> frozenset[str] | None:
+    """Return the values of the label `key` that the selector names, None if it names none."""
+    named = [
+        frozenset(requirement.values)
         for requirement in selector.match_expressions
-    )
+        if requirement.key == key and requirement.operator == "In"
+    ]
+    if key in selector.match_labels:
+        named.append(frozenset([selector.match_labels[key]]))
+    return frozenset.intersection(*named) if named else None
 
 
 def contradiction(selector: LabelSelector) -> str | None:

@@ -17,6 +17,7 @@ from pinwarden.controller.workqueue import WorkQueue
 from pinwarden.plan import cluster, limit_compiler, limit_status
 from pinwarden.plan.conditions import UntimedCondition, with_times
 from pinwarden.plan.limit_compiler import LimitSet
+from pinwarden.plan.limited_namespaces import NamespaceScope
 from pinwarden.plan.node_spec import assemble
 from pinwarden.plan.node_view import NodeView
 from pinwarden.plan.types import Pod
@@ -336,7 +337,7 @@ def test_spec_with_too_many_pods_keeps_governed_pods_first(count: int) -> None:
         for n in range(100)
     ]
     both = [*((pod, free) for pod in pods), *((pod, held) for pod in ours)]
-    spec, overflow = assemble(both, [], limit_compiler.LimitSettings())
+    spec, overflow = assemble(both, [], limit_compiler.LimitSettings(), NamespaceScope())
     assert len(spec.pods) == 4096
     assert {pod.uid for pod in ours} <= {entry.uid for entry in spec.pods}
     assert len(overflow.unlisted) == count + 100 - 4096
@@ -345,7 +346,9 @@ def test_spec_with_too_many_pods_keeps_governed_pods_first(count: int) -> None:
         Pod("a", f"p-{n}", f"u-{n:05}", f"u-{n:05}", "n1", containers={"main": "id"})
         for n in range(5000)
     ]
-    spec, overflow = assemble(((pod, held) for pod in crowd), [], limit_compiler.LimitSettings())
+    spec, overflow = assemble(
+        ((pod, held) for pod in crowd), [], limit_compiler.LimitSettings(), NamespaceScope()
+    )
     status = status_of(limit(), crowd, NodeView("n1", silent=False).with_desired(spec, overflow))
     assert outcome(status, "Applied") == ("False", "TooManyPods")
     assert outcome(status, "Enforced")[0] == "False"
@@ -376,6 +379,7 @@ def test_spec_with_long_names_of_one_namespace_keeps_other_namespaces() -> None:
         [*((pod, wide) for pod in greedy), (small, LimitSet.of([pinlimit("x")]))],
         [],
         limit_compiler.LimitSettings(),
+        NamespaceScope(),
     )
     assert len(transform.canonical(spec.to_wire())) < 1 << 20
     assert "u1" in {entry.uid for entry in spec.pods}

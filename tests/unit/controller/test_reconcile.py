@@ -86,9 +86,9 @@ class Operator:
         self.metrics = metrics = Metrics()
         self.items = items = Items(metrics)
         compile_queue, aggregate_queue = WorkQueue(), WorkQueue()
-        self.queues = (compile_queue, aggregate_queue)
         self.leading = True
         self.store = Store(LimitSettings(), compile_queue, aggregate_queue, metrics)
+        self.queues = (compile_queue, self.store.slow_compile_queue, aggregate_queue)
         self.renewed = asyncio.Event()
         self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
         self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
@@ -246,6 +246,7 @@ async def running() -> AsyncIterator[Operator]:
     operator = Operator()
     parts = (
         operator.specs.run_compiler(),
+        operator.specs.run_slow_compiler(),
         *(operator.specs.run_writer() for _ in range(2)),
         *(operator.statuses.run_writer() for _ in range(2)),
         operator.recorder.run(),
@@ -277,6 +278,27 @@ def test_spec_new_is_written_once_with_its_node_as_owner() -> None:
     stored = server.objects[config_path("n1")]
     assert [owner["uid"] for owner in stored["metadata"]["ownerReferences"]] == ["node-uid"]
     assert server.applied.count(config_path("n1")) == 1
+
+
+def test_first_limit_of_a_namespace_reaches_nodes_without_its_pods() -> None:
+    def names(operator: Operator, node: str) -> object:
+        return operator.spec(node).get("limitedNamespaces")
+
+    async def work(operator: Operator) -> None:
+        for node in ("n1", "n2"):
+            operator.node(node, node)
+        operator.pod()
+        await operator.until(lambda: names(operator, "n1") == names(operator, "n2") == [])
+        operator.limit()
+        await operator.until(lambda: names(operator, "n1") == names(operator, "n2") == ["ns"])
+        await operator.rest()
+        before = list(operator.server.applied)
+        operator.limit(version=2, generation=2, limit="2Mi")
+        await operator.until(lambda: operator.spec()["limits"][0]["limit"] == 2 << 20)
+        await operator.rest()
+        assert config_path("n2") not in operator.server.applied[len(before) :]
+
+    scenario(work)
 
 
 def test_spec_already_stored_is_not_written() -> None:

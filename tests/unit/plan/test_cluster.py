@@ -12,9 +12,18 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit
 from pinwarden.plan.cluster import Cluster
 from pinwarden.plan.dirty import CLEAN, Dirty
-from pinwarden.plan.limit_compiler import Limit, LimitSettings, limit_name, matches, rejection
+from pinwarden.plan.limit_compiler import (
+    Limit,
+    LimitSettings,
+    limit_name,
+    matches,
+    reaches_namespace,
+    rejection,
+)
 from pinwarden.plan.node_spec import compile_node
-from pinwarden.plan.types import Namespace, Node, Pod
+from pinwarden.plan.types import NAME_LABEL, Namespace, Node, Pod
+
+from .scopes import changed_nodes, is_rescoped, scope_of
 
 NODES = ["n1", "n2"]
 NAMESPACES = ["a", "b", "kube-system"]
@@ -29,6 +38,10 @@ SELECTORS = st.sampled_from(
         {"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]},
     ]
 )
+NAMED = [
+    {"matchLabels": {NAME_LABEL: "a"}},
+    {"matchExpressions": [{"key": NAME_LABEL, "operator": "In", "values": NAMESPACES[1:]}]},
+]
 AMOUNTS = st.sampled_from(["1Mi", "1Mi", "2Mi", "2Mi", "1Gi", "1m"])
 
 
@@ -108,7 +121,7 @@ LIMITS: st.SearchStrategy[Limit] = st.one_of(
         st.sampled_from("uv"),
         AMOUNTS,
         SELECTORS,
-        SELECTORS,
+        st.one_of(SELECTORS, st.sampled_from(NAMED)),
         SELECTORS,
         st.sampled_from([None, "1Mi"]),
     ),
@@ -170,7 +183,11 @@ class Mirror:
         assert set(self.world.nodes) == set(self.nodes)
         assert set(self.world.limits) == set(self.limits)
         for node in self.nodes.values():
-            assert self.world.compiled(node.name)[0] == self.spec(node)
+            spec = self.world.compiled(node.name)[0]
+            assert spec == self.spec(node)
+            limited, exempt = scope_of(spec)
+            for name in self.selectable():
+                assert name not in exempt if limited is None else name in limited
         for name, limit in self.limits.items():
             pods = self.world.pods_of(name)
             assert sorted(pod.uid for pod in pods) == self.pods_of(limit)
@@ -181,6 +198,18 @@ class Mirror:
                 name for name, limit in self.limits.items() if self.held_on(limit, node_name)
             }
             assert self.world.limits_on(node_name) == governing
+
+    def selectable(self) -> set[str]:
+        """The namespaces with pods that a limit may select."""
+        return {
+            name
+            for name in NAMESPACES
+            for limit in self.limits.values()
+            if rejection(limit) is None
+            and reaches_namespace(
+                limit, self.namespaces.get(name) or Namespace(name), LimitSettings()
+            )
+        }
 
     def held_on(self, limit: Limit, node: str) -> bool:
         return any(self.pods[uid].node == node for uid in self.pods_of(limit))
@@ -328,7 +357,8 @@ def test_cluster_event_dirties_what_changed_and_repetition_nothing(
         specs, facts = mirror.specs(), mirror.facts()
         dirty = operation(mirror)
         now = mirror.specs()
-        assert {name for name in now if now[name] != specs.get(name)} <= dirty.nodes
+        assert changed_nodes(specs, now) <= dirty.nodes
+        assert is_rescoped(specs, now) <= dirty.all_nodes
         assert dirty.nodes <= set(now)
         changed = {name for name, fact in mirror.facts().items() if facts.get(name) != fact}
         assert changed | (set(facts) - set(mirror.limits)) <= dirty.limits
@@ -424,6 +454,6 @@ def test_ceiling_that_allows_a_grant_dirties_the_grant() -> None:
         namespaced("p", "a", "1Mi", {}, "Pod", True), namespaced("q", "b", "1Mi", {}, "Pod", True)
     )
     world.put_pod(a_pod("1", "a", "n1", {}, running=True, terminal=False))
-    ceiling = cluster_wide("u", "1Gi", {}, {}, {}, "1Mi")
+    ceiling = cluster_wide("u", "1Gi", {}, NAMED[0], {}, "1Mi")
     assert world.put_limit(ceiling) == Dirty(frozenset({"n1"}), frozenset({"u", "a/p"}))
     assert world.remove_limit("u") == Dirty(frozenset({"n1"}), frozenset({"u", "a/p"}))

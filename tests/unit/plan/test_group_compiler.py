@@ -28,6 +28,8 @@ from pinwarden.plan.limit_compiler import LimitSettings
 from pinwarden.plan.node_spec import compile_node
 from pinwarden.plan.types import Namespace, Node, Pod
 
+from .scopes import changed_nodes, is_rescoped
+
 NODES = ["n1", "n2"]
 ALLOWED = ["", "path:/run/a", "create:1Mi", "create:2Mi path:/run"]
 MEMFD: dict[str, Any] = {"backing": {"memfd": {"name": "ring"}}}
@@ -468,7 +470,8 @@ def test_group_event_dirties_what_changed_and_repetition_nothing(
         specs, facts = mirror.specs(), mirror.facts()
         dirty = operation(mirror)
         now = mirror.specs()
-        assert {name for name in now if now[name] != specs.get(name)} <= dirty.nodes
+        assert changed_nodes(specs, now) <= dirty.nodes
+        assert is_rescoped(specs, now) <= dirty.all_nodes
         assert dirty.nodes <= set(now)
         changed = {name for name, fact in mirror.facts().items() if facts.get(name) != fact}
         assert changed | (set(facts) - set(mirror.groups)) <= dirty.groups

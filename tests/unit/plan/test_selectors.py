@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinwarden.api.meta import LabelSelector, LabelSelectorRequirement
-from pinwarden.plan.selectors import contradiction, names_value, selects
+from pinwarden.plan.selectors import contradiction, named_values, selects
 
 keys = st.sampled_from(["app", "tier", "example.com/zone"])
 values = st.sampled_from(["a", "b", ""])
@@ -81,16 +81,21 @@ def test_selector_matches_truth_table_of_kubernetes(
     assert selects(LabelSelector(match_expressions=[requirement]), labels) is expected
 
 
-def test_named_value_is_always_selected() -> None:
-    requirement = LabelSelectorRequirement(key="k", operator="In", values=["a", "b"])
-    assert names_value(LabelSelector(match_labels={"k": "a"}), "k", "a")
-    assert names_value(LabelSelector(match_expressions=[requirement]), "k", "b")
-    assert not names_value(LabelSelector(), "k", "a")
-    assert not names_value(
-        LabelSelector(match_expressions=[LabelSelectorRequirement(key="k", operator="Exists")]),
-        "k",
-        "a",
-    )
+def test_named_values_are_those_of_match_labels_and_in() -> None:
+    either = LabelSelectorRequirement(key="k", operator="In", values=["a", "b"])
+    exists = LabelSelectorRequirement(key="k", operator="Exists")
+    assert named_values(LabelSelector(match_labels={"k": "a"}), "k") == frozenset("a")
+    assert named_values(LabelSelector(match_expressions=[either, exists]), "k") == frozenset("ab")
+    both = LabelSelector(match_labels={"k": "a"}, match_expressions=[either])
+    assert named_values(both, "k") == frozenset("a")
+    assert named_values(both, "other") is None
+    assert named_values(LabelSelector(match_expressions=[exists]), "k") is None
+
+
+@given(selectors, labels)
+def test_selected_object_has_a_named_value(selector: LabelSelector, labels: dict[str, str]) -> None:
+    named = named_values(selector, "app")
+    assert named is None or not selects(selector, labels) or labels["app"] in named
 
 
 KEYS = ("app", "tier", "example.com/zone")

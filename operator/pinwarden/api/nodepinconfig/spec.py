@@ -187,6 +187,17 @@ class NodePinConfigSpec(Model):
     limits: list[NodeLimit] = Field(default_factory=list, max_length=1024)
     pods: list[NodePod] = Field(default_factory=list, json_schema_extra=_at_most(4096))
     groups: list[NodeGroup] = Field(default_factory=list, max_length=256)
+    limited_namespaces: list[str] | None = Field(
+        None,
+        max_length=128,
+        description="Namespaces whose pods a limit or group may select; absent means all except "
+        "exemptNamespaces. The NRI plugin gates unlisted pods only in these namespaces.",
+    )
+    exempt_namespaces: list[str] = Field(
+        default_factory=list,
+        max_length=128,
+        description="Without limitedNamespaces: namespaces whose pods no limit or group selects.",
+    )
 
     @field_validator("pods")
     @classmethod
