@@ -28,8 +28,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--mode",
         choices=("All", "Governed", "Labelled"),
         default="Governed",
-        help="which containers get the gate: all, those of pods with limits or not known yet, or "
-        "those of pods with the label pinwarden.io/gate too (default: Governed)",
+        help="which containers get the gate: all, those of pods with limits or not known yet in a "
+        "limited namespace, or those of pods with limits or the label pinwarden.io/gate "
+        "(default: Governed)",
     )
     parser.add_argument(
         "--runtime-handlers",

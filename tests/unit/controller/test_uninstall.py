@@ -161,6 +161,7 @@ def test_draining_includes_only_created_groups_without_orphan_policy() -> None:
     ) == {
         "mode": "Active",
         "groups": [{"uid": "made", "draining": True}],
+        "limitedNamespaces": [],
     }
     assert draining({"spec": {"mode": "Active"}}, created_uids(groups)) is None
     assert draining({"spec": {"groups": [{"uid": "found"}]}}, created_uids(groups)) is None

@@ -115,7 +115,9 @@ def draining(config: Json, uids: frozenset[str]) -> Json | None:
     """Return a spec to drain these groups and limit no pod, None if the node has no such group."""
     groups = (config.get("spec") or {}).get("groups") or ()
     drained = [{**group, "draining": True} for group in groups if group.get("uid") in uids]
-    return {"mode": Mode.ACTIVE.value, "groups": drained} if drained else None
+    if not drained:
+        return None
+    return {"mode": Mode.ACTIVE.value, "groups": drained, "limitedNamespaces": []}
 
 
 def remaining_groups(config: NodePinConfig) -> Sequence[RemainingGroup]:

@@ -1,9 +1,10 @@
 """Which containers get the gate, and with which policy. Pure.
 
 A container is changed if the node's configuration governs its pod, or does not know the pod yet: a
-new pod is created before the operator has compiled it. Four kinds of pods stay as they are:
+new pod is created before the operator has compiled it. Five kinds of pods stay as they are:
 
 - pods in the configuration without a limit or group;
+- pods that the configuration does not know, of namespaces without a limit or group;
 - pods of pinwarden itself: a gate cannot wait for its own answer;
 - static pods without a limit. The kubelet starts the control plane with them, before any gate could
   answer. The kubelet sets their annotation, and overwrites this annotation in other pods;
@@ -92,6 +93,9 @@ class Rules:
             return "it is a static pod without limits"
         if self.mode is GateMode.LABELLED and LABEL not in pod.labels:
             return f"its pod has no label {LABEL}"
-        if self.mode is GateMode.GOVERNED and pod.uid in node.listed:
-            return "no limit selects its pod"
+        if self.mode is GateMode.GOVERNED:
+            if pod.uid in node.listed:
+                return "no limit selects its pod"
+            if not node.may_limit(pod.namespace):
+                return "no limit selects pods of its namespace"
         return ""

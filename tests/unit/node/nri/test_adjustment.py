@@ -45,6 +45,23 @@ def test_pod_by_configuration_and_mode_is_gated(uid: str, gated_in: set[str]) ->
         assert decision.wanted == (mode in gated_in)
 
 
+def test_unknown_pod_is_gated_only_in_a_namespace_that_a_limit_may_select() -> None:
+    def is_gated(namespace: str, mode: GateMode = GateMode.GOVERNED) -> bool:
+        return rules(mode).decide(pod("unknown", namespace), UNCONFINED, node).policy is not None
+
+    node = NodePods(limited=frozenset({"team"}))
+    assert is_gated("team")
+    assert not is_gated("other")
+    assert is_gated("other", GateMode.ALL)
+    decision = rules().decide(pod("unknown", "other"), UNCONFINED, node)
+    assert (decision.wanted, decision.reason) == (False, "no limit selects pods of its namespace")
+    node = NodePods(exempt=frozenset({"kube-system"}))
+    assert is_gated("team")
+    assert not is_gated("kube-system")
+    node = NodePods(governed=frozenset({"unknown"}), limited=frozenset())
+    assert is_gated("team"), "a known limit is enough"
+
+
 def test_pod_with_the_label_is_gated_unless_the_configuration_lists_it_as_free() -> None:
     labelled = rules(GateMode.LABELLED)
     label = {LABEL: "enabled"}
@@ -151,6 +168,8 @@ def test_configuration_with_limits_and_groups_names_governed_pods() -> None:
     assert node == NodePods(frozenset("abcd"), frozenset("abd"))
     assert parse({"spec": {"mode": "Release", **spec}}) == NodePods(release=True)
     assert parse({"spec": {}}) == NodePods()
+    namespaces = {"limitedNamespaces": ["a"], "exemptNamespaces": ["b"]}
+    assert parse({"spec": namespaces}) == NodePods(limited=frozenset("a"), exempt=frozenset("b"))
 
 
 JSON = st.recursive(
@@ -162,10 +181,11 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, JSON)
-def test_any_other_spec_is_a_value_error(pods: object, groups: object) -> None:
+@given(JSON, JSON, JSON)
+def test_any_other_spec_is_a_value_error(pods: object, groups: object, names: object) -> None:
+    spec = {"pods": pods, "groups": groups, "limitedNamespaces": names, "exemptNamespaces": names}
     try:
-        node = parse({"spec": {"pods": pods, "groups": groups}})
+        node = parse({"spec": spec})
     except ValueError:
         return
     assert node.governed <= node.listed
