@@ -78,10 +78,11 @@ def pod(name: str, *containers: dict[str, Any], init: Any = ()) -> dict[str, Any
 
 
 class Gated:
-    """The cluster, and pods in its namespace."""
+    """The cluster, and pods in a namespace."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, namespace: str = NAMESPACE) -> None:
         self.site = site
+        self.namespace = namespace
 
     @property
     def node(self) -> Node:
@@ -90,6 +91,19 @@ class Gated:
     def apply(self, *objects: dict[str, Any]) -> None:
         whole = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.site.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
+        for made in objects:
+            if made["kind"] == "PinLimit":
+                self._wait_limited(made["metadata"]["namespace"])
+
+    def _wait_limited(self, namespace: str) -> None:
+        """Wait until the plugin can know that new pods of the namespace may be limited."""
+
+        def names() -> list[str]:
+            text = self.node.exec(["cat", "/var/lib/pinwarden/nodepinconfig.json"]).stdout
+            known: list[str] = json.loads(text)["content"]["spec"]["limitedNamespaces"]
+            return known
+
+        until(lambda: namespace in names(), f"the node knows that {namespace} is limited")
 
     def pages(self, name: str, container: str = "main") -> int:
         """The pages that a container's processes locked together, once it says so."""
@@ -109,21 +123,22 @@ class Gated:
                 each["name"] == container and "waiting" not in each["state"] for each in known
             ):
                 return []
-            text = self.site.kubectl("-n", NAMESPACE, "logs", name, "-c", container)
+            text = self.site.kubectl("-n", self.namespace, "logs", name, "-c", container)
             return re.findall(r"^pages (\d+)$", text, re.MULTILINE)
 
         until(lambda: bool(said()), f"container {container} of {name} says what it locked")
         return int(said()[-1])
 
-    def get(self, kind: str, name: str, namespace: str = NAMESPACE) -> Any:
-        return json.loads(self.site.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
+    def get(self, kind: str, name: str, namespace: str = "") -> Any:
+        space = namespace or self.namespace
+        return json.loads(self.site.kubectl("-n", space, "get", kind, name, "-o", "json"))
 
     def delete(self, *names: str) -> None:
-        self.site.kubectl("-n", NAMESPACE, "delete", "pod", *names, "--now", "--wait=true")
+        self.site.kubectl("-n", self.namespace, "delete", "pod", *names, "--now", "--wait=true")
 
     def levels(self) -> dict[str, str]:
         """The reported level of each pod of the namespace that its node reports."""
-        found = json.loads(self.site.kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))
+        found = json.loads(self.site.kubectl("-n", self.namespace, "get", "pods", "-o", "json"))
         names = {each["metadata"]["uid"]: each["metadata"]["name"] for each in found["items"]}
         status = self.get("nodepinconfig", self.node.name).get("status", {})
         return {
@@ -134,7 +149,7 @@ class Gated:
 
     def message(self, prefix: str) -> str:
         """The reported message of the pod whose name begins so."""
-        found = json.loads(self.site.kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))
+        found = json.loads(self.site.kubectl("-n", self.namespace, "get", "pods", "-o", "json"))
         uids = {
             each["metadata"]["uid"]
             for each in found["items"]
@@ -241,6 +256,32 @@ def test_container_that_runs_since_before_is_reported_and_a_restart_gates_it(gat
     gated.site.kubectl("-n", NAMESPACE, "rollout", "restart", "deploy/before")
     gated.site.kubectl("-n", NAMESPACE, "rollout", "status", "deploy/before", "--timeout=300s")
     until(lambda: level() == "Deny", "the restarted pod is limited exactly")
+
+
+@pytest.mark.rule("H1")
+def test_fresh_pod_is_changed_only_in_a_namespace_with_limits(gated: Gated) -> None:
+    """A limit that comes later reports the pod of before as created without the gate."""
+    other = Gated(gated.site, "unlimited")
+    run = partial(other.site.kubectl, "-n", other.namespace)
+    run("create", "namespace", other.namespace)
+
+    def filters(name: str) -> int:
+        """Start a pod, and return the seccomp filters of its first process."""
+        made = pod(name, container("main", {}, "stay"))
+        made["metadata"]["namespace"] = other.namespace
+        other.apply(made)
+        other.pages(name)
+        script = "print(open('/proc/1/status').read())"
+        status = run("exec", name, "--", "python3", "-c", script)
+        return int(status.partition("Seccomp_filters:")[2].split()[0])
+
+    assert filters("early") == 0
+    other.apply({**LIMIT, "metadata": {"name": "all", "namespace": other.namespace}})
+    assert filters("late") > 0
+    assert other.pages("late") == PAGES
+    until(lambda: other.levels() == {"early": "Converge", "late": "Deny"}, "both are reported")
+    assert "created without the gate; a restart gates it" in other.message("early")
+    run("delete", "namespace", other.namespace, "--wait=true", "--timeout=300s")
 
 
 @pytest.mark.rule("H1")
