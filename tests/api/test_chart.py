@@ -167,6 +167,20 @@ def test_every_object_fits_the_schema_of_its_kind(
             {"operator.unknownPods": "0", "operator.namespaces[0]": "team-a"},
             "operator.unknownPods: not allowed with operator.namespaces",
         ),
+        ({"gate.nri.tolerationAnnotation": "a b"}, "/gate/nri/tolerationAnnotation"),
+        ({"gate.nri.tolerationNamespaces[0]": "A"}, "/gate/nri/tolerationNamespaces/0"),
+        (
+            {"gate.nri.tolerationAnnotation": "a.io/b", "gate.mode": "Off"},
+            "gate.nri.tolerationAnnotation: needs gate.enabled and a gate.mode other than Off",
+        ),
+        (
+            {
+                "gate.nri.tolerationAnnotation": "a.io/b",
+                "gate.mode": "All",
+                "gate.enabled": "false",
+            },
+            "gate.nri.tolerationAnnotation: needs gate.enabled and a gate.mode other than Off",
+        ),
     ],
 )
 def test_wrong_value_is_rejected_with_its_name(wrong: dict[str, str], said: str) -> None:
@@ -502,6 +516,37 @@ def test_labels_and_annotations_of_a_user_are_merged_with_the_charts_own() -> No
         "pinwarden-operator": {"kubectl.kubernetes.io/default-container": "operator", "a": ""},
         "pinwarden-uninstall": {"a": ""},
     }
+
+
+def test_every_pod_of_pinwarden_tolerates_a_missing_plugin_if_an_annotation_is_given() -> None:
+    key = "pinwarden.io/start-ungated"
+    nri = {"tolerationAnnotation": key, "tolerationNamespaces": None}
+    given: dict[str, Any] = {"gate": {"mode": "Governed", "nri": nri}}
+    given |= {name: {"podAnnotations": {key: "false", "a": ""}} for name in ("operator", "agent")}
+    objects = chart.render(given=given)
+    for name, pod in pods(objects).items():
+        assert pod["metadata"]["annotations"].items() >= {key: "true", "a": ""}.items(), name
+    assert f"--toleration-annotation={key}" in container(objects, "pinwarden-holder", "nri")["args"]
+    assert "--nri-required" in container(objects, "pinwarden-uninstall", "uninstall")["args"]
+    (policy,) = toleration_policies(objects)
+    (expression,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == [chart.NAMESPACE]
+
+
+def test_without_a_toleration_annotation_there_is_no_policy_and_no_pod_has_one() -> None:
+    objects = chart.render(given={"gate": {"mode": "Governed"}})
+    assert not toleration_policies(objects)
+    assert "annotations" not in pods(objects)["pinwarden-holder"]["metadata"]
+    assert "toleration" not in str(container(objects, "pinwarden-holder", "nri")["args"])
+    assert "--nri-required" not in container(objects, "pinwarden-uninstall", "uninstall")["args"]
+
+
+def toleration_policies(objects: list[chart.Object]) -> list[chart.Object]:
+    return [
+        each
+        for each in objects
+        if each["kind"] == "ValidatingAdmissionPolicy" and "toleration" in each["metadata"]["name"]
+    ]
 
 
 def test_pods_of_hooks_may_run_where_the_operator_may() -> None:

@@ -66,6 +66,23 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
+{{/*
+Annotations of a pod, from maps of which an earlier one wins. Each pod of pinwarden tolerates a missing gate:
+the gate never is in them, and a node needs them to get its gate back.
+*/}}
+{{- define "pinwarden.podAnnotations" -}}
+{{- $annotations := dict -}}
+{{- with (first .).Values.gate.nri.tolerationAnnotation -}}
+{{- $_ := set $annotations . "true" -}}
+{{- end -}}
+{{- range rest . -}}
+{{- $_ := merge $annotations (. | default dict) -}}
+{{- end -}}
+{{- with $annotations -}}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end }}
+
 {{/* What every container does without. */}}
 {{- define "pinwarden.confined" -}}
 allowPrivilegeEscalation: false
