@@ -40,6 +40,13 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "(default: runc,crun,nvidia)",
     )
     parser.add_argument(
+        "--toleration-annotation",
+        default="",
+        metavar="KEY",
+        help="reject a container that cannot get the gate, unless its pod has this annotation "
+        "(default: start the container ungated)",
+    )
+    parser.add_argument(
         "--namespace",
         default=os.environ.get("POD_NAMESPACE", ""),
         help="the namespace of pinwarden, whose pods are never gated (default: $POD_NAMESPACE)",
@@ -64,13 +71,14 @@ def _run(options: argparse.Namespace) -> int:
             options.namespace,
             os.uname().machine,
             frozenset(options.runtime_handlers.split(",")),
+            options.toleration_annotation,
         ),
     )
     try:
         daemon.run(settings)
     except OSError as error:
         logging.getLogger(__name__).critical(
-            "the NRI plugin failed; containers start ungated", exc_info=True
+            "the NRI plugin failed; new containers do not get the gate", exc_info=True
         )
         sys.stderr.write(f"pinwarden nri: {error}\n")
         return 1

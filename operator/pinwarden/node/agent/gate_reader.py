@@ -119,7 +119,7 @@ def _coverage(subject: Subject, status: GateStatus, nri: NriStatus) -> GateCover
     }
     reasons = sorted({nri.ungated[identity] for identity in running & nri.ungated.keys()})
     if not gated:
-        failure = f"; new containers start ungated: {nri.failure}" if nri.failure else ""
+        failure = f"; new containers do not get the gate: {nri.failure}" if nri.failure else ""
         why = RESTART if nri.runtime else UNGATED + failure
         return GateCoverage(why="; ".join(reasons) or why)
     sandboxes = {status.containers[identity][2] for identity in gated}

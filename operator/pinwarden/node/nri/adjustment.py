@@ -10,6 +10,9 @@ new pod is created before the operator has compiled it. Five kinds of pods stay 
   answer. The kubelet sets their annotation, and overwrites this annotation in other pods;
 - other pods without a limit, while no gate runs. A pod of the cluster's network would wait for the
   gate, and the gate's pod for the network.
+
+If the node requires the gate, containers without a possible gate are rejected. The annotation
+`Rules.toleration` exempts a pod.
 """
 
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ _API: Final = "api"
 _NAME: Final = "app.kubernetes.io/name"
 LABEL: Final = "pinwarden.io/gate"
 NO_GATE: Final = "it was created while no gate ran; a restart gates it"
+_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+"""The values that containerd's validator reads as true (`strconv.ParseBool`)."""
 
 
 class GateMode(StrEnum):
@@ -54,12 +59,16 @@ class Rules:
 
     `handlers` are the runtimes of RuntimeClasses that share the node's kernel and start containers
     as runc does. A sandbox with a kernel of its own (Kata, gVisor) cannot reach the gate.
+
+    `toleration` is the key of the annotation with which a pod may start ungated. If empty, each
+    container may.
     """
 
     mode: GateMode
     namespace: str
     machine: str
     handlers: frozenset[str] = frozenset()
+    toleration: str = ""
 
     def decide(
         self, pod: Pod, container: Container, node: NodePods, *, gate_runs: bool = True
@@ -81,6 +90,19 @@ class Rules:
             return Decision(gate(container.policy, self.machine), wanted=True)
         except UngateableError as error:
             return Decision(None, wanted=True, reason=str(error))
+
+    def may_start_ungated(self, pod: Pod, container: Container) -> bool:
+        """Return whether a container starts although it cannot get the gate.
+
+        The keys and their order are those of containerd's validator.
+        """
+        if not self.toleration:
+            return True
+        for suffix in (f"/container.{container.name}", "/pod", ""):
+            value = pod.annotations.get(self.toleration + suffix)
+            if value is not None:
+                return value in _TRUE
+        return False
 
     def _excluded(self, pod: Pod, node: NodePods) -> str:
         if node.release:

@@ -172,6 +172,6 @@ class _NriProcess:
         self._disconnect()
         self._next_connect = time.monotonic() + self._backoff.failed()
         if failure != self._failure:
-            _log.warning("%s; containers start ungated meanwhile", failure)
+            _log.warning("%s; new containers do not get the gate meanwhile", failure)
             self._failure = failure
         time.sleep(POLL_SECONDS)

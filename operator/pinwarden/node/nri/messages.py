@@ -14,6 +14,7 @@ from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
 _UNCONFINED: Final = 1  # SecurityProfile.ProfileType
+_FAILED_PRECONDITION: Final = 9  # google.rpc.Code
 _MOST_POLICIES: Final = 64
 """The policies that stay decoded or encoded. Most containers of a node have the same ones."""
 
@@ -95,6 +96,11 @@ def parse_request(payload: bytes) -> tuple[str, bytes]:
 def response(payload: bytes) -> bytes:
     """Return a ttrpc Response."""
     return encode({2: payload})
+
+
+def error_response(text: str) -> bytes:
+    """Return a ttrpc Response with an error, which makes the runtime reject a container."""
+    return encode({1: encode({1: _FAILED_PRECONDITION, 2: text})})
 
 
 def response_error(payload: bytes) -> str:

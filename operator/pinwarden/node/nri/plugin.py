@@ -1,9 +1,12 @@
 """One connection to the runtime: registers the plugin, and answers the runtime's calls.
 
-The plugin never makes a container fail on its own: if a request cannot be understood, or the gate's
-rules cannot be merged, the container is created as it is, and a log line says so. The runtime
-rejects a container itself if the plugin ends or takes too long while it is asked, because the
-plugin validates adjustments too.
+If a request cannot be understood, or the gate's rules cannot be merged, the container is created
+with its own policy, and a log line says so. If the node requires the gate, the plugin rejects the
+container in the second case. It never rejects a request in the first case: the pod may be needed to
+repair the node.
+
+The runtime rejects a container itself if the plugin ends or takes too long while it is asked,
+because the plugin validates adjustments too.
 """
 
 import logging
@@ -17,7 +20,7 @@ from typing import Final
 from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.nri import messages
-from pinwarden.node.nri.adjustment import Decision, Rules
+from pinwarden.node.nri.adjustment import NO_GATE, Decision, Rules
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Event, Pod, State
 from pinwarden.node.nri.protocol import (
@@ -38,6 +41,7 @@ INDEX: Final = "90"
 """Plugins are called in the order of their indices; late, so that the policy is the final one."""
 KINDS: Final = ("request",)
 BEFORE: Final = f"it was created before the NRI plugin connected; {RESTART_GATES}"
+_NO_GATE_NOW: Final = "no gate runs yet; the kubelet tries again"
 _REGISTRATION_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 64 << 10
 _REPORT_SECONDS: Final = 0.05
@@ -45,6 +49,10 @@ _REPORT_SECONDS: Final = 0.05
 _EVENTS: Final = (Event.CREATE_CONTAINER, Event.VALIDATE_CONTAINER_ADJUSTMENT)
 _WITH_PROCESSES: Final = (State.CREATED, State.PAUSED, State.RUNNING)
 _log = logging.getLogger(__name__)
+
+
+class ContainerRejectedError(Exception):
+    """The node requires the gate, and a container cannot get it."""
 
 
 class Plugin:
@@ -124,7 +132,11 @@ class Plugin:
         with self._guard.item("request"):
             method, request = messages.parse_request(payload)
             if method in self._methods:
-                answer = self._methods[method](request)
+                try:
+                    answer = self._methods[method](request)
+                except ContainerRejectedError as error:
+                    _log.warning("%s", error)
+                    return messages.error_response(str(error))
         return messages.response(answer)
 
     def _configure(self, payload: bytes) -> bytes:
@@ -191,24 +203,33 @@ class Plugin:
             _log.debug("%s starts with the gate", _named(pod, container))
             return messages.adjust_policy(decision.policy)
         if decision.wanted:
-            self._leave_ungated(pod, container, decision.reason)
+            self._start_ungated(pod, container, decision.reason)
         else:
             _log.debug("%s keeps its policy: %s", _named(pod, container), decision.reason)
         return b""
 
     def _validate(self, payload: bytes) -> bytes:
-        """Accept each adjustment, and warn if another plugin replaced the gated policy."""
+        """Notice whether another plugin replaced the gated policy."""
         self._unvalidated = ""
         pod, container = messages.parse_create(payload)
         decision = self._decide(pod, container)
         if decision.policy is not None and container.id not in self.ungated:
             listener = messages.parse_adjusted_listener(payload)
             if listener != decision.policy.listener_path:
-                self._leave_ungated(pod, container, "another plugin set its seccomp policy")
+                self._start_ungated(pod, container, "another plugin set its seccomp policy")
         return b""
 
     def _decide(self, pod: Pod, container: Container) -> Decision:
         return self._rules.decide(pod, container, self.node, gate_runs=self._gate_runs())
+
+    def _start_ungated(self, pod: Pod, container: Container, reason: str) -> None:
+        """Let a container start ungated. Raises ContainerRejectedError if the node forbids this."""
+        if not self._rules.may_start_ungated(pod, container):
+            raise ContainerRejectedError(
+                f"{_named(pod, container)} is rejected, because this node requires the gate: "
+                f"{_NO_GATE_NOW if reason == NO_GATE else reason}"
+            )
+        self._leave_ungated(pod, container, reason)
 
     def _leave_ungated(self, pod: Pod, container: Container, reason: str) -> None:
         _log.warning("%s runs ungated: %s", _named(pod, container), reason)

@@ -144,7 +144,9 @@ def test_failure_of_a_living_nri_plugin_is_given_for_ungated_containers(tmp_path
     recorded(tmp_path)
     nri_status.save(tmp_path / "nri.json", NriStatus(failure="no socket"))
     gate, ungated = reading(tmp_path), subject({SIDE: key(1)})
-    assert coverage(gate, ungated).why == f"{UNGATED}; new containers start ungated: no socket"
+    assert (
+        coverage(gate, ungated).why == f"{UNGATED}; new containers do not get the gate: no socket"
+    )
     old = time.time() - 60
     os.utime(tmp_path / "nri.json", (old, old))
     gate.poll()

@@ -88,6 +88,31 @@ def test_pod_without_a_known_limit_does_not_wait_for_a_gate_that_is_gone(mode: G
     assert rules(mode).decide(pod("limited"), UNCONFINED, NODE, gate_runs=False).policy
 
 
+@pytest.mark.parametrize(
+    ("annotations", "may"),
+    [
+        ({}, False),
+        ({"k/other": "true", "x/k": "true"}, False),
+        ({"k": "true"}, True),
+        ({"k": "1"}, True),
+        ({"k": "yes"}, False),
+        ({"k": ""}, False),
+        ({"k": "false", "k/pod": "true"}, True),
+        ({"k": "true", "k/pod": "false"}, False),
+        ({"k/pod": "true", "k/container.main": "false"}, False),
+        ({"k/container.main": "true"}, True),
+        ({"k/container.other": "true"}, False),
+    ],
+)
+def test_container_may_start_ungated_by_the_annotations_that_containerd_reads(
+    annotations: dict[str, str], may: bool
+) -> None:
+    pinned = Rules(GateMode.ALL, "pinwarden-system", "x86_64", toleration="k")
+    annotated = pod("limited", annotations=annotations)
+    assert pinned.may_start_ungated(annotated, UNCONFINED) == may
+    assert rules().may_start_ungated(annotated, UNCONFINED)
+
+
 @pytest.mark.parametrize("mode", GateMode)
 def test_static_pod_is_gated_only_with_a_limit(mode: GateMode) -> None:
     assert not rules(mode).decide(pod("unknown", annotations=STATIC), UNCONFINED, NODE).wanted

@@ -15,17 +15,18 @@ from pinwarden.node.nri.wire import Fields
 from pinwarden.node.nri.wire import encode as message
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
 
+KEY = "example.org/start-ungated"
 POLICY = {1: "SCMP_ACT_ERRNO", 7: [message({1: ["mlock", "read"], 2: "SCMP_ACT_ALLOW"})]}
 
 
 class Runtime:
     """The runtime's end of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, toleration: str = "") -> None:
         self.connection, theirs = socket.socketpair()
         self.connection.settimeout(5)
         self.guard = Guard(KINDS)
-        rules = Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64")
+        rules = Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64", toleration=toleration)
         self.gate_runs = True
         self.plugin = Plugin(theirs, rules, self.guard, lambda: self.gate_runs)
         self._decoder = Decoder()
@@ -38,27 +39,43 @@ class Runtime:
 
     def call(self, method: str, payload: bytes) -> Fields:
         """The payload of the answer."""
+        answer = self.answer(method, payload)
+        assert not messages.response_error(answer), "no call of the runtime fails"
+        return Fields(Fields(answer).octets(2))
+
+    def answer(self, method: str, payload: bytes) -> bytes:
+        """The whole answer."""
         self._calls += 2
         request = message({1: "nri.pkg.api.v1alpha1.Plugin", 2: method, 3: payload})
         self.connection.sendall(encode(Message(PLUGIN, self._calls, REQUEST, request)))
         self.plugin.turn(1)
         answer = self.receive()
         assert (answer.connection, answer.call, answer.kind) == (PLUGIN, self._calls, RESPONSE)
-        fields = Fields(answer.payload)
-        assert fields.message(1) is None, "no call of the runtime fails"
-        return Fields(fields.octets(2))
+        return answer.payload
 
 
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
-    made = Runtime()
+    yield from connected("")
+
+
+@pytest.fixture
+def requiring() -> Iterator[Runtime]:
+    """The runtime of a node that requires the gate."""
+    yield from connected(KEY)
+
+
+def connected(toleration: str) -> Iterator[Runtime]:
+    made = Runtime(toleration)
+    made.receive()
     yield made
     made.plugin.close()
     made.connection.close()
 
 
-def pod(uid: str) -> bytes:
-    return message({1: "sandbox", 2: "pod", 3: uid, 4: "team"})
+def pod(uid: str, annotation: str = "") -> bytes:
+    annotations = [message({1: annotation, 2: "true"})] if annotation else []
+    return message({1: "sandbox", 2: "pod", 3: uid, 4: "team", 6: annotations})
 
 
 def container(policy: Mapping[int, object] | None, state: int = 1) -> bytes:
@@ -66,8 +83,8 @@ def container(policy: Mapping[int, object] | None, state: int = 1) -> bytes:
     return message({1: "id", 2: "sandbox", 3: "main", 4: state, 11: message(linux)})
 
 
-def test_plugin_at_its_start_registers(runtime: Runtime) -> None:
-    sent = runtime.receive()
+def test_plugin_at_its_start_registers() -> None:
+    sent = Runtime().receive()
     assert (sent.connection, sent.kind) == (RUNTIME, REQUEST)
     method, payload = messages.parse_request(sent.payload)
     assert method == "RegisterPlugin"
@@ -75,7 +92,6 @@ def test_plugin_at_its_start_registers(runtime: Runtime) -> None:
 
 
 def test_configured_plugin_subscribes_to_creation_and_validation(runtime: Runtime) -> None:
-    runtime.receive()
     answer = runtime.call(
         "Configure", message({2: "containerd", 3: "v2.4.2", 5: 2000, 6: "v0.12.3"})
     )
@@ -91,7 +107,6 @@ def test_runtime_that_does_not_pass_policies_gets_no_answer(
     runtime: Runtime, configuration: Mapping[int, object]
 ) -> None:
     """An answer would let it replace RuntimeDefault by a policy that allows everything."""
-    runtime.receive()
     request = message({2: "Configure", 3: message(configuration)})
     runtime.connection.sendall(encode(Message(PLUGIN, 3, REQUEST, request)))
     with pytest.raises(ConnectionRefusedError, match="does not pass"):
@@ -99,7 +114,6 @@ def test_runtime_that_does_not_pass_policies_gets_no_answer(
 
 
 def test_container_with_a_withheld_policy_is_not_adjusted(runtime: Runtime) -> None:
-    runtime.receive()
     withheld = message({1: "id", 2: "sandbox", 3: "main", 4: 1, 11: message({7: message({1: 2})})})
     answer = runtime.call("CreateContainer", message({1: pod("new"), 2: withheld}))
     assert answer.message(1) is None
@@ -110,7 +124,6 @@ def test_container_with_a_withheld_policy_is_not_adjusted(runtime: Runtime) -> N
 
 
 def test_container_that_comes_before_its_pod_is_found(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.call("Synchronize", message({2: [container(None, state=3)], 3: 1}))
     runtime.call("Synchronize", message({1: [pod("new")]}))
     runtime.plugin.turn(0)
@@ -118,7 +131,6 @@ def test_container_that_comes_before_its_pod_is_found(runtime: Runtime) -> None:
 
 
 def test_reason_of_a_running_container_stays_after_a_reconnect(runtime: Runtime) -> None:
-    runtime.receive()
     foreign = container({1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"}, state=3)
     runtime.call("Synchronize", message({1: [pod("new")], 2: [foreign]}))
     runtime.plugin.turn(0)
@@ -126,7 +138,6 @@ def test_reason_of_a_running_container_stays_after_a_reconnect(runtime: Runtime)
 
 
 def test_container_of_an_unknown_pod_gets_the_merged_policy(runtime: Runtime) -> None:
-    runtime.receive()
     answer = runtime.call("CreateContainer", message({1: pod("new"), 2: container(POLICY)}))
     adjusted = answer.message(1)
     for number in (6, 6):
@@ -139,7 +150,6 @@ def test_container_of_an_unknown_pod_gets_the_merged_policy(runtime: Runtime) ->
 
 
 def test_container_of_an_unlimited_pod_is_not_adjusted(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.plugin.node = NodePods(listed=frozenset({"free"}))
     answer = runtime.call("CreateContainer", message({1: pod("free"), 2: container(POLICY)}))
     assert answer.message(1) is None
@@ -147,20 +157,17 @@ def test_container_of_an_unlimited_pod_is_not_adjusted(runtime: Runtime) -> None
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", message({1: pod("new")})])
 def test_request_that_is_not_understood_adjusts_nothing(runtime: Runtime, payload: bytes) -> None:
-    runtime.receive()
     assert runtime.call("CreateContainer", payload).message(1) is None
     assert runtime.guard.failures["request"] == 1
 
 
 def test_unknown_call_is_answered(runtime: Runtime) -> None:
-    runtime.receive()
     assert runtime.call("RunPodSandbox", b"").message(1) is None
 
 
 def test_synchronization_in_two_parts_asks_for_the_second(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runtime.receive()
     caplog.set_level("INFO")
     gated = container({1: "SCMP_ACT_ALLOW", 5: LISTENER_PATH}, state=3)
     first = message({1: [pod("new")], 2: [gated], 3: 1})
@@ -176,7 +183,6 @@ def test_synchronization_in_two_parts_asks_for_the_second(
 def test_container_created_while_no_gate_ran_keeps_this_reason(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runtime.receive()
     runtime.gate_runs = False
     request = message({1: pod("new"), 2: container(POLICY)})
     assert not runtime.call("CreateContainer", request).octets(1)
@@ -189,7 +195,6 @@ def test_container_created_while_no_gate_ran_keeps_this_reason(
 def test_call_that_comes_before_the_report_of_found_containers_is_answered_first(
     runtime: Runtime,
 ) -> None:
-    runtime.receive()
     runtime.call("Synchronize", message({1: [pod("new")], 2: [container(None, state=3)]}))
     answer = runtime.call("CreateContainer", message({1: pod("new"), 2: container(POLICY)}))
     assert answer.message(1) is not None
@@ -199,7 +204,6 @@ def test_call_that_comes_before_the_report_of_found_containers_is_answered_first
 
 
 def test_found_container_that_is_not_understood_hides_no_other(runtime: Runtime) -> None:
-    runtime.receive()
     found = [container(None, state=3), b"\xff"]
     runtime.call("Synchronize", message({1: [pod("new")], 2: found}))
     runtime.plugin.turn(0)
@@ -211,7 +215,6 @@ def test_found_container_that_is_not_understood_hides_no_other(runtime: Runtime)
 def test_policy_of_another_plugin_is_accepted_and_logged(
     runtime: Runtime, caplog: pytest.LogCaptureFixture, listener: str
 ) -> None:
-    runtime.receive()
     adjusted = message({6: message({6: message({1: "SCMP_ACT_ALLOW", 5: listener})})})
     request = message({1: pod("new"), 2: container(POLICY), 3: adjusted})
     answer = runtime.call("ValidateContainerAdjustment", request)
@@ -223,7 +226,6 @@ def test_container_that_is_rejected_after_the_answer_is_logged_once(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The runtime asks for no validation if another plugin fails, or sets the policy too."""
-    runtime.receive()
     request = message({1: pod("new"), 2: container(POLICY)})
     runtime.call("CreateContainer", request)
     runtime.call("CreateContainer", request)
@@ -233,8 +235,46 @@ def test_container_that_is_rejected_after_the_answer_is_logged_once(
     assert caplog.text.count("was rejected") == 1
 
 
+@pytest.mark.parametrize("gate_runs", [True, False])
+def test_container_that_cannot_get_a_required_gate_is_rejected_with_the_reason(
+    requiring: Runtime, caplog: pytest.LogCaptureFixture, gate_runs: bool
+) -> None:
+    requiring.gate_runs = gate_runs
+    policy = {1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"} if gate_runs else POLICY
+    request = message({1: pod("new"), 2: container(policy)})
+    error = messages.response_error(requiring.answer("CreateContainer", request))
+    start = "container main of pod team/pod is rejected, because this node requires the gate: "
+    assert error.startswith(start)
+    assert ("listener of its own" if gate_runs else "no gate runs yet") in error
+    assert error in caplog.text
+    assert not requiring.plugin.ungated
+    assert not requiring.guard.failures["request"]
+    tolerated = message({1: pod("new", KEY), 2: container(policy)})
+    assert not requiring.call("CreateContainer", tolerated).octets(1)
+    assert list(requiring.plugin.ungated) == ["id"]
+
+
+def test_container_whose_required_gate_another_plugin_replaced_is_rejected(
+    requiring: Runtime,
+) -> None:
+    request = message({1: pod("new"), 2: container(POLICY)})
+    answer = requiring.answer("ValidateContainerAdjustment", request)
+    assert "another plugin set its seccomp policy" in messages.response_error(answer)
+
+
+def test_container_that_can_get_a_required_gate_starts_with_it(requiring: Runtime) -> None:
+    for annotation in ("", KEY):
+        request = message({1: pod("new", annotation), 2: container(POLICY)})
+        assert requiring.call("CreateContainer", request).octets(1)
+
+
+def test_request_that_is_not_understood_is_accepted_on_a_node_that_requires_the_gate(
+    requiring: Runtime,
+) -> None:
+    assert requiring.call("CreateContainer", b"").message(1) is None
+
+
 def test_rejection_by_the_runtime_ends_the_connection(runtime: Runtime) -> None:
-    runtime.receive()
     status = message({1: message({1: 2, 2: "invalid index"})})
     runtime.connection.sendall(encode(Message(RUNTIME, 1, RESPONSE, status)))
     with pytest.raises(ConnectionRefusedError, match="invalid index"):
@@ -242,7 +282,6 @@ def test_rejection_by_the_runtime_ends_the_connection(runtime: Runtime) -> None:
 
 
 def test_end_of_the_runtime_is_noticed(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.connection.close()
     with pytest.raises(OSError, match="closed"):
         runtime.plugin.turn(1)
