@@ -11,6 +11,11 @@ from pinwarden import SYSTEM_NAMESPACE
 from pinwarden.cli import log_format
 
 TIMEOUT_SECONDS = 120.0
+_NRI_REQUIRED = (
+    "nodes may require the NRI plugin, and would start no container without it: take "
+    "required_plugins out of containerd's configuration on each node, then set the chart's "
+    "gate.nri.tolerationAnnotation to empty, and uninstall again"
+)
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -38,6 +43,11 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="while gated pods run: stop, or break them (default: Refuse)",
     )
     parser.add_argument(
+        "--nri-required",
+        action="store_true",
+        help="change nothing and fail, because nodes start no container without the NRI plugin",
+    )
+    parser.add_argument(
         "--namespace",
         default=os.environ.get("POD_NAMESPACE") or SYSTEM_NAMESPACE,
         metavar="NAME",
@@ -55,6 +65,9 @@ def _run(options: argparse.Namespace) -> int:
     from pinwarden.controller.uninstall.uninstall import GatedPods, UninstallOptions, run
 
     log_format.configure(options.log_format)
+    if options.nri_required:
+        sys.stderr.write(f"pinwarden uninstall: {_NRI_REQUIRED}\n")
+        return 1
     settings = UninstallOptions(
         namespace=options.namespace,
         timeout=options.timeout,

@@ -261,3 +261,12 @@ def test_a_program_on_a_node_may_have_all_the_descriptors_that_it_could(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found == [(before[1], before[1])]
+
+
+def test_uninstall_from_nodes_that_require_the_nri_plugin_fails_and_says_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["uninstall", "--nri-required"]) == 1
+    error = capsys.readouterr().err
+    assert "take required_plugins out of containerd's configuration" in error
+    assert "gate.nri.tolerationAnnotation to empty" in error
