@@ -3,6 +3,7 @@
 import platform
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from gate_node.filters import policy as as_policy
 from pinwarden.node.linux import syscalls
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64
 from pinwarden.node.seccomp import policy
+from pinwarden.node.seccomp.filter_length import MOST_INSTRUCTIONS, most_instructions
 from pinwarden.node.seccomp.gated_calls import GATED
 from pinwarden.node.seccomp.policy import (
     Comparison,
@@ -83,8 +85,10 @@ def test_runtime_default_merged_gates_allowed_calls_and_changes_no_other(
     architectures: tuple[str, ...],
 ) -> None:
     own = as_policy(runtime_default(), architectures)
-    merged = program(oci(gate(own, "x86_64")))
+    gated = gate(own, "x86_64")
+    merged = program(oci(gated))
     compare(program(oci(own)), merged, random.Random(1), 300)
+    assert len(merged.instructions) <= most_instructions(gated, ALL[0]) <= 0.8 * MOST_INSTRUCTIONS
 
 
 @pytest.mark.rule("P1")
@@ -159,7 +163,26 @@ def test_any_policy_merged_answers_as_before_or_gates() -> None:
             continue
         merges += 1
         try:
-            compare(before, program(oci(merged)), choose, 30)
+            after = program(oci(merged))
+            compare(before, after, choose, 30)
+            assert len(after.instructions) <= most_instructions(merged, ALL[0])
         except (AssertionError, OSError) as error:
             raise AssertionError(f"seed {seed}: {own}") from error
     assert merges > 50
+
+
+@pytest.mark.rule("H1")
+def test_policy_whose_merged_program_the_kernel_would_reject_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = (Comparison(0, 0x10000 | bits, bits, "SCMP_CMP_MASKED_EQ") for bits in range(1090))
+    own = as_policy(runtime_default(), ALL)
+    rules = [rule for rule in own.rules if "personality" not in rule.names]
+    rules += [Rule(("personality",), "SCMP_ACT_ERRNO", (number,), 38) for number in numbers]
+    own = replace(own, rules=tuple(rules))
+    assert len(program(oci(own)).instructions) <= MOST_INSTRUCTIONS
+    with pytest.raises(UngateableError, match="too long"):
+        gate(own, "x86_64")
+    monkeypatch.setattr(policy, "MOST_INSTRUCTIONS", 1 << 20)
+    merged = gate(own, "x86_64")
+    assert len(program(oci(merged)).instructions) > MOST_INSTRUCTIONS

@@ -36,6 +36,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pinwarden.node.linux.syscalls import IPC_MASK, IPC_SHMAT, IPC_SHMCTL, SYS_SOCKET
+from pinwarden.node.seccomp.filter_length import MOST_INSTRUCTIONS, most_instructions
 from pinwarden.node.seccomp.gated_calls import GATED, LISTENER_PATH, ArgumentCondition
 from pinwarden.node.seccomp.patterns import (
     ANY,
@@ -109,17 +110,25 @@ def gate(own: Policy | None, machine: str, listener: str = LISTENER_PATH) -> Pol
 
     `own` is None for an unconfined container, and `machine` is as in `uname(2)`. Raises
     UngateableError for a policy with a listener of its own, with a default errno (which NRI does
-    not carry), or with conditions beyond `MOST_BOXES`.
+    not carry), with conditions beyond `MOST_BOXES`, or with a BPF program that may be too long.
     """
+    architectures = ARCHITECTURES.get(machine, ())
     if own is None:
-        own = Policy(_ALLOW, architectures=ARCHITECTURES.get(machine, ()))
+        own = Policy(_ALLOW, architectures=architectures)
     _check(own)
     calls = dict(_gated_calls(own.architectures))
     _check_rules(own, calls)
     try:
-        return _gate(own, calls, listener)
+        gated = _gate(own, calls, listener)
     except TooManyBoxesError as error:
         raise UngateableError(f"its seccomp policy is too complex: {error}") from error
+    length = most_instructions(gated, "".join(architectures[:1]))
+    if length > MOST_INSTRUCTIONS:
+        raise UngateableError(
+            f"its seccomp policy is too long: with the gate's rules, its BPF program may have up "
+            f"to {length} instructions, and the kernel accepts {MOST_INSTRUCTIONS}"
+        )
+    return gated
 
 
 def _gate(own: Policy, calls: Mapping[str, Sequence[Box]], listener: str) -> Policy:

@@ -152,6 +152,16 @@ def test_released_node_gates_nothing(mode: GateMode) -> None:
             ),
             "too complex",
         ),
+        (
+            Policy(
+                "SCMP_ACT_ALLOW",
+                tuple(
+                    Rule(("personality",), "SCMP_ACT_ERRNO", (_equal(0, value << 32),), 1)
+                    for value in range(500)
+                ),
+            ),
+            "too long",
+        ),
     ],
 )
 def test_ungateable_policy_stays_and_its_reason_is_given(own: Policy, reason: str) -> None:
