@@ -347,6 +347,7 @@ def test_uninstall_fails_until_no_pod_runs_that_the_plugin_gated(gated: Gated) -
         uids = gated.get("nodepinconfig", gated.node.name)["status"].get("gatedPods", [])
         return [pod["metadata"]["name"] for pod in pods["items"] if pod["metadata"]["uid"] in uids]
 
+    until(lambda: "before" in str(gated.levels()), "the node has the limit of the namespace")
     gated.site.kubectl(*restart)
     gated.site.kubectl(*status)
     until(lambda: len(reported()) == 1, "the restarted pod is reported as gated")
